@@ -1,0 +1,77 @@
+"""The inventory: a TOML file that says which node runs which student, and where.
+
+::
+
+    [[node]]
+    id = "kitchen"
+    address = "192.168.1.20:50051"
+    student = 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nonn.config import from_mapping, parse_toml
+from nonn.errors import ConfigError
+
+__all__ = ["Node", "load_inventory", "write_inventory"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One device of the cluster.
+
+    Attributes:
+        id: stable, unique name; messages and metrics use it.
+        address: ``host:port``.
+        student: number of the student it runs.
+    """
+
+    id: str
+    address: str
+    student: int
+
+
+def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
+    """Reads and checks an inventory.
+
+    Args:
+        path: the TOML file.
+        num_students: N of the bundle.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown or missing, an address or student is impossible,
+            or two nodes share an id, an address or a student. The message names file, node and key.
+    """
+    tree = parse_toml(path)
+    for key in tree:
+        if key != "node":
+            raise ConfigError(f"{path}: unknown key '{key}'; an inventory holds [[node]] tables")
+    tables = tree.get("node", [])
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: no nodes; write a [[node]] table with id, address and student for each")
+    nodes = tuple(from_mapping(Node, table, source=str(path), prefix=f"node[{i}].") for i, table in enumerate(tables))
+    seen: dict[tuple[str, str | int], str] = {}
+    for index, node in enumerate(nodes):
+        name = f"{path}: node[{index}] '{node.id}'"
+        if not node.id:
+            raise ConfigError(f"{path}: node[{index}]: id is empty")
+        host, _, port = node.address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ConfigError(f"{name}: address '{node.address}' is not host:port")
+        if not 0 <= node.student < num_students:
+            raise ConfigError(f"{name}: student {node.student}; the bundle has 0 to {num_students - 1}")
+        for key in ("id", "address", "student"):
+            other = seen.setdefault((key, getattr(node, key)), f"node[{index}]")
+            if other != f"node[{index}]":
+                raise ConfigError(f"{name}: {key} {getattr(node, key)!r} is taken by {other}; each may occur once")
+    return nodes
+
+
+def write_inventory(path: Path, nodes: Sequence[Node]) -> None:
+    """Writes an inventory that ``load_inventory`` reads back."""
+    tables = (f'[[node]]\nid = "{n.id}"\naddress = "{n.address}"\nstudent = {n.student}\n' for n in nodes)
+    path.write_text("\n".join(tables))

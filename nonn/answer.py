@@ -1,0 +1,106 @@
+"""A fused answer, and how it crosses the wire: one definition for aggregator and client.
+
+What an answer says about itself (who answered, how accurate that set is) goes into the response parameters and again
+into output tensors, since many clients of the protocol read only tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.errors import InputError
+from nonn.subsets import mask_of
+from nonn.wire import Array, Parameter, read_parameters, read_tensors
+
+__all__ = ["Answer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the devices that answered say about a batch.
+
+    Attributes:
+        logits: fused [B, K].
+        confidence: probability of the most likely class [B].
+        answered: which devices were fused [N].
+        degraded: whether any device is missing.
+        bundle: hash of the bundle that answered.
+        expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
+        failures: why each missing node is missing, by node id.
+        latency_s: from request to answer, where this object was made.
+    """
+
+    logits: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    answered: NDArray[np.bool_]
+    degraded: bool
+    bundle: str
+    expected_accuracy: float
+    failures: Mapping[str, str] = field(default_factory=dict)
+    latency_s: float = 0.0
+
+    @property
+    def mask(self) -> int:
+        """The answering set as a bit mask."""
+        return mask_of(np.flatnonzero(self.answered).tolist())
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The most likely class of each sample [B]."""
+        labels: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return labels
+
+    def outputs(self) -> dict[str, Array]:
+        """The output tensors; all have the batch as their first axis, as clients expect."""
+        batch = len(self.logits)
+        return {
+            "logits": self.logits,
+            "confidence": self.confidence,
+            "answered": np.broadcast_to(self.answered, (batch, len(self.answered))),
+            "expected_accuracy": np.full(batch, self.expected_accuracy, np.float32),
+        }
+
+    def parameters(self) -> dict[str, Parameter]:
+        """The response parameters."""
+        parameters: dict[str, Parameter] = {
+            "nonn_mask": self.mask,
+            "nonn_degraded": self.degraded,
+            "nonn_plan": self.bundle,
+            "nonn_expected_accuracy": self.expected_accuracy,
+        }
+        if self.failures:
+            parameters["nonn_failures"] = json.dumps(self.failures)
+        return parameters
+
+    @classmethod
+    def from_response(cls, response: Any, latency_s: float) -> Answer:
+        """Reads a ModelInferResponse of an aggregator.
+
+        Args:
+            response: the message, with all outputs.
+            latency_s: measured by the caller.
+
+        Raises:
+            InputError: this is not the answer of an aggregator.
+        """
+        tensors = read_tensors(response.outputs, response.raw_output_contents)
+        parameters = read_parameters(response.parameters)
+        try:
+            return cls(
+                logits=tensors["logits"],
+                confidence=tensors["confidence"],
+                answered=tensors["answered"][0],
+                degraded=bool(parameters["nonn_degraded"]),
+                bundle=str(parameters["nonn_plan"]),
+                expected_accuracy=float(parameters["nonn_expected_accuracy"]),
+                failures=json.loads(str(parameters.get("nonn_failures", "{}"))),
+                latency_s=latency_s,
+            )
+        except (KeyError, IndexError) as exc:
+            raise InputError(f"the response has no {exc}: it is not the answer of a nonn aggregator") from exc

@@ -1,0 +1,271 @@
+"""A whole cluster on this machine: one process a device and one aggregator.
+
+::
+
+    with LocalCluster(Path("runs/digits/bundle")) as cluster:
+        answer = Client(cluster.address).infer(images)
+        cluster.kill(3)      # SIGKILL, as a battery dies
+        cluster.stop(4)      # SIGSTOP, as a link hangs
+        cluster.restart(3)   # same port
+
+No child outlives its parent. Each has a pipe as standard input and ends when it closes, which it does however the
+parent ends. Each is in a process group of its own, so that Ctrl-C reaches only the parent, which then ends them in
+order; and since the group is in the parent's session, the kernel wakes and hangs up even stopped children of a dead
+parent (POSIX, orphaned process groups).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.policy import PolicyConfig
+from nonn.bundle import load_bundle
+from nonn.errors import ConfigError, UnreachableError
+
+__all__ = ["LocalCluster", "NodeState"]
+
+START_TIMEOUT_S = 60.0  # a node takes half a second; a loaded Pi with a cold disk much longer
+STOP_TIMEOUT_S = 5.0  # from SIGTERM to SIGKILL
+LOG_LINES = 15  # of a dead child's log that go into the error
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """One node process.
+
+    Attributes:
+        node: number of the device.
+        part: that its student learned.
+        pid: process id of its last start.
+        address: ``host:port``.
+        state: ``up``, ``stopped`` or ``dead``.
+    """
+
+    node: int
+    part: int
+    pid: int
+    address: str
+    state: str
+
+
+class _Child:
+    """A process that says when it is ready and ends when told, or when we end."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+        self.name, self.address, self.stopped = name, "", False
+        self._log = log
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *arguments, "--watch-stdin"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                process_group=0,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def read_ready(self) -> None:
+        """Reads the ready line.
+
+        Raises:
+            ConfigError: it ended with the exit code of a wrong bundle, address or option.
+            UnreachableError: it ended otherwise before it was ready.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            error = ConfigError if code in (2, 3) else UnreachableError
+            raise error(f"{self.name} ended at start with code {code}: {self.log_tail()}")
+        self.address = json.loads(line)["address"]
+
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(self._log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:])
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal, if the process is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def reap(self, timeout_s: float) -> None:
+        """Waits for the end, forces it after a time, and closes the pipes."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+class LocalCluster:
+    """Device nodes and an aggregator as processes of this machine, on loopback.
+
+    Args:
+        bundle_path: the bundle.
+        port: of the aggregator; 0 is any free one.
+        deadline_s: how long one request waits for its nodes.
+        quorum: fewer answers than this are no answer.
+        threads: of one inference on a node.
+        start_timeout_s: for all processes to be ready.
+
+    Raises (on entering):
+        BundleError: the bundle cannot be loaded.
+        ConfigError: a process refused its options, the port for example.
+        UnreachableError: a process died at start, or was not ready in time; the message ends with its log.
+    """
+
+    def __init__(
+        self,
+        bundle_path: Path,
+        *,
+        port: int = 0,
+        deadline_s: float = PolicyConfig.deadline_s,
+        quorum: int = PolicyConfig.quorum,
+        threads: int = 1,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
+        self._path = Path(bundle_path)
+        self._port, self._threads, self._start_timeout_s = port, threads, start_timeout_s
+        self._deadline_s, self._quorum = deadline_s, quorum
+        self._nodes: list[_Child] = []
+        self._aggregator: _Child | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the aggregator."""
+        assert self._aggregator is not None, "the cluster has not been entered"
+        return self._aggregator.address
+
+    @property
+    def num_devices(self) -> int:
+        """N."""
+        return len(self._nodes)
+
+    def states(self) -> list[NodeState]:
+        """What each node process is doing."""
+        return [
+            NodeState(
+                node=i,
+                part=self._bundle.manifest.students[i].part,
+                pid=child.process.pid,
+                address=child.address,
+                state="dead" if not child.alive else "stopped" if child.stopped else "up",
+            )
+            for i, child in enumerate(self._nodes)
+        ]
+
+    def kill(self, node: int) -> None:
+        """SIGKILL: the node is gone without a word."""
+        self._nodes[node].process.kill()
+        self._nodes[node].reap(STOP_TIMEOUT_S)
+
+    def stop(self, node: int) -> None:
+        """SIGSTOP: the node accepts requests and says nothing."""
+        self._nodes[node].send(signal.SIGSTOP)
+        self._nodes[node].stopped = True
+
+    def resume(self, node: int) -> None:
+        """SIGCONT after ``stop``."""
+        self._nodes[node].send(signal.SIGCONT)
+        self._nodes[node].stopped = False
+
+    def restart(self, node: int) -> None:
+        """Starts the node again on its old port and waits until it is ready; ends it first if need be.
+
+        Raises:
+            ConfigError: its port was taken meanwhile.
+            UnreachableError: it died at start, or was not ready in time.
+        """
+        old = self._nodes[node]
+        self.kill(node)
+        child = self._node(node, port=int(old.address.rpartition(":")[2]))
+        self._nodes[node] = child
+        self._wait_ready([child])
+
+    def close(self) -> None:
+        """Ends the aggregator, then the nodes; does nothing the second time."""
+        for children in ([self._aggregator] if self._aggregator else [], self._nodes):
+            for child in children:
+                child.send(signal.SIGTERM)
+                child.send(signal.SIGCONT)  # a stopped process sees SIGTERM only when it goes on
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            for child in children:
+                child.reap(max(0.0, deadline - time.monotonic()))
+        self._nodes, self._aggregator = [], None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _start(self) -> None:
+        """Starts all nodes at once, then the aggregator with an inventory of their ports."""
+        self._bundle = load_bundle(self._path)
+        self._folder = tempfile.TemporaryDirectory(prefix="nonn-cluster-")
+        for i in range(self._bundle.num_devices):
+            self._nodes.append(self._node(i, port=0))
+        self._wait_ready(self._nodes)
+        inventory = Path(self._folder.name) / "nodes.toml"
+        nodes = [Node(id=f"node-{i}", address=child.address, student=i) for i, child in enumerate(self._nodes)]
+        write_inventory(inventory, nodes)
+        options: dict[str, Any] = {"--inventory": inventory, "--port": self._port}
+        options |= {"--deadline": self._deadline_s, "--quorum": self._quorum}
+        arguments = ["nonn", "serve", str(self._path), *(str(p) for item in options.items() for p in item)]
+        self._aggregator = _Child("the aggregator", arguments, Path(self._folder.name) / "aggregator.log")
+        self._wait_ready([self._aggregator])
+
+    def _node(self, node: int, port: int) -> _Child:
+        """Starts one node process."""
+        assert self._folder is not None
+        options: dict[str, Any] = {"--student": node, "--port": port, "--threads": self._threads}
+        arguments = ["nonn_device", "serve", str(self._path), *(str(p) for item in options.items() for p in item)]
+        return _Child(f"node {node}", arguments, Path(self._folder.name) / f"node-{node}.log")
+
+    def _wait_ready(self, children: Sequence[_Child]) -> None:
+        """Waits for the ready lines of several processes."""
+        deadline = time.monotonic() + self._start_timeout_s
+        with selectors.DefaultSelector() as selector:
+            for child in children:
+                assert child.process.stdout is not None
+                selector.register(child.process.stdout, selectors.EVENT_READ, child)
+            while waiting := selector.get_map():
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                for key, _ in ready:
+                    key.data.read_ready()
+                    selector.unregister(key.fileobj)
+                if not ready and time.monotonic() >= deadline:
+                    child = next(iter(waiting.values())).data
+                    raise UnreachableError(
+                        f"{child.name} was not ready within {self._start_timeout_s:g} s: {child.log_tail()}"
+                    )

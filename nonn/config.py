@@ -1,0 +1,356 @@
+"""The experiment file: frozen, typed objects from TOML.
+
+Every field has a default that makes the digits experiment; a file names what differs. Unknown keys are errors that
+name the nearest known key. ``--set distill.epochs=3`` overrides one value; it is read as a TOML value, and as a bare
+string where it is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nonn.errors import ConfigError
+
+__all__ = [
+    "BudgetConfig",
+    "DataConfig",
+    "DevicesConfig",
+    "DistillConfig",
+    "Experiment",
+    "ExperimentConfig",
+    "FusionConfig",
+    "GraphConfig",
+    "PartitionConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+    "from_mapping",
+    "load_experiment",
+    "parse_toml",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Who this experiment is: its name is its folder under runs/."""
+
+    name: str = "digits"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data, how it is split and how training inputs are varied."""
+
+    reader: str = "digits"  # digits | parquet | cifar | imagefolder | npz
+    path: str = ""  # file or folder; digits needs none
+    held_out: float = 0.1  # share of train kept for choosing (statistics of filters, regularisation)
+    test: float = 0.2  # share that is the test split, for readers whose files have none
+    size: int = 32  # imagefolder: images become [3, size, size]
+    inputs: str = "windows"  # npz: name of the array of inputs [n, channels, time]
+    labels: str = "labels"  # npz: name of the array of labels [n]; parquet: column
+    scale: str = ""  # npz: name of an array [channels] that inputs are multiplied by
+    group: str = ""  # npz: name of the array [n] to split by (a person), so that no group is on both sides
+    test_groups: tuple[int, ...] = ()  # npz: groups that are the test split
+    crop: int = 1  # augmentation: shift by up to this many pixels or time steps
+    flip: bool = False  # augmentation: mirror left-right at random
+    noise: float = 0.0  # augmentation: Gaussian noise, in standard deviations of the data
+    cutout: int = 0  # augmentation: side of a random square set to the mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What the one trainer needs, for the teacher as for the students."""
+
+    epochs: int = 30
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "one-cycle"  # one-cycle | step
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)  # step: lr ×0.1 at these shares of all steps
+    label_smoothing: float = 0.0
+    ema: float = 0.0  # decay of the exponential moving average of the weights per step; 0 is off
+    bf16: str = "auto"  # auto | on | off: bfloat16 autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(TrainingConfig):
+    """The teacher and its training."""
+
+    epochs: int = 20
+    model: str = "wrn-16-2"  # wrn-DEPTH-WIDTH, or package.module:factory
+    features: str = ""  # dotted path: name of the submodule whose output is the final convolutional stage
+    args: Mapping[str, Any] = field(default_factory=dict)  # dotted path: keyword arguments of the factory
+    weights: str = ""  # safetensors file to load instead of training
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """The graph of the teacher's filters."""
+
+    kind: str = "co-activation"  # co-activation | nonn
+    top: int = 50  # nonn: only this many most active filters an image count
+    percentile: float = 99.0  # nonn: edges below this percentile of the non-zero ones are dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionConfig:
+    """How the filters are cut into parts."""
+
+    method: str = "balanced-eigenvector"  # balanced-eigenvector | louvain
+    parts: int = 8  # M ≤ devices.count; device i learns part i mod M
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """What one device can take; 0 is no limit."""
+
+    params: int = 0
+    macs: int = 0  # multiply-accumulates of one answer
+    peak_bytes: int = 0  # fp32 weights and the largest pair of neighbouring activations of one answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicesConfig:
+    """The devices."""
+
+    count: int = 8
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    p_fail: float = 0.1  # failure law of the report: each device is away independently with this probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The student each device runs."""
+
+    model: str = "wrn-10-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainingConfig):
+    """Objectives and failout of the joint training of all students."""
+
+    ce_weight: float = 0.1
+    kd_weight: float = 0.9
+    kd_temperature: float = 4.0
+    transfer_weight: float = 1.0
+    transfer_joint: bool = False  # normalise all parts jointly (the NoNN paper) instead of each by itself
+    failout: str = "stratified"  # none | independent | stratified: whole devices dropped in training
+    p_failout: float = 0.3  # independent: probability that a device is dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How answers are fused."""
+
+    train: str = "zero-fill"  # zero-fill | replica-average: the fusion that students are trained through
+    head: str = "ridge"  # trained | ridge: the fusion that is served
+    passes: int = 4  # ridge: augmented passes over the training split that the Gram matrix sums
+    ridge: tuple[float, ...] = (
+        1e-6,
+        1e-5,
+        1e-4,
+        1e-3,
+        1e-2,
+        1e-1,
+    )  # candidates for λ, chosen on the held-out split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A whole experiment file."""
+
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "data.reader": ("digits", "parquet", "cifar", "imagefolder", "npz"),
+    "teacher.schedule": ("one-cycle", "step"),
+    "teacher.bf16": ("auto", "on", "off"),
+    "graph.kind": ("co-activation", "nonn"),
+    "partition.method": ("balanced-eigenvector", "louvain"),
+    "distill.schedule": ("one-cycle", "step"),
+    "distill.bf16": ("auto", "on", "off"),
+    "distill.failout": ("none", "independent", "stratified"),
+    "fusion.train": ("zero-fill", "replica-average"),
+    "fusion.head": ("trained", "ridge"),
+}
+
+T = TypeVar("T")
+
+
+def load_experiment(path: Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads an experiment file and applies overrides.
+
+    Args:
+        path: a TOML file; None is the digits experiment with every default.
+        overrides: ``section.key=value``, applied in order.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, a value has the wrong type or is impossible.
+    """
+    tree = parse_toml(path) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    experiment = from_mapping(Experiment, tree, source=str(path) if path is not None else "--set")
+    _validate(experiment)
+    return experiment
+
+
+def parse_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc})") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str, prefix: str = "") -> T:
+    """Builds a configuration dataclass from a mapping, strictly.
+
+    Args:
+        cls: the dataclass; a field with a default may be left out.
+        values: what the file says.
+        source: name of the file, for messages.
+        prefix: dotted path of ``values`` inside the file, for messages.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {hint}")
+    built: dict[str, Any] = {}
+    for name, spec in known.items():
+        if name in values:
+            built[name] = _convert(hints[name], values[name], source=source, name=prefix + name)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{source}: '{prefix}{name}' is missing")
+    return cls(**built)
+
+
+def _convert(hint: Any, value: Any, *, source: str, name: str) -> Any:
+    """Checks one value against its type and converts lists to tuples and whole numbers to floats."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return from_mapping(hint, value, source=source, prefix=name + ".")
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], v, source=source, name=name) for v in value)
+    if origin in (typing.Union, types.UnionType):
+        hint = next(a for a in arguments if a is not types.NoneType)
+        return _convert(hint, value, source=source, name=name)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    wanted = {
+        tuple: "a list",
+        float: "a number",
+        int: "a whole number",
+        str: "a string",
+        bool: "true or false",
+    }
+    kind = wanted.get(origin or hint, "a table")
+    raise ConfigError(f"{source}: '{name}' must be {kind}, not {value!r}")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Puts one ``section.key=value`` into the tree."""
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not sections or not last:
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example distill.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: '{section}' is a value, not a section")
+    tree[last] = value
+
+
+def _validate(experiment: Experiment) -> None:
+    """Checks what types cannot say.
+
+    Raises:
+        ConfigError: names the key, its value and what it may be.
+    """
+
+    def need(condition: bool, key: str, rule: str) -> None:
+        if not condition:
+            section, _, name = key.partition(".")
+            raise ConfigError(f"{key} = {getattr(getattr(experiment, section), name)!r}: {rule}")
+
+    for key, choices in _CHOICES.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(experiment, section), name)
+        if value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(choices)}"
+            raise ConfigError(f"{key} = {value!r}: unknown; {hint}")
+    e = experiment
+    safe = e.experiment.name and all(c.isalnum() or c in "._-" for c in e.experiment.name)
+    need(
+        bool(safe) and e.experiment.name[0] not in ".-",
+        "experiment.name",
+        "use letters, digits, '.', '_' and '-'",
+    )
+    need(e.experiment.seed >= 0, "experiment.seed", "must not be negative")
+    need(e.graph.top >= 2, "graph.top", "must be at least 2: an edge has two ends")
+    need(0 <= e.graph.percentile <= 100, "graph.percentile", "must lie between 0 and 100")
+    need(0 < e.data.held_out < 1, "data.held_out", "must lie between 0 and 1")
+    need(0 < e.data.test < 1, "data.test", "must lie between 0 and 1")
+    need(
+        1 <= e.devices.count <= 16,
+        "devices.count",
+        "must lie between 1 and 16: the table holds all 2^N subsets",
+    )
+    need(0 <= e.devices.p_fail < 1, "devices.p_fail", "must be a probability below 1")
+    need(e.partition.parts >= 1, "partition.parts", "must be at least 1")
+    need(
+        e.partition.parts <= e.devices.count,
+        "partition.parts",
+        f"more parts than devices ({e.devices.count}); a part that nobody learns cannot be answered for",
+    )
+    need(0 <= e.distill.p_failout < 1, "distill.p_failout", "must be a probability below 1")
+    need(e.distill.kd_temperature > 0, "distill.kd_temperature", "must be positive")
+    need(e.fusion.passes >= 1, "fusion.passes", "must be at least 1")
+    need(bool(e.fusion.ridge) and min(e.fusion.ridge) > 0, "fusion.ridge", "must be positive numbers")
+    for name in ("teacher", "distill"):
+        need(getattr(e, name).epochs >= 1, f"{name}.epochs", "must be at least 1")
+        need(getattr(e, name).batch >= 2, f"{name}.batch", "must be at least 2: batch normalisation needs two")
+        need(getattr(e, name).lr > 0, f"{name}.lr", "must be positive")
+        need(0 <= getattr(e, name).ema < 1, f"{name}.ema", "must lie in [0, 1)")

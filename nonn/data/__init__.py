@@ -1,0 +1,51 @@
+"""Data in memory: one reader a file, one ``Dataset`` out of each.
+
+A reader is imported by its name when it is asked for, so scikit-learn, pyarrow and Pillow load only where needed.
+Normalisation is not done here: it lives in the first layer of each network, so training and serving cannot differ.
+``nonn.data.augment``, the only module here with torch, is imported by the trainer alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from nonn.config import DataConfig
+from nonn.data.dataset import Dataset, Split
+from nonn.data.splits import hold_out
+from nonn.errors import ConfigError, MissingExtraError
+
+__all__ = ["Dataset", "Split", "load_data"]
+
+_READERS = {
+    "digits": "nonn.data.digits",
+    "parquet": "nonn.data.parquet",
+    "cifar": "nonn.data.cifar",
+    "imagefolder": "nonn.data.imagefolder",
+    "npz": "nonn.data.npz",
+}
+
+
+def load_data(config: DataConfig, seed: int) -> Dataset:
+    """Reads the data of an experiment and splits it; equal arguments and files give equal splits.
+
+    Args:
+        config: which reader, which files, which shares.
+        seed: draws the held-out split, and the test split where the files have none; not negative.
+
+    Raises:
+        ConfigError: the reader is unknown, or the seed is negative.
+        DataError: files are missing, broken or not what the reader needs; the message names the file.
+        MissingExtraError: a package that the reader needs is not installed.
+    """
+    if config.reader not in _READERS:
+        raise ConfigError(f"data.reader = {config.reader!r}: unknown; choose one of: {', '.join(_READERS)}")
+    if seed < 0:
+        raise ConfigError(f"experiment.seed = {seed}: must not be negative")
+    try:
+        reader = importlib.import_module(_READERS[config.reader])
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "").partition(".")[0]
+        if package in ("", "nonn"):
+            raise
+        raise MissingExtraError(package, "train") from exc
+    return hold_out(reader.read(config, seed), config.held_out, seed)

@@ -1,0 +1,124 @@
+"""Random variation of training inputs, a batch at a time.
+
+Inputs and outputs have raw values: normalisation is the network's first layer. There is no loop over samples, and bytes
+stay bytes until the end. Every random number is drawn by a generator on the CPU, so that a seed gives the same
+batches on every device.
+
+Prior art: the batched augmentation of airbench (Jordan 2024, arXiv 2404.00498); cutout is DeVries and Taylor 2017,
+arXiv 1708.04552.
+"""
+
+from __future__ import annotations
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from nonn.config import DataConfig
+from nonn.errors import ConfigError, ShapeError
+
+__all__ = ["Augment"]
+
+
+class Augment:
+    """The augmentation that an experiment file asks for.
+
+    ========== ============================================================================================
+    ``crop``   shift by up to this many pixels or time steps along each axis. What enters is the reflection
+               of what is there: a constant border would add a step, hence frequencies that no sensor sent
+    ``flip``   mirror left and right with probability ½; images only
+    ``noise``  add Gaussian noise of this many standard deviations of each channel; no clipping to 0 … 255
+    ``cutout`` set a square of this side to the mean; images only. Its middle is uniform over the image, so
+               it may stick out, as in the paper
+    ========== ============================================================================================
+
+    Args:
+        config: which of them.
+        mean: of each channel [C], in raw units.
+        std: of each channel [C], in raw units.
+
+    Raises:
+        ConfigError: a value is negative.
+    """
+
+    def __init__(self, config: DataConfig, mean: ArrayLike, std: ArrayLike) -> None:
+        for key in ("crop", "noise", "cutout"):
+            if getattr(config, key) < 0:
+                raise ConfigError(f"data.{key} = {getattr(config, key)}: must not be negative")
+        self.crop, self.flip, self.noise, self.cutout = config.crop, config.flip, config.noise, config.cutout
+        self._mean = torch.as_tensor(mean, dtype=torch.float32)
+        self._std = torch.as_tensor(std, dtype=torch.float32)
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Varies a batch.
+
+        Args:
+            inputs: images [B, C, H, W] or windows [B, C, T], of uint8 or float32, on any device; left as they are.
+            generator: on the CPU; equal states give equal results.
+
+        Returns:
+            float32 of the same shape on the same device; ``inputs`` itself if it is float32 and nothing is asked.
+
+        Raises:
+            ConfigError: ``flip`` or ``cutout`` on windows, or ``crop`` not smaller than the input.
+            ShapeError: neither images nor windows, or not as many channels as the mean has.
+        """
+        self._check(inputs)
+        if self.flip:
+            mirrored = torch.randint(2, (len(inputs), 1, 1, 1), generator=generator, dtype=torch.bool)
+            inputs = torch.where(mirrored.to(inputs.device), inputs.flip(-1), inputs)
+        if self.crop:
+            inputs = _shift(inputs, self.crop, generator)
+        outputs = inputs.to(torch.float32)
+        per_channel = (-1, *[1] * (inputs.ndim - 2))
+        if self.noise:
+            noise = torch.randn(inputs.shape, generator=generator).to(inputs.device)
+            outputs = outputs + noise * (self.noise * self._std.to(inputs.device)).view(per_channel)
+        if self.cutout:
+            mask = _square(inputs, self.cutout, generator)
+            outputs = torch.where(mask, self._mean.to(inputs.device).view(per_channel), outputs)
+        return outputs
+
+    def _check(self, inputs: Tensor) -> None:
+        if inputs.ndim not in (3, 4) or inputs.shape[1] != len(self._mean):
+            raise ShapeError(
+                f"inputs {list(inputs.shape)}: augmentation takes images [B, {len(self._mean)}, H, W] "
+                f"or windows [B, {len(self._mean)}, T]"
+            )
+        if inputs.ndim == 3 and (self.flip or self.cutout):
+            key = "flip" if self.flip else "cutout"
+            raise ConfigError(f"data.{key}: is for images; sensor windows take crop and noise")
+        if self.crop >= min(inputs.shape[2:]):
+            raise ConfigError(f"data.crop = {self.crop}: must be less than the input, {list(inputs.shape[2:])}")
+
+
+def _shift(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Moves each sample by −most … most along each axis after the channels; edges are reflected.
+
+    Args:
+        inputs: [B, C, H, W] or [B, C, T].
+        most: less than any of H, W or T.
+        generator: on the CPU.
+    """
+    batch, device = len(inputs), inputs.device
+    windows = inputs
+    for axis in range(2, inputs.ndim):
+        length = inputs.shape[axis]
+        place = torch.arange(-most, length + most, device=device).abs()
+        windows = windows.index_select(axis, torch.where(place < length, place, 2 * (length - 1) - place))
+    # A view of all (2·most + 1)² shifts costs nothing; picking one a sample copies rows, not single pixels.
+    for axis in range(2, inputs.ndim):
+        windows = windows.unfold(axis, inputs.shape[axis], 1)  # at last [B, C, shifts, shifts, H, W]
+    shifts = torch.randint(2 * most + 1, (inputs.ndim - 2, batch), generator=generator).to(device)
+    return windows[(torch.arange(batch, device=device), slice(None), *shifts)]
+
+
+def _square(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """True inside one square a sample [B, 1, H, W], cut off at the border."""
+    inside = []
+    for length in images.shape[2:]:
+        start = torch.randint(length, (len(images), 1), generator=generator) - side // 2
+        place = torch.arange(length)
+        inside.append((place >= start) & (place < start + side))
+    rows, columns = inside
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)

@@ -1,0 +1,112 @@
+"""Seeded splits: stratified by class, or by groups that stay whole.
+
+The test split and the held-out split draw from streams of their own, so neither follows from the other. Within a
+split samples keep the order of their file; shuffling is the trainer's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.data.dataset import Dataset, Split
+from nonn.data.source import Source
+from nonn.errors import DataError
+
+__all__ = ["choose_groups", "hold_out", "split_by_share", "stratified"]
+
+IntArray = NDArray[np.int64]
+
+_TEST, _HELD_OUT = 0, 1  # streams of random numbers
+
+
+def hold_out(source: Source, share: float, seed: int) -> Dataset:
+    """Divides the training data of a source into ``train`` and ``held_out``, stratified by class.
+
+    Raises:
+        DataError: too few samples a class for this share, or splits that do not fit each other.
+    """
+    generator = np.random.default_rng([seed, _HELD_OUT])
+    train, held_out = stratified(source.train.labels, share, generator, f"{source.name}: data.held_out")
+    return Dataset.of(source.name, source.train.take(train), source.train.take(held_out), source.test, source.classes)
+
+
+def split_by_share(data: Split, share: float, seed: int, name: str) -> tuple[Split, Split]:
+    """Training and test split of data whose files have none, stratified by class.
+
+    Raises:
+        DataError: too few samples a class for this share.
+    """
+    train, test = stratified(data.labels, share, np.random.default_rng([seed, _TEST]), f"{name}: data.test")
+    return data.take(train), data.take(test)
+
+
+def stratified(labels: IntArray, share: float, generator: np.random.Generator, what: str) -> tuple[IntArray, IntArray]:
+    """Draws ⌈share · n⌉ samples so that each class gives its share, to within one sample.
+
+    Whole samples go to the classes with the largest remainders, the first class first among equals. A class keeps
+    at least one sample out of the draw.
+
+    Args:
+        labels: classes [n].
+        share: between 0 and 1.
+        generator: draws which samples of a class.
+        what: named in the error.
+
+    Returns:
+        Places of the samples left and of those drawn, each ascending.
+
+    Raises:
+        DataError: no class can give a sample.
+    """
+    counts = np.bincount(labels)
+    quota = counts * share
+    take = np.floor(quota).astype(np.int64)
+    # Rounded before the ceiling: 0.07 · 100 is 7.000000000000001 in floats.
+    missing = math.ceil(round(share * len(labels), 9)) - int(take.sum())
+    by_remainder = np.argsort(take - quota, kind="stable")
+    able = by_remainder[take[by_remainder] + 1 < counts[by_remainder]]
+    take[able[:missing]] += 1
+    if not take.any():
+        raise DataError(f"{what} = {share}: no class has two samples to divide")
+    drawn = np.zeros(len(labels), dtype=bool)
+    for label in np.flatnonzero(take):
+        drawn[generator.choice(np.flatnonzero(labels == label), size=take[label], replace=False)] = True
+    return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def choose_groups(groups: NDArray[Any], wanted: Sequence[int], share: float, seed: int, what: str) -> NDArray[np.bool_]:
+    """Which samples belong to the groups that are the test split.
+
+    Args:
+        groups: the group of each sample, a person say [n].
+        wanted: the groups of the test split; none draws ⌈share · number of groups⌉ of them.
+        share: of groups, between 0 and 1.
+        seed: draws the groups.
+        what: named in the errors.
+
+    Returns:
+        True for samples of the test split [n].
+
+    Raises:
+        DataError: a wanted group does not exist, or no group is left to train on.
+    """
+    present = np.unique(groups)
+    if wanted:
+        unknown = [group for group in wanted if group not in present.tolist()]
+        if unknown:
+            raise DataError(
+                f"{what}: no group {', '.join(map(str, unknown))}; there are: {', '.join(map(str, present))}"
+            )
+        chosen = np.isin(groups, np.asarray(wanted))
+    else:
+        number = math.ceil(round(share * len(present), 9))
+        generator = np.random.default_rng([seed, _TEST])
+        chosen = np.isin(groups, generator.choice(present, size=number, replace=False))
+    if chosen.all():
+        raise DataError(f"{what}: all of the {len(present)} groups are in the test split, none is left to train on")
+    return chosen

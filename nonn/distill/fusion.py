@@ -1,0 +1,69 @@
+"""The torch twin of ``nonn.fusion`` that students are trained through.
+
+One fully connected layer over the features that arrived, with an answering set of its own for every sample. Its
+weights become a ``ZeroFill`` or ``ReplicaAverage`` head, which gives the same logits (tested).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nonn.errors import ShapeError
+from nonn.fusion import Head, ReplicaAverage, ZeroFill
+
+__all__ = ["FusionLayer"]
+
+
+class FusionLayer(nn.Module):
+    """Zero-fill or replica-average fusion with a linear layer.
+
+    Args:
+        kind: ``zero-fill`` or ``replica-average``.
+        widths: feature width d_i of each device [N].
+        parts: part of each device [N]; only replica-average looks at it.
+        num_classes: K.
+    """
+
+    membership: Tensor
+
+    def __init__(self, kind: str, widths: Sequence[int], parts: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        if kind not in (ZeroFill.kind, ReplicaAverage.kind):
+            raise ShapeError(f"fusion '{kind}' cannot be trained through; choose zero-fill or replica-average")
+        self.kind, self.widths, self.parts = kind, tuple(widths), tuple(parts)
+        num_parts = max(parts) + 1
+        self.groups = [[i for i, p in enumerate(parts) if p == j] for j in range(num_parts)]
+        inputs = sum(widths) if kind == ZeroFill.kind else sum(widths[group[0]] for group in self.groups)
+        self.linear = nn.Linear(inputs, num_classes)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Sequence[Tensor], answered: Tensor) -> Tensor:
+        """Fused logits.
+
+        Args:
+            features: N tensors [B, d_i].
+            answered: bool [B, N], true where the device answered.
+
+        Returns:
+            [B, K].
+        """
+        weight = answered.to(features[0].dtype)
+        arrived = [f * weight[:, i : i + 1] for i, f in enumerate(features)]
+        if self.kind == ReplicaAverage.kind:
+            arrived = [
+                torch.stack([arrived[i] for i in group]).sum(0) / weight[:, group].sum(1, keepdim=True).clamp_min(1)
+                for group in self.groups
+            ]
+        logits: Tensor = self.linear(torch.cat(arrived, dim=1))
+        return logits
+
+    def head(self) -> Head:
+        """The NumPy head with these weights."""
+        weight = self.linear.weight.detach().cpu().float().numpy().T
+        bias = self.linear.bias.detach().cpu().float().numpy()
+        if self.kind == ZeroFill.kind:
+            return ZeroFill(weight, bias, self.widths)
+        return ReplicaAverage(weight, bias, self.widths, self.parts)

@@ -1,0 +1,39 @@
+"""Which optional dependency belongs to which extra, read from the installed distribution's own metadata."""
+
+from __future__ import annotations
+
+import re
+
+from nonn.errors import MissingExtraError
+
+__all__ = ["missing_extra", "requirements"]
+
+# Where the name to import is not the name to install.
+_DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}
+
+
+def requirements() -> dict[str, list[str]]:
+    """Distributions that each extra needs, by extra; the base install is ``""``.
+
+    Left out are ``all`` and ``dev``, which only gather others.
+    """
+    import importlib.metadata  # 30 ms that only those pay who ask
+
+    found: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("nonn") or []:
+        name = re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]
+        match = re.search(r"extra == ['\"]([^'\"]+)", line)
+        extra = match[1] if match else ""
+        if extra not in ("all", "dev"):
+            found.setdefault(extra, []).append(name)
+    return found
+
+
+def missing_extra(exc: ModuleNotFoundError) -> MissingExtraError | None:
+    """The error to show for a module that could not be imported; None where it is none of ours."""
+    module = (exc.name or "").partition(".")[0]
+    wanted = _DISTRIBUTION.get(module, module).replace("_", "-").lower()
+    for extra, names in requirements().items():
+        if extra and wanted in [name.lower() for name in names]:
+            return MissingExtraError(module, extra)
+    return None

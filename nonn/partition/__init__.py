@@ -1,0 +1,153 @@
+"""Which student learns which filters: cuts of the filter graph into parts.
+
+A partitioner is one module of this package with one function ``partition(graph, parts, seed) -> Partition``. It is
+imported when its method is asked for; ``nonn.partition.measures`` says how good a cut is.
+
+========================  =============================================  ==================================
+method                    module                                         parts
+========================  =============================================  ==================================
+``balanced-eigenvector``  ``nonn.partition.balanced_eigenvector``        every filter, sizes differ by ≤ 1
+``louvain``               ``nonn.partition.louvain``                     NoNN's rule: unbalanced, prunes
+========================  =============================================  ==================================
+
+A further method is a module and a line in ``METHODS`` (and in the choices of ``partition.method``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from nonn.errors import MissingExtraError, PartitionError
+
+if TYPE_CHECKING:
+    from nonn.config import PartitionConfig
+    from nonn.filters import FilterGraph
+
+__all__ = ["METHODS", "Partition", "Partitioner", "check_parts", "load_partitioner", "make_partition"]
+
+METHODS: Mapping[str, str] = {
+    "balanced-eigenvector": "nonn.partition.balanced_eigenvector",
+    "louvain": "nonn.partition.louvain",
+}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The filters of every part.
+
+    Attributes:
+        parts: filter indices of each part, ascending inside a part; no part is empty.
+        num_filters: C; every index below it is in exactly one part or dropped.
+        method: the partitioner that made it.
+        dropped: filters that no student learns, ascending.
+
+    Raises:
+        PartitionError: a filter is missing, out of range or used twice, or a part is empty.
+    """
+
+    parts: tuple[tuple[int, ...], ...]
+    num_filters: int
+    method: str
+    dropped: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(tuple(sorted(int(c) for c in part)) for part in self.parts))
+        object.__setattr__(self, "dropped", tuple(sorted(int(c) for c in self.dropped)))
+        if not self.parts:
+            raise PartitionError("a partition needs at least one part")
+        for number, part in enumerate(self.parts):
+            if not part:
+                raise PartitionError(f"part {number} has no filter: its student would have nothing to learn")
+        owners: dict[int, str] = {}
+        named = [(f"part {number}", part) for number, part in enumerate(self.parts)]
+        for name, members in [*named, ("the dropped filters", self.dropped)]:
+            for index in members:
+                if not 0 <= index < self.num_filters:
+                    raise PartitionError(f"{name}: filter {index} is not one of the {self.num_filters} filters")
+                if index in owners:
+                    raise PartitionError(f"filter {index} is in {owners[index]} and again in {name}")
+                owners[index] = name
+        missing = sorted(set(range(self.num_filters)) - owners.keys())
+        if missing:
+            raise PartitionError(f"{len(missing)} filters are in no part and not dropped, the first is {missing[0]}")
+
+    @property
+    def num_parts(self) -> int:
+        """M."""
+        return len(self.parts)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of filters of each part [M]."""
+        return tuple(len(part) for part in self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """The partition as values that ``json`` can write."""
+        return {
+            "method": self.method,
+            "num_filters": self.num_filters,
+            "parts": [list(part) for part in self.parts],
+            "dropped": list(self.dropped),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Partition:
+        """Reads what ``to_json`` gave.
+
+        Raises:
+            PartitionError: a key is missing or holds something else, or the partition is not valid.
+        """
+        try:
+            return cls(
+                parts=tuple(tuple(part) for part in values["parts"]),
+                num_filters=int(values["num_filters"]),
+                method=str(values["method"]),
+                dropped=tuple(values["dropped"]),
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise PartitionError(f"not a partition ({type(exc).__name__}: {exc}); make it again") from exc
+
+
+Partitioner: TypeAlias = "Callable[[FilterGraph, int, int], Partition]"
+
+
+def make_partition(config: PartitionConfig, graph: FilterGraph, seed: int) -> Partition:
+    """Cuts a filter graph as the experiment file asks for; the same input and seed give the same parts.
+
+    Raises:
+        PartitionError: the method is unknown, or the parts asked for cannot be made.
+        MissingExtraError: scipy or networkx is not installed.
+    """
+    return load_partitioner(config.method)(graph, config.parts, seed)
+
+
+def load_partitioner(method: str) -> Partitioner:
+    """Imports a partitioner: a function of graph, number of parts and seed.
+
+    Raises:
+        PartitionError: the method is unknown.
+        MissingExtraError: scipy or networkx is not installed.
+    """
+    if method not in METHODS:
+        raise PartitionError(f"partition.method = {method!r}: unknown; choose one of: {', '.join(METHODS)}")
+    try:
+        module = importlib.import_module(METHODS[method])
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("nonn"):
+            raise
+        raise MissingExtraError(exc.name.partition(".")[0], extra="train") from exc
+    return cast("Partitioner", module.partition)
+
+
+def check_parts(num_filters: int, parts: int) -> None:
+    """Raises PartitionError where no partitioner could make that many parts of that many filters."""
+    if parts < 1:
+        raise PartitionError(f"partition.parts = {parts}: must be at least 1")
+    if parts > num_filters:
+        raise PartitionError(
+            f"partition.parts = {parts}: the teacher's final layer has only {num_filters} filters; "
+            f"ask for at most {num_filters} parts or take a wider teacher"
+        )

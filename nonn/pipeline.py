@@ -1,0 +1,403 @@
+"""An experiment from data to bundle and report: teacher → partition → students → bundle → report.
+
+Each stage reads what the stage before wrote and writes its own folder under ``runs/<experiment>/``. The test split is
+looked at once, at the end, by the bundle stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
+from nonn.bundle import Student as StudentEntry
+from nonn.config import Experiment, TrainingConfig
+from nonn.console import Tick, bar, say
+from nonn.data import Dataset, Split, load_data
+from nonn.data.augment import Augment
+from nonn.distill import DistillTask, FusionLayer, Students
+from nonn.distill.heads import fit_head
+from nonn.errors import BundleError
+from nonn.export import export_onnx, run_onnx
+from nonn.files import atomic_file, code_version, sha256_file, write_json
+from nonn.filters import build_graph, correlation
+from nonn.fusion import enumerate_subsets
+from nonn.partition import Partition, check_parts, make_partition
+from nonn.partition.measures import measure
+from nonn.report import write_report
+from nonn.stages import Stage, exclusive, open_stage
+from nonn.students import Student, check_budget, measure_cost
+from nonn.teacher import Normalise, Teacher, TeacherTask, build_teacher, load_weights
+from nonn.trainer import Progress, Task, batches, fit
+
+__all__ = ["Run", "run_experiment"]
+
+FORMAT = 1  # raised when a stage's files change so that older ones must not be used again
+_CHECKED = 64  # held-out samples that every exported student is checked with
+
+
+def run_experiment(experiment: Experiment, runs: Path) -> tuple[Bundle, dict[str, Any]]:
+    """Runs every stage that is not done yet.
+
+    Args:
+        experiment: what to do.
+        runs: folder of all runs.
+
+    Returns:
+        The bundle and the report.
+
+    Raises:
+        NonnError: something is wrong with the configuration, the data or a file; what was done is kept.
+    """
+    run = Run(experiment, runs)
+    with exclusive(run.root):
+        run.check()
+        bundle = run.bundle()
+        return bundle, write_report(bundle, run.root / "report")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The stages of one experiment; each method runs its stage unless it is done, and gives its result.
+
+    Attributes:
+        experiment: what to do.
+        runs: folder of all runs.
+    """
+
+    experiment: Experiment
+    runs: Path
+
+    @property
+    def root(self) -> Path:
+        """The folder of this run."""
+        return self.runs / self.experiment.experiment.name
+
+    @property
+    def seed(self) -> int:
+        """Of everything."""
+        return self.experiment.experiment.seed
+
+    @cached_property
+    def device(self) -> str:
+        """The torch device to train on."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data, read once."""
+        data = load_data(self.experiment.data, self.seed)
+        shape = "×".join(map(str, data.input_shape))
+        say(
+            f"data {data.name}: {len(data.train):,} train, {len(data.held_out):,} held out, {len(data.test):,} test; "
+            f"{shape} {data.dtype}, {data.num_classes} classes"
+        )
+        return data
+
+    @cached_property
+    def augment(self) -> Augment:
+        """Variation of training inputs."""
+        return Augment(self.experiment.data, self.data.mean, self.data.std)
+
+    def check(self) -> None:
+        """Finds out before hours of training what cannot work after them.
+
+        Raises:
+            PartitionError: more parts than the teacher has filters.
+            BudgetError: a student is over its device's budget.
+            ConfigError: a model cannot be made.
+        """
+        teacher, config = self._build_teacher(), self.experiment
+        check_parts(teacher.num_filters, config.partition.parts)
+        width = math.ceil(teacher.num_filters / config.partition.parts)
+        student = Student(config.student.model, self.data.input_shape, width, self._normalise())
+        cost = measure_cost(student, self.data.input_shape)
+        for i in range(config.devices.count):
+            check_budget(i, config.student.model, cost, config.devices.budget)
+
+    def teacher(self) -> tuple[Teacher, Stage]:
+        """The trained teacher."""
+        config = self.experiment.teacher
+        inputs: dict[str, Any] = {
+            "format": FORMAT,
+            "seed": self.seed,
+            "data": self.data.fingerprint(),
+            "augment": _without(self.experiment.data, "path"),
+            "teacher": _without(config, "weights"),
+        }
+        if config.weights and Path(config.weights).is_file():
+            inputs["weights"] = sha256_file(Path(config.weights))
+        teacher = self._build_teacher()
+        if config.weights and "weights" not in inputs:
+            load_weights(teacher.network, Path(config.weights))  # says what is wrong with the path
+        stage = open_stage(self.root, "teacher", inputs)
+        if stage.done:
+            teacher.load_state_dict(load_file(stage.folder / "teacher.safetensors"))
+            return teacher.eval(), stage
+        if config.weights:
+            load_weights(teacher.network, Path(config.weights))
+        else:
+            with bar(f"teacher {config.model}", config.epochs, "epochs") as tick:
+                task = TeacherTask(teacher, config.label_smoothing)
+                self._fit(task, config, stage, 1, _epochs(tick))
+        _save(teacher, stage.folder / "teacher.safetensors")
+        accuracy = _accuracy(teacher, self.data.held_out, self.device)
+        write_json(stage.folder / "teacher.json", {"model": config.model, "held_out_accuracy": accuracy})
+        stage.finish()
+        say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")
+        return teacher.eval(), stage
+
+    def partition(self) -> tuple[Partition, NDArray[np.float32], Stage]:
+        """The parts and the filter graph [C, C] they were cut from."""
+        teacher, before = self.teacher()
+        config = self.experiment
+        stage = open_stage(
+            self.root,
+            "partition",
+            {
+                "format": FORMAT,
+                "teacher": before.key,
+                "graph": dataclasses.asdict(config.graph),
+                "partition": dataclasses.asdict(config.partition),
+                "seed": self.seed,
+            },
+        )
+        if not stage.done:
+            teacher.to(self.device)
+            with torch.no_grad():
+                chunks = [teacher.activations(x).cpu() for x in batches(self.data.held_out.inputs, self.device)]
+            activations = torch.cat(chunks).numpy()
+            graph = build_graph(config.graph, activations)
+            made = make_partition(config.partition, graph, self.seed)
+            measures = measure(made, graph, correlation(activations))
+            write_json(stage.folder / "partition.json", made.to_json() | {"measures": measures.to_json()})
+            with atomic_file(stage.folder / "graph.npz") as file, file.open("wb") as target:
+                np.savez_compressed(target, weights=graph.weights.astype(np.float32))
+            stage.finish()
+            say(f"partition {made.method}: sizes {', '.join(map(str, made.sizes))}")
+        partition = Partition.from_json(json.loads((stage.folder / "partition.json").read_text()))
+        with np.load(stage.folder / "graph.npz") as arrays:
+            return partition, arrays["weights"], stage
+
+    def students(self) -> tuple[Students, Partition, Stage]:
+        """The distilled students and the fusion they were trained through."""
+        partition, _, before = self.partition()
+        config = self.experiment
+        stage = open_stage(
+            self.root,
+            "students",
+            {
+                "format": FORMAT,
+                "partition": before.key,
+                "students": [config.student.model] * config.devices.count,
+                "distill": dataclasses.asdict(config.distill),
+                "fusion": config.fusion.train,
+                "seed": self.seed,
+            },
+        )
+        students = self._build_students(partition)
+        if stage.done:
+            students.load_state_dict(load_file(stage.folder / "students.safetensors"))
+            return students.eval(), partition, stage
+        teacher, _ = self.teacher()
+        filters = [partition.parts[p] for p in self._part_of_device(partition)]
+        title = f"students {config.devices.count} × {config.student.model}"
+        with bar(title, config.distill.epochs, "epochs") as tick:
+            task = DistillTask(teacher, students, filters, config.distill)
+            self._fit(task, config.distill, stage, 3, _epochs(tick))
+        _save(students, stage.folder / "students.safetensors")
+        stage.finish()
+        return students.eval(), partition, stage
+
+    def bundle(self) -> Bundle:
+        """The bundle, with the accuracy of every answering set on the test split."""
+        students, partition, before = self.students()
+        config = self.experiment
+        stage = open_stage(
+            self.root,
+            "bundle.build",
+            {
+                "format": FORMAT,
+                "students": before.key,
+                "fusion": dataclasses.asdict(config.fusion),
+                "p_fail": config.devices.p_fail,
+                "name": config.experiment.name,
+            },
+        )
+        target = self.root / "bundle"
+        if stage.done:
+            try:
+                bundle = load_bundle(target)
+                if bundle.hash == (stage.folder / "hash").read_text():
+                    return bundle
+            except (BundleError, OSError) as exc:
+                say(f"the bundle is built again: {exc}")
+        bundle = self._build_bundle(students, partition, target)
+        with atomic_file(stage.folder / "hash") as file:
+            file.write_text(bundle.hash)
+        stage.finish()
+        return bundle
+
+    def _build_bundle(self, students: Students, partition: Partition, target: Path) -> Bundle:
+        """Fits the head, exports the students, records test features and enumerates all answering sets."""
+        config, data = self.experiment, self.data
+        teacher, _ = self.teacher()
+        _, graph, _ = self.partition()
+        part_of_device = self._part_of_device(partition)
+        with bar("fusion", 1) as tick:
+            head = fit_head(
+                config.fusion,
+                teacher,
+                students,
+                data.train,
+                data.held_out,
+                seed=self.seed,
+                augment=self.augment,
+                device=self.device,
+            )
+            tick(1, head.kind)
+        files, entries, features = {}, [], []
+        students.cpu()
+        with bar("export", len(part_of_device), "students") as tick:
+            for i, student in enumerate(students.students):
+                files[i] = export_onnx(student, data.input_shape, data.held_out.inputs[:_CHECKED])
+                features.append(run_onnx(files[i], data.test.inputs))
+                cost, width = measure_cost(student, data.input_shape), features[i].shape[1]
+                name = f"students/student-{i}.onnx"
+                entries.append(StudentEntry(i, part_of_device[i], name, "", cost.params, cost.macs, 0, width))
+                tick(i + 1, "")
+        with bar("all answering sets", 1) as tick:
+            table = enumerate_subsets(head, features, data.test.labels)
+            tick(1, f"{len(table.correct):,} × {table.samples:,} samples")
+        cost = measure_cost(teacher, data.input_shape)
+        manifest = Manifest(
+            experiment=config.experiment.name,
+            input=InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist())),
+            classes=data.classes,
+            parts=partition.parts,
+            students=tuple(entries),
+            files={},
+            teacher={
+                "model": config.teacher.model,
+                "params": cost.params,
+                "macs": cost.macs,
+                "accuracy": _accuracy(teacher, data.test, self.device),
+            },
+            data={
+                "name": data.name,
+                "split": "test",
+                "samples": len(data.test),
+                "fingerprint": data.fingerprint(),
+            },
+            provenance={
+                "config": dataclasses.asdict(config),
+                "code_version": code_version(),
+                "partition": json.loads((self.root / "partition" / "partition.json").read_text())["measures"],
+            },
+            replicas=tuple(
+                tuple(i for i, p in enumerate(part_of_device) if p == j) for j in range(partition.num_parts)
+            ),
+        )
+        recorded = {f"device_{i}": f for i, f in enumerate(features)}
+        return write_bundle(
+            target,
+            manifest,
+            files,
+            {
+                "fusion.npz": head.to_arrays(),
+                "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
+                "features.npz": {"labels": data.test.labels, **recorded},
+                "graph.npz": {"weights": graph},
+            },
+        )
+
+    def _part_of_device(self, partition: Partition) -> list[int]:
+        """Device i learns part i mod M."""
+        return [i % partition.num_parts for i in range(self.experiment.devices.count)]
+
+    def _build_teacher(self) -> Teacher:
+        """The untrained teacher."""
+        with _seeded(self.seed, 0):
+            return build_teacher(
+                self.experiment.teacher, self.data.input_shape, self.data.num_classes, self._normalise()
+            )
+
+    def _build_students(self, partition: Partition) -> Students:
+        """Untrained students, every one within its device's budget."""
+        config, data = self.experiment, self.data
+        parts = self._part_of_device(partition)
+        students = []
+        for i, part in enumerate(parts):
+            with _seeded(self.seed, 2, i):
+                width = len(partition.parts[part])
+                student = Student(config.student.model, data.input_shape, width, self._normalise())
+            check_budget(i, config.student.model, measure_cost(student, data.input_shape), config.devices.budget)
+            students.append(student)
+        with _seeded(self.seed, 2):
+            fusion = FusionLayer(config.fusion.train, [s.width for s in students], parts, data.num_classes)
+        return Students(students, fusion)
+
+    def _fit(self, task: Task, config: TrainingConfig, stage: Stage, stream: int, progress: Progress) -> None:
+        """Trains on the training split, in this stage's folder and with random numbers of its own."""
+        fit(
+            task,
+            self.data.train.inputs,
+            self.data.train.labels,
+            config,
+            stage.folder,
+            seed=_seed(self.seed, stream),
+            augment=self.augment,
+            device=self.device,
+            progress=progress,
+        )
+
+    def _normalise(self) -> Normalise:
+        return Normalise(self.data.mean.tolist(), self.data.std.tolist(), len(self.data.input_shape) - 1)
+
+
+def _seed(*stream: int) -> int:
+    """A seed for one purpose, unrelated to those of the others."""
+    return int(np.random.SeedSequence(stream).generate_state(1)[0])
+
+
+@contextlib.contextmanager
+def _seeded(*stream: int) -> Iterator[None]:
+    """Gives a block torch's global generator with a seed of its own, and puts the old state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed(*stream))
+        yield
+
+
+def _epochs(tick: Tick) -> Progress:
+    """A trainer's progress as a bar's."""
+    return lambda done, _total, losses: tick(done, "  ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+
+
+def _without(config: Any, key: str) -> dict[str, Any]:
+    """A configuration as a mapping, without what the result does not depend on."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k != key}
+
+
+def _save(module: torch.nn.Module, path: Path) -> None:
+    with atomic_file(path) as file:
+        save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, file)
+
+
+def _accuracy(teacher: Teacher, split: Split, device: str) -> float:
+    """Share of a split that the teacher gets right."""
+    teacher.to(device).eval()
+    with torch.no_grad():
+        predicted = torch.cat([teacher(x)[1].argmax(dim=1).cpu() for x in batches(split.inputs, device)])
+    return float((predicted.numpy() == split.labels).mean())

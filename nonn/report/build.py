@@ -1,0 +1,148 @@
+"""report.json: all that a bundle knows about its accuracy, as plain values.
+
+Every number comes from the bundle's table of all 2^N answering sets, so nothing is run again; what a live cluster
+measured is handed in and stands beside the prediction. Table, plots and page read this dict and nothing else, apart
+from the filter graph, which is too big for it.
+
+Limits: as many devices as ``nonn.subsets`` enumerates. NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle import Bundle, Student
+from nonn.errors import BundleError, InputError
+from nonn.subsets import SubsetTable, mask_of
+
+__all__ = ["DEFAULT_P_FAIL", "SCHEMA", "build_report", "filter_graph"]
+
+SCHEMA = 1
+DEFAULT_P_FAIL = 0.1  # of a bundle whose provenance names no failure law
+
+
+def build_report(bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Reports a bundle.
+
+    Args:
+        bundle: what to report.
+        measured_live: what a cluster measured, a mapping a row: ``answered`` (device numbers), ``accuracy``,
+            ``requests`` and ``lost``; ``failed`` and ``predicted`` are filled in where they are left out.
+
+    Returns:
+        report.json. ``accuracy_by_failures`` runs from 0 to N − 1 failed devices over all subsets; ``value`` of a
+        device is its Birnbaum importance under the failure law of ``expected_accuracy``.
+
+    Raises:
+        BundleError: the bundle lacks something that belongs into a report, or its failure law is none.
+        InputError: a live row lacks a key, or its values cannot be.
+    """
+    manifest, table = bundle.manifest, bundle.table
+    p_fail = _p_fail(bundle)
+    law = np.full(bundle.num_devices, p_fail)
+    value, accuracy = table.importance(law), table.accuracy
+    return {
+        "schema": SCHEMA,
+        "experiment": manifest.experiment,
+        "bundle": bundle.hash,
+        "data": {
+            **_taken(bundle, "data", ("name", "split")),
+            "samples": table.samples,
+            "classes": len(manifest.classes),
+            "class_names": list(manifest.classes),
+            "fingerprint": manifest.data.get("fingerprint", ""),
+        },
+        "teacher": _taken(bundle, "teacher", ("model", "params", "macs", "accuracy")),
+        "devices": [
+            {
+                **_device(bundle, student),
+                "accuracy_alone": float(accuracy[mask_of([student.device])]),
+                "value": float(value[student.device]),
+            }
+            for student in manifest.students
+        ],
+        "fusion": bundle.head.kind,
+        "accuracy_by_failures": table.by_failures(),
+        "expected_accuracy": {"law": f"independent p={p_fail:g}", "value": table.expected(law), "p_fail": p_fail},
+        "measured_live": [_live(row, table) for row in measured_live],
+        "provenance": dict(manifest.provenance),
+    }
+
+
+def filter_graph(bundle: Bundle) -> NDArray[Any] | None:
+    """Weights of the filter graph [C, C], or None where the bundle holds none.
+
+    Raises:
+        BundleError: the graph cannot be read, or has fewer filters than the parts name.
+    """
+    if "graph.npz" not in bundle.manifest.files:
+        return None
+    weights = bundle.arrays("graph.npz").get("weights")
+    least = 1 + max((c for part in bundle.manifest.parts for c in part), default=0)
+    if weights is None or weights.ndim != 2 or weights.shape[0] != weights.shape[1] or len(weights) < least:
+        found = "no array 'weights'" if weights is None else f"weights of shape {list(weights.shape)}"
+        raise BundleError(f"{bundle.path}/graph.npz: {found}; the parts need [C, C] with C ≥ {least}")
+    return weights
+
+
+def _device(bundle: Bundle, student: Student) -> dict[str, Any]:
+    """What the manifest says of one device."""
+    if not 0 <= student.part < len(bundle.manifest.parts):
+        raise BundleError(f"{bundle.path}: device {student.device} has part {student.part}, which does not exist")
+    return {
+        "node": student.device,
+        "part": student.part,
+        "filters": len(bundle.manifest.parts[student.part]),
+        "params": student.params,
+        "macs": student.macs,
+        "model_bytes": student.bytes,
+        "feature_bytes": student.width * np.dtype(student.dtype).itemsize,
+    }
+
+
+def _taken(bundle: Bundle, section: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Some keys of one section of the manifest."""
+    values: Mapping[str, Any] = getattr(bundle.manifest, section)
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise BundleError(f"{bundle.path}: the manifest's '{section}' lacks {', '.join(missing)}; build the bundle again")
+    return {key: values[key] for key in keys}
+
+
+def _p_fail(bundle: Bundle) -> float:
+    """The probability with which each device is away, from the experiment's resolved configuration."""
+    value: Any = bundle.manifest.provenance
+    for key in ("config", "devices", "p_fail"):
+        if not isinstance(value, Mapping) or key not in value:
+            return DEFAULT_P_FAIL
+        value = value[key]
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BundleError(f"{bundle.path}: devices.p_fail = {value!r} in the provenance is no probability")
+    return float(value)
+
+
+def _live(row: Mapping[str, Any], table: SubsetTable) -> dict[str, Any]:
+    """One live measurement, checked, in the order of the contract; further keys are kept."""
+    missing = [key for key in ("answered", "accuracy", "requests", "lost") if key not in row]
+    if missing:
+        raise InputError(f"measured_live: a row lacks {', '.join(missing)}")
+    answered = sorted(int(i) for i in row["answered"])
+    if len(set(answered)) < len(answered) or not set(answered) <= set(range(table.num_devices)):
+        raise InputError(f"measured_live: answered {answered} are no set of devices 0 to {table.num_devices - 1}")
+    checked = {
+        "failed": int(row.get("failed", table.num_devices - len(answered))),
+        "answered": answered,
+        "accuracy": float(row["accuracy"]),
+        "predicted": float(row.get("predicted", table.accuracy[mask_of(answered)])),
+        "requests": int(row["requests"]),
+        "lost": int(row["lost"]),
+    }
+    for key in ("accuracy", "predicted"):
+        if not (math.isfinite(checked[key]) and 0 <= checked[key] <= 1):
+            raise InputError(f"measured_live: {key} = {checked[key]} with {answered} answering is no accuracy")
+    return {**row, **checked}

@@ -1,0 +1,111 @@
+"""The report as one page that opens from disk: no script, no network, readable on a phone and in the dark.
+
+The page is a template, ``report.html.j2``, over report.json and the figures. Numbers of tables and tiles stand in
+``<data value="…">`` with all their digits, so that a program reads the same values that report.json holds. Everything
+that comes from a manifest is escaped; a content security policy forbids scripts and loads besides.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nonn.bundle import Bundle
+from nonn.errors import MissingExtraError
+from nonn.files import atomic_file, write_json
+from nonn.report import plots, table
+from nonn.report.build import build_report, filter_graph
+
+__all__ = ["render_page", "write_page", "write_report"]
+
+_TEMPLATE = "report.html.j2"
+# Colours that the page swaps for a dark scheme; as a style, var() falls back to what was drawn.
+_THEMED = {plots.INK: "ink", plots.BLUE: "blue", plots.GREEN: "green", plots.VERMILION: "vermilion"}
+
+
+def write_report(bundle: Bundle, folder: Path, measured_live: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Writes report.json and report.html, each whole or not at all.
+
+    Args:
+        bundle: what to report.
+        folder: where to; it is made where it is missing.
+        measured_live: see ``nonn.report.build_report``.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        BundleError, InputError: see ``nonn.report.build_report``.
+        MissingExtraError: matplotlib or jinja2 is not installed.
+    """
+    report = build_report(bundle, measured_live)
+    write_json(folder / "report.json", report)
+    write_page(bundle, report, folder / "report.html")
+    return report
+
+
+def write_page(bundle: Bundle, report: Mapping[str, Any], file: Path) -> None:
+    """Writes the page of one report.
+
+    Raises:
+        BundleError: the bundle's filter graph cannot be used.
+        MissingExtraError: matplotlib or jinja2 is not installed.
+    """
+    page = render_page(report, filter_graph(bundle), bundle.manifest.parts)
+    with atomic_file(file) as temporary:
+        temporary.write_bytes(page.encode())
+
+
+def render_page(
+    report: Mapping[str, Any], graph: NDArray[Any] | None = None, parts: Sequence[Sequence[int]] = ()
+) -> str:
+    """The page.
+
+    Args:
+        report: report.json.
+        graph: weights of the filter graph [C, C]; without it, that figure is left out.
+        parts: filters of each part.
+
+    Raises:
+        MissingExtraError: matplotlib or jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(exc.name or "jinja2", extra="train") from exc
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=table.percent, count=lambda value: f"{value:,}")
+    provenance = report["provenance"]
+    return environment.get_template(_TEMPLATE).render(
+        report=report,
+        headline=table.headline(report),
+        half=table.half_gone(report),
+        num_devices=len(report["devices"]),
+        failures=table.failure_table(report),
+        live=table.live_table(report),
+        devices=table.device_table(report),
+        measures=provenance.get("partition", {}),
+        config=json.dumps(provenance.get("config", {}), indent=2, ensure_ascii=False),
+        accuracy_plot=Markup(_themed(plots.accuracy_plot(report))),
+        value_plot=Markup(_themed(plots.value_plot(report))),
+        graph_plot=None if graph is None else Markup(_themed(plots.graph_plot(graph, parts))),
+    )
+
+
+def _themed(svg: str) -> str:
+    """Names a figure's colours, so that the page's style sheet chooses them."""
+    for colour, name in _THEMED.items():
+        svg = re.sub(rf"\b(stroke|fill): {colour}\b", rf"\1: var(--{name}, {colour})", svg)
+    return svg

@@ -1,0 +1,165 @@
+"""The report's figures as SVG: one look, readable text, and the same bytes for the same report.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; lines differ in stroke and marker too.
+Backgrounds are transparent and ``INK`` is the only neutral colour, so that a page can swap colours for a dark scheme.
+Ids depend on nothing but the drawing (no date, no random salt) and carry the figure's name, so that several
+figures live in one page. matplotlib is imported when a figure is drawn, without pyplot and its global state.
+
+Reference: Okabe, Ito 2008, "Color Universal Design".
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.errors import MissingExtraError
+from nonn.report.table import points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["BLUE", "GREEN", "INK", "VERMILION", "accuracy_plot", "graph_plot", "value_plot"]
+
+INK = "#1d2126"
+BLUE, GREEN, VERMILION = "#0072b2", "#009e73", "#d55e00"
+
+_STYLE = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",  # matplotlib's own, so that every machine lays text out alike
+    "font.size": 11.5,
+    "legend.frameon": False,
+    "path.simplify": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nonn",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+_GRID: dict[str, Any] = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
+
+
+def accuracy_plot(report: Mapping[str, Any]) -> str:
+    """Accuracy against failed devices: mean, worst to best, the teacher, and what was measured live.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    rows, live = report["accuracy_by_failures"], report["measured_live"]
+    failed, failed_live = [row["failed"] for row in rows], [row["failed"] for row in live]
+    mean, worst, best = (np.array([100 * row[key] for row in rows]) for key in ("mean", "worst", "best"))
+    teacher, measured = 100 * report["teacher"]["accuracy"], [100 * row["accuracy"] for row in live]
+
+    def draw(axes: Axes) -> None:
+        axes.fill_between(failed, worst, best, color=BLUE, alpha=0.2, linewidth=0, label="worst to best subset")
+        axes.plot(failed, mean, "o-", color=BLUE, linewidth=2.2, markersize=6, label="mean of all subsets")
+        axes.axhline(teacher, color=GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
+        if live:
+            ring = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 2.0}
+            axes.plot(failed_live, measured, "D", color=VERMILION, label="measured live", **ring)
+        low, high = min([*worst, teacher, *measured]), max([*best, teacher, *measured])
+        pad = max(0.06 * (high - low), 0.5)
+        axes.set_ylim(max(low - pad, -1.5), min(high + pad, 101.5))
+        last = max(failed + failed_live)
+        axes.set_xlim(-0.3, last + 0.3)
+        axes.set_xticks(range(last + 1))
+        axes.set_xlabel("devices failed")
+        axes.set_ylabel("accuracy, %")
+        axes.grid(axis="y", **_GRID)
+        axes.legend(loc="lower left")
+
+    return _svg("accuracy", "Accuracy against failed devices", (6.4, 3.9), draw)
+
+
+def value_plot(report: Mapping[str, Any]) -> str:
+    """The value of each device as bars, in points of accuracy.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    devices = report["devices"]
+    rows, value = range(len(devices)), [100 * device["value"] for device in devices]
+    low, high = min(0.0, *value), max(0.0, *value)
+    room = 0.14 * ((high - low) or 1.0)  # for the labels at the ends of the bars
+
+    def draw(axes: Axes) -> None:
+        bars = axes.barh(rows, value, height=0.68, color=BLUE)
+        axes.bar_label(bars, [points(device["value"]) for device in devices], padding=4)
+        axes.set_yticks(rows, [f"device {device['node']}" for device in devices])
+        axes.set_ylim(len(devices) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("value, points of accuracy")
+        axes.set_xlim(low - room if low < 0 else 0.0, high + room)
+        axes.spines["left"].set_visible(False)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.grid(axis="x", **_GRID)
+        axes.set_axisbelow(True)
+
+    return _svg("value", "Value of each device", (6.4, 1.0 + 0.3 * len(devices)), draw)
+
+
+def graph_plot(weights: NDArray[Any], parts: Sequence[Sequence[int]]) -> str:
+    """The filter graph with its filters ordered by part: the stronger the colour, the heavier the edge.
+
+    Args:
+        weights: edge weights [C, C].
+        parts: filters of each part; filters of no part come last.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    dropped = sorted(set(range(len(weights))).difference(*parts))
+    blocks = [*parts, dropped] if dropped else list(parts)
+    names = [str(j) for j in range(len(parts))] + ["none"] * bool(dropped)
+    order = np.array([c for block in blocks for c in block])
+    ordered = weights[np.ix_(order, order)].astype(np.float64)
+    ends = np.cumsum([len(block) for block in blocks])
+    starts = np.concatenate([[0], ends[:-1]])
+    # A few edges are far heavier than the rest; the percentile keeps them from washing out the picture.
+    heavy = float(np.percentile(ordered[ordered > 0], 99)) if (ordered > 0).any() else 1.0
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.colors import LinearSegmentedColormap, to_rgba
+        from matplotlib.patches import Rectangle
+
+        fade = LinearSegmentedColormap.from_list("fade", [to_rgba(BLUE, 0.0), to_rgba(BLUE, 1.0)])
+        axes.imshow(ordered, cmap=fade, vmin=0.0, vmax=heavy, interpolation="none")
+        for start, end in zip(starts, ends, strict=True):
+            corner, side = (start - 0.5, start - 0.5), end - start
+            axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=VERMILION, linewidth=1.6))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks((starts + ends - 1) / 2, names)
+            axis.set_label_text("filters of part")
+            axis.set_tick_params(length=0)
+        for edge in axes.spines.values():
+            edge.set(visible=True, alpha=0.3)
+
+    return _svg("graph", "Filter graph, filters ordered by part", (5.4, 5.2), draw)
+
+
+def _svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+    """Draws one figure of a size in inches and gives its <svg> element."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("matplotlib", extra="train") from exc
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size)
+        draw(figure.add_subplot())
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    element = text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", element)

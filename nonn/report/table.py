@@ -1,0 +1,187 @@
+"""The report as short tables: plain text for terminals, Markdown for documents, columns for the page.
+
+Each table is defined once, as columns that know their key in report.json and how a value is shown; text, Markdown and
+HTML only lay it out. No dependency, so that ``nonn report`` works on the base install.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "Column",
+    "Table",
+    "as_markdown",
+    "as_text",
+    "device_table",
+    "failure_table",
+    "half_gone",
+    "headline",
+    "live_table",
+    "markdown_report",
+    "percent",
+    "points",
+    "text_report",
+]
+
+Report = Mapping[str, Any]
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """An accuracy in [0, 1] as per cent."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def points(value: float) -> str:
+    """A difference of accuracies as percentage points; never ``-0.00``."""
+    return f"{round(100 * value, 2) + 0.0:.2f}"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _devices(value: Sequence[int]) -> str:
+    return " ".join(map(str, value)) or "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        title: its heading, with the unit where there is one.
+        key: of a row in report.json.
+        show: how a value is printed.
+    """
+
+    title: str
+    key: str
+    show: Callable[[Any], str] = _count
+
+    @property
+    def is_number(self) -> bool:
+        """Whether cells are numbers, which stand on the right."""
+        return self.show is not _devices
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and the rows of report.json that they show."""
+
+    columns: tuple[Column, ...]
+    rows: Sequence[Mapping[str, Any]]
+
+    def cells(self) -> list[list[str]]:
+        """What is printed, row by row."""
+        return [[column.show(row[column.key]) for column in self.columns] for row in self.rows]
+
+
+def failure_table(report: Report) -> Table:
+    """Accuracy against failed devices, over all subsets."""
+    columns = (
+        Column("failed", "failed"),
+        Column("subsets", "subsets"),
+        Column("mean", "mean", percent),
+        Column("worst", "worst", percent),
+        Column("best", "best", percent),
+        Column("answering in the worst case", "worst_subset", _devices),
+    )
+    # With no failure every device answers; report.json leaves that list empty.
+    everyone = [device["node"] for device in report["devices"]]
+    rows = [row if row["failed"] else {**row, "worst_subset": everyone} for row in report["accuracy_by_failures"]]
+    return Table(columns, rows)
+
+
+def live_table(report: Report) -> Table:
+    """What a live cluster measured, beside what the bundle predicted."""
+    columns = (
+        Column("failed", "failed"),
+        Column("requests", "requests"),
+        Column("lost", "lost"),
+        Column("accuracy", "accuracy", percent),
+        Column("predicted", "predicted", percent),
+        Column("answered devices", "answered", _devices),
+    )
+    return Table(columns, report["measured_live"])
+
+
+def device_table(report: Report) -> Table:
+    """What each device holds, sends and is worth."""
+    columns = (
+        Column("device", "node"),
+        Column("part", "part"),
+        Column("filters", "filters"),
+        Column("params", "params"),
+        Column("MACs", "macs"),
+        Column("model, bytes", "model_bytes"),
+        Column("sends, bytes", "feature_bytes"),
+        Column("accuracy alone", "accuracy_alone", percent),
+        Column("value, points", "value", points),
+    )
+    return Table(columns, report["devices"])
+
+
+def half_gone(report: Report) -> Mapping[str, Any]:
+    """The row of report.json with half of the devices gone, rounded down."""
+    row: Mapping[str, Any] = report["accuracy_by_failures"][len(report["devices"]) // 2]
+    return row
+
+
+def headline(report: Report) -> str:
+    """The report in one sentence."""
+    row, num_devices = half_gone(report), len(report["devices"])
+    teacher = percent(report["teacher"]["accuracy"], 1)
+    mean, worst = percent(row["mean"], 1), percent(row["worst"], 1)
+    if num_devices == 1:
+        return f"With its only device, answers are right {mean} of the time; the teacher: {teacher}"
+    return (
+        f"With {row['failed']} of {num_devices} devices gone, answers are right {mean} of the time on average "
+        f"(worst case {worst}); the teacher: {teacher}"
+    )
+
+
+def as_text(table: Table) -> str:
+    """A table for a terminal."""
+    titles = [column.title for column in table.columns]
+    lines = [titles, *table.cells()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
+
+    def align(line: list[str]) -> str:
+        padded = (
+            cell.rjust(width) if column.is_number else cell.ljust(width)
+            for cell, width, column in zip(line, widths, table.columns, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([align(titles), "  ".join("─" * width for width in widths), *map(align, lines[1:])])
+
+
+def as_markdown(table: Table) -> str:
+    """A table for a document."""
+    rule = ["---:" if column.is_number else ":---" for column in table.columns]
+    lines = [[column.title for column in table.columns], rule, *table.cells()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text_report(report: Report) -> str:
+    """What ``nonn report`` prints."""
+    return _laid_out(report, as_text)
+
+
+def markdown_report(report: Report) -> str:
+    """The report's headline and tables as Markdown."""
+    return _laid_out(report, as_markdown)
+
+
+def _laid_out(report: Report, lay_out: Callable[[Table], str]) -> str:
+    """Headline and tables; the live table only where there is one."""
+    expected = report["expected_accuracy"]
+    blocks = [f"{headline(report)}.", lay_out(failure_table(report))]
+    blocks.append(f"Expected accuracy, failures {expected['law']}: {percent(expected['value'])}")
+    if report["measured_live"]:
+        blocks += ["Measured on a live cluster:", lay_out(live_table(report))]
+    blocks.append(lay_out(device_table(report)))
+    return "\n\n".join(blocks) + "\n"

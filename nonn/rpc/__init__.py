@@ -1,0 +1,13 @@
+"""Remote procedure calls: generated stubs (``nonn.rpc.v1``) and the server that nodes and the aggregator share.
+
+``POOL`` is the descriptor pool of all our messages. It is not the default one, so that other libraries' copies of the
+Open Inference Protocol can live in the same process; ``scripts/make_stubs.py`` puts the generated messages into it.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.descriptor_pool import DescriptorPool
+
+__all__ = ["POOL"]
+
+POOL = DescriptorPool()

@@ -1,0 +1,254 @@
+"""One model behind the Open Inference Protocol: what device nodes and the aggregator have in common.
+
+Six calls, ``grpc.health.v1``, errors as gRPC status, one bound port, and an orderly end: on SIGTERM, SIGINT or, if
+asked, when standard input closes, health says NOT_SERVING, requests in flight are answered, then the process goes.
+Watching standard input is how a child notices that its parent was killed: nobody catches SIGKILL, but the pipe closes.
+
+Not here yet: TLS. Until it is, an address beyond loopback is refused unless the operator says ``--insecure``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from nonn import __version__
+from nonn.errors import AddressError, InputError
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.wire import MAX_MESSAGE_BYTES, Array, Parameter, add_tensors, to_status, write_parameters
+
+__all__ = ["InferenceServicer", "Model", "Result", "serve"]
+
+SERVICE = "inference.GRPCInferenceService"
+STOP_GRACE_S = 1.0  # for requests in flight when the process is told to end
+
+_OPTIONS = (
+    # With SO_REUSEPORT a second process on the same port would silently get half of the requests.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Clients ping idle links every 10 s; a stricter server would answer GOAWAY too_many_pings (flower #4519).
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model answers.
+
+    Attributes:
+        outputs: arrays by name.
+        parameters: response parameters.
+    """
+
+    outputs: Mapping[str, Array]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """One model that can be served; entered before the first request and left after the last."""
+
+    name: str
+    version: str
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered now."""
+        ...
+
+    def readiness(self) -> AsyncIterator[bool]:
+        """``ready`` now and again at every change."""
+        ...
+
+    def metadata(self) -> Any:
+        """The ModelMetadataResponse."""
+        ...
+
+    async def infer(self, request: Any, remaining_s: float | None) -> Result:
+        """Answers a ModelInferRequest.
+
+        Args:
+            request: the message; its model name and version have been checked.
+            remaining_s: time until the client's deadline; None if it has none.
+
+        Raises:
+            NonnError: becomes the gRPC status of the call.
+        """
+        ...
+
+
+class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """The six calls of the protocol, for one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The process is there, since it answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Whether a request would be answered now."""
+        return pb.ServerReadyResponse(ready=self._model.ready)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The same, for the one model there is."""
+        await self._check_model(request.name, request.version, context)
+        return pb.ModelReadyResponse(ready=self._model.ready)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Name and version of the server."""
+        return pb.ServerMetadataResponse(name="nonn", version=__version__, extensions=[])
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Tensors and properties of the model."""
+        await self._check_model(request.name, request.version, context)
+        return self._model.metadata()
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """One batch in, one answer out."""
+        await self._check_model(request.model_name, request.model_version, context)
+        try:
+            result = await self._model.infer(request, context.time_remaining())
+            response = pb.ModelInferResponse(model_name=self._model.name, model_version=self._model.version)
+            response.id = request.id
+            outputs = _requested(request, result.outputs)
+            add_tensors(response.outputs, response.raw_output_contents, outputs)
+            write_parameters(response.parameters, result.parameters)
+        except Exception as exc:
+            code, details, trailing = to_status(exc)
+            if code is grpc.StatusCode.INTERNAL:
+                _log.exception("%s: request failed", self._model.name)
+            await context.abort(code, details, trailing)
+        return response
+
+    async def _check_model(self, name: str, version: str, context: Any) -> None:
+        """Ends the call with NOT_FOUND if it asks for another model."""
+        if name != self._model.name or version not in ("", self._model.version):
+            asked = f"'{name}'" + (f" version '{version}'" if version else "")
+            here = f"'{self._model.name}' version '{self._model.version}'"
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}")
+
+
+def _requested(request: Any, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The outputs that a request names, in its order; all if it names none."""
+    names = [output.name for output in request.outputs] or list(outputs)
+    for name in names:
+        if name not in outputs:
+            raise InputError(f"no output '{name}'; the model has {', '.join(outputs)}")
+    return {name: outputs[name] for name in names}
+
+
+async def serve(
+    model: Model,
+    *,
+    host: str,
+    port: int,
+    insecure: bool,
+    watch_stdin: bool,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serves a model until the process is told to end.
+
+    Args:
+        model: what to serve.
+        host: address to bind; beyond loopback only with ``insecure``.
+        port: 0 lets the system choose.
+        insecure: the operator knows that there is no TLS.
+        watch_stdin: end when standard input closes.
+        on_ready: called once with ``host:port`` when requests are answered.
+
+    Raises:
+        AddressError: the address is taken, not of this machine, or beyond loopback without ``insecure``.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if watch_stdin:
+        threading.Thread(target=_wait_for_eof, args=(loop, stop), name="watch-stdin", daemon=True).start()
+    server = aio.server(options=_OPTIONS)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(model), server)  # type: ignore[no-untyped-call]
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    address = _bind(server, host, port, insecure)
+    async with model:
+        await server.start()
+        follow = asyncio.create_task(_follow(model, health_servicer))
+        try:
+            on_ready(address)
+            await stop.wait()
+        finally:
+            follow.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await follow
+            await health_servicer.enter_graceful_shutdown()
+            await server.stop(STOP_GRACE_S)
+
+
+async def _follow(model: Model, health_servicer: Any) -> None:
+    """Keeps grpc.health.v1 equal to the model's readiness."""
+    async for ready in model.readiness():
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            await health_servicer.set(service, status)
+
+
+def _bind(server: Any, host: str, port: int, insecure: bool) -> str:
+    """Binds the server and returns ``host:port``."""
+    if not insecure and not _is_loopback(host):
+        raise AddressError(
+            f"{host}: refusing to serve beyond loopback without TLS, which this version does not have; "
+            "bind 127.0.0.1, or say --insecure on a network that you trust"
+        )
+    name = f"[{host}]" if ":" in host else host
+    try:
+        bound = server.add_insecure_port(f"{name}:{port}")
+    except RuntimeError as exc:
+        raise AddressError(
+            f"{name}:{port} cannot be bound: port {port} is in use, or {host} is not an address of this machine; "
+            "choose another --port, or 0 for any"
+        ) from exc
+    return f"{name}:{bound}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _wait_for_eof(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Reads standard input to its end; os.read, since sys.stdin would hold a lock that the exit needs."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    with contextlib.suppress(RuntimeError):  # the loop is already closed
+        loop.call_soon_threadsafe(stop.set)

@@ -1,0 +1,106 @@
+"""Stages of a run: a folder each, keyed by a hash of its inputs.
+
+``runs/<experiment>/<stage>/stage.json`` holds the key. A stage whose key is unchanged and that is done is not run
+again; one that was interrupted goes on from what it left. When the inputs change, the old folder is set aside as
+``<stage>.<key>`` and comes back when the inputs do: a trained teacher is never lost to a changed flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nonn.errors import ConfigError
+from nonn.files import atomic_folder, digest, write_json
+
+__all__ = ["Stage", "exclusive", "open_stage"]
+
+STAGE = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one run.
+
+    Attributes:
+        folder: where its files are.
+        key: hash of its inputs.
+    """
+
+    folder: Path
+    key: str
+
+    @property
+    def done(self) -> bool:
+        """Whether it has finished."""
+        return bool(_read(self.folder).get("done"))
+
+    def finish(self) -> None:
+        """Marks it as finished; every file must be written by now."""
+        write_json(self.folder / STAGE, _read(self.folder) | {"done": True})
+
+
+def open_stage(root: Path, name: str, inputs: Mapping[str, Any]) -> Stage:
+    """Opens the folder of a stage, with whatever an earlier run with the same inputs left in it.
+
+    Args:
+        root: ``runs/<experiment>``.
+        name: of the stage.
+        inputs: all that its result depends on, as JSON values.
+    """
+    key, folder = digest(inputs), root / name
+    if folder.exists():
+        old = _read(folder).get("key", "unknown")
+        if old == key:
+            return Stage(folder, key)
+        folder.rename(_free(root / f"{name}.{old[:12]}"))
+    aside = root / f"{name}.{key[:12]}"
+    if aside.exists() and _read(aside).get("key") == key:
+        aside.rename(folder)
+    else:
+        with atomic_folder(folder) as fresh:
+            write_json(fresh / STAGE, {"key": key, "done": False, "inputs": inputs})
+    return Stage(folder, key)
+
+
+@contextlib.contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Holds a run's folder for this process.
+
+    Raises:
+        ConfigError: another process is at work in it, or it cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("a")
+    except OSError as exc:
+        raise ConfigError(f"{root}: cannot be written ({exc.strerror}); choose another folder with --runs") from exc
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{root}: another run is at work there; wait for it, or name the experiment otherwise"
+            ) from None
+        yield
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((folder / STAGE).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return values
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first numbered one beside it that is not taken."""
+    candidate, number = path, 1
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}.{number}"), number + 1
+    return candidate

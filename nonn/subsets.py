@@ -1,0 +1,153 @@
+"""Sets of answering devices, and the accuracy of each.
+
+A set S of the N devices is a bit mask: bit i is set when device i answered. A ``SubsetTable`` holds how many test
+samples each of the 2^N sets gets right; accuracy against failures, expected accuracy under a failure law and the
+importance of a device are sums over it, exact and without running a device again.
+
+Limits: N ≤ 16 (65,536 sets). The empty set answers nothing, so it is right about nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.errors import ShapeError
+
+__all__ = ["MAX_DEVICES", "SubsetTable", "all_masks", "mask_of", "members", "membership", "probabilities"]
+
+MAX_DEVICES = 16
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def all_masks(num_devices: int) -> IntArray:
+    """All subsets of the devices, as masks 0 … 2^N − 1 [2^N]."""
+    if not 1 <= num_devices <= MAX_DEVICES:
+        raise ShapeError(f"{num_devices} devices: all subsets are enumerated for 1 to {MAX_DEVICES} devices")
+    return np.arange(1 << num_devices, dtype=np.int64)
+
+
+def mask_of(devices: Iterable[int]) -> int:
+    """The mask of a set of device numbers."""
+    mask = 0
+    for device in devices:
+        mask |= 1 << device
+    return mask
+
+
+def members(mask: int) -> tuple[int, ...]:
+    """The device numbers in a mask, ascending."""
+    return tuple(i for i in range(int(mask).bit_length()) if mask >> i & 1)
+
+
+def membership(num_devices: int) -> NDArray[np.bool_]:
+    """Which device is in which subset [2^N, N]."""
+    return (all_masks(num_devices)[:, None] >> np.arange(num_devices) & 1).astype(bool)
+
+
+def probabilities(p_fail: FloatArray) -> FloatArray:
+    """Probability of each answering set when devices fail independently.
+
+    Args:
+        p_fail: probability that device i does not answer [N].
+
+    Returns:
+        [2^N], sums to 1.
+    """
+    answered = membership(len(p_fail))
+    result: FloatArray = np.where(answered, 1 - p_fail, p_fail).prod(axis=1)
+    return result
+
+
+@dataclass(frozen=True)
+class SubsetTable:
+    """How many samples each answering set gets right.
+
+    Attributes:
+        correct: correct samples of each mask [2^N].
+        samples: how many samples were tried.
+    """
+
+    correct: IntArray
+    samples: int
+
+    def __post_init__(self) -> None:
+        size = len(self.correct)
+        if self.correct.ndim != 1 or size < 2 or size & (size - 1):
+            raise ShapeError(f"a subset table has 2^N counts, not an array of shape {list(self.correct.shape)}")
+        if self.samples < 1 or self.correct.min() < 0 or self.correct.max() > self.samples:
+            raise ShapeError(f"a subset table of {self.samples} samples has counts outside 0 … {self.samples}")
+
+    @property
+    def num_devices(self) -> int:
+        """N."""
+        return len(self.correct).bit_length() - 1
+
+    @property
+    def accuracy(self) -> FloatArray:
+        """Accuracy of each mask, in [0, 1] [2^N]."""
+        return self.correct / self.samples
+
+    def by_failures(self) -> list[dict[str, Any]]:
+        """Accuracy against failed devices: over all subsets with 0 … N − 1 devices gone.
+
+        Returns:
+            A row for each number of failures: ``failed``, ``subsets``, ``mean``, ``worst``, ``best`` and
+            ``worst_subset``, the devices that answered in the worst case (the lowest mask of equals).
+        """
+        accuracy, count = self.accuracy, membership(self.num_devices).sum(axis=1)
+        rows = []
+        for failed in range(self.num_devices):
+            masks = np.flatnonzero(count == self.num_devices - failed)
+            values = accuracy[masks]
+            worst = int(masks[values.argmin()])
+            rows.append(
+                {
+                    "failed": failed,
+                    "subsets": len(masks),
+                    "mean": float(values.mean()),
+                    "worst": float(values.min()),
+                    "best": float(values.max()),
+                    "worst_subset": list(members(worst)) if failed else [],
+                }
+            )
+        return rows
+
+    def expected(self, p_fail: FloatArray) -> float:
+        """Expected accuracy when device i fails independently with probability ``p_fail[i]`` [N]."""
+        self._check(p_fail)
+        return float(probabilities(p_fail) @ self.accuracy)
+
+    def importance(self, p_fail: FloatArray) -> FloatArray:
+        """Birnbaum importance of each device: expected accuracy with it up, less with it down.
+
+        Args:
+            p_fail: probability that device i does not answer [N].
+
+        Returns:
+            Accuracy that hangs on each device [N].
+
+        Source: Birnbaum 1969, "On the importance of different components in a multicomponent system".
+        """
+        self._check(p_fail)
+        gain = []
+        for device in range(self.num_devices):
+            ends = []
+            for p in (0.0, 1.0):
+                law = np.array(p_fail, dtype=float)
+                law[device] = p
+                ends.append(self.expected(law))
+            gain.append(ends[0] - ends[1])
+        return np.array(gain)
+
+    def _check(self, p_fail: FloatArray) -> None:
+        if np.shape(p_fail) != (self.num_devices,):
+            raise ShapeError(f"{np.shape(p_fail)} failure probabilities for {self.num_devices} devices")
+        if not ((np.asarray(p_fail) >= 0) & (np.asarray(p_fail) <= 1)).all():
+            raise ShapeError("failure probabilities must lie between 0 and 1")

@@ -1,0 +1,160 @@
+"""The teacher: any network, its final convolutional stage taken by a hook, its input normalised inside.
+
+The normalisation is part of the network, here and in the students, so training and serving cannot differ.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nonn.config import TeacherConfig
+from nonn.errors import ConfigError
+from nonn.teacher.wrn import parse_wrn, pool, wrn
+
+__all__ = ["Normalise", "Teacher", "build_teacher", "load_weights"]
+
+
+class Normalise(nn.Module):
+    """Raw values [B, C, …] → (x − mean) / std per channel.
+
+    Args:
+        mean: per channel [C].
+        std: per channel [C].
+        dims: spatial axes of the input.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dims: int) -> None:
+        super().__init__()
+        shape = (1, -1) + (1,) * dims
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(shape))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, …] raw, of any dtype → float32."""
+        x = (x.float() - self.mean) / self.std
+        # oneDNN's and cuDNN's convolutions are fastest with channels innermost.
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+class Teacher(nn.Module):
+    """A network that also gives its final convolutional stage.
+
+    Args:
+        network: raw inputs normalised [B, C, …] → logits [B, K].
+        features: name of the submodule whose output [B, C, …] is the final convolutional stage, after BN and ReLU.
+        normalise: the network's first layer.
+
+    Attributes:
+        num_filters: C_T of the final convolutional stage; ``build_teacher`` finds it out by a forward pass.
+
+    Raises:
+        ConfigError: there is no such submodule; the message lists those there are.
+    """
+
+    def __init__(self, network: nn.Module, features: str, normalise: Normalise) -> None:
+        super().__init__()
+        self.normalise, self.network = normalise, network
+        try:
+            stage = network.get_submodule(features)
+        except AttributeError:
+            names = ", ".join(name for name, _ in network.named_children())
+            raise ConfigError(f"teacher.features = '{features}': no such submodule; there are {names}") from None
+        if not features:
+            raise ConfigError("teacher.features: name the submodule that is the final convolutional stage")
+        self.num_filters = 0
+        self._maps: Tensor | None = None
+        stage.register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._maps = output
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw inputs [B, C, …] → feature maps [B, C_T, …] and logits [B, K], both float32."""
+        logits = self.network(self.normalise(x))
+        maps, self._maps = self._maps, None
+        if maps is None or maps.ndim < 2 or len(maps) != len(x):
+            raise ConfigError("teacher.features: the named submodule did not give one feature map for each input")
+        return maps.float(), logits.float()
+
+    def activations(self, x: Tensor) -> Tensor:
+        """Mean activation of each final filter [B, C_T] for raw inputs [B, C, …]."""
+        return pool(self(x)[0])
+
+
+def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes: int, normalise: Normalise) -> Teacher:
+    """Makes an untrained teacher from the configuration.
+
+    Args:
+        config: ``model`` is ``wrn-DEPTH-WIDTH`` or ``package.module:factory``; a factory is called with ``args`` and
+            must give a network from normalised inputs [B, C, …] to logits [B, num_classes].
+        input_shape: of one sample [C, H, W] or [C, T].
+        num_classes: K.
+        normalise: its first layer.
+
+    Raises:
+        ConfigError: the model cannot be made, or does not give ``num_classes`` logits.
+    """
+    if parse_wrn(config.model) is not None:
+        network: nn.Module = wrn(config.model, input_shape[0], num_classes, len(input_shape) - 1)
+        features = "features"
+    elif ":" in config.model:
+        network, features = _from_path(config.model, config.args), config.features
+    else:
+        raise ConfigError(f"teacher.model = '{config.model}': write wrn-DEPTH-WIDTH or package.module:factory")
+    teacher = Teacher(network, features, normalise)
+    training = teacher.training
+    with torch.no_grad():
+        try:
+            maps, logits = teacher.eval()(torch.zeros(2, *input_shape))
+        except (RuntimeError, TypeError, ValueError) as exc:
+            raise ConfigError(
+                f"teacher.model = '{config.model}' does not take inputs {list(input_shape)}: {exc}"
+            ) from exc
+    if logits.shape != (2, num_classes):
+        raise ConfigError(f"teacher.model = '{config.model}' gives {list(logits.shape)[1:]} logits, not {num_classes}")
+    teacher.num_filters = maps.shape[1]
+    return teacher.train(training)
+
+
+def _from_path(path: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Calls the factory at ``package.module:factory``."""
+    module_name, _, name = path.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError(f"teacher.model = '{path}': {exc}") from exc
+    try:
+        network = factory(**arguments)
+    except Exception as exc:  # somebody else's code: whatever it raises, the way out is the experiment file
+        raise ConfigError(f"teacher.model = '{path}' failed with teacher.args: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"teacher.model = '{path}': gave a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a safetensors file into a network, strictly.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, or its tensors are not those of the network.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such weights file") from None
+    except Exception as exc:  # safetensors raises its own class for a truncated or foreign file
+        raise ConfigError(f"{path}: not a readable safetensors file ({exc})") from exc
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as exc:
+        raise ConfigError(f"{path}: these weights are of another network: {exc}") from exc

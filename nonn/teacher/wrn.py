@@ -1,0 +1,125 @@
+"""Wide residual networks, for images and for sensor windows.
+
+``wrn-DEPTH-WIDTH``: depth 6n + 4, three stages of n pre-activation blocks with 16, 32 and 64 times WIDTH channels;
+the second and third stage halve the resolution. The same network with one-dimensional convolutions serves sensor
+windows [B, C, T]. Source: Zagoruyko & Komodakis 2016, arXiv 1605.07146.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from nonn.errors import ConfigError
+
+__all__ = ["WideResNet", "parse_wrn", "wrn"]
+
+_CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+_NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+
+
+def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    """A padded convolution without bias over ``dims`` spatial axes, He-initialised."""
+    layer = _CONV[dims](inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def norm_relu(dims: int, channels: int) -> nn.Sequential:
+    """Batch normalisation and ReLU."""
+    return nn.Sequential(_NORM[dims](channels), nn.ReLU(inplace=True))
+
+
+class Block(nn.Module):
+    """Pre-activation residual block: two 3-wide convolutions beside an identity or a 1-wide projection."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.pre = norm_relu(dims, inputs)
+        self.first = conv(dims, inputs, outputs, 3, stride)
+        self.between = norm_relu(dims, outputs)
+        self.second = conv(dims, outputs, outputs, 3)
+        same = inputs == outputs and stride == 1
+        self.project = None if same else conv(dims, inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, …] → [B, outputs, …]."""
+        activated = self.pre(x)
+        shortcut = x if self.project is None else self.project(activated)
+        result: Tensor = shortcut + self.second(self.between(self.first(activated)))
+        return result
+
+
+class WideResNet(nn.Module):
+    """A wide residual network.
+
+    Args:
+        depth: 6n + 4.
+        width: multiplier of the channels.
+        in_channels: C of the input.
+        num_classes: K; 0 leaves the classifier away.
+        dims: spatial axes, 2 for images, 1 for sensor windows.
+
+    Attributes:
+        features: the submodule whose output is the final convolutional stage after BN and ReLU.
+        out_channels: its number of filters, 64 · width.
+    """
+
+    def __init__(self, depth: int, width: int, in_channels: int, num_classes: int, dims: int = 2) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        channels = [16, 16 * width, 32 * width, 64 * width]
+        layers: list[nn.Module] = [conv(dims, in_channels, channels[0], 3)]
+        for stage in range(3):
+            for block in range(blocks):
+                inputs = channels[stage] if block == 0 else channels[stage + 1]
+                stride = 2 if block == 0 and stage > 0 else 1
+                layers.append(Block(dims, inputs, channels[stage + 1], stride))
+        self.out_channels = channels[-1]
+        self.features = nn.Sequential(*layers, norm_relu(dims, self.out_channels))
+        self.classifier = nn.Linear(self.out_channels, num_classes) if num_classes else None
+        if self.classifier is not None:
+            nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, K] of inputs [B, C, …]; without a classifier the final feature map [B, 64 · width, …]."""
+        maps: Tensor = self.features(x)
+        if self.classifier is None:
+            return maps
+        logits: Tensor = self.classifier(pool(maps))
+        return logits
+
+
+def pool(maps: Tensor) -> Tensor:
+    """Global average over the spatial axes [B, C, …] → [B, C], in float32."""
+    return maps.float().flatten(2).mean(dim=2) if maps.ndim > 2 else maps.float()
+
+
+def parse_wrn(name: str) -> tuple[int, int] | None:
+    """Depth and width of ``wrn-DEPTH-WIDTH``, None for another kind of name.
+
+    Raises:
+        ConfigError: it is a wrn of a depth or width that does not exist.
+    """
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if match is None:
+        return None
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or (depth - 4) % 6 or width < 1:
+        raise ConfigError(f"model '{name}': depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and width at least 1")
+    return depth, width
+
+
+def wrn(name: str, in_channels: int, num_classes: int, dims: int) -> WideResNet:
+    """A wide residual network by its name.
+
+    Raises:
+        ConfigError: the name is not one of a wide residual network.
+    """
+    parsed = parse_wrn(name)
+    if parsed is None:
+        raise ConfigError(f"model '{name}': unknown; write wrn-DEPTH-WIDTH, for example wrn-16-1")
+    network = WideResNet(*parsed, in_channels, num_classes, dims)
+    return network.to(memory_format=torch.channels_last) if dims == 2 else network  # type: ignore[call-overload]

@@ -1,0 +1,231 @@
+"""The one trainer: teacher and students go through the same loop.
+
+SGD with Nesterov momentum, one-cycle or step schedule, bf16 autocast, EMA of the weights, a checkpoint after every
+epoch and exact resume: all randomness of an epoch comes from a generator seeded by (seed, epoch), so a run that was
+killed and resumed gives the same weights, bit for bit, as one that was not. Checkpoints are safetensors files; there
+is no pickle. The whole split is kept in memory as one tensor and augmented in batches: a loader with workers is the
+bottleneck for small images.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nonn.config import TrainingConfig
+from nonn.errors import DataError
+from nonn.files import atomic_file
+
+__all__ = ["Augmentation", "Progress", "Task", "batches", "epoch_generator", "fit", "learning_rate", "tune_allocator"]
+
+CHECKPOINT = "checkpoint.safetensors"
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+Progress = Callable[[int, int, dict[str, float]], None]  # epochs done, epochs in all, mean losses of the last one
+
+
+class Task(Protocol):
+    """What the trainer trains."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Holds every trained parameter, and nothing else that changes."""
+        ...
+
+    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
+        ...
+
+
+def fit(
+    task: Task,
+    inputs: NDArray[Any],
+    labels: NDArray[np.int64],
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    seed: int,
+    augment: Augmentation,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """Trains, or goes on training from the last checkpoint in ``folder``.
+
+    Args:
+        task: what is trained; its module holds the last epoch's weights (their EMA where it is on) afterwards.
+        inputs: raw training inputs [n, C, …].
+        labels: [n].
+        config: optimiser and schedule.
+        folder: where the checkpoint is kept, one file, replaced after every epoch.
+        seed: of the order, the augmentation and whatever the task draws.
+        augment: (raw batch, generator) → varied raw batch.
+        device: torch device name.
+        progress: called after every epoch.
+
+    Returns:
+        Mean losses of each epoch.
+
+    Raises:
+        DataError: there are fewer samples than a batch norm can use.
+    """
+    if len(inputs) < 2:
+        raise DataError(f"{len(inputs)} training samples: at least 2 are needed")
+    tune_allocator()
+    module = task.module.to(device).train()
+    x, y = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+    batch = min(config.batch, len(x))
+    per_epoch = len(x) // batch
+    total = per_epoch * config.epochs
+    optimizer = torch.optim.SGD(
+        module.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
+    ema = {k: v.detach().clone() for k, v in module.state_dict().items()} if config.ema else {}
+    history = _resume(folder / CHECKPOINT, module, optimizer, ema)
+    for epoch in range(len(history), config.epochs):
+        generator = epoch_generator(seed, epoch)
+        sums: dict[str, float] = {}
+        order = torch.randperm(len(x), generator=generator)[: per_epoch * batch].to(device)
+        for step, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, total)
+            varied = augment(x[index], generator)
+            with autocast(config, device):
+                losses = task.losses(varied, y[index], generator)
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            _average(ema, module, config.ema, step)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(loss.detach())
+        history.append({name: value / per_epoch for name, value in sums.items()})
+        if not all(math.isfinite(v) for v in history[-1].values()):
+            raise DataError(f"epoch {epoch + 1}: the loss is not finite ({history[-1]}); lower the learning rate")
+        _checkpoint(folder / CHECKPOINT, module, optimizer, ema, history)
+        if progress is not None:
+            progress(epoch + 1, config.epochs, history[-1])
+    if ema:
+        module.load_state_dict(ema)
+    module.eval()
+    return history
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The CPU generator that all randomness of an epoch comes from."""
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
+def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
+    """Learning rate of one step of ``total``: a pure function, so that resuming needs no state.
+
+    ``one-cycle``: linear warm-up over the first 20 % of the steps, then a cosine to zero (Smith & Topin 2017, arXiv
+    1708.07120, without the momentum cycle). ``step``: × 0.1 at each milestone.
+    """
+    done = step / total
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(done >= m for m in config.milestones)
+    warm_up = 0.2
+    if done < warm_up:
+        return config.lr * (0.04 + 0.96 * done / warm_up)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def autocast(config: TrainingConfig, device: str) -> AbstractContextManager[Any]:
+    """bfloat16 autocast where it is on, or where it pays."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=use_bf16(config.bf16, kind))
+
+
+def use_bf16(choice: str, kind: str) -> bool:
+    """Whether to compute in bfloat16: ``auto`` asks the processor whether it multiplies bfloat16 itself."""
+    if choice != "auto":
+        return choice == "on"
+    return kind == "cuda" or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def batches(inputs: NDArray[Any], device: str = "cpu", size: int = 512) -> Iterator[Tensor]:
+    """The inputs in order as raw tensors of at most ``size`` samples [B, C, …]."""
+    for start in range(0, len(inputs), size):
+        yield torch.from_numpy(inputs[start : start + size]).to(device)
+
+
+def tune_allocator() -> None:
+    """Lets glibc keep freed memory: it hands large blocks back to the kernel, which zeroes them for every batch.
+
+    Over half of a CPU training step can be that. Elsewhere than on glibc this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 512 << 20)
+
+
+def _average(ema: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
+    """One step of the exponential moving average; young averages use a shorter memory."""
+    if not ema:
+        return
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                ema[name].lerp_(value, 1 - decay)
+            else:
+                ema[name].copy_(value)
+
+
+def _checkpoint(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: dict[str, Tensor],
+    history: list[dict[str, float]],
+) -> None:
+    """Writes weights, momentum, average and history."""
+    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.items()}
+    for name, parameter in module.named_parameters():
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    with atomic_file(path) as temporary:
+        contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(contiguous, temporary, metadata={"history": json.dumps(history)})
+
+
+def _resume(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
+) -> list[dict[str, float]]:
+    """Reads a checkpoint if there is one; returns the history of the epochs that are done."""
+    if not path.exists():
+        return []
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        history: list[dict[str, float]] = json.loads(file.metadata()["history"])
+    module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for name in ema:
+        ema[name].copy_(tensors[f"ema.{name}"])
+    for name, parameter in module.named_parameters():
+        if f"momentum.{name}" in tensors:
+            like = torch.empty_like(parameter)
+            optimizer.state[parameter]["momentum_buffer"] = like.copy_(tensors[f"momentum.{name}"])
+    return history

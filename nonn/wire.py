@@ -1,0 +1,257 @@
+"""Arrays ↔ messages of the Open Inference Protocol, and errors ↔ gRPC status.
+
+Values are written raw, because widespread clients read nothing else; raw and typed values are read. Every size, shape
+and datatype is checked before an array is made of foreign bytes, and an error names its tensor. Arrays of raw values
+are views of the message: no copy, not writable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn import errors
+from nonn.errors import BundleError, ConfigError, InputError, NonnError, UnreachableError
+from nonn.rpc.v1 import inference_pb2 as pb
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "DTYPES",
+    "ERROR_KEY",
+    "MAX_MESSAGE_BYTES",
+    "add_tensors",
+    "check_batch",
+    "from_status",
+    "new_request",
+    "read_parameters",
+    "read_tensors",
+    "to_status",
+    "write_parameters",
+]
+
+Array = NDArray[Any]
+Parameter = bool | int | float | str
+
+# Raw contents are little-endian whatever the machine is.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+_TYPED_FIELD = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+
+# gRPC's own limit of 4 MiB is 340 images of 32 × 32 in float32; a batch of a few thousand should pass.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+# For every channel. Devices are on the local network, so a proxy of the environment is never meant for them.
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)
+
+# Trailing metadata with the name of our error: UNAVAILABLE alone would not tell a lost quorum from a lost server.
+ERROR_KEY = "nonn-error"
+
+
+def add_tensors(descriptors: Any, raws: Any, tensors: Mapping[str, Array]) -> None:
+    """Writes arrays raw.
+
+    Args:
+        descriptors: ``request.inputs`` or ``response.outputs``; appended to.
+        raws: ``request.raw_input_contents`` or ``response.raw_output_contents``; appended to.
+        tensors: arrays by name, any shape.
+
+    Raises:
+        InputError: a dtype that the protocol has no name for.
+    """
+    for name, array in tensors.items():
+        little = array.dtype.newbyteorder("<")
+        if little not in _DATATYPES:
+            raise InputError(f"tensor '{name}': dtype {array.dtype} has no name in the protocol; use {_known()}")
+        descriptors.add(name=name, datatype=_DATATYPES[little], shape=array.shape)
+        raws.append(array.astype(little, copy=False).tobytes())
+
+
+def read_tensors(descriptors: Sequence[Any], raws: Sequence[bytes]) -> dict[str, Array]:
+    """Reads arrays, raw or typed.
+
+    Args:
+        descriptors: ``request.inputs`` or ``response.outputs``.
+        raws: ``request.raw_input_contents`` or ``response.raw_output_contents``.
+
+    Returns:
+        Arrays by name.
+
+    Raises:
+        InputError: an unknown datatype, a negative dimension, sizes that do not fit, values outside their type, raw and
+            typed values together, or a name that occurs twice.
+    """
+    if raws and len(raws) != len(descriptors):
+        raise InputError(f"{len(raws)} raw contents for {len(descriptors)} tensors: give one for each, or none")
+    arrays: dict[str, Array] = {}
+    for index, tensor in enumerate(descriptors):
+        name, shape = tensor.name, tuple(tensor.shape)
+        if name in arrays:
+            raise InputError(f"tensor '{name}' is given twice")
+        if tensor.datatype not in DTYPES:
+            raise InputError(f"tensor '{name}': unknown datatype '{tensor.datatype}'; known: {_known()}")
+        if any(size < 0 for size in shape):
+            raise InputError(f"tensor '{name}': shape {list(shape)} has a negative dimension")
+        if raws and tensor.contents.ByteSize():
+            raise InputError(f"tensor '{name}': raw and typed contents are both given; give one")
+        arrays[name] = _raw(tensor, raws[index], shape) if raws else _typed(tensor, shape)
+    return arrays
+
+
+def _raw(tensor: Any, raw: bytes, shape: tuple[int, ...]) -> Array:
+    """A view of raw contents."""
+    dtype = DTYPES[tensor.datatype]
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(raw) != wanted:
+        raise InputError(
+            f"tensor '{tensor.name}': {len(raw)} bytes of raw contents, but {tensor.datatype} {list(shape)} "
+            f"takes {wanted}"
+        )
+    array: Array = np.frombuffer(raw, dtype).reshape(shape)
+    if tensor.datatype == "BOOL" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+        # NumPy takes any byte for a bool, and then True == True can be false.
+        raise InputError(f"tensor '{tensor.name}': BOOL contents must be bytes 0 and 1")
+    return array
+
+
+def _typed(tensor: Any, shape: tuple[int, ...]) -> Array:
+    """An array of typed contents."""
+    field, size = _TYPED_FIELD.get(tensor.datatype), math.prod(shape)
+    filled = [descriptor.name for descriptor, _ in tensor.contents.ListFields()]
+    if field is None and size:
+        raise InputError(f"tensor '{tensor.name}': {tensor.datatype} must be sent as raw contents")
+    if set(filled) - {field}:
+        raise InputError(f"tensor '{tensor.name}': {tensor.datatype} belongs in {field}, not in {', '.join(filled)}")
+    values = getattr(tensor.contents, field) if field else []
+    if len(values) != size:
+        raise InputError(f"tensor '{tensor.name}': {len(values)} values, but shape {list(shape)} takes {size}")
+    dtype = DTYPES[tensor.datatype]
+    if dtype.kind in "iu" and len(values):
+        limits = np.iinfo(dtype)
+        if min(values) < limits.min or max(values) > limits.max:
+            raise InputError(f"tensor '{tensor.name}': values outside {tensor.datatype} ({limits.min} to {limits.max})")
+    return np.array(values, dtype).reshape(shape)
+
+
+def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """The one input of a nonn model, checked.
+
+    Args:
+        tensors: what the request holds.
+        shape: of one sample.
+
+    Returns:
+        The batch [B, *shape], uint8 or finite float32, B ≥ 1.
+
+    Raises:
+        InputError: another tensor, shape or dtype, no sample, NaN or infinity.
+    """
+    if set(tensors) != {"input"}:
+        given = ", ".join(f"'{name}'" for name in tensors) or "nothing"
+        raise InputError(f"the model takes one tensor, 'input'; the request holds {given}")
+    batch = tensors["input"]
+    expected = f"[B, {', '.join(map(str, shape))}]"
+    if batch.dtype not in (np.uint8, np.float32):
+        raise InputError(f"tensor 'input': dtype {batch.dtype}; send uint8 (UINT8) or float32 (FP32)")
+    if batch.shape[1:] != shape or batch.ndim != len(shape) + 1:
+        raise InputError(f"tensor 'input': shape {list(batch.shape)}, expected {expected}")
+    if not len(batch):
+        raise InputError(f"tensor 'input': an empty batch; expected {expected} with B at least 1")
+    if batch.dtype == np.float32 and not np.isfinite(batch).all():
+        bad = np.flatnonzero(~np.isfinite(batch.reshape(len(batch), -1)).all(axis=1))
+        raise InputError(f"tensor 'input': NaN or infinity in sample {bad[0]} ({len(bad)} of {len(batch)} samples)")
+    return batch
+
+
+def write_parameters(target: Any, parameters: Mapping[str, Parameter]) -> None:
+    """Writes request or response parameters into a message's map."""
+    for name, value in parameters.items():
+        # bool before int: True is an int in Python.
+        if isinstance(value, bool):
+            target[name].bool_param = value
+        elif isinstance(value, int):
+            target[name].int64_param = value
+        elif isinstance(value, float):
+            target[name].double_param = value
+        else:
+            target[name].string_param = value
+
+
+def read_parameters(source: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Request or response parameters as Python values; one that is not set is left out."""
+    chosen = {name: value.WhichOneof("parameter_choice") for name, value in source.items()}
+    return {name: getattr(source[name], field) for name, field in chosen.items() if field}
+
+
+def to_status(exc: BaseException) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """What a servicer answers instead of a result: code, text and trailing metadata."""
+    if isinstance(exc, NonnError):
+        return grpc.StatusCode[exc.grpc_status], str(exc), ((ERROR_KEY, type(exc).__name__),)
+    return grpc.StatusCode.INTERNAL, f"internal error ({type(exc).__name__}); the server's log says more", ()
+
+
+def from_status(exc: grpc.RpcError, address: str) -> NonnError:
+    """The inverse of ``to_status`` on the client's side; the message names the address.
+
+    Args:
+        exc: a failed call, of grpc or grpc.aio.
+        address: that was called.
+    """
+    code, details = exc.code(), exc.details() or ""
+    name = dict(exc.trailing_metadata() or ()).get(ERROR_KEY, "")
+    cls = getattr(errors, str(name), None) if name in errors.__all__ else None
+    if cls is not None and cls is not errors.MissingExtraError:
+        return cls(f"{address}: {details}")  # type: ignore[no-any-return]
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return UnreachableError(f"{address}: nobody answers there ({details})")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return UnreachableError(f"{address}: no answer in time; is it overloaded, or the timeout too short?")
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
+        return InputError(f"{address}: {details}")
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return BundleError(f"{address}: {details}")
+    if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
+        return ConfigError(f"{address}: {details}; is this the address of a nonn aggregator?")
+    return NonnError(f"{address}: {code.name}: {details}")
+
+
+def _known() -> str:
+    return ", ".join(DTYPES)
+
+
+def new_request(model: str, tensors: Mapping[str, Array], parameters: Mapping[str, Parameter], id: str = "") -> Any:
+    """An inference request."""
+    request = pb.ModelInferRequest(model_name=model, id=id)
+    add_tensors(request.inputs, request.raw_input_contents, tensors)
+    write_parameters(request.parameters, parameters)
+    return request

@@ -1,0 +1,116 @@
+"""Real processes and sockets for tests of serving; waiting is done on pipes, processes and replies, never on time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from nonn.rpc import server as rpc_server
+from nonn.rpc.v1 import inference_pb2_grpc
+
+TIMEOUT_S = 30.0  # for what takes a second on an idle machine
+
+Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+@contextlib.contextmanager
+def process(*arguments: str | Path, stdin: int | None = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    """``python -m …``, gone at the end whatever happens."""
+    environment = {**os.environ, "COLUMNS": "160"}
+    command = [sys.executable, "-m", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+@contextlib.contextmanager
+def running_node(bundle: Path, student: int, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+    """A real node process and its ready line."""
+    with process("nonn_device", "serve", bundle, "--student", str(student), "--watch-stdin", *options) as child:
+        assert child.stdout is not None
+        yield child, json.loads(child.stdout.readline())
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """``python -m …`` to its end."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of a process's children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextlib.contextmanager
+def watched(pids: list[int]) -> Iterator[Callable[[], bool]]:
+    """Yields a function that waits until all these processes have ended, and says whether they have."""
+    descriptors = [os.pidfd_open(pid) for pid in pids]
+
+    def all_ended() -> bool:
+        return all(select.select([fd], [], [], TIMEOUT_S)[0] for fd in descriptors)
+
+    try:
+        yield all_ended
+    finally:
+        for fd in descriptors:
+            os.close(fd)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> float:
+    """Asks again and again until something holds; returns the seconds that it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < timeout_s, f"still not so after {timeout_s} s"
+    return time.monotonic() - start
+
+
+class _Generic(grpc.GenericRpcHandler):
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+
+    def service(self, details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._behaviour)
+
+
+@contextlib.asynccontextmanager
+async def fake_node(behaviour: Behaviour, port: int = 0) -> AsyncIterator[str]:
+    """A server that answers any call with what ``behaviour`` makes of the request's bytes."""
+    server = aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((_Generic(behaviour),))
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{bound}"
+    finally:
+        await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def serving(model: rpc_server.Model) -> AsyncIterator[str]:
+    """A model behind the protocol in this process."""
+    server = aio.server(options=[("grpc.so_reuseport", 0)])
+    servicer = rpc_server.InferenceServicer(model)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    bound = server.add_insecure_port("127.0.0.1:0")
+    async with model:
+        await server.start()
+        try:
+            yield f"127.0.0.1:{bound}"
+        finally:
+            await server.stop(None)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nonn.cli import COMMANDS, main
+from nonn.extras import missing_extra, requirements
+from tests.conftest import TINY
+
+SETS = [argument for item in TINY for argument in ("--set", item)]
+
+
+def test_help_lists_every_command_and_is_quick() -> None:
+    command = [sys.executable, "-m", "nonn", "--help"]
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert all(re.search(rf"^    {name}\b", done.stdout, re.MULTILINE) for name in COMMANDS)
+    assert min(times) < 0.4
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert "usage: nonn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "x.toml", "--fast"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "missing.toml"], 3, "missing.toml: no such file"),
+        (["demo", "--set", "distill.epoch=1"], 3, "did you mean 'distill.epochs'"),
+        (["demo", "--set", "partition.parts=9"], 3, "more parts than devices"),
+        (["demo", "--set", "devices.budget.params=10"], 3, "over its budget"),
+        (["demo", "--set", "data.reader=parquet"], 3, "data.path"),
+        (["demo", "--set", "data.reader=cifar", "--set", "data.path=/no/cifar"], 3, "/no/cifar"),
+        (["report", "/no/bundle"], 3, "/no/bundle"),
+        (["up", "/no/bundle"], 3, "/no/bundle"),
+        (["predict", "127.0.0.1:1", __file__], 3, "test_cli.py"),
+    ],
+)
+def test_bad_input_has_a_message_and_its_exit_code(
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    got, captured = main(arguments), capsys.readouterr()
+    assert (got, captured.out) == (code, "")
+    assert f"nonn {arguments[0]}: " in captured.err and words in captured.err
+
+
+def test_a_missing_extra_names_the_install_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nonn.demo", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [m for m in sys.modules if m.startswith("nonn.pipeline")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["run", str(Path(__file__).parent.parent / "examples" / "digits.toml")]) == 6
+    assert "pip install 'nonn[train]'" in capsys.readouterr().err
+
+
+def test_modules_are_matched_to_the_extra_that_brings_them() -> None:
+    for module, extra in [("torch", "train"), ("PIL.Image", "train"), ("sklearn", "train"), ("simpy", "sim")]:
+        error = missing_extra(ModuleNotFoundError(f"No module named '{module}'", name=module))
+        assert error is not None and f"nonn[{extra}]" in str(error)
+    assert missing_extra(ModuleNotFoundError("No module named 'nonn.x'", name="nonn.x")) is None
+    assert "torch" not in requirements()[""] and "grpcio" in requirements()[""]
+
+
+def test_the_base_install_is_what_a_device_needs() -> None:
+    assert sorted(requirements()[""]) == ["grpcio", "grpcio-health-checking", "numpy", "onnxruntime", "protobuf"]
+
+
+def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    findings = {item["what"]: item for item in json.loads(capsys.readouterr().out)}
+    assert findings["base: grpcio"]["ok"] and findings["onnxruntime runs"]["ok"]
+    assert main(["doctor"]) == 0
+    assert "python" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_training_keeps_the_epochs_done_and_goes_on_from_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "nonn", "demo", "--runs", str(tmp_path), *SETS, "--set", "teacher.epochs=2000"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    checkpoint = tmp_path / "tiny" / "teacher" / "checkpoint.safetensors"
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)  # waiting for another process's file: there is nothing to be told by
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert out == "" and "interrupted" in err and "Traceback" not in err
+    assert checkpoint.exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_partition_prints_how_good_the_cut_is(
+    tiny_runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text("")
+    assert main(["partition", str(tmp_path / "tiny.toml"), "--runs", str(tiny_runs), *SETS]) == 0
+    out = capsys.readouterr().out
+    assert "normalised cut" in out and "kept correlation" in out
+    assert main(["partition", str(tmp_path / "tiny.toml"), "--runs", str(tiny_runs), "--json", *SETS]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["measures"]["sizes"] == [32, 32]

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from nonn.errors import BundleError
+from nonn.export import TOLERANCE, export_onnx, run_onnx
+from nonn.students import Student
+from nonn.teacher import Normalise
+from tests.toys import toy_data
+
+
+def trained_looking_student(dims: int = 2) -> Student:
+    shape = (1, 8, 8) if dims == 2 else (9, 25)
+    torch.manual_seed(0)
+    student = Student("wrn-10-1", shape, 12, Normalise([127.0] * shape[0], [70.0] * shape[0], dims))
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    return student.eval()
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_an_exported_student_gives_what_torch_gives_for_any_batch(dims: int) -> None:
+    student = trained_looking_student(dims)
+    shape = (1, 8, 8) if dims == 2 else (9, 25)
+    raw = toy_data(7, seed=1)[0] if dims == 2 else np.random.default_rng(0).normal(size=(7, 9, 25)).astype(np.float32)
+    data = export_onnx(student, shape, raw)
+    with torch.no_grad():
+        expected = student(torch.from_numpy(raw)).numpy()
+    for batch in (1, 3, 7):
+        np.testing.assert_allclose(run_onnx(data, raw, batch), expected, atol=TOLERANCE)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["input"] and session.get_inputs()[0].type == "tensor(float)"
+    assert [o.name for o in session.get_outputs()] == ["features"]
+
+
+def test_a_student_that_does_not_survive_export_is_refused() -> None:
+    class Moody(nn.Module):
+        """Differs between tracing and running."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pooled = x.mean((2, 3))
+            return pooled if torch.compiler.is_exporting() else pooled + 1
+
+    with pytest.raises(BundleError, match="differs from torch by"):
+        export_onnx(Moody(), (1, 8, 8), toy_data(3, seed=1)[0])

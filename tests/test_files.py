@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nonn.files import atomic_file, atomic_folder, canonical_json, code_version, digest, write_json
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+    with atomic_file(target) as temporary:
+        temporary.write_text("one")
+        assert not target.exists()
+    assert target.read_text() == "one"
+    with pytest.raises(KeyboardInterrupt), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "one"
+    assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    for text in ("one", "two"):
+        with atomic_folder(target) as folder:
+            (folder / text).write_text(text)
+        assert [p.name for p in target.iterdir()] == [text]
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+        (folder / "half").write_text("half")
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_equal_values_have_equal_digests_whatever_their_order(tmp_path: Path) -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    assert canonical_json({"ü": 1}) == '{"ü":1}'
+    write_json(tmp_path / "x.json", {"ü": 1})
+    assert (tmp_path / "x.json").read_text() == '{\n  "ü": 1\n}\n'
+
+
+def test_the_code_version_names_the_release_and_the_commit_if_there_is_one() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\+g[0-9a-f]{10,}(\.dirty)?)?", code_version())

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from nonn.errors import BundleError, ShapeError
+from nonn.fusion import (
+    Head,
+    ReplicaAverage,
+    RidgePerSet,
+    ZeroFill,
+    enumerate_subsets,
+    gram,
+    head_from_arrays,
+    softmax,
+)
+from nonn.subsets import all_masks, members
+
+K, WIDTHS, PARTS = 5, (3, 2, 3, 2), (0, 1, 0, 1)
+
+
+def features(n: int, seed: int = 0) -> list[NDArray[np.float64]]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(n, w)) for w in WIDTHS]
+
+
+def heads() -> dict[str, Head]:
+    rng = np.random.default_rng(1)
+    all_features = np.concatenate(features(60, seed=2), axis=1)
+    targets = all_features @ rng.normal(size=(10, K)) + rng.normal(size=K)
+    return {
+        "zero-fill": ZeroFill(rng.normal(size=(10, K)), rng.normal(size=K), WIDTHS),
+        "replica-average": ReplicaAverage(rng.normal(size=(5, K)), rng.normal(size=K), WIDTHS, PARTS),
+        "ridge": RidgePerSet(*gram(all_features, targets), 1e-3, WIDTHS),
+    }
+
+
+@pytest.mark.parametrize("kind", heads())
+def test_a_head_survives_storage_with_the_same_logits_for_every_set(kind: str) -> None:
+    head, fs = heads()[kind], features(4)
+    again = head_from_arrays(head.to_arrays())
+    assert type(again) is type(head)
+    for mask in all_masks(4)[1:].tolist():
+        arrived = {i: fs[i] for i in members(mask)}
+        np.testing.assert_array_equal(again.logits(arrived), head.logits(arrived))
+
+
+def test_zero_fill_equals_the_full_layer_on_features_with_zeros() -> None:
+    head, fs = heads()["zero-fill"], features(6)
+    assert isinstance(head, ZeroFill)
+    for answered in combinations(range(4), 2):
+        filled = np.concatenate([f if i in answered else 0 * f for i, f in enumerate(fs)], axis=1)
+        np.testing.assert_allclose(head.logits({i: fs[i] for i in answered}), filled @ head.weight + head.bias)
+
+
+def test_replica_average_averages_over_those_that_arrived() -> None:
+    head, fs = heads()["replica-average"], features(6)
+    assert isinstance(head, ReplicaAverage)
+    first, second = head.weight[:3], head.weight[3:]
+    both = (fs[0] + fs[2]) / 2 @ first + fs[3] @ second + head.bias
+    np.testing.assert_allclose(head.logits({0: fs[0], 2: fs[2], 3: fs[3]}), both)
+    np.testing.assert_allclose(head.logits({2: fs[2]}), fs[2] @ first + head.bias)
+
+
+def test_fusion_is_the_sum_of_what_each_device_adds() -> None:
+    head, fs = heads()["zero-fill"], features(6)
+    alone = [head.logits({i: f}) - head.weights(0)[1] for i, f in enumerate(fs)]
+    np.testing.assert_allclose(head.logits(dict(enumerate(fs))), sum(alone) + head.weights(0)[1])
+
+
+@pytest.mark.parametrize("answered", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_ridge_of_a_set_is_the_regression_on_that_sets_features_alone(answered: tuple[int, ...]) -> None:
+    fs = features(200, seed=3)
+    x, y = np.concatenate(fs, axis=1), np.random.default_rng(4).normal(size=(200, K))
+    head = RidgePerSet(*gram(x, y), 1e-9, WIDTHS)
+    part = np.concatenate([fs[i] for i in answered] + [np.ones((200, 1))], axis=1)
+    expected = part @ np.linalg.lstsq(part, y, rcond=None)[0]
+    np.testing.assert_allclose(head.logits({i: fs[i] for i in answered}), expected, atol=1e-6)
+
+
+def test_ridge_is_exact_where_the_teacher_is_linear_in_the_features() -> None:
+    fs = features(100, seed=5)
+    x = np.concatenate(fs, axis=1)
+    y = x @ np.random.default_rng(6).normal(size=(10, K)) + 3
+    head = RidgePerSet(*gram(x, y), 1e-9, WIDTHS)
+    np.testing.assert_allclose(head.logits(dict(enumerate(fs))), y, atol=1e-6)
+
+
+def test_gram_sums_of_batches_add_up() -> None:
+    x, y = np.concatenate(features(50), axis=1), np.ones((50, K))
+    whole, halves = gram(x, y), [gram(x[:20], y[:20]), gram(x[20:], y[20:])]
+    np.testing.assert_allclose(whole[0], halves[0][0] + halves[1][0])
+    np.testing.assert_allclose(whole[1], halves[0][1] + halves[1][1])
+
+
+def test_a_stronger_ridge_shrinks_towards_the_mean_of_the_teacher() -> None:
+    head = heads()["ridge"]
+    assert isinstance(head, RidgePerSet)
+    norms = [np.linalg.norm(head.with_ridge(r).weights(15)[0]) for r in (1e-3, 1.0, 1e6)]
+    assert norms[0] > norms[1] > norms[2]
+    assert norms[2] < 1e-3
+
+
+def test_ridge_answers_with_the_mean_when_every_feature_is_dead() -> None:
+    y = np.random.default_rng(7).normal(size=(20, K))
+    head = RidgePerSet(*gram(np.zeros((20, 10)), y), 1e-3, WIDTHS)
+    np.testing.assert_allclose(head.logits({0: np.zeros((2, 3))}), np.tile(y.mean(axis=0), (2, 1)))
+
+
+def test_a_batch_and_its_samples_one_by_one_fuse_alike() -> None:
+    fs = features(30)
+    for head in heads().values():
+        batch = head.logits({i: fs[i] for i in (0, 3)})
+        singles = [head.logits({i: fs[i][j : j + 1] for i in (0, 3)}) for j in range(30)]
+        np.testing.assert_allclose(np.concatenate(singles), batch, rtol=1e-12, atol=1e-12)
+
+
+def test_enumeration_counts_what_fusing_each_set_gives() -> None:
+    fs, labels = features(40), np.random.default_rng(8).integers(0, K, 40)
+    for head in heads().values():
+        table = enumerate_subsets(head, fs, labels)
+        assert table.samples == 40 and table.correct[0] == 0
+        for mask in (1, 6, 15):
+            predicted = head.logits({i: fs[i] for i in members(mask)}).argmax(axis=1)
+            assert table.correct[mask] == (predicted == labels).sum()
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6))
+def test_softmax_is_a_distribution_and_ignores_a_shift(logits: list[float]) -> None:
+    p = softmax(np.array([logits]))
+    assert p.sum() == pytest.approx(1) and (p >= 0).all()
+    np.testing.assert_allclose(softmax(np.array([logits]) + 7), p, atol=1e-9)
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    head, fs = heads()["ridge"], features(3)
+    with pytest.raises(ShapeError, match="no device answered"):
+        head.logits({})
+    with pytest.raises(ShapeError, match=r"device 1: features of shape \[3, 3\], expected \[3, 2\]"):
+        head.logits({0: fs[0], 1: fs[2]})
+    with pytest.raises(ShapeError, match=r"device 1: features of shape \[2, 2\]"):
+        head.logits({0: fs[0], 1: fs[1][:2]})
+    with pytest.raises(ShapeError, match="only devices 0 to 3"):
+        head.logits({7: fs[0]})
+    with pytest.raises(ShapeError, match="widths"):
+        ZeroFill(np.zeros((4, K)), np.zeros(K), WIDTHS)
+    with pytest.raises(ShapeError, match="device 2: width 2, but part 0 has width 3"):
+        ReplicaAverage(np.zeros((5, K)), np.zeros(K), (3, 2, 2, 2), PARTS)
+    with pytest.raises(ShapeError, match="Gram matrix"):
+        RidgePerSet(np.zeros((4, 4)), np.zeros((11, K)), 1.0, WIDTHS)
+
+
+def test_foreign_fusion_state_is_refused() -> None:
+    with pytest.raises(BundleError, match="unknown kind"):
+        head_from_arrays({"kind": np.array("median")})
+    arrays = heads()["ridge"].to_arrays()
+    del arrays["cross"]
+    with pytest.raises(BundleError, match="lacks the array 'cross'"):
+        head_from_arrays(arrays)

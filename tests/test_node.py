@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from nonn_device.node import StudentModel
+from nonn_device.runtime import OnnxRuntime
+
+from nonn.bundle import load_bundle
+from nonn.errors import BundleError
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.wire import new_request, read_parameters, read_tensors
+from tests.serving import TIMEOUT_S, process, run, running_node, serving
+from tests.toys import linear_student, toy_bundle, toy_data
+
+STUDENT = 3
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("node") / "bundle", num_devices=4)
+
+
+@pytest.fixture(scope="module")
+def node(bundle):
+    with running_node(bundle.path, STUDENT) as (_, ready):
+        yield ready
+
+
+@pytest.fixture(scope="module")
+def stub(node):
+    with grpc.insecure_channel(node["address"]) as channel:
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def infer(stub, inputs, parameters=None, model=f"student-{STUDENT}", **options):
+    request = new_request(model, {"input": inputs}, parameters or {}, id="7")
+    for field, value in options.items():
+        setattr(request, field, value)
+    response = stub.ModelInfer(request, timeout=TIMEOUT_S)
+    return response, read_tensors(response.outputs, response.raw_output_contents)
+
+
+def refusal(stub, *args, **options):
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(stub, *args, **options)
+    return caught.value.code(), caught.value.details()
+
+
+def test_the_ready_line_says_who_where_and_of_which_bundle(bundle, node):
+    assert node["event"] == "ready"
+    assert node["node"] == STUDENT
+    assert node["address"].startswith("127.0.0.1:")
+    assert node["bundle"] == bundle.hash
+    assert node["pid"] > 0
+
+
+def test_features_of_a_batch_equal_those_recorded_in_the_bundle(bundle, stub):
+    recorded, _ = bundle.features
+    inputs, _ = toy_data(200, seed=3)
+    response, outputs = infer(stub, inputs)
+    np.testing.assert_allclose(outputs["features"], recorded[STUDENT], rtol=1e-5)
+    assert outputs["features"].dtype == np.float32
+    assert response.id == "7"
+    assert read_parameters(response.parameters) == {"nonn_bundle": bundle.hash}
+
+
+def test_float_inputs_give_the_same_features_as_the_same_bytes(stub):
+    inputs, _ = toy_data(3, seed=5)
+    _, from_bytes = infer(stub, inputs)
+    _, from_floats = infer(stub, inputs.astype(np.float32))
+    np.testing.assert_array_equal(from_bytes["features"], from_floats["features"])
+
+
+def test_metadata_says_which_part_of_which_bundle_it_runs_and_how(bundle, stub):
+    metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name=f"student-{STUDENT}"))
+    student = bundle.manifest.students[STUDENT]
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("input", "UINT8", [-1, 1, 8, 8])]
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [("features", "FP32", [-1, 4])]
+    properties = dict(metadata.properties)
+    assert properties.pop("nonn_runtime").startswith("onnxruntime 1.")
+    assert properties == {
+        "nonn_bundle": bundle.hash,
+        "nonn_part": str(student.part),
+        "nonn_device": str(STUDENT),
+        "nonn_sha256": student.sha256,
+        "nonn_dtype": "float32",
+    }
+
+
+def test_the_other_calls_of_the_protocol_answer(stub):
+    name = f"student-{STUDENT}"
+    assert stub.ServerLive(pb.ServerLiveRequest()).live
+    assert stub.ServerReady(pb.ServerReadyRequest()).ready
+    assert stub.ModelReady(pb.ModelReadyRequest(name=name)).ready
+    assert stub.ServerMetadata(pb.ServerMetadataRequest()).name == "nonn"
+
+
+def test_the_standard_health_check_answers_for_server_and_service(node):
+    with grpc.insecure_channel(node["address"]) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "inference.GRPCInferenceService"):
+            checked = health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert checked.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        (np.zeros((1, 3, 8, 8), np.uint8), "expected [B, 1, 8, 8]"),
+        (np.zeros((1, 1, 8, 8), np.int32), "send uint8 (UINT8) or float32 (FP32)"),
+        (np.full((1, 1, 8, 8), np.nan, np.float32), "NaN or infinity in sample 0"),
+        (np.full((1, 1, 8, 8), np.inf, np.float32), "NaN or infinity in sample 0"),
+        (np.zeros((0, 1, 8, 8), np.uint8), "an empty batch"),
+    ],
+)
+def test_inputs_that_the_student_cannot_take_are_refused(stub, inputs, text):
+    code, details = refusal(stub, inputs)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text in details
+
+
+def test_raw_contents_of_another_size_than_the_shape_are_refused(stub):
+    request = new_request(f"student-{STUDENT}", {"input": np.zeros((1, 1, 8, 8), np.uint8)}, {})
+    request.raw_input_contents[0] = bytes(63)
+    with pytest.raises(grpc.RpcError, match="63 bytes of raw contents") as caught:
+        stub.ModelInfer(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_unknown_output_is_refused(stub):
+    request = new_request(f"student-{STUDENT}", {"input": np.zeros((1, 1, 8, 8), np.uint8)}, {})
+    request.outputs.add(name="logits")
+    with pytest.raises(grpc.RpcError, match="no output 'logits'; the model has features") as caught:
+        stub.ModelInfer(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_another_model_or_version_is_not_found(bundle, stub):
+    inputs = np.zeros((1, 1, 8, 8), np.uint8)
+    code, details = refusal(stub, inputs, model="student-0")
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "no model 'student-0' here; this server has 'student-3'" in details
+    assert refusal(stub, inputs, model_version="1")[0] is grpc.StatusCode.NOT_FOUND
+    infer(stub, inputs, model_version=bundle.hash[:12])
+
+
+def test_a_request_for_another_bundle_is_refused_and_one_for_this_bundle_is_not(bundle, stub):
+    inputs = np.zeros((1, 1, 8, 8), np.uint8)
+    code, details = refusal(stub, inputs, {"nonn_bundle": "f" * 64})
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert bundle.hash[:12] in details
+    assert "ffffffffffff" in details
+    infer(stub, inputs, {"nonn_bundle": bundle.hash})
+
+
+def test_health_answers_while_the_student_computes(bundle):
+    class SlowRuntime:
+        """Computes until it is released."""
+
+        name = "slow"
+        started, release = threading.Event(), threading.Event()
+
+        def run(self, batch):
+            self.started.set()
+            assert self.release.wait(TIMEOUT_S)
+            return np.zeros((len(batch), 4), np.float32)
+
+    async def scenario():
+        runtime = SlowRuntime()
+        async with serving(StudentModel(bundle, 0, runtime)) as address, grpc.aio.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            request = new_request("student-0", {"input": np.zeros((1, 1, 8, 8), np.uint8)}, {})
+            answer = asyncio.ensure_future(stub.ModelInfer(request))
+            await asyncio.to_thread(runtime.started.wait, TIMEOUT_S)
+            live = await stub.ServerLive(pb.ServerLiveRequest(), timeout=TIMEOUT_S)
+            pending = not answer.done()
+            runtime.release.set()
+            await answer
+            return live.live, pending
+
+    assert asyncio.run(scenario()) == (True, True)
+
+
+def test_a_student_that_does_not_do_what_the_manifest_says_is_refused(bundle, tmp_path):
+    file = tmp_path / "wide.onnx"
+    file.write_bytes(linear_student(np.zeros((64, 5), np.float32)))
+    with pytest.raises(BundleError, match=r"wide.onnx: gives float32 features \[1, 5\].*\[1, 4\]"):
+        OnnxRuntime(file, bundle.manifest.students[0], bundle.manifest.input)
+    file.write_bytes(b"no network")
+    with pytest.raises(BundleError, match="wide.onnx: ONNX Runtime cannot run it"):
+        OnnxRuntime(file, bundle.manifest.students[0], bundle.manifest.input)
+
+
+def test_a_node_needs_only_the_manifest_and_its_own_student(bundle, tmp_path):
+    student = bundle.manifest.students[STUDENT].file
+    (tmp_path / "students").mkdir()
+    for file in ("manifest.json", student):
+        shutil.copy(bundle.path / file, tmp_path / file)
+    with running_node(tmp_path, STUDENT) as (_, ready):
+        assert ready["bundle"] == bundle.hash
+
+
+def test_a_truncated_student_ends_the_node_with_3_and_its_name(bundle, tmp_path):
+    copy = shutil.copytree(bundle.path, tmp_path / "copy")
+    student = copy / load_bundle(copy).manifest.students[STUDENT].file
+    student.write_bytes(student.read_bytes()[:-10])
+    ended = run("nonn_device", "serve", copy, "--student", str(STUDENT))
+    assert ended.returncode == 3
+    assert f"{student}: truncated or altered" in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_a_port_in_use_ends_the_node_with_3_and_the_port(bundle):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--port", str(port))
+    assert ended.returncode == 3
+    assert f"port {port} is in use" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--student", "9"], 3, "no student 9; this bundle has 0 to 3"),
+        (["--student", "0", "--host", "0.0.0.0"], 3, "refusing to serve beyond loopback without TLS"),
+        (["--student", "zero"], 2, "invalid int value"),
+        ([], 2, "--student"),
+    ],
+)
+def test_options_that_cannot_be_served_end_the_node_with_their_exit_code(bundle, options, code, text):
+    ended = run("nonn_device", "serve", bundle.path, *options)
+    assert ended.returncode == code
+    assert text in ended.stderr
+
+
+def test_insecure_is_how_an_operator_serves_beyond_loopback(bundle):
+    with running_node(bundle.path, 0, "--host", "0.0.0.0", "--insecure") as (_, ready):
+        port = ready["address"].rpartition(":")[2]
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert inference_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest()).live
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_node_in_order(bundle, number):
+    with running_node(bundle.path, 0) as (child, _):
+        child.send_signal(number)
+        assert child.wait(TIMEOUT_S) == 0
+
+
+def test_a_node_that_watches_its_standard_input_ends_when_it_closes(bundle):
+    with running_node(bundle.path, 0) as (child, _):
+        child.stdin.close()
+        assert child.wait(TIMEOUT_S) == 0
+
+
+def test_a_node_that_does_not_watch_serves_with_its_standard_input_closed(bundle):
+    with process("nonn_device", "serve", bundle.path, "--student", "0") as child:
+        child.stdin.close()
+        assert b'"ready"' in child.stdout.readline()
+        assert child.poll() is None

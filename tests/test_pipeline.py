@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nonn import pipeline
+from nonn.bundle import Bundle, load_bundle
+from nonn.config import BudgetConfig, Experiment, load_experiment
+from nonn.errors import BudgetError, ConfigError, DataError, PartitionError
+from nonn.export import run_onnx
+from nonn.fusion import RidgePerSet, enumerate_subsets
+from nonn.pipeline import Run, run_experiment
+from tests.conftest import TINY
+
+
+def change(experiment: Experiment, section: str, **values: Any) -> Experiment:
+    return dataclasses.replace(experiment, **{section: dataclasses.replace(getattr(experiment, section), **values)})
+
+
+@pytest.fixture
+def runs(tiny_runs: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_runs, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "report" not in p.parts}
+
+
+def test_a_run_leaves_a_bundle_and_its_report(tiny_bundle: Bundle, tiny_runs: Path) -> None:
+    report = json.loads((tiny_runs / "tiny" / "report" / "report.json").read_text())
+    assert report["bundle"].endswith(tiny_bundle.hash)
+    assert report["data"] | {"name": "digits", "split": "test", "samples": 360, "classes": 10} == report["data"]
+    assert [row["failed"] for row in report["accuracy_by_failures"]] == [0, 1, 2, 3]
+    assert report["accuracy_by_failures"][0]["mean"] > 0.8
+    assert "<html" in (tiny_runs / "tiny" / "report" / "report.html").read_text()
+
+
+def test_the_table_is_what_the_exported_students_and_the_stored_head_give(
+    tiny_bundle: Bundle, tiny: Experiment
+) -> None:
+    test = Run(tiny, Path("unused")).data.test
+    features = [run_onnx(tiny_bundle.student_path(i).read_bytes(), test.inputs) for i in range(4)]
+    recorded, labels = tiny_bundle.features
+    np.testing.assert_array_equal(labels, test.labels)
+    for now, then in zip(features, recorded, strict=True):
+        np.testing.assert_array_equal(now, then)
+    table = enumerate_subsets(tiny_bundle.head, features, labels)
+    np.testing.assert_array_equal(table.correct, tiny_bundle.table.correct)
+    assert isinstance(tiny_bundle.head, RidgePerSet)
+
+
+def test_replicas_learn_the_same_part(tiny_bundle: Bundle) -> None:
+    manifest = tiny_bundle.manifest
+    assert [s.part for s in manifest.students] == [0, 1, 0, 1]
+    assert manifest.replicas == ((0, 2), (1, 3))
+    assert sorted(f for part in manifest.parts for f in part) == list(range(64))
+    assert [s.width for s in manifest.students] == [len(manifest.parts[s.part]) for s in manifest.students]
+
+
+def test_a_second_run_redoes_nothing(runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(pipeline, "export_onnx", lambda *a, **k: pytest.fail("exported again"))
+    before = snapshot(runs)
+    run_experiment(tiny, runs)
+    assert snapshot(runs) == before
+
+
+def test_a_changed_head_keeps_teacher_and_students(
+    runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+    bundle, report = run_experiment(change(tiny, "fusion", head="trained"), runs)
+    assert bundle.head.kind == report["fusion"] == "zero-fill"
+    again, report = run_experiment(tiny, runs)
+    assert again.head.kind == report["fusion"] == "ridge"
+
+
+def test_a_damaged_bundle_is_built_again_from_the_trained_students(
+    runs: Path, tiny: Experiment, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+    (runs / "tiny" / "bundle" / "students" / "student-1.onnx").write_bytes(b"half")
+    bundle, _ = run_experiment(tiny, runs)
+    np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
+
+
+def test_the_same_seed_gives_the_same_weights_even_after_a_kill_in_the_middle(
+    tiny: Experiment, tiny_runs: Path, tmp_path: Path
+) -> None:
+    """SIGKILL a real `nonn run` after its first epoch of students, run it again, compare with an undisturbed run."""
+    command = [sys.executable, "-m", "nonn", "run", str(tmp_path / "tiny.toml"), "--runs", str(tmp_path / "runs")]
+    (tmp_path / "tiny.toml").write_text("")
+    for item in TINY:
+        command += ["--set", item]
+    killer = (
+        "import os, signal, sys, nonn.trainer as t\n"
+        "original = t._checkpoint\n"
+        "def checkpoint(path, *rest):\n"
+        "    original(path, *rest)\n"
+        "    if 'students' in str(path) or len(rest[-1]) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "t._checkpoint = checkpoint\n"
+        "from nonn.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    for _ in range(2):  # once in the teacher's third epoch, once in the students' first
+        killed = subprocess.run([sys.executable, "-c", killer, *command[3:]], capture_output=True, timeout=200)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "runs" / "tiny" / "bundle").exists()
+    done = subprocess.run([*command, "--json"], capture_output=True, timeout=200, env=os.environ | {"COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr.decode()
+    json.loads(done.stdout)
+    for name in ("teacher/teacher.safetensors", "students/students.safetensors"):
+        ours, theirs = (load_file(r / "tiny" / name) for r in (tmp_path / "runs", tiny_runs))
+        assert all(torch.equal(ours[k], theirs[k]) for k in theirs), name
+    assert (
+        load_bundle(tmp_path / "runs" / "tiny" / "bundle").table.correct.tolist()
+        == load_bundle(tiny_runs / "tiny" / "bundle").table.correct.tolist()
+    )
+
+
+def test_ready_made_weights_take_the_place_of_training(
+    tiny: Experiment, tiny_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = load_file(tiny_runs / "tiny" / "teacher" / "teacher.safetensors")
+    from safetensors.torch import save_file
+
+    network = {k.removeprefix("network."): v for k, v in trained.items() if k.startswith("network.")}
+    save_file(network, tmp_path / "w.safetensors")
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained"))
+    teacher, stage = Run(change(tiny, "teacher", weights=str(tmp_path / "w.safetensors")), tmp_path).teacher()
+    assert stage.done
+    assert all(torch.equal(v, trained[k]) for k, v in teacher.state_dict().items())
+    with pytest.raises(ConfigError, match="no such weights file"):
+        Run(change(tiny, "teacher", weights=str(tmp_path / "none.safetensors")), tmp_path).teacher()
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "error", "words"),
+    [
+        ("partition", {"parts": 65}, PartitionError, "65.*only 64 filters"),
+        ("devices", {"budget": BudgetConfig(params=1000)}, BudgetError, "device 0.*params"),
+        ("devices", {"budget": BudgetConfig(macs=1000)}, BudgetError, "macs"),
+        ("data", {"reader": "parquet", "path": "/no/such/folder"}, DataError, "/no/such/folder"),
+        ("teacher", {"model": "resnet-18"}, ConfigError, "teacher.model"),
+        ("student", {"model": "resnet-18"}, ConfigError, "resnet-18"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_training(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, values: Any, error: Any, words: str
+) -> None:
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(error, match=words):
+        run_experiment(change(tiny, section, **values), tmp_path)
+
+
+def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 240)
+    windows = rng.normal(size=(240, 6, 25)).astype(np.float32)
+    windows[np.arange(240), labels] += 2
+    np.savez(tmp_path / "walk.npz", windows=windows, labels=labels, person=np.arange(240) % 4)
+    experiment = load_experiment(
+        None,
+        [
+            *TINY,
+            "experiment.name=walk",
+            "data.reader=npz",
+            f"data.path={tmp_path / 'walk.npz'}",
+            "data.group=person",
+            "data.test_groups=[3]",
+            "data.noise=0.1",
+            "devices.count=2",
+            "teacher.epochs=8",
+            "distill.epochs=6",
+            "teacher.batch=32",
+            "distill.batch=32",
+        ],
+    )
+    bundle, report = run_experiment(experiment, tmp_path / "runs")
+    assert bundle.manifest.input.shape == (6, 25) and bundle.manifest.input.dtype == "float32"
+    assert report["data"]["samples"] == 60
+    assert report["accuracy_by_failures"][0]["mean"] > 0.8

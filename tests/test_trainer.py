@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nonn.config import TrainingConfig
+from nonn.errors import DataError
+from nonn.trainer import epoch_generator, fit, learning_rate, use_bf16
+from tests.toys import toy_data
+
+CONFIG = TrainingConfig(epochs=4, batch=32, lr=0.05, bf16="off")
+
+
+class LinearTask:
+    """Softmax regression with a batch norm, and noise drawn from the trainer's generator."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+        self.left = stop_at
+
+    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.left is not None:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+        noisy = inputs + torch.randn(inputs.shape, generator=generator)
+        return {"ce": functional.cross_entropy(self.module(noisy), labels)}
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x.float() + 4 * torch.rand(len(x), 1, 1, 1, generator=generator)
+
+
+def train(folder: Path, config: TrainingConfig = CONFIG, stop_at: int | None = None, seed: int = 0) -> LinearTask:
+    task = LinearTask(stop_at)
+    inputs, labels = toy_data(200, seed=1)
+    fit(task, inputs, labels, config, folder, seed=seed, augment=augment)
+    return task
+
+
+def same(a: LinearTask, b: LinearTask) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.module.state_dict().values(), b.module.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("schedule", ["one-cycle", "step"])
+@pytest.mark.parametrize("stop_at", [3, 6, 15])
+def test_an_interrupted_run_goes_on_to_the_very_same_weights(
+    tmp_path: Path, ema: float, schedule: str, stop_at: int
+) -> None:
+    config = dataclasses.replace(CONFIG, ema=ema, schedule=schedule)
+    whole = train(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", config, stop_at)
+    assert same(train(tmp_path / "cut", config), whole)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    whole = train(tmp_path)
+    assert same(train(tmp_path, stop_at=0), whole)
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    assert not same(train(tmp_path / "a"), train(tmp_path / "b", seed=1))
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    task = train(tmp_path, dataclasses.replace(CONFIG, epochs=15))
+    inputs, labels = toy_data(200, seed=2)
+    with torch.no_grad():
+        predicted = task.module(torch.from_numpy(inputs).float()).argmax(1).numpy()
+    assert (predicted == labels).mean() > 0.9
+    assert not task.module.training
+
+
+def test_the_average_of_the_weights_lies_between_them(tmp_path: Path) -> None:
+    last, averaged = train(tmp_path / "a"), train(tmp_path / "b", dataclasses.replace(CONFIG, ema=0.95))
+    assert not same(last, averaged)
+    assert torch.norm(averaged.module[2].weight - last.module[2].weight) < torch.norm(last.module[2].weight)
+
+
+def test_progress_reports_every_epoch_with_its_losses(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, dict[str, float]]] = []
+    inputs, labels = toy_data(100, seed=1)
+    history = fit(
+        LinearTask(),
+        inputs,
+        labels,
+        CONFIG,
+        tmp_path,
+        seed=0,
+        augment=augment,
+        progress=lambda done, total, losses: seen.append((done, total, losses)),
+    )
+    assert seen == [(i + 1, 4, losses) for i, losses in enumerate(history)]
+    assert history[-1]["ce"] < history[0]["ce"]
+
+
+def test_one_cycle_warms_up_and_ends_near_zero() -> None:
+    rates = [learning_rate(CONFIG, step, 100) for step in range(100)]
+    assert rates.index(max(rates)) == 20 and max(rates) == pytest.approx(CONFIG.lr)
+    assert rates[0] < 0.05 * CONFIG.lr and rates[-1] < 0.01 * CONFIG.lr
+
+
+def test_steps_come_at_their_milestones() -> None:
+    config = dataclasses.replace(CONFIG, schedule="step", milestones=(0.5, 0.75))
+    rates = [learning_rate(config, step, 8) / config.lr for step in range(8)]
+    assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_diverging_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not finite"):
+        train(tmp_path, dataclasses.replace(CONFIG, lr=1e30))
+
+
+def test_too_few_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 training samples"):
+        fit(LinearTask(), *toy_data(1, seed=0), CONFIG, tmp_path, seed=0, augment=augment)
+
+
+def test_epochs_draw_different_numbers_and_seeds_too() -> None:
+    draws = {float(torch.rand(1, generator=epoch_generator(s, e))) for s in range(3) for e in range(3)}
+    assert len(draws) == 9
+
+
+def test_bf16_can_be_forced_either_way() -> None:
+    assert use_bf16("on", "cpu") and not use_bf16("off", "cuda") and use_bf16("auto", "cuda")
+
+
+def test_bf16_training_stays_finite_and_learns(tmp_path: Path) -> None:
+    inputs, labels = toy_data(200, seed=1)
+    history = fit(
+        LinearTask(), inputs, labels, dataclasses.replace(CONFIG, bf16="on"), tmp_path, seed=0, augment=augment
+    )
+    assert np.isfinite(history[-1]["ce"]) and history[-1]["ce"] < history[0]["ce"]

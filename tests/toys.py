@@ -1,0 +1,89 @@
+"""Small real things that several tests need: a bundle of eight linear students, exported as ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
+from nonn.fusion import RidgePerSet, enumerate_subsets, gram
+
+SHAPE = (1, 8, 8)
+CLASSES = 10
+WIDTH = 4
+
+
+def linear_student(weight: NDArray[np.float32]) -> bytes:
+    """ONNX bytes of a student that flattens its input [B, 1, 8, 8] and multiplies by weight [64, d]."""
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["product"]),
+        helper.make_node("Relu", ["product"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "student",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *SHAPE])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", weight.shape[1]])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def toy_data(samples: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Noisy class prototypes: inputs uint8 [n, 1, 8, 8] and labels [n]."""
+    prototypes = np.random.default_rng(0).integers(0, 256, (CLASSES, *SHAPE))
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, samples)
+    inputs = prototypes[labels] + rng.normal(0, 60, (samples, *SHAPE))
+    return inputs.clip(0, 255).astype(np.uint8), labels.astype(np.int64)
+
+
+def toy_bundle(path: Path, num_devices: int = 8, num_parts: int | None = None) -> Bundle:
+    """A real bundle with random linear students, a ridge head fitted for them, its table and test features."""
+    num_parts = num_parts or num_devices
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(0, 0.01, (64, WIDTH)).astype(np.float32) for _ in range(num_devices)]
+
+    def features(inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+        return [np.maximum(flat @ w, 0) for w in weights]
+
+    fit_inputs, fit_labels = toy_data(2000, seed=2)
+    sums = gram(np.concatenate(features(fit_inputs), axis=1), 8.0 * np.eye(CLASSES)[fit_labels])
+    head = RidgePerSet(*sums, ridge=1e-4, widths=[WIDTH] * num_devices)
+    inputs, labels = toy_data(200, seed=3)
+    recorded = features(inputs)
+    table = enumerate_subsets(head, recorded, labels)
+    students = tuple(
+        Student(i, i % num_parts, f"students/student-{i}.onnx", "", 64 * WIDTH, 64 * WIDTH, 0, WIDTH)
+        for i in range(num_devices)
+    )
+    manifest = Manifest(
+        experiment="toy",
+        input=InputSpec(SHAPE, "uint8", (127.0,), (70.0,)),
+        classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+        parts=tuple(tuple(range(j * WIDTH, (j + 1) * WIDTH)) for j in range(num_parts)),
+        students=students,
+        files={},
+        teacher={"model": "prototypes", "params": 640, "macs": 640, "accuracy": 1.0},
+        data={"name": "toy", "split": "test", "samples": len(labels), "fingerprint": "0" * 64},
+        provenance={"code_version": "test"},
+        replicas=tuple(tuple(i for i in range(num_devices) if i % num_parts == j) for j in range(num_parts)),
+    )
+    return write_bundle(
+        path,
+        manifest,
+        {i: linear_student(w) for i, w in enumerate(weights)},
+        {
+            "fusion.npz": head.to_arrays(),
+            "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
+            "features.npz": {"labels": labels, **{f"device_{i}": f for i, f in enumerate(recorded)}},
+        },
+    )
