@@ -2,15 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# glibc hands freed tensors back to the kernel, which zeroes them again: up to half of a CPU training step.
-# The same settings are in nonn/_threads.py for runs that do not start here.
 READY  := $(VENV)/.ready
 
 .PHONY: demo test check bench format stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
 
-test: $(READY)            ## the whole test suite with coverage (the fall-through of `coverage` fails under 85 %)
+test: $(READY)            ## all tests; fails below 85 % of lines covered
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 check: $(READY)           ## format, lint, types, import contract, stub drift
@@ -35,6 +33,5 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@

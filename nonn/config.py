@@ -60,9 +60,9 @@ class DataConfig:
     scale: str = ""  # npz: name of an array [channels] that inputs are multiplied by
     group: str = ""  # npz: name of the array [n] to split by (a person), so that no group is on both sides
     test_groups: tuple[int, ...] = ()  # npz: groups that are the test split
-    crop: int = 1  # augmentation: shift by up to this many pixels or time steps
+    crop: int = 0  # augmentation: shift by up to this many pixels or time steps
     flip: bool = False  # augmentation: mirror left-right at random
-    noise: float = 0.0  # augmentation: Gaussian noise, in standard deviations of the data
+    noise: float = 0.2  # augmentation: Gaussian noise, in standard deviations of the data
     cutout: int = 0  # augmentation: side of a random square set to the mean
 
 

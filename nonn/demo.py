@@ -23,7 +23,7 @@ from nonn.cluster import LocalCluster
 from nonn.config import Experiment
 from nonn.console import bar
 from nonn.errors import NonnError
-from nonn.pipeline import Run, run_experiment
+from nonn.pipeline import Run
 from nonn.report import write_report
 from nonn.subsets import mask_of, members
 
@@ -39,8 +39,8 @@ def run_demo(experiment: Experiment, runs: Path) -> tuple[Bundle, dict[str, Any]
     Returns:
         The bundle and the report with ``measured_live``.
     """
-    bundle, _ = run_experiment(experiment, runs)
     run = Run(experiment, runs)
+    bundle, _ = run.execute()
     order = np.random.default_rng(run.seed).permutation(bundle.num_devices)[:-1].tolist()
     with bar("live: one node killed after another", len(order) + 1, "levels") as tick:
         measured = kill_one_by_one(bundle, run.data.test.inputs, order, lambda level: tick(level, ""))

@@ -42,35 +42,15 @@ from nonn.students import Student, check_budget, measure_cost
 from nonn.teacher import Normalise, Teacher, TeacherTask, build_teacher, load_weights
 from nonn.trainer import Progress, Task, batches, fit
 
-__all__ = ["Run", "run_experiment"]
+__all__ = ["Run"]
 
 FORMAT = 1  # raised when a stage's files change so that older ones must not be used again
 _CHECKED = 64  # held-out samples that every exported student is checked with
 
 
-def run_experiment(experiment: Experiment, runs: Path) -> tuple[Bundle, dict[str, Any]]:
-    """Runs every stage that is not done yet.
-
-    Args:
-        experiment: what to do.
-        runs: folder of all runs.
-
-    Returns:
-        The bundle and the report.
-
-    Raises:
-        NonnError: something is wrong with the configuration, the data or a file; what was done is kept.
-    """
-    run = Run(experiment, runs)
-    with exclusive(run.root):
-        run.check()
-        bundle = run.bundle()
-        return bundle, write_report(bundle, run.root / "report")
-
-
 @dataclass(frozen=True)
 class Run:
-    """The stages of one experiment; each method runs its stage unless it is done, and gives its result.
+    """One experiment. A stage's method runs the stage unless it is done, and gives its result.
 
     Attributes:
         experiment: what to do.
@@ -89,6 +69,20 @@ class Run:
     def seed(self) -> int:
         """Of everything."""
         return self.experiment.experiment.seed
+
+    def execute(self) -> tuple[Bundle, dict[str, Any]]:
+        """Runs every stage that is not done yet.
+
+        Returns:
+            The bundle and the report.
+
+        Raises:
+            NonnError: something is wrong with the configuration, the data or a file; what was done is kept.
+        """
+        with exclusive(self.root):
+            self.check()
+            bundle = self.bundle()
+            return bundle, write_report(bundle, self.root / "report")
 
     @cached_property
     def device(self) -> str:

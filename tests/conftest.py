@@ -6,7 +6,7 @@ import pytest
 
 from nonn.bundle import Bundle
 from nonn.config import Experiment, load_experiment
-from nonn.pipeline import run_experiment
+from nonn.pipeline import Run
 
 # The digits experiment with everything small: four devices, two parts, two epochs.
 TINY = (
@@ -29,7 +29,7 @@ def tiny() -> Experiment:
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Path:
     """A folder of runs in which the tiny experiment is finished. Copy it before changing it."""
     runs = tmp_path_factory.mktemp("runs")
-    run_experiment(tiny, runs)
+    Run(tiny, runs).execute()
     return runs
 
 

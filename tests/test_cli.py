@@ -55,7 +55,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
         (["demo", "--set", "data.reader=cifar", "--set", "data.path=/no/cifar"], 3, "/no/cifar"),
         (["report", "/no/bundle"], 3, "/no/bundle"),
         (["up", "/no/bundle"], 3, "/no/bundle"),
-        (["predict", "127.0.0.1:1", __file__], 3, "test_cli.py"),
+        (["predict", "127.0.0.1:1", "/no/image.png"], 4, "127.0.0.1:1"),
     ],
 )
 def test_bad_input_has_a_message_and_its_exit_code(
@@ -84,7 +84,7 @@ def test_a_missing_extra_names_the_install_command(
 
 
 def test_modules_are_matched_to_the_extra_that_brings_them() -> None:
-    for module, extra in [("torch", "train"), ("PIL.Image", "train"), ("sklearn", "train"), ("simpy", "sim")]:
+    for module, extra in [("torch", "train"), ("PIL.Image", "serve"), ("sklearn", "train"), ("simpy", "sim")]:
         error = missing_extra(ModuleNotFoundError(f"No module named '{module}'", name=module))
         assert error is not None and f"nonn[{extra}]" in str(error)
     assert missing_extra(ModuleNotFoundError("No module named 'nonn.x'", name="nonn.x")) is None

@@ -21,7 +21,7 @@ from nonn.config import BudgetConfig, Experiment, load_experiment
 from nonn.errors import BudgetError, ConfigError, DataError, PartitionError
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet, enumerate_subsets
-from nonn.pipeline import Run, run_experiment
+from nonn.pipeline import Run
 from tests.conftest import TINY
 
 
@@ -74,7 +74,7 @@ def test_a_second_run_redoes_nothing(runs: Path, tiny: Experiment, monkeypatch: 
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(pipeline, "export_onnx", lambda *a, **k: pytest.fail("exported again"))
     before = snapshot(runs)
-    run_experiment(tiny, runs)
+    Run(tiny, runs).execute()
     assert snapshot(runs) == before
 
 
@@ -82,9 +82,9 @@ def test_a_changed_head_keeps_teacher_and_students(
     runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
-    bundle, report = run_experiment(change(tiny, "fusion", head="trained"), runs)
+    bundle, report = Run(change(tiny, "fusion", head="trained"), runs).execute()
     assert bundle.head.kind == report["fusion"] == "zero-fill"
-    again, report = run_experiment(tiny, runs)
+    again, report = Run(tiny, runs).execute()
     assert again.head.kind == report["fusion"] == "ridge"
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_bundle_is_built_again_from_the_trained_students(
 ) -> None:
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
     (runs / "tiny" / "bundle" / "students" / "student-1.onnx").write_bytes(b"half")
-    bundle, _ = run_experiment(tiny, runs)
+    bundle, _ = Run(tiny, runs).execute()
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_work_is_refused_before_any_training(
 ) -> None:
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(error, match=words):
-        run_experiment(change(tiny, section, **values), tmp_path)
+        Run(change(tiny, section, **values), tmp_path).execute()
 
 
 def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
             "distill.batch=32",
         ],
     )
-    bundle, report = run_experiment(experiment, tmp_path / "runs")
+    bundle, report = Run(experiment, tmp_path / "runs").execute()
     assert bundle.manifest.input.shape == (6, 25) and bundle.manifest.input.dtype == "float32"
     assert report["data"]["samples"] == 60
     assert report["accuracy_by_failures"][0]["mean"] > 0.8

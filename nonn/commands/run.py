@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
-    from nonn.pipeline import run_experiment
+    from nonn.pipeline import Run
     from nonn.report.table import failure_table
 
-    bundle, report = run_experiment(experiment, args.runs)
+    bundle, report = Run(experiment, args.runs).execute()
     show(report, failure_table, bundle.path, as_json=args.json)
     return 0
 

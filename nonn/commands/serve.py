@@ -36,6 +36,9 @@ def run(args: argparse.Namespace) -> int:
     import os
     import sys
 
+    # gRPC's own log tells a taken port in C++; our error tells it too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
     from nonn.aggregator.inventory import load_inventory
     from nonn.aggregator.policy import PolicyConfig
     from nonn.aggregator.server import FusedModel

@@ -110,7 +110,9 @@ def _taken(bundle: Bundle, section: str, keys: tuple[str, ...]) -> dict[str, Any
     values: Mapping[str, Any] = getattr(bundle.manifest, section)
     missing = [key for key in keys if key not in values]
     if missing:
-        raise BundleError(f"{bundle.path}: the manifest's '{section}' lacks {', '.join(missing)}; build the bundle again")
+        raise BundleError(
+            f"{bundle.path}: the manifest's '{section}' lacks {', '.join(missing)}; build the bundle again"
+        )
     return {key: values[key] for key in keys}
 
 
@@ -134,7 +136,7 @@ def _live(row: Mapping[str, Any], table: SubsetTable) -> dict[str, Any]:
     answered = sorted(int(i) for i in row["answered"])
     if len(set(answered)) < len(answered) or not set(answered) <= set(range(table.num_devices)):
         raise InputError(f"measured_live: answered {answered} are no set of devices 0 to {table.num_devices - 1}")
-    checked = {
+    checked: dict[str, Any] = {
         "failed": int(row.get("failed", table.num_devices - len(answered))),
         "answered": answered,
         "accuracy": float(row["accuracy"]),

@@ -28,13 +28,15 @@ _TEMPLATE = "report.html.j2"
 _THEMED = {plots.INK: "ink", plots.BLUE: "blue", plots.GREEN: "green", plots.VERMILION: "vermilion"}
 
 
-def write_report(bundle: Bundle, folder: Path, measured_live: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def write_report(
+    bundle: Bundle, folder: Path, measured_live: Iterable[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Writes report.json and report.html, each whole or not at all.
 
     Args:
         bundle: what to report.
         folder: where to; it is made where it is missing.
-        measured_live: see ``nonn.report.build_report``.
+        measured_live: see ``nonn.report.build_report``; None keeps what an earlier report of this very bundle holds.
 
     Returns:
         What report.json holds.
@@ -43,10 +45,21 @@ def write_report(bundle: Bundle, folder: Path, measured_live: Iterable[Mapping[s
         BundleError, InputError: see ``nonn.report.build_report``.
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
+    if measured_live is None:
+        measured_live = _measured_before(bundle, folder / "report.json")
     report = build_report(bundle, measured_live)
     write_json(folder / "report.json", report)
     write_page(bundle, report, folder / "report.html")
     return report
+
+
+def _measured_before(bundle: Bundle, file: Path) -> list[Mapping[str, Any]]:
+    """The live rows of an earlier report, if it was of the same bundle."""
+    try:
+        earlier = json.loads(file.read_text())
+        return list(earlier["measured_live"]) if earlier["bundle"] == bundle.hash else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def write_page(bundle: Bundle, report: Mapping[str, Any], file: Path) -> None:

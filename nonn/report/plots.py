@@ -29,7 +29,7 @@ __all__ = ["BLUE", "GREEN", "INK", "VERMILION", "accuracy_plot", "graph_plot", "
 INK = "#1d2126"
 BLUE, GREEN, VERMILION = "#0072b2", "#009e73", "#d55e00"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
@@ -65,7 +65,7 @@ def accuracy_plot(report: Mapping[str, Any]) -> str:
         axes.plot(failed, mean, "o-", color=BLUE, linewidth=2.2, markersize=6, label="mean of all subsets")
         axes.axhline(teacher, color=GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
         if live:
-            ring = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 2.0}
+            ring: dict[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 2.0}
             axes.plot(failed_live, measured, "D", color=VERMILION, label="measured live", **ring)
         low, high = min([*worst, teacher, *measured]), max([*best, teacher, *measured])
         pad = max(0.06 * (high - low), 0.5)
@@ -78,7 +78,7 @@ def accuracy_plot(report: Mapping[str, Any]) -> str:
         axes.grid(axis="y", **_GRID)
         axes.legend(loc="lower left")
 
-    return _svg("accuracy", "Accuracy against failed devices", (6.4, 3.9), draw)
+    return _svg("accuracy", "Accuracy against failed devices", (5.9, 3.7), draw)
 
 
 def value_plot(report: Mapping[str, Any]) -> str:
@@ -105,7 +105,7 @@ def value_plot(report: Mapping[str, Any]) -> str:
         axes.grid(axis="x", **_GRID)
         axes.set_axisbelow(True)
 
-    return _svg("value", "Value of each device", (6.4, 1.0 + 0.3 * len(devices)), draw)
+    return _svg("value", "Value of each device", (5.9, 1.0 + 0.3 * len(devices)), draw)
 
 
 def graph_plot(weights: NDArray[Any], parts: Sequence[Sequence[int]]) -> str:
@@ -144,7 +144,7 @@ def graph_plot(weights: NDArray[Any], parts: Sequence[Sequence[int]]) -> str:
         for edge in axes.spines.values():
             edge.set(visible=True, alpha=0.3)
 
-    return _svg("graph", "Filter graph, filters ordered by part", (5.4, 5.2), draw)
+    return _svg("graph", "Filter graph, filters ordered by part", (5.0, 4.8), draw)
 
 
 def _svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:

@@ -30,8 +30,9 @@ Report = Mapping[str, Any]
 
 
 def percent(value: float, digits: int = 2) -> str:
-    """An accuracy in [0, 1] as per cent."""
-    return f"{100 * value:.{digits}f} %"
+    """An accuracy in [0, 1] as per cent; nothing short of 1 is rounded up to 100."""
+    shown = min(100 * value, 100 - 10**-digits) if value < 1 else 100.0
+    return f"{shown:.{digits}f} %"
 
 
 def points(value: float) -> str:

@@ -1,0 +1,106 @@
+"""N students of one architecture as one network: their channels side by side, in groups that never mix.
+
+A convolution of N students is one convolution with N groups, a batch norm of N students is one batch norm over N times
+the channels, and whatever works on each channel by itself needs no change. Sums, gradients and SGD steps are those of
+N separate networks (tested in float64); what changes is that a GPU gets one kernel instead of N that are too small for
+it, and that a CPU gets loops that are long enough. Prior art: torch.func's stacked modules with vmap, which turn into
+the same grouped convolutions with more bookkeeping.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nonn.errors import ShapeError
+from nonn.students.student import Student
+
+__all__ = ["GroupedStudents", "group", "ungroup"]
+
+_CONV = (nn.Conv1d, nn.Conv2d)
+_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def group(networks: Sequence[nn.Module]) -> nn.Module:
+    """One network that computes what N do.
+
+    Args:
+        networks: N of one architecture, made of ungrouped convolutions without bias, batch norms and operations on
+            each channel by itself.
+
+    Returns:
+        A network from [B, N · C, …] to [B, N · C', …], with the weights of the N in order.
+
+    Raises:
+        ShapeError: their architectures differ, or hold a layer that cannot be grouped.
+    """
+    merged, count = copy.deepcopy(networks[0]), len(networks)
+    names = [[(name, type(m)) for name, m in network.named_modules()] for network in networks]
+    if any(other != names[0] for other in names[1:]):
+        raise ShapeError("only students of one architecture can be trained as one network")
+    for name, module in merged.named_modules():
+        if isinstance(module, _CONV) and module.groups == 1 and module.bias is None:
+            module.in_channels, module.out_channels = count * module.in_channels, count * module.out_channels
+            module.groups = count
+        elif isinstance(module, _NORM):
+            module.num_features *= count
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise ShapeError(f"layer '{name}' ({type(module).__name__}) cannot be grouped")
+    states = [network.state_dict() for network in networks]
+    for name, value in [*merged.named_parameters(), *merged.named_buffers()]:
+        if value.ndim:  # the count of batches is one number for all
+            value.data = torch.cat([state[name] for state in states])
+    return merged
+
+
+def ungroup(merged: nn.Module, networks: Sequence[nn.Module]) -> None:
+    """Copies the weights of a grouped network back into the N it was made from."""
+    for name, value in merged.state_dict().items():
+        pieces = value.chunk(len(networks)) if value.ndim else [value] * len(networks)
+        for network, piece in zip(networks, pieces, strict=True):
+            network.state_dict()[name].copy_(piece)
+
+
+class GroupedStudents(nn.Module):
+    """All students as one network.
+
+    Args:
+        students: N of one architecture; bridges may differ in width, they then run one by one.
+
+    Raises:
+        ShapeError: their backbones differ.
+    """
+
+    def __init__(self, students: Sequence[Student]) -> None:
+        super().__init__()
+        self.normalise = copy.deepcopy(students[0].normalise)
+        self.backbone = group([student.backbone for student in students])
+        self.widths = tuple(student.width for student in students)
+        same = len(set(self.widths)) == 1
+        bridges = [student.bridge for student in students]
+        self.bridges = nn.ModuleList([group(bridges)] if same else copy.deepcopy(bridges))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …], float32."""
+        count = len(self.widths)
+        normal = self.normalise(x)
+        repeated = normal.repeat(1, count, *(1,) * (x.ndim - 2))
+        if x.ndim == 4:
+            repeated = repeated.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(repeated)
+        if len(self.bridges) == 1:
+            return list(self.bridges[0](features).float().chunk(count, dim=1))
+        pieces = features.chunk(count, dim=1)
+        return [bridge(piece).float() for bridge, piece in zip(self.bridges, pieces, strict=True)]
+
+    def copy_to(self, students: Sequence[Student]) -> None:
+        """Writes the weights back into the students it was made from."""
+        ungroup(self.backbone, [student.backbone for student in students])
+        if len(self.bridges) == 1:
+            ungroup(self.bridges[0], [student.bridge for student in students])
+            return
+        for student, bridge in zip(students, self.bridges, strict=True):
+            student.bridge.load_state_dict(bridge.state_dict())

@@ -1,0 +1,478 @@
+"""The report of a bundle: numbers, tables, figures, page and command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Mapping
+from html import unescape
+from html.parser import HTMLParser
+from itertools import combinations
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nonn.bundle import Bundle, write_bundle
+from nonn.commands import report as command
+from nonn.errors import BundleError, ConfigError, InputError, MissingExtraError
+from nonn.fusion import ZeroFill
+from nonn.report import build_report, write_report
+from nonn.report.build import filter_graph
+from nonn.report.html import render_page
+from nonn.report.table import (
+    as_text,
+    device_table,
+    failure_table,
+    headline,
+    live_table,
+    markdown_report,
+    percent,
+    points,
+    text_report,
+)
+from nonn.subsets import membership
+from tests.toys import CLASSES, WIDTH, toy_bundle
+
+# Right answers of ten samples by mask: none, {0}, {1}, {0,1}, {2}, {0,2}, {1,2}, all.
+CORRECT = [0, 5, 4, 7, 3, 6, 6, 9]
+HOSTILE = '<script>alert("x")</script>&{{ 7 * 7 }}'
+
+
+def rewritten(
+    bundle: Bundle, path: Path, arrays: Mapping[str, Mapping[str, NDArray[Any]]] | None = None, **changes: Any
+) -> Bundle:
+    """The bundle with other values in its manifest, and further or other arrays."""
+    kept = {name: bundle.arrays(name) for name in bundle.manifest.files}
+    manifest = dataclasses.replace(bundle.manifest, **changes)
+    students = {s.device: bundle.student_path(s.device % bundle.num_devices).read_bytes() for s in manifest.students}
+    return write_bundle(path, manifest, students, {**kept, **(arrays or {})})
+
+
+def sixteen(toy: Bundle, path: Path) -> Bundle:
+    """Sixteen devices that hold eight parts twice, right about as many thousandths as the sum of who answers."""
+    students = tuple(
+        dataclasses.replace(toy.manifest.students[i % 8], device=i, file=f"students/student-{i}.onnx")
+        for i in range(16)
+    )
+    correct = membership(16) @ np.arange(1, 17)
+    head = ZeroFill(np.ones((16 * WIDTH, CLASSES)), np.zeros(CLASSES), [WIDTH] * 16)
+    table = {"correct": correct, "samples": np.array(1000)}
+    return rewritten(toy, path, {"fusion.npz": head.to_arrays(), "accuracy.npz": table}, students=students)
+
+
+def graph(filters: int) -> NDArray[np.float32]:
+    weights = np.random.default_rng(0).random((filters, filters)).astype(np.float32)
+    return weights + weights.T - 2 * np.diag(weights.diagonal())
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Three devices whose table was written by hand, failing with probability ½."""
+    folder = tmp_path_factory.mktemp("three")
+    table = {"correct": np.array(CORRECT), "samples": np.array(10)}
+    return rewritten(
+        toy_bundle(folder / "toy", num_devices=3),
+        folder / "bundle",
+        {"accuracy.npz": table, "graph.npz": {"weights": graph(14)}},
+        provenance={
+            "code_version": "1.2.3",
+            "config": {"devices": {"count": 3, "p_fail": 0.5}},
+            "partition": {"sizes": [4, 4, 4], "num_dropped": 2, "balance": 1.0, "normalised_cut": 2.0625},
+        },
+    )
+
+
+LIVE: list[dict[str, Any]] = [
+    {"answered": [0, 1, 2], "accuracy": 0.9, "requests": 10, "lost": 0},
+    {"answered": [2, 0], "accuracy": 0.5, "requests": 1234, "lost": 3, "seconds": 1.5},
+]
+
+
+@pytest.fixture(scope="module")
+def page(three: Bundle) -> str:
+    return render_page(build_report(three, LIVE), filter_graph(three), three.manifest.parts)
+
+
+def test_the_report_keeps_its_contract(toy: Bundle) -> None:
+    report = build_report(toy)
+    wanted: dict[str, dict[str, type]] = {
+        "data": {"name": str, "split": str, "samples": int, "classes": int},
+        "teacher": {"model": str, "params": int, "macs": int, "accuracy": float},
+        "expected_accuracy": {"law": str, "value": float},
+    }
+    for section, keys in wanted.items():
+        assert {key: type(report[section][key]) for key in keys} == keys
+    counts = ("node", "part", "filters", "params", "macs", "model_bytes", "feature_bytes")
+    for device in report["devices"]:
+        assert {type(device[key]) for key in counts} == {int}
+        assert {type(device[key]) for key in ("accuracy_alone", "value")} == {float}
+    for row in report["accuracy_by_failures"]:
+        assert list(row) == ["failed", "subsets", "mean", "worst", "best", "worst_subset"]
+        assert {type(row[key]) for key in ("mean", "worst", "best")} == {float}
+    assert (report["schema"], report["experiment"], report["bundle"]) == (1, "toy", toy.hash)
+    assert (report["fusion"], report["measured_live"]) == ("ridge", [])
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_numbers_are_those_of_a_table_computed_by_hand(three: Bundle) -> None:
+    report = build_report(three)
+    assert report["accuracy_by_failures"] == [
+        {"failed": 0, "subsets": 1, "mean": 0.9, "worst": 0.9, "best": 0.9, "worst_subset": []},
+        {"failed": 1, "subsets": 3, "mean": pytest.approx(19 / 30), "worst": 0.6, "best": 0.7, "worst_subset": [0, 2]},
+        {"failed": 2, "subsets": 3, "mean": pytest.approx(0.4), "worst": 0.3, "best": 0.5, "worst_subset": [2]},
+    ]
+    assert report["expected_accuracy"]["law"] == "independent p=0.5"
+    assert report["expected_accuracy"]["value"] == pytest.approx(40 / 80)
+    assert [device["accuracy_alone"] for device in report["devices"]] == [0.5, 0.4, 0.3]
+    # With p = ½: the mean over the four sets with the device, less that over the four without.
+    value = [(5 + 7 + 6 + 9 - 4 - 3 - 6) / 40, (4 + 7 + 6 + 9 - 5 - 3 - 6) / 40, (3 + 6 + 6 + 9 - 5 - 4 - 7) / 40]
+    assert [device["value"] for device in report["devices"]] == pytest.approx(value)
+    assert report["teacher"] == {"model": "prototypes", "params": 640, "macs": 640, "accuracy": 1.0}
+    assert report["data"]["samples"] == 10
+
+
+def test_devices_carry_what_the_manifest_says(toy: Bundle) -> None:
+    for device, student in zip(build_report(toy)["devices"], toy.manifest.students, strict=True):
+        assert device["model_bytes"] == toy.student_path(student.device).stat().st_size
+        assert device["feature_bytes"] == 4 * student.width
+        assert device["filters"] == len(toy.manifest.parts[student.part])
+
+
+def test_a_bundle_that_names_no_failure_law_gets_the_default(toy: Bundle) -> None:
+    expected = build_report(toy)["expected_accuracy"]
+    answered = np.array([bin(mask).count("1") for mask in range(256)])
+    assert expected["law"] == "independent p=0.1"
+    assert expected["value"] == pytest.approx(float((0.9**answered * 0.1 ** (8 - answered)) @ toy.table.accuracy))
+
+
+@pytest.mark.parametrize("p_fail", [1.5, "half", float("nan")])
+def test_a_failure_law_that_is_none_is_an_error(toy: Bundle, p_fail: object) -> None:
+    wrong = dataclasses.replace(toy.manifest, provenance={"config": {"devices": {"p_fail": p_fail}}})
+    with pytest.raises(BundleError, match=r"devices\.p_fail"):
+        build_report(dataclasses.replace(toy, manifest=wrong))
+
+
+def test_a_manifest_without_what_the_report_needs_is_an_error(toy: Bundle) -> None:
+    with pytest.raises(BundleError, match="'teacher' lacks params, accuracy"):
+        bad = dataclasses.replace(toy.manifest, teacher={"model": "x", "macs": 1})
+        build_report(dataclasses.replace(toy, manifest=bad))
+    with pytest.raises(BundleError, match="device 7 has part 7"):
+        bad = dataclasses.replace(toy.manifest, parts=toy.manifest.parts[:7])
+        build_report(dataclasses.replace(toy, manifest=bad))
+
+
+@pytest.mark.parametrize("num_devices", [1, 3, 16])
+def test_every_number_of_devices_makes_a_whole_report(toy: Bundle, tmp_path: Path, num_devices: int) -> None:
+    path = tmp_path / "bundle"
+    report = write_report(sixteen(toy, path) if num_devices == 16 else toy_bundle(path, num_devices), tmp_path)
+    rows = report["accuracy_by_failures"]
+    assert [row["failed"] for row in rows] == list(range(num_devices))
+    assert [row["subsets"] for row in rows] == [comb(num_devices, failed) for failed in range(num_devices)]
+    assert [device["part"] for device in report["devices"]] == [i % 8 for i in range(num_devices)]
+    sentence = "With its only device" if num_devices == 1 else f"With {num_devices // 2} of {num_devices} devices gone"
+    assert headline(report).startswith(sentence)
+    assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_sixteen_devices_are_counted_exactly(toy: Bundle, tmp_path: Path) -> None:
+    report = build_report(sixteen(toy, tmp_path / "bundle"))
+    half = report["accuracy_by_failures"][8]
+    assert (half["worst"], half["best"], half["worst_subset"]) == (0.036, 0.1, list(range(8)))
+    assert half["mean"] == pytest.approx(0.068)
+    assert [device["value"] for device in report["devices"]] == pytest.approx([(i + 1) / 1000 for i in range(16)])
+    assert report["expected_accuracy"]["value"] == pytest.approx(0.9 * 0.136)
+    assert report["fusion"] == "zero-fill"
+
+
+def test_live_rows_get_what_was_predicted_for_exactly_these_devices(three: Bundle) -> None:
+    first, second = build_report(three, LIVE)["measured_live"]
+    assert first == {"failed": 0, "answered": [0, 1, 2], "accuracy": 0.9, "predicted": 0.9, "requests": 10, "lost": 0}
+    assert second["answered"] == [0, 2]
+    assert (second["failed"], second["predicted"], second["seconds"]) == (1, 0.6, 1.5)
+    given = [{**LIVE[0], "failed": 0, "predicted": 0.75}]
+    assert build_report(three, given)["measured_live"][0]["predicted"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answered": [0, 3]}, r"no set of devices 0 to 2"),
+        ({"answered": [1, 1]}, r"no set of devices"),
+        ({"accuracy": float("nan")}, "accuracy = nan"),
+        ({"accuracy": 90.0}, r"accuracy = 90\.0"),
+    ],
+)
+def test_live_rows_that_cannot_be_are_errors(three: Bundle, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_report(three, [{**LIVE[0], **change}])
+
+
+def test_a_live_row_that_lacks_a_key_names_it(three: Bundle) -> None:
+    with pytest.raises(InputError, match="lacks requests, lost"):
+        build_report(three, [{"answered": [0], "accuracy": 0.5}])
+
+
+def test_the_headline_is_one_plain_sentence(three: Bundle, toy: Bundle) -> None:
+    assert headline(build_report(three)) == (
+        "With 1 of 3 devices gone, answers are right 63.3 % of the time on average (worst case 60.0 %); "
+        "the teacher: 100.0 %"
+    )
+    assert headline(build_report(toy)).startswith("With 4 of 8 devices gone")
+
+
+def test_nothing_short_of_perfect_is_rounded_up_to_perfect() -> None:
+    assert [percent(1.0), percent(0.99999), percent(0.99999, 1)] == ["100.00 %", "99.99 %", "99.9 %"]
+    assert [percent(0.0), percent(0.98765), percent(0.98765, 1)] == ["0.00 %", "98.77 %", "98.8 %"]
+    assert [points(-0.00001), points(-0.0123), points(0.5)] == ["0.00", "-1.23", "50.00"]
+
+
+def test_the_text_table_lines_up_and_says_what_report_json_says(three: Bundle) -> None:
+    text = as_text(failure_table(build_report(three)))
+    assert text.splitlines() == [
+        "failed  subsets     mean    worst     best  answering in the worst case",
+        "──────  ───────  ───────  ───────  ───────  ───────────────────────────",
+        "     0        1  90.00 %  90.00 %  90.00 %  0 1 2",
+        "     1        3  63.33 %  60.00 %  70.00 %  0 2",
+        "     2        3  40.00 %  30.00 %  50.00 %  2",
+    ]
+
+
+def test_live_measurements_stand_beside_the_prediction(three: Bundle) -> None:
+    assert "cluster" not in text_report(build_report(three))
+    text = text_report(build_report(three, LIVE))
+    assert re.search(r"1 +1,234 +3 +50\.00 % +60\.00 % +0 2\n", text)
+
+
+def test_markdown_tables_have_a_rule_and_as_many_cells_in_every_row(three: Bundle) -> None:
+    lines = [line for line in markdown_report(build_report(three, LIVE)).splitlines() if line.startswith("|")]
+    assert "| ---: | ---: | ---: | ---: | ---: | :--- |" in lines
+    assert {line.count("|") for line in lines} == {7, 10}
+    assert "| 1 | 3 | 63.33 % | 60.00 % | 70.00 % | 0 2 |" in lines
+
+
+class Page(HTMLParser):
+    """Reads a page: its tags, what it loads, and each table's cells as value of <data> and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.tables: dict[str, list[list[tuple[float | None, str]]]] = {}
+        self._rows: list[list[tuple[float | None, str]]] = []
+        self._cell: str | None = None
+        self._value: float | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        self.tags.append(tag)
+        self.loads += [values[key] for key in ("src", "href", "xlink:href", "action") if key in values]
+        if tag == "table":
+            self._rows = self.tables.setdefault(values["id"], [])
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag == "td":
+            self._cell, self._value = "", None
+        elif tag == "data":
+            self._value = float(values["value"])
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td" and self._cell is not None:
+            self._rows[-1].append((self._value, self._cell.strip().replace("\xa0", " ")))
+            self._cell = None
+
+
+def test_the_page_shows_the_numbers_of_report_json(three: Bundle, page: str) -> None:
+    report, read = build_report(three, LIVE), Page(page)
+    for name, table in {
+        "failures": failure_table(report),
+        "live": live_table(report),
+        "devices": device_table(report),
+    }.items():
+        rows = read.tables[f"table-{name}"][1 : 1 + len(table.rows)]  # between head and foot
+        assert [[text for _, text in row] for row in rows] == table.cells()
+        for row, source in zip(rows, table.rows, strict=True):
+            for (value, _), column in zip(row, table.columns, strict=True):
+                assert value == (source[column.key] if column.is_number else None)
+    footer = read.tables["table-devices"][-1]
+    assert [value for value, _ in footer if value is not None] == [640, 640, 1.0]
+
+
+def test_tiles_and_sentences_of_the_page_agree_with_report_json(three: Bundle, page: str) -> None:
+    report = build_report(three, LIVE)
+    row = report["accuracy_by_failures"]
+    tiles = re.findall(r'<dd><data value="([^"]+)">([^<]+)</data></dd>', page)[:5]
+    wanted = [row[1]["mean"], row[1]["worst"], row[0]["mean"], report["expected_accuracy"]["value"], 1.0]
+    assert [float(value) for value, _ in tiles] == wanted
+    assert [unescape(text).replace("\xa0", " ") for _, text in tiles] == [percent(value, 1) for value in wanted]
+    assert f"<h1>{headline(report)}.</h1>" in page.replace("\xa0", " ")
+    assert "independent p=0.5" in page
+    assert three.hash in page
+    assert report["data"]["fingerprint"] in page
+    assert "1.2.3" in page
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
+    read = Page(page)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(read.tags)
+    assert read.tags.count("svg") == 3
+    assert all(load.startswith(("#", "data:image/png;base64,")) for load in read.loads)
+    assert re.findall(r"url\((?!#)", page) == []
+    assert set(re.findall(r'(\S+)="https?:', page)) <= {"xmlns", "xmlns:xlink"}
+    assert re.search(r" on\w+=", page) is None
+    assert "default-src 'none'" in page
+    assert 'name="viewport"' in page
+
+
+def test_the_figures_of_a_page_share_no_id(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'(?:url\(|href=")#([^")]+)', page)) <= set(ids)
+
+
+def test_hostile_names_stay_text(toy: Bundle, tmp_path: Path) -> None:
+    provenance = {"config": {"experiment": {"name": HOSTILE}}, "code_version": HOSTILE}
+    bundle = rewritten(
+        toy,
+        tmp_path / "bundle",
+        experiment=HOSTILE,
+        classes=(HOSTILE,) * 10,
+        data={**toy.manifest.data, "name": HOSTILE, "split": HOSTILE},
+        teacher={**toy.manifest.teacher, "model": HOSTILE},
+        provenance=provenance,
+    )
+    report = write_report(bundle, tmp_path)
+    assert report["experiment"] == HOSTILE
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "script" not in Page(text).tags
+    assert HOSTILE in unescape(text)
+
+
+def test_the_same_report_gives_the_same_bytes(three: Bundle, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_report(three, tmp_path / name, LIVE)
+    for file in ("report.json", "report.html"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["report.html", "report.json"]
+
+
+def test_what_is_written_is_what_is_returned(three: Bundle, tmp_path: Path) -> None:
+    report = write_report(three, tmp_path / "new" / "report", LIVE)
+    assert json.loads((tmp_path / "new" / "report" / "report.json").read_text(encoding="utf-8")) == report
+    assert report == build_report(three, LIVE)
+
+
+def test_a_page_that_cannot_be_made_leaves_the_older_one(three: Bundle, tmp_path: Path) -> None:
+    write_report(three, tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+    broken = rewritten(three, tmp_path / "bundle", {"graph.npz": {"weights": np.ones((3, 3))}})
+    with pytest.raises(BundleError, match=r"graph\.npz"):
+        write_report(broken, tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_a_bundle_without_a_graph_says_so_instead_of_the_picture(toy: Bundle, page: str) -> None:
+    assert filter_graph(toy) is None
+    without = render_page(build_report(toy))
+    assert without.count("<svg") == 2
+    assert "holds no filter graph" in without
+    assert "holds no filter graph" not in page
+
+
+def test_the_filters_of_a_part_stand_together_in_the_picture() -> None:
+    """A block graph in scrambled order must look like the same graph in order."""
+    from nonn.report.plots import graph_plot
+
+    order = np.random.default_rng(1).permutation(12)
+    blocks = np.kron(np.eye(3), np.ones((4, 4)))
+    scrambled = np.empty_like(blocks)
+    scrambled[np.ix_(order, order)] = blocks
+    parts = [order[start : start + 4].tolist() for start in (0, 4, 8)]
+    straight = [list(range(start, start + 4)) for start in (0, 4, 8)]
+    assert graph_plot(scrambled, parts) == graph_plot(blocks, straight)
+    assert graph_plot(scrambled, straight) != graph_plot(blocks, straight)
+
+
+def test_figures_stand_extremes(three: Bundle) -> None:
+    """Worthless and harmful devices, a graph without edges, and a cluster of which nobody answered."""
+    from nonn.report import plots
+
+    report = build_report(three, [{"answered": [], "accuracy": 0.0, "requests": 5, "lost": 5}])
+    assert "measured live" in plots.accuracy_plot(report)
+    for value in (0.0, -0.02):
+        devices = [{**device, "value": value} for device in report["devices"]]
+        assert f">{points(value)}<" in plots.value_plot({"devices": devices}).replace("\N{MINUS SIGN}", "-")
+    assert "<image" in plots.graph_plot(np.zeros((4, 4)), [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
+def test_a_missing_extra_is_named_with_its_install_command(
+    three: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"{module} is not installed.*nonn\[train\]"):
+        write_report(three, tmp_path)
+
+
+def run_command(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(arguments))
+
+
+def test_the_command_prints_json_alone_on_stdout(
+    three: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(str(three.path), "--json", "--html", str(tmp_path / "new" / "page.html")) == 0
+    assert json.loads(capsys.readouterr().out) == build_report(three)
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_the_command_prints_tables_without_the_extras(
+    three: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("matplotlib", "jinja2", "rich", "torch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert run_command(str(three.path)) == 0
+    assert capsys.readouterr().out == text_report(build_report(three))
+
+
+def test_the_command_names_a_page_that_cannot_be_written(three: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--html"):
+        run_command(str(three.path), "--html", str(tmp_path))
+
+
+def test_the_mean_is_over_all_subsets_of_the_real_table(toy: Bundle) -> None:
+    for row in build_report(toy)["accuracy_by_failures"]:
+        kept = list(combinations(range(8), 8 - row["failed"]))
+        accuracy = [toy.table.correct[sum(1 << i for i in subset)] / 200 for subset in kept]
+        assert (row["subsets"], row["worst"], row["best"]) == (len(kept), min(accuracy), max(accuracy))
+        assert row["mean"] == pytest.approx(np.mean(accuracy))
+
+
+def test_a_report_written_again_keeps_the_live_rows_of_the_same_bundle_only(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path / "one", num_devices=2)
+    live = [{"answered": [0, 1], "accuracy": 0.5, "requests": 10, "lost": 0}]
+    write_report(bundle, tmp_path / "report", live)
+    assert write_report(bundle, tmp_path / "report")["measured_live"][0]["accuracy"] == 0.5
+    other = toy_bundle(tmp_path / "two", num_devices=3)
+    assert write_report(other, tmp_path / "report")["measured_live"] == []
+    (tmp_path / "report" / "report.json").write_text("half")
+    assert write_report(bundle, tmp_path / "report")["measured_live"] == []
