@@ -37,6 +37,7 @@ __all__ = ["SCHEMA", "Bundle", "InputSpec", "Manifest", "Student", "load_bundle"
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+DEFAULT_P_FAIL = 0.1
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,22 @@ class Bundle:
     def num_devices(self) -> int:
         """N."""
         return len(self.manifest.students)
+
+    @property
+    def p_fail(self) -> float:
+        """Probability with which each device is away, from the experiment's configuration; 0.1 where it names none.
+
+        Raises:
+            BundleError: it is no probability.
+        """
+        value: Any = self.manifest.provenance
+        for key in ("config", "devices", "p_fail"):
+            if not isinstance(value, Mapping) or key not in value:
+                return DEFAULT_P_FAIL
+            value = value[key]
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is no probability")
+        return float(value)
 
     def student_path(self, device: int) -> Path:
         """The ONNX file of one device.

@@ -11,15 +11,12 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nonn import __version__
-
-__all__ = ["atomic_file", "atomic_folder", "canonical_json", "code_version", "digest", "sha256_file", "write_json"]
+__all__ = ["atomic_file", "atomic_folder", "canonical_json", "digest", "sha256_file", "write_json"]
 
 
 def sha256_file(path: Path) -> str:
@@ -73,16 +70,3 @@ def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def code_version() -> str:
-    """The version of nonn, with the commit where it runs from a checkout, and ``.dirty`` where that was changed."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return __version__
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty=.dirty", "--abbrev=10", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return __version__
-    return f"{__version__}+g{done.stdout.strip()}"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nonn.files import atomic_file, atomic_folder, canonical_json, code_version, digest, write_json
+from nonn.files import atomic_file, atomic_folder, canonical_json, digest, write_json
+from nonn.provenance import code_version, machine
 
 
 def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
@@ -43,3 +44,8 @@ def test_equal_values_have_equal_digests_whatever_their_order(tmp_path: Path) ->
 
 def test_the_code_version_names_the_release_and_the_commit_if_there_is_one() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\+g[0-9a-f]{10,}(\.dirty)?)?", code_version())
+
+
+def test_results_name_the_machine_they_were_measured_on() -> None:
+    found = machine()
+    assert "cores" in found["processor"] and {"python", "numpy", "torch"} <= found.keys()

@@ -46,6 +46,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     """Loads the student and serves it."""
     # A node multiplies nothing in NumPy: threads of its BLAS would cost memory for nothing.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # gRPC's own log tells a taken port in C++; our error tells it too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported late: a wrong option or --help need not wait for NumPy, gRPC and ONNX Runtime.
     import asyncio
 

@@ -175,8 +175,10 @@ class Aggregator:
             for node in self.policy.probes(self._clock()):
                 self._start(self._probe(node))
             self._wake.clear()
+            # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event, and close() would hang.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self.policy.next_probe_s(self._clock()))
+                async with asyncio.timeout(self.policy.next_probe_s(self._clock())):
+                    await self._wake.wait()
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Runs something in the background until it ends or the aggregator closes."""

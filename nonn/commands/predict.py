@@ -126,13 +126,10 @@ def _read_array(file: Path) -> Array:
 def _read_image(file: Path, metadata: Metadata) -> Array:
     """An image as uint8 [C, H, W], in gray for one channel and RGB for three."""
     import numpy as np
+    from PIL import Image, UnidentifiedImageError
 
-    from nonn.errors import DataError, InputError, MissingExtraError
+    from nonn.errors import DataError, InputError
 
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as exc:
-        raise MissingExtraError("Pillow", "serve") from exc
     mode = {1: "L", 3: "RGB"}.get(metadata.shape[0]) if len(metadata.shape) == 3 else None
     if mode is None or metadata.dtype != "uint8":
         raise InputError(f"{file}: the cluster takes {metadata.dtype} {list(metadata.shape)}, not images; send .npy")

@@ -34,13 +34,8 @@ def run(args: argparse.Namespace) -> int:
     import signal
     import threading
 
-    from nonn.errors import MissingExtraError
-
-    try:
-        from rich.console import Console
-        from rich.live import Live
-    except ImportError as exc:
-        raise MissingExtraError("rich", "serve") from exc
+    from rich.console import Console
+    from rich.live import Live
 
     from nonn.bundle import load_bundle
     from nonn.client import Client
@@ -84,12 +79,12 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
         known = {node["student"]: node for node in client.metadata().nodes}
     except NonnError:
         known = {}  # the aggregator is gone; the processes are still worth showing
-    value = bundle.table.importance(np.full(bundle.num_devices, _p_fail(bundle)))
+    value = bundle.table.importance(np.full(bundle.num_devices, bundle.p_fail))
     table = Table(
         title=f"{bundle.manifest.experiment} at {cluster.address}",
-        caption=f"value: accuracy that hangs on the device; try: nonn predict {cluster.address} IMAGE",
+        caption=f"value: points of accuracy that hang on the device\ntry: nonn predict {cluster.address} IMAGE",
     )
-    for column in ("device", "part", "state", "pid", "address", "latency", "answered", "value"):
+    for column in ("device", "part", "state", "pid", "address", "latency", "answered", "value, points"):
         table.add_column(column, justify="left" if column in ("state", "address") else "right")
     for state in cluster.states():
         node = known.get(state.node)
@@ -103,12 +98,6 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
             state.address,
             f"{node['latency_s'] * 1e3:.1f} ms" if node and node["latency_s"] else "–",
             f"{node['answered'] / asked:.1%}" if node and asked else "–",
-            f"{100 * value[state.node]:+.2f} points",
+            f"{100 * value[state.node]:+.2f}",
         )
     return table
-
-
-def _p_fail(bundle: Bundle) -> float:
-    """The failure law that the bundle's experiment was built for."""
-    config = bundle.manifest.provenance.get("config", {})
-    return float(config.get("devices", {}).get("p_fail", 0.1))

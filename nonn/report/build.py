@@ -20,10 +20,9 @@ from nonn.bundle import Bundle, Student
 from nonn.errors import BundleError, InputError
 from nonn.subsets import SubsetTable, mask_of
 
-__all__ = ["DEFAULT_P_FAIL", "SCHEMA", "build_report", "filter_graph"]
+__all__ = ["SCHEMA", "build_report", "filter_graph"]
 
 SCHEMA = 1
-DEFAULT_P_FAIL = 0.1  # of a bundle whose provenance names no failure law
 
 
 def build_report(bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def build_report(bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = ()
         InputError: a live row lacks a key, or its values cannot be.
     """
     manifest, table = bundle.manifest, bundle.table
-    p_fail = _p_fail(bundle)
+    p_fail = bundle.p_fail
     law = np.full(bundle.num_devices, p_fail)
     value, accuracy = table.importance(law), table.accuracy
     return {
@@ -114,18 +113,6 @@ def _taken(bundle: Bundle, section: str, keys: tuple[str, ...]) -> dict[str, Any
             f"{bundle.path}: the manifest's '{section}' lacks {', '.join(missing)}; build the bundle again"
         )
     return {key: values[key] for key in keys}
-
-
-def _p_fail(bundle: Bundle) -> float:
-    """The probability with which each device is away, from the experiment's resolved configuration."""
-    value: Any = bundle.manifest.provenance
-    for key in ("config", "devices", "p_fail"):
-        if not isinstance(value, Mapping) or key not in value:
-            return DEFAULT_P_FAIL
-        value = value[key]
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise BundleError(f"{bundle.path}: devices.p_fail = {value!r} in the provenance is no probability")
-    return float(value)
 
 
 def _live(row: Mapping[str, Any], table: SubsetTable) -> dict[str, Any]:

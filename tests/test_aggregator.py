@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import grpc
+import numpy as np
+import pytest
+from grpc import aio
+from nonn_device.node import StudentModel
+from nonn_device.runtime import OnnxRuntime
+
+from nonn.aggregator.inventory import Node, load_inventory, write_inventory
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.server import FusedModel
+from nonn.aggregator.service import Aggregator
+from nonn.answer import Answer
+from nonn.errors import ConfigError, InputError, QuorumError
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.subsets import members
+from nonn.wire import add_tensors, new_request, read_tensors, write_parameters
+from tests.serving import TIMEOUT_S, fake_node, serving
+from tests.toys import toy_bundle, toy_data
+
+NUM_DEVICES = 4
+# Quick to give up on silence and to look again, and far longer than an honest reply takes on a busy machine.
+CONFIG = PolicyConfig(deadline_s=0.5, breaker_reset_s=0.05)
+PATIENT = PolicyConfig(deadline_s=TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("aggregator") / "bundle", num_devices=NUM_DEVICES)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return toy_data(200, seed=3)[0]
+
+
+def student(bundle, device):
+    runtime = OnnxRuntime(bundle.student_path(device), bundle.manifest.students[device], bundle.manifest.input)
+    return StudentModel(bundle, device, runtime)
+
+
+@contextlib.asynccontextmanager
+async def cluster(bundle, config=PATIENT, **fakes):
+    """An aggregator over real students in this process; ``node_2=behaviour`` puts a fake in one's place."""
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = []
+        for i in range(NUM_DEVICES):
+            fake = fakes.get(f"node_{i}")
+            server = fake_node(fake) if fake else serving(student(bundle, i))
+            nodes.append(Node(id=f"node-{i}", address=await stack.enter_async_context(server), student=i))
+        yield await stack.enter_async_context(Aggregator(bundle, nodes, config))
+
+
+def good_reply(bundle, request_bytes, **changes):
+    """A valid reply to a request, as a fake node makes it; ``changes`` spoil it."""
+    request = pb.ModelInferRequest.FromString(request_bytes)
+    batch = request.inputs[0].shape[0]
+    response = pb.ModelInferResponse(model_name=request.model_name, id=changes.get("id", request.id))
+    outputs = {changes.get("name", "features"): changes.get("features", np.ones((batch, 4), np.float32))}
+    add_tensors(response.outputs, response.raw_output_contents, outputs)
+    if changes.get("of", bundle.hash):
+        write_parameters(response.parameters, {"nonn_bundle": changes.get("of", bundle.hash)})
+    if "raw" in changes:
+        response.raw_output_contents[0] = changes["raw"]
+    return response.SerializeToString()
+
+
+def check_against_offline_fusion(bundle, answer, rows):
+    """The answer is what the bundle's head makes of the recorded features of exactly the devices it names."""
+    recorded, _ = bundle.features
+    expected = bundle.head.logits({i: recorded[i][rows] for i in members(answer.mask)}).astype(np.float32)
+    np.testing.assert_allclose(answer.logits, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(answer.labels, expected.argmax(axis=1))
+    assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
+
+
+def test_all_devices_together_answer_as_offline_fusion_does(bundle, inputs):
+    async def scenario():
+        async with cluster(bundle) as aggregator:
+            return await aggregator.infer(inputs)
+
+    answer = asyncio.run(scenario())
+    assert answer.answered.all()
+    assert not answer.degraded
+    assert answer.failures == {}
+    assert answer.bundle == bundle.hash
+    check_against_offline_fusion(bundle, answer, slice(None))
+
+
+async def refuses(raw, context):
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "other plans")
+
+
+BAD_REPLIES = {
+    "NaN": ({"features": np.full((2, 4), np.nan, np.float32)}, "features hold NaN or infinity"),
+    "infinity": ({"features": np.full((2, 4), np.inf, np.float32)}, "features hold NaN or infinity"),
+    "wide": ({"features": np.ones((2, 5), np.float32)}, "float32 features [2, 5], expected float32 [2, 4]"),
+    "short": ({"features": np.ones((1, 4), np.float32)}, "float32 features [1, 4], expected float32 [2, 4]"),
+    "double": ({"features": np.ones((2, 4))}, "float64 features [2, 4], expected float32 [2, 4]"),
+    "flat": ({"features": np.ones(8, np.float32)}, "float32 features [8]"),
+    "truncated": ({"raw": bytes(31)}, "31 bytes of raw contents"),
+    "misnamed": ({"name": "logits"}, "no 'features' among its outputs (logits)"),
+    "stale": ({"id": "0"}, "to request '0', not "),
+    "foreign": ({"of": "f" * 64}, "of bundle ffffffffffff…, not "),
+    "anonymous": ({"of": ""}, "of bundle None…, not "),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_REPLIES)
+def test_a_bad_reply_is_its_nodes_failure_and_is_never_fused(bundle, inputs, kind):
+    changes, reason = BAD_REPLIES[kind]
+
+    async def spoiled(raw, context):
+        return good_reply(bundle, raw, **changes)
+
+    async def scenario():
+        async with cluster(bundle, node_1=spoiled) as aggregator:
+            return await aggregator.infer(inputs[:2])
+
+    answer = asyncio.run(scenario())
+    assert answer.answered.tolist() == [True, False, True, True]
+    assert answer.degraded
+    assert list(answer.failures) == ["node-1"]
+    assert reason in answer.failures["node-1"]
+    check_against_offline_fusion(bundle, answer, slice(2))
+
+
+def test_the_good_reply_that_bad_ones_are_made_of_is_fused(bundle, inputs):
+    async def good(raw, context):
+        return good_reply(bundle, raw)
+
+    async def scenario():
+        async with cluster(bundle, node_1=good) as aggregator:
+            return await aggregator.infer(inputs[:2])
+
+    assert asyncio.run(scenario()).answered.all()
+
+
+def test_garbage_and_errors_are_failures_of_their_nodes(bundle, inputs):
+    async def garbage(raw, context):
+        return b"\xff" * 100
+
+    async def breaks(raw, context):
+        raise RuntimeError("broken device")
+
+    async def scenario():
+        async with cluster(bundle, node_0=garbage, node_1=refuses, node_2=breaks) as aggregator:
+            return await aggregator.infer(inputs[:2])
+
+    answer = asyncio.run(scenario())
+    assert members(answer.mask) == (3,)
+    assert answer.failures["node-0"] == "bad reply: 100 bytes that are no ModelInferResponse"
+    assert answer.failures["node-1"] == "FAILED_PRECONDITION: other plans"
+    assert answer.failures["node-2"].startswith("UNKNOWN: ")
+    check_against_offline_fusion(bundle, answer, slice(2))
+
+
+def test_a_node_of_another_bundle_is_never_fused(bundle, inputs, tmp_path):
+    # Same students, other classes: the features would fit, the answer would not.
+    other = toy_bundle(tmp_path / "other", num_devices=NUM_DEVICES, num_parts=2)
+    assert other.hash != bundle.hash
+
+    async def scenario():
+        async with contextlib.AsyncExitStack() as stack:
+            nodes = []
+            for i in range(NUM_DEVICES):
+                server = serving(student(other if i == 2 else bundle, i))
+                nodes.append(Node(id=f"node-{i}", address=await stack.enter_async_context(server), student=i))
+            aggregator = await stack.enter_async_context(Aggregator(bundle, nodes, PATIENT))
+            return await aggregator.infer(inputs[:5])
+
+    answer = asyncio.run(scenario())
+    assert members(answer.mask) == (0, 1, 3)
+    assert answer.failures["node-2"].startswith("FAILED_PRECONDITION: student-2 is of bundle")
+    check_against_offline_fusion(bundle, answer, slice(5))
+
+
+def test_fewer_than_the_quorum_is_an_error_that_names_who_is_missing_and_why(bundle, inputs):
+    async def scenario():
+        config = PolicyConfig(deadline_s=TIMEOUT_S, quorum=3)
+        async with cluster(bundle, config, node_0=refuses, node_3=refuses) as aggregator:
+            assert not aggregator.ready
+            await aggregator.infer(inputs[:1])
+
+    with pytest.raises(QuorumError) as caught:
+        asyncio.run(scenario())
+    assert str(caught.value) == (
+        "2 of 4 nodes answered, the quorum is 3; missing: "
+        "node-0 (FAILED_PRECONDITION: other plans); node-3 (FAILED_PRECONDITION: other plans)"
+    )
+
+
+def test_a_node_that_hangs_costs_few_deadlines_and_is_used_again_when_it_answers(bundle, inputs):
+    async def scenario():
+        healthy = asyncio.Event()
+        healthy.set()
+
+        async def hangs_at_times(raw, context):
+            await healthy.wait()
+            return good_reply(bundle, raw)
+
+        async with cluster(bundle, CONFIG, node_1=hangs_at_times) as aggregator:
+            assert (await aggregator.infer(inputs[:1])).answered.all()
+            healthy.clear()
+            answers = [await aggregator.infer(inputs[i : i + 1]) for i in range(10)]
+            healthy.set()
+            start = time.monotonic()
+            while not (await aggregator.infer(inputs[:1])).answered.all():
+                assert time.monotonic() - start < TIMEOUT_S
+        return answers
+
+    answers = asyncio.run(scenario())
+    waited = [answer for answer in answers if answer.latency_s >= 0.9 * CONFIG.deadline_s]
+    assert len(waited) == CONFIG.breaker_failures
+    for i, answer in enumerate(answers):
+        assert members(answer.mask) == (0, 2, 3)
+        check_against_offline_fusion(bundle, answer, slice(i, i + 1))
+    assert answers[0].failures["node-1"].startswith("silent for 0.5")
+    assert answers[-1].failures["node-1"].startswith("left out after ")
+
+
+def test_a_late_reply_never_alters_an_answer_or_joins_the_next(bundle, inputs):
+    async def scenario():
+        late = asyncio.Event()
+
+        async def answers_late(raw, context):
+            with contextlib.suppress(asyncio.CancelledError):
+                await late.wait()
+            return good_reply(bundle, raw)
+
+        async with cluster(bundle, CONFIG, node_1=answers_late) as aggregator:
+            first = await aggregator.infer(inputs[:1])
+            before = first.logits.copy()
+            late.set()
+            second = await aggregator.infer(inputs[1:2])
+        return first, before, second
+
+    first, before, second = asyncio.run(scenario())
+    np.testing.assert_array_equal(first.logits, before)
+    check_against_offline_fusion(bundle, first, slice(1))
+    if second.mask == 0b1101:
+        check_against_offline_fusion(bundle, second, slice(1, 2))
+    else:
+        assert second.answered.all()
+
+
+def test_the_clients_deadline_is_kept_although_the_policy_would_wait_longer(bundle, inputs):
+    async def scenario():
+        asked = 0
+
+        async def hangs_from_the_second_request(raw, context):
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                await asyncio.Event().wait()
+            return good_reply(bundle, raw)
+
+        async with cluster(bundle, PATIENT, node_1=hangs_from_the_second_request) as aggregator:
+            return await aggregator.infer(inputs[:1], remaining_s=0.5)
+
+    answer = asyncio.run(scenario())
+    assert members(answer.mask) == (0, 2, 3)
+    assert answer.latency_s < 0.25 * TIMEOUT_S
+
+
+def test_ready_follows_the_quorum_down_and_up_without_a_request(bundle, inputs):
+    async def scenario():
+        well, seen = True, []
+
+        async def fake(raw, context):
+            if not well:
+                await context.abort(grpc.StatusCode.INTERNAL, "ill")
+            return good_reply(bundle, raw)
+
+        config = PolicyConfig(deadline_s=TIMEOUT_S, quorum=4, breaker_reset_s=0.05)
+        async with cluster(bundle, config, node_1=fake) as aggregator:
+            changes = aggregator.readiness()
+            seen.append(await anext(changes))
+            well = False
+            with pytest.raises(QuorumError):
+                await aggregator.infer(inputs[:1])
+            seen.append(await anext(changes))
+            well = True
+            seen.append(await asyncio.wait_for(anext(changes), TIMEOUT_S))
+        return seen
+
+    assert asyncio.run(scenario()) == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        (np.zeros((1, 8, 8), np.uint8), "expected [B, 1, 8, 8]"),
+        (np.full((1, 1, 8, 8), np.nan, np.float32), "NaN or infinity"),
+    ],
+)
+def test_inputs_are_checked_before_any_node_is_asked(bundle, batch, text):
+    async def scenario():
+        asked = 0
+
+        async def counts(raw, context):
+            nonlocal asked
+            asked += 1
+            return good_reply(bundle, raw)
+
+        async with cluster(bundle, node_1=counts) as aggregator:
+            probes = asked
+            with pytest.raises(InputError) as caught:
+                await aggregator.infer(batch)
+        return asked - probes, str(caught.value)
+
+    requests, message = asyncio.run(scenario())
+    assert requests == 0
+    assert text in message
+
+
+def test_over_the_protocol_an_answer_says_the_same_in_parameters_and_tensors(bundle, inputs):
+    async def scenario():
+        async with (
+            cluster(bundle, node_1=refuses) as aggregator,
+            serving_fused(aggregator) as stub,
+        ):
+            request = new_request("nonn", {"input": inputs[:3]}, {}, id="r1")
+            whole = await stub.ModelInfer(request)
+            request.outputs.add(name="answered")
+            part = await stub.ModelInfer(request)
+            metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn"))
+            ready = await stub.ServerReady(pb.ServerReadyRequest())
+            request.parameters["nonn_bundle"].string_param = "f" * 64
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stub.ModelInfer(request)
+        return whole, part, metadata, ready, caught.value
+
+    whole, part, metadata, ready, refused = asyncio.run(scenario())
+    outputs = read_tensors(whole.outputs, whole.raw_output_contents)
+    assert whole.id == "r1"
+    assert {name: (str(a.dtype), a.shape) for name, a in outputs.items()} == {
+        "logits": ("float32", (3, 10)),
+        "confidence": ("float32", (3,)),
+        "answered": ("bool", (3, NUM_DEVICES)),
+        "expected_accuracy": ("float32", (3,)),
+    }
+    assert outputs["answered"].tolist() == [[True, False, True, True]] * 3
+    assert whole.parameters["nonn_mask"].int64_param == 0b1101
+    assert whole.parameters["nonn_degraded"].bool_param
+    assert whole.parameters["nonn_plan"].string_param == bundle.hash
+    assert whole.parameters["nonn_expected_accuracy"].double_param == bundle.table.accuracy[0b1101]
+    assert outputs["expected_accuracy"] == pytest.approx(bundle.table.accuracy[0b1101])
+    check_against_offline_fusion(bundle, Answer.from_response(whole, 0.0), slice(3))
+    assert [output.name for output in part.outputs] == ["answered"]
+    assert list(metadata.inputs[0].shape) == [-1, 1, 8, 8]
+    assert {t.name: list(t.shape) for t in metadata.outputs} == {
+        "logits": [-1, 10],
+        "confidence": [-1],
+        "answered": [-1, NUM_DEVICES],
+        "expected_accuracy": [-1],
+    }
+    assert ready.ready
+    assert refused.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@contextlib.asynccontextmanager
+async def serving_fused(aggregator):
+    """A stub of an entered aggregator behind the protocol."""
+
+    class Entered(FusedModel):
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *args):
+            return None
+
+    async with serving(Entered(aggregator)) as address, aio.insecure_channel(address) as channel:
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def test_an_inventory_is_read_as_it_was_written(tmp_path):
+    nodes = (Node(id="kitchen", address="10.0.0.2:50051", student=1), Node(id="b", address="[::1]:9", student=0))
+    write_inventory(tmp_path / "nodes.toml", nodes)
+    assert load_inventory(tmp_path / "nodes.toml", num_students=2) == nodes
+
+
+GOOD = '[[node]]\nid = "a"\naddress = "h:1"\nstudent = 0\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no nodes; write a [[node]] table"),
+        ("node = 3", "no nodes"),
+        ("nodes = []", "unknown key 'nodes'"),
+        (GOOD.replace("address", "adress"), "unknown key 'node[0].adress'; did you mean 'node[0].address'?"),
+        ('[[node]]\nid = "a"\nstudent = 0\n', "'node[0].address' is missing"),
+        (GOOD.replace("= 0", '= "0"'), "'node[0].student' must be a whole number, not '0'"),
+        (GOOD.replace('"a"', '""'), "node[0]: id is empty"),
+        (GOOD.replace("h:1", "h"), "node[0] 'a': address 'h' is not host:port"),
+        (GOOD.replace("h:1", "h:70000"), "address 'h:70000' is not host:port"),
+        (GOOD.replace("= 0", "= 4"), "node[0] 'a': student 4; the bundle has 0 to 3"),
+        (GOOD + GOOD.replace("h:1", "h:2").replace("= 0", "= 1"), "node[1] 'a': id 'a' is taken by node[0]"),
+        (GOOD + GOOD.replace('"a"', '"b"').replace("= 0", "= 1"), "node[1] 'b': address 'h:1' is taken by node[0]"),
+        (GOOD + GOOD.replace('"a"', '"b"').replace("h:1", "h:2"), "node[1] 'b': student 0 is taken by node[0]"),
+        ("[[node", "not a TOML file"),
+    ],
+)
+def test_a_wrong_inventory_is_an_error_that_names_file_node_and_key(tmp_path, text, message):
+    file = tmp_path / "nodes.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_inventory(file, num_students=4)
+    assert str(file) in str(caught.value)
+    assert message in str(caught.value)
