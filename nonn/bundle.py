@@ -71,6 +71,7 @@ class Student:
         bytes: size of the file.
         width: features d_i that it sends.
         dtype: of the features it sends.
+        parts: all parts that it learned, its own first; empty where that is the only one.
     """
 
     device: int
@@ -82,6 +83,7 @@ class Student:
     bytes: int
     width: int
     dtype: str = "float32"
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,9 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
     known = pick(Manifest, values)
     spec = pick(InputSpec, values["input"])
     known["input"] = InputSpec(tuple(spec["shape"]), spec["dtype"], tuple(spec["mean"]), tuple(spec["std"]))
-    known["students"] = tuple(Student(**pick(Student, s)) for s in values["students"])
+    known["students"] = tuple(
+        Student(**{**pick(Student, s), "parts": tuple(s.get("parts", ()))}) for s in values["students"]
+    )
     known["classes"] = tuple(values["classes"])
     known["parts"] = tuple(tuple(p) for p in values["parts"])
     known["replicas"] = tuple(tuple(r) for r in values["replicas"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nonn.errors import ConfigError
+from nonn.objective_config import ObjectivesConfig, check_objectives
 
 __all__ = [
     "BudgetConfig",
@@ -30,10 +31,12 @@ __all__ = [
     "GraphConfig",
     "PartitionConfig",
     "StudentConfig",
+    "StudyConfig",
     "TeacherConfig",
     "TrainingConfig",
     "from_mapping",
     "load_experiment",
+    "override",
     "parse_toml",
 ]
 
@@ -106,8 +109,9 @@ class GraphConfig:
 class PartitionConfig:
     """How the filters are cut into parts."""
 
-    method: str = "balanced-eigenvector"  # balanced-eigenvector | louvain
+    method: str = "balanced-eigenvector"  # or dealt-eigenvector | louvain | metis | random | spectral
     parts: int = 8  # M ≤ devices.count; device i learns part i mod M
+    overlap: int = 1  # and so many parts in a row: 2 adds part i + 1 mod M, M is every filter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,22 +143,23 @@ class StudentConfig:
 class DistillConfig(TrainingConfig):
     """Objectives and failout of the joint training of all students."""
 
-    ce_weight: float = 0.1
-    kd_weight: float = 0.9
-    kd_temperature: float = 4.0
-    transfer_weight: float = 1.0
-    transfer_joint: bool = False  # normalise all parts jointly (the NoNN paper) instead of each by itself
-    failout: str = "stratified"  # none | independent | stratified: whole devices dropped in training
-    p_failout: float = 0.3  # independent: probability that a device is dropped
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # nonn/objective_config.py
+    grouped: bool = True  # all students train as one network of grouped convolutions: the same, faster
+    failout: str = "stratified"  # none | independent | stratified | groups: whole devices dropped in training
+    p_failout: float = 0.3  # independent, groups: probability that a device is dropped by itself
+    failout_groups: tuple[tuple[int, ...], ...] = ()  # groups: devices that fail together
+    p_group: float = 0.1  # groups: probability that a group is dropped as a whole
+    assistants: tuple[str, ...] = ()  # teacher assistants, wrn-DEPTH-WIDTH, each distilled from the one before
+    generations: int = 1  # born again: students are trained so many times, each from the answers of the last
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
     """How answers are fused."""
 
-    train: str = "zero-fill"  # zero-fill | replica-average: the fusion that students are trained through
-    head: str = "ridge"  # trained | ridge: the fusion that is served
-    passes: int = 4  # ridge: augmented passes over the training split that the Gram matrix sums
+    train: str = "zero-fill"  # zero-fill | rescale | replica-average: the fusion that students are trained through
+    head: str = "ridge"  # trained | zero-fill | rescale | mean-fill | ridge | logistic | best (on the held-out split)
+    passes: int = 4  # augmented passes over the training split that heads are fitted to
     ridge: tuple[float, ...] = (
         1e-6,
         1e-5,
@@ -163,6 +168,18 @@ class FusionConfig:
         1e-2,
         1e-1,
     )  # candidates for λ, chosen on the held-out split
+    steps: tuple[int, ...] = (2, 5, 10, 20)  # logistic: candidates for the L-BFGS steps from the ridge, chosen likewise
+    samples: int = 50_000  # logistic: samples of the passes that it is fitted to
+    stored_mb: float = 8.0  # logistic: size of its stored sets at most; the others fall back to their ridge
+    temperature: str = "auto"  # none | auto | set | survivors: calibration of the confidence on the held-out split
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What `nonn study` compares; see nonn/study.py for the rows."""
+
+    seeds: tuple[int, ...] = (0,)
+    rows: tuple[str, ...] = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "ours")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +195,7 @@ class Experiment:
     student: StudentConfig = field(default_factory=StudentConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -185,12 +203,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.schedule": ("one-cycle", "step"),
     "teacher.bf16": ("auto", "on", "off"),
     "graph.kind": ("co-activation", "nonn"),
-    "partition.method": ("balanced-eigenvector", "louvain"),
+    "partition.method": ("balanced-eigenvector", "dealt-eigenvector", "louvain", "metis", "random", "spectral"),
     "distill.schedule": ("one-cycle", "step"),
     "distill.bf16": ("auto", "on", "off"),
-    "distill.failout": ("none", "independent", "stratified"),
-    "fusion.train": ("zero-fill", "replica-average"),
-    "fusion.head": ("trained", "ridge"),
+    "distill.failout": ("none", "independent", "stratified", "groups"),
+    "fusion.train": ("zero-fill", "rescale", "replica-average"),
+    "fusion.head": ("trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic", "best"),
+    "fusion.temperature": ("none", "auto", "set", "survivors"),
 }
 
 T = TypeVar("T")
@@ -207,8 +226,8 @@ def load_experiment(path: Path | None = None, overrides: Sequence[str] = ()) -> 
         ConfigError: the file is missing or no TOML, a key is unknown, a value has the wrong type or is impossible.
     """
     tree = parse_toml(path) if path is not None else {}
-    for override in overrides:
-        _apply(tree, override)
+    for text in overrides:
+        override(tree, text)
     experiment = from_mapping(Experiment, tree, source=str(path) if path is not None else "--set")
     _validate(experiment)
     return experiment
@@ -263,7 +282,7 @@ def _convert(hint: Any, value: Any, *, source: str, name: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return from_mapping(hint, value, source=source, prefix=name + ".")
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], v, source=source, name=name) for v in value)
     if origin in (typing.Union, types.UnionType):
         hint = next(a for a in arguments if a is not types.NoneType)
@@ -285,20 +304,24 @@ def _convert(hint: Any, value: Any, *, source: str, name: str) -> Any:
     raise ConfigError(f"{source}: '{name}' must be {kind}, not {value!r}")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Puts one ``section.key=value`` into the tree."""
-    key, equals, text = override.partition("=")
+def override(tree: dict[str, Any], text: str) -> None:
+    """Puts one ``section.key=value`` into a tree of tables; the value is TOML, or a bare string where it is none.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    key, equals, literal = text.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not sections or not last:
-        raise ConfigError(f"--set {override}: write it as section.key=value, for example distill.epochs=3")
+        raise ConfigError(f"--set {text}: write it as section.key=value, for example distill.epochs=3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {literal}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
+        value = literal.strip()
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"--set {override}: '{section}' is a value, not a section")
+            raise ConfigError(f"--set {text}: '{section}' is a value, not a section")
     tree[last] = value
 
 
@@ -345,10 +368,39 @@ def _validate(experiment: Experiment) -> None:
         "partition.parts",
         f"more parts than devices ({e.devices.count}); a part that nobody learns cannot be answered for",
     )
+    need(
+        1 <= e.partition.overlap <= e.partition.parts,
+        "partition.overlap",
+        f"must lie between 1 and the number of parts ({e.partition.parts})",
+    )
     need(0 <= e.distill.p_failout < 1, "distill.p_failout", "must be a probability below 1")
-    need(e.distill.kd_temperature > 0, "distill.kd_temperature", "must be positive")
+    need(0 <= e.distill.p_group < 1, "distill.p_group", "must be a probability below 1")
+    grouped = [device for group in e.distill.failout_groups for device in group]
+    need(
+        all(0 <= device < e.devices.count for device in grouped) and len(set(grouped)) == len(grouped),
+        "distill.failout_groups",
+        f"name each device from 0 to {e.devices.count - 1} once at most",
+    )
+    need(
+        bool(grouped) or e.distill.failout != "groups",
+        "distill.failout_groups",
+        "name the groups that fail together, for example [[0, 1], [2, 3]]",
+    )
+    need(e.distill.generations >= 1, "distill.generations", "must be at least 1")
+    check_objectives(e.distill.objectives)
+    need(
+        not e.distill.objectives.mutual.weight or e.devices.count > 1,
+        "devices.count",
+        "distill.objectives.mutual needs two devices at least",
+    )
     need(e.fusion.passes >= 1, "fusion.passes", "must be at least 1")
     need(bool(e.fusion.ridge) and min(e.fusion.ridge) > 0, "fusion.ridge", "must be positive numbers")
+    need(bool(e.fusion.steps) and min(e.fusion.steps) > 0, "fusion.steps", "must be positive whole numbers")
+    need(e.fusion.samples >= 1, "fusion.samples", "must be at least 1")
+    need(e.fusion.stored_mb >= 0, "fusion.stored_mb", "must not be negative")
+    known = StudyConfig().rows
+    need(bool(e.study.rows) and set(e.study.rows) <= set(known), "study.rows", f"choose from: {', '.join(known)}")
+    need(bool(e.study.seeds) and min(e.study.seeds) >= 0, "study.seeds", "name at least one seed, none negative")
     for name in ("teacher", "distill"):
         need(getattr(e, name).epochs >= 1, f"{name}.epochs", "must be at least 1")
         need(getattr(e, name).batch >= 2, f"{name}.batch", "must be at least 2: batch normalisation needs two")

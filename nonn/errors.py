@@ -13,7 +13,8 @@
     │   └── ShapeError            arrays that do not fit each other      2    INVALID_ARGUMENT
     ├── UnreachableError          nobody answers at that address         4    UNAVAILABLE
     ├── QuorumError               too few devices answered               5    UNAVAILABLE
-    └── MissingExtraError         an optional dependency is missing      6    FAILED_PRECONDITION
+    ├── MissingExtraError         an optional dependency is missing      6    FAILED_PRECONDITION
+    └── GuaranteeError            a promised accuracy is not kept        7    FAILED_PRECONDITION
 
 A message names the file, key, node, part or shape and says what to do. Errors become exit codes in ``nonn.cli``
 (and its siblings for devices and simulator) and gRPC status at the servicers; nothing else exits or prints.
@@ -27,6 +28,7 @@ __all__ = [
     "BundleError",
     "ConfigError",
     "DataError",
+    "GuaranteeError",
     "InputError",
     "MissingExtraError",
     "NonnError",
@@ -110,3 +112,10 @@ class MissingExtraError(NonnError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"{module} is not installed; get it with: pip install 'nonn[{extra}]'")
+
+
+class GuaranteeError(NonnError):
+    """A guarantee about accuracy under failures does not hold; the message names the answering set that breaks it."""
+
+    exit_code = 7
+    grpc_status = "FAILED_PRECONDITION"

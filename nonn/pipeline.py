@@ -29,13 +29,16 @@ from nonn.data import Dataset, Split, load_data
 from nonn.data.augment import Augment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.heads import fit_head
+from nonn.distill.schedule import AssistantTask, plan
 from nonn.errors import BundleError
 from nonn.export import export_onnx, run_onnx
-from nonn.files import atomic_file, code_version, sha256_file, write_json
+from nonn.files import atomic_file, sha256_file, write_json
 from nonn.filters import build_graph, correlation
 from nonn.fusion import enumerate_subsets
 from nonn.partition import Partition, check_parts, make_partition
 from nonn.partition.measures import measure
+from nonn.partition.redundancy import Design, filters_of_device
+from nonn.provenance import code_version
 from nonn.report import write_report
 from nonn.stages import Stage, exclusive, open_stage
 from nonn.students import Student, check_budget, measure_cost
@@ -55,15 +58,24 @@ class Run:
     Attributes:
         experiment: what to do.
         runs: folder of all runs.
+        place: folder inside the run's own for all stages but the teacher, which all places share.
+        dataset: the data, where it was read already.
     """
 
     experiment: Experiment
     runs: Path
+    place: str = "."
+    dataset: Dataset | None = None
 
     @property
     def root(self) -> Path:
         """The folder of this run."""
         return self.runs / self.experiment.experiment.name
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the stages after the teacher."""
+        return self.root / self.place
 
     @property
     def seed(self) -> int:
@@ -82,7 +94,7 @@ class Run:
         with exclusive(self.root):
             self.check()
             bundle = self.bundle()
-            return bundle, write_report(bundle, self.root / "report")
+            return bundle, write_report(bundle, self.folder / "report")
 
     @cached_property
     def device(self) -> str:
@@ -92,6 +104,8 @@ class Run:
     @cached_property
     def data(self) -> Dataset:
         """The data, read once."""
+        if self.dataset is not None:
+            return self.dataset
         data = load_data(self.experiment.data, self.seed)
         shape = "×".join(map(str, data.input_shape))
         say(
@@ -114,8 +128,12 @@ class Run:
             ConfigError: a model cannot be made.
         """
         teacher, config = self._build_teacher(), self.experiment
+        for number, step in enumerate(s for s in plan(config.distill) if s.model):
+            teacher = self._build_teacher(step.model, 4, number)  # the last assistant's filters are cut
         check_parts(teacher.num_filters, config.partition.parts)
-        width = math.ceil(teacher.num_filters / config.partition.parts)
+        width = min(
+            math.ceil(teacher.num_filters / config.partition.parts) * config.partition.overlap, teacher.num_filters
+        )
         student = Student(config.student.model, self.data.input_shape, width, self._normalise())
         cost = measure_cost(student, self.data.input_shape)
         for i in range(config.devices.count):
@@ -153,18 +171,38 @@ class Run:
         say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")
         return teacher.eval(), stage
 
+    def mentor(self) -> tuple[Teacher, Stage]:
+        """Whom the students learn from: the last teacher assistant, or the teacher where there is none."""
+        mentor, before = self.teacher()
+        config = self.experiment
+        for number, step in enumerate(s for s in plan(config.distill) if s.model):
+            assistant = self._build_teacher(step.model, 4, number)
+            inputs = {"mentor": before.key, "model": step.model, "distill": dataclasses.asdict(config.distill)}
+            stage = open_stage(self.folder, step.name, inputs | {"format": FORMAT, "seed": self.seed})
+            file = stage.folder / "assistant.safetensors"
+            if stage.done:
+                assistant.load_state_dict(load_file(file))
+            else:
+                with bar(f"{step.name} {step.model}", config.distill.epochs, "epochs") as tick:
+                    task = AssistantTask(mentor, assistant, config.distill)
+                    self._fit(task, config.distill, stage, 100 + number, _epochs(tick))
+                _save(assistant, file)
+                stage.finish()
+            mentor, before = assistant.eval(), stage
+        return mentor, before
+
     def partition(self) -> tuple[Partition, NDArray[np.float32], Stage]:
         """The parts and the filter graph [C, C] they were cut from."""
-        teacher, before = self.teacher()
+        teacher, before = self.mentor()
         config = self.experiment
         stage = open_stage(
-            self.root,
+            self.folder,
             "partition",
             {
                 "format": FORMAT,
                 "teacher": before.key,
                 "graph": dataclasses.asdict(config.graph),
-                "partition": dataclasses.asdict(config.partition),
+                "partition": _without(config.partition, "overlap"),
                 "seed": self.seed,
             },
         )
@@ -186,41 +224,56 @@ class Run:
             return partition, arrays["weights"], stage
 
     def students(self) -> tuple[Students, Partition, Stage]:
-        """The distilled students and the fusion they were trained through."""
+        """The distilled students and the fusion they were trained through: the last generation of them."""
         partition, _, before = self.partition()
+        students: Students | None = None
+        for number, step in enumerate(s for s in plan(self.experiment.distill) if not s.model):
+            students, before = self._generation(number, step.name, partition, students, before)
+        assert students is not None
+        return students, partition, before
+
+    def _generation(
+        self, number: int, name: str, partition: Partition, previous: Students | None, before: Stage
+    ) -> tuple[Students, Stage]:
+        """One generation of students; the answers of the previous one, if any, take the place of the teacher's."""
         config = self.experiment
         stage = open_stage(
-            self.root,
-            "students",
+            self.folder,
+            name,
             {
                 "format": FORMAT,
-                "partition": before.key,
+                "before": before.key,
                 "students": [config.student.model] * config.devices.count,
+                "overlap": config.partition.overlap,
                 "distill": dataclasses.asdict(config.distill),
                 "fusion": config.fusion.train,
                 "seed": self.seed,
             },
         )
-        students = self._build_students(partition)
+        students = self._build_students(partition, number)
+        file = stage.folder / "students.safetensors"
         if stage.done:
-            students.load_state_dict(load_file(stage.folder / "students.safetensors"))
-            return students.eval(), partition, stage
-        teacher, _ = self.teacher()
-        filters = [partition.parts[p] for p in self._part_of_device(partition)]
-        title = f"students {config.devices.count} × {config.student.model}"
+            students.load_state_dict(load_file(file))
+            return students.eval(), stage
+        mentor, _ = self.mentor()
+        filters = filters_of_device(self._design(partition), partition, config.devices.count)
+        title = f"{name} {config.devices.count} × {config.student.model}"
         with bar(title, config.distill.epochs, "epochs") as tick:
-            task = DistillTask(teacher, students, filters, config.distill)
-            self._fit(task, config.distill, stage, 3, _epochs(tick))
-        _save(students, stage.folder / "students.safetensors")
+            task = DistillTask(
+                mentor, students, filters, config.distill, previous=previous, seed=_seed(self.seed, 5, number)
+            )
+            self._fit(task, config.distill, stage, 3 + 1000 * number, _epochs(tick))
+        task.finish()
+        _save(students, file)
         stage.finish()
-        return students.eval(), partition, stage
+        return students.eval(), stage
 
     def bundle(self) -> Bundle:
         """The bundle, with the accuracy of every answering set on the test split."""
         students, partition, before = self.students()
         config = self.experiment
         stage = open_stage(
-            self.root,
+            self.folder,
             "bundle.build",
             {
                 "format": FORMAT,
@@ -230,7 +283,7 @@ class Run:
                 "name": config.experiment.name,
             },
         )
-        target = self.root / "bundle"
+        target = self.folder / "bundle"
         if stage.done:
             try:
                 bundle = load_bundle(target)
@@ -249,7 +302,8 @@ class Run:
         config, data = self.experiment, self.data
         teacher, _ = self.teacher()
         _, graph, _ = self.partition()
-        part_of_device = self._part_of_device(partition)
+        design = self._design(partition)
+        learned = design.parts_of_device(config.devices.count)
         with bar("fusion", 1) as tick:
             head = fit_head(
                 config.fusion,
@@ -264,13 +318,15 @@ class Run:
             tick(1, head.kind)
         files, entries, features = {}, [], []
         students.cpu()
-        with bar("export", len(part_of_device), "students") as tick:
+        with bar("export", len(learned), "students") as tick:
             for i, student in enumerate(students.students):
                 files[i] = export_onnx(student, data.input_shape, data.held_out.inputs[:_CHECKED])
                 features.append(run_onnx(files[i], data.test.inputs))
                 cost, width = measure_cost(student, data.input_shape), features[i].shape[1]
                 name = f"students/student-{i}.onnx"
-                entries.append(StudentEntry(i, part_of_device[i], name, "", cost.params, cost.macs, 0, width))
+                entries.append(
+                    StudentEntry(i, learned[i][0], name, "", cost.params, cost.macs, 0, width, parts=learned[i])
+                )
                 tick(i + 1, "")
         with bar("all answering sets", 1) as tick:
             table = enumerate_subsets(head, features, data.test.labels)
@@ -298,11 +354,9 @@ class Run:
             provenance={
                 "config": dataclasses.asdict(config),
                 "code_version": code_version(),
-                "partition": json.loads((self.root / "partition" / "partition.json").read_text())["measures"],
+                "partition": json.loads((self.folder / "partition" / "partition.json").read_text())["measures"],
             },
-            replicas=tuple(
-                tuple(i for i, p in enumerate(part_of_device) if p == j) for j in range(partition.num_parts)
-            ),
+            replicas=design.devices_of_part(config.devices.count),
         )
         recorded = {f"device_{i}": f for i, f in enumerate(features)}
         return write_bundle(
@@ -317,30 +371,33 @@ class Run:
             },
         )
 
-    def _part_of_device(self, partition: Partition) -> list[int]:
-        """Device i learns part i mod M."""
-        return [i % partition.num_parts for i in range(self.experiment.devices.count)]
+    def _design(self, partition: Partition) -> Design:
+        """Which device learns which parts."""
+        return Design(partition.num_parts, self.experiment.partition.overlap)
 
-    def _build_teacher(self) -> Teacher:
-        """The untrained teacher."""
-        with _seeded(self.seed, 0):
+    def _build_teacher(self, model: str = "", *stream: int) -> Teacher:
+        """The untrained teacher, or an assistant of another model with random numbers of its own."""
+        config = self.experiment.teacher
+        with _seeded(self.seed, *(stream or (0,))):
             return build_teacher(
-                self.experiment.teacher, self.data.input_shape, self.data.num_classes, self._normalise()
+                dataclasses.replace(config, model=model) if model else config,
+                self.data.input_shape,
+                self.data.num_classes,
+                self._normalise(),
             )
 
-    def _build_students(self, partition: Partition) -> Students:
+    def _build_students(self, partition: Partition, generation: int) -> Students:
         """Untrained students, every one within its device's budget."""
         config, data = self.experiment, self.data
-        parts = self._part_of_device(partition)
-        students = []
-        for i, part in enumerate(parts):
-            with _seeded(self.seed, 2, i):
-                width = len(partition.parts[part])
-                student = Student(config.student.model, data.input_shape, width, self._normalise())
+        design, students = self._design(partition), []
+        for i, filters in enumerate(filters_of_device(design, partition, config.devices.count)):
+            with _seeded(self.seed, 2, i, *[generation] * bool(generation)):
+                student = Student(config.student.model, data.input_shape, len(filters), self._normalise())
             check_budget(i, config.student.model, measure_cost(student, data.input_shape), config.devices.budget)
             students.append(student)
+        groups = design.group_of_device(config.devices.count)
         with _seeded(self.seed, 2):
-            fusion = FusionLayer(config.fusion.train, [s.width for s in students], parts, data.num_classes)
+            fusion = FusionLayer(config.fusion.train, [s.width for s in students], groups, data.num_classes)
         return Students(students, fusion)
 
     def _fit(self, task: Task, config: TrainingConfig, stage: Stage, stream: int, progress: Progress) -> None:

@@ -37,7 +37,13 @@ Progress = Callable[[int, int, dict[str, float]], None]  # epochs done, epochs i
 
 
 class Task(Protocol):
-    """What the trainer trains."""
+    """What the trainer trains.
+
+    Attributes:
+        progress: share of all steps that are done, in [0, 1); set before every step, for objectives that warm up.
+    """
+
+    progress: float
 
     @property
     def module(self) -> nn.Module:
@@ -104,6 +110,7 @@ def fit(
         for step, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, total)
+            task.progress = step / total
             varied = augment(x[index], generator)
             with autocast(config, device):
                 losses = task.losses(varied, y[index], generator)

@@ -7,40 +7,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nonn.config import DistillConfig, FusionConfig, TeacherConfig
+from nonn.config import DistillConfig, FusionConfig
 from nonn.data import Split
-from nonn.distill import DistillTask, FusionLayer, Students, sample_answering
+from nonn.distill import DistillTask, FusionLayer, sample_answering
 from nonn.distill.heads import choose_ridge, fit_head
 from nonn.distill.objectives import activation_transfer, build_terms, cross_entropy, joint_activation_transfer, kd
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import RidgePerSet, ZeroFill
-from nonn.students import Student
 from nonn.subsets import members
-from nonn.teacher import Normalise, Teacher, build_teacher
+from nonn.teacher import Teacher
 from nonn.trainer import batches
+from tests.objectives import PARTS, distill, make_students, make_teacher, normalise, raw
 from tests.toys import toy_data
-
-N, PARTS = 4, [list(range(j * 16, (j + 1) * 16)) for j in range(4)]
-
-
-def normalise() -> Normalise:
-    return Normalise([127.0], [70.0], 2)
-
-
-def make_teacher() -> Teacher:
-    torch.manual_seed(0)
-    return build_teacher(TeacherConfig(model="wrn-10-1"), (1, 8, 8), 10, normalise())
-
-
-def make_students(kind: str = "zero-fill", parts: tuple[int, ...] = (0, 1, 2, 3)) -> Students:
-    torch.manual_seed(1)
-    students = [Student("wrn-10-1", (1, 8, 8), 16, normalise()) for _ in parts]
-    return Students(students, FusionLayer(kind, [16] * len(parts), parts, 10))
-
-
-def raw(n: int = 12) -> torch.Tensor:
-    return torch.from_numpy(toy_data(n, seed=1)[0])
-
 
 # ---- objectives ------------------------------------------------------------------------------------------------
 
@@ -115,7 +93,7 @@ def test_shapes_that_differ_are_refused() -> None:
 
 
 def test_terms_of_weight_zero_are_left_out() -> None:
-    config = DistillConfig(kd_weight=0.0, transfer_weight=2.0)
+    config = distill(ce=0.1, transfer=2.0)
     assert list(build_terms(config)) == ["ce", "transfer"]
 
 
@@ -177,17 +155,42 @@ def test_only_linear_fusions_can_be_trained_through() -> None:
 # ---- the task --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize(("kind", "parts"), [("zero-fill", (0, 1, 2, 3)), ("replica-average", (0, 1, 0, 1))])
-def test_the_gradient_reaches_every_student_and_nothing_of_the_teacher(kind: str, parts: tuple[int, ...]) -> None:
+def test_the_gradient_reaches_every_student_and_nothing_of_the_teacher(
+    kind: str, parts: tuple[int, ...], grouped: bool
+) -> None:
     teacher, students = make_teacher(), make_students(kind, parts)
-    task = DistillTask(teacher, students, [PARTS[p] for p in parts], DistillConfig())
+    task = DistillTask(teacher, students, [PARTS[p] for p in parts], DistillConfig(grouped=grouped))
     losses = task.losses(raw(), torch.arange(12) % 10, torch.Generator().manual_seed(0))
     assert set(losses) == {"ce", "kd", "transfer"}
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-    for name, parameter in students.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    for name, parameter in task.module.named_parameters():
+        assert parameter.grad is not None, name
+        of_students = parameter.grad.chunk(len(parts)) if "grouped" in name else [parameter.grad]
+        assert all(gradient.abs().sum() > 0 for gradient in of_students), name
     assert all(p.grad is None for p in teacher.parameters())
-    assert not any(n.startswith("teacher") for n, _ in students.named_parameters())
+    assert not any("teacher" in n for n, _ in task.module.named_parameters())
+
+
+def test_students_trained_together_become_what_they_become_apart() -> None:
+    teacher, results = make_teacher(), []
+    for grouped in (False, True):
+        students = make_students()
+        task = DistillTask(teacher, students, PARTS, DistillConfig(grouped=grouped))
+        optimizer = torch.optim.SGD(task.module.parameters(), lr=0.01, momentum=0.9)
+        for step in range(2):
+            losses = task.losses(raw(), torch.arange(12) % 10, torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        task.finish()
+        results.append((losses, students.state_dict()))
+    (losses_apart, apart), (losses_together, together) = results
+    for name in losses_apart:
+        torch.testing.assert_close(losses_together[name], losses_apart[name], rtol=1e-3, atol=1e-5)
+    for name, value in apart.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_students_share_no_storage_and_start_differently() -> None:
@@ -210,7 +213,7 @@ def test_the_teacher_runs_once_a_batch_and_keeps_its_statistics(monkeypatch: pyt
 
 def test_each_student_is_compared_with_its_own_part() -> None:
     teacher, students = make_teacher(), make_students()
-    config = DistillConfig(ce_weight=0, kd_weight=0, failout="none")
+    config = distill(transfer=1.0)
     task = DistillTask(teacher, students, PARTS, config)
     with torch.no_grad():
         got = float(task.losses(raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())["transfer"])

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion import (
     Head,
+    LogisticPerSet,
+    MeanFill,
     ReplicaAverage,
+    Rescale,
     RidgePerSet,
     ZeroFill,
     enumerate_subsets,
@@ -33,11 +36,20 @@ def heads() -> dict[str, Head]:
     rng = np.random.default_rng(1)
     all_features = np.concatenate(features(60, seed=2), axis=1)
     targets = all_features @ rng.normal(size=(10, K)) + rng.normal(size=K)
+    ridge = RidgePerSet(*gram(all_features, targets), 1e-3, WIDTHS)
     return {
         "zero-fill": ZeroFill(rng.normal(size=(10, K)), rng.normal(size=K), WIDTHS),
+        "rescale": Rescale(rng.normal(size=(10, K)), rng.normal(size=K), WIDTHS),
+        "mean-fill": MeanFill(rng.normal(size=(10, K)), rng.normal(size=K), WIDTHS, rng.normal(size=10)),
         "replica-average": ReplicaAverage(rng.normal(size=(5, K)), rng.normal(size=K), WIDTHS, PARTS),
-        "ridge": RidgePerSet(*gram(all_features, targets), 1e-3, WIDTHS),
+        "ridge": ridge,
+        "logistic": LogisticPerSet.pack(ridge, {m: solution(m, rng) for m in (15, 3, 6, 8)}),
     }
+
+
+def solution(mask: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Random W_S and b_S of one answering set."""
+    return rng.normal(size=(sum(WIDTHS[i] for i in members(mask)), K)), rng.normal(size=K)
 
 
 @pytest.mark.parametrize("kind", heads())
@@ -56,6 +68,93 @@ def test_zero_fill_equals_the_full_layer_on_features_with_zeros() -> None:
     for answered in combinations(range(4), 2):
         filled = np.concatenate([f if i in answered else 0 * f for i, f in enumerate(fs)], axis=1)
         np.testing.assert_allclose(head.logits({i: fs[i] for i in answered}), filled @ head.weight + head.bias)
+
+
+def test_rescale_scales_what_arrived_by_all_over_answered_and_leaves_the_bias() -> None:
+    head, fs = heads()["rescale"], features(6)
+    assert isinstance(head, Rescale)
+    blocks = np.split(head.weight, np.cumsum(WIDTHS)[:-1])
+    for mask in all_masks(4)[1:].tolist():
+        answered = members(mask)
+        expected = 4 / len(answered) * sum(fs[i] @ blocks[i] for i in answered) + head.bias
+        np.testing.assert_allclose(head.logits({i: fs[i] for i in answered}), expected)
+    assert head.weights(0)[0].shape == (0, K)
+
+
+def test_mean_fill_equals_the_full_layer_on_features_with_means() -> None:
+    head, fs = heads()["mean-fill"], features(6)
+    assert isinstance(head, MeanFill)
+    means = np.split(head.mean, np.cumsum(WIDTHS)[:-1])
+    for mask in all_masks(4)[1:].tolist():
+        answered = members(mask)
+        filled = [f if i in answered else np.tile(means[i], (6, 1)) for i, f in enumerate(fs)]
+        expected = np.concatenate(filled, axis=1) @ head.weight + head.bias
+        np.testing.assert_allclose(head.logits({i: fs[i] for i in answered}), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_a_stored_logistic_head_gives_the_solution_of_its_set_to_half_precision(scale: float) -> None:
+    ridge, rng = heads()["ridge"], np.random.default_rng(9)
+    assert isinstance(ridge, RidgePerSet)
+    solved = {mask: solution(mask, rng) for mask in (7, 1, 12)}
+    head = LogisticPerSet.pack(ridge, {mask: (scale * w, b) for mask, (w, b) in solved.items()})
+    for mask, (weight, bias) in solved.items():
+        got, got_bias = head.weights(mask)
+        largest = scale * np.abs(weight).max()
+        np.testing.assert_allclose(got, scale * weight, rtol=2**-11, atol=1e-7 * largest)
+        # At the mean of the features nothing is lost but the last bits of the logits.
+        mean = ridge.mean[ridge.rows(mask)]
+        np.testing.assert_allclose(mean @ got + got_bias, mean @ (scale * weight) + bias, rtol=1e-6)
+    assert head.to_arrays()["weights"].nbytes == 2 * K * sum(len(w) for w, _ in solved.values())
+
+
+def test_a_set_without_a_logistic_solution_answers_with_its_ridge() -> None:
+    made, ridge, fs = heads()["logistic"], heads()["ridge"], features(6)
+    assert isinstance(made, LogisticPerSet)
+    for mask in all_masks(4)[1:].tolist():
+        arrived = {i: fs[i] for i in members(mask)}
+        assert np.array_equal(made.logits(arrived), ridge.logits(arrived)) == (mask not in made.masks)
+    assert isinstance(ridge, RidgePerSet)
+    nothing = LogisticPerSet.pack(ridge, {})
+    np.testing.assert_array_equal(nothing.logits({1: fs[1]}), ridge.logits({1: fs[1]}))
+
+
+@pytest.mark.parametrize("kind", heads())
+def test_a_temperature_changes_the_confidence_and_neither_logits_nor_answers(kind: str) -> None:
+    head, fs = heads()[kind], features(20)
+    warm = head.with_temperatures(np.linspace(0.5, 4, 16))
+    assert head.temperature(5) == 1.0 and warm.temperature(15) == 4.0
+    for mask in all_masks(4)[1:].tolist():
+        arrived = {i: fs[i] for i in members(mask)}
+        logits = head.logits(arrived)
+        np.testing.assert_array_equal(warm.logits(arrived), logits)
+        np.testing.assert_allclose(head.probabilities(logits, mask), softmax(logits))
+        calibrated = warm.probabilities(logits, mask)
+        np.testing.assert_allclose(calibrated, softmax(logits / warm.temperature(mask)))
+        np.testing.assert_array_equal(calibrated.argmax(axis=1), logits.argmax(axis=1))
+    np.testing.assert_array_equal(
+        enumerate_subsets(warm, fs, np.zeros(20, np.int64)).correct,
+        enumerate_subsets(head, fs, np.zeros(20, np.int64)).correct,
+    )
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=6, unique=True), st.floats(0.1, 10), st.floats(1.01, 10))
+def test_a_higher_temperature_never_makes_an_answer_more_confident(
+    logits: list[float], temperature: float, factor: float
+) -> None:
+    head = heads()["zero-fill"]
+    cold, warm = (head.with_temperatures(np.full(16, t)) for t in (temperature, temperature * factor))
+    confidence = [h.probabilities(np.array([logits]), 1).max() for h in (cold, warm)]
+    assert confidence[1] <= confidence[0] + 1e-12
+
+
+def test_temperatures_survive_storage_and_are_absent_where_none_were_fitted() -> None:
+    head = heads()["ridge"]
+    assert "temperatures" not in head.to_arrays()
+    values = np.random.default_rng(3).uniform(0.5, 2, 16)
+    again = head_from_arrays(head.with_temperatures(values).to_arrays())
+    assert [again.temperature(mask) for mask in range(16)] == values.tolist()
+    assert again.with_temperatures(None).temperature(3) == 1.0
 
 
 def test_replica_average_averages_over_those_that_arrived() -> None:
@@ -153,6 +252,15 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         ReplicaAverage(np.zeros((5, K)), np.zeros(K), (3, 2, 2, 2), PARTS)
     with pytest.raises(ShapeError, match="Gram matrix"):
         RidgePerSet(np.zeros((4, 4)), np.zeros((11, K)), 1.0, WIDTHS)
+    with pytest.raises(ShapeError, match=r"mean of shape \[9\]"):
+        MeanFill(np.zeros((10, K)), np.zeros(K), WIDTHS, np.zeros(9))
+    with pytest.raises(ShapeError, match=r"temperatures of shape \[4\], expected \[16\]"):
+        head.with_temperatures(np.ones(4))
+    with pytest.raises(ShapeError, match="positive"):
+        head.with_temperatures(np.zeros(16))
+    stored = heads()["logistic"].to_arrays()
+    with pytest.raises(ShapeError, match="do not fit the 4 stored sets"):
+        head_from_arrays(stored | {"weights": stored["weights"][1:]})
 
 
 def test_foreign_fusion_state_is_refused() -> None:

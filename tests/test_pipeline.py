@@ -193,3 +193,28 @@ def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
     assert bundle.manifest.input.shape == (6, 25) and bundle.manifest.input.dtype == "float32"
     assert report["data"]["samples"] == 60
     assert report["accuracy_by_failures"][0]["mean"] > 0.8
+
+
+QUICK = (*TINY, "teacher.epochs=1", "distill.epochs=1", "devices.count=2")
+
+
+def test_overlapping_parts_are_taught_to_several_devices(tmp_path: Path) -> None:
+    overlap = ["partition.parts=4", "partition.overlap=2", "devices.count=4", "experiment.name=overlap"]
+    run = Run(load_experiment(None, [*QUICK, *overlap]), tmp_path)
+    students, partition, _ = run.students()
+    assert [s.width for s in students.apart()] == [32] * 4
+    with pytest.raises(ConfigError, match="overlap"):
+        load_experiment(None, [*QUICK, "partition.overlap=3"])
+    assert [len(p) for p in partition.parts] == [16] * 4
+
+
+def test_assistants_and_generations_are_stages_of_their_own(tmp_path: Path) -> None:
+    schedule = ["distill.assistants=['wrn-10-1']", "distill.generations=2", "experiment.name=schedule"]
+    experiment = load_experiment(None, [*QUICK, "teacher.model=wrn-10-2", *schedule])
+    run = Run(experiment, tmp_path)
+    students, partition, _ = run.students()
+    assert partition.num_filters == 64  # the assistant's, not the teacher's 128
+    folders = {p.name for p in (tmp_path / "schedule").iterdir() if p.is_dir()}
+    assert folders == {"teacher", "assistant-1", "partition", "students-1", "students"}
+    first = load_file(tmp_path / "schedule" / "students-1" / "students.safetensors")
+    assert any(not torch.equal(v, first[k]) for k, v in students.state_dict().items())

@@ -25,12 +25,15 @@ class LinearTask:
             torch.manual_seed(0)
             self.module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
         self.left = stop_at
+        self.progress = 1.0
+        self.seen: list[float] = []
 
     def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if self.left is not None:
             if not self.left:
                 raise KeyboardInterrupt
             self.left -= 1
+        self.seen.append(self.progress)
         noisy = inputs + torch.randn(inputs.shape, generator=generator)
         return {"ce": functional.cross_entropy(self.module(noisy), labels)}
 
@@ -143,3 +146,11 @@ def test_bf16_training_stays_finite_and_learns(tmp_path: Path) -> None:
         LinearTask(), inputs, labels, dataclasses.replace(CONFIG, bf16="on"), tmp_path, seed=0, augment=augment
     )
     assert np.isfinite(history[-1]["ce"]) and history[-1]["ce"] < history[0]["ce"]
+
+
+def test_a_task_knows_how_far_the_training_is_also_after_resuming(tmp_path: Path) -> None:
+    steps = 4 * (200 // 32)
+    assert train(tmp_path / "whole").seen == [step / steps for step in range(steps)]
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", stop_at=8)
+    assert train(tmp_path / "cut").seen == [step / steps for step in range(6, steps)]

@@ -22,7 +22,6 @@ from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.errors import QuorumError
-from nonn.fusion import softmax
 from nonn.subsets import mask_of
 from nonn.wire import Array, check_batch
 
@@ -125,7 +124,7 @@ class Aggregator:
         answered[list(features)] = True
         return Answer(
             logits=logits.astype(np.float32),
-            confidence=softmax(logits).max(axis=1).astype(np.float32),
+            confidence=self.bundle.head.probabilities(logits, mask).max(axis=1).astype(np.float32),
             answered=answered,
             degraded=not answered.all(),
             bundle=self.bundle.hash,

@@ -5,15 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nonn.commands.run import add_run_options
 
+if TYPE_CHECKING:
+    from nonn.data import Split
+    from nonn.partition.compare import Outputs
+    from nonn.pipeline import Run
+    from nonn.stages import Stage
+
 SUMMARY = "train the teacher if need be, cut its filters into parts, print how good the cut is"
+
+_FIT = 20_000  # training images that the probe is fitted to: 78 for each filter of a WRN-40-4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare every method on every filter graph; writes compare.json and compare.svg beside the partition",
+    )
     add_run_options(parser)
 
 
@@ -30,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
     with exclusive(run.root):
         run.check()
         _, _, stage = run.partition()
+        if args.compare:
+            _compare(run, stage, as_json=args.json)
+            return 0
     values = json.loads((stage.folder / "partition.json").read_text())
     if args.json:
         print(json.dumps(values, indent=2))
@@ -42,3 +59,62 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"{'filters':18} {stage.folder / 'partition.json'}")
     return 0
+
+
+def _compare(run: Run, stage: Stage, *, as_json: bool) -> None:
+    """Compares all partitioners, writes the comparison beside the experiment's own cut and prints it."""
+    from nonn.console import bar
+    from nonn.files import atomic_file, write_json
+    from nonn.partition import METHODS
+    from nonn.partition.compare import GRAPHS, compare
+    from nonn.provenance import code_version
+    from nonn.report.comparison import comparison_plot, comparison_table
+    from nonn.report.table import as_text
+
+    config = run.experiment
+    fit, held_out = _outputs(run, run.data.train, _FIT), _outputs(run, run.data.held_out)
+    with bar("partitioners", len(GRAPHS) * len(METHODS), "cuts") as tick:
+        rows = compare(fit, held_out, config.graph, config.partition.parts, run.seed, tick)
+    comparison = {
+        "schema": 1,
+        "experiment": config.experiment.name,
+        "teacher": config.teacher.model,
+        "teacher_accuracy": float((held_out.logits.argmax(axis=1) == held_out.labels).mean()),
+        "data": {"name": run.data.name, "split": "held-out", "samples": len(held_out.labels), "fit": len(fit.labels)},
+        "parts": config.partition.parts,
+        "seed": run.seed,
+        "code_version": code_version(),
+        "rows": [row.to_json() for row in rows],
+    }
+    write_json(stage.folder / "compare.json", comparison)
+    with atomic_file(stage.folder / "compare.svg") as file:
+        file.write_text(comparison_plot(comparison))
+    if as_json:
+        print(json.dumps(comparison, indent=2, ensure_ascii=False))
+        return
+    print(as_text(comparison_table(comparison)))
+    for row in rows:
+        if row.error:
+            print(f"{row.method} on {row.graph}: {row.error}")
+    print(f"\ncomparison {stage.folder / 'compare.json'}\nfigure     {stage.folder / 'compare.svg'}")
+
+
+def _outputs(run: Run, split: Split, limit: int = 0) -> Outputs:
+    """What the teacher says about a split, or about so many samples spread over it."""
+    import numpy as np
+    import torch
+
+    from nonn.partition.compare import Outputs
+    from nonn.teacher import pool
+    from nonn.trainer import batches
+
+    teacher, _ = run.mentor()  # the teacher, or the assistant that students learn from in its place
+    teacher.to(run.device).eval()
+    every = -(-len(split) // limit) if limit else 1
+    activations, logits = [], []
+    with torch.no_grad():
+        for raw in batches(split.inputs[::every], run.device):
+            maps, fused = teacher(raw)
+            activations.append(pool(maps).cpu().numpy())
+            logits.append(fused.cpu().numpy())
+    return Outputs(np.concatenate(activations), np.concatenate(logits), split.labels[::every])

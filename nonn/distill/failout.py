@@ -1,43 +1,74 @@
 """Failout: whole devices dropped in training, so that students learn to do without each other.
 
+=============== ========================================================================================
+``none``        all answer
+``independent`` each device is dropped with probability ``p``
+``stratified``  the number of survivors is uniform over 1 … N, then which ones: every row of the report,
+                one for each number of failures, weighs the same
+``groups``      each group of devices (one power strip, one radio cell) is dropped as a whole with
+                probability ``p_group``, and each device besides, or alone, with ``p``
+=============== ========================================================================================
+
+A set that would be empty is one device instead, each with the same probability: nobody's answer trains nobody.
+
 Source: Yousefpour et al. 2020, ResiliNet, arXiv 2002.07386.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nonn.errors import ConfigError
 
-__all__ = ["sample_answering"]
+__all__ = ["LAWS", "sample_answering"]
+
+LAWS = ("none", "independent", "stratified", "groups")
 
 
-def sample_answering(law: str, batch: int, num_devices: int, p: float, generator: torch.Generator) -> Tensor:
+def sample_answering(
+    law: str,
+    batch: int,
+    num_devices: int,
+    p: float,
+    generator: torch.Generator,
+    *,
+    groups: Sequence[Sequence[int]] = (),
+    p_group: float = 0.0,
+) -> Tensor:
     """Draws an answering set for every sample of a batch; no set is empty.
 
     Args:
-        law: ``none`` (all answer), ``independent`` (each device is dropped with probability p) or ``stratified``
-            (the number of survivors is uniform over 1 … N, then which ones: every row of the report weighs the same).
+        law: one of ``LAWS``.
         batch: B.
         num_devices: N.
-        p: probability that a device is dropped, for ``independent``.
+        p: probability that a device is dropped by itself, for ``independent`` and ``groups``.
         generator: on the CPU.
+        groups: devices that fail together, for ``groups``; a device in none of them only fails by itself.
+        p_group: probability that a group is dropped.
 
     Returns:
         bool [B, N], true where the device answers.
 
     Raises:
-        ConfigError: the law is unknown.
+        ConfigError: the law is unknown, or a group names a device that does not exist.
     """
     if law == "none":
         return torch.ones(batch, num_devices, dtype=torch.bool)
+    if law not in LAWS:
+        raise ConfigError(f"distill.failout = '{law}': unknown; choose {', '.join(LAWS[:-1])} or {LAWS[-1]}")
     # A random order of the devices for each sample; the first ones of it survive.
     rank = torch.rand(batch, num_devices, generator=generator).argsort(dim=1).argsort(dim=1)
     if law == "stratified":
         survivors = torch.randint(1, num_devices + 1, (batch, 1), generator=generator)
         return rank < survivors
-    if law == "independent":
-        kept = torch.rand(batch, num_devices, generator=generator) >= p
-        return kept | (~kept.any(dim=1, keepdim=True) & (rank == 0))
-    raise ConfigError(f"distill.failout = '{law}': unknown; choose none, independent or stratified")
+    kept = torch.rand(batch, num_devices, generator=generator) >= p
+    if law == "groups":
+        up = torch.rand(batch, len(groups), generator=generator) >= p_group
+        for number, group in enumerate(groups):
+            if not all(0 <= device < num_devices for device in group):
+                raise ConfigError(f"distill.failout_groups: {list(group)} names a device not among {num_devices}")
+            kept[:, list(group)] &= up[:, number : number + 1]
+    return kept | (~kept.any(dim=1, keepdim=True) & (rank == 0))

@@ -1,7 +1,7 @@
 """The torch twin of ``nonn.fusion`` that students are trained through.
 
 One fully connected layer over the features that arrived, with an answering set of its own for every sample. Its
-weights become a ``ZeroFill`` or ``ReplicaAverage`` head, which gives the same logits (tested).
+weights become a ``ZeroFill``, ``Rescale`` or ``ReplicaAverage`` head, which gives the same logits (tested).
 """
 
 from __future__ import annotations
@@ -12,31 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from nonn.errors import ShapeError
-from nonn.fusion import Head, ReplicaAverage, ZeroFill
+from nonn.fusion import Head, ReplicaAverage, Rescale, ZeroFill
 
 __all__ = ["FusionLayer"]
 
 
 class FusionLayer(nn.Module):
-    """Zero-fill or replica-average fusion with a linear layer.
+    """Zero-fill, rescale or replica-average fusion with a linear layer.
+
+    Zero-fill and rescale are sums of what each device says by itself, ``z_S = b + s Σ f_i W_i`` with s = 1 or N/|S|.
 
     Args:
-        kind: ``zero-fill`` or ``replica-average``.
+        kind: ``zero-fill``, ``rescale`` or ``replica-average``.
         widths: feature width d_i of each device [N].
-        parts: part of each device [N]; only replica-average looks at it.
+        parts: part of each device [N], or whatever number tells apart devices that learn different filters; only
+            replica-average looks at it.
         num_classes: K.
+
+    Raises:
+        ShapeError: the kind is none of these.
     """
 
     membership: Tensor
 
     def __init__(self, kind: str, widths: Sequence[int], parts: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        if kind not in (ZeroFill.kind, ReplicaAverage.kind):
-            raise ShapeError(f"fusion '{kind}' cannot be trained through; choose zero-fill or replica-average")
+        if kind not in (ZeroFill.kind, Rescale.kind, ReplicaAverage.kind):
+            raise ShapeError(f"fusion '{kind}' cannot be trained through; choose zero-fill, rescale or replica-average")
         self.kind, self.widths, self.parts = kind, tuple(widths), tuple(parts)
         num_parts = max(parts) + 1
         self.groups = [[i for i, p in enumerate(parts) if p == j] for j in range(num_parts)]
-        inputs = sum(widths) if kind == ZeroFill.kind else sum(widths[group[0]] for group in self.groups)
+        average = kind == ReplicaAverage.kind
+        inputs = sum(widths[group[0]] for group in self.groups) if average else sum(widths)
         self.linear = nn.Linear(inputs, num_classes)
         nn.init.zeros_(self.linear.bias)
 
@@ -51,6 +58,8 @@ class FusionLayer(nn.Module):
             [B, K].
         """
         weight = answered.to(features[0].dtype)
+        if self.kind == Rescale.kind:
+            weight = weight * (len(features) / weight.sum(dim=1, keepdim=True).clamp_min(1))
         arrived = [f * weight[:, i : i + 1] for i, f in enumerate(features)]
         if self.kind == ReplicaAverage.kind:
             arrived = [
@@ -64,6 +73,6 @@ class FusionLayer(nn.Module):
         """The NumPy head with these weights."""
         weight = self.linear.weight.detach().cpu().float().numpy().T
         bias = self.linear.bias.detach().cpu().float().numpy()
-        if self.kind == ZeroFill.kind:
-            return ZeroFill(weight, bias, self.widths)
-        return ReplicaAverage(weight, bias, self.widths, self.parts)
+        if self.kind == ReplicaAverage.kind:
+            return ReplicaAverage(weight, bias, self.widths, self.parts)
+        return (Rescale if self.kind == Rescale.kind else ZeroFill)(weight, bias, self.widths)

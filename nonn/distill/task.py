@@ -2,12 +2,13 @@
 
 The teacher runs once a batch and is no part of the trained module. Every student is a network of its own, built one
 by one: a shared trunk by accident (one deep copy outside of the loop) is a mistake of public code, tested against.
+Parameters that belong to objectives are trained beside the students, never inside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+import contextlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,34 +16,13 @@ from torch import Tensor, nn
 
 from nonn.config import DistillConfig
 from nonn.distill.failout import sample_answering
-from nonn.distill.fusion import FusionLayer
-from nonn.distill.objectives import Batch, build_terms
-from nonn.students import Student
+from nonn.distill.objectives import Batch, auxiliaries, build_terms
+from nonn.distill.objectives._common import pool_to
+from nonn.distill.probes import classifier_weight, tapped
+from nonn.distill.students import Students, Together
 from nonn.teacher import Teacher, pool
 
-__all__ = ["DistillTask", "Students"]
-
-
-class Students(nn.Module):
-    """All students and the fusion that they are trained through.
-
-    Args:
-        students: one a device [N].
-        fusion: over their features.
-    """
-
-    def __init__(self, students: Sequence[Student], fusion: FusionLayer) -> None:
-        super().__init__()
-        self.students = nn.ModuleList(students)
-        self.fusion = fusion
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
-        return [student(x) for student in self.students]
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
-        return [cast("Student", student).maps(x) for student in self.students]
+__all__ = ["DistillTask"]
 
 
 class DistillTask:
@@ -53,35 +33,101 @@ class DistillTask:
         students: what is trained.
         filters: the teacher's filters that each device learns, N lists.
         config: objectives and failout.
+        previous: students of the generation before, frozen here; their fused answer with every device present
+            replaces the teacher's logits (born-again networks), its filters stay the teacher's.
+        seed: of the parameters that objectives start with.
+
+    Attributes:
+        module: the students, and beside them the parameters of objectives.
+        progress: share of all steps that are done, in [0, 1]; the trainer sets it before every step, for warm-ups.
+
+    Raises:
+        ConfigError: an objective cannot be had with these students.
     """
 
     def __init__(
-        self, teacher: Teacher, students: Students, filters: Sequence[Sequence[int]], config: DistillConfig
+        self,
+        teacher: Teacher,
+        students: Students,
+        filters: Sequence[Sequence[int]],
+        config: DistillConfig,
+        *,
+        previous: Students | None = None,
+        seed: int = 0,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.module = students
+        self.previous = None if previous is None else previous.eval().requires_grad_(False)
+        self.students = students
         self.filters = [torch.as_tensor(np.asarray(f, dtype=np.int64)) for f in filters]
         self.config = config
-        self.terms = build_terms(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.terms = build_terms(config, [len(f) for f in filters])
+        self._needs: frozenset[str] = frozenset().union(*(term.needs for term in self.terms.values()))
+        # Objectives that look into a student need it as a network of its own.
+        together = config.grouped and "student_taps" not in self._needs
+        self._learners: Students | Together = Together(students) if together else students
+        self.module = nn.ModuleDict({"students": self._learners, "auxiliaries": auxiliaries(self.terms)})
+        self.progress = 1.0
+        self._classifier: list[Tensor] = []
 
     def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Named, weighted losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
-        with torch.no_grad():
-            teacher_maps, teacher_logits = self.teacher.to(inputs.device)(inputs)
-        maps = self.module.maps(inputs)
-        answered = sample_answering(self.config.failout, len(inputs), len(maps), self.config.p_failout, generator)
-        fused = self.module.fusion([pool(m) for m in maps], answered.to(inputs.device))
+        teacher_maps, teacher_logits, teacher_taps = self._teach(inputs)
+        maps, taps = self._study(inputs)
+        c = self.config
+        answered = sample_answering(
+            c.failout, len(inputs), len(maps), c.p_failout, generator, groups=c.failout_groups, p_group=c.p_group
+        )
+        features = [pool(m) for m in maps]
+        fused = self._learners.fusion(features, answered.to(inputs.device))
         parts = [teacher_maps.index_select(1, f.to(inputs.device)) for f in self.filters]
         batch = Batch(
-            labels, fused.float(), teacher_logits, maps, [_fit(t, m) for t, m in zip(parts, maps, strict=True)]
+            labels,
+            fused.float(),
+            teacher_logits,
+            maps,
+            [pool_to(t, m.shape[2:]) for t, m in zip(parts, maps, strict=True)],
+            progress=self.progress,
+            own_logits=self._own(features) if "own_logits" in self._needs else (),
+            classifier=self._classifier,
+            student_taps=taps,
+            teacher_taps=teacher_taps,
         )
         return {name: term(batch) for name, term in self.terms.items()}
 
+    def finish(self) -> None:
+        """Writes what was learned into the students."""
+        if isinstance(self._learners, Together):
+            self._learners.copy_back(self.students)
 
-def _fit(teacher: Tensor, student: Tensor) -> Tensor:
-    """Averages the teacher's maps [B, C_j, …] down to the student's resolution, or both to one value a filter."""
-    if teacher.shape[2:] == student.shape[2:]:
-        return teacher
-    if student.ndim == 3:
-        return nn.functional.adaptive_avg_pool1d(teacher, student.shape[2])
-    return nn.functional.adaptive_avg_pool2d(teacher, (student.shape[2], student.shape[3]))
+    @torch.no_grad()
+    def _teach(self, inputs: Tensor) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
+        """The teacher's maps [B, C_T, …], the logits to learn from [B, K] and its earlier layers."""
+        teacher = self.teacher.to(inputs.device)
+        with self._tapping([teacher.network]) as taps:
+            maps, logits = teacher(inputs)
+        if "classifier" in self._needs and not self._classifier:
+            weight = classifier_weight(teacher, maps, logits)
+            self._classifier = [weight.index_select(1, f.to(weight.device)) for f in self.filters]
+        if self.previous is not None:
+            features = self.previous.to(inputs.device).features(inputs)
+            everyone = torch.ones(len(inputs), len(features), dtype=torch.bool, device=inputs.device)
+            logits = self.previous.fusion(features, everyone).float()
+        return maps, logits, taps[0] if taps else None
+
+    def _study(self, inputs: Tensor) -> tuple[list[Tensor], Sequence[Mapping[str, Tensor]]]:
+        """The students' maps, N tensors [B, C_j, …], and their earlier layers."""
+        with self._tapping([student.backbone for student in self.students.apart()]) as taps:
+            return self._learners.maps(inputs), taps
+
+    def _tapping(
+        self, networks: Sequence[nn.Module]
+    ) -> contextlib.AbstractContextManager[Sequence[Mapping[str, Tensor]]]:
+        return tapped(networks) if "student_taps" in self._needs else contextlib.nullcontext(())
+
+    def _own(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The answer of each device alone, N tensors [B, K]."""
+        alone = torch.eye(len(features), dtype=torch.bool, device=features[0].device)
+        batch = len(features[0])
+        return [self._learners.fusion(features, row.expand(batch, -1)).float() for row in alone]

@@ -3,12 +3,16 @@
 A partitioner is one module of this package with one function ``partition(graph, parts, seed) -> Partition``. It is
 imported when its method is asked for; ``nonn.partition.measures`` says how good a cut is.
 
-========================  =============================================  ==================================
-method                    module                                         parts
-========================  =============================================  ==================================
-``balanced-eigenvector``  ``nonn.partition.balanced_eigenvector``        every filter, sizes differ by ≤ 1
-``louvain``               ``nonn.partition.louvain``                     NoNN's rule: unbalanced, prunes
-========================  =============================================  ==================================
+========================  =======================================  ==============================================
+method                    module                                   parts
+========================  =======================================  ==============================================
+``balanced-eigenvector``  ``nonn.partition.balanced_eigenvector``  correlated filters together, sizes ± 1
+``dealt-eigenvector``     ``nonn.partition.dealt_eigenvector``     the same clusters dealt out, sizes ± 1
+``louvain``               ``nonn.partition.louvain``               NoNN's rule: unbalanced, prunes
+``metis``                 ``nonn.partition.metis``                 lightest cut at nearly equal sizes
+``random``                ``nonn.partition.random``                the control, sizes ± 1
+``spectral``              ``nonn.partition.spectral``              clusters as they come: unbalanced
+========================  =======================================  ==============================================
 
 A further method is a module and a line in ``METHODS`` (and in the choices of ``partition.method``).
 """
@@ -20,17 +24,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nonn.errors import MissingExtraError, PartitionError
 
 if TYPE_CHECKING:
     from nonn.config import PartitionConfig
     from nonn.filters import FilterGraph
 
-__all__ = ["METHODS", "Partition", "Partitioner", "check_parts", "load_partitioner", "make_partition"]
+__all__ = [
+    "METHODS",
+    "Partition",
+    "Partitioner",
+    "check_parts",
+    "load_partitioner",
+    "make_partition",
+    "parts_of_labels",
+]
 
 METHODS: Mapping[str, str] = {
     "balanced-eigenvector": "nonn.partition.balanced_eigenvector",
+    "dealt-eigenvector": "nonn.partition.dealt_eigenvector",
     "louvain": "nonn.partition.louvain",
+    "metis": "nonn.partition.metis",
+    "random": "nonn.partition.random",
+    "spectral": "nonn.partition.spectral",
 }
 
 
@@ -119,7 +138,7 @@ def make_partition(config: PartitionConfig, graph: FilterGraph, seed: int) -> Pa
 
     Raises:
         PartitionError: the method is unknown, or the parts asked for cannot be made.
-        MissingExtraError: scipy or networkx is not installed.
+        MissingExtraError: what the method computes with is not installed.
     """
     return load_partitioner(config.method)(graph, config.parts, seed)
 
@@ -129,7 +148,7 @@ def load_partitioner(method: str) -> Partitioner:
 
     Raises:
         PartitionError: the method is unknown.
-        MissingExtraError: scipy or networkx is not installed.
+        MissingExtraError: what the method computes with is not installed.
     """
     if method not in METHODS:
         raise PartitionError(f"partition.method = {method!r}: unknown; choose one of: {', '.join(METHODS)}")
@@ -151,3 +170,17 @@ def check_parts(num_filters: int, parts: int) -> None:
             f"partition.parts = {parts}: the teacher's final layer has only {num_filters} filters; "
             f"ask for at most {num_filters} parts or take a wider teacher"
         )
+
+
+def parts_of_labels(labels: NDArray[np.integer[Any]], parts: int) -> tuple[tuple[int, ...], ...]:
+    """Parts, ordered by their lowest filter, of a clustering that may have left some of them empty.
+
+    Args:
+        labels: cluster of each filter [C], from 0 to M − 1.
+        parts: M, at most C. An empty part takes the last filter of the part that is largest by then.
+    """
+    members = [np.flatnonzero(labels == part).tolist() for part in range(parts)]
+    for part in members:
+        if not part:
+            part.append(max(members, key=len).pop())
+    return tuple(sorted((tuple(part) for part in members), key=lambda part: part[0]))

@@ -91,12 +91,14 @@ def filter_graph(bundle: Bundle) -> NDArray[Any] | None:
 
 def _device(bundle: Bundle, student: Student) -> dict[str, Any]:
     """What the manifest says of one device."""
-    if not 0 <= student.part < len(bundle.manifest.parts):
-        raise BundleError(f"{bundle.path}: device {student.device} has part {student.part}, which does not exist")
+    learned = student.parts or (student.part,)
+    for part in (student.part, *learned):
+        if not 0 <= part < len(bundle.manifest.parts):
+            raise BundleError(f"{bundle.path}: device {student.device} has part {part}, which does not exist")
     return {
         "node": student.device,
         "part": student.part,
-        "filters": len(bundle.manifest.parts[student.part]),
+        "filters": sum(len(bundle.manifest.parts[part]) for part in learned),
         "params": student.params,
         "macs": student.macs,
         "model_bytes": student.bytes,

@@ -24,7 +24,18 @@ from nonn.report.table import points
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BLUE", "GREEN", "INK", "VERMILION", "accuracy_plot", "graph_plot", "study_plot", "value_plot"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GRID",
+    "INK",
+    "VERMILION",
+    "accuracy_plot",
+    "graph_plot",
+    "study_plot",
+    "svg",
+    "value_plot",
+]
 
 INK = "#1d2126"
 BLUE, GREEN, VERMILION = "#0072b2", "#009e73", "#d55e00"
@@ -46,7 +57,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-_GRID: dict[str, Any] = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
+GRID: dict[str, Any] = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
 
 
 def accuracy_plot(report: Mapping[str, Any]) -> str:
@@ -75,10 +86,10 @@ def accuracy_plot(report: Mapping[str, Any]) -> str:
         axes.set_xticks(range(last + 1))
         axes.set_xlabel("devices failed")
         axes.set_ylabel("accuracy, %")
-        axes.grid(axis="y", **_GRID)
+        axes.grid(axis="y", **GRID)
         axes.legend(loc="lower left")
 
-    return _svg("accuracy", "Accuracy against failed devices", (5.9, 3.7), draw)
+    return svg("accuracy", "Accuracy against failed devices", (5.9, 3.7), draw)
 
 
 def study_plot(study: Mapping[str, Any]) -> str:
@@ -108,10 +119,10 @@ def study_plot(study: Mapping[str, Any]) -> str:
         axes.axhline(100 * study["teacher"]["accuracy"], color=GREEN, linewidth=1.5, label="teacher")
         axes.set_xlabel("devices failed")
         axes.set_ylabel("accuracy, mean of all subsets, %")
-        axes.grid(axis="y", **_GRID)
+        axes.grid(axis="y", **GRID)
         axes.legend(loc="lower left", fontsize=9)
 
-    return _svg("study", "Accuracy against failed devices, by method", (7.2, 4.6), draw)
+    return svg("study", "Accuracy against failed devices, by method", (7.2, 4.6), draw)
 
 
 def value_plot(report: Mapping[str, Any]) -> str:
@@ -135,10 +146,10 @@ def value_plot(report: Mapping[str, Any]) -> str:
         axes.set_xlim(low - room if low < 0 else 0.0, high + room)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.grid(axis="x", **_GRID)
+        axes.grid(axis="x", **GRID)
         axes.set_axisbelow(True)
 
-    return _svg("value", "Value of each device", (5.9, 1.0 + 0.3 * len(devices)), draw)
+    return svg("value", "Value of each device", (5.9, 1.0 + 0.3 * len(devices)), draw)
 
 
 def graph_plot(weights: NDArray[Any], parts: Sequence[Sequence[int]]) -> str:
@@ -177,10 +188,10 @@ def graph_plot(weights: NDArray[Any], parts: Sequence[Sequence[int]]) -> str:
         for edge in axes.spines.values():
             edge.set(visible=True, alpha=0.3)
 
-    return _svg("graph", "Filter graph, filters ordered by part", (5.0, 4.8), draw)
+    return svg("graph", "Filter graph, filters ordered by part", (5.0, 4.8), draw)
 
 
-def _svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
     """Draws one figure of a size in inches and gives its <svg> element."""
     try:
         import matplotlib

@@ -22,6 +22,7 @@ class TeacherTask:
     def __init__(self, teacher: Teacher, label_smoothing: float) -> None:
         self.module = teacher
         self.label_smoothing = label_smoothing
+        self.progress = 0.0
 
     def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Named losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""

@@ -1,0 +1,31 @@
+"""Distillation objectives as composable weighted terms.
+
+=============== ============================================== ====================== ==========================
+module          objectives                                     compares               depends on the batch size
+=============== ============================================== ====================== ==========================
+``logits``      cross entropy, kd, dkd, mutual                 answers [B, K]         no
+``activations`` activation transfer, hint, at, srrl            one part [B, C_j, …]   no
+``relations``   sp, rkd, pkt                                   samples of one batch   yes
+``flow``        fsp, lckd                                      two layers or more     no
+``learned``     vid, crd, srm, simreg: parameters of their own one part [B, C_j, …]   crd
+=============== ============================================== ====================== ==========================
+
+Every objective sums over feature dimensions, averages over the batch, computes in float32 and lets no gradient into
+the teacher. ``build_terms`` makes the weighted sum that a configuration asks for.
+"""
+
+from nonn.distill.objectives.activations import activation_transfer, joint_activation_transfer
+from nonn.distill.objectives.batch import Batch
+from nonn.distill.objectives.logits import cross_entropy, kd
+from nonn.distill.objectives.terms import Term, auxiliaries, build_terms
+
+__all__ = [
+    "Batch",
+    "Term",
+    "activation_transfer",
+    "auxiliaries",
+    "build_terms",
+    "cross_entropy",
+    "joint_activation_transfer",
+    "kd",
+]

@@ -1,0 +1,39 @@
+"""What objectives look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of distillation produced. The last four are there when a term needs them.
+
+    Attributes:
+        labels: [B].
+        fused: logits of the fused answer [B, K].
+        teacher_logits: [B, K].
+        student_maps: feature maps of each device after its bridge, N tensors [B, C_j, …].
+        teacher_maps: the teacher's filters of each device's part, N tensors [B, C_j, …].
+        progress: share of all steps that are done, in [0, 1]; warm-ups look at it.
+        own_logits: answer of each device alone, N tensors [B, K].
+        classifier: the teacher's classifier over each device's part, N tensors [K, C_j].
+        student_taps: earlier layers of each student by name, N mappings to [B, C, …].
+        teacher_taps: earlier layers of the teacher by name, [B, C, …].
+    """
+
+    labels: Tensor
+    fused: Tensor
+    teacher_logits: Tensor
+    student_maps: Sequence[Tensor]
+    teacher_maps: Sequence[Tensor]
+    progress: float = 1.0
+    own_logits: Sequence[Tensor] = ()
+    classifier: Sequence[Tensor] = ()
+    student_taps: Sequence[Mapping[str, Tensor]] = ()
+    teacher_taps: Mapping[str, Tensor] | None = None

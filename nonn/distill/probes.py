@@ -1,0 +1,97 @@
+"""What objectives look at inside a network: earlier layers, and the teacher's classifier."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nonn.errors import ConfigError
+from nonn.teacher import Teacher, WideResNet, pool
+from nonn.teacher.wrn import Block
+
+__all__ = ["classifier_weight", "layers", "tapped"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+_TOLERANCE = 0.05  # of the logits' norm; bfloat16 has three digits
+
+
+def layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Layers that two networks can be compared at, by name, from the input on.
+
+    ``stem`` is the first convolution; wide residual networks also have ``stage-1`` and ``stage-2``, the last block
+    before each halving of the resolution.
+
+    Raises:
+        ConfigError: there is no convolution.
+    """
+    stem = next((m for m in network.modules() if isinstance(m, _CONVOLUTIONS)), None)
+    if stem is None:
+        raise ConfigError("fsp and lckd compare convolutional layers, and this network has none")
+    found: dict[str, nn.Module] = {"stem": stem}
+    if isinstance(network, WideResNet):
+        blocks = [m for m in network.features if isinstance(m, Block)]
+        ends = [a for a, b in itertools.pairwise(blocks) if _stride(b.first) > 1]
+        found |= {f"stage-{i}": block for i, block in enumerate(ends, start=1)}
+    return found
+
+
+def _stride(convolution: nn.Module) -> int:
+    assert isinstance(convolution, _CONVOLUTIONS)
+    return convolution.stride[0]
+
+
+@contextlib.contextmanager
+def tapped(networks: Sequence[nn.Module]) -> Iterator[list[Mapping[str, Tensor]]]:
+    """Records the ``layers`` of networks while they run inside this context.
+
+    Hooks are on these very modules and gone afterwards: hooks left on a class are a mistake of public code.
+
+    Yields:
+        For each network a mapping, filled by its forward pass, from a layer's name to its output [B, C, …].
+    """
+    outputs: list[dict[str, Tensor]] = [{} for _ in networks]
+    handles = []
+
+    def keep(into: dict[str, Tensor], name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            into[name] = output
+
+        return hook
+
+    for network, into in zip(networks, outputs, strict=True):
+        handles += [layer.register_forward_hook(keep(into, name)) for name, layer in layers(network).items()]
+    try:
+        yield list(outputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def classifier_weight(teacher: Teacher, maps: Tensor, logits: Tensor) -> Tensor:
+    """The weights [K, C_T] of the linear layer that turns the teacher's mean filters into its logits.
+
+    Args:
+        teacher: searched for such a layer.
+        maps: what it gave for a batch [B, C_T, …].
+        logits: what it gave for the same batch [B, K]; a layer that does not explain them is not the one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    pooled, answer = pool(maps), logits.float()
+    for layer in reversed([m for m in teacher.network.modules() if isinstance(m, nn.Linear)]):
+        if layer.weight.shape == (answer.shape[1], pooled.shape[1]):
+            with torch.autocast(pooled.device.type, enabled=False):
+                again = nn.functional.linear(pooled, layer.weight, layer.bias)
+            if (again - answer).norm() <= _TOLERANCE * answer.norm():
+                return layer.weight
+    raise ConfigError(
+        "distill.objectives: srrl and on = 'partial' need a teacher whose logits are one linear layer over the mean "
+        "of its final filters, and this one's are not; use another objective"
+    )

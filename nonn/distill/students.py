@@ -1,0 +1,68 @@
+"""All students and their fusion, apart as they are deployed or together as they train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from nonn.distill.fusion import FusionLayer
+from nonn.students import GroupedStudents, Student
+from nonn.teacher import pool
+
+__all__ = ["Students", "Together"]
+
+
+class Students(nn.Module):
+    """All students and the fusion that they are trained through.
+
+    Args:
+        students: one a device [N].
+        fusion: over their features.
+    """
+
+    def __init__(self, students: Sequence[Student], fusion: FusionLayer) -> None:
+        super().__init__()
+        self.students = nn.ModuleList(students)
+        self.fusion = fusion
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
+        return [student(x) for student in self.students]
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
+        return [student.maps(x) for student in self.apart()]
+
+    def apart(self) -> list[Student]:
+        """The students one by one [N]."""
+        return [cast("Student", student) for student in self.students]
+
+
+class Together(nn.Module):
+    """The students as one network while they train; see nonn.students.grouped for why.
+
+    Args:
+        students: of one architecture; their fusion is shared, not copied.
+
+    Raises:
+        ShapeError: their architectures differ.
+    """
+
+    def __init__(self, students: Students) -> None:
+        super().__init__()
+        self.grouped = GroupedStudents(students.apart())
+        self.fusion = students.fusion
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
+        return self.grouped.maps(x)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
+        return [pool(maps) for maps in self.maps(x)]
+
+    def copy_back(self, students: Students) -> None:
+        """Writes the weights into the students that this was made from."""
+        self.grouped.copy_to(students.apart())

@@ -1,0 +1,124 @@
+"""How many test samples each of the 2^N answering sets gets right, without fusing each set anew.
+
+The plain loop fuses 2^N times over all samples. Here a depth-first tree decides one device after the other and
+hands what is known of the prefix down to all its completions, for blocks of samples that stay in the cache:
+
+- heads whose logits are a sum over devices or parts (``nonn.enumeration.additive``) cost one addition and one
+  maximum a set;
+- the ridge head (``nonn.enumeration.ridge``) shares the elimination of the devices decided so far;
+- any other head is fused set by set.
+
+Sums run in float32 with a bound on their rounding error. A sample whose margin is not safely beyond that bound is
+fused by the head itself, so the counts are those of ``head.logits(…).astype(np.float32).argmax(axis=1)`` over all
+samples, ties included: the lowest class wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.enumeration.additive import additive_form, count_additive
+from nonn.enumeration.counter import Counter
+from nonn.enumeration.ridge import count_ridge, is_well_conditioned
+from nonn.errors import ShapeError
+from nonn.fusion import Head, RidgePerSet
+from nonn.subsets import all_masks, members
+
+__all__ = ["count_correct", "count_one_by_one"]
+
+IntArray = NDArray[np.int64]
+
+
+def count_correct(
+    head: Head,
+    features: Sequence[NDArray[Any]],
+    labels: IntArray,
+    *,
+    per_class: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> IntArray:
+    """Correct answers of every answering set.
+
+    Args:
+        head: the fusion, N ≤ 16.
+        features: features of each device over the same samples, N arrays [n, d_i].
+        labels: the truth [n]; a label that is no class of the head is never met.
+        per_class: count by the true class.
+        progress: called now and then with the share that is done, 0 to 1.
+
+    Returns:
+        Counts by mask [2^N], or by mask and class [2^N, K]; the empty set has no correct answer.
+
+    Raises:
+        ShapeError: too many devices to enumerate, or features or labels that do not fit the head.
+    """
+    all_masks(head.num_devices)
+    counter = _counter(head, features, labels, per_class, progress)
+    form = additive_form(head)
+    # np.errstate: values beyond float32 become infinite here, are in doubt, and go to the head in float64.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if form is not None and head.num_classes > 1:
+            count_additive(form, counter)
+            return counter.correct
+        if type(head) is RidgePerSet and head.num_classes > 1 and is_well_conditioned(head):
+            count_ridge(head, counter)
+            return counter.correct
+    return count_one_by_one(head, features, labels, per_class=per_class, progress=progress)
+
+
+def count_one_by_one(
+    head: Head,
+    features: Sequence[NDArray[Any]],
+    labels: IntArray,
+    *,
+    masks: Sequence[int] | None = None,
+    per_class: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> IntArray:
+    """Correct answers of answering sets, each fused anew: any head, any N, and the reference for ``count_correct``.
+
+    Args:
+        head: the fusion.
+        features: N arrays [n, d_i].
+        labels: [n].
+        masks: the answering sets to fuse; None is all 2^N.
+        per_class: count by the true class.
+        progress: called with the share that is done, 0 to 1.
+
+    Returns:
+        Counts in the order of ``masks``, [m] or [m, K].
+    """
+    wanted = all_masks(head.num_devices).tolist() if masks is None else list(masks)
+    counter = _counter(head, features, labels, per_class, None, sets=len(wanted))
+    for place, mask in enumerate(wanted):
+        if mask:
+            logits = head.logits({i: features[i] for i in members(mask)}, keep=False)
+            with np.errstate(over="ignore"):
+                right = logits.astype(np.float32).argmax(axis=1) == counter.labels
+            counter.count(np.array([place]), counter.rows, right[None])
+        if progress is not None:
+            progress((place + 1) / len(wanted))
+    return counter.correct
+
+
+def _counter(
+    head: Head,
+    features: Sequence[NDArray[Any]],
+    labels: IntArray,
+    per_class: bool,
+    progress: Callable[[float], None] | None,
+    sets: int | None = None,
+) -> Counter:
+    """Checks shapes and makes an empty counter."""
+    if len(features) != head.num_devices:
+        raise ShapeError(f"features of {len(features)} devices for a head of {head.num_devices}")
+    for i, (given, width) in enumerate(zip(features, head.widths, strict=True)):
+        if given.shape != (len(labels), width):
+            raise ShapeError(
+                f"device {i}: features of shape {list(given.shape)}, expected {[len(labels), width]} for these labels"
+            )
+    return Counter(head, features, labels, 1 << head.num_devices if sets is None else sets, per_class, progress)

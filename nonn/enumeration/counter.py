@@ -1,0 +1,127 @@
+"""Turning margins in float32 into exact counts: what is in doubt is fused again by the head itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.fusion import Head
+from nonn.subsets import members
+
+__all__ = ["UNIT_ROUNDOFF", "Counter", "Settle"]
+
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+_NOISE = 2.0**-40  # of the summands' size: far above the rounding of a float64 product, far below that of float32
+
+IntArray = NDArray[np.int64]
+Settle = Callable[[int, IntArray], NDArray[np.bool_]]
+
+
+class Counter:
+    """Correct answers by answering set.
+
+    Args:
+        head: the fusion.
+        features: N arrays [n, d_i].
+        labels: [n].
+        sets: how many answering sets are counted.
+        per_class: count by the true class too.
+        progress: called with the share that is done.
+
+    Attributes:
+        correct: the counts [sets] or [sets, K].
+        rows: all samples [n]; those whose label is a class of the head can be met.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        features: Sequence[NDArray[Any]],
+        labels: IntArray,
+        sets: int,
+        per_class: bool,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.head, self.features, self.labels = head, features, np.asarray(labels)
+        self.progress, self.rows = progress, np.arange(len(self.labels))
+        self._fused: dict[int, NDArray[np.uint8]] = {}
+        self.correct = np.zeros((sets, head.num_classes) if per_class else sets, dtype=np.int64)
+        # [n, K]; float32 so that counting by class is a matrix product, exact below 2^24 samples a block.
+        self._one_hot = (self.labels[:, None] == np.arange(head.num_classes)).astype(np.float32) if per_class else None
+
+    @property
+    def answerable(self) -> IntArray:
+        """Samples whose label is a class of the head [≤ n]."""
+        return np.flatnonzero((self.labels >= 0) & (self.labels < self.head.num_classes))
+
+    def count(self, masks: IntArray, rows: IntArray, right: NDArray[np.bool_]) -> None:
+        """Adds samples ``rows`` [b] that the sets ``masks`` [m] got right [m, b]."""
+        if self._one_hot is None:
+            self.correct[masks] += np.count_nonzero(right, axis=1)
+        else:
+            self.correct[masks] += (right.astype(np.float32) @ self._one_hot[rows]).astype(np.int64)
+
+    def judge(
+        self,
+        masks: IntArray,
+        rows: IntArray,
+        margins: NDArray[np.float32],
+        doubt: NDArray[np.float32],
+        settle: Settle | None = None,
+    ) -> None:
+        """Counts answers from the margins of the best wrong class over the true one.
+
+        Args:
+            masks: answering sets [m]; the empty one is left out.
+            rows: samples [b].
+            margins: best wrong logit less the true logit [m, b].
+            doubt: no margin is wrong by more than this, [m, 1] or [1, b].
+            settle: (mask, samples) → which of them are right, for margins within the doubt; None is ``fuse``.
+        """
+        right = margins < -doubt
+        # Written so that a NaN is in doubt.
+        unsure = ~(right | (margins > doubt))
+        unsure[masks == 0] = right[masks == 0] = False
+        for place in np.flatnonzero(unsure.any(axis=1)).tolist():
+            places = np.flatnonzero(unsure[place])
+            right[place, places] = (settle or self.fuse)(int(masks[place]), rows[places])
+        self.count(masks, rows, right)
+
+    def fuse(self, mask: int, rows: IntArray) -> NDArray[np.bool_]:
+        """Which samples the head itself gets right with the devices in ``mask`` [b].
+
+        A product of few rows may differ in its last bits from that of the whole batch. Where that could decide, which
+        is next to never but for exact ties, the whole batch is fused, once.
+        """
+        arrived = {i: self.features[i][rows] for i in members(mask)}
+        logits = self.head.logits(arrived, keep=False)
+        weight, bias = self.head.weights(mask, keep=False)
+        summands = np.abs(np.concatenate(list(arrived.values()), axis=1).astype(np.float64)) @ np.abs(weight)
+        noise = _NOISE * (summands + np.abs(bias))
+        low, high = (logits - noise).astype(np.float32), (logits + noise).astype(np.float32)
+        labels = self.labels[rows][:, None]
+        others = np.arange(logits.shape[1]) != labels
+        before = np.arange(logits.shape[1]) < labels  # these win ties
+        own_low, own_high = np.take_along_axis(low, labels, axis=1), np.take_along_axis(high, labels, axis=1)
+        right: NDArray[np.bool_] = (np.where(before, own_low > high, own_low >= high) | ~others).all(axis=1)
+        wrong = (np.where(before, low >= own_high, low > own_high) & others).any(axis=1)
+        open_rows = ~(right | wrong)
+        if open_rows.any():
+            right[open_rows] = self._whole(mask)[rows[open_rows]]
+        return right
+
+    def _whole(self, mask: int) -> NDArray[np.bool_]:
+        """Which of all samples the head gets right [n]."""
+        if mask not in self._fused:
+            logits = self.head.logits({i: self.features[i] for i in members(mask)}, keep=False)
+            # Bits, because data full of ties asks for every set: 82 MB for N = 16 and 10,000 samples.
+            self._fused[mask] = np.packbits(logits.astype(np.float32).argmax(axis=1) == self.labels)
+        return np.unpackbits(self._fused[mask], count=len(self.labels)).astype(bool)
+
+    def report(self, share: float) -> None:
+        """Tells how far the work is, 0 to 1."""
+        if self.progress is not None:
+            self.progress(share)

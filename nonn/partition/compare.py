@@ -1,0 +1,205 @@
+"""All partitioners side by side, before a student is trained.
+
+Beside the measures of a cut (``nonn.partition.measures``) two that say more about what it is good for:
+
+- Stability: the mean adjusted Rand index of all pairs of ten cuts with different seeds. 1 is the same cut every time,
+  0 what chance gives.
+- The probe: accuracy of the teacher's own filters when whole parts are missing, through a ridge regression to the
+  teacher's logits for every set of parts that is left. It is what perfect students would reach. Fitted
+  on the training split, evaluated on the held-out split; nothing is trained and the test split is not touched.
+
+The probe is an upper bound that knows nothing of how hard a part is to learn: correlated filters may be easier for a
+small student. Filters that a method drops are missing for its probe even where no part is.
+
+References: Hubert, Arabie 1985 (adjusted Rand index).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_rand_score
+
+from nonn.config import GraphConfig
+from nonn.errors import PartitionError
+from nonn.filters import FilterGraph, build_graph, correlation
+from nonn.fusion import RidgePerSet, gram
+from nonn.partition import METHODS, Partition, load_partitioner
+from nonn.partition.measures import Measures, measure
+from nonn.subsets import MAX_DEVICES, mask_of, members
+
+__all__ = ["GRAPHS", "Outputs", "Row", "compare", "missing_levels", "probe", "stability"]
+
+GRAPHS = ("co-activation", "nonn")
+SEEDS = 10
+
+_RIDGE = 1e-3  # λ of the probe, relative to the mean variance of a filter: one for all rows, so that none is favoured
+_SETS = 256  # sets of missing parts of one size; all of them up to M = 10
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the teacher says about a split.
+
+    Attributes:
+        activations: spatial means of the final filters [n, C].
+        logits: [n, K].
+        labels: [n].
+    """
+
+    activations: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one graph.
+
+    Attributes:
+        method: of the partition.
+        graph: kind of the filter graph.
+        measures: of the cut with the experiment's seed; None where the method could not cut this graph.
+        stability: mean adjusted Rand index over all pairs of ten seeds.
+        seconds: of one cut, mean over the seeds.
+        probe: accuracy with 0, half and all but one of the parts missing; see ``probe``.
+        error: why there is nothing to measure.
+    """
+
+    method: str
+    graph: str
+    measures: Measures | None = None
+    stability: float = 0.0
+    seconds: float = 0.0
+    probe: Sequence[dict[str, Any]] = ()
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as values that ``json`` can write."""
+        measures = None if self.measures is None else self.measures.to_json()
+        return {**asdict(self), "measures": measures, "probe": list(self.probe)}
+
+
+def compare(
+    fit: Outputs,
+    held_out: Outputs,
+    config: GraphConfig,
+    parts: int,
+    seed: int,
+    progress: Callable[[int, str], None] | None = None,
+) -> list[Row]:
+    """Every method on every graph.
+
+    Args:
+        fit: the teacher on the training split; the probe is fitted to it.
+        held_out: on the held-out split; graphs are made of it and the probe is evaluated on it.
+        config: options of the graphs; its kind does not matter.
+        parts: M.
+        seed: of the cut that is measured; the stability looks at this and the nine that follow.
+        progress: called with rows done and the method.
+
+    Returns:
+        Rows by graph, then by method. A method that cannot cut a graph gives a row with its error.
+
+    Raises:
+        MissingExtraError: a method's library is not installed.
+    """
+    strength = correlation(held_out.activations)
+    rows: list[Row] = []
+    for kind in GRAPHS:
+        graph = build_graph(replace(config, kind=kind), held_out.activations)
+        for method in METHODS:
+            rows.append(_row(method, graph, strength, fit, held_out, parts, seed))
+            if progress is not None:
+                progress(len(rows), f"{method} on {kind}")
+    return rows
+
+
+def _row(
+    method: str,
+    graph: FilterGraph,
+    strength: NDArray[np.float64],
+    fit: Outputs,
+    held_out: Outputs,
+    parts: int,
+    seed: int,
+) -> Row:
+    """Cuts with ten seeds and measures the first."""
+    cut = load_partitioner(method)
+    try:
+        start = time.perf_counter()
+        made = [cut(graph, parts, seed + k) for k in range(SEEDS)]
+        seconds = (time.perf_counter() - start) / SEEDS
+    except PartitionError as exc:
+        return Row(method, graph.kind, error=str(exc))
+    return Row(
+        method,
+        graph.kind,
+        measure(made[0], graph, strength),
+        stability(made),
+        seconds,
+        probe(made[0], fit, held_out, seed),
+    )
+
+
+def stability(partitions: Sequence[Partition]) -> float:
+    """Mean adjusted Rand index over all pairs of partitions of the same filters; dropped filters are one more part.
+
+    Args:
+        partitions: at least two.
+    """
+    labels = []
+    for partition in partitions:
+        label = np.full(partition.num_filters, -1)
+        for number, part in enumerate(partition.parts):
+            label[list(part)] = number
+        labels.append(label)
+    return float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(labels, 2)]))
+
+
+def missing_levels(parts: int) -> tuple[int, ...]:
+    """Numbers of missing parts that the probe looks at: 0, half (rounded down), all but one."""
+    return tuple(sorted({0, parts // 2, parts - 1}))
+
+
+def probe(partition: Partition, fit: Outputs, held_out: Outputs, seed: int) -> list[dict[str, Any]]:
+    """Accuracy of the teacher's filters on the held-out split when whole parts are missing.
+
+    Args:
+        partition: of the C filters.
+        fit: what the ridge to the teacher's logits is fitted to.
+        held_out: what it is evaluated on.
+        seed: of the choice of sets, where there are more than 256 of one size.
+
+    Returns:
+        A row for each number of missing parts: ``missing``, ``subsets``, ``mean`` and ``worst`` accuracy.
+
+    Raises:
+        PartitionError: more parts than sets are enumerated for.
+    """
+    if partition.num_parts > MAX_DEVICES:
+        raise PartitionError(f"partition.parts = {partition.num_parts}: the probe takes at most {MAX_DEVICES}")
+    order = np.concatenate([np.array(part) for part in partition.parts])
+    sums = gram(fit.activations[:, order], fit.logits)
+    head = RidgePerSet(*sums, _RIDGE, partition.sizes)
+    features = [held_out.activations[:, list(part)] for part in partition.parts]
+    rng = np.random.default_rng(seed)
+    rows = []
+    for missing in missing_levels(partition.num_parts):
+        sets = [mask_of(s) for s in combinations(range(partition.num_parts), partition.num_parts - missing)]
+        if len(sets) > _SETS:
+            sets = rng.choice(sets, _SETS, replace=False).tolist()
+        right = [
+            (head.logits({i: features[i] for i in members(mask)}).argmax(axis=1) == held_out.labels).mean()
+            for mask in sets
+        ]
+        rows.append(
+            {"missing": missing, "subsets": len(sets), "mean": float(np.mean(right)), "worst": float(np.min(right))}
+        )
+    return rows

@@ -1,0 +1,49 @@
+"""Dealt eigenvector partitioning: filters that work together are spread, so that every part knows something of all.
+
+The clusters are those of balanced eigenvector partitioning with the same seed. Each is then dealt out over the parts:
+the filters with the heaviest edges first, each to the part that has the fewest of this cluster, of these the part
+that is smallest, of these the one whose filters carry the least edge weight so far. No two parts then differ by more
+than one filter, neither of a cluster nor in all, and the activity of the filters is shared out evenly too.
+
+A part that holds a cluster loses a concept with its device; a part that holds a piece of every cluster does not
+(anti-clustering). Whether such a part is as easy to learn for a small student is another question: train both.
+
+Limits: with fewer filters in a cluster than there are parts, some parts get none of it. Filters without an edge are
+dealt like the others, since balanced eigenvector partitioning gives each of them a cluster.
+
+Reference: Späth 1986, "Anticlustering: maximizing the variance criterion", for the aim; the rule is ours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nonn.filters import FilterGraph
+from nonn.partition import Partition, balanced_eigenvector
+
+__all__ = ["partition"]
+
+
+def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
+    """Cuts the graph into parts of equal size (± 1), each with an equal share (± 1) of every eigenvector cluster.
+
+    Args:
+        graph: filter graph of C filters; may be disconnected and have filters without an edge.
+        parts: M, from 1 to C.
+        seed: of the clusters; not negative.
+
+    Raises:
+        PartitionError: fewer than one part, or more parts than filters.
+    """
+    clusters = balanced_eigenvector.partition(graph, parts, seed).parts
+    degree = graph.weights.sum(axis=1)
+    members: list[list[int]] = [[] for _ in range(parts)]
+    carried = np.zeros(parts)  # edge weight of each part's filters
+    for cluster in clusters:
+        held = [0] * parts
+        for index in sorted(cluster, key=lambda c: (-degree[c], c)):
+            part = min(range(parts), key=lambda j: (held[j], len(members[j]), carried[j]))
+            members[part].append(index)
+            held[part] += 1
+            carried[part] += degree[index]
+    return Partition(parts=tuple(map(tuple, members)), num_filters=graph.num_filters, method="dealt-eigenvector")

@@ -1,0 +1,30 @@
+"""Random partitioning: the control that every other cut has to beat.
+
+All filters are shuffled and cut into parts whose sizes differ by at most 1. The graph is not looked at.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nonn.filters import FilterGraph
+from nonn.partition import Partition, check_parts
+
+__all__ = ["partition"]
+
+
+def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
+    """Cuts C filters at random.
+
+    Args:
+        graph: only its number of filters counts.
+        parts: M, from 1 to C.
+        seed: of the shuffle; not negative.
+
+    Raises:
+        PartitionError: fewer than one part, or more parts than filters.
+    """
+    check_parts(graph.num_filters, parts)
+    shuffled = np.random.default_rng(seed).permutation(graph.num_filters)
+    chunks = tuple(tuple(chunk.tolist()) for chunk in np.array_split(shuffled, parts))
+    return Partition(parts=chunks, num_filters=graph.num_filters, method="random")

@@ -1,0 +1,56 @@
+"""Spectral clustering as scikit-learn does it: the normalised cut without a balance.
+
+The same graph and the same leading eigenvectors of the normalised Laplacian as balanced eigenvector partitioning, then
+plain k-means: parts follow the clusters, however unequal they are. Beside it, ``balanced-eigenvector`` shows what
+the balance costs.
+
+A graph of several components has no unique leading eigenvectors; a tie of 1e-6 of the mean edge between all filters
+makes it connected. Filters without an edge belong nowhere; they are dealt to the smallest parts. A part that k-means
+leaves empty takes a filter from the largest.
+
+Source: Shi, Malik 2000 (normalised cut); Pedregosa et al. 2011 (scikit-learn).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from sklearn.cluster import SpectralClustering
+from sklearn.exceptions import ConvergenceWarning
+
+from nonn.filters import FilterGraph
+from nonn.partition import Partition, check_parts, parts_of_labels
+
+__all__ = ["partition"]
+
+_TIE = 1e-6
+
+
+def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
+    """Cuts the graph into clusters, one a part.
+
+    Args:
+        graph: filter graph of C filters; may be disconnected and have filters without an edge.
+        parts: M, from 1 to C.
+        seed: of the eigensolver's start and of k-means; not negative.
+
+    Raises:
+        PartitionError: fewer than one part, or more parts than filters.
+    """
+    check_parts(graph.num_filters, parts)
+    tied = np.flatnonzero(graph.weights.any(axis=1))
+    labels = np.full(graph.num_filters, -1)
+    if tied.size <= parts or parts == 1:
+        labels[tied] = np.arange(tied.size) % parts
+    else:
+        weights = graph.weights[np.ix_(tied, tied)]
+        affinity = weights + _TIE * weights.mean()
+        clustering = SpectralClustering(parts, affinity="precomputed", random_state=seed)
+        with warnings.catch_warnings():
+            # Filters with the same edges are one point to k-means; the empty parts are filled below.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            labels[tied] = clustering.fit_predict(affinity)
+    for index in np.flatnonzero(labels < 0):
+        labels[index] = np.bincount(labels[labels >= 0], minlength=parts).argmin()
+    return Partition(parts=parts_of_labels(labels, parts), num_filters=graph.num_filters, method="spectral")

@@ -1,0 +1,163 @@
+"""The same task put on the same devices in other ways, for comparison rows.
+
+All rows live in one world: same devices, links, faults, arrivals and luck, same policy object. What each row assumes is
+in its note, chosen in favour of the alternative where there was a choice.
+
+- one device runs the whole teacher;
+- every device runs the whole teacher, and the first answer wins (replication);
+- every layer of the teacher is split over all devices (MoDNN, Mao et al., DATE 2017): compute is divided by N, and at
+  every layer boundary the feature map is gathered from the devices and handed out again, so one loss is fatal;
+- the bundle's students under one head whose absent inputs are zeros (NoNN, Bhardwaj et al. 2019, arXiv 1907.11804).
+
+Feature maps are known for wide residual networks, whose shapes follow from their name: ``wrn-D-k`` has 1 + 6n
+convolutions with n = (D − 4) / 6, in stages of 16k, 32k and 64k channels, and the second and third stage halve the
+resolution (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import ceil, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle import Bundle
+from nonn.fusion import ZeroFill, enumerate_subsets
+from nonn_sim.deployments import Deployment, accuracy_if, message_bytes
+from nonn_sim.links import Work
+from nonn_sim.scenario import NodeConfig
+
+__all__ = ["alternatives", "boundary_elements"]
+
+FLOAT_BYTES = 4
+# Enumerating the sets of the zero-fill head anew takes 2^N small products of the recorded features.
+MAX_ZERO_FILL_DEVICES = 12
+
+
+def alternatives(bundle: Bundle, nodes: Sequence[NodeConfig], batch: int = 1) -> tuple[list[Deployment], list[str]]:
+    """All comparison rows that the bundle has the numbers for.
+
+    Args:
+        bundle: with the teacher's MACs and accuracy in its manifest.
+        nodes: settings of the devices [N].
+        batch: samples in one request.
+
+    Returns:
+        The deployments, and a line for each row that cannot be made, saying why.
+    """
+    rows: list[Deployment] = []
+    missing: list[str] = []
+    teacher = bundle.manifest.teacher
+    macs, accuracy = float(teacher.get("macs", 0)), teacher.get("accuracy")
+    if macs and accuracy is not None:
+        rows += _teacher_rows(bundle, nodes, batch, macs, float(accuracy))
+        elements = boundary_elements(str(teacher.get("model", "")), bundle.manifest.input.shape)
+        if elements is None:
+            missing.append(f"layer splitting: the feature maps of '{teacher.get('model')}' are not known; a wrn's are")
+        elif bundle.num_devices > 1:
+            rows.append(_layer_splitting(bundle, batch, macs, float(accuracy), elements))
+    else:
+        missing.append("teacher rows: the manifest does not give the teacher's macs and accuracy")
+    table, note = _zero_fill_accuracy(bundle)
+    if table is None:
+        missing.append(f"NoNN: {note}")
+    else:
+        sizes = [message_bytes(bundle, batch, student.width) for student in bundle.manifest.students]
+        students = bundle.manifest.students
+        rows.append(
+            Deployment(
+                name="NoNN fusion",
+                devices=tuple(range(bundle.num_devices)),
+                work=tuple(Work(batch * s.macs, *size) for s, size in zip(students, sizes, strict=True)),
+                macs_of_service=tuple(float(s.macs) for s in students),
+                accuracy=table,
+                note=note,
+            )
+        )
+    return rows, missing
+
+
+def boundary_elements(model: str, input_shape: Sequence[int]) -> list[int] | None:
+    """Numbers in the feature map after each convolution of a wide residual network; None for another network.
+
+    Args:
+        model: ``wrn-DEPTH-WIDTH``.
+        input_shape: [C, H, W] or [C, T].
+    """
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", model)
+    if match is None or (int(match[1]) - 4) % 6 or len(input_shape) < 2:
+        return None
+    blocks, width, spatial = (int(match[1]) - 4) // 6, int(match[2]), list(input_shape[1:])
+    elements = [16 * prod(spatial)]
+    for stage in range(3):
+        if stage:
+            spatial = [ceil(side / 2) for side in spatial]
+        elements += [16 * width * 2**stage * prod(spatial)] * (2 * blocks)
+    return elements
+
+
+def _teacher_rows(
+    bundle: Bundle, nodes: Sequence[NodeConfig], batch: int, macs: float, accuracy: float
+) -> list[Deployment]:
+    """The whole teacher on one device, and on every device."""
+    size = message_bytes(bundle, batch, len(bundle.manifest.classes))
+    student_macs = [float(s.macs) for s in bundle.manifest.students]
+    whole = Work(batch * macs, *size)
+    times = [whole.service_s(node, own) for node, own in zip(nodes, student_macs, strict=True)]
+    best = int(np.argmin(times))
+    n = bundle.num_devices
+    return [
+        Deployment(
+            "teacher on one device",
+            (best,),
+            (whole,),
+            (student_macs[best],),
+            np.array([0.0, accuracy]),
+            note=f"on the fastest, device {best}",
+        ),
+        Deployment(
+            "teacher on every device",
+            tuple(range(n)),
+            (whole,) * n,
+            tuple(student_macs),
+            accuracy_if(n, accuracy, 1),
+            first_wins=True,
+            note="every device is asked, the first answer wins, the rest compute for nothing",
+        ),
+    ]
+
+
+def _layer_splitting(bundle: Bundle, batch: int, macs: float, accuracy: float, elements: list[int]) -> Deployment:
+    """Every layer over all devices, in equal shares."""
+    n = bundle.num_devices
+    student_macs = tuple(float(s.macs) for s in bundle.manifest.students)
+    request_bytes, _ = message_bytes(bundle, batch, len(bundle.manifest.classes))
+    maps_bytes = batch * FLOAT_BYTES * sum(elements)
+    # A device gives its share of every map and is given its share of the next layer's input, which is as much in all;
+    # halos at the edges of shares are left out.
+    work = Work(batch * macs / n, (request_bytes + maps_bytes) / n, maps_bytes / n, crossings=len(elements))
+    return Deployment(
+        "layer splitting",
+        tuple(range(n)),
+        (work,) * n,
+        student_macs,
+        accuracy_if(n, accuracy, n),
+        needs_all=True,
+        note=f"{len(elements)} layer boundaries, {2 * maps_bytes:,} bytes of feature maps a request; equal shares",
+    )
+
+
+def _zero_fill_accuracy(bundle: Bundle) -> tuple[NDArray[np.float64] | None, str]:
+    """Accuracy of every answering set under one head with zeros for the absent [2^N], and what it assumes."""
+    if isinstance(bundle.head, ZeroFill):
+        return bundle.table.accuracy, "the bundle's own head is this one"
+    if "features.npz" not in bundle.manifest.files:
+        return None, "the bundle holds no features.npz to fuse anew"
+    if bundle.num_devices > MAX_ZERO_FILL_DEVICES:
+        return None, f"{bundle.num_devices} devices; fused anew for up to {MAX_ZERO_FILL_DEVICES}"
+    weight, bias = bundle.head.weights((1 << bundle.num_devices) - 1)
+    features, labels = bundle.features
+    table = enumerate_subsets(ZeroFill(weight, bias, bundle.head.widths), features, labels)
+    return table.accuracy, "the same students under the head of the full set; absent devices count as zeros"

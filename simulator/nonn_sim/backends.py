@@ -1,0 +1,68 @@
+"""Where runs are computed: in processes of this machine, or on a Ray cluster.
+
+Runs share nothing, so they spread over any number of workers; results come back in the order of the jobs, and do not
+depend on where they were computed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from nonn.errors import ConfigError, MissingExtraError
+
+__all__ = ["BACKENDS", "map_jobs"]
+
+BACKENDS = ("local", "ray")
+
+Job = TypeVar("Job")
+Outcome = TypeVar("Outcome")
+
+
+def map_jobs(
+    function: Callable[[Job], Outcome], jobs: Sequence[Job], backend: str = "local", workers: int = 0
+) -> list[Outcome]:
+    """Calls a function for every job.
+
+    Args:
+        function: of a module, so that other processes can import it.
+        jobs: its arguments; jobs and outcomes travel between processes.
+        backend: ``local`` or ``ray``. Ray joins the cluster of ``RAY_ADDRESS``, or starts one on this machine.
+        workers: local processes; 0 is one for each core. A single job, or a single worker, needs no process.
+
+    Raises:
+        ConfigError: there is no such backend.
+        MissingExtraError: Ray is not installed.
+    """
+    if backend == "ray":
+        return _ray(function, jobs)
+    if backend != "local":
+        raise ConfigError(f"backend '{backend}': unknown; choose one of: {', '.join(BACKENDS)}")
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
+        return [function(job) for job in jobs]
+    # Fresh processes: a fork would copy locks that threads of gRPC hold.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(function, jobs))
+
+
+def _ray(function: Callable[[Job], Outcome], jobs: Sequence[Job]) -> list[Outcome]:
+    """One Ray task for each job."""
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as exc:
+        raise MissingExtraError("ray", "ray") from exc
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        task: Any = ray.remote(function)
+        outcomes: list[Outcome] = ray.get([task.remote(job) for job in jobs])
+        return outcomes
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,209 @@
+"""A cell in virtual time: what its devices make of the requests that they are given.
+
+A device computes one request after another, in the order in which it was asked. A reply's time is known when the
+request is made, unless something happens to the device meanwhile: then the ends of all flights that wait for it are
+worked out again. What waits in a queue when its deadline passes is dropped before it costs anything; what has begun is
+finished, even if nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
+
+from nonn.aggregator.policy import Policy
+from nonn_sim.deployments import Deployment
+from nonn_sim.faults import Condition, State
+from nonn_sim.links import Channel, Exchange
+from nonn_sim.scenario import Scenario
+
+__all__ = ["CORRUPT", "OK", "REFUSED", "SILENT", "Cell", "Flight", "Job"]
+
+OK, REFUSED, SILENT, CORRUPT = range(4)  # what came of asking a node
+LATE_JOBS = 256  # remembered before those that are over are forgotten
+_NOTHING: dict[int, float] = {}
+
+
+class Flight:
+    """One request, or one probe, on its way."""
+
+    __slots__ = (
+        "asked_at",
+        "begun",
+        "cell",
+        "codes",
+        "deadline_at",
+        "due",
+        "ends",
+        "extra",
+        "ids",
+        "nodes",
+        "probe",
+        "row",
+    )
+
+    def __init__(self, cell: Cell, asked_at: float, deadline_at: float, row: Exchange, probe: bool) -> None:
+        self.cell, self.asked_at, self.deadline_at, self.row, self.probe = cell, asked_at, deadline_at, row, probe
+        self.begun = True  # a probe waits for a connection first
+        self.extra = _NOTHING  # device → what its request takes longer to arrive than the link says
+        self.ids: Sequence[str] = ()
+        self.nodes: list[int] = []
+        self.ends: list[float] = []
+        self.codes: list[int] = []
+        self.due = asked_at
+
+
+class Job:
+    """What a device has still to do: for a frozen device, and for replies that are known to come too late."""
+
+    __slots__ = ("arrives", "begun", "code", "flight", "start", "work_s")
+
+    def __init__(self, flight: Flight, arrives: float, start: float, work_s: float, code: int) -> None:
+        self.flight, self.arrives, self.start, self.work_s, self.code = flight, arrives, start, work_s, code
+        self.begun = False  # then it goes on, even if nobody waits for it any more
+
+    def over(self, now: float) -> bool:
+        """Whether it is done, or was dropped because its time had passed."""
+        return now >= self.start + self.work_s or (self.start >= self.flight.deadline_at <= now)
+
+
+class Cell:
+    """N devices and the policy of their aggregator.
+
+    Args:
+        number: of the cell.
+        scenario: the world.
+        deployment: what the devices do.
+        conditions: of each device that takes part [n].
+        channels: their links [n].
+        launch: told of a flight whose ends have changed.
+
+    Attributes:
+        free_at: when each device will have done all that it was asked for [n].
+        calm: whether nothing is wrong with it [n].
+        p_loss: what is luckier than this is not lost [n].
+        served: exchanges that it spent energy on [n].
+        flights: under way, by their identity.
+        probe_at: when the policy wants to probe next.
+        ready: whether the policy can reach its quorum.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        scenario: Scenario,
+        deployment: Deployment,
+        conditions: Sequence[Condition],
+        channels: Sequence[Channel],
+        launch: Callable[[Flight], None],
+    ) -> None:
+        n = len(deployment.devices)
+        self.number, self._channels, self._conditions, self._launch = number, channels, conditions, launch
+        quorum = n if deployment.needs_all else min(n, 1 if deployment.first_wins else scenario.policy.quorum)
+        self.ids = [f"node-{device}" for device in deployment.devices]
+        self.index = {node: i for i, node in enumerate(self.ids)}
+        self.policy = Policy(self.ids, replace(scenario.policy, quorum=quorum))
+        self.quorum = quorum
+        self.free_at = [0.0] * n
+        self.calm = [True] * n  # nothing is wrong with the device
+        self._crossings = [w.crossings for w in deployment.work]
+        self.p_loss = [channel.most(c) for channel, c in zip(channels, self._crossings, strict=True)]
+        self.served = [0] * n
+        self._late: list[list[Job]] = [[] for _ in range(n)]
+        self._held: list[list[Job]] = [[] for _ in range(n)]  # by frozen devices
+        self.flights: dict[int, Flight] = {}
+        self.probe_at = inf
+        self.ready = True
+
+    def will_be_late(self, i: int, job: Job, now: float) -> None:
+        """Remembers a job whose reply will not be in time: if the device freezes, it still has to do it first."""
+        late = self._late[i]
+        late.append(job)
+        if len(late) > LATE_JOBS:
+            self._late[i] = [other for other in late if not other.over(now)]
+
+    def exchange(self, flight: Flight, i: int, now: float) -> tuple[float, int]:
+        """When and how an exchange that begins now will end, as far as can be known now."""
+        service, up, _, luck, _ = flight.row
+        condition = self._conditions[i]
+        state, silent = condition.state, (flight.deadline_at, SILENT)
+        flight.begun = state in (State.UP, State.FROZEN)
+        if state is State.REFUSING and not flight.probe:
+            return now, REFUSED
+        if not flight.begun:
+            return silent
+        self.served[i] += 1
+        state_luck = len(service) + i
+        if luck is not None and self._channels[i].lost(now, luck[i], luck[state_luck], self._crossings[i]):
+            return silent
+        arrives = now + up[i] + condition.delay_s
+        flight.extra = {**flight.extra, i: arrives - flight.asked_at - up[i]}
+        code = CORRUPT if condition.corrupt else OK
+        if state is State.FROZEN:
+            self._held[i].append(Job(flight, arrives, arrives, service[i], code))
+            return silent
+        return self.queue(i, Job(flight, arrives, max(arrives, self.free_at[i]), service[i], code), now)
+
+    def queue(self, i: int, job: Job, now: float) -> tuple[float, int]:
+        """Puts a job at the end of a device's queue; returns when and how its exchange will end."""
+        flight = job.flight
+        if job.begun or job.start < flight.deadline_at:
+            self.free_at[i] = job.start + job.work_s
+            end = self.free_at[i] + flight.row[2][i]
+            if end <= flight.deadline_at:
+                return end, job.code
+        self.will_be_late(i, job, now)
+        return flight.deadline_at, SILENT
+
+    def lose(self, i: int, now: float, refused: bool) -> None:
+        """What the device holds is gone; replies that have left it still arrive."""
+        self.free_at[i] = now
+        self._late[i], self._held[i] = [], []
+        for flight, j in self._at(i, now):
+            left_at = flight.ends[j] - flight.row[2][i]
+            if flight.codes[j] in (OK, CORRUPT) and left_at <= now:
+                continue
+            flight.begun = False
+            noticed = refused and not flight.probe
+            flight.ends[j], flight.codes[j] = (now, REFUSED) if noticed else (flight.deadline_at, SILENT)
+            self._launch(flight)
+
+    def freeze(self, i: int, now: float) -> None:
+        """What the device holds waits until it thaws, or until its deadline."""
+        jobs = [job for job in self._late[i] if not job.over(now)]
+        for flight, j in self._at(i, now):
+            service, up, down, _, _ = flight.row
+            done = flight.ends[j] - down[i]
+            if flight.codes[j] in (OK, CORRUPT) and done > now:
+                arrives = flight.asked_at + up[i] + flight.extra.get(i, 0.0)
+                jobs.append(Job(flight, arrives, done - service[i], service[i], flight.codes[j]))
+                flight.ends[j], flight.codes[j] = flight.deadline_at, SILENT
+                self._launch(flight)
+        for job in jobs:
+            if job.start < now:
+                job.begun, job.work_s = True, job.start + job.work_s - now
+        self._late[i], self._held[i] = [], sorted(jobs, key=lambda job: job.flight.asked_at)
+
+    def thaw(self, i: int, now: float) -> None:
+        """The device goes on with what it holds; one that was gone meets the probes that wait for it."""
+        self.free_at[i] = now
+        jobs, self._held[i] = self._held[i], []
+        for job in jobs:
+            flight = job.flight
+            job.start = self.free_at[i] if job.begun else max(job.arrives, self.free_at[i])
+            end, code = self.queue(i, job, now)
+            if code != SILENT and self.flights.get(id(flight)) is flight:
+                j = flight.nodes.index(i)
+                flight.ends[j], flight.codes[j] = end, code
+                self._launch(flight)
+        for flight, j in self._at(i, now):
+            if flight.probe and not flight.begun:
+                flight.ends[j], flight.codes[j] = self.exchange(flight, i, now)
+                self._launch(flight)
+
+    def _at(self, i: int, now: float) -> list[tuple[Flight, int]]:
+        """Flights that wait for a device, in the order in which it was asked."""
+        waiting = [flight for flight in self.flights.values() if i in flight.nodes]
+        pairs = [(flight, flight.nodes.index(i)) for flight in waiting]
+        return [(flight, j) for flight, j in pairs if flight.ends[j] > now]

@@ -1,0 +1,118 @@
+"""Clients of a live cluster: they ask at given times and write down what they get."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.client import Client
+from nonn.errors import QuorumError, UnreachableError
+from nonn_sim.scenario import Scenario
+
+__all__ = ["Load", "Measured", "Order", "Samples"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is asked about.
+
+    Attributes:
+        inputs: raw inputs [n, …].
+        labels: the truth [n]; None if it is not known.
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One request."""
+
+    asked_at_s: float
+    latency_s: float
+    mask: int  # 0 if there was no answer
+    correct: int
+    samples: int
+
+
+class Order:
+    """Which samples each request asks about: in a random order that is the seed's, each as often as the others.
+
+    Args:
+        scenario: with batch and seed.
+        num_samples: there are.
+    """
+
+    def __init__(self, scenario: Scenario, num_samples: int) -> None:
+        self._batch = min(scenario.load.batch, num_samples)
+        self._order = np.random.default_rng(scenario.scenario.seed).permutation(num_samples)
+
+    def of(self, request: int) -> NDArray[np.int64]:
+        """Indices of the samples of a request, by its number in the order of arrival [batch]."""
+        places = np.arange(request * self._batch, (request + 1) * self._batch) % len(self._order)
+        chosen: NDArray[np.int64] = self._order[places]
+        return chosen
+
+
+class Load:
+    """Clients that ask at given times.
+
+    Args:
+        scenario: with batch, seed and load.
+        client: of the aggregator.
+        samples: asked about.
+    """
+
+    def __init__(self, scenario: Scenario, client: Client, samples: Samples) -> None:
+        self._client, self._samples = client, samples
+        self._order = Order(scenario, len(samples.inputs))
+        # Enough that a request waits for no thread while others wait for a silent node.
+        waiting = scenario.load.rate_per_s * (scenario.policy.deadline_s + 1)
+        self._threads = min(256, 8 + 2 * math.ceil(waiting))
+        self._closed = scenario.load.concurrency if scenario.load.arrivals == "closed" else 0
+
+    def send(self, times_s: Sequence[float]) -> list[Measured]:
+        """One request at each time from now on; for a closed load only their number counts."""
+        start = time.monotonic()
+        with ThreadPoolExecutor(self._closed or self._threads, thread_name_prefix="client") as pool:
+            waiting = []
+            for number, at_s in enumerate(times_s):
+                if not self._closed:
+                    time.sleep(max(0.0, start + at_s - time.monotonic()))
+                waiting.append(pool.submit(self._ask, number, start, None if self._closed else at_s))
+            return [future.result() for future in waiting]
+
+    def send_for(self, duration_s: float) -> list[Measured]:
+        """A closed load: every client asks again as soon as it has its answer."""
+        start = time.monotonic()
+
+        def client(number: int) -> list[Measured]:
+            rows: list[Measured] = []
+            while time.monotonic() - start < duration_s:
+                rows.append(self._ask(number + len(rows) * self._closed, start, None))
+            return rows
+
+        with ThreadPoolExecutor(self._closed, thread_name_prefix="client") as pool:
+            return [row for rows in pool.map(client, range(self._closed)) for row in rows]
+
+    def _ask(self, number: int, start: float, at_s: float | None) -> Measured:
+        """One request; its latency counts from when it was due, so that a late client hides nothing."""
+        chosen = self._order.of(number)
+        asked_at_s = time.monotonic() - start if at_s is None else at_s
+        mask = correct = 0
+        try:
+            answer = self._client.infer(self._samples.inputs[chosen])
+            mask = answer.mask
+            if self._samples.labels is not None:
+                correct = int((answer.labels == self._samples.labels[chosen]).sum())
+        except (QuorumError, UnreachableError):
+            pass
+        return Measured(asked_at_s, time.monotonic() - start - asked_at_s, mask, correct, len(chosen))

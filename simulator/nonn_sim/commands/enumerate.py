@@ -1,0 +1,166 @@
+"""``nonn-sim enumerate BUNDLE``: accuracy of every answering set, under failure laws, against promises."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from nonn.bundle import Bundle
+    from nonn.subsets import SubsetTable
+    from nonn_sim.laws import Law
+
+SUMMARY = "exact accuracy of all answering sets, failure laws, guarantees, value of devices"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument(
+        "--law",
+        metavar="TEXT",
+        help="failure law: 'independent p=0.1', 'groups [[0,1],[2,3]] p_group=0.05 p=0.02', 'k-of-n k=2', "
+        "'markov mtbf_s=86400 mttr_s=600', 'battery hours=[8,10,…]', 'gilbert-elliott p=… r=… loss_good=… loss_bad=…', "
+        "'trace FILE.csv' (default: independent, with the p_fail of the experiment)",
+    )
+    parser.add_argument(
+        "--guarantee",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or 'expected>=0.70'; exit code 7 where it does "
+        "not hold; may be given again",
+    )
+    parser.add_argument(
+        "--level",
+        action="append",
+        default=[],
+        type=_level,
+        metavar="ACCURACY",
+        help="say how much of the time accuracy reaches this, and when it first does not; may be given again",
+    )
+    parser.add_argument("--per-class", action="store_true", help="accuracy of every class too; needs recorded features")
+    parser.add_argument(
+        "--recount", action="store_true", help="count from the recorded features instead of the bundle's own table"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="fuse so many answering sets for each number of failures, with intervals: beyond 16 devices",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument(
+        "--place", type=Path, metavar="DEVICES.toml", help="say which student runs best on which of these machines"
+    )
+    parser.add_argument(
+        "--deadline-ms",
+        type=float,
+        default=float("inf"),
+        metavar="MS",
+        help="--place: time for an answer (default: any)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON alone on stdout")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every answering set")
+
+
+def _level(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from nonn.bundle import load_bundle
+    from nonn.errors import ConfigError
+    from nonn_sim.laws import parse_law
+
+    bundle = load_bundle(args.bundle)
+    law = parse_law(args.law or f"independent p={bundle.p_fail:g}", bundle.num_devices)
+    if args.samples:
+        for option in ("guarantee", "per_class", "csv", "place"):
+            if getattr(args, option):
+                raise ConfigError(f"--{option.replace('_', '-')} needs every answering set; leave out --samples")
+        return _sampled(args, bundle, law)
+    return _exact(args, bundle, law)
+
+
+def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
+    """All answering sets."""
+    from nonn_sim.enumerate import enumerate_bundle
+    from nonn_sim.guarantees import check_guarantees, judge
+    from nonn_sim.placement_file import load_devices, placement_summary
+    from nonn_sim.summary import exact_summary, exact_text
+
+    counting = args.recount or args.per_class
+    with _progress("answering sets", shown=counting) as progress:
+        table, by_class = enumerate_bundle(bundle, recount=args.recount, per_class=args.per_class, progress=progress)
+    verdicts = [judge(table, law, text) for text in args.guarantee]
+    summary = exact_summary(bundle, table, law, args.level, verdicts, by_class)
+    if args.place:
+        summary["placement"] = placement_summary(bundle, table, load_devices(args.place), args.deadline_ms / 1000)
+    if args.csv:
+        _write_csv(args.csv, table, law.probabilities())
+    print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else exact_text(summary))
+    check_guarantees(table, law, args.guarantee)
+    return 0
+
+
+def _sampled(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
+    """Some answering sets of each size."""
+    from nonn_sim.enumerate import sample_failures, sample_law
+    from nonn_sim.summary import sampled_summary, sampled_text
+
+    features, labels = bundle.features
+    with _progress("answering sets", shown=True) as progress:
+        strata = sample_failures(bundle.head, features, labels, args.samples, seed=args.seed, progress=progress)
+        draws = args.samples * bundle.num_devices
+        drawn = sample_law(bundle.head, features, labels, law, draws, levels=args.level, seed=args.seed)
+    summary = sampled_summary(bundle, strata, law, drawn, args.seed)
+    print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else sampled_text(summary))
+    return 0
+
+
+def _progress(description: str, *, shown: bool) -> Any:
+    """A bar on stderr that takes shares, or nothing where the work is short."""
+    import contextlib
+
+    if not shown:
+        return contextlib.nullcontext()
+    from nonn.console import bar
+
+    @contextlib.contextmanager
+    def shares() -> Any:
+        with bar(description, 100, "%") as tick:
+            yield lambda share: tick(round(100 * share), "")
+
+    return shares()
+
+
+def _write_csv(path: Path, table: SubsetTable, probability: NDArray[np.float64]) -> None:
+    """A line for every answering set."""
+    import csv
+
+    from nonn.errors import ConfigError
+    from nonn.files import atomic_file
+    from nonn.subsets import members
+
+    try:
+        with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["mask", "answered", "failed", "correct", "samples", "accuracy", "probability"])
+            for mask, correct in enumerate(table.correct.tolist()):
+                answered = members(mask)
+                failed = table.num_devices - len(answered)
+                accuracy, p = correct / table.samples, float(probability[mask])
+                writer.writerow([mask, " ".join(map(str, answered)), failed, correct, table.samples, accuracy, p])
+    except OSError as exc:
+        raise ConfigError(f"--csv {path}: cannot be written ({exc.strerror})") from exc

@@ -1,0 +1,121 @@
+"""``nonn-sim run``: a scenario in virtual time, or on a real cluster beside it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nonn.bundle import Bundle
+    from nonn_sim.live import Samples
+    from nonn_sim.scenario import Scenario
+
+SUMMARY = "run a scenario of failing devices in virtual time, or with --live on a real cluster beside it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("scenario", type=Path, metavar="SCENARIO", help="scenario file (TOML)")
+    parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE", help="bundle that the devices run")
+    parser.add_argument("--live", action="store_true", help="drive a real cluster of processes too, and compare")
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="FILE",
+        help="with --live: .npz with arrays inputs [n, ...] and labels [n] to ask about; without it inputs are noise "
+        "and accuracy is what the bundle's table says of the sets that answered",
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="runs that differ by their seed (default: 1)")
+    parser.add_argument(
+        "--backend", choices=("local", "ray"), default="local", help="where runs are computed (default: local)"
+    )
+    parser.add_argument("--alone", action="store_true", help="without rows for the alternatives")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write the faults of the first run (.csv or .jsonl)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs and prints."""
+    import json
+
+    from nonn.bundle import load_bundle
+    from nonn.errors import ConfigError
+    from nonn_sim.faults import write_log
+    from nonn_sim.scenario_file import load_scenario
+
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds {args.seeds}: must be at least 1")
+    if args.live and (args.seeds != 1 or args.backend != "local"):
+        raise ConfigError("--live is one run on this machine: leave --seeds and --backend away")
+    if args.inputs and not args.live:
+        raise ConfigError("--inputs: virtual time asks about nothing, accuracy is in the bundle's table; add --live")
+    scenario, bundle = load_scenario(args.scenario), load_bundle(args.bundle)
+    scenario.devices(bundle.num_devices)
+    if args.live:
+        result = _live(scenario, bundle, args)
+    else:
+        from nonn_sim.simulate import simulate, simulate_once
+
+        result = simulate(scenario, bundle, seeds=args.seeds, backend=args.backend, compare=not args.alone)
+        if args.record:
+            write_log(args.record, simulate_once(scenario, bundle)[1].events)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        from nonn_sim.tables import print_live, print_rows
+
+        (print_live if args.live else print_rows)(result)
+    return 0
+
+
+def _live(scenario: Scenario, bundle: Bundle, args: argparse.Namespace) -> dict[str, Any]:
+    """The live run; what happened goes into the log."""
+    from nonn.console import say
+    from nonn_sim.faults import write_log
+    from nonn_sim.live import check_live, run_live
+
+    check_live(scenario, bundle.num_devices)
+    result, happened = run_live(scenario, bundle, _samples(args.inputs, bundle), say)
+    if args.record:
+        write_log(args.record, happened)
+    return result
+
+
+def _samples(path: Path | None, bundle: Bundle) -> Samples:
+    """What is asked about: a file, or noise of the right shape.
+
+    Raises:
+        DataError: the file cannot be read or lacks an array.
+        InputError: its arrays do not fit the bundle or each other.
+    """
+    import zipfile
+
+    import numpy as np
+
+    from nonn.errors import DataError, InputError
+    from nonn_sim.live import Samples
+
+    spec = bundle.manifest.input
+    if path is None:
+        noise = np.random.default_rng(0).integers(0, 256, (256, *spec.shape))
+        return Samples(noise.astype(spec.dtype), None)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            inputs, labels = arrays["inputs"], arrays["labels"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as exc:
+        raise DataError(f"{path}: not an .npz file with arrays 'inputs' and 'labels' ({exc})") from exc
+    if inputs.shape[1:] != spec.shape or not len(inputs) or inputs.dtype not in (np.uint8, np.float32):
+        wanted = ", ".join(map(str, spec.shape))
+        raise InputError(
+            f"{path}: inputs {inputs.dtype} {list(inputs.shape)}; the bundle takes {spec.dtype} [n, {wanted}]"
+        )
+    if labels.shape != (len(inputs),) or labels.dtype.kind not in "iu":
+        raise InputError(f"{path}: labels {labels.dtype} {list(labels.shape)} for {len(inputs)} inputs")
+    return Samples(inputs, labels.astype(np.int64))

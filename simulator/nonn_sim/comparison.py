@@ -1,0 +1,152 @@
+"""Simulated beside measured: calibration, and both sides of the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle import Bundle
+from nonn.client import Client
+from nonn.errors import UnreachableError
+from nonn.subsets import members
+from nonn_sim.clients import Measured, Order, Samples
+from nonn_sim.deployments import bundle_deployment
+from nonn_sim.engine import Engine
+from nonn_sim.faults import FaultEvent
+from nonn_sim.metrics import percentiles, summary
+from nonn_sim.scenario import Scenario
+from nonn_sim.trace import Trace
+
+__all__ = ["calibrate", "difference", "measured_figures", "simulated_figures"]
+
+SIMULATED_SEEDS = 15
+# Simulated and measured should be so close.
+ACCURACY_POINTS, P99_SHARE = 0.5, 0.15
+_LATENCIES = ("p50", "p95", "p99", "max")
+
+
+def calibrate(warm: Sequence[Measured], client: Client, deadline_s: float) -> NDArray[np.float64]:
+    """Times of whole fan-outs, and what requests took on top [R, 2].
+
+    A client sees only the sum. How much of it is the fan-out is known on average: the aggregator tells how long its
+    nodes take, and every request is split alike. A fan-out that everybody answered took less than the deadline.
+
+    Raises:
+        UnreachableError: no request was answered by every node.
+    """
+    nodes = client.metadata().nodes
+    total_s = np.array([row.latency_s for row in warm if row.mask.bit_count() == len(nodes)])
+    if not len(total_s):
+        raise UnreachableError(f"no request of the warm-up was answered by all nodes within {deadline_s:g} s")
+    share = min(1.0, max(node["latency_s"] for node in nodes) / float(np.median(total_s)))
+    fanout_s = np.minimum(share * total_s, deadline_s)
+    return np.stack([fanout_s, total_s - fanout_s], axis=1)
+
+
+def simulated_figures(
+    scenario: Scenario,
+    bundle: Bundle,
+    events: Sequence[FaultEvent],
+    measured_s: NDArray[np.float64],
+    samples: Samples,
+) -> dict[str, Any]:
+    """The median of each figure over several runs with the same arrivals and faults.
+
+    When a probe finds a node that has come back is chance, and a second of it is a tenth of a point in half a minute.
+
+    Args:
+        scenario: the world.
+        bundle: the artifact.
+        events: what happens to devices.
+        measured_s: see ``calibrate``.
+        samples: what the clients ask about.
+
+    Returns:
+        The figures. ``accuracy_of_sets`` is the table's for the sets that answer. ``accuracy`` is the same, unless the
+        samples are those whose features the bundle has recorded: then it is of the very samples that each request
+        asks about, and the luck of a thousand draws is not taken for an error of the simulator.
+    """
+    deployment = bundle_deployment(bundle, scenario.load.batch)
+    n, seed = bundle.num_devices, scenario.scenario.seed
+    recorded = scenario.load.arrivals != "closed" and _are_recorded(samples, bundle)
+    runs = []
+    for number in range(SIMULATED_SEEDS):
+        engine = Engine(scenario, n, deployment, seed + number, events, measured_s, arrivals_seed=seed)
+        trace = engine.run()
+        run = summary(trace, deployment, scenario, n)
+        run["accuracy_of_sets"] = run["accuracy"]
+        if recorded:
+            run["accuracy"] = _accuracy_on_samples(trace, scenario, bundle)
+        runs.append(run)
+
+    def median(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.median(known)) if known else None
+
+    names = ("requests", "answers", "lost", "availability", "accuracy", "accuracy_of_sets", "degraded", "deadline_hits")
+    figures: dict[str, Any] = {name: median([run[name] for run in runs]) for name in names}
+    return {**figures, "latency_s": {key: median([run["latency_s"][key] for run in runs]) for key in _LATENCIES}}
+
+
+def _are_recorded(samples: Samples, bundle: Bundle) -> bool:
+    """Whether the samples are, as far as their labels tell, those of the bundle's recorded features."""
+    if samples.labels is None or "features.npz" not in bundle.manifest.files:
+        return False
+    return np.array_equal(samples.labels, bundle.features[1])
+
+
+def _accuracy_on_samples(trace: Trace, scenario: Scenario, bundle: Bundle) -> float | None:
+    """Accuracy of answers on the samples that were asked about, each fused offline from the set that answered."""
+    features, labels = bundle.features
+    order, right, shares = Order(scenario, len(labels)), dict[int, NDArray[np.bool_]](), []
+    for number, row in enumerate(np.argsort(trace.asked_at_s, kind="stable").tolist()):
+        mask = int(trace.mask[row])
+        if trace.answered[row]:
+            if mask not in right:
+                logits = bundle.head.logits({i: features[i] for i in members(mask)})
+                right[mask] = logits.astype(np.float32).argmax(axis=1) == labels
+            shares.append(float(right[mask][order.of(number)].mean()))
+    return float(np.mean(shares)) if shares else None
+
+
+def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: bool) -> dict[str, Any]:
+    """The measured side of the table.
+
+    ``accuracy_of_sets`` is what the bundle's table says of the sets that answered: without the luck of which samples
+    were asked about. ``accuracy`` is of the samples themselves, with the standard error of as many of them.
+    """
+    answers = [row for row in measured if row.mask]
+    masks = np.array([row.mask for row in answers], dtype=np.int64)
+    full = (1 << bundle.num_devices) - 1
+    samples = sum(row.samples for row in answers)
+    accuracy = sum(row.correct for row in answers) / samples if labelled and samples else None
+    return {
+        "requests": len(measured),
+        "answers": len(answers),
+        "lost": len(measured) - len(answers),
+        "availability": len(answers) / len(measured) if measured else None,
+        "accuracy": accuracy,
+        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / samples) if accuracy is not None else None,
+        "accuracy_of_sets": float(bundle.table.accuracy[masks].mean()) if answers else None,
+        "degraded": float((masks != full).mean()) if answers else None,
+        "latency_s": percentiles(np.array([row.latency_s for row in answers])),
+    }
+
+
+def difference(simulated: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """How far the simulation is from the measurement, and whether that is near enough."""
+    found = measured["accuracy"] if measured["accuracy"] is not None else measured["accuracy_of_sets"]
+    p99, real = simulated["latency_s"]["p99"], measured["latency_s"]["p99"]
+    if found is None or simulated["accuracy"] is None:
+        return {"accuracy_points": None, "p99_share": None, "within": False}
+    points, share = 100 * (simulated["accuracy"] - found), p99 / real - 1
+    return {
+        "accuracy_points": points,
+        "sets_points": 100 * (simulated["accuracy_of_sets"] - measured["accuracy_of_sets"]),
+        "p99_share": share,
+        "within": abs(points) <= ACCURACY_POINTS and abs(share) <= P99_SHARE,
+    }

@@ -1,0 +1,88 @@
+"""Ways to put a task on devices: the bundle's own, and the alternatives that it is compared with.
+
+A deployment says what a request asks of each device and how accurate each answering set is; everything else, devices,
+links, faults, load and the policy, is the scenario's and the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle import Bundle
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.subsets import all_masks
+from nonn.wire import add_tensors, new_request, write_parameters
+from nonn_sim.links import Work
+
+__all__ = ["Deployment", "bundle_deployment", "message_bytes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Deployment:
+    """A task on some of the devices.
+
+    Attributes:
+        name: of the row.
+        devices: that take part, by their number in the scenario [n].
+        work: what a request asks of each [n].
+        macs_of_service: what a device's ``service_s`` is the time of [n].
+        accuracy: of each answering set; bit j is ``devices[j]`` [2^n].
+        needs_all: one missing device loses the answer.
+        first_wins: the first good reply is the answer.
+        note: what the row assumes.
+    """
+
+    name: str
+    devices: tuple[int, ...]
+    work: tuple[Work, ...]
+    macs_of_service: tuple[float, ...]
+    accuracy: NDArray[np.float64] = field(repr=False)
+    needs_all: bool = False
+    first_wins: bool = False
+    note: str = ""
+
+
+def bundle_deployment(bundle: Bundle, batch: int = 1) -> Deployment:
+    """The bundle as it is: one student a device, and the accuracy of its own table.
+
+    Args:
+        bundle: the artifact.
+        batch: samples in one request.
+    """
+    students = bundle.manifest.students
+    sizes = [message_bytes(bundle, batch, student.width) for student in students]
+    return Deployment(
+        name="nonn",
+        devices=tuple(range(bundle.num_devices)),
+        work=tuple(Work(batch * s.macs, *size) for s, size in zip(students, sizes, strict=True)),
+        macs_of_service=tuple(float(s.macs) for s in students),
+        accuracy=bundle.table.accuracy,
+        note=f"this bundle: {len(bundle.manifest.parts)} parts on {bundle.num_devices} devices",
+    )
+
+
+def message_bytes(bundle: Bundle, batch: int, width: int) -> tuple[int, int]:
+    """Sizes of a request to a node and of its reply, as protobuf messages; without the headers of HTTP/2 and TCP.
+
+    Args:
+        bundle: whose inputs are sent.
+        batch: samples.
+        width: numbers that come back for each sample.
+    """
+    spec = bundle.manifest.input
+    inputs = np.zeros((batch, *spec.shape), spec.dtype)
+    hashed = {"nonn_bundle": bundle.hash}
+    request = new_request("student-0", {"input": inputs}, hashed, "100000")
+    reply = pb.ModelInferResponse(model_name="student-0", model_version=bundle.hash[:12], id="100000")
+    add_tensors(reply.outputs, reply.raw_output_contents, {"features": np.zeros((batch, width), np.float32)})
+    write_parameters(reply.parameters, hashed)
+    return request.ByteSize(), reply.ByteSize()
+
+
+def accuracy_if(num_devices: int, accuracy: float, at_least: int) -> NDArray[np.float64]:
+    """A table that is right with this accuracy when enough devices answer, and never otherwise [2^N]."""
+    count = np.array([mask.bit_count() for mask in all_masks(num_devices).tolist()])
+    return np.where(count >= at_least, accuracy, 0.0)

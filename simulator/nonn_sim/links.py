@@ -1,0 +1,179 @@
+"""What chance does to each exchange: service times, link times and loss, drawn in blocks.
+
+Every device has random streams of its own, drawn whether it is asked or not. So two deployments that are compared in
+one world meet the same luck (common random numbers), and a result does not depend on the size of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp, log, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn_sim.scenario import LinkConfig, LoadConfig, NodeConfig
+
+__all__ = ["BLOCK", "Channel", "Exchange", "Work", "arrivals", "exchanges"]
+
+BLOCK = 4096  # requests drawn at once: long enough that NumPy's call costs nothing, short enough to stay in the cache
+
+# Tags that keep the streams of one seed apart.
+ARRIVALS, SERVICE, PROBES, FAULTS = range(4)
+
+# Of one request: service, up and down times [N], luck of links and of their states [2N] or None, time on top.
+Exchange = tuple[list[float], list[float], list[float], list[float] | None, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one request asks of one device.
+
+    Attributes:
+        macs: multiply-accumulates.
+        request_bytes: that it receives.
+        reply_bytes: that it sends.
+        crossings: messages in each direction; more than 1 where devices wait for each other at every layer.
+    """
+
+    macs: float
+    request_bytes: float
+    reply_bytes: float
+    crossings: int = 1
+
+    def service_s(self, node: NodeConfig, macs_of_service: float) -> float:
+        """Mean time of the work on a device.
+
+        Args:
+            node: its speed, or its time for an inference of ``macs_of_service``.
+            macs_of_service: what ``node.service_s`` is the time of.
+        """
+        if node.speed_macs_per_s:
+            return self.macs / node.speed_macs_per_s
+        return node.service_s * self.macs / macs_of_service if macs_of_service else node.service_s
+
+
+class Channel:
+    """Whether exchanges over one link are lost: Bernoulli, or Gilbert–Elliott in continuous time.
+
+    The state of the channel is drawn when an exchange asks for it, from its distribution given the last one: for two
+    states with rates a (good to bad) and b, P(bad at t + Δ | s) = π + (s − π) e^−(a+b)Δ with π = a / (a + b). That
+    is the chain itself, seen only where it matters, so a quiet month costs nothing.
+    """
+
+    def __init__(self, link: LinkConfig) -> None:
+        self._p = (link.p_loss, link.p_loss_bad)
+        self._two_states = link.good_s > 0
+        self._bad, self._at = 0, 0.0
+        if self._two_states:
+            to_bad, to_good = 1 / link.good_s, 1 / link.bad_s
+            self._rate, self._p_bad = to_bad + to_good, to_bad / (to_bad + to_good)
+
+    @property
+    def lossy(self) -> bool:
+        """Whether anything can be lost at all."""
+        return self._two_states or self._p[0] > 0
+
+    def most(self, crossings: int = 1) -> float:
+        """Probability that an exchange is lost in the worse of the states."""
+        p_loss = max(self._p) if self._two_states else self._p[0]
+        return p_loss if crossings == 1 else 1 - (1 - p_loss) ** crossings
+
+    def lost(self, now: float, luck: float, luck_of_state: float, crossings: int = 1) -> bool:
+        """Whether an exchange at this time is lost.
+
+        Args:
+            now: not before the last call.
+            luck: uniform in [0, 1).
+            luck_of_state: uniform in [0, 1), independent of it.
+            crossings: exchanges that must all succeed, in the state of the first.
+        """
+        if luck >= self.most(crossings):
+            return False  # whatever the state, which can wait to be drawn until it matters
+        if self._two_states:
+            p_bad = self._p_bad + (self._bad - self._p_bad) * exp(-self._rate * (now - self._at))
+            self._bad, self._at = int(luck_of_state < p_bad), now
+        p_loss = self._p[self._bad]
+        return luck < (p_loss if crossings == 1 else 1 - (1 - p_loss) ** crossings)
+
+
+def exchanges(
+    nodes: Sequence[NodeConfig],
+    work: Sequence[Work],
+    services_s: Sequence[float],
+    streams: Sequence[int],
+    seed: int,
+    tag: int = SERVICE,
+    measured_s: NDArray[np.float64] | None = None,
+) -> Iterator[Exchange]:
+    """An endless row of draws, one for each request.
+
+    Args:
+        nodes: the devices [N].
+        work: what a request asks of each [N].
+        services_s: mean service time of each [N].
+        streams: number of each device, which names its random stream [N].
+        seed: of the run.
+        tag: which purpose; draws of different tags are independent.
+        measured_s: times of whole fan-outs, and what requests took on top [R, 2]; a row is drawn for each request, in
+            place of service and link times.
+    """
+    n = len(nodes)
+    rngs = [np.random.default_rng([seed, tag, stream]) for stream in streams]
+    links = [(node.link, w) for node, w in zip(nodes, work, strict=True)]
+    up_s = [_constant_s(link, w.crossings, w.request_bytes) for link, w in links]
+    down_s = [_constant_s(link, w.crossings, w.reply_bytes) for link, w in links]
+    lossy = any(Channel(node.link).lossy for node in nodes)
+    jitter = any(node.link.jitter_s for node in nodes)
+    while True:
+        service, up, down, luck = (np.empty((BLOCK, n)) for _ in range(4))
+        state = np.empty((BLOCK, n))
+        for i, (node, rng) in enumerate(zip(nodes, rngs, strict=True)):
+            service[:, i] = _service(rng, services_s[i], node.service_cv)
+            up[:, i], down[:, i] = up_s[i], down_s[i]
+            if node.link.jitter_s:
+                # A sum of as many exponentials as there are messages.
+                up[:, i] += rng.gamma(work[i].crossings, node.link.jitter_s, BLOCK)
+                down[:, i] += rng.gamma(work[i].crossings, node.link.jitter_s, BLOCK)
+            if lossy:
+                luck[:, i], state[:, i] = rng.random(BLOCK), rng.random(BLOCK)
+        on_top = [0.0] * BLOCK
+        if measured_s is not None:
+            drawn = rngs[0].choice(measured_s, BLOCK)
+            # As time on the way, not as work: what was measured has waited in the queues already.
+            up[:], on_top = drawn[:, :1], drawn[:, 1].tolist()
+            service[:] = down[:] = 0.0
+        varying = jitter or measured_s is not None
+        ups = up.tolist() if varying else [up[0].tolist()] * BLOCK
+        downs = down.tolist() if varying else [down[0].tolist()] * BLOCK
+        lucks = np.concatenate([luck, state], axis=1).tolist() if lossy else [None] * BLOCK
+        yield from zip(service.tolist(), ups, downs, lucks, on_top, strict=True)
+
+
+def arrivals(load: LoadConfig, seed: int) -> Iterator[float]:
+    """Arrival times of an open load, without end."""
+    if load.arrivals == "fixed":
+        number = 0
+        while True:
+            yield number / load.rate_per_s
+            number += 1
+    rng, now = np.random.default_rng([seed, ARRIVALS]), 0.0
+    while True:
+        times = now + rng.exponential(1 / load.rate_per_s, BLOCK).cumsum()
+        now = float(times[-1])
+        yield from times.tolist()
+
+
+def _constant_s(link: LinkConfig, crossings: int, payload_bytes: float) -> float:
+    """Link time without chance."""
+    sending_s = payload_bytes / link.bandwidth_bytes_per_s if link.bandwidth_bytes_per_s else 0.0
+    return crossings * link.latency_s + sending_s
+
+
+def _service(rng: np.random.Generator, mean_s: float, cv: float) -> NDArray[np.float64]:
+    """Service times [BLOCK]: log-normal with this mean and coefficient of variation."""
+    if not cv or not mean_s:
+        return np.full(BLOCK, mean_s)
+    sigma2 = log(1 + cv * cv)
+    return rng.lognormal(log(mean_s) - sigma2 / 2, sqrt(sigma2), BLOCK)

@@ -1,0 +1,240 @@
+"""The same scenario on a real cluster: simulated beside measured.
+
+Nodes are processes of this machine (``LocalCluster``): ``kill`` and ``stop`` are signals. Between aggregator and nodes
+stands a proxy each (``nonn_sim.proxy``) that makes the links, and the faults of the network. Clients ask at the very
+times at which they ask in the simulation, since both draw them from the same seed.
+
+What the machine is like is measured first, on the very cluster: under the scenario's load and without a fault, how long
+whole fan-outs take, and how long a node takes to start. The simulation then draws from these measurements in place of
+the scenario's service and link times. So the comparison is of what the simulator says about *failures*: whom the policy
+asks, waits for and leaves out, and which sets answer how often.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.policy import PolicyConfig
+from nonn.bundle import Bundle
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.errors import ConfigError, NonnError, UnreachableError
+from nonn_sim.clients import Load, Measured, Samples
+from nonn_sim.comparison import SIMULATED_SEEDS, calibrate, difference, measured_figures, simulated_figures
+from nonn_sim.faults import FaultEvent, World
+from nonn_sim.links import arrivals
+from nonn_sim.metrics import percentiles
+from nonn_sim.proxy import Proxies
+from nonn_sim.scenario import Scenario
+
+__all__ = ["Samples", "check_live", "run_live", "timeline"]
+
+WARM_UP_REQUESTS = 300
+WARM_UP_SKIPPED = 30  # connections are opened and caches filled
+SETTLE_S = 15.0  # for every node to be up again before the clock starts
+
+
+def check_live(scenario: Scenario, num_devices: int) -> None:
+    """Whether a real cluster on this machine can do what the scenario says.
+
+    Raises:
+        ConfigError: names what it cannot.
+    """
+    source = scenario.source
+    for device, node in enumerate(scenario.devices(num_devices)):
+        if node.battery_j:
+            raise ConfigError(f"{source}: device {device} has battery_j; processes of this machine have no battery")
+        if node.link.p_loss or node.link.good_s:
+            raise ConfigError(f"{source}: the link of device {device} loses exchanges; TCP would make that good")
+    if scenario.fleet.cells > 1:
+        raise ConfigError(f"{source}: fleet.cells = {scenario.fleet.cells}: one cell runs live")
+    if not scenario.scenario.duration_s:
+        raise ConfigError(f"{source}: a live run needs scenario.duration_s")
+    ours, served = scenario.policy, PolicyConfig(deadline_s=scenario.policy.deadline_s, quorum=scenario.policy.quorum)
+    for spec in dataclasses.fields(PolicyConfig):
+        if getattr(ours, spec.name) != getattr(served, spec.name):
+            raise ConfigError(f"{source}: policy.{spec.name}: nonn serve has no option for it; leave it at its default")
+
+
+def timeline(scenario: Scenario, num_devices: int) -> list[FaultEvent]:
+    """Everything that the scenario's schedule and churn do to a live cluster while it lasts.
+
+    A device that goes off is a process that is stopped: both are silent. A restart is told when it begins.
+    """
+    quick = {i: dataclasses.replace(node, restart_s=0.0) for i, node in enumerate(scenario.devices(num_devices))}
+    world = World(
+        dataclasses.replace(scenario, overrides=quick), num_devices, scenario.scenario.seed, lambda *change: None
+    )
+    world.env.run(until=scenario.scenario.duration_s)
+    names = {"off": "stop", "on": "resume"}
+    return [dataclasses.replace(event, event=names.get(event.event, event.event)) for event in world.log]
+
+
+def run_live(
+    scenario: Scenario, bundle: Bundle, samples: Samples, say: Callable[[str], None] = lambda line: None
+) -> tuple[dict[str, Any], list[FaultEvent]]:
+    """Drives a real cluster through the scenario, and the simulator beside it.
+
+    Args:
+        scenario: checked by ``check_live``.
+        bundle: the artifact.
+        samples: what is asked about; all have the bundle's input shape.
+        say: told what is going on.
+
+    Returns:
+        ``simulated``, ``measured``, ``calibration``, ``difference`` and the faults as they really happened.
+
+    Raises:
+        ConfigError: the scenario cannot run live.
+        UnreachableError: a process did not start.
+    """
+    check_live(scenario, bundle.num_devices)
+    events = timeline(scenario, bundle.num_devices)
+    links = [node.link for node in scenario.devices(bundle.num_devices)]
+    with ExitStack() as stack:
+        say(f"starting {bundle.num_devices} nodes and an aggregator")
+        cluster = stack.enter_context(LocalCluster(bundle.path))
+        addresses = [state.address for state in cluster.states()]
+        proxies = stack.enter_context(Proxies(addresses, links, scenario.scenario.seed))
+        address = stack.enter_context(_aggregator(bundle, proxies.addresses, scenario.policy))
+        client = stack.enter_context(Client(address, scenario.load.timeout_s))
+        load = Load(scenario, client, samples)
+        say(f"warm-up: {WARM_UP_REQUESTS} requests without a fault, and one node restarted")
+        warm = load.send(list(islice(arrivals(scenario.load, scenario.scenario.seed + 1), WARM_UP_REQUESTS)))
+        measured_s = calibrate(warm[WARM_UP_SKIPPED:], client, scenario.policy.deadline_s)
+        restarts = any(event.event == "restart" for event in events)
+        restart_s = _time_restart(cluster) if restarts else 0.0
+        _wait_until_up(client)
+        say(f"live: {scenario.scenario.duration_s:g} s, {len(events)} faults and their ends")
+        happened, measured = _drive(scenario, cluster, proxies, load, events)
+    say(f"the same in virtual time, {SIMULATED_SEEDS} times")
+    late = {"restart": restart_s}
+    shifted = [dataclasses.replace(event, time_s=event.time_s + late.get(event.event, 0.0)) for event in events]
+    simulated = simulated_figures(scenario, bundle, shifted, measured_s, samples)
+    figures = measured_figures(measured, bundle, samples.labels is not None)
+    result = {
+        "schema": 1,
+        "scenario": scenario.scenario.name,
+        "bundle": bundle.hash,
+        "simulated": simulated,
+        "measured": figures,
+        "calibration": {
+            "requests": len(measured_s),
+            "latency_s": percentiles(measured_s.sum(axis=1)),
+            "fanout_s": percentiles(measured_s[:, 0]),
+            "restart_s": restart_s,
+        },
+        "difference": difference(simulated, figures),
+    }
+    return result, happened
+
+
+def _drive(
+    scenario: Scenario, cluster: LocalCluster, proxies: Proxies, load: Load, events: Sequence[FaultEvent]
+) -> tuple[list[FaultEvent], list[Measured]]:
+    """Load and faults side by side; returns what really happened and every request."""
+    run, happened, failures = scenario.scenario, list[FaultEvent](), list[NonnError]()
+    start, over = time.monotonic(), threading.Event()
+
+    def inject(event: FaultEvent) -> None:
+        try:
+            _inject(cluster, proxies, event)
+            happened.append(dataclasses.replace(event, time_s=time.monotonic() - start))
+        except NonnError as exc:
+            failures.append(exc)
+
+    def injure() -> None:
+        # A restart waits until the node is ready; the next fault does not wait for that.
+        with ThreadPoolExecutor(len(cluster.states()), thread_name_prefix="restart") as restarts:
+            for event in events:
+                if over.wait(max(0.0, start + event.time_s - time.monotonic())):
+                    return
+                if event.event == "restart":
+                    restarts.submit(inject, event)
+                else:
+                    inject(event)
+
+    injury = threading.Thread(target=injure, name="faults")
+    injury.start()
+    try:
+        if scenario.load.arrivals == "closed":
+            measured = load.send_for(run.duration_s)
+        else:
+            measured = load.send(list(takewhile(lambda at: at < run.duration_s, arrivals(scenario.load, run.seed))))
+    finally:
+        over.set()
+        injury.join()
+    if failures:
+        raise failures[0]
+    return happened, measured
+
+
+def _inject(cluster: LocalCluster, proxies: Proxies, event: FaultEvent) -> None:
+    """Makes one fault real."""
+    signals = {"kill": cluster.kill, "stop": cluster.stop, "resume": cluster.resume, "restart": cluster.restart}
+    if event.event in signals:
+        signals[event.event](event.node)
+    elif event.event in ("partition", "reconnect"):
+        proxies.change(event.node, lambda proxy: proxy.partition(event.event == "partition"))
+    elif event.event in ("corrupt", "clean"):
+        proxies.change(event.node, lambda proxy: setattr(proxy, "corrupt", event.event == "corrupt"))
+    else:
+        proxies.change(event.node, lambda proxy: setattr(proxy, "delay_s", event.value))
+
+
+@contextmanager
+def _aggregator(bundle: Bundle, addresses: Sequence[str], policy: PolicyConfig) -> Iterator[str]:
+    """An aggregator process whose nodes are the proxies; yields its address."""
+    with tempfile.TemporaryDirectory(prefix="nonn-live-") as folder:
+        inventory, log = Path(folder) / "nodes.toml", Path(folder) / "aggregator.log"
+        nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(addresses)]
+        write_inventory(inventory, nodes)
+        options = ["--deadline", str(policy.deadline_s), "--quorum", str(policy.quorum)]
+        command = [sys.executable, "-m", "nonn", "serve", str(bundle.path), "--inventory", str(inventory), *options]
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [*command, "--watch-stdin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
+        with process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                if not line:
+                    raise UnreachableError(f"the aggregator ended at start: {log.read_text(errors='replace')[-2000:]}")
+                yield str(json.loads(line)["address"])
+            finally:
+                process.terminate()
+
+
+def _time_restart(cluster: LocalCluster) -> float:
+    """How long a node takes from its start until it is ready."""
+    cluster.kill(0)
+    start = time.monotonic()
+    cluster.restart(0)
+    return time.monotonic() - start
+
+
+def _wait_until_up(client: Client) -> None:
+    """Waits until the aggregator has found every node.
+
+    Raises:
+        UnreachableError: one is still missing.
+    """
+    until = time.monotonic() + SETTLE_S
+    while missing := [node["id"] for node in client.metadata().nodes if node["state"] != "up"]:
+        if time.monotonic() > until:
+            raise UnreachableError(f"after the warm-up {', '.join(missing)} did not come back in {SETTLE_S:g} s")
+        time.sleep(0.05)

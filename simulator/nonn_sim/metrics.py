@@ -1,0 +1,148 @@
+"""What a run says: accuracy, latency, availability, energy and bytes, from its trace.
+
+Accuracy of an answer is that of exactly the set that was fused, from the deployment's table. A request below the
+quorum has no answer: it counts against availability, not against the accuracy of answers; ``accuracy_per_request``
+counts it as wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn_sim.deployments import Deployment
+from nonn_sim.scenario import NodeConfig, Scenario
+from nonn_sim.trace import Trace
+
+__all__ = ["summary"]
+
+PERCENTILES = (50, 95, 99)
+DEFAULT_WINDOWS = 20
+
+
+def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_devices: int) -> dict[str, Any]:
+    """The figures of one run, ready for JSON.
+
+    Args:
+        trace: what happened.
+        deployment: what the devices did.
+        scenario: the world.
+        num_devices: N of the bundle.
+
+    Returns:
+        ``accuracy`` of answers in [0, 1], ``accuracy_per_request`` (no answer is wrong), ``availability``,
+        ``degraded`` (share of answers with a device missing), ``lost`` (requests), ``deadline_hits`` (requests that
+        waited to the deadline), ``latency_s`` of answers at percentiles, ``energy_j_per_answer``,
+        ``bytes_per_answer``, ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
+        ``worst_cell``. Figures of nothing are None.
+    """
+    answered = trace.answered
+    accuracy = deployment.accuracy[trace.mask]
+    settings = scenario.devices(num_devices)
+    nodes = [settings[device] for device in deployment.devices]
+    full = (1 << len(nodes)) - 1
+    num_answers = int(answered.sum())
+    energy_j, sent_bytes = _energy_j(trace, deployment, nodes), _bytes(trace, deployment)
+    result: dict[str, Any] = {
+        "deployment": deployment.name,
+        "note": deployment.note,
+        "requests": len(answered),
+        "answers": num_answers,
+        "lost": len(answered) - num_answers,
+        "availability": _mean(answered),
+        "accuracy": _mean(accuracy[answered]),
+        "accuracy_per_request": _mean(np.where(answered, accuracy, 0.0)),
+        "degraded": _mean(trace.mask[answered] != full) if not deployment.first_wins else None,
+        "deadline_hits": int(trace.waited.sum()),
+        "latency_s": percentiles(trace.latency_s[answered]),
+        "energy_j_per_answer": float(energy_j.sum()) / num_answers if num_answers else None,
+        "bytes_per_answer": float(sent_bytes.sum()) / num_answers if num_answers else None,
+        "ended_s": trace.ended_s,
+        "faults": len(trace.events),
+        "windows": windows(trace.asked_at_s, accuracy, answered, _window_s(scenario, trace.ended_s)),
+        "nodes": [
+            {
+                "node": device,
+                "asked": int(trace.asked[:, i].sum()),
+                "answered": int(trace.good[:, i].sum()),
+                "answered_share": _share(trace.good[:, i].sum(), trace.asked[:, i].sum()),
+                "on": float(trace.on_s[:, i].mean() / trace.ended_s) if trace.ended_s else None,
+                "energy_j": float(energy_j[:, i].mean()),
+            }
+            for i, device in enumerate(deployment.devices)
+        ],
+    }
+    if scenario.fleet.cells > 1:
+        result["cells"] = scenario.fleet.cells
+        shares = [_share(good, asked) for good, asked in zip(trace.good.sum(1), trace.asked.sum(1), strict=True)]
+        known = [(share, cell) for cell, share in enumerate(shares) if share is not None]
+        worst = min(known) if known else None
+        result["worst_cell"] = {"cell": worst[1], "answered_share": worst[0]} if worst else None
+    return result
+
+
+def percentiles(latency_s: NDArray[np.float64]) -> dict[str, float | None]:
+    """p50, p95, p99 and the greatest."""
+    if not len(latency_s):
+        return {**{f"p{p}": None for p in PERCENTILES}, "max": None}
+    values = np.percentile(latency_s, PERCENTILES)
+    named: dict[str, float | None] = {f"p{p}": float(v) for p, v in zip(PERCENTILES, values, strict=True)}
+    return {**named, "max": float(latency_s.max())}
+
+
+def windows(
+    asked_at_s: NDArray[np.float64],
+    accuracy: NDArray[np.float64],
+    answered: NDArray[np.bool_],
+    window_s: float,
+) -> list[dict[str, Any]]:
+    """Accuracy and availability over time; windows without a request are left out."""
+    number = (asked_at_s // window_s).astype(int) if window_s else np.zeros(len(asked_at_s), int)
+    requests = np.bincount(number)
+    answers = np.bincount(number, weights=answered)
+    sums = np.bincount(number, weights=np.where(answered, accuracy, 0.0))
+    return [
+        {
+            "from_s": float(w * window_s),
+            "requests": int(requests[w]),
+            "availability": float(answers[w] / requests[w]),
+            "accuracy": float(sums[w] / answers[w]) if answers[w] else None,
+        }
+        for w in np.flatnonzero(requests).tolist()
+    ]
+
+
+def _window_s(scenario: Scenario, ended_s: float) -> float:
+    run = scenario.scenario
+    return run.window_s or (run.duration_s or ended_s) / DEFAULT_WINDOWS
+
+
+def _energy_j(trace: Trace, deployment: Deployment, nodes: list[NodeConfig]) -> NDArray[np.float64]:
+    """What each device has used: for requests, and for being on [cells, n]."""
+    work = deployment.work
+    request_j = np.array(
+        [
+            w.macs * node.joule_per_mac + (w.request_bytes + w.reply_bytes) * node.joule_per_byte
+            for w, node in zip(work, nodes, strict=True)
+        ]
+    )
+    result: NDArray[np.float64] = trace.served * request_j + trace.on_s * np.array([node.idle_w for node in nodes])
+    return result
+
+
+def _bytes(trace: Trace, deployment: Deployment) -> NDArray[np.float64]:
+    """What crossed each link: requests to devices that were reached, and good replies [cells, n]."""
+    work = deployment.work
+    result: NDArray[np.float64] = trace.served * np.array([w.request_bytes for w in work])
+    result += trace.good * np.array([w.reply_bytes for w in work])
+    return result
+
+
+def _mean(values: NDArray[np.generic]) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _share(part: int, whole: int) -> float | None:
+    return float(part / whole) if whole else None

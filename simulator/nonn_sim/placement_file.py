@@ -1,0 +1,82 @@
+"""The machines of a placement, read from a TOML file, and the placement as rows.
+
+::
+
+    [[device]]
+    name = "pi-4"
+    p_fail = 0.05
+    macs_per_s = 2e9
+    memory_bytes = 2_000_000
+    link_latency_s = 0.004
+    link_bytes_per_s = 1e6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nonn.bundle import Bundle
+from nonn.config import from_mapping, parse_toml
+from nonn.errors import ConfigError
+from nonn.subsets import SubsetTable
+from nonn_sim.placement import Device, Work, place, price_of_one_more
+
+__all__ = ["load_devices", "placement_summary", "works_of"]
+
+
+def load_devices(path: Path) -> list[Device]:
+    """Reads the machines.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, names no device, or a device's values are impossible.
+    """
+    tree = parse_toml(path)
+    rows = tree.pop("device", None)
+    if tree or not isinstance(rows, list) or not rows:
+        raise ConfigError(
+            f"{path}: must hold [[device]] tables and nothing else" + (f", not {list(tree)}" if tree else "")
+        )
+    return [from_mapping(Device, row, source=f"{path}: device {i}") for i, row in enumerate(rows)]
+
+
+def works_of(bundle: Bundle) -> list[Work]:
+    """What each student of a bundle needs."""
+    return [
+        Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.width * np.dtype(s.dtype).itemsize)
+        for s in bundle.manifest.students
+    ]
+
+
+def placement_summary(
+    bundle: Bundle, table: SubsetTable, devices: Sequence[Device], latency_limit_s: float
+) -> dict[str, Any]:
+    """The best placement, and which student to give to one more machine like the best of these.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    works = works_of(bundle)
+    found = place(table, works, devices, latency_limit_s=latency_limit_s)
+    down = np.ones(table.num_devices)
+    rows = []
+    for device, student in zip(devices, found.students, strict=True):
+        if student is not None:
+            down[student] *= device.p_fail
+        latency = None if student is None else 1000 * works[student].latency_s(device)
+        rows.append({"device": device.name, "p_fail": device.p_fail, "student": student, "latency_ms": latency})
+    spare = min(devices, key=lambda device: device.p_fail)
+    more = price_of_one_more(table, 1 - down, spare, works, latency_limit_s)
+    return {
+        "exact": found.exact,
+        "expected": found.expected,
+        "latency_ms": 1000 * found.latency_s,
+        "devices": rows,
+        "one_more": {
+            "like": spare.name,
+            "students": [{"student": r.student, "expected": r.expected, "gain": r.gain} for r in more],
+        },
+    }

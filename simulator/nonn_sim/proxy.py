@@ -1,0 +1,176 @@
+"""A TCP proxy in front of each node: where a live cluster gets its links and its network faults.
+
+It stands between aggregator and node and knows nothing of what it carries. It delays bytes by the link's latency,
+jitter and bandwidth, and on request delays replies further, inverts the bits of replies, or cuts every connection and
+refuses new ones. A node that is killed or stopped is so through it as well: it opens and closes connections as the
+node does.
+
+Timers of an event loop are a millisecond coarse, so a link of a few hundred microseconds is slower than it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from nonn_sim.scenario import LinkConfig
+
+__all__ = ["Proxies", "Proxy"]
+
+CHUNK = 65536
+QUEUED_CHUNKS = 1024  # on their way in one direction; then the sender waits, as behind a full buffer
+_INVERT = bytes(255 - value for value in range(256))
+
+
+class Proxy:
+    """One node's link.
+
+    Args:
+        upstream: ``host:port`` of the node.
+        link: how slow it is; loss is not made, since TCP would make it good.
+        seed: of the jitter.
+
+    Attributes:
+        delay_s: that replies take longer.
+        corrupt: whether the bits of replies are inverted.
+    """
+
+    def __init__(self, upstream: str, link: LinkConfig, seed: int) -> None:
+        host, _, port = upstream.rpartition(":")
+        self._host, self._port, self._link = host, int(port), link
+        self._random = random.Random(seed)
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._partitioned = False
+        self.delay_s, self.corrupt = 0.0, False
+
+    async def start(self) -> str:
+        """Listens on a free port of this machine and returns its address."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return "127.0.0.1:" + str(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        assert self._server is not None
+        self._server.close()
+        self.partition(True)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def partition(self, on: bool) -> None:
+        """Cuts every connection and each new one at once, or stops doing so."""
+        self._partitioned = on
+        if on:
+            for writer in tuple(self._connections):
+                writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until either side ends it."""
+        if self._partitioned:
+            writer.transport.abort()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        both = {writer}
+        try:
+            node_reader, node_writer = await asyncio.open_connection(self._host, self._port)
+            both.add(node_writer)
+            self._connections |= both
+            pipes = [self._pipe(reader, node_writer, False), self._pipe(node_reader, writer, True)]
+            pumps = [asyncio.ensure_future(pipe) for pipe in pipes]
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+        except OSError:
+            pass  # the node refuses, and so do we
+        finally:
+            self._connections -= both
+            for each in both:
+                each.transport.abort()
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
+        """Carries one direction; returns when its sender ends or its receiver is gone."""
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUED_CHUNKS)
+        sending = asyncio.ensure_future(self._send(queue, writer))
+        loop, link, free_at, last_at = asyncio.get_running_loop(), self._link, 0.0, 0.0
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(CHUNK):
+                    free_at = max(free_at, loop.time())
+                    if link.bandwidth_bytes_per_s:
+                        free_at += len(data) / link.bandwidth_bytes_per_s
+                    at = free_at + link.latency_s + (self.delay_s if replies else 0.0)
+                    if link.jitter_s:
+                        at += self._random.expovariate(1 / link.jitter_s)
+                    last_at = max(last_at, at)  # bytes do not overtake each other
+                    await queue.put((last_at, data.translate(_INVERT) if replies and self.corrupt else data))
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def _send(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        """Hands chunks over when their time has come."""
+        loop = asyncio.get_running_loop()
+        while True:
+            at, data = await queue.get()
+            wait_s = at - loop.time()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            writer.write(data)
+            with contextlib.suppress(OSError):
+                await writer.drain()
+
+
+class Proxies:
+    """A proxy for each node, in a thread of their own.
+
+    Args:
+        upstreams: addresses of the nodes [N].
+        links: their links [N].
+        seed: of the jitter.
+    """
+
+    def __init__(self, upstreams: Sequence[str], links: Sequence[LinkConfig], seed: int = 0) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
+        self._proxies = [
+            Proxy(upstream, link, seed + i) for i, (upstream, link) in enumerate(zip(upstreams, links, strict=True))
+        ]
+        self.addresses: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.addresses = [self._call(proxy.start()) for proxy in self._proxies]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for proxy in self._proxies:
+            self._call(proxy.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def change(self, node: int, what: Callable[[Proxy], None]) -> None:
+        """Changes one proxy, in the proxies' thread."""
+
+        async def change() -> None:
+            what(self._proxies[node])
+
+        self._call(change())
+
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

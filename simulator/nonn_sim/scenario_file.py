@@ -1,0 +1,106 @@
+"""Reading scenario files: strictly, so that a misspelt key or an impossible world is an error and not a result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nonn.aggregator.policy import PolicyConfig
+from nonn.config import from_mapping, parse_toml
+from nonn.errors import ConfigError
+from nonn_sim._checks import check
+from nonn_sim.scenario import (
+    AggregatorConfig,
+    Fault,
+    FleetConfig,
+    Group,
+    LoadConfig,
+    NodeConfig,
+    RunConfig,
+    Scenario,
+)
+
+__all__ = ["load_scenario", "parse_scenario"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """The file as it is written."""
+
+    scenario: RunConfig
+    load: LoadConfig = field(default_factory=LoadConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    link: Mapping[str, Any] = field(default_factory=dict)
+    nodes: Mapping[str, Any] = field(default_factory=dict)
+    node: tuple[Mapping[str, Any], ...] = ()
+    group: tuple[Mapping[str, Any], ...] = ()
+    fault: tuple[Mapping[str, Any], ...] = ()
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Reads and checks a scenario file.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is impossible; it names file and key.
+    """
+    return parse_scenario(parse_toml(path), source=str(path))
+
+
+def parse_scenario(tree: Mapping[str, Any], source: str = "scenario") -> Scenario:
+    """Builds a scenario from the parsed file.
+
+    Args:
+        tree: what the file says.
+        source: its name, for messages.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or is impossible.
+    """
+    try:
+        file = from_mapping(_File, tree, source=source)
+    except ConfigError as exc:
+        # PolicyConfig checks its own values and knows no file.
+        raise exc if str(exc).startswith(source) else ConfigError(f"{source}: [policy] {exc}") from None
+    nodes = _node(file.nodes, {"link": file.link}, source, "nodes.")
+    overrides: dict[int, NodeConfig] = {}
+    for index, table in enumerate(file.node):
+        device = table.get("device")
+        if type(device) is not int or device < 0:
+            raise ConfigError(f"{source}: 'node[{index}].device' must be the number of a device, not {device!r}")
+        if device in overrides:
+            raise ConfigError(f"{source}: 'node[{index}].device' = {device}: this device has a [[node]] table already")
+        rest = {key: value for key, value in table.items() if key != "device"}
+        overrides[device] = _node(rest, {"link": file.link, **file.nodes}, source, f"node[{index}].")
+    scenario = Scenario(
+        source=source,
+        **{f.name: getattr(file, f.name) for f in dataclasses.fields(_File) if f.name in _SHARED},
+        nodes=nodes,
+        overrides=overrides,
+        groups=tuple(from_mapping(Group, t, source=source, prefix=f"group[{i}].") for i, t in enumerate(file.group)),
+        faults=tuple(from_mapping(Fault, t, source=source, prefix=f"fault[{i}].") for i, t in enumerate(file.fault)),
+    )
+    check(scenario)
+    return scenario
+
+
+_SHARED = ("scenario", "load", "policy", "aggregator", "fleet")
+
+
+def _node(table: Mapping[str, Any], defaults: Mapping[str, Any], source: str, prefix: str) -> NodeConfig:
+    """A device's settings over the defaults; its link over the default link, key by key."""
+    if not isinstance(table.get("link", {}), Mapping):
+        raise ConfigError(f"{source}: '{prefix}link' must be a table, not {table['link']!r}")
+    merged: dict[str, Any] = {}
+    for layer in (defaults, table):
+        link = {**merged.get("link", {}), **layer.get("link", {})}
+        for mine, other in (("service_s", "speed_macs_per_s"), ("speed_macs_per_s", "service_s")):
+            # One replaces the other; both in one table are for the check to refuse.
+            if mine in layer and other not in layer:
+                merged[other] = 0.0
+        merged |= {**layer, "link": link}
+    return from_mapping(NodeConfig, merged, source=source, prefix=prefix)

@@ -1,0 +1,125 @@
+"""A scenario and a bundle in, figures out: every deployment, every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nonn.bundle import Bundle
+from nonn_sim.alternatives import alternatives
+from nonn_sim.backends import map_jobs
+from nonn_sim.deployments import Deployment, bundle_deployment
+from nonn_sim.engine import Engine
+from nonn_sim.faults import FaultEvent
+from nonn_sim.metrics import summary
+from nonn_sim.scenario import Scenario
+from nonn_sim.trace import Trace
+
+__all__ = ["simulate", "simulate_once"]
+
+# Averaged over seeds; the others are told for the first seed only.
+_AVERAGED = (
+    "accuracy",
+    "accuracy_per_request",
+    "availability",
+    "degraded",
+    "lost",
+    "deadline_hits",
+    "energy_j_per_answer",
+    "bytes_per_answer",
+)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run."""
+
+    scenario: Scenario
+    num_devices: int
+    deployment: Deployment
+    seed: int
+
+
+def simulate_once(
+    scenario: Scenario, bundle: Bundle, events: Sequence[FaultEvent] | None = None
+) -> tuple[dict[str, Any], Trace]:
+    """The bundle in one world, from the scenario's seed.
+
+    Args:
+        scenario: the world.
+        bundle: the artifact.
+        events: recorded faults in place of the scenario's.
+
+    Returns:
+        The figures and the trace.
+
+    Raises:
+        ConfigError: scenario or log and bundle do not fit each other.
+    """
+    deployment = bundle_deployment(bundle, scenario.load.batch)
+    trace = Engine(scenario, bundle.num_devices, deployment, scenario.scenario.seed, events).run()
+    return summary(trace, deployment, scenario, bundle.num_devices), trace
+
+
+def simulate(
+    scenario: Scenario, bundle: Bundle, *, seeds: int = 1, backend: str = "local", compare: bool = True
+) -> dict[str, Any]:
+    """The bundle and its alternatives in one world, or in several that differ by their seed.
+
+    Args:
+        scenario: the world.
+        bundle: the artifact.
+        seeds: how many, from the scenario's own upwards.
+        backend: where runs are computed.
+        compare: with rows for the alternatives.
+
+    Returns:
+        ``rows``, the bundle's first, each with the figures of the first seed and, for several seeds, ``over_seeds``:
+        mean and standard deviation of each figure; ``not_compared``, why an alternative is missing; ``scenario``,
+        ``bundle`` and ``seeds``.
+
+    Raises:
+        ConfigError: scenario and bundle do not fit each other, or the backend is unknown.
+        MissingExtraError: the backend needs an extra.
+    """
+    nodes = scenario.devices(bundle.num_devices)
+    deployments, missing = [bundle_deployment(bundle, scenario.load.batch)], list[str]()
+    if compare:
+        others, missing = alternatives(bundle, nodes, scenario.load.batch)
+        deployments += others
+    numbers = [scenario.scenario.seed + k for k in range(seeds)]
+    jobs = [_Job(scenario, bundle.num_devices, deployment, seed) for deployment in deployments for seed in numbers]
+    outcomes = map_jobs(_run, jobs, backend)
+    rows = []
+    for index in range(len(deployments)):
+        mine = outcomes[index * seeds : (index + 1) * seeds]
+        rows.append({**mine[0], **({"over_seeds": _over_seeds(mine)} if seeds > 1 else {})})
+    return {
+        "schema": 1,
+        "scenario": scenario.scenario.name,
+        "bundle": bundle.hash,
+        "seeds": numbers,
+        "rows": rows,
+        "not_compared": missing,
+    }
+
+
+def _run(job: _Job) -> dict[str, Any]:
+    """One job, in whatever process it landed."""
+    trace = Engine(job.scenario, job.num_devices, job.deployment, job.seed).run()
+    return summary(trace, job.deployment, job.scenario, job.num_devices)
+
+
+def _over_seeds(outcomes: Sequence[dict[str, Any]]) -> dict[str, dict[str, float] | None]:
+    """Mean and standard deviation of each figure; None if a run has no such figure."""
+    figures = {name: [outcome[name] for outcome in outcomes] for name in _AVERAGED}
+    figures |= {f"latency_{p}_s": [outcome["latency_s"][p] for outcome in outcomes] for p in ("p50", "p95", "p99")}
+    return {
+        name: None
+        if any(value is None for value in values)
+        else {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+        for name, values in figures.items()
+    }

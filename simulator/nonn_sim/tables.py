@@ -1,0 +1,98 @@
+"""Figures of runs as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_live", "print_rows"]
+
+
+def print_rows(result: dict[str, Any]) -> None:
+    """A row for each deployment, then accuracy over time of the first."""
+    console = Console(soft_wrap=True)
+    seeds = len(result["seeds"])
+    title = f"{result['scenario']}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    table = Table(title=title)
+    columns = ("deployment", "accuracy", "available", "degraded", "p50 ms", "p95 ms", "p99 ms", "waited", "J", "bytes")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "deployment" else "right")
+    for row in result["rows"]:
+        over = row.get("over_seeds") or {}
+        table.add_row(
+            row["deployment"],
+            _percent(row["accuracy"], over.get("accuracy")),
+            _percent(row["availability"], over.get("availability")),
+            _percent(row["degraded"]),
+            *(_ms(row["latency_s"][key]) for key in ("p50", "p95", "p99")),
+            f"{row['deadline_hits']:,}",
+            _number(row["energy_j_per_answer"], "{:.3g}"),
+            _number(row["bytes_per_answer"], "{:,.0f}"),
+        )
+    console.print(table)
+    console.print("accuracy of answers; waited: requests held up to the deadline; J and bytes per answer", markup=False)
+    for row in result["rows"]:
+        console.print(f"{row['deployment']}: {row['note']}", markup=False)
+    for line in result["not_compared"]:
+        console.print(f"not compared: {line}", markup=False)
+    first = result["rows"][0]
+    over_time = Table(title=f"{first['deployment']} over time")
+    for column in ("from s", "requests", "available", "accuracy"):
+        over_time.add_column(column, justify="right")
+    for window in first["windows"]:
+        over_time.add_row(
+            f"{window['from_s']:,.0f}",
+            f"{window['requests']:,}",
+            _percent(window["availability"]),
+            _percent(window["accuracy"]),
+        )
+    console.print(over_time)
+
+
+def print_live(result: dict[str, Any]) -> None:
+    """Simulated beside measured."""
+    console = Console(soft_wrap=True)
+    simulated, measured, difference = result["simulated"], result["measured"], result["difference"]
+    table = Table(title=f"{result['scenario']}: simulated beside measured")
+    for column in ("", "simulated", "measured", "difference"):
+        table.add_column(column, justify="left" if not column else "right")
+    points, p99 = difference["accuracy_points"], difference["p99_share"]
+    found = measured["accuracy"] if measured["accuracy"] is not None else measured["accuracy_of_sets"]
+    table.add_row("accuracy", _percent(simulated["accuracy"]), _percent(found), _number(points, "{:+.2f} points"))
+    if measured["accuracy"] is not None:
+        sets = _number(difference.get("sets_points"), "{:+.2f} points")
+        table.add_row(
+            "accuracy of the sets",
+            _percent(simulated["accuracy_of_sets"]),
+            _percent(measured["accuracy_of_sets"]),
+            sets,
+        )
+    for key in ("p50", "p95", "p99"):
+        share = _number(p99, "{:+.1%}") if key == "p99" else ""
+        table.add_row(f"{key} ms", _ms(simulated["latency_s"][key]), _ms(measured["latency_s"][key]), share)
+    for key in ("availability", "degraded"):
+        table.add_row(key, _percent(simulated[key]), _percent(measured[key]))
+    table.add_row("lost", _number(simulated["lost"], "{:.0f}"), str(measured["lost"]))
+    console.print(table)
+    calibration = result["calibration"]
+    console.print(
+        f"service and link times from {calibration['requests']} requests of this very cluster before the first fault "
+        f"(p50 {_ms(calibration['latency_s']['p50'])} ms); simulated: median over several draws",
+        markup=False,
+    )
+
+
+def _percent(value: float | None, over: dict[str, float] | None = None) -> str:
+    if over:
+        return f"{over['mean']:.2%} ± {100 * over['sd']:.2f}"
+    return _number(value, "{:.2%}")
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{1e3 * value:.1f}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)

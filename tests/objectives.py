@@ -1,0 +1,57 @@
+"""Small real things for tests of objectives: a teacher, four students with its parts, configurations of few terms."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from nonn.config import DistillConfig, TeacherConfig
+from nonn.distill import FusionLayer, Students
+from nonn.objective_config import ObjectivesConfig
+from nonn.students import Student
+from nonn.teacher import Normalise, Teacher, build_teacher
+from tests.toys import toy_data
+
+PARTS = [list(range(j * 16, (j + 1) * 16)) for j in range(4)]
+NAMES = [f.name for f in dataclasses.fields(ObjectivesConfig)]
+
+
+def weighted(**weights: float | dict[str, Any]) -> ObjectivesConfig:
+    """Objectives of which only the named ones have a weight; a table also sets options and weighs 1 unless it says."""
+    objectives = ObjectivesConfig()
+    changed = {}
+    for name in NAMES:
+        value = weights.get(name, 0.0)
+        options = {"weight": 1.0} | value if isinstance(value, dict) else {"weight": value}
+        changed[name] = dataclasses.replace(getattr(objectives, name), **options)
+    return ObjectivesConfig(**changed)
+
+
+def distill(failout: str = "none", **weights: float | dict[str, Any]) -> DistillConfig:
+    """A configuration of the named objectives only; students train apart, so that each can be looked at."""
+    return DistillConfig(objectives=weighted(**weights), failout=failout, grouped=False)
+
+
+def normalise() -> Normalise:
+    return Normalise([127.0], [70.0], 2)
+
+
+def make_teacher() -> Teacher:
+    torch.manual_seed(0)
+    return build_teacher(TeacherConfig(model="wrn-10-1"), (1, 8, 8), 10, normalise())
+
+
+def make_students(kind: str = "zero-fill", parts: tuple[int, ...] = (0, 1, 2, 3)) -> Students:
+    torch.manual_seed(1)
+    students = [Student("wrn-10-1", (1, 8, 8), 16, normalise()) for _ in parts]
+    return Students(students, FusionLayer(kind, [16] * len(parts), parts, 10))
+
+
+def raw(n: int = 12) -> torch.Tensor:
+    return torch.from_numpy(toy_data(n, seed=1)[0])
+
+
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()

@@ -1,0 +1,441 @@
+"""Every objective inside of the students' training task, and through the trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from nonn.config import DistillConfig, load_experiment
+from nonn.distill import DistillTask, FusionLayer, Students
+from nonn.distill.objectives import Batch, auxiliaries, build_terms
+from nonn.distill.objectives.activations import joint_activation_transfer, partial_logits, srrl
+from nonn.distill.objectives.flow import fsp, lckd
+from nonn.distill.objectives.logits import cross_entropy, dkd, kd, mutual, standardise
+from nonn.distill.objectives.relations import rkd
+from nonn.distill.probes import classifier_weight, layers, tapped
+from nonn.distill.targets import revise_labels
+from nonn.errors import ConfigError, ShapeError
+from nonn.students import Student
+from nonn.teacher import Normalise, Teacher, pool, wrn
+from nonn.trainer import CHECKPOINT, fit
+from tests.objectives import NAMES, PARTS, distill, make_students, make_teacher, normalise, raw, total, weighted
+from tests.toys import toy_data
+
+LEARNED = {"vid", "crd", "srm", "simreg"}
+LABELS = torch.arange(12) % 10
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def task_of(teacher: Teacher | None = None, **weights: Any) -> DistillTask:
+    return DistillTask(teacher or make_teacher(), make_students(), PARTS, distill(**weights))
+
+
+def train(task: DistillTask, folder: Path, epochs: int = 1, **changes: Any) -> list[dict[str, float]]:
+    config = dataclasses.replace(task.config, epochs=epochs, batch=24, lr=0.01, **changes)
+    return fit(task, *toy_data(48, seed=1), config, folder, seed=0, augment=lambda x, _: x.float())
+
+
+def variants() -> list[Any]:
+    """Every objective alone, and its options that take another path."""
+    alone = [pytest.param({name: 0.05}, id=name) for name in NAMES]
+    return [
+        *alone,
+        pytest.param({"ce": {"on": "own"}, "kd": {"on": "own", "label_revision": 0.8}}, id="own answers"),
+        pytest.param({"kd": {"on": "partial"}, "dkd": {"on": "partial", "weight": 0.1}}, id="partial answers"),
+        pytest.param({"kd": {"standardise": True, "temperature": 2.0}}, id="standardised"),
+        pytest.param({"dkd": {"label_revision": 0.8}}, id="revised"),
+        pytest.param({"transfer": {"joint": True}}, id="joint"),
+        pytest.param(dict.fromkeys(NAMES, 0.01), id="all at once"),
+    ]
+
+
+@pytest.mark.parametrize("weights", variants())
+@pytest.mark.parametrize("bf16", ["off", "on"])
+def test_every_objective_trains_through_the_trainer(weights: dict[str, Any], bf16: str, tmp_path: Path) -> None:
+    task = task_of(failout="stratified", **weights)
+    before = {name: p.detach().clone() for name, p in task.module.named_parameters()}
+    teacher = {name: t.clone() for name, t in task.teacher.state_dict().items()}
+    history = train(task, tmp_path, bf16=bf16, weight_decay=0.0)  # two steps
+    assert set(history[0]) == set(weights) and all(np.isfinite(v) for v in history[0].values())
+    answers = bool(set(weights) & {"ce", "kd", "dkd", "mutual"}) and "partial" not in str(weights)
+    for name, parameter in task.module.named_parameters():
+        if "fusion" in name and not answers:
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in task.module.named_parameters())
+    assert all(torch.equal(t, teacher[name]) for name, t in task.teacher.state_dict().items())
+    assert all(p.grad is None for p in task.teacher.parameters())
+
+
+@pytest.mark.parametrize("weights", variants())
+def test_students_that_train_together_have_the_losses_of_students_apart(weights: dict[str, Any]) -> None:
+    config = distill("stratified", **weights)
+    with torch.no_grad():
+        apart, together = (
+            DistillTask(make_teacher(), make_students(), PARTS, dataclasses.replace(config, grouped=grouped)).losses(
+                raw(), LABELS, generator()
+            )
+            for grouped in (False, True)
+        )
+    for name, loss in apart.items():
+        assert together[name].item() == pytest.approx(loss.item(), rel=1e-3), name
+
+
+@pytest.mark.parametrize("name", sorted(LEARNED))
+def test_parameters_of_objectives_live_beside_the_students_and_in_the_checkpoint(name: str, tmp_path: Path) -> None:
+    task = task_of(**{name: 0.05})
+    own = {n for n, _ in task.module.named_parameters() if n.startswith(f"auxiliaries.{name}.devices.")}
+    assert own and {n.split(".")[3] for n in own} == {"0", "1", "2", "3"}
+    assert set(task.students.state_dict()) == set(make_students().state_dict())
+    train(task, tmp_path)
+    with safe_open(tmp_path / CHECKPOINT, framework="pt") as file:
+        keys = set(file.keys())
+    assert {f"model.{n}" for n in own} | {f"momentum.{n}" for n in own} <= keys
+
+
+def test_objectives_without_parameters_add_none() -> None:
+    task = task_of(**dict.fromkeys(set(NAMES) - LEARNED, 0.1))
+    assert {n.removeprefix("students.") for n in task.module.state_dict()} == set(task.students.state_dict())
+
+
+def test_an_interrupted_run_with_objectives_parameters_goes_on_to_the_very_same_weights(tmp_path: Path) -> None:
+    def cut(task: DistillTask) -> DistillTask:
+        losses, left = task.losses, 3  # two steps an epoch: stops in the middle of the second
+
+        def stopping(*args: Any) -> dict[str, torch.Tensor]:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            return losses(*args)
+
+        task.losses = stopping  # type: ignore[method-assign]
+        return task
+
+    weights = dict.fromkeys([*LEARNED, "kd"], 0.05)
+    whole, resumed = task_of(**weights), task_of(**weights)
+    train(whole, tmp_path / "whole", epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut(task_of(**weights)), tmp_path / "cut", epochs=2)
+    train(resumed, tmp_path / "cut", epochs=2)
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[name]), name
+
+
+def test_parameters_of_objectives_start_from_the_seed_and_leave_other_draws_alone() -> None:
+    def start(seed: int) -> torch.Tensor:
+        teacher, students = make_teacher(), make_students()
+        state = torch.get_rng_state()
+        task = DistillTask(teacher, students, PARTS, distill(crd=1.0), seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return next(task.module["auxiliaries"].parameters())
+
+    assert torch.equal(start(0), start(0)) and not torch.equal(start(0), start(1))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in {"ce", "kd", "dkd"}])
+def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> None:
+    task = task_of(**{name: 1.0})
+    total(task.losses(raw(), LABELS, generator())).backward()  # type: ignore[no-untyped-call]
+    for parameter_name, parameter in task.students.students.named_parameters():
+        assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, parameter_name
+
+
+# ---- warm-up ---------------------------------------------------------------------------------------------------
+
+
+def test_a_weight_rises_linearly_over_its_warm_up() -> None:
+    task = task_of(kd={"weight": 2.0, "warm_up": 0.5}, ce=1.0)
+    seen = []
+    for progress in (0.0, 0.125, 0.25, 0.5, 0.9):
+        task.progress = progress
+        losses = task.losses(raw(), LABELS, generator())
+        seen.append((losses["kd"].item(), losses["ce"].item()))
+    full = seen[-1][0]
+    assert [kd for kd, _ in seen] == pytest.approx([0.0, full / 4, full / 2, full, full], rel=1e-5)
+    assert len({ce for _, ce in seen}) == 1 and full > 0
+
+
+def test_before_the_trainer_says_how_far_it_is_weights_are_whole() -> None:
+    losses = [task_of(kd={"warm_up": w}).losses(raw(), LABELS, generator())["kd"].item() for w in (0.0, 0.9)]
+    assert losses[0] == losses[1] > 0
+
+
+# ---- options of terms ------------------------------------------------------------------------------------------
+
+
+def batch() -> Batch:
+    torch.manual_seed(3)
+    maps, target = [torch.rand(6, 4, 2, 2) for _ in range(2)], [torch.rand(6, 4, 2, 2) for _ in range(2)]
+    return Batch(
+        torch.arange(6),
+        torch.randn(6, 10),
+        torch.randn(6, 10),
+        maps,
+        target,
+        own_logits=[torch.randn(6, 10) for _ in range(2)],
+        classifier=[torch.randn(10, 4) for _ in range(2)],
+    )
+
+
+def value(b: Batch, name: str, **options: Any) -> float:
+    return build_terms(distill(**{name: options}), [4, 4])[name](b).item()
+
+
+def mean(*losses: torch.Tensor) -> Any:
+    return pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_logit_terms_are_on_the_answers_they_are_told() -> None:
+    b = batch()
+    own, truth = b.own_logits, b.teacher_logits
+    partial = list(zip(b.student_maps, b.teacher_maps, b.classifier, strict=True))
+    assert value(b, "kd", temperature=3.0) == mean(kd(b.fused, truth, 3.0))
+    assert value(b, "kd", temperature=3.0, on="own", weight=2.0) == mean(*(2 * kd(z, truth, 3.0) for z in own))
+    expected = mean(*(kd(partial_logits(s, w), partial_logits(t, w), 3.0) for s, t, w in partial))
+    assert value(b, "kd", temperature=3.0, on="partial") == expected
+    assert value(b, "ce", on="own") == mean(*(cross_entropy(z, b.labels) for z in own))
+    options = {"temperature": 3.0, "tckd_weight": 0.5, "nckd_weight": 2.0}
+    assert value(b, "dkd", **options) == mean(dkd(b.fused, truth, b.labels, 3.0, 0.5, 2.0))
+
+
+def test_logits_are_standardised_and_then_labels_are_revised() -> None:
+    b = batch()
+    student, teacher = standardise(b.fused), standardise(b.teacher_logits)
+    assert value(b, "kd", temperature=2.0, standardise=True) == mean(kd(student, teacher, 2.0))
+    revised = revise_labels(teacher, b.labels, 2.0, 0.8)
+    both = value(b, "kd", temperature=2.0, standardise=True, label_revision=0.8)
+    assert both == mean(kd(student, revised, 2.0))
+    revised = revise_labels(b.teacher_logits, b.labels, 2.0, 0.5)
+    assert value(b, "dkd", temperature=2.0, label_revision=0.5) == mean(dkd(b.fused, revised, b.labels, 2.0))
+
+
+def test_options_reach_their_objectives() -> None:
+    b = batch()
+    parts = list(zip(b.student_maps, b.teacher_maps, strict=True))
+    assert value(b, "rkd", distance_weight=3.0, angle_weight=0.5) == mean(*(rkd(s, t, 3.0, 0.5) for s, t in parts))
+    assert value(b, "mutual", temperature=3.0) == mean(mutual(b.own_logits, 3.0))
+    triples = zip(b.student_maps, b.teacher_maps, b.classifier, strict=True)
+    assert value(b, "srrl", feature_weight=0.3) == mean(*(srrl(s, t, w, 0.3) for s, t, w in triples))
+    assert value(b, "transfer", joint=True) == mean(joint_activation_transfer(b.student_maps, b.teacher_maps))
+    learned = build_terms(
+        distill(vid={"variance": 3.0}, crd={"dim": 5}, srm={"atoms": 3.0}, simreg={"hidden": 4.0}), [4]
+    )
+    shapes = {n: tuple(p.shape) for n, p in auxiliaries(learned).named_parameters()}
+    assert shapes["crd.devices.0.student.weight"] == (5, 4) and shapes["srm.devices.0.dictionary"] == (4, 12)
+    assert shapes["simreg.devices.0.mlp.0.weight"] == (16, 4)
+    assert torch.allclose(auxiliaries(learned)["vid"].devices[0].variance(), torch.tensor(3.0))
+
+
+def test_lipschitz_terms_share_the_teachers_earlier_layers_without_a_difference() -> None:
+    torch.manual_seed(0)
+    teacher = {"stem": torch.rand(6, 3, 4, 4), "stage-1": torch.rand(6, 5, 4, 4)}
+    taps = [{name: torch.rand_like(maps[:, :2]) for name, maps in teacher.items()} for _ in range(2)]
+    b = dataclasses.replace(batch(), student_taps=taps, teacher_taps=teacher)
+    layers_of = zip(taps, b.student_maps, b.teacher_maps, strict=True)
+    expected = [lckd([*s.values(), last], [*teacher.values(), target]) for s, last, target in layers_of]
+    assert value(b, "lckd") == mean(*expected)
+    layers_of = zip(taps, b.student_maps, b.teacher_maps, strict=True)
+    first = {"stem": teacher["stem"][:, :2]}
+    expected = [fsp((s["stem"], last), (first["stem"], target)) for s, last, target in layers_of]
+    assert value(dataclasses.replace(b, teacher_taps=first), "fsp") == mean(*expected)
+
+
+def test_label_smoothing_of_the_section_reaches_cross_entropy() -> None:
+    b, config = batch(), dataclasses.replace(distill(ce=1.0), label_smoothing=0.2)
+    assert build_terms(config)["ce"](b).item() == mean(cross_entropy(b.fused, b.labels, 0.2))
+
+
+# ---- what objectives look at -----------------------------------------------------------------------------------
+
+
+def test_own_answers_are_those_of_a_fusion_where_only_that_device_answered() -> None:
+    task = task_of(mutual=1.0)
+    task.students.eval()
+    seen: list[Batch] = []
+    term = task.terms["mutual"]
+
+    def watched(batch: Batch) -> torch.Tensor:
+        seen.append(batch)
+        return term.compute(batch)
+
+    task.terms["mutual"] = dataclasses.replace(term, compute=watched)
+    with torch.no_grad():
+        task.losses(raw(), LABELS, generator())
+        features = task.students.features(raw())
+        for i, own in enumerate(seen[0].own_logits):
+            answered = torch.zeros(12, 4, dtype=torch.bool)
+            answered[:, i] = True
+            torch.testing.assert_close(own, task.students.fusion(features, answered))
+
+
+def test_partial_logits_of_the_parts_and_the_bias_are_the_teachers_answer() -> None:
+    task = task_of(srrl=1.0)
+    task.losses(raw(), LABELS, generator())
+    with torch.no_grad():
+        maps, logits = task.teacher(raw())
+        pieces = [pool(maps[:, part]) @ w.T for part, w in zip(PARTS, task._classifier, strict=True)]
+        classifier = task.teacher.network.classifier
+        assert isinstance(classifier, nn.Linear)
+        torch.testing.assert_close(torch.stack(pieces).sum(0) + classifier.bias, logits)
+
+
+class Odd(nn.Module):
+    """A teacher whose logits are no linear layer over its mean filters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = nn.Conv2d(1, 64, 3, stride=2)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.stage(x).amax((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("weights", [{"srrl": 1.0}, {"kd": {"on": "partial"}}])
+def test_partial_logits_are_refused_where_they_do_not_sum_to_the_answer(weights: dict[str, Any]) -> None:
+    task = task_of(teacher=Teacher(Odd(), "stage", normalise()), **weights)
+    with pytest.raises(ConfigError, match="one linear layer over the mean"):
+        task.losses(raw(), LABELS, generator())
+
+
+def test_the_classifier_is_found_by_what_it_explains_and_not_by_its_shape() -> None:
+    teacher = make_teacher().eval()
+    decoy = nn.Linear(64, 10)
+    teacher.network.add_module("decoy", decoy)
+    with torch.no_grad():
+        found = classifier_weight(teacher, *teacher(raw()))
+    assert isinstance(teacher.network.classifier, nn.Linear)
+    assert found.data_ptr() == teacher.network.classifier.weight.data_ptr()
+
+
+def test_layers_of_a_wide_residual_network_are_its_stem_and_the_ends_of_its_stages() -> None:
+    network = wrn("wrn-16-2", 3, 0, 2)
+    with tapped([network]) as (outputs,):
+        network(torch.rand(2, 3, 16, 16))
+    shapes = {name: tuple(o.shape[1:]) for name, o in outputs.items()}
+    assert shapes == {"stem": (16, 16, 16), "stage-1": (32, 16, 16), "stage-2": (64, 8, 8)}
+    assert list(layers(Odd())) == ["stem"]
+    with pytest.raises(ConfigError, match="this network has none"):
+        layers(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["fsp", "lckd"])
+def test_no_hook_is_left_behind(name: str) -> None:
+    task = task_of(**{name: 1.0})
+    task.losses(raw(), LABELS, generator())
+    hooks = [len(m._forward_hooks) for network in (task.students, task.teacher) for m in network.modules()]
+    assert sum(hooks) == 1  # the teacher's own, for its final stage
+
+
+def test_lipschitz_kd_takes_the_layers_that_both_networks_have() -> None:
+    task = task_of(teacher=Teacher(Odd(), "stage", normalise()), lckd=1.0)
+    assert torch.isfinite(task.losses(raw(), LABELS, generator())["lckd"])
+
+
+def test_a_stem_of_another_width_than_the_students_cannot_have_its_flow_compared() -> None:
+    task = task_of(teacher=Teacher(Odd(), "stage", normalise()), fsp=1.0)
+    with pytest.raises(ShapeError, match="lckd compares layers of any widths"):
+        task.losses(raw(), LABELS, generator())
+
+
+@pytest.mark.parametrize("weights", [{n: 0.05} for n in NAMES if n != "at"], ids=lambda w: next(iter(w)))
+def test_sensor_windows_train_too(weights: dict[str, float]) -> None:
+    layer = Normalise([0.0, 0.0], [1.0, 1.0], 1)
+    torch.manual_seed(0)
+    teacher = Teacher(wrn("wrn-10-1", 2, 5, 1), "features", layer)
+    members = [Student("wrn-10-1", (2, 16), 32, layer) for _ in range(2)]
+    students = Students(members, FusionLayer("zero-fill", [32] * 2, (0, 1), 5))
+    task = DistillTask(teacher, students, [range(32), range(32, 64)], distill(**weights))
+    losses = task.losses(torch.randn(6, 2, 16), torch.arange(6) % 5, generator())
+    assert all(torch.isfinite(v) for v in losses.values())
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------
+
+
+def test_the_default_objectives_are_cross_entropy_kd_and_activation_transfer() -> None:
+    terms = build_terms(DistillConfig(), [16])
+    assert {name: term.weight for name, term in terms.items()} == {"ce": 0.1, "kd": 0.9, "transfer": 1.0}
+    assert not list(auxiliaries(terms).parameters()) and not any(t.needs or t.warm_up for t in terms.values())
+    assert load_experiment(None).distill.objectives.kd.temperature == 4.0
+
+
+def test_every_configured_objective_can_be_built() -> None:
+    assert list(build_terms(DistillConfig(objectives=weighted(**dict.fromkeys(NAMES, 1.0))), [4, 4])) == NAMES
+
+
+def test_overrides_and_tables_reach_objectives(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(
+        "[distill.objectives]\nkd = { weight = 9, standardise = true }\nvid = { weight = 0.01, warm_up = 0.1 }\n"
+    )
+    o = load_experiment(file, ["distill.objectives.kd.temperature=2"]).distill.objectives
+    assert (o.kd.weight, o.kd.standardise, o.kd.temperature) == (9.0, True, 2.0)
+    assert (o.vid.weight, o.vid.warm_up, o.ce.weight, o.rkd.weight) == (0.01, 0.1, 0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("distill.objectives.dkdd.weight=1", ["unknown key 'distill.objectives.dkdd'", "'distill.objectives.dkd'"]),
+        ("distill.objectives.kd.temprature=1", ["'distill.objectives.kd.temprature'", "kd.temperature"]),
+        ("distill.objectives.sp.temperature=1", ["'distill.objectives.sp.temperature'", "known keys: weight, warm_up"]),
+        ("distill.objectives.kd=0.9", ["distill.objectives.kd", "a table"]),
+        ("distill.objectives.kd.temperature=0", ["distill.objectives.kd.temperature = 0.0", "positive"]),
+        ("distill.objectives.kd.weight=-1", ["distill.objectives.kd.weight = -1.0", "negative"]),
+        ("distill.objectives.kd.weight=nan", ["distill.objectives.kd.weight = nan", "finite"]),
+        ("distill.objectives.kd.warm_up=5", ["distill.objectives.kd.warm_up = 5.0", "between 0 and 1"]),
+        ("distill.objectives.kd.on=fuse", ["distill.objectives.kd.on = 'fuse'", "did you mean 'fused'"]),
+        ("distill.objectives.kd.on=zz", ["fused | own | partial"]),
+        ("distill.objectives.srm.sparsity=0", ["distill.objectives.srm.sparsity = 0.0"]),
+        ("distill.failout=group", ["distill.failout = 'group'", "did you mean 'groups'"]),
+        ("distill.failout=groups", ["distill.failout_groups", "[[0, 1], [2, 3]]"]),
+        ("distill.failout_groups=[[0, 9]]", ["distill.failout_groups = ((0, 9),)", "0 to 7"]),
+        ("distill.failout_groups=[[0], [0]]", ["distill.failout_groups", "once"]),
+        ("distill.failout_groups=[0, 1]", ["distill.failout_groups", "a list"]),
+        ("distill.p_group=1", ["distill.p_group"]),
+        ("distill.generations=0", ["distill.generations = 0"]),
+    ],
+)
+def test_a_bad_objective_says_which_key_and_what_to_write(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(None, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_objectives_that_cannot_be_are_refused() -> None:
+    partial = ["distill.objectives.kd.on=partial", "distill.objectives.kd.label_revision=0.8"]
+    with pytest.raises(ConfigError, match="revises whole answers"):
+        load_experiment(None, partial)
+    with pytest.raises(ConfigError, match="every weight is 0"):
+        load_experiment(None, [f"distill.objectives.{name}.weight=0" for name in ("ce", "kd", "transfer")])
+    alone = ["distill.objectives.mutual.weight=1", "devices.count=1", "partition.parts=1"]
+    with pytest.raises(ConfigError, match="two devices"):
+        load_experiment(None, alone)
+    with pytest.raises(ConfigError, match="nobody to learn from"):
+        build_terms(distill(mutual=1.0), [16])
+
+
+def test_groups_reach_the_answering_sets_of_training() -> None:
+    config = dataclasses.replace(distill("groups", ce=1.0), failout_groups=((0, 1), (2, 3)), p_group=0.5, p_failout=0.0)
+    task, seen = DistillTask(make_teacher(), make_students(), PARTS, config), []
+    task.students.fusion.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    task.losses(raw(200), torch.zeros(200, dtype=torch.int64), generator())
+    survivors = seen[0].sum(dim=1)
+    assert set(survivors.tolist()) == {1, 2, 4}  # 1: both groups gone, and one device stands in
+    two = seen[0][survivors == 2]
+    assert torch.equal(two[:, 0], two[:, 1]) and torch.equal(two[:, 2], two[:, 3])

@@ -1,0 +1,544 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nonn_sim.alternatives import alternatives, boundary_elements
+from nonn_sim.backends import map_jobs
+from nonn_sim.cells import CORRUPT, OK, REFUSED, SILENT
+from nonn_sim.deployments import bundle_deployment
+from nonn_sim.engine import Engine
+from nonn_sim.faults import State, World
+from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
+from nonn_sim.metrics import summary
+from nonn_sim.scenario import FAULT_ENDS, LinkConfig, LoadConfig
+from nonn_sim.scenario_file import parse_scenario
+from nonn_sim.simulate import simulate, simulate_once
+
+from nonn.aggregator.policy import Policy
+from nonn.errors import ConfigError, MissingExtraError
+from nonn.subsets import mask_of
+from tests.toys import toy_bundle
+
+NUM_DEVICES = 4
+QUIET = {
+    "scenario": {"name": "quiet", "requests": 500},
+    "load": {"rate_per_s": 100.0},
+    "policy": {"deadline_s": 0.1},
+    "nodes": {"service_s": 0.004},
+    "link": {"latency_s": 0.001},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("engine") / "bundle", num_devices=NUM_DEVICES)
+
+
+def world(**sections):
+    """A scenario: the quiet one, with keys of sections added or replaced."""
+    tree = {name: dict(values) for name, values in QUIET.items()}
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values} if isinstance(values, dict) else values
+    if "speed_macs_per_s" in tree["nodes"]:
+        tree["nodes"].pop("service_s")
+    if "duration_s" in tree["scenario"]:
+        tree["scenario"].pop("requests")
+    return parse_scenario(tree)
+
+
+def trace_of(scenario, bundle, deployment=None, seed=0):
+    return Engine(scenario, bundle.num_devices, deployment or bundle_deployment(bundle), seed).run()
+
+
+GONE = (State.REFUSING, State.OFF)
+
+
+class Job:
+    """What a device of the reference is asked for."""
+
+    def __init__(self, env, arrives, service_s, deadline_at, down_s, code):
+        self.arrives, self.left_s, self.deadline_at, self.down_s, self.code = (
+            arrives,
+            service_s,
+            deadline_at,
+            down_s,
+            code,
+        )
+        self.reply, self.begun, self.has_left = env.event(), False, False
+
+
+class Reference:
+    """The same world as plainly as it can be said: a SimPy process for every request, exchange, device and probe."""
+
+    def __init__(self, scenario, bundle, seed):
+        n, deployment = bundle.num_devices, bundle_deployment(bundle)
+        nodes = scenario.devices(n)
+        self.scenario, self.n, self.seed, self.rows = scenario, n, seed, []
+        self.world = World(scenario, n, seed, self.changed)
+        self.env = self.world.env
+        self.policy = Policy([f"node-{i}" for i in range(n)], scenario.policy)
+        self.channels = [Channel(node.link) for node in nodes]
+        times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
+        drawn = (nodes, deployment.work, [w.service_s(node, m) for w, node, m in times], range(n), seed)
+        self.draws, self.probe_draws = exchanges(*drawn, SERVICE), exchanges(*drawn, PROBES)
+        self.jobs = [deque() for _ in range(n)]
+        self.changes = [self.env.event() for _ in range(n)]
+        self.asked = [self.env.event() for _ in range(n)]
+        self.wake = self.env.event()
+
+    def run(self):
+        for i in range(self.n):
+            self.env.process(self.device(i))
+        self.env.process(self.keep_probing())
+        self.env.run(until=self.env.process(self.clients()))
+        return self.rows
+
+    def state(self, i):
+        return self.world.conditions[0][i].state
+
+    def changed(self, cell, i, before, after):
+        if before is after:
+            return
+        if after in GONE and before not in GONE:
+            self.jobs[i].clear()
+        change, self.changes[i] = self.changes[i], self.env.event()
+        change.succeed(after)
+
+    def clients(self):
+        under_way = []
+        for at, _ in zip(arrivals(self.scenario.load, self.seed), range(self.scenario.scenario.requests), strict=False):
+            yield self.env.timeout(at - self.env.now)
+            under_way.append(self.env.process(self.request()))
+        yield self.env.all_of(under_way)
+
+    def request(self):
+        env, at, row = self.env, self.env.now, next(self.draws)
+        plan = self.policy.plan(self.scenario.load.timeout_s)
+        nodes = [int(node[5:]) for node in plan.ask]
+        under_way = [env.process(self.exchange(i, plan.deadline_s, row, False)) for i in nodes]
+        yield env.all_of(under_way)
+        outcomes = [process.value for process in under_way]
+        for i, (end, code) in zip(nodes, outcomes, strict=True):
+            self.policy.record(f"node-{i}", code == OK, end - at, env.now, timed_out=code == SILENT)
+        mask = mask_of(i for i, (_, code) in zip(nodes, outcomes, strict=True) if code == OK)
+        self.rows.append((at, env.now - at, mask, any(code == SILENT for _, code in outcomes)))
+        self.look_again()
+
+    def exchange(self, i, deadline_s, row, probe):
+        """Asks one device; returns the end and what came of it."""
+        env, (service, up, down, luck, _) = self.env, row
+        deadline_at, expired = env.now + deadline_s, env.timeout(deadline_s)
+        while True:
+            if self.state(i) is State.REFUSING and not probe:
+                return env.now, REFUSED
+            if self.state(i) is State.OFF and not probe:
+                yield expired
+                return env.now, SILENT
+            while self.state(i) in GONE:
+                yield self.changes[i] | expired
+                if expired.processed:
+                    return env.now, SILENT
+            condition = self.world.conditions[0][i]
+            arrives, code = env.now + up[i] + condition.delay_s, CORRUPT if condition.corrupt else OK
+            job = Job(env, arrives, service[i], deadline_at, down[i], code)
+            if luck is None or not self.channels[i].lost(env.now, luck[i], luck[self.n + i]):
+                self.jobs[i].append(job)
+                asked, self.asked[i] = self.asked[i], env.event()
+                asked.succeed()
+            change = self.changes[i]
+            while True:
+                yield job.reply | expired | change
+                if job.reply.processed:
+                    return env.now, code
+                if expired.processed:
+                    return env.now, SILENT
+                if change.value in GONE and not job.has_left:
+                    break
+                change = self.changes[i]
+            if change.value is State.OFF and not probe:
+                yield expired
+                return env.now, SILENT
+
+    def device(self, i):
+        """One inference after another, in the order in which they were asked for."""
+        env, jobs = self.env, self.jobs[i]
+        while True:
+            change = self.changes[i]
+            if not jobs or self.state(i) is not State.UP:
+                yield self.asked[i] | change
+                continue
+            job = jobs[0]
+            if job.arrives > env.now:
+                yield env.timeout(job.arrives - env.now) | change
+            elif env.now >= job.deadline_at and not job.begun:
+                jobs.popleft()
+            else:
+                job.begun, started, done = True, env.now, env.timeout(job.left_s)
+                yield done | change
+                job.left_s -= env.now - started
+                if done.processed:
+                    jobs.popleft()
+                    job.has_left = True
+                    env.process(self.deliver(job))
+
+    def deliver(self, job):
+        yield self.env.timeout(job.down_s)
+        job.reply.succeed()
+
+    def probe(self, i):
+        at, row = self.env.now, next(self.probe_draws)
+        end, code = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
+        self.policy.record(f"node-{i}", code == OK, end - at, end, timed_out=code == SILENT, probe=True)
+        self.look_again()
+
+    def look_again(self):
+        wake, self.wake = self.wake, self.env.event()
+        wake.succeed()
+
+    def keep_probing(self):
+        while True:
+            for node in self.policy.probes(self.env.now):
+                self.env.process(self.probe(int(node[5:])))
+            wait_s = self.policy.next_probe_s(self.env.now)
+            # A wait that is lost in rounding would never end.
+            yield self.wake if wait_s is None else self.wake | self.env.timeout(max(wait_s, 1e-9))
+
+
+fault_tables = st.lists(
+    st.builds(
+        lambda kind, at_s, node, for_s: {
+            "kind": kind,
+            "at_s": at_s,
+            "nodes": [node],
+            "for_s": for_s,
+            **({"delay_s": 0.03} if kind == "delay" else {}),
+        },
+        st.sampled_from(list(FAULT_ENDS)),
+        st.floats(0, 4),
+        st.integers(0, NUM_DEVICES - 1),
+        st.floats(0.01, 3),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    faults=fault_tables,
+    rate_per_s=st.sampled_from([20.0, 90.0, 300.0]),
+    service_s=st.sampled_from([1e-6, 0.002, 0.02]),
+    lossy=st.booleans(),
+    jitter_s=st.sampled_from([0.0, 0.003]),
+    quorum=st.integers(1, NUM_DEVICES),
+    seed=st.integers(0, 1000),
+)
+def test_the_loop_is_the_plain_simulation_of_every_request(
+    bundle, faults, rate_per_s, service_s, lossy, jitter_s, quorum, seed
+):
+    loss = {"p_loss": 0.02, "p_loss_bad": 0.7, "good_s": 0.5, "bad_s": 0.2} if lossy else {}
+    scenario = world(
+        scenario={"requests": 300},
+        load={"rate_per_s": rate_per_s},
+        policy={"quorum": quorum, "breaker_reset_s": 0.3},
+        nodes={"service_s": service_s, "service_cv": 0.4, "mtbf_s": 2.0, "mttr_s": 0.5},
+        link={"jitter_s": jitter_s, **loss},
+        fault=faults,
+    )
+    trace = trace_of(scenario, bundle, seed=seed)
+    rows = sorted(Reference(scenario, bundle, seed).run())
+    order = np.argsort(trace.asked_at_s, kind="stable")
+    at, latency, mask, waited = (np.array(column) for column in zip(*rows, strict=True))
+    np.testing.assert_allclose(trace.asked_at_s[order], at, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(trace.mask[order], mask)
+    np.testing.assert_array_equal(trace.waited[order], waited)
+    np.testing.assert_allclose(trace.latency_s[order], latency, rtol=0, atol=1e-9)
+
+
+def test_without_a_fault_a_request_takes_what_its_slowest_device_takes(bundle):
+    scenario = world(
+        load={"arrivals": "fixed", "rate_per_s": 20.0},
+        aggregator={"overhead_s": 0.01, "per_node_s": 0.001},
+        node=[{"device": 2, "service_s": 0.03}],
+    )
+    trace = trace_of(scenario, bundle)
+    assert trace.answered.all()
+    assert (trace.mask == mask_of(range(NUM_DEVICES))).all()
+    np.testing.assert_allclose(trace.latency_s, 0.001 + 0.03 + 0.001 + 0.01 + NUM_DEVICES * 0.001)
+
+
+def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle):
+    scenario = world(
+        scenario={"duration_s": 10.0},
+        load={"arrivals": "fixed", "rate_per_s": 10.0},
+        fault=[{"at_s": 4.999, "kind": "kill", "nodes": [1, 3]}],
+    )
+    row, trace = simulate_once(scenario, bundle)
+    table = bundle.table.accuracy
+    assert set(trace.mask) == {0b1111, 0b0101}
+    assert row["accuracy"] == pytest.approx((table[0b1111] + table[0b0101]) / 2)
+    assert row["windows"][0]["accuracy"] == pytest.approx(table[0b1111])
+    assert row["windows"][-1]["accuracy"] == pytest.approx(table[0b0101])
+    assert row["degraded"] == 0.5
+    assert row["deadline_hits"] == 0  # who is killed refuses, and nobody waits
+    assert [(event.node, event.event) for event in trace.events] == [(1, "kill"), (3, "kill")]
+
+
+def test_a_node_that_hangs_is_waited_for_as_often_as_the_breaker_allows_and_comes_back_by_a_probe(bundle):
+    scenario = world(
+        scenario={"duration_s": 10.0},
+        load={"arrivals": "fixed", "rate_per_s": 5.0},
+        fault=[{"at_s": 2.1, "kind": "stop", "nodes": [0], "for_s": 4.0}],
+    )
+    row, trace = simulate_once(scenario, bundle)
+    assert row["deadline_hits"] == scenario.policy.breaker_failures
+    assert row["latency_s"]["max"] == pytest.approx(scenario.policy.deadline_s)
+    back = trace.asked_at_s[(trace.asked_at_s > 2.1) & (trace.mask == 0b1111)].min()
+    assert 6.1 <= back <= 6.1 + scenario.policy.breaker_reset_s + scenario.policy.deadline_s + 0.2
+
+
+def test_below_the_quorum_a_request_is_lost_and_counts_against_availability(bundle):
+    scenario = world(
+        scenario={"duration_s": 10.0},
+        load={"arrivals": "fixed", "rate_per_s": 10.0},
+        policy={"quorum": 3},
+        fault=[{"at_s": 4.999, "kind": "off", "nodes": [1, 3]}],
+    )
+    row, _ = simulate_once(scenario, bundle)
+    assert (row["requests"], row["answers"], row["lost"], row["availability"]) == (100, 50, 50, 0.5)
+    assert row["accuracy"] == pytest.approx(bundle.table.accuracy[0b1111])
+    assert row["accuracy_per_request"] == pytest.approx(bundle.table.accuracy[0b1111] / 2)
+    assert row["windows"][-1]["accuracy"] is None
+
+
+def test_a_corrupt_reply_is_a_failure_of_its_node_and_is_not_fused(bundle):
+    scenario = world(fault=[{"at_s": 0.0, "kind": "corrupt", "nodes": [2]}])
+    _, trace = simulate_once(scenario, bundle)
+    assert (trace.mask == 0b1011).all()
+    assert not trace.waited.any()
+    assert trace.good[0, 2] == 0
+
+
+def test_a_delay_that_fits_into_the_deadline_only_costs_time(bundle):
+    scenario = world(load={"rate_per_s": 10.0}, fault=[{"at_s": 0.0, "kind": "delay", "nodes": [2], "delay_s": 0.05}])
+    _, trace = simulate_once(scenario, bundle)
+    assert (trace.mask == 0b1111).all()
+    assert trace.latency_s.min() >= 0.05
+
+
+@pytest.mark.parametrize("link", [{"p_loss": 0.1}, {"p_loss": 0.01, "p_loss_bad": 0.5, "good_s": 3.0, "bad_s": 1.0}])
+def test_a_link_loses_the_share_that_its_law_says(link):
+    link = LinkConfig(**link)
+    channel, rng, num = Channel(link), np.random.default_rng(0), 100_000
+    lost = sum(channel.lost(0.05 * k, *rng.random(2)) for k in range(num))
+    p_bad = link.bad_s / (link.good_s + link.bad_s) if link.good_s else 0.0
+    assert lost / num == pytest.approx((1 - p_bad) * link.p_loss + p_bad * link.p_loss_bad, rel=0.06)
+
+
+def test_losses_of_a_bursty_link_come_together():
+    link = LinkConfig(p_loss=0.0, p_loss_bad=1.0, good_s=9.0, bad_s=1.0)
+    channel, rng = Channel(link), np.random.default_rng(0)
+    lost = np.array([channel.lost(0.1 * k, *rng.random(2)) for k in range(50_000)])
+    # P(bad 0.1 s later | bad) = π + (1 − π) e^−(1/9 + 1)/10
+    assert lost[1:][lost[:-1]].mean() == pytest.approx(0.1 + 0.9 * np.exp(-(1 / 9 + 1) * 0.1), abs=0.02)
+
+
+def test_churn_takes_as_much_time_off_as_its_means_say(bundle):
+    scenario = world(
+        scenario={"duration_s": 200_000.0}, load={"rate_per_s": 0.01}, nodes={"mtbf_s": 300.0, "mttr_s": 100.0}
+    )
+    row, _ = simulate_once(scenario, bundle)
+    for node in row["nodes"]:
+        assert node["on"] == pytest.approx(0.75, abs=0.04)
+
+
+def test_a_battery_lasts_as_long_as_its_energy(bundle):
+    deployment = bundle_deployment(bundle)
+    work = deployment.work[0]
+    scenario = world(
+        scenario={"duration_s": 2000.0},
+        load={"arrivals": "fixed", "rate_per_s": 10.0},
+        nodes={"joule_per_mac": 1e-5, "joule_per_byte": 1e-6, "idle_w": 0.02},
+        node=[{"device": 0, "battery_j": 50.0}],
+    )
+    row, trace = simulate_once(scenario, bundle)
+    request_j = work.macs * 1e-5 + (work.request_bytes + work.reply_bytes) * 1e-6
+    [death] = trace.events
+    assert (death.node, death.event) == (0, "off")
+    assert death.time_s == pytest.approx(50.0 / (10.0 * request_j + 0.02), abs=2.0)
+    assert row["nodes"][0]["energy_j"] == pytest.approx(50.0, rel=0.01)
+    assert row["nodes"][1]["energy_j"] == pytest.approx(2000 * (10 * request_j + 0.02), rel=0.01)
+
+
+def test_a_group_shares_its_fate_in_every_cell_of_its_own(bundle):
+    scenario = world(
+        scenario={"duration_s": 3000.0},
+        load={"rate_per_s": 0.1},
+        fleet={"cells": 3},
+        group=[{"name": "strip", "nodes": [1, 2], "mtbf_s": 100.0, "mttr_s": 10.0}],
+    )
+    _, trace = simulate_once(scenario, bundle)
+    assert {event.node for event in trace.events} == {1, 2}
+    times = {cell: [e.time_s for e in trace.events if e.cell == cell and e.node == 1] for cell in range(3)}
+    for cell, mine in times.items():
+        assert mine == [e.time_s for e in trace.events if e.cell == cell and e.node == 2]
+        assert len(mine) > 10
+    assert times[0] != times[1]
+
+
+def test_the_front_tier_leaves_out_cells_that_cannot_reach_their_quorum(bundle):
+    scenario = world(
+        scenario={"duration_s": 20.0},
+        load={"arrivals": "fixed", "rate_per_s": 30.0},
+        policy={"quorum": 3},
+        fleet={"cells": 3},
+        fault=[{"at_s": 5.0, "kind": "off", "nodes": [0, 1], "cells": [2]}],
+    )
+    row, trace = simulate_once(scenario, bundle)
+    # Each node fails in at most a few requests that are under way before its cell is known to be down.
+    assert 0 < row["lost"] <= 5
+    assert row["worst_cell"]["cell"] == 2
+    assert trace.asked[0].min() > 1.4 * trace.asked[2].max()
+
+
+def test_clients_of_a_closed_load_wait_for_their_answers(bundle):
+    scenario = world(
+        scenario={"duration_s": 10.0},
+        load={"arrivals": "closed", "concurrency": 3},
+        aggregator={"overhead_s": 0.014},
+        nodes={"service_s": 0.001},
+        link={"latency_s": 0.0025},
+    )
+    _, trace = simulate_once(scenario, bundle)
+    assert len(trace.latency_s) == pytest.approx(3 * 10.0 / 0.02, abs=3)
+    np.testing.assert_allclose(trace.latency_s[3:], 0.02)  # the first three meet at the devices
+
+
+def test_the_same_seed_gives_the_same_json_and_another_seed_does_not(bundle):
+    scenario = world(nodes={"service_cv": 0.3, "mtbf_s": 3.0, "mttr_s": 0.5}, link={"jitter_s": 0.001, "p_loss": 0.01})
+    first, again = (json.dumps(simulate(scenario, bundle)) for _ in range(2))
+    assert first == again
+    other = replace(scenario, scenario=replace(scenario.scenario, seed=1))
+    assert json.dumps(simulate(other, bundle)) != first
+
+
+def test_runs_over_seeds_and_processes_are_those_of_each_seed_alone(bundle):
+    scenario = world(scenario={"requests": 200}, nodes={"mtbf_s": 1.0, "mttr_s": 0.5})
+    both = simulate(scenario, bundle, seeds=2, compare=False)["rows"][0]
+    alone = [
+        simulate_once(replace(scenario, scenario=replace(scenario.scenario, seed=seed)), bundle)[0] for seed in (0, 1)
+    ]
+    assert {key: both[key] for key in alone[0]} == alone[0]
+    assert both["over_seeds"]["accuracy"]["mean"] == pytest.approx(np.mean([row["accuracy"] for row in alone]))
+    assert both["over_seeds"]["lost"]["sd"] == pytest.approx(np.std([row["lost"] for row in alone], ddof=1))
+
+
+def square(number):
+    return number * number
+
+
+def test_jobs_come_back_in_order_from_processes():
+    assert map_jobs(square, range(5), workers=2) == [0, 1, 4, 9, 16]
+
+
+def test_an_unknown_backend_and_a_missing_ray_are_errors_that_say_what_to_do(monkeypatch):
+    with pytest.raises(ConfigError, match="backend 'cloud': unknown; choose one of: local, ray"):
+        map_jobs(square, [1], "cloud")
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'nonn\[ray\]'"):
+        map_jobs(square, [1], "ray")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an optional extra and not installed here")
+@pytest.mark.filterwarnings("default")  # Ray's own
+def test_a_real_ray_cluster_computes_what_this_process_computes(bundle):
+    scenario = world(scenario={"requests": 100}, nodes={"mtbf_s": 1.0, "mttr_s": 0.5})
+    assert simulate(scenario, bundle, seeds=2, backend="ray") == simulate(scenario, bundle, seeds=2)
+
+
+def test_boundaries_of_a_wide_residual_network_follow_from_its_name():
+    # WRN-10-1 on 32 × 32: one convolution to 16 maps, then two in each of three stages.
+    assert boundary_elements("wrn-10-1", (3, 32, 32)) == [16384, 16384, 16384, 8192, 8192, 4096, 4096]
+    assert len(boundary_elements("wrn-40-4", (3, 32, 32))) == 37
+    assert boundary_elements("wrn-10-2", (9, 5)) == [80, 160, 160, 192, 192, 256, 256]
+    assert boundary_elements("prototypes", (1, 8, 8)) is None
+
+
+def wrn_bundle(bundle):
+    """The same bundle, whose teacher is said to be a wide residual network."""
+    teacher = {"model": "wrn-16-2", "params": 1, "macs": 100_000, "accuracy": 0.99}
+    return replace(bundle, manifest=replace(bundle.manifest, teacher=teacher))
+
+
+def test_alternatives_live_in_the_same_world_and_pay_for_it(bundle):
+    scenario = world(
+        scenario={"duration_s": 10.0},
+        load={"arrivals": "fixed", "rate_per_s": 10.0},
+        policy={"deadline_s": 0.5},
+        nodes={"speed_macs_per_s": 1e7},
+        node=[{"device": 3, "speed_macs_per_s": 2e7}],
+        link={"bandwidth_bytes_per_s": 1e7},
+        fault=[{"at_s": 4.999, "kind": "off", "nodes": [3]}],
+    )
+    result = simulate(scenario, wrn_bundle(bundle))
+    rows = {row["deployment"]: row for row in result["rows"]}
+    assert list(rows) == ["nonn", "teacher on one device", "teacher on every device", "layer splitting", "NoNN fusion"]
+    assert result["not_compared"] == []
+    assert rows["nonn"]["availability"] == 1.0
+    assert rows["teacher on one device"]["availability"] == 0.5  # the fastest is the one that dies
+    assert rows["layer splitting"]["availability"] == 0.5  # any loss is fatal
+    assert rows["layer splitting"]["accuracy"] == pytest.approx(0.99)
+    assert rows["teacher on every device"]["availability"] == 1.0
+    assert rows["teacher on every device"]["accuracy"] == pytest.approx(0.99)
+    maps_bytes = 4 * sum(boundary_elements("wrn-16-2", (1, 8, 8)))
+    before = rows["layer splitting"]["bytes_per_answer"] * rows["layer splitting"]["answers"]
+    assert before >= 50 * 2 * maps_bytes
+    assert rows["layer splitting"]["latency_s"]["p50"] > 26 * 0.001  # 13 boundaries, there and back
+    assert rows["NoNN fusion"]["accuracy"] <= rows["nonn"]["accuracy"]
+
+
+def test_the_first_answer_wins_where_every_device_has_the_whole_teacher(bundle):
+    nodes = world(node=[{"device": 1, "service_s": 0.002}], load={"rate_per_s": 5.0})
+    rows, _ = alternatives(wrn_bundle(bundle), nodes.devices(NUM_DEVICES))
+    [every] = [row for row in rows if row.first_wins]
+    scenario = replace(
+        nodes, load=LoadConfig(arrivals="fixed", rate_per_s=1.0), policy=replace(nodes.policy, deadline_s=9)
+    )
+    trace = trace_of(scenario, wrn_bundle(bundle), every)
+    teacher_s = 0.002 * 100_000 / bundle.manifest.students[1].macs
+    np.testing.assert_allclose(trace.latency_s, teacher_s + 0.002)
+    assert (trace.mask == 0b0010).all()
+
+
+def test_a_bundle_without_features_says_why_a_row_is_missing(bundle):
+    bare = {name: digest for name, digest in bundle.manifest.files.items() if name != "features.npz"}
+    poor = replace(bundle, manifest=replace(bundle.manifest, files=bare))
+    _, missing = alternatives(poor, world().devices(NUM_DEVICES))
+    assert any("features.npz" in line for line in missing)
+    assert any("prototypes" in line for line in missing)
+
+
+def test_figures_of_nothing_are_none(bundle):
+    scenario = world(scenario={"duration_s": 1e-6}, load={"rate_per_s": 1.0})
+    deployment = bundle_deployment(bundle)
+    row = summary(trace_of(scenario, bundle), deployment, scenario, NUM_DEVICES)
+    assert row["requests"] == 0
+    assert row["accuracy"] is None
+    assert row["latency_s"]["p99"] is None
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_a_million_requests_fit_into_a_minute(bundle):
+    import time
+
+    scenario = world(scenario={"requests": 20_000}, nodes={"service_cv": 0.2, "mtbf_s": 100.0, "mttr_s": 10.0})
+    start = time.process_time()
+    trace_of(scenario, bundle)
+    # 60 µs a request is the limit; a fifth of it is usual.
+    assert time.process_time() - start < 20_000 * 60e-6

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nonn_sim.cli import COMMANDS, main
+
+from nonn.bundle import Bundle, write_bundle
+from nonn.subsets import mask_of
+from tests.test_light_imports import BLOCKER
+from tests.toys import toy_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("enumerate") / "bundle", num_devices=4, num_parts=2)
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["enumerate", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^    {name}\b", shown, re.MULTILINE) for name in COMMANDS)
+
+
+def test_json_holds_the_exact_figures(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, str(bundle.path), "--law", "independent p=0.2", "--level", "0.5", "--per-class")
+    table = bundle.table
+    assert found["method"] == "exact" and found["accuracy_by_failures"] == table.by_failures()
+    p = [0.2] * 4
+    import numpy as np
+
+    assert found["law"]["expected"] == pytest.approx(table.expected(np.array(p)))
+    assert found["law"]["levels"][0]["first_fall"] is None
+    assert [d["marginal"] for d in found["devices"]] == pytest.approx(table.importance(np.array(p)).tolist())
+    assert sum(d["shapley"] for d in found["devices"]) == pytest.approx(table.accuracy[-1])
+    assert found["pair_losses"][0][3] == table.accuracy[mask_of([1, 2])]
+    # Classes weighted by their samples give the whole again, at every number of failures.
+    for row in found["accuracy_by_failures"]:
+        right = sum(c["samples"] * c["accuracy_by_failures"][row["failed"]] for c in found["per_class"])
+        assert right / table.samples == pytest.approx(row["mean"])
+    best = found["one_more_device"]["students"][0]
+    with_it = np.array(p)
+    with_it[best["student"]] = 0.04
+    assert best["expected"] == pytest.approx(table.expected(with_it))
+
+
+def test_recounting_gives_the_stored_table(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert as_json(capsys, str(bundle.path)) == as_json(capsys, str(bundle.path), "--recount")
+
+
+def test_text_shows_what_the_json_holds(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machines = tmp_path / "machines.toml"
+    machines.write_text('[[device]]\nname = "pi"\np_fail = 0.1\nmacs_per_s = 1e6\n')
+    options = [str(bundle.path), "--law", "markov mtbf_s=86400 mttr_s=600", "--level", "0.5", "--per-class"]
+    options += ["--guarantee", "accuracy>=0.1 failed<=1", "--place", str(machines)]
+    found = as_json(capsys, *options)
+    assert main(["enumerate", *options]) == 0
+    shown = capsys.readouterr().out
+    for row in found["accuracy_by_failures"]:
+        assert f"{100 * row['worst']:.2f} %" in shown
+    assert found["guarantees"][0]["holds"] and "holds: " in shown
+    days = found["law"]["levels"][0]["first_fall"]["mean_s"] / 86400
+    assert re.search(r"first missed after [\d.]+ (days|years) on average", shown) and days > 1
+    assert f"{found['placement']['latency_ms']:.2f} ms" in shown
+    assert "classes that suffer most" in shown and "Shapley" in shown
+
+
+def test_csv_has_a_line_for_every_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sets.csv"
+    assert main(["enumerate", str(bundle.path), "--csv", str(path)]) == 0
+    capsys.readouterr()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["correct"]) for row in rows] == bundle.table.correct.tolist()
+    assert rows[5]["answered"] == "0 2" and rows[5]["failed"] == "2"
+    assert sum(float(row["probability"]) for row in rows) == pytest.approx(1)
+
+
+def test_a_broken_guarantee_has_its_own_exit_code_and_names_the_set(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["enumerate", str(bundle.path), "--json", "--guarantee", "accuracy>=0.99 failed<=2"]
+    assert main(arguments) == 7
+    shown = capsys.readouterr()
+    worst = bundle.table.by_failures()[2]["worst_subset"]
+    assert f"when only devices {worst[0]}, {worst[1]} answer" in shown.err
+    assert json.loads(shown.out)["guarantees"][0]["breaking"] == worst
+
+
+def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, str(bundle.path), "--samples", "3", "--seed", "4", "--level", "0.3")
+    assert found["method"] == "sampled" and found["seed"] == 4
+    middle = found["accuracy_by_failures"][2]
+    assert middle["sampled"] == 3 < middle["subsets"] and middle["mean_low"] < middle["mean"] < middle["mean_high"]
+    assert found["law"]["levels"][0]["availability"]["low"] <= found["law"]["levels"][0]["availability"]["estimate"]
+    assert main(["enumerate", str(bundle.path), "--samples", "3"]) == 0
+    assert "95 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--law", "independant p=0.1"], 3, "did you mean 'independent'"),
+        (["--law", "groups [[7]] p_group=0.1"], 3, "unknown node 7"),
+        (["--guarantee", "be good"], 3, "guarantee 'be good'"),
+        (["--csv", "/dev/null/x.csv"], 3, "--csv /dev/null/x.csv"),
+        (["--place", "/no/machines.toml"], 3, "/no/machines.toml"),
+        (["--samples", "3", "--per-class"], 3, "--per-class needs every answering set"),
+        (["--samples", "1"], 3, "at least two"),
+    ],
+)
+def test_bad_input_has_a_message_and_its_exit_code(
+    bundle: Bundle, options: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["enumerate", str(bundle.path), *options]) == code
+    shown = capsys.readouterr()
+    assert words in shown.err and not shown.out
+
+
+def test_a_bundle_without_features_serves_its_table_but_no_classes(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    students = {i: bundle.student_path(i).read_bytes() for i in range(4)}
+    arrays = {name: bundle.arrays(name) for name in ("fusion.npz", "accuracy.npz")}
+    bare = write_bundle(tmp_path / "bare", bundle.manifest, students, arrays)
+    assert as_json(capsys, str(bare.path))["accuracy_by_failures"] == bundle.table.by_failures()
+    for option in ("--per-class", "--recount"):
+        assert main(["enumerate", str(bare.path), option]) == 3
+        assert "holds no features.npz" in capsys.readouterr().err
+    assert main(["enumerate", "/no/bundle"]) == 3
+
+
+def test_a_level_that_is_no_accuracy_is_a_usage_error(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["enumerate", str(bundle.path), "--level", "70"])
+    assert caught.value.code == 2
+    assert "between 0 and 1" in capsys.readouterr().err
+
+
+def test_it_runs_without_torch_and_networkx(bundle: Bundle) -> None:
+    allowed = BLOCKER.replace("'scipy', ", "").replace("'rich', ", "")
+    program = "from nonn_sim.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", allowed + program, "enumerate", str(bundle.path), "--recount", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["method"] == "exact"

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import argparse
+import json
+import tomllib
+
+import numpy as np
+import pytest
+from nonn_sim.commands import run as run_command
+from nonn_sim.faults import read_log
+from nonn_sim.live import check_live, timeline
+from nonn_sim.proxy import Proxies
+from nonn_sim.scenario import LinkConfig
+from nonn_sim.scenario_file import load_scenario, parse_scenario
+
+from nonn.errors import ConfigError, DataError, InputError
+from nonn.wire import Array
+from tests.serving import running_node
+from tests.toys import toy_bundle, toy_data
+
+NUM_DEVICES = 4
+# Faults end between two probes, so that chance does not decide which probe finds the device.
+SCENARIO = """
+[scenario]
+name = "live"
+seed = 3
+duration_s = 8
+
+[load]
+rate_per_s = 60
+
+[policy]
+deadline_s = 0.4
+
+[link]
+latency_s = 0.001
+
+[[fault]]
+at_s = 0.5
+kind = "partition"
+nodes = [0]
+for_s = 3.1
+
+[[fault]]
+at_s = 1.0
+kind = "corrupt"
+nodes = [2]
+for_s = 3.1
+
+[[fault]]
+at_s = 5.0
+kind = "stop"
+nodes = [1]
+for_s = 2.6
+
+[[fault]]
+at_s = 6.0
+kind = "delay"
+nodes = [0]
+for_s = 1.0
+delay_s = 0.05
+
+[[fault]]
+at_s = 7.0
+kind = "kill"
+nodes = [3]
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("live") / "bundle", num_devices=NUM_DEVICES)
+
+
+def parse(text: str):
+    return parse_scenario(tomllib.loads(text), source="s.toml")
+
+
+def command(*options: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    run_command.add_arguments(parser)
+    return parser.parse_args([str(option) for option in options])
+
+
+def test_a_real_cluster_does_what_the_simulator_says_of_it(bundle, tmp_path, capsys):
+    scenario, inputs, log = tmp_path / "live.toml", tmp_path / "test.npz", tmp_path / "log.csv"
+    scenario.write_text(SCENARIO)
+    samples, labels = toy_data(200, seed=3)
+    np.savez(inputs, inputs=samples, labels=labels)
+    options = ("--bundle", bundle.path, "--live", "--inputs", inputs, "--record", log, "--json")
+    assert run_command.run(command(scenario, *options)) == 0
+    result = json.loads(capsys.readouterr().out)
+    measured, simulated, difference = result["measured"], result["simulated"], result["difference"]
+    assert measured["lost"] == simulated["lost"] == 0
+    assert measured["requests"] == simulated["requests"] > 400
+    assert 0.5 < measured["degraded"] < 1
+    assert abs(difference["accuracy_points"]) < 0.5
+    assert abs(difference["sets_points"]) < 0.5
+    assert abs(difference["p99_share"]) < 0.15
+    happened = [(event.node, event.event) for event in read_log(log)]
+    assert happened == [(event.node, event.event) for event in timeline(load_scenario(scenario), NUM_DEVICES)]
+
+
+def ask(address: str, shape: tuple[int, ...]) -> Array:
+    """One inference at a node, as any client of the protocol makes it; returns its features."""
+    import grpc
+
+    from nonn.rpc.v1 import inference_pb2_grpc
+    from nonn.wire import CHANNEL_OPTIONS, new_request, read_tensors
+
+    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        reply = stub.ModelInfer(new_request("student-0", {"input": np.ones((1, *shape), np.uint8)}, {}), timeout=5)
+        return read_tensors(reply.outputs, reply.raw_output_contents)["features"]
+
+
+def test_a_proxy_carries_delays_spoils_and_cuts(bundle):
+    import time
+
+    import grpc
+
+    shape = bundle.manifest.input.shape
+    with running_node(bundle.path, 0) as (_, ready), Proxies([ready["address"]], [LinkConfig()]) as proxies:
+        [address] = proxies.addresses
+        honest = ask(ready["address"], shape)
+        np.testing.assert_array_equal(ask(address, shape), honest)
+
+        proxies.change(0, lambda proxy: setattr(proxy, "delay_s", 0.2))
+        start = time.monotonic()
+        np.testing.assert_array_equal(ask(address, shape), honest)
+        assert time.monotonic() - start >= 0.4  # the greeting of the connection is a reply too
+        proxies.change(0, lambda proxy: setattr(proxy, "delay_s", 0.0))
+
+        proxies.change(0, lambda proxy: setattr(proxy, "corrupt", True))
+        with pytest.raises(grpc.RpcError):
+            ask(address, shape)
+        proxies.change(0, lambda proxy: setattr(proxy, "corrupt", False))
+        np.testing.assert_array_equal(ask(address, shape), honest)
+
+        proxies.change(0, lambda proxy: proxy.partition(True))
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(address, shape)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        proxies.change(0, lambda proxy: proxy.partition(False))
+        np.testing.assert_array_equal(ask(address, shape), honest)
+
+
+def test_a_proxy_is_as_slow_as_its_link(bundle):
+    import time
+
+    link = LinkConfig(latency_s=0.05, bandwidth_bytes_per_s=1e5)
+    shape = bundle.manifest.input.shape
+    with running_node(bundle.path, 0) as (_, ready), Proxies([ready["address"]], [link]) as proxies:
+        start = time.monotonic()
+        ask(proxies.addresses[0], shape)
+        assert time.monotonic() - start >= 4 * 0.05
+
+
+def test_behind_a_proxy_a_node_that_is_gone_refuses(bundle):
+    import grpc
+
+    shape = bundle.manifest.input.shape
+    with running_node(bundle.path, 0) as (child, ready), Proxies([ready["address"]], [LinkConfig()]) as proxies:
+        child.kill()
+        child.wait()
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(proxies.addresses[0], shape)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[nodes]\nbattery_j = 5", "device 0 has battery_j"),
+        ("[link]\np_loss = 0.1", "the link of device 0 loses exchanges"),
+        ("[fleet]\ncells = 2", "fleet.cells = 2: one cell runs live"),
+        ("[policy]\nbreaker_failures = 5", "policy.breaker_failures: nonn serve has no option for it"),
+    ],
+)
+def test_what_a_real_cluster_cannot_do_is_an_error_before_it_starts(text, message):
+    scenario = parse('[scenario]\nname = "s"\nduration_s = 10\n' + text)
+    with pytest.raises(ConfigError) as caught:
+        check_live(scenario, 4)
+    assert message in str(caught.value)
+
+
+def test_a_live_run_needs_a_duration():
+    with pytest.raises(ConfigError, match=r"a live run needs scenario\.duration_s"):
+        check_live(parse('[scenario]\nname = "s"\nrequests = 10'), 4)
+
+
+def test_churn_becomes_a_timeline_of_stops_that_is_the_seeds():
+    scenario = parse('[scenario]\nname = "s"\nduration_s = 100\n[nodes]\nmtbf_s = 20\nmttr_s = 5\nrestart_s = 3')
+    events = timeline(scenario, 4)
+    assert events == timeline(scenario, 4)
+    assert {event.event for event in events} == {"stop", "resume"}
+    assert [event.time_s for event in events] == sorted(event.time_s for event in events)
+    assert events[-1].time_s < 100
+
+
+def test_inputs_that_do_not_fit_are_errors_that_name_the_file(bundle, tmp_path):
+    inputs, labels = toy_data(5, seed=0)
+    file = tmp_path / "inputs.npz"
+    with pytest.raises(DataError, match=r"inputs\.npz: no such file"):
+        run_command._samples(file, bundle)
+    np.savez(file, inputs=inputs)
+    with pytest.raises(DataError, match="arrays 'inputs' and 'labels'"):
+        run_command._samples(file, bundle)
+    np.savez(file, inputs=inputs[:, :, :4], labels=labels)
+    with pytest.raises(InputError, match=r"the bundle takes uint8 \[n, 1, 8, 8\]"):
+        run_command._samples(file, bundle)
+    np.savez(file, inputs=inputs, labels=labels[:3])
+    with pytest.raises(InputError, match=r"labels int64 \[3\] for 5 inputs"):
+        run_command._samples(file, bundle)
+    noise = run_command._samples(None, bundle)
+    assert noise.labels is None
+    assert noise.inputs.shape[1:] == bundle.manifest.input.shape

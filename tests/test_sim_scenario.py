@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from nonn_sim.commands import run as run_command
+from nonn_sim.scenario_file import load_scenario, parse_scenario
+
+from nonn.errors import ConfigError, NonnError
+
+SHIPPED = sorted((Path(__file__).parent.parent / "simulator" / "scenarios").glob("*.toml"))
+BASE = '[scenario]\nname = "s"\nduration_s = 10\n'
+
+
+def parse(text: str):
+    return parse_scenario(tomllib.loads(BASE + text), source="s.toml")
+
+
+def test_there_are_scenarios_to_start_from():
+    assert {path.stem for path in SHIPPED} >= {"pi-cluster", "wearables", "flaky-wifi", "fleet"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_scenario_can_be_read_and_is_named_as_its_file(path):
+    scenario = load_scenario(path)
+    assert scenario.scenario.name == path.stem
+    assert scenario.devices(8)
+
+
+def test_a_devices_table_overrides_the_defaults_key_by_key():
+    scenario = parse(
+        """
+        [nodes]
+        service_s = 0.5
+        mtbf_s = 10
+        mttr_s = 1
+        [link]
+        latency_s = 0.1
+        p_loss = 0.2
+        [[node]]
+        device = 1
+        speed_macs_per_s = 5.0
+        link = { latency_s = 0.3 }
+        """
+    )
+    plain, special = scenario.devices(2)
+    assert (plain.service_s, plain.speed_macs_per_s, plain.mtbf_s) == (0.5, 0.0, 10.0)
+    assert (special.service_s, special.speed_macs_per_s, special.mtbf_s) == (0.0, 5.0, 10.0)
+    assert (plain.link.latency_s, special.link.latency_s) == (0.1, 0.3)
+    assert plain.link.p_loss == special.link.p_loss == 0.2
+
+
+def test_a_devices_table_may_leave_the_time_of_an_inference_as_it_is():
+    scenario = parse("[nodes]\nservice_s = 0.5\n[[node]]\ndevice = 0\nbattery_j = 3.0")
+    assert (scenario.devices(1)[0].service_s, scenario.devices(1)[0].speed_macs_per_s) == (0.5, 0.0)
+
+
+def test_a_fault_of_a_group_is_of_its_devices_and_of_those_named():
+    scenario = parse(
+        '[[group]]\nname = "g"\nnodes = [2, 0]\n[[fault]]\nat_s = 1\nkind = "kill"\ngroup = "g"\nnodes = [5]'
+    )
+    assert scenario.targets(scenario.faults[0]) == (0, 2, 5)
+
+
+FAULT = '[[fault]]\nat_s = 1\nkind = "kill"\n'
+IMPOSSIBLE = {
+    "unknown section": ("[noodes]\nservice_s = 1.0", "unknown key 'noodes'; did you mean 'nodes'?"),
+    "unknown key": ("[load]\nrate_per_sec = 3", "unknown key 'load.rate_per_sec'; did you mean 'load.rate_per_s'?"),
+    "unknown key of a node": (
+        "[nodes]\nspeed = 3",
+        "unknown key 'nodes.speed'; did you mean 'nodes.speed_macs_per_s'?",
+    ),
+    "unknown key of a fault": (FAULT + "node = [1]", "unknown key 'fault[0].node'; did you mean 'fault[0].nodes'?"),
+    "type": ('[load]\nrate_per_s = "many"', "'load.rate_per_s' must be a number"),
+    "both lengths": ("requests = 5", "duration_s = 10 and requests = 5 are both given; give one"),
+    "negative rate": ("[load]\nrate_per_s = -1", "load.rate_per_s = -1.0: must be a number of at least 0"),
+    "no rate": ("[load]\nrate_per_s = 0", "load.rate_per_s = 0.0: must be above 0"),
+    "infinite": ("[aggregator]\noverhead_s = inf", "aggregator.overhead_s = inf"),
+    "arrivals": ('[load]\narrivals = "poison"', "load.arrivals = 'poison': did you mean 'poisson'?"),
+    "policy": ("[policy]\ndeadline_s = 0.0", "s.toml: [policy] deadline_s = 0.0"),
+    "policy key": ("[policy]\ndeadlin_s = 1.0", "unknown key 'policy.deadlin_s'; did you mean 'policy.deadline_s'?"),
+    "probability": ("[link]\np_loss = 1.5", "nodes: link.p_loss = 1.5: must be a probability"),
+    "half a channel": ("[link]\ngood_s = 5", "good_s and bad_s go together"),
+    "half of churn": ("[nodes]\nmtbf_s = 5", "mtbf_s and mttr_s go together"),
+    "two speeds": ("[nodes]\nservice_s = 1\nspeed_macs_per_s = 1", "speed_macs_per_s is given too; give one"),
+    "group of nobody": ('[[group]]\nname = "g"\nnodes = []', "group 'g' is a group of nobody"),
+    "two groups": ('[[group]]\nname = "g"\nnodes = [1]\n' * 2, "group[1].name = 'g': give each group its own name"),
+    "unknown group": (FAULT + 'group = "g"', "fault[0].group = 'g': there is no such group"),
+    "fault of nobody": (FAULT, "fault[0].nodes = []: name nodes or a group"),
+    "negative node": (FAULT + "nodes = [-1]", "devices are numbered from 0"),
+    "kind": (FAULT.replace("kill", "kil") + "nodes = [1]", "fault[0].kind = 'kil': unknown; did you mean 'kill'?"),
+    "negative time": (FAULT.replace("1", "-1") + "nodes = [1]", "fault[0].at_s = -1.0: must be a number of at least 0"),
+    "an end that lasts": (FAULT.replace("kill", "restart") + "nodes = [1]\nfor_s = 2", "'restart' ends a fault"),
+    "a delay of nothing": (FAULT.replace("kill", "delay") + "nodes = [1]", "fault[0].delay_s = 0.0"),
+    "overlap": (
+        FAULT + "nodes = [1]\nevery_s = 2\nfor_s = 3",
+        "a fault that comes again needs a for_s that is shorter",
+    ),
+    "cell": (FAULT + "nodes = [1]\ncells = [1]", "fault[0].cells = [1]: cells are numbered from 0 to 0"),
+    "no cell": ("[fleet]\ncells = 0", "fleet.cells = 0: must be at least 1"),
+    "nameless device": ("[[node]]\nservice_s = 1", "'node[0].device' must be the number of a device, not None"),
+    "device twice": ("[[node]]\ndevice = 1\n" * 2, "'node[1].device' = 1: this device has a [[node]] table already"),
+    "link": ("[[node]]\ndevice = 1\nlink = 3", "'node[0].link' must be a table"),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_an_impossible_scenario_is_an_error_that_names_file_and_key(what):
+    text, message = IMPOSSIBLE[what]
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert str(caught.value).startswith("s.toml: ")
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_a_scenario_without_a_length_is_an_error():
+    with pytest.raises(ConfigError, match="neither duration_s nor requests is given"):
+        parse_scenario({"scenario": {"name": "s"}})
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+        load_scenario(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[node]]\ndevice = 4", "node with device = 4: there is no node 4; the bundle has 0 to 3"),
+        ('[[group]]\nname = "g"\nnodes = [1, 9]', "group 'g': there is no node 9"),
+        (FAULT + "nodes = [7]", "fault[0]: there is no node 7"),
+        ("[policy]\nquorum = 5", "policy.quorum = 5: the bundle has only 4 devices"),
+    ],
+)
+def test_a_device_that_the_bundle_does_not_have_is_found_when_the_two_meet(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(text).devices(4)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--live", "--seeds", "3"], "--live is one run"),
+        (["--inputs", "x.npz"], "add --live"),
+    ],
+)
+def test_options_that_contradict_each_other_are_errors(options, message):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    run_command.add_arguments(parser)
+    arguments = parser.parse_args([str(SHIPPED[0]), "--bundle", "nowhere", *options])
+    with pytest.raises(NonnError, match=message):
+        run_command.run(arguments)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nonn import pipeline, study
+from nonn.cli import main
+from nonn.config import Experiment, load_experiment
+from nonn.errors import ConfigError
+from nonn.fusion import RidgePerSet, gram
+from nonn.study import ROWS, evaluate_head, run_study, summarise
+from nonn.subsets import members
+from tests.conftest import TINY
+
+SETS = (
+    *TINY,
+    "experiment.name=ladder",
+    "teacher.epochs=2",
+    "distill.epochs=1",
+    "partition.parts=4",
+    "graph.percentile=50",
+    "study.seeds=[0, 1]",
+)
+
+
+@pytest.fixture(scope="module")
+def ladder() -> Experiment:
+    return load_experiment(None, SETS)
+
+
+@pytest.fixture(scope="module")
+def finished(ladder: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    runs = tmp_path_factory.mktemp("study")
+    return runs, run_study(ladder, runs)
+
+
+def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_serves(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    runs, result = finished
+    assert result["complete"] and result["seeds"] == [0, 1]
+    assert {row["method"] for row in result["rows"]} == set(ROWS)
+    for name in ROWS:
+        rows = [row for row in result["rows"] if row["method"] == name]
+        assert {row["head"] for row in rows} == {"trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"}
+        assert [row["head"] for row in rows if row["own"]] == ["ridge" if name == "ours" else "trained"]
+        for row in rows:
+            assert [line["failed"] for line in row["accuracy_by_failures"]] == [0, 1, 2, 3]
+            assert set(row["expected"]) == {"0.1", "0.3", "0.5"} and len(row["sd"]) == 4
+    assert json.loads((runs / "ladder" / "study" / "study.json").read_text()) == json.loads(json.dumps(result))
+    assert "<svg" in (runs / "ladder" / "study" / "study.svg").read_text()
+    lines = list(csv.DictReader((runs / "ladder" / "study" / "study.csv").read_text().splitlines()))
+    assert len(lines) == 4 * len(result["rows"])
+    assert float(lines[0]["mean"]) == result["rows"][0]["accuracy_by_failures"][0]["mean"]
+
+
+def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path, dict[str, Any]]) -> None:
+    rows = {row["method"]: row for row in finished[1]["rows"] if row["own"]}
+    assert {name: row["parts"] for name, row in rows.items()} == {
+        "nonn": 4, "jeong-4": 2, "jeong-2": 1, "rocoin": 2, "copies": 1, "ours": 4,
+    }  # fmt: skip
+    assert rows["copies"]["part_sizes"] == [64] and rows["ours"]["part_sizes"] == [16] * 4
+    assert len({row["student"] for row in rows.values()}) == 1
+    # The bridge to a wider part is all that differs between students.
+    assert rows["copies"]["params"] - rows["ours"]["params"] == 64 * 48 + 2 * 48
+    assert rows["copies"]["bytes_per_answer"] == 4 * 4 * 64
+
+
+def test_a_finished_study_trains_and_evaluates_nothing_again(
+    finished: tuple[Path, dict[str, Any]], ladder: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(study, "fit_heads", lambda *a, **k: pytest.fail("fitted again"))
+    assert run_study(ladder, finished[0])["rows"] == finished[1]["rows"]
+
+
+def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
+    finished: tuple[Path, dict[str, Any]], ladder: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    calls = []
+    original = study.fit_heads
+
+    def fit_heads(*args: Any, **kwargs: Any) -> Any:
+        if calls:
+            raise KilledError
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(study, "fit_heads", fit_heads)
+    few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("ours", "copies")))
+    with pytest.raises(KilledError):
+        run_study(few, tmp_path)
+    partial = json.loads((tmp_path / "ladder" / "study" / "study.json").read_text())
+    assert not partial["complete"] and {row["method"] for row in partial["rows"]} == {"ours"}
+
+
+def test_shared_replicas_answer_alike_whichever_copy_survives() -> None:
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(50, 3)).astype(np.float32) for _ in range(2)]
+    labels = rng.integers(0, 3, 50)
+    head = RidgePerSet(*gram(np.concatenate(features, axis=1), rng.normal(size=(50, 3))), 1e-2, (3, 3))
+    shared = evaluate_head(head, features, labels, [0, 1, 0, 1])
+    for mask in range(1, 16):
+        arrived = {i % 2: features[i % 2] for i in members(mask)}
+        assert shared["correct"][mask] == (head.logits(arrived).argmax(axis=1) == labels).sum()
+    assert shared["by_failures"][0]["cev"] == shared["by_failures"][0]["sde"] == 0
+    assert shared["by_failures"][2]["cev"] > 0
+
+
+def test_means_and_deviations_are_over_seeds(ladder: Experiment, finished: tuple[Path, dict[str, Any]]) -> None:
+    folder = finished[0] / "ladder" / "study"
+    results = [json.loads((folder / f"ours-{s}" / "evaluation" / "result.json").read_text()) for s in (0, 1)]
+    row = next(r for r in summarise(ladder, results, complete=True)["rows"] if r["own"])
+    values = [r["heads"]["ridge"]["by_failures"][2]["mean"] for r in results]
+    assert row["accuracy_by_failures"][2]["mean"] == pytest.approx(np.mean(values))
+    assert row["sd"][2] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_the_command_prints_a_table_or_json_alone(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ladder.toml").write_text("")
+    arguments = ["study", str(tmp_path / "ladder.toml"), "--runs", str(finished[0])]
+    arguments += [a for item in SETS for a in ("--set", item)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "ridge *" in out and "copies, M = 1" in out and "ECE at 2" in out
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["experiment"] == "ladder"
+
+
+@pytest.mark.parametrize("text", ["study.rows=['theirs']", "study.rows=[]", "study.seeds=[]", "study.seeds=[-1]"])
+def test_rows_and_seeds_that_do_not_exist_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"study\."):
+        load_experiment(None, [text])
