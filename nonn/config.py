@@ -29,6 +29,7 @@ __all__ = [
     "ExperimentConfig",
     "FusionConfig",
     "GraphConfig",
+    "GuaranteesConfig",
     "PartitionConfig",
     "StudentConfig",
     "StudyConfig",
@@ -175,6 +176,14 @@ class FusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuaranteesConfig:
+    """What a bundle must promise before it is written; the forms are those of `nonn-sim enumerate --guarantee`."""
+
+    require: tuple[str, ...] = ()  # such as "accuracy>=0.70 failed<=4" or "P(accuracy>=0.70)>=0.999"
+    law: str = ""  # for those with P( ) or expected; empty is independent failures with devices.p_fail
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """What `nonn study` compares; see nonn/study.py for the rows."""
 
@@ -195,6 +204,7 @@ class Experiment:
     student: StudentConfig = field(default_factory=StudentConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    guarantees: GuaranteesConfig = field(default_factory=GuaranteesConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
 
 

@@ -42,6 +42,7 @@ from nonn.provenance import code_version
 from nonn.report import write_report
 from nonn.stages import Stage, exclusive, open_stage
 from nonn.students import Student, check_budget, measure_cost
+from nonn.subsets import SubsetTable
 from nonn.teacher import Normalise, Teacher, TeacherTask, build_teacher, load_weights
 from nonn.trainer import Progress, Task, batches, fit
 
@@ -280,6 +281,7 @@ class Run:
                 "students": before.key,
                 "fusion": dataclasses.asdict(config.fusion),
                 "p_fail": config.devices.p_fail,
+                "guarantees": dataclasses.asdict(config.guarantees),
                 "name": config.experiment.name,
             },
         )
@@ -331,6 +333,7 @@ class Run:
         with bar("all answering sets", 1) as tick:
             table = enumerate_subsets(head, features, data.test.labels)
             tick(1, f"{len(table.correct):,} × {table.samples:,} samples")
+        self._check_guarantees(table)
         cost = measure_cost(teacher, data.input_shape)
         manifest = Manifest(
             experiment=config.experiment.name,
@@ -370,6 +373,21 @@ class Run:
                 "graph.npz": {"weights": graph},
             },
         )
+
+    def _check_guarantees(self, table: SubsetTable) -> None:
+        """Refuses to write a bundle that breaks a promise.
+
+        Raises:
+            GuaranteeError: names the answering set that breaks it.
+        """
+        promised = self.experiment.guarantees
+        if not promised.require:
+            return
+        from nonn_sim.guarantees import check_guarantees  # it judges bundles of any origin, after the fact too
+        from nonn_sim.laws import parse_law
+
+        law = parse_law(promised.law or f"independent p={self.experiment.devices.p_fail}", table.num_devices)
+        check_guarantees(table, law, promised.require)
 
     def _design(self, partition: Partition) -> Design:
         """Which device learns which parts."""

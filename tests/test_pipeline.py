@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from nonn import pipeline
 from nonn.bundle import Bundle, load_bundle
 from nonn.config import BudgetConfig, Experiment, load_experiment
-from nonn.errors import BudgetError, ConfigError, DataError, PartitionError
+from nonn.errors import BudgetError, ConfigError, DataError, GuaranteeError, PartitionError
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet, enumerate_subsets
 from nonn.pipeline import Run
@@ -218,3 +218,12 @@ def test_assistants_and_generations_are_stages_of_their_own(tmp_path: Path) -> N
     assert folders == {"teacher", "assistant-1", "partition", "students-1", "students"}
     first = load_file(tmp_path / "schedule" / "students-1" / "students.safetensors")
     assert any(not torch.equal(v, first[k]) for k, v in students.state_dict().items())
+
+
+def test_a_bundle_that_breaks_a_promise_is_not_written(runs: Path, tiny: Experiment, tiny_bundle: Bundle) -> None:
+    kept = change(tiny, "guarantees", require=("accuracy>=0.5 failed<=1", "P(accuracy>=0.5)>=0.9"))
+    Run(kept, runs).execute()
+    before = load_bundle(runs / "tiny" / "bundle").hash
+    with pytest.raises(GuaranteeError, match=r"0\.9999"):
+        Run(change(tiny, "guarantees", require=("accuracy>=0.9999 failed<=3",)), runs).execute()
+    assert load_bundle(runs / "tiny" / "bundle").hash == before

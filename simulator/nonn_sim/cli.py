@@ -16,7 +16,7 @@ __all__ = ["COMMANDS", "main"]
 
 # Each is a module nonn_sim.commands.<name> with SUMMARY, add_arguments(parser) and run(args). They import what they
 # need when they run, so that `nonn-sim --help` stays fast.
-COMMANDS = ("enumerate",)
+COMMANDS = ("enumerate", "run", "replay")
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
