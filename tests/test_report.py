@@ -28,15 +28,12 @@ from nonn.report.build import filter_graph
 from nonn.report.html import render_page
 from nonn.report.table import (
     as_text,
-    device_table,
     failure_table,
     headline,
-    live_table,
-    markdown_report,
     percent,
     points,
-    text_report,
 )
+from nonn.report.text import markdown_report, report_tables, text_report
 from nonn.subsets import membership
 from tests.toys import CLASSES, WIDTH, toy_bundle
 
@@ -64,7 +61,14 @@ def sixteen(toy: Bundle, path: Path) -> Bundle:
     correct = membership(16) @ np.arange(1, 17)
     head = ZeroFill(np.ones((16 * WIDTH, CLASSES)), np.zeros(CLASSES), [WIDTH] * 16)
     table = {"correct": correct, "samples": np.array(1000)}
-    return rewritten(toy, path, {"fusion.npz": head.to_arrays(), "accuracy.npz": table}, students=students)
+    recorded, labels = toy.features
+    features: dict[str, NDArray[Any]] = {"labels": labels, **{f"device_{i}": recorded[i % 8] for i in range(16)}}
+    arrays: dict[str, dict[str, NDArray[Any]]] = {
+        "fusion.npz": head.to_arrays(),
+        "accuracy.npz": table,
+        "features.npz": features,
+    }
+    return rewritten(toy, path, arrays, students=students)
 
 
 def graph(filters: int) -> NDArray[np.float32]:
@@ -256,9 +260,13 @@ def test_live_measurements_stand_beside_the_prediction(three: Bundle) -> None:
 
 
 def test_markdown_tables_have_a_rule_and_as_many_cells_in_every_row(three: Bundle) -> None:
-    lines = [line for line in markdown_report(build_report(three, LIVE)).splitlines() if line.startswith("|")]
-    assert "| ---: | ---: | ---: | ---: | ---: | :--- |" in lines
-    assert {line.count("|") for line in lines} == {7, 10}
+    blocks = markdown_report(build_report(three, LIVE)).split("\n\n")
+    tables = [block.splitlines() for block in blocks if block.startswith("|")]
+    assert len(tables) == 8
+    assert [len({line.count("|") for line in table}) for table in tables] == [1] * 8
+    assert {table[1].strip("|-: ") for table in tables} == {""}
+    lines = tables[0]
+    assert lines[1] == "| ---: | ---: | ---: | ---: | ---: | :--- |"
     assert "| 1 | 3 | 63.33 % | 60.00 % | 70.00 % | 0 2 |" in lines
 
 
@@ -300,11 +308,9 @@ class Page(HTMLParser):
 
 def test_the_page_shows_the_numbers_of_report_json(three: Bundle, page: str) -> None:
     report, read = build_report(three, LIVE), Page(page)
-    for name, table in {
-        "failures": failure_table(report),
-        "live": live_table(report),
-        "devices": device_table(report),
-    }.items():
+    tables = report_tables(report)
+    assert set(read.tables) == {f"table-{name}" for name in tables}
+    for name, table in tables.items():
         rows = read.tables[f"table-{name}"][1 : 1 + len(table.rows)]  # between head and foot
         assert [[text for _, text in row] for row in rows] == table.cells()
         for row, source in zip(rows, table.rows, strict=True):
@@ -331,7 +337,7 @@ def test_tiles_and_sentences_of_the_page_agree_with_report_json(three: Bundle, p
 def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
     read = Page(page)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(read.tags)
-    assert read.tags.count("svg") == 3
+    assert read.tags.count("svg") == 8
     assert all(load.startswith(("#", "data:image/png;base64,")) for load in read.loads)
     assert re.findall(r"url\((?!#)", page) == []
     assert set(re.findall(r'(\S+)="https?:', page)) <= {"xmlns", "xmlns:xlink"}
@@ -391,7 +397,7 @@ def test_a_page_that_cannot_be_made_leaves_the_older_one(three: Bundle, tmp_path
 def test_a_bundle_without_a_graph_says_so_instead_of_the_picture(toy: Bundle, page: str) -> None:
     assert filter_graph(toy) is None
     without = render_page(build_report(toy))
-    assert without.count("<svg") == 2
+    assert without.count("<svg") == 7
     assert "holds no filter graph" in without
     assert "holds no filter graph" not in page
 

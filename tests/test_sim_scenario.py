@@ -67,10 +67,7 @@ FAULT = '[[fault]]\nat_s = 1\nkind = "kill"\n'
 IMPOSSIBLE = {
     "unknown section": ("[noodes]\nservice_s = 1.0", "unknown key 'noodes'; did you mean 'nodes'?"),
     "unknown key": ("[load]\nrate_per_sec = 3", "unknown key 'load.rate_per_sec'; did you mean 'load.rate_per_s'?"),
-    "unknown key of a node": (
-        "[nodes]\nspeed = 3",
-        "unknown key 'nodes.speed'; did you mean 'nodes.speed_macs_per_s'?",
-    ),
+    "unknown key of a node": ("[nodes]\nservice = 3", "unknown key 'nodes.service'; did you mean 'nodes.service_s'?"),
     "unknown key of a fault": (FAULT + "node = [1]", "unknown key 'fault[0].node'; did you mean 'fault[0].nodes'?"),
     "type": ('[load]\nrate_per_s = "many"', "'load.rate_per_s' must be a number"),
     "both lengths": ("requests = 5", "duration_s = 10 and requests = 5 are both given; give one"),

@@ -1,40 +1,67 @@
-"""``nonn report BUNDLE``: what a bundle knows about its accuracy, as a table, JSON or a page."""
+"""``nonn report BUNDLE [BUNDLE…]``: what bundles know about their accuracy, as tables, JSON, CSV or a page."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-SUMMARY = "show a bundle's accuracy against failed devices: table, JSON or page"
+SUMMARY = "show a bundle's accuracy against failed devices: table, JSON, CSV, Markdown or page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument(
+        "bundles",
+        type=Path,
+        nargs="+",
+        metavar="BUNDLE",
+        help="folder of the bundle; further ones are shown beside the first as other methods",
+    )
     parser.add_argument("--json", action="store_true", help="print report.json alone on stdout")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page that opens from disk")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report's tables as Markdown")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers as table,row,quantity,value")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from nonn.bundle import load_bundle
-    from nonn.errors import ConfigError
+    from nonn.files import atomic_file
     from nonn.report import build_report
     from nonn.report.html import write_page
-    from nonn.report.table import text_report
+    from nonn.report.text import csv_report, markdown_report, text_report
 
-    bundle = load_bundle(args.bundle)
-    report = build_report(bundle)
-    if args.html:
-        try:
-            write_page(bundle, report, args.html)
-        except OSError as exc:
-            raise ConfigError(f"--html {args.html}: cannot be written ({exc.strerror})") from exc
-        print(f"page     {args.html}", file=sys.stderr)
+    bundle, *others = [load_bundle(path) for path in args.bundles]
+    report = build_report(bundle, others=others)
+
+    def text(content: str) -> Callable[[Path], None]:
+        def write(file: Path) -> None:
+            with atomic_file(file) as temporary:
+                temporary.write_bytes(content.encode())
+
+        return write
+
+    _write("html", args.html, lambda file: write_page(bundle, report, file))
+    _write("markdown", args.markdown, text(markdown_report(report)))
+    _write("csv", args.csv, text(csv_report(report)))
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         print(text_report(report), end="")
     return 0
+
+
+def _write(option: str, file: Path | None, write: Callable[[Path], None]) -> None:
+    """Writes one file and says so on stderr; without a file, nothing."""
+    from nonn.errors import ConfigError
+
+    if file is None:
+        return
+    try:
+        write(file)
+    except OSError as exc:
+        raise ConfigError(f"--{option} {file}: cannot be written ({exc.strerror})") from exc
+    print(f"{'page' if option == 'html' else option:<9}{file}", file=sys.stderr)

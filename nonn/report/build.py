@@ -1,8 +1,8 @@
 """report.json: all that a bundle knows about its accuracy, as plain values.
 
-Every number comes from the bundle's table of all 2^N answering sets, so nothing is run again; what a live cluster
-measured is handed in and stands beside the prediction. Table, plots and page read this dict and nothing else, apart
-from the filter graph, which is too big for it.
+Numbers come from the bundle's table of all 2^N answering sets, those of classes and calibration from its recorded test
+features, so no device is run again; what a live cluster measured is handed in and stands beside the prediction. Table,
+plots and page read this dict and nothing else, apart from the filter graph, which is too big for it.
 
 Limits: as many devices as ``nonn.subsets`` enumerates. NumPy only.
 """
@@ -10,7 +10,7 @@ Limits: as many devices as ``nonn.subsets`` enumerates. NumPy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,24 +18,34 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, Student
 from nonn.errors import BundleError, InputError
+from nonn.report.classes import class_report
+from nonn.report.methods import method_rows
+from nonn.report.risk import availability
 from nonn.subsets import SubsetTable, mask_of
+from nonn.value import pair_losses, shapley_values
 
 __all__ = ["SCHEMA", "build_report", "filter_graph"]
 
 SCHEMA = 1
 
 
-def build_report(bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def build_report(
+    bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = (), others: Sequence[Bundle] = ()
+) -> dict[str, Any]:
     """Reports a bundle.
 
     Args:
         bundle: what to report.
         measured_live: what a cluster measured, a mapping a row: ``answered`` (device numbers), ``accuracy``,
             ``requests`` and ``lost``; ``failed`` and ``predicted`` are filled in where they are left out.
+        others: bundles to show beside this one, as further methods.
 
     Returns:
         report.json. ``accuracy_by_failures`` runs from 0 to N − 1 failed devices over all subsets; ``value`` of a
-        device is its Birnbaum importance under the failure law of ``expected_accuracy``.
+        device is its Birnbaum importance under the failure law of ``expected_accuracy``, ``shapley`` its Shapley value;
+        ``pair_losses`` [N, N] is the accuracy when exactly two devices are gone (on the diagonal: one).
+        ``availability`` and ``by_class`` (None without features) are those of ``nonn.report.risk`` and
+        ``nonn.report.classes``; ``methods`` holds this bundle and the others, or nothing where there are none.
 
     Raises:
         BundleError: the bundle lacks something that belongs into a report, or its failure law is none.
@@ -44,7 +54,7 @@ def build_report(bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = ()
     manifest, table = bundle.manifest, bundle.table
     p_fail = bundle.p_fail
     law = np.full(bundle.num_devices, p_fail)
-    value, accuracy = table.importance(law), table.accuracy
+    value, shapley, accuracy = table.importance(law), shapley_values(table), table.accuracy
     return {
         "schema": SCHEMA,
         "experiment": manifest.experiment,
@@ -62,12 +72,17 @@ def build_report(bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = ()
                 **_device(bundle, student),
                 "accuracy_alone": float(accuracy[mask_of([student.device])]),
                 "value": float(value[student.device]),
+                "shapley": float(shapley[student.device]),
             }
             for student in manifest.students
         ],
         "fusion": bundle.head.kind,
         "accuracy_by_failures": table.by_failures(),
         "expected_accuracy": {"law": f"independent p={p_fail:g}", "value": table.expected(law), "p_fail": p_fail},
+        "pair_losses": pair_losses(table).tolist(),
+        "availability": availability(table, p_fail),
+        "by_class": class_report(bundle),
+        "methods": method_rows([bundle, *others]) if others else [],
         "measured_live": [_live(row, table) for row in measured_live],
         "provenance": dict(manifest.provenance),
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nonn.report import plots
-from nonn.report.table import Column, Table, percent
+from nonn.report.table import Column, Table, TextColumn, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,22 +16,13 @@ __all__ = ["comparison_plot", "comparison_table"]
 _COLOURS = {"co-activation": plots.BLUE, "nonn": plots.VERMILION}
 
 
-class _Text(Column):
-    """A column of words, which stand on the left."""
-
-    @property
-    def is_number(self) -> bool:
-        """Never."""
-        return False
-
-
 def comparison_table(comparison: Mapping[str, Any]) -> Table:
     """All methods on all graphs; what could not be measured is a dash."""
     levels = [level["missing"] for level in _measured(comparison)[0]["probe"]] if _measured(comparison) else []
     columns = [
-        _Text("method", "method", str),
-        _Text("graph", "graph", str),
-        _Text("sizes", "sizes", _sizes),
+        TextColumn("method", "method", str),
+        TextColumn("graph", "graph", str),
+        TextColumn("sizes", "sizes", _sizes),
         *(
             Column(title, key, _three)
             for title, key in [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.errors import MissingExtraError
 from nonn.files import atomic_file, write_json
-from nonn.report import plots, table
+from nonn.report import classes, methods, plots, risk, table
 from nonn.report.build import build_report, filter_graph
 
 __all__ = ["render_page", "write_page", "write_report"]
@@ -29,7 +29,10 @@ _THEMED = {plots.INK: "ink", plots.BLUE: "blue", plots.GREEN: "green", plots.VER
 
 
 def write_report(
-    bundle: Bundle, folder: Path, measured_live: Iterable[Mapping[str, Any]] | None = None
+    bundle: Bundle,
+    folder: Path,
+    measured_live: Iterable[Mapping[str, Any]] | None = None,
+    others: Sequence[Bundle] = (),
 ) -> dict[str, Any]:
     """Writes report.json and report.html, each whole or not at all.
 
@@ -37,6 +40,7 @@ def write_report(
         bundle: what to report.
         folder: where to; it is made where it is missing.
         measured_live: see ``nonn.report.build_report``; None keeps what an earlier report of this very bundle holds.
+        others: bundles to show beside this one.
 
     Returns:
         What report.json holds.
@@ -47,7 +51,7 @@ def write_report(
     """
     if measured_live is None:
         measured_live = _measured_before(bundle, folder / "report.json")
-    report = build_report(bundle, measured_live)
+    report = build_report(bundle, measured_live, others)
     write_json(folder / "report.json", report)
     write_page(bundle, report, folder / "report.html")
     return report
@@ -101,6 +105,21 @@ def render_page(
     )
     environment.filters.update(percent=table.percent, count=lambda value: f"{value:,}")
     provenance = report["provenance"]
+
+    def figure(draw: Callable[[Mapping[str, Any]], str]) -> Markup:
+        return Markup(_themed(draw(report)))
+
+    optional: dict[str, Any] = {}
+    if report["methods"]:
+        optional |= {"methods": methods.methods_table(report), "methods_plot": figure(methods.methods_plot)}
+    if report["by_class"]:
+        optional |= {
+            "classes": classes.class_table(report),
+            "class_plot": figure(classes.class_plot),
+            "bias": classes.bias_table(report),
+            "calibration": classes.calibration_table(report),
+            "calibration_plot": figure(classes.calibration_plot),
+        }
     return environment.get_template(_TEMPLATE).render(
         report=report,
         headline=table.headline(report),
@@ -111,9 +130,15 @@ def render_page(
         devices=table.device_table(report),
         measures=provenance.get("partition", {}),
         config=json.dumps(provenance.get("config", {}), indent=2, ensure_ascii=False),
-        accuracy_plot=Markup(_themed(plots.accuracy_plot(report))),
-        value_plot=Markup(_themed(plots.value_plot(report))),
+        accuracy_plot=figure(plots.accuracy_plot),
+        value_plot=figure(plots.value_plot),
+        shapley_plot=figure(lambda values: plots.value_plot(values, "shapley")),
+        availability=risk.availability_table(report),
+        availability_plot=figure(risk.availability_plot),
+        pairs=risk.pair_table(report),
+        pair_plot=figure(risk.pair_plot),
         graph_plot=None if graph is None else Markup(_themed(plots.graph_plot(graph, parts))),
+        **optional,
     )
 
 

@@ -125,31 +125,36 @@ def study_plot(study: Mapping[str, Any]) -> str:
     return svg("study", "Accuracy against failed devices, by method", (7.2, 4.6), draw)
 
 
-def value_plot(report: Mapping[str, Any]) -> str:
+def value_plot(report: Mapping[str, Any], key: str = "value") -> str:
     """The value of each device as bars, in points of accuracy.
+
+    Args:
+        report: report.json.
+        key: ``value``, or ``shapley``. They get figures of their own, since the scales are far apart: redundant devices
+            share much that hangs on none of them.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     devices = report["devices"]
-    rows, value = range(len(devices)), [100 * device["value"] for device in devices]
+    rows, value = range(len(devices)), [100 * device[key] for device in devices]
     low, high = min(0.0, *value), max(0.0, *value)
     room = 0.14 * ((high - low) or 1.0)  # for the labels at the ends of the bars
 
     def draw(axes: Axes) -> None:
         bars = axes.barh(rows, value, height=0.68, color=BLUE)
-        axes.bar_label(bars, [points(device["value"]) for device in devices], padding=4)
+        axes.bar_label(bars, [points(device[key]) for device in devices], padding=4)
         axes.set_yticks(rows, [f"device {device['node']}" for device in devices])
         axes.set_ylim(len(devices) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("value, points of accuracy")
+        axes.set_xlabel(f"{'Shapley value' if key == 'shapley' else 'value'}, points of accuracy")
         axes.set_xlim(low - room if low < 0 else 0.0, high + room)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.grid(axis="x", **GRID)
         axes.set_axisbelow(True)
 
-    return svg("value", "Value of each device", (5.9, 1.0 + 0.3 * len(devices)), draw)
+    return svg(key, "Value of each device", (5.9, 1.0 + 0.3 * len(devices)), draw)
 
 
 def graph_plot(weights: NDArray[Any], parts: Sequence[Sequence[int]]) -> str:

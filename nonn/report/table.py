@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "Column",
     "Table",
+    "TextColumn",
     "as_markdown",
     "as_text",
     "device_table",
@@ -20,10 +21,9 @@ __all__ = [
     "half_gone",
     "headline",
     "live_table",
-    "markdown_report",
     "percent",
     "points",
-    "text_report",
+    "short_report",
 ]
 
 Report = Mapping[str, Any]
@@ -66,6 +66,15 @@ class Column:
     def is_number(self) -> bool:
         """Whether cells are numbers, which stand on the right."""
         return self.show is not _devices
+
+
+class TextColumn(Column):
+    """A column of words, which stand on the left."""
+
+    @property
+    def is_number(self) -> bool:
+        """Never."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ def device_table(report: Report) -> Table:
         Column("sends, bytes", "feature_bytes"),
         Column("accuracy alone", "accuracy_alone", percent),
         Column("value, points", "value", points),
+        Column("Shapley, points", "shapley", points),
     )
     return Table(columns, report["devices"])
 
@@ -163,22 +173,13 @@ def as_text(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """A table for a document."""
     rule = ["---:" if column.is_number else ":---" for column in table.columns]
-    lines = [[column.title for column in table.columns], rule, *table.cells()]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in table.cells()]
+    lines = [[column.title for column in table.columns], rule, *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def text_report(report: Report) -> str:
-    """What ``nonn report`` prints."""
-    return _laid_out(report, as_text)
-
-
-def markdown_report(report: Report) -> str:
-    """The report's headline and tables as Markdown."""
-    return _laid_out(report, as_markdown)
-
-
-def _laid_out(report: Report, lay_out: Callable[[Table], str]) -> str:
-    """Headline and tables; the live table only where there is one."""
+def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
+    """Headline, accuracy against failures and devices; the live table only where there is one."""
     expected = report["expected_accuracy"]
     blocks = [f"{headline(report)}.", lay_out(failure_table(report))]
     blocks.append(f"Expected accuracy, failures {expected['law']}: {percent(expected['value'])}")

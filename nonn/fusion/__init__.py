@@ -1,0 +1,65 @@
+"""Fusion: from the features of the devices that answered to logits, for any answering set S.
+
+Every head here is linear in the features that arrived: ``z_S = concat(f_i, i in S) · W_S + b_S``. Heads differ only
+in how W_S depends on S:
+
+- ``ZeroFill``: one fully connected layer; an absent device counts as zeros (NoNN, Bhardwaj et al. 2019).
+- ``Rescale``: the same, and what arrived is scaled by N/|S|, as dropout does.
+- ``MeanFill``: the same, and an absent device counts as the mean of its features, which folds into the bias.
+- ``ReplicaAverage``: devices that learned the same part are averaged over those that arrived, then one fully
+  connected layer over the parts (Jeong, Park, Yang 2021).
+- ``RidgePerSet``: a head of its own for every answering set, solved on demand from one Gram matrix that was fitted
+  to the teacher's logits. Reduced models per missing pattern beat imputation (Saar-Tsechansky & Provost 2007).
+- ``LogisticPerSet``: a multinomial logistic regression for every answering set, solved when it was fitted and stored;
+  sets for which there was no room have their ridge.
+
+A head may carry a temperature for every answering set. It divides the logits for the confidence alone: the logits
+themselves, and with them every answer and every accuracy table, stay as they are (``nonn.calibration``).
+
+NumPy only, in float64: the aggregator and the simulator fuse with the same lines, one request at a time or ten
+thousand at once, with the same result to the last printed digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.fusion.head import Head, head_from_arrays, softmax
+from nonn.fusion.logistic import LogisticPerSet
+from nonn.fusion.ridge import RidgePerSet, gram
+from nonn.fusion.trained import MeanFill, ReplicaAverage, Rescale, ZeroFill
+from nonn.subsets import SubsetTable
+
+__all__ = [
+    "Head",
+    "LogisticPerSet",
+    "MeanFill",
+    "ReplicaAverage",
+    "Rescale",
+    "RidgePerSet",
+    "ZeroFill",
+    "enumerate_subsets",
+    "gram",
+    "head_from_arrays",
+    "softmax",
+]
+
+
+def enumerate_subsets(head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> SubsetTable:
+    """Fuses every one of the 2^N answering sets and counts the correct answers; see ``nonn.enumeration``.
+
+    Args:
+        head: the fusion.
+        features: features of each device over the same samples, N arrays [n, d_i].
+        labels: the truth [n].
+
+    Returns:
+        The exact table; the empty set has no correct answer.
+    """
+    from nonn.enumeration import count_correct  # it knows the heads above
+
+    return SubsetTable(count_correct(head, features, labels), len(labels))

@@ -1,0 +1,94 @@
+"""A ridge regression to the teacher's logits for every answering set, from one Gram matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.errors import ShapeError
+from nonn.fusion.head import FloatArray, Head
+
+__all__ = ["RidgePerSet", "gram"]
+
+
+def gram(features: NDArray[Any], targets: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+    """Sums that a ridge head is solved from; add those of several batches together.
+
+    Args:
+        features: concatenated features of all devices φ [B, D].
+        targets: the teacher's logits y [B, K].
+
+    Returns:
+        G = Σ [φ 1]ᵀ[φ 1] of shape [D + 1, D + 1] and C = Σ [φ 1]ᵀ y of shape [D + 1, K].
+    """
+    phi = np.concatenate([features, np.ones((len(features), 1))], axis=1).astype(np.float64)
+    return phi.T @ phi, phi.T @ np.asarray(targets, dtype=np.float64)
+
+
+class RidgePerSet(Head):
+    """A ridge regression to the teacher's logits for every answering set, from one Gram matrix.
+
+    ``W_S = (Σ_SS + λ s I)⁻¹ Σ_Sy`` with Σ the covariance in the Gram matrix and s its mean variance, so that λ has no
+    unit; the intercept is not shrunk. Fitting to one-hot labels instead loses accuracy even with every device present.
+
+    Args:
+        gram_matrix: G [D + 1, D + 1], the last row and column belong to the constant 1.
+        cross: C [D + 1, K].
+        ridge: λ.
+        widths: d_i of each device [N].
+
+    Attributes:
+        mean: of each feature over the samples that were summed [D].
+
+    Raises:
+        ShapeError: the arrays do not fit each other.
+    """
+
+    kind = "ridge"
+
+    def __init__(self, gram_matrix: NDArray[Any], cross: NDArray[Any], ridge: float, widths: Sequence[int]) -> None:
+        super().__init__(widths, cross.shape[1])
+        side = int(self.offsets[-1]) + 1
+        if gram_matrix.shape != (side, side) or len(cross) != side:
+            raise ShapeError(
+                f"Gram matrix {list(gram_matrix.shape)} and cross {list(cross.shape)} for widths {self.widths}: "
+                f"both need {side} rows"
+            )
+        self.gram_matrix, self.cross = gram_matrix.astype(np.float64), cross.astype(np.float64)
+        self.ridge = float(ridge)
+        count = self.gram_matrix[-1, -1]
+        self.mean = self.gram_matrix[-1, :-1] / count
+        self._target_mean = self.cross[-1] / count
+        self._covariance = self.gram_matrix[:-1, :-1] / count - np.outer(self.mean, self.mean)
+        self._target_covariance = self.cross[:-1] / count - np.outer(self.mean, self._target_mean)
+        # A floor keeps a set of dead devices solvable: it then answers with the mean of the teacher's logits.
+        self._shrink = self.ridge * max(float(np.trace(self._covariance)) / max(side - 1, 1), 1e-12)
+
+    def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
+        rows = self.rows(mask)
+        covariance = self._covariance[np.ix_(rows, rows)] + self._shrink * np.eye(len(rows))
+        weight: FloatArray = np.linalg.solve(covariance, self._target_covariance[rows])
+        return weight, self._target_mean - self.mean[rows] @ weight
+
+    def normal_equations(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """What every set's head is solved from.
+
+        Returns:
+            Σ + λ s I [D, D], Σ_y [D, K], the mean of the features [D] and of the teacher's logits [K].
+        """
+        shrunk = self._covariance + self._shrink * np.eye(len(self._covariance))
+        return shrunk, self._target_covariance, self.mean, self._target_mean
+
+    def with_ridge(self, ridge: float) -> RidgePerSet:
+        """The same sums with another λ."""
+        return RidgePerSet(self.gram_matrix, self.cross, ridge, self.widths)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"gram": self.gram_matrix, "cross": self.cross, "ridge": np.array(self.ridge)}
+
+    @classmethod
+    def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> RidgePerSet:
+        return cls(arrays["gram"], arrays["cross"], float(arrays["ridge"]), arrays["widths"].tolist())

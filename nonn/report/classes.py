@@ -1,0 +1,230 @@
+"""Which classes pay for failed devices, and whether confidence still holds: from the recorded test features.
+
+Each answering set that is looked at is fused once, and its answers are compared with those of all devices: combined
+error variance (CEV) and symmetric distance error (SDE) of ``nonn.bias``, accuracy of every class, expected calibration
+error (ECE) of ``nonn.calibration``.
+
+Limits: at most 64 sets of each number of failures, fewer where there are many samples and classes (both bounds are in
+the result), drawn with a fixed seed. Bundles without features have no such part. NumPy only, until a figure is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bias import class_bias
+from nonn.bundle import Bundle
+from nonn.calibration import expected_calibration_error
+from nonn.errors import BundleError, ShapeError
+from nonn.report import plots
+from nonn.report.table import Column, Table, TextColumn, percent, points
+from nonn.subsets import members, membership
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "bias_table",
+    "calibration_plot",
+    "calibration_table",
+    "class_plot",
+    "class_report",
+    "class_table",
+]
+
+Report = Mapping[str, Any]
+
+_SETS = 64  # of one number of failures
+_LEAST_SETS = 4
+_LOGITS = 120_000_000  # that are fused altogether: about five seconds of one core
+_SEED = 0
+_SHOWN = 10  # classes that table and figure show
+
+
+def class_report(bundle: Bundle) -> dict[str, Any] | None:
+    """Classes and calibration by number of failures.
+
+    Returns:
+        None where the bundle holds no features; otherwise ``samples``, ``sets_at_most`` and ``seed`` of the choice of
+        sets, ``by_failures`` (rows for 0 to N − 1 failures: ``failed``, ``subsets`` there are, ``sets`` looked at, and
+        the means over these of ``accuracy``, ``confidence``, ``ece``, ``cev``, ``sde``, and ``ece_worst``), and
+        ``failed`` = ⌊N/2⌋ with ``classes``, worst first: ``class``, ``name``, ``samples``, accuracy ``intact`` and
+        ``degraded`` (mean over sets with so many failed) and their difference ``loss``; classes without a test
+        sample are left out.
+
+    Raises:
+        BundleError: the features do not fit the bundle.
+    """
+    if "features.npz" not in bundle.manifest.files:
+        return None
+    features, labels = _recorded(bundle)
+    n, num_classes = bundle.num_devices, len(bundle.manifest.classes)
+    at_most = min(_SETS, max(_LEAST_SETS, _LOGITS // (n * len(labels) * num_classes)))
+    survivors, rng = membership(n).sum(axis=1), np.random.default_rng(_SEED)
+    of_class = np.bincount(labels, minlength=num_classes)
+    intact = np.zeros(0, dtype=np.int64)
+    rows, degraded = [], np.zeros(num_classes)
+    for failed in range(n):
+        masks = np.flatnonzero(survivors == n - failed)
+        chosen = masks if len(masks) <= at_most else np.sort(rng.choice(masks, at_most, replace=False))
+        measured = []
+        for mask in chosen.tolist():
+            answer, confidence = _answers(bundle, features, mask)
+            intact = intact if failed else answer
+            right, bias = answer == labels, class_bias(intact, answer, labels, num_classes)
+            ece = expected_calibration_error(confidence, right)
+            measured.append((right.mean(), confidence.mean(), ece, bias.cev, bias.sde))
+            if failed == n // 2:
+                degraded += np.bincount(labels[right], minlength=num_classes) / len(chosen)
+        means = np.mean(measured, axis=0).tolist()
+        rows.append(
+            {
+                "failed": failed,
+                "subsets": len(masks),
+                "sets": len(chosen),
+                **dict(zip(("accuracy", "confidence", "ece", "cev", "sde"), means, strict=True)),
+                "ece_worst": float(max(row[2] for row in measured)),
+            }
+        )
+    before = np.bincount(labels[intact == labels], minlength=num_classes)
+    classes: list[dict[str, Any]] = [
+        {
+            "class": c,
+            "name": bundle.manifest.classes[c],
+            "samples": int(of_class[c]),
+            "intact": float(before[c] / of_class[c]),
+            "degraded": float(degraded[c] / of_class[c]),
+            "loss": float((before[c] - degraded[c]) / of_class[c]),
+        }
+        for c in np.flatnonzero(of_class).tolist()
+    ]
+    classes.sort(key=lambda row: row["degraded"])
+    return {
+        "samples": len(labels),
+        "sets_at_most": at_most,
+        "seed": _SEED,
+        "by_failures": rows,
+        "failed": n // 2,
+        "classes": classes,
+    }
+
+
+def class_table(report: Report, limit: int | None = _SHOWN) -> Table:
+    """The classes with the lowest accuracy while half of the devices are gone; None for all classes."""
+    columns = (
+        TextColumn("class", "name", str),
+        Column("samples", "samples"),
+        Column("all answering", "intact", percent),
+        Column(f"{report['by_class']['failed']} gone", "degraded", percent),
+        Column("lost, points", "loss", points),
+    )
+    return Table(columns, report["by_class"]["classes"][:limit])
+
+
+def bias_table(report: Report) -> Table:
+    """How unevenly the classes pay, against failed devices."""
+    columns = (
+        Column("failed", "failed"),
+        Column("sets looked at", "sets"),
+        Column("of", "subsets"),
+        Column("CEV", "cev", _three),
+        Column("SDE", "sde", _three),
+    )
+    return Table(columns, report["by_class"]["by_failures"])
+
+
+def calibration_table(report: Report) -> Table:
+    """Confidence beside accuracy, against failed devices."""
+    columns = (
+        Column("failed", "failed"),
+        Column("sets looked at", "sets"),
+        Column("accuracy", "accuracy", percent),
+        Column("confidence", "confidence", percent),
+        Column("ECE, points", "ece", points),
+        Column("ECE of the worst set", "ece_worst", points),
+    )
+    return Table(columns, report["by_class"]["by_failures"])
+
+
+def class_plot(report: Report) -> str:
+    """The worst classes as SVG: accuracy with all devices, and with half of them gone.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    rows = report["by_class"]["classes"][:_SHOWN]
+    heights, failed = range(len(rows)), report["by_class"]["failed"]
+
+    def draw(axes: Axes) -> None:
+        intact, degraded = ([100 * row[key] for row in rows] for key in ("intact", "degraded"))
+        axes.hlines(heights, degraded, intact, color=plots.VERMILION, linewidth=1.8, alpha=0.5)
+        axes.plot(intact, heights, "o", color=plots.BLUE, markersize=7, clip_on=False, label="all answering")
+        hollow: dict[str, Any] = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 2.0, "clip_on": False}
+        axes.plot(degraded, heights, "D", color=plots.VERMILION, label=f"{failed} gone, on average", **hollow)
+        # A dollar sign would start a formula; long names would squeeze the figure.
+        names = [row["name"] if len(row["name"]) <= 18 else f"{row['name'][:17]}…" for row in rows]
+        axes.set_yticks(heights, names, parse_math=False)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(right=100)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("accuracy of the class, %")
+        axes.grid(axis="x", **plots.GRID)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.5 / (0.3 * len(rows) + 0.2)), ncols=2)
+
+    return plots.svg("classes", "Classes that suffer most", (5.9, 1.4 + 0.3 * len(rows)), draw)
+
+
+def calibration_plot(report: Report) -> str:
+    """Mean confidence and accuracy against failed devices as SVG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    rows = report["by_class"]["by_failures"]
+    failed = [row["failed"] for row in rows]
+
+    def draw(axes: Axes) -> None:
+        accuracy, confidence = ([100 * row[key] for row in rows] for key in ("accuracy", "confidence"))
+        axes.plot(failed, accuracy, "o-", color=plots.BLUE, linewidth=2.2, label="accuracy")
+        axes.plot(failed, confidence, "s--", color=plots.VERMILION, linewidth=1.8, label="confidence")
+        axes.set_xticks(failed)
+        axes.set_xlabel("devices failed")
+        axes.set_ylabel("mean of the sets, %")
+        axes.grid(axis="y", **plots.GRID)
+        axes.legend(loc="lower left")
+
+    return plots.svg("calibration", "Confidence and accuracy against failed devices", (5.9, 3.2), draw)
+
+
+def _recorded(bundle: Bundle) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
+    """Test features of each device [n, d_i] and labels [n], checked against the bundle."""
+    arrays, widths = bundle.arrays("features.npz"), bundle.head.widths
+    labels = arrays.get("labels", np.zeros(0, dtype=np.int64))
+    expected = {f"device_{i}": (len(labels), width) for i, width in enumerate(widths)}
+    found = {name: array.shape for name, array in arrays.items() if name != "labels"}
+    if found != expected or labels.ndim != 1 or not len(labels) or len(widths) != bundle.num_devices:
+        raise BundleError(f"{bundle.path}/features.npz: arrays {found} for {len(labels)} labels; expected {expected}")
+    if labels.min() < 0 or labels.max() >= len(bundle.manifest.classes):
+        raise BundleError(f"{bundle.path}/features.npz: a label is none of {len(bundle.manifest.classes)} classes")
+    return [arrays[name] for name in expected], labels
+
+
+def _answers(bundle: Bundle, features: list[NDArray[Any]], mask: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Class and confidence that one answering set gives [n]."""
+    try:
+        logits = bundle.head.logits({i: features[i] for i in members(mask)}, keep=False)
+    except ShapeError as exc:
+        raise BundleError(f"{bundle.path}: features.npz does not fit the fusion: {exc}") from exc
+    answer: NDArray[np.int64] = logits.argmax(axis=1)
+    # The largest probability alone: the softmax of the whole row would be divided for nothing.
+    scaled = (logits - logits.max(axis=1, keepdims=True)) / bundle.head.temperature(mask)
+    confidence: NDArray[np.float64] = 1 / np.exp(scaled).sum(axis=1)
+    return answer, confidence
+
+
+def _three(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,151 @@
+"""How often an accuracy is kept, and which two devices must not fail together: numbers, tables and figures.
+
+Both come from the table of all answering sets, exact. Availability of a level is the probability of the sets whose
+accuracy reaches it; over a long time, with devices that come and go by themselves, it is the share of the time.
+
+Limits: NumPy only, until a figure is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nonn.report import plots
+from nonn.report.table import Column, Table, percent, points
+from nonn.subsets import SubsetTable, probabilities
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["availability", "availability_plot", "availability_table", "pair_plot", "pair_table"]
+
+Report = Mapping[str, Any]
+
+_LEVELS = 100  # steps from 0 to 100 % of accuracy
+_HARDER = (0.3, 0.5)  # laws that are shown beside the bundle's own
+_SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)  # levels that the table shows
+_PAIRS = 10  # worst pairs that the table shows
+_ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
+
+
+def availability(table: SubsetTable, p_fail: float) -> dict[str, Any]:
+    """Share of the time in which accuracy reaches a level, over the levels 0, 0.01 … 1.
+
+    Args:
+        table: accuracy of each answering set.
+        p_fail: probability with which every device is away, independently; 0.3 and 0.5 come beside it.
+
+    Returns:
+        ``levels`` [101] and ``curves``: for each law ``p_fail`` and ``share`` [101], the given law first.
+    """
+    accuracy, order = table.accuracy, np.argsort(table.accuracy)
+    levels = np.arange(_LEVELS + 1) / _LEVELS
+    starts = np.searchsorted(accuracy[order], levels)  # the first of the sets that reach the level
+    curves = []
+    for p in dict.fromkeys([p_fail, *_HARDER]):
+        law = probabilities(np.full(table.num_devices, p))[order]
+        share = np.append(law[::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
+        share[0] = 1.0  # every set reaches it; the sum is off by rounding
+        curves.append({"p_fail": float(p), "share": share.tolist()})
+    return {"levels": levels.tolist(), "curves": curves}
+
+
+def availability_table(report: Report) -> Table:
+    """Share of the time with at least so much accuracy, a row a level."""
+    curves, levels = report["availability"]["curves"], report["availability"]["levels"]
+    columns = [Column("accuracy at least", "level", lambda value: percent(value, 0))]
+    columns += [Column(f"time, p={curve['p_fail']:g}", f"share_{i}", _share) for i, curve in enumerate(curves)]
+    rows = []
+    for level in _SHOWN:
+        place = levels.index(level)
+        rows.append({"level": level, **{f"share_{i}": curve["share"][place] for i, curve in enumerate(curves)}})
+    return Table(tuple(columns), rows)
+
+
+def pair_table(report: Report, limit: int | None = _PAIRS) -> Table:
+    """The pairs of devices whose loss costs most, worst first; None for all of them."""
+    intact, pairs = report["accuracy_by_failures"][0]["mean"], report["pair_losses"]
+    nodes = [device["node"] for device in report["devices"]]
+    rows = [
+        {"first": nodes[i], "second": nodes[j], "accuracy": pairs[i][j], "loss": intact - pairs[i][j]}
+        for i, j in combinations(range(len(nodes)), 2)
+    ]
+    rows.sort(key=lambda row: row["accuracy"])
+    columns = (
+        Column("device", "first"),
+        Column("and device", "second"),
+        Column("accuracy without both", "accuracy", percent),
+        Column("lost, points", "loss", points),
+    )
+    return Table(columns, rows[:limit])
+
+
+def availability_plot(report: Report) -> str:
+    """Availability curves as SVG: the bundle's law strong, harder ones lighter.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    curves = report["availability"]["curves"]
+    levels = [100 * level for level in report["availability"]["levels"]]
+    looks = [("-", 2.4, 1.0), ((0, (5, 2)), 1.7, 0.7), ((0, (1, 1.4)), 1.7, 0.7)]
+    # Below the lowest accuracy of any set that answers, every curve is flat: the figure starts just left of its end.
+    flat = [place for place in range(1, len(levels)) if all(c["share"][place] == c["share"][1] for c in curves)]
+    start = max(levels[flat[-1]] - 5, 0.0)
+
+    def draw(axes: Axes) -> None:
+        for number, (curve, (stroke, width, alpha)) in enumerate(zip(curves, looks, strict=False)):
+            share = [100 * value for value in curve["share"]]
+            colour = plots.VERMILION if number else plots.BLUE
+            line: dict[str, Any] = {"linestyle": stroke, "linewidth": width, "alpha": alpha, "color": colour}
+            axes.step(levels, share, where="pre", label=f"each away {100 * curve['p_fail']:g} % of the time", **line)
+        axes.set_xlim(start, 100)
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("accuracy of at least, %")
+        axes.set_ylabel("share of the time, %")
+        axes.grid(**plots.GRID)
+        axes.legend(loc="lower left")
+
+    return plots.svg("availability", "How often an accuracy is kept", (5.9, 3.4), draw)
+
+
+def pair_plot(report: Report) -> str:
+    """Heat map of pairs of losses as SVG: the stronger the colour, the more accuracy goes with both devices.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    accuracy = np.array(report["pair_losses"])
+    loss = np.maximum(report["accuracy_by_failures"][0]["mean"] - accuracy, 0.0)
+    # At more than 0.6 the number in the cell could not be read in both colour schemes.
+    opacity = 0.6 * loss / (loss.max() or 1.0)
+    names = [str(device["node"]) for device in report["devices"]]
+
+    def draw(axes: Axes) -> None:
+        from matplotlib.patches import Rectangle
+
+        for (i, j), value in np.ndenumerate(accuracy):
+            cell: dict[str, Any] = {"facecolor": plots.VERMILION, "alpha": float(opacity[i, j]), "linewidth": 0}
+            axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, **cell))
+            if len(names) <= _ANNOTATED:
+                axes.text(j, i, percent(value, 1)[:-2], ha="center", va="center", fontsize=9.5)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_aspect("equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(range(len(names)), names)
+            axis.set_label_text("device gone")
+            axis.set_tick_params(length=0)
+        for edge in axes.spines.values():
+            edge.set_visible(False)
+
+    return plots.svg("pairs", "Accuracy when two devices are gone", (5.0, 4.8), draw)
+
+
+def _share(value: float) -> str:
+    """A share of the time, to minutes in a month."""
+    return percent(value, 3)

@@ -1,0 +1,73 @@
+"""The whole report as text: for terminals, as Markdown for documents, and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from nonn.report.classes import bias_table, calibration_table, class_table
+from nonn.report.methods import methods_table
+from nonn.report.risk import availability_table, pair_table
+from nonn.report.table import Table, as_markdown, as_text, device_table, failure_table, live_table, short_report
+
+__all__ = ["csv_report", "markdown_report", "report_tables", "text_report"]
+
+Report = Mapping[str, Any]
+
+
+def text_report(report: Report) -> str:
+    """What ``nonn report`` prints: the short tables, and the methods where there are several."""
+    text = short_report(report, as_text)
+    return f"{text}\n{as_text(methods_table(report))}\n" if report["methods"] else text
+
+
+def markdown_report(report: Report) -> str:
+    """The report's headline and all of its tables as Markdown."""
+    later = [
+        f"## {title}\n\n{as_markdown(table)}"
+        for title, table in report_tables(report).items()
+        if title not in ("failures", "live", "devices")
+    ]
+    return "\n\n".join([short_report(report, as_markdown).rstrip(), *later]) + "\n"
+
+
+def report_tables(report: Report) -> dict[str, Table]:
+    """Every table of the report by its name, as far as the report has it."""
+    tables = {"failures": failure_table(report), "availability": availability_table(report)}
+    tables["devices"] = device_table(report)
+    if len(report["devices"]) > 1:
+        tables["pairs"] = pair_table(report)
+    if report["measured_live"]:
+        tables["live"] = live_table(report)
+    if report["methods"]:
+        tables["methods"] = methods_table(report)
+    if report["by_class"]:
+        tables["classes"] = class_table(report)
+        tables["bias"] = bias_table(report)
+        tables["calibration"] = calibration_table(report)
+    return tables
+
+
+def csv_report(report: Report) -> str:
+    """All numbers of the tables with all their digits, a value a line: ``table,row,quantity,value``.
+
+    ``row`` counts from 0 in the order of the table; ``quantity`` is the key in report.json. Pairs and classes are all
+    there, not just the worst; device lists are separated by spaces.
+    """
+    tables = report_tables(report)
+    if "pairs" in tables:
+        tables["pairs"] = pair_table(report, None)
+    if "classes" in tables:
+        tables["classes"] = class_table(report, None)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["table", "row", "quantity", "value"])
+    for name, table in tables.items():
+        for number, row in enumerate(table.rows):
+            for column in table.columns:
+                value = row[column.key]
+                shown = " ".join(map(str, value)) if isinstance(value, list) else value
+                writer.writerow([name, number, column.key, shown])
+    return buffer.getvalue()
