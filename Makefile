@@ -9,7 +9,7 @@ demo: $(READY)            ## train, distil, launch eight devices, kill them one 
 	$(BIN)/nonn demo
 
 test: $(READY)            ## all tests; fails below 85 % of lines covered
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 check: $(READY)           ## format, lint, types, import contract, stub drift
 	$(BIN)/ruff format --check .
