@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,8 +26,9 @@ from nonn.bundle import Bundle, load_bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import load_experiment
-from nonn.files import code_version, write_json
+from nonn.files import write_json
 from nonn.fusion import ZeroFill, enumerate_subsets
+from nonn.provenance import code_version, machine
 from nonn.subsets import members
 
 RESULTS = Path(__file__).parent / "results" / "bench.json"
@@ -126,18 +124,6 @@ BENCHES: dict[str, Callable[[Bundle], Figures]] = {
 }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures belong to."""
-    packages = ("torch", "numpy", "grpcio", "onnxruntime", "protobuf")
-    model = [x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {model[0] if model else 'unknown'}",
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
-        "code_version": code_version(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
 def main() -> None:
     """Runs the benches asked for and writes what they found beside what earlier runs found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -159,7 +145,9 @@ def main() -> None:
     for key, value in figures.items():
         print(f"{key:28} {value:.4g}")
     if not args.only:
-        write_json(args.out, {**{k: round(v, 6) for k, v in figures.items()}, **machine()})
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        rounded = {key: round(value, 6) for key, value in figures.items()}
+        write_json(args.out, {**rounded, "machine": machine(), "code_version": code_version(), "date": date})
         print(f"written to {args.out}")
 
 

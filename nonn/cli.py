@@ -12,7 +12,7 @@ from nonn import __version__
 from nonn.errors import NonnError
 from nonn.extras import missing_extra
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "run_command"]
 
 # Each is a module nonn.commands.<name> with SUMMARY, add_arguments(parser) and run(args). They import what they need
 # when they run, so that `nonn --help` stays fast.
@@ -23,34 +23,51 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="nonn", description="One teacher, many small students, one answer.")
-    parser.add_argument("--version", action="version", version=f"nonn {__version__}")
+    return run_command("nonn", "One teacher, many small students, one answer.", "nonn.commands", COMMANDS, argv)
+
+
+def run_command(prog: str, summary: str, package: str, commands: Sequence[str], argv: Sequence[str] | None) -> int:
+    """Runs a command line of several commands.
+
+    Args:
+        prog: name of the program.
+        summary: what it is, for its help.
+        package: where the commands' modules are.
+        commands: their names.
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        The exit code: that of the command, or of the error that ended it, which is printed on stderr.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=summary)
+    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = importlib.import_module(f"nonn.commands.{name}")
+    for name in commands:
+        module = importlib.import_module(f"{package}.{name}")
         command = subparsers.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
+    title = f"{prog} {arguments.command}"
     try:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
     except NonnError as exc:
-        return _fail(arguments.command, exc)
+        return _fail(title, exc)
     except ModuleNotFoundError as exc:
         missing = missing_extra(exc)
         if missing is None:
             raise
-        return _fail(arguments.command, missing)
+        return _fail(title, missing)
     except KeyboardInterrupt:
-        print(f"nonn {arguments.command}: interrupted; what was finished is kept", file=sys.stderr)
+        print(f"{title}: interrupted; what was finished is kept", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `nonn report … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _fail(command: str, error: NonnError) -> int:
-    print(f"nonn {command}: {error}", file=sys.stderr)
+def _fail(title: str, error: NonnError) -> int:
+    print(f"{title}: {error}", file=sys.stderr)
     return error.exit_code
