@@ -65,7 +65,8 @@ class Job:
 
     def over(self, now: float) -> bool:
         """Whether it is done, or was dropped because its time had passed."""
-        return now >= self.start + self.work_s or (self.start >= self.flight.deadline_at <= now)
+        dropped = not self.begun and self.start >= self.flight.deadline_at
+        return now >= (self.flight.deadline_at if dropped else self.start + self.work_s)
 
 
 class Cell:

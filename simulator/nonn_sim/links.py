@@ -141,9 +141,9 @@ def exchanges(
         on_top = [0.0] * BLOCK
         if measured_s is not None:
             drawn = rngs[0].choice(measured_s, BLOCK)
-            # As time on the way, not as work: what was measured has waited in the queues already.
-            up[:], on_top = drawn[:, :1], drawn[:, 1].tolist()
-            service[:] = down[:] = 0.0
+            # On the way back, where nothing queues: what was measured has waited in the queues already.
+            down[:], on_top = drawn[:, :1], drawn[:, 1].tolist()
+            service[:] = up[:] = 0.0
         varying = jitter or measured_s is not None
         ups = up.tolist() if varying else [up[0].tolist()] * BLOCK
         downs = down.tolist() if varying else [down[0].tolist()] * BLOCK

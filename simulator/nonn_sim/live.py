@@ -96,6 +96,7 @@ def run_live(
 
     Returns:
         ``simulated``, ``measured``, ``calibration``, ``difference`` and the faults as they really happened.
+        ``measured.disturbed`` counts requests that took longer than the cluster of the warm-up can have made them.
 
     Raises:
         ConfigError: the scenario cannot run live.
@@ -125,6 +126,9 @@ def run_live(
     shifted = [dataclasses.replace(event, time_s=event.time_s + late.get(event.event, 0.0)) for event in events]
     simulated = simulated_figures(scenario, bundle, shifted, measured_s, samples)
     figures = measured_figures(measured, bundle, samples.labels is not None)
+    # Nobody waits longer than the deadline and what came on top in the warm-up, unless the machine has got busier.
+    longest_s = scenario.policy.deadline_s + float(measured_s[:, 1].max())
+    figures["disturbed"] = sum(row.latency_s > longest_s for row in measured)
     result = {
         "schema": 1,
         "scenario": scenario.scenario.name,

@@ -1,9 +1,11 @@
 """A TCP proxy in front of each node: where a live cluster gets its links and its network faults.
 
-It stands between aggregator and node and knows nothing of what it carries. It delays bytes by the link's latency,
-jitter and bandwidth, and on request delays replies further, inverts the bits of replies, or cuts every connection and
-refuses new ones. A node that is killed or stopped is so through it as well: it opens and closes connections as the
-node does.
+It stands between aggregator and node. It delays bytes by the link's latency, jitter and bandwidth, and on request
+delays replies further, spoils them, or cuts every connection and refuses new ones. A node that is killed or stopped is
+so through it as well: it opens and closes connections as the node does.
+
+Spoilt are only the messages inside HTTP/2's DATA frames (RFC 9113, section 4.1): a node that answers garbage, on a
+connection that is as good as before.
 
 Timers of an event loop are a millisecond coarse, so a link of a few hundred microseconds is slower than it says.
 """
@@ -25,7 +27,34 @@ __all__ = ["Proxies", "Proxy"]
 CHUNK = 65536
 CLOSE_TIMEOUT_S = 2.0
 QUEUED_CHUNKS = 1024  # on their way in one direction; then the sender waits, as behind a full buffer
+FRAME_HEADER, DATA = 9, 0  # HTTP/2: length in 3 bytes, type in the fourth
+GRPC_PREFIX = 5  # compressed or not, length: kept, or the connection's own error handling would be tested
 _INVERT = bytes(255 - value for value in range(256))
+
+
+class _Frames:
+    """Finds the messages in one direction of an HTTP/2 connection, from its first byte on."""
+
+    def __init__(self) -> None:
+        self._header, self._left, self._message, self._prefix = b"", 0, False, 0
+
+    def carry(self, data: bytes, spoil: bool) -> bytes:
+        """The next bytes, with the bits of messages inverted if they are to be spoilt."""
+        carried, at = bytearray(data), 0
+        while at < len(data):
+            if not self._left:
+                part = data[at : at + FRAME_HEADER - len(self._header)]
+                self._header, at = self._header + part, at + len(part)
+                if len(self._header) == FRAME_HEADER:
+                    self._left = int.from_bytes(self._header[:3])
+                    self._message, self._prefix, self._header = self._header[3] == DATA, GRPC_PREFIX, b""
+                continue
+            end = min(len(data), at + self._left)
+            kept = min(self._prefix, end - at)
+            if self._message and spoil:
+                carried[at + kept : end] = data[at + kept : end].translate(_INVERT)
+            self._left, self._prefix, at = self._left - (end - at), self._prefix - kept, end
+        return bytes(carried)
 
 
 class Proxy:
@@ -38,7 +67,7 @@ class Proxy:
 
     Attributes:
         delay_s: that replies take longer.
-        corrupt: whether the bits of replies are inverted.
+        corrupt: whether replies are spoilt.
     """
 
     def __init__(self, upstream: str, link: LinkConfig, seed: int) -> None:
@@ -106,6 +135,7 @@ class Proxy:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUED_CHUNKS)
         sending = asyncio.ensure_future(self._send(queue, writer))
         loop, link, free_at, last_at = asyncio.get_running_loop(), self._link, 0.0, 0.0
+        frames = _Frames()
         try:
             with contextlib.suppress(OSError):
                 while data := await reader.read(CHUNK):
@@ -116,7 +146,7 @@ class Proxy:
                     if link.jitter_s:
                         at += self._random.expovariate(1 / link.jitter_s)
                     last_at = max(last_at, at)  # bytes do not overtake each other
-                    await queue.put((last_at, data.translate(_INVERT) if replies and self.corrupt else data))
+                    await queue.put((last_at, frames.carry(data, self.corrupt) if replies else data))
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)

@@ -9,10 +9,13 @@ from rich.table import Table
 
 __all__ = ["print_live", "print_rows"]
 
+MIN_WIDTH = 120  # a narrower terminal breaks lines, which is easier to read than broken cells
+
 
 def print_rows(result: dict[str, Any]) -> None:
     """A row for each deployment, then accuracy over time of the first."""
     console = Console(soft_wrap=True)
+    console.width = max(console.width, MIN_WIDTH)
     seeds = len(result["seeds"])
     title = f"{result['scenario']}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
     table = Table(title=title)
@@ -76,6 +79,12 @@ def print_live(result: dict[str, Any]) -> None:
         table.add_row(key, _percent(simulated[key]), _percent(measured[key]))
     table.add_row("lost", _number(simulated["lost"], "{:.0f}"), str(measured["lost"]))
     console.print(table)
+    if measured["disturbed"]:
+        console.print(
+            f"{measured['disturbed']} requests took longer than deadline and warm-up explain: this machine was busy "
+            "with something else; run again when it is idle",
+            markup=False,
+        )
     calibration = result["calibration"]
     console.print(
         f"service and link times from {calibration['requests']} requests of this very cluster before the first fault "
