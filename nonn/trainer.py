@@ -175,7 +175,7 @@ def batches(inputs: NDArray[Any], device: str = "cpu", size: int = 512) -> Itera
 def tune_allocator() -> None:
     """Lets glibc keep freed memory: it hands large blocks back to the kernel, which zeroes them for every batch.
 
-    Over half of a CPU training step can be that. Elsewhere than on glibc this does nothing.
+    Elsewhere than on glibc this does nothing.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -32,7 +32,7 @@ class RidgePerSet(Head):
     """A ridge regression to the teacher's logits for every answering set, from one Gram matrix.
 
     ``W_S = (Σ_SS + λ s I)⁻¹ Σ_Sy`` with Σ the covariance in the Gram matrix and s its mean variance, so that λ has no
-    unit; the intercept is not shrunk. Fitting to one-hot labels instead loses accuracy even with every device present.
+    unit; the intercept is not shrunk.
 
     Args:
         gram_matrix: G [D + 1, D + 1], the last row and column belong to the constant 1.
