@@ -138,6 +138,8 @@ class StudentConfig:
     """The student each device runs."""
 
     model: str = "wrn-10-1"
+    sends: str = "bridge"  # bridge: the filters of its part; penultimate: the backbone's own features, 64 · width
+    send_width: int = 0  # penultimate: squeezed to so many features; 0 sends all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +215,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.schedule": ("one-cycle", "step"),
     "teacher.bf16": ("auto", "on", "off"),
     "graph.kind": ("co-activation", "nonn"),
+    "student.sends": ("bridge", "penultimate"),
     "partition.method": ("balanced-eigenvector", "dealt-eigenvector", "louvain", "metis", "random", "spectral"),
     "distill.schedule": ("one-cycle", "step"),
     "distill.bf16": ("auto", "on", "off"),
@@ -382,6 +385,12 @@ def _validate(experiment: Experiment) -> None:
         1 <= e.partition.overlap <= e.partition.parts,
         "partition.overlap",
         f"must lie between 1 and the number of parts ({e.partition.parts})",
+    )
+    need(e.student.send_width >= 0, "student.send_width", "must not be negative; 0 sends all features")
+    need(
+        not e.student.send_width or e.student.sends == "penultimate",
+        "student.send_width",
+        "a bridge sends one feature a filter of its part; set student.sends = 'penultimate'",
     )
     need(0 <= e.distill.p_failout < 1, "distill.p_failout", "must be a probability below 1")
     need(0 <= e.distill.p_group < 1, "distill.p_group", "must be a probability below 1")

@@ -135,7 +135,7 @@ class Run:
         width = min(
             math.ceil(teacher.num_filters / config.partition.parts) * config.partition.overlap, teacher.num_filters
         )
-        student = Student(config.student.model, self.data.input_shape, width, self._normalise())
+        student = self._student(width)
         cost = measure_cost(student, self.data.input_shape)
         for i in range(config.devices.count):
             check_budget(i, config.student.model, cost, config.devices.budget)
@@ -245,6 +245,7 @@ class Run:
                 "format": FORMAT,
                 "before": before.key,
                 "students": [config.student.model] * config.devices.count,
+                "sends": [config.student.sends, config.student.send_width],
                 "overlap": config.partition.overlap,
                 "distill": dataclasses.asdict(config.distill),
                 "fusion": config.fusion.train,
@@ -410,13 +411,18 @@ class Run:
         design, students = self._design(partition), []
         for i, filters in enumerate(filters_of_device(design, partition, config.devices.count)):
             with _seeded(self.seed, 2, i, *[generation] * bool(generation)):
-                student = Student(config.student.model, data.input_shape, len(filters), self._normalise())
+                student = self._student(len(filters))
             check_budget(i, config.student.model, measure_cost(student, data.input_shape), config.devices.budget)
             students.append(student)
         groups = design.group_of_device(config.devices.count)
         with _seeded(self.seed, 2):
             fusion = FusionLayer(config.fusion.train, [s.width for s in students], groups, data.num_classes)
         return Students(students, fusion)
+
+    def _student(self, filters: int) -> Student:
+        """An untrained student of so many filters."""
+        model, shape = self.experiment.student, self.data.input_shape
+        return Student(model.model, shape, filters, self._normalise(), model.sends, model.send_width)
 
     def _fit(self, task: Task, config: TrainingConfig, stage: Stage, stream: int, progress: Progress) -> None:
         """Trains on the training split, in this stage's folder and with random numbers of its own."""

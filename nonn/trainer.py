@@ -105,7 +105,7 @@ def fit(
     history = _resume(folder / CHECKPOINT, module, optimizer, ema)
     for epoch in range(len(history), config.epochs):
         generator = epoch_generator(seed, epoch)
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}  # on the device: reading a loss at every step would wait for it
         order = torch.randperm(len(x), generator=generator)[: per_epoch * batch].to(device)
         for step, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
             for group in optimizer.param_groups:
@@ -119,8 +119,8 @@ def fit(
             optimizer.step()
             _average(ema, module, config.ema, step)
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(loss.detach())
-        history.append({name: value / per_epoch for name, value in sums.items()})
+                sums[name] = sums.get(name, 0.0) + loss.detach().double()
+        history.append({name: float(value) / per_epoch for name, value in sums.items()})
         if not all(math.isfinite(v) for v in history[-1].values()):
             raise DataError(f"epoch {epoch + 1}: the loss is not finite ({history[-1]}); lower the learning rate")
         _checkpoint(folder / CHECKPOINT, module, optimizer, ema, history)

@@ -63,7 +63,7 @@ def test_two_sgd_steps_of_the_group_are_those_of_separate_students(widths: tuple
 
 def _maps(grouped: GroupedStudents, x: torch.Tensor) -> list[torch.Tensor]:
     """``grouped.maps`` before its cast to float32."""
-    count = len(grouped.widths)
+    count = len(grouped.filters)
     features = grouped.backbone(grouped.normalise(x).repeat(1, count, *(1,) * (x.ndim - 2)))
     if len(grouped.bridges) == 1:
         return list(grouped.bridges[0](features).chunk(count, dim=1))
@@ -77,6 +77,30 @@ def test_grouped_students_give_the_same_maps(widths: tuple[int, ...]) -> None:
     x = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     for grouped, student in zip(GroupedStudents(made).eval().maps(x), made, strict=True):
         torch.testing.assert_close(grouped, student.maps(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("send_width", [0, 12])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_grouped_students_send_the_same_penultimate_features(send_width: int, dims: int) -> None:
+    torch.manual_seed(0)
+    shape = (2, 8, 8) if dims == 2 else (2, 25)
+    made = [
+        Student("wrn-10-1", shape, 5 + i, Normalise([1.0, 2.0], [3.0, 4.0], dims), "penultimate", send_width).eval()
+        for i in range(3)
+    ]
+    grouped, x = GroupedStudents(made).eval(), batch(dims)
+    maps, features = grouped.learn(x)
+    for student, m, f in zip(made, maps, features, strict=True):
+        assert f.shape == (6, send_width or 64)
+        torch.testing.assert_close(f, student(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(m, student.maps(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(student.learn(x)[1], student(x))
+    with torch.no_grad():
+        for parameter in grouped.parameters():
+            parameter.add_(0.1)
+    grouped.copy_to(made)
+    for student, f in zip(made, grouped.learn(x)[1], strict=True):
+        torch.testing.assert_close(f, student(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_group_shares_no_storage_with_the_students_it_was_made_from() -> None:

@@ -70,6 +70,22 @@ def test_the_table_is_what_the_exported_students_and_the_stored_head_give(
     assert isinstance(tiny_bundle.head, RidgePerSet)
 
 
+def test_students_that_send_their_penultimate_features_make_a_bundle_without_bridges(
+    runs: Path, tiny: Experiment, tiny_bundle: Bundle
+) -> None:
+    wide = dataclasses.replace(
+        change(tiny, "student", sends="penultimate", send_width=24),
+        distill=dataclasses.replace(tiny.distill, epochs=1),
+    )
+    bundle, report = Run(wide, runs).execute()
+    assert [s.width for s in bundle.manifest.students] == [24] * 4
+    assert all(s.params < t.params for s, t in zip(bundle.manifest.students, tiny_bundle.manifest.students, strict=True))
+    assert [device["feature_bytes"] for device in report["devices"]] == [96] * 4
+    features, labels = bundle.features
+    table = enumerate_subsets(bundle.head, features, labels)
+    np.testing.assert_array_equal(table.correct, bundle.table.correct)
+
+
 def test_replicas_learn_the_same_part(tiny_bundle: Bundle) -> None:
     manifest = tiny_bundle.manifest
     assert [s.part for s in manifest.students] == [0, 1, 0, 1]

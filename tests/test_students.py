@@ -22,6 +22,24 @@ def test_a_student_sends_the_pooled_output_of_its_bridge() -> None:
     assert (s(raw) >= 0).all()
 
 
+@pytest.mark.parametrize("send_width", [0, 8])
+def test_a_student_can_send_its_penultimate_features_and_leaves_its_bridge_at_home(send_width: int) -> None:
+    bridged = student()
+    s = Student("wrn-10-1", (1, 8, 8), 16, Normalise([100.0], [50.0], 2), "penultimate", send_width).eval()
+    raw = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    pooled = s.backbone(s.normalise(raw)).float().mean((2, 3))
+    expected = pooled if s.squeeze is None else pooled @ s.squeeze.weight[:, :, 0, 0].T
+    assert s.width == (send_width or 64) == s(raw).shape[1]
+    torch.testing.assert_close(s(raw), expected)
+    without = measure_cost(bridged, (1, 8, 8)).params - sum(p.numel() for p in bridged.bridge.parameters())
+    assert measure_cost(s, (1, 8, 8)).params == without + 64 * send_width
+
+
+def test_a_student_cannot_send_more_features_than_it_has() -> None:
+    with pytest.raises(ConfigError, match="has 64 penultimate features"):
+        Student("wrn-10-1", (1, 8, 8), 16, Normalise([100.0], [50.0], 2), "penultimate", 65)
+
+
 def test_sensor_windows_have_students_too() -> None:
     s = Student("wrn-10-1", (9, 125), 12, Normalise([0.0] * 9, [1.0] * 9, 1)).eval()
     assert s(torch.randn(2, 9, 125)).shape == (2, 12)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
-from nonn.teacher import pool
 
 __all__ = ["Students", "Together"]
 
@@ -34,6 +33,11 @@ class Students(nn.Module):
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
         return [student.maps(x) for student in self.apart()]
+
+    def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
+        pairs = [student.learn(x) for student in self.apart()]
+        return [maps for maps, _ in pairs], [features for _, features in pairs]
 
     def apart(self) -> list[Student]:
         """The students one by one [N]."""
@@ -61,7 +65,11 @@ class Together(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
-        return [pool(maps) for maps in self.maps(x)]
+        return self.learn(x)[1]
+
+    def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
+        return self.grouped.learn(x)
 
     def copy_back(self, students: Students) -> None:
         """Writes the weights into the students that this was made from."""

@@ -20,7 +20,7 @@ from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
 from nonn.distill.probes import classifier_weight, tapped
 from nonn.distill.students import Students, Together
-from nonn.teacher import Teacher, pool
+from nonn.teacher import Teacher
 
 __all__ = ["DistillTask"]
 
@@ -74,12 +74,11 @@ class DistillTask:
     def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Named, weighted losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
         teacher_maps, teacher_logits, teacher_taps = self._teach(inputs)
-        maps, taps = self._study(inputs)
+        maps, features, taps = self._study(inputs)
         c = self.config
         answered = sample_answering(
             c.failout, len(inputs), len(maps), c.p_failout, generator, groups=c.failout_groups, p_group=c.p_group
         )
-        features = [pool(m) for m in maps]
         fused = self._learners.fusion(features, answered.to(inputs.device))
         parts = [teacher_maps.index_select(1, f.to(inputs.device)) for f in self.filters]
         batch = Batch(
@@ -116,10 +115,10 @@ class DistillTask:
             logits = self.previous.fusion(features, everyone).float()
         return maps, logits, taps[0] if taps else None
 
-    def _study(self, inputs: Tensor) -> tuple[list[Tensor], Sequence[Mapping[str, Tensor]]]:
-        """The students' maps, N tensors [B, C_j, …], and their earlier layers."""
+    def _study(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor], Sequence[Mapping[str, Tensor]]]:
+        """The students' maps [B, C_j, …], what they send [B, d_i] and their earlier layers, N of each."""
         with self._tapping([student.backbone for student in self.students.apart()]) as taps:
-            return self._learners.maps(inputs), taps
+            return *self._learners.learn(inputs), taps
 
     def _tapping(
         self, networks: Sequence[nn.Module]

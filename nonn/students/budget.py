@@ -22,7 +22,7 @@ class Cost:
     """Cost of one answer of one network.
 
     Attributes:
-        params: learned numbers.
+        params: learned numbers, without those that only training needs.
         macs: multiply-accumulates of convolutions and linear layers; the rest is below 2 %.
         peak_bytes: fp32 weights and the largest input and output that one layer holds at once.
     """
@@ -58,7 +58,8 @@ def measure_cost(network: nn.Module, input_shape: Sequence[int]) -> Cost:
         network.train(training)
         for handle in handles:
             handle.remove()
-    params = sum(p.numel() for p in network.parameters())
+    away = getattr(network, "training_only", ())
+    params = sum(p.numel() for name, p in network.named_parameters() if name.partition(".")[0] not in away)
     return Cost(params, macs, 4 * (params + largest))
 
 

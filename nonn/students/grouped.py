@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nonn.errors import ShapeError
-from nonn.students.student import Student
+from nonn.students.student import Student, squeezed
+from nonn.teacher.wrn import pool
 
 __all__ = ["GroupedStudents", "group", "ungroup"]
 
@@ -78,27 +79,48 @@ class GroupedStudents(nn.Module):
         super().__init__()
         self.normalise = copy.deepcopy(students[0].normalise)
         self.backbone = group([student.backbone for student in students])
-        self.widths = tuple(student.width for student in students)
-        same = len(set(self.widths)) == 1
+        self.filters = tuple(student.filters for student in students)
+        same = len(set(self.filters)) == 1
         bridges = [student.bridge for student in students]
         self.bridges = nn.ModuleList([group(bridges)] if same else copy.deepcopy(bridges))
+        self._sends = students[0].sends
+        squeezes = [student.squeeze for student in students if student.squeeze is not None]
+        self.squeeze = group(squeezes) if squeezes else None
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …], float32."""
-        count = len(self.widths)
+        return self.learn(x)[0]
+
+    def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps [B, C_j, …] and sent features [B, d_i] of each device, float32, for raw inputs [B, C, …]."""
+        final = self._final(x)
+        maps = self._bridged(final)
+        if self._sends == "bridge":
+            return maps, [pool(m) for m in maps]
+        return maps, list(squeezed(self.squeeze, pool(final)).chunk(len(self.filters), dim=1))
+
+    def _final(self, x: Tensor) -> Tensor:
+        """The backbones' outputs side by side [B, N · C', …]."""
+        count = len(self.filters)
         normal = self.normalise(x)
         repeated = normal.repeat(1, count, *(1,) * (x.ndim - 2))
         if x.ndim == 4:
             repeated = repeated.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(repeated)
+        final: Tensor = self.backbone(repeated)
+        return final
+
+    def _bridged(self, final: Tensor) -> list[Tensor]:
+        """Each device's own bridge."""
         if len(self.bridges) == 1:
-            return list(self.bridges[0](features).float().chunk(count, dim=1))
-        pieces = features.chunk(count, dim=1)
+            return list(self.bridges[0](final).float().chunk(len(self.filters), dim=1))
+        pieces = final.chunk(len(self.filters), dim=1)
         return [bridge(piece).float() for bridge, piece in zip(self.bridges, pieces, strict=True)]
 
     def copy_to(self, students: Sequence[Student]) -> None:
         """Writes the weights back into the students it was made from."""
         ungroup(self.backbone, [student.backbone for student in students])
+        if self.squeeze is not None:
+            ungroup(self.squeeze, [student.squeeze for student in students if student.squeeze is not None])
         if len(self.bridges) == 1:
             ungroup(self.bridges[0], [student.bridge for student in students])
             return

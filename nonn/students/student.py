@@ -1,7 +1,16 @@
-"""A student: a small backbone and a bridge to its part of the teacher's filters.
+"""A student: a small backbone, a bridge to its part of the teacher's filters, and what its device sends.
 
-The bridge is a 1-wide convolution to the part's width with BN and ReLU; the device sends its spatial mean, |P_j|
-floats. Source: Bhardwaj et al. 2019, arXiv 1907.11804.
+The bridge is a 1-wide convolution to the part's width with BN and ReLU. Source: Bhardwaj et al. 2019, arXiv 1907.11804.
+
+===============  ===================================================================================================
+``sends``        features on the air
+===============  ===================================================================================================
+``bridge``       the bridge's spatial mean, one float a filter of the part: what NoNN sends
+``penultimate``  the backbone's spatial mean, 64 · width floats whatever the part is; the bridge serves the training
+                 alone and is not on the device. ``send_width`` squeezes them to fewer by a linear map
+===============  ===================================================================================================
+
+What a device sends decides accuracy when few devices are left, its part when most answer.
 """
 
 from __future__ import annotations
@@ -10,10 +19,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nonn.errors import ConfigError
 from nonn.teacher.teacher import Normalise
 from nonn.teacher.wrn import conv, norm_relu, pool, wrn
 
-__all__ = ["Student"]
+__all__ = ["SENDS", "Student", "squeezed"]
+
+SENDS = ("bridge", "penultimate")
 
 
 class Student(nn.Module):
@@ -22,20 +34,47 @@ class Student(nn.Module):
     Args:
         model: ``wrn-DEPTH-WIDTH``.
         input_shape: of one sample [C, H, W] or [C, T].
-        width: filters of its part, C_j.
+        filters: of its part, C_j.
         normalise: its first layer; every student gets one of its own.
+        sends: ``bridge`` or ``penultimate``.
+        send_width: penultimate: features that are sent; 0 is all of them.
+
+    Attributes:
+        filters: C_j.
+        width: features that the device sends, d_i.
+        training_only: names of submodules that are not on the device.
 
     Raises:
-        ConfigError: the model is unknown.
+        ConfigError: the model is unknown, or it cannot send that many features.
     """
 
-    def __init__(self, model: str, input_shape: Sequence[int], width: int, normalise: Normalise) -> None:
+    def __init__(
+        self,
+        model: str,
+        input_shape: Sequence[int],
+        filters: int,
+        normalise: Normalise,
+        sends: str = "bridge",
+        send_width: int = 0,
+    ) -> None:
         super().__init__()
         dims = len(input_shape) - 1
         self.normalise = normalise
         self.backbone = wrn(model, input_shape[0], 0, dims)
-        self.bridge = nn.Sequential(conv(dims, self.backbone.out_channels, width, 1), norm_relu(dims, width))
-        self.width = width
+        self.bridge = nn.Sequential(conv(dims, self.backbone.out_channels, filters, 1), norm_relu(dims, filters))
+        self.squeeze: nn.Module | None = None
+        self.filters, self.width, self.sends = filters, filters, sends
+        self.training_only: tuple[str, ...] = ()
+        if sends == "penultimate":
+            self.training_only = ("bridge",)
+            natural = self.backbone.out_channels
+            if send_width > natural:
+                raise ConfigError(
+                    f"student.send_width = {send_width}: '{model}' has {natural} penultimate features; ask for fewer"
+                )
+            self.width = send_width or natural
+            if send_width:
+                self.squeeze = conv(dims, natural, send_width, 1)
 
     def maps(self, x: Tensor) -> Tensor:
         """Feature maps after the bridge [B, C_j, …] of raw inputs [B, C, …], float32."""
@@ -43,5 +82,25 @@ class Student(nn.Module):
         return maps.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the device sends: features [B, C_j] of raw inputs [B, C, …]."""
-        return pool(self.maps(x))
+        """What the device sends: features [B, d_i] of raw inputs [B, C, …]."""
+        return pool(self.maps(x)) if self.sends == "bridge" else self.sent(self.backbone(self.normalise(x)))
+
+    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps after the bridge [B, C_j, …] and features [B, d_i], both float32, from one pass of the backbone."""
+        final = self.backbone(self.normalise(x))
+        maps = self.bridge(final).float()
+        return maps, pool(maps) if self.sends == "bridge" else self.sent(final)
+
+    def sent(self, final: Tensor) -> Tensor:
+        """Penultimate features [B, d_i] of the backbone's output [B, 64 · width, …]."""
+        return squeezed(self.squeeze, pool(final))
+
+
+def squeezed(squeeze: nn.Module | None, pooled: Tensor) -> Tensor:
+    """A 1-wide convolution applied to pooled features [B, C] → [B, C'], float32; none leaves them as they are."""
+    if squeeze is None:
+        return pooled
+    dims = next(squeeze.parameters()).ndim - 2
+    result: Tensor = squeeze(pooled.reshape(*pooled.shape, *[1] * dims)).float().flatten(1)
+    return result
+
