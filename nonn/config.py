@@ -21,6 +21,7 @@ from nonn.errors import ConfigError
 from nonn.objective_config import ObjectivesConfig, check_objectives
 
 __all__ = [
+    "AUTO",
     "BudgetConfig",
     "DataConfig",
     "DevicesConfig",
@@ -40,6 +41,9 @@ __all__ = [
     "override",
     "parse_toml",
 ]
+
+
+AUTO = -1  # what partition.parts = "auto" is read as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +115,9 @@ class PartitionConfig:
     """How the filters are cut into parts."""
 
     method: str = "balanced-eigenvector"  # or dealt-eigenvector | louvain | metis | random | spectral
-    parts: int = 8  # M ≤ devices.count; device i learns part i mod M
+    parts: int = 8  # M ≤ devices.count; device i learns part i mod M; "auto" tries the designs (nonn/pilot.py)
     overlap: int = 1  # and so many parts in a row: 2 adds part i + 1 mod M, M is every filter
+    pilot_epochs: int = 5  # parts = "auto": epochs that each design is distilled for before one is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +246,10 @@ def load_experiment(path: Path | None = None, overrides: Sequence[str] = ()) -> 
     tree = parse_toml(path) if path is not None else {}
     for text in overrides:
         override(tree, text)
+    partition = tree.get("partition")
+    if isinstance(partition, dict) and partition.get("parts") in ("auto", AUTO):
+        # The number itself is not for users: 'auto' is how one says it.
+        partition["parts"] = AUTO if partition["parts"] == "auto" else 0
     experiment = from_mapping(Experiment, tree, source=str(path) if path is not None else "--set")
     _validate(experiment)
     return experiment
@@ -375,16 +384,20 @@ def _validate(experiment: Experiment) -> None:
         "must lie between 1 and 16: the table holds all 2^N subsets",
     )
     need(0 <= e.devices.p_fail < 1, "devices.p_fail", "must be a probability below 1")
-    need(e.partition.parts >= 1, "partition.parts", "must be at least 1")
+    auto = e.partition.parts == AUTO
+    need(auto or e.partition.parts >= 1, "partition.parts", "must be at least 1, or 'auto'")
+    need(e.partition.pilot_epochs >= 1, "partition.pilot_epochs", "must be at least 1")
     need(
         e.partition.parts <= e.devices.count,
         "partition.parts",
         f"more parts than devices ({e.devices.count}); a part that nobody learns cannot be answered for",
     )
     need(
-        1 <= e.partition.overlap <= e.partition.parts,
+        e.partition.overlap == 1 if auto else 1 <= e.partition.overlap <= e.partition.parts,
         "partition.overlap",
-        f"must lie between 1 and the number of parts ({e.partition.parts})",
+        "leave it out: partition.parts = 'auto' chooses it"
+        if auto
+        else f"must lie between 1 and the number of parts ({e.partition.parts})",
     )
     need(e.student.send_width >= 0, "student.send_width", "must not be negative; 0 sends all features")
     need(

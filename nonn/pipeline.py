@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save_file
 
 from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
 from nonn.bundle import Student as StudentEntry
-from nonn.config import Experiment, TrainingConfig
+from nonn.config import AUTO, Experiment, TrainingConfig
 from nonn.console import Tick, bar, say
 from nonn.data import Dataset, Split, load_data
 from nonn.data.augment import Augment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.heads import fit_head
 from nonn.distill.schedule import AssistantTask, plan
-from nonn.errors import BundleError
+from nonn.errors import BundleError, ConfigError
 from nonn.export import export_onnx, run_onnx
 from nonn.files import atomic_file, sha256_file, write_json
 from nonn.filters import build_graph, correlation
@@ -57,16 +57,25 @@ class Run:
     """One experiment. A stage's method runs the stage unless it is done, and gives its result.
 
     Attributes:
-        experiment: what to do.
+        experiment: what to do; its number of parts is settled.
         runs: folder of all runs.
         place: folder inside the run's own for all stages but the teacher, which all places share.
         dataset: the data, where it was read already.
+
+    Raises:
+        ConfigError: ``partition.parts`` is still ``"auto"``.
     """
 
     experiment: Experiment
     runs: Path
     place: str = "."
     dataset: Dataset | None = None
+
+    def __post_init__(self) -> None:
+        if self.experiment.partition.parts == AUTO:
+            raise ConfigError(
+                "partition.parts = 'auto': a run needs a number; let nonn.pilot.settle choose one, as `nonn run` does"
+            )
 
     @property
     def root(self) -> Path:
@@ -203,7 +212,7 @@ class Run:
                 "format": FORMAT,
                 "teacher": before.key,
                 "graph": dataclasses.asdict(config.graph),
-                "partition": _without(config.partition, "overlap"),
+                "partition": {"method": config.partition.method, "parts": config.partition.parts},
                 "seed": self.seed,
             },
         )

@@ -41,6 +41,7 @@ from nonn.distill import Students
 from nonn.distill.heads import KINDS, fit_heads
 from nonn.files import atomic_file, write_json
 from nonn.fusion import Head
+from nonn.pilot import settle
 from nonn.pipeline import Run
 from nonn.provenance import code_version, machine
 from nonn.stages import exclusive, open_stage
@@ -162,7 +163,8 @@ def _run_of(experiment: Experiment, name: str, seed: int, runs: Path, data: Data
     if row.shared:  # one student a part is trained; its copies are made when the row is evaluated
         tree["devices"]["count"] = tree["partition"]["parts"]
     changed = from_mapping(Experiment, tree, source=f"row '{name}' of the study")
-    return Run(changed, runs, place=f"study/{name}-{seed}", dataset=data)
+    place = f"study/{name}-{seed}"
+    return Run(settle(changed, runs, place, data), runs, place=place, dataset=data)
 
 
 def _evaluated(run: Run, name: str, seed: int, num_devices: int) -> dict[str, Any]:

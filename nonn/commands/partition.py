@@ -37,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
+    from nonn.pilot import settle
     from nonn.pipeline import Run
     from nonn.stages import exclusive
 
-    run = Run(experiment, args.runs)
-    with exclusive(run.root):
+    with exclusive(args.runs / experiment.experiment.name):
+        run = Run(settle(experiment, args.runs), args.runs)
         run.check()
         _, _, stage = run.partition()
         if args.compare:

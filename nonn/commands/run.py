@@ -42,9 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
+    from nonn.pilot import settle
     from nonn.pipeline import Run
     from nonn.report.table import failure_table
+    from nonn.stages import exclusive
 
+    with exclusive(args.runs / experiment.experiment.name):
+        experiment = settle(experiment, args.runs)
     bundle, report = Run(experiment, args.runs).execute()
     show(report, failure_table, bundle.path, as_json=args.json)
     return 0

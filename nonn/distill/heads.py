@@ -36,7 +36,7 @@ from nonn.subsets import all_masks, members, membership
 from nonn.teacher import Teacher
 from nonn.trainer import Augmentation, batches, epoch_generator
 
-__all__ = ["KINDS", "choose_ridge", "fit_head", "fit_heads", "held_out_accuracy"]
+__all__ = ["KINDS", "choose_ridge", "fit_head", "fit_heads", "held_out_accuracy", "held_out_features"]
 
 KINDS = ("trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic")
 
@@ -72,7 +72,7 @@ def fit_head(
     )
     if len(heads) == 1:
         return heads[kinds[0]]
-    features = _held_out_features(students, held_out, device)
+    features = held_out_features(students, held_out, device)
     score = {kind: held_out_accuracy(head, features, held_out.labels, seed) for kind, head in heads.items()}
     return heads[max(kinds, key=lambda kind: score[kind])]  # the simplest of equals
 
@@ -118,7 +118,7 @@ def fit_heads(
     }
     recorded: list[NDArray[np.float32]] = []
     if fitted - {"mean-fill"} or config.temperature != "none":
-        recorded = _held_out_features(students, held_out, device)
+        recorded = held_out_features(students, held_out, device)
     if fitted:
         kept = config.samples if "logistic" in kinds else 0
         passes = _passes(config.passes, teacher, students, train, seed, augment, device, kept)
@@ -191,7 +191,7 @@ def choose_ridge(
     return max((held_out_accuracy(head.with_ridge(ridge), features, labels, seed), ridge) for ridge in candidates)[1]
 
 
-def _held_out_features(students: Students, held_out: Split, device: str) -> list[NDArray[np.float32]]:
+def held_out_features(students: Students, held_out: Split, device: str) -> list[NDArray[np.float32]]:
     """Features of each device over the held-out split as it is, N arrays [n, d_i]."""
     with torch.no_grad():
         chunks = [students.features(raw) for raw in batches(held_out.inputs, device)]

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nonn import pilot, pipeline
+from nonn.cli import main
+from nonn.config import AUTO, Experiment, load_experiment
+from nonn.errors import ConfigError
+from nonn.partition.redundancy import Design
+from nonn.pilot import designs, settle
+from nonn.pipeline import Run
+from tests.conftest import TINY
+
+QUICK = (*TINY, "partition.pilot_epochs=1", "teacher.epochs=6")
+
+
+def auto(*more: str) -> Experiment:
+    return load_experiment(None, (*QUICK, "partition.parts=auto", *more))
+
+
+@pytest.fixture
+def runs(tiny_runs: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_runs, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_every_divisor_and_two_overlaps_are_tried() -> None:
+    assert designs(8) == (*map(Design, (1, 2, 4, 8)), Design(8, 2), Design(8, 4))
+    assert designs(5) == (Design(1), Design(5), Design(5, 2))
+    assert designs(1) == (Design(1),)
+
+
+def test_a_number_of_parts_is_left_as_it_is(tiny: Experiment, tmp_path: Path) -> None:
+    assert settle(tiny, tmp_path) is tiny
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_design_with_the_best_expected_accuracy_is_chosen_and_pilots_run_once(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settle(auto(), runs)
+    found = json.loads((runs / "tiny" / "pilot" / "pilot.json").read_text())
+    assert [(t["parts"], t["overlap"]) for t in found["trials"]] == [(1, 1), (2, 1), (4, 1), (4, 2)]
+    assert found["law"] == "independent p=0.1"
+    best = max(found["trials"], key=lambda t: (t["expected_accuracy"], -t["bytes_per_answer"]))
+    assert (chosen.partition.parts, chosen.partition.overlap) == (best["parts"], best["overlap"])
+    assert found["chosen"] == best
+    monkeypatch.setattr(pipeline, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert settle(auto(), runs) == chosen
+
+
+def test_the_failure_law_decides(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students that are never trained further: only the weights of the sets differ between two laws."""
+    calm = settle(auto("devices.p_fail=0.0"), runs)
+    trials = {}
+    for law in ("k-of-n k=0", "k-of-n k=3"):
+        settle(auto(f"guarantees.law={law}"), runs)
+        trials[law] = json.loads((runs / "tiny" / "pilot" / "pilot.json").read_text())["trials"]
+    whole, last = trials.values()
+    assert all(w["expected_accuracy"] > x["expected_accuracy"] for w, x in zip(whole, last, strict=True))
+    assert calm.partition.parts != AUTO
+
+
+def test_a_run_of_its_own_needs_a_number() -> None:
+    with pytest.raises(ConfigError, match="needs a number"):
+        Run(auto(), Path("unused"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("partition.overlap=2", "leave it out"),
+        ("partition.pilot_epochs=0", "must be at least 1"),
+        ("partition.parts=automatic", "must be a whole number"),
+        ("partition.parts=-1", "or 'auto'"),
+    ],
+)
+def test_bad_values_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        auto(text)
+
+
+def test_the_command_line_settles_before_it_runs(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pilot, "designs", lambda _: (Design(2),))
+    sets = [option for text in (*QUICK, "partition.parts=auto", "distill.epochs=1") for option in ("--set", text)]
+    experiment = runs / "auto.toml"
+    experiment.write_text("")
+    assert main(["partition", str(experiment), "--runs", str(runs), "--json", *sets]) == 0
+    assert len(json.loads(capsys.readouterr().out)["parts"]) == 2
+
+
+def test_a_pilot_trains_no_longer_than_the_experiment() -> None:
+    short = dataclasses.replace(auto(), distill=dataclasses.replace(auto().distill, epochs=1))
+    assert pilot._pilot(short, Design(2)).distill.epochs == 1
