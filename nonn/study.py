@@ -144,7 +144,10 @@ def run_study(experiment: Experiment, runs: Path) -> dict[str, Any]:
     with atomic_file(folder / "study.csv") as file:
         file.write_text(to_csv(study))
     from nonn.report.plots import study_plot
+    from nonn.report.study import study_markdown
 
+    with atomic_file(folder / "study.md") as file:
+        file.write_text(study_markdown(study))
     with atomic_file(folder / "study.svg") as file:
         file.write_text(study_plot(study))
     return study
@@ -193,7 +196,7 @@ def _evaluated(run: Run, name: str, seed: int, num_devices: int) -> dict[str, An
         features, teacher_accuracy = _test_features(run, students, teacher)
         # Which student each device runs: its own, or the one that it shares with the others of its part.
         student_of = [i % len(students.students) for i in range(num_devices)]
-        costs = [measure_cost(student, data.input_shape) for student in students.students]
+        costs = [measure_cost(student, student.input_shape) for student in students.apart()]
         result = {
             "row": name,
             "seed": seed,

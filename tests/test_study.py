@@ -14,6 +14,7 @@ from nonn.cli import main
 from nonn.config import Experiment, load_experiment
 from nonn.errors import ConfigError
 from nonn.fusion import RidgePerSet, gram
+from nonn.report.table import percent
 from nonn.study import ROWS, evaluate_head, run_study, summarise
 from nonn.subsets import members
 from tests.conftest import TINY
@@ -55,6 +56,13 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
             assert set(row["expected"]) == {"0.1", "0.3", "0.5"} and len(row["sd"]) == 4
     assert json.loads((runs / "ladder" / "study" / "study.json").read_text()) == json.loads(json.dumps(result))
     assert "<svg" in (runs / "ladder" / "study" / "study.svg").read_text()
+    page = (runs / "ladder" / "study" / "study.md").read_text()
+    for row in result["rows"]:
+        line = row["accuracy_by_failures"][2]
+        assert percent(line["mean"]) in page
+        if row["own"]:
+            mean, sd, worst = 100 * line["mean"], 100 * row["sd"][2], 100 * line["worst"]
+            assert f"{mean:.1f} ± {sd:.1f} ({worst:.1f})" in page
     lines = list(csv.DictReader((runs / "ladder" / "study" / "study.csv").read_text().splitlines()))
     assert len(lines) == 4 * len(result["rows"])
     assert float(lines[0]["mean"]) == result["rows"][0]["accuracy_by_failures"][0]["mean"]

@@ -1,0 +1,107 @@
+"""A study as tables: what each method reaches with the head it serves, and what every head makes of its students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nonn.report.table import Column, Table, TextColumn, as_markdown, as_text, percent
+
+__all__ = ["heads_table", "ladder_table", "study_markdown", "study_text"]
+
+Study = Mapping[str, Any]
+
+
+def study_text(study: Study) -> str:
+    """The short table of every method and head, for a terminal."""
+    return f"\n{_title(study)}; * the head that the method serves\n\n{as_text(heads_table(study))}\n"
+
+
+def study_markdown(study: Study) -> str:
+    """Both tables with where they come from, for a document."""
+    made = study["machine"]
+    machine = ", ".join(f"{key} {made[key]}" for key in sorted(made))
+    config = study["config"]
+    epochs = f"teacher {config['teacher']['epochs']} epochs, students {config['distill']['epochs']} epochs"
+    state = "" if study["complete"] else "\n\n**Not complete: rows or seeds are missing.**"
+    return (
+        f"# Study: {study['experiment']}\n\n{_title(study)}; {epochs}. Last epoch, test split, means over all sets of "
+        f"surviving devices and over seeds.{state}\n\n"
+        f"## Each method with the head that it serves\n\n{as_markdown(ladder_table(study))}\n\n"
+        f"## Every head on the same students\n\nA star marks the head that the method serves.\n\n"
+        f"{as_markdown(heads_table(study))}\n\nCode version {study['code_version']}; {machine}.\n"
+    )
+
+
+def ladder_table(study: Study) -> Table:
+    """Accuracy by the number of failed devices, mean and worst set, and what an answer costs."""
+    own = [row for row in study["rows"] if row["own"]]
+    count = len(study["rows"][0]["sd"])
+    rows = []
+    for row in own:
+        flat = {"method": row["title"], "head": row["head"], "params": row["params"], "bytes": row["bytes_per_answer"]}
+        for line, sd in zip(row["accuracy_by_failures"], row["sd"], strict=True):
+            flat[f"failed {line['failed']}"] = (line["mean"], line["worst"], sd)
+        rows.append(flat)
+    several = len(study["seeds"]) > 1
+
+    def cell(value: tuple[float, float, float]) -> str:
+        mean, worst, sd = value
+        return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if several else "") + f" ({100 * worst:.1f})"
+
+    return Table(
+        (
+            TextColumn("method", "method", str),
+            TextColumn("head", "head", str),
+            Column("params", "params"),
+            Column("bytes/answer", "bytes"),
+            *(TextColumn(f"{k} failed: mean (worst)", f"failed {k}", cell) for k in range(count)),
+        ),
+        rows,
+    )
+
+
+def heads_table(study: Study) -> Table:
+    """Every method with every head, at none, half and all but one failed, under laws, and how well it is calibrated."""
+    levels = len(study["rows"][0]["sd"])
+    half, laws = levels // 2, list(study["rows"][0]["expected"])
+    columns = (
+        TextColumn("method", "method", str),
+        TextColumn("head", "head", str),
+        Column("params", "params"),
+        Column("bytes/answer", "bytes"),
+        Column("0 failed", "none", percent),
+        Column(f"{half} failed", "half", percent),
+        Column("worst", "worst", percent),
+        Column(f"{levels - 1} failed", "last", percent),
+        *(Column(f"expected, p={p}", p, percent) for p in laws),
+        Column(f"ECE at {half}", "ece", percent),
+        Column(f"CEV at {half}", "cev", lambda value: f"{value:.3f}"),
+        Column(f"SDE at {half}", "sde", lambda value: f"{value:.3f}"),
+    )
+    return Table(columns, list(_head_rows(study, half)))
+
+
+def _head_rows(study: Study, half: int) -> Iterator[dict[str, Any]]:
+    method = ""
+    for row in study["rows"]:
+        lines = row["accuracy_by_failures"]
+        yield {
+            "method": row["title"] if row["method"] != method else "",
+            "head": row["head"] + (" *" if row["own"] else ""),
+            "params": row["params"],
+            "bytes": row["bytes_per_answer"],
+            "none": lines[0]["mean"],
+            "half": lines[half]["mean"],
+            "worst": lines[half]["worst"],
+            "last": lines[-1]["mean"],
+            **row["expected"],
+            **{key: lines[half][key] for key in ("ece", "cev", "sde")},
+        }
+        method = row["method"]
+
+
+def _title(study: Study) -> str:
+    seeds = ", ".join(map(str, study["seeds"]))
+    teacher = f"Teacher {study['teacher']['model']}: {percent(study['teacher']['accuracy'])}"
+    return f"{teacher}; students {study['config']['student']['model']}; seeds {seeds}"
