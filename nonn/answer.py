@@ -33,6 +33,7 @@ class Answer:
         bundle: hash of the bundle that answered.
         expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
         failures: why each missing node is missing, by node id.
+        early: fused although a device might still have answered in time, since it was not worth the wait.
         latency_s: from request to answer, where this object was made.
     """
 
@@ -43,6 +44,7 @@ class Answer:
     bundle: str
     expected_accuracy: float
     failures: Mapping[str, str] = field(default_factory=dict)
+    early: bool = False
     latency_s: float = 0.0
 
     @property
@@ -74,6 +76,8 @@ class Answer:
             "nonn_plan": self.bundle,
             "nonn_expected_accuracy": self.expected_accuracy,
         }
+        if self.early:
+            parameters["nonn_early"] = True
         if self.failures:
             parameters["nonn_failures"] = json.dumps(self.failures)
         return parameters
@@ -100,6 +104,7 @@ class Answer:
                 bundle=str(parameters["nonn_plan"]),
                 expected_accuracy=float(parameters["nonn_expected_accuracy"]),
                 failures=json.loads(str(parameters.get("nonn_failures", "{}"))),
+                early=bool(parameters.get("nonn_early", False)),
                 latency_s=latency_s,
             )
         except (KeyError, IndexError) as exc:

@@ -191,12 +191,12 @@ def test_fewer_than_the_quorum_is_an_error_that_names_who_is_missing_and_why(bun
     with pytest.raises(QuorumError) as caught:
         asyncio.run(scenario())
     assert str(caught.value) == (
-        "2 of 4 nodes answered, the quorum is 3; missing: "
+        "2 of 4 devices answered, the quorum is 3; missing: "
         "node-0 (FAILED_PRECONDITION: other plans); node-3 (FAILED_PRECONDITION: other plans)"
     )
 
 
-def test_a_node_that_hangs_costs_few_deadlines_and_is_used_again_when_it_answers(bundle, inputs):
+def test_a_node_that_hangs_costs_one_deadline_and_is_used_again_when_it_answers(bundle, inputs):
     async def scenario():
         healthy = asyncio.Event()
         healthy.set()
@@ -217,7 +217,7 @@ def test_a_node_that_hangs_costs_few_deadlines_and_is_used_again_when_it_answers
 
     answers = asyncio.run(scenario())
     waited = [answer for answer in answers if answer.latency_s >= 0.9 * CONFIG.deadline_s]
-    assert len(waited) == CONFIG.breaker_failures
+    assert len(waited) == 1
     for i, answer in enumerate(answers):
         assert members(answer.mask) == (0, 2, 3)
         check_against_offline_fusion(bundle, answer, slice(i, i + 1))
@@ -381,7 +381,11 @@ async def serving_fused(aggregator):
 
 
 def test_an_inventory_is_read_as_it_was_written(tmp_path):
-    nodes = (Node(id="kitchen", address="10.0.0.2:50051", student=1), Node(id="b", address="[::1]:9", student=0))
+    nodes = (
+        Node(id="kitchen", address="10.0.0.2:50051", student=1),
+        Node(id='Küche "2"', address="10.0.0.3:50051", student=1),
+        Node(id="b", address="[::1]:9", student=0, foreign=True, model="resnet", output="pooled"),
+    )
     write_inventory(tmp_path / "nodes.toml", nodes)
     assert load_inventory(tmp_path / "nodes.toml", num_students=2) == nodes
 
@@ -404,7 +408,9 @@ GOOD = '[[node]]\nid = "a"\naddress = "h:1"\nstudent = 0\n'
         (GOOD.replace("= 0", "= 4"), "node[0] 'a': student 4; the bundle has 0 to 3"),
         (GOOD + GOOD.replace("h:1", "h:2").replace("= 0", "= 1"), "node[1] 'a': id 'a' is taken by node[0]"),
         (GOOD + GOOD.replace('"a"', '"b"').replace("= 0", "= 1"), "node[1] 'b': address 'h:1' is taken by node[0]"),
-        (GOOD + GOOD.replace('"a"', '"b"').replace("h:1", "h:2"), "node[1] 'b': student 0 is taken by node[0]"),
+        (GOOD + 'model = "m"', "node[0] 'a': model goes with foreign = true"),
+        (GOOD + 'output = "o"', "node[0] 'a': output goes with foreign = true"),
+        (GOOD + "foreign = 1", "'node[0].foreign' must be true or false, not 1"),
         ("[[node", "not a TOML file"),
     ],
 )

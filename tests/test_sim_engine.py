@@ -1,26 +1,20 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import random
-from collections import deque
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from nonn_sim.alternatives import alternatives, boundary_elements
 from nonn_sim.backends import map_jobs
-from nonn_sim.cells import CORRUPT, OK, REFUSED, SILENT
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
-from nonn_sim.faults import State, World
-from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
+from nonn_sim.links import Channel
 from nonn_sim.metrics import summary
-from nonn_sim.scenario import FAULT_ENDS, LinkConfig, LoadConfig
+from nonn_sim.scenario import LinkConfig, LoadConfig
 from nonn_sim.scenario_file import parse_scenario
 from nonn_sim.simulate import simulate, simulate_once
 
-from nonn.aggregator.policy import Policy
 from nonn.errors import ConfigError, MissingExtraError
 from nonn.subsets import mask_of
 from tests.toys import toy_bundle
@@ -56,217 +50,6 @@ def trace_of(scenario, bundle, deployment=None, seed=0):
     return Engine(scenario, bundle.num_devices, deployment or bundle_deployment(bundle), seed).run()
 
 
-GONE = (State.REFUSING, State.OFF)
-
-
-class Job:
-    """What a device of the reference is asked for."""
-
-    def __init__(self, env, arrives, service_s, deadline_at, down_s, code):
-        self.arrives, self.left_s, self.deadline_at, self.down_s, self.code = (
-            arrives,
-            service_s,
-            deadline_at,
-            down_s,
-            code,
-        )
-        self.reply, self.begun, self.has_left = env.event(), False, False
-
-
-class Reference:
-    """The same world as plainly as it can be said: a SimPy process for every request, exchange, device and probe."""
-
-    def __init__(self, scenario, bundle, seed):
-        n, deployment = bundle.num_devices, bundle_deployment(bundle)
-        nodes = scenario.devices(n)
-        self.scenario, self.n, self.seed, self.rows = scenario, n, seed, []
-        self.world = World(scenario, n, seed, self.changed)
-        self.env = self.world.env
-        self.policy = Policy([f"node-{i}" for i in range(n)], scenario.policy)
-        self.channels = [Channel(node.link) for node in nodes]
-        times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
-        drawn = (nodes, deployment.work, [w.service_s(node, m) for w, node, m in times], range(n), seed)
-        self.draws, self.probe_draws = exchanges(*drawn, SERVICE), exchanges(*drawn, PROBES)
-        self.jobs = [deque() for _ in range(n)]
-        self.changes = [self.env.event() for _ in range(n)]
-        self.asked = [self.env.event() for _ in range(n)]
-        self.wake = self.env.event()
-
-    def run(self):
-        for i in range(self.n):
-            self.env.process(self.device(i))
-        self.env.process(self.keep_probing())
-        self.env.run(until=self.env.process(self.clients()))
-        return self.rows
-
-    def state(self, i):
-        return self.world.conditions[0][i].state
-
-    def changed(self, cell, i, before, after):
-        if before is after:
-            return
-        if after in GONE and before not in GONE:
-            self.jobs[i].clear()
-        change, self.changes[i] = self.changes[i], self.env.event()
-        change.succeed(after)
-
-    def clients(self):
-        under_way = []
-        for at, _ in zip(arrivals(self.scenario.load, self.seed), range(self.scenario.scenario.requests), strict=False):
-            yield self.env.timeout(at - self.env.now)
-            under_way.append(self.env.process(self.request()))
-        yield self.env.all_of(under_way)
-
-    def request(self):
-        env, at, row = self.env, self.env.now, next(self.draws)
-        plan = self.policy.plan(self.scenario.load.timeout_s)
-        nodes = [int(node[5:]) for node in plan.ask]
-        under_way = [env.process(self.exchange(i, plan.deadline_s, row, False)) for i in nodes]
-        yield env.all_of(under_way)
-        outcomes = [process.value for process in under_way]
-        for i, (end, code) in zip(nodes, outcomes, strict=True):
-            self.policy.record(f"node-{i}", code == OK, end - at, env.now, timed_out=code == SILENT)
-        mask = mask_of(i for i, (_, code) in zip(nodes, outcomes, strict=True) if code == OK)
-        self.rows.append((at, env.now - at, mask, any(code == SILENT for _, code in outcomes)))
-        self.look_again()
-
-    def exchange(self, i, deadline_s, row, probe):
-        """Asks one device; returns the end and what came of it."""
-        env, (service, up, down, luck, _) = self.env, row
-        deadline_at, expired = env.now + deadline_s, env.timeout(deadline_s)
-        while True:
-            if self.state(i) is State.REFUSING and not probe:
-                return env.now, REFUSED
-            if self.state(i) is State.OFF and not probe:
-                yield expired
-                return env.now, SILENT
-            while self.state(i) in GONE:
-                yield self.changes[i] | expired
-                if expired.processed:
-                    return env.now, SILENT
-            condition = self.world.conditions[0][i]
-            arrives, code = env.now + up[i] + condition.delay_s, CORRUPT if condition.corrupt else OK
-            job = Job(env, arrives, service[i], deadline_at, down[i], code)
-            if luck is None or not self.channels[i].lost(env.now, luck[i], luck[self.n + i]):
-                self.jobs[i].append(job)
-                asked, self.asked[i] = self.asked[i], env.event()
-                asked.succeed()
-            change = self.changes[i]
-            while True:
-                yield job.reply | expired | change
-                if job.reply.processed:
-                    return env.now, code
-                if expired.processed:
-                    return env.now, SILENT
-                if change.value in GONE and not job.has_left:
-                    break
-                change = self.changes[i]
-            if change.value is State.OFF and not probe:
-                yield expired
-                return env.now, SILENT
-
-    def device(self, i):
-        """One inference after another, in the order in which they were asked for."""
-        env, jobs = self.env, self.jobs[i]
-        while True:
-            change = self.changes[i]
-            if not jobs or self.state(i) is not State.UP:
-                yield self.asked[i] | change
-                continue
-            job = jobs[0]
-            if job.arrives > env.now:
-                yield env.timeout(job.arrives - env.now) | change
-            elif env.now >= job.deadline_at and not job.begun:
-                jobs.popleft()
-            else:
-                job.begun, started, done = True, env.now, env.timeout(job.left_s)
-                yield done | change
-                job.left_s -= env.now - started
-                if done.processed:
-                    jobs.popleft()
-                    job.has_left = True
-                    env.process(self.deliver(job))
-
-    def deliver(self, job):
-        yield self.env.timeout(job.down_s)
-        job.reply.succeed()
-
-    def probe(self, i):
-        at, row = self.env.now, next(self.probe_draws)
-        end, code = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
-        self.policy.record(f"node-{i}", code == OK, end - at, end, timed_out=code == SILENT, probe=True)
-        self.look_again()
-
-    def look_again(self):
-        wake, self.wake = self.wake, self.env.event()
-        wake.succeed()
-
-    def keep_probing(self):
-        while True:
-            for node in self.policy.probes(self.env.now):
-                self.env.process(self.probe(int(node[5:])))
-            wait_s = self.policy.next_probe_s(self.env.now)
-            # A wait that is lost in rounding would never end.
-            yield self.wake if wait_s is None else self.wake | self.env.timeout(max(wait_s, 1e-9))
-
-
-def check_against_the_reference(scenario, bundle, seed):
-    """Every request meets the same answering set in both, waits for the deadline in both, and takes as long."""
-    trace = trace_of(scenario, bundle, seed=seed)
-    at, latency, mask, waited = (
-        np.array(c) for c in zip(*sorted(Reference(scenario, bundle, seed).run()), strict=True)
-    )
-    order = np.argsort(trace.asked_at_s, kind="stable")
-    # The reference adds up waits where the loop adds to times, so the last bits may differ.
-    np.testing.assert_allclose(trace.asked_at_s[order], at, rtol=0, atol=1e-9)
-    np.testing.assert_array_equal(trace.mask[order], mask)
-    np.testing.assert_array_equal(trace.waited[order], waited)
-    np.testing.assert_allclose(trace.latency_s[order], latency, rtol=0, atol=1e-9)
-
-
-def random_faults(rng, kinds, num):
-    faults = []
-    for _ in range(num):
-        kind, at_s, for_s = rng.choice(kinds), rng.uniform(0, 4), rng.uniform(0.01, 3)
-        delay = {"delay_s": 0.03} if kind == "delay" else {}
-        faults.append({"kind": kind, "at_s": at_s, "for_s": for_s, "nodes": [rng.randrange(NUM_DEVICES)], **delay})
-    return faults
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_the_loop_is_the_plain_simulation_of_every_request(bundle, seed):
-    rng = random.Random(seed)
-    loss = {"p_loss": 0.02, "p_loss_bad": 0.7, "good_s": 0.5, "bad_s": 0.2} if rng.random() < 0.5 else {}
-    scenario = world(
-        scenario={"requests": 300},
-        load={"rate_per_s": rng.choice([20.0, 90.0, 300.0])},
-        policy={"quorum": rng.randint(1, NUM_DEVICES), "breaker_reset_s": 0.3},
-        nodes={"service_s": rng.choice([1e-6, 0.002, 0.02]), "service_cv": 0.4, "mtbf_s": 2.0, "mttr_s": 0.5},
-        link={"jitter_s": rng.choice([0.0, 0.003]), **loss},
-        fault=random_faults(rng, list(FAULT_ENDS), 6),
-    )
-    check_against_the_reference(scenario, bundle, seed)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_the_queue_of_a_device_that_freezes_again_and_again_is_the_plain_simulations(bundle, seed):
-    """Short freezes of overloaded devices: work that has begun, waits, is late or is dropped, all at once."""
-    rng = random.Random(seed)
-    faults = [
-        {"kind": "stop", "at_s": rng.uniform(0.1, 3), "nodes": [device], "for_s": rng.uniform(0.005, 0.08)}
-        for device in range(NUM_DEVICES)
-        for _ in range(8)
-    ]
-    scenario = world(
-        scenario={"requests": 300},
-        load={"rate_per_s": 90.0},
-        policy={"breaker_failures": 50},
-        nodes={"service_s": 0.012, "service_cv": 0.8},
-        fault=faults,
-    )
-    check_against_the_reference(scenario, bundle, seed)
-
-
 def test_without_a_fault_a_request_takes_what_its_slowest_device_takes(bundle):
     scenario = world(
         load={"arrivals": "fixed", "rate_per_s": 20.0},
@@ -296,14 +79,14 @@ def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle):
     assert [(event.node, event.event) for event in trace.events] == [(1, "kill"), (3, "kill")]
 
 
-def test_a_node_that_hangs_is_waited_for_as_often_as_the_breaker_allows_and_comes_back_by_a_probe(bundle):
+def test_a_node_that_hangs_is_waited_for_once_and_comes_back_by_a_probe(bundle):
     scenario = world(
         scenario={"duration_s": 10.0},
         load={"arrivals": "fixed", "rate_per_s": 5.0},
         fault=[{"at_s": 2.1, "kind": "stop", "nodes": [0], "for_s": 4.0}],
     )
     row, trace = simulate_once(scenario, bundle)
-    assert row["deadline_hits"] == scenario.policy.breaker_failures
+    assert row["deadline_hits"] == 1
     assert row["latency_s"]["max"] == pytest.approx(scenario.policy.deadline_s)
     back = trace.asked_at_s[(trace.asked_at_s > 2.1) & (trace.mask == 0b1111)].min()
     assert 6.1 <= back <= 6.1 + scenario.policy.breaker_reset_s + scenario.policy.deadline_s + 0.2
@@ -459,13 +242,6 @@ def test_an_unknown_backend_and_a_missing_ray_are_errors_that_say_what_to_do(mon
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'nonn\[ray\]'"):
         map_jobs(square, [1], "ray")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is an optional extra and not installed here")
-@pytest.mark.filterwarnings("default")  # Ray's own
-def test_a_real_ray_cluster_computes_what_this_process_computes(bundle):
-    scenario = world(scenario={"requests": 100}, nodes={"mtbf_s": 1.0, "mttr_s": 0.5})
-    assert simulate(scenario, bundle, seeds=2, backend="ray") == simulate(scenario, bundle, seeds=2)
 
 
 def test_boundaries_of_a_wide_residual_network_follow_from_its_name():

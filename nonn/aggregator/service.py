@@ -1,4 +1,4 @@
-"""The aggregator itself: plan, ask, record, fuse.
+"""The aggregator itself: ask, learn, fuse, tell.
 
 A request costs what its slowest asked node costs, and at most the deadline. One failing node never fails a request:
 what arrived is fused with the head of exactly that set, and the answer states the set and its accuracy.
@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nonn.aggregator.fanout import Fanout, Reply
+from nonn.aggregator.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
+from nonn.aggregator.fanout import Connect, Fanout
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import Policy, PolicyConfig
+from nonn.aggregator.reply import Reply
+from nonn.aggregator.session import Session
+from nonn.aggregator.solver import HeadSolver
 from nonn.answer import Answer
 from nonn.bundle import Bundle
-from nonn.errors import QuorumError
+from nonn.errors import ConfigError, InputError, NonnError, QuorumError
 from nonn.subsets import mask_of
+from nonn.tracing import span
 from nonn.wire import Array, check_batch
 
 __all__ = ["Aggregator"]
-
-_log = logging.getLogger(__name__)
 
 
 class Aggregator:
@@ -37,10 +40,12 @@ class Aggregator:
         bundle: that all nodes run.
         nodes: the inventory.
         config: of the policy.
+        observers: told of every request, change of state and late reply.
+        connect: makes the channel to a node; in plain text by default.
         clock: seconds that never go back.
 
     Raises:
-        ConfigError: the quorum is larger than the number of nodes.
+        ConfigError: the quorum is larger than the number of devices.
     """
 
     def __init__(
@@ -49,26 +54,31 @@ class Aggregator:
         nodes: Sequence[Node],
         config: PolicyConfig | None = None,
         *,
+        observers: Sequence[Observer] = (),
+        connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.bundle, self.nodes = bundle, tuple(nodes)
-        self.policy = Policy((node.id for node in nodes), config or PolicyConfig())
-        self._fanout = Fanout(nodes, bundle, clock)
+        self.observers = Observers(observers)
+        config = config or PolicyConfig()
+        if config.quorum > bundle.num_devices:
+            raise ConfigError(f"quorum = {config.quorum}: the bundle has only {bundle.num_devices} devices")
+        self.policy = Policy({node.id: node.student for node in nodes}, config, bundle.table.accuracy.tolist())
+        self._fanout = Fanout(nodes, bundle, self._learn, connect, clock)
+        self._head, self._solver = bundle.head, HeadSolver(bundle.head)
         self._clock = clock
-        self._accuracy = bundle.table.accuracy
         self._shape = bundle.manifest.input.shape
-        self._changed = asyncio.Condition()
+        self._waiting: set[asyncio.Event] = set()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        # A ridge head is solved at first use, tens of milliseconds for wide features: not in somebody's request.
-        everyone = mask_of(node.student for node in nodes)
-        for mask in {everyone, *(everyone & ~(1 << node.student) for node in nodes)} - {0}:
-            bundle.head.weights(mask)
 
     async def __aenter__(self) -> Self:
         await self._fanout.__aenter__()
         # One probe of every node opens the channels and finds those that are not there or of another bundle.
         await asyncio.gather(*(self._probe(node.id) for node in self.nodes))
+        # With everybody's head solved the first request finds it; the others follow beside the requests.
+        await self._solver.ensure(mask_of(node.student for node in self.nodes))
+        self._solver.look_ahead(node.student for node in self.nodes)
         self._start(self._keep_probing())
         return self
 
@@ -78,7 +88,49 @@ class Aggregator:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._solver.close()
         await self._fanout.__aexit__(kind, exc, trace)
+
+    async def add_node(self, node: Node) -> None:
+        """Takes one more node into the running cluster; it is probed before this returns, and used from then on.
+
+        Several nodes may run the same student: they are replicas.
+
+        Raises:
+            ConfigError: the id is taken, or the bundle has no such student.
+        """
+        if node.id in self.policy.nodes:
+            raise ConfigError(f"node '{node.id}' is there already; remove it first, or give this one another id")
+        if not 0 <= node.student < self.bundle.num_devices:
+            raise ConfigError(
+                f"node '{node.id}': student {node.student}; the bundle has 0 to {self.bundle.num_devices - 1}"
+            )
+        was_ready = self.ready
+        self.nodes = (*self.nodes, node)
+        self._fanout.add(node)
+        self.policy.add(node.id, node.student)
+        self.observers.on_state(StateEvent(self._clock(), node.id, "", "up", "joined"))
+        self._changed(was_ready)
+        await self._probe(node.id)
+
+    async def remove_node(self, node_id: str, reason: str = "removed") -> None:
+        """Takes a node out of the running cluster; what it was asked already may still be answered.
+
+        Raises:
+            ConfigError: there is no such node.
+        """
+        if node_id not in self.policy.nodes:
+            raise ConfigError(f"there is no node '{node_id}'")
+        was_ready, before = self.ready, self.policy.state(node_id)
+        self.nodes = tuple(node for node in self.nodes if node.id != node_id)
+        self.policy.remove(node_id)
+        self.observers.on_state(StateEvent(self._clock(), node_id, before, "", reason))
+        self._changed(was_ready)
+        await self._fanout.remove(node_id, self.policy.config.deadline_s)
+
+    async def reconnect(self) -> None:
+        """Makes every channel anew, since credentials have changed; no request notices."""
+        await self._fanout.reconnect(self.policy.config.deadline_s)
 
     @property
     def ready(self) -> bool:
@@ -87,12 +139,17 @@ class Aggregator:
 
     async def readiness(self) -> AsyncIterator[bool]:
         """``ready`` now and again at every change."""
-        while True:
-            ready = self.ready
-            yield ready
-            async with self._changed:
+        changed = asyncio.Event()
+        self._waiting.add(changed)
+        try:
+            while True:
+                ready = self.ready
+                yield ready
                 while self.ready is ready:
-                    await self._changed.wait()
+                    changed.clear()
+                    await changed.wait()
+        finally:
+            self._waiting.discard(changed)
 
     async def infer(self, inputs: Array, remaining_s: float | None = None) -> Answer:
         """Answers one batch from whatever devices answer.
@@ -102,70 +159,175 @@ class Aggregator:
             remaining_s: time until the client's deadline; None if it has none.
 
         Raises:
-            InputError: the batch is not what the bundle takes.
+            InputError: the batch is not what the bundle takes, or the nodes themselves say so.
             QuorumError: fewer devices answered than the quorum; the message names those missing and why.
         """
         start = self._clock()
-        batch = check_batch({"input": inputs}, self._shape)
-        plan = self.policy.plan(remaining_s)
-        replies = await self._fanout.ask(plan.ask, batch, plan.deadline_s)
-        await self._record(replies)
-        features = {r.node.student: r.features for r in replies if r.features is not None}
-        failures = self._failures(replies)
+        try:
+            batch = check_batch({"input": inputs}, self._shape)
+        except InputError:
+            self._tell(start, 0, "invalid")
+            raise
+        return await self.infer_checked(batch, remaining_s)
+
+    async def infer_checked(self, batch: Array, remaining_s: float | None = None, *, num_requests: int = 1) -> Answer:
+        """The same for a batch that has been checked, of several requests if so.
+
+        Raises:
+            InputError: the nodes themselves say that they cannot take it.
+            QuorumError: fewer devices answered than the quorum; the message names those missing and why.
+        """
+        start = self._clock()
+        session = self.policy.session(start, remaining_s)
+        features, replies = await self._fanout.ask(session, batch)
         if len(features) < self.policy.config.quorum:
-            missing = "; ".join(f"{node} ({reason})" for node, reason in failures.items())
-            raise QuorumError(
-                f"{len(features)} of {len(self.nodes)} nodes answered, the quorum is {self.policy.config.quorum}; "
-                f"missing: {missing}"
+            error = self._refusal(session, replies, remaining_s)
+            invalid = isinstance(error, InputError)
+            self._tell(
+                start,
+                len(batch),
+                "invalid" if invalid else "below_quorum",
+                replies,
+                session,
+                num_requests=num_requests,
             )
+            raise error
         mask = mask_of(features)
-        logits = self.bundle.head.logits(features)
+        with span("nonn.fuse", nodes=len(features)):
+            await self._solver.ensure(mask)
+            logits = self._head.logits(features)
         answered = np.zeros(self.bundle.num_devices, np.bool_)
         answered[list(features)] = True
-        return Answer(
+        now = self._clock()
+        answer = Answer(
             logits=logits.astype(np.float32),
-            confidence=self.bundle.head.probabilities(logits, mask).max(axis=1).astype(np.float32),
+            confidence=self._head.probabilities(logits, mask).max(axis=1).astype(np.float32),
             answered=answered,
-            degraded=not answered.all(),
+            degraded=len(features) < self.bundle.num_devices,
             bundle=self.bundle.hash,
-            expected_accuracy=float(self._accuracy[mask]),
-            failures=failures,
-            latency_s=self._clock() - start,
+            expected_accuracy=self.policy.accuracy[mask],
+            failures={} if len(features) == len(self.nodes) else self._failures(session, replies),
+            early=session.early,
+            latency_s=now - start,
+        )
+        if self.observers:
+            # Once the answer has gone out, as far as the event loop allows.
+            asyncio.get_running_loop().call_soon(
+                self._tell,
+                start,
+                len(batch),
+                "degraded" if answer.degraded else "ok",
+                replies,
+                session,
+                answer,
+                features,
+                num_requests,
+            )
+        return answer
+
+    def _tell(
+        self,
+        start: float,
+        num_samples: int,
+        outcome: Outcome,
+        replies: Sequence[Reply] = (),
+        session: Session | None = None,
+        answer: Answer | None = None,
+        features: Mapping[int, NDArray[np.float32]] | None = None,
+        num_requests: int = 1,
+    ) -> None:
+        """Tells the observers of a request."""
+        if self.observers:
+            now = self._clock()
+            event = RequestEvent(
+                time_s=now,
+                num_samples=num_samples,
+                outcome=outcome,
+                mask=answer.mask if answer else 0,
+                expected_accuracy=answer.expected_accuracy if answer else 0.0,
+                latency_s=answer.latency_s if answer else now - start,
+                replies=tuple(replies),
+                early=session is not None and session.early,
+                hedges=session.hedges if session else 0,
+                features=features,
+                num_requests=num_requests,
+            )
+            self.observers.on_request(event)
+
+    def _refusal(self, session: Session, replies: Sequence[Reply], remaining_s: float | None) -> NonnError:
+        """Why there is no answer."""
+        if remaining_s is not None and not session.ask and self.nodes:
+            return QuorumError(
+                f"the client's deadline leaves {1e3 * remaining_s:.0f} ms, of which fusing takes "
+                f"{1e3 * self.policy.config.fusion_budget_s:g}: nobody was asked; allow more time"
+            )
+        if replies and all(reply.blameless for reply in replies):
+            return InputError(f"no node takes this request; {replies[0].node.id}: {replies[0].error}")
+        missing = "; ".join(f"{node} ({reason})" for node, reason in self._failures(session, replies).items())
+        return QuorumError(
+            f"{session.answered.bit_count()} of {self.bundle.num_devices} devices answered, the quorum is "
+            f"{self.policy.config.quorum}; missing: {missing or 'no node has joined yet'}"
         )
 
-    def _failures(self, replies: Iterable[Reply]) -> dict[str, str]:
-        """Why each missing node is missing, in the order of the inventory."""
-        asked = {reply.node.id: reply for reply in replies}
+    def _failures(self, session: Session, replies: Iterable[Reply]) -> dict[str, str]:
+        """Why each node is missing whose student did not answer, in the order of the inventory."""
+        asked = {reply.node.id: reply.error for reply in replies if reply.error}
         reasons = {}
         for node in self.nodes:
-            if node.id not in asked:
-                reasons[node.id] = f"left out after {self.policy.nodes[node.id].failures} failures in a row"
-            elif asked[node.id].error:
-                reasons[node.id] = asked[node.id].error
+            record = self.policy.nodes[node.id]
+            if session.answered >> node.student & 1:
+                continue
+            if node.id in asked:
+                reasons[node.id] = asked[node.id]
+            elif node.id in session.waiting:
+                reasons[node.id] = "not waited for: it would cost more time than it is worth"
+            elif record.failures:
+                reasons[node.id] = f"left out after {record.failures} failures in a row"
+            else:
+                reasons[node.id] = "not asked"
         return reasons
 
-    async def _record(self, replies: Iterable[Reply], *, probe: bool = False) -> None:
-        """Tells the policy, and whoever waits for a change of readiness."""
-        was_ready, now = self.ready, self._clock()
-        for reply in replies:
-            before = self.policy.state(reply.node.id)
-            self.policy.record(
-                reply.node.id, not reply.error, reply.latency_s, now, timed_out=reply.timed_out, probe=probe
-            )
-            after = self.policy.state(reply.node.id)
-            if after != before:
-                _log.info("node %s: %s → %s %s", reply.node.id, before, after, reply.error)
-                self._wake.set()
+    def _learn(self, reply: Reply, late: bool) -> None:
+        """Takes note of what came of asking a node for a request."""
+        if reply.blameless:
+            self.policy.dropped(reply.node.id)
+            return
+        if late and not reply.error:
+            self.observers.on_late(LateEvent(self._clock(), reply.node.id, reply.latency_s))
+        self._record(reply, late=late)
+
+    def _record(self, reply: Reply, *, probe: bool = False, late: bool = False) -> None:
+        """Tells the policy, and whoever has to know of a change."""
+        node, now = reply.node.id, self._clock()
+        if node not in self.policy.nodes:
+            return  # it left while it was asked
+        before, was_ready = self.policy.state(node), self.ready
+        if not self.policy.record(
+            node, not reply.error, reply.latency_s, now, timed_out=reply.timed_out, probe=probe, late=late
+        ):
+            return
+        after = self.policy.state(node)
+        self.observers.on_state(StateEvent(now, node, before, after, reply.error))
+        if after == "out":
+            self._fanout.leave_out(node)
+        self._changed(was_ready)
+
+    def _changed(self, was_ready: bool) -> None:
+        """The set of nodes to be asked is another one: probes, solutions and readiness follow."""
+        self._wake.set()
+        up = [node.student for node in self.nodes if self.policy.state(node.id) != "out"]
+        self._solver.look_ahead(up)
         if self.ready is not was_ready:
-            async with self._changed:
-                self._changed.notify_all()
+            for waiter in self._waiting:
+                waiter.set()
 
     async def _probe(self, node_id: str) -> None:
         """Asks one node for an answer that nobody waits for: a sample of zeros, checked like any other."""
         zeros = np.zeros((1, *self._shape), np.uint8)
         # Waiting for the channel, so that a node that has just come up is found before the next probe.
-        replies = await self._fanout.ask([node_id], zeros, self.policy.config.deadline_s, wait_for_ready=True)
-        await self._record(replies, probe=True)
+        reply = await self._fanout.probe(node_id, zeros, self.policy.config.deadline_s)
+        if reply is not None:
+            self._record(reply, probe=True)
         self._wake.set()
 
     async def _keep_probing(self) -> None:

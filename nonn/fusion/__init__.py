@@ -8,8 +8,10 @@ in how W_S depends on S:
 - ``MeanFill``: the same, and an absent device counts as the mean of its features, which folds into the bias.
 - ``ReplicaAverage``: devices that learned the same part are averaged over those that arrived, then one fully
   connected layer over the parts (Jeong, Park, Yang 2021).
+- ``LogitAverage``: every device has a classifier of its own; those that arrived are averaged.
 - ``RidgePerSet``: a head of its own for every answering set, solved on demand from one Gram matrix that was fitted
-  to the teacher's logits. Reduced models per missing pattern beat imputation (Saar-Tsechansky & Provost 2007).
+  to the teacher's logits, or to the labels. Reduced models per missing pattern beat imputation (Saar-Tsechansky &
+  Provost 2007).
 - ``LogisticPerSet``: a multinomial logistic regression for every answering set, solved when it was fitted and stored;
   sets for which there was no room have their ridge.
 
@@ -31,12 +33,13 @@ from numpy.typing import NDArray
 from nonn.fusion.head import Head, head_from_arrays, softmax
 from nonn.fusion.logistic import LogisticPerSet
 from nonn.fusion.ridge import RidgePerSet, gram
-from nonn.fusion.trained import MeanFill, ReplicaAverage, Rescale, ZeroFill
+from nonn.fusion.trained import LogitAverage, MeanFill, ReplicaAverage, Rescale, ZeroFill
 from nonn.subsets import SubsetTable
 
 __all__ = [
     "Head",
     "LogisticPerSet",
+    "LogitAverage",
     "MeanFill",
     "ReplicaAverage",
     "Rescale",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -19,6 +20,9 @@ __all__ = ["Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
 FloatArray = NDArray[np.float64]
 Features = Mapping[int, NDArray[Any]]
 
+# Solutions that a head keeps: at eight devices of 64 features and 100 classes all 255 sets fit, of 16 the last 160.
+MAX_SOLVED_BYTES = 64 * 1024 * 1024
+
 
 def softmax(logits: NDArray[Any]) -> FloatArray:
     """Probabilities of logits [B, K]."""
@@ -26,6 +30,36 @@ def softmax(logits: NDArray[Any]) -> FloatArray:
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     result: FloatArray = e / e.sum(axis=-1, keepdims=True)
     return result
+
+
+class _Solutions:
+    """The last solutions, up to a number of bytes; may be used by several threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[FloatArray, FloatArray]] = OrderedDict()
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def __contains__(self, mask: int) -> bool:
+        return mask in self._kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, mask: int) -> tuple[FloatArray, FloatArray] | None:
+        with self._lock:
+            if mask not in self._kept:
+                return None
+            self._kept.move_to_end(mask)
+            return self._kept[mask]
+
+    def keep(self, mask: int, solution: tuple[FloatArray, FloatArray]) -> None:
+        with self._lock:
+            if mask in self._kept:
+                return
+            self._kept[mask] = solution
+            self._bytes += sum(array.nbytes for array in solution)
+            while self._bytes > MAX_SOLVED_BYTES and len(self._kept) > 1:
+                self._bytes -= sum(array.nbytes for array in self._kept.popitem(last=False)[1])
 
 
 class Head(ABC):
@@ -48,8 +82,7 @@ class Head(ABC):
         self.widths = tuple(int(w) for w in widths)
         self.num_classes = num_classes
         self.offsets = np.concatenate([[0], np.cumsum(self.widths)]).astype(int)
-        self._solved: dict[int, tuple[FloatArray, FloatArray]] = {}
-        self._lock = threading.Lock()
+        self._solved = _Solutions()
 
     @property
     def num_devices(self) -> int:
@@ -64,7 +97,7 @@ class Head(ABC):
         )
 
     def weights(self, mask: int, *, keep: bool = True) -> tuple[FloatArray, FloatArray]:
-        """The linear map of one answering set, solved once and kept.
+        """The linear map of one answering set, solved once and kept until 64 MiB of others have been used since.
 
         Args:
             mask: the devices that answered.
@@ -79,12 +112,16 @@ class Head(ABC):
         if not 0 <= mask < 1 << self.num_devices:
             raise ShapeError(f"answering set {members(mask)}: there are only devices 0 to {self.num_devices - 1}")
         solved = self._solved.get(mask)
-        if solved is None and not keep:
-            return self._solve(mask)
         if solved is None:
-            with self._lock:
-                solved = self._solved.setdefault(mask, self._solve(mask))
+            # Without a lock: who asks for another set must not wait for this one. Two may solve the same set at once.
+            solved = self._solve(mask)
+            if keep:
+                self._solved.keep(mask, solved)
         return solved
+
+    def is_solved(self, mask: int) -> bool:
+        """Whether the weights of a set are there already."""
+        return mask in self._solved
 
     def logits(self, features: Features, *, keep: bool = True) -> FloatArray:
         """Fuses what arrived.

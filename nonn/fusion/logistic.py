@@ -75,7 +75,7 @@ class LogisticPerSet(Head):
 
     def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
         if mask not in self._places:
-            return self.ridge.weights(mask)
+            return self.ridge.weights(mask, keep=False)  # kept here, if at all
         number, start = self._places[mask]
         rows = self.rows(mask)
         flat = self._weights[start : start + len(rows) * self.num_classes].astype(np.float64)

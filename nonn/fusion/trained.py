@@ -12,7 +12,7 @@ from nonn.errors import ShapeError
 from nonn.fusion.head import FloatArray, Head
 from nonn.subsets import members
 
-__all__ = ["MeanFill", "ReplicaAverage", "Rescale", "ZeroFill"]
+__all__ = ["LogitAverage", "MeanFill", "ReplicaAverage", "Rescale", "ZeroFill"]
 
 
 class ZeroFill(Head):
@@ -55,6 +55,42 @@ class Rescale(ZeroFill):
 
     def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
         return self.weight[self.rows(mask)] * (self.num_devices / max(len(members(mask)), 1)), self.bias
+
+
+class LogitAverage(Head):
+    """Every device's own classifier; those that arrived are averaged: ``z_S = 1/|S| Σ (b_i + f_i W_i)``.
+
+    Args:
+        weight: [D, K], rows in device order.
+        biases: of each device [N, K].
+        widths: d_i of each device [N].
+
+    Raises:
+        ShapeError: the arrays do not fit each other.
+    """
+
+    kind = "logit-average"
+
+    def __init__(self, weight: NDArray[Any], biases: NDArray[Any], widths: Sequence[int]) -> None:
+        super().__init__(widths, weight.shape[1])
+        self.weight, self.biases = weight.astype(np.float64), biases.astype(np.float64)
+        if len(weight) != self.offsets[-1] or biases.shape != (self.num_devices, self.num_classes):
+            raise ShapeError(
+                f"weight {list(weight.shape)} and biases {list(biases.shape)} do not fit {self.num_devices} devices "
+                f"of widths {self.widths}"
+            )
+
+    def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
+        arrived = members(mask)
+        count = max(len(arrived), 1)
+        return self.weight[self.rows(mask)] / count, self.biases[list(arrived)].sum(axis=0) / count
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"weight": self.weight, "biases": self.biases}
+
+    @classmethod
+    def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> LogitAverage:
+        return cls(arrays["weight"], arrays["biases"], arrays["widths"].tolist())
 
 
 class MeanFill(ZeroFill):

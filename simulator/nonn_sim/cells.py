@@ -13,6 +13,7 @@ from dataclasses import replace
 from math import inf
 
 from nonn.aggregator.policy import Policy
+from nonn.aggregator.session import Session
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import Condition, State
 from nonn_sim.links import Channel, Exchange
@@ -29,22 +30,32 @@ class Flight:
     """One request, or one probe, on its way."""
 
     __slots__ = (
+        "answered",
         "asked_at",
         "begun",
         "cell",
         "codes",
         "deadline_at",
         "due",
+        "eager",
         "ends",
         "extra",
+        "hedged",
         "ids",
         "nodes",
-        "probe",
         "row",
+        "session",
+        "told",
     )
 
-    def __init__(self, cell: Cell, asked_at: float, deadline_at: float, row: Exchange, probe: bool) -> None:
-        self.cell, self.asked_at, self.deadline_at, self.row, self.probe = cell, asked_at, deadline_at, row, probe
+    def __init__(
+        self, cell: Cell, asked_at: float, deadline_at: float, row: Exchange, session: Session | None = None
+    ) -> None:
+        self.cell, self.asked_at, self.deadline_at, self.row = cell, asked_at, deadline_at, row
+        self.session = session  # a probe has none
+        self.answered = self.eager = False
+        self.told = 0  # bit j: the policy knows what came of asking the j-th
+        self.hedged = _NOTHING  # device → when it was asked, if that was later
         self.begun = True  # a probe waits for a connection first
         self.extra = _NOTHING  # device → what its request takes longer to arrive than the link says
         self.ids: Sequence[str] = ()
@@ -52,6 +63,19 @@ class Flight:
         self.ends: list[float] = []
         self.codes: list[int] = []
         self.due = asked_at
+
+    @property
+    def probe(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.session is None
+
+    def sent_at(self, i: int) -> float:
+        """When a device was asked."""
+        return self.hedged.get(i, self.asked_at) if self.hedged else self.asked_at
+
+    def untold(self) -> list[int]:
+        """Positions of those of which the policy does not know yet what came of asking them."""
+        return [j for j in range(len(self.ends)) if not self.told >> j & 1]
 
 
 class Job:
@@ -101,10 +125,13 @@ class Cell:
     ) -> None:
         n = len(deployment.devices)
         self.number, self._channels, self._conditions, self._launch = number, channels, conditions, launch
-        quorum = n if deployment.needs_all else min(n, 1 if deployment.first_wins else scenario.policy.quorum)
+        students = deployment.students or tuple(range(n))
+        parts = len(set(students))
+        quorum = parts if deployment.needs_all else min(parts, 1 if deployment.first_wins else scenario.policy.quorum)
         self.ids = [f"node-{device}" for device in deployment.devices]
         self.index = {node: i for i, node in enumerate(self.ids)}
-        self.policy = Policy(self.ids, replace(scenario.policy, quorum=quorum))
+        config = replace(scenario.policy, quorum=quorum)
+        self.policy = Policy(dict(zip(self.ids, students, strict=True)), config, deployment.accuracy.tolist())
         self.quorum = quorum
         self.free_at = [0.0] * n
         self.calm = [True] * n  # nothing is wrong with the device
@@ -184,7 +211,7 @@ class Cell:
         for job in jobs:
             if job.start < now:
                 job.begun, job.work_s = True, job.start + job.work_s - now
-        self._late[i], self._held[i] = [], sorted(jobs, key=lambda job: job.flight.asked_at)
+        self._late[i], self._held[i] = [], sorted(jobs, key=lambda job: job.flight.sent_at(i))
 
     def thaw(self, i: int, now: float) -> None:
         """The device goes on with what it holds; one that was gone meets the probes that wait for it."""

@@ -29,10 +29,11 @@ class Deployment:
         devices: that take part, by their number in the scenario [n].
         work: what a request asks of each [n].
         macs_of_service: what a device's ``service_s`` is the time of [n].
-        accuracy: of each answering set; bit j is ``devices[j]`` [2^n].
+        accuracy: of each answering set [2^n]; bit j is ``devices[j]``, or student j where ``students`` are given.
         needs_all: one missing device loses the answer.
         first_wins: the first good reply is the answer.
         note: what the row assumes.
+        students: student that each device runs [n]; devices with the same one are replicas. Empty is one each.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Deployment:
     needs_all: bool = False
     first_wins: bool = False
     note: str = ""
+    students: tuple[int, ...] = ()
 
 
 def bundle_deployment(bundle: Bundle, batch: int = 1) -> Deployment:

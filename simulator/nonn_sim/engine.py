@@ -1,9 +1,14 @@
 """Virtual time: a world that fails, and production's policy object that decides what each request does about it.
 
 SimPy advances only from one change of the world to the next (nonn_sim.faults). Requests in between are met in a plain
-loop over three kinds of times, in order: arrivals, ends of requests, probes. At each arrival the loop asks the real
-``Policy`` for a plan, and at each end it tells it every outcome, exactly as ``nonn.aggregator.service`` does; nothing
-of the policy is guessed, cached or skipped. A request costs about ten microseconds, half of them in the policy.
+loop over three kinds of times, in order: arrivals, looks at requests, probes. At each arrival the loop asks the real
+``Policy`` for a ``Session``, tells it and the policy every outcome, and does what it decides, exactly as
+``nonn.aggregator.service`` does; nothing of the policy is guessed or skipped.
+
+A request is looked at whenever something may be decided: at every reply, and when the session says, if it hedges or
+fuses early or if a node that it asked is not up. Otherwise a good reply decides nothing but the last one, and the
+policy only counts it; so one look at the end, or at the first failure, does for all of them. That is most requests, and
+what makes a request cost a dozen microseconds.
 
 The answer is right with the accuracy that the deployment's table gives to exactly the set that answered.
 """
@@ -19,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.aggregator.session import Session
 from nonn_sim.cells import OK, SILENT, Cell, Flight, Job
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import FaultEvent, State, World
@@ -28,7 +34,7 @@ from nonn_sim.trace import Trace
 
 __all__ = ["Engine"]
 
-ARRIVE, END, PROBE = range(3)  # kinds of entries in the heap
+ARRIVE, LOOK, PROBE = range(3)  # kinds of entries in the heap
 
 
 class Engine:
@@ -104,9 +110,9 @@ class Engine:
             elif first <= arrival:
                 now, _, kind, thing = heapq.heappop(heap)
                 self._now = now
-                if kind == END:
+                if kind == LOOK:
                     if thing.due == now and thing.cell.flights.get(id(thing)) is thing:
-                        self._end(thing, now)
+                        self._look(thing, now)
                 elif kind == PROBE:
                     if thing.probe_at == now:
                         self._probe_due(thing, now)
@@ -139,15 +145,17 @@ class Engine:
 
     def _ask(self, cell: Cell, now: float) -> None:
         """A request arrives."""
-        plan = cell.policy.plan(self._scenario.load.timeout_s)
+        policy = cell.policy
+        session = policy.session(now, self._scenario.load.timeout_s)
         row = next(self._rows)
         service, up, down, luck, _ = row
-        deadline_at = now + plan.deadline_s
-        flight = Flight(cell, now, deadline_at, row, False)
-        flight.ids = plan.ask
+        deadline_at = session.deadline_at
+        flight = Flight(cell, now, deadline_at, row, session)
+        flight.ids = session.ask
+        flight.eager = session.eager or self._deployment.first_wins or not policy.calm
         nodes, ends, codes = flight.nodes, flight.ends, flight.codes
         index, calm, free_at, served, p_loss = cell.index, cell.calm, cell.free_at, cell.served, cell.p_loss
-        for node in plan.ask:
+        for node in session.ask:
             i = index[node]
             nodes.append(i)
             if not calm[i] or (luck is not None and luck[i] < p_loss[i]):
@@ -174,47 +182,114 @@ class Engine:
         flight.ends.append(end)
         flight.codes.append(code)
 
+    def _hedge(self, flight: Flight, node: str, now: float) -> None:
+        """Asks a replica as well."""
+        i = flight.cell.index[node]
+        flight.ids, flight.hedged = (*flight.ids, node), {**flight.hedged, i: now}
+        flight.nodes.append(i)
+        self._ask_troubled(flight, i, now)
+
     def _launch(self, flight: Flight) -> None:
-        """Waits for the end of a flight, as it is known now."""
-        due = max(flight.ends, default=flight.asked_at)
-        if self._deployment.first_wins and not flight.probe:
-            good = [end for end, code in zip(flight.ends, flight.codes, strict=True) if code == OK]
-            due = min(good, default=due)
+        """Waits for the next time at which a flight is to be looked at, as it is known now."""
+        ends, codes = flight.ends, flight.codes
+        if not flight.told and not flight.eager and not any(codes):
+            due = max(ends, default=flight.asked_at)
+        else:
+            told, eager, due, last = flight.told, flight.eager, inf, flight.asked_at
+            for j, end in enumerate(ends):
+                if not told >> j & 1:
+                    if (eager or codes[j] != OK) and end < due:
+                        due = end
+                    if end > last:
+                        last = end
+            due = min(due, last)
+            if eager and flight.session is not None and not flight.answered:
+                due = min(due, flight.session.look_at)
         flight.due = due
         flight.cell.flights[id(flight)] = flight
         self._sequence += 1
-        heapq.heappush(self._heap, (due, self._sequence, END, flight))
+        heapq.heappush(self._heap, (due, self._sequence, LOOK, flight))
 
-    def _end(self, flight: Flight, now: float) -> None:
-        """Everybody has answered, failed or run out of time: the policy learns of it, and the client too."""
-        cell, asked_at, probe = flight.cell, flight.asked_at, flight.probe
-        del cell.flights[id(flight)]
-        record, mask, waited, failed = cell.policy.record, 0, False, False
-        for node, i, end, code in zip(flight.ids, flight.nodes, flight.ends, flight.codes, strict=True):
-            if code == OK:
-                if end <= now:  # or another reply has won, and this one is not waited for
-                    mask |= 1 << i
-                    record(node, True, end - asked_at, now, probe=probe)
-            elif end <= now:
-                failed = True
-                waited = waited or code == SILENT
-                record(node, False, end - asked_at, now, timed_out=code == SILENT, probe=probe)
-        if failed or not cell.ready:
-            cell.ready = cell.policy.ready
-        if failed or probe:
-            self._plan_probe(cell, now)
-        if probe:
+    def _look(self, flight: Flight, now: float) -> None:
+        """Something has come of a flight, or its session wants to decide again."""
+        cell, session = flight.cell, flight.session
+        if session is None:
+            del cell.flights[id(flight)]
+            self._learn(flight, 0, now, probe=True)
             return
+        ends, told = flight.ends, flight.told
+        for j in range(len(ends)):
+            if ends[j] <= now and not told >> j & 1:
+                self._learn(flight, j, now)
+        if not flight.answered:
+            for node in session.decide(now):
+                self._hedge(flight, node, now)
+            if self._deployment.first_wins and session.answered:
+                session.done = True
+        self._go_on(flight, now)
+
+    def _go_on(self, flight: Flight, now: float) -> None:
+        """Answers if the session is done, and waits for what is still to come."""
+        session = flight.session
+        if session is not None and session.done and not flight.answered:
+            self._answer(flight, session, now)
+        if flight.told + 1 == 1 << len(flight.ends):
+            flight.cell.flights.pop(id(flight), None)
+        else:
+            self._launch(flight)
+
+    def _learn(self, flight: Flight, j: int, now: float, *, probe: bool = False) -> None:
+        """The session and the policy are told what came of asking one node."""
+        cell, node, end, code = flight.cell, flight.ids[j], flight.ends[j], flight.codes[j]
+        flight.told |= 1 << j
+        late, latency = flight.answered, end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at)
+        if not late and flight.session is not None:
+            flight.session.tell(node, code == OK)
+        if code == OK:
+            if cell.policy.record(node, True, latency, end, probe=probe, late=late):
+                cell.ready = cell.policy.ready
+        else:
+            others = self._others(flight, flight.nodes[j], now)
+            if cell.policy.record(node, False, latency, now, timed_out=code == SILENT, probe=probe, late=late):
+                cell.ready = cell.policy.ready
+            self._now_troubled(cell, node, others, now)
+        if code != OK or probe:
+            self._plan_probe(cell, now)
+
+    def _others(self, flight: Flight, i: int, now: float) -> list[Flight]:
+        """Flights that have asked a device that fails now; what they have of anybody is told before it counts."""
+        cell, found = flight.cell, []
+        for other in tuple(cell.flights.values()):
+            if other is flight or other.session is None or i not in other.nodes:
+                continue
+            found.append(other)
+            for j in other.untold():
+                if other.codes[j] == OK and other.ends[j] <= now:
+                    self._learn(other, j, now)
+        return found
+
+    def _now_troubled(self, cell: Cell, node: str, others: Sequence[Flight], now: float) -> None:
+        """A node is not up: from now on the time of its replies matters, and if it is out nobody waits for it."""
+        state = cell.policy.state(node)
+        for other in others:
+            other.eager = other.eager or state != "up"
+            if state == "out" and other.session is not None and not other.answered:
+                other.session.leave_out(node)
+            self._go_on(other, now)
+
+    def _answer(self, flight: Flight, session: Session, now: float) -> None:
+        """The client learns of it."""
+        flight.answered = True
         self._under_way -= 1
         spent = self._scenario.aggregator
-        latency = now - asked_at + flight.row[4] + spent.overhead_s + spent.per_node_s * len(flight.ids)
-        self._asked_at.append(asked_at)
+        latency = now - flight.asked_at + flight.row[4] + spent.overhead_s + spent.per_node_s * len(flight.ids)
+        self._asked_at.append(flight.asked_at)
         self._latency.append(latency)
-        self._mask.append(mask)
-        self._waited.append(waited)
-        self._answered.append(mask.bit_count() >= cell.quorum)
+        self._mask.append(session.answered)
+        self._waited.append(session.timed_out(now))
+        self._answered.append(session.answered.bit_count() >= flight.cell.quorum)
         if self._scenario.load.arrivals == "closed":
-            self._push(asked_at + latency, ARRIVE, None)
+            self._push(flight.asked_at + latency, ARRIVE, None)
 
     def _plan_probe(self, cell: Cell, now: float) -> None:
         """Sets the clock to when the policy wants to probe next."""
@@ -233,7 +308,7 @@ class Engine:
 
     def _probe(self, cell: Cell, i: int, now: float) -> None:
         """Asks one device for an answer that nobody waits for."""
-        flight = Flight(cell, now, now + cell.policy.config.deadline_s, next(self._probe_rows), True)
+        flight = Flight(cell, now, now + cell.policy.config.deadline_s, next(self._probe_rows))
         flight.ids, flight.nodes = (cell.ids[i],), [i]
         self._ask_troubled(flight, i, now)
         self._launch(flight)

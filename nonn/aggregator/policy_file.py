@@ -1,0 +1,49 @@
+"""The policy as a TOML file.
+
+::
+
+    [policy]
+    deadline_s = 0.5
+    quorum = 3
+    accuracy_per_ms = 0.0001    # a hundredth of a point of accuracy is worth a millisecond
+
+What is left out has its default; every key is an attribute of ``nonn.aggregator.policy.PolicyConfig``. It is the same
+table as in a scenario file of the simulator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from nonn.aggregator.policy import PolicyConfig
+from nonn.config import from_mapping, parse_toml
+from nonn.errors import ConfigError
+
+__all__ = ["load_policy", "write_policy"]
+
+
+def load_policy(path: Path) -> PolicyConfig:
+    """Reads and checks a policy.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is impossible; it names file and key.
+    """
+    tree = parse_toml(path)
+    for key in tree:
+        if key != "policy":
+            raise ConfigError(f"{path}: unknown key '{key}'; a policy is one table, [policy]")
+    table = tree.get("policy")
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: no [policy] table")
+    try:
+        return from_mapping(PolicyConfig, table, source=str(path), prefix="policy.")
+    except ConfigError as exc:
+        # PolicyConfig checks its own values and knows no file.
+        raise exc if str(exc).startswith(str(path)) else ConfigError(f"{path}: [policy] {exc}") from None
+
+
+def write_policy(path: Path, config: PolicyConfig) -> None:
+    """Writes a policy that ``load_policy`` reads back."""
+    lines = (f"{spec.name} = {getattr(config, spec.name)!r}\n" for spec in dataclasses.fields(config))
+    path.write_text("[policy]\n" + "".join(lines))

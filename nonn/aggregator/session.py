@@ -1,0 +1,222 @@
+"""One request's decisions: whom to ask, whom to ask in addition, and when the answer is good enough.
+
+A session is told of every reply and every failure, and says after each of them, and at ``look_at`` at the latest, whom
+to ask now and whether to go on waiting. No clock, no network: time is an argument.
+
+**Hedging.** A student that several nodes run is asked of one of them: the one that will answer first by its median
+latency and what it has still to do. If it fails, or is silent for longer than 95 % of its answers take, the next one
+is asked too, and the first good reply counts (Dean and Barroso 2013, "The tail at scale"). By construction that asks
+one node more in one request of twenty.
+
+**Early fusion.** With ``accuracy_per_ms`` above 0 the operator says how much accuracy a millisecond is worth. The
+devices that are still missing are put into the order in which they are expected. Waiting for the first k of them is
+worth
+
+    Π p_i · (a(S ∪ {1 … k}) − a(S)) − accuracy_per_ms · w_k
+
+with S the set that has answered, a its accuracy in the bundle's table, p_i the chance that device i answers before the
+deadline although it has been silent for so long, and w_k the median of how much longer the k-th takes; both are of its
+own last latencies. Sets grow device by device, since a single one of two missing replicas of a part may be worth
+nothing alone. The session waits for the k that is worth most, until its time is over or what has arrived meanwhile
+has made the rest not worth it; then it decides again. If no k is worth anything, the answer is fused from S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nonn.aggregator.policy import Policy
+
+__all__ = ["Session"]
+
+# Timers of an event loop may fire this early.
+EPSILON_S = 1e-6
+# Between two looks at the same silence; decisions finer than this are not worth waking up for.
+MIN_LOOK_S = 2e-4
+_NOBODY: frozenset[str] = frozenset()
+
+
+class Session:
+    """One request; made by ``Policy.session``.
+
+    Attributes:
+        ask: nodes to ask first.
+        asked_at: when.
+        deadline_at: when waiting ends in any case.
+        waiting: nodes that have neither answered nor failed → when they were asked.
+        answered: mask of the students that answered.
+        done: nothing is waited for any more.
+        early: done although a node might still have answered in time.
+        hedges: nodes that were asked in place of a slow or failed one.
+        look_at: when to decide again if nothing comes.
+        eager: whether decisions may depend on the time of single replies; otherwise only on the last of them.
+    """
+
+    __slots__ = (
+        "_chance",
+        "_desperate",
+        "_hung",
+        "_policy",
+        "_spares",
+        "_until",
+        "_wanted",
+        "answered",
+        "ask",
+        "asked_at",
+        "deadline_at",
+        "done",
+        "eager",
+        "early",
+        "hedges",
+        "look_at",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        ask: tuple[str, ...],
+        spares: Mapping[int, tuple[str, ...]],
+        now: float,
+        deadline_s: float,
+        desperate: bool,
+    ) -> None:
+        self._policy, self._desperate, self.ask, self.asked_at = policy, desperate, ask, now
+        self.deadline_at = self.look_at = now + deadline_s
+        self.waiting = dict.fromkeys(ask, now)
+        self._hung = _NOBODY
+        self._spares = {student: list(nodes) for student, nodes in spares.items()} if spares else {}
+        self.answered = self.hedges = 0
+        self.done, self.early = not ask, False
+        self._until, self._wanted, self._chance = -inf, 0, 0.0  # the last decision to wait
+        # With replicas also because who is asked next depends on what is still under way.
+        self.eager = desperate or policy.replicated or policy.config.accuracy_per_ms > 0
+        if self.eager:
+            self._look(now)
+
+    def tell(self, node: str, ok: bool) -> bool:
+        """Takes note of a reply or a failure; ``decide`` comes next.
+
+        Returns:
+            Whether the reply is to be fused: it is good, waited for, and the first of its student.
+        """
+        if self.waiting.pop(node, None) is None:
+            return False
+        bit = self._policy.bits.get(node, 0)
+        fused = ok and bool(bit) and not self.answered & bit
+        if fused:
+            self.answered |= bit
+        if not self.waiting and not self._spares:
+            self.done = True
+        elif self._hung:
+            self._settle()
+        return fused
+
+    def leave_out(self, node: str) -> None:
+        """Stops waiting for a node that another request has found to hang, unless the quorum needs it."""
+        if not self._desperate and node in self.waiting:
+            self._hung = self._hung | {node}
+            self._settle()
+
+    def _settle(self) -> None:
+        """Ends the wait if only hung nodes are left and the quorum does without them."""
+        if self.answered.bit_count() >= self._policy.config.quorum and not self._spares:
+            self.done = self.done or self.waiting.keys() <= self._hung
+
+    def timed_out(self, now: float) -> bool:
+        """Whether the wait has ended at the deadline."""
+        return now >= self.deadline_at - EPSILON_S
+
+    def decide(self, now: float) -> tuple[str, ...]:
+        """What to do now.
+
+        Returns:
+            Nodes to ask as well. ``done`` and ``look_at`` say whether and until when to wait.
+        """
+        if self.done:
+            return ()
+        if self.timed_out(now):
+            self.done = True
+            return ()
+        if not self.eager:
+            return ()
+        more = self._hedge(now) if self._spares else ()
+        # Where every student has one node, the last reply of all has set ``done``.
+        if (self._desperate or self._policy.replicated) and not self._missing():
+            self.done = True
+        else:
+            self._look(now)
+        return more
+
+    def _missing(self) -> bool:
+        """Whether a student that has not answered may still do so."""
+        bits, answered = self._policy.bits, self.answered
+        hung = self._hung if answered.bit_count() >= self._policy.config.quorum else _NOBODY
+        return any(bits.get(node, 0) & ~answered and node not in hung for node in self.waiting)
+
+    def _hedge(self, now: float) -> tuple[str, ...]:
+        """Asks the next replica of every student whose last one failed or is slower than usual."""
+        more = []
+        for student, spares in tuple(self._spares.items()):
+            while spares and not self.answered >> student & 1 and now >= self._hedge_at(student) - EPSILON_S:
+                node = spares.pop(0)
+                if self._policy.asked(node):
+                    more.append(node)
+                    self.waiting[node] = now
+                    self.hedges += 1
+                    break
+            if not spares or self.answered >> student & 1:
+                del self._spares[student]
+        return tuple(more)
+
+    def _hedge_at(self, student: int) -> float:
+        """When the next replica of a student is due; the past if nobody is left to wait for."""
+        bit, policy = 1 << student, self._policy
+        waiting = [item for item in self.waiting.items() if item[0] not in self._hung]
+        asked = [(at, node) for node, at in waiting if policy.bits.get(node, 0) == bit]
+        if not asked:
+            return -inf
+        at, node = max(asked)
+        return at + policy.hedge_after_s(node)
+
+    def _look(self, now: float) -> None:
+        """Sets the time of the next decision, or ends the wait because nothing that may come is worth it."""
+        config, self.look_at = self._policy.config, self.deadline_at
+        if self._spares:
+            self.look_at = min(self.look_at, *(self._hedge_at(student) for student in self._spares))
+        if config.accuracy_per_ms and self.answered.bit_count() >= config.quorum:
+            if not self._worth_waiting(now):
+                self.done = self.early = True
+            elif self._until < self.look_at:
+                self.look_at = self._until
+
+    def _worth_waiting(self, now: float) -> bool:
+        """Whether to wait on: for the devices of the last decision, or for those of a new one."""
+        accuracy, price_s = self._policy.accuracy, 1000 * self._policy.config.accuracy_per_ms
+        base = accuracy[self.answered]
+        if now < self._until and self._chance * (accuracy[self.answered | self._wanted] - base) > price_s * (
+            self._until - now
+        ):
+            return True
+        mask, chance, best = self.answered, 1.0, 0.0
+        for wait_s, p_answers, bit in sorted(self._expected(now)):
+            mask, chance = mask | bit, chance * p_answers
+            worth = chance * (accuracy[mask] - base) - price_s * wait_s
+            if worth > best:
+                best, self._wanted, self._chance = worth, mask, chance
+                self._until = now + max(wait_s, MIN_LOOK_S)
+        return best > 0
+
+    def _expected(self, now: float) -> list[tuple[float, float, int]]:
+        """How much longer each missing student takes, how likely it answers at all, and its bit."""
+        policy, answered, best = self._policy, self.answered, dict[int, tuple[float, float, int]]()
+        for node, asked_at in self.waiting.items():
+            bit = policy.bits.get(node, 0)
+            if bit & ~answered and node not in self._hung:
+                chance, wait_s = policy.nodes[node].latencies.rest(now - asked_at, self.deadline_at - asked_at)
+                if bit not in best or chance > best[bit][1]:
+                    best[bit] = wait_s, chance, bit
+        return list(best.values())

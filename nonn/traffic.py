@@ -1,0 +1,57 @@
+"""What one answer costs on the network, beside the same task done in the two published ways.
+
+Ours is the features of all students in the dtype that they are sent in. NoNN sends the same features as floats
+(Bhardwaj et al. 2019, arXiv 1907.11804). MoDNN splits every layer of the teacher over the devices (Mao et al., DATE
+2017): at every layer boundary the feature map is gathered from the devices and handed out again. Inputs, which all
+three send, and the messages around the values are left out.
+
+Feature maps are known for wide residual networks, whose shapes follow from their name: ``wrn-D-k`` has 1 + 6n
+convolutions with n = (D − 4) / 6, in stages of 16k, 32k and 64k channels, and the second and third stage halve the
+resolution (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import ceil, prod
+from typing import Any
+
+from nonn.bundle import Manifest
+
+__all__ = ["boundary_elements", "traffic"]
+
+FLOAT_BYTES = 4
+
+
+def traffic(manifest: Manifest) -> dict[str, Any]:
+    """Bytes of one answer to one sample.
+
+    Returns:
+        ``bytes_per_answer``, ``as_floats`` (NoNN) and ``layer_maps`` (MoDNN; None for a teacher of unknown shapes).
+    """
+    elements = boundary_elements(str(manifest.teacher.get("model", "")), manifest.input.shape)
+    return {
+        "bytes_per_answer": sum(student.feature_bytes for student in manifest.students),
+        "as_floats": FLOAT_BYTES * sum(student.width for student in manifest.students),
+        "layer_maps": None if elements is None else 2 * FLOAT_BYTES * sum(elements),
+    }
+
+
+def boundary_elements(model: str, input_shape: Sequence[int]) -> list[int] | None:
+    """Numbers in the feature map after each convolution of a wide residual network; None for another network.
+
+    Args:
+        model: ``wrn-DEPTH-WIDTH``.
+        input_shape: [C, H, W] or [C, T].
+    """
+    match = re.fullmatch(r"wrn-(\d+)-(\d+)", model)
+    if match is None or (int(match[1]) - 4) % 6 or len(input_shape) < 2:
+        return None
+    blocks, width, spatial = (int(match[1]) - 4) // 6, int(match[2]), list(input_shape[1:])
+    elements = [16 * prod(spatial)]
+    for stage in range(3):
+        if stage:
+            spatial = [ceil(side / 2) for side in spatial]
+        elements += [16 * width * 2**stage * prod(spatial)] * (2 * blocks)
+    return elements
