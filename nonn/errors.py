@@ -11,7 +11,11 @@
     ├── BundleError               truncated, altered or foreign bundle   3    FAILED_PRECONDITION
     ├── InputError                a request's shape, dtype or values     2    INVALID_ARGUMENT
     │   └── ShapeError            arrays that do not fit each other      2    INVALID_ARGUMENT
+    ├── CredentialsError          a certificate or token is refused      3    UNAUTHENTICATED
+    │   └── ForbiddenError        known, and still may not do this       3    PERMISSION_DENIED
+    ├── MembershipError           a node cannot join                     3    FAILED_PRECONDITION
     ├── UnreachableError          nobody answers at that address         4    UNAVAILABLE
+    ├── OverloadError             more requests than it takes at once    4    RESOURCE_EXHAUSTED
     ├── QuorumError               too few devices answered               5    UNAVAILABLE
     ├── MissingExtraError         an optional dependency is missing      6    FAILED_PRECONDITION
     └── GuaranteeError            a promised accuracy is not kept        7    FAILED_PRECONDITION
@@ -27,11 +31,15 @@ __all__ = [
     "BudgetError",
     "BundleError",
     "ConfigError",
+    "CredentialsError",
     "DataError",
+    "ForbiddenError",
     "GuaranteeError",
     "InputError",
+    "MembershipError",
     "MissingExtraError",
     "NonnError",
+    "OverloadError",
     "PartitionError",
     "QuorumError",
     "ShapeError",
@@ -90,11 +98,38 @@ class ShapeError(InputError):
     """Arrays or tensors do not fit each other."""
 
 
+class CredentialsError(NonnError):
+    """A certificate or token that is missing, wrong, expired or revoked: one's own, or the other side's."""
+
+    exit_code = 3
+    grpc_status = "UNAUTHENTICATED"
+
+
+class ForbiddenError(CredentialsError):
+    """It is known who asks, and it may not do this."""
+
+    grpc_status = "PERMISSION_DENIED"
+
+
+class MembershipError(NonnError):
+    """A node cannot join: its id is taken, its key is unknown, or there is no student for it."""
+
+    exit_code = 3
+    grpc_status = "FAILED_PRECONDITION"
+
+
 class UnreachableError(NonnError):
     """Nobody answers at an address."""
 
     exit_code = 4
     grpc_status = "UNAVAILABLE"
+
+
+class OverloadError(NonnError):
+    """A server has as many requests as it is willing to hold; the message names the limit."""
+
+    exit_code = 4
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class QuorumError(NonnError):

@@ -24,12 +24,14 @@ __all__ = [
     "DTYPES",
     "ERROR_KEY",
     "MAX_MESSAGE_BYTES",
+    "MAX_SAMPLES",
     "add_tensors",
     "check_batch",
     "from_status",
     "new_request",
     "read_parameters",
     "read_tensors",
+    "request_limit",
     "to_status",
     "write_parameters",
 ]
@@ -63,8 +65,9 @@ _TYPED_FIELD = {
     "FP64": "fp64_contents",
 }
 
-# gRPC's own limit of 4 MiB is 340 images of 32 × 32 in float32; a batch of a few thousand should pass.
+# gRPC's own limit of 4 MiB is 340 images of 32 × 32 in float32; a batch of a thousand should pass.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_SAMPLES = 1024  # of one request, unless the operator says otherwise
 # For every channel. Devices are on the local network, so a proxy of the environment is never meant for them.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
@@ -163,18 +166,24 @@ def _typed(tensor: Any, shape: tuple[int, ...]) -> Array:
     return np.array(values, dtype).reshape(shape)
 
 
-def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+def request_limit(shape: tuple[int, ...], max_samples: int) -> int:
+    """Bytes of the largest request: that many samples of a shape in float32, and names and parameters."""
+    return min(MAX_MESSAGE_BYTES, 4 * max_samples * math.prod(shape) + 64 * 1024)
+
+
+def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...], max_samples: int | None = None) -> Array:
     """The one input of a nonn model, checked.
 
     Args:
         tensors: what the request holds.
         shape: of one sample.
+        max_samples: the largest B; None for any.
 
     Returns:
         The batch [B, *shape], uint8 or finite float32, B ≥ 1.
 
     Raises:
-        InputError: another tensor, shape or dtype, no sample, NaN or infinity.
+        InputError: another tensor, shape or dtype, no sample or too many, NaN or infinity.
     """
     if set(tensors) != {"input"}:
         given = ", ".join(f"'{name}'" for name in tensors) or "nothing"
@@ -187,6 +196,10 @@ def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
         raise InputError(f"tensor 'input': shape {list(batch.shape)}, expected {expected}")
     if not len(batch):
         raise InputError(f"tensor 'input': an empty batch; expected {expected} with B at least 1")
+    if max_samples is not None and len(batch) > max_samples:
+        raise InputError(
+            f"tensor 'input': {len(batch)} samples; a request here may hold {max_samples}, so send several requests"
+        )
     if batch.dtype == np.float32 and not np.isfinite(batch).all():
         bad = np.flatnonzero(~np.isfinite(batch.reshape(len(batch), -1)).all(axis=1))
         raise InputError(f"tensor 'input': NaN or infinity in sample {bad[0]} ({len(bad)} of {len(batch)} samples)")

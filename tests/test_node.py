@@ -87,12 +87,16 @@ def test_metadata_says_which_part_of_which_bundle_it_runs_and_how(bundle, stub):
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [("features", "FP32", [-1, 4])]
     properties = dict(metadata.properties)
     assert properties.pop("nonn_runtime").startswith("onnxruntime 1.")
+    assert int(properties.pop("nonn_rss_bytes")) > 0
+    assert properties.pop("nonn_version")
     assert properties == {
         "nonn_bundle": bundle.hash,
         "nonn_part": str(student.part),
         "nonn_device": str(STUDENT),
         "nonn_sha256": student.sha256,
         "nonn_dtype": "float32",
+        "nonn_weights": "float32",
+        "nonn_max_batch": "1024",
     }
 
 
@@ -142,6 +146,48 @@ def test_an_unknown_output_is_refused(stub):
     with pytest.raises(grpc.RpcError, match="no output 'logits'; the model has features") as caught:
         stub.ModelInfer(request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_node_says_how_large_a_batch_may_be_and_refuses_a_larger_one(bundle):
+    with (
+        running_node(bundle.path, STUDENT, "--max-batch", "2") as (_, ready),
+        grpc.insecure_channel(ready["address"]) as channel,
+    ):
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name=f"student-{STUDENT}"))
+        assert metadata.properties["nonn_max_batch"] == "2"
+        infer(stub, np.zeros((2, 1, 8, 8), np.uint8))
+        code, details = refusal(stub, np.zeros((3, 1, 8, 8), np.uint8))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "3 samples; a request here may hold 2" in details
+        # A message that no batch of two could be is not even read.
+        code, details = refusal(stub, np.zeros((3000, 1, 8, 8), np.uint8))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in details
+        assert stub.ServerLive(pb.ServerLiveRequest()).live
+
+
+def test_finite_inputs_that_overflow_the_student_are_the_callers_fault(bundle):
+    class Overflows:
+        name = "overflows"
+
+        def run(self, batch):
+            with np.errstate(over="ignore"):
+                return batch.reshape(len(batch), -1)[:, :4] * np.float32(10)
+
+    async def scenario():
+        async with (
+            serving(StudentModel(bundle, 0, Overflows())) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.ModelInfer(new_request("student-0", {"input": np.full((1, 1, 8, 8), 3e38, np.float32)}, {}))
+        return caught.value
+
+    refused = asyncio.run(scenario())
+    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "features are not finite" in refused.details()
 
 
 def test_another_model_or_version_is_not_found(bundle, stub):
@@ -232,6 +278,7 @@ def test_a_port_in_use_ends_the_node_with_3_and_the_port(bundle):
     [
         (["--student", "9"], 3, "no student 9; this bundle has 0 to 3"),
         (["--student", "0", "--host", "0.0.0.0"], 3, "refusing to serve beyond loopback without TLS"),
+        (["--student", "0", "--max-batch", "0"], 3, "--max-batch 0: must be at least 1"),
         (["--student", "zero"], 2, "invalid int value"),
         ([], 2, "--student"),
     ],

@@ -1,27 +1,33 @@
 """A student as a model of the Open Inference Protocol: ``input`` [B, …] → ``features`` [B, d_i].
 
-Inference runs in one thread of its own, so that health checks are answered while it computes; requests wait their
-turn, and one whose caller has given up is dropped before it costs anything.
+Requests wait their turn, and one whose caller has given up is dropped before it costs anything; how they are run, and
+how many may wait, is the worker's business.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from nonn import __version__
 from nonn.bundle import Bundle
-from nonn.errors import BundleError, NonnError
+from nonn.errors import BundleError, ConfigError, InputError
+from nonn.rpc.codec import BatchReader
 from nonn.rpc.server import Result
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import Array, check_batch, read_parameters, read_tensors
+from nonn.wire import MAX_SAMPLES, Array, request_limit
 from nonn_device.runtime import Runtime
+from nonn_device.vitals import resident_bytes
+from nonn_device.worker import Worker
 
-__all__ = ["StudentModel"]
+__all__ = ["MAX_QUEUE", "StudentModel"]
+
+MAX_QUEUE = 64  # requests that wait for the student
+
+_DATATYPE = {"float32": "FP32", "float16": "FP16", "int8": "INT8"}  # of the features that are sent
 
 
 class StudentModel:
@@ -31,13 +37,32 @@ class StudentModel:
         bundle: the bundle that the student is of.
         device: i.
         runtime: that holds the student.
+        max_batch: samples of one request.
+        max_queue: requests that may wait while the student computes.
+
+    Raises:
+        ConfigError: a limit is less than 1.
     """
 
-    def __init__(self, bundle: Bundle, device: int, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: int,
+        runtime: Runtime,
+        *,
+        max_batch: int = MAX_SAMPLES,
+        max_queue: int = MAX_QUEUE,
+    ) -> None:
+        for name, value in (("--max-batch", max_batch), ("--max-queue", max_queue)):
+            if value < 1:
+                raise ConfigError(f"{name} {value}: must be at least 1")
         self.name = f"student-{device}"
         self.version = bundle.hash[:12]
         self._bundle, self._student, self._runtime = bundle, bundle.manifest.students[device], runtime
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self._spec = bundle.input_of(device)
+        self.max_request_bytes = request_limit(self._spec.shape, max_batch)
+        self._max_batch, self._read = max_batch, BatchReader(self._spec.shape, max_batch)
+        self._worker = Worker(self._run, max_queue)
 
     async def __aenter__(self) -> Self:
         return self
@@ -45,7 +70,7 @@ class StudentModel:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        self._worker.close()
 
     @property
     def ready(self) -> bool:
@@ -58,11 +83,11 @@ class StudentModel:
 
     def metadata(self) -> Any:
         """Tensors, and which part of which bundle this is."""
-        spec, student = self._bundle.manifest.input, self._student
+        spec, student = self._spec, self._student
         metadata = pb.ModelMetadataResponse(name=self.name, versions=[self.version], platform="onnx")
         datatype = "UINT8" if spec.dtype == "uint8" else "FP32"
         metadata.inputs.add(name="input", datatype=datatype, shape=[-1, *spec.shape])
-        metadata.outputs.add(name="features", datatype="FP32", shape=[-1, student.width])
+        metadata.outputs.add(name="features", datatype=_DATATYPE[student.dtype], shape=[-1, student.width])
         properties = {
             "bundle": self._bundle.hash,
             "part": student.part,
@@ -70,6 +95,10 @@ class StudentModel:
             "sha256": student.sha256,
             "runtime": self._runtime.name,
             "dtype": student.dtype,
+            "version": __version__,
+            "rss_bytes": resident_bytes(),
+            "weights": student.weights,
+            "max_batch": self._max_batch,
         }
         metadata.properties.update({f"nonn_{key}": str(value) for key, value in properties.items()})
         return metadata
@@ -78,23 +107,25 @@ class StudentModel:
         """Features of one batch.
 
         Raises:
-            InputError: the batch is not what the student takes.
+            InputError: the batch is not what the student takes, or so far outside the raw range that its features are
+                not finite.
             BundleError: the caller means another bundle.
-            NonnError: the student's features are not finite.
+            OverloadError: too many requests are waiting.
         """
-        wanted = read_parameters(request.parameters).get("nonn_bundle", self._bundle.hash)
-        if wanted != self._bundle.hash:
+        # Asked for by name, since reading all parameters costs more than the rest of this.
+        named = "nonn_bundle" in request.parameters
+        if named and (wanted := request.parameters["nonn_bundle"].string_param) != self._bundle.hash:
             raise BundleError(
-                f"{self.name} is of bundle {self._bundle.hash[:12]}…, the request is for {str(wanted)[:12]}…; "
+                f"{self.name} is of bundle {self._bundle.hash[:12]}…, the request is for {wanted[:12]}…; "
                 "give every node and the aggregator the same bundle"
             )
-        batch = check_batch(read_tensors(request.inputs, request.raw_input_contents), self._bundle.manifest.input.shape)
-        loop = asyncio.get_running_loop()
-        features = await loop.run_in_executor(self._executor, self._run, batch)
-        if not np.isfinite(features).all():
-            raise NonnError(f"{self.name}: its features are not finite; the inputs may be far outside the raw range")
-        return Result({"features": features}, {"nonn_bundle": self._bundle.hash})
+        batch = self._read(request)
+        features = await self._worker(batch)
+        # Bytes are always in range, and the aggregator looks anyway; but a caller should be told of his floats.
+        if batch.dtype == np.float32 and not np.isfinite(features).all():
+            raise InputError(f"{self.name}: its features are not finite; the inputs are far outside the raw range")
+        return Result({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
 
     def _run(self, batch: Array) -> Array:
-        """In the inference thread: raw values as they are, since the network normalises them itself."""
+        """Raw values as they are, since the network normalises them itself."""
         return self._runtime.run(batch.astype(np.float32, copy=False))

@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from nonn.aggregator.batching import BatchConfig, Batcher
+from nonn.aggregator.events import Outcome, RequestEvent
 from nonn.aggregator.service import Aggregator
-from nonn.errors import BundleError
+from nonn.answer import Answer
+from nonn.errors import BundleError, InputError, OverloadError
+from nonn.rpc.codec import BatchReader
 from nonn.rpc.server import Result
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import check_batch, read_parameters, read_tensors
+from nonn.wire import request_limit
 
 __all__ = ["MODEL", "FusedModel"]
 
@@ -26,12 +32,26 @@ class FusedModel:
 
     Args:
         aggregator: that asks them.
+        state: what ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitor``.
+        batching: how requests travel together, and how many may wait.
+        answered: told of every answer, whose latency is what the client waited here, alone or in company.
     """
 
-    def __init__(self, aggregator: Aggregator) -> None:
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        state: Callable[[], Mapping[str, Any]] | None = None,
+        batching: BatchConfig | None = None,
+        answered: Callable[[Answer], None] | None = None,
+    ) -> None:
         self.name = MODEL
         self.version = aggregator.bundle.hash[:12]
-        self._aggregator = aggregator
+        batching = batching or BatchConfig()
+        shape = aggregator.bundle.manifest.input.shape
+        self.max_request_bytes = request_limit(shape, batching.max_samples)
+        self._read = BatchReader(shape, batching.max_samples)
+        self._batcher = Batcher(aggregator.infer_checked, batching, aggregator.policy.config)
+        self._aggregator, self._state, self._answered = aggregator, state, answered
 
     async def __aenter__(self) -> Self:
         await self._aggregator.__aenter__()
@@ -74,6 +94,7 @@ class FusedModel:
                 "asked": policy.nodes[node.id].asked,
                 "answered": policy.nodes[node.id].answered,
                 "latency_s": policy.nodes[node.id].latency_s,
+                "latency_p95_s": policy.nodes[node.id].latencies.quantile(0.95),
             }
             for node in self._aggregator.nodes
         ]
@@ -81,7 +102,11 @@ class FusedModel:
         metadata.properties["nonn_experiment"] = bundle.manifest.experiment
         metadata.properties["nonn_classes"] = json.dumps(bundle.manifest.classes)
         metadata.properties["nonn_nodes"] = json.dumps(nodes)
+        metadata.properties["nonn_batching"] = json.dumps(dataclasses.asdict(self._batcher.config))
         metadata.properties["nonn_quorum"] = str(policy.config.quorum)
+        metadata.properties["nonn_policy"] = json.dumps(dataclasses.asdict(policy.config))
+        if self._state:
+            metadata.properties["nonn_state"] = json.dumps(self._state())
         return metadata
 
     async def infer(self, request: Any, remaining_s: float | None) -> Result:
@@ -90,15 +115,31 @@ class FusedModel:
         Raises:
             InputError: the batch is not what the bundle takes.
             BundleError: the caller means another bundle.
+            OverloadError: the queue is full.
             QuorumError: fewer devices answered than the quorum.
         """
         bundle = self._aggregator.bundle
-        wanted = read_parameters(request.parameters).get("nonn_bundle", bundle.hash)
-        if wanted != bundle.hash:
+        # Asked for by name, since reading all parameters costs more than the rest of this.
+        named = "nonn_bundle" in request.parameters
+        if named and (wanted := request.parameters["nonn_bundle"].string_param) != bundle.hash:
             raise BundleError(
-                f"this cluster runs bundle {bundle.hash[:12]}…, the request is for {str(wanted)[:12]}…; "
+                f"this cluster runs bundle {bundle.hash[:12]}…, the request is for {wanted[:12]}…; "
                 "ask another cluster, or leave nonn_bundle out"
             )
-        batch = check_batch(read_tensors(request.inputs, request.raw_input_contents), bundle.manifest.input.shape)
-        answer = await self._aggregator.infer(batch, remaining_s)
+        try:
+            batch = self._read(request)
+        except InputError:
+            self._tell_refused("invalid", 0)
+            raise
+        try:
+            answer = await self._batcher.infer(batch, remaining_s)
+        except OverloadError:
+            self._tell_refused("exhausted", len(batch))
+            raise
+        if self._answered:
+            self._answered(answer)
         return Result(answer.outputs(), answer.parameters())
+
+    def _tell_refused(self, outcome: Outcome, num_samples: int) -> None:
+        """Tells observers of a request that came to no node."""
+        self._aggregator.observers.on_request(RequestEvent(time.monotonic(), num_samples, outcome))

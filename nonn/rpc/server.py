@@ -1,10 +1,11 @@
 """One model behind the Open Inference Protocol: what device nodes and the aggregator have in common.
 
 Six calls, ``grpc.health.v1``, errors as gRPC status, one bound port, and an orderly end: on SIGTERM, SIGINT or, if
-asked, when standard input closes, health says NOT_SERVING, requests in flight are answered, then the process goes.
+asked, when standard input closes, health says NOT_SERVING, new requests are refused, those in flight are answered, and
+then the process goes.
 Watching standard input is how a child notices that its parent was killed: nobody catches SIGKILL, but the pipe closes.
 
-Not here yet: TLS. Until it is, an address beyond loopback is refused unless the operator says ``--insecure``.
+An address beyond loopback is refused without TLS, unless the operator says ``--insecure``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -26,20 +27,26 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nonn import __version__
-from nonn.errors import AddressError, InputError
+from nonn.errors import AddressError, UnreachableError
+from nonn.rpc.codec import ResponseWriter
+from nonn.rpc.reflection import add_reflection
+from nonn.rpc.registration import add_servicer
+from nonn.rpc.security import Guard
+from nonn.rpc.tls import TlsFolder
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import MAX_MESSAGE_BYTES, Array, Parameter, add_tensors, to_status, write_parameters
+from nonn.wire import MAX_MESSAGE_BYTES, Array, Parameter, to_status
 
-__all__ = ["InferenceServicer", "Model", "Result", "serve"]
+__all__ = ["SERVICE", "Attend", "InferenceServicer", "Model", "Result", "is_loopback", "serve", "told_to_end"]
 
 SERVICE = "inference.GRPCInferenceService"
-STOP_GRACE_S = 1.0  # for requests in flight when the process is told to end
+Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
+DRAIN_S = 10.0  # for requests in flight when the process is told to end; a request's own deadline is shorter
+STOP_GRACE_S = 1.0  # for what else is open then, such as somebody watching health
 
 _OPTIONS = (
     # With SO_REUSEPORT a second process on the same port would silently get half of the requests.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Clients ping idle links every 10 s; a stricter server would answer GOAWAY too_many_pings (flower #4519).
     ("grpc.keepalive_permit_without_calls", 1),
@@ -64,10 +71,17 @@ class Result:
 
 
 class Model(Protocol):
-    """One model that can be served; entered before the first request and left after the last."""
+    """One model that can be served; entered before the first request and left after the last.
+
+    Attributes:
+        name: that requests call it by.
+        version: that they may call it by as well.
+        max_request_bytes: the largest message that it takes; gRPC refuses a larger one unread.
+    """
 
     name: str
     version: str
+    max_request_bytes: int
 
     async def __aenter__(self) -> Self: ...
 
@@ -105,7 +119,15 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     """The six calls of the protocol, for one model."""
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self._model, self._write = model, ResponseWriter(model.name, model.version)
+        self._in_flight = 0
+        self._draining, self._idle = False, asyncio.Event()
+
+    async def drain(self) -> None:
+        """Refuses new requests from now on and waits until those in flight are answered."""
+        self._draining = True
+        if self._in_flight:
+            await self._idle.wait()
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The process is there, since it answers."""
@@ -130,20 +152,23 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         return self._model.metadata()
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """One batch in, one answer out."""
+        """One batch in, one answer out, which is bytes already."""
         await self._check_model(request.model_name, request.model_version, context)
+        self._in_flight += 1
         try:
+            if self._draining:
+                raise UnreachableError(f"{self._model.name} is ending and takes no more requests; ask again later")
             result = await self._model.infer(request, context.time_remaining())
-            response = pb.ModelInferResponse(model_name=self._model.name, model_version=self._model.version)
-            response.id = request.id
-            outputs = _requested(request, result.outputs)
-            add_tensors(response.outputs, response.raw_output_contents, outputs)
-            write_parameters(response.parameters, result.parameters)
+            response = self._write(request, result.outputs, result.parameters)
         except Exception as exc:
             code, details, trailing = to_status(exc)
             if code is grpc.StatusCode.INTERNAL:
                 _log.exception("%s: request failed", self._model.name)
             await context.abort(code, details, trailing)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight and self._draining:
+                self._idle.set()
         return response
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
@@ -154,15 +179,6 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}")
 
 
-def _requested(request: Any, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The outputs that a request names, in its order; all if it names none."""
-    names = [output.name for output in request.outputs] or list(outputs)
-    for name in names:
-        if name not in outputs:
-            raise InputError(f"no output '{name}'; the model has {', '.join(outputs)}")
-    return {name: outputs[name] for name in names}
-
-
 async def serve(
     model: Model,
     *,
@@ -171,43 +187,74 @@ async def serve(
     insecure: bool,
     watch_stdin: bool,
     on_ready: Callable[[str], None],
+    reflection: bool = False,
+    guard: Guard | None = None,
+    services: Sequence[Callable[[Any], None]] = (),
+    attend: Attend | None = None,
+    interceptors: Sequence[aio.ServerInterceptor] = (),
+    stop: asyncio.Event | None = None,
 ) -> None:
     """Serves a model until the process is told to end.
 
     Args:
         model: what to serve.
-        host: address to bind; beyond loopback only with ``insecure``.
+        host: address to bind; beyond loopback only with TLS or ``insecure``.
         port: 0 lets the system choose.
         insecure: the operator knows that there is no TLS.
         watch_stdin: end when standard input closes.
         on_ready: called once with ``host:port`` when requests are answered.
+        reflection: tell clients what there is to call.
+        guard: lets calls through; with its TLS folder the port speaks TLS and nothing else.
+        services: each puts a further service on the server, which has not been started.
+        attend: what goes on beside the requests. Entered with the address and a function that ends the server, when
+            requests are answered; left when the server is told to end and still answers.
+        stop: ends the server when it is set; None for one that ``told_to_end`` makes.
+        interceptors: further ones, behind the guard.
 
     Raises:
-        AddressError: the address is taken, not of this machine, or beyond loopback without ``insecure``.
+        AddressError: the address is taken, not of this machine, or beyond loopback without TLS or ``insecure``.
+        NonnError: that ``attend`` ended with.
+        MissingExtraError: reflection was asked for and is not installed.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if watch_stdin:
-        threading.Thread(target=_wait_for_eof, args=(loop, stop), name="watch-stdin", daemon=True).start()
-    server = aio.server(options=_OPTIONS)
-    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(model), server)  # type: ignore[no-untyped-call]
+    if stop is None:
+        stop = told_to_end(watch_stdin)
+    options = (*_OPTIONS, ("grpc.max_receive_message_length", model.max_request_bytes))
+    server = aio.server(interceptors=[*([guard] if guard else []), *interceptors], options=options)
+    servicer = InferenceServicer(model)
+    add_servicer(server, pb.DESCRIPTOR.services_by_name["GRPCInferenceService"], servicer)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    address = _bind(server, host, port, insecure)
+    if reflection:
+        add_reflection(server, (pb.DESCRIPTOR, health_pb2.DESCRIPTOR))
+    for add_service in services:
+        add_service(server)
+    address = _bind(server, host, port, insecure, guard.tls if guard else None)
     async with model:
         await server.start()
         follow = asyncio.create_task(_follow(model, health_servicer))
         try:
             on_ready(address)
-            await stop.wait()
+            async with attend(address, stop.set) if attend else contextlib.nullcontext():
+                await stop.wait()
         finally:
             follow.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await follow
             await health_servicer.enter_graceful_shutdown()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await servicer.drain()
             await server.stop(STOP_GRACE_S)
+
+
+def told_to_end(watch_stdin: bool) -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set from now on, and the end of standard input if asked."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if watch_stdin:
+        threading.Thread(target=_wait_for_eof, args=(loop, stop), name="watch-stdin", daemon=True).start()
+    return stop
 
 
 async def _follow(model: Model, health_servicer: Any) -> None:
@@ -218,16 +265,19 @@ async def _follow(model: Model, health_servicer: Any) -> None:
             await health_servicer.set(service, status)
 
 
-def _bind(server: Any, host: str, port: int, insecure: bool) -> str:
+def _bind(server: Any, host: str, port: int, insecure: bool, tls: TlsFolder | None) -> str:
     """Binds the server and returns ``host:port``."""
-    if not insecure and not _is_loopback(host):
+    if tls is None and not insecure and not is_loopback(host):
         raise AddressError(
-            f"{host}: refusing to serve beyond loopback without TLS, which this version does not have; "
+            f"{host}: refusing to serve beyond loopback without TLS; give a folder of nonn certs with --tls, "
             "bind 127.0.0.1, or say --insecure on a network that you trust"
         )
     name = f"[{host}]" if ":" in host else host
     try:
-        bound = server.add_insecure_port(f"{name}:{port}")
+        if tls is None:
+            bound = server.add_insecure_port(f"{name}:{port}")
+        else:
+            bound = server.add_secure_port(f"{name}:{port}", tls.server_credentials())
     except RuntimeError as exc:
         raise AddressError(
             f"{name}:{port} cannot be bound: port {port} is in use, or {host} is not an address of this machine; "
@@ -236,7 +286,8 @@ def _bind(server: Any, host: str, port: int, insecure: bool) -> str:
     return f"{name}:{bound}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address reaches no further than this machine."""
     if host == "localhost":
         return True
     try:

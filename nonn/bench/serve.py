@@ -1,0 +1,272 @@
+"""Whole answers beside a bare gRPC fan-out of the same bytes, in one run.
+
+Everything is a process of its own on loopback, as on a fleet: N device nodes, an aggregator over them, another one
+over the same nodes that does not batch; N bare echo servers and a bare front (``floor``). Students do nothing
+(``bundle``), so only serving is measured. One client asks them in turn, request by request, with the same bytes and the
+same call, so that whatever else the machine does meets all alike; the order changes from round to round.
+
+For throughput many clients, each with a connection of its own, ask as fast as they are answered: the batching
+aggregator for a while, then the other, and so on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc import aio
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bench.bundle import SHAPE, idle_bundle
+from nonn.bench.floor import METHOD
+from nonn.bundle import Bundle
+from nonn.errors import ConfigError, NonnError, UnreachableError
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.subsets import mask_of
+from nonn.wire import from_status, new_request
+
+__all__ = ["Figures", "Load", "bench_serve"]
+
+Figures = dict[str, float]
+
+WARM_UP = 100
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How much is measured.
+
+    Attributes:
+        num_devices: N.
+        requests: of each system, one after another.
+        clients: at once, for throughput.
+        rounds: of throughput.
+        round_s: of each aggregator in a round.
+        ray: interpreter of an environment with ``ray[serve]`` and onnxruntime; None leaves Ray Serve out.
+    """
+
+    num_devices: int = 8
+    requests: int = 2000
+    clients: int = 64
+    rounds: int = 5
+    round_s: float = 2.0
+    ray: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_devices", "requests", "clients", "rounds", "round_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be positive")
+        if self.ray is not None and not self.ray.exists():
+            raise ConfigError(f"{self.ray}: no such interpreter; make bench-ray makes an environment with Ray Serve")
+
+
+def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda text: None) -> Figures:
+    """Measures it all.
+
+    Args:
+        folder: for the bundle, the inventory and logs.
+        load: how much.
+        say: told what happens.
+
+    Returns:
+        Milliseconds, ratios and requests a second, by name with the unit.
+
+    Raises:
+        ConfigError: a process refused to start; the message ends with its log.
+        NonnError: an answer is not of all devices, so that it cost less than it should.
+    """
+    bundle = idle_bundle(folder / "bundle", load.num_devices)
+    sample = np.random.default_rng(0).integers(0, 256, (1, *SHAPE), np.uint8)
+    request = new_request("nonn", {"input": sample}, {}).SerializeToString()
+    with contextlib.ExitStack() as stack:
+        say(f"starting {2 * load.num_devices + 3} processes")
+        addresses = [
+            stack.enter_context(
+                _process(folder, f"node-{i}", "nonn_device", "serve", bundle.path, "--student", i, "--watch-stdin")
+            )
+            for i in range(load.num_devices)
+        ]
+        aggregator = stack.enter_context(_aggregator(folder, bundle, addresses, "batching"))
+        unbatched = stack.enter_context(_aggregator(folder, bundle, addresses, "unbatched", "--max-batch", 1))
+        ask = stack.enter_context(_asking(aggregator, request))
+        to_node = len(_node_request(bundle, sample))
+        reply, node_reply = ask(), stack.enter_context(_asking(addresses[0], _node_request(bundle, sample)))()
+        _check(reply, load.num_devices)
+        echoes = [
+            stack.enter_context(_process(folder, f"echo-{i}", "nonn.bench.floor", len(node_reply)))
+            for i in range(load.num_devices)
+        ]
+        front = stack.enter_context(_process(folder, "front", "nonn.bench.floor", len(reply), to_node, *echoes))
+        systems: dict[str, Callable[[], bytes]] = {"floor": stack.enter_context(_asking(front, request)), "nonn": ask}
+        if load.ray is not None:
+            say("starting Ray Serve")
+            systems["ray"] = stack.enter_context(_ray(folder, bundle, load.ray, sample))
+        say(f"{load.requests} requests each, in turn")
+        times = _in_turn(systems, load.requests)
+        _check(ask(), load.num_devices)
+        say(f"{load.clients} clients at once")
+        rates = asyncio.run(_throughput({"batched": aggregator, "unbatched": unbatched}, request, load))
+    return _figures(times, rates, len(request), len(reply), to_node, len(node_reply))
+
+
+def _figures(times: dict[str, list[float]], rates: dict[str, list[float]], *sizes: int) -> Figures:
+    """What the times and rates say."""
+    figures: Figures = {}
+    for name, seconds in times.items():
+        for q in (50, 99):
+            figures[f"serve_{name}_p{q}_ms"] = 1e3 * float(np.percentile(seconds, q))
+    for q in (50, 99):
+        figures[f"serve_p{q}_ratio"] = figures[f"serve_nonn_p{q}_ms"] / figures[f"serve_floor_p{q}_ms"]
+    if "ray" in times:
+        figures["serve_ray_p50_ratio"] = figures["serve_ray_p50_ms"] / figures["serve_nonn_p50_ms"]
+    for name, per_s in rates.items():
+        figures[f"serve_{name}_per_s"] = statistics.median(per_s)
+    figures["serve_batched_speedup"] = statistics.median(
+        fast / slow for fast, slow in zip(rates["batched"], rates["unbatched"], strict=True)
+    )
+    names = ("request", "answer", "node_request", "node_answer")
+    return figures | {f"serve_{name}_bytes": size for name, size in zip(names, sizes, strict=True)}
+
+
+def _in_turn(systems: dict[str, Callable[[], bytes]], requests: int) -> dict[str, list[float]]:
+    """Seconds of each request to each system."""
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    names = list(systems)
+    for index in range(-WARM_UP, requests):
+        names = names[1:] + names[:1]
+        for name in names:
+            start = time.perf_counter()
+            systems[name]()
+            if index >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+async def _throughput(addresses: dict[str, str], request: bytes, load: Load) -> dict[str, list[float]]:
+    """Answers a second of each aggregator, a number for each round."""
+    rates: dict[str, list[float]] = {name: [] for name in addresses}
+    async with contextlib.AsyncExitStack() as stack:
+        calls = {}
+        for name, address in addresses.items():
+            own = [("grpc.use_local_subchannel_pool", 1)]
+            channels = [
+                await stack.enter_async_context(aio.insecure_channel(address, options=own)) for _ in range(load.clients)
+            ]
+            calls[name] = [channel.unary_unary(METHOD) for channel in channels]
+        for index in range(-1, load.rounds):  # the first is for warming up
+            for name in addresses:
+                rate = await _rate(calls[name], request, load.round_s)
+                if index >= 0:
+                    rates[name].append(rate)
+    return rates
+
+
+async def _rate(calls: Sequence[Any], request: bytes, seconds: float) -> float:
+    """Answers a second when each client asks again as soon as it is answered."""
+    start, answers = time.perf_counter(), 0
+
+    async def client(call: Any) -> None:
+        nonlocal answers
+        while time.perf_counter() - start < seconds:
+            await call(request, timeout=TIMEOUT_S)
+            answers += 1
+
+    await asyncio.gather(*map(client, calls))
+    return answers / (time.perf_counter() - start)
+
+
+def _check(reply: bytes, num_devices: int) -> None:
+    """An answer of all devices, or the comparison would be unfair."""
+    mask = pb.ModelInferResponse.FromString(reply).parameters["nonn_mask"].int64_param
+    if mask != mask_of(range(num_devices)):
+        raise NonnError(f"the answer is of the set {mask:b} of {num_devices} devices; is this machine overloaded?")
+
+
+def _node_request(bundle: Bundle, sample: np.ndarray[Any, Any]) -> bytes:
+    """What the aggregator sends to a node, to a byte or two."""
+    request = new_request("student-0", {"input": sample}, {"nonn_bundle": bundle.hash}, id="1000")
+    return bytes(request.SerializeToString())
+
+
+@contextlib.contextmanager
+def _asking(address: str, request: bytes) -> Iterator[Callable[[], bytes]]:
+    """A client of its own connection that asks the same again and again; bytes in, bytes out."""
+    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call = channel.unary_unary(METHOD)
+
+        def ask() -> bytes:
+            try:
+                return bytes(call(request, timeout=TIMEOUT_S))
+            except grpc.RpcError as exc:
+                raise from_status(exc, address) from exc
+
+        yield ask
+
+
+@contextlib.contextmanager
+def _aggregator(folder: Path, bundle: Bundle, addresses: Sequence[str], name: str, *options: object) -> Iterator[str]:
+    """An aggregator over the nodes."""
+    inventory = folder / f"{name}.toml"
+    write_inventory(inventory, [Node(id=f"node-{i}", address=a, student=i) for i, a in enumerate(addresses)])
+    arguments = ("nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin", *options)
+    with _process(folder, name, *arguments) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _ray(folder: Path, bundle: Bundle, python: Path, sample: np.ndarray[Any, Any]) -> Iterator[Callable[[], bytes]]:
+    """The same students composed in Ray Serve, asked over HTTP, its own way in."""
+    weights, bias = bundle.head.weights(mask_of(range(bundle.num_devices)))
+    np.savez(folder / "head.npz", weights=weights, bias=bias)
+    students = [bundle.student_path(i) for i in range(bundle.num_devices)]
+    script = Path(__file__).with_name("ray_app.py")
+    with _process(folder, "ray", script, folder / "head.npz", *students, python=python) as address:
+        connection, body = http.client.HTTPConnection(address, timeout=TIMEOUT_S), sample.tobytes()
+
+        def ask() -> bytes:
+            connection.request("POST", "/", body)
+            response = connection.getresponse()
+            answer = response.read()
+            if response.status != 200:
+                raise NonnError(f"Ray Serve answers {response.status}: {answer[:200]!r}")
+            return answer
+
+        yield ask
+        connection.close()
+
+
+@contextlib.contextmanager
+def _process(folder: Path, name: str, *command: object, python: Path | None = None) -> Iterator[str]:
+    """A process that prints a ready line; yields its address. It ends when its standard input closes."""
+    arguments = [str(python), *map(str, command)] if python else [sys.executable, "-m", *map(str, command)]
+    log = folder / f"{name}.log"
+    with log.open("wb") as stderr:
+        child = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        line = child.stdout.readline()
+        if not line:
+            raise UnreachableError(f"{name} ended at start: {log.read_text(errors='replace')[-2000:]}")
+        yield json.loads(line)["address"]
+    finally:
+        child.stdin.close()
+        try:
+            child.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        child.stdout.close()

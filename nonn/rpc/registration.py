@@ -1,0 +1,79 @@
+"""Puts a servicer on a server so that a message that cannot be read is the caller's fault.
+
+With protoc's own registration grpc.aio answers such a message with UNKNOWN and logs a traceback; so would a client
+that sends noise fill the log. Here it gets INVALID_ARGUMENT, as for any other bad input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from nonn.errors import InputError
+from nonn.wire import to_status
+
+__all__ = ["add_servicer"]
+
+Call = Callable[[Any, Any], Awaitable[Any]]
+Stream = Callable[[Any, Any], AsyncIterator[Any]]
+
+
+def add_servicer(server: Any, service: ServiceDescriptor, servicer: object) -> None:
+    """Registers all calls of a service whose calls take one message and give one or many, or stream both ways.
+
+    Args:
+        server: of grpc.aio, not started.
+        service: its descriptor.
+        servicer: with a coroutine method for each call, or an asynchronous generator for one that gives many.
+    """
+    handlers = {}
+    for method in service.methods:
+        call, message = getattr(servicer, method.name), GetMessageClass(method.input_type)
+        if method.client_streaming:
+            # gRPC's own deserialiser: in the middle of a stream there is no better answer than its end.
+            handler = grpc.stream_stream_rpc_method_handler(call, message.FromString, _written)
+        elif method.server_streaming:
+            handler = grpc.unary_stream_rpc_method_handler(_streaming(call, message), response_serializer=_written)
+        else:
+            handler = grpc.unary_unary_rpc_method_handler(_reading(call, message), response_serializer=_written)
+        handlers[method.name] = handler
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+    server.add_registered_method_handlers(service.full_name, handlers)
+
+
+def _written(response: Any) -> bytes:
+    """A response's bytes, which it may be already."""
+    return response if isinstance(response, bytes) else bytes(response.SerializeToString())
+
+
+def _reading(call: Call, message: Any) -> Call:
+    """The call, from bytes."""
+
+    async def read_and_call(raw: bytes, context: Any) -> Any:
+        return await call(await _read(raw, message, context), context)
+
+    return read_and_call
+
+
+def _streaming(call: Stream, message: Any) -> Stream:
+    """The call that gives many, from bytes."""
+
+    async def read_and_stream(raw: bytes, context: Any) -> AsyncIterator[Any]:
+        async for response in call(await _read(raw, message, context), context):
+            yield response
+
+    return read_and_stream
+
+
+async def _read(raw: bytes, message: Any, context: Any) -> Any:
+    """The request, or the end of the call."""
+    try:
+        return message.FromString(raw)
+    except DecodeError:
+        name = message.DESCRIPTOR.name
+        await context.abort(*to_status(InputError(f"{len(raw)} bytes that are no {name}")))

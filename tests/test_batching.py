@@ -1,0 +1,480 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nonn_device.node import StudentModel
+from nonn_device.runtime import OnnxRuntime
+
+from nonn.aggregator.batching import BatchConfig, Batcher
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.server import FusedModel
+from nonn.aggregator.service import Aggregator
+from nonn.answer import Answer
+from nonn.client import Client
+from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.subsets import mask_of
+from nonn.wire import add_tensors, new_request, write_parameters
+from tests.serving import TIMEOUT_S, fake_node, process, running_node, serving
+from tests.toys import toy_bundle, toy_data
+
+NUM_DEVICES = 4
+# A quarter of this is how long a fan-out may hold up the next one: no test takes as long.
+POLICY = PolicyConfig(deadline_s=1000.0)
+
+
+def answer_to(batch, **changes):
+    """What a cluster might make of a batch: rows depend on their own sample alone."""
+    logits = batch.reshape(len(batch), -1)[:, :3].astype(np.float32) * 2 + 1
+    values = {"degraded": False, "bundle": "b", "expected_accuracy": 0.9, "failures": {}} | changes
+    return Answer(logits=logits, confidence=logits.max(axis=1), answered=np.ones(4, np.bool_), **values)
+
+
+async def settle():
+    """Lets everything run that can run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Gate:
+    """A cluster whose fan-outs end when they are told to."""
+
+    flights: list = field(default_factory=list)
+
+    async def __call__(self, batch, remaining_s, *, num_requests):
+        done = asyncio.get_running_loop().create_future()
+        self.flights.append((batch, num_requests, done))
+        await done
+        return answer_to(batch)
+
+    def open(self):
+        return [done for _, _, done in self.flights if not done.done()]
+
+
+requests = st.lists(
+    st.one_of(
+        st.tuples(st.just("arrive"), st.integers(1, 5), st.sampled_from([np.uint8, np.float32])),
+        st.tuples(st.just("end"), st.integers(0, 3), st.none()),
+        st.tuples(st.just("leave"), st.integers(0, 30), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(events=requests, max_batch=st.integers(1, 12))
+def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events, max_batch):
+    async def scenario():
+        gate = Gate()
+        batcher = Batcher(gate, BatchConfig(max_batch=max_batch), POLICY)
+        clients, count = [], 0
+        for kind, number, dtype in events:
+            if kind == "arrive":
+                batch = np.arange(count, count + 4 * number).reshape(number, 4).astype(dtype)
+                count += 4 * number
+                clients.append((batch, asyncio.ensure_future(batcher.infer(batch))))
+            elif kind == "leave" and clients:
+                clients[number % len(clients)][1].cancel()
+            elif kind == "end" and gate.open():
+                gate.open()[number % len(gate.open())].set_result(None)
+            await settle()
+        while gate.open():
+            gate.open()[0].set_result(None)
+            await settle()
+        for batch, client in clients:
+            if not client.cancelled():
+                alone = answer_to(batch)
+                np.testing.assert_array_equal(client.result().logits, alone.logits)
+                np.testing.assert_array_equal(client.result().confidence, alone.confidence)
+        for batch, num_requests, _ in gate.flights:
+            assert num_requests == 1 or len(batch) <= max_batch
+        assert batcher.held == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_request_is_sent_at_once_and_what_comes_meanwhile_travels_together():
+    async def scenario():
+        gate = Gate()
+        batcher = Batcher(gate, BatchConfig(max_batch=8), POLICY)
+        sizes = []
+        for wave in range(5):
+            clients = [asyncio.ensure_future(batcher.infer(np.full((1, 4), i, np.uint8))) for i in range(9)]
+            await settle()
+            assert len(gate.open()) == 1, f"wave {wave}: one fan-out at a time"
+            while gate.open():
+                gate.open()[0].set_result(None)
+                await settle()
+            await asyncio.gather(*clients)
+        sizes = [num_requests for _, num_requests, _ in gate.flights]
+        assert sizes[0] == 1
+        # The limit doubles as long as full batches come back quickly; the last wave is one alone and eight together.
+        assert sizes[-2:] == [1, 8]
+
+    asyncio.run(scenario())
+
+
+class Clock:
+    """Time that passes only when a cluster takes it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Slow:
+    """A cluster with a device that answers after ``slowest_s``; an answer without it is degraded."""
+
+    clock: Clock
+    slowest_s: float
+    policy: PolicyConfig
+    gate: asyncio.Event
+    asked: list = field(default_factory=list)
+
+    async def __call__(self, batch, remaining_s, *, num_requests):
+        self.asked.append((num_requests, remaining_s))
+        await asyncio.sleep(0)
+        await self.gate.wait()
+        left = np.inf if remaining_s is None else remaining_s
+        patience_s = max(0.0, min(self.policy.deadline_s, left - self.policy.fusion_budget_s))
+        self.clock.now += min(patience_s, self.slowest_s)
+        if patience_s == 0:
+            raise QuorumError("nobody was asked")
+        return answer_to(batch, degraded=patience_s < self.slowest_s)
+
+
+def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing():
+    async def scenario():
+        clock, policy, gate = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
+        cluster = Slow(clock, 500.0, policy, gate)
+        batcher = Batcher(cluster, BatchConfig(max_batch=8), policy, clock)
+        batcher._limit = 8
+        first = asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8)))
+        await settle()
+        hurried = asyncio.ensure_future(batcher.infer(np.full((1, 4), 1, np.uint8), 600.0))
+        hopeless = asyncio.ensure_future(batcher.infer(np.full((1, 4), 2, np.uint8), 400.0))
+        patient = asyncio.ensure_future(batcher.infer(np.full((1, 4), 3, np.uint8)))
+        other = asyncio.ensure_future(batcher.infer(np.full((1, 4), 4, np.uint8), 5000.0))
+        await settle()
+        gate.set()
+        assert not (await first).degraded
+        # That took 500 s. The 100 s that are left to one client are too few for a device: it is told in time, without.
+        answer = await hurried
+        assert answer.degraded
+        assert answer.latency_s <= 600.0
+        for client, value in ((patient, 3), (other, 4)):
+            whole = await client
+            assert not whole.degraded
+            np.testing.assert_array_equal(whole.logits, answer_to(np.full((1, 4), value, np.uint8)).logits)
+        with pytest.raises(OverloadError, match="waited 500"):
+            await hopeless
+        assert [num_requests for num_requests, _ in cluster.asked] == [1, 3, 2]
+
+    asyncio.run(scenario())
+
+
+def test_a_fan_out_that_hangs_holds_nobody_up():
+    async def scenario():
+        gate = Gate()
+        # The usual time begins at a quarter of the deadline: twice that is soon over.
+        batcher = Batcher(gate, BatchConfig(), PolicyConfig(deadline_s=0.2))
+        hangs = asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8)))
+        await settle()
+        waits = asyncio.ensure_future(batcher.infer(np.ones((1, 4), np.uint8)))
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(gate.flights) < 2:
+                await asyncio.sleep(0.01)
+        gate.flights[1][2].set_result(None)
+        assert (await waits).logits[0, 0] == 3
+        assert not hangs.done()
+        gate.flights[0][2].set_result(None)
+        await hangs
+
+    asyncio.run(scenario())
+
+
+def test_batches_shrink_when_they_take_too_long_and_grow_again():
+    async def scenario():
+        clock, gate = Clock(), asyncio.Event()
+        gate.set()
+        cluster = Slow(clock, 1.0, POLICY, gate)
+        batcher = Batcher(cluster, BatchConfig(max_batch=16), POLICY, clock)
+
+        async def crowd():
+            await asyncio.gather(*(batcher.infer(np.zeros((1, 4), np.uint8)) for _ in range(65)))
+
+        for _ in range(3):
+            await crowd()
+        assert batcher._limit == 16
+        cluster.slowest_s = POLICY.deadline_s / 2
+        await crowd()
+        assert batcher._limit == 1
+        cluster.slowest_s = 1.0
+        await crowd()
+        assert batcher._limit == 16
+
+    asyncio.run(scenario())
+
+
+def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobody_up():
+    async def scenario():
+        clock, policy, blocked = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
+        took_s, failures = 0.01, dict[str, str]()
+        asked = []
+
+        async def infer(batch, remaining_s, *, num_requests):
+            asked.append(num_requests)
+            clock.now += took_s
+            if took_s == 0:
+                await blocked.wait()
+            return answer_to(batch, degraded=bool(failures), failures=failures)
+
+        batcher = Batcher(infer, BatchConfig(max_batch=16), policy, clock)
+        one = np.zeros((1, 4), np.uint8)
+        for _ in range(40):
+            await batcher.infer(one)
+        batcher._limit = 16
+        took_s, failures = policy.deadline_s, {"node-1": "silent for 1000.00 s"}
+        for _ in range(20):  # so many are under way when one node hangs for a whole deadline
+            await batcher.infer(one)
+        assert batcher._limit == 16
+        took_s = 0
+        hangs = asyncio.ensure_future(batcher.infer(one))
+        await settle()
+        waits = asyncio.ensure_future(batcher.infer(one))
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(asked) < 62:
+                await asyncio.sleep(0.01)
+        blocked.set()
+        await asyncio.gather(hangs, waits)
+
+    asyncio.run(scenario())
+
+
+def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers():
+    async def fussy(batch, remaining_s, *, num_requests):
+        await asyncio.sleep(0)
+        if (batch > 100).any():
+            if num_requests > 1 and batch[0, 0] > 0:  # some nodes refuse, others answer
+                return answer_to(batch, degraded=True, failures={"node-1": "INVALID_ARGUMENT: not finite"})
+            raise InputError("no node takes this request")
+        return answer_to(batch)
+
+    async def scenario():
+        batcher = Batcher(fussy, BatchConfig(), POLICY)
+        batcher._limit = 8
+        batches = [np.full((1, 4), value, np.float32) for value in (0, 1, 2, 1000, 3)]
+        return await asyncio.gather(*map(batcher.infer, batches), return_exceptions=True)
+
+    *_, bad, last = answers = asyncio.run(scenario())
+    assert isinstance(bad, InputError)
+    assert not any(answer.degraded for answer in answers if answer is not bad)
+    assert last.logits[0, 0] == 7
+
+
+def test_a_full_queue_refuses_at_once_and_names_its_limit():
+    async def scenario():
+        gate = Gate()
+        batcher = Batcher(gate, BatchConfig(max_queue=5, max_samples=3), POLICY)
+        clients = [asyncio.ensure_future(batcher.infer(np.zeros((2, 4), np.uint8))) for _ in range(2)]
+        await settle()
+        with pytest.raises(OverloadError, match=r"4 samples are waiting for an answer, and 5 may \(--max-queue\)"):
+            await batcher.infer(np.zeros((2, 4), np.uint8))
+        clients[1].cancel()  # gives its place back
+        await settle()
+        clients[1] = asyncio.ensure_future(batcher.infer(np.zeros((3, 4), np.uint8)))
+        while gate.open():
+            gate.open()[0].set_result(None)
+            await settle()
+        assert all(client.done() for client in clients)
+        assert batcher.held == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"max_batch": 0}, "max_batch = 0"),
+        ({"max_delay_s": -1.0}, "max_delay_s = -1.0"),
+        ({"max_queue": 10, "max_samples": 20}, "max_queue = 10: less than max_samples = 20"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(options, text):
+    with pytest.raises(ConfigError, match=text):
+        BatchConfig(**options)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("batching") / "bundle", num_devices=NUM_DEVICES)
+
+
+@contextlib.asynccontextmanager
+async def fused(bundle, config=None, policy=None, **fakes):
+    """A stub for a batching aggregator over students in this process; ``node_2=behaviour`` is a fake in one's place."""
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = []
+        for i in range(NUM_DEVICES):
+            runtime = OnnxRuntime(bundle.student_path(i), bundle.manifest.students[i], bundle.manifest.input)
+            fake = fakes.get(f"node_{i}")
+            server = fake_node(fake) if fake else serving(StudentModel(bundle, i, runtime))
+            nodes.append(Node(id=f"node-{i}", address=await stack.enter_async_context(server), student=i))
+        policy = policy or PolicyConfig(deadline_s=TIMEOUT_S)
+        model = FusedModel(Aggregator(bundle, nodes, policy), batching=config)
+        address = await stack.enter_async_context(serving(model))
+        channel = await stack.enter_async_context(aio.insecure_channel(address))
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+async def ask(stub, inputs, timeout=TIMEOUT_S):
+    return Answer.from_response(await stub.ModelInfer(new_request("nonn", {"input": inputs}, {}), timeout=timeout), 0.0)
+
+
+def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle):
+    inputs = toy_data(120, seed=3)[0]
+    sizes = [1, 2, 3] * 20
+    batches = [inputs[at : at + size] for at, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True)]
+    batches[::4] = [batch.astype(np.float32) for batch in batches[::4]]
+
+    async def scenario():
+        async with fused(bundle) as stub:
+            alone = [await ask(stub, batch) for batch in batches]
+            together = await asyncio.gather(*(ask(stub, batch) for batch in batches))
+        return alone, together
+
+    for one, other in zip(*asyncio.run(scenario()), strict=True):
+        assert one.mask == other.mask == mask_of(range(NUM_DEVICES))
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert one.expected_accuracy == other.expected_accuracy
+
+
+def test_over_the_protocol_a_full_queue_is_resource_exhausted_and_a_large_batch_invalid(bundle):
+    inputs = toy_data(20, seed=3)[0]
+
+    async def scenario():
+        held = asyncio.Event()
+
+        async def hangs(raw, context):
+            request = pb.ModelInferRequest.FromString(raw)
+            batch = request.inputs[0].shape[0]
+            if batch > 1:  # a probe has one sample
+                await held.wait()
+            response = pb.ModelInferResponse(id=request.id)
+            write_parameters(response.parameters, {"nonn_bundle": bundle.hash})
+            add_tensors(response.outputs, response.raw_output_contents, {"features": np.ones((batch, 4), np.float32)})
+            return response.SerializeToString()
+
+        async with fused(bundle, BatchConfig(max_queue=8, max_samples=6), node_1=hangs) as stub:
+            both = [asyncio.ensure_future(ask(stub, inputs[:6])) for _ in range(2)]
+            done, (first,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            codes = [(exc.code(), exc.details()) for exc in (client.exception() for client in done)]
+            with pytest.raises(aio.AioRpcError) as caught:
+                await ask(stub, inputs[:7])
+            codes.append((caught.value.code(), caught.value.details()))
+            metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn"))
+            held.set()
+            await first
+        return codes, json.loads(metadata.properties["nonn_batching"])
+
+    (full, large), config = asyncio.run(scenario())
+    assert full[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "--max-queue" in full[1]
+    assert large[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert "7 samples; a request here may hold 6" in large[1]
+    assert config["max_queue"] == 8
+    assert config["max_samples"] == 6
+
+
+@contextlib.contextmanager
+def running_cluster(bundle, folder: Path, *options: str):
+    """Two nodes and an aggregator as processes: the aggregator, its ready line, the nodes."""
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(running_node(bundle.path, i)) for i in range(2)]
+        inventory = folder / "nodes.toml"
+        write_inventory(
+            inventory, [Node(id=f"n{i}", address=ready["address"], student=i) for i, (_, ready) in enumerate(nodes)]
+        )
+        aggregator = stack.enter_context(
+            process("nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin", *options)
+        )
+        yield aggregator, json.loads(aggregator.stdout.readline()), [child for child, _ in nodes]
+
+
+def test_sigterm_answers_what_is_under_way_refuses_what_is_new_and_says_so_in_health_first(bundle, tmp_path):
+    inputs = toy_data(1, seed=3)[0]
+
+    async def scenario(aggregator, address, nodes):
+        async with aio.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            await ask(stub, inputs)
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            states = [(await watch.read()).status]
+            nodes[1].send_signal(signal.SIGSTOP)  # so that the next request is under way for its whole deadline
+            under_way = asyncio.ensure_future(ask(stub, inputs))
+            await asyncio.sleep(0.2)
+            aggregator.send_signal(signal.SIGTERM)
+            states.append((await watch.read()).status)
+            with pytest.raises(aio.AioRpcError) as caught:
+                await ask(stub, inputs)
+            was_pending = not under_way.done()
+            answer = await under_way
+            return states, caught.value, was_pending, answer
+
+    with running_cluster(bundle, tmp_path, "--deadline", "3") as (aggregator, ready, nodes):
+        try:
+            states, refused, was_pending, answer = asyncio.run(scenario(aggregator, ready["address"], nodes))
+        finally:
+            nodes[1].send_signal(signal.SIGCONT)
+        serving_status = health_pb2.HealthCheckResponse
+        assert states == [serving_status.SERVING, serving_status.NOT_SERVING]
+        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        assert "takes no more requests" in refused.details()
+        assert was_pending
+        assert answer.mask == 0b01
+        assert aggregator.wait(TIMEOUT_S) == 0
+
+
+def test_an_oversized_message_is_refused_unread_and_the_cluster_goes_on(bundle, tmp_path):
+    inputs = toy_data(1, seed=3)[0]
+    with (
+        running_cluster(bundle, tmp_path, "--max-samples", "16") as (_, ready, _),
+        Client(ready["address"]) as client,
+    ):
+        with pytest.raises(InputError, match="larger than max"):
+            client.infer(np.zeros((2000, 1, 8, 8), np.uint8))
+        with pytest.raises(InputError, match="17 samples; a request here may hold 16"):
+            client.infer(np.zeros((17, 1, 8, 8), np.uint8))
+        assert client.infer(inputs).mask == 0b11
+
+
+def test_memory_stays_flat_over_some_thousand_requests(bundle, tmp_path):
+    inputs = toy_data(64, seed=3)[0]
+    with running_cluster(bundle, tmp_path) as (aggregator, ready, _), Client(ready["address"]) as client:
+
+        def resident_after(requests):
+            client.infer_many([inputs[i % 60 : i % 60 + 1 + i % 4] for i in range(requests)], concurrency=16)
+            return psutil.Process(aggregator.pid).memory_info().rss
+
+        before = resident_after(1000)
+        assert resident_after(2000) < 1.05 * before
