@@ -6,10 +6,25 @@
     id = "kitchen"
     address = "192.168.1.20:50051"
     student = 0
+
+Several nodes may run the same student; they are replicas, and a slow or failed one is hedged with another.
+
+An ordinary server of the Open Inference Protocol, such as Triton on a Jetson, may stand in for a node of ours::
+
+    [[node]]
+    id = "jetson"
+    address = "192.168.1.21:8001"
+    student = 1
+    foreign = true          # it cannot prove which bundle its model is of: you vouch for it
+    model = "resnet-part-1" # its names; without them student-1, input and features
+    input = "image"
+    output = "embedding"
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +43,19 @@ class Node:
         id: stable, unique name; messages and metrics use it.
         address: ``host:port``.
         student: number of the student it runs.
+        foreign: an ordinary server of the protocol: it gets float32 inputs, and its replies need not name a bundle.
+        model: foreign: name of the model there; empty is ``student-<i>``.
+        input: foreign: name of its input.
+        output: foreign: name of its output.
     """
 
     id: str
     address: str
     student: int
+    foreign: bool = False
+    model: str = ""
+    input: str = "input"
+    output: str = "features"
 
 
 def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
@@ -44,7 +67,8 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown or missing, an address or student is impossible,
-            or two nodes share an id, an address or a student. The message names file, node and key.
+            two nodes share an id or an address, or a node that is not foreign names a model or tensor. The message
+            names file, node and key.
     """
     tree = parse_toml(path)
     for key in tree:
@@ -64,7 +88,10 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
             raise ConfigError(f"{name}: address '{node.address}' is not host:port")
         if not 0 <= node.student < num_students:
             raise ConfigError(f"{name}: student {node.student}; the bundle has 0 to {num_students - 1}")
-        for key in ("id", "address", "student"):
+        for key in ("model", "input", "output"):
+            if not node.foreign and getattr(node, key) != getattr(Node, key):
+                raise ConfigError(f"{name}: {key} goes with foreign = true; a node of ours has fixed names")
+        for key in ("id", "address"):
             other = seen.setdefault((key, getattr(node, key)), f"node[{index}]")
             if other != f"node[{index}]":
                 raise ConfigError(f"{name}: {key} {getattr(node, key)!r} is taken by {other}; each may occur once")
@@ -73,5 +100,11 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
 
 def write_inventory(path: Path, nodes: Sequence[Node]) -> None:
     """Writes an inventory that ``load_inventory`` reads back."""
-    tables = (f'[[node]]\nid = "{n.id}"\naddress = "{n.address}"\nstudent = {n.student}\n' for n in nodes)
-    path.write_text("\n".join(tables))
+    path.write_text("\n".join(_table(node) for node in nodes))
+
+
+def _table(node: Node) -> str:
+    """A node's table; what has its default is left out."""
+    keys = [f for f in dataclasses.fields(Node) if getattr(node, f.name) != f.default]
+    # A JSON string or boolean is one of TOML too.
+    return "[[node]]\n" + "".join(f"{f.name} = {json.dumps(getattr(node, f.name), ensure_ascii=False)}\n" for f in keys)

@@ -1,0 +1,221 @@
+"""Who is in the cluster, with which student, and until when: logic without clock, network or threads.
+
+A node is in while it holds a lease. Each id is one device:
+
+- with another key it is refused while the lease lives, since that is another device under the same name;
+- with the same key and another start of the process it is the device itself after a restart, and takes its old
+  lease over. Should the one that lost the lease come back, there are two devices with one identity, as after the copy
+  of a memory card: it is told so, and refused.
+
+A new node gets the student that nobody runs, else the one that fewest run; of equals the one whose part has the fewest
+nodes; of equals the one on which most accuracy hangs. A node that brings a student of our bundle keeps it, so that the
+restart of an aggregator moves nothing and two aggregators agree about the nodes that they share.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from nonn.aggregator.inventory import Node
+from nonn.bundle import Bundle
+from nonn.errors import MembershipError
+
+__all__ = ["DEFAULT_LEASE_S", "Applicant", "Lease", "Membership"]
+
+# Three heartbeats: two may be lost. A node that dies in between is left out by the breaker long before.
+DEFAULT_LEASE_S = 4.5
+MAX_SUPERSEDED = 16  # a node that restarts again and again must not fill the memory either
+MAX_NODES = 1024  # leases at once; whoever is allowed to join could otherwise fill the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applicant:
+    """A node that asks for a place.
+
+    Attributes:
+        node: its id.
+        instance: random for each start of its process.
+        fingerprint: of its key.
+        address: ``host:port``; empty while it does not serve.
+        bundle: hash of the bundle that it has a student of; empty for none.
+        student: that it has or wants; None for any.
+        version: of nonn.
+        runtime: that runs the student.
+        machine: for example ``aarch64``.
+        max_model_bytes: largest student that it can hold; 0 for any.
+        dials_out: it has no address, it serves over a stream that it opens.
+    """
+
+    node: str
+    instance: str
+    fingerprint: str
+    address: str = ""
+    bundle: str = ""
+    student: int | None = None
+    version: str = ""
+    runtime: str = ""
+    machine: str = ""
+    max_model_bytes: int = 0
+    dials_out: bool = False
+
+
+@dataclass
+class Lease:
+    """A place in the cluster.
+
+    Attributes:
+        token: known to its holder alone.
+        applicant: who holds it.
+        student: that it runs.
+        expires_at: on the clock of the calls.
+        rss_bytes: memory of its process, from its last heartbeat; 0 before the first.
+    """
+
+    token: str
+    applicant: Applicant
+    student: int
+    expires_at: float
+    rss_bytes: int = 0
+
+
+class Membership:
+    """The leases of a cluster.
+
+    Args:
+        bundle: whose students are given out.
+        inventory: nodes that are in without a lease.
+        lease_s: how long a lease lasts without a heartbeat.
+    """
+
+    def __init__(self, bundle: Bundle, inventory: Iterable[Node] = (), lease_s: float = DEFAULT_LEASE_S) -> None:
+        self.lease_s = lease_s
+        self._bundle, self._inventory = bundle, tuple(inventory)
+        self._leases: dict[str, Lease] = {}  # by node
+        self._tokens: dict[str, str] = {}  # token → node
+        self._superseded: dict[str, deque[str]] = {}  # node → instances that lost its lease, the latest
+        self._value = bundle.table.importance(np.full(bundle.num_devices, bundle.p_fail))
+
+    @property
+    def leases(self) -> Mapping[str, Lease]:
+        """By node."""
+        return self._leases
+
+    def register(self, applicant: Applicant, now: float) -> Lease:
+        """Gives a place to a node, or renews and changes the one that it has.
+
+        Raises:
+            MembershipError: the id or address is somebody else's, or no student fits.
+        """
+        old = self._check(applicant, now)
+        ours = applicant.bundle in ("", self._bundle.hash)
+        if applicant.student is not None and ours:
+            student = applicant.student
+            if student >= self._bundle.num_devices:
+                raise MembershipError(
+                    f"node '{applicant.node}' wants student {student}; the bundle has 0 to "
+                    f"{self._bundle.num_devices - 1}"
+                )
+        else:
+            student = self._assign(applicant)
+        if old is not None:
+            if old.applicant.instance != applicant.instance:
+                lost = self._superseded.setdefault(applicant.node, deque(maxlen=MAX_SUPERSEDED))
+                lost.append(old.applicant.instance)
+            del self._tokens[old.token]
+        lease = Lease(secrets.token_urlsafe(16), applicant, student, now + self.lease_s)
+        self._leases[applicant.node], self._tokens[lease.token] = lease, applicant.node
+        return lease
+
+    def renew(self, token: str, now: float, rss_bytes: int = 0) -> bool:
+        """Prolongs a lease; false if there is none, and its former holder must register again."""
+        lease = self.find(token)
+        if lease is None or lease.expires_at <= now:
+            return False
+        lease.expires_at, lease.rss_bytes = now + self.lease_s, rss_bytes
+        return True
+
+    def find(self, token: str) -> Lease | None:
+        """The lease with this token."""
+        return self._leases.get(self._tokens.get(token, ""))
+
+    def end(self, token: str) -> Lease | None:
+        """Ends a lease; returns it, or None if there was none."""
+        lease = self.find(token)
+        if lease is not None:
+            del self._leases[lease.applicant.node], self._tokens[token]
+            self._superseded.pop(lease.applicant.node, None)
+        return lease
+
+    def expire(self, now: float) -> list[Lease]:
+        """Ends the leases that were not renewed, and returns them."""
+        ended = [lease for lease in self._leases.values() if lease.expires_at <= now]
+        for lease in ended:
+            self.end(lease.token)
+        return ended
+
+    def next_expiry_s(self, now: float) -> float | None:
+        """Time until the next lease ends; None while there is none."""
+        first = min((lease.expires_at for lease in self._leases.values()), default=inf)
+        return None if first == inf else max(0.0, first - now)
+
+    def _check(self, applicant: Applicant, now: float) -> Lease | None:
+        """The lease that the applicant holds already, if any.
+
+        Raises:
+            MembershipError: the id or address is somebody else's, or the cluster is full.
+        """
+        name = f"node '{applicant.node}'"
+        if any(applicant.node == node.id for node in self._inventory):
+            raise MembershipError(f"{name}: the inventory has a node of that id; join under another one: --id")
+        if applicant.address and any(applicant.address == node.address for node in self._inventory):
+            raise MembershipError(f"{name}: {applicant.address} is the address of a node of the inventory")
+        old = self._leases.get(applicant.node)
+        if old is not None and old.expires_at <= now:
+            old = None if self.end(old.token) else old
+        if old is None:
+            if len(self._leases) >= MAX_NODES:
+                raise MembershipError(f"{name}: the cluster is full, {MAX_NODES} nodes have joined")
+            return None
+        if applicant.instance in self._superseded.get(applicant.node, ()):
+            raise MembershipError(
+                f"{name}: two devices share this identity, and the other one, {_where(old)}, has taken the place; "
+                "was a memory card copied? Give each device an id and a key of its own"
+            )
+        if old.applicant.instance != applicant.instance and old.applicant.fingerprint != applicant.fingerprint:
+            raise MembershipError(
+                f"{name}: the id is held by a device with another key, {_where(old)}; join under another id, or, if "
+                f"this device replaces that one, end that one or wait {old.expires_at - now:.0f} s"
+            )
+        return old
+
+    def _assign(self, applicant: Applicant) -> int:
+        """The student that the cluster needs most and the applicant can hold."""
+        students = self._bundle.manifest.students
+        running = [lease.student for node, lease in self._leases.items() if node != applicant.node]
+        running += [node.student for node in self._inventory]
+        limit = applicant.max_model_bytes or inf
+        fitting = [student for student in students if student.bytes <= limit]
+        if not fitting:
+            smallest = min(student.bytes for student in students)
+            raise MembershipError(
+                f"node '{applicant.node}' can hold {applicant.max_model_bytes} bytes; the smallest student has "
+                f"{smallest}"
+            )
+        parts = [students[i].part for i in running]
+        best = min(
+            fitting,
+            key=lambda s: (running.count(s.device), parts.count(s.part), -self._value[s.device], s.device),
+        )
+        return best.device
+
+
+def _where(lease: Lease) -> str:
+    if lease.applicant.dials_out:
+        return "which dials out"
+    return f"at {lease.applicant.address}" if lease.applicant.address else "which is fetching its student"

@@ -1,0 +1,171 @@
+// The dashboard: asks /api/state every second and draws what it says. Text goes in as text, never as HTML.
+"use strict";
+
+const EVERY_MS = 1000;
+const SVG = "http://www.w3.org/2000/svg";
+const byId = (id) => document.getElementById(id);
+const write = (id, text) => { if (byId(id).textContent !== text) byId(id).textContent = text; };
+
+const percent = (x) => (x === null || x === undefined ? "–" : `${(100 * x).toFixed(2)} %`);
+const millis = (s) => (s === null || s === undefined ? "–" : `${(1000 * s).toFixed(s < 0.01 ? 2 : 0)} ms`);
+const points = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(100 * x).toFixed(2)}`;
+const megabytes = (b) => (b === null ? "–" : `${(b / 1e6).toFixed(0)} MB`);
+const clock = (t) => new Date(1000 * t).toLocaleTimeString();
+const look = (node) => (node.drift.alarm && node.state === "up" ? "drift" : node.state);
+const word = (node) => (node.drift.alarm ? `${node.state}, drifting` : node.state);
+
+function svg(name, attributes, text) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function html(name, attributes, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+function headline(state) {
+  const up = state.nodes.filter((node) => node.state === "up").length;
+  const all = state.nodes.length;
+  if (!state.ready) return `Only ${up} of ${all} nodes are up: below the quorum of ${state.quorum}, requests fail.`;
+  const who = up === all ? `All ${all} nodes are up` : `${up} of ${all} nodes are up`;
+  return `${who}: answers should be right ${percent(state.accuracy.now)} of the time.`;
+}
+
+function tiles(state) {
+  const { accuracy, requests } = state;
+  write("accuracy-now", percent(accuracy.now));
+  write("accuracy-of", `${percent(accuracy.all)} with all, ${percent(accuracy.teacher)} the teacher`);
+  write("accuracy-next", percent(accuracy.next_worst));
+  write("accuracy-next-node", accuracy.next_worst_node
+    ? `at worst, ${accuracy.next_worst_node}; ${percent(accuracy.next_mean)} on average` : "nobody is left to die");
+  const failed = (requests.by_outcome.below_quorum || 0) + (requests.by_outcome.exhausted || 0);
+  write("rate", requests.per_second.toFixed(1));
+  write("totals", `${requests.total} in all, ${requests.by_outcome.degraded || 0} degraded, ${failed} failed`);
+  write("latency", millis(requests.latency_p50_s));
+  write("latency-p99", `99 % are below ${millis(requests.latency_p99_s)}`);
+}
+
+function picture(state) {
+  const count = state.nodes.length;
+  const radius = 130;
+  const size = Math.max(0.9, Math.min(2, 22 / count));
+  const links = [];
+  const shapes = [];
+  state.nodes.forEach((node, i) => {
+    const angle = (2 * Math.PI * i) / count - Math.PI / 2;
+    const [x, y] = [radius * Math.cos(angle), radius * Math.sin(angle)];
+    links.push(svg("line", { class: `link ${node.state}`, x1: 0, y1: 0, x2: x, y2: y }));
+    const group = svg("g", { transform: `translate(${x} ${y})`, "data-node": node.id, "data-state": word(node) });
+    group.append(
+      svg("title", {}, `${node.id}: ${word(node)}, part ${node.part}, ${points(node.value)} points`),
+      svg("use", { href: `#shape-${look(node)}`, transform: `scale(${size})` }),
+    );
+    if (count <= 16) {
+      const side = y < -1 ? -1 : 1;
+      group.append(
+        svg("text", { y: side < 0 ? -34 : 32 }, node.id.length > 14 ? `${node.id.slice(0, 13)}…` : node.id),
+        svg("text", { y: side < 0 ? -21 : 45, class: "value" }, `part ${node.part}, ${points(node.value)}`),
+      );
+    }
+    shapes.push(group);
+  });
+  const hub = svg("g", {});
+  hub.append(svg("circle", { r: 38, class: "hub" }), svg("text", { y: -2 }, "now"), svg("text", { y: 14 }, percent(state.accuracy.now)));
+  byId("cluster").replaceChildren(...links, hub, ...shapes);
+}
+
+// Gaps where a second has no value; the scale is the data's own, written beside the line.
+function spark(id, values, low, high) {
+  const runs = [[]];
+  values.forEach((value, i) => {
+    if (value === null) { if (runs[runs.length - 1].length) runs.push([]); return; }
+    const x = (300 * i) / (values.length - 1);
+    const y = 55 - (50 * (value - low)) / (high - low || 1);
+    runs[runs.length - 1].push(`${x.toFixed(1)},${y.toFixed(1)}`);
+  });
+  byId(id).replaceChildren(...runs.filter((run) => run.length).map((run) =>
+    svg("polyline", { points: (run.length === 1 ? [run[0], run[0]] : run).join(" "), "stroke-linecap": "round" })));
+}
+
+function sparks(seconds) {
+  const known = (values) => values.filter((value) => value !== null);
+  const top = (values) => Math.max(0, ...known(values));
+  spark("spark-latency", seconds.latency_p50_s, 0, top(seconds.latency_p50_s));
+  write("latency-scale", `up to ${millis(top(seconds.latency_p50_s))}`);
+  spark("spark-rate", seconds.requests, 0, top(seconds.requests));
+  write("rate-scale", `up to ${top(seconds.requests)}`);
+  const accuracy = known(seconds.accuracy);
+  const [low, high] = accuracy.length ? [Math.min(...accuracy), Math.max(...accuracy)] : [0, 1];
+  spark("spark-accuracy", seconds.accuracy, low - 0.005, high + 0.005);
+  write("accuracy-scale", accuracy.length ? (low === high ? percent(low) : `${percent(low)} to ${percent(high)}`) : "–");
+}
+
+function valueBar(node, most) {
+  const bar = svg("svg", { class: "bar", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const width = most > 0 ? Math.max(0, (100 * node.value) / most) : 0;
+  bar.append(svg("rect", { width, height: 10, class: node.state === "up" ? "" : "gone" }));
+  return bar;
+}
+
+function table(state) {
+  const most = Math.max(0, ...state.nodes.map((node) => node.value));
+  byId("nodes").replaceChildren(...state.nodes.map((node) => {
+    const shape = svg("svg", { viewBox: "-10 -10 20 20", "aria-hidden": "true" });
+    shape.append(svg("use", { href: `#shape-${look(node)}` }));
+    const share = node.answered_share === null ? "–" : `${(100 * node.answered_share).toFixed(1)} %`;
+    const number = (text) => html("td", { class: "number" }, text);
+    return html("tr", { "data-node": node.id, "data-state": word(node) },
+      html("td", {}, node.id),
+      html("td", {}, shape, word(node)),
+      number(String(node.part)),
+      html("td", {}, valueBar(node, most), points(node.value)),
+      number(millis(node.latency_p50_s)), number(millis(node.latency_p99_s)), number(share),
+      number(megabytes(node.rss_bytes)), html("td", {}, node.version || "–"), html("td", {}, node.address));
+  }));
+}
+
+function faults(state) {
+  const list = state.faults.map((fault) => {
+    const change = fault.before ? `${fault.before} → ${fault.after || "removed"}` : fault.after;
+    const reason = fault.reason ? `: ${fault.reason}` : "";
+    return html("li", {}, html("time", { datetime: new Date(1000 * fault.time).toISOString() }, clock(fault.time)),
+      `${fault.node || "all nodes"} ${change}${reason}`);
+  });
+  byId("faults").replaceChildren(...(list.length ? list : [html("li", {}, "None since the start.")]));
+}
+
+function show(state) {
+  document.title = `${percent(state.accuracy.now)} · nonn ${state.experiment}`;
+  write("experiment", `${state.experiment}, bundle ${state.bundle.slice(0, 12)}`);
+  write("headline", headline(state));
+  const bad = state.drift.alarms;
+  byId("drift").hidden = !bad.length;
+  write("drift", `${bad.join(", ")} ${bad.length === 1 ? "answers" : "answer"} but no longer ${bad.length === 1 ? "agrees" : "agree"} with the others as built: look at sensor, weights and inputs.`);
+  tiles(state);
+  picture(state);
+  sparks(state.requests.seconds);
+  table(state);
+  faults(state);
+  const watching = state.drift.watching ? "watching for drift" : `not watching for drift: ${state.drift.reason}`;
+  write("footer", `nonn ${state.version}, up for ${Math.round(state.uptime_s)} s, ${watching}`);
+}
+
+async function refresh() {
+  try {
+    const response = await fetch("api/state", { signal: AbortSignal.timeout(5 * EVERY_MS) });
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    show(await response.json());
+    byId("lost").hidden = true;
+  } catch (error) {
+    if (byId("lost").hidden) write("lost", `The aggregator has not answered since ${new Date().toLocaleTimeString()}; what you see is from before.`);
+    byId("lost").hidden = false;
+  }
+  setTimeout(refresh, EVERY_MS);
+}
+
+refresh();

@@ -1,0 +1,163 @@
+"""Requests to nodes that nobody can call: they dial out, and work comes over the stream that they opened.
+
+A ``WorkChannel`` stands where a gRPC channel to the node would: the fan-out, the probes and the monitor use it without
+knowing. It lasts as long as the node is in the cluster, across several streams; while there is none, calls fail at
+once as they do when a node refuses a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from itertools import count
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from nonn.aggregator.fanout import Connect
+from nonn.aggregator.inventory import Node
+from nonn.rpc.v1 import fleet_pb2 as pb
+
+__all__ = ["WorkChannel", "WorkChannels", "dialled"]
+
+_PREFIX = "dial-out:"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+Metadata = Iterable[tuple[str, str]]
+
+
+def dialled(node: str, student: int) -> Node:
+    """A node that dials out; its address only says so."""
+    return Node(id=node, address=f"{_PREFIX}{node}", student=student)
+
+
+class WorkChannels:
+    """The channels of all nodes that dial out, by node."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, WorkChannel] = {}
+
+    def __getitem__(self, node: str) -> WorkChannel:
+        if node not in self._channels:
+            self._channels[node] = WorkChannel(lambda: self._channels.pop(node, None))
+        return self._channels[node]
+
+    def or_else(self, connect: Connect) -> Connect:
+        """Makes the channel to any node: ours to those that dial out, ``connect``'s to the others."""
+        return lambda node: self[node.id] if node.address.startswith(_PREFIX) else connect(node)
+
+
+class WorkChannel:
+    """A node's end of all calls to it.
+
+    Args:
+        forget: called when it is closed.
+    """
+
+    def __init__(self, forget: Callable[[], object] = lambda: None) -> None:
+        self._forget, self._ids = forget, count(1)
+        self._pending: dict[int, tuple[asyncio.Future[Any], Callable[[bytes], Any]]] = {}
+        self._unsent: dict[int, Any] = {}  # requests that no stream has taken yet, the oldest first
+        self._wake = asyncio.Event()
+        self._stream: object = None
+
+    def unary_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Callable[..., asyncio.Future[Any]]:
+        """What makes a call, as that of a gRPC channel does; what it returns can be awaited and cancelled."""
+
+        def call(
+            request: Any,
+            timeout: float | None = None,
+            metadata: Metadata | None = None,
+            wait_for_ready: bool | None = None,
+            **_: Any,
+        ) -> asyncio.Future[Any]:
+            payload = request_serializer(request) if request_serializer else request
+            loop, number = asyncio.get_running_loop(), next(self._ids)
+            future = loop.create_future()
+            self._pending[number] = future, response_deserializer or (lambda raw: raw)
+            future.add_done_callback(lambda _: self._drop(number))
+            if self._stream is None and not wait_for_ready:
+                _fail(future, grpc.StatusCode.UNAVAILABLE, "it has not dialled in")
+                return future
+            texts = {key: value for key, value in metadata or () if isinstance(value, str)}
+            milliseconds = 0 if timeout is None else max(1, round(timeout * 1e3))
+            self._unsent[number] = pb.WorkRequest(
+                call=number, method=method, payload=payload, timeout_ms=milliseconds, metadata=texts
+            )
+            self._wake.set()
+            if timeout is not None:
+                timer = loop.call_later(timeout, _fail, future, grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+                future.add_done_callback(lambda _: timer.cancel())
+            return future
+
+        return call
+
+    async def stream(self, replies: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+        """Requests for the node, for as long as its stream lasts; a newer stream of the node ends this one.
+
+        Args:
+            replies: what the node sends.
+        """
+        self._stream = mine = object()
+        self._wake.set()  # an older stream looks up and goes
+        reading = asyncio.create_task(self._read(replies, mine))
+        try:
+            while self._stream is mine:
+                while self._stream is mine and self._unsent:
+                    yield self._unsent.pop(next(iter(self._unsent)))
+                self._wake.clear()
+                if self._stream is mine:
+                    await self._wake.wait()
+        finally:
+            reading.cancel()
+            self._hang_up(mine)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Ends every call; those under way have some time to be answered."""
+        if self._pending and grace:
+            await asyncio.wait([future for future, _ in self._pending.values()], timeout=grace)
+        self._hang_up(self._stream)
+        self._forget()
+
+    async def _read(self, replies: AsyncIterator[Any], stream: object) -> None:
+        """Gives replies to whoever waits for them; one that nobody waits for any more is late."""
+        try:
+            async for reply in replies:
+                future, deserialise = self._pending.get(reply.call, (None, None))
+                if future is None or deserialise is None or future.done():
+                    continue
+                if reply.status:
+                    _fail(future, _CODES.get(reply.status, grpc.StatusCode.UNKNOWN), reply.details)
+                    continue
+                try:
+                    future.set_result(deserialise(reply.payload))
+                except Exception as exc:  # whatever a deserialiser makes of a bad message
+                    _fail(future, grpc.StatusCode.INTERNAL, f"bad reply: {exc}")
+        except aio.AioRpcError:
+            pass
+        finally:
+            self._hang_up(stream)
+
+    def _hang_up(self, stream: object) -> None:
+        """Ends a stream, unless a newer one has taken its place, and fails the calls that counted on it."""
+        if self._stream is not stream:
+            return
+        self._stream = None
+        self._wake.set()
+        for future, _ in tuple(self._pending.values()):
+            _fail(future, grpc.StatusCode.UNAVAILABLE, "its stream has ended")
+
+    def _drop(self, number: int) -> None:
+        self._pending.pop(number, None)
+        self._unsent.pop(number, None)
+
+
+def _fail(future: asyncio.Future[Any], code: grpc.StatusCode, details: str) -> None:
+    """Ends a call as gRPC does."""
+    with contextlib.suppress(asyncio.InvalidStateError):
+        future.set_exception(aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details))
+        future.exception()  # looked at: one that nobody awaits any more is no news

@@ -1,0 +1,189 @@
+"""``nonn top``: a live table of a running cluster, from its aggregator's metadata."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from nonn.client import Client
+
+SUMMARY = "watch a running cluster: its nodes, and how accurate it is right now"
+
+REFRESH_S = 1.0
+FAULTS = 5
+FILE_WIDTH = 140  # a file or a pipe has no edge
+NARROW = 110  # columns of a terminal, below which the least urgent figures are left out
+STYLES = {"up": "blue", "suspect": "yellow", "out": "red"}  # each beside its word
+SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator")
+    parser.add_argument("--once", action="store_true", help="print one table and end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, and end")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="your folder of nonn certs")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that is asked for")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Shows the cluster until Ctrl-C, which is the way to end it and no error; once, where there is no terminal."""
+    import json
+    import os
+    import signal
+    import threading
+
+    from nonn.client import Client
+
+    with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file) as client:
+        state = _state(client)
+        if args.json:
+            print(json.dumps(state))
+            return 0
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = FILE_WIDTH
+        if args.once or not console.is_terminal:
+            console.print(_view(state, args.address, console.width))
+            return 0
+
+        def interrupt(number: int, frame: object) -> None:
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, interrupt)  # or the terminal would stay on the other screen
+        forever = threading.Event()
+        try:
+            with Live(
+                _view(state, args.address, console.width), console=console, screen=True, auto_refresh=False
+            ) as live:
+                while not forever.wait(REFRESH_S):
+                    live.update(_next(client, args.address, console.width), refresh=True)
+        except KeyboardInterrupt:
+            console.print(_next(client, args.address, console.width))
+    return 0
+
+
+def _state(client: Client) -> dict[str, Any]:
+    """What the aggregator says.
+
+    Raises:
+        ConfigError: it says nothing that could be shown.
+        UnreachableError: nobody answers at the address.
+    """
+    from nonn.errors import ConfigError
+
+    state = client.metadata().state
+    if not state:
+        raise ConfigError(f"{client.address}: this server does not say how its nodes do; is it a `nonn serve`?")
+    return dict(state)
+
+
+def _next(client: Client, address: str, width: int) -> Group | Text:
+    """The view now, or why there is none: an aggregator that restarts should not end those who watch it."""
+    from rich.text import Text
+
+    from nonn.errors import NonnError
+
+    try:
+        return _view(_state(client), address, width)
+    except NonnError as exc:
+        return Text(f"{exc}", style="red")
+
+
+def _view(state: Mapping[str, Any], address: str, width: int) -> Group:
+    """The whole screen."""
+    from rich.console import Group
+
+    return Group(_summary(state, address), _table(state, width), *_faults(state))
+
+
+def _summary(state: Mapping[str, Any], address: str) -> Text:
+    """What the cluster is worth, and what it does."""
+    from rich.text import Text
+
+    accuracy, requests = state["accuracy"], state["requests"]
+    up = sum(node["state"] == "up" for node in state["nodes"])
+    text = Text(f"{state['experiment']} at {address}, bundle {state['bundle'][:12]}\n")
+    text.append(f"accuracy now {accuracy['now']:.2%}", style="bold")
+    text.append(f" with {up} of {len(state['nodes'])} nodes; ")
+    if accuracy["next_worst_node"]:
+        text.append(f"{accuracy['next_worst']:.2%}", style="bold")
+        text.append(f" if {accuracy['next_worst_node']} dies next, {accuracy['next_mean']:.2%} on average\n")
+    else:
+        text.append("nobody is left to answer\n", style="red")
+    if not state["ready"]:
+        text.append(f"below the quorum of {state['quorum']}: requests fail\n", style="red")
+    for node in state["drift"]["alarms"]:
+        text.append(f"{node} answers, but no longer agrees with the others as built\n", style="red")
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in requests["by_outcome"].items()) or "none yet"
+    text.append(f"requests {requests['per_second']:.1f}/s ({outcomes}); latency ")
+    text.append(f"p50 {_ms(requests['latency_p50_s'])}, p99 {_ms(requests['latency_p99_s'])} ")
+    text.append(_spark(requests["seconds"]["latency_p50_s"]), style="blue")
+    return text
+
+
+def _table(state: Mapping[str, Any], width: int) -> Table:
+    """A row for each node."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(caption="value: points of accuracy that hang on the node right now")
+    columns = ["node", "part", "state", "p50", "p99", "answered", "value", "agrees", "memory", "version", "address"]
+    for name in columns if width >= NARROW else columns[:7]:
+        table.add_column(name, justify="left" if name in ("node", "state", "version", "address") else "right")
+    for node in state["nodes"]:
+        drift, share, memory = node["drift"], node["answered_share"], node["rss_bytes"]
+        style = "magenta" if drift["alarm"] else STYLES.get(node["state"], "")
+        cells = [
+            node["id"],
+            str(node["part"]),
+            Text(node["state"] + (", drifting" if drift["alarm"] else ""), style=style),
+            _ms(node["latency_p50_s"]),
+            _ms(node["latency_p99_s"]),
+            "–" if share is None else f"{share:.1%}",
+            f"{100 * node['value']:+.2f}",
+            f"{drift['agreement']:.0%} of {drift['expected']:.0%}" if drift["watched"] else "–",
+            "–" if memory is None else f"{memory / 1e6:.0f} MB",
+            node["version"] or "–",
+            node["address"],
+        ]
+        # As text: an id or address is not markup.
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells[: len(table.columns)]))
+    return table
+
+
+def _faults(state: Mapping[str, Any]) -> list[Text]:
+    """The newest faults, a line each."""
+    from datetime import datetime
+
+    from rich.text import Text
+
+    lines = []
+    for fault in state["faults"][:FAULTS]:
+        when = datetime.fromtimestamp(fault["time"]).strftime("%H:%M:%S")
+        change = " → ".join(filter(None, (fault["before"], fault["after"] or "removed")))
+        lines.append(Text(f"{when} {fault['node'] or 'all nodes'} {change} {fault['reason']}".rstrip(), style="dim"))
+    return lines
+
+
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds * 1e3:.1f} ms"
+
+
+def _spark(values: list[float | None]) -> str:
+    """A line of bars; seconds without a value are blank."""
+    top = max((value for value in values if value is not None), default=0.0)
+    bars = len(SPARKS) - 1
+    return "".join(" " if v is None or not top else SPARKS[max(1, round(bars * v / top))] for v in values)

@@ -1,0 +1,174 @@
+"""The dashboard in a real headless Chromium, on a real cluster whose nodes die and whose aggregator ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.errors import QuorumError
+from tests.observing import browser, requested, state
+from tests.serving import process, until
+from tests.toys import toy_bundle
+
+NUM_DEVICES = 4
+SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    driver = browser(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("dashboard") / "bundle", num_devices=NUM_DEVICES)
+
+
+@pytest.fixture
+def cluster(bundle):
+    with LocalCluster(bundle.path, http_port=0) as cluster:
+        yield cluster
+
+
+def text(driver, selector):
+    return driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)
+
+
+def rows(driver):
+    """State of each node, in the table and in the picture."""
+    # Both at once, between two refreshes of the page.
+    table, picture = driver.execute_script(
+        "return ['#nodes tr', '#cluster g[data-node]'].map((where) => "
+        "[...document.querySelectorAll(where)].map((e) => [e.dataset.node, e.dataset.state]))"
+    )
+    assert table == picture
+    return dict(table)
+
+
+def complaints(driver):
+    """What the browser's console says: script errors, refused loads, violated policies."""
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def percent(value):
+    return f"{100 * value:.2f} %"
+
+
+def test_the_page_follows_a_node_that_dies_and_comes_back(driver, bundle, cluster):
+    accuracy, everybody = bundle.table.accuracy, (1 << NUM_DEVICES) - 1
+    with Client(cluster.address) as client:
+        driver.get(cluster.http_address)
+        until(lambda: rows(driver) == {f"node-{i}": "up" for i in range(NUM_DEVICES)})
+        assert text(driver, "#accuracy-now") == percent(accuracy[everybody])
+        worst = min(accuracy[everybody & ~(1 << i)] for i in range(NUM_DEVICES))
+        assert text(driver, "#accuracy-next") == percent(worst)
+        assert text(driver, "#headline").startswith(f"All {NUM_DEVICES} nodes are up")
+        assert text(driver, "#faults") == "None since the start."
+
+        cluster.kill(1)
+        until(lambda: client.infer(SAMPLE).mask == 0b1101)
+        until(lambda: rows(driver)["node-1"] != "up")
+        until(lambda: text(driver, "#accuracy-now") == percent(accuracy[0b1101]))
+        assert "3 of 4 nodes are up" in text(driver, "#headline")
+        assert "node-1 up → suspect: unreachable" in text(driver, "#faults")
+        assert rows(driver)["node-0"] == "up"
+
+        cluster.restart(1)
+        until(lambda: rows(driver)["node-1"] == "up")
+        until(lambda: text(driver, "#accuracy-now") == percent(accuracy[everybody]))
+        for _ in range(5):
+            client.infer(SAMPLE)
+        until(lambda: driver.execute_script("return document.querySelectorAll('#spark-latency polyline').length") > 0)
+        until(lambda: "MB" in text(driver, "#nodes"))
+    assert complaints(driver) == []
+    pages = {f"{cluster.http_address}/{name}" for name in ("", "style.css", "app.js", "api/state")}
+    # Nothing from elsewhere; the browser's own start page comes out of its package.
+    assert {url for url in requested(driver) if not url.startswith(("data:", "chrome:"))} == pages
+
+
+def test_the_page_says_when_the_aggregator_has_gone_and_when_it_is_below_its_quorum(driver, bundle):
+    with LocalCluster(bundle.path, http_port=0, quorum=NUM_DEVICES) as cluster:
+        driver.get(cluster.http_address)
+        until(lambda: rows(driver)["node-0"] == "up")
+        cluster.kill(0)
+        with Client(cluster.address) as client:
+            until(lambda: not client.ready() or _ask(client))
+        until(lambda: "below the quorum of 4" in text(driver, "#headline"))
+        until(lambda: not state(cluster.http_address)["ready"])
+        assert not driver.find_element("id", "lost").is_displayed()
+    until(lambda: driver.find_element("id", "lost").is_displayed())
+    assert "has not answered since" in text(driver, "#lost")
+    complaints(driver)  # the failed loads are meant
+
+
+def _ask(client):
+    """Makes the aggregator notice; a request below the quorum is an error."""
+    try:
+        client.infer(SAMPLE)
+    except QuorumError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_nothing_runs_out_of_the_screen_and_text_is_readable(driver, cluster, scheme):
+    metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        driver.get(cluster.http_address)
+        until(lambda: len(rows(driver)) == NUM_DEVICES)
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
+        assert driver.execute_script(CONTRAST) == []
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+# Elements whose own text has less contrast with what is behind it than WCAG 2.2 AA asks for (4.5, or 3 for large).
+CONTRAST = """
+const light = (c) => {
+  const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (e) => {
+  for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor;
+    if (!c.startsWith("rgba(0, 0, 0, 0")) return c;
+  }
+  return "rgb(255, 255, 255)";
+};
+return [...document.querySelectorAll("body *")].flatMap((e) => {
+  const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+  if (!own || e.closest("svg") || !e.getClientRects().length) return [];
+  const style = getComputedStyle(e);
+  const [a, b] = [light(style.color), light(behind(e))].sort((x, y) => y - x);
+  const ratio = (a + 0.05) / (b + 0.05);
+  return ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5) ? [`${e.id || e.tagName}: ${ratio.toFixed(2)}`] : [];
+});
+"""
+
+
+def test_a_hostile_node_id_is_text_and_no_markup(driver, bundle, tmp_path):
+    name = "<img src=x onerror=document.title=1>"
+    write_inventory(tmp_path / "nodes.toml", [Node(id=name, address="127.0.0.1:9", student=0)])
+    arguments = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--watch-stdin", "--http-port", "0"]
+    with process("nonn", *arguments) as child:
+        http = json.loads(child.stdout.readline())["http"]
+        driver.get(http)
+        until(lambda: name in rows(driver))
+        assert name in text(driver, "#nodes")
+        assert driver.execute_script("return document.querySelectorAll('img').length") == 0
+        assert driver.title != "1"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait() == 0  # with a page that is open

@@ -1,0 +1,275 @@
+"""The drift alarm: names a bad node soon, a healthy one never, over sets of nodes, faults and seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nonn.aggregator.drift import REMEMBERED, SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bundle import load_bundle, write_bundle
+from nonn.client import Client
+from nonn.errors import BundleError, ConfigError
+from tests.observing import metric, state
+from tests.serving import TIMEOUT_S, process, run
+from tests.toys import WIDTH, toy_bundle, toy_data
+
+NUM_DEVICES = 8
+# Alone these are right in 40 % and more; the others tell too little for a short test.
+STRONG = (1, 4, 5, 6, 7)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("drift") / "bundle", num_devices=NUM_DEVICES)
+
+
+@pytest.fixture(scope="module")
+def baseline(bundle):
+    return Baseline.of(bundle)
+
+
+@pytest.fixture(scope="module")
+def live():
+    """Features of each device over inputs that the baseline has not seen, and their classes."""
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(0, 0.01, (64, WIDTH)).astype(np.float32) for _ in range(NUM_DEVICES)]
+    inputs, labels = toy_data(5000, seed=99)
+    flat = inputs.reshape(len(inputs), -1).astype(np.float32)
+    return [np.maximum(flat @ weight, 0) for weight in weights], labels
+
+
+def sample(features, row, **bad):
+    """What every node sends for one input; ``node_3=features`` replaces a node's."""
+    everyone = {f"node-{i}": (i, f[row]) for i, f in enumerate(features)}
+    return everyone | {name.replace("_", "-"): (everyone[name.replace("_", "-")][0], f) for name, f in bad.items()}
+
+
+def first_notice(watch, features, rows, spoil):
+    """The first thing that people are told, and the number of samples before."""
+    for count, row in enumerate(rows):
+        for notice in watch.observe(sample(features, row, **spoil(row))):
+            return notice, count
+    return None, len(rows)
+
+
+FAULTS = {
+    "stuck": lambda f, node, row: f[node][0],
+    "zeros": lambda f, node, row: np.zeros(WIDTH, np.float32),
+    "huge": lambda f, node, row: 1000 * f[node][0],
+    "another student's weights": lambda f, node, row: f[(node + 1) % NUM_DEVICES][row],
+    "another input": lambda f, node, row: f[node][(7 * row + 1) % len(f[node])],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("node", STRONG)
+def test_a_bad_node_is_named_within_600_samples_and_nobody_else_is(bundle, baseline, live, node, fault):
+    features = live[0]
+    notice, count = first_notice(
+        DriftWatch(bundle, baseline),
+        features,
+        range(1, 1000),
+        lambda row: {f"node_{node}": FAULTS[fault](features, node, row)},
+    )
+    assert notice is not None
+    assert (notice.kind, notice.node) == ("alarm", f"node-{node}")
+    assert count < 600
+    assert "of samples, as built in" in notice.reason
+
+
+def test_a_wandering_sensor_is_named(bundle, baseline, live):
+    features, rng = live[0], np.random.default_rng(0)
+
+    def spoil(row):
+        wander = rng.normal(0, row / 300 * features[7].std(), WIDTH)
+        return {"node_7": features[7][row] + wander.astype(np.float32)}
+
+    notice, _ = first_notice(DriftWatch(bundle, baseline), features, range(3000), spoil)
+    assert notice is not None
+    assert (notice.kind, notice.node) == ("alarm", "node-7")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_healthy_cluster_alarms_no_more_often_than_promised(bundle, baseline, live, seed):
+    features, num = live[0], 1500
+    rows = np.random.default_rng(seed).permutation(len(features[0]))[:num]
+    # The default promises one in three years; this one false alarm in 300 samples, so that there is something to count.
+    loose = DriftConfig(false_alarms_per_day=DriftConfig.samples_per_s * SECONDS_A_DAY / 300)
+    for config, promised in ((DriftConfig(), 0), (loose, num / 300)):
+        watch = DriftWatch(bundle, baseline, config)
+        assert sum(len(watch.observe(sample(features, row))) for row in rows) <= promised
+        assert min(record.samples for record in watch.nodes.values()) > 0.99 * num
+
+
+def test_the_threshold_follows_from_rate_and_promise():
+    # N nodes, r samples a second, a false alarms a day: N · 86400 r · e^-h = a.
+    config = DriftConfig(samples_per_s=2.0, false_alarms_per_day=0.5)
+    assert 8 * 2.0 * SECONDS_A_DAY * np.exp(-config.threshold(8)) == pytest.approx(0.5)
+
+
+def test_missing_nodes_change_nothing_for_the_others(bundle, baseline, live):
+    features, watch, rng = live[0], DriftWatch(bundle, baseline), np.random.default_rng(0)
+    named = []
+    for row in range(1, 1500):
+        everyone = sample(features, row, node_5=features[5][0])
+        gone = set(rng.choice([0, 1, 2, 3, 4, 6, 7], size=rng.integers(0, 4), replace=False))
+        named += watch.observe({name: (i, f) for name, (i, f) in everyone.items() if i not in gone})
+    assert [(notice.kind, notice.node) for notice in named] == [("alarm", "node-5")]
+
+
+def test_two_bad_nodes_are_both_named(bundle, baseline, live):
+    features, watch = live[0], DriftWatch(bundle, baseline)
+    notices = [
+        notice
+        for row in range(1, 1200)
+        for notice in watch.observe(sample(features, row, node_4=features[4][0], node_7=features[7][0]))
+    ]
+    assert {(notice.kind, notice.node) for notice in notices} == {("alarm", "node-4"), ("alarm", "node-7")}
+
+
+def test_an_alarm_ends_when_the_node_is_well_again(bundle, baseline, live):
+    features, watch = live[0], DriftWatch(bundle, baseline)
+    first_notice(watch, features, range(1, 1000), lambda row: {"node_7": features[7][0]})
+    assert watch.nodes["node-7"].alarm
+    notice, count = first_notice(watch, features, range(1000, 4000), lambda row: {})
+    assert (notice.kind, notice.node) == ("clear", "node-7")
+    assert count < 1500
+    assert not watch.nodes["node-7"].alarm
+
+
+def test_inputs_unlike_the_test_data_blame_nobody_and_are_told_once(bundle, baseline, live):
+    features, rng = live[0], np.random.default_rng(0)
+    watch = DriftWatch(bundle, baseline)
+    # Every node sees something else: together they make no sense, and none is the culprit.
+    notices = [
+        notice
+        for _ in range(1500)
+        for notice in watch.observe({f"node-{i}": (i, f[rng.integers(len(f))]) for i, f in enumerate(features)})
+    ]
+    assert [(notice.kind, notice.node) for notice in notices] == [("inputs", "")]
+    assert not any(record.alarm for record in watch.nodes.values())
+
+
+def test_a_camera_that_sees_one_class_only_is_no_drift(bundle, baseline, live):
+    features, labels = live
+    for label in range(10):
+        watch = DriftWatch(bundle, baseline)
+        for row in np.flatnonzero(labels == label)[:250]:
+            assert watch.observe(sample(features, row)) == []
+
+
+def test_a_still_picture_is_one_sample(bundle, baseline, live):
+    watch = DriftWatch(bundle, baseline)
+    for _ in range(500):
+        assert watch.observe(sample(live[0], 3, node_7=live[0][7][0])) == []
+    assert {record.samples for record in watch.nodes.values()} == {1}
+
+
+def test_of_three_nodes_nobody_is_judged(bundle, baseline, live):
+    watch = DriftWatch(bundle, baseline)
+    for row in range(500):
+        few = {name: value for name, value in sample(live[0], row, node_1=live[0][1][0]).items() if value[0] < 3}
+        assert watch.observe(few) == []
+    assert not watch.nodes
+
+
+def test_a_node_that_left_is_forgotten_and_a_new_one_starts_afresh(bundle, baseline, live):
+    features, watch = live[0], DriftWatch(bundle, baseline)
+    first_notice(watch, features, range(1, 1000), lambda row: {"node_7": features[7][0]})
+    watch.forget("node-7")
+    watch.forget("never-there")
+    for row in range(1000, 1000 + 2 * REMEMBERED):
+        assert watch.observe(sample(features, row)) == []
+    assert not watch.nodes["node-7"].alarm
+
+
+def test_the_recorded_samples_themselves_agree_as_built(bundle, baseline):
+    recorded, _ = bundle.features
+    watch = DriftWatch(bundle, baseline)
+    hits, expected = np.zeros(NUM_DEVICES), np.zeros(NUM_DEVICES)
+    logits = np.stack([bundle.head.logits({i: f}) for i, f in enumerate(recorded)]).astype(np.float32)
+    nodes = tuple((f"node-{i}", i) for i in range(NUM_DEVICES))
+    for i, (_, first, p) in enumerate(watch._compare(nodes, logits).values()):
+        hits[i], expected[i] = first.mean(), p.mean()
+    np.testing.assert_allclose(hits, expected, atol=0.02)  # apart by the pull of each class towards all
+
+
+def test_a_node_that_tells_nothing_is_not_judged(live):
+    """Of noise alone no rank is more likely than another, so there is nothing to lose."""
+    rng = np.random.default_rng(0)
+    noise = Baseline(rng.normal(size=(4, 500, 10)).astype(np.float32))
+    assert noise.expect(0, 0b1110) is None
+
+
+def test_a_bundle_without_features_cannot_be_watched(bundle, tmp_path):
+    manifest = bundle.manifest
+    students = {s.device: bundle.student_path(s.device).read_bytes() for s in manifest.students}
+    arrays = {name: bundle.arrays(name) for name in ("fusion.npz", "accuracy.npz")}
+    bare = write_bundle(tmp_path / "bare", dataclasses.replace(manifest, files={}), students, arrays)
+    with pytest.raises(BundleError, match=r"holds no features\.npz"):
+        Baseline.of(load_bundle(bare.path))
+
+
+@pytest.mark.parametrize("values", [{"samples_per_s": 0.0}, {"false_alarms_per_day": -1.0}, {"samples_per_s": np.inf}])
+def test_impossible_settings_are_refused(values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        DriftConfig(**values)
+
+
+# A node process like any other whose sensor has come loose: whatever it is asked, it sees the same.
+STUCK_NODE = """
+import sys
+from nonn_device import cli, runtime
+run = runtime.OnnxRuntime.run
+runtime.OnnxRuntime.run = lambda self, batch: run(self, 0 * batch + 100)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(bundle, tmp_path):
+    bad = 7
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for i in range(NUM_DEVICES):
+            arguments = ["serve", str(bundle.path), "--student", str(i), "--watch-stdin"]
+            how = ["-c", STUCK_NODE] if i == bad else ["-m", "nonn_device"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            child = stack.enter_context(subprocess.Popen([sys.executable, *how, *arguments], **pipes))
+            stack.callback(child.kill)
+            nodes.append((f"node-{i}", i, child))
+        ready = [(name, i, json.loads(child.stdout.readline())["address"]) for name, i, child in nodes]
+        inventory = tmp_path / "nodes.toml"
+        write_inventory(inventory, [Node(id=name, address=address, student=i) for name, i, address in ready])
+        options = ["--inventory", inventory, "--http-port", "0", "--log-format", "json", "--drift-rate", "1000"]
+        aggregator = stack.enter_context(process("nonn", "serve", bundle.path, *options, "--watch-stdin"))
+        line = json.loads(aggregator.stdout.readline())
+        inputs, http = toy_data(4000, seed=7)[0], line["http"]
+        with Client(line["address"]) as client:
+            asked = 0
+            while metric(http, "nonn_node_drift", node=f"node-{bad}") == 0:
+                for row in range(asked, asked + 50):
+                    assert client.infer(inputs[row : row + 1]).mask == 0xFF  # it answers, and is fused
+                asked += 50
+        shown = state(http)
+        assert shown["drift"]["alarms"] == [f"node-{bad}"]
+        assert [metric(http, "nonn_node_drift", node=f"node-{i}") for i in range(NUM_DEVICES)] == [0] * bad + [1]
+        top = run("nonn", "top", line["address"], "--once")
+        assert f"node-{bad} answers, but no longer agrees with the others as built" in top.stdout
+        aggregator.send_signal(signal.SIGTERM)
+        log = aggregator.communicate(timeout=TIMEOUT_S)[1].decode()
+    events = [json.loads(text) for text in log.splitlines()]
+    named = [event for event in events if event.get("event") == "node_drift"]
+    assert [(event["node"], event["after"], event["level"]) for event in named] == [("node-7", "drifting", "warning")]
+    assert "of samples, as built in" in named[0]["reason"]
+
+
+def test_the_alarm_needs_neither_clock_nor_threads():
+    assert not {"asyncio", "threading", "time"} & set(vars(sys.modules["nonn.aggregator.drift"]))

@@ -1,0 +1,71 @@
+"""Logs of real processes: one line an event, text or JSON, never twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+
+import pytest
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.log import configure_logging
+from tests.serving import TIMEOUT_S, process
+from tests.toys import toy_bundle
+
+
+@pytest.fixture
+def root():
+    """The root logger, put back as it was."""
+    logger = logging.getLogger()
+    handlers, level = list(logger.handlers), logger.level
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_a_line_of_json_has_the_fields_of_its_event_and_is_written_once(root, capsys):
+    for _ in range(3):
+        configure_logging("json")
+    logging.getLogger("nonn.x").warning("ä %s", "b", extra={"event": "e", "node": "n-1", "reason": "r"})
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("nonn.y").exception("failed")
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {
+        "level": "warning",
+        "logger": "nonn.x",
+        "message": "ä b",
+        "event": "e",
+        "node": "n-1",
+        "reason": "r",
+    }
+    assert "ValueError: boom" in second["exception"]
+
+
+def test_text_is_one_line_too(root, capsys):
+    configure_logging("json")
+    configure_logging("text")
+    logging.getLogger("nonn.x").info("hello")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].endswith("INFO hello")
+
+
+def test_an_aggregator_logs_one_line_for_each_change_of_a_node(tmp_path):
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
+    write_inventory(tmp_path / "nodes.toml", [Node(id="kitchen", address="127.0.0.1:9", student=0)])
+    arguments = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--deadline", "0.1", "--watch-stdin"]
+    with process("nonn", *arguments, "--log-format", "json") as child:
+        assert json.loads(child.stdout.readline())["event"] == "ready"
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=TIMEOUT_S)
+    assert (child.returncode, out) == (0, b"")
+    lines = [json.loads(line) for line in err.splitlines()]
+    changes = [line for line in lines if line.get("event") == "node_state"]
+    assert changes[0]["node"] == "kitchen"
+    assert (changes[0]["before"], changes[0]["after"]) == ("up", "suspect")
+    assert changes[0]["reason"]
+    assert len({(line["node"], line["before"], line["after"]) for line in changes}) == len(changes)

@@ -1,0 +1,272 @@
+"""Metrics, health and state of a real cluster over HTTP, while its nodes die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from nonn.aggregator.drift import DriftNotice
+from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.metrics import CODES, Metrics
+from nonn.aggregator.reply import Reply
+from nonn.aggregator.service import Aggregator
+from nonn.certs import Authority
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.errors import QuorumError
+from tests.observing import fetch, metric, metrics, state
+from tests.serving import TIMEOUT_S, process, run, until
+from tests.test_light_imports import python
+from tests.toys import toy_bundle, toy_data
+
+NUM_DEVICES = 4
+# As SERVING names them; a histogram and a counter have further suffixes.
+NAMES = {
+    "nonn_requests_total",
+    "nonn_request_duration_seconds_count",
+    "nonn_node_rpc_duration_seconds_count",
+    "nonn_nodes_up",
+    "nonn_answered_nodes_count",
+    "nonn_degraded_requests_total",
+    "nonn_expected_accuracy",
+    "nonn_late_replies_total",
+    "nonn_early_fusions_total",
+    "nonn_node_drift",
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("metrics") / "bundle", num_devices=NUM_DEVICES, num_parts=2)
+
+
+@pytest.fixture(scope="module")
+def cluster(bundle):
+    with LocalCluster(bundle.path, http_port=0, quorum=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def client(cluster):
+    with Client(cluster.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return toy_data(50, seed=3)[0]
+
+
+def test_what_happens_to_a_cluster_is_counted_and_shown(bundle, cluster, client, inputs):
+    http, accuracy = cluster.http_address, bundle.table.accuracy
+    for i in range(5):
+        client.infer(inputs[i : i + 1])
+    until(lambda: metric(http, "nonn_requests_total", model="nonn", outcome="ok") == 5)
+    assert metric(http, "nonn_nodes_up") == NUM_DEVICES
+    assert metric(http, "nonn_expected_accuracy") == accuracy[0b1111]
+    for node in range(NUM_DEVICES):
+        labels = {"node": f"node-{node}", "part": str(node % 2), "code": "OK"}
+        assert metric(http, "nonn_node_rpc_duration_seconds_count", **labels) == 5
+        assert metric(http, "nonn_node_drift", node=f"node-{node}") == 0
+        assert metric(http, "nonn_late_replies_total", node=f"node-{node}") == 0
+    shown = state(http)
+    assert [node["state"] for node in shown["nodes"]] == ["up"] * NUM_DEVICES
+    assert [node["part"] for node in shown["nodes"]] == [0, 1, 0, 1]
+    assert shown["accuracy"]["now"] == accuracy[0b1111]
+    assert shown["accuracy"]["next_worst"] == min(accuracy[0b1111 & ~(1 << i)] for i in range(NUM_DEVICES))
+    assert shown["requests"]["by_outcome"] == {"ok": 5}
+    assert not shown["faults"]
+    until(lambda: all(node["rss_bytes"] for node in state(http)["nodes"]))
+    assert {node["version"] for node in state(http)["nodes"]} == {shown["version"]}
+    assert all(20e6 < node["rss_bytes"] < 1e9 for node in state(http)["nodes"])
+
+    cluster.kill(2)
+    until(lambda: client.infer(inputs[:1]).mask == 0b1011)
+    until(lambda: metric(http, "nonn_nodes_up") == 3)
+    until(lambda: (metric(http, "nonn_degraded_requests_total") or 0) > 0)
+    assert metric(http, "nonn_expected_accuracy") == accuracy[0b1011]
+    labels = {"node": "node-2", "part": "0", "code": "UNAVAILABLE"}
+    assert (metric(http, "nonn_node_rpc_duration_seconds_count", **labels) or 0) >= 1
+    shown = state(http)
+    assert shown["nodes"][2]["state"] != "up"
+    # What a dead node is worth is what its return would bring.
+    assert shown["nodes"][2]["value"] == pytest.approx(accuracy[0b1111] - accuracy[0b1011])
+    assert shown["nodes"][0]["value"] == pytest.approx(accuracy[0b1011] - accuracy[0b1010])
+    worst = min((accuracy[0b1011 & ~(1 << i)], f"node-{i}") for i in (0, 1, 3))
+    assert (shown["accuracy"]["next_worst"], shown["accuracy"]["next_worst_node"]) == worst
+    assert shown["faults"][-1]["node"] == "node-2"
+    assert shown["faults"][-1]["reason"].startswith("unreachable")
+    assert abs(shown["faults"][-1]["time"] - shown["time"]) < 60
+    assert fetch(f"{http}/readyz")[0] == 200
+
+    cluster.kill(0)
+    cluster.kill(1)
+    with pytest.raises(QuorumError):
+        until(lambda: client.infer(inputs[:1]).mask == 0)
+    until(lambda: (metric(http, "nonn_requests_total", model="nonn", outcome="below_quorum") or 0) >= 1)
+    until(lambda: fetch(f"{http}/readyz")[0] == 503)
+    assert fetch(f"{http}/healthz")[0] == 200  # it lives, it only cannot answer
+    assert not state(http)["ready"]
+
+    cluster.restart(2)
+    cluster.restart(0)
+    until(lambda: metric(http, "nonn_nodes_up") == 3)
+    assert {sample[0] for sample in metrics(http)} >= NAMES
+    assert any(fault["after"] == "up" and fault["node"] == "node-2" for fault in state(http)["faults"])
+
+
+def test_pages_say_nothing_to_other_origins_and_take_nothing(cluster):
+    for path in ("/", "/app.js", "/style.css", "/api/state", "/metrics", "/healthz", "/none", "/../pyproject.toml"):
+        status, body, headers = fetch(f"{cluster.http_address}{path}")
+        assert status == (404 if path in ("/none", "/../pyproject.toml") else 200)
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "Access-Control-Allow-Origin" not in headers
+        assert body
+    assert fetch(f"{cluster.http_address}/api/state", method="POST")[0] == 405
+
+
+def test_a_scraper_gets_the_format_that_it_asks_for(cluster):
+    plain = fetch(f"{cluster.http_address}/metrics")
+    assert plain[2]["Content-Type"].startswith("text/plain; version=0.0.4")
+    openmetrics = fetch(f"{cluster.http_address}/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert openmetrics[2]["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert openmetrics[1].endswith("# EOF\n")
+
+
+def observed(bundle):
+    """Metrics of an aggregator that nobody has started."""
+    watched = Metrics(bundle.num_devices)
+    nodes = [Node(id=f"node-{i}", address=f"127.0.0.1:{i + 1}", student=i) for i in range(bundle.num_devices)]
+    watched.attach(Aggregator(bundle, nodes, observers=[watched]))
+    return watched, nodes
+
+
+def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle):
+    watched, _ = observed(bundle)
+    before = len(watched.exposition("")[0])
+    for i in range(200):
+        node = Node(id=f"guest-{i}", address="127.0.0.1:9", student=0)
+        reply = Reply(node, np.zeros((1, 4), np.float32), "", 0.01)
+        event = RequestEvent(float(i), 1, "degraded", 1, 0.5, 0.01, (reply,), features={0: reply.features})
+        watched.on_state(StateEvent(float(i), node.id, "", "up", "joined"))
+        watched.on_request(event)
+        watched.on_drift(DriftNotice("alarm", node.id, "stuck"))
+        watched.on_late(LateEvent(float(i), node.id, 0.1))
+        assert f'node="guest-{i}"' in watched.exposition("")[0].decode()
+        watched.on_state(StateEvent(float(i), node.id, "up", "", "lease expired"))
+        # What still was on its way does not bring the series back.
+        watched.on_request(event)
+        watched.on_late(LateEvent(float(i), node.id, 0.1))
+        watched.on_drift(DriftNotice("clear", node.id, ""))
+    text = watched.exposition("")[0].decode()
+    assert "guest-" not in text
+    assert len(text) < before + 2000  # the figures of all requests, with more digits
+
+
+def test_every_failure_of_a_node_has_one_of_a_few_codes(bundle):
+    watched, nodes = observed(bundle)
+    failures = {
+        "silent for 1.00 s": "DEADLINE_EXCEEDED",
+        "unreachable: connection refused": "UNAVAILABLE",
+        "bad reply: 7 bytes that are no ModelInferResponse": "BAD_REPLY",
+        "INTERNAL: the node's own text 8f3a": "ERROR",
+    }
+    replies = [Reply(nodes[0], None, error, 0.1) for error in failures]
+    replies.append(Reply(nodes[0], None, "given up", 0.1, blameless=True))
+    watched.on_request(RequestEvent(1.0, 1, "below_quorum", replies=tuple(replies)))
+    text = watched.exposition("")[0].decode()
+    assert {*failures.values(), "BAD_REQUEST"} <= set(CODES)
+    for code in {*failures.values(), "BAD_REQUEST"}:
+        assert f'nonn_node_rpc_duration_seconds_count{{code="{code}",node="node-0",part="0"}} 1.0' in text
+
+
+def test_two_aggregators_in_one_process_count_for_themselves(bundle):
+    first, second = observed(bundle)[0], observed(bundle)[0]
+    first.on_request(RequestEvent(1.0, 0, "invalid"))
+    assert 'outcome="invalid"} 1.0' in first.exposition("")[0].decode()
+    assert "invalid" not in second.exposition("")[0].decode()
+
+
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("inventory") / "nodes.toml"
+    write_inventory(path, [Node(id="a", address="127.0.0.1:9", student=0)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--http-port", "0", "--http-host", "0.0.0.0"], "refusing to serve HTTP beyond loopback without TLS"),
+        (["--http-port", "70000"], "cannot be bound for HTTP"),
+        (["--drift-rate", "-1"], "--drift-rate -1.0: must not be negative"),
+    ],
+)
+def test_options_that_cannot_be_kept_end_the_aggregator_with_3(bundle, inventory, options, text):
+    ended = run("nonn", "serve", bundle.path, "--inventory", inventory, *options)
+    assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+
+
+def test_a_taken_http_port_is_named(bundle, inventory):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        ended = run("nonn", "serve", bundle.path, "--inventory", inventory, "--http-port", str(port))
+    assert ended.returncode == 3
+    assert f"127.0.0.1:{port} cannot be bound for HTTP" in ended.stderr
+
+
+def test_without_the_extra_the_aggregator_says_how_to_get_it_and_serves_without_http(bundle, inventory):
+    program = "from nonn.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["serve", str(bundle.path), "--inventory", str(inventory), "--watch-stdin"]
+    for module in ("aiohttp", "prometheus_client"):
+        command = [sys.executable, "-c", f"import sys; sys.modules['{module}'] = None; {program}"]
+        refused = subprocess.run([*command, *arguments, "--http-port", "0"], capture_output=True, text=True)
+        assert refused.returncode == 6
+        assert "pip install 'nonn[serve]'" in refused.stderr
+    served = python(program, *arguments)  # standard input is empty: it ends when it is ready
+    assert served.returncode == 0, served.stderr
+    assert '"event": "ready"' in served.stdout
+
+
+def test_beyond_loopback_http_takes_a_certificate_that_is_not_revoked(bundle, tmp_path):
+    authority = Authority.create(tmp_path / "certs")
+    for role, name in (("aggregator", "main"), ("client", "alice")):
+        authority.issue(role, name)
+    certs = tmp_path / "certs"
+    write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:9", student=0)])
+    options = ["--tls", certs / "aggregator/main", "--http-port", "0", "--http-host", "0.0.0.0", "--deadline", "0.1"]
+    command = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", *options, "--watch-stdin"]
+    with process("nonn", *command) as child:
+        http = json.loads(child.stdout.readline())["http"]
+        assert http.startswith("https://0.0.0.0:")
+        url = f"https://127.0.0.1:{http.rpartition(':')[2]}/healthz"
+
+        def get(identity):
+            context = ssl.create_default_context(cafile=certs / "client/alice/ca.pem")
+            context.check_hostname = False
+            if identity:
+                context.load_cert_chain(identity)
+            try:
+                with urllib.request.urlopen(url, context=context, timeout=TIMEOUT_S) as response:
+                    return response.status
+            except urllib.error.HTTPError as exc:
+                with exc:
+                    return exc.code
+            except OSError as exc:  # the handshake, or the first bytes after it, depending on who is faster
+                return type(exc).__name__
+
+        assert get(certs / "client/alice/identity.pem") == 200
+        assert get(None) != 200
+        authority.revoke("client", "alice")
+        until(lambda: get(certs / "client/alice/identity.pem") == 403)
