@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench format stubs clean
+.PHONY: demo test check bench bench-ray conformance soak format stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
 
@@ -18,8 +18,19 @@ check: $(READY)           ## format, lint, types, import contract, stub drift
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/make_stubs.py --check
 
+conformance: $(READY)     ## somebody else's client and somebody else's server of the protocol, live
+	NONN_CONFORMANCE=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/test_conformance*.py
+
+soak: $(READY)            ## faults under load, memory, fuzzing; writes benchmarks/results/soak.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
+
 bench: $(READY)           ## measure; writes benchmarks/results/bench.json
 	$(BIN)/python benchmarks/bench.py
+
+bench-ray: $(READY)       ## serving beside Ray Serve too; 600 MB in an environment of its own
+	test -x .venv-ray-serve/bin/python || $(PYTHON) -m venv .venv-ray-serve
+	.venv-ray-serve/bin/python -m pip install --quiet -r benchmarks/ray-serve-requirements.txt
+	OMP_NUM_THREADS=1 $(BIN)/nonn bench serve --ray .venv-ray-serve/bin/python
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -29,7 +40,7 @@ stubs: $(READY)           ## regenerate nonn/rpc/v1 from proto/
 	$(BIN)/python scripts/make_stubs.py
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-base .venv-conformance .venv-sim-ray build dist runs .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

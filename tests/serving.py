@@ -9,15 +9,17 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc import aio
 
+from nonn.aggregator.inventory import Node, write_inventory
 from nonn.rpc import server as rpc_server
-from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.rpc.registration import add_servicer
+from nonn.rpc.v1 import inference_pb2 as pb
 
 TIMEOUT_S = 30.0  # for what takes a second on an idle machine
 
@@ -25,10 +27,12 @@ Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 @contextlib.contextmanager
-def process(*arguments: str | Path, stdin: int | None = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    """``python -m …``, gone at the end whatever happens."""
+def process(
+    *arguments: str | Path, stdin: int | None = subprocess.PIPE, prefix: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """``python -m …``, gone at the end whatever happens; ``prefix`` is a command that runs it."""
     environment = {**os.environ, "COLUMNS": "160"}
-    command = [sys.executable, "-m", *map(str, arguments)]
+    command = [*prefix, sys.executable, "-m", *map(str, arguments)]
     with subprocess.Popen(
         command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as child:
@@ -44,6 +48,25 @@ def running_node(bundle: Path, student: int, *options: str) -> Iterator[tuple[su
     with process("nonn_device", "serve", bundle, "--student", str(student), "--watch-stdin", *options) as child:
         assert child.stdout is not None
         yield child, json.loads(child.stdout.readline())
+
+
+@contextlib.contextmanager
+def running_aggregator(bundle: Path, addresses: Sequence[str], folder: Path, *options: str) -> Iterator[dict[str, Any]]:
+    """A real aggregator process over nodes at these addresses, and its ready line; its log goes to a file."""
+    inventory, log = folder / "nodes.toml", folder / "aggregator.log"
+    write_inventory(inventory, [Node(id=f"node-{i}", address=a, student=i) for i, a in enumerate(addresses)])
+    command = [sys.executable, "-m", "nonn", "serve", bundle, "--inventory", inventory, "--watch-stdin", *options]
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as child,
+    ):
+        try:
+            assert child.stdout is not None
+            line = child.stdout.readline()
+            assert line, log.read_text()
+            yield json.loads(line)
+        finally:
+            child.terminate()
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -106,7 +129,7 @@ async def serving(model: rpc_server.Model) -> AsyncIterator[str]:
     """A model behind the protocol in this process."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
     servicer = rpc_server.InferenceServicer(model)
-    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    add_servicer(server, pb.DESCRIPTOR.services_by_name["GRPCInferenceService"], servicer)
     bound = server.add_insecure_port("127.0.0.1:0")
     async with model:
         await server.start()

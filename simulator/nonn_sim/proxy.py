@@ -1,8 +1,8 @@
 """A TCP proxy in front of each node: where a live cluster gets its links and its network faults.
 
 It stands between aggregator and node. It delays bytes by the link's latency, jitter and bandwidth, and on request
-delays replies further, spoils them, or cuts every connection and refuses new ones. A node that is killed or stopped is
-so through it as well: it opens and closes connections as the node does.
+delays replies further, spoils them, goes silent for a while, or cuts every connection and refuses new ones. A node that
+is killed or stopped is so through it as well: it opens and closes connections as the node does.
 
 Spoilt are only the messages inside HTTP/2's DATA frames (RFC 9113, section 4.1): a node that answers garbage, on a
 connection that is as good as before.
@@ -78,6 +78,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._partitioned = False
+        self._passing = asyncio.Event()
+        self._passing.set()
         self.delay_s, self.corrupt = 0.0, False
 
     async def start(self) -> str:
@@ -100,6 +102,13 @@ class Proxy:
         if on:
             for writer in tuple(self._connections):
                 writer.transport.abort()
+
+    def silence(self, on: bool) -> None:
+        """Carries nothing in either direction; later delivers what it held back, as TCP does after an outage."""
+        if on:
+            self._passing.clear()
+        else:
+            self._passing.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until either side ends it."""
@@ -159,6 +168,7 @@ class Proxy:
             wait_s = at - loop.time()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
+            await self._passing.wait()
             writer.write(data)
             with contextlib.suppress(OSError):
                 await writer.drain()

@@ -1,0 +1,349 @@
+"""Bad weather for a live cluster, and the books that show whether anybody was lied to.
+
+Real processes and sockets: nodes are killed, stopped and started again, and between each node and the aggregator is a
+TCP proxy that slows the link, spoils replies, cuts connections or goes silent. Every request is written down, and
+afterwards compared with what was true at the time and with fusion done offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from nonn_sim.links import LinkConfig
+from nonn_sim.proxy import Proxies
+from numpy.typing import NDArray
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.answer import Answer
+from nonn.bundle import Bundle
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.errors import NonnError
+from nonn.subsets import members
+
+# What ends each fault is the injection of the same kind with ``on=False``.
+KINDS = ("kill", "stop", "slow", "garbage", "cut", "silent")
+ANSWERS_THROUGH = ("slow",)  # the others must keep a node out of every answer
+SLOWDOWN = 10
+# A node counts as one that others may rely on once it has been well for this long.
+SETTLED_S = 3.0
+IN_USE_S = 2.0  # the promise
+# A signal takes effect after it is sent, and bytes that were on their way arrive.
+TAKES_EFFECT_S = 0.2
+STALL_LOOK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Outage:
+    """One fault of one node, on ``time.monotonic``.
+
+    Attributes:
+        node: device.
+        kind: of ``KINDS``.
+        start_s: when it was certainly there.
+        end_s: when it was about to end.
+        back_s: when the node was well again, and for a killed one ready.
+        next_s: when its next fault began; infinite if there was none.
+    """
+
+    node: int
+    kind: str
+    start_s: float
+    end_s: float
+    back_s: float
+    next_s: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One request: which sample, when, and the answer or why there was none."""
+
+    row: int
+    asked_s: float
+    done_s: float
+    answer: Answer | None
+    error: str = ""
+
+
+@dataclass
+class Site:
+    """A running cluster with a proxy before each node, and an aggregator of its own."""
+
+    bundle: Bundle
+    cluster: LocalCluster
+    proxies: Proxies
+    address: str
+    pid: int
+    slow_s: list[float] = field(default_factory=list)
+
+    def inject(self, node: int, kind: str, on: bool) -> None:
+        """Starts or ends a fault; returns when it has begun, and when a killed node is ready again."""
+        if kind == "kill":
+            (self.cluster.kill if on else self.cluster.restart)(node)
+        elif kind == "stop":
+            (self.cluster.stop if on else self.cluster.resume)(node)
+        elif kind == "slow":
+            delay_s = self.slow_s[node] * (SLOWDOWN - 1) if on else 0.0
+            self.proxies.change(node, lambda proxy: setattr(proxy, "delay_s", delay_s))
+        elif kind == "garbage":
+            self.proxies.change(node, lambda proxy: setattr(proxy, "corrupt", on))
+        elif kind == "cut":
+            self.proxies.change(node, lambda proxy: proxy.partition(on))
+        else:
+            self.proxies.change(node, lambda proxy: proxy.silence(on))
+
+    def learn_latencies(self, client: Client) -> None:
+        """How long each node usually takes, which is what slow is a multiple of."""
+        self.slow_s = [node["latency_s"] for node in client.metadata().nodes]
+
+
+@contextlib.contextmanager
+def site(bundle: Bundle, deadline_s: float, seed: int, options: Sequence[str] = ()) -> Iterator[Site]:
+    """Starts nodes, proxies and an aggregator."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn-storm-")))
+        cluster = stack.enter_context(LocalCluster(bundle.path))
+        links = [LinkConfig(latency_s=0.0, jitter_s=0.0, bandwidth_bytes_per_s=0.0)] * bundle.num_devices
+        proxies = stack.enter_context(Proxies([state.address for state in cluster.states()], links, seed))
+        inventory, log = folder / "nodes.toml", folder / "aggregator.log"
+        nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(proxies.addresses)]
+        write_inventory(inventory, nodes)
+        command = [sys.executable, "-m", "nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin"]
+        errors = stack.enter_context(log.open("wb"))
+        process = stack.enter_context(
+            subprocess.Popen(
+                [*command, "--deadline", str(deadline_s), *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        )
+        stack.callback(process.terminate)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the aggregator did not start: {log.read_text()}")
+        yield Site(bundle, cluster, proxies, json.loads(line)["address"], process.pid)
+
+
+class Weather:
+    """Faults by a seeded schedule, a thread for each node, while the block runs.
+
+    Each node is well for a while, then has a fault of the next kind of a shuffled deck, so that no kind is left out.
+    A fault waits while without it no node would be left that has been well for ``SETTLED_S``.
+
+    Args:
+        site: to injure.
+        seed: of the schedule.
+        well_s: how long a node is well between faults, from and to.
+        fault_s: how long a fault lasts, from and to.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        seed: int,
+        well_s: tuple[float, float] = (2.5, 5.0),
+        fault_s: tuple[float, float] = (1.0, 6.0),
+    ) -> None:
+        self._site, self._seed, self._well_s, self._fault_s = site, seed, well_s, fault_s
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._well_since = [float("-inf")] * site.bundle.num_devices
+        self._outages: list[list[Outage]] = [[] for _ in self._well_since]
+        self.fewest_well = site.bundle.num_devices
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(len(self._well_since), thread_name_prefix="weather")
+        self._threads = [self._pool.submit(self._injure, node) for node in range(len(self._well_since))]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._pool.shutdown()
+        for thread in self._threads:
+            thread.result()
+
+    @property
+    def outages(self) -> list[Outage]:
+        """All faults so far, once the block has ended."""
+        return [outage for rows in self._outages for outage in rows]
+
+    def _injure(self, node: int) -> None:
+        rng, rows = random.Random(f"{self._seed} {node}"), self._outages[node]
+        kinds = itertools.chain.from_iterable(iter(lambda: rng.sample(KINDS, len(KINDS)), None))
+        self._over.wait(rng.uniform(0.0, self._well_s[1]))
+        for kind in kinds:
+            while not self._over.is_set() and not self._may_fail(node):
+                self._over.wait(0.1)
+            if self._over.is_set():
+                return
+            if rows:
+                rows[-1] = dataclasses.replace(rows[-1], next_s=time.monotonic())
+            self._site.inject(node, kind, True)
+            start_s = time.monotonic() + TAKES_EFFECT_S
+            self._over.wait(rng.uniform(*self._fault_s))
+            end_s = time.monotonic()
+            self._site.inject(node, kind, False)
+            back_s = time.monotonic()
+            rows.append(Outage(node, kind, start_s, end_s, back_s))
+            self._well_since[node] = back_s
+            self._over.wait(rng.uniform(*self._well_s))
+
+    def _may_fail(self, node: int) -> bool:
+        """Whether somebody to rely on is left; if so the node counts as gone from now on."""
+        with self._lock:
+            now = time.monotonic()
+            settled = [i for i, since in enumerate(self._well_since) if now - since >= SETTLED_S and i != node]
+            if settled:
+                self._well_since[node] = float("inf")
+                self.fewest_well = min(self.fewest_well, sum(since < float("inf") for since in self._well_since))
+            return bool(settled)
+
+
+class Stalls:
+    """How long this process was kept from running while the block ran: what the machine, not the cluster, did.
+
+    Attributes:
+        longest_s: the longest that a thread slept longer than it wanted to.
+    """
+
+    def __init__(self) -> None:
+        self._over, self.longest_s = threading.Event(), 0.0
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._watch, name="stalls")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while not self._over.wait(STALL_LOOK_S):
+            now = time.monotonic()
+            self.longest_s, last = max(self.longest_s, now - last - STALL_LOOK_S), now
+
+
+def load(
+    client: Client,
+    inputs: NDArray[Any],
+    concurrency: int,
+    more: Callable[[int], bool],
+) -> list[Record]:
+    """Clients that ask again as soon as they have an answer.
+
+    Args:
+        client: of the aggregator.
+        inputs: samples [n, …]; each request asks about one.
+        concurrency: how many ask at once.
+        more: given how many requests were sent, whether to send another.
+    """
+    numbers, lock, interrupted = itertools.count(), threading.Lock(), threading.Event()
+
+    def ask(_: int) -> list[Record]:
+        rows = []
+        while True:
+            with lock:
+                number = next(numbers)
+            if interrupted.is_set() or not more(number):
+                return rows
+            row = number % len(inputs)
+            asked_s = time.monotonic()
+            try:
+                answer, error = client.infer(inputs[row : row + 1]), ""
+            except NonnError as exc:
+                answer, error = None, f"{type(exc).__name__}: {exc}"
+            rows.append(Record(row, asked_s, time.monotonic(), answer, error))
+
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="client") as pool:
+        try:
+            records = [record for rows in pool.map(ask, range(concurrency)) for record in rows]
+        finally:
+            interrupted.set()
+    return sorted(records, key=lambda record: record.done_s)
+
+
+def wrong_answers(bundle: Bundle, records: Sequence[Record]) -> list[Record]:
+    """Answers that are not the offline fusion of the recorded features of exactly the devices that they name."""
+    features, _ = bundle.features
+    by_mask: dict[int, list[Record]] = {}
+    for record in records:
+        if record.answer is not None:
+            by_mask.setdefault(record.answer.mask, []).append(record)
+    wrong = []
+    for mask, group in by_mask.items():
+        rows = [record.row for record in group]
+        expected = bundle.head.logits({i: features[i][rows] for i in members(mask)})
+        for record, logits in zip(group, expected, strict=True):
+            answer = record.answer
+            assert answer is not None
+            fused = np.allclose(answer.logits[0], logits, rtol=1e-4, atol=1e-4)
+            if not fused or answer.expected_accuracy != bundle.table.accuracy[mask]:
+                wrong.append(record)
+    return wrong
+
+
+def false_members(records: Sequence[Record], outages: Sequence[Outage]) -> list[tuple[Record, Outage]]:
+    """Answers that name a device that could not answer at any time between question and answer."""
+    return [
+        (record, outage)
+        for outage in outages
+        if outage.kind not in ANSWERS_THROUGH
+        for record in records
+        if record.answer is not None
+        and outage.start_s <= record.asked_s
+        and record.done_s <= outage.end_s
+        and record.answer.answered[outage.node]
+    ]
+
+
+def return_times(records: Sequence[Record], outages: Sequence[Outage]) -> list[tuple[float, Outage]]:
+    """Seconds from each node's return until it is in an answer, or until it failed again without having been.
+
+    Left out are returns after which nobody asked for as long as a return may take.
+    """
+    found = []
+    for outage in outages:
+        used = (r.done_s for r in records if r.answer is not None and r.answer.answered[outage.node])
+        first = min((at for at in used if at >= outage.back_s), default=float("inf"))
+        back_until = min(first, outage.next_s)
+        if back_until < float("inf") or records[-1].done_s > outage.back_s + IN_USE_S:
+            found.append((back_until - outage.back_s, outage))
+    return found
+
+
+def hung_cost(site: Site, client: Client, inputs: NDArray[Any], node: int, deadline_s: float) -> float:
+    """What a node that hangs costs all requests together, in deadlines: one client, one request after another."""
+
+    def ask(row: int) -> float:
+        start = time.monotonic()
+        client.infer(inputs[row : row + 1])
+        return time.monotonic() - start
+
+    before_s = [ask(row) for row in range(30)]
+    usual_s = float(np.median(before_s))
+    site.inject(node, "stop", True)
+    try:
+        waited_s = [ask(row) - usual_s for row in range(30)]
+    finally:
+        site.inject(node, "stop", False)
+    # What is less than a tenth of a deadline, or came before the fault too, is the machine's, not a wait for the node.
+    noise_s = max(deadline_s / 10, max(before_s) - usual_s)
+    return sum(wait for wait in waited_s if wait > noise_s) / deadline_s
