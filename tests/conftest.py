@@ -3,10 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from nonn.bundle import Bundle
 from nonn.config import Experiment, load_experiment
 from nonn.pipeline import Run
+
+# A busy machine is no failure.
+settings.register_profile("nonn", deadline=None)
+settings.load_profile("nonn")
 
 # The digits experiment with everything small: four devices, two parts, two epochs.
 TINY = (

@@ -93,7 +93,7 @@ def test_availability_is_that_computed_by_hand(three: Bundle) -> None:
     wanted = {0.0: 8, 0.01: 7, 0.3: 7, 0.31: 6, 0.5: 5, 0.6: 4, 0.7: 2, 0.71: 1, 0.9: 1, 0.91: 0, 1.0: 0}
     found = {level: half["share"][result["levels"].index(level)] for level in wanted}
     assert found == pytest.approx({level: sets / 8 for level, sets in wanted.items()})
-    assert third["share"][70] == pytest.approx(0.7**3 + 0.7**2 * 0.3)
+    assert third["share"][700] == pytest.approx(0.7**3 + 0.7**2 * 0.3)
 
 
 @pytest.mark.parametrize("p_fail", [0.0, 0.1, 1.0])

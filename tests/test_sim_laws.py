@@ -19,6 +19,7 @@ from nonn_sim.laws import (
     law_from_mapping,
     parse_law,
 )
+from nonn_sim.laws.first_fall import simulated_first_fall
 
 from nonn.errors import ConfigError, ShapeError
 from nonn.subsets import SubsetTable, mask_of, membership
@@ -176,6 +177,36 @@ def test_markov_first_fall_equals_a_simulation() -> None:
     assert law.first_fall(good).mean_s == pytest.approx(np.mean(times), abs=half)
 
 
+@pytest.mark.parametrize(("num_devices", "least", "mttr_s"), [(4, 3, 0.5), (6, 4, 0.01), (8, 4, 0.003), (6, 2, 1e-4)])
+def test_a_simulated_first_fall_encloses_the_exact_one_however_rare(
+    num_devices: int, least: int, mttr_s: float
+) -> None:
+    mtbf_s = np.random.default_rng(0).uniform(0.5, 2, num_devices)
+    law = Markov(mtbf_s, np.full(num_devices, mttr_s))
+    # So many devices, and one of the first two.
+    good = (membership(num_devices).sum(axis=1) >= least) & (np.arange(1 << num_devices) & 3 > 0)
+    exact = law.first_fall(good).mean_s
+    found = simulated_first_fall(law.fail_rate, law.repair_rate, good, cycles=30_000)
+    assert found.method == "simulated"
+    # Two intervals wide: a seed may miss one, a bias would miss both.
+    assert found.low_s**2 / found.mean_s < exact < found.high_s**2 / found.mean_s
+    assert found.high_s < 1.3 * found.low_s
+
+
+def test_more_than_twelve_devices_have_a_first_fall_with_an_interval() -> None:
+    # Thirteen equal devices of which four are gone: birth and death, exact in closed form by the smaller chain.
+    law = parse_law("markov mtbf_s=100 mttr_s=1", 13)
+    assert isinstance(law, Markov)
+    found = law.first_fall(membership(13).sum(axis=1) >= 10)
+    steps_s = [0.0]  # mean time from k to k + 1 failures
+    for failed in range(4):
+        failing, mending = (13 - failed) / 100, float(failed)
+        steps_s.append((1 + mending * steps_s[-1]) / failing)
+    exact = sum(steps_s)
+    assert found.method == "simulated"
+    assert found.low_s < exact < found.high_s < 1.5 * found.low_s
+
+
 def test_markov_first_fall_ignores_good_sets_behind_bad_ones() -> None:
     # The empty set is good but can only be reached through bad ones.
     law = Markov(np.full(2, 100.0), np.full(2, 10.0))
@@ -187,9 +218,9 @@ def test_markov_never_and_at_once() -> None:
     assert law.first_fall(np.ones(4, dtype=bool)).mean_s == math.inf
     assert law.first_fall(np.array([True, True, True, False])).mean_s == 0
     big = Markov(np.full(13, 100.0), np.full(13, 10.0))
-    with pytest.raises(ConfigError, match="up to 12 devices"):
-        big.first_fall(np.arange(1 << 13) > 0)
-    assert assess(accuracy_by_count(13), big, (0.5,)).levels[0].first_fall is None
+    assert big.first_fall(np.arange(1 << 13) < (1 << 13) - 1).mean_s == 0
+    fall = assess(accuracy_by_count(13), big, (0.5,)).levels[0].first_fall
+    assert fall is not None and 0 < fall.low_s < fall.mean_s < fall.high_s
 
 
 def test_markov_starts_with_everybody_up_and_ends_in_its_long_run() -> None:

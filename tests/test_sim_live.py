@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nonn_sim.commands import run as run_command
+from nonn_sim.comparison import difference, quantile_interval
 from nonn_sim.faults import read_log
 from nonn_sim.live import check_live, timeline
 from nonn_sim.proxy import Proxies, _Frames
@@ -94,21 +95,55 @@ def test_a_real_cluster_does_what_the_simulator_says_of_it(bundle, tmp_path, cap
     samples, labels = toy_data(200, seed=3)
     np.savez(inputs, inputs=samples, labels=labels)
     options = ("--bundle", bundle.path, "--live", "--inputs", inputs, "--record", log, "--json")
-    # What is promised holds on a machine that does nothing else; a test runs where others run too, so it may try again.
+    # Where the machine turns busy between calibration and run, both are of different machines: it may try again.
     for _ in range(ATTEMPTS):
         assert run_command.run(command(scenario, *options)) == 0
         result = json.loads(capsys.readouterr().out)
         if result["difference"]["within"] and not result["measured"]["lost"]:
             break
-    measured, simulated, difference = result["measured"], result["simulated"], result["difference"]
+    measured, simulated, found = result["measured"], result["simulated"], result["difference"]
+    if not found["conclusive"]:
+        pytest.skip(f"nothing can be compared on a machine that changes so much: {result['calibration']}")
     assert measured["lost"] == simulated["lost"] == 0
     assert measured["requests"] == simulated["requests"] > 400
     assert 0.5 < measured["degraded"] < 1
-    assert abs(difference["accuracy_points"]) <= 0.5
-    assert abs(difference["sets_points"]) <= 0.5
-    assert abs(difference["p99_share"]) <= 0.15
+    assert abs(found["accuracy_points"]) <= 0.5
+    assert abs(found["sets_points"]) <= 0.5
+    assert abs(found["p99_beyond"]) <= 0.15
+    low, high = measured["p99_interval_s"]
+    assert low <= measured["latency_s"]["p99"] <= high
     happened = [(event.node, event.event) for event in read_log(log)]
     assert happened == [(event.node, event.event) for event in timeline(load_scenario(scenario), NUM_DEVICES)]
+
+
+def test_an_interval_of_a_quantile_holds_it_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        low, high = quantile_interval(rng.exponential(size=1000), 0.99)
+        hits += low <= -np.log(0.01) <= high
+    assert 370 <= hits <= 398  # 380 and more: ranks are whole numbers, so it holds a little more often
+    assert quantile_interval(rng.exponential(size=200), 0.99) is None
+
+
+@pytest.mark.parametrize(
+    ("p99", "interval", "conclusive", "within"),
+    [
+        (0.11, (0.09, 0.12), True, True),
+        (0.135, (0.09, 0.12), True, True),
+        (0.140, (0.09, 0.12), True, False),
+        (0.075, (0.09, 0.12), True, False),
+        (0.11, (0.05, 0.20), False, False),
+        (0.11, None, False, False),
+    ],
+)
+def test_a_comparison_is_judged_by_the_interval_and_a_wide_one_decides_nothing(p99, interval, conclusive, within):
+    simulated = {"accuracy": 0.9, "accuracy_of_sets": 0.9, "latency_s": {"p99": p99}}
+    measured = {"accuracy": 0.902, "accuracy_of_sets": 0.9, "latency_s": {"p99": 0.1}, "p99_interval_s": interval}
+    result = difference(simulated, measured, drift=1.1)
+    assert (result["conclusive"], result["within"]) == (conclusive, within)
+    assert not difference(simulated, {**measured, "accuracy": 0.91}, drift=1.1)["within"]
+    assert not difference(simulated, measured, drift=2.0)["conclusive"]
 
 
 def ask(address: str, shape: tuple[int, ...]) -> Array:
@@ -206,7 +241,6 @@ def test_behind_a_proxy_a_node_that_is_gone_refuses(bundle):
         ("[nodes]\nbattery_j = 5", "device 0 has battery_j"),
         ("[link]\np_loss = 0.1", "the link of device 0 loses exchanges"),
         ("[fleet]\ncells = 2", "fleet.cells = 2: one cell runs live"),
-        ("[policy]\nbreaker_failures = 5", "policy.breaker_failures: nonn serve has no option for it"),
     ],
 )
 def test_what_a_real_cluster_cannot_do_is_an_error_before_it_starts(text, message):

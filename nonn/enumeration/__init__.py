@@ -6,6 +6,7 @@ hands what is known of the prefix down to all its completions, for blocks of sam
 - heads whose logits are a sum over devices or parts (``nonn.enumeration.additive``) cost one addition and one
   maximum a set;
 - the ridge head (``nonn.enumeration.ridge``) shares the elimination of the devices decided so far;
+- the logistic heads (``nonn.enumeration.linear``) share nothing: one product in float32 a set;
 - any other head is fused set by set.
 
 Sums run in float32 with a bound on their rounding error. A sample whose margin is not safely beyond that bound is
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 
 from nonn.enumeration.additive import additive_form, count_additive
 from nonn.enumeration.counter import Counter
+from nonn.enumeration.linear import count_linear
 from nonn.enumeration.ridge import count_ridge, is_well_conditioned
 from nonn.errors import ShapeError
-from nonn.fusion import Head, RidgePerSet
+from nonn.fusion import Head, LogisticPerSet, RidgePerSet
 from nonn.subsets import all_masks, members
 
 __all__ = ["count_correct", "count_one_by_one"]
@@ -66,6 +68,9 @@ def count_correct(
             return counter.correct
         if type(head) is RidgePerSet and head.num_classes > 1 and is_well_conditioned(head):
             count_ridge(head, counter)
+            return counter.correct
+        if type(head) is LogisticPerSet and head.num_classes > 1:
+            count_linear(head, counter)
             return counter.correct
     return count_one_by_one(head, features, labels, per_class=per_class, progress=progress)
 

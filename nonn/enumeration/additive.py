@@ -2,10 +2,10 @@
 
 With ``T_i = (f_i − c_i) W_i`` a set has logits ``b + Σ_parts mean(T_i, i of the part that answered)``: for zero-fill
 and mean-fill every device is a part of its own; for rescaling all devices are one part, since N/|S| Σ f_i W_i is the
-mean of N f_i W_i. What decides an answer is the margin of every other class over the true one, which adds up in the
-same way. Depth first, each answering set costs one addition to its prefix and one maximum over classes. Classes that
-could not win in any set, even if every device spoke for them, are dropped beforehand; how many that are depends on the
-data.
+mean of N f_i W_i. With a single part, |S| z_S = Σ_{i∈S} (b + T_i) decides the same and needs no mean. What decides an
+answer is the margin of every other class over the true one, which adds up in the same way. Depth first, each answering
+set costs one addition to its prefix and one maximum over classes. Classes that could not win in any set, even if every
+device spoke for them, are dropped beforehand; how many that are depends on the data.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def count_additive(form: AdditiveForm, counter: Counter) -> None:
         form: the counter's head as a sum.
         counter: takes the counts.
     """
-    parts = form.parts
+    pooled = len(set(form.parts)) == 1
+    parts = range(len(form.parts)) if pooled else form.parts
     order = sorted(range(len(parts)), key=lambda i: parts[i])
     position_bits = np.arange(1 << len(order))[:, None] >> np.arange(len(order)) & 1
     masks = position_bits @ (1 << np.array(order, dtype=np.int64))  # by mask of positions
@@ -83,7 +84,7 @@ def count_additive(form: AdditiveForm, counter: Counter) -> None:
     size = max(1, _TERMS // (len(order) * len(form.bias)))
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
-        base, terms, doubt = _margins(form, order, counter, chunk)
+        base, terms, doubt = _margins(form, order, counter, chunk, pooled)
         for block, width in _blocks(base, terms, closes, doubt):
             tree = _Tree(base[block, :width], terms[:, block, :width], closes)
             high = 1 << max(0, len(order) - _LEAVES)
@@ -95,7 +96,7 @@ def count_additive(form: AdditiveForm, counter: Counter) -> None:
 
 
 def _margins(
-    form: AdditiveForm, order: Sequence[int], counter: Counter, rows: IntArray
+    form: AdditiveForm, order: Sequence[int], counter: Counter, rows: IntArray, pooled: bool
 ) -> tuple[Float32, Float32, Float32]:
     """Margins over the true class that the bias and every device contribute.
 
@@ -111,20 +112,21 @@ def _margins(
         return margin.astype(np.float32)
 
     bias = np.broadcast_to(form.bias, (len(rows), len(form.bias)))
+    height = np.abs(form.bias).max()
     terms = np.empty((len(order), *others.shape), dtype=np.float32)
     largest = np.empty((len(order), len(rows)))  # |logit| of each device
     for p, device in enumerate(order):
         centre, weight = form.centres[device], form.weights[device]
         features = counter.features[device][rows].astype(np.float64)
         logits = (features - centre) @ weight
-        terms[p] = over_true(logits)
-        largest[p] = np.abs(logits).max(axis=1) + np.abs(centre @ weight).max()
+        terms[p] = over_true(logits + bias if pooled else logits)
+        largest[p] = np.abs(logits).max(axis=1) + np.abs(centre @ weight).max() + (height if pooled else 0.0)
     # A margin is at most twice the sum over parts of the largest logit. It is rounded once in float32, added at most
     # N times to partial sums and divided once; the reference rounds two logits itself. 2 (N + 6) covers all.
-    part_of = np.array([form.parts[i] for i in order])
-    total = np.abs(bias).max(axis=1) + sum(largest[part_of == j].max(axis=0) for j in np.unique(part_of))
+    part_of = np.arange(len(order)) if pooled else np.array([form.parts[i] for i in order])
+    total = height + sum(largest[part_of == j].max(axis=0) for j in np.unique(part_of))
     doubt = 2 * (len(order) + 6) * UNIT_ROUNDOFF * total
-    return over_true(bias), terms, doubt.astype(np.float32)
+    return over_true(bias * (not pooled)), terms, doubt.astype(np.float32)
 
 
 def _blocks(base: Float32, terms: Float32, closes: Sequence[bool], doubt: Float32) -> list[tuple[IntArray, int]]:

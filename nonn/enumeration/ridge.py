@@ -57,7 +57,7 @@ def count_ridge(head: RidgePerSet, counter: Counter) -> None:
     samples = _Samples(counter, mean[columns], target_mean)
     centred = samples.centred(rows)
     peaks = np.abs(centred).max(axis=1, initial=0).astype(np.float64)
-    low = min(num_devices, 5)
+    low = min(num_devices, 7)
     while low > 1 and (len(columns) * num_classes << low) > _WEIGHTS:
         low -= 1
     size = max(64, min(2048, _STATE // (num_classes + max(head.widths))))

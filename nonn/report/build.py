@@ -22,6 +22,7 @@ from nonn.report.classes import class_report
 from nonn.report.methods import method_rows
 from nonn.report.risk import availability
 from nonn.subsets import SubsetTable, mask_of
+from nonn.traffic import traffic
 from nonn.value import pair_losses, shapley_values
 
 __all__ = ["SCHEMA", "build_report", "filter_graph"]
@@ -45,7 +46,8 @@ def build_report(
         device is its Birnbaum importance under the failure law of ``expected_accuracy``, ``shapley`` its Shapley value;
         ``pair_losses`` [N, N] is the accuracy when exactly two devices are gone (on the diagonal: one).
         ``availability`` and ``by_class`` (None without features) are those of ``nonn.report.risk`` and
-        ``nonn.report.classes``; ``methods`` holds this bundle and the others, or nothing where there are none.
+        ``nonn.report.classes``; ``traffic`` is that of ``nonn.traffic``; ``precision`` compares with the same students
+        in float, None where they are; ``methods`` holds this bundle and the others, or nothing where there are none.
 
     Raises:
         BundleError: the bundle lacks something that belongs into a report, or its failure law is none.
@@ -76,6 +78,8 @@ def build_report(
             }
             for student in manifest.students
         ],
+        "traffic": traffic(manifest),
+        "precision": _precision(bundle),
         "fusion": bundle.head.kind,
         "accuracy_by_failures": table.by_failures(),
         "expected_accuracy": {"law": f"independent p={p_fail:g}", "value": table.expected(law), "p_fail": p_fail},
@@ -117,8 +121,31 @@ def _device(bundle: Bundle, student: Student) -> dict[str, Any]:
         "params": student.params,
         "macs": student.macs,
         "model_bytes": student.bytes,
-        "feature_bytes": student.width * np.dtype(student.dtype).itemsize,
+        "weights": student.weights,
+        "features": student.dtype,
+        "feature_bytes": student.feature_bytes,
     }
+
+
+def _precision(bundle: Bundle) -> dict[str, Any] | None:
+    """Size and accuracy against the same students in float; None for a bundle in float."""
+    floats = bundle.manifest.provenance.get("float32")
+    if floats is None:
+        return None
+    try:
+        rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True)
+        original = sum(floats["model_bytes"])
+        return {
+            "model_bytes": sum(student.bytes for student in bundle.manifest.students),
+            "float32_model_bytes": original,
+            "size_ratio": sum(student.bytes for student in bundle.manifest.students) / original,
+            "drop_by_failures": [{"failed": now["failed"], "drop": then["mean"] - now["mean"]} for now, then in rows],
+            "drop_alone": [
+                then - float(bundle.table.accuracy[1 << i]) for i, then in enumerate(floats["accuracy_alone"])
+            ],
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
+        raise BundleError(f"{bundle.path}: the manifest's 'float32' cannot be read ({exc}); build it again") from exc
 
 
 def _taken(bundle: Bundle, section: str, keys: tuple[str, ...]) -> dict[str, Any]:

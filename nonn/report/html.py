@@ -123,6 +123,7 @@ def render_page(
     return environment.get_template(_TEMPLATE).render(
         report=report,
         headline=table.headline(report),
+        network=table.network_line(report),
         half=table.half_gone(report),
         num_devices=len(report["devices"]),
         failures=table.failure_table(report),

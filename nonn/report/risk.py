@@ -25,7 +25,7 @@ __all__ = ["availability", "availability_plot", "availability_table", "pair_plot
 
 Report = Mapping[str, Any]
 
-_LEVELS = 100  # steps from 0 to 100 % of accuracy
+_LEVELS = 1000  # steps from 0 to 100 % of accuracy
 _HARDER = (0.3, 0.5)  # laws that are shown beside the bundle's own
 _SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)  # levels that the table shows
 _PAIRS = 10  # worst pairs that the table shows
@@ -33,14 +33,14 @@ _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 
 
 def availability(table: SubsetTable, p_fail: float) -> dict[str, Any]:
-    """Share of the time in which accuracy reaches a level, over the levels 0, 0.01 … 1.
+    """Share of the time in which accuracy reaches a level, over the levels 0, 0.001 … 1.
 
     Args:
         table: accuracy of each answering set.
         p_fail: probability with which every device is away, independently; 0.3 and 0.5 come beside it.
 
     Returns:
-        ``levels`` [101] and ``curves``: for each law ``p_fail`` and ``share`` [101], the given law first.
+        ``levels`` [1001] and ``curves``: for each law ``p_fail`` and ``share`` [1001], the given law first.
     """
     accuracy, order = table.accuracy, np.argsort(table.accuracy)
     levels = np.arange(_LEVELS + 1) / _LEVELS

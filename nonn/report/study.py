@@ -43,7 +43,7 @@ def ladder_table(study: Study) -> Table:
         for line, sd in zip(row["accuracy_by_failures"], row["sd"], strict=True):
             flat[f"failed {line['failed']}"] = (line["mean"], line["worst"], sd)
         rows.append(flat)
-    several = len(study["seeds"]) > 1
+    several = len(study["rows"][0]["by_run"]) > 1
 
     def cell(value: tuple[float, float, float]) -> str:
         mean, worst, sd = value
@@ -104,4 +104,6 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, Any]]:
 def _title(study: Study) -> str:
     seeds = ", ".join(map(str, study["seeds"]))
     teacher = f"Teacher {study['teacher']['model']}: {percent(study['teacher']['accuracy'])}"
-    return f"{teacher}; students {study['config']['student']['model']}; seeds {seeds}"
+    folds = f"; test groups {', '.join(map(str, study['folds']))}" if study.get("folds") else ""
+    sent = f"; an input is {study['rows'][0]['input_bytes']:,} bytes"
+    return f"{teacher}; students {study['config']['student']['model']}; seeds {seeds}{folds}{sent}"

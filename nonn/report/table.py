@@ -6,7 +6,7 @@ HTML only lay it out. No dependency, so that ``nonn report`` works on the base i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,11 @@ __all__ = [
     "as_text",
     "device_table",
     "failure_table",
+    "failures_table",
     "half_gone",
     "headline",
     "live_table",
+    "network_line",
     "percent",
     "points",
     "short_report",
@@ -91,6 +93,16 @@ class Table:
 
 def failure_table(report: Report) -> Table:
     """Accuracy against failed devices, over all subsets."""
+    return failures_table(report["accuracy_by_failures"], [device["node"] for device in report["devices"]])
+
+
+def failures_table(by_failures: Sequence[Mapping[str, Any]], devices: Iterable[int]) -> Table:
+    """Accuracy against failed devices, over all subsets.
+
+    Args:
+        by_failures: rows of ``SubsetTable.by_failures``.
+        devices: all of them; where none has failed, they answer.
+    """
     columns = (
         Column("failed", "failed"),
         Column("subsets", "subsets"),
@@ -100,8 +112,8 @@ def failure_table(report: Report) -> Table:
         Column("answering in the worst case", "worst_subset", _devices),
     )
     # With no failure every device answers; report.json leaves that list empty.
-    everyone = [device["node"] for device in report["devices"]]
-    rows = [row if row["failed"] else {**row, "worst_subset": everyone} for row in report["accuracy_by_failures"]]
+    everyone = list(devices)
+    rows = [row if row["failed"] else {**row, "worst_subset": everyone} for row in by_failures]
     return Table(columns, rows)
 
 
@@ -154,6 +166,25 @@ def headline(report: Report) -> str:
     )
 
 
+def network_line(report: Report) -> str:
+    """What an answer puts on the network, and what fewer bits cost where there are fewer."""
+    traffic, precision = report["traffic"], report["precision"]
+    line = (
+        f"One answer puts {traffic['bytes_per_answer']:,} bytes on the network; the same features as floats, as in "
+        f"NoNN: {traffic['as_floats']:,}"
+    )
+    if traffic["layer_maps"] is not None:
+        line += f"; feature maps of a teacher split by layers, as in MoDNN: {traffic['layer_maps']:,}"
+    if precision is not None:
+        half = precision["drop_by_failures"][len(report["devices"]) // 2]
+        line += (
+            f".\nAgainst the same students in float: {precision['size_ratio']:.2f} of their size, accuracy "
+            f"{-100 * precision['drop_by_failures'][0]['drop'] + 0.0:+.2f} points with none failed, "
+            f"{-100 * half['drop'] + 0.0:+.2f} with {half['failed']} failed"
+        )
+    return f"{line}."
+
+
 def as_text(table: Table) -> str:
     """A table for a terminal."""
     titles = [column.title for column in table.columns]
@@ -185,5 +216,5 @@ def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
     blocks.append(f"Expected accuracy, failures {expected['law']}: {percent(expected['value'])}")
     if report["measured_live"]:
         blocks += ["Measured on a live cluster:", lay_out(live_table(report))]
-    blocks.append(lay_out(device_table(report)))
+    blocks += [lay_out(device_table(report)), network_line(report)]
     return "\n\n".join(blocks) + "\n"

@@ -8,23 +8,18 @@ in its note, chosen in favour of the alternative where there was a choice.
 - every layer of the teacher is split over all devices (MoDNN, Mao et al., DATE 2017): compute is divided by N, and at
   every layer boundary the feature map is gathered from the devices and handed out again, so one loss is fatal;
 - the bundle's students under one head whose absent inputs are zeros (NoNN, Bhardwaj et al. 2019, arXiv 1907.11804).
-
-Feature maps are known for wide residual networks, whose shapes follow from their name: ``wrn-D-k`` has 1 + 6n
-convolutions with n = (D − 4) / 6, in stages of 16k, 32k and 64k channels, and the second and third stage halve the
-resolution (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.fusion import ZeroFill, enumerate_subsets
+from nonn.traffic import boundary_elements
 from nonn_sim.deployments import Deployment, accuracy_if, message_bytes
 from nonn_sim.links import Work
 from nonn_sim.scenario import NodeConfig
@@ -77,25 +72,6 @@ def alternatives(bundle: Bundle, nodes: Sequence[NodeConfig], batch: int = 1) ->
             )
         )
     return rows, missing
-
-
-def boundary_elements(model: str, input_shape: Sequence[int]) -> list[int] | None:
-    """Numbers in the feature map after each convolution of a wide residual network; None for another network.
-
-    Args:
-        model: ``wrn-DEPTH-WIDTH``.
-        input_shape: [C, H, W] or [C, T].
-    """
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", model)
-    if match is None or (int(match[1]) - 4) % 6 or len(input_shape) < 2:
-        return None
-    blocks, width, spatial = (int(match[1]) - 4) // 6, int(match[2]), list(input_shape[1:])
-    elements = [16 * prod(spatial)]
-    for stage in range(3):
-        if stage:
-            spatial = [ceil(side / 2) for side in spatial]
-        elements += [16 * width * 2**stage * prod(spatial)] * (2 * blocks)
-    return elements
 
 
 def _teacher_rows(

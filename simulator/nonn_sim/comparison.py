@@ -21,11 +21,13 @@ from nonn_sim.metrics import percentiles, summary
 from nonn_sim.scenario import Scenario
 from nonn_sim.trace import Trace
 
-__all__ = ["calibrate", "difference", "measured_figures", "simulated_figures"]
+__all__ = ["calibrate", "difference", "measured_figures", "quantile_interval", "simulated_figures"]
 
 SIMULATED_SEEDS = 15
 # Simulated and measured should be so close.
 ACCURACY_POINTS, P99_SHARE = 0.5, 0.15
+MOST_DRIFT = 1.5  # beyond it the machine was another one before the run than after it
+WIDEST = 0.5  # an interval of the measured p99 that is wider than this share of it decides nothing
 _LATENCIES = ("p50", "p95", "p99", "max")
 
 
@@ -124,6 +126,7 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
     full = (1 << bundle.num_devices) - 1
     samples = sum(row.samples for row in answers)
     accuracy = sum(row.correct for row in answers) / samples if labelled and samples else None
+    latency_s = np.array([row.latency_s for row in answers])
     return {
         "requests": len(measured),
         "answers": len(answers),
@@ -133,20 +136,61 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
         "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / samples) if accuracy is not None else None,
         "accuracy_of_sets": float(bundle.table.accuracy[masks].mean()) if answers else None,
         "degraded": float((masks != full).mean()) if answers else None,
-        "latency_s": percentiles(np.array([row.latency_s for row in answers])),
+        "latency_s": percentiles(latency_s),
+        "p99_interval_s": quantile_interval(latency_s, 0.99),
     }
 
 
-def difference(simulated: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """How far the simulation is from the measurement, and whether that is near enough."""
+def quantile_interval(values: NDArray[np.float64], share: float) -> tuple[float, float] | None:
+    """95 % confidence interval of a quantile, free of any distribution.
+
+    How many of n values lie below the true quantile is binomial, so two of the ordered values enclose it.
+
+    Returns:
+        The two; None where even the least and the greatest do not enclose it with so much certainty.
+
+    Source: Conover 1999, "Practical nonparametric statistics", section 3.2.
+    """
+    from scipy.stats import binom
+
+    n = len(values)
+    low, high = int(binom.ppf(0.025, n, share)) - 1, int(binom.ppf(0.975, n, share))
+    if not n or low < 0 or high >= n:
+        return None
+    ordered = np.sort(values)
+    return float(ordered[low]), float(ordered[high])
+
+
+def difference(simulated: dict[str, Any], measured: dict[str, Any], drift: float) -> dict[str, Any]:
+    """How far the simulation is from the measurement, and whether that is near enough.
+
+    Args:
+        simulated: see ``simulated_figures``.
+        measured: see ``measured_figures``.
+        drift: median latency without a fault, after the run over before it.
+
+    Returns:
+        ``accuracy_points``, ``sets_points``; ``p99_share``, simulated over measured less 1; ``p99_beyond``, by what
+        share the simulated p99 lies outside the 95 % interval of the measured one, 0 inside; ``conclusive``, whether
+        there were requests enough for an interval that is narrow enough to decide anything, on a machine that stayed
+        the same; ``within``, conclusive and both near enough.
+    """
     found = measured["accuracy"] if measured["accuracy"] is not None else measured["accuracy_of_sets"]
-    p99, real = simulated["latency_s"]["p99"], measured["latency_s"]["p99"]
+    p99, real, interval = simulated["latency_s"]["p99"], measured["latency_s"]["p99"], measured["p99_interval_s"]
     if found is None or simulated["accuracy"] is None:
-        return {"accuracy_points": None, "p99_share": None, "within": False}
-    points, share = 100 * (simulated["accuracy"] - found), p99 / real - 1
+        nothing = dict.fromkeys(("accuracy_points", "sets_points", "p99_share", "p99_beyond"))
+        return {**nothing, "conclusive": False, "within": False}
+    points = 100 * (simulated["accuracy"] - found)
+    conclusive, beyond = False, None
+    if interval is not None:
+        low, high = interval
+        beyond = min(0.0, p99 / low - 1) + max(0.0, p99 / high - 1)
+        conclusive = high - low <= WIDEST * real and 1 / MOST_DRIFT <= drift <= MOST_DRIFT
     return {
         "accuracy_points": points,
         "sets_points": 100 * (simulated["accuracy_of_sets"] - measured["accuracy_of_sets"]),
-        "p99_share": share,
-        "within": abs(points) <= ACCURACY_POINTS and abs(share) <= P99_SHARE,
+        "p99_share": p99 / real - 1,
+        "p99_beyond": beyond,
+        "conclusive": conclusive,
+        "within": abs(points) <= ACCURACY_POINTS and conclusive and beyond is not None and abs(beyond) <= P99_SHARE,
     }

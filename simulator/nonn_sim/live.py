@@ -4,10 +4,11 @@ Nodes are processes of this machine (``LocalCluster``): ``kill`` and ``stop`` ar
 stands a proxy each (``nonn_sim.proxy``) that makes the links, and the faults of the network. Clients ask at the very
 times at which they ask in the simulation, since both draw them from the same seed.
 
-What the machine is like is measured first, on the very cluster: under the scenario's load and without a fault, how long
-whole fan-outs take, and how long a node takes to start. The simulation then draws from these measurements in place of
-the scenario's service and link times. So the comparison is of what the simulator says about *failures*: whom the policy
-asks, waits for and leaves out, and which sets answer how often.
+What the machine is like is measured on the very cluster, before the first fault and after the last, since a machine
+that others use too does not stay the same: under the scenario's load and without a fault, how long whole fan-outs take,
+and how long a node takes to start. The simulation then draws from these measurements in place of the scenario's service
+and link times. So the comparison is of what the simulator says about *failures*: whom the policy asks, waits for and
+leaves out, and which sets answer how often.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.policy_file import write_policy
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -37,13 +42,14 @@ from nonn_sim.comparison import SIMULATED_SEEDS, calibrate, difference, measured
 from nonn_sim.faults import FaultEvent, World
 from nonn_sim.links import arrivals
 from nonn_sim.metrics import percentiles
-from nonn_sim.proxy import Proxies
+from nonn_sim.proxy import Proxies, Proxy
 from nonn_sim.scenario import Scenario
 
 __all__ = ["Samples", "check_live", "run_live", "timeline"]
 
-WARM_UP_REQUESTS = 300
+CALIBRATION_REQUESTS = 250  # before the faults, and again after them
 WARM_UP_SKIPPED = 30  # connections are opened and caches filled
+FloatArray = NDArray[np.float64]
 SETTLE_S = 15.0  # for every node to be up again before the clock starts
 
 
@@ -63,10 +69,6 @@ def check_live(scenario: Scenario, num_devices: int) -> None:
         raise ConfigError(f"{source}: fleet.cells = {scenario.fleet.cells}: one cell runs live")
     if not scenario.scenario.duration_s:
         raise ConfigError(f"{source}: a live run needs scenario.duration_s")
-    ours, served = scenario.policy, PolicyConfig(deadline_s=scenario.policy.deadline_s, quorum=scenario.policy.quorum)
-    for spec in dataclasses.fields(PolicyConfig):
-        if getattr(ours, spec.name) != getattr(served, spec.name):
-            raise ConfigError(f"{source}: policy.{spec.name}: nonn serve has no option for it; leave it at its default")
 
 
 def timeline(scenario: Scenario, num_devices: int) -> list[FaultEvent]:
@@ -96,7 +98,7 @@ def run_live(
 
     Returns:
         ``simulated``, ``measured``, ``calibration``, ``difference`` and the faults as they really happened.
-        ``measured.disturbed`` counts requests that took longer than the cluster of the warm-up can have made them.
+        ``measured.disturbed`` counts requests that took longer than the cluster of the calibration can have made them.
 
     Raises:
         ConfigError: the scenario cannot run live.
@@ -113,22 +115,26 @@ def run_live(
         address = stack.enter_context(_aggregator(bundle, proxies.addresses, scenario.policy))
         client = stack.enter_context(Client(address, scenario.load.timeout_s))
         load = Load(scenario, client, samples)
-        say(f"warm-up: {WARM_UP_REQUESTS} requests without a fault, and one node restarted")
-        warm = load.send(list(islice(arrivals(scenario.load, scenario.scenario.seed + 1), WARM_UP_REQUESTS)))
-        measured_s = calibrate(warm[WARM_UP_SKIPPED:], client, scenario.policy.deadline_s)
+        say(f"calibration: {CALIBRATION_REQUESTS} requests without a fault, and one node restarted")
+        before_s = _calibrated(scenario, load, client, 1)
         restarts = any(event.event == "restart" for event in events)
         restart_s = _time_restart(cluster) if restarts else 0.0
         _wait_until_up(client)
         say(f"live: {scenario.scenario.duration_s:g} s, {len(events)} faults and their ends")
         happened, measured = _drive(scenario, cluster, proxies, load, events)
+        say(f"calibration: everything mended, {CALIBRATION_REQUESTS} requests again")
+        _mend(cluster, proxies, events)
+        _wait_until_up(client)
+        measured_s = np.concatenate([before_s, _calibrated(scenario, load, client, 2)])
     say(f"the same in virtual time, {SIMULATED_SEEDS} times")
     late = {"restart": restart_s}
     shifted = [dataclasses.replace(event, time_s=event.time_s + late.get(event.event, 0.0)) for event in events]
     simulated = simulated_figures(scenario, bundle, shifted, measured_s, samples)
     figures = measured_figures(measured, bundle, samples.labels is not None)
-    # Nobody waits longer than the deadline and what came on top in the warm-up, unless the machine has got busier.
+    # Nobody waits longer than the deadline and what came on top in the calibration, unless the machine has got busier.
     longest_s = scenario.policy.deadline_s + float(measured_s[:, 1].max())
     figures["disturbed"] = sum(row.latency_s > longest_s for row in measured)
+    drift = float(np.median(measured_s[len(before_s) :].sum(axis=1)) / np.median(before_s.sum(axis=1)))
     result = {
         "schema": 1,
         "scenario": scenario.scenario.name,
@@ -138,10 +144,11 @@ def run_live(
         "calibration": {
             "requests": len(measured_s),
             "latency_s": percentiles(measured_s.sum(axis=1)),
+            "drift": drift,
             "fanout_s": percentiles(measured_s[:, 0]),
             "restart_s": restart_s,
         },
-        "difference": difference(simulated, figures),
+        "difference": difference(simulated, figures, drift),
     }
     return result, happened
 
@@ -206,7 +213,8 @@ def _aggregator(bundle: Bundle, addresses: Sequence[str], policy: PolicyConfig) 
         inventory, log = Path(folder) / "nodes.toml", Path(folder) / "aggregator.log"
         nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(addresses)]
         write_inventory(inventory, nodes)
-        options = ["--deadline", str(policy.deadline_s), "--quorum", str(policy.quorum)]
+        write_policy(Path(folder) / "policy.toml", policy)
+        options = ["--policy", str(Path(folder) / "policy.toml")]
         command = [sys.executable, "-m", "nonn", "serve", str(bundle.path), "--inventory", str(inventory), *options]
         with log.open("wb") as errors:
             process = subprocess.Popen(
@@ -221,6 +229,30 @@ def _aggregator(bundle: Bundle, addresses: Sequence[str], policy: PolicyConfig) 
                 yield str(json.loads(line)["address"])
             finally:
                 process.terminate()
+
+
+def _calibrated(scenario: Scenario, load: Load, client: Client, offset: int) -> FloatArray:
+    """Fan-out and overhead of requests without a fault, at times of their own [R, 2]."""
+    times_s = islice(arrivals(scenario.load, scenario.scenario.seed + offset), CALIBRATION_REQUESTS)
+    return calibrate(load.send(list(times_s))[WARM_UP_SKIPPED:], client, scenario.policy.deadline_s)
+
+
+def _mend(cluster: LocalCluster, proxies: Proxies, events: Sequence[FaultEvent]) -> None:
+    """Undoes what is left of the faults when the clock stops."""
+    last = {event.node: event.event for event in events if event.event in ("kill", "restart", "stop", "resume")}
+    for node in range(len(cluster.states())):
+        proxies.change(node, _heal)
+        if last.get(node) == "kill":
+            cluster.restart(node)
+        elif last.get(node) == "stop":
+            cluster.resume(node)
+
+
+def _heal(proxy: Proxy) -> None:
+    """A proxy that carries everything as it is."""
+    proxy.partition(False)
+    proxy.silence(False)
+    proxy.corrupt, proxy.delay_s = False, 0.0
 
 
 def _time_restart(cluster: LocalCluster) -> float:
@@ -240,5 +272,5 @@ def _wait_until_up(client: Client) -> None:
     until = time.monotonic() + SETTLE_S
     while missing := [node["id"] for node in client.metadata().nodes if node["state"] != "up"]:
         if time.monotonic() > until:
-            raise UnreachableError(f"after the warm-up {', '.join(missing)} did not come back in {SETTLE_S:g} s")
+            raise UnreachableError(f"without a fault {', '.join(missing)} did not come back in {SETTLE_S:g} s")
         time.sleep(0.05)

@@ -45,10 +45,7 @@ def load_devices(path: Path) -> list[Device]:
 
 def works_of(bundle: Bundle) -> list[Work]:
     """What each student of a bundle needs."""
-    return [
-        Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.width * np.dtype(s.dtype).itemsize)
-        for s in bundle.manifest.students
-    ]
+    return [Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes) for s in bundle.manifest.students]
 
 
 def placement_summary(

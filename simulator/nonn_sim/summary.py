@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
-from nonn.report.table import Column, Table, as_text, percent, points
+from nonn.report.table import Column, Table, TextColumn, as_text, failures_table, percent, points
 from nonn.subsets import SubsetTable, membership
 from nonn_sim.enumerate import Estimate, SampledLaw, Stratum
 from nonn_sim.guarantees import Verdict
@@ -113,20 +113,10 @@ def _per_class(bundle: Bundle, table: SubsetTable, by_class: NDArray[np.int64]) 
 def exact_text(summary: Summary) -> str:
     """An exact summary for a terminal."""
     num_devices, law = len(summary["devices"]), summary["law"]
-    columns = (
-        Column("failed", "failed"),
-        Column("sets", "subsets"),
-        Column("mean", "mean", percent),
-        Column("worst", "worst", percent),
-        Column("best", "best", percent),
-        Column("answering in the worst case", "worst_subset", _names),
-    )
-    everyone = list(range(num_devices))
-    rows = [r if r["failed"] else {**r, "worst_subset": everyone} for r in summary["accuracy_by_failures"]]
     blocks = [
         f"{summary['experiment']}: {num_devices} devices, all {2**num_devices:,} answering sets, "
         f"{summary['samples']:,} test samples",
-        as_text(Table(columns, rows)),
+        as_text(failures_table(summary["accuracy_by_failures"], range(num_devices))),
         "\n".join(_law_lines(law)),
     ]
     by_device = (
@@ -150,10 +140,6 @@ def exact_text(summary: Summary) -> str:
     return "\n\n".join(blocks)
 
 
-def _names(devices: Sequence[int]) -> str:
-    return " ".join(map(str, devices)) or "–"
-
-
 def _law_lines(law: Mapping[str, Any]) -> list[str]:
     lines = [f"failures {law['law']}: expected accuracy {percent(law['expected'])}"]
     tail = ", ".join(f"{percent(q['accuracy'])} ({100 * q['share']:g} %)" for q in law["quantiles"])
@@ -162,15 +148,15 @@ def _law_lines(law: Mapping[str, Any]) -> list[str]:
         line = f"accuracy of at least {percent(kept['level'])}: {percent(kept['availability'], 4)} of the time"
         fall = kept["first_fall"]
         if fall is not None:
-            line += f"; first missed {_time(fall)}"
+            line += f"; {_time(fall)}"
         lines.append(line)
     return lines
 
 
 def _time(fall: Mapping[str, Any]) -> str:
     if fall["mean_s"] is None:
-        return "never" + (" in the record" if fall["method"] == "record" else "")
-    text = f"after {_duration(fall['mean_s'])}"
+        return "never missed" + {"record": " in the record", "simulated": " in the simulation"}.get(fall["method"], "")
+    text = f"first missed after {_duration(fall['mean_s'])}"
     if fall["method"] == "simulated":
         text += f" on average (95 %: {_duration(fall['low_s'])} to {_duration(fall['high_s'])})"
     return text + (" on average" if fall["method"] == "exact" and fall["mean_s"] else "")
@@ -195,7 +181,7 @@ def _one_more(students: Sequence[Mapping[str, Any]], title: str) -> str:
 
 def _placement_text(placement: Mapping[str, Any]) -> str:
     columns = (
-        Column("machine", "device", str),
+        TextColumn("machine", "device", str),
         Column("p_fail", "p_fail", lambda value: f"{value:g}"),
         Column("student", "student", lambda value: "–" if value is None else str(value)),
         Column("latency, ms", "latency_ms", lambda value: "–" if value is None else f"{value:.2f}"),
@@ -215,7 +201,7 @@ def _class_text(classes: Sequence[Mapping[str, Any]], failed: int) -> str:
     ]
     rows.sort(key=lambda row: row["half"] - row["all"])
     columns = (
-        Column("class", "class", str),
+        TextColumn("class", "class", str),
         Column("all answer", "all", percent),
         Column(f"{failed} failed", "half", percent),
     )

@@ -81,14 +81,26 @@ def print_live(result: dict[str, Any]) -> None:
     console.print(table)
     if measured["disturbed"]:
         console.print(
-            f"{measured['disturbed']} requests took longer than deadline and warm-up explain: this machine was busy "
-            "with something else; run again when it is idle",
+            f"{measured['disturbed']} requests took longer than deadline and calibration explain: this machine was "
+            "busy with something else; run again when it is idle",
+            markup=False,
+        )
+    if measured["p99_interval_s"] is None:
+        console.print("too few answers for an interval of the p99: give the scenario a longer duration_s", markup=False)
+    else:
+        low, high = measured["p99_interval_s"]
+        console.print(f"measured p99, 95 % interval: {_ms(low)} to {_ms(high)} ms", markup=False)
+    if not difference["conclusive"]:
+        console.print(
+            "nothing follows from this comparison: the interval is too wide, or the machine was not the same before "
+            "the faults and after them; run longer, or when it is idle",
             markup=False,
         )
     calibration = result["calibration"]
     console.print(
         f"service and link times from {calibration['requests']} requests of this very cluster before the first fault "
-        f"(p50 {_ms(calibration['latency_s']['p50'])} ms); simulated: median over several draws",
+        f"and after the last (p50 {_ms(calibration['latency_s']['p50'])} ms, after / before "
+        f"{calibration['drift']:.2f}); simulated: median over several draws",
         markup=False,
     )
 

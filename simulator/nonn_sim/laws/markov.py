@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.errors import ConfigError
 from nonn.subsets import membership, probabilities
 from nonn_sim.laws.base import FirstFall, FloatArray, TimedLaw
+from nonn_sim.laws.first_fall import simulated_first_fall
 from nonn_sim.laws.requests import Independent
 
 __all__ = ["MAX_FIRST_FALL", "Markov"]
@@ -36,14 +36,11 @@ class Markov(TimedLaw, Independent):
         return probabilities(self.p * -np.expm1(-(self.fail_rate + self.repair_rate) * time_s))
 
     def first_fall(self, good: NDArray[np.bool_]) -> FirstFall:
-        """Mean first passage out of the good sets, by eliminating one set after the other.
+        """Mean first passage out of the good sets, by eliminating one set after the other; beyond 12 devices simulated.
 
         With rates q, ``h_i (Σ_j q_ij + leak_i) = t_i + Σ_j q_ij h_j`` over good sets j ≠ i, where t = 1 and leak is the
         rate into bad sets. Times beyond 10^16 steps are usual, where a linear solver loses every digit, down to the
         sign. Elimination that only ever adds positive numbers keeps them all.
-
-        Raises:
-            ConfigError: N > 12.
 
         Source: Grassmann, Taksar, Heyman 1985, "Regenerative analysis and steady state distributions for Markov
         chains"; here with leaks and times.
@@ -54,7 +51,7 @@ class Markov(TimedLaw, Independent):
         if good.all():
             return FirstFall.certain(float("inf"))
         if n > MAX_FIRST_FALL:
-            raise ConfigError(f"{n} devices: the time to first fall is exact up to {MAX_FIRST_FALL} devices")
+            return simulated_first_fall(self.fail_rate, self.repair_rate, good)
         # Rare sets go first, all devices up is left. Rates join sets one device apart, so what is eliminated touches
         # its own size and the next: [place + 1, reach) holds both.
         sizes = membership(n).sum(axis=1)

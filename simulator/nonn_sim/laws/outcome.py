@@ -11,7 +11,6 @@ import numpy as np
 from nonn.errors import ShapeError
 from nonn.subsets import SubsetTable
 from nonn_sim.laws.base import FirstFall, FloatArray, Law, TimedLaw
-from nonn_sim.laws.markov import MAX_FIRST_FALL, Markov
 
 __all__ = ["Level", "Outcome", "assess", "availability", "distribution", "expected", "meets"]
 
@@ -52,7 +51,7 @@ class Level:
     Attributes:
         level: the accuracy asked for.
         availability: probability, or share of time, that it is reached.
-        first_fall: when it is first missed; None where the law has no clock, or N is too large for it.
+        first_fall: when it is first missed; None where the law has no clock.
     """
 
     level: float
@@ -102,8 +101,7 @@ def assess(table: SubsetTable, law: Law, levels: Sequence[float] = ()) -> Outcom
     }
     kept = []
     for level in levels:
-        timed = isinstance(law, TimedLaw) and not (isinstance(law, Markov) and law.num_devices > MAX_FIRST_FALL)
-        fall = law.first_fall(meets(accuracy, level)) if isinstance(law, TimedLaw) and timed else None
+        fall = law.first_fall(meets(accuracy, level)) if isinstance(law, TimedLaw) else None
         kept.append(Level(level, availability(accuracy, probability, level), fall))
     variance = max(0.0, float(probability @ (accuracy - mean) ** 2))
     return Outcome(law.text, mean, math.sqrt(variance), quantiles, tuple(kept))

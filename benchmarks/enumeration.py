@@ -1,0 +1,117 @@
+"""What counting all answering sets costs, on one core: ``python benchmarks/enumeration.py [--sixteen]``.
+
+Prints flat JSON; seconds are those of the processor, so that what else the machine does hardly counts. 10,000 samples,
+100 classes, seed 0; features are noisy rectified views of the same 64 latent variables that a linear teacher's logits
+come from, so that accuracy grows with every device that answers, as it does in a real bundle. ``speedup`` is against
+``head.logits`` over all samples for each set, timed on 48 random sets, half of them before the fast count and half
+after it, and scaled to all.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))  # before NumPy reads it
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.enumeration import count_correct
+from nonn.fusion import Head, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
+from nonn.subsets import members
+
+SAMPLES, CLASSES, LATENT, SEED = 10_000, 100, 64, 0
+WIDTHS = (4, 16)
+HEADS = ("ridge", "zero_fill", "mean_fill", "rescale", "replica_average", "logistic")
+NAIVE_SETS = 48
+
+Problem = tuple[list[NDArray[np.float32]], NDArray[np.int64], RidgePerSet]
+
+
+def problem(num_devices: int, width: int) -> Problem:
+    """Features, labels and the ridge head that is fitted to the teacher."""
+    rng = np.random.default_rng(SEED)
+    labels = rng.integers(0, CLASSES, SAMPLES)
+    centres = rng.normal(size=(CLASSES, LATENT))
+    latent = rng.normal(size=(SAMPLES, LATENT)) + 0.5 * centres[labels]
+    features = []
+    for _ in range(num_devices):
+        view = latent @ rng.normal(size=(LATENT, width)) / 8 + 0.5 * rng.normal(size=(SAMPLES, width))
+        features.append(np.maximum(view, 0).astype(np.float32))
+    sums = gram(np.concatenate(features, axis=1), latent @ centres.T / 8)
+    return features, labels, RidgePerSet(*sums, 1e-3, [width] * num_devices)
+
+
+def head_of(kind: str, ridge: RidgePerSet) -> Head:
+    """A head of a kind over the same features."""
+    n, width = ridge.num_devices, ridge.widths[0]
+    if kind == "ridge":
+        return ridge
+    if kind == "logistic":
+        solved = {}
+        for mask in range(1, 1 << n):
+            weight, bias = ridge.weights(mask, keep=False)
+            solved[mask] = weight.astype(np.float32), bias
+        return LogisticPerSet.pack(ridge, solved)
+    weight, bias = ridge.weights((1 << n) - 1, keep=False)
+    if kind == "replica_average":
+        return ReplicaAverage(weight[: n // 2 * width], bias, ridge.widths, [i % (n // 2) for i in range(n)])
+    if kind == "mean_fill":
+        return MeanFill(weight, bias, ridge.widths, ridge.mean)
+    return {"zero_fill": ZeroFill, "rescale": Rescale}[kind](weight, bias, ridge.widths)
+
+
+def one_by_one_s(
+    head: Head, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], masks: Sequence[int]
+) -> tuple[float, dict[int, int]]:
+    """Seconds for all sets, from some of them, and what those got right."""
+    right, start = {}, time.process_time()
+    for mask in masks:
+        logits = head.logits({i: features[i] for i in members(mask)}, keep=False)
+        right[mask] = int((logits.astype(np.float32).argmax(axis=1) == labels).sum())
+    return (time.process_time() - start) / len(masks) * (1 << head.num_devices), right
+
+
+def measure(kind: str, num_devices: int, width: int) -> tuple[float, float]:
+    """Seconds of the fast count, and how many times longer fusing each set anew takes."""
+    features, labels, ridge = problem(num_devices, width)
+    head = head_of(kind, ridge)
+    masks = np.random.default_rng(SEED).integers(1, 1 << num_devices, NAIVE_SETS).tolist()
+    before, right = one_by_one_s(head, features, labels, masks[::2])
+    start = time.process_time()
+    correct = count_correct(head, features, labels)
+    fast = time.process_time() - start
+    after, more = one_by_one_s(head, features, labels, masks[1::2])
+    for mask, count in (right | more).items():
+        if correct[mask] != count:
+            raise SystemExit(
+                f"{kind}, width {width}: set {members(mask)} has {correct[mask]} right, fused anew {count}"
+            )
+    return fast, (before + after) / 2 / fast
+
+
+def main() -> None:
+    """Measures every head at every width, and sixteen devices if asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sixteen", action="store_true", help="sixteen devices too: a minute or two more")
+    args = parser.parse_args()
+    figures: dict[str, float] = {}
+    for kind in HEADS:
+        for width in WIDTHS:
+            seconds, speedup = measure(kind, 12, width)
+            figures |= {f"enumerate_n12_{kind}_w{width}_s": seconds, f"enumerate_speedup_{kind}_w{width}": speedup}
+    # The default head, at the width that costs most.
+    figures["enumerate_n12_s"] = figures["enumerate_n12_ridge_w16_s"]
+    figures["enumerate_speedup"] = figures["enumerate_speedup_ridge_w16"]
+    if args.sixteen:
+        figures["enumerate_n16_s"], figures["enumerate_n16_speedup"] = measure("ridge", 16, 16)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
