@@ -16,7 +16,21 @@ __all__ = ["COMMANDS", "main", "run_command"]
 
 # Each is a module nonn.commands.<name> with SUMMARY, add_arguments(parser) and run(args). They import what they need
 # when they run, so that `nonn --help` stays fast.
-COMMANDS = ("demo", "run", "study", "partition", "report", "up", "serve", "predict", "doctor")
+COMMANDS = (
+    "demo",
+    "run",
+    "study",
+    "partition",
+    "report",
+    "export",
+    "up",
+    "serve",
+    "top",
+    "predict",
+    "certs",
+    "bench",
+    "doctor",
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

@@ -16,13 +16,17 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from nonn.answer import Answer
-from nonn.errors import NonnError
+from nonn.errors import CredentialsError, NonnError, UnreachableError
+from nonn.rpc.handshake import explain
+from nonn.rpc.security import Tokens
+from nonn.rpc.tls import AGGREGATOR_NAME, load_tls
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.wire import CHANNEL_OPTIONS, Array, from_status, new_request
@@ -44,6 +48,7 @@ class Metadata:
         num_devices: N.
         quorum: fewer answers than this are no answer.
         nodes: of each node ``id``, ``address``, ``student``, ``state``, ``asked``, ``answered`` and ``latency_s``.
+        state: what ``nonn top`` shows, see ``nonn.aggregator.monitor``; empty where nobody watches.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +58,7 @@ class Metadata:
     num_devices: int
     quorum: int
     nodes: tuple[Mapping[str, Any], ...]
+    state: Mapping[str, Any]
 
 
 class Client:
@@ -61,11 +67,24 @@ class Client:
     Args:
         address: ``host:port``.
         timeout_s: of each call; also the deadline that devices are held to.
+        tls: the client's folder of ``nonn certs``; None for plain text.
+        token_file: file with the token that the aggregator asks for; None for none.
+
+    Raises:
+        CredentialsError: folder or file cannot be used.
     """
 
-    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, address: str, timeout_s: float = 10.0, *, tls: Path | None = None, token_file: Path | None = None
+    ) -> None:
         self.address, self.timeout_s = address, timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._tls, self._looked = load_tls(tls, "client", "aggregator"), False
+        self._tokens = Tokens(token_file) if token_file else None
+        if self._tls is None:
+            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        else:
+            credentials, options = self._tls.channel_options(AGGREGATOR_NAME)
+            self._channel = grpc.secure_channel(address, credentials, options=(*CHANNEL_OPTIONS, *options))
         self._stub = inference_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
@@ -140,11 +159,30 @@ class Client:
             num_devices=outputs["answered"].shape[1],
             quorum=int(properties["nonn_quorum"]),
             nodes=tuple(json.loads(properties["nonn_nodes"])),
+            state=json.loads(properties["nonn_state"] or "{}"),
         )
 
     def _call(self, method: Any, request: Any) -> Any:
         """Makes one call and maps its failure."""
+        if self._tls is not None and not self._looked:
+            # gRPC knows of no revocation: the standard library looks at the aggregator's certificate first.
+            self._look()
+            self._looked = True
+        metadata = (("authorization", f"Bearer {self._tokens.first}"),) if self._tokens else ()
         try:
-            return method(request, timeout=self.timeout_s)
+            return method(request, timeout=self.timeout_s, metadata=metadata)
         except grpc.RpcError as exc:
-            raise from_status(exc, self.address) from exc
+            error = from_status(exc, self.address)
+            if isinstance(error, UnreachableError):
+                self._look()  # gRPC does not tell what is wrong with a certificate
+            raise error from exc
+
+    def _look(self) -> None:
+        """Looks at the aggregator's certificate, and whether it speaks TLS at all.
+
+        Raises:
+            CredentialsError: the message says what is wrong.
+        """
+        text = explain(self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
+        if text is not None:
+            raise CredentialsError(f"{self.address}: {text}")

@@ -17,6 +17,7 @@ parent (POSIX, orphaned process groups).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import selectors
 import signal
@@ -32,6 +33,7 @@ from typing import Any, Self
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.policy_file import write_policy
 from nonn.bundle import load_bundle
 from nonn.errors import ConfigError, UnreachableError
 
@@ -65,7 +67,7 @@ class _Child:
     """A process that says when it is ready and ends when told, or when we end."""
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
-        self.name, self.address, self.stopped = name, "", False
+        self.name, self.address, self.http_address, self.stopped = name, "", "", False
         self._log = log
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
@@ -93,7 +95,8 @@ class _Child:
             code = self.process.wait()
             error = ConfigError if code in (2, 3) else UnreachableError
             raise error(f"{self.name} ended at start with code {code}: {self.log_tail()}")
-        self.address = json.loads(line)["address"]
+        ready = json.loads(line)
+        self.address, self.http_address = ready["address"], ready.get("http") or ""
 
     def log_tail(self) -> str:
         """The last lines of its log."""
@@ -122,10 +125,14 @@ class LocalCluster:
     Args:
         bundle_path: the bundle.
         port: of the aggregator; 0 is any free one.
-        deadline_s: how long one request waits for its nodes.
-        quorum: fewer answers than this are no answer.
+        policy: of the aggregator.
+        deadline_s: in place of the policy's.
+        quorum: in place of the policy's.
         threads: of one inference on a node.
         start_timeout_s: for all processes to be ready.
+        http_port: of the aggregator's dashboard and metrics; 0 is any free one, None is none.
+        tls: folder of an authority of ``nonn certs``, made if it is not there: every process gets a certificate of its
+            own there and speaks TLS only. None is plain text.
 
     Raises (on entering):
         BundleError: the bundle cannot be loaded.
@@ -138,14 +145,20 @@ class LocalCluster:
         bundle_path: Path,
         *,
         port: int = 0,
-        deadline_s: float = PolicyConfig.deadline_s,
-        quorum: int = PolicyConfig.quorum,
+        policy: PolicyConfig | None = None,
+        deadline_s: float | None = None,
+        quorum: int | None = None,
         threads: int = 1,
         start_timeout_s: float = START_TIMEOUT_S,
+        http_port: int | None = None,
+        tls: Path | None = None,
     ) -> None:
         self._path = Path(bundle_path)
         self._port, self._threads, self._start_timeout_s = port, threads, start_timeout_s
-        self._deadline_s, self._quorum = deadline_s, quorum
+        given: dict[str, Any] = {"deadline_s": deadline_s, "quorum": quorum}
+        given = {key: value for key, value in given.items() if value is not None}
+        self._policy = dataclasses.replace(policy or PolicyConfig(), **given)
+        self._http_port, self._tls = http_port, tls
         self._nodes: list[_Child] = []
         self._aggregator: _Child | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -168,6 +181,16 @@ class LocalCluster:
         """``host:port`` of the aggregator."""
         assert self._aggregator is not None, "the cluster has not been entered"
         return self._aggregator.address
+
+    @property
+    def http_address(self) -> str:
+        """Of the aggregator's dashboard, ``http://host:port``; empty without one."""
+        return self._aggregator.http_address if self._aggregator else ""
+
+    @property
+    def client_tls(self) -> Path | None:
+        """Folder with a client's certificate, for ``Client(address, tls=…)``; None without TLS."""
+        return self._tls / "client" / "local" if self._tls else None
 
     @property
     def num_devices(self) -> int:
@@ -233,6 +256,9 @@ class LocalCluster:
         """Starts all nodes at once, then the aggregator with an inventory of their ports."""
         self._bundle = load_bundle(self._path)
         self._folder = tempfile.TemporaryDirectory(prefix="nonn-cluster-")
+        if self._tls is not None:
+            names = [("node", f"node-{i}") for i in range(self._bundle.num_devices)]
+            _issue(self._tls, [*names, ("aggregator", "local"), ("client", "local")])
         for i in range(self._bundle.num_devices):
             self._nodes.append(self._node(i, port=0))
         self._wait_ready(self._nodes)
@@ -240,7 +266,13 @@ class LocalCluster:
         nodes = [Node(id=f"node-{i}", address=child.address, student=i) for i, child in enumerate(self._nodes)]
         write_inventory(inventory, nodes)
         options: dict[str, Any] = {"--inventory": inventory, "--port": self._port}
-        options |= {"--deadline": self._deadline_s, "--quorum": self._quorum}
+        policy = Path(self._folder.name) / "policy.toml"
+        write_policy(policy, self._policy)
+        options["--policy"] = policy
+        if self._http_port is not None:
+            options["--http-port"] = self._http_port
+        if self._tls is not None:
+            options["--tls"] = self._tls / "aggregator" / "local"
         arguments = ["nonn", "serve", str(self._path), *(str(p) for item in options.items() for p in item)]
         self._aggregator = _Child("the aggregator", arguments, Path(self._folder.name) / "aggregator.log")
         self._wait_ready([self._aggregator])
@@ -249,6 +281,8 @@ class LocalCluster:
         """Starts one node process."""
         assert self._folder is not None
         options: dict[str, Any] = {"--student": node, "--port": port, "--threads": self._threads}
+        if self._tls is not None:
+            options["--tls"] = self._tls / "node" / f"node-{node}"
         arguments = ["nonn_device", "serve", str(self._path), *(str(p) for item in options.items() for p in item)]
         return _Child(f"node {node}", arguments, Path(self._folder.name) / f"node-{node}.log")
 
@@ -269,3 +303,14 @@ class LocalCluster:
                     raise UnreachableError(
                         f"{child.name} was not ready within {self._start_timeout_s:g} s: {child.log_tail()}"
                     )
+
+
+def _issue(path: Path, names: Sequence[tuple[str, str]]) -> None:
+    """Makes an authority and certificates, as far as they are not there."""
+    from nonn.certs import Authority  # needs an extra that a cluster in plain text does without
+
+    authority = Authority(path) if (path / "ca.key").exists() else Authority.create(path)
+    valid = {(entry.role, entry.id) for entry in authority.issued if entry.state == "valid"}
+    for role, name in names:
+        if (role, name) not in valid:
+            authority.issue(role, name)

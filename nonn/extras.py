@@ -9,7 +9,7 @@ from nonn.errors import MissingExtraError
 __all__ = ["missing_extra", "requirements"]
 
 # Where the name to import is not the name to install.
-_DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "opentelemetry": "opentelemetry-sdk"}
 
 
 def requirements() -> dict[str, list[str]]:

@@ -1,20 +1,27 @@
 """``nonn-device``: the process on a device.
 
-Exit codes: 0 ended as told, 2 usage, 3 bundle or address. When it answers requests it prints one line of JSON on
-standard output, and nothing else ever; its log is on standard error.
+Exit codes: 0 ended as told, 2 usage, 3 bundle, address or certificate, or refused by the aggregator. When it answers
+requests it prints one line of JSON on standard output, and nothing else ever; its log is on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nonn.errors import NonnError
+from nonn.log import add_log_arguments, configure_logging
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from nonn.bundle import Bundle
+    from nonn_device.node import StudentModel
 
 __all__ = ["main"]
 
@@ -26,53 +33,221 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="serve a student until told to end")
     serve.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
     serve.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
-    serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, is any free one")
-    serve.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
-    serve.add_argument("--insecure", action="store_true", help="serve beyond loopback without TLS")
-    serve.add_argument("--watch-stdin", action="store_true", help="end when standard input closes")
+    serve.set_defaults(run=_serve)
+    join = commands.add_parser("join", help="get a student from an aggregator, and serve it until told to end")
+    join.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; of several, each is joined")
+    join.add_argument("--id", metavar="ID", help="of this device; with --tls its certificate says it")
+    join.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the student is kept")
+    join.add_argument("--student", type=int, metavar="I", help="the student to run (default: what is needed most)")
+    join.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="where the aggregators find this node")
+    join.add_argument("--dial-out", action="store_true", help="nobody can call this device: it fetches its requests")
+    join.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
+    join.add_argument("--join-token-file", type=Path, metavar="FILE", help="token that lets it join without TLS")
+    join.set_defaults(run=_join)
+    for command in (serve, join):
+        _add_serving_options(command)
+    check = commands.add_parser("check", help="run a student once, in a process of its own, and say what it takes")
+    check.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
+    check.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
+    check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
+    for command in (serve, join, check):
+        _add_runtime_options(command)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # A node multiplies nothing in NumPy: threads of its BLAS would cost memory for nothing.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if arguments.tls:
+        from nonn.rpc.handshake import log_failed_handshakes
+
+        log_failed_handshakes()
+    # gRPC's own log tells a taken port in C++; our error tells it too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    configure_logging(arguments.log_format)
+    arguments.tracing = None
     try:
-        return _serve(arguments)
+        if arguments.trace:
+            from nonn.tracing import Tracing
+
+            arguments.tracing = Tracing.to(arguments.trace, "nonn-device", "nonn.infer", begins=False)
+        return int(arguments.run(arguments))
     except NonnError as exc:
         print(f"nonn-device: {exc}", file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
         return 130
+    finally:
+        if arguments.tracing:
+            arguments.tracing.close()
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    """Loads the student and serves it."""
-    # A node multiplies nothing in NumPy: threads of its BLAS would cost memory for nothing.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # gRPC's own log tells a taken port in C++; our error tells it too.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Imported late: a wrong option or --help need not wait for NumPy, gRPC and ONNX Runtime.
-    import asyncio
+def _add_serving_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every node, wherever it has its student from."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, is any free one")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
+    parser.add_argument(
+        "--max-batch", type=int, default=1024, metavar="B", help="samples of one request (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-queue", type=int, default=64, metavar="N", help="requests that may wait (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", type=int, default=0, metavar="MB", help="memory that the node may hold; batches are limited to it"
+    )
+    parser.add_argument("--self-test", action="store_true", help="run the student in a process of its own first")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="this node's folder of nonn certs; serves TLS only")
+    parser.add_argument("--insecure", action="store_true", help="serve beyond loopback without TLS")
+    parser.add_argument("--reflection", action="store_true", help="tell clients what there is to call")
+    parser.add_argument("--watch-stdin", action="store_true", help="end when standard input closes")
+    add_log_arguments(parser)
 
-    from nonn.bundle import load_bundle
-    from nonn.rpc.server import serve
+
+def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """What runs the student."""
+    parser.add_argument(
+        "--runtime", choices=("onnx", "c"), default="onnx", help="ONNX Runtime or compiled C (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--library", type=Path, metavar="FILE", help="compiled student (default: where nonn export puts it)"
+    )
+
+
+# What follows imports late: a wrong option or --help need not wait for NumPy, gRPC and ONNX Runtime.
+
+
+def _model(arguments: argparse.Namespace, bundle: Bundle, device: int) -> StudentModel:
+    """A student of a bundle, ready to run."""
     from nonn_device.node import StudentModel
-    from nonn_device.runtime import OnnxRuntime
+    from nonn_device.runtime import batch_within, open_runtime
 
-    device = arguments.student
-    bundle = load_bundle(arguments.bundle, device=device)
-    student = bundle.manifest.students[device]
-    runtime = OnnxRuntime(bundle.student_path(device), student, bundle.manifest.input, arguments.threads)
+    if arguments.self_test:
+        from nonn_device.self_test import self_test
+
+        self_test(bundle.path, device, arguments.runtime, arguments.library)
+    runtime = open_runtime(arguments.runtime, bundle, device, threads=arguments.threads, library=arguments.library)
+    max_batch = arguments.max_batch
+    if arguments.memory:
+        max_batch = batch_within(runtime, bundle.input_of(device), arguments.memory, max_batch)
+    return StudentModel(bundle, device, runtime, max_batch=max_batch, max_queue=arguments.max_queue)
+
+
+def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more: Any) -> dict[str, Any]:
+    """Arguments of ``nonn.rpc.server.serve``."""
+    from nonn.rpc.security import Guard
+    from nonn.rpc.server import SERVICE
+    from nonn.rpc.tls import load_tls
 
     def announce(address: str) -> None:
         line = {"event": "ready", "node": device, "address": address, "pid": os.getpid(), "bundle": bundle.hash}
         print(json.dumps(line), flush=True)
 
-    asyncio.run(
-        serve(
-            StudentModel(bundle, device, runtime),
-            host=arguments.host,
-            port=arguments.port,
-            insecure=arguments.insecure,
-            watch_stdin=arguments.watch_stdin,
-            on_ready=announce,
-        )
-    )
+    tls = load_tls(arguments.tls, "node")
+    if getattr(arguments, "dial_out", False):
+        tls = None  # bound to loopback, and asked by this process alone
+    return {
+        "host": arguments.host,
+        "port": arguments.port,
+        "insecure": arguments.insecure,
+        "watch_stdin": arguments.watch_stdin,
+        "on_ready": announce,
+        "reflection": arguments.reflection,
+        "guard": Guard(tls, {SERVICE: frozenset({"aggregator"})}) if tls else None,
+        "interceptors": [arguments.tracing.interceptor] if arguments.tracing else [],
+        **more,
+    }
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Says what a student takes on this device."""
+    from nonn_device.self_test import self_test
+
+    print(json.dumps(self_test(arguments.bundle, arguments.student, arguments.runtime, arguments.library)))
     return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """Loads the student and serves it."""
+    import asyncio
+
+    from nonn.bundle import load_bundle
+    from nonn.rpc.server import serve
+
+    device = arguments.student
+    bundle = load_bundle(arguments.bundle, device=device)
+    options = _options(arguments, bundle, device)
+    asyncio.run(serve(_model(arguments, bundle, device), **options))
+    return 0
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    """Gets a student and serves it; gets another one when an aggregator says so."""
+    import asyncio
+
+    from nonn.errors import ConfigError
+    from nonn.rpc.security import Tokens
+    from nonn.rpc.tls import check_id, load_tls
+    from nonn_device.artifacts import Store
+    from nonn_device.join import Link, Session, Wish
+
+    if arguments.dial_out and (arguments.host != "127.0.0.1" or arguments.advertise):
+        raise ConfigError("--dial-out is for a node that nobody can call: leave --host and --advertise out")
+    tls = load_tls(arguments.tls, "node")
+    name = arguments.id or (tls.identity.id if tls else "")
+    if not name:
+        raise ConfigError("--id is missing: without TLS nothing else says which device this is")
+    if tls is not None and tls.identity.id != name:
+        raise ConfigError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; leave --id out")
+    for address in arguments.aggregators:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError(f"aggregator '{address}' is not host:port")
+    token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
+    wish = Wish(
+        node=check_id(name),
+        student=arguments.student,
+        advertise=arguments.advertise,
+        max_model_bytes=arguments.max_model_bytes,
+        dials_out=arguments.dial_out,
+    )
+    links = [Link(address, tls, token) for address in dict.fromkeys(arguments.aggregators)]
+    session = Session(wish, links, Store(arguments.data))
+    asyncio.run(_run_session(arguments, session))
+    if session.failure is not None:
+        raise session.failure
+    return 0
+
+
+async def _relay(told: asyncio.Event, stop: asyncio.Event) -> None:
+    """Ends the present server when the process is told to end; a server may also end to make room for the next."""
+    await told.wait()
+    stop.set()
+
+
+async def _run_session(arguments: argparse.Namespace, session: Any) -> None:
+    """Prepares and serves until told to end."""
+    import asyncio
+    import functools
+
+    from nonn.rpc.server import serve, told_to_end
+
+    told = told_to_end(arguments.watch_stdin)
+    end = asyncio.create_task(told.wait())
+    try:
+        while not told.is_set() and session.failure is None:
+            preparing = asyncio.create_task(session.prepare())
+            await asyncio.wait({preparing, end}, return_when=asyncio.FIRST_COMPLETED)
+            if not preparing.done():
+                preparing.cancel()
+                await asyncio.gather(preparing, return_exceptions=True)
+                break
+            bundle, device = preparing.result()
+            model, stop = _model(arguments, bundle, device), asyncio.Event()
+            relay = asyncio.create_task(_relay(told, stop))
+            attend = functools.partial(session.attend, runtime=model.metadata().properties["nonn_runtime"])
+            options = _options(arguments, bundle, device, attend=attend, stop=stop)
+            await serve(model, **options)
+            relay.cancel()
+            if not session.moved:
+                break
+    finally:
+        end.cancel()
+        await session.close()

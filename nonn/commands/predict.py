@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", type=Path, nargs="+", metavar="FILE", help="images, or .npy/.npz arrays of one sample or a batch"
     )
     parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="your folder of nonn certs")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that is asked for")
     parser.add_argument("--json", action="store_true", help="print one JSON list, and nothing else, on standard output")
 
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nonn.client import Client
 
-    with Client(args.address, args.timeout) as client:
+    with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file) as client:
         metadata = client.metadata()
         # Every file is read before anything is asked: a wrong last file should not cost the others' answers.
         batches = [(file, _read(file, metadata)) for file in args.files]

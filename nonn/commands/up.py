@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nonn.commands.policy import add_policy_arguments, policy_of
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,10 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle to serve")
     parser.add_argument("--port", type=int, default=0, help="port of the aggregator; 0, the default, is any free one")
+    add_policy_arguments(parser)
     parser.add_argument(
-        "--deadline", type=float, default=1.0, metavar="S", help="seconds that a request waits (default: %(default)s)"
+        "--http-port", type=int, metavar="PORT", help="serve dashboard and metrics there; 0 is any free one"
     )
-    parser.add_argument("--quorum", type=int, default=1, metavar="N", help="fewest answers (default: %(default)s)")
+    parser.add_argument(
+        "--tls", type=Path, metavar="DIR", help="speak TLS; an authority in this folder, made if it is not there"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
 
 
@@ -53,9 +58,14 @@ def run(args: argparse.Namespace) -> int:
         bundle = load_bundle(args.bundle)
         with (
             LocalCluster(
-                args.bundle, port=args.port, deadline_s=args.deadline, quorum=args.quorum, threads=args.threads
+                args.bundle,
+                port=args.port,
+                policy=policy_of(args),
+                threads=args.threads,
+                http_port=args.http_port,
+                tls=args.tls,
             ) as cluster,
-            Client(cluster.address) as client,
+            Client(cluster.address, tls=cluster.client_tls) as client,
         ):
             if console.is_terminal:
                 with Live(_table(bundle, cluster, client), console=console, auto_refresh=False) as live:
@@ -82,7 +92,10 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
     value = bundle.table.importance(np.full(bundle.num_devices, bundle.p_fail))
     table = Table(
         title=f"{bundle.manifest.experiment} at {cluster.address}",
-        caption=f"value: points of accuracy that hang on the device\ntry: nonn predict {cluster.address} IMAGE",
+        caption="value: points of accuracy that hang on the device\n"
+        + (f"dashboard: {cluster.http_address}/\n" if cluster.http_address else "")
+        + f"try: nonn predict {cluster.address} IMAGE"
+        + (f" --tls {cluster.client_tls}" if cluster.client_tls else ""),
     )
     for column in ("device", "part", "state", "pid", "address", "latency", "answered", "value, points"):
         table.add_column(column, justify="left" if column in ("state", "address") else "right")

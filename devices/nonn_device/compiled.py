@@ -1,0 +1,131 @@
+"""A student compiled to C: a shared object made by ``nonn export --target c``, called through ctypes.
+
+Nothing but the C library is needed to run it, so a node without ONNX Runtime is tens of megabytes smaller. What the
+file says of itself, the student's hash and sizes, is checked before it is called; that it computes what it says cannot
+be checked by a hash of the bundle, so it is to be trusted as far as the program itself. ``nonn-device check`` compares
+the two runtimes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle import InputSpec, Student
+from nonn.errors import BundleError
+
+__all__ = ["ABI", "CompiledRuntime", "library_path", "machine_of"]
+
+ABI = 1  # of the interface in nonn/export/c.py
+
+Float32 = NDArray[np.float32]
+
+# ELF: bytes 4 and 5 are word size and byte order, bytes 18 and 19 the machine; numbers of gabi and its registry.
+_MACHINES = {3: "x86", 8: "MIPS", 20: "PowerPC", 21: "64-bit PowerPC", 22: "S390", 40: "32-bit Arm", 62: "x86-64"}
+_MACHINES |= {183: "64-bit Arm", 243: "RISC-V", 258: "LoongArch"}
+
+
+def library_path(bundle: Path, device: int) -> Path:
+    """Where ``nonn export`` puts the shared object of a student."""
+    return bundle / "compiled" / f"student-{device}" / "student.so"
+
+
+class CompiledRuntime:
+    """A student as a shared object.
+
+    Args:
+        path: the shared object.
+        student: what the manifest says of it.
+        spec: what it takes.
+
+    Raises:
+        BundleError: it is missing, for another processor, cannot be loaded, or was made from another student.
+    """
+
+    def __init__(self, path: Path, student: Student, spec: InputSpec) -> None:
+        again = f"make it with: nonn export BUNDLE --target c --student {student.device}"
+        try:
+            with path.open("rb") as file:
+                head = file.read(64)
+                found, size = machine_of(head), file.seek(0, 2)
+        except OSError as exc:
+            raise BundleError(f"{path}: no compiled student ({exc.strerror}); {again}") from exc
+        if found is None:
+            raise BundleError(f"{path}: not a shared object; {again}")
+        with Path("/proc/self/exe").open("rb") as file:
+            own = machine_of(file.read(20))
+        if found != own:
+            raise BundleError(
+                f"{path}: compiled for {found}, but this device is {own}; {again} on a device of this kind, or with a "
+                "cross-compiler: --cc"
+            )
+        if size < _size_of(head):
+            # The loader would end the whole process with SIGBUS.
+            raise BundleError(f"{path}: truncated, {size} bytes of {_size_of(head)}; copy it again, or {again}")
+        try:
+            self._library = ctypes.CDLL(str(path.resolve()))
+            abi, inputs, features = (self._integer(name) for name in ("abi", "inputs", "features"))
+            made_from = bytes((ctypes.c_char * 64).in_dll(self._library, "nonn_student_sha256")).decode(
+                "ascii", "replace"
+            )
+            self._batch = self._library.nonn_student_batch
+        except (OSError, AttributeError, ValueError) as exc:  # not loadable, a symbol that is not there
+            raise BundleError(f"{path}: cannot be loaded ({exc}); {again}") from exc
+        if abi != ABI:
+            raise BundleError(f"{path}: interface {abi}, this version of nonn has {ABI}; {again}")
+        if made_from != student.sha256:
+            raise BundleError(
+                f"{path}: compiled from another student ({made_from[:12]}…) than the bundle's student {student.device} "
+                f"({student.sha256[:12]}…); {again}"
+            )
+        if (inputs, features) != (int(np.prod(spec.shape)), student.width):
+            raise BundleError(
+                f"{path}: {inputs} inputs and {features} features, the manifest says {list(spec.shape)} and "
+                f"{student.width}; {again}"
+            )
+        pointer = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
+        self._batch.argtypes, self._batch.restype = [pointer, pointer, ctypes.c_int32], None
+        self._shape, self._width = spec.shape, student.width
+        self._sha256 = made_from
+
+    @property
+    def name(self) -> str:
+        """Name and what it was made from."""
+        return f"compiled C {self._sha256[:12]}"
+
+    def run(self, batch: Float32) -> Float32:
+        """Raw inputs [B, …] → features [B, d_i]."""
+        if batch.shape[1:] != self._shape:  # C would read beyond the end
+            raise BundleError(f"batch of shape {list(batch.shape)}, the student takes [B, {list(self._shape)}]")
+        features = np.empty((len(batch), self._width), np.float32)
+        self._batch(np.ascontiguousarray(batch), features, len(batch))
+        return features
+
+    def _integer(self, name: str) -> int:
+        return ctypes.c_int32.in_dll(self._library, f"nonn_student_{name}").value
+
+
+def machine_of(head: bytes) -> str | None:
+    """What processor an ELF file is for, from its first 20 bytes; None if it is no ELF file."""
+    if len(head) < 20 or head[:4] != b"\x7fELF":
+        return None
+    number = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+    name = _MACHINES.get(number, f"processor {number}")
+    bits = {1: 32, 2: 64}.get(head[4], 0)
+    # Three ABIs share a machine number in two word sizes.
+    return f"{name}, {bits} bit" if number in (8, 62, 243) else name
+
+
+def _size_of(head: bytes) -> int:
+    """Bytes up to the end of an ELF file's section table, the last thing in it, from its header; 0 if it has none."""
+    offset, width, entries = (40, 8, 58) if head[4] == 2 else (32, 4, 46)
+    order: Literal["big", "little"] = "big" if head[5] == 2 else "little"
+
+    def number(start: int, count: int) -> int:
+        return int.from_bytes(head[start : start + count], order)
+
+    return number(offset, width) + number(entries, 2) * number(entries + 2, 2)

@@ -1,0 +1,67 @@
+"""Work over a stream that the node opened: for a device behind a NAT, which nobody can call.
+
+Each request is handed to the node's own server, which is bound to loopback, so everything holds there that holds for a
+call from outside: limits, drain, errors. That costs one more hop on the device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from grpc import aio
+
+from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.wire import CHANNEL_OPTIONS
+
+__all__ = ["serve_stream"]
+
+
+async def serve_stream(stream: Any, lease: str, address: str) -> None:
+    """Answers the requests of one stream until it ends.
+
+    Args:
+        stream: the call ``Fleet.Work``.
+        lease: of the node.
+        address: of the node's own server.
+
+    Raises:
+        grpc.aio.AioRpcError: the stream broke, or the aggregator refused it.
+    """
+    tasks: set[asyncio.Task[None]] = set()
+    writing = asyncio.Lock()  # a stream takes one message at a time
+
+    async with aio.insecure_channel(address, options=CHANNEL_OPTIONS) as server:
+
+        async def answer(request: Any) -> None:
+            call = server.unary_unary(request.method)
+            timeout = request.timeout_ms / 1e3 if request.timeout_ms else None
+            try:
+                payload = await call(request.payload, timeout=timeout, metadata=tuple(request.metadata.items()))
+                reply = pb.WorkReply(call=request.call, payload=payload)
+            except aio.AioRpcError as exc:
+                reply = pb.WorkReply(call=request.call, status=exc.code().value[0], details=exc.details() or "")
+            async with writing:
+                await stream.write(reply)
+
+        try:
+            await stream.write(pb.WorkReply(lease=lease))
+            while (request := await stream.read()) is not aio.EOF:
+                task = asyncio.create_task(answer(request))
+                tasks.add(task)
+                task.add_done_callback(_ended(tasks))
+        finally:
+            for task in tuple(tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _ended(tasks: set[asyncio.Task[None]]) -> Any:
+    """Forgets a task; that its stream broke meanwhile is told by reading from it."""
+
+    def forget(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    return forget

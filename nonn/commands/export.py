@@ -1,0 +1,71 @@
+"""``nonn export BUNDLE --target c``: students as C, compiled, compared with ONNX Runtime, and what they take."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "translate a bundle's students to C, compile them, and say what flash and RAM they take"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--target", choices=("c",), required=True, help="what to make")
+    parser.add_argument(
+        "--student", type=int, action="append", metavar="I", help="only this one; may be given again (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the results (default: BUNDLE/compiled, where nodes look)"
+    )
+    parser.add_argument("--cc", default="cc", metavar="COMMAND", help="C compiler with its options (default: cc)")
+    parser.add_argument(
+        "--no-library", action="store_true", help="no shared object: for compilers of devices that load none"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON alone on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    import json
+    import sys
+
+    from nonn.bundle import load_bundle
+    from nonn.errors import BundleError
+    from nonn.export.build import check_compiler
+    from nonn.export.compiled import export_student
+    from nonn.report.table import Column, Table, TextColumn, as_text
+
+    compiler, target = check_compiler(args.cc)
+    bundle = load_bundle(args.bundle)
+    rows: list[dict[str, Any]] = []
+    for device in sorted(set(args.student)) if args.student is not None else range(bundle.num_devices):
+        bundle.student_path(device)  # says which there are
+        folder = (args.out or bundle.path / "compiled") / f"student-{device}"
+        print(f"student {device}: to C, and {args.cc} …", file=sys.stderr, flush=True)
+        try:
+            row = export_student(bundle, device, folder, compiler, target, library=not args.no_library)
+        except OSError as exc:
+            raise BundleError(
+                f"{folder}: cannot be written ({exc.strerror}); choose another folder with --out"
+            ) from exc
+        rows.append(row)
+    if args.json:
+        print(json.dumps({"bundle": bundle.hash, "target": target, "students": rows}, indent=2))
+        return 0
+    columns = (
+        Column("student", "student"),
+        TextColumn("weights", "weights", str),
+        Column("flash, bytes", "flash_bytes"),
+        Column("RAM, bytes", "ram_bytes"),
+        Column("of it stack", "stack_bytes", lambda stack: "unknown" if stack is None else f"{stack:,}"),
+        Column("off ONNX Runtime by", "gap", lambda gap: "not run here" if gap is None else f"{gap:.1e}"),
+        Column("ms", "run_ms", lambda ms: "–" if ms is None else f"{ms:.2f}"),
+    )
+    print(as_text(Table(columns, rows)))
+    print(
+        f"\nFlash and RAM with -Os for {target}. Off: mean error of the features, relative to their mean. ms: one "
+        f"answer of the shared object on this machine.\n{rows[0]['folder']}{'' if len(rows) == 1 else ' …'}"
+    )
+    return 0

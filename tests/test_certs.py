@@ -1,0 +1,224 @@
+"""The certificate authority: what it writes, refuses and remembers."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nonn.certs import Authority, describe
+from nonn.errors import ConfigError, CredentialsError
+from nonn.rpc.tls import Identity, TlsFolder, check_id, load_tls
+from tests.serving import run
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority.create(tmp_path / "certs")
+
+
+def at(authority, moment):
+    """The same authority with its clock set."""
+    return Authority(authority.path, clock=lambda: moment)
+
+
+def mode(path):
+    return path.stat().st_mode & 0o777
+
+
+def test_private_keys_are_for_their_owner_alone(authority):
+    old = os.umask(0)
+    try:
+        authority.issue("node", "kitchen")
+    finally:
+        os.umask(old)
+    folder = authority.folder("node", "kitchen")
+    assert mode(authority.path / "ca.key") == 0o600
+    assert mode(folder / "identity.pem") == 0o600
+    assert mode(folder) == 0o700
+
+
+def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority):
+    authority.issue("node", "kitchen", hosts=["10.0.0.7", "pi.local"])
+    authority.issue("aggregator", "main")
+    authority.issue("client", "alice")
+    names = {
+        role: describe(authority.folder(role, name))["names"]
+        for role, name in (("node", "kitchen"), ("client", "alice"))
+    }
+    assert names["node"] == ["nonn://node/kitchen", "kitchen.node.nonn.internal", "10.0.0.7", "pi.local"]
+    assert names["client"] == ["nonn://client/alice", "alice.client.nonn.internal"]
+    assert "aggregator.nonn.internal" in describe(authority.folder("aggregator", "main"))["names"]
+    pem = (authority.folder("client", "alice") / "identity.pem").read_bytes()
+    usage = x509.load_pem_x509_certificates(pem)[0].extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert x509.oid.ExtendedKeyUsageOID.SERVER_AUTH not in list(usage)
+
+
+def test_a_folder_says_whose_it_is(authority):
+    authority.issue("node", "kitchen")
+    tls = load_tls(authority.folder("node", "kitchen"), "node")
+    assert tls.identity == Identity("node", "kitchen")
+    assert tls.fingerprint == authority.issued[0].sha256
+    with pytest.raises(CredentialsError, match="certificate of node 'kitchen'; this takes one of a client"):
+        load_tls(authority.folder("node", "kitchen"), "client")
+
+
+def test_a_certificate_is_for_its_days_and_never_outlives_its_authority(tmp_path):
+    authority = Authority.create(tmp_path / "certs", days=10)
+    short, long = authority.issue("node", "a", days=2), authority.issue("node", "b", days=100)
+    now = datetime.now(UTC)
+    assert abs(datetime.fromisoformat(short.not_after) - now - 2 * DAY) < timedelta(minutes=5)
+    assert abs(datetime.fromisoformat(long.not_after) - now - 10 * DAY) < timedelta(minutes=5)
+    # A device whose clock is some minutes behind takes it all the same.
+    assert datetime.fromisoformat(short.not_before) < now - timedelta(minutes=9)
+    with pytest.raises(CredentialsError, match="authority itself has expired"):
+        at(authority, now + 11 * DAY).issue("node", "c")
+
+
+def test_expired_and_not_yet_valid_certificates_are_refused_with_the_time_of_the_clock(tmp_path):
+    now = datetime.now(UTC)
+    authority = Authority.create(tmp_path / "certs", clock=lambda: now - 100 * DAY)
+    at(authority, now - 50 * DAY).issue("node", "old", days=1)
+    at(authority, now + 50 * DAY).issue("node", "new")
+    with pytest.raises(CredentialsError, match=r"old/identity\.pem: the certificate has expired; it is 20.* here"):
+        TlsFolder(authority.folder("node", "old"))
+    with pytest.raises(CredentialsError, match=r"not yet valid; it is 20.* here: is the clock right"):
+        TlsFolder(authority.folder("node", "new"))
+    assert [entry.state for entry in authority_again(authority).issued] == ["expired", "valid"]
+
+
+def authority_again(authority):
+    """As the next process finds it."""
+    return Authority(authority.path)
+
+
+def test_a_folder_that_is_not_whole_is_refused_by_the_name_of_the_file(authority, tmp_path):
+    authority.issue("node", "kitchen")
+    folder = authority.folder("node", "kitchen")
+    stranger = Authority.create(tmp_path / "stranger")
+    stranger.issue("node", "kitchen")
+    identity = (folder / "identity.pem").read_bytes()
+    cut = identity.index(b"-----BEGIN CERTIFICATE")
+    other = (stranger.folder("node", "kitchen") / "identity.pem").read_bytes()
+    for name, content, text in (
+        ("ca.pem", (stranger.path / "ca.pem").read_bytes(), "not of the authority in ca.pem"),
+        ("ca.pem", b"", "cannot be used together"),
+        ("identity.pem", identity[:cut], "holds no private key and certificate"),
+        ("identity.pem", identity[:cut] + other[other.index(b"-----BEGIN CERTIFICATE") :], "cannot be used together"),
+        ("revoked.json", b"[]", "not a list of revoked certificates"),
+        ("revoked.json", None, "No such file"),
+    ):
+        good = (folder / name).read_bytes()
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        with pytest.raises(CredentialsError, match=text) as caught:
+            TlsFolder(folder)
+        assert str(folder) in str(caught.value)
+        (folder / name).write_bytes(good)
+    assert TlsFolder(folder).identity.id == "kitchen"
+
+
+def test_an_id_has_one_certificate_until_it_is_rotated_or_revoked(authority):
+    first = authority.issue("node", "kitchen", hosts=["10.0.0.7"])
+    with pytest.raises(ConfigError, match="has a certificate already; renew it: nonn certs rotate node kitchen"):
+        authority.issue("node", "kitchen")
+    second = authority.rotate("node", "kitchen")
+    assert second.hosts == ("10.0.0.7",)
+    assert second.sha256 != first.sha256
+    assert TlsFolder(authority.folder("node", "kitchen")).fingerprint == second.sha256
+    with pytest.raises(ConfigError, match="node 'attic' has no certificate"):
+        authority.rotate("node", "attic")
+
+
+def test_a_revocation_reaches_every_folder_and_the_newest_can_be_kept(authority):
+    first = authority.issue("node", "kitchen")
+    authority.issue("client", "alice")
+    authority.rotate("node", "kitchen")
+    assert [entry.sha256 for entry in authority.revoke("node", "kitchen", keep_newest=True)] == [first.sha256]
+    assert TlsFolder(authority.folder("client", "alice")).revoked == {first.sha256}
+    assert TlsFolder(authority.folder("node", "kitchen")).identity.id == "kitchen"
+    authority.revoke("node", "kitchen", reason="lost")
+    with pytest.raises(CredentialsError, match="has been revoked"):
+        TlsFolder(authority.folder("node", "kitchen"))
+    assert [entry.state for entry in authority_again(authority).issued] == ["revoked", "valid", "revoked"]
+    with pytest.raises(ConfigError, match="no certificate that counts"):
+        authority.revoke("node", "kitchen")
+    authority.issue("node", "kitchen")  # a new device under the old name
+    assert len(json.loads((authority.folder("node", "kitchen") / "revoked.json").read_text())["revoked"]) == 2
+
+
+def test_what_cannot_be_issued_is_refused_and_leaves_nothing(authority):
+    for role, name, options, text in (
+        ("queen", "a", {}, "unknown role 'queen'"),
+        ("node", "Kitchen", {}, "lower-case"),
+        ("node", "../a", {}, "lower-case"),
+        ("node", "a", {"days": 0}, "more than 0"),
+        ("node", "a", {"hosts": ["a:1"]}, "neither an IP address nor a DNS name"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            authority.issue(role, name, **options)
+    assert authority.issued == ()
+    assert {path.name for path in authority.path.iterdir()} == {"ca.key", "ca.pem", "index.json", "revoked.json"}
+
+
+def test_an_authority_is_never_overwritten_and_a_wrong_one_is_named(authority, tmp_path):
+    with pytest.raises(ConfigError, match="there is an authority already"):
+        Authority.create(authority.path)
+    with pytest.raises(CredentialsError, match=r"nope/ca\.pem: no such file; make an authority: nonn certs init"):
+        Authority(tmp_path / "nope")
+    (authority.path / "ca.key").write_bytes((Authority.create(tmp_path / "b").path / "ca.key").read_bytes())
+    with pytest.raises(CredentialsError, match=r"ca\.key is not the key of ca\.pem"):
+        Authority(authority.path)
+
+
+@given(st.text(max_size=70))
+def test_an_id_that_is_taken_is_a_dns_label_and_comes_back_from_its_uri(name):
+    try:
+        check_id(name)
+    except ConfigError:
+        return
+    assert name == name.lower().strip("-")
+    assert 1 <= len(name) <= 63
+    assert Identity.from_uri(Identity("node", name).uri) == Identity("node", name)
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "nonn://node", "nonn://king/a", "https://node/a", "nonn://node/a/b", "nonn://node/A"]
+)
+def test_any_other_uri_is_nobody(uri):
+    assert Identity.from_uri(uri) is None
+
+
+def test_openssl_accepts_what_was_issued(authority):
+    authority.issue("aggregator", "main", hosts=["127.0.0.1"])
+    folder = authority.folder("aggregator", "main")
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    context.load_cert_chain(folder / "identity.pem")
+    assert context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_the_command_does_all_of_it(tmp_path):
+    folder = tmp_path / "certs"
+
+    def certs(*arguments):
+        return run("nonn", "certs", *arguments, "--dir", folder)
+
+    assert certs("init").returncode == 0
+    assert certs("issue", "node", "kitchen").returncode == 0
+    assert "the older one still counts" in certs("rotate", "node", "kitchen").stdout
+    assert "copy" in certs("revoke", "node", "kitchen", "--keep-newest", "--reason", "lost").stdout
+    states = [entry["state"] for entry in json.loads(certs("list", "--json").stdout)]
+    assert states == ["revoked", "valid"]
+    assert "kitchen" in certs("list").stdout
+    shown = run("nonn", "certs", "show", folder / "node" / "kitchen", "--json")
+    assert json.loads(shown.stdout)["names"][0] == "nonn://node/kitchen"
+    wrong = certs("issue", "node", "Kitchen")
+    assert (wrong.returncode, "lower-case" in wrong.stderr) == (3, True)
+    assert run("nonn", "certs", "issue", "king", "a").returncode == 2

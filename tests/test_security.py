@@ -1,0 +1,428 @@
+"""Who may ask whom: real processes that speak TLS, and everybody who should be refused by them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.certs import Authority
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.errors import CredentialsError, NonnError
+from nonn.rpc.handshake import explain, reason
+from nonn.rpc.tls import AGGREGATOR_NAME, TlsFolder
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.v1 import inference_pb2_grpc
+from tests.serving import TIMEOUT_S, process, run, until
+from tests.toys import toy_bundle
+
+SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
+TOKEN = "a-token-of-enough-characters"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("security") / "bundle", num_devices=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """TLS folders of everybody, good and bad."""
+    path, now = tmp_path_factory.mktemp("tls"), datetime.now(UTC)
+    old = Authority.create(path / "certs", clock=lambda: now - timedelta(days=100))
+    authority = Authority(path / "certs")
+    for role, name in (("node", "kitchen"), ("node", "attic"), ("aggregator", "main"), ("client", "alice")):
+        authority.issue(role, name)
+    for role, name in (("aggregator", "revoked"), ("client", "revoked"), ("node", "revoked")):
+        authority.issue(role, name)
+    before = shutil.copytree(path / "certs", path / "before")
+    for role in ("aggregator", "client", "node"):
+        authority.revoke(role, "revoked")
+    for role in ("aggregator", "client", "node"):
+        # The thief has the folder as it was when it was issued.
+        shutil.copytree(before / role / "revoked", path / "certs" / role / "revoked", dirs_exist_ok=True)
+    Authority(old.path, clock=lambda: now - timedelta(days=50)).issue("aggregator", "expired", days=1)
+    Authority(old.path, clock=lambda: now + timedelta(days=50)).issue("aggregator", "future")
+    stranger = Authority.create(path / "stranger")
+    for role, name in (("aggregator", "main"), ("node", "kitchen"), ("client", "alice")):
+        stranger.issue(role, name)
+    return path
+
+
+@contextlib.contextmanager
+def logged(*arguments, log):
+    """A process with its log in a file that can be read while it runs; yields its ready line and the log."""
+    with log.open("wb") as stderr:
+        command = subprocess.Popen(
+            [sys.executable, "-m", *map(str, arguments), "--watch-stdin"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
+    with command:
+        try:
+            line = command.stdout.readline()
+            assert line, log.read_text()
+            yield json.loads(line), log
+        finally:
+            command.kill()
+
+
+@contextlib.contextmanager
+def node(bundle, tls, log, *options, student=0):
+    with logged("nonn_device", "serve", bundle.path, "--student", student, "--tls", tls, *options, log=log) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def aggregator(bundle, tls, nodes, tmp_path, *options):
+    write_inventory(tmp_path / "nodes.toml", nodes)
+    arguments = ["nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--tls", tls, *options]
+    with logged(*arguments, log=tmp_path / "aggregator.log") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def kitchen(bundle, folder, tmp_path_factory):
+    """A node with its address and log."""
+    log = tmp_path_factory.mktemp("kitchen") / "log"
+    with node(bundle, folder / "certs/node/kitchen", log) as (ready, log):
+        yield ready["address"], log
+
+
+def ask(address, tls, name, *, method="ModelInfer"):
+    """One call with the files of a folder just as they are, whatever nonn would say of them; returns the error."""
+    options = [("grpc.ssl_target_name_override", name)]
+    if tls is None:
+        channel = grpc.insecure_channel(address)
+    else:
+        pem = (tls / "identity.pem").read_bytes() if (tls / "identity.pem").exists() else None
+        credentials = grpc.ssl_channel_credentials((tls / "ca.pem").read_bytes(), pem, pem)
+        channel = grpc.secure_channel(address, credentials, options)
+    with channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = getattr(pb, f"{method}Request")()
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(stub, method)(request, timeout=TIMEOUT_S)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("caller", "text"),
+    [
+        ("stranger/aggregator/main", "not of the authority in ca.pem"),
+        ("certs/aggregator/expired", "has expired: nonn certs rotate"),
+        ("certs/aggregator/future", "not yet valid: are both clocks right"),
+        ("nobody", "shows no certificate: give it --tls"),
+        (None, "speaks plain text, this side TLS: give it --tls"),
+    ],
+)
+def test_whoever_tls_does_not_let_in_is_refused_and_the_node_logs_why(folder, kitchen, tmp_path, caller, text):
+    address, log = kitchen
+    tls = None
+    if caller is not None:
+        tls = tmp_path / "tls"
+        shutil.copytree(folder / caller, tls) if caller != "nobody" else tls.mkdir()
+        # Every caller takes the node for what it is, so that only the node refuses.
+        shutil.copy(folder / "certs/ca.pem", tls / "ca.pem")
+    error = ask(address, tls, "kitchen.node.nonn.internal")
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    until(lambda: any("a connection was refused" in line and text in line for line in log.read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("caller", "code", "text"),
+    [
+        ("aggregator/revoked", grpc.StatusCode.UNAUTHENTICATED, "aggregator 'revoked' has been revoked; issue another"),
+        ("client/alice", grpc.StatusCode.PERMISSION_DENIED, "client 'alice' may not call inference.GRPCInference"),
+        ("node/attic", grpc.StatusCode.PERMISSION_DENIED, "that takes the certificate of a aggregator"),
+    ],
+)
+def test_whoever_may_not_ask_a_node_is_told_so_and_the_node_logs_it(folder, kitchen, caller, code, text):
+    address, log = kitchen
+    error = ask(address, folder / "certs" / caller, "kitchen.node.nonn.internal")
+    assert (error.code(), text in error.details()) == (code, True), error.details()
+    until(lambda: "refused ipv4:127.0.0.1:" in log.read_text() and text in log.read_text())
+
+
+def test_a_node_shows_its_own_certificate_and_no_other(folder, kitchen):
+    address, _ = kitchen
+    main = TlsFolder(folder / "certs/aggregator/main")
+    assert explain(address, "kitchen.node.nonn.internal", main) is None
+    assert explain(address, "attic.node.nonn.internal", main) == (
+        "it shows the certificate of nonn://node/kitchen, not of attic.node.nonn.internal: is that the right address?"
+    )
+    error = ask(address, folder / "certs/aggregator/main", "attic.node.nonn.internal")
+    assert reason(error.details()) == "the other side's certificate is of somebody else"
+    stranger = TlsFolder(folder / "stranger/aggregator/main")
+    assert "its certificate does not count here: the certificate is not of the authority" in explain(
+        address, "kitchen.node.nonn.internal", stranger
+    )
+    assert (
+        explain(address, None, None)
+        == "it speaks TLS, this side plain text: give --tls with a folder of nonn certs issue"
+    )
+
+
+def test_what_tls_has_nothing_to_do_with_is_not_explained(folder):
+    main = TlsFolder(folder / "certs/aggregator/main")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    assert explain(address, "kitchen.node.nonn.internal", main) is None
+    assert explain(address, None, None) is None
+    assert explain("nowhere", None, None) is None
+    assert reason("Connection refused") is None
+
+
+@pytest.mark.parametrize(
+    "tls", ["certs/aggregator/expired", "certs/aggregator/future", "certs/client/alice", "nowhere"]
+)
+def test_an_aggregator_does_not_start_with_a_certificate_that_does_not_count(bundle, folder, tmp_path, tls):
+    write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:1", student=0)])
+    ended = run("nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--tls", folder / tls)
+    assert ended.returncode == 3, ended.stderr
+    assert str(folder / tls) in ended.stderr
+
+
+def test_the_wrong_nodes_are_left_out_and_both_sides_say_why(bundle, folder, tmp_path):
+    certs = folder / "certs"
+    with (
+        node(bundle, certs / "node/attic", tmp_path / "attic.log") as (attic, _),
+        node(bundle, folder / "stranger/node/kitchen", tmp_path / "stranger.log", student=1) as (
+            stranger,
+            stranger_log,
+        ),
+        node(bundle, certs / "node/kitchen", tmp_path / "kitchen.log", student=1) as (good, _),
+        node(bundle, certs / "node/revoked", tmp_path / "revoked.log") as (revoked, _),
+        logged("nonn_device", "serve", bundle.path, "--student", 0, log=tmp_path / "plain.log") as (plain, _),
+    ):
+        nodes = [
+            Node(id="cellar", address=attic["address"], student=0),  # another node's certificate
+            Node(id="stranger", address=stranger["address"], student=1),  # another authority
+            Node(id="revoked", address=revoked["address"], student=0),
+            Node(id="plain", address=plain["address"], student=0),
+            Node(id="kitchen", address=good["address"], student=1),
+        ]
+        with (
+            aggregator(bundle, certs / "aggregator/main", nodes, tmp_path, "--deadline", "2") as (ready, log),
+            Client(ready["address"], TIMEOUT_S, tls=certs / "client/alice") as client,
+        ):
+            until(lambda: log.read_text().count("node revoked at") >= 1)
+            until(lambda: "revoked" not in {known["id"] for known in client.metadata().nodes})
+            answer = client.infer(SAMPLE)
+            assert answer.answered.tolist() == [False, True]
+            assert "cellar" in answer.failures  # why it fails is in the log: by now it may no longer be asked
+            for text in (
+                f"node cellar at {attic['address']}: it shows the certificate of nonn://node/attic, not of cellar.node",
+                f"node stranger at {stranger['address']}: its certificate does not count here: the certificate is not",
+                f"node revoked at {revoked['address']}: its certificate has been revoked",
+                f"node plain at {plain['address']}: it speaks plain text, this side TLS: give it --tls",
+            ):
+                until(lambda text=text: text in log.read_text())
+            until(lambda: "this side's certificate does not count there" in stranger_log.read_text())
+
+
+def test_a_client_is_told_what_is_wrong_with_it_and_with_the_server(bundle, folder, tmp_path, kitchen):
+    certs, stranger = folder / "certs", folder / "stranger"
+    nodes = [Node(id="kitchen", address=kitchen[0], student=0)]
+    with aggregator(bundle, certs / "aggregator/main", nodes, tmp_path) as (ready, log):
+        address = ready["address"]
+        with Client(address, tls=certs / "client/alice") as client:
+            assert client.infer(SAMPLE).mask == 0b01
+        for tls, error, text in (
+            (None, CredentialsError, "it speaks TLS, this side plain text: give --tls"),
+            (
+                stranger / "client/alice",
+                CredentialsError,
+                "its certificate does not count here: the certificate is not",
+            ),
+            (certs / "client/revoked", CredentialsError, "client 'revoked' has been revoked; issue another"),
+        ):
+            with Client(address, tls=tls) as client, pytest.raises(error, match=text) as caught:
+                client.infer(SAMPLE)
+            assert address in str(caught.value)
+        with pytest.raises(CredentialsError, match="certificate of node 'attic'; this takes one of a client"):
+            Client(address, tls=certs / "node/attic")
+        assert ask(address, certs / "node/attic", AGGREGATOR_NAME).code() is grpc.StatusCode.PERMISSION_DENIED
+        until(lambda: "client 'revoked' has been revoked" in log.read_text())
+        # The certificate of a node is none of an aggregator, though the same authority issued it.
+        with (
+            Client(kitchen[0], tls=certs / "client/alice") as client,
+            pytest.raises(CredentialsError, match="shows the certificate of nonn://node/kitchen, not of aggregator"),
+        ):
+            client.infer(SAMPLE)
+        np.save(tmp_path / "sample.npy", SAMPLE)
+        asked = run("nonn", "predict", address, tmp_path / "sample.npy", "--tls", certs / "client/alice")
+        assert asked.returncode == 0, asked.stderr
+        asked = run("nonn", "predict", address, tmp_path / "sample.npy")
+        assert (asked.returncode, "give --tls" in asked.stderr) == (3, True)
+        with (
+            LocalCluster(bundle.path) as plain,
+            Client(plain.address, tls=certs / "client/alice") as client,
+            pytest.raises(CredentialsError, match="it speaks plain text, this side TLS"),
+        ):
+            client.infer(SAMPLE)
+
+
+def shown(address, tls):
+    """Fingerprint of the certificate that a server shows to a new connection."""
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), TIMEOUT_S) as connection,
+        TlsFolder(tls).context().wrap_socket(connection) as secure,
+    ):
+        return secure.getpeercert(binary_form=True)
+
+
+def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degraded(bundle, tmp_path):
+    certs, answers, stop = tmp_path / "certs", [], threading.Event()
+    with (
+        LocalCluster(bundle.path, tls=certs, deadline_s=TIMEOUT_S) as cluster,
+        Client(cluster.address, TIMEOUT_S, tls=cluster.client_tls) as client,
+    ):
+        servers = [cluster.address, *(state.address for state in cluster.states())]
+        before = [shown(address, cluster.client_tls) for address in servers]
+
+        def keep_asking():
+            while not stop.is_set():
+                answers.append(client.infer(SAMPLE))
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        try:
+            authority = Authority(certs)
+            everybody = [("aggregator", "local"), ("node", "node-0"), ("node", "node-1")]
+            for role, name in everybody:
+                authority.rotate(role, name)
+            until(lambda: all(shown(a, cluster.client_tls) != old for a, old in zip(servers, before, strict=True)))
+            until(lambda: "every channel is made anew" in log_of(cluster, "aggregator.log"))
+            until_more(answers, 50)
+            for role, name in everybody:
+                authority.revoke(role, name, keep_newest=True)
+            # Now the old connections count for nothing: each side is asked with the new certificates only.
+            old = len(answers)
+            until(lambda: log_of(cluster, "node-0.log").count("read again") >= 2)
+            until_more(answers, 50)
+        finally:
+            stop.set()
+            asking.join()
+    assert len(answers) > old
+    assert {answer.mask for answer in answers} == {0b11}
+
+
+def until_more(answers, count):
+    """Waits for as many answers more."""
+    goal = len(answers) + count
+    until(lambda: len(answers) >= goal)
+
+
+def log_of(cluster, name):
+    return (Path(cluster._folder.name) / name).read_text()
+
+
+def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle, tmp_path):
+    certs = tmp_path / "certs"
+    with LocalCluster(bundle.path, tls=certs) as cluster, Client(cluster.address, tls=cluster.client_tls) as client:
+        assert client.infer(SAMPLE).mask == 0b11
+        authority = Authority(certs)
+        authority.revoke("node", "node-1")
+        until(lambda: client.infer(SAMPLE).mask == 0b01)
+        assert "node-1" not in {known["id"] for known in client.metadata().nodes}
+        authority.issue("node", "node-1")
+        until(lambda: client.infer(SAMPLE).mask == 0b11)
+        authority.revoke("client", "local")
+
+        def refused():
+            try:
+                client.infer(SAMPLE)
+            except CredentialsError as exc:
+                return "client 'local' has been revoked" in str(exc)
+            return False
+
+        until(refused)
+
+
+def test_a_client_without_the_token_is_refused_and_the_token_can_be_changed(bundle, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN}\n")
+    wrong, new = tmp_path / "wrong", tmp_path / "new"
+    wrong.write_text(TOKEN[:-1] + "x")
+    new.write_text("another-token-of-enough-characters")
+    with logged("nonn_device", "serve", bundle.path, "--student", 0, log=tmp_path / "node.log") as (ready, _):
+        write_inventory(tmp_path / "nodes.toml", [Node(id="a", address=ready["address"], student=0)])
+        arguments = ["nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--token-file", tokens]
+        with logged(*arguments, log=tmp_path / "log") as (ready, log):
+            address = ready["address"]
+            for file, text in ((None, "the call has no token"), (wrong, "a token that is not one of this server's")):
+                with Client(address, token_file=file) as client, pytest.raises(CredentialsError, match=text):
+                    client.infer(SAMPLE)
+            until(lambda: "the call has no token" in log.read_text())
+            assert TOKEN[:-1] not in log.read_text()
+            with Client(address, token_file=tokens) as client:
+                assert client.infer(SAMPLE).mask == 0b01
+                with grpc.insecure_channel(address) as channel:  # health tells nothing and needs no token
+                    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+                    status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+                    assert status == health_pb2.HealthCheckResponse.SERVING
+            old = shutil.copy(tokens, tmp_path / "old")
+            shutil.copy(new, tokens)
+            with Client(address, token_file=new) as client, Client(address, token_file=Path(old)) as late:
+                until(lambda: works(client))
+                assert not works(late)
+    short = tmp_path / "short"
+    short.write_text("short")
+    with pytest.raises(CredentialsError, match="16 or more ASCII characters"):
+        Client(address, token_file=short)
+    asked = run("nonn", "predict", address, "x.npy", "--token-file", tmp_path / "nowhere")
+    assert (asked.returncode, "nowhere: cannot be read" in asked.stderr) == (3, True)
+
+
+def works(client):
+    try:
+        return client.infer(SAMPLE).mask == 0b01
+    except NonnError:
+        return False
+
+
+def test_tls_is_how_a_process_serves_beyond_loopback(bundle, folder, tmp_path):
+    with node(bundle, folder / "certs/node/kitchen", tmp_path / "log", "--host", "0.0.0.0") as (ready, _):
+        assert ready["address"].startswith("0.0.0.0:")
+    ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--host", "0.0.0.0")
+    assert (ended.returncode, "without TLS; give a folder of nonn certs with --tls" in ended.stderr) == (3, True)
+
+
+def test_what_a_library_prints_on_standard_error_still_arrives_and_so_do_tracebacks(tmp_path):
+    program = (
+        "import os, logging, sys\n"
+        "from nonn.rpc.handshake import log_failed_handshakes\n"
+        "log_failed_handshakes(); logging.basicConfig(stream=sys.stderr)\n"
+        "os.write(2, b'from C\\n')\n"
+        "os.write(2, b'I1 ssl_transport_security.cc:1] Handshake failed: certificate has expired\\n' * 3)\n"
+        "import time; time.sleep(0.5)\n"
+        "raise RuntimeError('from Python')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert "from C" in ended.stderr
+    assert "RuntimeError: from Python" in ended.stderr
+    assert ended.stderr.count("a connection was refused: the other side's certificate has expired") == 1
+
+
+def test_a_signal_ends_a_tls_node_in_order(bundle, folder):
+    with process("nonn_device", "serve", bundle.path, "--student", "0", "--tls", folder / "certs/node/attic") as child:
+        assert child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(TIMEOUT_S) == 0
