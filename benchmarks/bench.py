@@ -8,6 +8,7 @@ interleaved and their ratio is given.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import statistics
@@ -19,17 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
+from device import bench_device, bench_int8
 
+from nonn.bench.serve import Load, bench_serve
 from nonn.bundle import Bundle, load_bundle
-from nonn.client import Client
-from nonn.cluster import LocalCluster
 from nonn.config import load_experiment
 from nonn.files import write_json
-from nonn.fusion import ZeroFill, enumerate_subsets
 from nonn.provenance import code_version, machine
-from nonn.subsets import members
 
 RESULTS = Path(__file__).parent / "results" / "bench.json"
 
@@ -47,80 +44,41 @@ def bench_cli(bundle: Bundle) -> Figures:
     return {"cli_help_s": statistics.median(once() for _ in range(7))}
 
 
-def bench_node(bundle: Bundle) -> Figures:
-    """A node alone: time until it is ready, memory after serving, processor time when idle."""
-    ready, rss, idle = [], [], []
-    for _ in range(5):
-        command = [sys.executable, "-m", "nonn_device", "serve", str(bundle.path), "--student", "0", "--watch-stdin"]
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        try:
-            assert process.stdout is not None
-            json.loads(process.stdout.readline())
-            ready.append(time.perf_counter() - start)
-            watched = psutil.Process(process.pid)
-            before, waited = watched.cpu_times(), 2.0
-            time.sleep(waited)
-            after = watched.cpu_times()
-            idle.append(100 * (after.user + after.system - before.user - before.system) / waited)
-            rss.append(watched.memory_info().rss / 1e6)
-        finally:
-            process.terminate()
-            process.communicate()
-    return {
-        "node_ready_s": statistics.median(ready),
-        "node_rss_mb": statistics.median(rss),
-        "node_idle_cpu_percent": statistics.median(idle),
-    }
-
-
-def bench_serve(bundle: Bundle) -> Figures:
-    """Whole answers over gRPC, client to aggregator to every node and back, one sample a request."""
-    sample = np.zeros((1, *bundle.manifest.input.shape), bundle.manifest.input.dtype)
-    with LocalCluster(bundle.path) as cluster, Client(cluster.address) as client:
-        for _ in range(50):
-            client.infer(sample)
-        times = []
-        for _ in range(500):
-            start = time.perf_counter()
-            client.infer(sample)
-            times.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        client.infer_many([sample] * 500, concurrency=16)
-        throughput = 500 / (time.perf_counter() - start)
-    return {
-        "answer_p50_ms": 1e3 * float(np.percentile(times, 50)),
-        "answer_p99_ms": 1e3 * float(np.percentile(times, 99)),
-        "answers_per_s_16_clients": throughput,
-        "bytes_per_answer": float(sum(s.width * np.dtype(s.dtype).itemsize for s in bundle.manifest.students)),
-    }
+def bench_serving(bundle: Bundle) -> Figures:
+    """Whole answers over gRPC beside a bare fan-out of the same bytes; students that do nothing, eight devices."""
+    with tempfile.TemporaryDirectory() as folder:
+        return bench_serve(Path(folder), Load())
 
 
 def bench_enumerate(bundle: Bundle) -> Figures:
-    """All subsets of twelve devices against fusing each anew, which is timed on every 64th subset."""
-    rng, devices, samples, classes, width = np.random.default_rng(0), 12, 10_000, 100, 16
-    features = [rng.normal(size=(samples, width)).astype(np.float32) for _ in range(devices)]
-    head = ZeroFill(rng.normal(size=(devices * width, classes)), rng.normal(size=classes), [width] * devices)
-    labels = rng.integers(0, classes, samples)
-    start = time.perf_counter()
-    table = enumerate_subsets(head, features, labels)
-    fast = time.perf_counter() - start
-    masks = list(range(63, 1 << devices, 64))
-    start = time.perf_counter()
-    for mask in masks:
-        logits = head.logits({i: features[i] for i in members(mask)})
-        assert (logits.astype(np.float32).argmax(axis=1) == labels).sum() == table.correct[mask]
-    anew = (time.perf_counter() - start) * (1 << devices) / len(masks)
-    return {"enumerate_n12_s": fast, "enumerate_speedup": anew / fast}
+    """All answering sets, every head, on one core: a process of its own, since BLAS takes its threads at its start."""
+    command = [sys.executable, str(Path(__file__).with_name("enumeration.py")), "--sixteen"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
+def bench_simulate(bundle: Bundle) -> Figures:
+    """A million requests in virtual time: the shipped cluster at its own load, on one core."""
+    from nonn_sim.scenario_file import load_scenario
+    from nonn_sim.simulate import simulate_once
+
+    scenario = load_scenario(Path(__file__).parent.parent / "simulator" / "scenarios" / "pi-cluster.toml")
+    asked = dataclasses.replace(scenario.scenario, duration_s=0.0, window_s=0.0, requests=1_000_000)
+    start = time.process_time()
+    figures, _ = simulate_once(dataclasses.replace(scenario, scenario=asked), bundle)
+    seconds = time.process_time() - start
+    assert figures["requests"] == 1_000_000
+    return {"sim_million_s": seconds}
 
 
 BENCHES: dict[str, Callable[[Bundle], Figures]] = {
     "cli": bench_cli,
-    "node": bench_node,
-    "serve": bench_serve,
+    "device": bench_device,
+    "int8": bench_int8,
+    "serve": bench_serving,
     "enumerate": bench_enumerate,
+    "simulate": bench_simulate,
 }
 
 

@@ -4,6 +4,7 @@
 
     manifest.json             what everything is; its SHA-256 is the bundle's hash
     students/student-<i>.onnx   one network a device: raw inputs [B, …] → features [B, d_i]
+    students/student-<i>.int8.onnx   the same in 8 bits; where there is one, it is what a device runs
     fusion.npz                the fusion head
     accuracy.npz              accuracy of all 2^N answering sets: correct counts and sample size
     features.npz              optional: recorded test features and labels, for the simulator
@@ -29,9 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import BundleError, NonnError
+from nonn.features import FeatureCode
 from nonn.files import atomic_folder, sha256_file
 from nonn.fusion import Head, head_from_arrays
 from nonn.subsets import SubsetTable
+from nonn.views import seen_shape
 
 __all__ = ["SCHEMA", "Bundle", "InputSpec", "Manifest", "Student", "load_bundle", "write_bundle"]
 
@@ -70,8 +73,12 @@ class Student:
         macs: multiply-accumulates of one answer.
         bytes: size of the file.
         width: features d_i that it sends.
-        dtype: of the features it sends.
+        dtype: of the features it sends; see nonn.features.
         parts: all parts that it learned, its own first; empty where that is the only one.
+        weights: dtype of its weights, ``float32`` or ``int8``.
+        scale: int8 features: the step of each [d_i].
+        low: int8 features: the lower end of each [d_i].
+        view: channels of the input that it sees; empty is all of them.
     """
 
     device: int
@@ -84,6 +91,24 @@ class Student:
     width: int
     dtype: str = "float32"
     parts: tuple[int, ...] = ()
+    weights: str = "float32"
+    scale: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    view: tuple[int, ...] = ()
+
+    @cached_property
+    def code(self) -> FeatureCode:
+        """How its features are sent.
+
+        Raises:
+            ConfigError: the manifest's values make no code.
+        """
+        return FeatureCode(self.dtype, self.scale, self.low)
+
+    @property
+    def feature_bytes(self) -> int:
+        """What one answer puts on the network, without the message around it."""
+        return self.code.num_bytes(self.width)
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,20 @@ class Bundle:
             raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is no probability")
         return float(value)
 
+    def input_of(self, device: int) -> InputSpec:
+        """What one device takes: the channels that it sees.
+
+        Raises:
+            BundleError: it sees a channel that the input does not have.
+        """
+        spec, view = self.manifest.input, self.manifest.students[device].view
+        if not view:
+            return spec
+        if not 0 <= min(view) <= max(view) < spec.shape[0]:
+            raise BundleError(f"{self.path}: device {device} sees channels {list(view)} of {spec.shape[0]}")
+        mean, std = (tuple(values[c] for c in view) for values in (spec.mean, spec.std))
+        return InputSpec(seen_shape(spec.shape, view), spec.dtype, mean, std)
+
     def student_path(self, device: int) -> Path:
         """The ONNX file of one device.
 
@@ -208,6 +247,7 @@ def write_bundle(
     manifest: Manifest,
     students: Mapping[int, bytes],
     arrays: Mapping[str, Mapping[str, NDArray[Any]]],
+    further: Mapping[str, bytes] | None = None,
 ) -> Bundle:
     """Writes a bundle, whole or not at all.
 
@@ -216,6 +256,7 @@ def write_bundle(
         manifest: hashes, sizes and ``files`` are filled in here.
         students: ONNX bytes of each device.
         arrays: contents of each .npz file, by its path in the bundle.
+        further: any other files, by their paths in the bundle.
 
     Returns:
         The bundle, loaded and verified.
@@ -231,6 +272,9 @@ def write_bundle(
         for name, content in arrays.items():
             np.savez_compressed(folder / name, allow_pickle=False, **content)
             files[name] = sha256_file(folder / name)
+        for name, data in (further or {}).items():
+            (folder / name).write_bytes(data)
+            files[name] = hashlib.sha256(data).hexdigest()
         complete = dataclasses.replace(manifest, students=tuple(entries), files=files)
         text = json.dumps(dataclasses.asdict(complete), indent=2, ensure_ascii=False) + "\n"
         (folder / MANIFEST).write_text(text)
@@ -298,7 +342,8 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
     spec = pick(InputSpec, values["input"])
     known["input"] = InputSpec(tuple(spec["shape"]), spec["dtype"], tuple(spec["mean"]), tuple(spec["std"]))
     known["students"] = tuple(
-        Student(**{**pick(Student, s), "parts": tuple(s.get("parts", ()))}) for s in values["students"]
+        Student(**{**pick(Student, s), **{key: tuple(s.get(key, ())) for key in ("parts", "scale", "low", "view")}})
+        for s in values["students"]
     )
     known["classes"] = tuple(values["classes"])
     known["parts"] = tuple(tuple(p) for p in values["parts"])
@@ -306,4 +351,7 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
     manifest = Manifest(**known)
     if [s.device for s in manifest.students] != list(range(len(manifest.students))) or not manifest.students:
         raise BundleError("students must be numbered 0, 1, 2 …")
+    for student in manifest.students:
+        if student.code.dtype == "int8" and len(student.scale) != student.width:
+            raise BundleError(f"student {student.device}: {len(student.scale)} steps for {student.width} int8 features")
     return manifest

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nonn.device_config import BudgetConfig, DeviceClassConfig, DevicesConfig, check_devices, count_devices
 from nonn.errors import ConfigError
 from nonn.objective_config import ObjectivesConfig, check_objectives
 
@@ -24,10 +25,12 @@ __all__ = [
     "AUTO",
     "BudgetConfig",
     "DataConfig",
+    "DeviceClassConfig",
     "DevicesConfig",
     "DistillConfig",
     "Experiment",
     "ExperimentConfig",
+    "ExportConfig",
     "FusionConfig",
     "GraphConfig",
     "GuaranteesConfig",
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 
+STUDY_ROWS = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "units", "ours")  # see nonn/study.py
 AUTO = -1  # what partition.parts = "auto" is read as
 
 
@@ -61,6 +65,7 @@ class DataConfig:
     reader: str = "digits"  # digits | parquet | cifar | imagefolder | npz
     path: str = ""  # file or folder; digits needs none
     held_out: float = 0.1  # share of train kept for choosing (statistics of filters, regularisation)
+    held_out_by: str = "class"  # class | group: that share of each class, or of the groups as wholes
     test: float = 0.2  # share that is the test split, for readers whose files have none
     size: int = 32  # imagefolder: images become [3, size, size]
     inputs: str = "windows"  # npz: name of the array of inputs [n, channels, time]
@@ -71,6 +76,8 @@ class DataConfig:
     crop: int = 0  # augmentation: shift by up to this many pixels or time steps
     flip: bool = False  # augmentation: mirror left-right at random
     noise: float = 0.2  # augmentation: Gaussian noise, in standard deviations of the data
+    rotate: float = 0.0  # augmentation: windows: turn each body-worn unit by so many degrees (standard deviation)
+    unit: int = 9  # rotate: channels of one rigid unit, x y z of each of its sensors
     cutout: int = 0  # augmentation: side of a random square set to the mean
 
 
@@ -95,7 +102,7 @@ class TeacherConfig(TrainingConfig):
     """The teacher and its training."""
 
     epochs: int = 20
-    model: str = "wrn-16-2"  # wrn-DEPTH-WIDTH, or package.module:factory
+    model: str = "wrn-16-2"  # wrn-DEPTH-WIDTH, strided-DEPTH-WIDTH, or package.module:factory
     features: str = ""  # dotted path: name of the submodule whose output is the final convolutional stage
     args: Mapping[str, Any] = field(default_factory=dict)  # dotted path: keyword arguments of the factory
     weights: str = ""  # safetensors file to load instead of training
@@ -121,28 +128,10 @@ class PartitionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
-    """What one device can take; 0 is no limit."""
-
-    params: int = 0
-    macs: int = 0  # multiply-accumulates of one answer
-    peak_bytes: int = 0  # fp32 weights and the largest pair of neighbouring activations of one answer
-
-
-@dataclass(frozen=True, kw_only=True)
-class DevicesConfig:
-    """The devices."""
-
-    count: int = 8
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    p_fail: float = 0.1  # failure law of the report: each device is away independently with this probability
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """The student each device runs."""
 
-    model: str = "wrn-10-1"
+    model: str = "wrn-10-1"  # of the same families; auto: the largest wrn that each device takes
     sends: str = "bridge"  # bridge: the filters of its part; penultimate: the backbone's own features, 64 · width
     send_width: int = 0  # penultimate: squeezed to so many features; 0 sends all
 
@@ -165,8 +154,9 @@ class DistillConfig(TrainingConfig):
 class FusionConfig:
     """How answers are fused."""
 
-    train: str = "zero-fill"  # zero-fill | rescale | replica-average: the fusion that students are trained through
+    train: str = "zero-fill"  # zero-fill | rescale | replica-average | logit-average: what students are trained through
     head: str = "ridge"  # trained | zero-fill | rescale | mean-fill | ridge | logistic | best (on the held-out split)
+    target: str = "teacher"  # teacher | labels: what the ridge is fitted to, the teacher's logits or one-hot labels
     passes: int = 4  # augmented passes over the training split that heads are fitted to
     ridge: tuple[float, ...] = (
         1e-6,
@@ -183,6 +173,15 @@ class FusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What devices run and send."""
+
+    weights: str = "float32"  # float32 | int8: a quarter of the size (nonn/quantise.py)
+    features: str = "float32"  # float32 | float16 | int8: one byte a feature (nonn/features.py)
+    calibration: int = 512  # training inputs that the ranges of int8 are taken from
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuaranteesConfig:
     """What a bundle must promise before it is written; the forms are those of `nonn-sim enumerate --guarantee`."""
 
@@ -196,6 +195,7 @@ class StudyConfig:
 
     seeds: tuple[int, ...] = (0,)
     rows: tuple[str, ...] = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "ours")
+    folds: tuple[tuple[int, ...], ...] = ()  # data.test_groups of each fold, every row is trained for each; none is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +211,7 @@ class Experiment:
     student: StudentConfig = field(default_factory=StudentConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     guarantees: GuaranteesConfig = field(default_factory=GuaranteesConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
 
@@ -225,8 +226,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "distill.schedule": ("one-cycle", "step"),
     "distill.bf16": ("auto", "on", "off"),
     "distill.failout": ("none", "independent", "stratified", "groups"),
-    "fusion.train": ("zero-fill", "rescale", "replica-average"),
+    "fusion.train": ("zero-fill", "rescale", "replica-average", "logit-average"),
+    "fusion.target": ("teacher", "labels"),
+    "data.held_out_by": ("class", "group"),
     "fusion.head": ("trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic", "best"),
+    "export.weights": ("float32", "int8"),
+    "export.features": ("float32", "float16", "int8"),
     "fusion.temperature": ("none", "auto", "set", "survivors"),
 }
 
@@ -250,6 +255,7 @@ def load_experiment(path: Path | None = None, overrides: Sequence[str] = ()) -> 
     if isinstance(partition, dict) and partition.get("parts") in ("auto", AUTO):
         # The number itself is not for users: 'auto' is how one says it.
         partition["parts"] = AUTO if partition["parts"] == "auto" else 0
+    count_devices(tree.get("devices"))
     experiment = from_mapping(Experiment, tree, source=str(path) if path is not None else "--set")
     _validate(experiment)
     return experiment
@@ -379,11 +385,17 @@ def _validate(experiment: Experiment) -> None:
     need(0 < e.data.held_out < 1, "data.held_out", "must lie between 0 and 1")
     need(0 < e.data.test < 1, "data.test", "must lie between 0 and 1")
     need(
-        1 <= e.devices.count <= 16,
-        "devices.count",
-        "must lie between 1 and 16: the table holds all 2^N subsets",
+        e.data.held_out_by == "class" or bool(e.data.group),
+        "data.held_out_by",
+        "data.group names the array of groups, a person say",
     )
-    need(0 <= e.devices.p_fail < 1, "devices.p_fail", "must be a probability below 1")
+    need(e.data.unit >= 3 and e.data.unit % 3 == 0, "data.unit", "must be a multiple of 3: x, y, z of each sensor")
+    check_devices(e.devices)
+    need(
+        e.student.model != "auto" or bool(e.devices.classes),
+        "student.model",
+        "auto sizes students to device classes; list them as [[devices.classes]]",
+    )
     auto = e.partition.parts == AUTO
     need(auto or e.partition.parts >= 1, "partition.parts", "must be at least 1, or 'auto'")
     need(e.partition.pilot_epochs >= 1, "partition.pilot_epochs", "must be at least 1")
@@ -430,8 +442,14 @@ def _validate(experiment: Experiment) -> None:
     need(bool(e.fusion.steps) and min(e.fusion.steps) > 0, "fusion.steps", "must be positive whole numbers")
     need(e.fusion.samples >= 1, "fusion.samples", "must be at least 1")
     need(e.fusion.stored_mb >= 0, "fusion.stored_mb", "must not be negative")
-    known = StudyConfig().rows
+    need(e.export.calibration >= 1, "export.calibration", "must be at least 1")
+    known = STUDY_ROWS
     need(bool(e.study.rows) and set(e.study.rows) <= set(known), "study.rows", f"choose from: {', '.join(known)}")
+    need(
+        not e.study.folds or (bool(e.data.group) and all(e.study.folds)),
+        "study.folds",
+        "a fold is a list of test groups, and data.group names the array of groups",
+    )
     need(bool(e.study.seeds) and min(e.study.seeds) >= 0, "study.seeds", "name at least one seed, none negative")
     for name in ("teacher", "distill"):
         need(getattr(e, name).epochs >= 1, f"{name}.epochs", "must be at least 1")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,24 +26,28 @@ from nonn.config import AUTO, Experiment, TrainingConfig
 from nonn.console import Tick, bar, say
 from nonn.data import Dataset, Split, load_data
 from nonn.data.augment import Augment
+from nonn.devices import place_students, resolve_devices
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.heads import fit_head
 from nonn.distill.schedule import AssistantTask, plan
 from nonn.errors import BundleError, ConfigError
 from nonn.export import export_onnx, run_onnx
+from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
 from nonn.files import atomic_file, sha256_file, write_json
 from nonn.filters import build_graph, correlation
 from nonn.fusion import enumerate_subsets
-from nonn.partition import Partition, check_parts, make_partition
+from nonn.partition import Partition, check_parts, check_takes_sizes, make_partition
 from nonn.partition.measures import measure
 from nonn.partition.redundancy import Design, filters_of_device
 from nonn.provenance import code_version
 from nonn.report import write_report
 from nonn.stages import Stage, exclusive, open_stage
-from nonn.students import Student, check_budget, measure_cost
+from nonn.students import Student, measure_cost
+from nonn.students.sizing import Sizing, check_device, feature_bytes, size_students
 from nonn.subsets import SubsetTable
 from nonn.teacher import Normalise, Teacher, TeacherTask, build_teacher, load_weights
 from nonn.trainer import Progress, Task, batches, fit
+from nonn.views import View, resolve_views, seen, seen_shape
 
 __all__ = ["Run"]
 
@@ -104,6 +107,8 @@ class Run:
         with exclusive(self.root):
             self.check()
             bundle = self.bundle()
+            if self.experiment.devices.classes:
+                self._place(bundle)
             return bundle, write_report(bundle, self.folder / "report")
 
     @cached_property
@@ -137,17 +142,13 @@ class Run:
             BudgetError: a student is over its device's budget.
             ConfigError: a model cannot be made.
         """
-        teacher, config = self._build_teacher(), self.experiment
-        for number, step in enumerate(s for s in plan(config.distill) if s.model):
-            teacher = self._build_teacher(step.model, 4, number)  # the last assistant's filters are cut
-        check_parts(teacher.num_filters, config.partition.parts)
-        width = min(
-            math.ceil(teacher.num_filters / config.partition.parts) * config.partition.overlap, teacher.num_filters
-        )
-        student = self._student(width)
-        cost = measure_cost(student, self.data.input_shape)
-        for i in range(config.devices.count):
-            check_budget(i, config.student.model, cost, config.devices.budget)
+        check_parts(self._num_filters, self.experiment.partition.parts)
+        sizing = self._sizing
+        if sizing.sizes is not None:
+            check_takes_sizes(self.experiment.partition.method)
+            devices = resolve_devices(self.experiment.devices)
+            for device, model, params in zip(devices, sizing.models, sizing.params, strict=True):
+                say(f"device {device.title}: {model}, {params:,} parameters")
 
     def teacher(self) -> tuple[Teacher, Stage]:
         """The trained teacher."""
@@ -213,6 +214,7 @@ class Run:
                 "teacher": before.key,
                 "graph": dataclasses.asdict(config.graph),
                 "partition": {"method": config.partition.method, "parts": config.partition.parts},
+                "sizes": self._sizing.sizes,
                 "seed": self.seed,
             },
         )
@@ -222,7 +224,7 @@ class Run:
                 chunks = [teacher.activations(x).cpu() for x in batches(self.data.held_out.inputs, self.device)]
             activations = torch.cat(chunks).numpy()
             graph = build_graph(config.graph, activations)
-            made = make_partition(config.partition, graph, self.seed)
+            made = make_partition(config.partition, graph, self.seed, self._sizing.sizes)
             measures = measure(made, graph, correlation(activations))
             write_json(stage.folder / "partition.json", made.to_json() | {"measures": measures.to_json()})
             with atomic_file(stage.folder / "graph.npz") as file, file.open("wb") as target:
@@ -253,7 +255,8 @@ class Run:
             {
                 "format": FORMAT,
                 "before": before.key,
-                "students": [config.student.model] * config.devices.count,
+                "students": self._sizing.models,
+                "views": self._views,
                 "sends": [config.student.sends, config.student.send_width],
                 "overlap": config.partition.overlap,
                 "distill": dataclasses.asdict(config.distill),
@@ -268,7 +271,7 @@ class Run:
             return students.eval(), stage
         mentor, _ = self.mentor()
         filters = filters_of_device(self._design(partition), partition, config.devices.count)
-        title = f"{name} {config.devices.count} × {config.student.model}"
+        title = f"{name} {config.devices.count} × {'/'.join(dict.fromkeys(self._sizing.models))}"
         with bar(title, config.distill.epochs, "epochs") as tick:
             task = DistillTask(
                 mentor, students, filters, config.distill, previous=previous, seed=_seed(self.seed, 5, number)
@@ -290,6 +293,7 @@ class Run:
                 "format": FORMAT,
                 "students": before.key,
                 "fusion": dataclasses.asdict(config.fusion),
+                "export": dataclasses.asdict(config.export),
                 "p_fail": config.devices.p_fail,
                 "guarantees": dataclasses.asdict(config.guarantees),
                 "name": config.experiment.name,
@@ -328,22 +332,43 @@ class Run:
                 device=self.device,
             )
             tick(1, head.kind)
-        files, entries, features = {}, [], []
+        deployed, entries, features = list[Deployed](), [], []
+        calibration = calibration_sample(data.train.inputs, config.export.calibration, self.seed)
         students.cpu()
         with bar("export", len(learned), "students") as tick:
-            for i, student in enumerate(students.students):
-                files[i] = export_onnx(student, data.input_shape, data.held_out.inputs[:_CHECKED])
-                features.append(run_onnx(files[i], data.test.inputs))
-                cost, width = measure_cost(student, data.input_shape), features[i].shape[1]
-                name = f"students/student-{i}.onnx"
+            for i, student in enumerate(students.apart()):
+                view = student.view
+                exported = export_onnx(student, student.input_shape, seen(data.held_out.inputs[:_CHECKED], view))
+                served = deploy(config.export, i, exported, seen(calibration, view))
+                deployed.append(served)
+                features.append(served.features(seen(data.test.inputs, view)))
+                cost, width = measure_cost(student, student.input_shape), features[i].shape[1]
                 entries.append(
-                    StudentEntry(i, learned[i][0], name, "", cost.params, cost.macs, 0, width, parts=learned[i])
+                    StudentEntry(
+                        i,
+                        learned[i][0],
+                        f"students/student-{i}{served.suffix}",
+                        "",
+                        cost.params,
+                        cost.macs,
+                        0,
+                        width,
+                        parts=learned[i],
+                        view=view,
+                        **served.entry(),
+                    )
                 )
                 tick(i + 1, "")
         with bar("all answering sets", 1) as tick:
             table = enumerate_subsets(head, features, data.test.labels)
             tick(1, f"{len(table.correct):,} × {table.samples:,} samples")
         self._check_guarantees(table)
+        floats: dict[str, Any] = {}
+        if any(served.lossy for served in deployed):
+            exact = [
+                run_onnx(d.original, seen(data.test.inputs, v)) for d, v in zip(deployed, self._views, strict=True)
+            ]
+            floats["float32"] = float_reference(enumerate_subsets(head, exact, data.test.labels), deployed)
         cost = measure_cost(teacher, data.input_shape)
         manifest = Manifest(
             experiment=config.experiment.name,
@@ -368,6 +393,7 @@ class Run:
                 "config": dataclasses.asdict(config),
                 "code_version": code_version(),
                 "partition": json.loads((self.folder / "partition" / "partition.json").read_text())["measures"],
+                **floats,
             },
             replicas=design.devices_of_part(config.devices.count),
         )
@@ -375,13 +401,14 @@ class Run:
         return write_bundle(
             target,
             manifest,
-            files,
+            {i: served.data for i, served in enumerate(deployed)},
             {
                 "fusion.npz": head.to_arrays(),
                 "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
                 "features.npz": {"labels": data.test.labels, **recorded},
                 "graph.npz": {"weights": graph},
             },
+            {f"students/student-{i}.onnx": s.original for i, s in enumerate(deployed) if s.data != s.original},
         )
 
     def _check_guarantees(self, table: SubsetTable) -> None:
@@ -398,6 +425,18 @@ class Run:
 
         law = parse_law(promised.law or f"independent p={self.experiment.devices.p_fail}", table.num_devices)
         check_guarantees(table, law, promised.require)
+
+    def _place(self, bundle: Bundle) -> None:
+        """Says which machine should run which student, and writes it beside the bundle.
+
+        Raises:
+            GuaranteeError: no placement reaches ``devices.goal``.
+        """
+        seats = place_students(bundle, self.experiment.devices)
+        for seat in seats:
+            what = "left out" if seat.student is None else f"student {seat.student}, {1000 * seat.latency_s:.3g} ms"
+            say(f"placement: device {seat.title}: {what}")
+        write_json(self.folder / "placement.json", [dataclasses.asdict(seat) for seat in seats])
 
     def _design(self, partition: Partition) -> Design:
         """Which device learns which parts."""
@@ -417,21 +456,57 @@ class Run:
     def _build_students(self, partition: Partition, generation: int) -> Students:
         """Untrained students, every one within its device's budget."""
         config, data = self.experiment, self.data
-        design, students = self._design(partition), []
+        design, devices, students = self._design(partition), resolve_devices(config.devices), []
         for i, filters in enumerate(filters_of_device(design, partition, config.devices.count)):
             with _seeded(self.seed, 2, i, *[generation] * bool(generation)):
-                student = self._student(len(filters))
-            check_budget(i, config.student.model, measure_cost(student, data.input_shape), config.devices.budget)
+                student = self._student(i, self._sizing.models[i], len(filters))
+            cost = measure_cost(student, student.input_shape)
+            check_device(devices[i], self._sizing.models[i], cost, feature_bytes(student, config.export.features))
             students.append(student)
         groups = design.group_of_device(config.devices.count)
         with _seeded(self.seed, 2):
             fusion = FusionLayer(config.fusion.train, [s.width for s in students], groups, data.num_classes)
         return Students(students, fusion)
 
-    def _student(self, filters: int) -> Student:
-        """An untrained student of so many filters."""
-        model, shape = self.experiment.student, self.data.input_shape
-        return Student(model.model, shape, filters, self._normalise(), model.sends, model.send_width)
+    def _student(self, device: int, model: str, filters: int) -> Student:
+        """An untrained student of a device, with so many filters."""
+        config, view = self.experiment.student, self._views[device]
+        return Student(
+            model,
+            seen_shape(self.data.input_shape, view),
+            filters,
+            self._normalise(view),
+            config.sends,
+            config.send_width,
+            view,
+        )
+
+    @cached_property
+    def _views(self) -> tuple[View, ...]:
+        """Channels that each device sees [N]."""
+        return resolve_views(self.experiment.devices, self.data.input_shape[0])
+
+    @cached_property
+    def _num_filters(self) -> int:
+        """Filters that are cut: of the last teacher assistant, or of the teacher where there is none."""
+        teacher = self._build_teacher()
+        for number, step in enumerate(s for s in plan(self.experiment.distill) if s.model):
+            teacher = self._build_teacher(step.model, 4, number)
+        return teacher.num_filters
+
+    @cached_property
+    def _sizing(self) -> Sizing:
+        """Which model each device runs, and how many filters each part has where that follows from it."""
+        config = self.experiment
+        return size_students(
+            resolve_devices(config.devices),
+            self._views,
+            Design(config.partition.parts, config.partition.overlap),
+            self._num_filters,
+            config.student.model,
+            self._student,
+            config.export.features,
+        )
 
     def _fit(self, task: Task, config: TrainingConfig, stage: Stage, stream: int, progress: Progress) -> None:
         """Trains on the training split, in this stage's folder and with random numbers of its own."""
@@ -447,8 +522,10 @@ class Run:
             progress=progress,
         )
 
-    def _normalise(self) -> Normalise:
-        return Normalise(self.data.mean.tolist(), self.data.std.tolist(), len(self.data.input_shape) - 1)
+    def _normalise(self, view: View = ()) -> Normalise:
+        """The first layer of a network that sees these channels; none named is all."""
+        mean, std = (values[list(view)] if view else values for values in (self.data.mean, self.data.std))
+        return Normalise(mean.tolist(), std.tolist(), len(self.data.input_shape) - 1)
 
 
 def _seed(*stream: int) -> int:

@@ -11,10 +11,15 @@ row          what it is
 ``jeong-2``  the same with M = N/4 parts
 ``rocoin``   shared replicas (RoCoIn, arXiv 2406.14185): the devices of a part run one and the same student
 ``copies``   M = 1: every device a copy for the whole task, trained by itself; logits averaged. The control
+``units``    every device a classifier by itself, trained on labels alone; logits averaged. The control for devices that
+             see different things (``devices.view``)
 ``ours``     the experiment file as it is
 ===========  ==================================================================================================
 
-Every (row, seed) is a folder of stages of its own; a study that was killed goes on at the last epoch of the last row.
+With ``study.folds`` every row is trained for each fold, whose groups (people, say) are the test split.
+
+Every (row, fold, seed) is a folder of stages of its own; a study that was killed goes on at the last epoch of the
+last row.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +47,7 @@ from nonn.distill import Students
 from nonn.distill.heads import KINDS, fit_heads
 from nonn.files import atomic_file, write_json
 from nonn.fusion import Head
+from nonn.objective_config import ObjectivesConfig
 from nonn.pilot import settle
 from nonn.pipeline import Run
 from nonn.provenance import code_version, machine
@@ -52,7 +59,7 @@ from nonn.trainer import batches
 
 __all__ = ["ROWS", "Row", "evaluate_head", "run_study", "summarise", "to_csv"]
 
-FORMAT = 1
+FORMAT = 2
 P_FAIL = (0.1, 0.3, 0.5)  # laws of the expected accuracy: every device fails independently
 
 FloatArray = NDArray[np.float64]
@@ -110,6 +117,19 @@ ROWS: Mapping[str, Row] = {
         ),
         own_head="trained",
     ),
+    "units": Row(
+        "units by themselves",
+        (
+            "fusion.train=logit-average",
+            "distill.failout=none",
+            "distill.generations=1",
+            "distill.assistants=[]",
+            *(f"distill.objectives.{spec.name}.weight=0" for spec in dataclasses.fields(ObjectivesConfig)),
+            # The mean over devices N times is the sum of N losses that share nothing: N separate trainings.
+            "distill.objectives.ce={weight={N}, on='own'}",
+        ),
+        own_head="trained",
+    ),
     "ours": Row("ours"),
 }
 
@@ -132,13 +152,14 @@ def run_study(experiment: Experiment, runs: Path) -> dict[str, Any]:
     folder = root / "study"
     done: list[dict[str, Any]] = []
     with exclusive(root):
-        for seed in experiment.study.seeds:
+        folds = experiment.study.folds or (experiment.data.test_groups,)
+        for seed, fold in itertools.product(experiment.study.seeds, folds):
             data: Dataset | None = None
             for name in experiment.study.rows:
-                run = _run_of(experiment, name, seed, runs, data)
+                run = _run_of(experiment, name, seed, fold, runs, data)
                 data = run.data
-                done.append(_evaluated(run, name, seed, experiment.devices.count))
-                complete = len(done) == len(experiment.study.seeds) * len(experiment.study.rows)
+                done.append(_evaluated(run, name, seed, experiment.devices.count) | {"fold": list(fold)})
+                complete = len(done) == len(experiment.study.seeds) * len(folds) * len(experiment.study.rows)
                 study = summarise(experiment, done, complete=complete)
                 write_json(folder / "study.json", study)
     with atomic_file(folder / "study.csv") as file:
@@ -153,12 +174,15 @@ def run_study(experiment: Experiment, runs: Path) -> dict[str, Any]:
     return study
 
 
-def _run_of(experiment: Experiment, name: str, seed: int, runs: Path, data: Dataset | None) -> Run:
-    """The stages of one row and seed."""
+def _run_of(
+    experiment: Experiment, name: str, seed: int, fold: tuple[int, ...], runs: Path, data: Dataset | None
+) -> Run:
+    """The stages of one row, seed and fold."""
     row, count = ROWS[name], experiment.devices.count
     numbers = {"{N}": count, "{N/2}": max(1, count // 2), "{N/4}": max(1, count // 4)}
     tree = dataclasses.asdict(experiment)
     tree["experiment"]["seed"] = seed
+    tree["data"]["test_groups"] = fold
     for text in row.overrides:
         for symbol, number in numbers.items():
             text = text.replace(symbol, str(number))
@@ -166,7 +190,7 @@ def _run_of(experiment: Experiment, name: str, seed: int, runs: Path, data: Data
     if row.shared:  # one student a part is trained; its copies are made when the row is evaluated
         tree["devices"]["count"] = tree["partition"]["parts"]
     changed = from_mapping(Experiment, tree, source=f"row '{name}' of the study")
-    place = f"study/{name}-{seed}"
+    place = f"study/{name}-{seed}" + "-".join(["-fold", *map(str, fold)] if experiment.study.folds else [])
     return Run(settle(changed, runs, place, data), runs, place=place, dataset=data)
 
 
@@ -201,6 +225,7 @@ def _evaluated(run: Run, name: str, seed: int, num_devices: int) -> dict[str, An
             "row": name,
             "seed": seed,
             "teacher_accuracy": teacher_accuracy,
+            "input_bytes": run.data.test.inputs[0].nbytes,
             "part_sizes": list(partition.sizes),
             "params": [costs[i].params for i in student_of],
             "macs": [costs[i].macs for i in student_of],
@@ -302,10 +327,12 @@ def summarise(experiment: Experiment, results: Sequence[Mapping[str, Any]], *, c
                     "macs": max(mine[0]["macs"]),
                     "feature_bytes": max(mine[0]["feature_bytes"]),
                     "bytes_per_answer": sum(mine[0]["feature_bytes"]),
+                    "input_bytes": mine[0]["input_bytes"],
                     "seeds": [result["seed"] for result in mine],
                     "accuracy_by_failures": _mean_rows([table["by_failures"] for table in tables]),
                     "expected": {p: _mean([table["expected"][p] for table in tables]) for p in tables[0]["expected"]},
                     "sd": [_sd(of_seeds) for of_seeds in zip(*means, strict=True)],
+                    "by_run": means,
                 }
             )
     return {
@@ -313,6 +340,7 @@ def summarise(experiment: Experiment, results: Sequence[Mapping[str, Any]], *, c
         "complete": complete,
         "config": dataclasses.asdict(experiment),
         "seeds": list(experiment.study.seeds),
+        "folds": [list(fold) for fold in experiment.study.folds],
         "machine": machine(),
         "code_version": code_version(),
         "teacher": {

@@ -103,7 +103,7 @@ def test_devices_die_one_by_one_and_every_answer_is_the_offline_fusion_of_the_re
         cluster.kill(failed)
     with pytest.raises(QuorumError) as caught:
         client.infer(batches[0])
-    assert "0 of 8 nodes answered, the quorum is 1" in str(caught.value)
+    assert "0 of 8 devices answered, the quorum is 1" in str(caught.value)
     assert all(f"node-{i} (" in str(caught.value) for i in range(NUM_DEVICES))
     with pytest.raises(QuorumError):
         client.infer_many(batches)
@@ -276,7 +276,7 @@ def test_a_quorum_is_kept(small):
     with LocalCluster(small.path, quorum=2) as cluster, Client(cluster.address) as client:
         assert client.infer(images).mask == 0b11
         cluster.kill(1)
-        with pytest.raises(QuorumError, match=r"1 of 2 nodes answered, the quorum is 2; missing: node-1"):
+        with pytest.raises(QuorumError, match=r"1 of 2 devices answered, the quorum is 2; missing: node-1"):
             client.infer(images)
         assert not client.ready()
 

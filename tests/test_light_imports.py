@@ -10,7 +10,21 @@ from tests.serving import TIMEOUT_S
 from tests.toys import toy_bundle
 
 # Everything that the base install does not have, and scipy and networkx by name.
-BLOCKED = ("torch", "networkx", "scipy", "sklearn", "onnx", "pyarrow", "PIL", "matplotlib", "rich", "prometheus_client")
+BLOCKED = (
+    "torch",
+    "networkx",
+    "scipy",
+    "sklearn",
+    "onnx",
+    "pyarrow",
+    "PIL",
+    "matplotlib",
+    "rich",
+    "prometheus_client",
+    "aiohttp",
+    "opentelemetry",
+    "cryptography",
+)
 BLOCKER = f"""
 import sys
 class Blocker:
@@ -36,12 +50,15 @@ def test_the_blocker_blocks(name):
     [
         "nonn_device.node",
         "nonn_device.runtime",
+        "nonn_device.join",
+        "nonn.aggregator.joining",
         "nonn.aggregator.server",
         "nonn.fusion",
         "nonn.client",
         "nonn.cluster",
         "nonn.commands.serve",
         "nonn.commands.up",
+        "nonn.commands.top",
         "nonn.commands.predict",
     ],
 )

@@ -79,7 +79,9 @@ def test_students_that_send_their_penultimate_features_make_a_bundle_without_bri
     )
     bundle, report = Run(wide, runs).execute()
     assert [s.width for s in bundle.manifest.students] == [24] * 4
-    assert all(s.params < t.params for s, t in zip(bundle.manifest.students, tiny_bundle.manifest.students, strict=True))
+    assert all(
+        s.params < t.params for s, t in zip(bundle.manifest.students, tiny_bundle.manifest.students, strict=True)
+    )
     assert [device["feature_bytes"] for device in report["devices"]] == [96] * 4
     features, labels = bundle.features
     table = enumerate_subsets(bundle.head, features, labels)

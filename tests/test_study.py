@@ -11,11 +11,11 @@ import pytest
 
 from nonn import pipeline, study
 from nonn.cli import main
-from nonn.config import Experiment, load_experiment
+from nonn.config import Experiment, StudyConfig, load_experiment
 from nonn.errors import ConfigError
 from nonn.fusion import RidgePerSet, gram
 from nonn.report.table import percent
-from nonn.study import ROWS, evaluate_head, run_study, summarise
+from nonn.study import evaluate_head, run_study, summarise
 from nonn.subsets import members
 from tests.conftest import TINY
 
@@ -46,8 +46,9 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
 ) -> None:
     runs, result = finished
     assert result["complete"] and result["seeds"] == [0, 1]
-    assert {row["method"] for row in result["rows"]} == set(ROWS)
-    for name in ROWS:
+    names = StudyConfig().rows
+    assert {row["method"] for row in result["rows"]} == set(names)
+    for name in names:
         rows = [row for row in result["rows"] if row["method"] == name]
         assert {row["head"] for row in rows} == {"trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"}
         assert [row["head"] for row in rows if row["own"]] == ["ridge" if name == "ours" else "trained"]

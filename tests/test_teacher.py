@@ -97,7 +97,7 @@ def test_any_module_factory_serves_by_its_dotted_path() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (TeacherConfig(model="resnet"), "write wrn-DEPTH-WIDTH or package.module:factory"),
+        (TeacherConfig(model="resnet"), "write wrn-DEPTH-WIDTH or strided-DEPTH-WIDTH, or package.module:factory"),
         (TeacherConfig(model="no.such.module:x"), "No module named"),
         (TeacherConfig(model="tests.test_teacher:Nothing"), "has no attribute"),
         (

@@ -48,4 +48,4 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
         if package in ("", "nonn"):
             raise
         raise MissingExtraError(package, "train") from exc
-    return hold_out(reader.read(config, seed), config.held_out, seed)
+    return hold_out(reader.read(config, seed), config.held_out, seed, config.held_out_by)

@@ -10,6 +10,8 @@ arXiv 1708.04552.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -28,6 +30,9 @@ class Augment:
                of what is there: a constant border would add a step, hence frequencies that no sensor sent
     ``flip``   mirror left and right with probability ½; images only
     ``noise``  add Gaussian noise of this many standard deviations of each channel; no clipping to 0 … 255
+    ``rotate`` turn every body-worn unit about a random axis; windows only. The sensors of a unit are turned as one,
+               as when somebody straps it on a little askew. Angles are normal with this standard deviation in
+               degrees, about each of x, y and z
     ``cutout`` set a square of this side to the mean; images only. Its middle is uniform over the image, so
                it may stick out, as in the paper
     ========== ============================================================================================
@@ -42,10 +47,11 @@ class Augment:
     """
 
     def __init__(self, config: DataConfig, mean: ArrayLike, std: ArrayLike) -> None:
-        for key in ("crop", "noise", "cutout"):
+        for key in ("crop", "noise", "rotate", "cutout"):
             if getattr(config, key) < 0:
                 raise ConfigError(f"data.{key} = {getattr(config, key)}: must not be negative")
         self.crop, self.flip, self.noise, self.cutout = config.crop, config.flip, config.noise, config.cutout
+        self.rotate, self.unit = math.radians(config.rotate), config.unit
         self._mean = torch.as_tensor(mean, dtype=torch.float32)
         self._std = torch.as_tensor(std, dtype=torch.float32)
 
@@ -70,6 +76,8 @@ class Augment:
         if self.crop:
             inputs = _shift(inputs, self.crop, generator)
         outputs = inputs.to(torch.float32)
+        if self.rotate:
+            outputs = _turn(outputs, self.rotate, self.unit, generator)
         per_channel = (-1, *[1] * (inputs.ndim - 2))
         if self.noise:
             noise = torch.randn(inputs.shape, generator=generator).to(inputs.device)
@@ -88,6 +96,10 @@ class Augment:
         if inputs.ndim == 3 and (self.flip or self.cutout):
             key = "flip" if self.flip else "cutout"
             raise ConfigError(f"data.{key}: is for images; sensor windows take crop and noise")
+        if self.rotate and (inputs.ndim != 3 or inputs.shape[1] % self.unit):
+            raise ConfigError(
+                f"data.rotate: is for windows of units of {self.unit} channels (data.unit); not {list(inputs.shape)}"
+            )
         if self.crop >= min(inputs.shape[2:]):
             raise ConfigError(f"data.crop = {self.crop}: must be less than the input, {list(inputs.shape[2:])}")
 
@@ -111,6 +123,26 @@ def _shift(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
         windows = windows.unfold(axis, inputs.shape[axis], 1)  # at last [B, C, shifts, shifts, H, W]
     shifts = torch.randint(2 * most + 1, (inputs.ndim - 2, batch), generator=generator).to(device)
     return windows[(torch.arange(batch, device=device), slice(None), *shifts)]
+
+
+def _turn(windows: Tensor, spread: float, unit: int, generator: torch.Generator) -> Tensor:
+    """Turns each unit of each window.
+
+    Args:
+        windows: [B, C, T], units of channels in threes x y z.
+        spread: standard deviation of the angle about each axis, in radians.
+        unit: channels of a unit.
+        generator: on the CPU.
+    """
+    batch, channels, length = windows.shape
+    angles = spread * torch.randn((batch, channels // unit, 3), generator=generator).to(windows.device)
+    # The matrix exponential of the skew-symmetric matrix of an axis-angle vector is its rotation (Rodrigues).
+    x, y, z = angles.unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(*x.shape, 3, 3)
+    turns = torch.linalg.matrix_exp(skew)  # [B, units, 3, 3]
+    vectors = windows.view(batch, channels // unit, unit // 3, 3, length)
+    return torch.einsum("buij,busjt->busit", turns, vectors).reshape(windows.shape)
 
 
 def _square(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,8 @@ named like the labels in the plural (``activity``: ``activities``); else labels 
 come from persons or machines names that array as ``data.group``: windows of one person are almost copies of each
 other, so a split that cuts through a person measures memory.
 
-Limits: the held-out split is drawn by class from the training groups, so it does cut through them.
+The held-out split is drawn by class from the training groups and cuts through them, unless ``data.held_out_by`` says
+group: then whole groups are held out.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def read(config: DataConfig, seed: int) -> Source:
             raise DataError(f"{what}: {list(groups.shape)} for {len(labels)} samples")
         tested = choose_groups(groups, config.test_groups, config.test, seed, what)
         train, test = data.take(np.flatnonzero(~tested)), data.take(np.flatnonzero(tested))
-    return Source(path.stem, train, test, classes)
+    return Source(path.stem, train, test, classes, None if groups is None else groups[~tested])
 
 
 def _inputs(archive: Any, config: DataConfig, path: str) -> NDArray[Any]:

@@ -19,12 +19,17 @@ __all__ = ["Source", "find", "number_classes"]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a reader gives back: training data not yet divided, test data, class names [K]."""
+    """What a reader gives back: training data not yet divided, test data, class names [K].
+
+    Attributes:
+        groups: the group of each training sample, a person say; None where the data have none.
+    """
 
     name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
+    groups: NDArray[Any] | None = None
 
 
 def find(config: DataConfig, needed: str, get: str) -> Path:

@@ -24,13 +24,31 @@ IntArray = NDArray[np.int64]
 _TEST, _HELD_OUT = 0, 1  # streams of random numbers
 
 
-def hold_out(source: Source, share: float, seed: int) -> Dataset:
-    """Divides the training data of a source into ``train`` and ``held_out``, stratified by class.
+def hold_out(source: Source, share: float, seed: int, by: str = "class") -> Dataset:
+    """Divides the training data of a source into ``train`` and ``held_out``.
+
+    Args:
+        source: what a reader gave.
+        share: of each class, or of the groups.
+        seed: draws samples, or groups.
+        by: ``class`` or ``group``.
 
     Raises:
-        DataError: too few samples a class for this share, or splits that do not fit each other.
+        DataError: too few samples a class or groups for this share, or splits that do not fit each other.
     """
     generator = np.random.default_rng([seed, _HELD_OUT])
+    if by == "group":
+        if source.groups is None:
+            raise DataError(f"{source.name}: data.held_out_by = 'group', but these data have no groups")
+        present = np.unique(source.groups)
+        number = math.ceil(round(share * len(present), 9))
+        if number >= len(present):
+            raise DataError(f"{source.name}: data.held_out = {share} of {len(present)} groups leaves none to train on")
+        held = np.isin(source.groups, generator.choice(present, size=number, replace=False))
+        train, held_out = np.flatnonzero(~held), np.flatnonzero(held)
+        return Dataset.of(
+            source.name, source.train.take(train), source.train.take(held_out), source.test, source.classes
+        )
     train, held_out = stratified(source.train.labels, share, generator, f"{source.name}: data.held_out")
     return Dataset.of(source.name, source.train.take(train), source.train.take(held_out), source.test, source.classes)
 

@@ -1,7 +1,8 @@
 """The torch twin of ``nonn.fusion`` that students are trained through.
 
 One fully connected layer over the features that arrived, with an answering set of its own for every sample. Its
-weights become a ``ZeroFill``, ``Rescale`` or ``ReplicaAverage`` head, which gives the same logits (tested).
+weights become a ``ZeroFill``, ``Rescale``, ``ReplicaAverage`` or ``LogitAverage`` head, which gives the same logits
+(tested).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nonn.errors import ShapeError
-from nonn.fusion import Head, ReplicaAverage, Rescale, ZeroFill
+from nonn.fusion import Head, LogitAverage, ReplicaAverage, Rescale, ZeroFill
 
 __all__ = ["FusionLayer"]
 
@@ -21,9 +22,10 @@ class FusionLayer(nn.Module):
     """Zero-fill, rescale or replica-average fusion with a linear layer.
 
     Zero-fill and rescale are sums of what each device says by itself, ``z_S = b + s Σ f_i W_i`` with s = 1 or N/|S|.
+    Logit-average has a bias for each device: N classifiers that share nothing.
 
     Args:
-        kind: ``zero-fill``, ``rescale`` or ``replica-average``.
+        kind: ``zero-fill``, ``rescale``, ``replica-average`` or ``logit-average``.
         widths: feature width d_i of each device [N].
         parts: part of each device [N], or whatever number tells apart devices that learn different filters; only
             replica-average looks at it.
@@ -37,15 +39,20 @@ class FusionLayer(nn.Module):
 
     def __init__(self, kind: str, widths: Sequence[int], parts: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        if kind not in (ZeroFill.kind, Rescale.kind, ReplicaAverage.kind):
-            raise ShapeError(f"fusion '{kind}' cannot be trained through; choose zero-fill, rescale or replica-average")
+        kinds = (ZeroFill.kind, Rescale.kind, ReplicaAverage.kind, LogitAverage.kind)
+        if kind not in kinds:
+            raise ShapeError(f"fusion '{kind}' cannot be trained through; choose one of: {', '.join(kinds)}")
         self.kind, self.widths, self.parts = kind, tuple(widths), tuple(parts)
         num_parts = max(parts) + 1
         self.groups = [[i for i, p in enumerate(parts) if p == j] for j in range(num_parts)]
         average = kind == ReplicaAverage.kind
         inputs = sum(widths[group[0]] for group in self.groups) if average else sum(widths)
-        self.linear = nn.Linear(inputs, num_classes)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(inputs, num_classes, bias=kind != LogitAverage.kind)
+        self.biases: nn.Parameter | None = None
+        if kind == LogitAverage.kind:
+            self.biases = nn.Parameter(torch.zeros(len(widths), num_classes))
+        else:
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Sequence[Tensor], answered: Tensor) -> Tensor:
         """Fused logits.
@@ -58,6 +65,8 @@ class FusionLayer(nn.Module):
             [B, K].
         """
         weight = answered.to(features[0].dtype)
+        if self.kind == LogitAverage.kind:
+            weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1)
         if self.kind == Rescale.kind:
             weight = weight * (len(features) / weight.sum(dim=1, keepdim=True).clamp_min(1))
         arrived = [f * weight[:, i : i + 1] for i, f in enumerate(features)]
@@ -67,11 +76,13 @@ class FusionLayer(nn.Module):
                 for group in self.groups
             ]
         logits: Tensor = self.linear(torch.cat(arrived, dim=1))
-        return logits
+        return logits if self.biases is None else logits + weight @ self.biases
 
     def head(self) -> Head:
         """The NumPy head with these weights."""
         weight = self.linear.weight.detach().cpu().float().numpy().T
+        if self.biases is not None:
+            return LogitAverage(weight, self.biases.detach().cpu().float().numpy(), self.widths)
         bias = self.linear.bias.detach().cpu().float().numpy()
         if self.kind == ReplicaAverage.kind:
             return ReplicaAverage(weight, bias, self.widths, self.parts)

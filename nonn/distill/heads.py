@@ -7,7 +7,7 @@
 ``zero-fill``         the trained layer of all devices; an absent one counts as zeros
 ``rescale``           the same, scaled by N/|S|
 ``mean-fill``         the same; an absent device counts as the mean of its features
-``ridge``             a ridge regression to the teacher's logits for every answering set
+``ridge``             a ridge regression for every answering set, to the teacher's logits or to the labels
 ``logistic``          a logistic regression for every answering set, a few steps from the ridge
 ``best``              of all of these the one that is most often right on the held-out split
 ====================  ================================================================================================
@@ -121,7 +121,9 @@ def fit_heads(
         recorded = held_out_features(students, held_out, device)
     if fitted:
         kept = config.samples if "logistic" in kinds else 0
-        passes = _passes(config.passes, teacher, students, train, seed, augment, device, kept)
+        passes = _passes(
+            config.passes, teacher, students, train, seed, augment, device, kept, config.target, trained.num_classes
+        )
         ridge = RidgePerSet(passes.gram_matrix, passes.cross, config.ridge[0], trained.widths)
         heads["mean-fill"] = MeanFill(weight, bias, trained.widths, ridge.mean)
         if fitted - {"mean-fill"}:
@@ -207,6 +209,8 @@ def _passes(
     augment: Augmentation,
     device: str,
     kept: int,
+    target: str,
+    num_classes: int,
 ) -> _Passes:
     """Runs students and teacher over augmented passes; keeps the features of about the first ``kept`` samples."""
     sums: list[NDArray[np.float64]] = []
@@ -220,7 +224,11 @@ def _passes(
             for raw in batches(train.inputs, device):
                 varied = augment(raw, generator)
                 features = torch.cat(students.features(varied), dim=1).cpu().numpy()
-                added = gram(features, teacher(varied)[1].cpu().numpy())
+                if target == "labels":
+                    targets = np.eye(num_classes)[train.labels[start : start + len(raw)]]
+                else:
+                    targets = teacher(varied)[1].cpu().numpy()
+                added = gram(features, targets)
                 sums = [s + a for s, a in zip(sums, added, strict=True)] if sums else list(added)
                 if count < kept:
                     phi.append(features)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
+from nonn.students.grouped import of_one_architecture
+from nonn.views import seen
 
 __all__ = ["Students", "Together"]
 
@@ -28,15 +30,15 @@ class Students(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
-        return [student(x) for student in self.students]
+        return [student(seen(x, student.view)) for student in self.apart()]
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
-        return [student.maps(x) for student in self.apart()]
+        return [student.maps(seen(x, student.view)) for student in self.apart()]
 
     def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
-        pairs = [student.learn(x) for student in self.apart()]
+        pairs = [student.learn(seen(x, student.view)) for student in self.apart()]
         return [maps for maps, _ in pairs], [features for _, features in pairs]
 
     def apart(self) -> list[Student]:
@@ -45,23 +47,24 @@ class Students(nn.Module):
 
 
 class Together(nn.Module):
-    """The students as one network while they train; see nonn.students.grouped for why.
+    """The students as one network while they train, or as one for each architecture among them.
+
+    See nonn.students.grouped for why.
 
     Args:
-        students: of one architecture; their fusion is shared, not copied.
-
-    Raises:
-        ShapeError: their architectures differ.
+        students: their fusion is shared, not copied.
     """
 
     def __init__(self, students: Students) -> None:
         super().__init__()
-        self.grouped = GroupedStudents(students.apart())
+        apart = students.apart()
+        self._members = of_one_architecture(apart)
+        self.groups = nn.ModuleList([GroupedStudents([apart[i] for i in members]) for members in self._members])
         self.fusion = students.fusion
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
-        return self.grouped.maps(x)
+        return self.learn(x)[0]
 
     def features(self, x: Tensor) -> list[Tensor]:
         """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
@@ -69,8 +72,14 @@ class Together(nn.Module):
 
     def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
-        return self.grouped.learn(x)
+        learned: dict[int, tuple[Tensor, Tensor]] = {}
+        for members, grouped in zip(self._members, self.groups, strict=True):
+            learned |= zip(members, zip(*cast("GroupedStudents", grouped).learn(x), strict=True), strict=True)
+        in_order = [learned[i] for i in range(len(learned))]
+        return [maps for maps, _ in in_order], [features for _, features in in_order]
 
     def copy_back(self, students: Students) -> None:
         """Writes the weights into the students that this was made from."""
-        self.grouped.copy_to(students.apart())
+        apart = students.apart()
+        for members, grouped in zip(self._members, self.groups, strict=True):
+            cast("GroupedStudents", grouped).copy_to([apart[i] for i in members])

@@ -20,7 +20,7 @@ A further method is a module and a line in ``METHODS`` (and in the choices of ``
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -38,6 +38,7 @@ __all__ = [
     "Partition",
     "Partitioner",
     "check_parts",
+    "check_takes_sizes",
     "load_partitioner",
     "make_partition",
     "parts_of_labels",
@@ -133,14 +134,36 @@ class Partition:
 Partitioner: TypeAlias = "Callable[[FilterGraph, int, int], Partition]"
 
 
-def make_partition(config: PartitionConfig, graph: FilterGraph, seed: int) -> Partition:
+def make_partition(
+    config: PartitionConfig, graph: FilterGraph, seed: int, sizes: Sequence[int] | None = None
+) -> Partition:
     """Cuts a filter graph as the experiment file asks for; the same input and seed give the same parts.
+
+    Args:
+        config: method and number of parts.
+        graph: of C filters.
+        seed: of the cut.
+        sizes: filters of each part [M], for devices of unlike capacity; None is the method's own rule.
 
     Raises:
         PartitionError: the method is unknown, or the parts asked for cannot be made.
         MissingExtraError: what the method computes with is not installed.
     """
-    return load_partitioner(config.method)(graph, config.parts, seed)
+    if sizes is None:
+        return load_partitioner(config.method)(graph, config.parts, seed)
+    check_takes_sizes(config.method)
+    from nonn.partition import balanced_eigenvector
+
+    return balanced_eigenvector.partition(graph, config.parts, seed, sizes)
+
+
+def check_takes_sizes(method: str) -> None:
+    """Raises PartitionError where a method cannot make parts of given sizes."""
+    if method != "balanced-eigenvector":
+        raise PartitionError(
+            f"partition.method = {method!r}: does not take the sizes of parts that devices of unlike capacity need; "
+            "choose balanced-eigenvector"
+        )
 
 
 def load_partitioner(method: str) -> Partitioner:

@@ -28,12 +28,15 @@ Malinen, Fränti 2014 (balanced k-means by assignment).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 
+from nonn.errors import PartitionError
 from nonn.filters import FilterGraph
 from nonn.partition import Partition, check_parts
 
@@ -46,18 +49,21 @@ _RESTARTS = 10
 _MAX_ROUNDS = 100  # it settles in 10 to 40; the bound only stops ties from circling by rounding
 
 
-def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
-    """Cuts the graph into parts of equal size (± 1) along its leading eigenvectors.
+def partition(graph: FilterGraph, parts: int, seed: int, sizes: Sequence[int] | None = None) -> Partition:
+    """Cuts the graph into parts of equal size (± 1), or of given sizes, along its leading eigenvectors.
 
     Args:
         graph: filter graph of C filters; may be disconnected and have filters without an edge.
         parts: M, from 1 to C.
         seed: of the starts of k-means; not negative.
+        sizes: filters of each part [M], positive, with sum C; parts then keep this order.
 
     Raises:
-        PartitionError: fewer than one part, or more parts than filters.
+        PartitionError: fewer than one part, more parts than filters, or sizes that do not add up.
     """
     check_parts(graph.num_filters, parts)
+    if sizes is not None:
+        return _partition_to_sizes(graph, parts, seed, sizes)
     tied = np.flatnonzero(graph.weights.any(axis=1))
     members: list[list[int]] = [[] for _ in range(parts)]
     if tied.size:
@@ -69,6 +75,34 @@ def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
         min(members, key=len).append(int(index))
     ordered = sorted((sorted(part) for part in members), key=lambda part: part[0])
     return Partition(parts=tuple(map(tuple, ordered)), num_filters=graph.num_filters, method="balanced-eigenvector")
+
+
+def _partition_to_sizes(graph: FilterGraph, parts: int, seed: int, sizes: Sequence[int]) -> Partition:
+    """The same with unequal parts: a slot for every filter of a part, part by part."""
+    if len(sizes) != parts or min(sizes) < 1 or sum(sizes) != graph.num_filters:
+        raise PartitionError(f"sizes {list(sizes)}: need {parts} positive numbers with sum {graph.num_filters}")
+    tied = np.flatnonzero(graph.weights.any(axis=1))
+    # Filters without an edge leave room in every part in proportion; each keeps one that has an edge while there are.
+    room = np.array(_share_room(len(tied), sizes))
+    members: list[list[int]] = [[] for _ in range(parts)]
+    used = np.flatnonzero(room)
+    if tied.size:
+        embedding = _embed(graph.weights[np.ix_(tied, tied)], len(used))
+        for index, label in zip(tied, _balanced_kmeans(embedding, len(used), seed, room[used]), strict=True):
+            members[used[label]].append(int(index))
+    loose = iter(np.setdiff1d(np.arange(graph.num_filters), tied).tolist())
+    for part, size in zip(members, sizes, strict=True):
+        part.extend(next(loose) for _ in range(size - len(part)))
+    return Partition(parts=tuple(map(tuple, members)), num_filters=graph.num_filters, method="balanced-eigenvector")
+
+
+def _share_room(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divides a number over parts in proportion to their sizes, none above its size; it is at most their sum."""
+    quota = np.asarray(sizes) * (total / sum(sizes))
+    room = np.floor(quota + 1e-9).astype(int)
+    for part in np.argsort(room - quota, kind="stable")[: total - int(room.sum())]:
+        room[part] += 1
+    return [int(value) for value in room]
 
 
 def _embed(weights: Matrix, num_vectors: int) -> Matrix:
@@ -88,15 +122,18 @@ def _embed(weights: Matrix, num_vectors: int) -> Matrix:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def _balanced_kmeans(points: Matrix, num_clusters: int, seed: int) -> Labels:
-    """Labels [C] of clusters whose sizes differ by at most 1, with a low sum of squared distances to their means."""
+def _balanced_kmeans(points: Matrix, num_clusters: int, seed: int, sizes: NDArray[Any] | None = None) -> Labels:
+    """Labels [C] of clusters with a low sum of squared distances to their means.
+
+    Sizes differ by at most 1, or are those given.
+    """
     rng = np.random.default_rng(seed)
     best, lowest = np.zeros(len(points), dtype=np.intp), math.inf
     for _ in range(_RESTARTS if num_clusters > 1 else 1):
         centres = _spread_centres(points, num_clusters, rng)
         labels = np.full(len(points), -1, dtype=np.intp)
         for _ in range(_MAX_ROUNDS):
-            previous, labels = labels, _assign(_squared_distances(points, centres))
+            previous, labels = labels, _assign(_squared_distances(points, centres), sizes)
             if np.array_equal(previous, labels):
                 break
             centres = np.stack([points[labels == cluster].mean(axis=0) for cluster in range(num_clusters)])
@@ -125,13 +162,16 @@ def _squared_distances(points: Matrix, centres: Matrix) -> Matrix:
     return np.asarray(np.maximum(lengths - 2.0 * points @ centres.T, 0.0))
 
 
-def _assign(costs: Matrix) -> Labels:
-    """Cheapest labels [C] for costs [C, M] with ⌊C/M⌋ or ⌈C/M⌉ filters a part.
+def _assign(costs: Matrix, sizes: NDArray[Any] | None = None) -> Labels:
+    """Cheapest labels [C] for costs [C, M] with ⌊C/M⌋ or ⌈C/M⌉ filters a part, or with the sizes given [M].
 
     Every part offers ⌈C/M⌉ slots. Where C is no multiple of M, dummies take the last slot of the parts that stay
     smaller: which parts those are is chosen by cost, and none can lose more than one slot.
     """
     num_points, num_clusters = costs.shape
+    if sizes is not None:
+        owner = np.repeat(np.arange(num_clusters), sizes)
+        return np.asarray(owner[linear_sum_assignment(costs[:, owner])[1]], dtype=np.intp)
     size = -(-num_points // num_clusters)
     slots = np.repeat(costs, size, axis=1)  # slot s belongs to part s // size
     dummies = np.full((num_clusters * size - num_points, num_clusters * size), math.inf)

@@ -63,7 +63,7 @@ def measure_cost(network: nn.Module, input_shape: Sequence[int]) -> Cost:
     return Cost(params, macs, 4 * (params + largest))
 
 
-def check_budget(device: int, model: str, cost: Cost, budget: BudgetConfig) -> None:
+def check_budget(device: int | str, model: str, cost: Cost, budget: BudgetConfig) -> None:
     """Refuses a student that its device cannot take.
 
     Raises:
@@ -78,5 +78,5 @@ def check_budget(device: int, model: str, cost: Cost, budget: BudgetConfig) -> N
     if over:
         raise BudgetError(
             f"device {device}: student '{model}' is over its budget ({'; '.join(over)}); "
-            "choose a smaller student.model or raise devices.budget"
+            "choose a smaller student.model, or raise the limits in [devices]"
         )

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from nonn.errors import ShapeError
 from nonn.students.student import Student, squeezed
 from nonn.teacher.wrn import pool
+from nonn.views import seen
 
-__all__ = ["GroupedStudents", "group", "ungroup"]
+__all__ = ["GroupedStudents", "group", "of_one_architecture", "ungroup"]
 
 _CONV = (nn.Conv1d, nn.Conv2d)
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -65,6 +66,16 @@ def ungroup(merged: nn.Module, networks: Sequence[nn.Module]) -> None:
             network.state_dict()[name].copy_(piece)
 
 
+def of_one_architecture(students: Sequence[Student]) -> list[list[int]]:
+    """Numbers of the students that can train as one network, group by group; all in one group where they are alike."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number, student in enumerate(students):
+        modules = [nn.Module() if student.squeeze is None else student.squeeze, student.backbone]
+        shapes = tuple((name, tuple(value.shape)) for m in modules for name, value in m.state_dict().items())
+        groups.setdefault((shapes, student.sends, bool(student.view)), []).append(number)
+    return list(groups.values())
+
+
 class GroupedStudents(nn.Module):
     """All students as one network.
 
@@ -77,7 +88,12 @@ class GroupedStudents(nn.Module):
 
     def __init__(self, students: Sequence[Student]) -> None:
         super().__init__()
+        # Whoever sees everything shares one normalisation; views are normalised side by side, each by its own channels.
+        self.view = tuple(channel for student in students for channel in student.view)
         self.normalise = copy.deepcopy(students[0].normalise)
+        if self.view:
+            self.normalise.mean = torch.cat([student.normalise.mean for student in students], dim=1)
+            self.normalise.std = torch.cat([student.normalise.std for student in students], dim=1)
         self.backbone = group([student.backbone for student in students])
         self.filters = tuple(student.filters for student in students)
         same = len(set(self.filters)) == 1
@@ -101,9 +117,8 @@ class GroupedStudents(nn.Module):
 
     def _final(self, x: Tensor) -> Tensor:
         """The backbones' outputs side by side [B, N · C', …]."""
-        count = len(self.filters)
-        normal = self.normalise(x)
-        repeated = normal.repeat(1, count, *(1,) * (x.ndim - 2))
+        normal = self.normalise(seen(x, self.view))
+        repeated = normal if self.view else normal.repeat(1, len(self.filters), *(1,) * (x.ndim - 2))
         if x.ndim == 4:
             repeated = repeated.contiguous(memory_format=torch.channels_last)
         final: Tensor = self.backbone(repeated)

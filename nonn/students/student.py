@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from nonn.errors import ConfigError
 from nonn.teacher.teacher import Normalise
-from nonn.teacher.wrn import conv, norm_relu, pool, wrn
+from nonn.teacher.wrn import conv, norm_relu, pool
+from nonn.teacher.zoo import make_network
+from nonn.views import View
 
 __all__ = ["SENDS", "Student", "squeezed"]
 
@@ -32,14 +34,16 @@ class Student(nn.Module):
     """Raw inputs to the filters of one part.
 
     Args:
-        model: ``wrn-DEPTH-WIDTH``.
-        input_shape: of one sample [C, H, W] or [C, T].
+        model: a name of nonn.teacher.zoo.
+        input_shape: of one sample as the device sees it [C, H, W] or [C, T].
         filters: of its part, C_j.
-        normalise: its first layer; every student gets one of its own.
+        normalise: its first layer, of the channels it sees; every student gets one of its own.
         sends: ``bridge`` or ``penultimate``.
         send_width: penultimate: features that are sent; 0 is all of them.
+        view: channels of the whole input that it sees; empty is all. Whoever has the whole input cuts it.
 
     Attributes:
+        input_shape: of one sample as the device sees it.
         filters: C_j.
         width: features that the device sends, d_i.
         training_only: names of submodules that are not on the device.
@@ -56,11 +60,13 @@ class Student(nn.Module):
         normalise: Normalise,
         sends: str = "bridge",
         send_width: int = 0,
+        view: View = (),
     ) -> None:
         super().__init__()
         dims = len(input_shape) - 1
+        self.input_shape, self.view = tuple(input_shape), view
         self.normalise = normalise
-        self.backbone = wrn(model, input_shape[0], 0, dims)
+        self.backbone = make_network(model, input_shape[0], 0, dims)
         self.bridge = nn.Sequential(conv(dims, self.backbone.out_channels, filters, 1), norm_relu(dims, filters))
         self.squeeze: nn.Module | None = None
         self.filters, self.width, self.sends = filters, filters, sends
@@ -103,4 +109,3 @@ def squeezed(squeeze: nn.Module | None, pooled: Tensor) -> Tensor:
     dims = next(squeeze.parameters()).ndim - 2
     result: Tensor = squeeze(pooled.reshape(*pooled.shape, *[1] * dims)).float().flatten(1)
     return result
-

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from nonn.config import TeacherConfig
 from nonn.errors import ConfigError
-from nonn.teacher.wrn import parse_wrn, pool, wrn
+from nonn.teacher.wrn import pool
+from nonn.teacher.zoo import KNOWN, is_known, make_network
 
 __all__ = ["Normalise", "Teacher", "build_teacher", "load_weights"]
 
@@ -95,7 +96,7 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
     """Makes an untrained teacher from the configuration.
 
     Args:
-        config: ``model`` is ``wrn-DEPTH-WIDTH`` or ``package.module:factory``; a factory is called with ``args`` and
+        config: ``model`` is a name of the zoo or ``package.module:factory``; a factory is called with ``args`` and
             must give a network from normalised inputs [B, C, …] to logits [B, num_classes].
         input_shape: of one sample [C, H, W] or [C, T].
         num_classes: K.
@@ -104,13 +105,13 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
     Raises:
         ConfigError: the model cannot be made, or does not give ``num_classes`` logits.
     """
-    if parse_wrn(config.model) is not None:
-        network: nn.Module = wrn(config.model, input_shape[0], num_classes, len(input_shape) - 1)
+    if is_known(config.model):
+        network: nn.Module = make_network(config.model, input_shape[0], num_classes, len(input_shape) - 1)
         features = "features"
     elif ":" in config.model:
         network, features = _from_path(config.model, config.args), config.features
     else:
-        raise ConfigError(f"teacher.model = '{config.model}': write wrn-DEPTH-WIDTH or package.module:factory")
+        raise ConfigError(f"teacher.model = '{config.model}': write {KNOWN}, or package.module:factory")
     teacher = Teacher(network, features, normalise)
     training = teacher.training
     with torch.no_grad():

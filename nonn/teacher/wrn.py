@@ -1,7 +1,8 @@
 """Wide residual networks, for images and for sensor windows.
 
 ``wrn-DEPTH-WIDTH``: depth 6n + 4, three stages of n pre-activation blocks with 16, 32 and 64 times WIDTH channels;
-the second and third stage halve the resolution. The same network with one-dimensional convolutions serves sensor
+the second and third stage halve the resolution. WIDTH may be a fraction, such as 0.5, for the smallest devices; the
+first convolution then shrinks along. The same network with one-dimensional convolutions serves sensor
 windows [B, C, T]. Source: Zagoruyko & Komodakis 2016, arXiv 1605.07146.
 """
 
@@ -67,10 +68,10 @@ class WideResNet(nn.Module):
         out_channels: its number of filters, 64 · width.
     """
 
-    def __init__(self, depth: int, width: int, in_channels: int, num_classes: int, dims: int = 2) -> None:
+    def __init__(self, depth: int, width: float, in_channels: int, num_classes: int, dims: int = 2) -> None:
         super().__init__()
         blocks = (depth - 4) // 6
-        channels = [16, 16 * width, 32 * width, 64 * width]
+        channels = [round(base * scale) for base, scale in ((16, min(width, 1)), (16, width), (32, width), (64, width))]
         layers: list[nn.Module] = [conv(dims, in_channels, channels[0], 3)]
         for stage in range(3):
             for block in range(blocks):
@@ -97,18 +98,18 @@ def pool(maps: Tensor) -> Tensor:
     return maps.float().flatten(2).mean(dim=2) if maps.ndim > 2 else maps.float()
 
 
-def parse_wrn(name: str) -> tuple[int, int] | None:
+def parse_wrn(name: str) -> tuple[int, float] | None:
     """Depth and width of ``wrn-DEPTH-WIDTH``, None for another kind of name.
 
     Raises:
         ConfigError: it is a wrn of a depth or width that does not exist.
     """
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    match = re.fullmatch(r"wrn-(\d+)-(\d+(?:\.\d+)?)", name)
     if match is None:
         return None
-    depth, width = int(match[1]), int(match[2])
-    if depth < 10 or (depth - 4) % 6 or width < 1:
-        raise ConfigError(f"model '{name}': depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and width at least 1")
+    depth, width = int(match[1]), float(match[2])
+    if depth < 10 or (depth - 4) % 6 or width < 0.125:
+        raise ConfigError(f"model '{name}': depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and width at least 0.125")
     return depth, width
 
 

@@ -1,7 +1,7 @@
 """Students as ONNX, checked against torch.
 
 Raw inputs in, features out, normalisation inside; BN is folded into the convolutions by the runtime. One file, no
-external data.
+external data, and nothing in it that only a developer would read: the exporter's stack traces would be a tenth of it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from nonn.errors import BundleError
 
-__all__ = ["TOLERANCE", "export_onnx", "run_onnx"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["TOLERANCE", "export_onnx", "quiet", "run_onnx", "slim"]
 
 TOLERANCE = 1e-4
 
@@ -42,9 +43,12 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
     Raises:
         BundleError: the two differ by more than 1e-4, relative to the largest feature where that is above 1.
     """
+    import onnx
+    import torch
+
     network = network.cpu().eval()
     example = torch.zeros(2, *input_shape)
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet("torch.onnx"), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         program = torch.onnx.export(
             network,
             (example,),
@@ -57,7 +61,7 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
         )
         assert program is not None
         program.save(str(Path(folder) / "student.onnx"), external_data=False)
-        data = (Path(folder) / "student.onnx").read_bytes()
+        data = slim(onnx.load(str(Path(folder) / "student.onnx")))
     raw = samples.astype(np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy(raw)).numpy()
@@ -89,14 +93,49 @@ def run_onnx(data: bytes, inputs: NDArray[Any], batch: int = 256) -> NDArray[np.
     return result
 
 
+def slim(model: Any) -> bytes:
+    """The bytes of an ONNX model without comments, traces and intermediate shapes, and with short inner names.
+
+    Args:
+        model: a ModelProto without subgraphs; it is changed.
+    """
+    graph = model.graph
+    outer = {value.name for value in [*graph.input, *graph.output]}
+    names: dict[str, str] = {}
+
+    def short(name: str) -> str:
+        return name if not name or name in outer else names.setdefault(name, f"t{len(names)}")
+
+    del graph.value_info[:]
+    for item in [model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer]:
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+    for tensor in graph.initializer:
+        tensor.name = short(tensor.name)
+    for node in graph.node:
+        node.ClearField("name")
+        node.input[:] = [short(name) for name in node.input]
+        node.output[:] = [short(name) for name in node.output]
+    # Unused domains that a runtime declares when it writes a model.
+    used = {node.domain for node in graph.node}
+    kept = [opset for opset in model.opset_import if opset.domain in used | {""}]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return bytes(model.SerializeToString())
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter talks on stdout and warns of its own internals; neither helps who builds a bundle."""
-    log = logging.getLogger("torch.onnx")
+def quiet(logger: str | None) -> Iterator[None]:
+    """Exporter and quantiser warn of their own internals, which helps nobody who builds a bundle.
+
+    Args:
+        logger: that they write to; None is the root logger.
+    """
+    log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,0 +1,8 @@
+"""Students as files that devices run: ONNX in float or 8 bits, and C.
+
+``onnx_file`` makes and checks ONNX, ``deploy`` chooses the precision that an experiment asks for, ``c`` compiles.
+"""
+
+from nonn.export.onnx_file import TOLERANCE, export_onnx, run_onnx
+
+__all__ = ["TOLERANCE", "export_onnx", "run_onnx"]

@@ -1,0 +1,211 @@
+"""Students as portable C: no heap, no library but libm, weights as constants, activations in static buffers.
+
+emx-onnx-cgen translates the network, one sample at a time. What is added here: 8-bit networks are first turned into
+integer convolutions by ONNX Runtime, activations share memory as soon as they are no longer needed, and a small
+interface says which student the code was made from. The same file is what a microcontroller runs (devices/c/main.c)
+and, built as a shared object, what ``nonn-device serve --runtime c`` loads.
+
+Limits: not reentrant, since buffers are static; any batch, one sample after another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from nonn.errors import BundleError, MissingExtraError
+from nonn.export.onnx_file import slim
+
+__all__ = ["ABI", "CSource", "generate_c"]
+
+ABI = 1  # of the functions below; the node checks it
+_ENTRY = "student"
+_BYTES = {"float": 4, "double": 8, "_Bool": 1} | {f"{u}int{n}_t": n // 8 for u in ("", "u") for n in (8, 16, 32, 64)}
+_ALIGN = 16  # bytes: a vector register's worth
+_TEMPORARY = re.compile(r"^    (\w+) (\w+)((?:\[\d+\])+);$")
+
+_INTERFACE = Template("""
+/* What a program calls; see student.h. */
+#include "student.h"
+
+#if defined(__GNUC__)
+#define NONN_PUBLIC __attribute__((visibility("default")))
+#else
+#define NONN_PUBLIC
+#endif
+
+NONN_PUBLIC const int32_t nonn_student_abi = NONN_ABI;
+NONN_PUBLIC const int32_t nonn_student_inputs = NONN_INPUTS;
+NONN_PUBLIC const int32_t nonn_student_features = NONN_FEATURES;
+NONN_PUBLIC const char nonn_student_sha256[] = NONN_SHA256;
+
+NONN_PUBLIC void nonn_student(const float *input, float *features) {
+    $entry((const float (*)$input)input, (float (*)$output)features);
+}
+
+NONN_PUBLIC void nonn_student_batch(const float *inputs, float *features, int32_t count) {
+    for (int32_t i = 0; i < count; ++i) {
+        nonn_student(inputs + (size_t)i * NONN_INPUTS, features + (size_t)i * NONN_FEATURES);
+    }
+}
+""")
+
+_HEADER = Template("""/* $title. Made by nonn; do not edit. */
+#ifndef NONN_STUDENT_H
+#define NONN_STUDENT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define NONN_ABI $abi
+#define NONN_INPUTS $inputs      /* raw values of one sample: $shape */
+#define NONN_FEATURES $features  /* what it answers with */
+#define NONN_SHA256 "$sha256"  /* of the ONNX file */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+extern const int32_t nonn_student_abi, nonn_student_inputs, nonn_student_features;
+extern const char nonn_student_sha256[];
+
+/* One sample. Not reentrant: the activations are in static buffers. */
+void nonn_student(const float *input, float *features);
+/* count samples, one after another. */
+void nonn_student_batch(const float *inputs, float *features, int32_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
+""")
+
+
+@dataclass(frozen=True)
+class CSource:
+    """A student in C.
+
+    Attributes:
+        source: student.c.
+        header: student.h.
+        arena_bytes: static memory of the activations.
+    """
+
+    source: str
+    header: str
+    arena_bytes: int
+
+
+def generate_c(data: bytes, title: str) -> CSource:
+    """Translates a student.
+
+    Args:
+        data: its ONNX file, float or 8 bits.
+        title: who it is, for a comment and messages.
+
+    Raises:
+        BundleError: a shape is not fixed by the batch alone, or an operator cannot be translated.
+        MissingExtraError: emx-onnx-cgen is not installed.
+    """
+    try:
+        import onnx
+        from emx_onnx_cgen.compiler import Compiler, CompilerOptions
+        from emx_onnx_cgen.errors import CompilerError
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(exc.name or "emx_onnx_cgen", extra="c") from exc
+    model = onnx.load_from_string(data)
+    del model.graph.value_info[:]  # shapes inside follow from the batch
+    (given,), (made,) = model.graph.input, model.graph.output
+    for value in (given, made):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (given, made)]
+    if not all(map(all, shapes)):
+        raise BundleError(f"{title}: only the batch may vary, but input and output are {shapes} (0 is any size)")
+    options = CompilerOptions(model_name=_ENTRY, large_temp_threshold_bytes=0, large_weight_threshold=0)
+    try:
+        code = Compiler(options).compile(_integer(model) if _is_quantised(model) else model)
+    except CompilerError as exc:
+        raise BundleError(f"{title}: cannot be translated to C ({exc}); serve it with ONNX Runtime") from exc
+    code, arena_bytes = _share_buffers(code)
+    dims = ["".join(f"[{size}]" for size in shape[1:]) for shape in shapes]
+    header = _HEADER.substitute(
+        title=title,
+        abi=ABI,
+        inputs=prod(shapes[0]),
+        features=prod(shapes[1]),
+        shape=" x ".join(map(str, shapes[0][1:])),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    return CSource(code + _INTERFACE.substitute(entry=_ENTRY, input=dims[0], output=dims[1]), header, arena_bytes)
+
+
+def _is_quantised(model: Any) -> bool:
+    return any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+
+
+def _integer(model: Any) -> Any:
+    """The 8-bit network with integer convolutions; dequantised ones would need their weights as floats in RAM."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the result is for this kind of processor; C is for all
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "integer.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load_from_string(slim(onnx.load(options.optimized_model_filepath)))
+
+
+def _share_buffers(code: str) -> tuple[str, int]:
+    """Puts the temporaries of the entry function into static arenas, one a type, in which they share memory.
+
+    Two share where one is no longer read when the other is first written. Largest first, each at the lowest place that
+    is free while it lives. One arena a type, so that no memory is ever accessed as two types (C11 6.5p7).
+
+    Returns:
+        The code and the bytes of all arenas.
+    """
+    head, entry, body = code.rpartition(f"\nvoid {_ENTRY}(")
+    lines = body.split("\n")
+    found = {number: match for number, line in enumerate(lines) if (match := _TEMPORARY.match(line))}
+    statements = [line for number, line in enumerate(lines) if number and number not in found]
+    lives: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[str, int]] = {}
+    for kind, name, dims in (match.groups() for match in found.values()):
+        used = [number for number, line in enumerate(statements) if re.search(rf"\b{name}\b", line)]
+        lives[name] = (used[0], used[-1]) if used else (0, 0)
+        sizes[name] = (kind, prod(map(int, re.findall(r"\d+", dims))))
+    offsets: dict[str, int] = {}
+    arenas: dict[str, int] = {}
+    for name, (kind, size) in sorted(sizes.items(), key=lambda item: -item[1][1]):
+        start, first, last = 0, *lives[name]
+        step = max(1, _ALIGN // _BYTES[kind])
+        taken = sorted(
+            (offsets[other], offsets[other] + sizes[other][1])
+            for other in offsets
+            if sizes[other][0] == kind and lives[other][0] <= last and first <= lives[other][1]
+        )
+        for low, high in taken:
+            if start + size <= low:
+                break
+            start = max(start, -(-high // step) * step)
+        offsets[name] = start
+        arenas[kind] = max(arenas.get(kind, 0), start + size)
+    for number, match in found.items():
+        kind, name, dims = match.groups()
+        inner = dims[dims.index("]") + 1 :]
+        place = f"(nonn_arena_{kind} + {offsets[name]})"
+        lines[number] = (
+            f"    {kind} (*const {name}){inner} = ({kind} (*){inner}){place};"
+            if inner
+            else f"    {kind} *const {name} = {place};"
+        )
+    declared = "".join(f"\nstatic {kind} nonn_arena_{kind}[{size}];" for kind, size in sorted(arenas.items()))
+    return head + declared + "\n" + entry + "\n".join(lines), sum(n * _BYTES[kind] for kind, n in arenas.items())

@@ -1,0 +1,104 @@
+"""A student in the precision that the experiment asks for: what its device runs and what it sends.
+
+Whatever is measured of a student from here on, accuracy tables and recorded features, is measured through both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.config import ExportConfig
+from nonn.errors import BundleError
+from nonn.export.onnx_file import run_onnx
+from nonn.features import FeatureCode
+from nonn.subsets import SubsetTable
+
+__all__ = ["Deployed", "calibration_sample", "deploy", "float_reference"]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One student as its device runs it.
+
+    Attributes:
+        data: the ONNX file.
+        suffix: of its name.
+        weights: dtype of its weights.
+        code: how its features are sent.
+        original: the ONNX file in float.
+    """
+
+    data: bytes
+    suffix: str
+    weights: str
+    code: FeatureCode
+    original: bytes
+
+    @property
+    def lossy(self) -> bool:
+        """Whether its answers are other than those in float."""
+        return (self.weights, self.code.dtype) != ("float32", "float32")
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "weights": self.weights,
+            "dtype": self.code.dtype,
+            "scale": self.code.scale,
+            "low": self.code.low,
+        }
+
+    def features(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """What arrives at the aggregator [n, d] for raw inputs [n, …]."""
+        return self.code.roundtrip(run_onnx(self.data, inputs))
+
+
+def calibration_sample(inputs: NDArray[Any], count: int, seed: int) -> NDArray[Any]:
+    """Training inputs to calibrate with, drawn without replacement; all where there are fewer than ``count``."""
+    chosen = np.random.default_rng([seed, 7]).permutation(len(inputs))[:count]
+    return inputs[np.sort(chosen)]
+
+
+def deploy(config: ExportConfig, device: int, data: bytes, calibration: NDArray[Any]) -> Deployed:
+    """A student as the configuration wants it served.
+
+    Args:
+        config: the precision of weights and features.
+        device: number of the device, for messages.
+        data: the student's ONNX file in float.
+        calibration: raw training inputs [n, …].
+
+    Raises:
+        BundleError: the student does not survive quantisation.
+    """
+    served = data
+    if config.weights == "int8":
+        from nonn.quantise import quantise
+
+        try:
+            served = quantise(data, calibration)
+        except BundleError as exc:
+            raise BundleError(f"device {device}: {exc}") from exc
+    code = FeatureCode.fit(config.features, run_onnx(served, calibration))
+    suffix = ".int8.onnx" if config.weights == "int8" else ".onnx"
+    return Deployed(served, suffix, config.weights, code, data)
+
+
+def float_reference(table: SubsetTable, deployed: Sequence[Deployed]) -> Mapping[str, Any]:
+    """What the same students give in float, for the manifest's provenance.
+
+    Args:
+        table: accuracy of every answering set with float weights and features.
+        deployed: the students [N].
+    """
+    accuracy = table.accuracy
+    return {
+        "model_bytes": [len(student.original) for student in deployed],
+        "accuracy_by_failures": [{key: row[key] for key in ("failed", "mean", "worst")} for row in table.by_failures()],
+        "accuracy_alone": [float(accuracy[1 << i]) for i in range(len(deployed))],
+    }

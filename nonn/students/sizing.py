@@ -1,0 +1,149 @@
+"""The largest student that each device takes, and parts that follow from it.
+
+The family is ``wrn-DEPTH-WIDTH`` in the depths and widths below; the largest is the one with the most parameters, of
+equals the one with the fewest multiply-accumulates. Candidates are built on torch's meta device: shapes without
+values, so trying them all takes a moment.
+
+Students decide the sizes of parts, and the bridge to its part is some of a student. So students are sized with equal
+parts first, the parts are sized to those, and then every device gets the largest student that fits with its own part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from nonn.devices import Device, share_out
+from nonn.errors import BudgetError
+from nonn.partition.redundancy import Design
+from nonn.students.budget import Cost, check_budget, measure_cost
+from nonn.students.student import Student
+from nonn.views import View
+
+__all__ = ["FAMILY", "Sizing", "check_device", "feature_bytes", "size_students"]
+
+AUTO = "auto"
+_DEPTHS = (10, 16, 22)
+_WIDTHS = ("0.25", "0.5", "0.75", "1", "1.5", "2", "3", "4")
+FAMILY: Sequence[str] = tuple(f"wrn-{depth}-{width}" for depth in _DEPTHS for width in _WIDTHS)
+
+Build = Callable[[int, str, int], Student]  # (device, model, filters) → an untrained student
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What every device runs.
+
+    Attributes:
+        models: of each device [N].
+        params: of each device's student [N].
+        sizes: filters of each part [M] where students differ; None leaves them to the partitioner.
+    """
+
+    models: tuple[str, ...]
+    params: tuple[int, ...]
+    sizes: tuple[int, ...] | None
+
+
+def feature_bytes(student: Student, dtype: str) -> int:
+    """What a student sends for one answer."""
+    return student.width * np.dtype(dtype).itemsize
+
+
+def check_device(device: Device, model: str, cost: Cost, sent_bytes: int) -> None:
+    """Refuses a student that its device cannot take, or not answer with in time.
+
+    Raises:
+        BudgetError: names the device, the student, what it needs and what there is.
+    """
+    check_budget(device.title, model, cost, device.budget)
+    latency_s = device.latency_s(cost.macs, sent_bytes)
+    if device.answer_s and latency_s > device.answer_s:
+        raise BudgetError(
+            f"device {device.title}: student '{model}' answers in {1000 * latency_s:.3g} ms, devices.answer_s allows "
+            f"{1000 * device.answer_s:.3g} ms; choose a smaller student.model, or raise devices.answer_s"
+        )
+
+
+def size_students(
+    devices: Sequence[Device],
+    views: Sequence[View],
+    design: Design,
+    num_filters: int,
+    model: str,
+    build: Build,
+    dtype: str,
+) -> Sizing:
+    """Chooses every device's student and the sizes of the parts.
+
+    Args:
+        devices: with their limits [N].
+        views: channels that each of them sees [N].
+        design: which device learns which of the M parts.
+        num_filters: C of the teacher.
+        model: of every device, or ``auto``.
+        build: makes an untrained student.
+        dtype: of the features that are sent.
+
+    Raises:
+        BudgetError: a student is over its device's budget, or even the smallest one of the family is.
+    """
+    learned = design.parts_of_device(len(devices))
+    equal = [math.ceil(num_filters / design.num_parts)] * design.num_parts
+    models = FAMILY if model == AUTO else (model,)
+    measured: dict[tuple[int, int], list[_Candidate]] = {}
+
+    def largest(device: Device, sizes: Sequence[int]) -> tuple[str, Cost]:
+        filters = min(sum(sizes[j] for j in learned[device.number]), num_filters)
+        alike = (len(views[device.number]), filters)  # all that a student's size depends on beside its model
+        if alike not in measured:
+            measured[alike] = [_candidate(build, device.number, name, filters, dtype) for name in models]
+        return _largest(device, measured[alike])
+
+    chosen = [largest(device, equal) for device in devices]
+    sizes = None
+    if len({name for name, _ in chosen}) > 1:
+        holders = design.devices_of_part(len(devices))
+        sizes = share_out(num_filters, [float(np.mean([chosen[i][1].params for i in part])) for part in holders])
+        chosen = [largest(device, sizes) for device in devices]
+    return Sizing(tuple(name for name, _ in chosen), tuple(cost.params for _, cost in chosen), sizes)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    model: str
+    cost: Cost
+    sent_bytes: int
+
+
+def _candidate(build: Build, device: int, model: str, filters: int, dtype: str) -> _Candidate:
+    """A student measured without making its weights."""
+    with torch.device("meta"):
+        student = build(device, model, filters)
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.forward = lambda x: x  # type: ignore[assignment]  # not counted, and slow on meta
+    return _Candidate(model, measure_cost(student, student.input_shape), feature_bytes(student, dtype))
+
+
+def _largest(device: Device, candidates: Sequence[_Candidate]) -> tuple[str, Cost]:
+    """The largest model that a device takes, and what it costs.
+
+    Raises:
+        BudgetError: none fits; says why the smallest does not.
+    """
+    problem: BudgetError | None = None
+    for candidate in sorted(candidates, key=lambda c: (-c.cost.params, c.cost.macs)):
+        try:
+            check_device(device, candidate.model, candidate.cost, candidate.sent_bytes)
+        except BudgetError as exc:
+            problem = exc
+            continue
+        return candidate.model, candidate.cost
+    assert problem is not None
+    raise problem if len(candidates) == 1 else BudgetError(f"no student is small enough; of the smallest: {problem}")

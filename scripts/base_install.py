@@ -1,0 +1,77 @@
+"""A virtual environment with the base install alone, what a device has, and what it takes on disk.
+
+    python scripts/base_install.py            # makes .venv-base, prints its size as JSON
+
+The environment is kept and made anew when the dependencies or their pins change. It has no pip and no extras, and
+runs this checkout. Its size is that of all files in site-packages, byte code included, and of nonn's own packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+ENVIRONMENT = HERE / ".venv-base"
+PACKAGES = ("nonn", "devices/nonn_device", "simulator/nonn_sim")
+
+
+def base_install(folder: Path = ENVIRONMENT) -> Path:
+    """Makes the environment unless it is there, and returns its Python.
+
+    Raises:
+        CalledProcessError: pip cannot install it.
+    """
+    wanted = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["dependencies"]
+    pins = (HERE / "constraints.txt").read_bytes()
+    key = hashlib.sha256(json.dumps([wanted, sys.version]).encode() + pins).hexdigest()
+    python, stamp = folder / "bin" / "python", folder / "made-from"
+    if stamp.exists() and stamp.read_text() == key:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=False, symlinks=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "-c",
+        "constraints.txt",
+        "-e",
+        ".",
+    ]
+    subprocess.run(command, cwd=HERE, check=True)
+    stamp.write_text(key)
+    return python
+
+
+def installed_mb(folder: Path = ENVIRONMENT) -> float:
+    """Megabytes of the environment's packages and of nonn itself."""
+    roots = [*folder.glob("lib/python*/site-packages"), *(HERE / package for package in PACKAGES)]
+    files = (path for root in roots for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
+def main() -> None:
+    """Prints the size, and fails above a limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit-mb", type=float, default=180.0, help="fail above this (default: %(default)s)")
+    args = parser.parse_args()
+    base_install()
+    size = installed_mb()
+    print(json.dumps({"node_install_mb": round(size, 1), "limit_mb": args.limit_mb}))
+    sys.exit(size > args.limit_mb)
+
+
+if __name__ == "__main__":
+    main()

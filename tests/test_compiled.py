@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from nonn_device.compiled import CompiledRuntime, library_path, machine_of
+from nonn_device.runtime import open_runtime
+from nonn_device.self_test import samples_like
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
+from nonn.cli import main
+from nonn.config import ExportConfig
+from nonn.errors import BundleError, MissingExtraError
+from nonn.export import export_onnx
+from nonn.export.c import generate_c
+from nonn.export.compiled import TOLERANCE
+from nonn.export.deploy import deploy
+from nonn.fusion import RidgePerSet, enumerate_subsets, gram
+from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.wire import new_request, read_tensors
+from tests.serving import running_node
+from tests.test_export import trained_looking_student
+from tests.toys import toy_bundle
+
+REPOSITORY = Path(__file__).parent.parent
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One convolutional student in float and the same in 8 bits, as devices 0 and 1 of one bundle."""
+    network = trained_looking_student()
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(127, 70, (128, *SHAPE)).clip(0, 255).astype(np.uint8)
+    data = export_onnx(network, SHAPE, inputs)
+    served = [deploy(ExportConfig(weights=weights), i, data, inputs) for i, weights in enumerate(("float32", "int8"))]
+    features, labels = [one.features(inputs) for one in served], rng.integers(0, 3, len(inputs))
+    width = features[0].shape[1]
+    head = RidgePerSet(*gram(np.concatenate(features, axis=1), np.eye(3)[labels]), ridge=1e-3, widths=[width] * 2)
+    table = enumerate_subsets(head, features, labels)
+    manifest = Manifest(
+        experiment="compiled",
+        input=InputSpec(SHAPE, "uint8", (127.0,), (70.0,)),
+        classes=("a", "b", "c"),
+        parts=(tuple(range(width)),),
+        students=tuple(
+            Student(i, 0, f"students/student-{i}{one.suffix}", "", 1, 1, 0, width, **one.entry())
+            for i, one in enumerate(served)
+        ),
+        files={},
+        teacher={},
+        data={},
+        replicas=((0, 1),),
+    )
+    arrays = {
+        "fusion.npz": head.to_arrays(),
+        "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
+    }
+    path = tmp_path_factory.mktemp("compiled") / "bundle"
+    return write_bundle(path, manifest, {i: one.data for i, one in enumerate(served)}, arrays)
+
+
+@pytest.fixture(scope="module")
+def exported(bundle: Bundle) -> dict[str, object]:
+    """What the command prints about both students; the shared objects then lie where a node looks."""
+    command = [sys.executable, "-m", "nonn", "export", str(bundle.path), "--target", "c", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def rows(exported: dict[str, object]) -> list[dict[str, float]]:
+    found = exported["students"]
+    assert isinstance(found, list)
+    return found
+
+
+def test_compiled_students_give_what_onnx_runtime_gives_for_any_batch(
+    bundle: Bundle, exported: dict[str, object]
+) -> None:
+    inputs = samples_like(bundle.manifest.input, 33)
+    for device, weights in enumerate(("float32", "int8")):
+        expected = open_runtime("onnx", bundle, device).run(inputs)
+        runtime = open_runtime("c", bundle, device)
+        for batch in (1, 5, 33):
+            got = np.concatenate([runtime.run(inputs[i : i + batch]) for i in range(0, len(inputs), batch)])
+            assert np.abs(got - expected).mean() <= TOLERANCE[weights] * np.abs(expected).mean()
+        if weights == "float32":
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        assert rows(exported)[device]["gap"] <= TOLERANCE[weights]
+
+
+def test_flash_and_ram_are_those_of_the_sections(bundle: Bundle, exported: dict[str, object], tmp_path: Path) -> None:
+    for row, student in zip(rows(exported), bundle.manifest.students, strict=True):
+        source = library_path(bundle.path, student.device).with_name("student.c")
+        subprocess.run(["cc", "-std=c11", "-Os", "-c", "-o", tmp_path / "s.o", source], check=True)
+        done = subprocess.run(["size", tmp_path / "s.o"], capture_output=True, text=True, check=True)
+        text, data, bss = map(int, done.stdout.splitlines()[1].split()[:3])
+        # `size` counts unwind tables as text.
+        assert 0.9 * (text + data) <= row["flash_bytes"] <= text + data
+        assert bss <= row["ram_bytes"] - row["stack_bytes"] + data <= bss + data + 64
+        assert 0 < row["stack_bytes"] < 2048
+        assert row["arena_bytes"] <= bss
+    small, large = rows(exported)[1], rows(exported)[0]
+    assert small["flash_bytes"] < 0.35 * large["flash_bytes"]
+
+
+def test_the_code_has_no_heap_and_no_library_but_mathematics(bundle: Bundle, exported: dict[str, object]) -> None:
+    del exported
+    for device in (0, 1):
+        library = library_path(bundle.path, device)
+        done = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True)
+        symbols = [line.split() for line in done.stdout.splitlines()]
+        needed = {re.sub("@.*", "", name) for kind, name in (s[-2:] for s in symbols) if kind == "U"}
+        assert needed <= {"sqrtf", "fmaxf", "fminf", "nearbyintf", "rintf", "roundf", "memcpy", "memset", "memmove"}
+        made = {name for kind, name in (s[-2:] for s in symbols) if kind in "TRDB"}
+        assert made == {
+            "nonn_student",
+            "nonn_student_batch",
+            "nonn_student_abi",
+            "nonn_student_inputs",
+            "nonn_student_features",
+            "nonn_student_sha256",
+        }
+
+
+@pytest.mark.parametrize("flags", [["-Os"], ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]])
+def test_the_program_for_a_microcontroller_gives_the_same_on_this_machine(
+    bundle: Bundle, exported: dict[str, object], tmp_path: Path, flags: list[str]
+) -> None:
+    del exported
+    inputs = samples_like(bundle.manifest.input, 9)
+    for device, weights in enumerate(("float32", "int8")):
+        folder, program = library_path(bundle.path, device).parent, tmp_path / f"program-{device}"
+        command = ["cc", "-std=c11", "-Wall", "-Werror", *flags, f"-I{folder}", REPOSITORY / "devices/c/main.c"]
+        subprocess.run([*command, folder / "student.c", "-lm", "-o", program], check=True)
+        done = subprocess.run([program], input=inputs.tobytes(), capture_output=True, timeout=60, check=True)
+        got = np.frombuffer(done.stdout, np.float32).reshape(9, -1)
+        expected = open_runtime("onnx", bundle, device).run(inputs)
+        assert np.abs(got - expected).mean() <= TOLERANCE[weights] * np.abs(expected).mean()
+
+
+def test_a_node_of_compiled_c_serves_without_onnx_runtime_and_in_less_memory(
+    bundle: Bundle, exported: dict[str, object]
+) -> None:
+    del exported
+    inputs = np.random.default_rng(0).integers(0, 256, (7, *SHAPE)).astype(np.uint8)
+    held: dict[str, float] = {}
+    for runtime in ("onnx", "c"):
+        with running_node(bundle.path, 0, "--runtime", runtime) as (child, ready):
+            with grpc.insecure_channel(ready["address"]) as channel:
+                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+                response = stub.ModelInfer(new_request("student-0", {"input": inputs}, {}))
+            got = read_tensors(response.outputs, response.raw_output_contents)["features"]
+            process = Path(f"/proc/{child.pid}")
+            held[runtime] = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+            assert ("onnxruntime" in (process / "maps").read_text()) == (runtime == "onnx")
+        expected = open_runtime("onnx", bundle, 0).run(inputs.astype(np.float32))
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert held["c"] < held["onnx"] - 15
+
+
+def refused(library: Path, bundle: Bundle, device: int = 0) -> str:
+    with pytest.raises(BundleError) as caught:
+        CompiledRuntime(library, bundle.manifest.students[device], bundle.manifest.input)
+    return str(caught.value)
+
+
+def test_a_library_for_another_processor_names_both_and_the_remedy(
+    bundle: Bundle, exported: dict[str, object], tmp_path: Path
+) -> None:
+    del exported
+    data = bytearray(library_path(bundle.path, 0).read_bytes())
+    other = 183 if machine_of(bytes(data[:20])) != "64-bit Arm" else 62
+    data[18:20] = other.to_bytes(2, "little")
+    (tmp_path / "student.so").write_bytes(data)
+    text = refused(tmp_path / "student.so", bundle)
+    assert "64-bit Arm" in text and "this device is" in text and "--cc" in text
+
+
+def test_libraries_that_are_none_or_of_something_else_are_refused(
+    bundle: Bundle, exported: dict[str, object], tmp_path: Path
+) -> None:
+    del exported
+    good = library_path(bundle.path, 0)
+    assert "no compiled student" in refused(tmp_path / "none.so", bundle)
+    (tmp_path / "text.so").write_text("no library")
+    assert "not a shared object" in refused(tmp_path / "text.so", bundle)
+    (tmp_path / "half.so").write_bytes(good.read_bytes()[:4096])
+    assert "truncated, 4096 bytes of" in refused(tmp_path / "half.so", bundle)
+    assert "from another student" in refused(good, bundle, device=1)
+    (tmp_path / "other.c").write_text("int other;\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "other.so", tmp_path / "other.c"], check=True)
+    assert "nonn_student_abi" in refused(tmp_path / "other.so", bundle)
+    with pytest.raises(BundleError, match="the student takes"):
+        CompiledRuntime(good, bundle.manifest.students[0], bundle.manifest.input).run(np.zeros((1, 63), np.float32))
+
+
+def test_an_instruction_that_the_processor_lacks_is_told_and_does_not_kill_the_node(
+    bundle: Bundle, exported: dict[str, object], tmp_path: Path
+) -> None:
+    """The student's own code with an undefined instruction in its way: a real SIGILL."""
+    del exported
+    folder = library_path(bundle.path, 0).parent
+    source = (folder / "student.c").read_text()
+    call = "NONN_PUBLIC void nonn_student(const float *input, float *features) {"
+    assert call in source
+    (tmp_path / "student.c").write_text(source.replace(call, f"{call} __builtin_trap();"))
+    shutil.copy(folder / "student.h", tmp_path)
+    trap = ["-shared", "-fPIC", "-o", tmp_path / "student.so", tmp_path / "student.c", "-lm"]
+    subprocess.run(["cc", *trap], check=True)
+    command = [sys.executable, "-m", "nonn_device", "check", str(bundle.path), "--student", "0", "--runtime", "c"]
+    done = subprocess.run([*command, "--library", tmp_path / "student.so"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and done.stdout == ""
+    assert "SIGILL" in done.stderr or "SIGTRAP" in done.stderr
+    assert os.uname().machine in done.stderr and "--cc" in done.stderr
+    serve = [*command, "--library", tmp_path / "student.so", "--self-test", "--watch-stdin"]
+    serve[3] = "serve"
+    served = subprocess.run(serve, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert served.returncode == 3 and "ready" not in served.stdout
+
+
+def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: list[object]) -> None:
+    graph = helper.make_graph(
+        nodes,
+        "student",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 2])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    generate_c(model.SerializeToString(), "toy, student 7")
+
+
+def test_what_cannot_be_translated_is_said_with_the_student() -> None:
+    weight = numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")
+    product = helper.make_node("MatMul", ["input", "w"], ["features"])
+    compiled([product], [weight], ["batch", 4])
+    with pytest.raises(BundleError, match=r"toy, student 7: only the batch may vary.*\[1, 0\]"):
+        compiled([product], [weight], ["batch", "length"])
+    foreign = helper.make_node("FutureOperator", ["input", "w"], ["features"])
+    with pytest.raises(BundleError, match="toy, student 7: cannot be translated to C"):
+        compiled([foreign], [weight], ["batch", 4])
+
+
+def test_buffers_are_shared_only_by_what_does_not_live_at_once() -> None:
+    """Chains of residual sums: a wrong plan overwrites what is still needed, a wasteful one shares nothing."""
+    rng, nodes, last = np.random.default_rng(0), [], ["input"]
+    weights = [numpy_helper.from_array(rng.normal(size=(16, 16)).astype(np.float32), f"w{i}") for i in range(12)]
+    for i in range(12):
+        nodes.append(helper.make_node("MatMul", [last[-1], f"w{i}"], [f"m{i}"]))
+        nodes.append(helper.make_node("Add", [f"m{i}", last[max(0, len(last) - 1 - i % 4)]], [f"s{i}"]))
+        last.append(f"s{i}")
+    nodes[-1].output[0] = "features"
+    graph = helper.make_graph(
+        nodes,
+        "student",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 16])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 16])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    made = generate_c(model.SerializeToString(), "chain")
+    assert 4 * 16 * 2 <= made.arena_bytes <= 4 * 16 * 6 < 4 * 16 * 23
+    values: dict[str, NDArray[np.float32]] = {"input": rng.normal(size=(1, 16)).astype(np.float32)}
+    for weight in weights:
+        values[weight.name] = numpy_helper.to_array(weight)
+    for node in nodes:
+        first, second = (values[name] for name in node.input)
+        values[node.output[0]] = first @ second if node.op_type == "MatMul" else first + second
+    got = _run_source(made.source, made.header, values["input"])
+    np.testing.assert_allclose(got, values["features"], rtol=1e-4, atol=1e-2)
+
+
+def _run_source(source: str, header: str, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "student.c").write_text(source)
+        (folder / "student.h").write_text(header)
+        command = ["cc", "-O2", f"-I{folder}", REPOSITORY / "devices/c/main.c", folder / "student.c", "-lm"]
+        subprocess.run([*command, "-o", folder / "program"], check=True)
+        done = subprocess.run([folder / "program"], input=inputs.tobytes(), capture_output=True, check=True, timeout=60)
+    return np.frombuffer(done.stdout, np.float32).reshape(len(inputs), -1)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--student", "9"], 3, "no student 9; this bundle has 0 to 1"),
+        (["--cc", "no-such-compiler"], 3, "no-such-compiler"),
+        (["--cc", ""], 3, "--cc"),
+        (["--cc", "cat"], 3, "cat"),
+        (["--out", "/proc/nowhere"], 3, "/proc/nowhere"),
+    ],
+)
+def test_what_cannot_be_exported_ends_with_its_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, text: str
+) -> None:
+    path = toy_bundle(tmp_path / "bundle", num_devices=2).path
+    assert main(["export", str(path), "--target", "c", *options]) == code
+    assert text in capsys.readouterr().err
+
+
+def test_without_the_extra_the_message_has_the_command_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "emx_onnx_cgen"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "emx_onnx_cgen", None)
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
+    with pytest.raises(MissingExtraError, match=r"pip install 'nonn\[c\]'"):
+        generate_c(bundle.student_path(0).read_bytes(), "toy")

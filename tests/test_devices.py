@@ -1,0 +1,352 @@
+"""Device classes: limits, sizing, parts that follow, placement, and the measurement that makes an entry."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nonn.bundle import Bundle
+from nonn.cli import main
+from nonn.config import from_mapping, load_experiment
+from nonn.device_config import DeviceClassConfig, DevicesConfig
+from nonn.devices import place_students, resolve_devices, share_out
+from nonn.errors import BudgetError, ConfigError, GuaranteeError, PartitionError
+from nonn.filters import FilterGraph
+from nonn.partition.balanced_eigenvector import partition
+from nonn.partition.redundancy import Design
+from nonn.pipeline import Run
+from nonn.probe import PROBE_MACS, Measured, available_ram_bytes, device_entry, measure_macs_per_s, probe_network
+from nonn.students import Student, measure_cost, sizing
+from nonn.students.sizing import size_students
+from nonn.teacher import Normalise
+from tests.conftest import TINY
+from tests.toys import toy_bundle
+
+CLASSES = """
+[experiment]
+name = "uneven"
+[student]
+model = "auto"
+[[devices.classes]]
+name = "pi"
+count = 2
+params = 60_000
+macs_per_s = 1e9
+link_bytes_per_s = 1e6
+p_fail = 0.05
+[[devices.classes]]
+name = "watch"
+count = 2
+params = 9_000
+macs_per_s = 1e8
+link_bytes_per_s = 1e5
+link_latency_s = 0.004
+p_fail = 0.3
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole family takes three seconds to measure."""
+    monkeypatch.setattr(
+        sizing, "FAMILY", ("wrn-10-0.25", "wrn-10-0.5", "wrn-10-1", "wrn-16-0.5", "wrn-16-1", "wrn-10-2")
+    )
+
+
+def build(device: int, model: str, filters: int) -> Student:
+    return Student(model, (1, 8, 8), filters, Normalise([0.0], [1.0], 2))
+
+
+def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64):  # type: ignore[no-untyped-def]
+    resolved = resolve_devices(devices)
+    design = Design(len(resolved))
+    return size_students(resolved, [()] * len(resolved), design, num_filters, model, build, "float32")
+
+
+# ---- the experiment file
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[devices.classes]]\nname = 'a'\n[[devices.classes]]\nname = 'a'", "class 1 ('a'): give every class a name"),
+        ("[[devices.classes]]\nname = 'a'\ncount = 0", "count = 0: must be at least 1"),
+        ("[[devices.classes]]\nname = 'a'\nmacs = -1", "macs = -1: must be finite and not negative"),
+        ("[[devices.classes]]\nname = 'a'\np_fail = 1.0", "p_fail = 1.0: must be a probability below 1"),
+        ("[[devices.classes]]\nname = 'a'\nram = 1", "unknown key"),
+        ("[[devices.classes]]\ncount = 2", "is missing"),
+        ("[devices]\ncount = 3\n[[devices.classes]]\nname = 'a'\ncount = 8", "the classes have 8 devices; leave count"),
+        (
+            "[devices]\nbudget = { params = 5 }\n[[devices.classes]]\nname = 'a'\ncount = 8",
+            "every class has limits of its own",
+        ),
+        ("[devices]\nanswer_s = 0.1", "devices.answer_s: is for device classes"),
+        ("[devices]\ngoal = 1.5\n[[devices.classes]]\nname = 'a'\ncount = 8", "devices.goal = 1.5"),
+        ("[student]\nmodel = 'auto'", "auto sizes students to device classes"),
+        ("[devices]\nviews = [[0], [1, 1]]\n[partition]\nparts = 2", "device 1: name at least one channel, each once"),
+        ("[devices]\ncount = 8\nviews = [[0], [1]]", "2 views for 8 devices"),
+        ("[devices]\nview = 'split'\nviews = [[0], [1]]\n[partition]\nparts = 2", "names the channels already"),
+        ("[devices]\nview = 'half'", "unknown"),
+    ],
+)
+def test_classes_and_views_that_cannot_be_are_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(file)
+    assert message in str(caught.value)
+
+
+def test_the_number_of_devices_follows_from_classes(tmp_path: Path) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text(CLASSES + "[partition]\nparts = 4\n")
+    experiment = load_experiment(file)
+    assert experiment.devices.count == 4
+    titles = [device.title for device in resolve_devices(experiment.devices)]
+    assert titles == ["0 ('pi')", "1 ('pi')", "2 ('watch')", "3 ('watch')"]
+    # What a study does: written out whole and read again.
+    import dataclasses
+
+    assert from_mapping(type(experiment), dataclasses.asdict(experiment), source="again") == experiment
+
+
+# ---- sizing
+
+
+@pytest.mark.parametrize("limit", ["params", "macs", "ram_bytes"])
+def test_a_student_is_the_largest_of_its_family_within_its_devices_limit(limit: str) -> None:
+    budget = {"params": 30_000, "macs": 1_500_000, "ram_bytes": 200_000}[limit]
+    kind = DeviceClassConfig(name="pi", count=2, **{limit: budget})
+    chosen = sized(DevicesConfig(count=2, classes=(kind,)))
+    assert len(set(chosen.models)) == 1 and chosen.sizes is None
+    key = {"ram_bytes": "peak_bytes"}.get(limit, limit)
+    costs = {model: measure_cost(build(0, model, 32), (1, 8, 8)) for model in sizing.FAMILY}
+    fitting = {model: cost.params for model, cost in costs.items() if getattr(cost, key) <= budget}
+    assert costs[chosen.models[0]].params == max(fitting.values()) and len(fitting) < len(sizing.FAMILY)
+
+
+def test_a_slow_device_gets_a_student_that_answers_in_time() -> None:
+    slow = DeviceClassConfig(name="slow", macs_per_s=1e8, link_latency_s=0.005, link_bytes_per_s=1e5)
+    quick = DeviceClassConfig(name="quick", macs_per_s=1e10)
+    chosen = sized(DevicesConfig(count=2, classes=(slow, quick), answer_s=0.02))
+    costs = [measure_cost(build(0, model, 32), (1, 8, 8)) for model in chosen.models]
+    assert costs[0].macs < costs[1].macs
+    assert chosen.sizes is not None
+    assert costs[0].macs / 1e8 + 0.005 + 4 * chosen.sizes[0] / 1e5 <= 0.02
+
+
+def test_parts_are_sized_to_their_students_and_every_student_still_fits() -> None:
+    kinds = (
+        DeviceClassConfig(name="large", count=1, params=200_000),
+        DeviceClassConfig(name="small", count=3, params=8_000),
+    )
+    chosen = sized(DevicesConfig(count=4, classes=kinds), num_filters=128)
+    assert chosen.sizes is not None and sum(chosen.sizes) == 128
+    assert chosen.sizes[0] > 2 * max(chosen.sizes[1:])
+    for device, (model, filters) in enumerate(zip(chosen.models, chosen.sizes, strict=True)):
+        params = measure_cost(build(device, model, filters), (1, 8, 8)).params
+        assert params == chosen.params[device] <= (200_000 if device == 0 else 8_000)
+
+
+def test_a_device_too_small_for_any_student_is_an_error_that_names_it() -> None:
+    kinds = (DeviceClassConfig(name="pi", params=60_000), DeviceClassConfig(name="badge", params=100))
+    with pytest.raises(BudgetError) as caught:
+        sized(DevicesConfig(count=2, classes=kinds))
+    assert "no student is small enough" in str(caught.value)
+    assert "device 1 ('badge')" in str(caught.value) and "> 100" in str(caught.value)
+
+
+@given(
+    st.lists(st.floats(1, 1e7), min_size=1, max_size=12).flatmap(
+        lambda params: st.tuples(st.just(params), st.integers(len(params), 300))
+    )
+)
+def test_filters_are_shared_out_whole_in_proportion_and_to_everybody(case: tuple[list[float], int]) -> None:
+    params, num_filters = case
+    sizes = share_out(num_filters, params)
+    assert sum(sizes) == num_filters and min(sizes) >= 1
+    for (small, a), (large, b) in product(zip(params, sizes, strict=True), repeat=2):
+        assert a <= b + 1 or small > large  # more capacity, no fewer filters, up to the rounding
+    wanted = np.sqrt(params) / np.sqrt(params).sum() * num_filters
+    if wanted.min() >= 1:
+        assert np.abs(np.array(sizes) - wanted).max() < 1 + 1e-6
+
+
+# ---- parts of given sizes
+
+
+def blocks(sizes: list[int]) -> FilterGraph:
+    """Filters that work together in groups of these sizes, and faintly with all others."""
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.random.default_rng(0).permutation(len(owner))
+    weights = np.where(owner[:, None] == owner[None, :], 1.0, 0.01)[order][:, order]
+    np.fill_diagonal(weights, 0)
+    return FilterGraph(weights, "test")
+
+
+def test_unequal_parts_find_the_unequal_groups_of_filters() -> None:
+    sizes = [24, 6, 10]
+    graph = blocks(sizes)
+    made = partition(graph, 3, 0, sizes)
+    assert made.sizes == tuple(sizes)
+    for part in made.parts:
+        inside = graph.weights[np.ix_(part, part)]
+        assert (inside[~np.eye(len(part), dtype=bool)] == 1).all()
+
+
+def test_filters_without_an_edge_fill_up_parts_of_given_sizes() -> None:
+    weights = np.zeros((9, 9))
+    weights[:4, :4] = 1 - np.eye(4)
+    assert partition(FilterGraph(weights, "test"), 3, 0, [5, 3, 1]).sizes == (5, 3, 1)
+    assert partition(FilterGraph(np.zeros((4, 4)), "test"), 2, 0, [1, 3]).sizes == (1, 3)
+
+
+@pytest.mark.parametrize("sizes", [[3, 3], [4, 6, 0], [5, 5]])
+def test_sizes_that_do_not_add_up_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(PartitionError, match="sizes"):
+        partition(blocks([4, 4]), 2, 0, sizes)
+
+
+# ---- from the experiment file to a bundle
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
+    folder = tmp_path_factory.mktemp("uneven")
+    (folder / "e.toml").write_text(CLASSES)
+    quick = [s for s in TINY if not s.startswith(("experiment.name", "devices", "distill", "partition"))]
+    experiment = load_experiment(folder / "e.toml", [*quick, "distill.epochs=3", "partition.parts=4"])
+    bundle, _ = Run(experiment, folder / "runs").execute()
+    return bundle, folder
+
+
+def test_unlike_students_are_trained_together_bundled_and_placed(uneven: tuple[Bundle, Path]) -> None:
+    bundle, folder = uneven
+    students = bundle.manifest.students
+    assert max(s.params for s in students[2:]) <= 9_000 < min(s.params for s in students[:2]) <= 60_000
+    widths = [len(part) for part in bundle.manifest.parts]
+    assert min(widths[:2]) > max(widths[2:]) and sum(widths) == 64
+    assert bundle.table.accuracy[-1] > 0.5  # ten classes: they have learned something, through one fusion
+    seats = json.loads((folder / "runs" / "uneven" / "placement.json").read_text())
+    assert [seat["title"] for seat in seats] == ["0 ('pi')", "1 ('pi')", "2 ('watch')", "3 ('watch')"]
+    assert {seat["student"] for seat in seats} <= {0, 1, 2, 3, None}
+
+
+def test_a_student_over_its_budget_is_refused_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text(CLASSES.replace('model = "auto"', 'model = "wrn-16-2"'))
+    experiment = load_experiment(tmp_path / "e.toml", ["partition.parts=4"])
+    with pytest.raises(BudgetError) as caught:
+        Run(experiment, tmp_path / "runs").execute()
+    text = str(caught.value)
+    assert "device 0 ('pi')" in text and "wrn-16-2" in text and "> 60,000" in text
+    assert not (tmp_path / "runs" / "uneven" / "teacher").exists()
+
+
+def test_a_partitioner_that_takes_no_sizes_says_which_does(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text(CLASSES)
+    experiment = load_experiment(
+        tmp_path / "e.toml", ["partition.parts=4", "partition.method=random", "teacher.model=wrn-10-1"]
+    )
+    with pytest.raises(PartitionError, match="choose balanced-eigenvector"):
+        Run(experiment, tmp_path / "runs").check()
+
+
+# ---- placement
+
+
+def test_a_placement_with_a_goal_is_the_fastest_that_reaches_it(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=3)
+    kinds = tuple(
+        DeviceClassConfig(name=name, macs_per_s=speed, p_fail=p)
+        for name, speed, p in [("quick", 1e6, 0.5), ("middle", 1e5, 0.1), ("slow", 1e4, 0.01)]
+    )
+    config = DevicesConfig(count=3, classes=kinds)
+
+    def judge(choice: tuple[int | None, ...]) -> tuple[float, float]:
+        """Expected accuracy and latency of one placement, by brute force."""
+        up = np.ones(3)
+        for machine, student in enumerate(choice):
+            if student is not None:
+                up[student] *= kinds[machine].p_fail
+        up = 1 - up
+        expected = sum(
+            bundle.table.accuracy[mask] * math.prod(up[i] if mask >> i & 1 else 1 - up[i] for i in range(3))
+            for mask in range(8)
+        )
+        macs = bundle.manifest.students[0].macs
+        return expected, max((macs / kinds[m].macs_per_s for m, s in enumerate(choice) if s is not None), default=0.0)
+
+    judged = [judge(choice) for choice in product([0, 1, 2, None], repeat=3)]
+    best = max(expected for expected, _ in judged)
+    free = place_students(bundle, config)
+    assert judge(tuple(seat.student for seat in free))[0] == pytest.approx(best)
+    quickest = sorted({latency for _, latency in judged})
+    reachable = [max(e for e, latency in judged if latency <= limit) for limit in quickest]
+    goal = (reachable[1] + reachable[2]) / 2  # the quick machine alone cannot, the slow one is not needed … or is
+    seats = place_students(bundle, DevicesConfig(count=3, classes=kinds, goal=goal))
+    expected, latency = judge(tuple(seat.student for seat in seats))
+    assert expected >= goal
+    assert latency == min(latency for e, latency in judged if e >= goal)
+    with pytest.raises(GuaranteeError, match=r"devices\.goal"):
+        place_students(bundle, DevicesConfig(count=3, classes=kinds, goal=min(0.999, best + 0.01)))
+
+
+# ---- nonn doctor --device
+
+
+def test_the_probe_network_is_valid_and_costs_what_it_says() -> None:
+    model = onnx.load_from_string(probe_network())
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Conv"] * 4
+    weight = model.graph.initializer[0]
+    assert 4 * math.prod(weight.dims) * 32 * 32 == PROBE_MACS
+    assert measure_macs_per_s(0.05) > 1e6
+
+
+def test_free_memory_is_that_of_the_control_group_where_that_is_less(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 500000 kB\nMemAvailable: 300000 kB\n")
+    assert available_ram_bytes(meminfo, tmp_path) == 300_000 * 1024
+    (tmp_path / "memory.current").write_text("1000000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_ram_bytes(meminfo, tmp_path) == 300_000 * 1024
+    (tmp_path / "memory.max").write_text("5000000\n")
+    assert available_ram_bytes(meminfo, tmp_path) == 4_000_000
+    assert available_ram_bytes(tmp_path / "missing", tmp_path) == 0
+
+
+def test_a_measured_entry_is_read_back_by_the_experiment_file() -> None:
+    entry = device_entry('a "watch"', Measured(1.25e8, 400_000_000, 2.5e5, 0.004))
+    kind = from_mapping(DevicesConfig, tomllib.loads(entry)["devices"], source="entry").classes[0]
+    assert kind == DeviceClassConfig(
+        name='a "watch"', ram_bytes=400_000_000, macs_per_s=1.25e8, link_bytes_per_s=2.5e5, link_latency_s=0.004
+    )
+
+
+def test_doctor_measures_this_device_and_its_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nonn.cluster import LocalCluster
+
+    toy_bundle(tmp_path / "bundle", num_devices=1)
+    with LocalCluster(tmp_path / "bundle") as cluster:
+        assert main(["doctor", "--device", "--name", "me", "--link", cluster.address, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["name"] == "me" and found["macs_per_s"] > 1e6 and found["ram_bytes"] > 0
+    assert 0 < found["link_latency_s"] < 5 and found["link_bytes_per_s"] >= 0
+
+
+def test_doctor_says_when_nobody_is_at_the_other_end_and_when_options_go_together(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--device", "--link", "127.0.0.1:1"]) == 4
+    assert "127.0.0.1:1" in capsys.readouterr().err
+    assert main(["doctor", "--link", "127.0.0.1:1"]) == 2
+    assert "--link goes with --device" in capsys.readouterr().err

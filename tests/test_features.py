@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from nonn.errors import ConfigError, InputError
+from nonn.features import FEATURE_DTYPES, FeatureCode
+
+finite = st.floats(-1e6, 1e6, width=32)
+batches = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8), elements=finite)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(FEATURE_DTYPES), batches, batches)
+def test_what_arrives_is_within_the_bound_of_what_was_sent(dtype, seen, sent):
+    sent = np.resize(sent, (len(sent), seen.shape[1]))
+    code = FeatureCode.fit(dtype, seen)
+    arrived = code.roundtrip(sent)
+    rounding = 1e-5 * (np.abs(sent) + np.abs(seen).max() + 1e-3)
+    assert arrived.dtype == np.float32 and arrived.shape == sent.shape
+    assert (np.abs(arrived - sent) <= code.error_bound(sent) + rounding).all()
+
+
+def test_eight_bits_are_one_byte_a_feature_and_a_255th_of_its_range():
+    features = np.random.default_rng(0).uniform(0, [1, 100], (1000, 2)).astype(np.float32)
+    code = FeatureCode.fit("int8", features)
+    assert code.encode(features).nbytes == features.size == code.num_bytes(2) * len(features)
+    off = np.abs(code.roundtrip(features) - features).max(axis=0)
+    assert off[0] < 1.1 / 255 and 1 / 255 < off[1] < 110 / 255
+
+
+def test_what_lies_outside_the_range_arrives_as_its_end():
+    code = FeatureCode.fit("int8", np.array([[0.0], [10.0]], np.float32))
+    low, high = code.roundtrip(np.array([[-5.0], [50.0]], np.float32))[:, 0]
+    assert low == 0 and 10 < high < 11
+    assert np.isfinite(FeatureCode("float16").roundtrip(np.full((1, 1), 1e9, np.float32))).all()
+
+
+def test_a_dead_feature_stays_what_it_is():
+    code = FeatureCode.fit("int8", np.zeros((5, 3), np.float32))
+    np.testing.assert_array_equal(code.roundtrip(np.zeros((2, 3), np.float32)), 0)
+
+
+def test_floats_pass_unchanged():
+    features = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert FeatureCode().encode(features) is features
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        (np.zeros((2, 3), np.float32), "float32 features .*expected int8"),
+        (np.zeros((2, 4), np.int8), r"\[2, 4\], expected int8 \[B, 3\]"),
+        (np.zeros(3, np.int8), r"\[3\]"),
+    ],
+)
+def test_what_does_not_fit_the_code_is_refused(sent, text):
+    with pytest.raises(InputError, match=text):
+        FeatureCode("int8", (1.0,) * 3, (0.0,) * 3).decode(sent)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (("bfloat16",), "bfloat16.*choose float32, float16, int8"),
+        (("int8",), "0 steps"),
+        (("int8", (1.0,), (0.0, 1.0)), "1 steps and 2 ends"),
+        (("int8", (0.0,), (0.0,)), "must be positive"),
+        (("int8", (float("nan"),), (0.0,)), "positive"),
+    ],
+)
+def test_a_code_that_cannot_be_is_refused(values, text):
+    with pytest.raises(ConfigError, match=text):
+        FeatureCode(*values)
