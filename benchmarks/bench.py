@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from device import bench_device, bench_int8
+from distill import bench_distill
 
 from nonn.bench.serve import Load, bench_serve
 from nonn.bundle import Bundle, load_bundle
@@ -76,6 +77,7 @@ BENCHES: dict[str, Callable[[Bundle], Figures]] = {
     "cli": bench_cli,
     "device": bench_device,
     "int8": bench_int8,
+    "distill": lambda _: bench_distill(),
     "serve": bench_serving,
     "enumerate": bench_enumerate,
     "simulate": bench_simulate,
@@ -83,7 +85,7 @@ BENCHES: dict[str, Callable[[Bundle], Figures]] = {
 
 
 def main() -> None:
-    """Runs the benches asked for and writes what they found beside what earlier runs found."""
+    """Runs the benches asked for; writes the file only if they are all of them, since it speaks of one run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", choices=[[], *BENCHES], help="benches to run (default: all)")
     parser.add_argument("--bundle", type=Path, help="bundle to serve (default: a digits bundle of one epoch)")

@@ -229,7 +229,7 @@ def test_every_table_of_the_page_equals_report_json(both: dict[str, Any]) -> Non
             wanted = [source[column.key] if column.is_number else None for column in table.columns]
             assert [value for value, _ in row] == wanted
     share = both["availability"]["curves"][0]["share"]
-    assert [row["share_0"] for row in availability_table(both).rows][:2] == [share[50], share[70]]
+    assert [row["share_0"] for row in availability_table(both).rows][:2] == [share[500], share[700]]
 
 
 def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both: dict[str, Any]) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -14,7 +17,7 @@ from nonn_device.runtime import batch_within, open_runtime
 from nonn_device.self_test import self_test
 from nonn_device.vitals import peak_bytes, processor, resident_bytes
 
-from nonn.bundle import Bundle
+from nonn.bundle import Bundle, InputSpec
 from nonn.errors import BudgetError, BundleError
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.wire import new_request
@@ -116,8 +119,18 @@ class Hungry:
         return np.full((len(batch), 1), taken[-1], np.float32)
 
 
+def in_a_fresh_process(check: Callable[..., None], *arguments: object) -> None:
+    """Runs a check of memory where nothing else has been run, trained or tuned before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        executor.submit(check, *arguments).result()
+
+
 def test_the_batch_that_fits_follows_from_what_a_sample_takes(bundle: Bundle) -> None:
-    spec, held_mb = bundle.manifest.input, resident_bytes() // 1_000_000
+    in_a_fresh_process(_check_batch_that_fits, bundle.manifest.input)
+
+
+def _check_batch_that_fits(spec: InputSpec) -> None:
+    held_mb = resident_bytes() // 1_000_000
     mega = batch_within(Hungry(1_000_000), spec, held_mb + 100, 10_000)
     assert 60 <= mega <= 125
     assert 3.0 <= mega / batch_within(Hungry(4_000_000), spec, held_mb + 100, 10_000) <= 5.0
@@ -126,7 +139,11 @@ def test_the_batch_that_fits_follows_from_what_a_sample_takes(bundle: Bundle) ->
         batch_within(Hungry(4_000_000), spec, held_mb + 2, 10_000)
 
 
-def test_the_peak_can_be_counted_anew(bundle: Bundle) -> None:
+def test_the_peak_can_be_counted_anew() -> None:
+    in_a_fresh_process(_check_peak_counted_anew)
+
+
+def _check_peak_counted_anew() -> None:
     taken = np.ones(50_000_000, np.uint8)
     before = peak_bytes()
     del taken

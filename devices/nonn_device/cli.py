@@ -19,8 +19,11 @@ from nonn.log import add_log_arguments, configure_logging
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import AsyncIterator, Callable
 
     from nonn.bundle import Bundle
+    from nonn.rpc.server import Attend
+    from nonn.rpc.watchdog import Watchdog
     from nonn_device.node import StudentModel
 
 __all__ = ["main"]
@@ -170,11 +173,19 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from nonn.bundle import load_bundle
     from nonn.rpc.server import serve
+    from nonn.rpc.watchdog import Watchdog
 
     device = arguments.student
     bundle = load_bundle(arguments.bundle, device=device)
     options = _options(arguments, bundle, device)
-    asyncio.run(serve(_model(arguments, bundle, device), **options))
+    model = _model(arguments, bundle, device)
+
+    async def main() -> None:
+        async with Watchdog() as watchdog:
+            status = f"student {device} of bundle {bundle.hash[:12]}"
+            await serve(model, attend=lambda _address, _end: watchdog.over(model.check, status), **options)
+
+    asyncio.run(main())
     return 0
 
 
@@ -225,29 +236,45 @@ async def _relay(told: asyncio.Event, stop: asyncio.Event) -> None:
 async def _run_session(arguments: argparse.Namespace, session: Any) -> None:
     """Prepares and serves until told to end."""
     import asyncio
-    import functools
 
     from nonn.rpc.server import serve, told_to_end
+    from nonn.rpc.watchdog import Watchdog
 
     told = told_to_end(arguments.watch_stdin)
     end = asyncio.create_task(told.wait())
-    try:
-        while not told.is_set() and session.failure is None:
-            preparing = asyncio.create_task(session.prepare())
-            await asyncio.wait({preparing, end}, return_when=asyncio.FIRST_COMPLETED)
-            if not preparing.done():
-                preparing.cancel()
-                await asyncio.gather(preparing, return_exceptions=True)
-                break
-            bundle, device = preparing.result()
-            model, stop = _model(arguments, bundle, device), asyncio.Event()
-            relay = asyncio.create_task(_relay(told, stop))
-            attend = functools.partial(session.attend, runtime=model.metadata().properties["nonn_runtime"])
-            options = _options(arguments, bundle, device, attend=attend, stop=stop)
-            await serve(model, **options)
-            relay.cancel()
-            if not session.moved:
-                break
-    finally:
-        end.cancel()
-        await session.close()
+    async with Watchdog() as watchdog:
+        try:
+            while not told.is_set() and session.failure is None:
+                # Started, even if no aggregator is there yet: it waits for one as long as it takes.
+                watchdog.ready("asks for a student")
+                preparing = asyncio.create_task(session.prepare())
+                await asyncio.wait({preparing, end}, return_when=asyncio.FIRST_COMPLETED)
+                if not preparing.done():
+                    preparing.cancel()
+                    await asyncio.gather(preparing, return_exceptions=True)
+                    break
+                bundle, device = preparing.result()
+                model, stop = _model(arguments, bundle, device), asyncio.Event()
+                relay = asyncio.create_task(_relay(told, stop))
+                attend = _attend(watchdog, session, model, f"student {device} of bundle {bundle.hash[:12]}")
+                options = _options(arguments, bundle, device, attend=attend, stop=stop)
+                await serve(model, **options)
+                relay.cancel()
+                if not session.moved:
+                    break
+        finally:
+            end.cancel()
+            await session.close()
+
+
+def _attend(watchdog: Watchdog, session: Any, model: StudentModel, status: str) -> Attend:
+    """What goes on beside the requests of a node that has joined."""
+    import contextlib
+
+    @contextlib.asynccontextmanager
+    async def attend(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
+        runtime = model.metadata().properties["nonn_runtime"]
+        async with watchdog.over(model.check, status), session.attend(address, end, runtime=runtime):
+            yield
+
+    return attend

@@ -126,6 +126,10 @@ class StudentModel:
             raise InputError(f"{self.name}: its features are not finite; the inputs are far outside the raw range")
         return Result({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
 
+    async def check(self) -> None:
+        """Runs one sample of zeros in its turn, however many requests wait: comes back if the student still runs."""
+        await self._worker(np.zeros((1, *self._spec.shape), np.uint8), limited=False)
+
     def _run(self, batch: Array) -> Array:
         """Raw values as they are, since the network normalises them itself."""
         return self._runtime.run(batch.astype(np.float32, copy=False))

@@ -51,15 +51,19 @@ class Worker:
         known = len(self._sample_s) == REMEMBERED_RUNS
         return known and min(self._sample_s) * num_samples <= INLINE_S
 
-    async def __call__(self, batch: Array) -> Array:
+    async def __call__(self, batch: Array, *, limited: bool = True) -> Array:
         """Features of one batch.
+
+        Args:
+            batch: [B, …].
+            limited: whether ``max_queue`` holds for it.
 
         Raises:
             OverloadError: too many requests are waiting.
         """
         if not self._waiting and self.is_short(len(batch)):
             return self._timed(batch)
-        if self._waiting >= self._max_queue:
+        if limited and self._waiting >= self._max_queue:
             raise OverloadError(
                 f"{self._waiting} requests are waiting for this device, its limit (--max-queue); "
                 "ask it less often, or give its part to a second device too"

@@ -157,6 +157,13 @@ class Fleet:
             else:  # it has registered again meanwhile, and dials again with that lease
                 await self._work[lease.applicant.node].close()
 
+    async def release(self, node: str, reason: str) -> None:
+        """Takes a node out; its next heartbeat tells it to register again."""
+        async with self._lock:
+            lease = self.membership.leases.get(node)
+            if lease is not None and self.membership.end(lease.token) is not None:
+                await self._dismiss(lease, reason)
+
     def _applicant(self, request: Any, context: Any) -> Applicant:
         """Who asks, with the identity that it came with rather than the one that it tells.
 

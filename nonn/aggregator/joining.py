@@ -85,10 +85,14 @@ class Joining:
             raise ConfigError("there would be no nodes: give --inventory, or let nodes join with --joins")
         return ()
 
-    def options(self, aggregator: Aggregator) -> dict[str, Any]:
-        """Arguments of ``nonn.rpc.server.serve``."""
+    def fleet(self, aggregator: Aggregator) -> Fleet:
+        """The service by which nodes join."""
         membership = Membership(aggregator.bundle, aggregator.nodes, self._lease_s)
-        fleet = Fleet(aggregator, membership, self.guard, self._work)
+        return Fleet(aggregator, membership, self.guard, self._work)
+
+    def options(self, aggregator: Aggregator, fleet: Fleet | None = None) -> dict[str, Any]:
+        """Arguments of ``nonn.rpc.server.serve``."""
+        fleet = fleet or self.fleet(aggregator)
 
         @contextlib.asynccontextmanager
         async def attend(address: str, end: Callable[[], None]) -> AsyncIterator[None]:

@@ -99,6 +99,7 @@ class Membership:
         self._leases: dict[str, Lease] = {}  # by node
         self._tokens: dict[str, str] = {}  # token → node
         self._superseded: dict[str, deque[str]] = {}  # node → instances that lost its lease, the latest
+        self.preferred: dict[str, int] = {}  # node → student that it gets, rather than the one that is needed most
         self._value = bundle.table.importance(np.full(bundle.num_devices, bundle.p_fail))
 
     @property
@@ -121,6 +122,8 @@ class Membership:
                     f"node '{applicant.node}' wants student {student}; the bundle has 0 to "
                     f"{self._bundle.num_devices - 1}"
                 )
+        elif applicant.node in self.preferred:
+            student = self.preferred[applicant.node]
         else:
             student = self._assign(applicant)
         if old is not None:

@@ -208,9 +208,9 @@ def _passes(
     seed: int,
     augment: Augmentation,
     device: str,
-    kept: int,
-    target: str,
-    num_classes: int,
+    kept: int = 0,
+    target: str = "teacher",
+    num_classes: int = 0,
 ) -> _Passes:
     """Runs students and teacher over augmented passes; keeps the features of about the first ``kept`` samples."""
     sums: list[NDArray[np.float64]] = []

@@ -119,7 +119,8 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     """The six calls of the protocol, for one model."""
 
     def __init__(self, model: Model) -> None:
-        self._model, self._write = model, ResponseWriter(model.name, model.version)
+        self._model = model
+        self._writers: dict[str, ResponseWriter] = {}  # by version: a model may become another one while it is served
         self._in_flight = 0
         self._draining, self._idle = False, asyncio.Event()
 
@@ -158,8 +159,9 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             if self._draining:
                 raise UnreachableError(f"{self._model.name} is ending and takes no more requests; ask again later")
+            writer = self._writer(self._model.version)
             result = await self._model.infer(request, context.time_remaining())
-            response = self._write(request, result.outputs, result.parameters)
+            response = writer(request, result.outputs, result.parameters)
         except Exception as exc:
             code, details, trailing = to_status(exc)
             if code is grpc.StatusCode.INTERNAL:
@@ -170,6 +172,13 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             if not self._in_flight and self._draining:
                 self._idle.set()
         return response
+
+    def _writer(self, version: str) -> ResponseWriter:
+        """What writes the responses of one version."""
+        writer = self._writers.get(version)
+        if writer is None:
+            writer = self._writers[version] = ResponseWriter(self._model.name, version)
+        return writer
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
         """Ends the call with NOT_FOUND if it asks for another model."""

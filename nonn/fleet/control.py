@@ -1,0 +1,121 @@
+"""How ``nonn fleet`` talks to an aggregator: lines of JSON over a socket in its state folder.
+
+Whoever may open the socket, which the file system decides, is the operator. A request is one line with ``do``; what
+comes back is a line for each step, the last of which has ``event`` ``done`` or ``error``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import nonn.errors
+from nonn.errors import ConfigError, NonnError, UnreachableError
+from nonn.fleet.rollout import Rollout
+
+__all__ = ["ask", "controlled"]
+
+
+@contextlib.asynccontextmanager
+async def controlled(rollout: Rollout, path: Path) -> AsyncIterator[None]:
+    """Listens while the block runs.
+
+    Raises:
+        ConfigError: another process listens there.
+    """
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        answering = asyncio.ensure_future(_answer(rollout, reader, writer))
+        try:
+            await answering
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    tasks: set[asyncio.Task[None]] = set()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(path))
+        raise ConfigError(f"{path}: another aggregator runs with this folder; give each one of its own: --state")
+    path.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        server = await asyncio.start_unix_server(serve, path)
+    finally:
+        os.umask(before)
+    try:
+        yield
+    finally:
+        server.close()
+        for task in tuple(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        path.unlink(missing_ok=True)
+
+
+async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One request."""
+
+    async def say(message: dict[str, Any]) -> None:
+        writer.write(json.dumps(message).encode() + b"\n")
+        await writer.drain()
+
+    try:
+        asked = json.loads(await reader.readline())
+        do = asked["do"]
+        if do == "status":
+            await say({"event": "done", **rollout.status()})
+        elif do == "drain":
+            await say(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"]))
+        elif do == "roll":
+            # A step is finished even if whoever asked for it goes away; the next is then not begun.
+            async for said in rollout.roll(asked["bundle"], asked["floor"], asked["wait_s"]):
+                if reader.at_eof():
+                    return
+                await say(said)
+        else:
+            raise ConfigError(f"'{do}': no such request; are both sides of the same version of nonn?")
+    except NonnError as exc:
+        await say({"event": "error", "kind": type(exc).__name__, "text": str(exc)})
+    except (ValueError, KeyError, TypeError) as exc:
+        await say({"event": "error", "kind": "ConfigError", "text": f"not a request ({type(exc).__name__}: {exc})"})
+
+
+def ask(path: Path, **request: Any) -> Iterator[dict[str, Any]]:
+    """Asks an aggregator, and gives what it says, the last message being that it is done.
+
+    Raises:
+        UnreachableError: nobody listens.
+        NonnError: what the aggregator answers instead.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(str(path))
+        except PermissionError:
+            raise ConfigError(f"{path}: not allowed; run this as the user of the aggregator, or with sudo") from None
+        except OSError as exc:
+            raise UnreachableError(
+                f"{path}: nobody listens ({exc.strerror}); start the aggregator with: nonn serve --joins --state "
+                f"{path.parent}"
+            ) from exc
+        sock.sendall(json.dumps(request).encode() + b"\n")
+        with sock.makefile() as lines:
+            for line in lines:
+                message = json.loads(line)
+                if message["event"] == "error":
+                    raise getattr(nonn.errors, message["kind"])(message["text"])
+                yield message
+                if message["event"] == "done":
+                    return
+    raise UnreachableError(f"{path}: the aggregator ended before it was done; see nonn fleet status once it is back")

@@ -1,0 +1,215 @@
+"""Which nodes may move to another bundle next, so that accuracy never falls below a floor: logic without a clock.
+
+While a fleet moves from one bundle to another two clusters exist, and answers of different bundles are never fused: the
+nodes that run the bundle that is served count, the others are away. Served is the old bundle until the nodes that run
+the new one reach the floor by themselves; then the new one is, at once, and the rest moves.
+
+So a set of nodes must be found that the old bundle can spare and that suffices for the new one. Both subset tables are
+known, hence all 2^N choices are looked at: those that can be reached by taking one student at a time, with the old
+bundle at the floor all the way, and of these the one whose weaker side is the strongest. Of a student that several
+nodes run, one replica moves first: it costs the old bundle nothing. After a failure the plan is simply made again from
+what is left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.subsets import mask_of
+
+__all__ = ["Blocked", "Done", "Move", "Situation", "Step", "Switch", "next_step"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What is so now.
+
+    Attributes:
+        old: accuracy of every answering set of the bundle that is served [2^N].
+        new: the same of the bundle that the fleet moves to [2^M].
+        on_old: student of each node that answers with the old bundle.
+        on_new: student of each node that answers with the new one.
+        becomes: student of the new bundle that each node of ``on_old`` will run.
+        floor: that the served accuracy must keep.
+        switched: the new bundle is served already.
+    """
+
+    old: NDArray[np.float64]
+    new: NDArray[np.float64]
+    on_old: Mapping[str, int]
+    on_new: Mapping[str, int]
+    becomes: Mapping[str, int]
+    floor: float
+    switched: bool = False
+
+    @property
+    def accuracy(self) -> float:
+        """Of what is served."""
+        return accuracy_of(self.new, self.on_new) if self.switched else accuracy_of(self.old, self.on_old)
+
+
+@dataclass(frozen=True)
+class Move:
+    """These nodes get the new bundle now; the next step comes when they are back.
+
+    Attributes:
+        nodes: their ids.
+    """
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """The new bundle is served from now on."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Every node runs the new bundle."""
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """The floor cannot be kept.
+
+    Attributes:
+        reason: which accuracy there would be instead.
+    """
+
+    reason: str
+
+
+Step = Move | Switch | Done | Blocked
+
+
+def accuracy_of(table: NDArray[np.float64], nodes: Mapping[str, int]) -> float:
+    """Accuracy of the set of students that these nodes run."""
+    return float(table[mask_of(nodes.values())])
+
+
+def next_step(situation: Situation) -> Step:
+    """What to do next, when no node is on its way.
+
+    A step is safe: once its nodes are away, or the other bundle is served, the accuracy is still at the floor.
+    """
+    here = situation
+    if here.switched:
+        # The nodes that still run the old bundle serve nobody.
+        return Move(tuple(sorted(here.on_old))) if here.on_old else Done()
+    now, later = here.accuracy, accuracy_of(here.new, here.on_new)
+    if later >= here.floor and (later >= now or not here.on_old):
+        return Switch()
+    if now < here.floor:
+        return Blocked(
+            f"{_students(here.on_old)} answer with {now:.2%} now, which is below the floor of {here.floor:.2%}; bring "
+            "nodes back, or give a lower --floor"
+        )
+    spare = _spare_replicas(here.on_old, here.on_new, here.becomes)
+    if spare:
+        return Move(spare)
+    target = _target(here)
+    if target is None:
+        if later >= here.floor:
+            return Switch()
+        best = _best(here)
+        return Blocked(
+            f"the old bundle and the new one cannot both stay at {here.floor:.2%} with {len(here.on_old)} and "
+            f"{len(here.on_new)} nodes; the highest floor that can be kept is {best:.2%}"
+        )
+    if not target:
+        return Switch()
+    return Move(_first(here, target))
+
+
+def _students(nodes: Mapping[str, int]) -> str:
+    return f"{len(nodes)} nodes with {len(set(nodes.values()))} students"
+
+
+def _spare_replicas(
+    on_old: Mapping[str, int], on_new: Mapping[str, int], becomes: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Nodes that the old bundle does not miss and that bring the new one a student that it does not have."""
+    left, brought, chosen = Counter(on_old.values()), set(on_new.values()), []
+    for node in sorted(on_old):
+        if left[on_old[node]] > 1 and becomes[node] not in brought:
+            left[on_old[node]] -= 1
+            brought.add(becomes[node])
+            chosen.append(node)
+    return tuple(chosen)
+
+
+def _outcomes(here: Situation) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+    """The old students that may go, and for each choice of them [2^k] the accuracy of either bundle then.
+
+    Replicas of a student go together: it is only away when all of them are.
+    """
+    students = sorted(set(here.on_old.values()))
+    old_masks = np.full(1 << len(students), mask_of(students), np.int64)
+    new_masks = np.full(1 << len(students), mask_of(here.on_new.values()), np.int64)
+    choices = np.arange(1 << len(students))
+    for bit, student in enumerate(students):
+        gone = (choices >> bit & 1).astype(np.bool_)
+        brings = mask_of(here.becomes[node] for node, s in here.on_old.items() if s == student)
+        old_masks[gone] &= ~(1 << student)
+        new_masks[gone] |= brings
+    return students, here.old[old_masks], here.new[new_masks]
+
+
+def _target(here: Situation) -> frozenset[int] | None:
+    """Students that go before the switch, with both bundles at the floor; None if there is no such choice."""
+    students, old, new = _outcomes(here)
+    reached = _reachable(old >= here.floor)
+    weaker = np.where(reached & (new >= here.floor), np.minimum(old, new), -1.0)
+    choice = int(weaker.argmax())  # of equals the first
+    if weaker[choice] < 0:
+        return None
+    return frozenset(student for bit, student in enumerate(students) if choice >> bit & 1)
+
+
+def _best(here: Situation) -> float:
+    """The highest floor that could be kept."""
+    _, old, new = _outcomes(here)
+    candidates = np.unique(np.concatenate([old, new]))
+    low, high = 0, len(candidates) - 1  # a lower floor is never harder to keep
+    while low < high:
+        middle = (low + high + 1) // 2
+        if (_reachable(old >= candidates[middle]) & (new >= candidates[middle])).any():
+            low = middle
+        else:
+            high = middle - 1
+    return float(candidates[low])
+
+
+def _reachable(allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which choices [2^k] can be reached from none by adding one student at a time, over allowed ones only."""
+    reached = np.zeros_like(allowed)
+    reached[0] = allowed[0]
+    bits = len(allowed).bit_length() - 1
+    choices = np.arange(len(allowed))
+    for _ in range(bits):  # each round adds one student
+        before = reached.copy()
+        for bit in range(bits):
+            with_bit = choices >> bit & 1 == 1
+            reached[with_bit] |= reached[choices[with_bit] ^ (1 << bit)] & allowed[with_bit]
+        if (before == reached).all():
+            break
+    return reached
+
+
+def _first(here: Situation, target: Collection[int]) -> tuple[str, ...]:
+    """The nodes of one student of the target, whose going costs least and leads to the target all the same."""
+    students, old, _ = _outcomes(here)
+    within = np.array([all(s in target for b, s in enumerate(students) if c >> b & 1) for c in range(len(old))])
+    goal = sum(1 << bit for bit, student in enumerate(students) if student in target)
+    allowed = within & (old >= here.floor)
+    # Backwards from the goal: from which choices it can be reached.
+    leads = _reachable(allowed[goal ^ np.arange(len(old))] & within)[goal ^ np.arange(len(old))]
+    first = [bit for bit in range(len(students)) if goal >> bit & 1 and leads[1 << bit] and allowed[1 << bit]]
+    bit = max(first, key=lambda b: float(old[1 << b]))
+    return tuple(sorted(node for node, student in here.on_old.items() if student == students[bit]))

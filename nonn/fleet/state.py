@@ -1,0 +1,100 @@
+"""What an aggregator remembers of its bundles between starts.
+
+::
+
+    STATE/
+        bundles/<hash>/    whole bundles: the one that is served, the one before, the one that is pushed
+        current            hash of the bundle that is served
+        previous           hash of the one before, which a rollback goes back to
+        control.sock       where `nonn fleet` talks to the process
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from nonn.bundle import MANIFEST, Bundle, load_bundle
+from nonn.errors import BundleError, ConfigError, DataError
+from nonn.files import atomic_file, atomic_folder
+
+__all__ = ["SOCKET", "State"]
+
+SOCKET = "control.sock"
+MAX_SOCKET_PATH = 107  # sockaddr_un of Linux
+
+
+class State:
+    """The folder of ``nonn serve --state``.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ConfigError: its name is too long for a socket in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.socket = path, path / SOCKET
+        if len(str(self.socket.absolute())) > MAX_SOCKET_PATH:
+            raise ConfigError(f"{path}: too long a name for a socket in it; choose a shorter one")
+
+    def first(self, bundle: Path) -> Bundle:
+        """The bundle to serve after a start: the last one that was served, or this one."""
+        current = self.read("current")
+        if not current:
+            current = self.take(bundle).hash
+            self.write("current", current)
+        return self.load(current)
+
+    def take(self, bundle: Path) -> Bundle:
+        """Copies a bundle into the folder, whole and verified.
+
+        Raises:
+            BundleError: it is none.
+            DataError: it cannot be copied.
+        """
+        taken = load_bundle(bundle)
+        folder = self.path / "bundles" / taken.hash
+        if not folder.exists():
+            try:
+                with atomic_folder(folder) as temporary:
+                    names = [MANIFEST, *(s.file for s in taken.manifest.students), *taken.manifest.files]
+                    for name in names:
+                        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(bundle / name, temporary / name)
+            except OSError as exc:
+                raise DataError(f"{folder}: the bundle cannot be copied there ({exc.strerror})") from exc
+        return load_bundle(folder)
+
+    def load(self, name: str) -> Bundle:
+        """A bundle of the folder by its hash.
+
+        Raises:
+            BundleError: it is not there or not whole.
+        """
+        if not name or not (self.path / "bundles" / name).is_dir():
+            raise BundleError(f"{self.path}: holds no bundle {name[:12] or 'before this one'}; push one first")
+        return load_bundle(self.path / "bundles" / name)
+
+    def served(self, current: str, previous: str) -> None:
+        """Another bundle is served from now on; what is neither of the two is deleted."""
+        self.write("previous", previous)
+        self.write("current", current)
+        for folder in (self.path / "bundles").iterdir():
+            if folder.name not in (current, previous):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def read(self, name: str) -> str:
+        """One of the small files; empty if it is not there."""
+        try:
+            return (self.path / name).read_text().strip()
+        except FileNotFoundError:
+            return ""
+        except OSError as exc:
+            raise DataError(f"{exc.filename}: cannot be read ({exc.strerror})") from exc
+
+    def write(self, name: str, value: str) -> None:
+        """Replaces one of the small files."""
+        with atomic_file(self.path / name) as temporary:
+            temporary.write_text(f"{value}\n")

@@ -1,0 +1,90 @@
+"""Tells systemd that a process is ready and alive: sd_notify(3) over the datagram socket in ``NOTIFY_SOCKET``.
+
+The watchdog is fed by a task of the event loop, and only after a check has come back: a process whose loop hangs, or
+whose student no longer runs, is not fed and is started anew by ``WatchdogSec=``. Outside systemd nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Watchdog"]
+
+FEEDS = 3  # in the time after which systemd gives up; sd_watchdog_enabled(3) asks for two
+
+Check = Callable[[], Awaitable[object]]
+
+_log = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """What systemd hears of this process; an asynchronous context manager around all that it does.
+
+    Args:
+        environ: where ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` are looked up.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        pid, usec = environ.get("WATCHDOG_PID", ""), environ.get("WATCHDOG_USEC", "")
+        ours = pid in ("", str(os.getpid()))
+        self._interval_s = int(usec) / 1e6 / FEEDS if self._address and ours and usec.isdecimal() else 0.0
+        self._check: Check | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._interval_s:
+            self._task = asyncio.create_task(self._feed())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.notify("STOPPING=1")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def ready(self, status: str) -> None:
+        """The process has started; ``systemctl status`` shows what it says."""
+        self.notify(f"READY=1\nSTATUS={status}")
+
+    @contextlib.asynccontextmanager
+    async def over(self, check: Check | None, status: str) -> AsyncIterator[None]:
+        """Ready, and while the block runs fed only when ``check`` comes back without an error."""
+        self.ready(status)
+        self._check = check
+        try:
+            yield
+        finally:
+            self._check = None
+
+    def notify(self, state: str) -> None:
+        """Sends one message; that nobody listens is no reason to end."""
+        if not self._address:
+            return
+        # A name that begins with @ is in the abstract namespace of Linux.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                sock.setblocking(False)
+                sock.sendto(state.encode(), address)
+        except OSError as exc:
+            _log.debug("%s: cannot be told '%s' (%s)", self._address, state, exc)
+
+    async def _feed(self) -> None:
+        while True:
+            try:
+                if self._check is not None:
+                    await self._check()
+                self.notify("WATCHDOG=1")
+            except Exception:
+                _log.exception("the check of the watchdog failed; systemd will start this process anew")
+            await asyncio.sleep(self._interval_s)

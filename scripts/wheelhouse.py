@@ -1,0 +1,65 @@
+"""All wheels of a device in one folder, so that it needs neither compiler nor network.
+
+    python scripts/wheelhouse.py                       # ./wheelhouse for 64-bit Pi OS bookworm and trixie
+    python scripts/wheelhouse.py --extra serve         # with what the aggregator needs
+    python scripts/wheelhouse.py --dry-run             # only: are there wheels of everything?
+
+``pip download`` with the tags of the target: it takes wheels only, so a package that would have to be compiled on the
+device is an error here. What differs between Python versions is there once for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+PYTHONS = ("3.11", "3.13")  # of Pi OS bookworm and trixie
+# Newest first, up to the glibc 2.36 of bookworm; pip takes none that is not named.
+GLIBCS = ("2_34", "2_31", "2_28", "2_27", "2_26", "2_24", "2_17")
+
+
+def pip_download(folder: Path, python: str, machine: str, wanted: list[str], *, dry_run: bool) -> None:
+    """Fetches the wheels for one version of Python.
+
+    Raises:
+        CalledProcessError: something has no wheel for it; pip has said what.
+    """
+    command = [sys.executable, "-m", "pip"]
+    command += ["install", "--dry-run", "--ignore-installed", "--target", str(folder)] if dry_run else ["download"]
+    command += [] if dry_run else ["--dest", str(folder)]
+    command += ["--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--python-version", python]
+    command += ["--implementation", "cp", "--constraint", str(HERE / "constraints.txt")]
+    for glibc in GLIBCS:
+        command += ["--platform", f"manylinux_{glibc}_{machine}"]
+    command += ["--platform", f"manylinux2014_{machine}"]
+    subprocess.run([*command, *wanted], check=True)
+
+
+def main() -> None:
+    """Builds the wheel of nonn, and fetches what it needs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("wheelhouse"), help="default: %(default)s")
+    parser.add_argument("--python", action="append", choices=("3.11", "3.12", "3.13"), help="default: 3.11 and 3.13")
+    parser.add_argument("--machine", default="aarch64", choices=("aarch64", "x86_64"), help="default: %(default)s")
+    parser.add_argument("--extra", action="append", default=[], help="an extra of nonn too, such as serve")
+    parser.add_argument("--dry-run", action="store_true", help="resolve, and fetch nothing but metadata")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for old in args.folder.glob("nonn-*.whl"):
+        old.unlink()  # of an older checkout: pip on the device would have a choice
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(args.folder), str(HERE)]
+    subprocess.run(build, check=True)
+    wheel = next(args.folder.glob("nonn-*.whl")).resolve()
+    extras = f"[{','.join(args.extra)}]" if args.extra else ""
+    for python in args.python or PYTHONS:
+        pip_download(args.folder, python, args.machine, [f"nonn{extras} @ {wheel.as_uri()}"], dry_run=args.dry_run)
+    size = sum(file.stat().st_size for file in args.folder.glob("*.whl"))
+    print(json.dumps({"wheels": len(list(args.folder.glob("*.whl"))), "wheelhouse_mb": round(size / 1e6, 1)}))
+
+
+if __name__ == "__main__":
+    main()
