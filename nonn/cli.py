@@ -28,6 +28,7 @@ COMMANDS = (
     "top",
     "predict",
     "certs",
+    "fleet",
     "bench",
     "doctor",
 )

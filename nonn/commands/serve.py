@@ -7,11 +7,17 @@ error.
 from __future__ import annotations
 
 import argparse
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nonn.commands.observing import add_observing_arguments
 from nonn.commands.policy import add_policy_arguments, policy_of
 from nonn.log import add_log_arguments
+
+if TYPE_CHECKING:
+    from nonn.rpc.server import Attend
+    from nonn.rpc.watchdog import Watchdog
 
 SUMMARY = "run the aggregator over the nodes of an inventory"
 
@@ -21,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle that all nodes run")
     parser.add_argument("--inventory", type=Path, metavar="FILE", help="TOML file with a [[node]] for each node")
     parser.add_argument("--joins", action="store_true", help="let nodes join: nonn-device join")
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="keep bundles there, for nonn fleet push and rollback"
+    )
     parser.add_argument("--lease", type=float, metavar="S", help="seconds that a silent node stays (default: 4.5)")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, is any free one")
@@ -60,56 +69,73 @@ def run(args: argparse.Namespace) -> int:
     # gRPC's own log tells a taken port in C++; our error tells it too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-    from nonn.aggregator.batching import BatchConfig
-    from nonn.aggregator.joining import Joining
-    from nonn.aggregator.observing import Observing
-    from nonn.aggregator.server import FusedModel
-    from nonn.aggregator.service import Aggregator
     from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
+    from nonn.fleet.deployment import Deployment
     from nonn.log import configure_logging
     from nonn.rpc.server import serve
+    from nonn.rpc.watchdog import Watchdog
 
     configure_logging(args.log_format)
-    batching = BatchConfig(
-        max_batch=args.max_batch,
-        max_delay_s=args.max_delay_ms / 1e3,
-        max_queue=args.max_queue,
-        max_samples=args.max_samples,
-    )
-    bundle = load_bundle(args.bundle)
-    joining = Joining(args.tls, args.token_file, args.join_token_file, args.lease, joins=args.joins)
-    nodes = joining.inventory(args.inventory, bundle.num_devices)
-    policy, served = policy_of(args), len({node.student for node in nodes})
-    if not args.joins and policy.quorum > served:
-        raise ConfigError(f"quorum = {policy.quorum}: the inventory has nodes for only {served} students")
-    observing = Observing(bundle, args)
-    aggregator = Aggregator(
-        bundle,
-        nodes,
-        policy,
-        observers=observing.observers,
-        connect=observing.connect(joining.connect(bundle)),
-    )
-    line = {"event": "ready", "pid": os.getpid(), "bundle": bundle.hash, "nodes": len(nodes)}
+    line = {"event": "ready", "pid": os.getpid()}
+    policy = policy_of(args)
 
     def announce(address: str) -> None:
         print(json.dumps(line | {"address": address}), flush=True)
 
-    async def main() -> None:
-        async with observing.watching(aggregator, insecure=args.insecure, tls=joining.tls) as http:
-            line["http"] = http
-            await serve(
-                FusedModel(aggregator, observing.monitor.state, batching, observing.answered),
-                host=args.host,
-                port=args.port,
-                insecure=args.insecure,
-                watch_stdin=args.watch_stdin,
-                on_ready=announce,
-                reflection=args.reflection,
-                interceptors=observing.interceptors,
-                **joining.options(aggregator),
-            )
+    common = {
+        "host": args.host,
+        "port": args.port,
+        "insecure": args.insecure,
+        "watch_stdin": args.watch_stdin,
+        "on_ready": announce,
+        "reflection": args.reflection,
+    }
 
-    asyncio.run(main())
+    async def serve_one() -> None:
+        deployment = Deployment(load_bundle(args.bundle), args, policy)
+        aggregator, observing, options = deployment.aggregator, deployment.observing, deployment.options()
+        line.update(bundle=aggregator.bundle.hash, nodes=len(aggregator.nodes))
+        async with (
+            Watchdog() as watchdog,
+            observing.watching(aggregator, insecure=args.insecure, tls=deployment.joining.tls) as http,
+        ):
+            line["http"] = http
+            options["attend"] = _beside(options["attend"], watchdog)
+            await serve(deployment.model, **common, **options)
+
+    async def serve_fleet() -> None:
+        from nonn.fleet.control import controlled
+        from nonn.fleet.rollout import Rollout
+        from nonn.fleet.state import State
+
+        state = State(args.state)
+        bundle = state.first(args.bundle)
+        rollout = Rollout(state, bundle, args, policy)
+        options = rollout.served.options() | {"services": [rollout.add_to]}
+        async with Watchdog() as watchdog, controlled(rollout, state.socket), rollout.running():
+            line.update(bundle=bundle.hash, nodes=0, http=rollout.http)
+            options["attend"] = _beside(None, watchdog)
+            await serve(rollout.model, **common, **options)
+
+    if args.state is not None and (args.inventory or args.trace or not args.joins):
+        raise ConfigError(
+            "--state is for a fleet whose nodes all join: give --joins, and leave --inventory and --trace out"
+        )
+    asyncio.run(serve_one() if args.state is None else serve_fleet())
     return 0
+
+
+def _beside(attend: Attend | None, watchdog: Watchdog) -> Attend:
+    """What goes on beside the requests, after systemd has been told that they are answered."""
+    import contextlib
+
+    @contextlib.asynccontextmanager
+    async def both(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
+        async with (
+            attend(address, end) if attend else contextlib.nullcontext(),
+            watchdog.over(None, f"serves at {address}"),
+        ):
+            yield
+
+    return both

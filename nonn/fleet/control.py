@@ -80,10 +80,12 @@ async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asynci
             await say(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"]))
         elif do == "roll":
             # A step is finished even if whoever asked for it goes away; the next is then not begun.
-            async for said in rollout.roll(asked["bundle"], asked["floor"], asked["wait_s"]):
-                if reader.at_eof():
-                    return
-                await say(said)
+            steps = rollout.roll(asked["bundle"], asked["floor"], asked["wait_s"])
+            async with contextlib.aclosing(steps) as said:  # type: ignore[type-var]
+                async for step in said:
+                    if reader.at_eof():
+                        return
+                    await say(step)
         else:
             raise ConfigError(f"'{do}': no such request; are both sides of the same version of nonn?")
     except NonnError as exc:

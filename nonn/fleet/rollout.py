@@ -169,10 +169,8 @@ class Rollout:
         if self._busy.locked():
             raise ConfigError("another push or rollback is running; wait for it, or end it with Ctrl-C")
         async with self._busy:
-            if not bundle:  # a push that has not come to its end goes back to what is served, else to what was
+            if not bundle:  # in the middle of a push back to what is served still, else to what was before
                 bundle = self.served.bundle.hash if self.other else self._state.read("previous")
-                if self.other and self._state.read("current") != self._state.read("rolling-from"):
-                    bundle = self.other.bundle.hash
             async for said in self._roll(self._state.load(bundle), floor, wait_s):
                 _log.info("%s", said["text"])
                 yield said
@@ -180,9 +178,9 @@ class Rollout:
     async def _roll(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
         if target.hash == self.served.bundle.hash:
             if self.other is not None:  # what has moved serves nobody, or is left over: it comes back at once
-                moved = tuple(sorted(self.other.fleet.membership.leases))
+                moved = await self._retire(self.other)
                 yield _said("move", f"{_names(moved)} to bundle {target.hash[:12]}, which is served", nodes=moved)
-                await self._retire(self.other, moved, wait_s)
+                await self._until_back(self.served, moved, wait_s)
             yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
             return
         await self._open_other(target)
@@ -194,13 +192,14 @@ class Rollout:
             if isinstance(step, Done):
                 break
             if isinstance(step, Switch):
-                old, new = self.served, self.other
+                old = self.served
                 await self._switch()
-                yield _said("switch", f"bundle {new.bundle.hash[:12]} is served: {new.accuracy():.2%}")
-                moved = tuple(sorted(old.fleet.membership.leases))
+                moved = await self._retire(old)
+                accuracy = self.served.accuracy()
+                yield _said("switch", f"bundle {target.hash[:12]} is served: {accuracy:.2%}", served=accuracy)
                 if moved:
-                    yield _said("move", f"{_names(moved)}, which serve nobody any more", nodes=moved)
-                await self._retire(old, moved, wait_s)
+                    yield _said("move", f"{_names(moved)}, which served nobody any more", nodes=moved)
+                await self._until_back(self.served, moved, wait_s)
                 break
             assert isinstance(step, Move)
             yield _said("move", f"{_names(step.nodes)} to bundle {target.hash[:12]}", nodes=step.nodes)
@@ -270,7 +269,6 @@ class Rollout:
             )
         other = Deployment(target, self._args, self._policy)
         await self._start(other)
-        self._state.write("rolling-from", self.served.bundle.hash)
         self.other = other
 
     async def _move(self, nodes: tuple[str, ...], wait_s: float) -> None:
@@ -302,24 +300,22 @@ class Rollout:
         old, new = self.served, self.other
         self.model.switch(new)
         self.served, self.other = new, old
-        # Who is not known to run the old one gets the new one; those that still do are moved next.
-        self._on_other = set(old.fleet.membership.leases)
         self._state.served(new.bundle.hash, old.bundle.hash)
         await self._watching.aclose()
         await self._watch()
 
-    async def _retire(self, old: Deployment, nodes: tuple[str, ...], wait_s: float) -> None:
-        """Moves what runs the deployment that is not served to the one that is, and ends it."""
+    async def _retire(self, old: Deployment) -> tuple[str, ...]:
+        """Gives what runs the deployment that is not served the one that is, and ends it; returns the nodes."""
         leases = old.fleet.membership.leases
+        nodes = tuple(sorted(leases))
         for node in nodes:
-            if node in leases:
-                self.served.fleet.membership.preferred[node] = leases[node].student % self.served.bundle.num_devices
+            self.served.fleet.membership.preferred[node] = leases[node].student % self.served.bundle.num_devices
         self._on_other.clear()
         for node in nodes:
             await old.fleet.release(node, f"gets bundle {self.served.bundle.hash[:12]}")
         self.other = None
         await self._close(old)
-        await self._until_back(self.served, nodes, wait_s)
+        return nodes
 
     async def _start(self, deployment: Deployment) -> None:
         stack = contextlib.AsyncExitStack()
