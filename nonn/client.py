@@ -184,5 +184,5 @@ class Client:
             CredentialsError: the message says what is wrong.
         """
         text = explain(self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
-        if text is not None:
+        if text:
             raise CredentialsError(f"{self.address}: {text}")

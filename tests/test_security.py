@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.secure import Watch, connect_tls
+from nonn.aggregator.service import Aggregator
 from nonn.certs import Authority
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -161,7 +164,7 @@ def test_whoever_may_not_ask_a_node_is_told_so_and_the_node_logs_it(folder, kitc
 def test_a_node_shows_its_own_certificate_and_no_other(folder, kitchen):
     address, _ = kitchen
     main = TlsFolder(folder / "certs/aggregator/main")
-    assert explain(address, "kitchen.node.nonn.internal", main) is None
+    assert explain(address, "kitchen.node.nonn.internal", main) == ""
     assert explain(address, "attic.node.nonn.internal", main) == (
         "it shows the certificate of nonn://node/kitchen, not of attic.node.nonn.internal: is that the right address?"
     )
@@ -353,6 +356,45 @@ def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle, tmp
             return False
 
         until(refused)
+
+
+def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_out(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
+    authority, certs = Authority.create(tmp_path / "certs"), tmp_path / "certs"
+    authority.issue("aggregator", "main")
+    authority.issue("node", "kitchen")
+    stolen = shutil.copytree(certs / "node/kitchen", tmp_path / "stolen")  # its list of revoked ones stays empty
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    kitchen, tls = Node(id="kitchen", address=f"127.0.0.1:{port}", student=0), TlsFolder(certs / "aggregator/main")
+
+    def switched_on(folder):
+        return node(bundle, folder, tmp_path / "node.log", "--port", port)
+
+    async def scenario():
+        async with Aggregator(bundle, [kitchen], connect=connect_tls(tls)) as aggregator:
+
+            async def up():
+                async with asyncio.timeout(TIMEOUT_S):
+                    while aggregator.policy.state("kitchen") != "up":
+                        await asyncio.sleep(0.05)
+
+            watch = Watch(aggregator, tls)
+            await watch.look()
+            authority.revoke("node", "kitchen")
+            assert aggregator.nodes == (kitchen,)  # nobody has shown anything yet
+            with switched_on(stolen):
+                await up()
+                await watch.look()
+                assert aggregator.nodes == ()
+            await watch.look()
+            assert aggregator.nodes == ()
+            authority.issue("node", "kitchen")
+            with switched_on(certs / "node/kitchen"):
+                await watch.look()
+                assert aggregator.nodes == (kitchen,)
+
+    asyncio.run(scenario())
 
 
 def test_a_client_without_the_token_is_refused_and_the_token_can_be_changed(bundle, tmp_path):

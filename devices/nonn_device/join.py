@@ -15,12 +15,10 @@ import contextlib
 import logging
 import platform
 import random
-import resource
 import secrets
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -37,6 +35,7 @@ from nonn.rpc.v1 import fleet_pb2_grpc
 from nonn.wire import CHANNEL_OPTIONS, from_status
 from nonn_device.artifacts import Artifact, Store
 from nonn_device.dial_out import serve_stream
+from nonn_device.vitals import resident_bytes
 
 __all__ = ["Backoff", "Link", "Session"]
 
@@ -192,7 +191,7 @@ class Link:
         error = from_status(exc, self.address)
         if isinstance(error, UnreachableError):
             text = await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
-            if text is not None:
+            if text:
                 return CredentialsError(f"{self.address}: {text}")
         return error
 
@@ -308,7 +307,7 @@ class Session:
                     _log.info("%s: in the cluster with student %s", link.address, self._student)
                     pause_s = lease_s / HEARTBEATS
                 await self._sleep(pause_s)
-                beat = await link.call("Heartbeat", pb.HeartbeatRequest(lease=link.lease, rss_bytes=_rss_bytes()))
+                beat = await link.call("Heartbeat", pb.HeartbeatRequest(lease=link.lease, rss_bytes=resident_bytes()))
                 pause_s, said = lease_s / HEARTBEATS, ""
                 backoff.reset()
                 if not beat.known:
@@ -391,12 +390,3 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _rss_bytes() -> int:
-    """Resident memory of this process."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return pages * resource.getpagesize()

@@ -305,7 +305,7 @@ class Fanout:
         except InputError as exc:
             return Reply(link.node, None, f"bad reply: {exc}", took_s)
         except asyncio.CancelledError:
-            if not call.cancelled() or link.node.id in self._links:
+            if not call.cancelled() or self._links.get(link.node.id) is link:
                 raise
             return Reply(link.node, None, "it left the cluster", self._clock() - asked_at)
 

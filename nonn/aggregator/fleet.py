@@ -60,9 +60,10 @@ class Fleet:
         # One change of the cluster at a time: a node that registers twice in a row would otherwise be added twice.
         self._lock = asyncio.Lock()
 
-    def add_to(self, server: Any) -> None:
-        """Puts the service on a server that has not been started."""
+    def add_to(self, server: Any) -> Any:
+        """Puts the service on a server that has not been started; returns the descriptor of its .proto file."""
         add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
+        return pb.DESCRIPTOR
 
     @contextlib.asynccontextmanager
     async def attend(self) -> AsyncIterator[None]:

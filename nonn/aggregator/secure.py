@@ -2,12 +2,12 @@
 
 A channel asks for the name in the certificate of exactly its node, so gRPC refuses every other node there. What it
 leaves open is seen to here, beside the requests: a node whose certificate was revoked is taken out, and let in again
-when it shows another; channels are made anew when the aggregator's own certificate or ``ca.pem`` changes; and why a
+when it has shown another; channels are made anew when the aggregator's own certificate or ``ca.pem`` changes; and why a
 node cannot be reached is said in the log, since gRPC tells neither side.
 
-Limit: revocation of a *server's* certificate is seen by a second connection, soon after the list has changed; whoever
-holds a revoked key and sits in the network between aggregator and node could pass that one on to the real node. A
-revoked *caller* is refused at its next call.
+Limit: revocation of a *server's* certificate is seen by a second connection, within seconds after the list has changed
+or the node has come up; whoever holds a revoked key and sits in the network between aggregator and node could pass that
+one on to the real node. A revoked *caller* is refused at its next call.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ class Watch:
 
     def __init__(self, aggregator: Aggregator, tls: TlsFolder, look_s: float = LOOK_S) -> None:
         self._aggregator, self._tls, self._look_s = aggregator, tls, look_s
-        self._version, self._credentials = tls.version, tls.credentials_version
+        self._credentials = tls.credentials_version
         self._inventory = frozenset(node.id for node in aggregator.nodes)  # one that joined comes back by itself
         self._out: dict[str, Node] = {}  # taken out since their certificate was revoked
+        self._seen: dict[str, object] = {}  # of nodes whose certificate counts: what would have to change first
         self._said: dict[str, str] = {}
 
     @contextlib.asynccontextmanager
@@ -83,45 +84,59 @@ class Watch:
                 await task
 
     async def _keep_looking(self) -> None:
-        look_at, everybody = 0.0, True
+        look_at, version = 0.0, self._tls.version
         while True:
             now = asyncio.get_running_loop().time()
-            if everybody or now >= look_at:
-                look_at = now + self._look_s
+            if now >= look_at or version is not self._tls.version:
+                look_at, version = now + self._look_s, self._tls.version
                 try:
-                    await self._look(everybody)
+                    await self.look()
                 except NonnError as exc:  # its own certificate has expired, for example
                     _log.error("%s", exc)
             await asyncio.sleep(TICK_S)
-            # A healthy node is looked at again only when the folder changed: a handshake costs it a signature.
-            everybody = self._tls.version is not self._version
-            self._version = self._tls.version
             if self._tls.credentials_version != self._credentials:
                 self._credentials = self._tls.credentials_version
                 await self._aggregator.reconnect()
                 _log.info("%s: every channel is made anew with it", self._tls.path)
 
-    async def _look(self, everybody: bool) -> None:
-        """Looks at nodes that fail or were taken out, or at every one."""
-        policy = self._aggregator.policy
-        present = [node for node in self._aggregator.nodes if everybody or policy.state(node.id) != "up"]
-        await asyncio.gather(*(self._look_at(node) for node in (*present, *self._out.values())))
+    async def look(self) -> None:
+        """Looks once, at nodes that fail, that came up since they were last seen, or that were taken out."""
+        present = {node.id: node for node in self._aggregator.nodes}
+        for known in (self._seen, self._said):
+            for gone in known.keys() - present.keys() - self._out.keys():
+                del known[gone]
+        # A healthy node is looked at once: a handshake costs it a signature.
+        due = [
+            node
+            for node in present.values()
+            if self._aggregator.policy.state(node.id) != "up" or self._seen.get(node.id) != self._state(node)
+        ]
+        await asyncio.gather(*(self._look_at(node) for node in (*due, *self._out.values())))
+
+    def _state(self, node: Node) -> object:
+        """Equal as long as a look at a node's certificate holds: neither folder nor node has changed since."""
+        return self._tls.version, node.address, self._aggregator.policy.nodes[node.id].up_since
 
     async def _look_at(self, node: Node) -> None:
         """Takes a node out whose certificate was revoked, or lets it in again."""
+        before = self._state(node) if self._is_here(node) else None
         text = await asyncio.to_thread(explain, node.address, self._name(node), self._tls)
-        if text is not None and self._said.get(node.id) != text:
+        if text and self._said.get(node.id) != text:
             _log.warning("node %s at %s: %s", node.id, node.address, text)
         self._said[node.id] = text or ""
-        here = any(other.id == node.id for other in self._aggregator.nodes)
-        if text is not None and text.startswith(REVOKED_TEXT):
-            self._out[node.id] = node
-            if here:
+        if text and text.startswith(REVOKED_TEXT):
+            if node.id in self._inventory:
+                self._out[node.id] = node
+            if self._is_here(node):
                 await self._aggregator.remove_node(node.id, f"{REVOKED_TEXT} ({node.address})")
-        elif node.id in self._out and text is None:
-            del self._out[node.id]
-            if not here and node.id in self._inventory:
+        elif text == "":
+            # Seen, and not merely away: a revoked node that is switched off must not be let in for when it comes back.
+            self._seen[node.id] = before
+            if self._out.pop(node.id, None) and not self._is_here(node):
                 await self._aggregator.add_node(node)
+
+    def _is_here(self, node: Node) -> bool:
+        return any(other.id == node.id for other in self._aggregator.nodes)
 
     def _name(self, node: Node) -> str | None:
         """What the second look compares; a foreign server's host is left to gRPC."""

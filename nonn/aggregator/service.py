@@ -263,10 +263,14 @@ class Aggregator:
             )
         if replies and all(reply.blameless for reply in replies):
             return InputError(f"no node takes this request; {replies[0].node.id}: {replies[0].error}")
-        missing = "; ".join(f"{node} ({reason})" for node, reason in self._failures(session, replies).items())
+        missing = [f"{node} ({reason})" for node, reason in self._failures(session, replies).items()]
+        if not self.nodes:
+            missing.append("no node is in the cluster")
+        elif nowhere := sorted(set(range(self.bundle.num_devices)) - {node.student for node in self.nodes}):
+            missing.append(f"no node in the cluster runs student {', '.join(map(str, nowhere))}")
         return QuorumError(
             f"{session.answered.bit_count()} of {self.bundle.num_devices} devices answered, the quorum is "
-            f"{self.policy.config.quorum}; missing: {missing or 'no node has joined yet'}"
+            f"{self.policy.config.quorum}; missing: {'; '.join(missing)}"
         )
 
     def _failures(self, session: Session, replies: Iterable[Reply]) -> dict[str, str]:
@@ -289,6 +293,8 @@ class Aggregator:
 
     def _learn(self, reply: Reply, late: bool) -> None:
         """Takes note of what came of asking a node for a request."""
+        if reply.node.id not in self.policy.nodes:
+            return  # it left while it was asked, and whoever watches has forgotten it
         if reply.blameless:
             self.policy.dropped(reply.node.id)
             return
@@ -300,7 +306,7 @@ class Aggregator:
         """Tells the policy, and whoever has to know of a change."""
         node, now = reply.node.id, self._clock()
         if node not in self.policy.nodes:
-            return  # it left while it was asked
+            return  # it left while it was probed
         before, was_ready = self.policy.state(node), self.ready
         if not self.policy.record(
             node, not reply.error, reply.latency_s, now, timed_out=reply.timed_out, probe=probe, late=late

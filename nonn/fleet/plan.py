@@ -13,6 +13,7 @@ what is left.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -117,10 +118,10 @@ def next_step(situation: Situation) -> Step:
     if target is None:
         if later >= here.floor:
             return Switch()
-        best = _best(here)
+        best = math.floor(1e4 * _best(here)) / 1e4  # as it may be typed
         return Blocked(
             f"the old bundle and the new one cannot both stay at {here.floor:.2%} with {len(here.on_old)} and "
-            f"{len(here.on_new)} nodes; the highest floor that can be kept is {best:.2%}"
+            f"{len(here.on_new)} nodes; the highest floor that can be kept is {best:.4f}"
         )
     if not target:
         return Switch()

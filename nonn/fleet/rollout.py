@@ -54,9 +54,10 @@ class Rollout:
 
     other: Deployment | None
 
-    def add_to(self, server: Any) -> None:
-        """Puts the service by which nodes join on a server."""
+    def add_to(self, server: Any) -> Any:
+        """Puts the service by which nodes join on a server; returns the descriptor of its .proto file."""
         add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
+        return pb.DESCRIPTOR
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -63,9 +64,17 @@ class State:
                     for name in names:
                         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.copyfile(bundle / name, temporary / name)
+                    self._give(temporary)
             except OSError as exc:
                 raise DataError(f"{folder}: the bundle cannot be copied there ({exc.strerror})") from exc
         return load_bundle(folder)
+
+    def _give(self, folder: Path) -> None:
+        """What root copies belongs to the aggregator, which is to delete it some day."""
+        if os.geteuid() == 0:
+            owner = self.path.stat()
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, owner.st_uid, owner.st_gid)
 
     def load(self, name: str) -> Bundle:
         """A bundle of the folder by its hash.

@@ -59,7 +59,8 @@ def explain(address: str, server_name: str | None, tls: TlsFolder | None) -> str
         tls: of the caller; None if it speaks plain text.
 
     Returns:
-        What is wrong and what to do; None if TLS is not what is wrong.
+        What is wrong and what to do; empty if both sides' certificates count; None if that could not be seen, since
+        nobody is there or nothing of TLS is wrong.
 
     Raises:
         CredentialsError: the caller's own certificate does not count any more.
@@ -88,7 +89,7 @@ def _explain_plain(connection: socket.socket) -> str | None:
 
 
 def _explain_tls(connection: socket.socket, server_name: str | None, tls: TlsFolder) -> str | None:
-    """What is wrong with the server's certificate, or else with ours in its eyes."""
+    """What is wrong with the server's certificate, or else with ours in its eyes; empty and None as ``explain``."""
     from nonn.rpc.tls import REVOKED, verification_text
 
     try:
@@ -103,7 +104,7 @@ def _explain_tls(connection: socket.socket, server_name: str | None, tls: TlsFol
                 return f"it shows the certificate of {shown}, not of {server_name}: is that the right address?"
             # A server of HTTP/2 speaks first. One that refuses our certificate hangs up instead.
             if secure.recv(1):
-                return None
+                return ""
     except ssl.SSLCertVerificationError as exc:
         return f"its certificate does not count here: {verification_text(exc)}"
     except ssl.SSLError as exc:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import grpc
+from google.protobuf.descriptor import FileDescriptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -75,13 +76,16 @@ class Model(Protocol):
 
     Attributes:
         name: that requests call it by.
-        version: that they may call it by as well.
         max_request_bytes: the largest message that it takes; gRPC refuses a larger one unread.
     """
 
     name: str
-    version: str
     max_request_bytes: int
+
+    @property
+    def version(self) -> str:
+        """What requests may call it by as well; changes when another bundle is served."""
+        ...
 
     async def __aenter__(self) -> Self: ...
 
@@ -198,7 +202,7 @@ async def serve(
     on_ready: Callable[[str], None],
     reflection: bool = False,
     guard: Guard | None = None,
-    services: Sequence[Callable[[Any], None]] = (),
+    services: Sequence[Callable[[Any], FileDescriptor]] = (),
     attend: Attend | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
     stop: asyncio.Event | None = None,
@@ -214,7 +218,8 @@ async def serve(
         on_ready: called once with ``host:port`` when requests are answered.
         reflection: tell clients what there is to call.
         guard: lets calls through; with its TLS folder the port speaks TLS and nothing else.
-        services: each puts a further service on the server, which has not been started.
+        services: each puts a further service on the server, which has not been started, and returns the descriptor of
+            its .proto file.
         attend: what goes on beside the requests. Entered with the address and a function that ends the server, when
             requests are answered; left when the server is told to end and still answers.
         stop: ends the server when it is set; None for one that ``told_to_end`` makes.
@@ -233,10 +238,9 @@ async def serve(
     add_servicer(server, pb.DESCRIPTOR.services_by_name["GRPCInferenceService"], servicer)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    files = [pb.DESCRIPTOR, health_pb2.DESCRIPTOR, *(add_service(server) for add_service in services)]
     if reflection:
-        add_reflection(server, (pb.DESCRIPTOR, health_pb2.DESCRIPTOR))
-    for add_service in services:
-        add_service(server)
+        add_reflection(server, files)
     address = _bind(server, host, port, insecure, guard.tls if guard else None)
     async with model:
         await server.start()

@@ -1,0 +1,290 @@
+"""Rolling updates over real processes, and the commands around them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nonn.client import Client
+from nonn.errors import ConfigError
+from nonn.fleet.inventory import load_inventory
+from nonn.rpc.tls import load_tls
+from tests import toys
+from tests.serving import process, run, until
+from tests.test_membership import Fleet, members
+
+NODES = ("a", "b", "c", "d")
+LEASE = ("--lease", "0.9")
+INVENTORY = Path(__file__).parent.parent / "devices/pi/fleet.toml"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """Two bundles for the same data whose students differ, even in width."""
+    folder = tmp_path_factory.mktemp("fleet")
+    first = toys.toy_bundle(folder / "first", num_devices=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toys, "WIDTH", 5)
+        second = toys.toy_bundle(folder / "second", num_devices=4)
+    return first, second
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    with contextlib.ExitStack() as stack:
+        yield Fleet(tmp_path, stack)
+
+
+@pytest.fixture
+def state():
+    """A short name: a socket's may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="nonn") as folder:
+        yield Path(folder)
+
+
+def status(state):
+    return json.loads(run("nonn", "fleet", "status", "--state", state, "--json").stdout)
+
+
+def floor_of(*bundles):
+    """What both bundles keep with any two of four devices."""
+    masks = [mask for mask in range(16) if mask.bit_count() >= 2]
+    return min(float(bundle.table.accuracy[masks].min()) for bundle in bundles)
+
+
+class Asking:
+    """Asks without a pause, and checks each answer against its bundle, offline."""
+
+    def __init__(self, address, bundles):
+        self._address, self._bundles = address, {bundle.hash: bundle for bundle in bundles}
+        self.answers, self.lost, self._stop = [], [], threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self):
+        sample = toys.toy_data(200, seed=3)[0][:1]
+        with Client(self._address, 30) as client:
+            while not self._stop.is_set():
+                try:
+                    self.answers.append(client.infer(sample))
+                except Exception as exc:
+                    self.lost.append(exc)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self._stop.set()
+        self._thread.join()
+
+    def check(self, floor):
+        assert not self.lost, self.lost[:3]
+        assert len(self.answers) > 50
+        for answer in {(a.bundle, a.mask): a for a in self.answers}.values():
+            bundle = self._bundles[answer.bundle]
+            recorded, _ = bundle.features
+            offline = bundle.head.logits({i: recorded[i][:1] for i in answer.answered.nonzero()[0].tolist()})
+            np.testing.assert_allclose(answer.logits, offline, rtol=1e-4, atol=1e-4)
+            assert answer.expected_accuracy == pytest.approx(float(bundle.table.accuracy[answer.mask]))
+            assert answer.expected_accuracy >= floor
+
+
+def test_a_fleet_moves_to_another_bundle_and_back_without_losing_a_request_or_falling_below_the_floor(
+    bundles, fleet, state
+):
+    first, second = bundles
+    floor = floor_of(*bundles)
+    aggregator, address = fleet.aggregator(first, "--state", state, *LEASE)
+    client = fleet.client(address)
+    for name in NODES:
+        fleet.node(name, address, options=("--dial-out",) if name == "d" else ())
+    until(lambda: len(members(client)) == 4)
+    students = members(client)
+    with Asking(address, bundles) as asking:
+        until(lambda: len(asking.answers) > 20)
+        pushed = run("nonn", "fleet", "push", second.path, "--state", state, "--floor", str(floor))
+        assert pushed.returncode == 0, pushed.stderr
+        until(lambda: asking.answers[-1].bundle == second.hash and asking.answers[-1].mask == 0b1111)
+    asking.check(floor)
+    # From the switch on nothing is answered with the old one.
+    served = [answer.bundle for answer in asking.answers]
+    assert served == [first.hash] * served.count(first.hash) + [second.hash] * served.count(second.hash)
+    assert members(client) == students  # everybody kept its number
+    assert client.metadata().bundle == second.hash
+    told = pushed.stdout.splitlines()
+    assert sum(line.startswith(f"bundle {second.hash[:12]} is served:") for line in told) == 1
+    assert told[-1] == f"bundle {second.hash[:12]} is served by 4 nodes"
+    # A restart serves the same, whatever the command line says.
+    aggregator.end()
+    fleet.aggregator(first, "--state", state, *LEASE, port=int(address.rpartition(":")[2]))
+    until(lambda: members(client) == students)
+    with Asking(address, bundles) as asking:
+        until(lambda: len(asking.answers) > 20)
+        back = run("nonn", "fleet", "rollback", "--state", state, "--floor", str(floor))
+        assert back.returncode == 0, back.stderr
+        until(lambda: asking.answers[-1].bundle == first.hash and asking.answers[-1].mask == 0b1111)
+    asking.check(floor)
+    assert status(state)["previous"] == second.hash
+
+
+def test_a_push_that_cannot_keep_the_floor_or_loses_a_node_stops_and_is_undone(bundles, fleet, state):
+    first, second = bundles
+    _, address = fleet.aggregator(first, "--state", state, *LEASE)
+    client = fleet.client(address)
+    nodes = {name: fleet.node(name, address) for name in NODES}
+    until(lambda: len(members(client)) == 4)
+    full = float(first.table.accuracy[-1])
+    refused = run("nonn", "fleet", "push", second.path, "--state", state, "--floor", str(full + 1e-3))
+    assert (refused.returncode, "below the floor" in refused.stderr) == (3, True)
+    assert len(members(client)) == 4
+    tight = run("nonn", "fleet", "drain", "a", "--state", state, "--floor", "1")
+    assert (tight.returncode, "without node 'a' the accuracy would be" in tight.stderr) == (3, True)
+    # Whoever is moved first hangs.
+    with process(
+        "nonn", "fleet", "push", second.path, "--state", state, "--floor", str(floor_of(*bundles)), "--wait", "2"
+    ) as push:
+        line = push.stdout.readline().decode()
+        moving = line.split()[1]
+        nodes[moving].child.send_signal(signal.SIGSTOP)
+        errors = push.communicate()[1].decode()
+        assert push.returncode == 3
+        assert f"node {moving} did not come back" in errors
+        assert "nonn fleet rollback" in errors
+    nodes[moving].child.send_signal(signal.SIGCONT)
+    assert {b["served"]: b["bundle"] for b in status(state)["bundles"]} == {True: first.hash, False: second.hash}
+    undone = run("nonn", "fleet", "rollback", "--state", state)
+    assert undone.returncode == 0, undone.stderr
+    until(lambda: len(members(client)) == 4)
+    assert [b["bundle"] for b in status(state)["bundles"]] == [first.hash]
+
+
+def test_a_drained_node_stays_out_until_it_is_let_in(bundles, fleet, state):
+    _, address = fleet.aggregator(bundles[0], "--state", state, *LEASE)
+    client = fleet.client(address)
+    for name in ("a", "b"):
+        fleet.node(name, address)
+    until(lambda: len(members(client)) == 2)
+    assert run("nonn", "fleet", "drain", "a", "--state", state).returncode == 0
+    assert members(client).keys() == {"b"}
+    log = next(fleet.folder.glob("2.log"))
+    until(lambda: "node 'a' is drained" in log.read_text())
+    assert {n["node"]: n["state"] for n in status(state)["nodes"]} == {"a": "drained", "b": "up"}
+    assert run("nonn", "fleet", "drain", "--undo", "a", "--state", state).returncode == 0
+    until(lambda: members(client).keys() == {"a", "b"})
+    table = run("nonn", "fleet", "status", "--state", state).stdout
+    assert "served" in table
+    unknown = run("nonn", "fleet", "drain", "z", "--state", state)
+    assert (unknown.returncode, "no node 'z'" in unknown.stderr) == (3, True)
+
+
+def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_socket(bundles, fleet, state):
+    fleet.aggregator(bundles[0], "--state", state)
+    assert (state / "control.sock").stat().st_mode & 0o777 == 0o600
+    second = run("nonn", "serve", bundles[0].path, "--joins", "--join-token-file", fleet.token, "--state", state)
+    assert (second.returncode, "another aggregator runs with this folder" in second.stderr) == (3, True)
+
+
+def test_wrong_use_is_told(bundles, tmp_path, state):
+    for arguments, code, text in (
+        (("status", "--state", state), 4, "start the aggregator with: nonn serve --joins --state"),
+        (("push", bundles[0].path, "--state", state, "--floor", "2"), 3, "an accuracy is 0 to 1"),
+        (("push", bundles[0].path, "--state", state), 2, "--floor"),
+        (("status", "--inventory", tmp_path / "none.toml"), 3, "no such file"),
+        (("status", "--state", tmp_path / ("x" * 120)), 3, "choose a shorter one"),
+    ):
+        ended = run("nonn", "fleet", *arguments)
+        assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr
+    ended = run("nonn", "serve", bundles[0].path, "--state", state)
+    assert (ended.returncode, "--state is for a fleet whose nodes all join" in ended.stderr) == (3, True)
+
+
+SSH = """#!/bin/sh
+# In place of sshd: the command goes through a shell, as there, and sees the aggregator's program under its own path.
+echo "$5" >> {log}
+[ "$5" = nobody@10.0.0.9 ] && exit 255
+exec sh -c "$6"
+"""
+SUDO = """#!/bin/sh
+[ "$1" = /opt/nonn/bin/nonn ] && shift && exec {python} -m nonn "$@"
+exec "$@"
+"""
+
+
+def test_with_an_inventory_the_same_is_done_on_the_aggregators_own_machine(bundles, fleet, state, monkeypatch):
+    first, second = bundles
+    _, address = fleet.aggregator(first, "--state", state, *LEASE)
+    client = fleet.client(address)
+    fleet.node("a", address)
+    until(lambda: members(client).keys() == {"a"})
+    programs, log = fleet.folder / "bin", fleet.folder / "ssh.log"
+    programs.mkdir()
+    for name, text in (("ssh", SSH), ("sudo", SUDO)):
+        (programs / name).write_text(text.format(log=log, python=sys.executable))
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    inventory = fleet.folder / "fleet.toml"
+    inventory.write_text(
+        f'[all.vars]\nansible_user = "pi"\nnonn_state = "{state}"\nansible_port = 22\n'
+        '[aggregators.hosts.main]\nansible_host = "10.0.0.8"\n[nodes.hosts.a]\n'
+    )
+    # One node alone: moving it leaves nobody for a moment, which takes a floor of nothing.
+    refused = run("nonn", "fleet", "push", second.path, "--inventory", inventory, "--floor", "0.5")
+    assert (refused.returncode, "below the floor" in refused.stderr) == (3, True), refused.stderr
+    pushed = run("nonn", "fleet", "push", second.path, "--inventory", inventory, "--floor", "0")
+    assert pushed.returncode == 0, pushed.stderr
+    shown = json.loads(run("nonn", "fleet", "status", "--inventory", inventory, "--json").stdout)
+    assert [(b["bundle"], b["served"]) for b in shown["bundles"]] == [(second.hash, True)]
+    assert {path.name for path in state.iterdir()} == {"bundles", "current", "previous", "control.sock"}
+    inventory.write_text(inventory.read_text().replace("10.0.0.8", "10.0.0.9").replace('"pi"', '"nobody"'))
+    ended = run("nonn", "fleet", "status", "--inventory", inventory)
+    assert (ended.returncode, "main: no ssh to 10.0.0.9; try: ssh" in ended.stderr) == (4, True), ended.stderr
+
+
+def test_init_issues_what_is_missing_and_nothing_twice(tmp_path):
+    inventory = tmp_path / "fleet.toml"
+    inventory.write_text(INVENTORY.read_text())
+    assert run("nonn", "fleet", "init", inventory).returncode == 0
+    node = tmp_path / "certs/node/kitchen"
+    assert load_tls(node, "node").identity.id == "kitchen"
+    before = (node / "identity.pem").read_bytes()
+    inventory.write_text(INVENTORY.read_text() + '\n[nodes.hosts.cellar]\nansible_host = "192.168.1.22"\n')
+    again = run("nonn", "fleet", "init", inventory)
+    assert (again.returncode, "1 issued, 3 there already" in again.stdout) == (0, True), again.stdout
+    assert (node / "identity.pem").read_bytes() == before
+    assert (tmp_path / "certs/node/cellar/identity.pem").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("[nodes.hosts.kitchen]", "[nodes.hosts.Kitchen]"), "lower-case letters"),
+        (('"192.168.1.21"', '"192.168.1.20"'), "'kitchen' and 'attic' have one address"),
+        (("[aggregators.hosts.main]", "[others.hosts.main]"), r"no aggregators; write \[aggregators.hosts.ID\]"),
+        (("[all.vars]", "[[all.vars]]"), "all.vars is no table"),
+    ],
+)
+def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path, change, text):
+    path = tmp_path / "fleet.toml"
+    path.write_text(INVENTORY.read_text().replace(*change))
+    with pytest.raises(ConfigError, match=text) as caught:
+        load_inventory(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_example_is_what_both_readers_take():
+    inventory = load_inventory(INVENTORY)
+    assert [host.id for host in inventory.nodes] == ["kitchen", "attic"]
+    assert inventory.aggregators[0].ssh(["true"]) == [
+        "ssh", "-o", "BatchMode=yes", "pi@192.168.1.10", "sudo true"
+    ]  # fmt: skip
+    assert set(tomllib.loads(INVENTORY.read_text())) == {"all", "aggregators", "nodes"}

@@ -1,0 +1,288 @@
+"""Units and playbook: checked by the tools that they are for, and the lines in them really started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nonn_device.node import StudentModel
+
+from nonn.client import Client
+from nonn.rpc.watchdog import Watchdog
+from tests.serving import TIMEOUT_S, run, until
+from tests.test_membership import members
+from tests.toys import SHAPE, WIDTH, toy_bundle
+
+ROOT = Path(__file__).parent.parent
+PI, WEARABLE = ROOT / "devices/pi", ROOT / "devices/wearable"
+UNITS = (PI / "nonn-device.service", PI / "nonn-aggregator.service", WEARABLE / "nonn-device.service")
+ANSIBLE = ROOT / ".venv-ansible"
+ANSIBLE_CORE = "ansible-core==2.19.14"  # the last for Python 3.11
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("units") / "bundle", num_devices=2)
+
+
+# systemd's own opinion.
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: f"{unit.parent.name}/{unit.name}")
+def test_systemd_understands_every_line(unit, tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
+    copy = tmp_path / unit.name
+    # Programs must exist when a unit is verified; the prefix is the only thing that is changed.
+    copy.write_text(re.sub(r"(/opt/nonn|%h/\.local/share/nonn)/bin/[a-z-]+", "/bin/true", unit.read_text()))
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    scope = ["--user"] if unit.parent == WEARABLE else []
+    verified = subprocess.run(
+        ["systemd-analyze", *scope, "verify", "--man=no", copy], capture_output=True, text=True, env=environment
+    )
+    told = [line for line in verified.stderr.splitlines() if unit.name in line]
+    assert (verified.returncode, told) == (0, [])
+    if not scope:
+        score = subprocess.run(
+            ["systemd-analyze", "security", "--offline=yes", "--threshold=20", copy], capture_output=True, text=True
+        )
+        assert score.returncode == 0, score.stdout[-400:]  # exposure of 2.0 of 10 at most
+
+
+def settings_of(unit):
+    """All values of each key."""
+    found = {}
+    for line in unit.read_text().splitlines():
+        key, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_a_unit_limits_restarts_and_watches_its_process():
+    for unit in UNITS:
+        found = settings_of(unit)
+        assert found["Type"] == ["notify"]
+        assert found["Restart"] == ["on-failure"]
+        assert int(found["WatchdogSec"][0]) >= 30
+        assert {"MemoryMax", "CPUWeight", "RestartSec", "NoNewPrivileges", "SystemCallFilter"} <= found.keys()
+        assert "TMPDIR=/var/tmp" in found["Environment"][0]
+
+
+# The lines in them, started as systemd would.
+
+
+class Notified:
+    """A notify socket, and what comes to it."""
+
+    def __init__(self, folder):
+        self.path = folder / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+
+    def take(self, timeout_s=TIMEOUT_S):
+        """The next message; None if there is none in time."""
+        self._socket.settimeout(timeout_s)
+        try:
+            return self._socket.recv(4096).decode()
+        except TimeoutError:
+            return None
+
+    def until(self, start):
+        while (message := self.take()) is not None:
+            if message.startswith(start):
+                return message
+        raise AssertionError(f"no {start}")
+
+    def drain(self):
+        while self.take(0.001) is not None:
+            pass
+
+    def close(self):
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def started(unit, folder, tls, variables, watchdog_s=1.0):
+    """The unit's ExecStart with its environment, its specifiers filled in; and its notify socket."""
+    folder.mkdir()
+    found, notified = settings_of(unit), Notified(folder)
+    line = found["ExecStart"][0]
+    for specifier, value in (("%d", tls), ("%E/nonn/tls", tls), ("%S", folder), ("%h/.local/share/nonn/bin", "BIN")):
+        line = line.replace(specifier, str(value))
+    line = line.replace("/opt/nonn/bin", "BIN").replace("BIN", str(Path(sys.executable).parent))
+    for name, value in variables.items():
+        line = line.replace(f"${name}", value)
+    assert not re.search(r"[%$]", line), line
+    environment = dict(part.split("=") for part in found["Environment"][0].split())
+    environment |= {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": str(round(1e6 * watchdog_s))}
+    environment["PATH"] = "/usr/bin:/bin"
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(shlex.split(line), stdout=subprocess.PIPE, stderr=log, env=environment) as child,
+    ):
+        try:
+            yield child, notified
+        finally:
+            child.kill()
+            notified.close()
+
+
+def test_the_lines_of_all_units_make_a_cluster_and_systemd_hears_of_it(bundle, tmp_path):
+    inventory = tmp_path / "fleet.toml"
+    inventory.write_text('[aggregators.hosts.main]\nansible_host = "127.0.0.1"\n[nodes.hosts.a]\n[nodes.hosts.b]\n')
+    assert run("nonn", "fleet", "init", inventory).returncode == 0
+    certs = tmp_path / "certs"
+    # An option that is given twice counts the last time: free ports instead of fixed ones.
+    options = {"NONN_BUNDLE": str(bundle.path), "NONN_OPTIONS": "--port 0"}
+    with contextlib.ExitStack() as stack:
+        aggregator, told = stack.enter_context(started(UNITS[1], tmp_path / "m", certs / "aggregator/main", options))
+        address = json.loads(aggregator.stdout.readline())["address"].replace("0.0.0.0", "127.0.0.1")
+        assert told.until("READY=1").endswith("STATUS=serves at " + address.replace("127.0.0.1", "0.0.0.0"))
+        options["NONN_AGGREGATORS"] = address
+        node, heard = stack.enter_context(started(UNITS[0], tmp_path / "a", certs / "node/a", options))
+        assert heard.until("READY=1") == "READY=1\nSTATUS=asks for a student"
+        assert "STATUS=student" in heard.until("READY=1")
+        options["NONN_OPTIONS"] = ""
+        wearable, _ = stack.enter_context(started(UNITS[2], tmp_path / "b", certs / "node/b", options))
+        with Client(address, TIMEOUT_S, tls=certs / "client/operator") as client:
+            until(lambda: members(client).keys() == {"a", "b"})
+            assert client.infer(np.zeros((1, *SHAPE), np.uint8)).mask == 0b11
+            heard.until("WATCHDOG=1")
+            told.until("WATCHDOG=1")
+            # A process that hangs is not fed; systemd would start it anew.
+            node.send_signal(signal.SIGSTOP)
+            heard.drain()
+            assert heard.take(1.5) is None
+            node.send_signal(signal.SIGCONT)
+            heard.until("WATCHDOG=1")
+            for child in (node, wearable, aggregator):
+                child.send_signal(signal.SIGTERM)
+                assert child.wait(TIMEOUT_S) == 0
+            heard.until("STOPPING=1")
+
+
+class Hanging:
+    """A runtime that hangs when told to."""
+
+    name = "hanging"
+
+    def __init__(self):
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def run(self, batch):
+        assert self.go_on.wait(TIMEOUT_S)
+        return np.zeros((len(batch), WIDTH), np.float32)
+
+
+def test_the_watchdog_is_not_fed_while_the_student_hangs_though_the_loop_lives(bundle, tmp_path):
+    notified, runtime = Notified(tmp_path), Hanging()
+
+    async def scenario():
+        environment = {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": "30000"}
+        async with (
+            StudentModel(bundle, 0, runtime, max_queue=1) as model,
+            Watchdog(environment) as watchdog,
+            watchdog.over(model.check, "runs"),
+        ):
+            await asyncio.to_thread(notified.until, "WATCHDOG=1")
+            runtime.go_on.clear()
+            while not model._worker._waiting:
+                await asyncio.sleep(0.001)
+            await asyncio.to_thread(notified.drain)
+            assert await asyncio.to_thread(notified.take, 0.3) is None
+            runtime.go_on.set()
+            await asyncio.to_thread(notified.until, "WATCHDOG=1")
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        runtime.go_on.set()
+        notified.close()
+
+
+def test_the_watchdog_is_silent_where_it_is_not_asked_for(tmp_path):
+    async def scenario(environment):
+        async with Watchdog(environment) as watchdog:
+            watchdog.ready("x")
+            await asyncio.sleep(0)
+
+    notified = Notified(tmp_path)
+    asyncio.run(scenario({}))
+    asyncio.run(scenario({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1000"}))
+    assert notified.take(0.01) is None
+    other = {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}
+    asyncio.run(scenario(other))
+    assert [notified.take(), notified.take(), notified.take(0.05)] == ["READY=1\nSTATUS=x", "STOPPING=1", None]
+    notified.close()
+
+
+# The playbook.
+
+
+@pytest.fixture(scope="session")
+def ansible():
+    """``ansible-playbook`` of an environment that is kept between runs."""
+    program = ANSIBLE / "bin/ansible-playbook"
+    if not (ANSIBLE / ANSIBLE_CORE).exists():
+        shutil.rmtree(ANSIBLE, ignore_errors=True)
+        venv.create(ANSIBLE, with_pip=False, symlinks=True)
+        command = [sys.executable, "-m", "pip", "--python", ANSIBLE / "bin/python", "install", "-q", ANSIBLE_CORE]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"{ANSIBLE_CORE} cannot be installed: {made.stderr.strip().splitlines()[-1]}")
+        (ANSIBLE / ANSIBLE_CORE).touch()
+
+    def play(folder, *arguments):
+        environment = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
+        environment["ANSIBLE_PIPELINING"] = "true"  # one process a task rather than five
+        return subprocess.run(
+            [program, *arguments, PI / "site.yml"], capture_output=True, text=True, env=environment, cwd=folder
+        )
+
+    return play
+
+
+def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(ansible, bundle, tmp_path):
+    prefix = tmp_path / "card"
+    (tmp_path / "fleet.toml").write_text(
+        "[all.vars]\n"
+        'ansible_connection = "local"\n'
+        f'ansible_python_interpreter = "{sys.executable}"\n'
+        f'nonn_root = "{prefix}"\nnonn_python = "{sys.executable}"\n'
+        'nonn_systemd = false\nnonn_become = false\nnonn_packages = ["--no-deps", "nonn"]\n'
+        'nonn_certs = "certs"\nnonn_wheelhouse = "wheelhouse"\n'
+        '[aggregators.hosts.main]\nansible_host = "192.168.1.10"\n'
+        '[nodes.hosts.kitchen]\nnonn_options = "--student 1"\n'
+    )
+    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"]
+    subprocess.run([*wheel, tmp_path / "wheelhouse", ROOT], check=True)
+    assert run("nonn", "fleet", "init", tmp_path / "fleet.toml").returncode == 0
+    assert ansible(tmp_path, "-i", "fleet.toml", "--syntax-check").returncode == 0
+    first = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr
+    assert (prefix / "etc/nonn/device.env").read_text() == (
+        "NONN_AGGREGATORS=192.168.1.10:50051\nNONN_OPTIONS=--student 1\n"
+    )
+    identity = prefix / "etc/nonn/tls/identity.pem"
+    assert identity.read_bytes() == (tmp_path / "certs/node/kitchen/identity.pem").read_bytes()
+    assert identity.stat().st_mode & 0o777 == 0o600
+    assert (prefix / "etc/systemd/system/nonn-device.service").read_bytes() == UNITS[0].read_bytes()
+    assert (prefix / "opt/nonn/bin/nonn-device").exists()
+    again = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
+    assert re.search(r"kitchen +: ok=\d+ +changed=0 ", again.stdout), again.stdout[-2000:]
