@@ -4,11 +4,13 @@ All in one run, interleaved, on random images of CIFAR's size; throughput is cou
 batch of B images for N students is B · N). Medians over rounds, after a round that only warms up.
 
 =================  =================================================================================================
-``grouped``        what ``nonn run`` does: one network of grouped convolutions, one teacher pass, data on the device
-``loop``           the same step with the students one after another (``distill.grouped = false``)
+``grouped``        one network of grouped convolutions, one teacher pass, data on the device
+``loop``           the same step with the students one after another; ``nonn run`` takes the one or the other
+                   (``nonn.students.grouping_pays``), and ``distill_images_per_s`` is that one's
 ``worker-loader``  one student at a time with a teacher pass of its own and a loader with two worker processes that
                    crop and flip sample by sample, as public distillation code is written (RepDistiller)
-``vmap``           forward and backward of the students alone, stacked with torch.func, beside ``group`` and ``apart``
+``students``       forward and backward of the students alone at three sizes: one after another, grouped, and stacked
+                   with torch.func under vmap
 =================  =================================================================================================
 """
 
@@ -30,12 +32,13 @@ from nonn.config import DataConfig, DistillConfig, TeacherConfig
 from nonn.data.augment import Augment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.objectives.logits import kd
-from nonn.students import GroupedStudents, Student
+from nonn.students import GroupedStudents, Student, grouping_pays
 from nonn.teacher import Normalise, Teacher, build_teacher, pool
 from nonn.trainer import autocast, fit
 
 N, CLASSES, BATCH, SHAPE = 8, 100, 128, (3, 32, 32)
 TEACHER, STUDENT = "wrn-16-2", "wrn-10-1"
+SIDES = (8, 16, 32)
 MEAN, STD = [127.0] * 3, [64.0] * 3
 
 Figures = dict[str, float]
@@ -57,8 +60,10 @@ def bench_distill(rounds: int = 2, batches: int = 0) -> Figures:
         "grouped": lambda: _fit(inputs, labels, device, grouped=True),
         "loop": lambda: _fit(inputs, labels, device, grouped=False),
         "worker_loader": lambda: _worker_loader(inputs, labels, device),
-        **_students_alone(inputs[:BATCH], device),
     }
+    for side in SIDES:
+        images = rng.integers(0, 256, (BATCH, 3, side, side), dtype=np.uint8)
+        ways |= {f"{name}_{side}px": way for name, way in _students_alone(images, device).items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -70,14 +75,20 @@ def bench_distill(rounds: int = 2, batches: int = 0) -> Figures:
                 times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
     speed = {name: samples * N / median[name] for name in ("grouped", "loop", "worker_loader")}
+    ours = speed["grouped" if grouping_pays(device, SHAPE) else "loop"]
+    alone = {
+        f"distill_students_{way}_speedup_{side}px": median[f"apart_{side}px"] / median[f"{way}_{side}px"]
+        for side in SIDES
+        for way in ("grouped", "vmap")
+    }
     return {
-        "distill_images_per_s": speed["grouped"],
+        "distill_images_per_s": ours,
+        "distill_grouped_images_per_s": speed["grouped"],
         "distill_loop_images_per_s": speed["loop"],
         "distill_worker_loader_images_per_s": speed["worker_loader"],
-        "distill_speedup": speed["grouped"] / speed["loop"],
-        "distill_speedup_worker_loader": speed["grouped"] / speed["worker_loader"],
-        "distill_students_grouped_speedup": median["apart"] / median["group"],
-        "distill_students_vmap_speedup": median["apart"] / median["vmap"],
+        "distill_speedup": ours / speed["loop"],
+        "distill_speedup_worker_loader": ours / speed["worker_loader"],
+        **alone,
     }
 
 
@@ -171,7 +182,7 @@ def _students_alone(inputs: np.ndarray, device: str) -> dict[str, Callable[[], N
 
     return {
         "apart": lambda: backward(lambda: torch.cat([student(raw) for student in apart])),
-        "group": lambda: backward(lambda: torch.cat(grouped.learn(raw)[1])),
+        "grouped": lambda: backward(lambda: torch.cat(grouped.learn(raw)[1])),
         "vmap": lambda: backward(stacked),
     }
 

@@ -141,7 +141,7 @@ class DistillConfig(TrainingConfig):
     """Objectives and failout of the joint training of all students."""
 
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # nonn/objective_config.py
-    grouped: bool = True  # all students train as one network of grouped convolutions: the same, faster
+    grouped: bool = True  # students train as one network of grouped convolutions where that is faster; false: never
     failout: str = "stratified"  # none | independent | stratified | groups: whole devices dropped in training
     p_failout: float = 0.3  # independent, groups: probability that a device is dropped by itself
     failout_groups: tuple[tuple[int, ...], ...] = ()  # groups: devices that fail together
@@ -271,10 +271,12 @@ def parse_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as exc:
+    except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read ({exc})") from exc
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
+    except RecursionError:
+        raise ConfigError(f"{path}: not a TOML file: nested too deep") from None
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str, prefix: str = "") -> T:
@@ -318,7 +320,10 @@ def _convert(hint: Any, value: Any, *, source: str, name: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{source}: '{name}' is too large for a number") from None
     if isinstance(hint, type) and type(value) is hint:
         return value
     wanted = {

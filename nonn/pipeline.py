@@ -42,7 +42,7 @@ from nonn.partition.redundancy import Design, filters_of_device
 from nonn.provenance import code_version
 from nonn.report import write_report
 from nonn.stages import Stage, exclusive, open_stage
-from nonn.students import Student, measure_cost
+from nonn.students import Student, grouping_pays, measure_cost
 from nonn.students.sizing import Sizing, check_device, feature_bytes, size_students
 from nonn.subsets import SubsetTable
 from nonn.teacher import Normalise, Teacher, TeacherTask, build_teacher, load_weights
@@ -273,9 +273,9 @@ class Run:
         filters = filters_of_device(self._design(partition), partition, config.devices.count)
         title = f"{name} {config.devices.count} × {'/'.join(dict.fromkeys(self._sizing.models))}"
         with bar(title, config.distill.epochs, "epochs") as tick:
-            task = DistillTask(
-                mentor, students, filters, config.distill, previous=previous, seed=_seed(self.seed, 5, number)
-            )
+            grouped = config.distill.grouped and grouping_pays(self.device, self.data.input_shape)
+            distill = dataclasses.replace(config.distill, grouped=grouped)
+            task = DistillTask(mentor, students, filters, distill, previous=previous, seed=_seed(self.seed, 5, number))
             self._fit(task, config.distill, stage, 3 + 1000 * number, _epochs(tick))
         task.finish()
         _save(students, file)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nonn.errors import ShapeError
-from nonn.students import GroupedStudents, Student
+from nonn.students import GroupedStudents, Student, grouping_pays
 from nonn.students.grouped import group
 from nonn.teacher import Normalise
 
@@ -114,3 +114,9 @@ def test_what_cannot_be_grouped_is_refused() -> None:
         group([nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(), nn.ReLU())])
     with pytest.raises(ShapeError, match=r"layer '1' \(Linear\)"):
         group([nn.Sequential(nn.Flatten(), nn.Linear(3, 4)) for _ in range(2)])
+
+
+def test_grouping_is_for_gpus_and_for_small_maps() -> None:
+    assert grouping_pays("cuda", (3, 224, 224))
+    assert grouping_pays("cpu", (1, 8, 8)) and grouping_pays("cpu", (9, 125))
+    assert not grouping_pays("cpu", (3, 32, 32))

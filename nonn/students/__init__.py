@@ -1,7 +1,7 @@
 """Students, and what they cost a device."""
 
 from nonn.students.budget import Cost, check_budget, measure_cost
-from nonn.students.grouped import GroupedStudents
+from nonn.students.grouped import GroupedStudents, grouping_pays
 from nonn.students.student import Student
 
-__all__ = ["Cost", "GroupedStudents", "Student", "check_budget", "measure_cost"]
+__all__ = ["Cost", "GroupedStudents", "Student", "check_budget", "grouping_pays", "measure_cost"]

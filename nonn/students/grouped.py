@@ -3,13 +3,15 @@
 A convolution of N students is one convolution with N groups, a batch norm of N students is one batch norm over N times
 the channels, and whatever works on each channel by itself needs no change. Sums, gradients and SGD steps are those of
 N separate networks (tested in float64); what changes is that a GPU gets one kernel instead of N that are too small for
-it, and that a CPU gets loops that are long enough. Prior art: torch.func's stacked modules with vmap, which turn into
-the same grouped convolutions with more bookkeeping.
+it, and that a CPU gets loops that are long enough where the maps are small. Large maps are long enough by themselves,
+and there a CPU is faster with the students one by one: ``grouping_pays`` draws the line. Prior art: torch.func's
+stacked modules with vmap, the same grouped convolutions with more bookkeeping; `make bench` measures all three.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,10 +22,25 @@ from nonn.students.student import Student, squeezed
 from nonn.teacher.wrn import pool
 from nonn.views import seen
 
-__all__ = ["GroupedStudents", "group", "of_one_architecture", "ungroup"]
+__all__ = ["GroupedStudents", "group", "grouping_pays", "of_one_architecture", "ungroup"]
 
 _CONV = (nn.Conv1d, nn.Conv2d)
 _NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+# Inputs above this many positions are faster one student at a time on a CPU: distill_students_grouped_speedup_* in
+# benchmarks/results/bench.json.
+_CPU_POSITIONS = 256
+
+
+def grouping_pays(device: str, input_shape: Sequence[int]) -> bool:
+    """Whether N students train faster as one network.
+
+    Args:
+        device: torch device name.
+        input_shape: of one sample [C, H, W] or [C, T].
+    """
+    return torch.device(device).type != "cpu" or math.prod(input_shape[1:]) <= _CPU_POSITIONS
 
 
 def group(networks: Sequence[nn.Module]) -> nn.Module:
