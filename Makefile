@@ -40,7 +40,7 @@ stubs: $(READY)           ## regenerate nonn/rpc/v1 from proto/
 	$(BIN)/python scripts/make_stubs.py
 
 clean:
-	rm -rf $(VENV) .venv-base .venv-conformance .venv-sim-ray build dist runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-base .venv-ansible .venv-conformance .venv-sim-ray build dist runs .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from nonn import __version__
-from nonn.errors import NonnError
+from nonn.errors import ConfigError, NonnError
 from nonn.extras import missing_extra
 
 __all__ = ["COMMANDS", "main", "run_command"]
@@ -81,6 +81,11 @@ def run_command(prog: str, summary: str, package: str, commands: Sequence[str], 
     except BrokenPipeError:  # `nonn report … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as exc:  # a full disk, a folder that is read-only: at any file that is read or written
+        if exc.strerror is None:
+            raise
+        where = f"{exc.filename}: " if exc.filename else ""
+        return _fail(title, ConfigError(f"{where}{exc.strerror}; make room or choose another path, and try again"))
 
 
 def _fail(title: str, error: NonnError) -> int:

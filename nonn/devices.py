@@ -138,10 +138,7 @@ def place_students(bundle: Bundle, config: DevicesConfig) -> list[Seat]:
         )
         for device in devices
     ]
-    works = [
-        Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes)
-        for s in bundle.manifest.students
-    ]
+    works = [Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes) for s in bundle.manifest.students]
     limit = config.answer_s or math.inf
     best = place(bundle.table, works, machines, latency_limit_s=limit)
     if best.expected < config.goal:

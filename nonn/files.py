@@ -43,6 +43,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as exc:
+        if exc.errno is None or exc.filename not in (None, str(temporary)):
+            raise
+        # A write knows no name, and the temporary one tells nobody anything.
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
     finally:
         temporary.unlink(missing_ok=True)
 

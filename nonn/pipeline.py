@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
 from nonn.bundle import Student as StudentEntry
@@ -553,7 +553,7 @@ def _without(config: Any, key: str) -> dict[str, Any]:
 
 def _save(module: torch.nn.Module, path: Path) -> None:
     with atomic_file(path) as file:
-        save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, file)
+        file.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 
 def _accuracy(teacher: Teacher, split: Split, device: str) -> float:

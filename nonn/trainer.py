@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nonn.config import TrainingConfig
@@ -216,7 +216,8 @@ def _checkpoint(
             tensors[f"momentum.{name}"] = buffer
     with atomic_file(path) as temporary:
         contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(contiguous, temporary, metadata={"history": json.dumps(history)})
+        # Not save_file, whose error of a full disk is none of the system's and names no file.
+        temporary.write_bytes(save(contiguous, metadata={"history": json.dumps(history)}))
 
 
 def _resume(

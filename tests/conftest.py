@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import settings
 from nonn.bundle import Bundle
 from nonn.config import Experiment, load_experiment
 from nonn.pipeline import Run
+
+# How wide the terminal is in which tests are started decides nothing, here or in the processes that they start.
+os.environ["COLUMNS"] = "160"
 
 # A busy machine is no failure.
 settings.register_profile("nonn", deadline=None)

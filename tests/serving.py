@@ -31,11 +31,8 @@ def process(
     *arguments: str | Path, stdin: int | None = subprocess.PIPE, prefix: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """``python -m …``, gone at the end whatever happens; ``prefix`` is a command that runs it."""
-    environment = {**os.environ, "COLUMNS": "160"}
     command = [*prefix, sys.executable, "-m", *map(str, arguments)]
-    with subprocess.Popen(
-        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    ) as child:
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         try:
             yield child
         finally:

@@ -55,6 +55,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
         (["demo", "--set", "data.reader=cifar", "--set", "data.path=/no/cifar"], 3, "/no/cifar"),
         (["report", "/no/bundle"], 3, "/no/bundle"),
         (["up", "/no/bundle"], 3, "/no/bundle"),
+        (["certs", "init", "--dir", "/dev/null/certs"], 3, "/dev/null/certs: Not a directory; make room or choose"),
         (["predict", "127.0.0.1:1", "/no/image.png"], 4, "127.0.0.1:1"),
     ],
 )

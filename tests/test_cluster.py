@@ -235,11 +235,13 @@ def test_predict_refuses_files_that_it_cannot_ask_about(cluster, tmp_path):
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "empty.npy").touch()
     np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
     for name, code, text in (
         ("wide.png", 2, "shape [1, 1, 8, 9]; the cluster takes samples of shape [1, 8, 8]"),
         ("text.png", 3, "cannot be read as an image"),
         ("text.npy", 3, "cannot be read as a NumPy file"),
+        ("empty.npy", 3, "cannot be read as a NumPy file"),
         ("two.npz", 3, "holds a, b; name the array to ask about 'inputs'"),
         ("gone.png", 3, "no such file"),
     ):

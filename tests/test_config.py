@@ -78,5 +78,12 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         ConfigError, match=r"unknown\.toml: unknown key 'teacher\.modle'; did you mean 'teacher\.model'"
     ):
         load_experiment(unknown)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_experiment(tmp_path)
+    for path in (tmp_path, unknown / "below.toml"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_experiment(path)
+    broken.write_text("a = " + 3000 * "[")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not a TOML file: nested too deep"):
+        load_experiment(broken)
+    broken.write_text("[teacher]\nlr = 1" + 400 * "0")
+    with pytest.raises(ConfigError, match=r"broken\.toml: 'teacher\.lr' is too large for a number"):
+        load_experiment(broken)

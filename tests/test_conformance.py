@@ -279,6 +279,12 @@ def reflecting(kind, bundle, cluster, tmp_path):
     if kind == "node":
         with running_node(bundle.path, STUDENT, "--reflection") as (_, ready):
             yield ready["address"], f"student-{STUDENT}"
+    elif kind == "joins":
+        token = tmp_path / "token"
+        token.write_text("a-token-of-enough-characters")
+        arguments = ("nonn", "serve", bundle.path, "--joins", "--join-token-file", token, "--reflection")
+        with process(*arguments, "--watch-stdin") as child:
+            yield json.loads(child.stdout.readline())["address"], "nonn"
     else:
         inventory = tmp_path / "nodes.toml"
         write_inventory(
@@ -289,11 +295,12 @@ def reflecting(kind, bundle, cluster, tmp_path):
             yield json.loads(child.stdout.readline())["address"], "nonn"
 
 
-@pytest.mark.parametrize("kind", ["node", "aggregator"])
+@pytest.mark.parametrize("kind", ["node", "aggregator", "joins"])
 def test_with_reflection_a_client_without_any_proto_file_asks_for_an_answer(bundle, cluster, tmp_path, kind):
     with reflecting(kind, bundle, cluster, tmp_path) as (address, model):
         services = {s.name for s in reflected(address, list_services="").list_services_response.service}
         assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= services
+        assert ("nonn.rpc.v1.Fleet" in services) is (kind == "joins")
         pool = DescriptorPool()
         for service in services:  # each is described in full, whatever other services there are
             files = reflected(address, file_containing_symbol=service).file_descriptor_response.file_descriptor_proto

@@ -14,6 +14,7 @@ import pytest
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.errors import ConfigError, InputError, QuorumError
 from nonn.fusion import head as head_module
@@ -427,8 +428,33 @@ def test_a_cluster_without_nodes_says_so(bundle, inputs):
     async def scenario():
         async with Aggregator(bundle, []) as aggregator:
             assert not aggregator.ready
-            with pytest.raises(QuorumError, match="missing: no node is in the cluster$"):
+            with pytest.raises(QuorumError, match=r"missing: no node is in the cluster$"):
                 await aggregator.infer(inputs[:1])
+
+    asyncio.run(scenario())
+
+
+def test_below_the_quorum_students_that_no_node_runs_are_named(bundle, inputs):
+    async def scenario():
+        async with cluster(bundle, replace(PATIENT, quorum=3)) as aggregator:
+            await aggregator.remove_node("node-1")
+            await aggregator.remove_node("node-3")
+            with pytest.raises(QuorumError, match=r"missing: no node in the cluster runs student 1, 3$"):
+                await aggregator.infer(inputs[:1])
+
+    asyncio.run(scenario())
+
+
+def test_a_reply_of_a_node_that_has_left_is_no_news(bundle, inputs):
+    async def scenario():
+        watcher = Watcher()
+        async with cluster(bundle, watcher=watcher) as aggregator:
+            gone = aggregator.nodes[2]
+            await aggregator.remove_node(gone.id)
+            aggregator._learn(Reply(gone, None, "", 0.1), True)
+            aggregator._learn(Reply(gone, None, "bad request", 0.1, blameless=True), True)
+        assert watcher.late == []
+        assert [event.after for event in watcher.states] == [""]
 
     asyncio.run(scenario())
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,18 @@ def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert target.read_text() == "one"
     assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
+
+
+def test_where_the_system_refuses_to_write_the_error_names_the_file_and_nothing_is_left(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a full disk, for this process alone
+    try:
+        with pytest.raises(OSError, match=r"a\.bin") as caught, atomic_file(tmp_path / "a.bin") as temporary:
+            temporary.write_bytes(bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(tmp_path / "a.bin")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:

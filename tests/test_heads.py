@@ -111,7 +111,9 @@ def test_rescaling_keeps_the_size_of_the_additive_part_and_its_gradient() -> Non
 
 
 def test_what_is_not_linear_cannot_be_trained_through() -> None:
-    with pytest.raises(ShapeError, match="'logistic' cannot be trained through; choose one of: zero-fill, rescale, replica"):
+    with pytest.raises(
+        ShapeError, match="'logistic' cannot be trained through; choose one of: zero-fill, rescale, replica"
+    ):
         FusionLayer("logistic", [4], (0,), 10)
 
 

@@ -267,6 +267,9 @@ def test_a_device_keeps_its_key_and_only_the_bundle_that_it_runs(bundle, tmp_pat
     store = Store(tmp_path / "data")
     assert (tmp_path / "data/node.key").stat().st_mode & 0o777 == 0o600
     assert Store(tmp_path / "data").fingerprint == store.fingerprint != Store(tmp_path / "other").fingerprint
+    (tmp_path / "other/node.key").write_bytes(b"")  # power was cut
+    assert Store(tmp_path / "other").fingerprint == Store(tmp_path / "other").fingerprint
+    assert len((tmp_path / "other/node.key").read_text()) == 64
     Source(bundle, 0).fetch(store)
     other = toy_bundle(tmp_path / "bundle", num_devices=2)
     Source(other, 1).fetch(store)

@@ -273,6 +273,13 @@ def test_a_port_in_use_ends_the_node_with_3_and_the_port(bundle):
     assert f"port {port} is in use" in ended.stderr
 
 
+@pytest.mark.parametrize("port", [-1, 65536 + 50051])
+def test_a_port_that_does_not_exist_is_refused_and_not_taken_modulo_65536(bundle, port):
+    ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--port", str(port))
+    assert ended.returncode == 3
+    assert f"port {port}: must be 1 to 65535" in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [

@@ -120,6 +120,7 @@ def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[
         (["--place", "/no/machines.toml"], 3, "/no/machines.toml"),
         (["--samples", "3", "--per-class"], 3, "--per-class needs every answering set"),
         (["--samples", "1"], 3, "at least two"),
+        (["--samples", "3", "--seed", "-1"], 3, "--seed -1: must not be negative"),
     ],
 )
 def test_bad_input_has_a_message_and_its_exit_code(

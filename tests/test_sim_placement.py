@@ -180,6 +180,7 @@ def test_machines_come_from_a_file(tmp_path: Path) -> None:
     assert found["devices"][1]["latency_ms"] == pytest.approx(1000 * 64 * 4 / 1e6)
     for text, words in (
         ("", r"must hold \[\[device\]\]"),
+        ("device = [1]", r"must hold \[\[device\]\]"),
         ("other = 1\n[[device]]\nname='a'\np_fail=0.1", "not \\['other'\\]"),
         ("[[device]]\nname='a'", "'p_fail' is missing"),
         ("[[device]]\nname='a'\np_fail=0.1\nspeed=3", "unknown key 'speed'"),

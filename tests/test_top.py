@@ -41,8 +41,7 @@ def test_json_is_one_object_and_nothing_else(cluster):
     assert state["faults"][0]["node"] == "node-3"
 
 
-def test_once_prints_nodes_accuracy_and_faults(cluster, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+def test_once_prints_nodes_accuracy_and_faults(cluster):
     shown = run("nonn", "top", cluster.address, "--once")
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())

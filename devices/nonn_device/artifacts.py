@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 
 from nonn.bundle import Bundle, load_bundle
 from nonn.errors import BundleError, DataError
-from nonn.files import sha256_file
+from nonn.files import atomic_file, sha256_file
 
 __all__ = ["Artifact", "Store"]
 
@@ -71,10 +71,14 @@ class Store:
     def _key(self) -> bytes:
         """The device's key, made at the first start; only its owner may read it."""
         file = self.path / "node.key"
-        with contextlib.suppress(FileExistsError):
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as new:
-                new.write(secrets.token_hex(32))
+        # Empty is what a power cut may leave of a new file, and would be the same key on every device.
+        if not file.exists() or not file.stat().st_size:
+            with atomic_file(file) as temporary:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as new:
+                    new.write(secrets.token_hex(32))
+                    new.flush()
+                    os.fsync(new.fileno())
         return file.read_bytes()
 
     def folder(self, bundle: str) -> Path:

@@ -169,8 +169,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     """Loads the student and serves it."""
+    import asyncio
+
     from nonn.bundle import load_bundle
-    from nonn.rpc.loop import run as run_loop
     from nonn.rpc.server import serve
     from nonn.rpc.watchdog import Watchdog
 
@@ -184,14 +185,15 @@ def _serve(arguments: argparse.Namespace) -> int:
             status = f"student {device} of bundle {bundle.hash[:12]}"
             await serve(model, attend=lambda _address, _end: watchdog.over(model.check, status), **options)
 
-    run_loop(main())
+    asyncio.run(main())
     return 0
 
 
 def _join(arguments: argparse.Namespace) -> int:
     """Gets a student and serves it; gets another one when an aggregator says so."""
+    import asyncio
+
     from nonn.errors import ConfigError
-    from nonn.rpc.loop import run as run_loop
     from nonn.rpc.security import Tokens
     from nonn.rpc.tls import check_id, load_tls
     from nonn_device.artifacts import Store
@@ -219,7 +221,7 @@ def _join(arguments: argparse.Namespace) -> int:
     )
     links = [Link(address, tls, token) for address in dict.fromkeys(arguments.aggregators)]
     session = Session(wish, links, Store(arguments.data))
-    run_loop(_run_session(arguments, session))
+    asyncio.run(_run_session(arguments, session))
     if session.failure is not None:
         raise session.failure
     return 0

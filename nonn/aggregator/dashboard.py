@@ -72,6 +72,8 @@ async def serve_dashboard(
             f"{host}: refusing to serve HTTP beyond loopback without TLS; leave --http-host at 127.0.0.1, give the "
             "aggregator a certificate, or say --insecure on a network that you trust"
         )
+    if not 0 <= port < 65536:  # getaddrinfo would take it modulo 65536
+        raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any that is free")
     door = _Door(tls) if tls and not is_loopback(host) else None
     runner = web.AppRunner(_application(monitor, metrics, door), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()

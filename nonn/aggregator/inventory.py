@@ -31,6 +31,7 @@ from pathlib import Path
 
 from nonn.config import from_mapping, parse_toml
 from nonn.errors import ConfigError
+from nonn.files import atomic_file
 
 __all__ = ["Node", "load_inventory", "write_inventory"]
 
@@ -83,9 +84,10 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
         name = f"{path}: node[{index}] '{node.id}'"
         if not node.id:
             raise ConfigError(f"{path}: node[{index}]: id is empty")
-        host, _, port = node.address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigError(f"{name}: address '{node.address}' is not host:port")
+        if not node.id.isprintable():  # it stands in logs and on terminals
+            raise ConfigError(f"{path}: node[{index}]: id {node.id!r} has characters that cannot be printed")
+        if not _is_address(node.address):
+            raise ConfigError(f"{name}: address {node.address!r} is not host:port (IPv6: [::1]:50051)")
         if not 0 <= node.student < num_students:
             raise ConfigError(f"{name}: student {node.student}; the bundle has 0 to {num_students - 1}")
         for key in ("model", "input", "output"):
@@ -98,9 +100,19 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
     return nodes
 
 
+def _is_address(text: str) -> bool:
+    """Whether it is ``host:port``; gRPC would take a bare IPv6 address or a ``unix:`` path for something else."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    named = bool(host) and host.isprintable() and not set(host) & set(" /[]:")
+    # No leading zero: one address has one spelling, or two nodes could share it unnoticed.
+    return (bracketed or named) and port.isascii() and port.isdecimal() and port[0] != "0" and int(port) < 65536
+
+
 def write_inventory(path: Path, nodes: Sequence[Node]) -> None:
     """Writes an inventory that ``load_inventory`` reads back."""
-    path.write_text("\n".join(_table(node) for node in nodes))
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join(map(_table, nodes)))
 
 
 def _table(node: Node) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from nonn.aggregator.policy import PolicyConfig
 from nonn.config import from_mapping, parse_toml
 from nonn.errors import ConfigError
+from nonn.files import atomic_file
 
 __all__ = ["load_policy", "write_policy"]
 
@@ -46,4 +47,5 @@ def load_policy(path: Path) -> PolicyConfig:
 def write_policy(path: Path, config: PolicyConfig) -> None:
     """Writes a policy that ``load_policy`` reads back."""
     lines = (f"{spec.name} = {getattr(config, spec.name)!r}\n" for spec in dataclasses.fields(config))
-    path.write_text("[policy]\n" + "".join(lines))
+    with atomic_file(path) as temporary:
+        temporary.write_text("[policy]\n" + "".join(lines))

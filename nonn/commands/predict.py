@@ -118,7 +118,7 @@ def _read_array(file: Path) -> Array:
             arrays = dict(loaded.items())
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as exc:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
         raise DataError(f"{file}: cannot be read as a NumPy file ({exc})") from exc
     if "inputs" not in arrays and len(arrays) != 1:
         raise DataError(f"{file}: holds {', '.join(arrays) or 'nothing'}; name the array to ask about 'inputs'")

@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until told to end."""
+    import asyncio
     import json
     import os
 
@@ -72,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
     from nonn.errors import ConfigError
     from nonn.fleet.deployment import Deployment
     from nonn.log import configure_logging
-    from nonn.rpc.loop import run as run_loop
     from nonn.rpc.server import serve
     from nonn.rpc.watchdog import Watchdog
 
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--state is for a fleet whose nodes all join: give --joins, and leave --inventory and --trace out"
         )
-    run_loop(serve_one() if args.state is None else serve_fleet())
+    asyncio.run(serve_one() if args.state is None else serve_fleet())
     return 0
 
 

@@ -63,7 +63,7 @@ class Host:
     def ssh(self, command: list[str]) -> list[str]:
         """The command that runs one on it, as root."""
         user = self.variables.get("ansible_user")
-        options = ["-o", "BatchMode=yes"]
+        options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
         if port := self.variables.get("ansible_port"):
             options += ["-p", str(port)]
         target = f"{user}@{self.address}" if user else self.address

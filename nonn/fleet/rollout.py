@@ -67,9 +67,9 @@ class Rollout:
             await self._watch()
             yield
         finally:
-            await self._watching.aclose()
             for deployment in tuple(self._open):
                 await self._close(deployment)
+            await self._watching.aclose()
 
     # What nodes call: each is passed on to the deployment that the node belongs to.
 
@@ -189,13 +189,17 @@ class Rollout:
             assert self.other is not None
             step = next_step(self._situation(floor))
             if isinstance(step, Blocked):
+                if not self.other.fleet.membership.leases:  # nothing has moved: nothing is to be undone
+                    await self._retire(self.other)
                 raise ConfigError(f"{step.reason}; bundle {self.served.bundle.hash[:12]} is still served")
             if isinstance(step, Done):
                 break
             if isinstance(step, Switch):
                 old = self.served
-                await self._switch()
+                self._switch()
                 moved = await self._retire(old)
+                await self._watching.aclose()
+                await self._watch()
                 accuracy = self.served.accuracy()
                 yield _said("switch", f"bundle {target.hash[:12]} is served: {accuracy:.2%}", served=accuracy)
                 if moved:
@@ -295,15 +299,13 @@ class Rollout:
                 "says (journalctl -u nonn-device), then push again, or: nonn fleet rollback"
             ) from None
 
-    async def _switch(self) -> None:
+    def _switch(self) -> None:
         """Serves the other bundle from the next request on."""
         assert self.other is not None
         old, new = self.served, self.other
         self.model.switch(new)
         self.served, self.other = new, old
         self._state.served(new.bundle.hash, old.bundle.hash)
-        await self._watching.aclose()
-        await self._watch()
 
     async def _retire(self, old: Deployment) -> tuple[str, ...]:
         """Gives what runs the deployment that is not served the one that is, and ends it; returns the nodes."""

@@ -114,7 +114,9 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
                     raise ForbiddenError(f"{caller} may not call {service}: that takes the certificate of a {wanted}")
             if service in self._tokens and not self._tokens[service].accept(authorization):
                 what = "no token" if not authorization else "a token that is not one of this server's"
-                raise CredentialsError(f"{service}: the call has {what}; give the file with it: --token-file")
+                raise CredentialsError(
+                    f"{service}: the call has {what}; give the file with it: --token-file, or --join-token-file to join"
+                )
         except NonnError as exc:
             self._say(str(exc), context.peer())
             await context.abort(*to_status(exc))

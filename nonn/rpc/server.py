@@ -285,6 +285,8 @@ def _bind(server: Any, host: str, port: int, insecure: bool, tls: TlsFolder | No
             f"{host}: refusing to serve beyond loopback without TLS; give a folder of nonn certs with --tls, "
             "bind 127.0.0.1, or say --insecure on a network that you trust"
         )
+    if not 0 <= port < 65536:  # gRPC would take it modulo 65536
+        raise AddressError(f"port {port}: must be 1 to 65535, or 0 for any that is free")
     name = f"[{host}]" if ":" in host else host
     try:
         if tls is None:

@@ -36,7 +36,7 @@ def load_devices(path: Path) -> list[Device]:
     """
     tree = parse_toml(path)
     rows = tree.pop("device", None)
-    if tree or not isinstance(rows, list) or not rows:
+    if tree or not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(
             f"{path}: must hold [[device]] tables and nothing else" + (f", not {list(tree)}" if tree else "")
         )

@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     from nonn.errors import ConfigError
     from nonn_sim.laws import parse_law
 
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed}: must not be negative")
     bundle = load_bundle(args.bundle)
     law = parse_law(args.law or f"independent p={bundle.p_fail:g}", bundle.num_devices)
     if args.samples:
