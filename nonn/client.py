@@ -12,6 +12,7 @@ Any client of the Open Inference Protocol does too; this one maps gRPC status ba
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from typing import Any, Self
 import grpc
 
 from nonn.answer import Answer
-from nonn.errors import CredentialsError, NonnError, UnreachableError
+from nonn.errors import ConfigError, CredentialsError, NonnError, UnreachableError
 from nonn.rpc.handshake import explain
 from nonn.rpc.security import Tokens
 from nonn.rpc.tls import AGGREGATOR_NAME, load_tls
@@ -71,12 +72,15 @@ class Client:
         token_file: file with the token that the aggregator asks for; None for none.
 
     Raises:
+        ConfigError: the timeout is no positive number.
         CredentialsError: folder or file cannot be used.
     """
 
     def __init__(
         self, address: str, timeout_s: float = 10.0, *, tls: Path | None = None, token_file: Path | None = None
     ) -> None:
+        if not 0 < timeout_s < math.inf:
+            raise ConfigError(f"timeout {timeout_s}: must be a positive number of seconds")
         self.address, self.timeout_s = address, timeout_s
         self._tls, self._looked = load_tls(tls, "client", "aggregator"), False
         self._tokens = Tokens(token_file) if token_file else None

@@ -249,6 +249,8 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
         return UnreachableError(f"{address}: nobody answers there ({details})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(f"{address}: no answer in time; is it overloaded, or the timeout too short?")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:  # gRPC's own words
+        return InputError(f"{address}: {details}; send fewer samples a request, or raise the server's --max-samples")
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
         return InputError(f"{address}: {details}")
     if code is grpc.StatusCode.FAILED_PRECONDITION:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -369,3 +370,9 @@ def test_an_aggregator_that_ends_is_unreachable_and_the_error_is_ours(small):
     assert isinstance(caught.value, UnreachableError)
     assert time.monotonic() - start < TIMEOUT_S
     client.close()
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, math.nan, math.inf])
+def test_a_client_refuses_a_timeout_that_is_none(timeout_s: float) -> None:
+    with pytest.raises(ConfigError, match="positive number of seconds"):
+        Client("127.0.0.1:1", timeout_s)
