@@ -209,7 +209,7 @@ def inventory(tmp_path_factory):
     ("options", "text"),
     [
         (["--http-port", "0", "--http-host", "0.0.0.0"], "refusing to serve HTTP beyond loopback without TLS"),
-        (["--http-port", "70000"], "cannot be bound for HTTP"),
+        (["--http-port", "70000"], "--http-port 70000: must be 1 to 65535"),
         (["--drift-rate", "-1"], "--drift-rate -1.0: must not be negative"),
     ],
 )

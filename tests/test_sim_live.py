@@ -88,6 +88,7 @@ def command(*options: object) -> argparse.Namespace:
     return parser.parse_args([str(option) for option in options])
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_real_cluster_does_what_the_simulator_says_of_it(bundle, tmp_path, capsys):
     scenario, inputs, log = tmp_path / "live.toml", tmp_path / "test.npz", tmp_path / "log.csv"

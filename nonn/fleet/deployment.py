@@ -90,6 +90,8 @@ class ServedModel:
         self.name, self.max_request_bytes = MODEL, deployment.model.max_request_bytes
         self.deployment = deployment
         self._switched = asyncio.Event()
+        self._under_way: dict[Deployment, int] = {}
+        self._ended = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,4 +140,18 @@ class ServedModel:
 
     async def infer(self, request: Any, remaining_s: float | None) -> Result:
         """Answers from one bundle; raises as ``FusedModel.infer`` does."""
-        return await self.deployment.model.infer(request, remaining_s)
+        deployment = self.deployment
+        self._under_way[deployment] = self._under_way.get(deployment, 0) + 1
+        try:
+            return await deployment.model.infer(request, remaining_s)
+        finally:
+            self._under_way[deployment] -= 1
+            if not self._under_way[deployment]:
+                del self._under_way[deployment]
+                self._ended.set()
+
+    async def finished(self, deployment: Deployment) -> None:
+        """Waits for the requests of a deployment that is served no more; each ends by its deadline."""
+        while deployment in self._under_way:
+            self._ended.clear()
+            await self._ended.wait()

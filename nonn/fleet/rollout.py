@@ -197,6 +197,7 @@ class Rollout:
             if isinstance(step, Switch):
                 old = self.served
                 self._switch()
+                await self.model.finished(old)  # their nodes must not leave under them
                 moved = await self._retire(old)
                 await self._watching.aclose()
                 await self._watch()
