@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nonn.errors import ConfigError, CredentialsError
-from nonn.files import atomic_file, write_json
+from nonn.files import atomic_file, write_json, write_private
 from nonn.rpc.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
 
 __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
@@ -143,7 +142,7 @@ class Authority:
             .sign(key, hashes.SHA256())
         )
         path.mkdir(parents=True, exist_ok=True)
-        _write_private(path / KEY, _key_pem(key))
+        write_private(path / KEY, _key_pem(key))
         with atomic_file(path / AUTHORITY) as temporary:
             temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         write_json(path / INDEX, {"schema": 1, "issued": []})
@@ -258,7 +257,7 @@ class Authority:
         with atomic_file(folder / AUTHORITY) as temporary:
             temporary.write_bytes((self.path / AUTHORITY).read_bytes())
         write_json(folder / REVOKED, self._revocations())
-        _write_private(folder / IDENTITY, _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
+        write_private(folder / IDENTITY, _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
         return entry
 
     @staticmethod
@@ -358,11 +357,3 @@ def _key_pem(key: Any) -> bytes:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return pem
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner can ever read, not even for a moment anybody else."""
-    with atomic_file(path) as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)

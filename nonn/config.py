@@ -176,7 +176,7 @@ class FusionConfig:
 class ExportConfig:
     """What devices run and send."""
 
-    weights: str = "float32"  # float32 | int8: a quarter of the size (nonn/quantise.py)
+    weights: str = "float32"  # float32 | int8: a quarter of the size (nonn/export/quantise.py)
     features: str = "float32"  # float32 | float16 | int8: one byte a feature (nonn/features.py)
     calibration: int = 512  # training inputs that the ranges of int8 are taken from
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_file", "atomic_folder", "canonical_json", "digest", "sha256_file", "write_json"]
+__all__ = ["atomic_file", "atomic_folder", "canonical_json", "digest", "sha256_file", "write_json", "write_private"]
 
 
 def sha256_file(path: Path) -> str:
@@ -75,3 +75,13 @@ def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Writes a file, atomically and to the disk, that only its owner can read: at no moment anybody else."""
+    with atomic_file(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())

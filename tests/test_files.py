@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nonn.files import atomic_file, atomic_folder, canonical_json, digest, write_json
+from nonn.files import atomic_file, atomic_folder, canonical_json, digest, write_json, write_private
 from nonn.provenance import code_version, machine
 
 
@@ -62,3 +62,12 @@ def test_the_code_version_names_the_release_and_the_commit_if_there_is_one() -> 
 def test_results_name_the_machine_they_were_measured_on() -> None:
     found = machine()
     assert "cores" in found["processor"] and {"python", "numpy", "torch"} <= found.keys()
+
+
+def test_a_private_file_is_its_owners_alone_and_replaces_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(b"old")
+    file.chmod(0o644)
+    write_private(file, b"new")
+    assert file.read_bytes() == b"new" and file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]

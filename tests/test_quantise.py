@@ -20,9 +20,9 @@ from nonn.config import Experiment, ExportConfig, load_experiment
 from nonn.errors import BundleError, ConfigError
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import calibration_sample, deploy
+from nonn.export.quantise import TOLERANCE, quantise
 from nonn.fusion import enumerate_subsets
 from nonn.pipeline import Run
-from nonn.quantise import TOLERANCE, quantise
 from nonn.report.table import network_line
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 
 from nonn.bundle import Bundle, load_bundle
 from nonn.errors import BundleError, DataError
-from nonn.files import atomic_file, sha256_file
+from nonn.files import sha256_file, write_private
 
 __all__ = ["Artifact", "Store"]
 
@@ -73,12 +73,7 @@ class Store:
         file = self.path / "node.key"
         # Empty is what a power cut may leave of a new file, and would be the same key on every device.
         if not file.exists() or not file.stat().st_size:
-            with atomic_file(file) as temporary:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "w") as new:
-                    new.write(secrets.token_hex(32))
-                    new.flush()
-                    os.fsync(new.fileno())
+            write_private(file, secrets.token_hex(32).encode())
         return file.read_bytes()
 
     def folder(self, bundle: str) -> Path:

@@ -20,6 +20,7 @@ from nonn.aggregator.service import Aggregator
 from nonn.aggregator.work import WorkChannels, dialled
 from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError
 from nonn.files import sha256_file
+from nonn.rpc.background import beside
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.security import Guard
 from nonn.rpc.tls import check_id
@@ -65,16 +66,9 @@ class Fleet:
         add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
         return pb.DESCRIPTOR
 
-    @contextlib.asynccontextmanager
-    async def attend(self) -> AsyncIterator[None]:
+    def attend(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Ends leases while the block runs."""
-        task = asyncio.create_task(self._keep_expiring())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        return beside(self._keep_expiring())
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a place, or another address to a node that has one."""

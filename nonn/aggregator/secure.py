@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from grpc import aio
@@ -24,6 +24,7 @@ from nonn.aggregator.fanout import NODE_CHANNEL_OPTIONS, Connect
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.service import Aggregator
 from nonn.errors import NonnError
+from nonn.rpc.background import beside
 from nonn.rpc.handshake import REVOKED_TEXT, explain
 from nonn.rpc.tls import Identity, TlsFolder
 
@@ -72,16 +73,9 @@ class Watch:
         self._seen: dict[str, object] = {}  # of nodes whose certificate counts: what would have to change first
         self._said: dict[str, str] = {}
 
-    @contextlib.asynccontextmanager
-    async def attend(self) -> AsyncIterator[None]:
+    def attend(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Looks while the block runs."""
-        task = asyncio.create_task(self._keep_looking())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        return beside(self._keep_looking())
 
     async def _keep_looking(self) -> None:
         look_at, version = 0.0, self._tls.version

@@ -78,7 +78,7 @@ def deploy(config: ExportConfig, device: int, data: bytes, calibration: NDArray[
     """
     served = data
     if config.weights == "int8":
-        from nonn.quantise import quantise
+        from nonn.export.quantise import quantise
 
         try:
             served = quantise(data, calibration)
