@@ -129,13 +129,16 @@ def requests(model: str, inputs: Any, bundle_hash: str) -> st.SearchStrategy[byt
     def valid() -> Message:
         return new_request(model, {"input": inputs}, {"nonn_bundle": bundle_hash}, "7")
 
+    def of_another_bundle() -> Message:
+        return new_request(model, {"input": inputs}, {"nonn_bundle": bundle_hash[::-1]}, "7")
+
     def valid_typed() -> Message:
         request = pb.ModelInferRequest(model_name=model)
         tensor = request.inputs.add(name="input", datatype="FP32", shape=inputs.shape)
         tensor.contents.fp32_contents.extend(inputs.ravel().tolist())
         return request
 
-    return st.one_of(changed(valid), changed(valid_typed))
+    return st.one_of(changed(valid), changed(valid_typed), changed(of_another_bundle))
 
 
 # Datatype: bytes of a value, how the standard library reads it, and the field of typed values.
