@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import InputError
-from nonn.subsets import mask_of
 from nonn.wire import Array, Parameter, read_parameters, read_tensors
 
 __all__ = ["Answer"]
@@ -50,7 +49,7 @@ class Answer:
     @property
     def mask(self) -> int:
         """The answering set as a bit mask."""
-        return mask_of(np.flatnonzero(self.answered).tolist())
+        return int.from_bytes(np.packbits(self.answered, bitorder="little").tobytes(), "little")
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -64,7 +63,7 @@ class Answer:
         return {
             "logits": self.logits,
             "confidence": self.confidence,
-            "answered": np.broadcast_to(self.answered, (batch, len(self.answered))),
+            "answered": self.answered[None].repeat(batch, axis=0),
             "expected_accuracy": np.full(batch, self.expected_accuracy, np.float32),
         }
 

@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,12 @@ INFER = "/ModelInfer"
 _current: ContextVar[Tracing | None] = ContextVar("nonn_tracing", default=None)
 
 
-@contextlib.contextmanager
-def span(name: str, **attributes: str | int | float) -> Iterator[None]:
+def span(name: str, **attributes: str | int | float) -> contextlib.AbstractContextManager[object]:
     """A step of the request that is being answered; nothing if that is not traced."""
     tracing = _current.get()
     if tracing is None:
-        yield
-        return
-    with tracing.tracer.start_as_current_span(name, attributes=attributes):
-        yield
+        return contextlib.nullcontext()
+    return tracing.tracer.start_as_current_span(name, attributes=attributes)
 
 
 class Tracing:

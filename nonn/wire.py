@@ -8,6 +8,7 @@ are views of the message: no copy, not writable.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "add_tensors",
     "check_batch",
     "from_status",
+    "little_endian",
     "new_request",
     "read_parameters",
     "read_tensors",
@@ -93,11 +95,19 @@ def add_tensors(descriptors: Any, raws: Any, tensors: Mapping[str, Array]) -> No
         InputError: a dtype that the protocol has no name for.
     """
     for name, array in tensors.items():
-        little = array.dtype.newbyteorder("<")
-        if little not in _DATATYPES:
+        array = little_endian(array)
+        if array.dtype not in _DATATYPES:
             raise InputError(f"tensor '{name}': dtype {array.dtype} has no name in the protocol; use {_known()}")
-        descriptors.add(name=name, datatype=_DATATYPES[little], shape=array.shape)
-        raws.append(array.astype(little, copy=False).tobytes())
+        descriptors.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
+        raws.append(array.tobytes())
+
+
+def little_endian(array: Array) -> Array:
+    """The same values as raw contents have them, without a copy where they are so already."""
+    order = array.dtype.byteorder
+    if order == "|" or order == "<" or (order == "=" and sys.byteorder == "little"):
+        return array
+    return array.astype(array.dtype.newbyteorder("<"))
 
 
 def read_tensors(descriptors: Sequence[Any], raws: Sequence[bytes]) -> dict[str, Array]:
@@ -185,22 +195,20 @@ def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...], max_sample
     Raises:
         InputError: another tensor, shape or dtype, no sample or too many, NaN or infinity.
     """
-    if set(tensors) != {"input"}:
+    if len(tensors) != 1 or "input" not in tensors:
         given = ", ".join(f"'{name}'" for name in tensors) or "nothing"
         raise InputError(f"the model takes one tensor, 'input'; the request holds {given}")
     batch = tensors["input"]
-    expected = f"[B, {', '.join(map(str, shape))}]"
-    if batch.dtype not in (np.uint8, np.float32):
+    if batch.dtype.char not in "Bf":
         raise InputError(f"tensor 'input': dtype {batch.dtype}; send uint8 (UINT8) or float32 (FP32)")
-    if batch.shape[1:] != shape or batch.ndim != len(shape) + 1:
-        raise InputError(f"tensor 'input': shape {list(batch.shape)}, expected {expected}")
-    if not len(batch):
-        raise InputError(f"tensor 'input': an empty batch; expected {expected} with B at least 1")
+    if batch.shape[1:] != shape or not len(batch):
+        what = "an empty batch;" if batch.shape[1:] == shape else f"shape {list(batch.shape)},"
+        raise InputError(f"tensor 'input': {what} expected [B, {', '.join(map(str, shape))}], B at least 1")
     if max_samples is not None and len(batch) > max_samples:
         raise InputError(
             f"tensor 'input': {len(batch)} samples; a request here may hold {max_samples}, so send several requests"
         )
-    if batch.dtype == np.float32 and not np.isfinite(batch).all():
+    if batch.dtype.char == "f" and not np.isfinite(batch).all():
         bad = np.flatnonzero(~np.isfinite(batch.reshape(len(batch), -1)).all(axis=1))
         raise InputError(f"tensor 'input': NaN or infinity in sample {bad[0]} ({len(bad)} of {len(batch)} samples)")
     return batch

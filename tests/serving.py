@@ -18,8 +18,6 @@ from grpc import aio
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.rpc import server as rpc_server
-from nonn.rpc.registration import add_servicer
-from nonn.rpc.v1 import inference_pb2 as pb
 
 TIMEOUT_S = 30.0  # for what takes a second on an idle machine
 
@@ -125,8 +123,7 @@ async def fake_node(behaviour: Behaviour, port: int = 0) -> AsyncIterator[str]:
 async def serving(model: rpc_server.Model) -> AsyncIterator[str]:
     """A model behind the protocol in this process."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    servicer = rpc_server.InferenceServicer(model)
-    add_servicer(server, pb.DESCRIPTOR.services_by_name["GRPCInferenceService"], servicer)
+    rpc_server.InferenceServicer(model).add_to(server)
     bound = server.add_insecure_port("127.0.0.1:0")
     async with model:
         await server.start()

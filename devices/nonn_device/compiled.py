@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import InputSpec, Student
 from nonn.errors import BundleError
+from nonn.wire import Array
 
 __all__ = ["ABI", "CompiledRuntime", "library_path", "machine_of"]
 
@@ -97,12 +98,12 @@ class CompiledRuntime:
         """Name and what it was made from."""
         return f"compiled C {self._sha256[:12]}"
 
-    def run(self, batch: Float32) -> Float32:
-        """Raw inputs [B, …] → features [B, d_i]."""
+    def run(self, batch: Array) -> Float32:
+        """Raw inputs [B, …], uint8 or float32 → features [B, d_i]."""
         if batch.shape[1:] != self._shape:  # C would read beyond the end
             raise BundleError(f"batch of shape {list(batch.shape)}, the student takes [B, {list(self._shape)}]")
         features = np.empty((len(batch), self._width), np.float32)
-        self._batch(np.ascontiguousarray(batch), features, len(batch))
+        self._batch(np.ascontiguousarray(batch, np.float32), features, len(batch))
         return features
 
     def _integer(self, name: str) -> int:

@@ -15,10 +15,10 @@ import numpy as np
 from nonn import __version__
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, ConfigError, InputError
-from nonn.rpc.codec import BatchReader
+from nonn.rpc.codec import Request
 from nonn.rpc.server import Result
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import MAX_SAMPLES, Array, request_limit
+from nonn.wire import MAX_SAMPLES, Array, check_batch, request_limit
 from nonn_device.runtime import Runtime
 from nonn_device.vitals import resident_bytes
 from nonn_device.worker import Worker
@@ -61,7 +61,7 @@ class StudentModel:
         self._bundle, self._student, self._runtime = bundle, bundle.manifest.students[device], runtime
         self._spec = bundle.input_of(device)
         self.max_request_bytes = request_limit(self._spec.shape, max_batch)
-        self._max_batch, self._read = max_batch, BatchReader(self._spec.shape, max_batch)
+        self._max_batch = max_batch
         self._worker = Worker(self._run, max_queue)
 
     async def __aenter__(self) -> Self:
@@ -103,7 +103,7 @@ class StudentModel:
         metadata.properties.update({f"nonn_{key}": str(value) for key, value in properties.items()})
         return metadata
 
-    async def infer(self, request: Any, remaining_s: float | None) -> Result:
+    async def infer(self, request: Request, remaining_s: float | None) -> Result:
         """Features of one batch.
 
         Raises:
@@ -112,17 +112,15 @@ class StudentModel:
             BundleError: the caller means another bundle.
             OverloadError: too many requests are waiting.
         """
-        # Asked for by name, since reading all parameters costs more than the rest of this.
-        named = "nonn_bundle" in request.parameters
-        if named and (wanted := request.parameters["nonn_bundle"].string_param) != self._bundle.hash:
+        if request.bundle not in (None, self._bundle.hash):
             raise BundleError(
-                f"{self.name} is of bundle {self._bundle.hash[:12]}…, the request is for {wanted[:12]}…; "
+                f"{self.name} is of bundle {self._bundle.hash[:12]}…, the request is for {request.bundle[:12]}…; "
                 "give every node and the aggregator the same bundle"
             )
-        batch = self._read(request)
+        batch = check_batch(request.tensors(), self._spec.shape, self._max_batch)
         features = await self._worker(batch)
         # Bytes are always in range, and the aggregator looks anyway; but a caller should be told of his floats.
-        if batch.dtype == np.float32 and not np.isfinite(features).all():
+        if batch.dtype.char == "f" and not np.isfinite(features).all():
             raise InputError(f"{self.name}: its features are not finite; the inputs are far outside the raw range")
         return Result({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
 
@@ -132,4 +130,4 @@ class StudentModel:
 
     def _run(self, batch: Array) -> Array:
         """Raw values as they are, since the network normalises them itself."""
-        return self._runtime.run(batch.astype(np.float32, copy=False))
+        return self._runtime.run(batch)

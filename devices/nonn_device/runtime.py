@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec, Student
 from nonn.errors import BudgetError, BundleError
+from nonn.wire import Array
 from nonn_device.vitals import peak_bytes, resident_bytes
 
 __all__ = ["RUNTIMES", "OnnxRuntime", "Runtime", "batch_within", "open_runtime"]
@@ -32,8 +33,8 @@ class Runtime(Protocol):
         """Name and version, for the model's metadata."""
         ...
 
-    def run(self, batch: Float32) -> Float32:
-        """Raw inputs [B, …] → features [B, d_i]."""
+    def run(self, batch: Array) -> Float32:
+        """Raw inputs [B, …], uint8 or float32 → features [B, d_i]."""
         ...
 
 
@@ -134,11 +135,11 @@ class OnnxRuntime:
         """Name and version."""
         return f"onnxruntime {self._version}"
 
-    def run(self, batch: Float32) -> Float32:
-        """Raw inputs [B, …] → features [B, d_i]."""
+    def run(self, batch: Array) -> Float32:
+        """Raw inputs [B, …], uint8 or float32 → features [B, d_i]."""
         if len(batch) == 1:
             self._sample[...] = batch
             self._session.run_with_iobinding(self._bound)
             return self._features.copy()
-        features: Float32 = self._session.run(["features"], {self._input: batch})[0]
+        features: Float32 = self._session.run(["features"], {self._input: batch.astype(np.float32, copy=False)})[0]
         return features

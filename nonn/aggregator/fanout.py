@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -28,9 +28,10 @@ from nonn.aggregator.reply import Float32, Reply, ReplyReader, reason, reply_lim
 from nonn.aggregator.session import Session
 from nonn.bundle import Bundle
 from nonn.errors import InputError
+from nonn.rpc.codec import RequestWriter
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.views import View, seen
-from nonn.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, Array, new_request
+from nonn.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, Array, Parameter
 
 __all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "channel_options", "connect_insecure"]
 
@@ -67,14 +68,22 @@ def connect_insecure(node: Node, options: Sequence[tuple[str, int]] = NODE_CHANN
     return aio.insecure_channel(node.address, options=options)
 
 
-@dataclass(frozen=True)
 class _Recipe:
-    """How a batch becomes a request; nodes with the same recipe get the same bytes."""
+    """How a batch becomes the part of a request that nodes share; those with the same recipe get the same bytes."""
 
-    foreign: bool
-    input: str
-    output: str
-    view: View
+    def __init__(self, node: Node, view: View, bundle_hash: str) -> None:
+        self._input, self._foreign, self._view = node.input, node.foreign, view
+        self._parameters: dict[str, Parameter] = {} if node.foreign else {"nonn_bundle": bundle_hash}
+        self._writer = RequestWriter([node.output] if node.foreign else [])
+
+    def write(self, request_id: bytes, batch: Array) -> bytes:
+        """The part of a request."""
+        sent = seen(batch, self._view)
+        if self._foreign:
+            # The student's network takes raw values as float32; a node of ours converts them itself, since bytes are
+            # a quarter of the traffic.
+            sent = sent.astype(np.float32)
+        return self._writer.write(request_id, {self._input: sent}, self._parameters)
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,7 @@ class Fanout:
         self._first, self._bundle, self._learn, self._clock = tuple(nodes), bundle, learn, clock
         self._connect = connect or partial(connect_insecure, options=channel_options(bundle))
         self._links: dict[str, _Link] = {}
+        self._recipes: dict[Hashable, _Recipe] = {}
         self._ids = count(1)
         self._sessions: dict[Session, _Flight] = {}
         self._late: set[asyncio.Task[None]] = set()
@@ -181,9 +191,16 @@ class Fanout:
             # No serialisers: bytes go out and come in.
             call=channel.unary_unary(METHOD),
             prefix=pb.ModelInferRequest(model_name=node.model or f"student-{node.student}").SerializeToString(),
-            recipe=_Recipe(node.foreign, node.input, node.output, student.view),
+            recipe=self._recipe(node, student.view),
             reader=ReplyReader(node, student, self._bundle.hash),
         )
+
+    def _recipe(self, node: Node, view: View) -> _Recipe:
+        """The recipe of a node, which others may share."""
+        key = node.foreign, node.input, node.output if node.foreign else "", view
+        if key not in self._recipes:
+            self._recipes[key] = _Recipe(node, view, self._bundle.hash)
+        return self._recipes[key]
 
     async def remove(self, node_id: str, grace_s: float) -> None:
         """Closes the channel to a node; what is on its way there has some time to come back."""
@@ -265,7 +282,7 @@ class Fanout:
         link, now = self._links[node_id], self._clock()
         body = flight.bodies.get(link.recipe)
         if body is None:
-            body = flight.bodies[link.recipe] = self._body(flight, link.recipe)
+            body = flight.bodies[link.recipe] = link.recipe.write(flight.request_id.encode(), flight.batch)
         call = link.call(link.prefix + body, timeout=max(0.0, deadline_at - now), wait_for_ready=wait_for_ready)
         flight.calls[node_id] = call, link, now
 
@@ -278,18 +295,6 @@ class Fanout:
 
         if not wait_for_ready:
             call.add_done_callback(done)
-
-    def _body(self, flight: _Flight, recipe: _Recipe) -> bytes:
-        """The part of a request that nodes share."""
-        batch = seen(flight.batch, recipe.view)
-        if recipe.foreign:
-            # The student's network takes raw values as float32; a node of ours converts them itself, since bytes are
-            # a quarter of the traffic.
-            request = new_request("", {recipe.input: batch.astype(np.float32)}, {}, flight.request_id)
-            request.outputs.add(name=recipe.output)
-        else:
-            request = new_request("", {"input": batch}, {"nonn_bundle": self._bundle.hash}, flight.request_id)
-        return bytes(request.SerializeToString())
 
     async def _read(self, flight: _Flight, call: Any, link: _Link, asked_at: float, at: float | None = None) -> Reply:
         """The outcome of a call; whatever goes wrong at the node becomes the reply."""

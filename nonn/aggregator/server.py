@@ -17,10 +17,10 @@ from nonn.aggregator.events import Outcome, RequestEvent
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.errors import BundleError, InputError, OverloadError
-from nonn.rpc.codec import BatchReader
+from nonn.rpc.codec import Request
 from nonn.rpc.server import Result
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import request_limit
+from nonn.wire import check_batch, request_limit
 
 __all__ = ["MODEL", "FusedModel"]
 
@@ -49,7 +49,7 @@ class FusedModel:
         batching = batching or BatchConfig()
         shape = aggregator.bundle.manifest.input.shape
         self.max_request_bytes = request_limit(shape, batching.max_samples)
-        self._read = BatchReader(shape, batching.max_samples)
+        self._shape, self._max_samples = shape, batching.max_samples
         self._batcher = Batcher(aggregator.infer_checked, batching, aggregator.policy.config)
         self._aggregator, self._state, self._answered = aggregator, state, answered
 
@@ -109,7 +109,7 @@ class FusedModel:
             metadata.properties["nonn_state"] = json.dumps(self._state())
         return metadata
 
-    async def infer(self, request: Any, remaining_s: float | None) -> Result:
+    async def infer(self, request: Request, remaining_s: float | None) -> Result:
         """Fuses one batch.
 
         Raises:
@@ -119,15 +119,13 @@ class FusedModel:
             QuorumError: fewer devices answered than the quorum.
         """
         bundle = self._aggregator.bundle
-        # Asked for by name, since reading all parameters costs more than the rest of this.
-        named = "nonn_bundle" in request.parameters
-        if named and (wanted := request.parameters["nonn_bundle"].string_param) != bundle.hash:
+        if request.bundle not in (None, bundle.hash):
             raise BundleError(
-                f"this cluster runs bundle {bundle.hash[:12]}…, the request is for {wanted[:12]}…; "
+                f"this cluster runs bundle {bundle.hash[:12]}…, the request is for {request.bundle[:12]}…; "
                 "ask another cluster, or leave nonn_bundle out"
             )
         try:
-            batch = self._read(request)
+            batch = check_batch(request.tensors(), self._shape, self._max_samples)
         except InputError:
             self._tell_refused("invalid", 0)
             raise

@@ -201,7 +201,7 @@ class Aggregator:
         now = self._clock()
         answer = Answer(
             logits=logits.astype(np.float32),
-            confidence=self._head.probabilities(logits, mask).max(axis=1).astype(np.float32),
+            confidence=self._head.confidence(logits, mask).astype(np.float32),
             answered=answered,
             degraded=len(features) < self.bundle.num_devices,
             bundle=self.bundle.hash,

@@ -17,6 +17,7 @@ from nonn.aggregator.server import MODEL, FusedModel
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
+from nonn.rpc.codec import Request
 from nonn.rpc.server import Result
 
 __all__ = ["Deployment", "ServedModel"]
@@ -138,7 +139,7 @@ class ServedModel:
         """Of the bundle that is served."""
         return self.deployment.model.metadata()
 
-    async def infer(self, request: Any, remaining_s: float | None) -> Result:
+    async def infer(self, request: Request, remaining_s: float | None) -> Result:
         """Answers from one bundle; raises as ``FusedModel.infer`` does."""
         deployment = self.deployment
         self._under_way[deployment] = self._under_way.get(deployment, 0) + 1

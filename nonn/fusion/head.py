@@ -146,7 +146,7 @@ class Head(ABC):
                 raise ShapeError(
                     f"device {i}: features of shape {list(features[i].shape)}, expected {[batch, self.widths[i]]}"
                 )
-        arrived = np.concatenate([np.asarray(features[i], dtype=np.float64) for i in devices], axis=1)
+        arrived = np.concatenate([features[i] for i in devices], axis=1, dtype=np.float64)
         result: FloatArray = arrived @ weight + bias
         return result
 
@@ -165,6 +165,12 @@ class Head(ABC):
             [B, K].
         """
         return softmax(np.asarray(logits, dtype=np.float64) / self.temperature(mask))
+
+    def confidence(self, logits: NDArray[Any], mask: int) -> FloatArray:
+        """Calibrated probability of the most probable class [B]; the same as the largest of ``probabilities``."""
+        exponents = (logits - logits.max(axis=1, keepdims=True)) / self.temperature(mask)
+        result: FloatArray = 1.0 / np.exp(exponents).sum(axis=1)
+        return result
 
     def with_temperatures(self, temperatures: NDArray[Any] | None) -> Self:
         """The same head with other temperatures, one an answering set [2^N]; None takes them away.

@@ -6,8 +6,9 @@ that sends noise fill the log. Here it gets INVALID_ARGUMENT, as for any other b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -19,28 +20,33 @@ from nonn.wire import to_status
 
 __all__ = ["add_servicer"]
 
+Read = Callable[[bytes], Any]
 Call = Callable[[Any, Any], Awaitable[Any]]
 Stream = Callable[[Any, Any], AsyncIterator[Any]]
 
 
-def add_servicer(server: Any, service: ServiceDescriptor, servicer: object) -> None:
+def add_servicer(
+    server: Any, service: ServiceDescriptor, servicer: object, readers: Mapping[str, Read] = MappingProxyType({})
+) -> None:
     """Registers all calls of a service whose calls take one message and give one or many, or stream both ways.
 
     Args:
         server: of grpc.aio, not started.
         service: its descriptor.
         servicer: with a coroutine method for each call, or an asynchronous generator for one that gives many.
+        readers: of the requests of calls that take something else than protobuf's message; they raise DecodeError.
     """
     handlers = {}
     for method in service.methods:
-        call, message = getattr(servicer, method.name), GetMessageClass(method.input_type)
+        call, name = getattr(servicer, method.name), method.input_type.name
+        read = readers.get(method.name) or GetMessageClass(method.input_type).FromString
         if method.client_streaming:
             # gRPC's own deserialiser: in the middle of a stream there is no better answer than its end.
-            handler = grpc.stream_stream_rpc_method_handler(call, message.FromString, _written)
+            handler = grpc.stream_stream_rpc_method_handler(call, read, _written)
         elif method.server_streaming:
-            handler = grpc.unary_stream_rpc_method_handler(_streaming(call, message), response_serializer=_written)
+            handler = grpc.unary_stream_rpc_method_handler(_streaming(call, read, name), response_serializer=_written)
         else:
-            handler = grpc.unary_unary_rpc_method_handler(_reading(call, message), response_serializer=_written)
+            handler = grpc.unary_unary_rpc_method_handler(_reading(call, read, name), response_serializer=_written)
         handlers[method.name] = handler
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
     server.add_registered_method_handlers(service.full_name, handlers)
@@ -51,29 +57,34 @@ def _written(response: Any) -> bytes:
     return response if isinstance(response, bytes) else bytes(response.SerializeToString())
 
 
-def _reading(call: Call, message: Any) -> Call:
+def _reading(call: Call, read: Read, name: str) -> Call:
     """The call, from bytes."""
 
     async def read_and_call(raw: bytes, context: Any) -> Any:
-        return await call(await _read(raw, message, context), context)
+        try:
+            request = read(raw)
+        except DecodeError:
+            await _refuse(raw, name, context)
+        return await call(request, context)
 
     return read_and_call
 
 
-def _streaming(call: Stream, message: Any) -> Stream:
+def _streaming(call: Stream, read: Read, name: str) -> Stream:
     """The call that gives many, from bytes."""
 
     async def read_and_stream(raw: bytes, context: Any) -> AsyncIterator[Any]:
-        async for response in call(await _read(raw, message, context), context):
+        try:
+            request = read(raw)
+        except DecodeError:
+            await _refuse(raw, name, context)
+        async for response in call(request, context):
             yield response
 
     return read_and_stream
 
 
-async def _read(raw: bytes, message: Any, context: Any) -> Any:
-    """The request, or the end of the call."""
-    try:
-        return message.FromString(raw)
-    except DecodeError:
-        name = message.DESCRIPTOR.name
-        await context.abort(*to_status(InputError(f"{len(raw)} bytes that are no {name}")))
+async def _refuse(raw: bytes, name: str, context: Any) -> NoReturn:
+    """Ends the call."""
+    await context.abort(*to_status(InputError(f"{len(raw)} bytes that are no {name}")))
+    raise AssertionError("abort does not return")

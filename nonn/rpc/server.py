@@ -29,7 +29,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nonn import __version__
 from nonn.errors import AddressError, UnreachableError
-from nonn.rpc.codec import ResponseWriter
+from nonn.rpc.codec import Request, RequestReader, ResponseWriter
 from nonn.rpc.reflection import add_reflection
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.security import Guard
@@ -106,11 +106,11 @@ class Model(Protocol):
         """The ModelMetadataResponse."""
         ...
 
-    async def infer(self, request: Any, remaining_s: float | None) -> Result:
-        """Answers a ModelInferRequest.
+    async def infer(self, request: Request, remaining_s: float | None) -> Result:
+        """Answers a request.
 
         Args:
-            request: the message; its model name and version have been checked.
+            request: its model name and version have been checked.
             remaining_s: time until the client's deadline; None if it has none.
 
         Raises:
@@ -127,6 +127,11 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._writers: dict[str, ResponseWriter] = {}  # by version: a model may become another one while it is served
         self._in_flight = 0
         self._draining, self._idle = False, asyncio.Event()
+
+    def add_to(self, server: Any) -> None:
+        """Puts the service on a server that has not been started."""
+        service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+        add_servicer(server, service, self, {"ModelInfer": RequestReader()})
 
     async def drain(self) -> None:
         """Refuses new requests from now on and waits until those in flight are answered."""
@@ -156,7 +161,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         await self._check_model(request.name, request.version, context)
         return self._model.metadata()
 
-    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, request: Request, context: Any) -> Any:  # noqa: N802
         """One batch in, one answer out, which is bytes already."""
         await self._check_model(request.model_name, request.model_version, context)
         self._in_flight += 1
@@ -186,7 +191,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
         """Ends the call with NOT_FOUND if it asks for another model."""
-        if name != self._model.name or version not in ("", self._model.version):
+        if name != self._model.name or (version and version != self._model.version):
             asked = f"'{name}'" + (f" version '{version}'" if version else "")
             here = f"'{self._model.name}' version '{self._model.version}'"
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}")
@@ -235,7 +240,7 @@ async def serve(
     options = (*_OPTIONS, ("grpc.max_receive_message_length", model.max_request_bytes))
     server = aio.server(interceptors=[*([guard] if guard else []), *interceptors], options=options)
     servicer = InferenceServicer(model)
-    add_servicer(server, pb.DESCRIPTOR.services_by_name["GRPCInferenceService"], servicer)
+    servicer.add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     files = [pb.DESCRIPTOR, health_pb2.DESCRIPTOR, *(add_service(server) for add_service in services)]
