@@ -20,20 +20,36 @@ from nonn.bundle import Bundle
 from nonn.device_config import BudgetConfig, DevicesConfig
 from nonn.errors import ConfigError, GuaranteeError
 
-__all__ = ["Device", "Seat", "place_students", "resolve_devices", "share_out"]
+__all__ = ["Device", "Seat", "Speed", "place_students", "resolve_devices", "share_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast a device answers; what is not known takes no time.
+
+    Attributes:
+        macs_per_s: multiply-accumulates per second that it really reaches.
+        link_bytes_per_s: of the features it sends.
+        link_latency_s: there and back.
+    """
+
+    macs_per_s: float = math.inf
+    link_bytes_per_s: float = math.inf
+    link_latency_s: float = 0.0
+
+    def latency_s(self, macs: int, feature_bytes: int) -> float:
+        """Time from the request until the features are back."""
+        return macs / self.macs_per_s + feature_bytes / self.link_bytes_per_s + self.link_latency_s
 
 
 @dataclass(frozen=True)
-class Device:
+class Device(Speed):
     """One device.
 
     Attributes:
         number: i.
         title: for messages: its number, and the name of its class where it has one.
         budget: limits of its student.
-        macs_per_s: multiply-accumulates per second; 0 is not known.
-        link_bytes_per_s: of the features it sends; 0 is not known.
-        link_latency_s: there and back.
         p_fail: probability that it is away.
         answer_s: time that an answer may take; 0 is no limit.
     """
@@ -41,17 +57,8 @@ class Device:
     number: int
     title: str
     budget: BudgetConfig
-    macs_per_s: float = 0.0
-    link_bytes_per_s: float = 0.0
-    link_latency_s: float = 0.0
     p_fail: float = 0.0
     answer_s: float = 0.0
-
-    def latency_s(self, macs: int, feature_bytes: int) -> float:
-        """Time from the request until the features are back; what is not known takes none."""
-        computing = macs / self.macs_per_s if self.macs_per_s else 0.0
-        sending = feature_bytes / self.link_bytes_per_s if self.link_bytes_per_s else 0.0
-        return computing + sending + self.link_latency_s
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ def resolve_devices(config: DevicesConfig) -> tuple[Device, ...]:
             number=i,
             title=f"{i} ('{kind.name}')",
             budget=BudgetConfig(params=kind.params, macs=kind.macs, peak_bytes=kind.ram_bytes),
-            macs_per_s=kind.macs_per_s,
-            link_bytes_per_s=kind.link_bytes_per_s,
+            macs_per_s=kind.macs_per_s or math.inf,
+            link_bytes_per_s=kind.link_bytes_per_s or math.inf,
             link_latency_s=kind.link_latency_s,
             p_fail=kind.p_fail,
             answer_s=config.answer_s,
@@ -124,21 +131,22 @@ def place_students(bundle: Bundle, config: DevicesConfig) -> list[Seat]:
         GuaranteeError: no placement reaches the goal within ``answer_s``; the message says what can be reached.
     """
     from nonn_sim.placement import Device as Machine  # the simulator's search; it needs scipy, which training has
-    from nonn_sim.placement import Work, place
+    from nonn_sim.placement import place
+    from nonn_sim.placement_file import works_of
 
     devices = resolve_devices(config)
     machines = [
         Machine(
             name=device.title,
             p_fail=device.p_fail,
-            macs_per_s=device.macs_per_s or math.inf,
+            macs_per_s=device.macs_per_s,
             memory_bytes=device.budget.peak_bytes or math.inf,
-            link_bytes_per_s=device.link_bytes_per_s or math.inf,
+            link_bytes_per_s=device.link_bytes_per_s,
             link_latency_s=device.link_latency_s,
         )
         for device in devices
     ]
-    works = [Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes) for s in bundle.manifest.students]
+    works = works_of(bundle)
     limit = config.answer_s or math.inf
     best = place(bundle.table, works, machines, latency_limit_s=limit)
     if best.expected < config.goal:

@@ -6,10 +6,8 @@ looked at once, at the end, by the bundle stage.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,39 +18,32 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
-from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
-from nonn.bundle import Student as StudentEntry
+from nonn.bundle import Bundle, load_bundle
+from nonn.bundling import build_bundle
 from nonn.config import AUTO, Experiment, TrainingConfig
 from nonn.console import Tick, bar, say
-from nonn.data import Dataset, Split, load_data
+from nonn.data import Dataset, load_data
 from nonn.data.augment import Augment
 from nonn.devices import place_students, resolve_devices
-from nonn.distill import DistillTask, FusionLayer, Students
-from nonn.distill.heads import fit_head
+from nonn.distill import DistillTask, Students
 from nonn.distill.schedule import AssistantTask, plan
 from nonn.errors import BundleError, ConfigError
-from nonn.export import export_onnx, run_onnx
-from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
 from nonn.files import atomic_file, sha256_file, write_json
 from nonn.filters import build_graph, correlation
-from nonn.fusion import enumerate_subsets
+from nonn.networks import Networks
 from nonn.partition import Partition, check_parts, check_takes_sizes, make_partition
 from nonn.partition.measures import measure
-from nonn.partition.redundancy import Design, filters_of_device
-from nonn.provenance import code_version
+from nonn.partition.redundancy import filters_of_device
 from nonn.report import write_report
+from nonn.seeds import seed_of
 from nonn.stages import Stage, exclusive, open_stage
-from nonn.students import Student, grouping_pays, measure_cost
-from nonn.students.sizing import Sizing, check_device, feature_bytes, size_students
-from nonn.subsets import SubsetTable
-from nonn.teacher import Normalise, Teacher, TeacherTask, build_teacher, load_weights
+from nonn.students import grouping_pays
+from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
 from nonn.trainer import Progress, Task, batches, fit
-from nonn.views import View, resolve_views, seen, seen_shape
 
 __all__ = ["Run"]
 
 FORMAT = 1  # raised when a stage's files change so that older ones must not be used again
-_CHECKED = 64  # held-out samples that every exported student is checked with
 
 
 @dataclass(frozen=True)
@@ -134,6 +125,11 @@ class Run:
         """Variation of training inputs."""
         return Augment(self.experiment.data, self.data.mean, self.data.std)
 
+    @cached_property
+    def networks(self) -> Networks:
+        """The untrained networks."""
+        return Networks(self.experiment, self.data)
+
     def check(self) -> None:
         """Finds out before hours of training what cannot work after them.
 
@@ -142,8 +138,8 @@ class Run:
             BudgetError: a student is over its device's budget.
             ConfigError: a model cannot be made.
         """
-        check_parts(self._num_filters, self.experiment.partition.parts)
-        sizing = self._sizing
+        check_parts(self.networks.num_filters, self.experiment.partition.parts)
+        sizing = self.networks.sizing
         if sizing.sizes is not None:
             check_takes_sizes(self.experiment.partition.method)
             devices = resolve_devices(self.experiment.devices)
@@ -162,7 +158,7 @@ class Run:
         }
         if config.weights and Path(config.weights).is_file():
             inputs["weights"] = sha256_file(Path(config.weights))
-        teacher = self._build_teacher()
+        teacher = self.networks.teacher()
         if config.weights and "weights" not in inputs:
             load_weights(teacher.network, Path(config.weights))  # says what is wrong with the path
         stage = open_stage(self.root, "teacher", inputs)
@@ -176,7 +172,7 @@ class Run:
                 task = TeacherTask(teacher, config.label_smoothing)
                 self._fit(task, config, stage, 1, _epochs(tick))
         _save(teacher, stage.folder / "teacher.safetensors")
-        accuracy = _accuracy(teacher, self.data.held_out, self.device)
+        accuracy = measure_accuracy(teacher, self.data.held_out, self.device)
         write_json(stage.folder / "teacher.json", {"model": config.model, "held_out_accuracy": accuracy})
         stage.finish()
         say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")
@@ -187,7 +183,7 @@ class Run:
         mentor, before = self.teacher()
         config = self.experiment
         for number, step in enumerate(s for s in plan(config.distill) if s.model):
-            assistant = self._build_teacher(step.model, 4, number)
+            assistant = self.networks.assistant(step.model, number)
             inputs = {"mentor": before.key, "model": step.model, "distill": dataclasses.asdict(config.distill)}
             stage = open_stage(self.folder, step.name, inputs | {"format": FORMAT, "seed": self.seed})
             file = stage.folder / "assistant.safetensors"
@@ -214,7 +210,7 @@ class Run:
                 "teacher": before.key,
                 "graph": dataclasses.asdict(config.graph),
                 "partition": {"method": config.partition.method, "parts": config.partition.parts},
-                "sizes": self._sizing.sizes,
+                "sizes": self.networks.sizing.sizes,
                 "seed": self.seed,
             },
         )
@@ -224,7 +220,7 @@ class Run:
                 chunks = [teacher.activations(x).cpu() for x in batches(self.data.held_out.inputs, self.device)]
             activations = torch.cat(chunks).numpy()
             graph = build_graph(config.graph, activations)
-            made = make_partition(config.partition, graph, self.seed, self._sizing.sizes)
+            made = make_partition(config.partition, graph, self.seed, self.networks.sizing.sizes)
             measures = measure(made, graph, correlation(activations))
             write_json(stage.folder / "partition.json", made.to_json() | {"measures": measures.to_json()})
             with atomic_file(stage.folder / "graph.npz") as file, file.open("wb") as target:
@@ -255,8 +251,8 @@ class Run:
             {
                 "format": FORMAT,
                 "before": before.key,
-                "students": self._sizing.models,
-                "views": self._views,
+                "students": self.networks.sizing.models,
+                "views": self.networks.views,
                 "sends": [config.student.sends, config.student.send_width],
                 "overlap": config.partition.overlap,
                 "distill": dataclasses.asdict(config.distill),
@@ -264,18 +260,19 @@ class Run:
                 "seed": self.seed,
             },
         )
-        students = self._build_students(partition, number)
+        students = self.networks.students(partition, number)
         file = stage.folder / "students.safetensors"
         if stage.done:
             students.load_state_dict(load_file(file))
             return students.eval(), stage
         mentor, _ = self.mentor()
-        filters = filters_of_device(self._design(partition), partition, config.devices.count)
-        title = f"{name} {config.devices.count} × {'/'.join(dict.fromkeys(self._sizing.models))}"
+        filters = filters_of_device(self.networks.design(partition), partition, config.devices.count)
+        title = f"{name} {config.devices.count} × {'/'.join(dict.fromkeys(self.networks.sizing.models))}"
         with bar(title, config.distill.epochs, "epochs") as tick:
             grouped = config.distill.grouped and grouping_pays(self.device, self.data.input_shape)
             distill = dataclasses.replace(config.distill, grouped=grouped)
-            task = DistillTask(mentor, students, filters, distill, previous=previous, seed=_seed(self.seed, 5, number))
+            seed = seed_of(self.seed, 5, number)
+            task = DistillTask(mentor, students, filters, distill, previous=previous, seed=seed)
             self._fit(task, config.distill, stage, 3 + 1000 * number, _epochs(tick))
         task.finish()
         _save(students, file)
@@ -307,124 +304,24 @@ class Run:
                     return bundle
             except (BundleError, OSError) as exc:
                 say(f"the bundle is built again: {exc}")
-        bundle = self._build_bundle(students, partition, target)
+        teacher, _ = self.teacher()
+        _, graph, partitioned = self.partition()
+        measures = json.loads((partitioned.folder / "partition.json").read_text())["measures"]
+        bundle = build_bundle(
+            target,
+            self.networks,
+            teacher,
+            students,
+            partition,
+            graph,
+            measures=measures,
+            augment=self.augment,
+            device=self.device,
+        )
         with atomic_file(stage.folder / "hash") as file:
             file.write_text(bundle.hash)
         stage.finish()
         return bundle
-
-    def _build_bundle(self, students: Students, partition: Partition, target: Path) -> Bundle:
-        """Fits the head, exports the students, records test features and enumerates all answering sets."""
-        config, data = self.experiment, self.data
-        teacher, _ = self.teacher()
-        _, graph, _ = self.partition()
-        design = self._design(partition)
-        learned = design.parts_of_device(config.devices.count)
-        with bar("fusion", 1) as tick:
-            head = fit_head(
-                config.fusion,
-                teacher,
-                students,
-                data.train,
-                data.held_out,
-                seed=self.seed,
-                augment=self.augment,
-                device=self.device,
-            )
-            tick(1, head.kind)
-        deployed, entries, features = list[Deployed](), [], []
-        calibration = calibration_sample(data.train.inputs, config.export.calibration, self.seed)
-        students.cpu()
-        with bar("export", len(learned), "students") as tick:
-            for i, student in enumerate(students.apart()):
-                view = student.view
-                exported = export_onnx(student, student.input_shape, seen(data.held_out.inputs[:_CHECKED], view))
-                served = deploy(config.export, i, exported, seen(calibration, view))
-                deployed.append(served)
-                features.append(served.features(seen(data.test.inputs, view)))
-                cost, width = measure_cost(student, student.input_shape), features[i].shape[1]
-                entries.append(
-                    StudentEntry(
-                        i,
-                        learned[i][0],
-                        f"students/student-{i}{served.suffix}",
-                        "",
-                        cost.params,
-                        cost.macs,
-                        0,
-                        width,
-                        parts=learned[i],
-                        view=view,
-                        **served.entry(),
-                    )
-                )
-                tick(i + 1, "")
-        with bar("all answering sets", 1) as tick:
-            table = enumerate_subsets(head, features, data.test.labels)
-            tick(1, f"{len(table.correct):,} × {table.samples:,} samples")
-        self._check_guarantees(table)
-        floats: dict[str, Any] = {}
-        if any(served.lossy for served in deployed):
-            exact = [
-                run_onnx(d.original, seen(data.test.inputs, v)) for d, v in zip(deployed, self._views, strict=True)
-            ]
-            floats["float32"] = float_reference(enumerate_subsets(head, exact, data.test.labels), deployed)
-        cost = measure_cost(teacher, data.input_shape)
-        manifest = Manifest(
-            experiment=config.experiment.name,
-            input=InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist())),
-            classes=data.classes,
-            parts=partition.parts,
-            students=tuple(entries),
-            files={},
-            teacher={
-                "model": config.teacher.model,
-                "params": cost.params,
-                "macs": cost.macs,
-                "accuracy": _accuracy(teacher, data.test, self.device),
-            },
-            data={
-                "name": data.name,
-                "split": "test",
-                "samples": len(data.test),
-                "fingerprint": data.fingerprint(),
-            },
-            provenance={
-                "config": dataclasses.asdict(config),
-                "code_version": code_version(),
-                "partition": json.loads((self.folder / "partition" / "partition.json").read_text())["measures"],
-                **floats,
-            },
-            replicas=design.devices_of_part(config.devices.count),
-        )
-        recorded = {f"device_{i}": f for i, f in enumerate(features)}
-        return write_bundle(
-            target,
-            manifest,
-            {i: served.data for i, served in enumerate(deployed)},
-            {
-                "fusion.npz": head.to_arrays(),
-                "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
-                "features.npz": {"labels": data.test.labels, **recorded},
-                "graph.npz": {"weights": graph},
-            },
-            {f"students/student-{i}.onnx": s.original for i, s in enumerate(deployed) if s.data != s.original},
-        )
-
-    def _check_guarantees(self, table: SubsetTable) -> None:
-        """Refuses to write a bundle that breaks a promise.
-
-        Raises:
-            GuaranteeError: names the answering set that breaks it.
-        """
-        promised = self.experiment.guarantees
-        if not promised.require:
-            return
-        from nonn_sim.guarantees import check_guarantees  # it judges bundles of any origin, after the fact too
-        from nonn_sim.laws import parse_law
-
-        law = parse_law(promised.law or f"independent p={self.experiment.devices.p_fail}", table.num_devices)
-        check_guarantees(table, law, promised.require)
 
     def _place(self, bundle: Bundle) -> None:
         """Says which machine should run which student, and writes it beside the bundle.
@@ -438,76 +335,6 @@ class Run:
             say(f"placement: device {seat.title}: {what}")
         write_json(self.folder / "placement.json", [dataclasses.asdict(seat) for seat in seats])
 
-    def _design(self, partition: Partition) -> Design:
-        """Which device learns which parts."""
-        return Design(partition.num_parts, self.experiment.partition.overlap)
-
-    def _build_teacher(self, model: str = "", *stream: int) -> Teacher:
-        """The untrained teacher, or an assistant of another model with random numbers of its own."""
-        config = self.experiment.teacher
-        with _seeded(self.seed, *(stream or (0,))):
-            return build_teacher(
-                dataclasses.replace(config, model=model) if model else config,
-                self.data.input_shape,
-                self.data.num_classes,
-                self._normalise(),
-            )
-
-    def _build_students(self, partition: Partition, generation: int) -> Students:
-        """Untrained students, every one within its device's budget."""
-        config, data = self.experiment, self.data
-        design, devices, students = self._design(partition), resolve_devices(config.devices), []
-        for i, filters in enumerate(filters_of_device(design, partition, config.devices.count)):
-            with _seeded(self.seed, 2, i, *[generation] * bool(generation)):
-                student = self._student(i, self._sizing.models[i], len(filters))
-            cost = measure_cost(student, student.input_shape)
-            check_device(devices[i], self._sizing.models[i], cost, feature_bytes(student, config.export.features))
-            students.append(student)
-        groups = design.group_of_device(config.devices.count)
-        with _seeded(self.seed, 2):
-            fusion = FusionLayer(config.fusion.train, [s.width for s in students], groups, data.num_classes)
-        return Students(students, fusion)
-
-    def _student(self, device: int, model: str, filters: int) -> Student:
-        """An untrained student of a device, with so many filters."""
-        config, view = self.experiment.student, self._views[device]
-        return Student(
-            model,
-            seen_shape(self.data.input_shape, view),
-            filters,
-            self._normalise(view),
-            config.sends,
-            config.send_width,
-            view,
-        )
-
-    @cached_property
-    def _views(self) -> tuple[View, ...]:
-        """Channels that each device sees [N]."""
-        return resolve_views(self.experiment.devices, self.data.input_shape[0])
-
-    @cached_property
-    def _num_filters(self) -> int:
-        """Filters that are cut: of the last teacher assistant, or of the teacher where there is none."""
-        teacher = self._build_teacher()
-        for number, step in enumerate(s for s in plan(self.experiment.distill) if s.model):
-            teacher = self._build_teacher(step.model, 4, number)
-        return teacher.num_filters
-
-    @cached_property
-    def _sizing(self) -> Sizing:
-        """Which model each device runs, and how many filters each part has where that follows from it."""
-        config = self.experiment
-        return size_students(
-            resolve_devices(config.devices),
-            self._views,
-            Design(config.partition.parts, config.partition.overlap),
-            self._num_filters,
-            config.student.model,
-            self._student,
-            config.export.features,
-        )
-
     def _fit(self, task: Task, config: TrainingConfig, stage: Stage, stream: int, progress: Progress) -> None:
         """Trains on the training split, in this stage's folder and with random numbers of its own."""
         fit(
@@ -516,29 +343,11 @@ class Run:
             self.data.train.labels,
             config,
             stage.folder,
-            seed=_seed(self.seed, stream),
+            seed=seed_of(self.seed, stream),
             augment=self.augment,
             device=self.device,
             progress=progress,
         )
-
-    def _normalise(self, view: View = ()) -> Normalise:
-        """The first layer of a network that sees these channels; none named is all."""
-        mean, std = (values[list(view)] if view else values for values in (self.data.mean, self.data.std))
-        return Normalise(mean.tolist(), std.tolist(), len(self.data.input_shape) - 1)
-
-
-def _seed(*stream: int) -> int:
-    """A seed for one purpose, unrelated to those of the others."""
-    return int(np.random.SeedSequence(stream).generate_state(1)[0])
-
-
-@contextlib.contextmanager
-def _seeded(*stream: int) -> Iterator[None]:
-    """Gives a block torch's global generator with a seed of its own, and puts the old state back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_seed(*stream))
-        yield
 
 
 def _epochs(tick: Tick) -> Progress:
@@ -554,11 +363,3 @@ def _without(config: Any, key: str) -> dict[str, Any]:
 def _save(module: torch.nn.Module, path: Path) -> None:
     with atomic_file(path) as file:
         file.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
-
-
-def _accuracy(teacher: Teacher, split: Split, device: str) -> float:
-    """Share of a split that the teacher gets right."""
-    teacher.to(device).eval()
-    with torch.no_grad():
-        predicted = torch.cat([teacher(x)[1].argmax(dim=1).cpu() for x in batches(split.inputs, device)])
-    return float((predicted.numpy() == split.labels).mean())

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
+from nonn.cluster import LocalCluster
 from nonn.config import Experiment, load_experiment
 from nonn.pipeline import Run
+from tests.toys import toy_bundle, toy_data
 
 # How wide the terminal is in which tests are started decides nothing, here or in the processes that they start.
 os.environ["COLUMNS"] = "160"
@@ -47,3 +52,22 @@ def tiny_bundle(tiny_runs: Path) -> Bundle:
     from nonn.bundle import load_bundle
 
     return load_bundle(tiny_runs / "tiny" / "bundle")
+
+
+@pytest.fixture(scope="module")
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A toy bundle of as many devices as ``NUM_DEVICES`` of the test's module says."""
+    return toy_bundle(tmp_path_factory.mktemp("toy") / "bundle", num_devices=request.module.NUM_DEVICES)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> NDArray[Any]:
+    """The test split of a toy bundle, whose features it has."""
+    return toy_data(200, seed=3)[0]
+
+
+@pytest.fixture(scope="module")
+def cluster(bundle: Bundle) -> Iterator[LocalCluster]:
+    """Real processes that serve the bundle."""
+    with LocalCluster(bundle.path) as cluster:
+        yield cluster

@@ -1,11 +1,14 @@
-"""Small real things for tests of objectives: a teacher, four students with its parts, configurations of few terms."""
+"""Small real things for tests of objectives: feature maps and logits, a teacher, students with its parts, few terms."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from nonn.config import DistillConfig, TeacherConfig
 from nonn.distill import FusionLayer, Students
@@ -16,6 +19,22 @@ from tests.toys import toy_data
 
 PARTS = [list(range(j * 16, (j + 1) * 16)) for j in range(4)]
 NAMES = [f.name for f in dataclasses.fields(ObjectivesConfig)]
+
+Array = NDArray[np.float64]
+
+# Of a student and its teacher: maps of their last layer [B, C, H, W] and of one before it, and logits [B, K].
+B, C, K = 6, 5, 7
+RNG = np.random.default_rng(0)
+S, T = RNG.normal(size=(B, C, 3, 2)), RNG.normal(size=(B, C, 3, 2))
+S1, T1 = RNG.normal(size=(B, 4, 6, 4)), RNG.normal(size=(B, 4, 6, 4))
+ZS, ZT = RNG.normal(size=(B, K)) * 2, RNG.normal(size=(B, K)) * 2
+W = RNG.normal(size=(K, C))
+Y = np.array([4, 0, 2, 4, 0, 2])  # both halves of a batch have the same labels
+LABELS = torch.from_numpy(Y)
+
+
+def tensor(x: Array) -> Tensor:
+    return torch.from_numpy(np.asarray(x, dtype=np.float32))
 
 
 def weighted(**weights: float | dict[str, Any]) -> ObjectivesConfig:

@@ -11,32 +11,14 @@ import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.client import Client
-from nonn.cluster import LocalCluster
 from nonn.subsets import members
 from tests.oip import foreign_server, make_stubs
 from tests.serving import TIMEOUT_S, process, until
-from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES = 3
 FOREIGN = 1
 MODEL, INPUT, OUTPUT = "resnet-part-1", "image", "embedding"
 EVERYBODY = (1 << NUM_DEVICES) - 1
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return toy_bundle(tmp_path_factory.mktemp("foreign") / "bundle", num_devices=NUM_DEVICES)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return toy_data(200, seed=3)[0]
-
-
-@pytest.fixture(scope="module")
-def cluster(bundle):
-    with LocalCluster(bundle.path) as cluster:
-        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from tests.fuzzing import (
     verdict_on_request,
 )
 from tests.serving import TIMEOUT_S, running_aggregator
-from tests.toys import SHAPE, WIDTH, linear_student, toy_bundle, toy_data
+from tests.toys import SHAPE, WIDTH, linear_student
 
 NUM_DEVICES = 3
 NUM_MESSAGES = 250
@@ -38,22 +38,6 @@ NUM_CONNECTIONS = 80
 NUM_LIES = 100
 SEED = 7
 OUTPUTS = ("logits", "confidence", "answered", "expected_accuracy")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle", num_devices=NUM_DEVICES)
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return toy_data(200, seed=3)[0]
-
-
-@pytest.fixture(scope="module")
-def cluster(bundle):
-    with LocalCluster(bundle.path) as cluster:
-        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nonn import pipeline
+from nonn import bundling, pipeline
 from nonn.bundle import Bundle, load_bundle
 from nonn.config import BudgetConfig, Experiment, load_experiment
 from nonn.errors import BudgetError, ConfigError, DataError, GuaranteeError, PartitionError
@@ -39,7 +39,7 @@ def runs(tiny_runs: Path, tmp_path: Path) -> Path:
 def exported_before(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle) -> None:
     """Takes the ONNX files of the tiny bundle for the same students: what is tested here is not the export."""
     files = itertools.cycle(tiny_bundle.student_path(i).read_bytes() for i in range(4))
-    monkeypatch.setattr(pipeline, "export_onnx", lambda *_: next(files))
+    monkeypatch.setattr(bundling, "export_onnx", lambda *_: next(files))
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -97,7 +97,7 @@ def test_replicas_learn_the_same_part(tiny_bundle: Bundle) -> None:
 
 def test_a_second_run_redoes_nothing(runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(pipeline, "export_onnx", lambda *a, **k: pytest.fail("exported again"))
+    monkeypatch.setattr(bundling, "export_onnx", lambda *a, **k: pytest.fail("exported again"))
     before = snapshot(runs)
     Run(tiny, runs).execute()
     assert snapshot(runs) == before

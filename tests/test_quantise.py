@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nonn import pipeline
+from nonn import bundling, pipeline
 from nonn.bundle import Bundle, load_bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -44,7 +44,7 @@ def int8_runs(tiny_runs: Path, tiny: Experiment, tiny_bundle: Bundle, tmp_path_f
     runs = shutil.copytree(tiny_runs, tmp_path_factory.mktemp("int8") / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
-        patch.setattr(pipeline, "export_onnx", lambda *_: files.pop(0))
+        patch.setattr(bundling, "export_onnx", lambda *_: files.pop(0))
         Run(dataclasses.replace(tiny, export=SMALL), runs).execute()
     return runs
 

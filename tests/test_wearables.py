@@ -230,7 +230,7 @@ def test_the_row_of_units_trains_each_as_if_it_were_alone(small: Experiment, tmp
     config = _run_of(small, "units", 0, (1,), tmp_path, None).experiment.distill
     made = students()
     alone = copy.deepcopy(made)
-    teacher = Run(small, tmp_path)._build_teacher()
+    teacher = Run(small, tmp_path).networks.teacher()
     task = DistillTask(teacher, made, [range(4)] * UNITS, config)
     x, y = torch.randn(16, 45, STEPS), torch.randint(ACTIVITIES, (16,))
     losses = task.losses(x, y, torch.Generator().manual_seed(0))

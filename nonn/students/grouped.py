@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nonn.errors import ShapeError
 from nonn.students.student import Student, squeezed
-from nonn.teacher.wrn import pool
+from nonn.teacher.convnet import pool
 from nonn.views import seen
 
 __all__ = ["GroupedStudents", "group", "grouping_pays", "of_one_architecture", "ungroup"]

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from nonn.errors import ConfigError
+from nonn.teacher.convnet import conv, norm_relu, pool
 from nonn.teacher.teacher import Normalise
-from nonn.teacher.wrn import conv, norm_relu, pool
 from nonn.teacher.zoo import make_network
 from nonn.views import View
 

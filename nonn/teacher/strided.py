@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 import re
 
-from torch import Tensor, nn
+from torch import nn
 
 from nonn.errors import ConfigError
-from nonn.teacher.wrn import conv, norm_relu, pool
+from nonn.teacher.convnet import ConvNet, conv, norm_relu
 
 __all__ = ["Strided", "parse_strided"]
 
 _KERNEL = 5
 
 
-class Strided(nn.Module):
+class Strided(ConvNet):
     """A stack of strided convolutions.
 
     Args:
@@ -29,31 +29,14 @@ class Strided(nn.Module):
         in_channels: C of the input.
         num_classes: K; 0 leaves the classifier away.
         dims: spatial axes, 2 for images, 1 for sensor windows.
-
-    Attributes:
-        features: the submodule whose output is the final convolutional stage after BN and ReLU.
-        out_channels: its number of filters.
     """
 
     def __init__(self, depth: int, width: float, in_channels: int, num_classes: int, dims: int = 1) -> None:
-        super().__init__()
         channels = [in_channels, *(round(16 * width * min(2**i, 4)) for i in range(depth))]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(channels):
             layers += [conv(dims, inputs, outputs, _KERNEL, 2), norm_relu(dims, outputs)]
-        self.out_channels = channels[-1]
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(self.out_channels, num_classes) if num_classes else None
-        if self.classifier is not None:
-            nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, K] of inputs [B, C, …]; without a classifier the final feature map [B, out_channels, …]."""
-        maps: Tensor = self.features(x)
-        if self.classifier is None:
-            return maps
-        logits: Tensor = self.classifier(pool(maps))
-        return logits
+        super().__init__(layers, channels[-1], num_classes)
 
 
 def parse_strided(name: str) -> tuple[int, float] | None:

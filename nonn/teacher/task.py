@@ -1,4 +1,4 @@
-"""What the trainer minimises for a teacher."""
+"""What the trainer minimises for a teacher, and how good it is afterwards."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nonn.data import Split
 from nonn.teacher.teacher import Teacher
+from nonn.trainer import batches
 
-__all__ = ["TeacherTask"]
+__all__ = ["TeacherTask", "measure_accuracy"]
 
 
 class TeacherTask:
@@ -28,3 +30,11 @@ class TeacherTask:
         """Named losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
         _, logits = self.module(inputs)
         return {"ce": functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+
+
+def measure_accuracy(teacher: Teacher, split: Split, device: str) -> float:
+    """Share of a split that the teacher gets right."""
+    teacher.to(device).eval()
+    with torch.no_grad():
+        predicted = torch.cat([teacher(x)[1].argmax(dim=1).cpu() for x in batches(split.inputs, device)])
+    return float((predicted.numpy() == split.labels).mean())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nonn.config import TeacherConfig
 from nonn.errors import ConfigError
-from nonn.teacher.wrn import pool
+from nonn.teacher.convnet import pool
 from nonn.teacher.zoo import KNOWN, is_known, make_network
 
 __all__ = ["Normalise", "Teacher", "build_teacher", "load_weights"]

@@ -14,23 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nonn.errors import ConfigError
+from nonn.teacher.convnet import ConvNet, conv, norm_relu
 
-__all__ = ["WideResNet", "parse_wrn", "wrn"]
-
-_CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
-_NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
-
-
-def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
-    """A padded convolution without bias over ``dims`` spatial axes, He-initialised."""
-    layer = _CONV[dims](inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return layer
-
-
-def norm_relu(dims: int, channels: int) -> nn.Sequential:
-    """Batch normalisation and ReLU."""
-    return nn.Sequential(_NORM[dims](channels), nn.ReLU(inplace=True))
+__all__ = ["Block", "WideResNet", "parse_wrn", "wrn"]
 
 
 class Block(nn.Module):
@@ -53,23 +39,18 @@ class Block(nn.Module):
         return result
 
 
-class WideResNet(nn.Module):
+class WideResNet(ConvNet):
     """A wide residual network.
 
     Args:
         depth: 6n + 4.
-        width: multiplier of the channels.
+        width: multiplier of the channels; the final convolutional stage has 64 · width filters.
         in_channels: C of the input.
         num_classes: K; 0 leaves the classifier away.
         dims: spatial axes, 2 for images, 1 for sensor windows.
-
-    Attributes:
-        features: the submodule whose output is the final convolutional stage after BN and ReLU.
-        out_channels: its number of filters, 64 · width.
     """
 
     def __init__(self, depth: int, width: float, in_channels: int, num_classes: int, dims: int = 2) -> None:
-        super().__init__()
         blocks = (depth - 4) // 6
         channels = [round(base * scale) for base, scale in ((16, min(width, 1)), (16, width), (32, width), (64, width))]
         layers: list[nn.Module] = [conv(dims, in_channels, channels[0], 3)]
@@ -78,24 +59,7 @@ class WideResNet(nn.Module):
                 inputs = channels[stage] if block == 0 else channels[stage + 1]
                 stride = 2 if block == 0 and stage > 0 else 1
                 layers.append(Block(dims, inputs, channels[stage + 1], stride))
-        self.out_channels = channels[-1]
-        self.features = nn.Sequential(*layers, norm_relu(dims, self.out_channels))
-        self.classifier = nn.Linear(self.out_channels, num_classes) if num_classes else None
-        if self.classifier is not None:
-            nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, K] of inputs [B, C, …]; without a classifier the final feature map [B, 64 · width, …]."""
-        maps: Tensor = self.features(x)
-        if self.classifier is None:
-            return maps
-        logits: Tensor = self.classifier(pool(maps))
-        return logits
-
-
-def pool(maps: Tensor) -> Tensor:
-    """Global average over the spatial axes [B, C, …] → [B, C], in float32."""
-    return maps.float().flatten(2).mean(dim=2) if maps.ndim > 2 else maps.float()
+        super().__init__([*layers, norm_relu(dims, channels[-1])], channels[-1], num_classes)
 
 
 def parse_wrn(name: str) -> tuple[int, float] | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from nonn.errors import ConfigError
+from nonn.teacher.convnet import ConvNet
 from nonn.teacher.strided import Strided, parse_strided
-from nonn.teacher.wrn import WideResNet, parse_wrn, wrn
+from nonn.teacher.wrn import parse_wrn, wrn
 
 __all__ = ["KNOWN", "is_known", "make_network"]
 
@@ -20,7 +21,7 @@ def is_known(name: str) -> bool:
     return parse_wrn(name) is not None or parse_strided(name) is not None
 
 
-def make_network(name: str, in_channels: int, num_classes: int, dims: int) -> WideResNet | Strided:
+def make_network(name: str, in_channels: int, num_classes: int, dims: int) -> ConvNet:
     """An untrained network by its name.
 
     Args:

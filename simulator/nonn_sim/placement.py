@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.devices import Speed
 from nonn.errors import ConfigError, ShapeError
 from nonn.subsets import SubsetTable
 from nonn_sim.laws.base import FloatArray
@@ -29,24 +30,18 @@ _GAIN = 1e-12  # less is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class Device(Speed):
     """A machine that a student could run on.
 
     Attributes:
         name: for people.
         p_fail: probability that it does not answer.
-        macs_per_s: multiply-accumulates per second that it really reaches.
         memory_bytes: for the student's file.
-        link_latency_s: there and back.
-        link_bytes_per_s: for the features it sends.
     """
 
     name: str
     p_fail: float
-    macs_per_s: float = math.inf
     memory_bytes: float = math.inf
-    link_latency_s: float = 0.0
-    link_bytes_per_s: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 <= self.p_fail <= 1:
@@ -74,8 +69,7 @@ class Work:
 
     def latency_s(self, device: Device) -> float:
         """Time from the request until the features are back."""
-        computing, sending = self.macs / device.macs_per_s, self.feature_bytes / device.link_bytes_per_s
-        return computing + sending + device.link_latency_s
+        return device.latency_s(self.macs, self.feature_bytes)
 
     def fits(self, device: Device, latency_limit_s: float) -> bool:
         """Whether a device can hold the student and answers in time."""

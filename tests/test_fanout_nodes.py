@@ -1,0 +1,209 @@
+"""Whom the fan-out asks: nodes that send rubbish, foreign nodes, nodes that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import grpc
+import numpy as np
+import pytest
+
+from nonn.aggregator.reply import Reply
+from nonn.aggregator.service import Aggregator
+from nonn.errors import ConfigError, InputError, QuorumError
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.subsets import members
+from nonn.wire import add_tensors, read_tensors
+from tests.fanout import PATIENT, Watcher, cluster, soon
+from tests.test_aggregator import check_against_offline_fusion, good_reply
+
+NUM_DEVICES = 4
+
+
+# What nodes send
+
+
+@pytest.mark.parametrize(("size", "error"), [(100_000, "bad reply: oversized: "), (70_000_000, "RESOURCE_EXHAUSTED")])
+def test_an_oversized_reply_is_its_nodes_failure(bundle, inputs, size, error):
+    async def large(raw, context):
+        response = pb.ModelInferResponse.FromString(good_reply(bundle, raw))
+        response.parameters["padding"].string_param = "x" * size
+        return response.SerializeToString()
+
+    async def scenario():
+        async with cluster(bundle, fakes={1: large}) as aggregator:
+            return await aggregator.infer(inputs[:2])
+
+    answer = asyncio.run(scenario())
+    assert members(answer.mask) == (0, 2, 3)
+    assert answer.failures["node-1"].startswith(error)
+
+
+def test_a_request_that_every_node_finds_invalid_is_the_clients_fault_and_switches_nobody_off(bundle, inputs):
+    asked = 0
+
+    async def picky(raw, context):
+        nonlocal asked
+        asked += 1
+        if asked > NUM_DEVICES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "features are not finite")
+        return good_reply(bundle, raw)
+
+    async def scenario():
+        watcher = Watcher()
+        async with cluster(bundle, fakes=dict.fromkeys(range(NUM_DEVICES), picky), watcher=watcher) as aggregator:
+            for _ in range(5):
+                with pytest.raises(InputError, match=r"no node takes this request; node-\d: INVALID_ARGUMENT"):
+                    await aggregator.infer(inputs[:1])
+            assert {aggregator.policy.state(node.id) for node in aggregator.nodes} == {"up"}
+            assert {record.pending for record in aggregator.policy.nodes.values()} == {0}
+            assert [event.outcome for event in watcher.requests] == ["invalid"] * 5
+
+    asyncio.run(scenario())
+
+
+def foreign(bundle, seen, **wrong):
+    """An ordinary server of the protocol: its own names, float32 inputs, and it knows no bundle."""
+
+    async def behaviour(raw, context):
+        request = pb.ModelInferRequest.FromString(raw)
+        seen.append(request)
+        inputs = read_tensors(request.inputs, request.raw_input_contents)["image"]
+        features = np.maximum(inputs.reshape(len(inputs), -1) @ np.ones((64, 4), np.float32), 0)
+        response = pb.ModelInferResponse(model_name="resnet", id=wrong.get("id", request.id))
+        outputs = {"pooled": features * wrong.get("scale", 1.0)}
+        add_tensors(response.outputs, response.raw_output_contents, outputs)
+        return response.SerializeToString()
+
+    return behaviour
+
+
+AS_FOREIGN = {"foreign": True, "model": "resnet", "input": "image", "output": "pooled"}
+
+
+def test_an_ordinary_server_stands_in_for_a_node_under_its_own_names(bundle, inputs):
+    async def scenario():
+        seen = []
+        async with cluster(bundle, fakes={1: foreign(bundle, seen)}, node_1=AS_FOREIGN) as aggregator:
+            return await aggregator.infer(inputs[:3]), seen[-1]
+
+    answer, request = asyncio.run(scenario())
+    assert answer.answered.all()
+    assert request.model_name == "resnet"
+    assert [(t.name, t.datatype, list(t.shape)) for t in request.inputs] == [("image", "FP32", [3, 1, 8, 8])]
+    assert [output.name for output in request.outputs] == ["pooled"]
+    assert "nonn_bundle" not in request.parameters
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"id": "7777"}, "bad reply: to request '7777'"),
+        ({"scale": np.float32("nan")}, "bad reply: pooled hold NaN or infinity"),
+        ({"scale": np.float64(1)}, "bad reply: float64 pooled"),
+    ],
+)
+def test_a_foreign_node_is_vouched_for_and_still_checked(bundle, inputs, wrong, error):
+    async def scenario():
+        async with cluster(bundle, fakes={1: foreign(bundle, [], **wrong)}, node_1=AS_FOREIGN) as aggregator:
+            return await aggregator.infer(inputs[:1])
+
+    answer = asyncio.run(scenario())
+    assert members(answer.mask) == (0, 2, 3)
+    assert answer.failures["node-1"].startswith(error)
+
+
+# Nodes that come and go
+
+
+def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle, inputs):
+    async def scenario():
+        watcher, answers = Watcher(), []
+        async with cluster(bundle, watcher=watcher) as aggregator:
+            node = aggregator.nodes[2]
+            stop = False
+
+            async def load(offset):
+                while not stop:
+                    answers.append((offset, await aggregator.infer(inputs[offset : offset + 1])))
+
+            clients = [asyncio.create_task(load(k)) for k in range(4)]
+            for _ in range(5):
+                await aggregator.remove_node("node-2", "left")
+                done = len(answers)
+                await soon(lambda done=done: len(answers) > done + 8)
+                without = answers[-1][1]
+                await aggregator.add_node(node)
+                done = len(answers)
+                await soon(lambda done=done: len(answers) > done + 8)
+                assert members(without.mask) == (0, 1, 3)
+                assert answers[-1][1].answered.all()
+            stop = True
+            await asyncio.gather(*clients)
+            with pytest.raises(ConfigError, match="node 'node-2' is there already"):
+                await aggregator.add_node(node)
+            with pytest.raises(ConfigError, match="student 9; the bundle has 0 to 3"):
+                await aggregator.add_node(replace(node, id="x", student=9))
+            with pytest.raises(ConfigError, match="there is no node 'x'"):
+                await aggregator.remove_node("x")
+        return answers, watcher
+
+    answers, watcher = asyncio.run(scenario())
+    for offset, answer in answers:
+        check_against_offline_fusion(bundle, answer, slice(offset, offset + 1))
+    changes = [(event.before, event.after, event.reason) for event in watcher.states if event.node == "node-2"]
+    assert changes == [("up", "", "left"), ("", "up", "joined")] * 5
+
+
+def test_a_cluster_without_nodes_says_so(bundle, inputs):
+    async def scenario():
+        async with Aggregator(bundle, []) as aggregator:
+            assert not aggregator.ready
+            with pytest.raises(QuorumError, match=r"missing: no node is in the cluster$"):
+                await aggregator.infer(inputs[:1])
+
+    asyncio.run(scenario())
+
+
+def test_below_the_quorum_students_that_no_node_runs_are_named(bundle, inputs):
+    async def scenario():
+        async with cluster(bundle, replace(PATIENT, quorum=3)) as aggregator:
+            await aggregator.remove_node("node-1")
+            await aggregator.remove_node("node-3")
+            with pytest.raises(QuorumError, match=r"missing: no node in the cluster runs student 1, 3$"):
+                await aggregator.infer(inputs[:1])
+
+    asyncio.run(scenario())
+
+
+def test_a_reply_of_a_node_that_has_left_is_no_news(bundle, inputs):
+    async def scenario():
+        watcher = Watcher()
+        async with cluster(bundle, watcher=watcher) as aggregator:
+            gone = aggregator.nodes[2]
+            await aggregator.remove_node(gone.id)
+            aggregator._learn(Reply(gone, None, "", 0.1), True)
+            aggregator._learn(Reply(gone, None, "bad request", 0.1, blameless=True), True)
+        assert watcher.late == []
+        assert [event.after for event in watcher.states] == [""]
+
+    asyncio.run(scenario())
+
+
+def test_an_observer_that_fails_costs_no_answer(bundle, inputs, caplog):
+    class Broken(Watcher):
+        def __init__(self):
+            def fail(event):
+                raise RuntimeError("no disk")
+
+            self.on_request = self.on_state = self.on_late = fail
+
+    async def scenario():
+        async with cluster(bundle, watcher=Broken()) as aggregator:
+            answer = await aggregator.infer(inputs[:1])
+            await asyncio.sleep(0)
+            return answer
+
+    assert asyncio.run(scenario()).answered.all()
+    assert "an observer failed at RequestEvent" in caplog.text

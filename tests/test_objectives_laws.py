@@ -1,0 +1,161 @@
+"""The laws that all objectives keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nonn.distill.objectives.activations import activation_transfer, at, hint, srrl
+from nonn.distill.objectives.flow import fsp, lckd
+from nonn.distill.objectives.learned import Crd, Simreg, Srm, Vid
+from nonn.distill.objectives.logits import dkd, kd, mutual, standardise
+from nonn.distill.objectives.relations import pkt, rkd, sp
+from nonn.distill.targets import revise_labels
+from nonn.errors import ShapeError
+from tests.objectives import LABELS, ZS, ZT, Array, B, C, S, T, W, tensor
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def auxiliary(make: Callable[[], torch.nn.Module]) -> Objective:
+    torch.manual_seed(0)
+    module = make()
+    return lambda s, t: module(s, t, LABELS[: len(s)])
+
+
+# Objectives on maps [B, C, H, W] and on logits [B, K], each with what it is where student == teacher.
+ON_MAPS: dict[str, Objective] = {
+    "transfer": activation_transfer,
+    "hint": hint,
+    "at": at,
+    "srrl": lambda s, t: srrl(s, t, tensor(W)),
+    "partial logits": lambda s, t: srrl(s, t, tensor(W), 0.0),
+    "sp": sp,
+    "rkd": rkd,
+    "pkt": pkt,
+    "fsp": lambda s, t: fsp((s[:, :2], s), (t[:, :2], t)),
+    "lckd": lambda s, t: lckd([s[:, :2], s[:, 1:4], s], [t[:, :2], t[:, 1:4], t]),
+    "vid": auxiliary(lambda: Vid(C, 0.7)),
+    "crd": auxiliary(lambda: Crd(C, 8, 0.07)),
+    "srm": auxiliary(lambda: Srm(C, 10, 2)),
+    "simreg": auxiliary(lambda: Simreg(C, 10)),
+}
+ON_LOGITS: dict[str, Objective] = {
+    "kd": lambda s, t: kd(s, t, 4.0),
+    "standardised kd": lambda s, t: kd(standardise(s), standardise(t), 2.0),
+    "dkd": lambda s, t: dkd(s, t, LABELS[: len(s)], 4.0),
+    "mutual": lambda s, t: mutual([s, t.detach()], 2.0),
+    "kd of revised labels": lambda s, t: kd(s, revise_labels(t, LABELS[: len(t)], 4.0, 0.8), 4.0),
+}
+VANISH = {*ON_MAPS, *ON_LOGITS} - {"vid", "crd", "srm", "simreg", "kd of revised labels"}
+IN_BATCH = {"sp", "rkd", "pkt", "crd"}  # relations between the samples of a batch
+ALL = [(name, f, S, T) for name, f in ON_MAPS.items()] + [(name, f, ZS, ZT) for name, f in ON_LOGITS.items()]
+every = pytest.mark.parametrize(("name", "objective", "student", "teacher"), ALL, ids=[a[0] for a in ALL])
+
+
+@every
+def test_it_vanishes_where_student_and_teacher_agree_and_only_there(
+    name: str, objective: Objective, student: Array, teacher: Array
+) -> None:
+    apart = float(objective(tensor(student), tensor(teacher)).detach())
+    if name in VANISH:
+        assert float(objective(tensor(teacher), tensor(teacher))) == pytest.approx(0, abs=2e-6)
+        assert apart > 1e-3
+    assert np.isfinite(apart)
+
+
+@every
+def test_the_gradient_reaches_the_student_and_never_the_teacher(
+    name: str, objective: Objective, student: Array, teacher: Array
+) -> None:
+    s, t = tensor(student).requires_grad_(), tensor(teacher).requires_grad_()
+    objective(s, t).backward()  # type: ignore[no-untyped-call]
+    assert s.grad is not None and float(s.grad.abs().sum()) > 0
+    assert t.grad is None
+
+
+@pytest.mark.parametrize(  # in mutual learning a student is a teacher, too, and as one it is a constant
+    ("name", "objective", "student", "teacher"), [a for a in ALL if a[0] != "mutual"]
+)
+def test_gradients_are_those_of_finite_differences(
+    name: str, objective: Objective, student: Array, teacher: Array
+) -> None:
+    s, t = tensor(student).requires_grad_(), tensor(teacher)
+    objective(s, t).backward()  # type: ignore[no-untyped-call]
+    assert s.grad is not None
+    direction = s.grad / s.grad.norm()
+    step = 1e-2
+    with torch.no_grad():
+        slope = (objective(s + step * direction, t) - objective(s - step * direction, t)) / (2 * step)
+    assert float(slope) == pytest.approx(float(s.grad.norm()), rel=0.05)
+
+
+@every
+@torch.no_grad()
+def test_a_batch_is_the_mean_of_its_samples_except_for_relations(
+    name: str, objective: Objective, student: Array, teacher: Array
+) -> None:
+    s, t = tensor(student), tensor(teacher)
+    whole, halves = objective(s, t), [objective(s[:3], t[:3]), objective(s[3:], t[3:])]
+    mean = float(torch.stack(halves).mean())
+    if name in IN_BATCH:
+        assert float(whole) != pytest.approx(mean, rel=1e-2)
+    else:
+        assert float(whole) == pytest.approx(mean, rel=1e-4)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 300.0])
+def test_a_collapsed_batch_has_finite_losses_and_gradients(
+    name: str, objective: Objective, student: Array, teacher: Array, dtype: torch.dtype, scale: float
+) -> None:
+    for same in (torch.full(student.shape, scale, dtype=dtype), tensor(student)[:1].expand(*student.shape) * scale):
+        for target in (tensor(teacher).to(dtype), torch.zeros(student.shape, dtype=dtype)):
+            s = same.clone().to(dtype).requires_grad_()
+            loss = objective(s, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert torch.isfinite(loss) and s.grad is not None and torch.isfinite(s.grad).all()
+
+
+@every
+@torch.no_grad()
+def test_autocast_does_not_change_it(name: str, objective: Objective, student: Array, teacher: Array) -> None:
+    plain = objective(tensor(student), tensor(teacher))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = objective(tensor(student), tensor(teacher))
+    assert mixed.dtype == torch.float32
+    if name in {"crd", "srm", "simreg"}:  # their linear layers may run in bfloat16; what follows does not
+        assert float(mixed) == pytest.approx(float(plain), rel=0.05)
+    else:
+        assert torch.equal(mixed, plain)
+
+
+@every
+def test_half_precision_does_not_overflow(name: str, objective: Objective, student: Array, teacher: Array) -> None:
+    s, t = tensor(student * 60).half(), tensor(teacher * 60).half()
+    assert torch.isfinite(objective(s, t))
+
+
+@pytest.mark.parametrize("name", ["transfer", "hint", "srrl", "vid"])
+def test_another_width_than_the_parts_is_refused(name: str) -> None:
+    with pytest.raises(ShapeError, match=r"\[6, 4, 3, 2\].*\[6, 5, 3, 2\]"):
+        ON_MAPS[name](tensor(S[:, :4]), tensor(T))
+
+
+@pytest.mark.parametrize("name", ["at", "sp", "rkd", "pkt"])
+def test_relations_and_attention_need_no_common_width(name: str) -> None:
+    assert torch.isfinite(ON_MAPS[name](tensor(S[:, :4]), tensor(T)))
+
+
+@pytest.mark.parametrize("name", [n for n in ON_MAPS if n != "at"])
+def test_pooled_features_and_windows_are_maps_too(name: str) -> None:
+    for shape in ((B, C), (B, C, 4)):
+        s, t = torch.rand(shape), torch.rand(shape)
+        if name in {"fsp", "lckd"} and len(shape) == 2:
+            continue
+        assert torch.isfinite(ON_MAPS[name](s, t))
