@@ -21,9 +21,10 @@ callers against the list, has no library to read one with.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -141,12 +142,12 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        path.mkdir(parents=True, exist_ok=True)
-        write_private(path / KEY, _key_pem(key))
-        with atomic_file(path / AUTHORITY) as temporary:
-            temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        write_json(path / INDEX, {"schema": 1, "issued": []})
-        write_json(path / REVOKED, {"schema": 1, "revoked": []})
+        with _all_or_nothing(path, (KEY, AUTHORITY, INDEX, REVOKED)):
+            write_private(path / KEY, _key_pem(key))
+            with atomic_file(path / AUTHORITY) as temporary:
+                temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+            write_json(path / INDEX, {"schema": 1, "issued": []})
+            write_json(path / REVOKED, {"schema": 1, "revoked": []})
         return cls(path, clock)
 
     @property
@@ -310,6 +311,21 @@ def describe(path: Path) -> dict[str, Any]:
         "serial": f"{certificate.serial_number:x}",
         "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
     }
+
+
+@contextlib.contextmanager
+def _all_or_nothing(path: Path, names: Sequence[str]) -> Iterator[None]:
+    """Makes a folder for these files; on an error whatever was not there before is gone again."""
+    files = [path / name for name in names if not (path / name).exists()]
+    folders = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for made, remove in [*((file, Path.unlink) for file in files), *((folder, Path.rmdir) for folder in folders)]:
+            with contextlib.suppress(OSError):  # never made, or another process has put something into the folder
+                remove(made)
+        raise
 
 
 def _builder(

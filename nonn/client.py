@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import grpc
 
+from nonn.address import split_address
 from nonn.answer import Answer
 from nonn.errors import ConfigError, CredentialsError, NonnError, UnreachableError
 from nonn.rpc.handshake import explain
@@ -72,7 +73,7 @@ class Client:
         token_file: file with the token that the aggregator asks for; None for none.
 
     Raises:
-        ConfigError: the timeout is no positive number.
+        ConfigError: the address is not ``host:port``, or the timeout no positive number.
         CredentialsError: folder or file cannot be used.
     """
 
@@ -81,6 +82,7 @@ class Client:
     ) -> None:
         if not 0 < timeout_s < math.inf:
             raise ConfigError(f"timeout {timeout_s}: must be a positive number of seconds")
+        split_address(address)
         self.address, self.timeout_s = address, timeout_s
         self._tls, self._looked = load_tls(tls, "client", "aggregator"), False
         self._tokens = Tokens(token_file) if token_file else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -325,6 +326,8 @@ def _convert(hint: Any, value: Any, *, source: str, name: str) -> Any:
         except OverflowError:
             raise ConfigError(f"{source}: '{name}' is too large for a number") from None
     if isinstance(hint, type) and type(value) is hint:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{source}: '{name}' must be a finite number, not {value}")
         return value
     wanted = {
         tuple: "a list",

@@ -178,6 +178,14 @@ def test_an_authority_is_never_overwritten_and_a_wrong_one_is_named(authority, t
         Authority(authority.path)
 
 
+def test_an_authority_that_cannot_be_finished_leaves_nothing_of_it(tmp_path):
+    folder = tmp_path / "certs"
+    (folder / "revoked.json").mkdir(parents=True)  # the last file cannot be written
+    with pytest.raises(OSError, match="directory"):
+        Authority.create(folder)
+    assert [path.name for path in folder.iterdir()] == ["revoked.json"]
+
+
 @given(st.text(max_size=70))
 def test_an_id_that_is_taken_is_a_dns_label_and_comes_back_from_its_uri(name):
     try:

@@ -38,6 +38,8 @@ def test_overrides_are_toml_values_or_bare_strings_and_reach_nested_tables() -> 
         ("devices.budget.parms=3", ["devices.budget.parms", "devices.budget.params"]),
         ("qqq.zzz=3", ["unknown key 'qqq'", "known keys"]),
         ("distill.lr=fast", ["distill.lr", "a number", "'fast'"]),
+        ("data.noise=nan", ["data.noise", "a finite number, not nan"]),
+        ("distill.milestones=[0.5, inf]", ["distill.milestones", "a finite number, not inf"]),
         ("distill.epochs=3.5", ["distill.epochs", "a whole number", "3.5"]),
         ("data.flip=1", ["data.flip", "true or false"]),
         ("data=3", ["section.key=value"]),

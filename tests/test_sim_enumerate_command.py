@@ -100,6 +100,16 @@ def test_a_broken_guarantee_has_its_own_exit_code_and_names_the_set(
     assert json.loads(shown.out)["guarantees"][0]["breaking"] == worst
 
 
+def test_a_broken_guarantee_is_told_once_and_a_kept_one_beside_the_rest(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, kept = "accuracy>=0.99 failed<=2", "accuracy>=0.01 failed<=1"
+    assert main(["enumerate", str(bundle.path), "--guarantee", broken, "--guarantee", kept]) == 7
+    shown = capsys.readouterr()
+    assert f"'{kept}' holds" in shown.out
+    assert broken not in shown.out and shown.err.count(broken) == 1
+
+
 def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(capsys, str(bundle.path), "--samples", "3", "--seed", "4", "--level", "0.3")
     assert found["method"] == "sampled" and found["seed"] == 4

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.errors import NonnError
+from nonn.errors import ConfigError, NonnError
 from nonn.log import add_log_arguments, configure_logging
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from nonn_device.node import StudentModel
 
 __all__ = ["main"]
+
+# Of each number the least and the greatest that the node, the runtime or the protocol can take.
+_RANGES = {"student": (0, 2**31 - 1), "threads": (1, 256), "memory": (0, 2**31 - 1), "max_model_bytes": (0, 2**63 - 1)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from nonn.tracing import Tracing
 
             arguments.tracing = Tracing.to(arguments.trace, "nonn-device", "nonn.infer", begins=False)
+        _check_numbers(arguments)
         return int(arguments.run(arguments))
     except NonnError as exc:
         print(f"nonn-device: {exc}", file=sys.stderr)
@@ -112,6 +116,18 @@ def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--library", type=Path, metavar="FILE", help="compiled student (default: where nonn export puts it)"
     )
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Checks what types cannot say.
+
+    Raises:
+        ConfigError: names the option, its value and what it may be.
+    """
+    for name, (least, greatest) in _RANGES.items():
+        value = getattr(arguments, name, None)
+        if value is not None and not least <= value <= greatest:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must lie between {least} and {greatest:,}")
 
 
 # What follows imports late: a wrong option or --help need not wait for NumPy, gRPC and ONNX Runtime.
@@ -171,10 +187,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     """Loads the student and serves it."""
     import asyncio
 
+    from nonn.address import check_bind
     from nonn.bundle import load_bundle
     from nonn.rpc.server import serve
     from nonn.rpc.watchdog import Watchdog
 
+    check_bind(arguments.host, arguments.port)
     device = arguments.student
     bundle = load_bundle(arguments.bundle, device=device)
     options = _options(arguments, bundle, device)
@@ -193,7 +211,7 @@ def _join(arguments: argparse.Namespace) -> int:
     """Gets a student and serves it; gets another one when an aggregator says so."""
     import asyncio
 
-    from nonn.errors import ConfigError
+    from nonn.address import check_bind, split_address, with_port
     from nonn.rpc.security import Tokens
     from nonn.rpc.tls import check_id, load_tls
     from nonn_device.artifacts import Store
@@ -208,9 +226,10 @@ def _join(arguments: argparse.Namespace) -> int:
     if tls is not None and tls.identity.id != name:
         raise ConfigError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; leave --id out")
     for address in arguments.aggregators:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal():
-            raise ConfigError(f"aggregator '{address}' is not host:port")
+        split_address(address, "aggregator")
+    check_bind(arguments.host, arguments.port)
+    if arguments.advertise:
+        split_address(with_port(arguments.advertise, "1"), "--advertise")
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
     wish = Wish(
         node=check_id(name),

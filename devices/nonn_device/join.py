@@ -25,6 +25,7 @@ import grpc
 from grpc import aio
 
 from nonn import __version__
+from nonn.address import with_port
 from nonn.bundle import Bundle
 from nonn.errors import CredentialsError, MembershipError, NonnError, UnreachableError
 from nonn.rpc.handshake import explain
@@ -144,7 +145,7 @@ class Link:
         """
         host, _, port = bound.rpartition(":")
         if wish:
-            return wish if wish.rpartition(":")[2].isdecimal() else f"{wish}:{port}"
+            return with_port(wish, port)
         if host not in ("0.0.0.0", "[::]"):
             return bound
         peer, _, peer_port = self.address.rpartition(":")

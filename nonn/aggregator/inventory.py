@@ -25,15 +25,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nonn.address import resolve, split_address
 from nonn.config import from_mapping, parse_toml
-from nonn.errors import ConfigError
+from nonn.errors import AddressError, ConfigError
 from nonn.files import atomic_file
 
-__all__ = ["Node", "load_inventory", "write_inventory"]
+__all__ = ["Node", "load_inventory", "warn_of_unknown_hosts", "write_inventory"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +90,7 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
             raise ConfigError(f"{path}: node[{index}]: id is empty")
         if not node.id.isprintable():  # it stands in logs and on terminals
             raise ConfigError(f"{path}: node[{index}]: id {node.id!r} has characters that cannot be printed")
-        if not _is_address(node.address):
-            raise ConfigError(f"{name}: address {node.address!r} is not host:port (IPv6: [::1]:50051)")
+        split_address(node.address, f"{name}: address")
         if not 0 <= node.student < num_students:
             raise ConfigError(f"{name}: student {node.student}; the bundle has 0 to {num_students - 1}")
         for key in ("model", "input", "output"):
@@ -100,13 +103,18 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
     return nodes
 
 
-def _is_address(text: str) -> bool:
-    """Whether it is ``host:port``; gRPC would take a bare IPv6 address or a ``unix:`` path for something else."""
-    host, _, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    named = bool(host) and host.isprintable() and not set(host) & set(" /[]:")
-    # No leading zero: one address has one spelling, or two nodes could share it unnoticed.
-    return (bracketed or named) and port.isascii() and port.isdecimal() and port[0] != "0" and int(port) < 65536
+def warn_of_unknown_hosts(nodes: Sequence[Node]) -> None:
+    """Logs which hosts cannot be resolved, since such a node is merely silent; takes the seconds that DNS takes."""
+    for node in nodes:
+        try:
+            resolve(split_address(node.address)[0])
+        except AddressError as exc:
+            _log.warning(
+                "node '%s': %s; it counts as down until it can be: is the name in the inventory right?",
+                node.id,
+                exc,
+                extra={"event": "node_unresolved", "node": node.id, "reason": str(exc)},
+            )
 
 
 def write_inventory(path: Path, nodes: Sequence[Node]) -> None:

@@ -67,6 +67,11 @@ class PolicyConfig:
         for name in ("fusion_budget_s", "accuracy_per_ms"):
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must not be negative")
+        if self.fusion_budget_s > self.deadline_s:
+            raise ConfigError(
+                f"fusion_budget_s = {self.fusion_budget_s}: must not be above deadline_s = {self.deadline_s}, "
+                "which it is kept from"
+            )
         if not 0 < self.hedge_quantile <= 1:
             raise ConfigError(f"hedge_quantile = {self.hedge_quantile}: must be above 0 and at most 1")
 

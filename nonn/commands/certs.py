@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "make certificates: who is who in a fleet"
 
-ROLES = ("node", "aggregator", "client")
 DEFAULT_DIR = Path("certs")
 
 
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = actions.add_parser(name, help=text, description=text)
         sub.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="folder of the authority (default: %(default)s)")
         if whom:
-            sub.add_argument("role", choices=ROLES, metavar="ROLE", help=", ".join(ROLES))
+            sub.add_argument("role", type=_role, metavar="ROLE", help="node, aggregator or client")
             sub.add_argument("id", metavar="ID", help="lower-case letters, digits, hyphens; unique in its role")
         return sub
 
@@ -45,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("path", type=Path, metavar="PATH", help="a folder that nonn certs wrote, or a PEM file")
     for sub in (listing, show):
         sub.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
+
+
+def _role(text: str) -> str:
+    """One of the roles, imported only when there is one to check: `nonn --help` needs no gRPC."""
+    from nonn.rpc.tls import ROLES
+
+    if text not in ROLES:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(ROLES)}")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:

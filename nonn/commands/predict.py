@@ -89,7 +89,10 @@ def _read(file: Path, metadata: Metadata) -> Array:
     if array.dtype != np.uint8:
         if array.dtype.kind not in "iuf":
             raise InputError(f"{file}: an array of {array.dtype}; numbers are needed")
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # a value too large becomes infinite, which is an error of its own
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise InputError(f"{file}: NaN, infinity or a value beyond float32; send finite numbers")
     if array.ndim == len(metadata.shape):
         array = array[None]
     if array.shape[1:] != metadata.shape:

@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     """Serves until told to end."""
     import asyncio
     import json
+    import math
     import os
+    import threading
 
     if args.tls:
         from nonn.rpc.handshake import log_failed_handshakes
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     # gRPC's own log tells a taken port in C++; our error tells it too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+    from nonn.address import check_bind
+    from nonn.aggregator.inventory import warn_of_unknown_hosts
     from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
     from nonn.fleet.deployment import Deployment
@@ -79,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
     configure_logging(args.log_format)
     line = {"event": "ready", "pid": os.getpid()}
     policy = policy_of(args)
+    if not 0 <= args.max_delay_ms < math.inf:
+        raise ConfigError(f"--max-delay-ms {args.max_delay_ms:g}: must be a number of milliseconds, 0 or more")
+    check_bind(args.host, args.port)
 
     def announce(address: str) -> None:
         print(json.dumps(line | {"address": address}), flush=True)
@@ -96,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         deployment = Deployment(load_bundle(args.bundle), args, policy)
         aggregator, observing, options = deployment.aggregator, deployment.observing, deployment.options()
         line.update(bundle=aggregator.bundle.hash, nodes=len(aggregator.nodes))
+        # Beside the requests, and of no weight at the end: DNS may take seconds, or for ever.
+        threading.Thread(target=warn_of_unknown_hosts, args=(aggregator.nodes,), daemon=True).start()
         async with (
             Watchdog() as watchdog,
             observing.watching(aggregator, insecure=args.insecure, tls=deployment.joining.tls) as http,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from math import isfinite
 from typing import Any
 
 from nonn.errors import ConfigError
 from nonn_sim.scenario import FAULT_ENDS, Group, NodeConfig, Scenario
 
 ARRIVALS = ("poisson", "fixed", "closed")
+# A cell takes 5 kB a device, a waiting client as much: beyond these it is memory that ends a run.
+MAX_CELLS, MAX_CONCURRENCY = 10_000, 100_000
+MIN_WINDOW_S = 1e-6
 
 
 def check(scenario: Scenario) -> None:
@@ -30,7 +32,7 @@ def check(scenario: Scenario) -> None:
         for spec in dataclasses.fields(thing):
             value = getattr(thing, spec.name)
             if type(value) in (int, float):
-                need(isfinite(value) and value >= 0, prefix + spec.name, value, "must be a number of at least 0")
+                need(value >= 0, prefix + spec.name, value, "must be a number of at least 0")
 
     for name in ("scenario", "load", "aggregator", "fleet"):
         not_negative(getattr(scenario, name), f"{name}.")
@@ -42,10 +44,22 @@ def check(scenario: Scenario) -> None:
         )
     need(load.arrivals in ARRIVALS, "load.arrivals", load.arrivals, _nearest(load.arrivals, ARRIVALS))
     need(load.arrivals == "closed" or load.rate_per_s > 0, "load.rate_per_s", load.rate_per_s, "must be above 0")
-    for name in ("concurrency", "batch"):
-        need(getattr(load, name) >= 1, f"load.{name}", getattr(load, name), "must be at least 1")
+    need(
+        not run.window_s or run.window_s >= MIN_WINDOW_S,
+        "scenario.window_s",
+        run.window_s,
+        f"must be at least {MIN_WINDOW_S:g}, or 0 for a twentieth of the run",
+    )
+    need(
+        1 <= load.concurrency <= MAX_CONCURRENCY,
+        "load.concurrency",
+        load.concurrency,
+        f"must lie between 1 and {MAX_CONCURRENCY:,}",
+    )
+    need(load.batch >= 1, "load.batch", load.batch, "must be at least 1")
     need(load.timeout_s > 0, "load.timeout_s", load.timeout_s, "must be above 0")
-    need(scenario.fleet.cells >= 1, "fleet.cells", scenario.fleet.cells, "must be at least 1")
+    cells = scenario.fleet.cells
+    need(1 <= cells <= MAX_CELLS, "fleet.cells", cells, f"must lie between 1 and {MAX_CELLS:,}")
     devices = [("nodes", scenario.nodes)]
     devices += [(f"node with device = {device}", node) for device, node in scenario.overrides.items()]
     for name, node in devices:

@@ -99,18 +99,18 @@ def windows(
     window_s: float,
 ) -> list[dict[str, Any]]:
     """Accuracy and availability over time; windows without a request are left out."""
-    number = (asked_at_s // window_s).astype(int) if window_s else np.zeros(len(asked_at_s), int)
-    requests = np.bincount(number)
-    answers = np.bincount(number, weights=answered)
-    sums = np.bincount(number, weights=np.where(answered, accuracy, 0.0))
+    number = asked_at_s // window_s if window_s else np.zeros(len(asked_at_s))
+    numbers, window, requests = np.unique(number, return_inverse=True, return_counts=True)
+    answers = np.bincount(window, weights=answered)
+    sums = np.bincount(window, weights=np.where(answered, accuracy, 0.0))
     return [
         {
-            "from_s": float(w * window_s),
+            "from_s": float(numbers[w] * window_s),
             "requests": int(requests[w]),
             "availability": float(answers[w] / requests[w]),
             "accuracy": float(sums[w] / answers[w]) if answers[w] else None,
         }
-        for w in np.flatnonzero(requests).tolist()
+        for w in range(len(numbers))
     ]
 
 

@@ -135,8 +135,9 @@ def exact_text(summary: Summary) -> str:
         blocks.append(_placement_text(summary["placement"]))
     if "per_class" in summary:
         blocks.append(_class_text(summary["per_class"], num_devices // 2))
-    if "guarantees" in summary:
-        blocks.append("\n".join(f"guarantee {Verdict(**v)}" for v in summary["guarantees"]))
+    # One that is broken ends the command with an error that says so.
+    if held := [f"guarantee {Verdict(**v)}" for v in summary.get("guarantees", ()) if v["holds"]]:
+        blocks.append("\n".join(held))
     return "\n\n".join(blocks)
 
 

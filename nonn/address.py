@@ -1,0 +1,91 @@
+"""Addresses as people write them: checked before gRPC sees them, which takes ports modulo 65536 and guesses."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from typing import Any
+
+from nonn.errors import AddressError, ConfigError
+
+__all__ = ["check_bind", "resolve", "split_address", "with_port"]
+
+
+def split_address(text: str, what: str = "address") -> tuple[str, int]:
+    """Host, an IPv6 address without its brackets, and port.
+
+    Args:
+        text: ``host:port``.
+        what: names it in the error.
+
+    Raises:
+        ConfigError: it is not ``host:port``; gRPC would take a bare IPv6 address or ``unix:`` path for something else.
+    """
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]") and _is_ipv6(host[1:-1])
+    named = bool(host) and host.isprintable() and not set(host) & set(" /[]:")
+    # No leading zero: one address has one spelling, or two nodes could share it unnoticed.
+    numbered = port.isascii() and port.isdecimal() and port[0] != "0" and int(port) < 65536
+    if not ((bracketed or named) and numbered):
+        raise ConfigError(f"{what} {text!r} is not host:port (IPv6: [::1]:50051) with a port of 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def with_port(text: str, port: str) -> str:
+    """``host:port`` of a host that may have its port already."""
+    return text if ":" in text.rpartition("]")[2] else f"{text}:{port}"
+
+
+def resolve(host: str) -> list[Any]:
+    """What a host stands for, as ``socket.getaddrinfo`` has it; may take the seconds that DNS takes.
+
+    Raises:
+        AddressError: nobody knows the name.
+    """
+    try:
+        return socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "no host name"
+        raise AddressError(f"host '{host}' cannot be resolved ({why})") from exc
+
+
+def check_bind(host: str, port: int) -> None:
+    """Checks what a server is told to bind; gRPC says of whatever is wrong only that it could not.
+
+    Args:
+        host: name or IP address.
+        port: 0 is any free one.
+
+    Raises:
+        AddressError: host or port is none, or the host is another machine.
+    """
+    hint = "name an address of this machine: 127.0.0.1, say, or 0.0.0.0 for all"
+    if not 0 <= port < 65536:
+        raise AddressError(f"--port {port}: must be 1 to 65535, or 0 for any that is free")
+    if not host:
+        raise AddressError(f"--host is empty; {hint}")
+    try:
+        found = resolve(host)
+    except AddressError as exc:
+        raise AddressError(f"--host: {exc}; {hint}") from exc
+    if not any(_is_own(*address) for address in found):
+        raise AddressError(f"--host {host}: not an address of this machine; {hint}")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_own(family: int, kind: int, protocol: int, _: str, address: tuple[Any, ...]) -> bool:
+    """Whether this machine has the address; one that it cannot try is for gRPC to judge."""
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError as exc:
+        return exc.errno != errno.EADDRNOTAVAIL
+    return True

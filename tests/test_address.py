@@ -1,0 +1,118 @@
+"""Addresses that are told to commands and clients, and what a command line says of numbers that cannot be."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nonn_device.cli import main as device_main
+
+from nonn.address import check_bind, split_address, with_port
+from nonn.aggregator.inventory import Node, warn_of_unknown_hosts
+from nonn.cli import main
+from nonn.client import Client, Metadata
+from nonn.commands.predict import _read
+from nonn.errors import AddressError, ConfigError, NonnError
+from tests.serving import running_aggregator, until
+from tests.toys import toy_bundle
+
+NO_HOST = "a..b"  # none that DNS would be asked about
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("127.0.0.1:50051", ("127.0.0.1", 50051)),
+        ("[::1]:50051", ("::1", 50051)),
+        ("kitchen.local:1", ("kitchen.local", 1)),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(text: str, parts: tuple[str, int]) -> None:
+    assert split_address(text) == parts
+    Client(text).close()
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:99999", "host:1:x", "::1:5", "host", "", "h:0", "unix:/x", "[kitchen]:1"])
+def test_an_address_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not host:port") as caught:
+        Client(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_host_keeps_the_port_that_it_has() -> None:
+    assert [with_port(text, "5") for text in ("h", "h:1", "[::1]", "[::1]:1")] == ["h:5", "h:1", "[::1]:5", "[::1]:1"]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [
+        (NO_HOST, 0, f"host '{NO_HOST}' cannot be resolved"),
+        ("", 0, "--host is empty"),
+        ("192.0.2.1", 0, "--host 192.0.2.1: not an address of this machine"),  # RFC 5737: nobody has it
+        ("127.0.0.1", 99999, "--port 99999: must be 1 to 65535"),
+    ],
+)
+def test_what_cannot_be_bound_is_told_by_its_cause(host: str, port: int, words: str) -> None:
+    check_bind("127.0.0.1", 0)
+    with pytest.raises(AddressError) as caught:
+        check_bind(host, port)
+    assert words in str(caught.value)
+
+
+def test_a_host_that_nobody_knows_is_a_warning_with_node_and_host(caplog: pytest.LogCaptureFixture) -> None:
+    known = Node(id="hall", address="127.0.0.1:1", student=0)
+    with caplog.at_level(logging.WARNING):
+        warn_of_unknown_hosts([known, Node(id="kitchen", address=f"{NO_HOST}:1", student=1)])
+    (record,) = caplog.records
+    assert f"node 'kitchen': host '{NO_HOST}' cannot be resolved" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["serve", "BUNDLE", "--student", "0", "--threads", "0"], "--threads 0: must lie between 1 and 256"),
+        (["serve", "BUNDLE", "--student", "0", "--memory", "-5"], "--memory -5: must lie between 0"),
+        (["serve", "BUNDLE", "--student", "0", "--host", ""], "--host is empty"),
+        (["join", "h:99999", "--id", "a"], "aggregator 'h:99999' is not host:port"),
+        (["join", "h:1", "--id", "a", "--port", "99999"], "--port 99999: must be 1 to 65535"),
+        (["join", "h:1", "--id", "a", "--student", "-1"], "--student -1: must lie between 0"),
+        (["join", "h:1", "--id", "a", "--advertise", "::1"], "--advertise '::1' is not host:port"),
+    ],
+)
+def test_a_node_refuses_what_it_cannot_be(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(tmp_path)] if options[0] == "join" else []
+    assert device_main([*options, *data]) == 3
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-delay-ms", "nan"], "--max-delay-ms nan: must be a number of milliseconds"),
+        (["--host", NO_HOST], f"--host: host '{NO_HOST}' cannot be resolved"),
+    ],
+)
+def test_the_aggregator_refuses_options_by_their_names(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "BUNDLE", *options]) == 3
+    assert words in capsys.readouterr().err
+
+
+def test_an_aggregator_with_a_host_that_nobody_knows_says_so_and_serves(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
+    with running_aggregator(bundle.path, [f"{NO_HOST}:1"], tmp_path) as ready:
+        assert ready["nodes"] == 1
+        until(lambda: "node 'node-0': host" in (tmp_path / "aggregator.log").read_text())
+
+
+def test_a_value_beyond_float32_is_an_input_error_without_a_warning(tmp_path: Path) -> None:
+    metadata = Metadata((1, 8, 8), "uint8", (), "", 1, 1, (), {})
+    np.save(tmp_path / "x.npy", np.full((1, 8, 8), 1e300))
+    with pytest.raises(NonnError, match="a value beyond float32") as caught:
+        _read(tmp_path / "x.npy", metadata)
+    assert caught.value.exit_code == 2
