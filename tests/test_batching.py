@@ -180,7 +180,7 @@ def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing():
         # That took 500 s. The 100 s that are left to one client are too few for a device: it is told in time, without.
         answer = await hurried
         assert answer.degraded
-        assert answer.latency_s <= 600.0
+        assert 500.0 < answer.latency_s <= 600.0  # its time in the queue counts
         for client, value in ((patient, 3), (other, 4)):
             whole = await client
             assert not whole.degraded
@@ -289,6 +289,47 @@ def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers():
     assert isinstance(bad, InputError)
     assert not any(answer.degraded for answer in answers if answer is not bad)
     assert last.logits[0, 0] == 7
+
+
+def test_whatever_goes_wrong_between_queue_and_cluster_is_told_to_every_client(monkeypatch):
+    def too_large(arrays):
+        raise MemoryError("not so much")
+
+    async def scenario():
+        gate = Gate()
+        batcher = Batcher(gate, BatchConfig(), POLICY)
+        batcher._limit = 8
+        clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(3)]
+        await settle()
+        monkeypatch.setattr(np, "concatenate", too_large)
+        gate.open()[0].set_result(None)
+        async with asyncio.timeout(TIMEOUT_S):
+            return await asyncio.gather(*clients, return_exceptions=True), batcher.held
+
+    (first, *others), held = asyncio.run(scenario())
+    assert first.logits[0, 0] == 1
+    assert [type(error) for error in others] == [MemoryError] * 2
+    assert held == 0
+
+
+def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept():
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario():
+        gate = Gate()
+        # Below half a millisecond uvloop calls back at once, by a handle that knows no time.
+        batcher = Batcher(gate, BatchConfig(max_delay_s=4e-4), POLICY)
+        batcher._limit = 8
+        clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(3)]
+        async with asyncio.timeout(TIMEOUT_S):
+            while not gate.flights:
+                await asyncio.sleep(0)
+            gate.flights[0][2].set_result(None)
+            await asyncio.gather(*clients)
+        return [num_requests for _, num_requests, _ in gate.flights]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(scenario()) == [3]
 
 
 def test_a_full_queue_refuses_at_once_and_names_its_limit():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 
 from nonn.aggregator.drift import REMEMBERED, SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
+from nonn.aggregator.events import RequestEvent
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.metrics import Metrics
+from nonn.aggregator.monitor import Monitor
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.reply import Reply
+from nonn.aggregator.service import Aggregator
 from nonn.bundle import load_bundle, write_bundle
 from nonn.client import Client
 from nonn.errors import BundleError, ConfigError
@@ -186,6 +193,7 @@ def test_a_node_that_left_is_forgotten_and_a_new_one_starts_afresh(bundle, basel
     first_notice(watch, features, range(1, 1000), lambda row: {"node_7": features[7][0]})
     watch.forget("node-7")
     watch.forget("never-there")
+    assert {len(nodes) for nodes, _ in watch._samples} == {NUM_DEVICES - 1}
     for row in range(1000, 1000 + 2 * REMEMBERED):
         assert watch.observe(sample(features, row)) == []
     assert not watch.nodes["node-7"].alarm
@@ -269,6 +277,50 @@ def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(b
     named = [event for event in events if event.get("event") == "node_drift"]
     assert [(event["node"], event["after"], event["level"]) for event in named] == [("node-7", "drifting", "warning")]
     assert "of samples, as built in" in named[0]["reason"]
+
+
+def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afresh(bundle, live):
+    features, bad, rows = live[0], NUM_DEVICES - 1, iter(range(1, 3000))
+    nodes = [Node(id=f"node-{i}", address=f"127.0.0.1:{i + 1}", student=i) for i in range(NUM_DEVICES)]
+    metrics = Metrics(NUM_DEVICES)
+    monitor = Monitor(bundle, DriftConfig(), on_drift=metrics.on_drift)
+    aggregator = Aggregator(bundle, nodes, PolicyConfig(deadline_s=0.05), observers=[monitor, metrics])
+    monitor.attach(aggregator)
+    metrics.attach(aggregator)
+
+    def request(spoilt):
+        """Of the nodes that are in the cluster now; each is of another second."""
+        row = next(rows)
+        sent = {i: feature[0 if spoilt and i == bad else row][None] for i, feature in enumerate(features)}
+        replies = tuple(Reply(node, sent[node.student], "", 0.01) for node in aggregator.nodes)
+        return RequestEvent(float(row), 1, "ok", 0xFF, 0.9, 0.01, replies, features=sent)
+
+    async def judge(event):
+        monitor.on_request(event)
+        while monitor._judging:
+            await asyncio.sleep(0)
+
+    def shown():
+        alarm = metrics.registry.get_sample_value("nonn_node_drift", {"node": f"node-{bad}"})
+        samples = [node["drift"]["samples"] for node in monitor.state()["nodes"] if node["id"] == f"node-{bad}"]
+        return monitor.state()["drift"]["alarms"], alarm, samples
+
+    async def scenario():
+        async with aggregator, monitor:
+            while not (alarms := shown()[0]):
+                await judge(request(spoilt=True))
+            assert (alarms, shown()[1]) == ([f"node-{bad}"], 1)
+            late = request(spoilt=True)
+            await aggregator.remove_node(f"node-{bad}")
+            assert shown() == ([], None, [])
+            await aggregator.add_node(dataclasses.replace(nodes[bad]))
+            await judge(late)
+            assert shown() == ([], 0, [0])
+            for _ in range(REMEMBERED):
+                await judge(request(spoilt=False))
+            assert shown() == ([], 0, [REMEMBERED])
+
+    asyncio.run(scenario())
 
 
 def test_the_alarm_needs_neither_clock_nor_threads():

@@ -24,15 +24,21 @@ from hypothesis import strategies as st
 from nonn_device.artifacts import Artifact, Store
 from nonn_device.join import Backoff, Link
 
+from nonn.aggregator.fanout import connect_insecure
+from nonn.aggregator.fleet import Fleet as FleetService
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.membership import Applicant, Membership
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.service import Aggregator
+from nonn.aggregator.work import WorkChannels
 from nonn.bundle import load_bundle, write_bundle
 from nonn.certs import Authority
 from nonn.client import Client
 from nonn.errors import BundleError, DataError, MembershipError, NonnError, QuorumError, UnreachableError
+from nonn.rpc.security import Guard
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc
-from tests.serving import TIMEOUT_S, run, until
+from tests.serving import TIMEOUT_S, fake_node, run, until
 from tests.toys import toy_bundle, toy_data
 
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
@@ -80,6 +86,13 @@ def test_a_node_keeps_the_student_that_it_brings_but_not_one_of_another_bundle(b
     assert membership.register(applicant("d", student=3, bundle="0" * 64), 0.0).student != 3
     with pytest.raises(MembershipError, match="wants student 7; the bundle has 0 to 3"):
         membership.register(applicant("e", student=7), 0.0)
+
+
+def test_a_node_that_brings_no_student_gets_the_one_that_is_reserved_for_it(bundle):
+    membership, usual = Membership(bundle), Membership(bundle).register(applicant("a"), 0.0).student
+    membership.reserve("a", (usual + 1) % 4)
+    assert membership.register(applicant("a"), 0.0).student == (usual + 1) % 4
+    assert membership.register(applicant("a", student=usual, bundle=bundle.hash), 0.0).student == usual
 
 
 def test_a_student_that_does_not_fit_is_not_given(bundle):
@@ -179,6 +192,83 @@ def test_back_off_doubles_up_to_a_limit_with_jitter_and_starts_again_after_a_suc
     for seconds, most in zip(waited, (0.1, 0.2, 0.4, 0.8, 1.5, 1.5, 1.5, 1.5, 0.1), strict=True):
         assert most / 2 <= seconds <= most
     assert len(set(waited)) == len(waited)
+
+
+# The service, in this process.
+
+
+class Call:
+    """As much of a call as the service looks at."""
+
+    def peer(self):
+        return "somebody"
+
+    async def abort(self, code, details, trailing=()):
+        raise AssertionError(details)
+
+
+@contextlib.asynccontextmanager
+async def service(bundle):
+    """The service and a function that registers nodes with it."""
+    policy = PolicyConfig(deadline_s=1000.0)  # no test takes as long
+    async with Aggregator(bundle, [], policy, connect=(work := WorkChannels()).or_else(connect_insecure)) as aggregator:
+        fleet = FleetService(aggregator, Membership(bundle), Guard(), work)
+
+        async def register(name, **more):
+            return await fleet.Register(pb.RegisterRequest(node=name, instance="i", fingerprint="f", **more), Call())
+
+        yield aggregator, fleet, register
+
+
+def test_a_node_that_hangs_while_it_joins_holds_up_nobody_else(bundle):
+    async def scenario():
+        asked = asyncio.Event()
+
+        async def hangs(raw, context):
+            asked.set()
+            await asyncio.Event().wait()
+
+        async def refuses(raw, context):
+            return b"no reply"
+
+        async with (
+            fake_node(hangs) as first,
+            fake_node(refuses) as second,
+            service(bundle) as (aggregator, fleet, register),
+            asyncio.timeout(TIMEOUT_S),
+        ):
+            joining = asyncio.create_task(register("a", address=first))
+            await asked.wait()
+            await register("b", address=second)
+            assert {node.id for node in aggregator.nodes} == fleet.membership.leases.keys() == {"a", "b"}
+            await fleet.release("b", "is drained")
+            assert [node.id for node in aggregator.nodes] == ["a"]
+            assert not joining.done()
+            joining.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_dialled_in_and_cannot_be_added_is_logged_and_has_to_join_again(bundle, caplog, monkeypatch):
+    async def scenario():
+        async with service(bundle) as (aggregator, fleet, register), asyncio.timeout(TIMEOUT_S):
+
+            async def fails(node):
+                raise RuntimeError("out of luck")
+
+            monkeypatch.setattr(aggregator, "add_node", fails)
+            lease = (await register("a", dials_out=True)).lease
+
+            async def replies():
+                yield pb.WorkReply(lease=lease)
+                await asyncio.Event().wait()
+
+            assert [request async for request in fleet.Work(replies(), Call())] == []
+            assert not (await fleet.Heartbeat(pb.HeartbeatRequest(lease=lease), Call())).known
+
+    asyncio.run(scenario())
+    assert "node a dialled in and could not be added" in caplog.text
+    assert "out of luck" in caplog.text
 
 
 # The files of a student.

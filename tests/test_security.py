@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,8 +19,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from grpc import aio
 
+from nonn.aggregator.dashboard import serve_dashboard
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.joining import Joining
+from nonn.aggregator.metrics import Metrics
+from nonn.aggregator.monitor import Monitor
 from nonn.aggregator.secure import Watch, connect_tls
 from nonn.aggregator.service import Aggregator
 from nonn.certs import Authority
@@ -326,6 +333,67 @@ def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degrad
     assert {answer.mask for answer in answers} == {0b11}
 
 
+@contextlib.asynccontextmanager
+async def http_port(bundle, tls):
+    """A dashboard that speaks TLS."""
+    monitor, metrics = Monitor(bundle), Metrics(bundle.num_devices)
+    async with serve_dashboard(monitor, metrics, host="0.0.0.0", port=0, insecure=False, tls=tls) as address:
+        yield f"127.0.0.1:{address.rpartition(':')[2]}"
+
+
+@contextlib.asynccontextmanager
+async def grpc_port(bundle, tls):
+    """A server of gRPC with nothing behind it."""
+    server = aio.server()
+    bound = server.add_secure_port("127.0.0.1:0", tls.server_credentials())
+    await server.start()
+    yield f"127.0.0.1:{bound}"
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("port", [http_port, grpc_port])
+def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(bundle, tmp_path, monkeypatch, port):
+    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
+    authority, other = Authority.create(tmp_path / "certs"), Authority.create(tmp_path / "other")
+    for issuer in (authority, other):
+        issuer.issue("aggregator", "main")
+        issuer.issue("client", "alice")
+    folder = authority.folder("aggregator", "main")
+    old, new = (issuer.folder("client", "alice") for issuer in (authority, other))
+    both = tmp_path / "both"
+    both.write_bytes(b"".join((issuer.path / "ca.pem").read_bytes() for issuer in (authority, other)))
+
+    def lets_in(address, client):
+        """Whether the handshake is made; the first byte shows it, since a client of TLS 1.3 is judged after it."""
+        host, _, number = address.rpartition(":")
+        context = ssl.create_default_context(cafile=both)
+        context.check_hostname = False
+        context.set_alpn_protocols(["h2" if port is grpc_port else "http/1.1"])
+        context.load_cert_chain(client / "identity.pem")
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, int(number)), TIMEOUT_S) as plain,
+            context.wrap_socket(plain) as secure,
+        ):
+            secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" if port is http_port else b"")
+            return hashlib.sha256(secure.getpeercert(binary_form=True)).hexdigest() if secure.recv(1) else None
+        return None
+
+    async def scenario():
+        tls = TlsFolder(folder)
+        async with port(bundle, tls) as address:
+            asked = [await asyncio.to_thread(lets_in, address, client) for client in (old, new)]
+            rotated = authority.rotate("aggregator", "main").sha256
+            asked.append(await asyncio.to_thread(lets_in, address, old))
+            shutil.copytree(other.folder("aggregator", "main"), folder, dirs_exist_ok=True)
+            asked += [await asyncio.to_thread(lets_in, address, client) for client in (old, new)]
+        return asked, rotated
+
+    first, second = authority.issued[0].sha256, other.issued[0].sha256
+    asked, rotated = asyncio.run(scenario())
+    assert asked == [first, None, rotated, None, second]
+
+
 def until_more(answers, count):
     """Waits for as many answers more."""
     goal = len(answers) + count
@@ -395,6 +463,66 @@ def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_
                 assert aggregator.nodes == (kitchen,)
 
     asyncio.run(scenario())
+
+
+def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newest(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
+    authority, main = Authority.create(tmp_path / "certs"), tmp_path / "certs/aggregator/main"
+    authority.issue("aggregator", "main")
+    authority.issue("node", "a")
+
+    def deliver():
+        return shutil.copytree(tmp_path / "certs/node/a", tmp_path / "device", dirs_exist_ok=True)
+
+    async def scenario(stack):
+        joining = Joining(main, None, None, 3.0, joins=True)
+        aggregator = Aggregator(bundle, [], connect=joining.connect(bundle))
+        fleet = joining.fleet(aggregator)
+        watch, leases = Watch(aggregator, joining.tls, fleet.release), fleet.membership.leases
+        server = aio.server(interceptors=[joining.guard])
+        fleet.add_to(server)
+        port = server.add_secure_port("127.0.0.1:0", joining.tls.server_credentials())
+        async with aggregator, fleet.attend(), contextlib.AsyncExitStack() as ends, asyncio.timeout(TIMEOUT_S):
+            await server.start()
+            ends.push_async_callback(server.stop, None)
+            join = logged(
+                "nonn_device", "join", f"127.0.0.1:{port}", "--tls", deliver(), "--data", tmp_path, log=tmp_path / "log"
+            )
+            _, log = await asyncio.to_thread(stack.enter_context, join)
+
+            async def settled(condition):
+                while not condition():
+                    await asyncio.sleep(0.02)
+
+            await settled(lambda: aggregator.nodes)
+            # The aggregator hears of the revocation before the node has its new certificate.
+            authority.rotate("node", "a")
+            authority.revoke("node", "a", keep_newest=True)
+            await watch.look()
+            assert not aggregator.nodes
+            deliver()
+            await settled(lambda: aggregator.nodes)
+            await watch.look()
+            assert aggregator.nodes
+            # In order: neither the node's server nor its heartbeats are of the old one any more.
+            address, lease = aggregator.nodes[0].address, leases["a"]
+            new = authority.rotate("node", "a").sha256
+            deliver()
+            while hashlib.sha256(await asyncio.to_thread(shown, address, main)).hexdigest() != new:
+                pass
+            authority.revoke("node", "a", keep_newest=True)
+            await watch.look()
+            for _ in range(2):
+                await settled(lambda renewed=lease.expires_at: lease.expires_at > renewed)
+            assert (len(aggregator.nodes), leases["a"]) == (1, lease)
+            told = len(log.read_text())
+            authority.revoke("node", "a")
+            await watch.look()
+            await settled(lambda: "node 'a' has been revoked" in log.read_text()[told:])
+            assert not aggregator.nodes
+
+    with contextlib.ExitStack() as stack:
+        asyncio.run(scenario(stack))
 
 
 def test_a_client_without_the_token_is_refused_and_the_token_can_be_changed(bundle, tmp_path):

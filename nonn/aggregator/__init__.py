@@ -21,7 +21,7 @@ Whoever watches::
 
     events      what observers are told
     monitor     the state that people are shown                    (timeline, faultlog)
-    drift       names a node that answers but has gone bad         (pure logic)
+    drift       names a node that answers but has gone bad         (pure logic; baseline: what it compares with)
     metrics     Prometheus; dashboard: HTTP; observing: the options for all of this
 """
 

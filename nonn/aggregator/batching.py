@@ -113,7 +113,8 @@ class Batcher:
         self._limit = 1
         self._long_s = policy.deadline_s / 4
         self._usual = Latencies()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -194,13 +195,13 @@ class Batcher:
 
     def _look_at(self, when: float) -> None:
         """Looks at the queue at a time of the event loop, or before."""
-        if self._timer is None or when < self._timer.when():
+        if self._timer is None or when < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_at(when, self._look)
+            self._timer, self._timer_at = asyncio.get_running_loop().call_at(when, self._look), when
 
     def _look(self) -> None:
-        """The time to look has come."""
+        """The time to look has come; or nearly, since uvloop rounds to milliseconds: then there is another look."""
         self._timer = None
         if self._holder is not None and asyncio.get_running_loop().time() >= self._overdue_at:
             self._holder = None
@@ -227,8 +228,17 @@ class Batcher:
 
     async def _fly(self, members: Sequence[_Member], token: object) -> None:
         """One fan-out for some requests; every one of them has its answer or error afterwards."""
+        again: Sequence[_Member] = ()
         try:
             again = await self._ask(members)
+        except asyncio.CancelledError:
+            for member in members:
+                member.answer.cancel()
+            raise
+        except Exception as exc:  # whatever it is, nobody may wait for ever
+            for member in members:
+                if not member.answer.done():
+                    member.answer.set_exception(exc)
         finally:
             self._let_go(token)
         if again:
@@ -243,10 +253,6 @@ class Batcher:
         answer, error = None, None
         try:
             answer = await self._infer(batch, remaining_s, num_requests=len(members))
-        except asyncio.CancelledError:
-            for member in members:
-                member.answer.cancel()
-            raise
         except Exception as exc:
             error = exc
         took_s = self._clock() - start

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from nonn.aggregator.metrics import Metrics
 from nonn.aggregator.monitor import Monitor
 from nonn.errors import AddressError, MissingExtraError
 from nonn.rpc.server import is_loopback
-from nonn.rpc.tls import AUTHORITY, TlsFolder
+from nonn.rpc.tls import TlsFolder
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -74,11 +73,12 @@ async def serve_dashboard(
         )
     if not 0 <= port < 65536:  # getaddrinfo would take it modulo 65536
         raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any that is free")
-    door = _Door(tls) if tls and not is_loopback(host) else None
-    runner = web.AppRunner(_application(monitor, metrics, door), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    if is_loopback(host):
+        tls = None
+    runner = web.AppRunner(_application(monitor, metrics, tls), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=door.context if door else None)
+        site = web.TCPSite(runner, host, port, ssl_context=tls.server_context() if tls else None)
         try:
             await site.start()
         except (OSError, OverflowError) as exc:
@@ -86,35 +86,18 @@ async def serve_dashboard(
                 f"{host}:{port} cannot be bound for HTTP ({exc}); choose another --http-port, or 0 for any"
             ) from exc
         bound = runner.addresses[0][1]
-        yield f"{'https' if door else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
+        yield f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
     finally:
         await runner.cleanup()
 
 
-class _Door:
-    """Mutual TLS for HTTP, with rotation and revocation as the folder says."""
-
-    def __init__(self, tls: TlsFolder) -> None:
-        self._tls = tls
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.path / AUTHORITY)
-        self.context.verify_mode = ssl.CERT_REQUIRED
-        self._version: object = None
-        self._load()
-
-    def _load(self) -> None:
-        self._version = self._tls.version
-        self.context.load_cert_chain(self._tls.identity_file)
-
-    def refuses(self, request: web.Request) -> bool:
-        """Whether the caller's certificate has been revoked; looks for a new one of our own, too."""
-        if self._tls.version is not self._version:
-            self._load()
-        connection = request.transport.get_extra_info("ssl_object") if request.transport else None
-        certificate = connection.getpeercert(binary_form=True) if connection else b""
-        return hashlib.sha256(certificate).hexdigest() in self._tls.revoked
+def _certificate(request: web.Request) -> str:
+    """Fingerprint of the caller's certificate."""
+    connection = request.transport.get_extra_info("ssl_object") if request.transport else None
+    return hashlib.sha256(connection.getpeercert(binary_form=True) if connection else b"").hexdigest()
 
 
-def _application(monitor: Monitor, metrics: Metrics, door: _Door | None) -> web.Application:
+def _application(monitor: Monitor, metrics: Metrics, tls: TlsFolder | None) -> web.Application:
     """The routes."""
     from aiohttp import web
 
@@ -140,7 +123,7 @@ def _application(monitor: Monitor, metrics: Metrics, door: _Door | None) -> web.
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
-            if door and door.refuses(request):
+            if tls and _certificate(request) in tls.revoked:
                 raise web.HTTPForbidden(text="your certificate has been revoked; issue another: nonn certs issue\n")
             response = await handler(request)
         except web.HTTPException as exc:  # 404 and 405 are pages of this origin too

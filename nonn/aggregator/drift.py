@@ -8,10 +8,10 @@ cumulative sum (CUSUM) of log-likelihood ratios tests for each node
 
     p₀(rank | class), as built    against    p₁ = (p₀ + chance) / 2, half of what it knew is gone.
 
-- The others' class is that of the sum of what each says alone, and no node may say more than ``CAP`` standard
+- The others' class is that of the sum of what each says alone, and no node may say more than ``baseline.CAP`` standard
   deviations as built: a bad node cannot outvote the good ones, however large its features are.
-- Given the class, so that a camera that sees only cats is no drift. p₀ already grants a loss of ``TOLERANCE``, and
-  more for a class of which the test split has few samples.
+- Given the class, so that a camera that sees only cats is no drift. p₀ already grants a loss of ``baseline.TOLERANCE``,
+  and more for a class of which the test split has few samples.
 - The mean time to a false alarm of a CUSUM with threshold h is at least e^h samples (Lorden 1971, "Procedures for
   reacting to a change in distribution"). h follows from the false alarms a day that the operator accepts.
 - A bad node spoils the judgement of its neighbours a little, so who crosses the threshold need not be the culprit.
@@ -25,8 +25,8 @@ clock, no threads.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, log
 from typing import Any, Literal
@@ -34,26 +34,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.aggregator.baseline import Baseline
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
-from nonn.subsets import mask_of, members
+from nonn.subsets import mask_of
 
 __all__ = ["Baseline", "DriftConfig", "DriftNotice", "DriftWatch", "NodeDrift"]
 
 FloatArray = NDArray[np.float64]
 Float32 = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 
 SECONDS_A_DAY = 86_400
 # Of two nodes that differ nobody knows which is wrong; of three, a good one that leans on a bad one looks as bad.
 MIN_NODES = 4
-CAP = 2.0
-TOLERANCE = 0.1
-PRIOR_SAMPLES = 10  # weight of a node's ranks over all classes in those of one class
-# Nats a sample that a node which knows nothing any more must yield; below, an alarm would take thousands of samples.
-MIN_INFORMATION = 0.01
-MAX_RECORDED = 4_000_000  # logits that are kept, 16 MB
-CACHED_BASELINES = 1024  # of (node, other nodes)
 QUIET_SAMPLES = 10_000  # before "the inputs changed" is said again: a quarter of an hour at full rate
 REMEMBERED = 512  # samples to find the culprit by
 REPEATS = 32  # inputs that are remembered, so that a still picture is not many samples
@@ -81,107 +74,6 @@ class DriftConfig:
         """The threshold of each node's CUSUM."""
         samples_a_day = self.samples_per_s * SECONDS_A_DAY
         return max(1.0, log(max(1, num_nodes) * samples_a_day / self.false_alarms_per_day))
-
-
-@dataclass(frozen=True, eq=False)
-class Expectation:
-    """What is expected of one node beside certain others.
-
-    Attributes:
-        ratio: log-likelihood ratio of going bad, for each class of the others and bin of ranks [K, R].
-        first: probability that the node puts the others' class first, for each class [K].
-    """
-
-    ratio: FloatArray
-    first: FloatArray
-
-
-class Baseline:
-    """What each node said when it was built.
-
-    Args:
-        logits: of each device alone for the recorded samples [N, n, K].
-    """
-
-    def __init__(self, logits: Float32) -> None:
-        self._logits = logits
-        self._mean = logits.mean(axis=1)  # [N, K]
-        self._cap = CAP * logits.std(axis=(1, 2))[:, None]  # [N, 1]
-        self.num_classes = logits.shape[2]
-        ranks = np.arange(self.num_classes)
-        self._bin = np.log2(ranks + 1).astype(np.int64)  # of each rank [K]
-        self._chance = np.bincount(self._bin) / self.num_classes  # [R]
-        self._known: OrderedDict[tuple[int, int], Expectation | None] = OrderedDict()
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> Baseline:
-        """From the test features in a bundle.
-
-        Raises:
-            BundleError: the bundle was written without features.
-        """
-        arrays, head = bundle.arrays("features.npz"), bundle.head
-        num = max(1, MAX_RECORDED // (head.num_devices * head.num_classes))
-        logits = [head.logits({i: arrays[f"device_{i}"][:num]}) for i in range(head.num_devices)]
-        return cls(np.stack(logits).astype(np.float32))
-
-    def bounded(self, devices: Iterable[int], logits: Float32) -> Float32:
-        """What each of some devices contributes to a class that several agree on.
-
-        Args:
-            devices: the V devices.
-            logits: of each alone [V, n, K].
-
-        Returns:
-            Deviations from the mean as built, at most ``CAP`` standard deviations [V, n, K].
-        """
-        which = list(devices)
-        cap = self._cap[which][:, None]
-        result: Float32 = np.clip(logits - self._mean[which][:, None], -cap, cap)
-        return result
-
-    def bins(self, own: Float32, others: IntArray) -> IntArray:
-        """Bins of the ranks that a node gives to classes; equals count against it.
-
-        Args:
-            own: the node's logits [n, K].
-            others: the others' classes [n].
-        """
-        ranks = (own >= own[np.arange(len(own)), others][:, None]).sum(axis=1) - 1
-        bins: IntArray = self._bin[ranks]
-        return bins
-
-    def expect(self, device: int, rest: int) -> Expectation | None:
-        """What is expected of a device beside others.
-
-        Args:
-            device: that is judged.
-            rest: the others, a mask.
-
-        Returns:
-            None where its ranks would tell too little.
-        """
-        key = (device, rest)
-        if key not in self._known:
-            self._known[key] = self._count(device, [i for i in members(rest) if i != device])
-            if len(self._known) > CACHED_BASELINES:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
-
-    def _count(self, device: int, others: list[int]) -> Expectation | None:
-        classes = self.bounded(others, self._logits[others]).sum(axis=0).argmax(axis=1)
-        counts = np.zeros((self.num_classes, len(self._chance)))
-        np.add.at(counts, (classes, self.bins(self._logits[device], classes)), 1)
-        num = counts.sum(axis=1, keepdims=True)
-        overall = (counts.sum(axis=0) + 1) / (counts.sum() + len(self._chance))
-        built = (counts + PRIOR_SAMPLES * overall) / (num + PRIOR_SAMPLES)
-        tolerance = TOLERANCE + np.minimum(0.4, 1 / np.sqrt(num + 1))
-        p0 = (1 - tolerance) * built + tolerance * self._chance
-        ratio = np.log((p0 + self._chance) / 2 / p0)
-        if float(np.log((overall + self._chance) / 2 / overall) @ self._chance) < MIN_INFORMATION:
-            return None
-        return Expectation(ratio, built[:, 0])
 
 
 @dataclass
@@ -244,8 +136,11 @@ class DriftWatch:
     _quiet: int = 0
 
     def forget(self, node: str) -> None:
-        """A node has left."""
+        """A node has left; one that comes under its id is judged, and blamed, by its own samples alone."""
         self.nodes.pop(node, None)
+        for index, (nodes, logits) in enumerate(self._samples):
+            stay = [i for i, (other, _) in enumerate(nodes) if other != node]
+            self._samples[index] = tuple(nodes[i] for i in stay), logits[stay]
 
     def observe(self, sample: Mapping[str, tuple[int, NDArray[Any]]]) -> list[DriftNotice]:
         """Judges every node by one sample.

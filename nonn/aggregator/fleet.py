@@ -59,6 +59,7 @@ class Fleet:
         self._aggregator, self.membership, self._guard, self._clock = aggregator, membership, guard, clock
         self._changed = asyncio.Event()
         # One change of the cluster at a time: a node that registers twice in a row would otherwise be added twice.
+        # Not held while a node that was added is probed: one that hangs would hold up all others for a deadline.
         self._lock = asyncio.Lock()
 
     def add_to(self, server: Any) -> Any:
@@ -73,14 +74,15 @@ class Fleet:
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a place, or another address to a node that has one."""
         try:
-            applicant = self._applicant(request, context)
+            applicant, node = self._applicant(request, context), None
             async with self._lock:
                 await self._end_expired()
                 lease = self.membership.register(applicant, self._clock())
                 if applicant.address:
-                    await self._admit(lease)
+                    node = await self._make_way(lease)
                 else:
                     await self._dismiss(lease, "starts again")
+            await self._add(node)
         except NonnError as exc:
             _log.error("refused %s: %s", context.peer(), exc)
             await context.abort(*to_status(exc))
@@ -146,11 +148,19 @@ class Fleet:
             admitting.cancel()
 
     async def _admit_dialled(self, lease: Lease) -> None:
-        async with self._lock:
-            if self.membership.find(lease.token) is lease:
-                await self._admit(lease)
-            else:  # it has registered again meanwhile, and dials again with that lease
-                await self._work[lease.applicant.node].close()
+        name = lease.applicant.node
+        try:
+            node = None
+            async with self._lock:
+                if self.membership.find(lease.token) is lease:
+                    node = await self._make_way(lease)
+                else:  # it has registered again meanwhile, and dials again with that lease
+                    await self._work[name].close()
+            await self._add(node)
+        except Exception:
+            _log.exception("node %s dialled in and could not be added; it is told to join again", name)
+            await self.release(name, "could not be added")
+            await self._work[name].close()
 
     async def release(self, node: str, reason: str) -> None:
         """Takes a node out; its next heartbeat tells it to register again."""
@@ -219,21 +229,26 @@ class Fleet:
             for path in self._paths(student)
         ]
 
-    async def _admit(self, lease: Lease) -> None:
-        """Makes a lease with an address a node of the aggregator."""
+    async def _make_way(self, lease: Lease) -> Node | None:
+        """Takes out whoever was in the place of a node; returns the node that is to be added, None if it is there."""
         applicant = lease.applicant
         wanted = Node(id=applicant.node, address=applicant.address, student=lease.student)
         if applicant.dials_out:
             wanted = dialled(applicant.node, lease.student)
         present = {node.id: node for node in self._aggregator.nodes}
         if present.get(wanted.id) == wanted:
-            return
+            return None
         for node in present.values():
             if node.id == wanted.id or node.address == wanted.address:
                 # Whoever was at this address is gone, or this node could not have bound it.
                 await self._aggregator.remove_node(node.id, f"replaced by node '{wanted.id}' at {wanted.address}")
-        await self._aggregator.add_node(wanted)
-        _log.info("node %s joined at %s with student %d", wanted.id, wanted.address, wanted.student)
+        return wanted
+
+    async def _add(self, node: Node | None) -> None:
+        """Adds what ``_make_way`` returned; nothing may be awaited between the two, or somebody else comes first."""
+        if node is not None:
+            await self._aggregator.add_node(node)  # it is in at once, and then probed
+            _log.info("node %s joined at %s with student %d", node.id, node.address, node.student)
 
     async def _dismiss(self, lease: Lease, reason: str) -> None:
         """Takes a node out of the aggregator, if it is there."""

@@ -100,7 +100,7 @@ class Joining:
                 if self._joins:
                     await stack.enter_async_context(fleet.attend())
                 if self.tls is not None:
-                    await stack.enter_async_context(Watch(aggregator, self.tls).attend())
+                    await stack.enter_async_context(Watch(aggregator, self.tls, fleet.release).attend())
                 yield
 
         services = [fleet.add_to] if self._joins else []

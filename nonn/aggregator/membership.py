@@ -99,7 +99,7 @@ class Membership:
         self._leases: dict[str, Lease] = {}  # by node
         self._tokens: dict[str, str] = {}  # token → node
         self._superseded: dict[str, deque[str]] = {}  # node → instances that lost its lease, the latest
-        self.preferred: dict[str, int] = {}  # node → student that it gets, rather than the one that is needed most
+        self._reserved: dict[str, int] = {}  # node → student
         self._value = bundle.table.importance(np.full(bundle.num_devices, bundle.p_fail))
 
     @property
@@ -122,8 +122,8 @@ class Membership:
                     f"node '{applicant.node}' wants student {student}; the bundle has 0 to "
                     f"{self._bundle.num_devices - 1}"
                 )
-        elif applicant.node in self.preferred:
-            student = self.preferred[applicant.node]
+        elif applicant.node in self._reserved:
+            student = self._reserved[applicant.node]
         else:
             student = self._assign(applicant)
         if old is not None:
@@ -134,6 +134,10 @@ class Membership:
         lease = Lease(secrets.token_urlsafe(16), applicant, student, now + self.lease_s)
         self._leases[applicant.node], self._tokens[lease.token] = lease, applicant.node
         return lease
+
+    def reserve(self, node: str, student: int) -> None:
+        """From now on a node that brings none gets this student, rather than the one that is needed most."""
+        self._reserved[node] = student
 
     def renew(self, token: str, now: float, rss_bytes: int = 0) -> bool:
         """Prolongs a lease; false if there is none, and its former holder must register again."""

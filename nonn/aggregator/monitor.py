@@ -144,26 +144,36 @@ class Monitor:
     async def _judge(self, watch: DriftWatch, event: RequestEvent) -> None:
         """Judges the nodes by one sample of a request."""
         assert event.features is not None
+        before = self._nodes()
         row = self._random.randrange(event.num_samples)
         sample = {
             reply.node.id: (reply.node.student, reply.features[row])
             for reply in event.replies
             # Of replicas that both answered only one was fused, and only that one is judged.
             if reply.features is not None and event.features.get(reply.node.student) is reply.features
+            # It may have left since, and has been forgotten, or another one came under its id.
+            if before.get(reply.node.id) is reply.node
         }
         try:
             notices = await asyncio.get_running_loop().run_in_executor(self._executor, watch.observe, sample)
         finally:
             self._judging = False
+        now = self._nodes()
         for notice in notices:
+            if now.get(notice.node) is not before.get(notice.node):
+                continue
             after = {"alarm": "drifting", "clear": "clear", "inputs": "inputs changed"}[notice.kind]
             self.faults.add(Fault(self._clock(), "drift", notice.node, "", after, notice.reason))
             self._on_drift(notice)
 
+    def _nodes(self) -> dict[str, Node]:
+        """The nodes that are in the cluster, by id."""
+        return {node.id: node for node in self._aggregator.nodes} if self._aggregator else {}
+
     async def _keep_asking(self) -> None:
         """Asks the nodes about themselves, beside the requests."""
         while True:
-            for node in self._aggregator.nodes if self._aggregator else ():
+            for node in self._nodes().values():
                 if node.id in self._channels:
                     self._keep(asyncio.create_task(self._ask(node, self._channels[node.id])))
             # Nodes are connected soon after the start; nobody should wait ten seconds for the first figures.
@@ -181,9 +191,14 @@ class Monitor:
             self._vitals[node.id] = dict((await call(request, timeout=VITALS_TIMEOUT_S)).properties)
 
     def _keep(self, task: asyncio.Future[Any]) -> None:
-        """Keeps a task alive until it ends or the monitor closes."""
+        """Keeps a task alive until it ends or the monitor closes; logs what it failed with."""
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()):
+            _log.error("watching failed: %s", exc, exc_info=exc)
 
     @property
     def ready(self) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from grpc import aio
@@ -62,11 +62,19 @@ class Watch:
     Args:
         aggregator: that uses ``connect_tls``.
         tls: its folder.
+        release: takes a node out that joined, and lets it join again.
         look_s: time between two looks at a node that fails.
     """
 
-    def __init__(self, aggregator: Aggregator, tls: TlsFolder, look_s: float = LOOK_S) -> None:
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        tls: TlsFolder,
+        release: Callable[[str, str], Awaitable[None]] | None = None,
+        look_s: float = LOOK_S,
+    ) -> None:
         self._aggregator, self._tls, self._look_s = aggregator, tls, look_s
+        self._release = release or aggregator.remove_node
         self._credentials = tls.credentials_version
         self._inventory = frozenset(node.id for node in aggregator.nodes)  # one that joined comes back by itself
         self._out: dict[str, Node] = {}  # taken out since their certificate was revoked
@@ -119,10 +127,11 @@ class Watch:
             _log.warning("node %s at %s: %s", node.id, node.address, text)
         self._said[node.id] = text or ""
         if text and text.startswith(REVOKED_TEXT):
+            remove = self._release
             if node.id in self._inventory:
-                self._out[node.id] = node
+                self._out[node.id], remove = node, self._aggregator.remove_node
             if self._is_here(node):
-                await self._aggregator.remove_node(node.id, f"{REVOKED_TEXT} ({node.address})")
+                await remove(node.id, f"{REVOKED_TEXT} ({node.address})")
         elif text == "":
             # Seen, and not merely away: a revoked node that is switched off must not be let in for when it comes back.
             self._seen[node.id] = before

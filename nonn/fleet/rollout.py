@@ -283,7 +283,7 @@ class Rollout:
         students = self.served.up()
         self._on_other |= set(nodes)
         for node in nodes:
-            self.other.fleet.membership.preferred[node] = students[node] % self.other.bundle.num_devices
+            self.other.fleet.membership.reserve(node, students[node] % self.other.bundle.num_devices)
             await self.served.fleet.release(node, f"gets bundle {self.other.bundle.hash[:12]}")
         await self._until_back(self.other, nodes, wait_s)
 
@@ -313,7 +313,7 @@ class Rollout:
         leases = old.fleet.membership.leases
         nodes = tuple(sorted(leases))
         for node in nodes:
-            self.served.fleet.membership.preferred[node] = leases[node].student % self.served.bundle.num_devices
+            self.served.fleet.membership.reserve(node, leases[node].student % self.served.bundle.num_devices)
         self._on_other.clear()
         for node in nodes:
             await old.fleet.release(node, f"gets bundle {self.served.bundle.hash[:12]}")

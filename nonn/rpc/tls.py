@@ -149,6 +149,7 @@ class _Pems:
     chain: bytes
     roots: bytes
     revoked: frozenset[str]
+    server: ssl.SSLContext  # of the standard library
 
 
 class TlsFolder:
@@ -214,6 +215,16 @@ class TlsFolder:
 
         return grpc.dynamic_ssl_server_credentials(fetch(), fetch, require_client_authentication=True)
 
+    def server_context(self) -> ssl.SSLContext:
+        """The same for a server of the standard library."""
+
+        def renew(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+            connection.context = self._pems.get().server
+
+        context = self._pems.get().server
+        context.sni_callback = renew  # called in every handshake, whether the client gives a name or not
+        return context
+
     def channel_options(self, server_name: str) -> tuple[grpc.ChannelCredentials, tuple[tuple[str, str], ...]]:
         """Credentials and options of a channel to the server whose certificate has this name."""
         pems = self._pems.get()
@@ -221,7 +232,7 @@ class TlsFolder:
         return credentials, (("grpc.ssl_target_name_override", server_name),)
 
     def context(self) -> ssl.SSLContext:
-        """The same for the standard library, but whom the certificate is of is left to the caller to check."""
+        """The same for a client of the standard library, which has to check itself whom the certificate is of."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.load_verify_locations(cadata=self._pems.get().roots.decode())
@@ -240,12 +251,12 @@ class TlsFolder:
             raise CredentialsError(f"{self.path / REVOKED}: not a list of revoked certificates ({exc})") from exc
         if not key or not chain:
             raise CredentialsError(f"{self.path / IDENTITY}: holds no private key and certificate in PEM form")
-        identity = self.check()
+        identity, server = self._check()
         if fingerprint(chain) in revoked:
             raise CredentialsError(
                 f"{self.path / IDENTITY}: this certificate has been revoked; issue another: nonn certs issue"
             )
-        return _Pems(identity, key, chain, roots, revoked)
+        return _Pems(identity, key, chain, roots, revoked, server)
 
     def _bytes(self, name: str) -> bytes:
         try:
@@ -264,11 +275,17 @@ class TlsFolder:
         Raises:
             CredentialsError: another process would refuse it now.
         """
+        return self._check()[0]
+
+    def _check(self) -> tuple[Identity, ssl.SSLContext]:
+        """The same, and the server of that handshake."""
         file = self.path / IDENTITY
         try:
             server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
             server.verify_mode = ssl.CERT_REQUIRED
+            # A session that is resumed is not judged by ca.pem; only version 1.3 can do without.
+            server.minimum_version, server.num_tickets = ssl.TLSVersion.TLSv1_3, 0
             server.load_verify_locations(self.path / AUTHORITY)
             for context in (server, client):
                 context.load_cert_chain(file)
@@ -288,7 +305,7 @@ class TlsFolder:
         identities = [identity for pair in names if (identity := Identity.from_uri(str(pair[1])))]
         if len(identities) != 1:
             raise CredentialsError(f"{file}: the certificate names nobody; issue one with: nonn certs issue")
-        return identities[0]
+        return identities[0], server
 
 
 def load_tls(path: Path | None, *roles: str) -> TlsFolder | None:
