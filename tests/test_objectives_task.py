@@ -396,7 +396,7 @@ def test_overrides_and_tables_reach_objectives(tmp_path: Path) -> None:
         ("distill.objectives.kd=0.9", ["distill.objectives.kd", "a table"]),
         ("distill.objectives.kd.temperature=0", ["distill.objectives.kd.temperature = 0.0", "positive"]),
         ("distill.objectives.kd.weight=-1", ["distill.objectives.kd.weight = -1.0", "negative"]),
-        ("distill.objectives.kd.weight=nan", ["distill.objectives.kd.weight = nan", "finite"]),
+        ("distill.objectives.kd.weight=nan", ["distill.objectives.kd.weight", "finite number", "nan"]),
         ("distill.objectives.kd.warm_up=5", ["distill.objectives.kd.warm_up = 5.0", "between 0 and 1"]),
         ("distill.objectives.kd.on=fuse", ["distill.objectives.kd.on = 'fuse'", "did you mean 'fused'"]),
         ("distill.objectives.kd.on=zz", ["fused | own | partial"]),
