@@ -67,7 +67,7 @@ def test_a_folder_says_whose_it_is(authority):
     tls = load_tls(authority.folder("node", "kitchen"), "node")
     assert tls.identity == Identity("node", "kitchen")
     assert tls.fingerprint == authority.issued[0].sha256
-    with pytest.raises(CredentialsError, match="certificate of node 'kitchen'; this takes one of a client"):
+    with pytest.raises(CredentialsError, match="certificate of node 'kitchen'; this takes one of role client"):
         load_tls(authority.folder("node", "kitchen"), "client")
 
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc import aio
 
+from nonn.aggregator.fanout import Fanout, connect_insecure
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.work import WorkChannel, WorkChannels, dialled
 from nonn.certs import Authority
@@ -158,10 +159,28 @@ def test_a_channel_that_is_closed_lets_what_is_under_way_come_back():
         end, reply = FarEnd(channel), channel.unary_unary(METHOD)(b"a", wait_for_ready=True)
         request = await end.take()
         closing = asyncio.ensure_future(channel.close(TIMEOUT_S))
+        await asyncio.sleep(0)
+        again = channels["b"]  # the node came back while the last of it is still under way
+        assert again is not channel
         end.answer(request, b"b")
         await closing
         assert await reply == b"b"
-        assert channels["b"] is not channel
+        assert channels["b"] is again
+
+    asyncio.run(scenario())
+
+
+def test_new_credentials_leave_the_stream_of_a_node_that_dials_out_alone(bundle):
+    async def scenario():
+        channels, node = WorkChannels(), dialled("a", 0)
+        async with Fanout([node], bundle, connect=channels.or_else(connect_insecure)) as fanout:
+            end = FarEnd(channels["a"])
+            taking = asyncio.ensure_future(end.take())
+            await fanout.reconnect(TIMEOUT_S)
+            probe = asyncio.ensure_future(fanout.probe("a", SAMPLE, TIMEOUT_S))
+            assert (await taking).method == METHOD
+            end.answer(await taking, b"no reply at all")
+            assert (await probe).error.startswith("bad reply")
 
     asyncio.run(scenario())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from dataclasses import replace
 
 import grpc
@@ -185,8 +186,14 @@ def test_a_reply_of_a_node_that_has_left_is_no_news(bundle, inputs):
             await aggregator.remove_node(gone.id)
             aggregator._learn(Reply(gone, None, "", 0.1), True)
             aggregator._learn(Reply(gone, None, "bad request", 0.1, blameless=True), True)
+            assert [event.after for event in watcher.states] == [""]
+            await aggregator.add_node(dataclasses.replace(gone))  # one that came after it, under its id
+            for _ in range(9):
+                aggregator._learn(Reply(gone, None, "reset", 0.1), True)
+            assert aggregator.policy.state(gone.id) == "up"
+            aggregator._learn(Reply(aggregator.nodes[-1], None, "reset", 0.1), True)
+            assert aggregator.policy.nodes[gone.id].failures == 1
         assert watcher.late == []
-        assert [event.after for event in watcher.states] == [""]
 
     asyncio.run(scenario())
 

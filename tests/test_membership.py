@@ -720,7 +720,7 @@ def test_with_tls_the_certificate_is_the_id(bundle, fleet, tmp_path):
     check_offline(bundle, client)
     for options, text in (
         (("--tls", authority.folder("node", "a"), "--id", "b"), "is of node 'a'; leave --id out"),
-        (("--tls", authority.folder("client", "alice")), "of client 'alice'; this takes one of a node"),
+        (("--tls", authority.folder("client", "alice")), "of client 'alice'; this takes one of role node"),
         (("--tls", stolen), "the certificate of node 'gone' has been revoked; issue another"),
         (("--id", "a"), "it speaks TLS, this side plain text: give --tls"),
     ):

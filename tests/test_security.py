@@ -158,7 +158,7 @@ def test_whoever_tls_does_not_let_in_is_refused_and_the_node_logs_why(folder, ki
     [
         ("aggregator/revoked", grpc.StatusCode.UNAUTHENTICATED, "aggregator 'revoked' has been revoked; issue another"),
         ("client/alice", grpc.StatusCode.PERMISSION_DENIED, "client 'alice' may not call inference.GRPCInference"),
-        ("node/attic", grpc.StatusCode.PERMISSION_DENIED, "that takes the certificate of a aggregator"),
+        ("node/attic", grpc.StatusCode.PERMISSION_DENIED, "that takes a certificate of role aggregator"),
     ],
 )
 def test_whoever_may_not_ask_a_node_is_told_so_and_the_node_logs_it(folder, kitchen, caller, code, text):
@@ -264,7 +264,7 @@ def test_a_client_is_told_what_is_wrong_with_it_and_with_the_server(bundle, fold
             with Client(address, tls=tls) as client, pytest.raises(error, match=text) as caught:
                 client.infer(SAMPLE)
             assert address in str(caught.value)
-        with pytest.raises(CredentialsError, match="certificate of node 'attic'; this takes one of a client"):
+        with pytest.raises(CredentialsError, match="certificate of node 'attic'; this takes one of role client"):
             Client(address, tls=certs / "node/attic")
         assert ask(address, certs / "node/attic", AGGREGATOR_NAME).code() is grpc.StatusCode.PERMISSION_DENIED
         until(lambda: "client 'revoked' has been revoked" in log.read_text())

@@ -185,10 +185,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     """Loads the student and serves it."""
-    import asyncio
-
     from nonn.address import check_bind
     from nonn.bundle import load_bundle
+    from nonn.rpc.loop import run as run_loop
     from nonn.rpc.server import serve
     from nonn.rpc.watchdog import Watchdog
 
@@ -203,15 +202,14 @@ def _serve(arguments: argparse.Namespace) -> int:
             status = f"student {device} of bundle {bundle.hash[:12]}"
             await serve(model, attend=lambda _address, _end: watchdog.over(model.check, status), **options)
 
-    asyncio.run(main())
+    run_loop(main())
     return 0
 
 
 def _join(arguments: argparse.Namespace) -> int:
     """Gets a student and serves it; gets another one when an aggregator says so."""
-    import asyncio
-
     from nonn.address import check_bind, split_address, with_port
+    from nonn.rpc.loop import run as run_loop
     from nonn.rpc.security import Tokens
     from nonn.rpc.tls import check_id, load_tls
     from nonn_device.artifacts import Store
@@ -240,7 +238,7 @@ def _join(arguments: argparse.Namespace) -> int:
     )
     links = [Link(address, tls, token) for address in dict.fromkeys(arguments.aggregators)]
     session = Session(wish, links, Store(arguments.data))
-    asyncio.run(_run_session(arguments, session))
+    run_loop(_run_session(arguments, session))
     if session.failure is not None:
         raise session.failure
     return 0

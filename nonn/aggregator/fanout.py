@@ -211,7 +211,14 @@ class Fanout:
         links = tuple(self._links.values())
         for link in links:
             self.add(link.node)
-        await asyncio.gather(*(link.channel.close(grace_s) for link in links))
+        # A node that dials out keeps its channel, which is its own stream.
+        replaced = [link.channel for link in links if self._links[link.node.id].channel is not link.channel]
+        await asyncio.gather(*(channel.close(grace_s) for channel in replaced))
+
+    def asks(self, node: Node) -> bool:
+        """Whether this very node is asked, and not another one under its id, which came after it."""
+        link = self._links.get(node.id)
+        return link is not None and link.node is node
 
     def leave_out(self, node_id: str) -> None:
         """Ends the wait for a node in every request under way."""

@@ -293,7 +293,7 @@ class Aggregator:
 
     def _learn(self, reply: Reply, late: bool) -> None:
         """Takes note of what came of asking a node for a request."""
-        if reply.node.id not in self.policy.nodes:
+        if not self._fanout.asks(reply.node):
             return  # it left while it was asked, and whoever watches has forgotten it
         if reply.blameless:
             self.policy.dropped(reply.node.id)
@@ -305,7 +305,7 @@ class Aggregator:
     def _record(self, reply: Reply, *, probe: bool = False, late: bool = False) -> None:
         """Tells the policy, and whoever has to know of a change."""
         node, now = reply.node.id, self._clock()
-        if node not in self.policy.nodes:
+        if not self._fanout.asks(reply.node):
             return  # it left while it was probed
         before, was_ready = self.policy.state(node), self.ready
         if not self.policy.record(

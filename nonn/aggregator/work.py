@@ -41,8 +41,12 @@ class WorkChannels:
 
     def __getitem__(self, node: str) -> WorkChannel:
         if node not in self._channels:
-            self._channels[node] = WorkChannel(lambda: self._channels.pop(node, None))
+            self._channels[node] = WorkChannel(lambda channel: self._forget(node, channel))
         return self._channels[node]
+
+    def _forget(self, node: str, channel: WorkChannel) -> None:
+        if self._channels.get(node) is channel:
+            del self._channels[node]
 
     def or_else(self, connect: Connect) -> Connect:
         """Makes the channel to any node: ours to those that dial out, ``connect``'s to the others."""
@@ -53,10 +57,10 @@ class WorkChannel:
     """A node's end of all calls to it.
 
     Args:
-        forget: called when it is closed.
+        forget: told of the channel when it begins to close: a node that comes back meanwhile gets a new one.
     """
 
-    def __init__(self, forget: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, forget: Callable[[WorkChannel], object] = lambda channel: None) -> None:
         self._forget, self._ids = forget, count(1)
         self._pending: dict[int, tuple[asyncio.Future[Any], Callable[[bytes], Any]]] = {}
         self._unsent: dict[int, Any] = {}  # requests that no stream has taken yet, the oldest first
@@ -118,10 +122,10 @@ class WorkChannel:
 
     async def close(self, grace: float | None = None) -> None:
         """Ends every call; those under way have some time to be answered."""
+        self._forget(self)
         if self._pending and grace:
             await asyncio.wait([future for future, _ in self._pending.values()], timeout=grace)
         self._hang_up(self._stream)
-        self._forget()
 
     async def _read(self, replies: AsyncIterator[Any], stream: object) -> None:
         """Gives replies to whoever waits for them; one that nobody waits for any more is late."""

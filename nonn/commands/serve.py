@@ -58,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until told to end."""
-    import asyncio
     import json
     import math
     import os
@@ -77,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.errors import ConfigError
     from nonn.fleet.deployment import Deployment
     from nonn.log import configure_logging
+    from nonn.rpc.loop import run as run_loop
     from nonn.rpc.server import serve
     from nonn.rpc.watchdog import Watchdog
 
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--state is for a fleet whose nodes all join: give --joins, and leave --inventory and --trace out"
         )
-    asyncio.run(serve_one() if args.state is None else serve_fleet())
+    run_loop(serve_one() if args.state is None else serve_fleet())
     return 0
 
 

@@ -111,7 +111,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
                 roles = self._roles.get(service)
                 if roles is not None and caller.role not in roles:
                     wanted = " or ".join(sorted(roles))
-                    raise ForbiddenError(f"{caller} may not call {service}: that takes the certificate of a {wanted}")
+                    raise ForbiddenError(f"{caller} may not call {service}: that takes a certificate of role {wanted}")
             if service in self._tokens and not self._tokens[service].accept(authorization):
                 what = "no token" if not authorization else "a token that is not one of this server's"
                 raise CredentialsError(

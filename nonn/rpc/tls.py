@@ -319,7 +319,7 @@ def load_tls(path: Path | None, *roles: str) -> TlsFolder | None:
     tls = TlsFolder(path)
     if tls.identity.role not in roles:
         raise CredentialsError(
-            f"{path}: the certificate of {tls.identity}; this takes one of a {' or '.join(roles)}: "
+            f"{path}: the certificate of {tls.identity}; this takes one of role {' or '.join(roles)}: "
             f"nonn certs issue {roles[0]} ID"
         )
     return tls
