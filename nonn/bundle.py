@@ -162,20 +162,33 @@ class Bundle:
         return len(self.manifest.students)
 
     @property
-    def p_fail(self) -> float:
-        """Probability with which each device is away, from the experiment's configuration; 0.1 where it names none.
+    def p_fail(self) -> tuple[float, ...]:
+        """Probability with which each device is away [N], from the experiment's configuration; 0.1 where it has none.
 
         Raises:
-            BundleError: it is no probability.
+            BundleError: it is no probability, or the device classes are not of N devices.
         """
-        value: Any = self.manifest.provenance
-        for key in ("config", "devices", "p_fail"):
-            if not isinstance(value, Mapping) or key not in value:
-                return DEFAULT_P_FAIL
-            value = value[key]
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is no probability")
-        return float(value)
+        devices: Any = self.manifest.provenance
+        for key in ("config", "devices"):
+            devices = devices.get(key) if isinstance(devices, Mapping) else None
+        devices = devices if isinstance(devices, Mapping) else {}
+        try:
+            kinds = [(kind["p_fail"], kind["count"]) for kind in devices.get("classes") or ()]
+            found = [
+                p
+                for p, count in kinds or [(devices.get("p_fail", DEFAULT_P_FAIL), self.num_devices)]
+                for _ in range(count)
+            ]
+        except (KeyError, TypeError) as exc:
+            raise BundleError(f"{self.path}: devices.classes in the provenance cannot be read: {exc}") from exc
+        for value in found:
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is no probability")
+        if len(found) != self.num_devices:
+            raise BundleError(
+                f"{self.path}: devices.classes in the provenance are of {len(found)} devices, not {self.num_devices}"
+            )
+        return tuple(map(float, found))
 
     def input_of(self, device: int) -> InputSpec:
         """What one device takes: the channels that it sees.

@@ -19,6 +19,7 @@ from nonn.config import Experiment
 from nonn.console import bar
 from nonn.data import Dataset
 from nonn.data.augment import Augment
+from nonn.devices import failure_law
 from nonn.distill import Students
 from nonn.distill.heads import fit_head
 from nonn.export import export_onnx, run_onnx
@@ -179,5 +180,5 @@ def _check_guarantees(config: Experiment, table: SubsetTable) -> None:
     from nonn_sim.guarantees import check_guarantees  # it judges bundles of any origin, after the fact too
     from nonn_sim.laws import parse_law
 
-    law = parse_law(promised.law or f"independent p={config.devices.p_fail}", table.num_devices)
+    law = parse_law(promised.law or failure_law(config.devices), table.num_devices)
     check_guarantees(table, law, promised.require)

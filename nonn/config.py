@@ -187,7 +187,7 @@ class GuaranteesConfig:
     """What a bundle must promise before it is written; the forms are those of `nonn-sim enumerate --guarantee`."""
 
     require: tuple[str, ...] = ()  # such as "accuracy>=0.70 failed<=4" or "P(accuracy>=0.70)>=0.999"
-    law: str = ""  # for those with P( ) or expected; empty is independent failures with devices.p_fail
+    law: str = ""  # for those with P( ) or expected; empty is independent failures with each device's p_fail
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class DevicesConfig:
 
     count: int = 8  # with classes the sum of theirs, with views their number
     budget: BudgetConfig = field(default_factory=BudgetConfig)  # of every device, where there are no classes
-    p_fail: float = 0.1  # failure law of the report: each device is away independently with this probability
+    p_fail: float = 0.1  # failure law of the report: probability that a device is away; where there are classes, theirs
     classes: tuple[DeviceClassConfig, ...] = ()  # devices are numbered class by class
     answer_s: float = 0.0  # classes: every device must answer within this time; 0 is no limit
     goal: float = 0.0  # classes: expected accuracy of a placement, of which the fastest wins; 0: the most accurate wins

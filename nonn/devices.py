@@ -19,6 +19,7 @@ import numpy as np
 from nonn.bundle import Bundle
 from nonn.device_config import BudgetConfig, DevicesConfig
 from nonn.errors import ConfigError, GuaranteeError
+from nonn.subsets import independent_law
 
 __all__ = ["Device", "Seat", "Speed", "place_students", "resolve_devices", "share_out"]
 
@@ -96,6 +97,11 @@ def resolve_devices(config: DevicesConfig) -> tuple[Device, ...]:
         )
         for i, kind in enumerate(kinds)
     )
+
+
+def failure_law(config: DevicesConfig) -> str:
+    """The law that every device fails independently with its own ``p_fail``, as ``nonn-sim`` reads it."""
+    return independent_law([device.p_fail for device in resolve_devices(config)])
 
 
 def share_out(num_filters: int, params: Sequence[float]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ How many parts there should be cannot be read off the teacher: a probe of its ow
 would reach, and there one part (full-task copies) always wins, since nothing is ever lost. What small students can
 learn decides. So every design is tried: its students are distilled for ``partition.pilot_epochs``, the experiment's
 head is fitted, and all answering sets are enumerated on the held-out split and weighed by the failure law
-(``guarantees.law``; without one every device fails independently with ``devices.p_fail``).
+(``guarantees.law``; without one every device fails independently with its ``p_fail``).
 
 Limits: a pilot ranks designs by how they start. The split that chooses the design also chose λ, for every design
 alike; the test split is not looked at.
@@ -23,6 +23,7 @@ import numpy as np
 from nonn.config import AUTO, Experiment
 from nonn.console import say
 from nonn.data import Dataset
+from nonn.devices import failure_law
 from nonn.distill.heads import fit_head, held_out_features
 from nonn.files import write_json
 from nonn.fusion import enumerate_subsets
@@ -146,4 +147,4 @@ def _trial(run: Run, design: Design) -> Trial:
 
 
 def _law_text(experiment: Experiment) -> str:
-    return experiment.guarantees.law or f"independent p={experiment.devices.p_fail}"
+    return experiment.guarantees.law or failure_law(experiment.devices)

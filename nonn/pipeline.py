@@ -24,7 +24,7 @@ from nonn.config import AUTO, Experiment, TrainingConfig
 from nonn.console import Tick, bar, say
 from nonn.data import Dataset, load_data
 from nonn.data.augment import Augment
-from nonn.devices import place_students, resolve_devices
+from nonn.devices import failure_law, place_students, resolve_devices
 from nonn.distill import DistillTask, Students
 from nonn.distill.schedule import AssistantTask, plan
 from nonn.errors import BundleError, ConfigError
@@ -291,7 +291,7 @@ class Run:
                 "students": before.key,
                 "fusion": dataclasses.asdict(config.fusion),
                 "export": dataclasses.asdict(config.export),
-                "p_fail": config.devices.p_fail,
+                "law": failure_law(config.devices),
                 "guarantees": dataclasses.asdict(config.guarantees),
                 "name": config.experiment.name,
             },

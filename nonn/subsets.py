@@ -9,7 +9,7 @@ Limits: N ≤ 16 (65,536 sets). The empty set answers nothing, so it is right ab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
 
-__all__ = ["MAX_DEVICES", "SubsetTable", "all_masks", "mask_of", "members", "membership", "probabilities"]
+__all__ = [
+    "MAX_DEVICES",
+    "SubsetTable",
+    "all_masks",
+    "independent_law",
+    "mask_of",
+    "members",
+    "membership",
+    "probabilities",
+]
 
 MAX_DEVICES = 16
 
@@ -63,6 +72,17 @@ def probabilities(p_fail: FloatArray) -> FloatArray:
     answered = membership(len(p_fail))
     result: FloatArray = np.where(answered, 1 - p_fail, p_fail).prod(axis=1)
     return result
+
+
+def independent_law(p_fail: Sequence[float]) -> str:
+    """The failure law of devices that fail independently, as ``nonn-sim`` reads it.
+
+    Args:
+        p_fail: probability that device i does not answer [N].
+    """
+    different = dict.fromkeys(p_fail)
+    shown = ", ".join(f"{p:g}" for p in (p_fail if len(different) > 1 else different))
+    return f"independent p=[{shown}]" if len(different) > 1 else f"independent p={shown}"
 
 
 @dataclass(frozen=True)

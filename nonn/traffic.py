@@ -5,9 +5,9 @@ Ours is the features of all students in the dtype that they are sent in. NoNN se
 2017): at every layer boundary the feature map is gathered from the devices and handed out again. Inputs, which all
 three send, and the messages around the values are left out.
 
-Feature maps are known for wide residual networks, whose shapes follow from their name: ``wrn-D-k`` has 1 + 6n
-convolutions with n = (D − 4) / 6, in stages of 16k, 32k and 64k channels, and the second and third stage halve the
-resolution (Zagoruyko & Komodakis 2016, arXiv 1605.07146).
+Feature maps are known for networks whose shapes follow from their name. ``wrn-D-k`` has 1 + 6n convolutions with
+n = (D − 4) / 6, in stages of 16k, 32k and 64k channels, and the second and third stage halve the resolution (Zagoruyko
+& Komodakis 2016, arXiv 1605.07146). ``strided-D-k`` has D, with 16k, 32k, 64k, 64k … channels, each of which halves it.
 """
 
 from __future__ import annotations
@@ -39,19 +39,28 @@ def traffic(manifest: Manifest) -> dict[str, Any]:
 
 
 def boundary_elements(model: str, input_shape: Sequence[int]) -> list[int] | None:
-    """Numbers in the feature map after each convolution of a wide residual network; None for another network.
+    """Numbers in the feature map after each convolution; None for a network of unknown shapes.
 
     Args:
-        model: ``wrn-DEPTH-WIDTH``.
+        model: ``wrn-DEPTH-WIDTH`` or ``strided-DEPTH-WIDTH``.
         input_shape: [C, H, W] or [C, T].
     """
-    match = re.fullmatch(r"wrn-(\d+)-(\d+)", model)
-    if match is None or (int(match[1]) - 4) % 6 or len(input_shape) < 2:
+    match = re.fullmatch(r"(wrn|strided)-(\d+)-(\d+(?:\.\d+)?)", model)
+    if match is None or len(input_shape) < 2:
         return None
-    blocks, width, spatial = (int(match[1]) - 4) // 6, int(match[2]), list(input_shape[1:])
-    elements = [16 * prod(spatial)]
+    family, depth, width, spatial = match[1], int(match[2]), float(match[3]), list(input_shape[1:])
+    elements = []
+    if family == "strided":
+        for layer in range(depth):
+            spatial = [ceil(side / 2) for side in spatial]
+            elements.append(round(16 * width * min(2**layer, 4)) * prod(spatial))
+        return elements
+    if (depth - 4) % 6:
+        return None
+    blocks = (depth - 4) // 6
+    elements.append(round(16 * min(width, 1)) * prod(spatial))
     for stage in range(3):
         if stage:
             spatial = [ceil(side / 2) for side in spatial]
-        elements += [16 * width * 2**stage * prod(spatial)] * (2 * blocks)
+        elements += [round(16 * width * 2**stage) * prod(spatial)] * (2 * blocks)
     return elements

@@ -18,7 +18,7 @@ from nonn.bundle import Bundle
 from nonn.cli import main
 from nonn.config import from_mapping, load_experiment
 from nonn.device_config import DeviceClassConfig, DevicesConfig
-from nonn.devices import place_students, resolve_devices, share_out
+from nonn.devices import failure_law, place_students, resolve_devices, share_out
 from nonn.errors import BudgetError, ConfigError, GuaranteeError, PartitionError
 from nonn.filters import FilterGraph
 from nonn.partition.balanced_eigenvector import partition
@@ -111,6 +111,8 @@ def test_the_number_of_devices_follows_from_classes(tmp_path: Path) -> None:
     file.write_text(CLASSES + "[partition]\nparts = 4\n")
     experiment = load_experiment(file)
     assert experiment.devices.count == 4
+    assert failure_law(experiment.devices) == "independent p=[0.05, 0.05, 0.3, 0.3]"
+    assert failure_law(DevicesConfig()) == "independent p=0.1"
     titles = [device.title for device in resolve_devices(experiment.devices)]
     assert titles == ["0 ('pi')", "1 ('pi')", "2 ('watch')", "3 ('watch')"]
     # What a study does: written out whole and read again.

@@ -63,7 +63,7 @@ def test_a_new_node_gets_the_student_that_is_needed_most(bundle):
     assert sorted(students[:4]) == sorted(students[4:]) == [0, 1, 2, 3]  # nobody twice before everybody once
     parts = [bundle.manifest.students[i].part for i in students]
     assert sorted(parts[:2]) == sorted(parts[2:4]) == [0, 1]  # of both parts alike, at every moment
-    value = bundle.table.importance(np.full(4, bundle.p_fail))
+    value = bundle.table.importance(np.array(bundle.p_fail))
     assert value[students[0]] == max(value)
 
 

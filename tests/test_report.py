@@ -168,6 +168,20 @@ def test_a_failure_law_that_is_none_is_an_error(toy: Bundle, p_fail: object) -> 
         build_report(dataclasses.replace(toy, manifest=wrong))
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([{"count": 7, "p_fail": 0.1}], "7 devices, not 8"),
+        ([{"p_fail": 0.1}], "cannot be read"),
+        ([{"count": 8, "p_fail": 2}], "p_fail = 2"),
+    ],
+)
+def test_device_classes_that_cannot_be_are_an_error(toy: Bundle, classes: object, message: str) -> None:
+    wrong = dataclasses.replace(toy.manifest, provenance={"config": {"devices": {"classes": classes}}})
+    with pytest.raises(BundleError, match=message):
+        build_report(dataclasses.replace(toy, manifest=wrong))
+
+
 def test_a_manifest_without_what_the_report_needs_is_an_error(toy: Bundle) -> None:
     with pytest.raises(BundleError, match="'teacher' lacks params, accuracy"):
         bad = dataclasses.replace(toy.manifest, teacher={"model": "x", "macs": 1})

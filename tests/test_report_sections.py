@@ -98,12 +98,29 @@ def test_availability_is_that_computed_by_hand(three: Bundle) -> None:
 
 @pytest.mark.parametrize("p_fail", [0.0, 0.1, 1.0])
 def test_availability_is_the_probability_of_the_sets_that_reach_the_level(toy: Bundle, p_fail: float) -> None:
-    result = availability(toy.table, p_fail)
+    result = availability(toy.table, [p_fail] * 8)
     law = probabilities(np.full(8, p_fail))
     wanted = [law[toy.table.accuracy >= level].sum() for level in result["levels"]]
     assert result["curves"][0]["share"] == pytest.approx(wanted)
     assert all(np.diff(curve["share"]).max() <= 0 for curve in result["curves"])
     assert max(max(curve["share"]) for curve in result["curves"]) == 1.0
+
+
+def test_devices_of_unlike_reliability_have_a_law_each(three: Bundle) -> None:
+    kinds = [{"count": 1, "p_fail": 0.5}, {"count": 2, "p_fail": 0.25}]
+    provenance = {"config": {"devices": {"count": 3, "p_fail": 0.1, "classes": kinds}}}
+    report = build_report(
+        dataclasses.replace(three, manifest=dataclasses.replace(three.manifest, provenance=provenance))
+    )
+    law, by_hand = np.array([0.5, 0.25, 0.25]), 0.0
+    for mask, accuracy in enumerate(three.table.accuracy.tolist()):
+        by_hand += accuracy * np.prod([1 - p if mask >> i & 1 else p for i, p in enumerate(law)])
+    expected = report["expected_accuracy"]
+    assert (expected["law"], expected["p_fail"]) == ("independent p=[0.5, 0.25, 0.25]", law.tolist())
+    assert expected["value"] == pytest.approx(by_hand)
+    assert [curve["p_fail"] for curve in report["availability"]["curves"]] == [law.tolist(), 0.3, 0.5]
+    assert "each its own p" in availability_table(report).columns[1].title
+    assert "<svg" in availability_plot(report)
 
 
 def test_classes_are_those_counted_by_hand(halves: Bundle) -> None:
@@ -287,9 +304,9 @@ def test_figures_stand_extremes(both: dict[str, Any]) -> None:
     level = {**both, "pair_losses": np.full((3, 3), 0.9).tolist()}
     assert "90.0" in pair_plot(level)
     for p_fail in (0.0, 1.0):
-        assert "<svg" in availability_plot({"availability": availability(THREE, p_fail)})
+        assert "<svg" in availability_plot({"availability": availability(THREE, [p_fail] * 3)})
     flat = SubsetTable(np.array([0, 10]), 10)
-    assert "<svg" in availability_plot({"availability": availability(flat, 0.0)})
+    assert "<svg" in availability_plot({"availability": availability(flat, [0.0])})
 
 
 def run_command(*arguments: str) -> int:

@@ -249,6 +249,8 @@ def test_boundaries_of_a_wide_residual_network_follow_from_its_name():
     assert boundary_elements("wrn-10-1", (3, 32, 32)) == [16384, 16384, 16384, 8192, 8192, 4096, 4096]
     assert len(boundary_elements("wrn-40-4", (3, 32, 32))) == 37
     assert boundary_elements("wrn-10-2", (9, 5)) == [80, 160, 160, 192, 192, 256, 256]
+    assert boundary_elements("strided-4-2", (45, 125)) == [32 * 63, 64 * 32, 128 * 16, 128 * 8]
+    assert boundary_elements("wrn-11-1", (3, 32, 32)) is None
     assert boundary_elements("prototypes", (1, 8, 8)) is None
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nonn_sim.deployments import student_work
 from torch.nn import functional
 
 from nonn.bundle import Bundle
@@ -107,6 +109,17 @@ def test_the_bundle_says_who_sees_what_and_a_student_is_made_for_that(bundle: Bu
         assert student.view == VIEWS[device] and spec.shape == (9, STEPS)
         assert spec.mean == bundle.manifest.input.mean[9 * device : 9 * device + 9]
     assert bundle.table.accuracy[-1] > 0.5  # of five activities, on a person that was not trained on
+
+
+def test_simulated_messages_hold_a_view_and_the_bytes_of_its_features(bundle: Bundle) -> None:
+    first = bundle.manifest.students[0]
+    work = student_work(bundle, 2)[0]
+    values = 2 * 9 * STEPS * np.dtype(bundle.manifest.input.dtype).itemsize
+    assert values < work.request_bytes < values + 300
+    coded = dataclasses.replace(first, dtype="int8", scale=(1.0,) * first.width, low=(0.0,) * first.width)
+    manifest = dataclasses.replace(bundle.manifest, students=(coded, *bundle.manifest.students[1:]))
+    small = student_work(dataclasses.replace(bundle, manifest=manifest), 2)[0]
+    assert 0 <= work.reply_bytes - small.reply_bytes - 2 * 3 * first.width < 10
 
 
 def test_a_live_cluster_answers_as_the_table_says_with_every_node_given_its_own_channels(

@@ -89,7 +89,7 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
         known = {node["student"]: node for node in client.metadata().nodes}
     except NonnError:
         known = {}  # the aggregator is gone; the processes are still worth showing
-    value = bundle.table.importance(np.full(bundle.num_devices, bundle.p_fail))
+    value = bundle.table.importance(np.array(bundle.p_fail))
     table = Table(
         title=f"{bundle.manifest.experiment} at {cluster.address}",
         caption="value: points of accuracy that hang on the device\n"

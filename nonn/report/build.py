@@ -20,8 +20,8 @@ from nonn.bundle import Bundle, Student
 from nonn.errors import BundleError, InputError
 from nonn.report.classes import class_report
 from nonn.report.methods import method_rows
-from nonn.report.risk import availability
-from nonn.subsets import SubsetTable, mask_of
+from nonn.report.risk import availability, one_or_all
+from nonn.subsets import SubsetTable, independent_law, mask_of
 from nonn.traffic import traffic
 from nonn.value import pair_losses, shapley_values
 
@@ -55,7 +55,7 @@ def build_report(
     """
     manifest, table = bundle.manifest, bundle.table
     p_fail = bundle.p_fail
-    law = np.full(bundle.num_devices, p_fail)
+    law = np.array(p_fail)
     value, shapley, accuracy = table.importance(law), shapley_values(table), table.accuracy
     return {
         "schema": SCHEMA,
@@ -82,7 +82,11 @@ def build_report(
         "precision": _precision(bundle),
         "fusion": bundle.head.kind,
         "accuracy_by_failures": table.by_failures(),
-        "expected_accuracy": {"law": f"independent p={p_fail:g}", "value": table.expected(law), "p_fail": p_fail},
+        "expected_accuracy": {
+            "law": independent_law(p_fail),
+            "value": table.expected(law),
+            "p_fail": one_or_all(p_fail),
+        },
         "pair_losses": pair_losses(table).tolist(),
         "availability": availability(table, p_fail),
         "by_class": class_report(bundle),

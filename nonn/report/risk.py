@@ -8,7 +8,7 @@ Limits: NumPy only, until a figure is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from nonn.subsets import SubsetTable, probabilities
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["availability", "availability_plot", "availability_table", "pair_plot", "pair_table"]
+__all__ = ["availability", "availability_plot", "availability_table", "one_or_all", "pair_plot", "pair_table"]
 
 Report = Mapping[str, Any]
 
@@ -32,25 +32,31 @@ _PAIRS = 10  # worst pairs that the table shows
 _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 
 
-def availability(table: SubsetTable, p_fail: float) -> dict[str, Any]:
+def one_or_all(p_fail: Sequence[float]) -> float | list[float]:
+    """Probability of failure of every device [N], or one number where it is the same."""
+    return p_fail[0] if len(set(p_fail)) == 1 else list(p_fail)
+
+
+def availability(table: SubsetTable, p_fail: Sequence[float]) -> dict[str, Any]:
     """Share of the time in which accuracy reaches a level, over the levels 0, 0.001 … 1.
 
     Args:
         table: accuracy of each answering set.
-        p_fail: probability with which every device is away, independently; 0.3 and 0.5 come beside it.
+        p_fail: probability with which each device is away, independently [N]; 0.3 and 0.5 for all come beside it.
 
     Returns:
-        ``levels`` [1001] and ``curves``: for each law ``p_fail`` and ``share`` [1001], the given law first.
+        ``levels`` [1001] and ``curves``: for each law ``p_fail``, a list [N] where devices differ, and ``share``
+        [1001]; the given law comes first.
     """
     accuracy, order = table.accuracy, np.argsort(table.accuracy)
     levels = np.arange(_LEVELS + 1) / _LEVELS
     starts = np.searchsorted(accuracy[order], levels)  # the first of the sets that reach the level
     curves = []
-    for p in dict.fromkeys([p_fail, *_HARDER]):
-        law = probabilities(np.full(table.num_devices, p))[order]
+    for law_p in dict.fromkeys([tuple(map(float, p_fail)), *((p,) * table.num_devices for p in _HARDER)]):
+        law = probabilities(np.array(law_p))[order]
         share = np.append(law[::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
         share[0] = 1.0  # every set reaches it; the sum is off by rounding
-        curves.append({"p_fail": float(p), "share": share.tolist()})
+        curves.append({"p_fail": one_or_all(law_p), "share": share.tolist()})
     return {"levels": levels.tolist(), "curves": curves}
 
 
@@ -58,7 +64,7 @@ def availability_table(report: Report) -> Table:
     """Share of the time with at least so much accuracy, a row a level."""
     curves, levels = report["availability"]["curves"], report["availability"]["levels"]
     columns = [Column("accuracy at least", "level", lambda value: percent(value, 0))]
-    columns += [Column(f"time, p={curve['p_fail']:g}", f"share_{i}", _share) for i, curve in enumerate(curves)]
+    columns += [Column(f"time, {_law(curve['p_fail'])}", f"share_{i}", _share) for i, curve in enumerate(curves)]
     rows = []
     for level in _SHOWN:
         place = levels.index(level)
@@ -102,7 +108,7 @@ def availability_plot(report: Report) -> str:
             share = [100 * value for value in curve["share"]]
             colour = plots.VERMILION if number else plots.BLUE
             line: dict[str, Any] = {"linestyle": stroke, "linewidth": width, "alpha": alpha, "color": colour}
-            axes.step(levels, share, where="pre", label=f"each away {100 * curve['p_fail']:g} % of the time", **line)
+            axes.step(levels, share, where="pre", label=f"each away {_often(curve['p_fail'])}", **line)
         axes.set_xlim(start, 100)
         axes.set_ylim(0, 102)
         axes.set_xlabel("accuracy of at least, %")
@@ -144,6 +150,14 @@ def pair_plot(report: Report) -> str:
             edge.set_visible(False)
 
     return plots.svg("pairs", "Accuracy when two devices are gone", (5.0, 4.8), draw)
+
+
+def _law(p_fail: float | list[float]) -> str:
+    return "each its own p" if isinstance(p_fail, list) else f"p={p_fail:g}"
+
+
+def _often(p_fail: float | list[float]) -> str:
+    return "as often as its kind is" if isinstance(p_fail, list) else f"{100 * p_fail:g} % of the time"
 
 
 def _share(value: float) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.fusion import ZeroFill, enumerate_subsets
 from nonn.traffic import boundary_elements
-from nonn_sim.deployments import Deployment, accuracy_if, message_bytes
+from nonn_sim.deployments import Deployment, accuracy_if, message_bytes, student_work
 from nonn_sim.links import Work
 from nonn_sim.scenario import NodeConfig
 
@@ -59,13 +59,12 @@ def alternatives(bundle: Bundle, nodes: Sequence[NodeConfig], batch: int = 1) ->
     if table is None:
         missing.append(f"NoNN: {note}")
     else:
-        sizes = [message_bytes(bundle, batch, student.width) for student in bundle.manifest.students]
         students = bundle.manifest.students
         rows.append(
             Deployment(
                 name="NoNN fusion",
                 devices=tuple(range(bundle.num_devices)),
-                work=tuple(Work(batch * s.macs, *size) for s, size in zip(students, sizes, strict=True)),
+                work=student_work(bundle, batch),
                 macs_of_service=tuple(float(s.macs) for s in students),
                 accuracy=table,
                 note=note,
@@ -78,7 +77,7 @@ def _teacher_rows(
     bundle: Bundle, nodes: Sequence[NodeConfig], batch: int, macs: float, accuracy: float
 ) -> list[Deployment]:
     """The whole teacher on one device, and on every device."""
-    size = message_bytes(bundle, batch, len(bundle.manifest.classes))
+    size = message_bytes(bundle, batch, bundle.manifest.input, len(bundle.manifest.classes))
     student_macs = [float(s.macs) for s in bundle.manifest.students]
     whole = Work(batch * macs, *size)
     times = [whole.service_s(node, own) for node, own in zip(nodes, student_macs, strict=True)]
@@ -109,7 +108,7 @@ def _layer_splitting(bundle: Bundle, batch: int, macs: float, accuracy: float, e
     """Every layer over all devices, in equal shares."""
     n = bundle.num_devices
     student_macs = tuple(float(s.macs) for s in bundle.manifest.students)
-    request_bytes, _ = message_bytes(bundle, batch, len(bundle.manifest.classes))
+    request_bytes, _ = message_bytes(bundle, batch, bundle.manifest.input, len(bundle.manifest.classes))
     maps_bytes = batch * FLOAT_BYTES * sum(elements)
     # A device gives its share of every map and is given its share of the next layer's input, which is as much in all;
     # halos at the edges of shares are left out.

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from nonn.bundle import Bundle
+from nonn.bundle import Bundle, InputSpec
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.subsets import all_masks
 from nonn.wire import add_tensors, new_request, write_parameters
 from nonn_sim.links import Work
 
-__all__ = ["Deployment", "bundle_deployment", "message_bytes"]
+__all__ = ["Deployment", "bundle_deployment", "message_bytes", "student_work"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,31 +55,44 @@ def bundle_deployment(bundle: Bundle, batch: int = 1) -> Deployment:
         batch: samples in one request.
     """
     students = bundle.manifest.students
-    sizes = [message_bytes(bundle, batch, student.width) for student in students]
     return Deployment(
         name="nonn",
         devices=tuple(range(bundle.num_devices)),
-        work=tuple(Work(batch * s.macs, *size) for s, size in zip(students, sizes, strict=True)),
+        work=student_work(bundle, batch),
         macs_of_service=tuple(float(s.macs) for s in students),
         accuracy=bundle.table.accuracy,
         note=f"this bundle: {len(bundle.manifest.parts)} parts on {bundle.num_devices} devices",
     )
 
 
-def message_bytes(bundle: Bundle, batch: int, width: int) -> tuple[int, int]:
+def student_work(bundle: Bundle, batch: int) -> tuple[Work, ...]:
+    """What a request asks of each device that runs its student: its view goes there, its features come back."""
+    return tuple(
+        Work(
+            batch * student.macs,
+            *message_bytes(bundle, batch, bundle.input_of(student.device), student.width, student.code.wire),
+        )
+        for student in bundle.manifest.students
+    )
+
+
+def message_bytes(
+    bundle: Bundle, batch: int, spec: InputSpec, width: int, dtype: DTypeLike = np.float32
+) -> tuple[int, int]:
     """Sizes of a request to a node and of its reply, as protobuf messages; without the headers of HTTP/2 and TCP.
 
     Args:
-        bundle: whose inputs are sent.
+        bundle: that the messages name.
         batch: samples.
+        spec: of the input that is sent.
         width: numbers that come back for each sample.
+        dtype: of those.
     """
-    spec = bundle.manifest.input
     inputs = np.zeros((batch, *spec.shape), spec.dtype)
     hashed = {"nonn_bundle": bundle.hash}
     request = new_request("student-0", {"input": inputs}, hashed, "100000")
     reply = pb.ModelInferResponse(model_name="student-0", model_version=bundle.hash[:12], id="100000")
-    add_tensors(reply.outputs, reply.raw_output_contents, {"features": np.zeros((batch, width), np.float32)})
+    add_tensors(reply.outputs, reply.raw_output_contents, {"features": np.zeros((batch, width), dtype)})
     write_parameters(reply.parameters, hashed)
     return request.ByteSize(), reply.ByteSize()
 

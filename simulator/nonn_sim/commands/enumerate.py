@@ -81,12 +81,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
+    from nonn.subsets import independent_law
     from nonn_sim.laws import parse_law
 
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: must not be negative")
     bundle = load_bundle(args.bundle)
-    law = parse_law(args.law or f"independent p={bundle.p_fail:g}", bundle.num_devices)
+    law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
     if args.samples:
         for option in ("guarantee", "per_class", "csv", "place"):
             if getattr(args, option):
