@@ -166,8 +166,11 @@ def use_bf16(choice: str, kind: str) -> bool:
     return kind == "cuda" or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def batches(inputs: NDArray[Any], device: str = "cpu", size: int = 512) -> Iterator[Tensor]:
-    """The inputs in order as raw tensors of at most ``size`` samples [B, C, …]."""
+def batches(inputs: NDArray[Any], device: str = "cpu") -> Iterator[Tensor]:
+    """The inputs in order as raw tensors [B, C, …], of as many samples as suit the device."""
+    tune_allocator()
+    # On a processor the feature maps of more samples leave the cache: 512 at once take twice the time of 4 × 128.
+    size = 128 if device == "cpu" else 512
     for start in range(0, len(inputs), size):
         yield torch.from_numpy(inputs[start : start + size]).to(device)
 
