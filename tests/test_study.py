@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from nonn.cli import main
 from nonn.config import Experiment, StudyConfig, load_experiment
 from nonn.errors import ConfigError
 from nonn.fusion import RidgePerSet, gram
+from nonn.report.study import short_markdown, short_table
 from nonn.report.table import percent
 from nonn.study import evaluate_head, run_study, summarise
 from nonn.subsets import members
@@ -67,6 +70,22 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
     lines = list(csv.DictReader((runs / "ladder" / "study" / "study.csv").read_text().splitlines()))
     assert len(lines) == 4 * len(result["rows"])
     assert float(lines[0]["mean"]) == result["rows"][0]["accuracy_by_failures"][0]["mean"]
+
+
+def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    result = finished[1]
+    shown = short_table(result).rows
+    served = [row for row in shown if row["head"].endswith("*")]
+    assert [row["method"] for row in served] == list(dict.fromkeys(row["title"] for row in result["rows"]))
+    assert [row["method"] for row in shown if row["head"] == "ridge"] == [r["method"] for r in served][:-1]
+    assert f"{percent(served[-1]['half'])}" in short_markdown(result)
+
+
+def test_the_readme_shows_the_results_that_are_in_the_repository() -> None:
+    command = [sys.executable, "scripts/readme.py", "--check"]
+    assert subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode == 0
 
 
 def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path, dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nonn.report.table import Column, Table, TextColumn, as_markdown, as_text, percent
 
-__all__ = ["heads_table", "ladder_table", "study_markdown", "study_text"]
+__all__ = ["heads_table", "ladder_table", "short_markdown", "short_table", "study_markdown", "study_text"]
 
 Study = Mapping[str, Any]
 
@@ -30,6 +30,52 @@ def study_markdown(study: Study) -> str:
         f"## Each method with the head that it serves\n\n{as_markdown(ladder_table(study))}\n\n"
         f"## Every head on the same students\n\nA star marks the head that the method serves.\n\n"
         f"{as_markdown(heads_table(study))}\n\nCode version {study['code_version']}; {machine}.\n"
+    )
+
+
+def short_markdown(study: Study) -> str:
+    """The short table with where it comes from, for the README."""
+    config, seeds = study["config"], ", ".join(map(str, study["seeds"]))
+    return (
+        f"Teacher {study['teacher']['model']}, {config['teacher']['epochs']} epochs: "
+        f"{percent(study['teacher']['accuracy'])}. {config['devices']['count']} students {config['student']['model']}, "
+        f"{config['distill']['epochs']} epochs; seeds {seeds}; last epoch, test split, all sets of survivors; "
+        f"{study['machine']['processor']}.\n\n{as_markdown(short_table(study))}"
+    )
+
+
+def short_table(study: Study) -> Table:
+    """Each method with the head that it serves, and with the one that the experiment serves."""
+    levels = len(study["rows"][0]["sd"])
+    half, same = levels // 2, study["config"]["fusion"]["head"]
+    rows = []
+    for row in study["rows"]:
+        if row["own"] or row["head"] == same:
+            lines = row["accuracy_by_failures"]
+            rows.append(
+                {
+                    "method": row["title"],
+                    "head": row["head"] + (" *" if row["own"] else ""),
+                    "params": row["params"],
+                    "bytes": row["bytes_per_answer"],
+                    "none": lines[0]["mean"],
+                    "half": lines[half]["mean"],
+                    "worst": lines[half]["worst"],
+                    "last": lines[-1]["mean"],
+                }
+            )
+    return Table(
+        (
+            TextColumn("method", "method", str),
+            TextColumn("head", "head", str),
+            Column("params", "params"),
+            Column("bytes/answer", "bytes"),
+            Column("0 failed", "none", percent),
+            Column(f"{half} failed, mean", "half", percent),
+            Column("worst", "worst", percent),
+            Column(f"{levels - 1} failed", "last", percent),
+        ),
+        rows,
     )
 
 
