@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nonn.errors import ConfigError, CredentialsError
-from nonn.files import atomic_file, write_json, write_private
+from nonn.files import atomic_file, atomic_folder, write_json, write_private
 from nonn.rpc.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
 
 __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
@@ -249,17 +249,34 @@ class Authority:
             certificate.not_valid_before_utc.isoformat(),
             certificate.not_valid_after_utc.isoformat(),
         )
-        # The index first: a certificate that nobody knows of could not be revoked.
-        self._issued.append(entry)
-        self._write_index()
+        pem = _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
         folder = self.folder(identity.role, identity.id)
-        folder.mkdir(parents=True, exist_ok=True)
+        # The index is written before the certificate is in its place: one that nobody knows of could not be revoked.
+        if folder.exists():
+            self._remember(entry)
+            self._fill(folder, pem)
+        else:
+            with atomic_folder(folder) as temporary:
+                self._fill(temporary, pem)
+                self._remember(entry)
+        return entry
+
+    def _remember(self, entry: Issued) -> None:
+        """Puts a certificate into the index."""
+        self._issued.append(entry)
+        try:
+            self._write_index()
+        except BaseException:
+            self._issued.remove(entry)
+            raise
+
+    def _fill(self, folder: Path, pem: bytes) -> None:
+        """Writes the files of a TLS folder."""
         folder.chmod(0o700)
         with atomic_file(folder / AUTHORITY) as temporary:
             temporary.write_bytes((self.path / AUTHORITY).read_bytes())
         write_json(folder / REVOKED, self._revocations())
-        write_private(folder / IDENTITY, _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
-        return entry
+        write_private(folder / IDENTITY, pem)
 
     @staticmethod
     def _identity(role: str, name: str) -> Identity:

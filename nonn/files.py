@@ -67,6 +67,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
+    except OSError as exc:
+        if exc.errno is None or not str(exc.filename).startswith(f"{temporary}"):
+            raise
+        raise OSError(exc.errno, exc.strerror, str(exc.filename).replace(str(temporary), str(path), 1)) from exc
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -44,6 +46,24 @@ def test_private_keys_are_for_their_owner_alone(authority):
     assert mode(authority.path / "ca.key") == 0o600
     assert mode(folder / "identity.pem") == 0o600
     assert mode(folder) == 0o700
+
+
+@pytest.mark.parametrize("file", ["identity.pem", "index.json"])
+def test_a_disk_that_is_full_leaves_no_half_a_certificate(authority, monkeypatch, file):
+    def full(self, target):
+        if Path(target).name == file:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return rename(self, target)
+
+    rename = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            authority.issue("node", "kitchen")
+    assert Path(caught.value.filename).name == file and ".tmp" not in caught.value.filename
+    assert list(authority.path.glob("node/*")) == []
+    Authority(authority.path).issue("node", "kitchen")
+    assert load_tls(authority.folder("node", "kitchen"), "node").identity.id == "kitchen"
 
 
 def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority):
