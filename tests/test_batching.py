@@ -82,7 +82,7 @@ requests = st.lists(
 def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events, max_batch):
     async def scenario():
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(max_batch=max_batch), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_batch=max_batch, company_s=0), POLICY)
         clients, count = [], 0
         for kind, number, dtype in events:
             if kind == "arrive":
@@ -112,7 +112,7 @@ def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events, max_batc
 def test_a_lone_request_is_sent_at_once_and_what_comes_meanwhile_travels_together():
     async def scenario():
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(max_batch=8), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_batch=8, company_s=0), POLICY)
         sizes = []
         for wave in range(5):
             clients = [asyncio.ensure_future(batcher.infer(np.full((1, 4), i, np.uint8))) for i in range(9)]
@@ -160,6 +160,48 @@ class Slow:
         if patience_s == 0:
             raise QuorumError("nobody was asked")
         return answer_to(batch, degraded=patience_s < self.slowest_s)
+
+
+def test_clients_that_travelled_together_are_waited_for_and_a_lone_one_never_waits():
+    one = np.zeros((1, 4), np.uint8)
+
+    async def scenario():
+        clock, gate = Clock(), Gate()
+        batcher = Batcher(gate, BatchConfig(company_s=0.2), POLICY, clock)
+        batcher._limit = 8
+
+        def ask(count):
+            return [asyncio.ensure_future(batcher.infer(one)) for _ in range(count)]
+
+        async def land():
+            async with asyncio.timeout(TIMEOUT_S):
+                while not gate.open():
+                    await asyncio.sleep(0.001)
+            clock.now += 1.0
+            gate.open()[0].set_result(None)
+            await settle()
+
+        clients = ask(4)
+        await land()
+        await land()  # the three that came meanwhile; the first does not come back
+        clients += ask(2)
+        await settle()
+        assert not gate.open()  # the third may be on its way
+        clients += ask(1)
+        await settle()
+        await land()
+        clients += ask(1)
+        await settle()
+        assert not gate.open()
+        await land()  # the other two do not come
+        clients += ask(1)
+        await settle()
+        assert len(gate.open()) == 1
+        await land()
+        await asyncio.gather(*clients)
+        return [num_requests for _, num_requests, _ in gate.flights]
+
+    assert asyncio.run(scenario()) == [1, 3, 3, 1, 1]
 
 
 def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing():

@@ -176,7 +176,7 @@ def test_the_sums_are_those_of_every_augmented_pass_and_the_mean_is_theirs(
     head = fitted["mean-fill"]
     assert isinstance(head, MeanFill)
     np.testing.assert_allclose(head.mean, made.features.mean(axis=0), rtol=1e-5)
-    assert len(heads_module._passes(2, teacher, students, data, 0, varied, "cpu", kept=700).labels) == 600 + 512
+    assert len(heads_module._passes(2, teacher, students, data, 0, varied, "cpu", kept=700).labels) == 600 + 128
     assert len(heads_module._passes(1, teacher, students, data, 0, varied, "cpu", kept=0).labels) == 0
 
 

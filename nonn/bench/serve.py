@@ -33,6 +33,7 @@ from nonn.bench.bundle import SHAPE, idle_bundle
 from nonn.bench.floor import METHOD
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, NonnError, UnreachableError
+from nonn.rpc.loop import run as run_loop
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.subsets import mask_of
 from nonn.wire import from_status, new_request
@@ -118,7 +119,7 @@ def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda te
         times = _in_turn(systems, load.requests)
         _check(ask(), load.num_devices)
         say(f"{load.clients} clients at once")
-        rates = asyncio.run(_throughput({"batched": aggregator, "unbatched": unbatched}, request, load))
+        rates = run_loop(_throughput({"batched": aggregator, "unbatched": unbatched}, request, load))
     return _figures(times, rates, len(request), len(reply), to_node, len(node_reply))
 
 

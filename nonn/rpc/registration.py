@@ -6,8 +6,7 @@ that sends noise fill the log. Here it gets INVALID_ARGUMENT, as for any other b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from types import MappingProxyType
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, NoReturn
 
 import grpc
@@ -18,29 +17,29 @@ from google.protobuf.message_factory import GetMessageClass
 from nonn.errors import InputError
 from nonn.wire import to_status
 
-__all__ = ["add_servicer"]
+__all__ = ["add_servicer", "refuse"]
 
 Read = Callable[[bytes], Any]
 Call = Callable[[Any, Any], Awaitable[Any]]
 Stream = Callable[[Any, Any], AsyncIterator[Any]]
 
 
-def add_servicer(
-    server: Any, service: ServiceDescriptor, servicer: object, readers: Mapping[str, Read] = MappingProxyType({})
-) -> None:
+def add_servicer(server: Any, service: ServiceDescriptor, servicer: object, raw: Collection[str] = ()) -> None:
     """Registers all calls of a service whose calls take one message and give one or many, or stream both ways.
 
     Args:
         server: of grpc.aio, not started.
         service: its descriptor.
         servicer: with a coroutine method for each call, or an asynchronous generator for one that gives many.
-        readers: of the requests of calls that take something else than protobuf's message; they raise DecodeError.
+        raw: names of unary calls that take a request's bytes and give a response's.
     """
     handlers = {}
     for method in service.methods:
         call, name = getattr(servicer, method.name), method.input_type.name
-        read = readers.get(method.name) or GetMessageClass(method.input_type).FromString
-        if method.client_streaming:
+        read = GetMessageClass(method.input_type).FromString
+        if method.name in raw:
+            handler = grpc.unary_unary_rpc_method_handler(call)
+        elif method.client_streaming:
             # gRPC's own deserialiser: in the middle of a stream there is no better answer than its end.
             handler = grpc.stream_stream_rpc_method_handler(call, read, _written)
         elif method.server_streaming:
@@ -53,8 +52,8 @@ def add_servicer(
 
 
 def _written(response: Any) -> bytes:
-    """A response's bytes, which it may be already."""
-    return response if isinstance(response, bytes) else bytes(response.SerializeToString())
+    """A response's bytes."""
+    return bytes(response.SerializeToString())
 
 
 def _reading(call: Call, read: Read, name: str) -> Call:
@@ -64,7 +63,7 @@ def _reading(call: Call, read: Read, name: str) -> Call:
         try:
             request = read(raw)
         except DecodeError:
-            await _refuse(raw, name, context)
+            await refuse(raw, name, context)
         return await call(request, context)
 
     return read_and_call
@@ -77,14 +76,14 @@ def _streaming(call: Stream, read: Read, name: str) -> Stream:
         try:
             request = read(raw)
         except DecodeError:
-            await _refuse(raw, name, context)
+            await refuse(raw, name, context)
         async for response in call(request, context):
             yield response
 
     return read_and_stream
 
 
-async def _refuse(raw: bytes, name: str, context: Any) -> NoReturn:
-    """Ends the call."""
+async def refuse(raw: bytes, name: str, context: Any) -> NoReturn:
+    """Ends a call whose request is no such message."""
     await context.abort(*to_status(InputError(f"{len(raw)} bytes that are no {name}")))
     raise AssertionError("abort does not return")

@@ -24,6 +24,7 @@ from typing import Any, Protocol, Self
 
 import grpc
 from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -31,7 +32,7 @@ from nonn import __version__
 from nonn.errors import AddressError, UnreachableError
 from nonn.rpc.codec import Request, RequestReader, ResponseWriter
 from nonn.rpc.reflection import add_reflection
-from nonn.rpc.registration import add_servicer
+from nonn.rpc.registration import add_servicer, refuse
 from nonn.rpc.security import Guard
 from nonn.rpc.tls import TlsFolder
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -124,6 +125,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._read = RequestReader()
         self._writers: dict[str, ResponseWriter] = {}  # by version: a model may become another one while it is served
         self._in_flight = 0
         self._draining, self._idle = False, asyncio.Event()
@@ -131,7 +133,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     def add_to(self, server: Any) -> None:
         """Puts the service on a server that has not been started."""
         service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-        add_servicer(server, service, self, {"ModelInfer": RequestReader()})
+        add_servicer(server, service, self, raw={"ModelInfer"})
 
     async def drain(self) -> None:
         """Refuses new requests from now on and waits until those in flight are answered."""
@@ -161,14 +163,19 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         await self._check_model(request.name, request.version, context)
         return self._model.metadata()
 
-    async def ModelInfer(self, request: Request, context: Any) -> Any:  # noqa: N802
-        """One batch in, one answer out, which is bytes already."""
-        await self._check_model(request.model_name, request.model_version, context)
+    async def ModelInfer(self, raw: bytes, context: Any) -> Any:  # noqa: N802
+        """One batch in, one answer out, both as bytes."""
+        try:
+            request = self._read(raw)
+        except DecodeError:
+            await refuse(raw, "ModelInferRequest", context)
+        if not self._is_meant(request.model_name, request.model_version):
+            await self._check_model(request.model_name, request.model_version, context)
         self._in_flight += 1
         try:
             if self._draining:
                 raise UnreachableError(f"{self._model.name} is ending and takes no more requests; ask again later")
-            writer = self._writer(self._model.version)
+            writer = self._writers.get(self._model.version) or self._writer(self._model.version)
             result = await self._model.infer(request, context.time_remaining())
             response = writer(request, result.outputs, result.parameters)
         except Exception as exc:
@@ -183,15 +190,17 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def _writer(self, version: str) -> ResponseWriter:
-        """What writes the responses of one version."""
-        writer = self._writers.get(version)
-        if writer is None:
-            writer = self._writers[version] = ResponseWriter(self._model.name, version)
+        """Makes what writes the responses of one version."""
+        writer = self._writers[version] = ResponseWriter(self._model.name, version)
         return writer
+
+    def _is_meant(self, name: str, version: str) -> bool:
+        """Whether a request is for the model there is."""
+        return name == self._model.name and (not version or version == self._model.version)
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
         """Ends the call with NOT_FOUND if it asks for another model."""
-        if name != self._model.name or (version and version != self._model.version):
+        if not self._is_meant(name, version):
             asked = f"'{name}'" + (f" version '{version}'" if version else "")
             here = f"'{self._model.name}' version '{self._model.version}'"
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}")
