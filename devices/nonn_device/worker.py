@@ -48,12 +48,8 @@ class Worker:
         """Ends the thread; what waits is dropped."""
         self._executor.shutdown(cancel_futures=True)
 
-    def is_short(self, num_samples: int) -> bool:
-        """Whether a run of so many samples fits into the event loop, as far as the last runs tell."""
-        return self._shortest_s * num_samples <= INLINE_S
-
     def now(self, batch: Array) -> Array | None:
-        """Features of one batch, if that is short and nothing waits; None otherwise."""
+        """Features of one batch, if nothing waits and the last runs say that it fits into the event loop; else None."""
         # Nearly every request comes by here, on a small device with cold caches: no call that is not needed.
         return None if self._waiting or self._shortest_s * len(batch) > INLINE_S else self._timed(batch)
 
