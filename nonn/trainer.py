@@ -169,7 +169,7 @@ def use_bf16(choice: str, kind: str) -> bool:
 def batches(inputs: NDArray[Any], device: str = "cpu") -> Iterator[Tensor]:
     """The inputs in order as raw tensors [B, C, …], of as many samples as suit the device."""
     tune_allocator()
-    # On a processor the feature maps of more samples leave the cache: 512 at once take twice the time of 4 × 128.
+    # On a processor few enough that feature maps stay in the cache.
     size = 128 if device == "cpu" else 512
     for start in range(0, len(inputs), size):
         yield torch.from_numpy(inputs[start : start + size]).to(device)

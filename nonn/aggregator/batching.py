@@ -9,7 +9,7 @@ many clients, which is what answers cost. Nobody loses by it:
 - A fan-out that takes longer than twice the usual time, since some node hangs, holds nobody up: the next one starts.
 - Clients that travelled together ask again soon after they were answered, but not at once. The next batch waits until
   as many samples are there as travelled or waited when the last one came back, for as long as a fan-out usually takes
-  and ``company_s`` at most. Without this 64 clients go six at a time, and get half of the answers a second.
+  and ``company_s`` at most. Requests trickle in one by one: without this many clients would go a few at a time.
 - Batches grow only as long as the nodes are quick: a batch that takes longer than a quarter of the deadline halves the
   limit, a full one that does not doubles it, up to ``max_batch`` (Crankshaw et al. 2017, "Clipper", in larger steps).
 

@@ -11,6 +11,8 @@ __all__ = ["heads_table", "ladder_table", "short_markdown", "short_table", "stud
 
 Study = Mapping[str, Any]
 
+_ACCURACIES = 8  # columns of the table of heads up to the last accuracy against failures
+
 
 def study_text(study: Study) -> str:
     """The short table of every method and head, for a terminal."""
@@ -45,38 +47,10 @@ def short_markdown(study: Study) -> str:
 
 
 def short_table(study: Study) -> Table:
-    """Each method with the head that it serves, and with the one that the experiment serves."""
-    levels = len(study["rows"][0]["sd"])
-    half, same = levels // 2, study["config"]["fusion"]["head"]
-    rows = []
-    for row in study["rows"]:
-        if row["own"] or row["head"] == same:
-            lines = row["accuracy_by_failures"]
-            rows.append(
-                {
-                    "method": row["title"],
-                    "head": row["head"] + (" *" if row["own"] else ""),
-                    "params": row["params"],
-                    "bytes": row["bytes_per_answer"],
-                    "none": lines[0]["mean"],
-                    "half": lines[half]["mean"],
-                    "worst": lines[half]["worst"],
-                    "last": lines[-1]["mean"],
-                }
-            )
-    return Table(
-        (
-            TextColumn("method", "method", str),
-            TextColumn("head", "head", str),
-            Column("params", "params"),
-            Column("bytes/answer", "bytes"),
-            Column("0 failed", "none", percent),
-            Column(f"{half} failed, mean", "half", percent),
-            Column("worst", "worst", percent),
-            Column(f"{levels - 1} failed", "last", percent),
-        ),
-        rows,
-    )
+    """Each method with the head that it serves and with the one that the experiment serves, up to the accuracies."""
+    same = study["config"]["fusion"]["head"]
+    shown = heads_table({**study, "rows": [row for row in study["rows"] if row["own"] or row["head"] == same]})
+    return Table(shown.columns[:_ACCURACIES], shown.rows)
 
 
 def ladder_table(study: Study) -> Table:

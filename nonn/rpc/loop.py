@@ -1,7 +1,7 @@
 """The event loop that servers run in: uvloop where it is installed, asyncio's own otherwise.
 
 An answer of eight devices wakes some twenty event loops; uvloop makes each of them cheaper. It is part of the extra
-``serve`` and no part of a node's base install, where it would cost 14 MB of disk and 2 MB of memory.
+``serve`` and no part of a node's base install, which shall stay small.
 """
 
 from __future__ import annotations
