@@ -46,11 +46,9 @@ def running_node(bundle: Path, student: int, *options: str) -> Iterator[tuple[su
 
 
 @contextlib.contextmanager
-def running_aggregator(bundle: Path, addresses: Sequence[str], folder: Path, *options: str) -> Iterator[dict[str, Any]]:
-    """A real aggregator process over nodes at these addresses, and its ready line; its log goes to a file."""
-    inventory, log = folder / "nodes.toml", folder / "aggregator.log"
-    write_inventory(inventory, [Node(id=f"node-{i}", address=a, student=i) for i, a in enumerate(addresses)])
-    command = [sys.executable, "-m", "nonn", "serve", bundle, "--inventory", inventory, "--watch-stdin", *options]
+def logged(*arguments: str | Path | int, log: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """A process that serves, its log in a file that can be read while it runs; yields its ready line and the log."""
+    command = [sys.executable, "-m", *map(str, arguments), "--watch-stdin"]
     with (
         log.open("wb") as errors,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as child,
@@ -59,9 +57,19 @@ def running_aggregator(bundle: Path, addresses: Sequence[str], folder: Path, *op
             assert child.stdout is not None
             line = child.stdout.readline()
             assert line, log.read_text()
-            yield json.loads(line)
+            yield json.loads(line), log
         finally:
-            child.terminate()
+            child.kill()
+
+
+@contextlib.contextmanager
+def running_aggregator(bundle: Path, addresses: Sequence[str], folder: Path, *options: str) -> Iterator[dict[str, Any]]:
+    """A real aggregator process over nodes at these addresses, and its ready line; its log goes to a file."""
+    inventory = folder / "nodes.toml"
+    write_inventory(inventory, [Node(id=f"node-{i}", address=a, student=i) for i, a in enumerate(addresses)])
+    arguments = ["nonn", "serve", bundle, "--inventory", inventory, *options]
+    with logged(*arguments, log=folder / "aggregator.log") as (ready, _):
+        yield ready
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -1,37 +1,20 @@
+"""Requests of many clients travel together: the queue and its batches, with fan-outs of our own."""
+
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import signal
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import grpc
 import numpy as np
-import psutil
 import pytest
-from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nonn_device.node import StudentModel
-from nonn_device.runtime import OnnxRuntime
 
 from nonn.aggregator.batching import BatchConfig, Batcher
-from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
-from nonn.aggregator.server import FusedModel
-from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
-from nonn.client import Client
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
-from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.subsets import mask_of
-from nonn.wire import add_tensors, new_request, write_parameters
-from tests.serving import TIMEOUT_S, fake_node, process, running_node, serving
-from tests.toys import toy_bundle, toy_data
+from tests.serving import TIMEOUT_S
 
 NUM_DEVICES = 4
 # A quarter of this is how long a fan-out may hold up the next one: no test takes as long.
@@ -405,159 +388,3 @@ def test_a_full_queue_refuses_at_once_and_names_its_limit():
 def test_limits_that_make_no_sense_are_refused(options, text):
     with pytest.raises(ConfigError, match=text):
         BatchConfig(**options)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return toy_bundle(tmp_path_factory.mktemp("batching") / "bundle", num_devices=NUM_DEVICES)
-
-
-@contextlib.asynccontextmanager
-async def fused(bundle, config=None, policy=None, **fakes):
-    """A stub for a batching aggregator over students in this process; ``node_2=behaviour`` is a fake in one's place."""
-    async with contextlib.AsyncExitStack() as stack:
-        nodes = []
-        for i in range(NUM_DEVICES):
-            runtime = OnnxRuntime(bundle.student_path(i), bundle.manifest.students[i], bundle.manifest.input)
-            fake = fakes.get(f"node_{i}")
-            server = fake_node(fake) if fake else serving(StudentModel(bundle, i, runtime))
-            nodes.append(Node(id=f"node-{i}", address=await stack.enter_async_context(server), student=i))
-        policy = policy or PolicyConfig(deadline_s=TIMEOUT_S)
-        model = FusedModel(Aggregator(bundle, nodes, policy), batching=config)
-        address = await stack.enter_async_context(serving(model))
-        channel = await stack.enter_async_context(aio.insecure_channel(address))
-        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-
-
-async def ask(stub, inputs, timeout=TIMEOUT_S):
-    return Answer.from_response(await stub.ModelInfer(new_request("nonn", {"input": inputs}, {}), timeout=timeout), 0.0)
-
-
-def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle):
-    inputs = toy_data(120, seed=3)[0]
-    sizes = [1, 2, 3] * 20
-    batches = [inputs[at : at + size] for at, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True)]
-    batches[::4] = [batch.astype(np.float32) for batch in batches[::4]]
-
-    async def scenario():
-        async with fused(bundle) as stub:
-            alone = [await ask(stub, batch) for batch in batches]
-            together = await asyncio.gather(*(ask(stub, batch) for batch in batches))
-        return alone, together
-
-    for one, other in zip(*asyncio.run(scenario()), strict=True):
-        assert one.mask == other.mask == mask_of(range(NUM_DEVICES))
-        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(one.labels, other.labels)
-        assert one.expected_accuracy == other.expected_accuracy
-
-
-def test_over_the_protocol_a_full_queue_is_resource_exhausted_and_a_large_batch_invalid(bundle):
-    inputs = toy_data(20, seed=3)[0]
-
-    async def scenario():
-        held = asyncio.Event()
-
-        async def hangs(raw, context):
-            request = pb.ModelInferRequest.FromString(raw)
-            batch = request.inputs[0].shape[0]
-            if batch > 1:  # a probe has one sample
-                await held.wait()
-            response = pb.ModelInferResponse(id=request.id)
-            write_parameters(response.parameters, {"nonn_bundle": bundle.hash})
-            add_tensors(response.outputs, response.raw_output_contents, {"features": np.ones((batch, 4), np.float32)})
-            return response.SerializeToString()
-
-        async with fused(bundle, BatchConfig(max_queue=8, max_samples=6), node_1=hangs) as stub:
-            both = [asyncio.ensure_future(ask(stub, inputs[:6])) for _ in range(2)]
-            done, (first,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            codes = [(exc.code(), exc.details()) for exc in (client.exception() for client in done)]
-            with pytest.raises(aio.AioRpcError) as caught:
-                await ask(stub, inputs[:7])
-            codes.append((caught.value.code(), caught.value.details()))
-            metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn"))
-            held.set()
-            await first
-        return codes, json.loads(metadata.properties["nonn_batching"])
-
-    (full, large), config = asyncio.run(scenario())
-    assert full[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "--max-queue" in full[1]
-    assert large[0] is grpc.StatusCode.INVALID_ARGUMENT
-    assert "7 samples; a request here may hold 6" in large[1]
-    assert config["max_queue"] == 8
-    assert config["max_samples"] == 6
-
-
-@contextlib.contextmanager
-def running_cluster(bundle, folder: Path, *options: str):
-    """Two nodes and an aggregator as processes: the aggregator, its ready line, the nodes."""
-    with contextlib.ExitStack() as stack:
-        nodes = [stack.enter_context(running_node(bundle.path, i)) for i in range(2)]
-        inventory = folder / "nodes.toml"
-        write_inventory(
-            inventory, [Node(id=f"n{i}", address=ready["address"], student=i) for i, (_, ready) in enumerate(nodes)]
-        )
-        aggregator = stack.enter_context(
-            process("nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin", *options)
-        )
-        yield aggregator, json.loads(aggregator.stdout.readline()), [child for child, _ in nodes]
-
-
-def test_sigterm_answers_what_is_under_way_refuses_what_is_new_and_says_so_in_health_first(bundle, tmp_path):
-    inputs = toy_data(1, seed=3)[0]
-
-    async def scenario(aggregator, address, nodes):
-        async with aio.insecure_channel(address) as channel:
-            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            await ask(stub, inputs)
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            states = [(await watch.read()).status]
-            nodes[1].send_signal(signal.SIGSTOP)  # so that the next request is under way for its whole deadline
-            under_way = asyncio.ensure_future(ask(stub, inputs))
-            await asyncio.sleep(0.2)
-            aggregator.send_signal(signal.SIGTERM)
-            states.append((await watch.read()).status)
-            with pytest.raises(aio.AioRpcError) as caught:
-                await ask(stub, inputs)
-            was_pending = not under_way.done()
-            answer = await under_way
-            return states, caught.value, was_pending, answer
-
-    with running_cluster(bundle, tmp_path, "--deadline", "3") as (aggregator, ready, nodes):
-        try:
-            states, refused, was_pending, answer = asyncio.run(scenario(aggregator, ready["address"], nodes))
-        finally:
-            nodes[1].send_signal(signal.SIGCONT)
-        serving_status = health_pb2.HealthCheckResponse
-        assert states == [serving_status.SERVING, serving_status.NOT_SERVING]
-        assert refused.code() is grpc.StatusCode.UNAVAILABLE
-        assert "takes no more requests" in refused.details()
-        assert was_pending
-        assert answer.mask == 0b01
-        assert aggregator.wait(TIMEOUT_S) == 0
-
-
-def test_an_oversized_message_is_refused_unread_and_the_cluster_goes_on(bundle, tmp_path):
-    inputs = toy_data(1, seed=3)[0]
-    with (
-        running_cluster(bundle, tmp_path, "--max-samples", "16") as (_, ready, _),
-        Client(ready["address"]) as client,
-    ):
-        with pytest.raises(InputError, match=r"larger than max.*raise the server's --max-samples"):
-            client.infer(np.zeros((2000, 1, 8, 8), np.uint8))
-        with pytest.raises(InputError, match="17 samples; a request here may hold 16"):
-            client.infer(np.zeros((17, 1, 8, 8), np.uint8))
-        assert client.infer(inputs).mask == 0b11
-
-
-def test_memory_stays_flat_over_some_thousand_requests(bundle, tmp_path):
-    inputs = toy_data(64, seed=3)[0]
-    with running_cluster(bundle, tmp_path) as (aggregator, ready, _), Client(ready["address"]) as client:
-
-        def resident_after(requests):
-            client.infer_many([inputs[i % 60 : i % 60 + 1 + i % 4] for i in range(requests)], concurrency=16)
-            return psutil.Process(aggregator.pid).memory_info().rss
-
-        before = resident_after(1000)
-        assert resident_after(2000) < 1.05 * before

@@ -16,8 +16,8 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.work import WorkChannel, WorkChannels, dialled
 from nonn.certs import Authority
 from nonn.rpc.v1 import fleet_pb2 as pb
+from tests.fleets import SAMPLE, Fleet, check_offline, members
 from tests.serving import TIMEOUT_S, run, until
-from tests.test_membership import SAMPLE, Fleet, check_offline, members
 from tests.toys import toy_bundle
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"

@@ -20,8 +20,8 @@ from nonn.errors import ConfigError
 from nonn.fleet.inventory import load_inventory
 from nonn.rpc.tls import load_tls
 from tests import toys
+from tests.fleets import Fleet, members
 from tests.serving import process, run, until
-from tests.test_membership import Fleet, members
 
 NODES = ("a", "b", "c", "d")
 LEASE = ("--lease", "0.9")

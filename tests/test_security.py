@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
-import json
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from grpc import aio
 
-from nonn.aggregator.dashboard import serve_dashboard
 from nonn.aggregator.inventory import Node, write_inventory
-from nonn.aggregator.joining import Joining
-from nonn.aggregator.metrics import Metrics
-from nonn.aggregator.monitor import Monitor
-from nonn.aggregator.secure import Watch, connect_tls
-from nonn.aggregator.service import Aggregator
 from nonn.certs import Authority
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -36,7 +24,7 @@ from nonn.rpc.handshake import explain, reason
 from nonn.rpc.tls import AGGREGATOR_NAME, TlsFolder
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from tests.serving import TIMEOUT_S, process, run, until
+from tests.serving import TIMEOUT_S, logged, process, run, until
 from tests.toys import toy_bundle
 
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
@@ -70,25 +58,6 @@ def folder(tmp_path_factory):
     for role, name in (("aggregator", "main"), ("node", "kitchen"), ("client", "alice")):
         stranger.issue(role, name)
     return path
-
-
-@contextlib.contextmanager
-def logged(*arguments, log):
-    """A process with its log in a file that can be read while it runs; yields its ready line and the log."""
-    with log.open("wb") as stderr:
-        command = subprocess.Popen(
-            [sys.executable, "-m", *map(str, arguments), "--watch-stdin"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-        )
-    with command:
-        try:
-            line = command.stdout.readline()
-            assert line, log.read_text()
-            yield json.loads(line), log
-        finally:
-            command.kill()
 
 
 @contextlib.contextmanager
@@ -285,244 +254,6 @@ def test_a_client_is_told_what_is_wrong_with_it_and_with_the_server(bundle, fold
             pytest.raises(CredentialsError, match="it speaks plain text, this side TLS"),
         ):
             client.infer(SAMPLE)
-
-
-def shown(address, tls):
-    """Fingerprint of the certificate that a server shows to a new connection."""
-    host, _, port = address.rpartition(":")
-    with (
-        socket.create_connection((host, int(port)), TIMEOUT_S) as connection,
-        TlsFolder(tls).context().wrap_socket(connection) as secure,
-    ):
-        return secure.getpeercert(binary_form=True)
-
-
-def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degraded(bundle, tmp_path):
-    certs, answers, stop = tmp_path / "certs", [], threading.Event()
-    with (
-        LocalCluster(bundle.path, tls=certs, deadline_s=TIMEOUT_S) as cluster,
-        Client(cluster.address, TIMEOUT_S, tls=cluster.client_tls) as client,
-    ):
-        servers = [cluster.address, *(state.address for state in cluster.states())]
-        before = [shown(address, cluster.client_tls) for address in servers]
-
-        def keep_asking():
-            while not stop.is_set():
-                answers.append(client.infer(SAMPLE))
-
-        asking = threading.Thread(target=keep_asking)
-        asking.start()
-        try:
-            authority = Authority(certs)
-            everybody = [("aggregator", "local"), ("node", "node-0"), ("node", "node-1")]
-            for role, name in everybody:
-                authority.rotate(role, name)
-            until(lambda: all(shown(a, cluster.client_tls) != old for a, old in zip(servers, before, strict=True)))
-            until(lambda: "every channel is made anew" in log_of(cluster, "aggregator.log"))
-            until_more(answers, 50)
-            for role, name in everybody:
-                authority.revoke(role, name, keep_newest=True)
-            # Now the old connections count for nothing: each side is asked with the new certificates only.
-            old = len(answers)
-            until(lambda: log_of(cluster, "node-0.log").count("read again") >= 2)
-            until_more(answers, 50)
-        finally:
-            stop.set()
-            asking.join()
-    assert len(answers) > old
-    assert {answer.mask for answer in answers} == {0b11}
-
-
-@contextlib.asynccontextmanager
-async def http_port(bundle, tls):
-    """A dashboard that speaks TLS."""
-    monitor, metrics = Monitor(bundle), Metrics(bundle.num_devices)
-    async with serve_dashboard(monitor, metrics, host="0.0.0.0", port=0, insecure=False, tls=tls) as address:
-        yield f"127.0.0.1:{address.rpartition(':')[2]}"
-
-
-@contextlib.asynccontextmanager
-async def grpc_port(bundle, tls):
-    """A server of gRPC with nothing behind it."""
-    server = aio.server()
-    bound = server.add_secure_port("127.0.0.1:0", tls.server_credentials())
-    await server.start()
-    yield f"127.0.0.1:{bound}"
-    await server.stop(None)
-
-
-@pytest.mark.parametrize("port", [http_port, grpc_port])
-def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(bundle, tmp_path, monkeypatch, port):
-    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
-    authority, other = Authority.create(tmp_path / "certs"), Authority.create(tmp_path / "other")
-    for issuer in (authority, other):
-        issuer.issue("aggregator", "main")
-        issuer.issue("client", "alice")
-    folder = authority.folder("aggregator", "main")
-    old, new = (issuer.folder("client", "alice") for issuer in (authority, other))
-    both = tmp_path / "both"
-    both.write_bytes(b"".join((issuer.path / "ca.pem").read_bytes() for issuer in (authority, other)))
-
-    def lets_in(address, client):
-        """Whether the handshake is made; the first byte shows it, since a client of TLS 1.3 is judged after it."""
-        host, _, number = address.rpartition(":")
-        context = ssl.create_default_context(cafile=both)
-        context.check_hostname = False
-        context.set_alpn_protocols(["h2" if port is grpc_port else "http/1.1"])
-        context.load_cert_chain(client / "identity.pem")
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((host, int(number)), TIMEOUT_S) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" if port is http_port else b"")
-            return hashlib.sha256(secure.getpeercert(binary_form=True)).hexdigest() if secure.recv(1) else None
-        return None
-
-    async def scenario():
-        tls = TlsFolder(folder)
-        async with port(bundle, tls) as address:
-            asked = [await asyncio.to_thread(lets_in, address, client) for client in (old, new)]
-            rotated = authority.rotate("aggregator", "main").sha256
-            asked.append(await asyncio.to_thread(lets_in, address, old))
-            shutil.copytree(other.folder("aggregator", "main"), folder, dirs_exist_ok=True)
-            asked += [await asyncio.to_thread(lets_in, address, client) for client in (old, new)]
-        return asked, rotated
-
-    first, second = authority.issued[0].sha256, other.issued[0].sha256
-    asked, rotated = asyncio.run(scenario())
-    assert asked == [first, None, rotated, None, second]
-
-
-def until_more(answers, count):
-    """Waits for as many answers more."""
-    goal = len(answers) + count
-    until(lambda: len(answers) >= goal)
-
-
-def log_of(cluster, name):
-    return (Path(cluster._folder.name) / name).read_text()
-
-
-def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle, tmp_path):
-    certs = tmp_path / "certs"
-    with LocalCluster(bundle.path, tls=certs) as cluster, Client(cluster.address, tls=cluster.client_tls) as client:
-        assert client.infer(SAMPLE).mask == 0b11
-        authority = Authority(certs)
-        authority.revoke("node", "node-1")
-        until(lambda: client.infer(SAMPLE).mask == 0b01)
-        assert "node-1" not in {known["id"] for known in client.metadata().nodes}
-        authority.issue("node", "node-1")
-        until(lambda: client.infer(SAMPLE).mask == 0b11)
-        authority.revoke("client", "local")
-
-        def refused():
-            try:
-                client.infer(SAMPLE)
-            except CredentialsError as exc:
-                return "client 'local' has been revoked" in str(exc)
-            return False
-
-        until(refused)
-
-
-def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_out(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
-    authority, certs = Authority.create(tmp_path / "certs"), tmp_path / "certs"
-    authority.issue("aggregator", "main")
-    authority.issue("node", "kitchen")
-    stolen = shutil.copytree(certs / "node/kitchen", tmp_path / "stolen")  # its list of revoked ones stays empty
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    kitchen, tls = Node(id="kitchen", address=f"127.0.0.1:{port}", student=0), TlsFolder(certs / "aggregator/main")
-
-    def switched_on(folder):
-        return node(bundle, folder, tmp_path / "node.log", "--port", port)
-
-    async def scenario():
-        async with Aggregator(bundle, [kitchen], connect=connect_tls(tls)) as aggregator:
-
-            async def up():
-                async with asyncio.timeout(TIMEOUT_S):
-                    while aggregator.policy.state("kitchen") != "up":
-                        await asyncio.sleep(0.05)
-
-            watch = Watch(aggregator, tls)
-            await watch.look()
-            authority.revoke("node", "kitchen")
-            assert aggregator.nodes == (kitchen,)  # nobody has shown anything yet
-            with switched_on(stolen):
-                await up()
-                await watch.look()
-                assert aggregator.nodes == ()
-            await watch.look()
-            assert aggregator.nodes == ()
-            authority.issue("node", "kitchen")
-            with switched_on(certs / "node/kitchen"):
-                await watch.look()
-                assert aggregator.nodes == (kitchen,)
-
-    asyncio.run(scenario())
-
-
-def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newest(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
-    authority, main = Authority.create(tmp_path / "certs"), tmp_path / "certs/aggregator/main"
-    authority.issue("aggregator", "main")
-    authority.issue("node", "a")
-
-    def deliver():
-        return shutil.copytree(tmp_path / "certs/node/a", tmp_path / "device", dirs_exist_ok=True)
-
-    async def scenario(stack):
-        joining = Joining(main, None, None, 3.0, joins=True)
-        aggregator = Aggregator(bundle, [], connect=joining.connect(bundle))
-        fleet = joining.fleet(aggregator)
-        watch, leases = Watch(aggregator, joining.tls, fleet.release), fleet.membership.leases
-        server = aio.server(interceptors=[joining.guard])
-        fleet.add_to(server)
-        port = server.add_secure_port("127.0.0.1:0", joining.tls.server_credentials())
-        async with aggregator, fleet.attend(), contextlib.AsyncExitStack() as ends, asyncio.timeout(TIMEOUT_S):
-            await server.start()
-            ends.push_async_callback(server.stop, None)
-            join = logged(
-                "nonn_device", "join", f"127.0.0.1:{port}", "--tls", deliver(), "--data", tmp_path, log=tmp_path / "log"
-            )
-            _, log = await asyncio.to_thread(stack.enter_context, join)
-
-            async def settled(condition):
-                while not condition():
-                    await asyncio.sleep(0.02)
-
-            await settled(lambda: aggregator.nodes)
-            # The aggregator hears of the revocation before the node has its new certificate.
-            authority.rotate("node", "a")
-            authority.revoke("node", "a", keep_newest=True)
-            await watch.look()
-            assert not aggregator.nodes
-            deliver()
-            await settled(lambda: aggregator.nodes)
-            await watch.look()
-            assert aggregator.nodes
-            # In order: neither the node's server nor its heartbeats are of the old one any more.
-            address, lease = aggregator.nodes[0].address, leases["a"]
-            new = authority.rotate("node", "a").sha256
-            deliver()
-            while hashlib.sha256(await asyncio.to_thread(shown, address, main)).hexdigest() != new:
-                pass
-            authority.revoke("node", "a", keep_newest=True)
-            await watch.look()
-            for _ in range(2):
-                await settled(lambda renewed=lease.expires_at: lease.expires_at > renewed)
-            assert (len(aggregator.nodes), leases["a"]) == (1, lease)
-            told = len(log.read_text())
-            authority.revoke("node", "a")
-            await watch.look()
-            await settled(lambda: "node 'a' has been revoked" in log.read_text()[told:])
-            assert not aggregator.nodes
-
-    with contextlib.ExitStack() as stack:
-        asyncio.run(scenario(stack))
 
 
 def test_a_client_without_the_token_is_refused_and_the_token_can_be_changed(bundle, tmp_path):

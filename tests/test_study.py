@@ -89,8 +89,8 @@ def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
     assert f"{percent(served[-1]['half'])}" in short_markdown(result)
 
 
-def test_the_readme_shows_the_results_that_are_in_the_repository() -> None:
-    command = [sys.executable, "scripts/readme.py", "--check"]
+def test_documents_show_the_results_that_are_in_the_repository() -> None:
+    command = [sys.executable, "scripts/tables.py", "--check"]
     assert subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode == 0
 
 

@@ -23,8 +23,8 @@ from nonn_device.node import StudentModel
 
 from nonn.client import Client
 from nonn.rpc.watchdog import Watchdog
+from tests.fleets import members
 from tests.serving import TIMEOUT_S, run, until
-from tests.test_membership import members
 from tests.toys import SHAPE, WIDTH, toy_bundle
 
 ROOT = Path(__file__).parent.parent

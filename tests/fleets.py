@@ -1,0 +1,87 @@
+"""Aggregators that take joins and nodes that join them: real processes for the tests of membership."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+
+from nonn.client import Client
+from tests.serving import TIMEOUT_S
+from tests.toys import toy_data
+
+SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
+TOKEN = "a-token-for-those-who-join"
+
+
+class Running:
+    """A process, its ready line and its log."""
+
+    def __init__(self, log, *arguments):
+        self.log = log
+        with log.open("wb") as stderr:
+            command = [sys.executable, "-m", *map(str, arguments), "--watch-stdin"]
+            self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+
+    @property
+    def ready(self):
+        """Of the next start of its server."""
+        line = self.child.stdout.readline()
+        assert line, self.log.read_text()
+        return json.loads(line)
+
+    def end(self, number=signal.SIGTERM):
+        self.child.send_signal(number)
+        return self.child.wait(TIMEOUT_S)
+
+    def close(self):
+        self.child.kill()
+        self.child.wait()
+        self.child.stdin.close()
+        self.child.stdout.close()
+
+
+class Fleet:
+    """Aggregators and nodes of one test."""
+
+    def __init__(self, folder, stack):
+        self.folder, self._stack, self._count = folder, stack, 0
+        self.token = folder / "join.token"
+        self.token.write_text(TOKEN)
+
+    def _start(self, *arguments):
+        self._count += 1
+        running = Running(self.folder / f"{self._count}.log", *arguments)
+        self._stack.callback(running.close)
+        return running
+
+    def aggregator(self, bundle, *options, port=0):
+        security = () if "--tls" in options else ("--join-token-file", self.token)
+        running = self._start("nonn", "serve", bundle.path, "--joins", "--port", port, *security, *options)
+        return running, running.ready["address"]
+
+    def node(self, name, *aggregators, data=None, options=()):
+        security = () if "--tls" in options else ("--join-token-file", self.token, "--id", name)
+        data = data or self.folder / name
+        return self._start("nonn_device", "join", *aggregators, "--data", data, *security, *options)
+
+    def client(self, address, **options):
+        return self._stack.enter_context(Client(address, TIMEOUT_S, **options))
+
+
+def members(client):
+    """Student of each node that is up."""
+    return {node["id"]: node["student"] for node in client.metadata().nodes if node["state"] == "up"}
+
+
+def check_offline(bundle, client):
+    """The answer is the offline fusion of the recorded features of the devices that it names."""
+    inputs, _ = toy_data(200, seed=3)
+    answer = client.infer(inputs[:1])
+    recorded, _ = bundle.features
+    expected = bundle.head.logits({i: recorded[i][:1] for i in answer.answered.nonzero()[0].tolist()})
+    np.testing.assert_allclose(answer.logits, expected, rtol=1e-4, atol=1e-4)
+    return answer

@@ -1,0 +1,336 @@
+"""Nodes that join, share, leave, die and come back: real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import socket
+import threading
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bundle import load_bundle, write_bundle
+from nonn.certs import Authority
+from nonn.errors import NonnError, QuorumError
+from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.rpc.v1 import fleet_pb2_grpc
+from tests.fleets import SAMPLE, TOKEN, Fleet, check_offline, members
+from tests.serving import TIMEOUT_S, run, until
+from tests.toys import toy_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy_bundle(tmp_path_factory.mktemp("membership") / "bundle", num_devices=4, num_parts=2)
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    with contextlib.ExitStack() as stack:
+        yield Fleet(tmp_path, stack)
+
+
+def test_nodes_join_serve_and_leave_while_requests_go_on(bundle, fleet):
+    aggregator, address = fleet.aggregator(bundle)
+    client = fleet.client(address)
+    with pytest.raises(QuorumError):
+        client.infer(SAMPLE)
+    nodes = {name: fleet.node(name, address) for name in ("a", "b", "c", "d")}
+    until(lambda: len(members(client)) == 4)
+    assert sorted(members(client).values()) == [0, 1, 2, 3]
+    assert check_offline(bundle, client).mask == 0b1111
+    answers, stop = [], threading.Event()
+
+    def keep_asking():
+        while not stop.is_set():
+            answers.append(client.infer(SAMPLE))
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        gone = members(client)["b"]
+        assert nodes["b"].end() == 0
+        assert "b" not in members(client)  # at once: it said so before it went
+        until(lambda: answers[-1].mask == 0b1111 & ~(1 << gone))
+        fleet.node("e", address)
+        until(lambda: members(client).get("e") == gone)
+        until(lambda: answers[-1].mask == 0b1111)
+    finally:
+        stop.set()
+        asking.join()
+    assert all(answer.mask | 1 << gone == 0b1111 for answer in answers)
+    assert "b left" in aggregator.log.read_text()
+
+
+def test_an_aggregator_that_is_killed_and_restarted_gets_its_nodes_back_as_they_were(bundle, fleet):
+    aggregator, address = fleet.aggregator(bundle)
+    client = fleet.client(address)
+    nodes = [fleet.node(name, address) for name in ("a", "b", "c")]
+    until(lambda: all("in the cluster" in node.log.read_text() for node in nodes))
+    before, files = members(client), {name: stamps(fleet.folder / name) for name in "abc"}
+    aggregator.end(signal.SIGKILL)
+    fleet.aggregator(bundle, port=int(address.rpartition(":")[2]))
+    until(lambda: members(client) == before)
+    assert check_offline(bundle, client).answered.sum() == 3
+    assert {name: stamps(fleet.folder / name) for name in "abc"} == files
+    assert all("knows nothing of this node any more; joining again" in node.log.read_text() for node in nodes)
+
+
+def stamps(folder):
+    """When each file of a student was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.onnx")}
+
+
+def test_two_aggregators_share_their_nodes_and_agree_about_them(bundle, fleet):
+    _, first = fleet.aggregator(bundle)
+    other, second = fleet.aggregator(bundle)
+    clients = fleet.client(first), fleet.client(second)
+    nodes = [fleet.node(name, first, second) for name in ("a", "b", "c")]
+    until(lambda: all(len(members(client)) == 3 for client in clients))
+    assert members(clients[0]) == members(clients[1])
+    assert all(check_offline(bundle, client).answered.sum() == 3 for client in clients)
+    other.end(signal.SIGKILL)
+    assert clients[0].infer(SAMPLE).answered.sum() == 3
+    assert nodes[0].end() == 0  # the aggregator that is gone does not keep it
+    until(lambda: len(members(clients[0])) == 2)
+
+
+def test_a_node_that_falls_silent_loses_its_lease_and_comes_back_by_itself(bundle, fleet):
+    aggregator, address = fleet.aggregator(bundle, "--lease", "1")
+    client = fleet.client(address)
+    node = fleet.node("a", address)
+    until(lambda: len(members(client)) == 1)
+    node.child.send_signal(signal.SIGSTOP)
+    until(lambda: not client.metadata().nodes)
+    assert "was silent until its lease ended" in aggregator.log.read_text()
+    node.child.send_signal(signal.SIGCONT)
+    until(lambda: len(members(client)) == 1)
+    check_offline(bundle, client)
+
+
+def test_a_second_device_of_the_same_id_is_refused_loudly(bundle, fleet):
+    aggregator, address = fleet.aggregator(bundle)
+    client = fleet.client(address)
+    first = fleet.node("a", address)
+    until(lambda: len(members(client)) == 1)
+    second = fleet.node("a", address, data=fleet.folder / "elsewhere")
+    assert second.child.wait(TIMEOUT_S) == 3
+    assert "node 'a': the id is held by a device with another key" in second.log.read_text()
+    assert "node 'a': the id is held by a device with another key" in aggregator.log.read_text()
+    assert members(client).keys() == {"a"}
+    # The copy of a memory card has the same key: the last one to start has the id, and the other one is told.
+    copied = shutil.copytree(fleet.folder / "a", fleet.folder / "copy")
+    third = fleet.node("a", address, data=copied)
+    assert first.child.wait(TIMEOUT_S) == 3
+    assert "two devices share this identity" in first.log.read_text()
+    assert third.child.poll() is None
+    until(lambda: members(client).keys() == {"a"})
+    check_offline(bundle, client)
+
+
+def test_only_who_may_join_joins_and_only_members_get_files(bundle, fleet, tmp_path):
+    aggregator, address = fleet.aggregator(bundle)
+    wrong = tmp_path / "wrong"
+    wrong.write_text(TOKEN + "x")
+    for options, text in (
+        (("--join-token-file", wrong, "--id", "a"), "a token that is not one of this server's"),
+        (("--id", "a"), "the call has no token"),
+        ((), "--id is missing"),
+        (("--id", "A"), "lower-case"),
+        (("--id", "a", "--join-token-file", tmp_path / "nowhere"), "nowhere: cannot be read"),
+    ):
+        ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)
+        assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+    assert "has no token" in aggregator.log.read_text()
+    metadata = (("authorization", f"Bearer {TOKEN}"),)
+    with grpc.insecure_channel(address) as channel:
+        stub = fleet_pb2_grpc.FleetStub(channel)
+        request = pb.RegisterRequest(node="a", instance="i", fingerprint="f", student=2)
+        lease = stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
+        assert [artifact.path for artifact in lease.artifacts] == ["manifest.json", "students/student-2.onnx"]
+        for token, path, offset, text in (
+            ("none", "manifest.json", 0, "no such lease"),
+            (lease.lease, "students/student-1.onnx", 0, "is no file of student 2"),
+            (lease.lease, "../secret", 0, "is no file of student 2"),
+            (lease.lease, "manifest.json", 1 << 40, "the offset is"),
+        ):
+            with pytest.raises(grpc.RpcError, match=text):
+                list(stub.GetArtifact(pb.GetArtifactRequest(lease=token, path=path, offset=offset), metadata=metadata))
+        chunks = stub.GetArtifact(
+            pb.GetArtifactRequest(lease=lease.lease, path="manifest.json", offset=9), metadata=metadata
+        )
+        manifest = (bundle.path / "manifest.json").read_bytes()
+        assert b"".join(chunk.data for chunk in chunks) == manifest[9:]
+        assert not stub.Heartbeat(pb.HeartbeatRequest(lease="none"), metadata=metadata).known
+        assert stub.Heartbeat(pb.HeartbeatRequest(lease=lease.lease), metadata=metadata).known
+        with pytest.raises(grpc.RpcError, match="is not host:port"):
+            stub.Register(pb.RegisterRequest(node="b", instance="i", fingerprint="f", address="x"), metadata=metadata)
+
+
+def test_options_that_contradict_each_other_are_refused(bundle, tmp_path):
+    write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="h:1", student=0)])
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    for options, text in (
+        ((), "there would be no nodes: give --inventory, or let nodes join with --joins"),
+        (("--joins",), "--joins needs to know who may join"),
+        (("--inventory", tmp_path / "nodes.toml", "--lease", "3"), "--join-token-file and --lease go with --joins"),
+        (("--joins", "--join-token-file", token, "--lease", "0"), "--lease 0: must be 0.1 to 3600 seconds"),
+    ):
+        ended = run("nonn", "serve", bundle.path, *options)
+        assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+
+
+def test_an_aggregator_that_takes_no_joins_says_so(bundle, fleet, tmp_path):
+    write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:1", student=0)])
+    running = fleet._start("nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--deadline", "0.2")
+    address = running.ready["address"]
+    ended = run("nonn_device", "join", address, "--id", "a", "--data", tmp_path / "d")
+    assert (ended.returncode, "takes no joins; start it with: nonn serve --joins" in ended.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_node_that_waits_for_its_aggregator_ends_at_once_when_told(fleet, number):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+    node = fleet.node("a", address)
+    until(lambda: "nobody answers there" in node.log.read_text())
+    assert node.end(number) == 0
+
+
+def padded(bundle, path, num_bytes):
+    """The same bundle with students as large as real ones."""
+    students = {}
+    for student in bundle.manifest.students:
+        model = onnx.load(bundle.path / student.file)
+        model.doc_string = random.Random(student.device).randbytes(num_bytes // 2).hex()
+        students[student.device] = model.SerializeToString()
+    arrays = {name: bundle.arrays(name) for name in bundle.manifest.files}
+    return write_bundle(path, bundle.manifest, students, arrays)
+
+
+class CuttingProxy:
+    """Forwards connections, and cuts the first one after so many bytes of answers, once `arrived` says so."""
+
+    def __init__(self, upstream, cut_after, arrived):
+        self.cuts, self.answered, self._cut_after, self._arrived = 0, 0, cut_after, arrived
+        self._upstream, self._ends = upstream, []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                host, _, port = self._upstream.rpartition(":")
+                far = socket.create_connection((host, int(port)))
+                self._ends += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=self._pipe, args=(source, target, source is far)))
+                    self._threads[-1].start()
+
+    def _pipe(self, source, target, answers):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if answers:
+                    self.answered += len(data)
+                target.sendall(data)
+                if answers and not self.cuts and self.answered > self._cut_after:
+                    until(self._arrived)
+                    self.cuts = 1
+                    break
+        self._hang_up(source, target)
+
+    @staticmethod
+    def _hang_up(*ends):
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self._hang_up(self._server, *self._ends)
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+        for end in (self._server, *self._ends):
+            end.close()
+
+
+def test_a_download_that_is_cut_goes_on_and_the_whole_is_right(bundle, fleet, tmp_path):
+    large = padded(bundle, tmp_path / "large", 4_000_000)
+    _, address = fleet.aggregator(large)
+
+    def most_is_on_disk():
+        return any(part.stat().st_size > 2_000_000 for part in (fleet.folder / "a").rglob("*.part"))
+
+    with contextlib.closing(CuttingProxy(address, 3_000_000, most_is_on_disk)) as proxy:
+        node = fleet.node("a", proxy.address)
+        ready = node.ready
+        assert proxy.cuts == 1
+        # What had been written before the cut did not come again; what was on its way may have.
+        size = (large.path / large.manifest.students[ready["node"]].file).stat().st_size
+        assert proxy.answered < 3_000_000 + 1.1 * (size - 2_000_000)
+    held = load_bundle(fleet.folder / "a/bundles" / large.hash, device=ready["node"])
+    assert held.hash == large.hash
+    assert not list((fleet.folder / "a").rglob("*.part"))
+    assert "trying again" in node.log.read_text()
+
+
+def test_with_tls_the_certificate_is_the_id(bundle, fleet, tmp_path):
+    authority = Authority.create(tmp_path / "certs")
+    for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b"), ("node", "gone")):
+        authority.issue(role, name)
+    stolen = shutil.copytree(authority.folder("node", "gone"), tmp_path / "stolen")
+    authority.revoke("node", "gone")
+    aggregator, address = fleet.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
+    client = fleet.client(address, tls=authority.folder("client", "alice"))
+    nodes = [fleet.node(n, address, options=("--tls", authority.folder("node", n))) for n in ("a", "b")]
+    until(lambda: members(client).keys() == {"a", "b"})
+    check_offline(bundle, client)
+    for options, text in (
+        (("--tls", authority.folder("node", "a"), "--id", "b"), "is of node 'a'; leave --id out"),
+        (("--tls", authority.folder("client", "alice")), "of client 'alice'; this takes one of role node"),
+        (("--tls", stolen), "the certificate of node 'gone' has been revoked; issue another"),
+        (("--id", "a"), "it speaks TLS, this side plain text: give --tls"),
+    ):
+        ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)
+        assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+    # One node's certificate neither joins as another one nor holds another one's lease.
+    pem = (authority.folder("node", "a") / "identity.pem").read_bytes()
+    credentials = grpc.ssl_channel_credentials((authority.path / "ca.pem").read_bytes(), pem, pem)
+    override = [("grpc.ssl_target_name_override", "aggregator.nonn.internal")]
+    with grpc.secure_channel(address, credentials, override) as channel:
+        stub = fleet_pb2_grpc.FleetStub(channel)
+        with pytest.raises(grpc.RpcError, match="certificate of node 'a' does not let it join as 'b'") as caught:
+            stub.Register(pb.RegisterRequest(node="b", instance="i", address="127.0.0.1:1"), timeout=TIMEOUT_S)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "does not let it join as 'b'" in aggregator.log.read_text()
+    # A node that is revoked while it serves is out, and stays out.
+    authority.revoke("node", "b")
+    until(lambda: members(client).keys() == {"a"})
+    assert client.infer(SAMPLE).answered.sum() == 1
+    assert nodes[0].end() == 0
+
+
+def test_a_node_takes_another_bundle_from_the_aggregator_that_it_has(bundle, fleet, tmp_path):
+    aggregator, address = fleet.aggregator(bundle)
+    node = fleet.node("a", address)
+    assert node.ready["bundle"] == bundle.hash
+    client = fleet.client(address)
+    until(lambda: len(members(client)) == 1)
+    aggregator.end(signal.SIGKILL)
+    newer = padded(bundle, tmp_path / "newer", 1000)
+    fleet.aggregator(newer, port=int(address.rpartition(":")[2]))
+    assert node.ready["bundle"] == newer.hash
+    until(lambda: len(members(client)) == 1)
+    assert check_offline(newer, client).answered.sum() == 1
+    assert [folder.name for folder in (fleet.folder / "a/bundles").iterdir()] == [newer.hash]
+    with pytest.raises(NonnError):
+        client.infer(np.zeros((1, 1, 9, 9), np.uint8))
