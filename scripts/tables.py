@@ -1,9 +1,17 @@
-"""Puts the tables of results into the README, from the files that the commands wrote.
+"""Puts the tables of results into the README and the documents, from the files that the commands wrote.
 
-    python scripts/readme.py            # writes README.md
-    python scripts/readme.py --check    # ends with 1 if it would change
+    python scripts/tables.py            # writes them
+    python scripts/tables.py --check    # writes nothing, ends with 1 if it would change one
 
-A table stands between ``<!-- study FILE -->`` and ``<!-- end -->``; FILE is a ``study.json`` of ``nonn study``.
+A table stands between ``<!-- KIND FILE -->`` and ``<!-- end -->``:
+
+============  ===========================================================================
+kind          made of
+============  ===========================================================================
+study         ``study.json`` of ``nonn study``: the head a method serves, and the same for all
+study-heads   the same file: every head on the same students
+partitioners  ``compare.json`` of ``nonn partition --compare``
+============  ===========================================================================
 """
 
 from __future__ import annotations
@@ -12,14 +20,21 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nonn.files import atomic_file
-from nonn.report.study import short_markdown
+from nonn.report.comparison import comparison_markdown
+from nonn.report.study import heads_markdown, short_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-_TABLE = re.compile(r"(<!-- study (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "study": short_markdown,
+    "study-heads": heads_markdown,
+    "partitioners": comparison_markdown,
+}
+_TABLE = re.compile(rf"(<!-- ({'|'.join(KINDS)}) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> int:
@@ -27,13 +42,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
-    text = README.read_text()
-    wanted = with_tables(text)
-    if args.check:
-        return int(wanted != text)
-    with atomic_file(README) as file:
-        file.write_text(wanted)
-    return 0
+    changed = 0
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = document.read_text()
+        wanted = with_tables(text)
+        changed += wanted != text
+        if wanted != text and not args.check:
+            with atomic_file(document) as file:
+                file.write_text(wanted)
+    return int(args.check and changed > 0)
 
 
 def with_tables(text: str) -> str:
@@ -42,7 +59,7 @@ def with_tables(text: str) -> str:
     Raises:
         OSError: a file that it names is not there.
     """
-    return _TABLE.sub(lambda m: f"{m[1]}{short_markdown(json.loads((ROOT / m[2]).read_text()))}\n{m[3]}", text)
+    return _TABLE.sub(lambda m: f"{m[1]}{KINDS[m[2]](json.loads((ROOT / m[3]).read_text()))}\n{m[4]}", text)
 
 
 if __name__ == "__main__":

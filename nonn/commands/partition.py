@@ -68,7 +68,7 @@ def _compare(run: Run, stage: Stage, *, as_json: bool) -> None:
     from nonn.files import atomic_file, write_json
     from nonn.partition import METHODS
     from nonn.partition.compare import GRAPHS, compare
-    from nonn.provenance import code_version
+    from nonn.provenance import code_version, machine
     from nonn.report.comparison import comparison_plot, comparison_table
     from nonn.report.table import as_text
 
@@ -84,6 +84,7 @@ def _compare(run: Run, stage: Stage, *, as_json: bool) -> None:
         "data": {"name": run.data.name, "split": "held-out", "samples": len(held_out.labels), "fit": len(fit.labels)},
         "parts": config.partition.parts,
         "seed": run.seed,
+        "machine": machine(),
         "code_version": code_version(),
         "rows": [row.to_json() for row in rows],
     }

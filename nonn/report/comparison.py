@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nonn.report import plots
-from nonn.report.table import Column, Table, TextColumn, percent
+from nonn.report.table import Column, Table, TextColumn, as_markdown, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["comparison_plot", "comparison_table"]
+__all__ = ["comparison_markdown", "comparison_plot", "comparison_table"]
 
 _COLOURS = {"co-activation": plots.BLUE, "nonn": plots.VERMILION}
 
@@ -40,6 +40,17 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
         if missing:
             columns.append(Column("worst", f"worst_{missing}", _accuracy))
     return Table(tuple(columns), [_flat(row, levels) for row in comparison["rows"]])
+
+
+def comparison_markdown(comparison: Mapping[str, Any]) -> str:
+    """The table with where it comes from, for a document."""
+    data = comparison["data"]
+    return (
+        f"Teacher {comparison['teacher']}: {percent(comparison['teacher_accuracy'])} on the {data['split']} split of "
+        f"{data['name']} ({data['samples']:,} samples; the probe is fitted to {data['fit']:,} of train); "
+        f"{comparison['parts']} parts, seed {comparison['seed']}; {comparison['machine']['processor']}; version "
+        f"{comparison['code_version']}.\n\n{as_markdown(comparison_table(comparison))}"
+    )
 
 
 def comparison_plot(comparison: Mapping[str, Any]) -> str:

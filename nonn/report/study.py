@@ -7,7 +7,15 @@ from typing import Any
 
 from nonn.report.table import Column, Table, TextColumn, as_markdown, as_text, percent
 
-__all__ = ["heads_table", "ladder_table", "short_markdown", "short_table", "study_markdown", "study_text"]
+__all__ = [
+    "heads_markdown",
+    "heads_table",
+    "ladder_table",
+    "short_markdown",
+    "short_table",
+    "study_markdown",
+    "study_text",
+]
 
 Study = Mapping[str, Any]
 
@@ -36,14 +44,13 @@ def study_markdown(study: Study) -> str:
 
 
 def short_markdown(study: Study) -> str:
-    """The short table with where it comes from, for the README."""
-    config, seeds = study["config"], ", ".join(map(str, study["seeds"]))
-    return (
-        f"Teacher {study['teacher']['model']}, {config['teacher']['epochs']} epochs: "
-        f"{percent(study['teacher']['accuracy'])}. {config['devices']['count']} students {config['student']['model']}, "
-        f"{config['distill']['epochs']} epochs; seeds {seeds}; last epoch, test split, all sets of survivors; "
-        f"{study['machine']['processor']}.\n\n{as_markdown(short_table(study))}"
-    )
+    """The short table with where it comes from, for a document."""
+    return f"{_origin(study)}\n\n{as_markdown(short_table(study))}"
+
+
+def heads_markdown(study: Study) -> str:
+    """The table of every head with where it comes from, for a document."""
+    return f"{_origin(study)}\n\n{as_markdown(heads_table(study))}"
 
 
 def short_table(study: Study) -> Table:
@@ -119,6 +126,19 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, Any]]:
             **{key: lines[half][key] for key in ("ece", "cev", "sde")},
         }
         method = row["method"]
+
+
+def _origin(study: Study) -> str:
+    """Teacher, students, epochs, seeds, machine and version; a partial study says that it is."""
+    config = study["config"]
+    seeds = f"seed{'s' * (len(study['seeds']) > 1)} {', '.join(map(str, study['seeds']))}"
+    return (
+        ("" if study["complete"] else "**Not complete: rows or seeds are missing.** ")
+        + f"Teacher {study['teacher']['model']}, {config['teacher']['epochs']} epochs: "
+        f"{percent(study['teacher']['accuracy'])}. {config['devices']['count']} students {config['student']['model']}, "
+        f"{config['distill']['epochs']} epochs; {seeds}; last epoch, test split, all sets of survivors; "
+        f"{study['machine']['processor']}; version {study['code_version']}. A star marks the head that the method serves."
+    )
 
 
 def _title(study: Study) -> str:
