@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-STUDY_ROWS = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "units", "ours")  # see nonn/study.py
+STUDY_ROWS = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "units", "ours-cut", "ours")  # see nonn/study.py
 AUTO = -1  # what partition.parts = "auto" is read as
 
 

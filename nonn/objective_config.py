@@ -33,10 +33,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitConfig(ObjectiveConfig):
-    """An objective on answers; averaged over devices unless it is on the fused one."""
+    """An objective on answers; summed over devices unless it is on the fused one."""
 
-    # fused: the answer of a sampled answering set; own: of each device alone; partial: what a device's part of the
-    # teacher's filters adds to the teacher's logits.
+    # fused: the answer of a sampled answering set; own: of each device alone; both: the sum of these two; partial:
+    # what a device's part of the teacher's filters adds to the teacher's logits.
     on: str = "fused"
 
 
@@ -161,7 +161,7 @@ class ObjectivesConfig:
     simreg: SimregConfig = field(default_factory=SimregConfig)
 
 
-_ON = ("fused", "own", "partial")
+_ON = ("fused", "own", "both", "partial")
 _POSITIVE = ("temperature", "variance", "dim", "atoms", "iterations", "hidden")
 _NOT_NEGATIVE = ("weight", "tckd_weight", "nckd_weight", "distance_weight", "angle_weight", "feature_weight")
 _SHARE = ("warm_up", "label_revision")
@@ -189,12 +189,10 @@ def check_objectives(objectives: ObjectivesConfig, prefix: str = "distill.object
                 raise ConfigError(f"{key}: must lie between 0 and 1, and not be 0")
             if name == "on" and value not in _ON:
                 near = difflib.get_close_matches(value, _ON, n=1)
-                raise ConfigError(
-                    f"{key}: unknown; " + (f"did you mean '{near[0]}'?" if near else "fused | own | partial")
-                )
+                raise ConfigError(f"{key}: unknown; " + (f"did you mean '{near[0]}'?" if near else " | ".join(_ON)))
         if isinstance(objective, SoftTargetConfig) and objective.label_revision and objective.on == "partial":
             raise ConfigError(
-                f"{prefix}.{spec.name}.label_revision: revises whole answers; choose on = 'fused' or 'own'"
+                f"{prefix}.{spec.name}.label_revision: revises whole answers; choose on = 'fused', 'own' or 'both'"
             )
     if not any(getattr(objectives, spec.name).weight for spec in dataclasses.fields(objectives)):
         raise ConfigError(f"{prefix}: every weight is 0; there is nothing to train for")

@@ -44,6 +44,7 @@ from nonn.trainer import Progress, Task, batches, fit
 __all__ = ["Run"]
 
 FORMAT = 1  # raised when a stage's files change so that older ones must not be used again
+STUDENTS_FORMAT = 2  # the same, for what distillation makes
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Run:
         for number, step in enumerate(s for s in plan(config.distill) if s.model):
             assistant = self.networks.assistant(step.model, number)
             inputs = {"mentor": before.key, "model": step.model, "distill": dataclasses.asdict(config.distill)}
-            stage = open_stage(self.folder, step.name, inputs | {"format": FORMAT, "seed": self.seed})
+            stage = open_stage(self.folder, step.name, inputs | {"format": STUDENTS_FORMAT, "seed": self.seed})
             file = stage.folder / "assistant.safetensors"
             if stage.done:
                 assistant.load_state_dict(load_file(file))
@@ -249,7 +250,7 @@ class Run:
             self.folder,
             name,
             {
-                "format": FORMAT,
+                "format": STUDENTS_FORMAT,
                 "before": before.key,
                 "students": self.networks.sizing.models,
                 "views": self.networks.views,

@@ -6,13 +6,16 @@ the gain of training and the gain of the head are told apart. What a method's pa
 ===========  ==================================================================================================
 row          what it is
 ===========  ==================================================================================================
-``nonn``     NoNN as published: Louvain on its own graph, one student a part, joint normalisation, no failout
-``jeong-4``  Jeong et al. 2021 with M = N/2 parts: balanced eigenvector cut, replicas averaged
+``nonn``     NoNN as published: Louvain on its own graph, one student a part, its loss, no failout
+``jeong-4``  Jeong et al. 2021 with M = N/2 parts: balanced eigenvector cut, replicas averaged; NoNN's loss
 ``jeong-2``  the same with M = N/4 parts
 ``rocoin``   shared replicas (RoCoIn, arXiv 2406.14185): the devices of a part run one and the same student
-``copies``   M = 1: every device a copy for the whole task, trained by itself; logits averaged. The control
+``copies``   M = 1: every device a copy for the whole task, trained by itself with the experiment's objectives; logits
+             averaged. The control
 ``units``    every device a classifier by itself, trained on labels alone; logits averaged. The control for devices that
              see different things (``devices.view``)
+``ours-cut`` the experiment with N parts, each device taught half of the filters (every filter to N/2 devices), and
+             its answers averaged: what a cut costs or saves
 ``ours``     the experiment file as it is
 ===========  ==================================================================================================
 
@@ -82,13 +85,22 @@ class Row:
     shared: bool = False
 
 
-_JEONG = (
+_NO_OBJECTIVES = tuple(f"distill.objectives.{spec.name}.weight=0" for spec in dataclasses.fields(ObjectivesConfig))
+# The weights of NoNN's code: 1e4 on a mean over the 256 filters of its teacher is 39 on the sum over them.
+_PUBLISHED_LOSS = (
+    *_NO_OBJECTIVES,
+    "distill.objectives.ce={weight=0.1}",
+    "distill.objectives.kd={weight=1.8}",
+    "distill.objectives.transfer={weight=39.0, joint=true}",
+)
+_REPLICAS = (
     "graph.kind=co-activation",
     "partition.method=balanced-eigenvector",
     "partition.overlap=1",
     "fusion.train=replica-average",
     "distill.failout=none",
 )
+_JEONG = (*_REPLICAS, *_PUBLISHED_LOSS)
 
 ROWS: Mapping[str, Row] = {
     "nonn": Row(
@@ -100,7 +112,7 @@ ROWS: Mapping[str, Row] = {
             "partition.overlap=1",
             "fusion.train=zero-fill",
             "distill.failout=none",
-            "distill.objectives.transfer.joint=true",
+            *_PUBLISHED_LOSS,
         ),
         own_head="trained",
     ),
@@ -111,9 +123,10 @@ ROWS: Mapping[str, Row] = {
         "copies, M = 1",
         (
             "partition.parts=1",
-            *_JEONG,
-            "distill.objectives.ce.on='own'",
-            "distill.objectives.kd.on='own'",
+            *_REPLICAS,
+            "fusion.train=logit-average",
+            *(f"distill.objectives.{name}.on='own'" for name in ("ce", "kd", "dkd")),
+            "distill.objectives.mutual.weight=0",
         ),
         own_head="trained",
     ),
@@ -124,11 +137,13 @@ ROWS: Mapping[str, Row] = {
             "distill.failout=none",
             "distill.generations=1",
             "distill.assistants=[]",
-            *(f"distill.objectives.{spec.name}.weight=0" for spec in dataclasses.fields(ObjectivesConfig)),
-            # The mean over devices N times is the sum of N losses that share nothing: N separate trainings.
-            "distill.objectives.ce={weight={N}, on='own'}",
+            *_NO_OBJECTIVES,
+            "distill.objectives.ce={weight=1.0, on='own'}",
         ),
         own_head="trained",
+    ),
+    "ours-cut": Row(
+        "ours, cut in N parts", ("partition.parts={N}", "partition.overlap={N/2}", "fusion.train=logit-average")
     ),
     "ours": Row("ours"),
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from nonn.config import DistillConfig, FusionConfig
 from nonn.data import Split
-from nonn.distill import DistillTask, FusionLayer, sample_answering
+from nonn.distill import DistillTask, FusionLayer, Students, sample_answering
 from nonn.distill.heads import choose_ridge, fit_head
 from nonn.distill.objectives import activation_transfer, build_terms, cross_entropy, joint_activation_transfer, kd
 from nonn.errors import ConfigError, ShapeError
@@ -218,10 +219,25 @@ def test_each_student_is_compared_with_its_own_part() -> None:
     with torch.no_grad():
         got = float(task.losses(raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())["transfer"])
         maps = teacher(raw())[0]
-        expected = np.mean(
-            [float(activation_transfer(m, maps[:, p])) for m, p in zip(students.maps(raw()), PARTS, strict=True)]
-        )
+        pairs = zip(students.maps(raw()), PARTS, strict=True)
+        expected = sum(float(activation_transfer(m, maps[:, p])) for m, p in pairs)
     assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_student_learns_from_its_own_share_as_it_would_alone() -> None:
+    """A mean over devices would divide what each of them learns by their number."""
+    teacher, students = make_teacher(), make_students("logit-average")
+    alone = Students(copy.deepcopy(list(students.students[:1])), FusionLayer("logit-average", [16], (0,), 10))
+    assert alone.fusion.biases is not None and students.fusion.biases is not None
+    with torch.no_grad():
+        alone.fusion.linear.weight.copy_(students.fusion.linear.weight[:, :16])
+    own = {"on": "own"}
+    config = distill(ce=own, kd=own, dkd=own, transfer=1.0, hint=1.0, at=1.0, sp=1.0, rkd=1.0, pkt=1.0, srrl=1.0)
+    for made, parts in ((students, PARTS), (alone, PARTS[:1])):
+        losses = DistillTask(teacher, made, parts, config).losses(raw(), torch.arange(12) % 10, torch.Generator())
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    for beside, by_itself in zip(students.students[0].parameters(), alone.students[0].parameters(), strict=True):
+        torch.testing.assert_close(beside.grad, by_itself.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_maps_of_another_resolution_are_averaged_to_the_students() -> None:

@@ -193,42 +193,43 @@ def value(b: Batch, name: str, **options: Any) -> float:
     return build_terms(distill(**{name: options}), [4, 4])[name](b).item()
 
 
-def mean(*losses: torch.Tensor) -> Any:
-    return pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+def summed(*losses: torch.Tensor) -> Any:
+    return pytest.approx(torch.stack(losses).sum().item(), rel=1e-5)
 
 
 def test_logit_terms_are_on_the_answers_they_are_told() -> None:
     b = batch()
     own, truth = b.own_logits, b.teacher_logits
     partial = list(zip(b.student_maps, b.teacher_maps, b.classifier, strict=True))
-    assert value(b, "kd", temperature=3.0) == mean(kd(b.fused, truth, 3.0))
-    assert value(b, "kd", temperature=3.0, on="own", weight=2.0) == mean(*(2 * kd(z, truth, 3.0) for z in own))
-    expected = mean(*(kd(partial_logits(s, w), partial_logits(t, w), 3.0) for s, t, w in partial))
+    assert value(b, "kd", temperature=3.0) == summed(kd(b.fused, truth, 3.0))
+    assert value(b, "kd", temperature=3.0, on="own", weight=2.0) == summed(*(2 * kd(z, truth, 3.0) for z in own))
+    expected = summed(*(kd(partial_logits(s, w), partial_logits(t, w), 3.0) for s, t, w in partial))
     assert value(b, "kd", temperature=3.0, on="partial") == expected
-    assert value(b, "ce", on="own") == mean(*(cross_entropy(z, b.labels) for z in own))
+    assert value(b, "kd", temperature=3.0, on="both") == summed(*(kd(z, truth, 3.0) for z in [b.fused, *own]))
+    assert value(b, "ce", on="own") == summed(*(cross_entropy(z, b.labels) for z in own))
     options = {"temperature": 3.0, "tckd_weight": 0.5, "nckd_weight": 2.0}
-    assert value(b, "dkd", **options) == mean(dkd(b.fused, truth, b.labels, 3.0, 0.5, 2.0))
+    assert value(b, "dkd", **options) == summed(dkd(b.fused, truth, b.labels, 3.0, 0.5, 2.0))
 
 
 def test_logits_are_standardised_and_then_labels_are_revised() -> None:
     b = batch()
     student, teacher = standardise(b.fused), standardise(b.teacher_logits)
-    assert value(b, "kd", temperature=2.0, standardise=True) == mean(kd(student, teacher, 2.0))
+    assert value(b, "kd", temperature=2.0, standardise=True) == summed(kd(student, teacher, 2.0))
     revised = revise_labels(teacher, b.labels, 2.0, 0.8)
     both = value(b, "kd", temperature=2.0, standardise=True, label_revision=0.8)
-    assert both == mean(kd(student, revised, 2.0))
+    assert both == summed(kd(student, revised, 2.0))
     revised = revise_labels(b.teacher_logits, b.labels, 2.0, 0.5)
-    assert value(b, "dkd", temperature=2.0, label_revision=0.5) == mean(dkd(b.fused, revised, b.labels, 2.0))
+    assert value(b, "dkd", temperature=2.0, label_revision=0.5) == summed(dkd(b.fused, revised, b.labels, 2.0))
 
 
 def test_options_reach_their_objectives() -> None:
     b = batch()
     parts = list(zip(b.student_maps, b.teacher_maps, strict=True))
-    assert value(b, "rkd", distance_weight=3.0, angle_weight=0.5) == mean(*(rkd(s, t, 3.0, 0.5) for s, t in parts))
-    assert value(b, "mutual", temperature=3.0) == mean(mutual(b.own_logits, 3.0))
+    assert value(b, "rkd", distance_weight=3.0, angle_weight=0.5) == summed(*(rkd(s, t, 3.0, 0.5) for s, t in parts))
+    assert value(b, "mutual", temperature=3.0) == summed(2 * mutual(b.own_logits, 3.0))
     triples = zip(b.student_maps, b.teacher_maps, b.classifier, strict=True)
-    assert value(b, "srrl", feature_weight=0.3) == mean(*(srrl(s, t, w, 0.3) for s, t, w in triples))
-    assert value(b, "transfer", joint=True) == mean(joint_activation_transfer(b.student_maps, b.teacher_maps))
+    assert value(b, "srrl", feature_weight=0.3) == summed(*(srrl(s, t, w, 0.3) for s, t, w in triples))
+    assert value(b, "transfer", joint=True) == summed(joint_activation_transfer(b.student_maps, b.teacher_maps))
     learned = build_terms(
         distill(vid={"variance": 3.0}, crd={"dim": 5}, srm={"atoms": 3.0}, simreg={"hidden": 4.0}), [4]
     )
@@ -245,16 +246,16 @@ def test_lipschitz_terms_share_the_teachers_earlier_layers_without_a_difference(
     b = dataclasses.replace(batch(), student_taps=taps, teacher_taps=teacher)
     layers_of = zip(taps, b.student_maps, b.teacher_maps, strict=True)
     expected = [lckd([*s.values(), last], [*teacher.values(), target]) for s, last, target in layers_of]
-    assert value(b, "lckd") == mean(*expected)
+    assert value(b, "lckd") == summed(*expected)
     layers_of = zip(taps, b.student_maps, b.teacher_maps, strict=True)
     first = {"stem": teacher["stem"][:, :2]}
     expected = [fsp((s["stem"], last), (first["stem"], target)) for s, last, target in layers_of]
-    assert value(dataclasses.replace(b, teacher_taps=first), "fsp") == mean(*expected)
+    assert value(dataclasses.replace(b, teacher_taps=first), "fsp") == summed(*expected)
 
 
 def test_label_smoothing_of_the_section_reaches_cross_entropy() -> None:
     b, config = batch(), dataclasses.replace(distill(ce=1.0), label_smoothing=0.2)
-    assert build_terms(config)["ce"](b).item() == mean(cross_entropy(b.fused, b.labels, 0.2))
+    assert build_terms(config)["ce"](b).item() == summed(cross_entropy(b.fused, b.labels, 0.2))
 
 
 # ---- what objectives look at -----------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ def test_overrides_and_tables_reach_objectives(tmp_path: Path) -> None:
         ("distill.objectives.kd.weight=nan", ["distill.objectives.kd.weight", "finite number", "nan"]),
         ("distill.objectives.kd.warm_up=5", ["distill.objectives.kd.warm_up = 5.0", "between 0 and 1"]),
         ("distill.objectives.kd.on=fuse", ["distill.objectives.kd.on = 'fuse'", "did you mean 'fused'"]),
-        ("distill.objectives.kd.on=zz", ["fused | own | partial"]),
+        ("distill.objectives.kd.on=zz", ["fused | own | both | partial"]),
         ("distill.objectives.srm.sparsity=0", ["distill.objectives.srm.sparsity = 0.0"]),
         ("distill.failout=group", ["distill.failout = 'group'", "did you mean 'groups'"]),
         ("distill.failout=groups", ["distill.failout_groups", "[[0, 1], [2, 3]]"]),

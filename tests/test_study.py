@@ -106,6 +106,30 @@ def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path,
     assert rows["copies"]["bytes_per_answer"] == 4 * 4 * 64
 
 
+def test_published_methods_have_their_own_loss_and_copies_share_nothing(tmp_path: Path) -> None:
+    sets = ["hint.weight=1.0", "mutual.weight=1.0", "kd={weight=0.7, on='both', temperature=2.0}"]
+    experiment = load_experiment(None, [*SETS, *(f"distill.objectives.{text}" for text in sets)])
+
+    def objectives(row: str) -> dict[str, dict[str, Any]]:
+        config = study._run_of(experiment, row, 0, (), tmp_path, None).experiment.distill.objectives
+        return {name: values for name, values in dataclasses.asdict(config).items() if values["weight"]}
+
+    for row in ("nonn", "jeong-4", "jeong-2", "rocoin"):
+        published = objectives(row)
+        assert {name: values["weight"] for name, values in published.items()} == {"ce": 0.1, "kd": 1.8, "transfer": 39}
+        assert published["transfer"]["joint"] and published["kd"]["on"] == "fused"
+        assert published["kd"]["temperature"] == 4.0
+    copies, ours = objectives("copies"), objectives("ours")
+    assert copies.keys() == ours.keys() - {"mutual"} and copies["hint"] == ours["hint"]
+    assert copies["kd"] == ours["kd"] | {"on": "own"} and copies["ce"]["on"] == "own"
+
+
+def test_a_cut_gives_every_device_half_of_the_filters(ladder: Experiment, tmp_path: Path) -> None:
+    cut = study._run_of(ladder, "ours-cut", 0, (), tmp_path, None).experiment
+    assert (cut.partition.parts, cut.partition.overlap, cut.fusion.train) == (4, 2, "logit-average")
+    assert cut.distill == ladder.distill
+
+
 def test_a_finished_study_trains_and_evaluates_nothing_again(
     finished: tuple[Path, dict[str, Any]], ladder: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,8 @@ def _origin(study: Study) -> str:
         + f"Teacher {study['teacher']['model']}, {config['teacher']['epochs']} epochs: "
         f"{percent(study['teacher']['accuracy'])}. {config['devices']['count']} students {config['student']['model']}, "
         f"{config['distill']['epochs']} epochs; {seeds}; last epoch, test split, all sets of survivors; "
-        f"{study['machine']['processor']}; version {study['code_version']}. A star marks the head that the method serves."
+        f"{study['machine']['processor']}; version {study['code_version']}. A star marks the head "
+        "that the method serves."
     )
 
 

@@ -1,8 +1,9 @@
 """From configuration to weighted terms of the loss.
 
-A term is a function of a ``Batch``; the trainer minimises the sum of all terms. Objectives on parts are averaged over
-devices, so a weight means the same for four devices as for eight. Those with parameters of their own are modules;
-``auxiliaries`` gathers them for the trained module.
+A term is a function of a ``Batch``; the trainer minimises the sum of all terms. What an objective asks of each device
+is summed over devices: a student learns from its own share as fast as it would by itself, however many learn beside
+it. A mean would divide its rate of learning by N. Objectives with parameters of their own are modules; ``auxiliaries``
+gathers them for the trained module.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Term:
 
 
 class PerDevice(nn.Module):
-    """An objective with parameters of its own for every device, averaged over devices.
+    """An objective with parameters of its own for every device, summed over devices.
 
     Args:
         devices: (student maps, teacher maps, labels) → scalar, one a device [N].
@@ -65,7 +66,7 @@ class PerDevice(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Scalar."""
         pairs = zip(self.devices, batch.student_maps, batch.teacher_maps, strict=True)
-        return torch.stack([device(s, t, batch.labels) for device, s, t in pairs]).mean()
+        return _sum([device(s, t, batch.labels) for device, s, t in pairs])
 
 
 def build_terms(config: DistillConfig, widths: Sequence[int] = ()) -> dict[str, Term]:
@@ -91,7 +92,7 @@ def build_terms(config: DistillConfig, widths: Sequence[int] = ()) -> dict[str, 
             objective.warm_up,
             builder(config, widths),
             frozenset(needs) | frozenset(_ON.get(on, ())),
-            on == "fused",
+            on in ("fused", "both"),
         )
     return terms
 
@@ -102,22 +103,22 @@ def auxiliaries(terms: dict[str, Term]) -> nn.ModuleDict:
 
 
 def _answers(on: str, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of student and teacher logits [B, K] that a logit objective is averaged over."""
-    if on == "fused":
-        return [(batch.fused, batch.teacher_logits)]
-    if on == "own":
-        return [(own, batch.teacher_logits) for own in batch.own_logits]
+    """Pairs of student and teacher logits [B, K] that a logit objective is summed over."""
+    if on != "partial":
+        fused = [batch.fused] if on in ("fused", "both") else []
+        own = batch.own_logits if on in ("own", "both") else ()
+        return [(answer, batch.teacher_logits) for answer in [*fused, *own]]
     parts = zip(batch.student_maps, batch.teacher_maps, batch.classifier, strict=True)
     return [(activations.partial_logits(s, w), activations.partial_logits(t, w)) for s, t, w in parts]
 
 
-def _mean(losses: Sequence[Tensor]) -> Tensor:
-    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
+def _sum(losses: Sequence[Tensor]) -> Tensor:
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
 
 
 def _ce(config: DistillConfig, widths: Sequence[int]) -> Compute:
     on, smoothing = config.objectives.ce.on, config.label_smoothing
-    return lambda b: _mean([logits.cross_entropy(s, b.labels, smoothing) for s, _ in _answers(on, b)])
+    return lambda b: _sum([logits.cross_entropy(s, b.labels, smoothing) for s, _ in _answers(on, b)])
 
 
 def _kd(config: DistillConfig, widths: Sequence[int]) -> Compute:
@@ -127,7 +128,7 @@ def _kd(config: DistillConfig, widths: Sequence[int]) -> Compute:
         pairs = _answers(c.on, batch)
         if c.standardise:
             pairs = [(logits.standardise(s), logits.standardise(t)) for s, t in pairs]
-        return _mean([logits.kd(s, _target(c, t, batch), c.temperature) for s, t in pairs])
+        return _sum([logits.kd(s, _target(c, t, batch), c.temperature) for s, t in pairs])
 
     return compute
 
@@ -139,7 +140,7 @@ def _dkd(config: DistillConfig, widths: Sequence[int]) -> Compute:
         target = _target(c, teacher, batch)
         return logits.dkd(student, target, batch.labels, c.temperature, c.tckd_weight, c.nckd_weight)
 
-    return lambda b: _mean([one(b, s, t) for s, t in _answers(c.on, b)])
+    return lambda b: _sum([one(b, s, t) for s, t in _answers(c.on, b)])
 
 
 def _target(config: KdConfig | DkdConfig, teacher: Tensor, batch: Batch) -> Tensor:
@@ -150,7 +151,7 @@ def _target(config: KdConfig | DkdConfig, teacher: Tensor, batch: Batch) -> Tens
 
 
 def _mutual(config: DistillConfig, widths: Sequence[int]) -> Compute:
-    return lambda b: logits.mutual(b.own_logits, config.objectives.mutual.temperature)
+    return lambda b: len(b.own_logits) * logits.mutual(b.own_logits, config.objectives.mutual.temperature)
 
 
 def _transfer(config: DistillConfig, widths: Sequence[int]) -> Compute:
@@ -160,11 +161,11 @@ def _transfer(config: DistillConfig, widths: Sequence[int]) -> Compute:
 
 
 def _on_parts(objective: Callable[[Tensor, Tensor], Tensor]) -> Compute:
-    """An objective on one part's maps, averaged over devices."""
+    """An objective on one part's maps, summed over devices."""
 
     def compute(batch: Batch) -> Tensor:
         pairs = zip(batch.student_maps, batch.teacher_maps, strict=True)
-        return torch.stack([objective(s, t) for s, t in pairs]).mean()
+        return _sum([objective(s, t) for s, t in pairs])
 
     return compute
 
@@ -174,7 +175,7 @@ def _srrl(config: DistillConfig, widths: Sequence[int]) -> Compute:
 
     def compute(batch: Batch) -> Tensor:
         parts = zip(batch.student_maps, batch.teacher_maps, batch.classifier, strict=True)
-        return torch.stack([activations.srrl(s, t, w, weight) for s, t, w in parts]).mean()
+        return _sum([activations.srrl(s, t, w, weight) for s, t, w in parts])
 
     return compute
 
@@ -196,7 +197,7 @@ def _layers(batch: Batch) -> list[tuple[list[Tensor], list[Tensor]]]:
 
 def _fsp(config: DistillConfig, widths: Sequence[int]) -> Compute:
     def compute(batch: Batch) -> Tensor:
-        return torch.stack([flow.fsp((s[0], s[-1]), (t[0], t[-1])) for s, t in _layers(batch)]).mean()
+        return _sum([flow.fsp((s[0], s[-1]), (t[0], t[-1])) for s, t in _layers(batch)])
 
     return compute
 
@@ -213,7 +214,7 @@ def _lckd(config: DistillConfig, widths: Sequence[int]) -> Compute:
                 shared[key] = flow.layer_norms(teacher[:-1], iterations)
             target = [*shared[key], *flow.layer_norms(teacher[-2:], iterations)]
             losses.append(flow.norm_distance(flow.layer_norms(student, iterations), target))
-        return torch.stack(losses).mean()
+        return _sum(losses)
 
     return compute
 
@@ -238,7 +239,7 @@ def _simreg(config: DistillConfig, widths: Sequence[int]) -> Compute:
     return PerDevice([learned.Simreg(width, math.ceil(width * hidden)) for width in widths])
 
 
-_ON = {"own": ("own_logits",), "partial": ("classifier",)}
+_ON = {"own": ("own_logits",), "both": ("own_logits",), "partial": ("classifier",)}
 _TAPS = ("student_taps", "teacher_taps")
 _BUILDERS: dict[str, tuple[Builder, tuple[str, ...]]] = {
     "ce": (_ce, ()),
