@@ -62,6 +62,17 @@ def test_a_head_survives_storage_with_the_same_logits_for_every_set(kind: str) -
         np.testing.assert_array_equal(again.logits(arrived), head.logits(arrived))
 
 
+def test_a_gram_matrix_is_stored_as_its_triangle_and_a_whole_one_is_still_read() -> None:
+    head = heads()["ridge"]
+    assert isinstance(head, RidgePerSet)
+    stored, side = head.to_arrays(), len(head.gram_matrix)
+    assert stored["gram"].shape == (side * (side + 1) // 2,)
+    for arrays in (stored, stored | {"gram": head.gram_matrix}):
+        again = head_from_arrays(arrays)
+        assert isinstance(again, RidgePerSet)
+        np.testing.assert_array_equal(again.gram_matrix, head.gram_matrix)
+
+
 def test_zero_fill_equals_the_full_layer_on_features_with_zeros() -> None:
     head, fs = heads()["zero-fill"], features(6)
     assert isinstance(head, ZeroFill)
@@ -252,6 +263,8 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         ReplicaAverage(np.zeros((5, K)), np.zeros(K), (3, 2, 2, 2), PARTS)
     with pytest.raises(ShapeError, match="Gram matrix"):
         RidgePerSet(np.zeros((4, 4)), np.zeros((11, K)), 1.0, WIDTHS)
+    with pytest.raises(ShapeError, match="Gram matrix of 65 values"):
+        head_from_arrays(head.to_arrays() | {"gram": np.zeros(65)})
     with pytest.raises(ShapeError, match=r"mean of shape \[9\]"):
         MeanFill(np.zeros((10, K)), np.zeros(K), WIDTHS, np.zeros(9))
     with pytest.raises(ShapeError, match=r"temperatures of shape \[4\], expected \[16\]"):

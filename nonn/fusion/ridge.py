@@ -87,8 +87,19 @@ class RidgePerSet(Head):
         return RidgePerSet(self.gram_matrix, self.cross, ridge, self.widths)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"gram": self.gram_matrix, "cross": self.cross, "ridge": np.array(self.ridge)}
+        # The matrix is symmetric: its lower triangle, row by row, is half the file.
+        lower = self.gram_matrix[np.tril_indices(len(self.gram_matrix))]
+        return {"gram": lower, "cross": self.cross, "ridge": np.array(self.ridge)}
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> RidgePerSet:
-        return cls(arrays["gram"], arrays["cross"], float(arrays["ridge"]), arrays["widths"].tolist())
+        matrix, cross = arrays["gram"], arrays["cross"]
+        if matrix.ndim == 1:  # a whole one is of a bundle before this form
+            lower, side = np.tril_indices(len(cross)), len(cross)
+            if len(matrix) != len(lower[0]):
+                raise ShapeError(
+                    f"Gram matrix of {len(matrix)} values, cross {list(cross.shape)}: {side} rows need {len(lower[0])}"
+                )
+            matrix = np.zeros((side, side))
+            matrix[lower] = matrix.T[lower] = arrays["gram"]
+        return cls(matrix, cross, float(arrays["ridge"]), arrays["widths"].tolist())
