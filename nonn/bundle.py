@@ -247,7 +247,8 @@ class Bundle:
             BundleError: the bundle has no such file, or it cannot be read.
         """
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path}: this bundle holds no {name}; build it again with that part switched on")
+            how = " with export.recorded = true" if name == "features.npz" else ""
+            raise BundleError(f"{self.path}: this bundle holds no {name}; build it again{how}")
         try:
             with np.load(self.path / name, allow_pickle=False) as npz:
                 return {key: npz[key] for key in npz.files}

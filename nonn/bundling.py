@@ -119,7 +119,9 @@ def build_bundle(
         },
         replicas=design.devices_of_part(config.devices.count),
     )
-    recorded = {f"device_{i}": f for i, f in enumerate(features)}
+    recorded: dict[str, Mapping[str, NDArray[Any]]] = {}
+    if config.export.recorded:
+        recorded["features.npz"] = {"labels": data.test.labels, **{f"device_{i}": f for i, f in enumerate(features)}}
     return write_bundle(
         target,
         manifest,
@@ -127,8 +129,8 @@ def build_bundle(
         {
             "fusion.npz": head.to_arrays(),
             "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
-            "features.npz": {"labels": data.test.labels, **recorded},
             "graph.npz": {"weights": graph},
+            **recorded,
         },
         {f"students/student-{i}.onnx": s.original for i, s in enumerate(deployed) if s.data != s.original},
     )

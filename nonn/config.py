@@ -180,6 +180,7 @@ class ExportConfig:
     weights: str = "float32"  # float32 | int8: a quarter of the size (nonn/export/quantise.py)
     features: str = "float32"  # float32 | float16 | int8: one byte a feature (nonn/features.py)
     calibration: int = 512  # training inputs that the ranges of int8 are taken from
+    recorded: bool = True  # the bundle holds its test features, which the simulator asks for; nodes need them not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from nonn import bundling, pipeline
 from nonn.bundle import Bundle, load_bundle
 from nonn.config import BudgetConfig, Experiment, load_experiment
-from nonn.errors import BudgetError, ConfigError, DataError, GuaranteeError, PartitionError
+from nonn.errors import BudgetError, BundleError, ConfigError, DataError, GuaranteeError, PartitionError
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet, enumerate_subsets
 from nonn.pipeline import Run
@@ -112,6 +112,18 @@ def test_a_changed_head_keeps_teacher_and_students(
     assert bundle.head.kind == report["fusion"] == "zero-fill"
     again, report = Run(tiny, runs).execute()
     assert again.head.kind == report["fusion"] == "ridge"
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
+    runs: Path, tiny: Experiment, tiny_bundle: Bundle
+) -> None:
+    bundle, report = Run(change(tiny, "export", recorded=False), runs).execute()
+    assert not (bundle.path / "features.npz").exists() and (tiny_bundle.path / "features.npz").exists()
+    np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
+    assert report["accuracy_by_failures"][1]["mean"] == tiny_bundle.table.by_failures()[1]["mean"]
+    with pytest.raises(BundleError, match=r"holds no features\.npz; build it again with export\.recorded = true"):
+        _ = bundle.features
 
 
 @pytest.mark.usefixtures("exported_before")
