@@ -318,6 +318,7 @@ def test_figures_of_nothing_are_none(bundle):
     assert json.loads(json.dumps(row)) == row
 
 
+@pytest.mark.alone
 def test_a_million_requests_fit_into_a_minute(bundle):
     import time
 
