@@ -93,14 +93,14 @@ _PUBLISHED_LOSS = (
     "distill.objectives.kd={weight=1.8}",
     "distill.objectives.transfer={weight=39.0, joint=true}",
 )
-_REPLICAS = (
+_JEONG = (
+    *_PUBLISHED_LOSS,
     "graph.kind=co-activation",
     "partition.method=balanced-eigenvector",
     "partition.overlap=1",
     "fusion.train=replica-average",
     "distill.failout=none",
 )
-_JEONG = (*_REPLICAS, *_PUBLISHED_LOSS)
 
 ROWS: Mapping[str, Row] = {
     "nonn": Row(
@@ -123,8 +123,9 @@ ROWS: Mapping[str, Row] = {
         "copies, M = 1",
         (
             "partition.parts=1",
-            *_REPLICAS,
+            "partition.overlap=1",
             "fusion.train=logit-average",
+            "distill.failout=none",
             *(f"distill.objectives.{name}.on='own'" for name in ("ce", "kd", "dkd")),
             "distill.objectives.mutual.weight=0",
         ),

@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import Any
 
 import grpc
 from grpc import aio
+from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.answer import Answer
+from nonn.client import Client
 from nonn.rpc import server as rpc_server
 
 TIMEOUT_S = 30.0  # for what takes a second on an idle machine
@@ -70,6 +74,25 @@ def running_aggregator(bundle: Path, addresses: Sequence[str], folder: Path, *op
     arguments = ["nonn", "serve", bundle, "--inventory", inventory, *options]
     with logged(*arguments, log=folder / "aggregator.log") as (ready, _):
         yield ready
+
+
+@contextlib.contextmanager
+def asking(client: Client, sample: NDArray[Any]) -> Iterator[list[Answer]]:
+    """Asks the same thing again and again in a thread of its own; yields the answers so far."""
+    answers: list[Answer] = []
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            answers.append(client.infer(sample))
+
+    thread = threading.Thread(target=keep_asking)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        thread.join()
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ from nonn.errors import NonnError, QuorumError
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc
 from tests.fleets import SAMPLE, TOKEN, Fleet, check_offline, members
-from tests.serving import TIMEOUT_S, run, until
+from tests.serving import TIMEOUT_S, asking, run, until
 from tests.toys import toy_bundle
 
 
@@ -45,15 +45,7 @@ def test_nodes_join_serve_and_leave_while_requests_go_on(bundle, fleet):
     until(lambda: len(members(client)) == 4)
     assert sorted(members(client).values()) == [0, 1, 2, 3]
     assert check_offline(bundle, client).mask == 0b1111
-    answers, stop = [], threading.Event()
-
-    def keep_asking():
-        while not stop.is_set():
-            answers.append(client.infer(SAMPLE))
-
-    asking = threading.Thread(target=keep_asking)
-    asking.start()
-    try:
+    with asking(client, SAMPLE) as answers:
         gone = members(client)["b"]
         assert nodes["b"].end() == 0
         assert "b" not in members(client)  # at once: it said so before it went
@@ -61,9 +53,6 @@ def test_nodes_join_serve_and_leave_while_requests_go_on(bundle, fleet):
         fleet.node("e", address)
         until(lambda: members(client).get("e") == gone)
         until(lambda: answers[-1].mask == 0b1111)
-    finally:
-        stop.set()
-        asking.join()
     assert all(answer.mask | 1 << gone == 0b1111 for answer in answers)
     assert "b left" in aggregator.log.read_text()
 

@@ -8,7 +8,6 @@ import hashlib
 import shutil
 import socket
 import ssl
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import CredentialsError
 from nonn.rpc.tls import TlsFolder
-from tests.serving import TIMEOUT_S, logged, until
+from tests.serving import TIMEOUT_S, asking, logged, until
 from tests.toys import toy_bundle
 
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
@@ -50,21 +49,14 @@ def shown(address, tls):
 
 
 def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degraded(bundle, tmp_path):
-    certs, answers, stop = tmp_path / "certs", [], threading.Event()
+    certs = tmp_path / "certs"
     with (
         LocalCluster(bundle.path, tls=certs, deadline_s=TIMEOUT_S) as cluster,
         Client(cluster.address, TIMEOUT_S, tls=cluster.client_tls) as client,
     ):
         servers = [cluster.address, *(state.address for state in cluster.states())]
         before = [shown(address, cluster.client_tls) for address in servers]
-
-        def keep_asking():
-            while not stop.is_set():
-                answers.append(client.infer(SAMPLE))
-
-        asking = threading.Thread(target=keep_asking)
-        asking.start()
-        try:
+        with asking(client, SAMPLE) as answers:
             authority = Authority(certs)
             everybody = [("aggregator", "local"), ("node", "node-0"), ("node", "node-1")]
             for role, name in everybody:
@@ -78,9 +70,6 @@ def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degrad
             old = len(answers)
             until(lambda: log_of(cluster, "node-0.log").count("read again") >= 2)
             until_more(answers, 50)
-        finally:
-            stop.set()
-            asking.join()
     assert len(answers) > old
     assert {answer.mask for answer in answers} == {0b11}
 

@@ -16,7 +16,7 @@ from nonn.cli import main
 from nonn.config import Experiment, StudyConfig, load_experiment
 from nonn.errors import ConfigError
 from nonn.fusion import RidgePerSet, gram
-from nonn.report.study import short_markdown, short_table
+from nonn.report.study import heads_markdown, short_markdown, short_table
 from nonn.report.table import percent
 from nonn.study import evaluate_head, run_study, summarise
 from nonn.subsets import members
@@ -87,6 +87,7 @@ def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
         "3 failed",
     ]
     assert f"{percent(served[-1]['half'])}" in short_markdown(result)
+    assert heads_markdown(result).count("\n| ") == 2 + len(result["rows"])
 
 
 def test_documents_show_the_results_that_are_in_the_repository() -> None:

@@ -113,7 +113,7 @@ def _answers(on: str, batch: Batch) -> list[tuple[Tensor, Tensor]]:
 
 
 def _sum(losses: Sequence[Tensor]) -> Tensor:
-    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
+    return torch.stack(list(losses)).sum()
 
 
 def _ce(config: DistillConfig, widths: Sequence[int]) -> Compute:
