@@ -9,8 +9,8 @@ batch of B images for N students is B · N). Medians over rounds, after a round 
                    (``nonn.students.grouping_pays``), and ``distill_images_per_s`` is that one's
 ``worker-loader``  one student at a time with a teacher pass of its own and a loader with two worker processes that
                    crop and flip sample by sample, as public distillation code is written (RepDistiller)
-``students``       forward and backward of the students alone at three sizes: one after another, grouped, and stacked
-                   with torch.func under vmap
+``students``       forward and backward of the students alone at three sizes: one after another, grouped, stacked
+                   with torch.func under vmap, and one after another compiled (which needs a C++ compiler)
 =================  =================================================================================================
 """
 
@@ -79,7 +79,7 @@ def bench_distill(rounds: int = 2, batches: int = 0) -> Figures:
     alone = {
         f"distill_students_{way}_speedup_{side}px": median[f"apart_{side}px"] / median[f"{way}_{side}px"]
         for side in SIDES
-        for way in ("grouped", "vmap")
+        for way in ("grouped", "vmap", "compiled")
     }
     return {
         "distill_images_per_s": ours,
@@ -155,9 +155,12 @@ def _worker_loader(inputs: np.ndarray, labels: np.ndarray, device: str) -> None:
 
 
 def _students_alone(inputs: np.ndarray, device: str) -> dict[str, Callable[[], None]]:
-    """Forward and backward of one batch: one after another, grouped, and stacked under vmap."""
+    """Forward and backward of one batch: one after another, grouped, stacked under vmap, and compiled."""
     raw = torch.from_numpy(inputs).to(device)
     apart = [student.to(device).train() for student in _students()]
+    compiled = [student.to(device).train() for student in _students()]
+    for student in compiled:
+        student.backbone.compile()
     grouped = GroupedStudents(_students()).to(device).train()
     # vmap cannot ask for channels_last, which the normalisation does: it comes before, once for all.
     x = apart[0].normalise(raw).contiguous()
@@ -184,6 +187,7 @@ def _students_alone(inputs: np.ndarray, device: str) -> dict[str, Callable[[], N
         "apart": lambda: backward(lambda: torch.cat([student(raw) for student in apart])),
         "grouped": lambda: backward(lambda: torch.cat(grouped.learn(raw)[1])),
         "vmap": lambda: backward(stacked),
+        "compiled": lambda: backward(lambda: torch.cat([student(raw) for student in compiled])),
     }
 
 

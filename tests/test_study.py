@@ -13,9 +13,10 @@ import pytest
 
 from nonn import pipeline, study
 from nonn.cli import main
-from nonn.config import Experiment, StudyConfig, load_experiment
+from nonn.config import STUDY_ROWS, Experiment, StudyConfig, load_experiment
 from nonn.errors import ConfigError
 from nonn.fusion import RidgePerSet, gram
+from nonn.report.plots import study_plot
 from nonn.report.study import heads_markdown, short_markdown, short_table
 from nonn.report.table import percent
 from nonn.study import evaluate_head, run_study, summarise
@@ -59,7 +60,9 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
             assert [line["failed"] for line in row["accuracy_by_failures"]] == [0, 1, 2, 3]
             assert set(row["expected"]) == {"0.1", "0.3", "0.5"} and len(row["sd"]) == 4
     assert json.loads((runs / "ladder" / "study" / "study.json").read_text()) == json.loads(json.dumps(result))
-    assert "<svg" in (runs / "ladder" / "study" / "study.svg").read_text()
+    plot = (runs / "ladder" / "study" / "study.svg").read_text()
+    for title in {row["title"] for row in result["rows"]} | {"teacher"}:
+        assert f">{title}<" in plot
     page = (runs / "ladder" / "study" / "study.md").read_text()
     for row in result["rows"]:
         line = row["accuracy_by_failures"][2]
@@ -70,6 +73,13 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
     lines = list(csv.DictReader((runs / "ladder" / "study" / "study.csv").read_text().splitlines()))
     assert len(lines) == 4 * len(result["rows"])
     assert float(lines[0]["mean"]) == result["rows"][0]["accuracy_by_failures"][0]["mean"]
+
+
+def test_the_plot_of_a_study_has_a_line_for_each_row_there_is(finished: tuple[Path, dict[str, Any]]) -> None:
+    served = next(row for row in finished[1]["rows"] if row["own"])
+    rows = [{**served, "method": name, "title": f"title of {name}"} for name in STUDY_ROWS]
+    plot = study_plot({**finished[1], "rows": rows})
+    assert [name for name in STUDY_ROWS if f">title of {name}<" not in plot] == []
 
 
 def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(

@@ -59,6 +59,19 @@ _STYLE: dict[Any, Any] = {
 }
 GRID: dict[str, Any] = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
 
+# Colour, marker and stroke of each row of a study. Okabe and Ito's colours without yellow, which is too light for a
+# line; what shares a colour differs in both others.
+_METHOD_LOOKS: dict[str, tuple[str, str, Any]] = {
+    "nonn": (VERMILION, "v", (0, (1, 1))),
+    "jeong-4": ("#e69f00", "s", (0, (4, 2))),
+    "jeong-2": ("#cc79a7", "D", (0, (4, 1, 1, 1))),
+    "rocoin": ("#56b4e9", "^", (0, (2, 2))),
+    "copies": (INK, "x", (0, (6, 2))),
+    "units": (INK, "+", (0, (1, 2))),
+    "ours-cut": (BLUE, "P", (0, (3, 1))),
+    "ours": (BLUE, "o", "-"),
+}
+
 
 def accuracy_plot(report: Mapping[str, Any]) -> str:
     """Accuracy against failed devices: mean, worst to best, the teacher, and what was measured live.
@@ -101,17 +114,11 @@ def study_plot(study: Mapping[str, Any]) -> str:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    # Okabe and Ito's colours without yellow, which is too light for a line; marker and stroke differ too.
-    looks = zip(
-        ("#d55e00", "#e69f00", "#cc79a7", "#56b4e9", INK, BLUE),
-        ("v", "s", "D", "^", "x", "o"),
-        ((0, (1, 1)), (0, (4, 2)), (0, (4, 1, 1, 1)), (0, (2, 2)), (0, (6, 2)), "-"),
-        strict=True,
-    )
     rows = [row for row in study["rows"] if row["own"]]
 
     def draw(axes: Axes) -> None:
-        for row, (color, marker, stroke) in zip(rows, looks, strict=False):
+        for row in rows:
+            color, marker, stroke = _METHOD_LOOKS[row["method"]]
             failed = [line["failed"] for line in row["accuracy_by_failures"]]
             mean = [100 * line["mean"] for line in row["accuracy_by_failures"]]
             sd = [100 * value for value in row["sd"]]

@@ -1,0 +1,55 @@
+"""What lies under examples/: experiments that are read, and bundles that serve at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nonn.bundle import load_bundle
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.config import load_experiment
+from nonn.report import build_report
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+BUNDLES = sorted(EXAMPLES.glob("bundles/*/manifest.json"))
+FEW_BYTES = 10 << 20  # a bundle in the repository is cloned by everyone
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_experiment_is_read(path):
+    assert load_experiment(path).experiment.name == path.stem
+
+
+@pytest.mark.parametrize("manifest", BUNDLES, ids=lambda path: path.parent.name)
+class TestBundle:
+    def test_it_is_whole_and_small(self, manifest):
+        folder = manifest.parent
+        bundle = load_bundle(folder)
+        written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        named = {"manifest.json", *bundle.manifest.files, *(s.file for s in bundle.manifest.students)}
+        assert written == named
+        assert sum((folder / name).stat().st_size for name in named) < FEW_BYTES
+
+    def test_its_report_is_the_one_beside_it(self, manifest):
+        beside = json.loads((manifest.parent.parent / f"{manifest.parent.name}.json").read_text())
+        assert build_report(load_bundle(manifest.parent)) == beside
+
+    def test_it_serves_at_once_and_says_how_accurate_who_is_left_is(self, manifest):
+        bundle = load_bundle(manifest.parent)
+        spec, everybody = bundle.manifest.input, (1 << bundle.num_devices) - 1
+        sample = np.random.default_rng(0).integers(0, 256, (1, *spec.shape)).astype(spec.dtype)
+        with LocalCluster(bundle.path) as cluster, Client(cluster.address) as client:
+            whole = client.infer(sample)
+            cluster.kill(0)
+            degraded = client.infer(sample)
+        assert (whole.mask, degraded.mask) == (everybody, everybody & ~1)
+        for answer in (whole, degraded):
+            assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
+
+
+def test_there_is_a_bundle_to_serve():
+    assert BUNDLES
