@@ -5,7 +5,8 @@ the channels, and whatever works on each channel by itself needs no change. Sums
 N separate networks (tested in float64); what changes is that a GPU gets one kernel instead of N that are too small for
 it, and that a CPU gets loops that are long enough where the maps are small. Large maps are long enough by themselves,
 and there a CPU is faster with the students one by one: ``grouping_pays`` draws the line. Prior art: torch.func's
-stacked modules with vmap, the same grouped convolutions with more bookkeeping; `make bench` measures all three.
+stacked modules with vmap, the same grouped convolutions with more bookkeeping; `make bench` measures all three, and
+students compiled by torch.compile, which are slower on a CPU than as they are, so that nothing is compiled.
 """
 
 from __future__ import annotations
