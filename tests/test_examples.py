@@ -13,6 +13,7 @@ from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import load_experiment
 from nonn.report import build_report
+from tests.serving import TIMEOUT_S
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 BUNDLES = sorted(EXAMPLES.glob("bundles/*/manifest.json"))
@@ -42,7 +43,7 @@ class TestBundle:
         bundle = load_bundle(manifest.parent)
         spec, everybody = bundle.manifest.input, (1 << bundle.num_devices) - 1
         sample = np.random.default_rng(0).integers(0, 256, (1, *spec.shape)).astype(spec.dtype)
-        with LocalCluster(bundle.path) as cluster, Client(cluster.address) as client:
+        with LocalCluster(bundle.path, deadline_s=TIMEOUT_S) as cluster, Client(cluster.address) as client:
             whole = client.infer(sample)
             cluster.kill(0)
             degraded = client.infer(sample)

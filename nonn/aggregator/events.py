@@ -133,5 +133,5 @@ class Observers:
         """Calls one hook."""
         try:
             hook(event)
-        except Exception:
+        except Exception:  # whatever an observer raises, no answer is lost for it
             _log.exception("an observer failed at %s; requests go on", type(event).__name__)

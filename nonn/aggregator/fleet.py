@@ -157,7 +157,7 @@ class Fleet:
                 else:  # it has registered again meanwhile, and dials again with that lease
                     await self._work[name].close()
             await self._add(node)
-        except Exception:
+        except Exception:  # a task of its own: nobody else would hear of it, and the node would wait for ever
             _log.exception("node %s dialled in and could not be added; it is told to join again", name)
             await self.release(name, "could not be added")
             await self._work[name].close()

@@ -16,8 +16,8 @@ __all__ = ["method_rows", "methods_plot", "methods_table"]
 
 Report = Mapping[str, Any]
 
-# Okabe and Ito's colours without yellow, which is too light for a line; marker and stroke differ too.
-_COLOURS = (plots.BLUE, plots.VERMILION, "#e69f00", "#cc79a7", "#56b4e9", plots.INK)
+# Marker and stroke differ too.
+_COLOURS = (plots.BLUE, plots.VERMILION, plots.ORANGE, plots.PURPLE, plots.SKY, plots.INK)
 _MARKERS = ("o", "v", "s", "D", "^", "x", "P")
 _STROKES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (2, 2)))
 

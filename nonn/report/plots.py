@@ -29,6 +29,9 @@ __all__ = [
     "GREEN",
     "GRID",
     "INK",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
     "VERMILION",
     "accuracy_plot",
     "graph_plot",
@@ -38,7 +41,9 @@ __all__ = [
 ]
 
 INK = "#1d2126"
+# Okabe and Ito's colours without yellow, which is too light for a line.
 BLUE, GREEN, VERMILION = "#0072b2", "#009e73", "#d55e00"
+ORANGE, PURPLE, SKY = "#e69f00", "#cc79a7", "#56b4e9"
 
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
@@ -59,13 +64,12 @@ _STYLE: dict[Any, Any] = {
 }
 GRID: dict[str, Any] = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
 
-# Colour, marker and stroke of each row of a study. Okabe and Ito's colours without yellow, which is too light for a
-# line; what shares a colour differs in both others.
+# Colour, marker and stroke of each row of a study; what shares a colour differs in both others.
 _METHOD_LOOKS: dict[str, tuple[str, str, Any]] = {
     "nonn": (VERMILION, "v", (0, (1, 1))),
-    "jeong-4": ("#e69f00", "s", (0, (4, 2))),
-    "jeong-2": ("#cc79a7", "D", (0, (4, 1, 1, 1))),
-    "rocoin": ("#56b4e9", "^", (0, (2, 2))),
+    "jeong-4": (ORANGE, "s", (0, (4, 2))),
+    "jeong-2": (PURPLE, "D", (0, (4, 1, 1, 1))),
+    "rocoin": (SKY, "^", (0, (2, 2))),
     "copies": (INK, "x", (0, (6, 2))),
     "units": (INK, "+", (0, (1, 2))),
     "ours-cut": (BLUE, "P", (0, (3, 1))),
