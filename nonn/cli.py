@@ -55,7 +55,7 @@ def run_command(prog: str, summary: str, package: str, commands: Sequence[str], 
         The exit code: that of the command, or of the error that ended it, which is printed on stderr.
     """
     parser = argparse.ArgumentParser(prog=prog, description=summary)
-    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in commands:
         module = importlib.import_module(f"{package}.{name}")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonn import __version__
 from nonn.errors import ConfigError, NonnError
 from nonn.log import add_log_arguments, configure_logging
 
@@ -35,6 +36,7 @@ _RANGES = {"student": (0, 2**31 - 1), "threads": (1, 256), "memory": (0, 2**31 -
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     parser = argparse.ArgumentParser(prog="nonn-device", description="One student of a bundle on this device.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a student until told to end")
     serve.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
