@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-ray conformance soak format stubs clean
+.PHONY: demo test check bench bench-ray conformance soak dist format stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
 
@@ -32,6 +32,9 @@ bench-ray: $(READY)       ## serving beside Ray Serve too; 600 MB in an environm
 	test -x .venv-ray-serve/bin/python || $(PYTHON) -m venv .venv-ray-serve
 	.venv-ray-serve/bin/python -m pip install --quiet -r benchmarks/ray-serve-requirements.txt
 	OMP_NUM_THREADS=1 $(BIN)/nonn bench serve --ray .venv-ray-serve/bin/python
+
+dist: $(READY)            ## wheel and sdist in dist/; a node runs from the wheel in a bare environment
+	$(BIN)/python -m scripts.dist
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

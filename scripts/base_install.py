@@ -18,6 +18,11 @@ import tomllib
 import venv
 from pathlib import Path
 
+import grpc
+
+from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.wire import Array, new_request, read_tensors
+
 HERE = Path(__file__).resolve().parent.parent
 ENVIRONMENT = HERE / ".venv-base"
 PACKAGES = ("nonn", "devices/nonn_device", "simulator/nonn_sim")
@@ -32,27 +37,59 @@ def base_install(folder: Path = ENVIRONMENT) -> Path:
     wanted = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["dependencies"]
     pins = (HERE / "constraints.txt").read_bytes()
     key = hashlib.sha256(json.dumps([wanted, sys.version]).encode() + pins).hexdigest()
-    python, stamp = folder / "bin" / "python", folder / "made-from"
+    stamp = folder / "made-from"
     if stamp.exists() and stamp.read_text() == key:
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=False, symlinks=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--quiet",
-        "-c",
-        "constraints.txt",
-        "-e",
-        ".",
-    ]
-    subprocess.run(command, cwd=HERE, check=True)
+        return folder / "bin" / "python"
+    python = bare_environment(folder, "-e", ".")
     stamp.write_text(key)
     return python
+
+
+def bare_environment(folder: Path, *requirement: str) -> Path:
+    """Makes an environment that has one requirement and its pinned dependencies, no pip; returns its Python.
+
+    Raises:
+        CalledProcessError: pip cannot install it.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    command += ["--disable-pip-version-check", "-c", "constraints.txt", *requirement]
+    subprocess.run(command, cwd=HERE, check=True)
+    return python
+
+
+def features_from_node(python: Path, bundle: Path, student: int, inputs: Array, timeout_s: float = 60.0) -> Array:
+    """Starts a node in an environment, asks it once, and ends it.
+
+    Args:
+        python: interpreter of the environment; the node sees neither this folder nor PYTHONPATH.
+        bundle: folder of the bundle.
+        student: number of the student.
+        inputs: samples [B, *shape].
+        timeout_s: for the answer.
+
+    Returns:
+        The student's features [B, d].
+
+    Raises:
+        RuntimeError: the node does not start; the message is what it wrote.
+        RpcError: it does not answer.
+    """
+    command = [str(python), "-I", "-m", "nonn_device", "serve", str(bundle), "--student", str(student), "--watch-stdin"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as node:
+        try:
+            assert node.stdout is not None and node.stderr is not None
+            line = node.stdout.readline()
+            if not line:
+                raise RuntimeError(node.stderr.read().decode())
+            with grpc.insecure_channel(json.loads(line)["address"]) as channel:
+                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+                response = stub.ModelInfer(new_request(f"student-{student}", {"input": inputs}, {}), timeout=timeout_s)
+        finally:
+            node.kill()
+    return read_tensors(response.outputs, response.raw_output_contents)["features"]
 
 
 def installed_mb(folder: Path = ENVIRONMENT) -> float:

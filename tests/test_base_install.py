@@ -9,14 +9,11 @@ import json
 import subprocess
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
 from nonn.bundle import Bundle
-from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import new_request, read_tensors
-from scripts.base_install import base_install, installed_mb
+from scripts.base_install import base_install, features_from_node, installed_mb
 from tests.serving import TIMEOUT_S
 from tests.toys import toy_bundle, toy_data
 
@@ -43,18 +40,7 @@ def test_the_base_install_fits_on_a_small_device(python: Path) -> None:
 
 def test_a_node_serves_from_the_base_install(python: Path, bundle: Bundle) -> None:
     inputs, _ = toy_data(200, seed=3)
-    command = [python, "-m", "nonn_device", "serve", bundle.path, "--student", "0", "--watch-stdin"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        try:
-            assert child.stdout is not None and child.stderr is not None
-            line = child.stdout.readline()
-            assert line, child.stderr.read().decode()
-            with grpc.insecure_channel(json.loads(line)["address"]) as channel:
-                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-                response = stub.ModelInfer(new_request("student-0", {"input": inputs}, {}), timeout=TIMEOUT_S)
-        finally:
-            child.kill()
-    features = read_tensors(response.outputs, response.raw_output_contents)["features"]
+    features = features_from_node(python, bundle.path, 0, inputs)
     np.testing.assert_allclose(features, bundle.features[0][0], rtol=1e-5)
 
 

@@ -1,0 +1,1 @@
+"""What a command of the Makefile runs, one file a command."""
