@@ -93,7 +93,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.bundle is None:
-            from nonn.pipeline import Run
+            from nonn.experiment.run import Run
 
             quick = ["experiment.name=bench", "teacher.epochs=1", "distill.epochs=1", "fusion.passes=1"]
             bundle, _ = Run(load_experiment(None, quick), Path(folder)).execute()

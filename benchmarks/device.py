@@ -25,7 +25,7 @@ from nonn.bundle import Student as Entry
 from nonn.config import ExportConfig, load_experiment
 from nonn.fusion import ZeroFill, enumerate_subsets
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import new_request
+from nonn.rpc.wire import new_request
 
 __all__ = ["bench_device", "bench_int8", "device_bundle"]
 
@@ -99,7 +99,7 @@ def bench_device(_: Bundle) -> Figures:
 
 def bench_int8(_: Bundle) -> Figures:
     """Accuracy that 8 bits cost, the worse of none and half failed, on the same trained students."""
-    from nonn.pipeline import Run
+    from nonn.experiment.run import Run
     from nonn.report import build_report
 
     settings = ("experiment.name=int8", "export.weights=int8", "export.features=int8", "distill.epochs=10")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.aggregator.drift import SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
+from nonn.aggregator.monitoring.drift import SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
 from nonn.bundle import Bundle, load_bundle
 
 Features = list[NDArray[np.float32]]

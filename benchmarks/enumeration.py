@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nonn.enumeration import count_correct
 from nonn.fusion import Head, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 
 SAMPLES, CLASSES, LATENT, SEED = 10_000, 100, 64, 0
 WIDTHS = (4, 16)

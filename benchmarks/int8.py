@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nonn.bundle.traffic import traffic
 from nonn.config import Experiment, load_experiment
+from nonn.experiment.run import Run
 from nonn.files import write_json
-from nonn.pipeline import Run
 from nonn.provenance import code_version, machine
 from nonn.report import build_report
-from nonn.traffic import traffic
 
 RESULTS = Path(__file__).parent / "results"
 INT8 = ("export.weights=int8", "export.features=int8")

@@ -34,7 +34,7 @@ from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import NonnError
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 
 # What ends each fault is the injection of the same kind with ``on=False``.
 KINDS = ("kill", "stop", "slow", "garbage", "cut", "silent")

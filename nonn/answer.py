@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import InputError
-from nonn.wire import Array, Parameter, read_parameters, read_tensors
+from nonn.rpc.wire import Array, Parameter, read_parameters, read_tensors
 
 __all__ = ["Answer"]
 

@@ -23,15 +23,15 @@ from typing import Any, Self
 
 import grpc
 
-from nonn.address import split_address
 from nonn.answer import Answer
 from nonn.errors import ConfigError, CredentialsError, NonnError, UnreachableError
-from nonn.rpc.handshake import explain
-from nonn.rpc.security import Tokens
-from nonn.rpc.tls import AGGREGATOR_NAME, load_tls
+from nonn.rpc.address import split_address
+from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import CHANNEL_OPTIONS, Array, from_status, new_request
+from nonn.rpc.wire import CHANNEL_OPTIONS, Array, from_status, new_request
+from nonn.security.handshake import explain
+from nonn.security.tls import AGGREGATOR_NAME, load_tls
 
 __all__ = ["Client", "Metadata"]
 
@@ -50,7 +50,7 @@ class Metadata:
         num_devices: N.
         quorum: fewer answers than this are no answer.
         nodes: of each node ``id``, ``address``, ``student``, ``state``, ``asked``, ``answered`` and ``latency_s``.
-        state: what ``nonn top`` shows, see ``nonn.aggregator.monitor``; empty where nobody watches.
+        state: what ``nonn top`` shows, see ``nonn.aggregator.monitoring.monitor``; empty where nobody watches.
     """
 
     shape: tuple[int, ...]

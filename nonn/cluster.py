@@ -33,7 +33,7 @@ from typing import Any, Self
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
-from nonn.aggregator.policy_file import write_policy
+from nonn.aggregator.policy.file import write_policy
 from nonn.bundle import load_bundle
 from nonn.errors import ConfigError, UnreachableError
 
@@ -307,7 +307,7 @@ class LocalCluster:
 
 def _issue(path: Path, names: Sequence[tuple[str, str]]) -> None:
     """Makes an authority and certificates, as far as they are not there."""
-    from nonn.certs import Authority  # needs an extra that a cluster in plain text does without
+    from nonn.security.authority import Authority  # needs an extra that a cluster in plain text does without
 
     authority = Authority(path) if (path / "ca.key").exists() else Authority.create(path)
     valid = {(entry.role, entry.id) for entry in authority.issued if entry.state == "valid"}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, load_experiment
-from nonn.pipeline import Run
+from nonn.experiment.run import Run
 from tests.toys import toy_bundle, toy_data
 
 # How wide the terminal is in which tests are started decides nothing, here or in the processes that they start.

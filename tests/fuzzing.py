@@ -30,7 +30,7 @@ from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import new_request
+from nonn.rpc.wire import new_request
 from tests.serving import TIMEOUT_S
 
 OK, INVALID_ARGUMENT = grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nonn.config import DistillConfig, TeacherConfig
+from nonn.config.objectives import ObjectivesConfig
 from nonn.distill import FusionLayer, Students
-from nonn.objective_config import ObjectivesConfig
 from nonn.students import Student
 from nonn.teacher import Normalise, Teacher, build_teacher
 from tests.toys import toy_data

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from nonn_device.cli import main as device_main
 
-from nonn.address import check_bind, split_address, with_port
 from nonn.aggregator.inventory import Node, warn_of_unknown_hosts
 from nonn.cli import main
+from nonn.cli.predict import _read
 from nonn.client import Client, Metadata
-from nonn.commands.predict import _read
 from nonn.errors import AddressError, ConfigError, NonnError
+from nonn.rpc.address import check_bind, split_address, with_port
 from tests.serving import running_aggregator, until
 from tests.toys import toy_bundle
 

@@ -17,10 +17,10 @@ from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.errors import ConfigError, InputError, QuorumError
+from nonn.reliability.subsets import members
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.subsets import members
-from nonn.wire import add_tensors, new_request, read_tensors, write_parameters
+from nonn.rpc.wire import add_tensors, new_request, read_tensors, write_parameters
 from tests.serving import TIMEOUT_S, fake_node, serving
 from tests.toys import toy_bundle, toy_data
 

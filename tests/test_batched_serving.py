@@ -25,10 +25,10 @@ from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.client import Client
 from nonn.errors import InputError
+from nonn.reliability.subsets import mask_of
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.subsets import mask_of
-from nonn.wire import add_tensors, new_request, write_parameters
+from nonn.rpc.wire import add_tensors, new_request, write_parameters
 from tests.serving import TIMEOUT_S, fake_node, process, running_node, serving
 from tests.toys import toy_bundle, toy_data
 

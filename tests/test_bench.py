@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nonn.bench.bundle import SHAPE, WIDTH, idle_bundle
-from nonn.wire import Array
+from nonn.rpc.wire import Array
 from tests.serving import run
 
 

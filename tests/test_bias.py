@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nonn.bias import class_bias, error_rates
 from nonn.errors import ShapeError
+from nonn.reliability.bias import class_bias, error_rates
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
 

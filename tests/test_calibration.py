@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nonn.calibration import (
+from nonn.errors import ShapeError
+from nonn.fusion import ZeroFill, enumerate_subsets, softmax
+from nonn.fusion.calibration import (
     calibration_by_failures,
     expected_calibration_error,
     fit_temperature,
     fit_temperatures,
 )
-from nonn.errors import ShapeError
-from nonn.fusion import ZeroFill, enumerate_subsets, softmax
-from nonn.subsets import members, membership
+from nonn.reliability.subsets import members, membership
 
 K = 4
 

@@ -14,9 +14,9 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nonn.certs import Authority, describe
 from nonn.errors import ConfigError, CredentialsError
-from nonn.rpc.tls import Identity, TlsFolder, check_id, load_tls
+from nonn.security.authority import Authority, describe
+from nonn.security.tls import Identity, TlsFolder, check_id, load_tls
 from tests.serving import run
 
 DAY = timedelta(days=1)

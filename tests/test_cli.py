@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nonn.cli import COMMANDS, main
-from nonn.extras import missing_extra, requirements
+from nonn.cli.extras import missing_extra, requirements
 from tests.conftest import TINY
 
 SETS = [argument for item in TINY for argument in ("--set", item)]
@@ -76,9 +76,9 @@ def test_bad_input_has_a_message_and_its_exit_code(
 def test_a_missing_extra_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "nonn.demo", None)
+    monkeypatch.setitem(sys.modules, "nonn.experiment.demo", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    for name in [m for m in sys.modules if m.startswith("nonn.pipeline")]:
+    for name in [m for m in sys.modules if m.startswith("nonn.experiment.run")]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["run", str(Path(__file__).parent.parent / "examples" / "digits.toml")]) == 6
     assert "pip install 'nonn[train]'" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from PIL import Image
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import BundleError, ConfigError, InputError, NonnError, QuorumError, UnreachableError
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 from tests.serving import TIMEOUT_S, children_of, process, run, until, watched
 from tests.toys import toy_bundle, toy_data
 

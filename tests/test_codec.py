@@ -12,7 +12,7 @@ from nonn.errors import InputError
 from nonn.rpc.codec import RequestReader, RequestWriter, ResponseWriter
 from nonn.rpc.template import REMEMBERED, Template, Templates, field
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import add_tensors, new_request, read_parameters, read_tensors, write_parameters
+from nonn.rpc.wire import add_tensors, new_request, read_parameters, read_tensors, write_parameters
 from tests.fuzzing import changed
 
 RAW = "raw_input_contents"

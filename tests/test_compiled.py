@@ -29,7 +29,7 @@ from nonn.export.compiled import TOLERANCE
 from nonn.export.deploy import deploy
 from nonn.fusion import RidgePerSet, enumerate_subsets, gram
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import new_request, read_tensors
+from nonn.rpc.wire import new_request, read_tensors
 from tests.serving import running_node
 from tests.test_export import trained_looking_student
 from tests.toys import toy_bundle

@@ -24,7 +24,7 @@ from nonn.aggregator.inventory import Node, write_inventory
 from nonn.cluster import LocalCluster
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import new_request, read_parameters, read_tensors
+from nonn.rpc.wire import new_request, read_parameters, read_tensors
 from tests.oip import make_stubs
 from tests.serving import TIMEOUT_S, process, run, running_node
 from tests.toys import toy_bundle, toy_data

@@ -11,7 +11,7 @@ import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.client import Client
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 from tests.oip import foreign_server, make_stubs
 from tests.serving import TIMEOUT_S, process, until
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nonn.bundle import load_bundle
-from nonn.demo import kill_one_by_one
+from nonn.experiment.demo import kill_one_by_one
 from tests.conftest import TINY
 from tests.toys import toy_bundle, toy_data
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from nonn.bundle import Bundle
 from nonn.cli import main
 from nonn.config import from_mapping, load_experiment
-from nonn.device_config import DeviceClassConfig, DevicesConfig
-from nonn.devices import failure_law, place_students, resolve_devices, share_out
+from nonn.config.devices import DeviceClassConfig, DevicesConfig
 from nonn.errors import BudgetError, ConfigError, GuaranteeError, PartitionError
-from nonn.filters import FilterGraph
+from nonn.experiment.run import Run
 from nonn.partition.balanced_eigenvector import partition
+from nonn.partition.graph import FilterGraph
 from nonn.partition.redundancy import Design
-from nonn.pipeline import Run
 from nonn.probe import PROBE_MACS, Measured, available_ram_bytes, device_entry, measure_macs_per_s, probe_network
 from nonn.students import Student, measure_cost, sizing
+from nonn.students.devices import failure_law, place_students, resolve_devices, share_out
 from nonn.students.sizing import size_students
 from nonn.teacher import Normalise
 from tests.conftest import TINY

@@ -13,9 +13,9 @@ from grpc import aio
 
 from nonn.aggregator.fanout import Fanout, connect_insecure
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.work import WorkChannel, WorkChannels, dialled
-from nonn.certs import Authority
+from nonn.aggregator.membership.dial_out import WorkChannel, WorkChannels, dialled
 from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.security.authority import Authority
 from tests.fleets import SAMPLE, Fleet, check_offline, members
 from tests.serving import TIMEOUT_S, run, until
 from tests.toys import toy_bundle

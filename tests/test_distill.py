@@ -15,7 +15,7 @@ from nonn.distill.heads import choose_ridge, fit_head
 from nonn.distill.objectives import activation_transfer, build_terms, cross_entropy, joint_activation_transfer, kd
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import RidgePerSet, ZeroFill
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 from nonn.teacher import Teacher
 from nonn.trainer import batches
 from tests.objectives import PARTS, distill, make_students, make_teacher, normalise, raw

@@ -13,11 +13,11 @@ import sys
 import numpy as np
 import pytest
 
-from nonn.aggregator.drift import REMEMBERED, SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
-from nonn.aggregator.events import RequestEvent
 from nonn.aggregator.inventory import Node, write_inventory
-from nonn.aggregator.metrics import Metrics
-from nonn.aggregator.monitor import Monitor
+from nonn.aggregator.monitoring.drift import REMEMBERED, SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
+from nonn.aggregator.monitoring.events import RequestEvent
+from nonn.aggregator.monitoring.metrics import Metrics
+from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
@@ -324,4 +324,4 @@ def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afre
 
 
 def test_the_alarm_needs_neither_clock_nor_threads():
-    assert not {"asyncio", "threading", "time"} & set(vars(sys.modules["nonn.aggregator.drift"]))
+    assert not {"asyncio", "threading", "time"} & set(vars(sys.modules["nonn.aggregator.monitoring.drift"]))

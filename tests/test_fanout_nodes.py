@@ -13,9 +13,9 @@ import pytest
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.errors import ConfigError, InputError, QuorumError
+from nonn.reliability.subsets import members
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.subsets import members
-from nonn.wire import add_tensors, read_tensors
+from nonn.rpc.wire import add_tensors, read_tensors
 from tests.fanout import PATIENT, Watcher, cluster, soon
 from tests.test_aggregator import check_against_offline_fusion, good_reply
 

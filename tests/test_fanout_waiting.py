@@ -14,7 +14,7 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
 from nonn.errors import QuorumError
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 from tests.fanout import PATIENT, Watcher, cluster, slow, soon
 from tests.serving import TIMEOUT_S, running_node
 from tests.test_aggregator import check_against_offline_fusion, good_reply

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from nonn.bundle.features import FEATURE_DTYPES, FeatureCode
 from nonn.errors import ConfigError, InputError
-from nonn.features import FEATURE_DTYPES, FeatureCode
 
 finite = st.floats(-1e6, 1e6, width=32)
 batches = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8), elements=finite)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nonn import filters
 from nonn.config import GraphConfig
 from nonn.errors import ConfigError, DataError, ShapeError
-from nonn.filters import FilterGraph, build_graph, co_activation_graph, correlation, nonn_graph
+from nonn.partition import graph as filters
+from nonn.partition.graph import FilterGraph, build_graph, co_activation_graph, correlation, nonn_graph
 
 Array = NDArray[np.float64]
 Graph = Callable[[Array], FilterGraph]

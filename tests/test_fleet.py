@@ -18,7 +18,7 @@ import pytest
 from nonn.client import Client
 from nonn.errors import ConfigError
 from nonn.fleet.inventory import load_inventory
-from nonn.rpc.tls import load_tls
+from nonn.security.tls import load_tls
 from tests import toys
 from tests.fleets import Fleet, members
 from tests.serving import process, run, until

@@ -22,7 +22,7 @@ from nonn.fusion import (
     head_from_arrays,
     softmax,
 )
-from nonn.subsets import all_masks, members
+from nonn.reliability.subsets import all_masks, members
 
 K, WIDTHS, PARTS = 5, (3, 2, 3, 2), (0, 1, 0, 1)
 

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from nonn.calibration import calibration_by_failures
 from nonn.config import DataConfig, FusionConfig, load_experiment
 from nonn.data import Split
 from nonn.data.augment import Augment
@@ -20,8 +19,9 @@ from nonn.distill.heads import KINDS, choose_ridge, fit_head, fit_heads, held_ou
 from nonn.distill.logistic import fit_logistic, refine, stored_levels
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, enumerate_subsets, gram, softmax
+from nonn.fusion.calibration import calibration_by_failures
+from nonn.reliability.subsets import members, membership
 from nonn.students import Student
-from nonn.subsets import members, membership
 from nonn.teacher import Normalise, Teacher
 from tests.toys import SHAPE, toy_data
 

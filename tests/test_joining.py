@@ -16,10 +16,10 @@ import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import load_bundle, write_bundle
-from nonn.certs import Authority
 from nonn.errors import NonnError, QuorumError
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc
+from nonn.security.authority import Authority
 from tests.fleets import SAMPLE, TOKEN, Fleet, check_offline, members
 from tests.serving import TIMEOUT_S, asking, run, until
 from tests.toys import toy_bundle

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
-from nonn.log import configure_logging
+from nonn.telemetry.log import configure_logging
 from tests.serving import TIMEOUT_S, process
 from tests.toys import toy_bundle
 

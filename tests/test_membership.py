@@ -16,14 +16,14 @@ from nonn_device.artifacts import Artifact, Store
 from nonn_device.join import Backoff, Link
 
 from nonn.aggregator.fanout import connect_insecure
-from nonn.aggregator.fleet import Fleet as FleetService
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.membership import Applicant, Membership
+from nonn.aggregator.membership.dial_out import WorkChannels
+from nonn.aggregator.membership.leases import Applicant, Membership
+from nonn.aggregator.membership.servicer import Fleet as FleetService
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
-from nonn.aggregator.work import WorkChannels
 from nonn.errors import BundleError, DataError, MembershipError, UnreachableError
-from nonn.rpc.security import Guard
+from nonn.rpc.guard import Guard
 from nonn.rpc.v1 import fleet_pb2 as pb
 from tests.serving import TIMEOUT_S, fake_node
 from tests.toys import toy_bundle

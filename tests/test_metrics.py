@@ -14,16 +14,16 @@ import urllib.request
 import numpy as np
 import pytest
 
-from nonn.aggregator.drift import DriftNotice
-from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.inventory import Node, write_inventory
-from nonn.aggregator.metrics import CODES, Metrics
+from nonn.aggregator.monitoring.drift import DriftNotice
+from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
+from nonn.aggregator.monitoring.metrics import CODES, Metrics
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
-from nonn.certs import Authority
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
+from nonn.security.authority import Authority
 from tests.observing import fetch, metric, metrics, state
 from tests.serving import TIMEOUT_S, process, run, until
 from tests.test_light_imports import python

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.monitor import Monitor
+from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.service import Aggregator
 from tests.toys import toy_bundle
 

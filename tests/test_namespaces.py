@@ -19,7 +19,7 @@ from nonn_sim.proxy import Proxies
 from nonn_sim.scenario import LinkConfig
 
 from nonn.client import Client
-from nonn.subsets import mask_of
+from nonn.reliability.subsets import mask_of
 from tests.serving import TIMEOUT_S, process, running_aggregator, until
 from tests.toys import toy_bundle, toy_data
 

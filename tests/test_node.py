@@ -17,7 +17,7 @@ from nonn.bundle import load_bundle
 from nonn.errors import BundleError
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import new_request, read_parameters, read_tensors
+from nonn.rpc.wire import new_request, read_parameters, read_tensors
 from tests.serving import TIMEOUT_S, process, run, running_node, serving
 from tests.toys import linear_student, toy_bundle, toy_data
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from nonn.config import PartitionConfig
 from nonn.errors import MissingExtraError, PartitionError, ShapeError
-from nonn.filters import FilterGraph, co_activation_graph
 from nonn.partition import METHODS, Partition, balanced_eigenvector, load_partitioner, louvain, make_partition
+from nonn.partition.graph import FilterGraph, co_activation_graph
 from nonn.partition.louvain import communities_to_parts
 from nonn.partition.measures import measure
 

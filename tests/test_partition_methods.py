@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import SpectralClustering
 
-from nonn.filters import FilterGraph
 from nonn.partition import (
     Partition,
     balanced_eigenvector,
@@ -18,6 +17,7 @@ from nonn.partition import (
     random,
     spectral,
 )
+from nonn.partition.graph import FilterGraph
 from nonn.partition.measures import measure
 from tests.test_partition import as_sets, cliques, planted, random_graph
 

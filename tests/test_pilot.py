@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nonn import pilot, pipeline
 from nonn.cli import main
 from nonn.config import AUTO, Experiment, load_experiment
 from nonn.errors import ConfigError
+from nonn.experiment import pilot
+from nonn.experiment import run as pipeline
+from nonn.experiment.pilot import designs, settle
+from nonn.experiment.run import Run
 from nonn.partition.redundancy import Design
-from nonn.pilot import designs, settle
-from nonn.pipeline import Run
 from tests.conftest import TINY
 
 QUICK = (*TINY, "partition.pilot_epochs=1", "teacher.epochs=6")

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nonn import bundling, pipeline
 from nonn.bundle import Bundle, load_bundle
 from nonn.config import BudgetConfig, Experiment, load_experiment
 from nonn.errors import BudgetError, BundleError, ConfigError, DataError, GuaranteeError, PartitionError
+from nonn.experiment import bundling
+from nonn.experiment import run as pipeline
+from nonn.experiment.run import Run
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet, enumerate_subsets
-from nonn.pipeline import Run
 from tests.conftest import TINY
 
 

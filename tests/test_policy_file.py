@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nonn.aggregator.policy import PolicyConfig
-from nonn.aggregator.policy_file import load_policy, write_policy
+from nonn.aggregator.policy.file import load_policy, write_policy
 from nonn.errors import ConfigError
 
 

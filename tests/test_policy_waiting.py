@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nonn.aggregator.latencies import WINDOW, Latencies
 from nonn.aggregator.policy import Policy, PolicyConfig
+from nonn.aggregator.policy.latencies import WINDOW, Latencies
 from nonn.errors import ConfigError
 from tests.policies import NODES, ONE_EACH, PAIR, policy_of, practise, refused, silent
 

@@ -12,24 +12,25 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nonn import bundling, pipeline
 from nonn.bundle import Bundle, load_bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, ExportConfig, load_experiment
 from nonn.errors import BundleError, ConfigError
+from nonn.experiment import bundling
+from nonn.experiment import run as pipeline
+from nonn.experiment.run import Run
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import calibration_sample, deploy
 from nonn.export.quantise import TOLERANCE, quantise
 from nonn.fusion import enumerate_subsets
-from nonn.pipeline import Run
+from nonn.reliability.subsets import mask_of
 from nonn.report.table import network_line
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.rpc.wire import new_request, read_tensors
 from nonn.students import Student
-from nonn.subsets import mask_of
 from nonn.teacher import Normalise
-from nonn.wire import new_request, read_tensors
 from tests.serving import running_node
 from tests.test_export import trained_looking_student
 from tests.toys import toy_bundle

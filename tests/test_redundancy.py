@@ -13,7 +13,7 @@ from nonn.config import load_experiment
 from nonn.errors import ConfigError, PartitionError
 from nonn.partition import Partition
 from nonn.partition.redundancy import Design, filters_of_device
-from nonn.subsets import mask_of, membership, probabilities
+from nonn.reliability.subsets import mask_of, membership, probabilities
 
 
 def cut(num_parts: int, num_filters: int = 19) -> Partition:

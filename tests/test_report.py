@@ -20,9 +20,10 @@ import pytest
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, write_bundle
-from nonn.commands import report as command
+from nonn.cli import report as command
 from nonn.errors import BundleError, ConfigError, InputError, MissingExtraError
 from nonn.fusion import ZeroFill
+from nonn.reliability.subsets import membership
 from nonn.report import build_report, write_report
 from nonn.report.build import filter_graph
 from nonn.report.html import render_page
@@ -34,7 +35,6 @@ from nonn.report.table import (
     points,
 )
 from nonn.report.text import markdown_report, report_tables, text_report
-from nonn.subsets import membership
 from tests.toys import CLASSES, WIDTH, toy_bundle
 
 # Right answers of ten samples by mask: none, {0}, {1}, {0,1}, {2}, {0,2}, {1,2}, all.

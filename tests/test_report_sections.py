@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nonn.bias import class_bias
 from nonn.bundle import Bundle
-from nonn.calibration import calibration_by_failures
-from nonn.commands import report as command
+from nonn.cli import report as command
 from nonn.errors import BundleError, ConfigError
 from nonn.fusion import ZeroFill
+from nonn.fusion.calibration import calibration_by_failures
+from nonn.reliability.bias import class_bias
+from nonn.reliability.subsets import SubsetTable, probabilities
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
 from nonn.report.html import render_page
 from nonn.report.methods import methods_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
 from nonn.report.text import csv_report, markdown_report, report_tables, text_report
-from nonn.subsets import SubsetTable, probabilities
 from tests.test_report import CORRECT, Page, rewritten
 from tests.toys import CLASSES, WIDTH, toy_bundle
 

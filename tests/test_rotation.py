@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from grpc import aio
 
-from nonn.aggregator.dashboard import serve_dashboard
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.joining import Joining
-from nonn.aggregator.metrics import Metrics
-from nonn.aggregator.monitor import Monitor
-from nonn.aggregator.secure import Watch, connect_tls
+from nonn.aggregator.membership.credentials import Watch, connect_tls
+from nonn.aggregator.membership.options import Joining
+from nonn.aggregator.monitoring.dashboard import serve_dashboard
+from nonn.aggregator.monitoring.metrics import Metrics
+from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.service import Aggregator
-from nonn.certs import Authority
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import CredentialsError
-from nonn.rpc.tls import TlsFolder
+from nonn.security.authority import Authority
+from nonn.security.tls import TlsFolder
 from tests.serving import TIMEOUT_S, asking, logged, until
 from tests.toys import toy_bundle
 
@@ -94,7 +94,7 @@ async def grpc_port(bundle, tls):
 
 @pytest.mark.parametrize("port", [http_port, grpc_port])
 def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(bundle, tmp_path, monkeypatch, port):
-    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("nonn.security.tls.LOOK_AGAIN_S", 0.0)
     authority, other = Authority.create(tmp_path / "certs"), Authority.create(tmp_path / "other")
     for issuer in (authority, other):
         issuer.issue("aggregator", "main")
@@ -168,7 +168,7 @@ def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle, tmp
 
 
 def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_out(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("nonn.security.tls.LOOK_AGAIN_S", 0.0)
     authority, certs = Authority.create(tmp_path / "certs"), tmp_path / "certs"
     authority.issue("aggregator", "main")
     authority.issue("node", "kitchen")
@@ -208,7 +208,7 @@ def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_
 
 
 def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newest(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("nonn.rpc.tls.LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr("nonn.security.tls.LOOK_AGAIN_S", 0.0)
     authority, main = Authority.create(tmp_path / "certs"), tmp_path / "certs/aggregator/main"
     authority.issue("aggregator", "main")
     authority.issue("node", "a")

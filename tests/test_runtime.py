@@ -20,7 +20,7 @@ from nonn_device.vitals import peak_bytes, processor, resident_bytes
 from nonn.bundle import Bundle, InputSpec
 from nonn.errors import BudgetError, BundleError
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import new_request
+from nonn.rpc.wire import new_request
 from tests.serving import TIMEOUT_S, run, running_node
 from tests.toys import SHAPE, toy_bundle
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
-from nonn.certs import Authority
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import CredentialsError, NonnError
-from nonn.rpc.handshake import explain, reason
-from nonn.rpc.tls import AGGREGATOR_NAME, TlsFolder
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.security.authority import Authority
+from nonn.security.handshake import explain, reason
+from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
 from tests.serving import TIMEOUT_S, logged, process, run, until
 from tests.toys import toy_bundle
 
@@ -309,7 +309,7 @@ def test_tls_is_how_a_process_serves_beyond_loopback(bundle, folder, tmp_path):
 def test_what_a_library_prints_on_standard_error_still_arrives_and_so_do_tracebacks(tmp_path):
     program = (
         "import os, logging, sys\n"
-        "from nonn.rpc.handshake import log_failed_handshakes\n"
+        "from nonn.security.handshake import log_failed_handshakes\n"
         "log_failed_handshakes(); logging.basicConfig(stream=sys.stderr)\n"
         "os.write(2, b'from C\\n')\n"
         "os.write(2, b'I1 ssl_transport_security.cc:1] Handshake failed: certificate has expired\\n' * 3)\n"

@@ -16,7 +16,7 @@ from nonn_sim.scenario_file import parse_scenario
 from nonn_sim.simulate import simulate, simulate_once
 
 from nonn.errors import ConfigError, MissingExtraError
-from nonn.subsets import mask_of
+from nonn.reliability.subsets import mask_of
 from tests.toys import toy_bundle
 
 NUM_DEVICES = 4

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nonn_sim.enumerate import enumerate_bundle, mean_estimate, sample_failures, sample_law, wilson
-from nonn_sim.laws import parse_law
 from numpy.typing import NDArray
 
 from nonn.enumeration import count_correct, count_one_by_one
@@ -26,7 +25,8 @@ from nonn.fusion import (
     enumerate_subsets,
     gram,
 )
-from nonn.subsets import mask_of, members
+from nonn.reliability.laws import parse_law
+from nonn.reliability.subsets import mask_of, members
 from tests.toys import toy_bundle
 
 Features = list[NDArray[np.float64]]

@@ -12,7 +12,7 @@ import pytest
 from nonn_sim.cli import COMMANDS, main
 
 from nonn.bundle import Bundle, write_bundle
-from nonn.subsets import mask_of
+from nonn.reliability.subsets import mask_of
 from tests.test_light_imports import BLOCKER
 from tests.toys import toy_bundle
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nonn_sim.guarantees import check_guarantees, judge
-from nonn_sim.laws import parse_law
 
 from nonn.errors import ConfigError, GuaranteeError
-from nonn.subsets import SubsetTable, members
+from nonn.reliability.guarantees import check_guarantees, judge
+from nonn.reliability.laws import parse_law
+from nonn.reliability.subsets import SubsetTable, members
 
 # Three devices; 0 alone is good, 1 and 2 are weak.
 TABLE = SubsetTable(np.array([0, 80, 40, 90, 30, 85, 60, 95]), 100)

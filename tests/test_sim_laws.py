@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nonn_sim.laws import (
+
+from nonn.errors import ConfigError, ShapeError
+from nonn.reliability.laws import (
     Battery,
     Law,
     Markov,
@@ -19,10 +21,8 @@ from nonn_sim.laws import (
     law_from_mapping,
     parse_law,
 )
-from nonn_sim.laws.first_fall import simulated_first_fall
-
-from nonn.errors import ConfigError, ShapeError
-from nonn.subsets import SubsetTable, mask_of, membership
+from nonn.reliability.laws.first_fall import simulated_first_fall
+from nonn.reliability.subsets import SubsetTable, mask_of, membership
 
 TRACE = "time_s,device,state\n0,0,down\n10,0,up\n30,2,down\n30,1,down\n40,1,up\n100,2,up\n"
 TEXTS = (

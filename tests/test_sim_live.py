@@ -18,7 +18,7 @@ from nonn_sim.scenario import LinkConfig
 from nonn_sim.scenario_file import load_scenario, parse_scenario
 
 from nonn.errors import ConfigError, DataError, InputError, NonnError
-from nonn.wire import Array
+from nonn.rpc.wire import Array
 from tests.serving import running_node
 from tests.toys import toy_bundle, toy_data
 
@@ -152,7 +152,7 @@ def ask(address: str, shape: tuple[int, ...]) -> Array:
     import grpc
 
     from nonn.rpc.v1 import inference_pb2_grpc
-    from nonn.wire import CHANNEL_OPTIONS, new_request, read_tensors
+    from nonn.rpc.wire import CHANNEL_OPTIONS, new_request, read_tensors
 
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)

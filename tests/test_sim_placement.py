@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nonn_sim import placement
-from nonn_sim.placement import Device, Work, expected_accuracy, place, price_of_one_more
 from nonn_sim.placement_file import load_devices, placement_summary
 
 from nonn.errors import ConfigError, ShapeError
-from nonn.subsets import SubsetTable
+from nonn.reliability import placement
+from nonn.reliability.placement import Device, Work, expected_accuracy, place, price_of_one_more
+from nonn.reliability.subsets import SubsetTable
 from tests.toys import toy_bundle
 
 LIGHT = Work(macs=1000, model_bytes=100, feature_bytes=10)

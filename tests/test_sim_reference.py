@@ -17,7 +17,7 @@ from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
 from nonn_sim.scenario import FAULT_ENDS
 
 from nonn.aggregator.policy import Policy
-from nonn.aggregator.session import Session
+from nonn.aggregator.policy.session import Session
 from tests.test_sim_engine import NUM_DEVICES, world
 from tests.toys import toy_bundle
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nonn_sim.laws import parse_law
-from nonn_sim.value import marginal_values, pair_losses, shapley_values
 
-from nonn.subsets import SubsetTable, mask_of
+from nonn.reliability.laws import parse_law
+from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
+from nonn.reliability.subsets import SubsetTable, mask_of
 
 tables = st.integers(1, 5).flatmap(
     lambda n: st.lists(st.integers(0, 50), min_size=2**n, max_size=2**n).map(

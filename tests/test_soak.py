@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import storm
 from nonn.client import Client
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 from tests.serving import TIMEOUT_S, process, running_aggregator, until
 from tests.toys import toy_bundle, toy_data
 

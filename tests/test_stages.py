@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nonn.errors import ConfigError
-from nonn.stages import exclusive, open_stage
+from nonn.experiment.stages import exclusive, open_stage
 
 
 def test_a_stage_is_done_once_and_found_again(tmp_path: Path) -> None:

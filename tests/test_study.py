@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nonn import pipeline, study
 from nonn.cli import main
 from nonn.config import STUDY_ROWS, Experiment, StudyConfig, load_experiment
 from nonn.errors import ConfigError
+from nonn.experiment import run as pipeline
+from nonn.experiment import study
+from nonn.experiment.study import evaluate_head, run_study, summarise
 from nonn.fusion import RidgePerSet, gram
+from nonn.reliability.subsets import members
 from nonn.report.plots import study_plot
 from nonn.report.study import heads_markdown, short_markdown, short_table
 from nonn.report.table import percent
-from nonn.study import evaluate_head, run_study, summarise
-from nonn.subsets import members
 from tests.conftest import TINY
 
 SETS = (

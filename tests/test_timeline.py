@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nonn.aggregator.timeline import SAMPLES_A_SECOND, Timeline, quantile
+from nonn.aggregator.monitoring.timeline import SAMPLES_A_SECOND, Timeline, quantile
 
 
 def test_a_second_counts_its_requests_and_seconds_without_any_are_there_too():

@@ -15,8 +15,8 @@ import pytest
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.client import Client
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.tracing import span
-from nonn.wire import new_request
+from nonn.rpc.wire import new_request
+from nonn.telemetry.tracing import span
 from tests.serving import TIMEOUT_S, process, running_node
 from tests.toys import toy_bundle
 
@@ -120,7 +120,10 @@ def test_a_refused_request_is_a_trace_of_its_own_with_the_reason(bundle, tmp_pat
 
 
 def test_without_a_trace_a_step_does_nothing_and_loads_nothing():
-    program = "import sys; import nonn.tracing; print(any(name.startswith('opentelemetry') for name in sys.modules))"
+    program = (
+        "import sys; import nonn.telemetry.tracing; "
+        "print(any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert loaded.stdout == "False\n"
     with span("nonn.fuse", nodes=1):

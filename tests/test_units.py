@@ -22,7 +22,7 @@ import pytest
 from nonn_device.node import StudentModel
 
 from nonn.client import Client
-from nonn.rpc.watchdog import Watchdog
+from nonn.telemetry.systemd import Watchdog
 from tests.fleets import members
 from tests.serving import TIMEOUT_S, run, until
 from tests.toys import SHAPE, WIDTH, toy_bundle

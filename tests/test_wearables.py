@@ -14,6 +14,7 @@ from nonn_sim.deployments import student_work
 from torch.nn import functional
 
 from nonn.bundle import Bundle
+from nonn.bundle.views import resolve_views, seen
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import DataConfig, DevicesConfig, Experiment, load_experiment
@@ -22,14 +23,13 @@ from nonn.data.augment import Augment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.students import Together
 from nonn.errors import ConfigError, DataError, InputError
+from nonn.experiment.run import Run
+from nonn.experiment.study import run_study
 from nonn.fusion import head_from_arrays
-from nonn.pipeline import Run
+from nonn.reliability.subsets import mask_of, members
 from nonn.students import Student
-from nonn.study import run_study
-from nonn.subsets import mask_of, members
 from nonn.teacher import Normalise
 from nonn.teacher.zoo import make_network
-from nonn.views import resolve_views, seen
 from tests.serving import running_node
 
 UNITS, CHANNELS, STEPS, PEOPLE, ACTIVITIES, WINDOWS = 5, 9, 40, 4, 5, 12
@@ -146,7 +146,7 @@ def test_a_node_takes_its_channels_and_refuses_the_whole_input(bundle: Bundle, s
     import grpc
 
     from nonn.rpc.v1 import inference_pb2_grpc
-    from nonn.wire import new_request, read_tensors
+    from nonn.rpc.wire import new_request, read_tensors
 
     inputs = load_data(small.data, 0).test.inputs[:3]
     with running_node(bundle.path, 2) as (_, ready), grpc.insecure_channel(ready["address"]) as channel:
@@ -238,7 +238,7 @@ def test_devices_see_everything_unless_the_file_says_otherwise() -> None:
 
 
 def test_the_row_of_units_trains_each_as_if_it_were_alone(small: Experiment, tmp_path: Path) -> None:
-    from nonn.study import _run_of
+    from nonn.experiment.study import _run_of
 
     config = _run_of(small, "units", 0, (1,), tmp_path, None).experiment.distill
     made = students()

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as npst
 from nonn import errors
 from nonn.errors import InputError, NonnError, QuorumError, UnreachableError
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import (
+from nonn.rpc.wire import (
     DTYPES,
     add_tensors,
     check_batch,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonn import __version__
 from nonn.errors import ConfigError, NonnError
-from nonn.log import add_log_arguments, configure_logging
+from nonn.telemetry.log import add_log_arguments, configure_logging
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from nonn.bundle import Bundle
     from nonn.rpc.server import Attend
-    from nonn.rpc.watchdog import Watchdog
+    from nonn.telemetry.systemd import Watchdog
     from nonn_device.node import StudentModel
 
 __all__ = ["main"]
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A node multiplies nothing in NumPy: threads of its BLAS would cost memory for nothing.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if arguments.tls:
-        from nonn.rpc.handshake import log_failed_handshakes
+        from nonn.security.handshake import log_failed_handshakes
 
         log_failed_handshakes()
     # gRPC's own log tells a taken port in C++; our error tells it too.
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.tracing = None
     try:
         if arguments.trace:
-            from nonn.tracing import Tracing
+            from nonn.telemetry.tracing import Tracing
 
             arguments.tracing = Tracing.to(arguments.trace, "nonn-device", "nonn.infer", begins=False)
         _check_numbers(arguments)
@@ -153,9 +153,9 @@ def _model(arguments: argparse.Namespace, bundle: Bundle, device: int) -> Studen
 
 def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more: Any) -> dict[str, Any]:
     """Arguments of ``nonn.rpc.server.serve``."""
-    from nonn.rpc.security import Guard
+    from nonn.rpc.guard import Guard
     from nonn.rpc.server import SERVICE
-    from nonn.rpc.tls import load_tls
+    from nonn.security.tls import load_tls
 
     def announce(address: str) -> None:
         line = {"event": "ready", "node": device, "address": address, "pid": os.getpid(), "bundle": bundle.hash}
@@ -187,11 +187,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     """Loads the student and serves it."""
-    from nonn.address import check_bind
     from nonn.bundle import load_bundle
+    from nonn.rpc.address import check_bind
     from nonn.rpc.loop import run as run_loop
     from nonn.rpc.server import serve
-    from nonn.rpc.watchdog import Watchdog
+    from nonn.telemetry.systemd import Watchdog
 
     check_bind(arguments.host, arguments.port)
     device = arguments.student
@@ -210,10 +210,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _join(arguments: argparse.Namespace) -> int:
     """Gets a student and serves it; gets another one when an aggregator says so."""
-    from nonn.address import check_bind, split_address, with_port
+    from nonn.rpc.address import check_bind, split_address, with_port
+    from nonn.rpc.guard import Tokens
     from nonn.rpc.loop import run as run_loop
-    from nonn.rpc.security import Tokens
-    from nonn.rpc.tls import check_id, load_tls
+    from nonn.security.tls import check_id, load_tls
     from nonn_device.artifacts import Store
     from nonn_device.join import Link, Session, Wish
 
@@ -257,7 +257,7 @@ async def _run_session(arguments: argparse.Namespace, session: Any) -> None:
     import asyncio
 
     from nonn.rpc.server import serve, told_to_end
-    from nonn.rpc.watchdog import Watchdog
+    from nonn.telemetry.systemd import Watchdog
 
     told = told_to_end(arguments.watch_stdin)
     end = asyncio.create_task(told.wait())

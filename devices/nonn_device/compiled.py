@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import InputSpec, Student
 from nonn.errors import BundleError
-from nonn.wire import Array
+from nonn.rpc.wire import Array
 
 __all__ = ["ABI", "CompiledRuntime", "library_path", "machine_of"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from grpc import aio
 
 from nonn.rpc.v1 import fleet_pb2 as pb
-from nonn.wire import CHANNEL_OPTIONS
+from nonn.rpc.wire import CHANNEL_OPTIONS
 
 __all__ = ["serve_stream"]
 

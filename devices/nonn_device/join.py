@@ -25,15 +25,15 @@ import grpc
 from grpc import aio
 
 from nonn import __version__
-from nonn.address import with_port
 from nonn.bundle import Bundle
 from nonn.errors import CredentialsError, MembershipError, NonnError, UnreachableError
-from nonn.rpc.handshake import explain
-from nonn.rpc.security import Tokens
-from nonn.rpc.tls import AGGREGATOR_NAME, TlsFolder
+from nonn.rpc.address import with_port
+from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc
-from nonn.wire import CHANNEL_OPTIONS, from_status
+from nonn.rpc.wire import CHANNEL_OPTIONS, from_status
+from nonn.security.handshake import explain
+from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
 from nonn_device.artifacts import Artifact, Store
 from nonn_device.dial_out import serve_stream
 from nonn_device.vitals import resident_bytes

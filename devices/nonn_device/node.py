@@ -18,7 +18,7 @@ from nonn.errors import BundleError, ConfigError, InputError
 from nonn.rpc.codec import Request
 from nonn.rpc.server import Result
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import MAX_SAMPLES, Array, check_batch, request_limit
+from nonn.rpc.wire import MAX_SAMPLES, Array, check_batch, request_limit
 from nonn_device.runtime import Runtime
 from nonn_device.vitals import resident_bytes
 from nonn_device.worker import Worker

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec, Student
 from nonn.errors import BudgetError, BundleError
-from nonn.wire import Array
+from nonn.rpc.wire import Array
 from nonn_device.vitals import peak_bytes, resident_bytes
 
 __all__ = ["RUNTIMES", "OnnxRuntime", "Runtime", "batch_within", "open_runtime"]

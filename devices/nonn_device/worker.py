@@ -17,7 +17,7 @@ from math import inf
 from typing import Any
 
 from nonn.errors import OverloadError
-from nonn.wire import Array
+from nonn.rpc.wire import Array
 
 __all__ = ["Worker"]
 

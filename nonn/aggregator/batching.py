@@ -30,11 +30,11 @@ from typing import Protocol
 
 import numpy as np
 
-from nonn.aggregator.latencies import Latencies
 from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.policy.latencies import Latencies
 from nonn.answer import Answer
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
-from nonn.wire import MAX_SAMPLES, Array
+from nonn.rpc.wire import MAX_SAMPLES, Array
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 

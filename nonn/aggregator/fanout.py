@@ -24,14 +24,14 @@ import numpy as np
 from grpc import aio
 
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Float32, Reply, ReplyReader, reason, reply_limit
-from nonn.aggregator.session import Session
 from nonn.bundle import Bundle
+from nonn.bundle.views import View, seen
 from nonn.errors import InputError
 from nonn.rpc.codec import RequestWriter
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.views import View, seen
-from nonn.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, Array, Parameter
+from nonn.rpc.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, Array, Parameter
 
 __all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "channel_options", "connect_insecure"]
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from nonn.aggregator.inventory import Node
 from nonn.bundle import Student
 from nonn.errors import InputError
-from nonn.rpc import handshake
 from nonn.rpc.template import Templates
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import MAX_SAMPLES, read_parameters, read_tensors
+from nonn.rpc.wire import MAX_SAMPLES, read_parameters, read_tensors
+from nonn.security import handshake
 
 __all__ = ["Reply", "reason", "reply_limit"]
 

@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig, Batcher
-from nonn.aggregator.events import Outcome, RequestEvent
+from nonn.aggregator.monitoring.events import Outcome, RequestEvent
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.errors import BundleError, InputError, OverloadError
 from nonn.rpc.codec import Request
 from nonn.rpc.server import Result
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import check_batch, request_limit
+from nonn.rpc.wire import check_batch, request_limit
 
 __all__ = ["MODEL", "FusedModel"]
 
@@ -32,7 +32,7 @@ class FusedModel:
 
     Args:
         aggregator: that asks them.
-        state: what ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitor``.
+        state: what ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitoring.monitor``.
         batching: how requests travel together, and how many may wait.
         answered: told of every answer, whose latency is what the client waited here, alone or in company.
     """

@@ -16,19 +16,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.aggregator.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
 from nonn.aggregator.fanout import Connect, Fanout
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.monitoring.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
 from nonn.aggregator.policy import Policy, PolicyConfig
+from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Reply
-from nonn.aggregator.session import Session
 from nonn.aggregator.solver import HeadSolver
 from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, InputError, NonnError, QuorumError
-from nonn.subsets import mask_of
-from nonn.tracing import span
-from nonn.wire import Array, check_batch
+from nonn.reliability.subsets import mask_of
+from nonn.rpc.wire import Array, check_batch
+from nonn.telemetry.tracing import span
 
 __all__ = ["Aggregator"]
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
 from nonn.fusion import Head
-from nonn.subsets import mask_of, members
+from nonn.reliability.subsets import mask_of, members
 
 __all__ = ["HeadSolver"]
 

@@ -33,10 +33,10 @@ from nonn.bench.bundle import SHAPE, idle_bundle
 from nonn.bench.floor import METHOD
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, NonnError, UnreachableError
+from nonn.reliability.subsets import mask_of
 from nonn.rpc.loop import run as run_loop
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.subsets import mask_of
-from nonn.wire import from_status, new_request
+from nonn.rpc.wire import from_status, new_request
 
 __all__ = ["Figures", "Load", "bench_serve"]
 

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nonn.calibration import fit_temperatures
 from nonn.config import FusionConfig
 from nonn.data import Split
 from nonn.distill.logistic import fit_logistic
 from nonn.distill.students import Students
 from nonn.fusion import Head, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
-from nonn.subsets import all_masks, members, membership
+from nonn.fusion.calibration import fit_temperatures
+from nonn.reliability.subsets import all_masks, members, membership
 from nonn.teacher import Teacher
 from nonn.trainer import Augmentation, batches, epoch_generator
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nonn.fusion import Head, LogisticPerSet, RidgePerSet
-from nonn.subsets import all_masks, members, membership
+from nonn.reliability.subsets import all_masks, members, membership
 
 __all__ = ["fit_logistic", "refine", "stored_levels"]
 

@@ -7,10 +7,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from nonn.bundle.views import seen
 from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
 from nonn.students.grouped import of_one_architecture
-from nonn.views import seen
 
 __all__ = ["Students", "Together"]
 

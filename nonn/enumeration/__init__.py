@@ -28,7 +28,7 @@ from nonn.enumeration.linear import count_linear
 from nonn.enumeration.ridge import count_ridge, is_well_conditioned
 from nonn.errors import ShapeError
 from nonn.fusion import Head, LogisticPerSet, RidgePerSet
-from nonn.subsets import all_masks, members
+from nonn.reliability.subsets import all_masks, members
 
 __all__ = ["count_correct", "count_one_by_one"]
 

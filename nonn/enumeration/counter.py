@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.fusion import Head
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 
 __all__ = ["UNIT_ROUNDOFF", "Counter", "Settle"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.features import FeatureCode
 from nonn.config import ExportConfig
 from nonn.errors import BundleError
 from nonn.export.onnx_file import run_onnx
-from nonn.features import FeatureCode
-from nonn.subsets import SubsetTable
+from nonn.reliability.subsets import SubsetTable
 
 __all__ = ["Deployed", "calibration_sample", "deploy", "float_reference"]
 

@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig
-from nonn.aggregator.joining import Joining
-from nonn.aggregator.observing import Observing
+from nonn.aggregator.membership.options import Joining
+from nonn.aggregator.monitoring.options import Observing
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.server import MODEL, FusedModel
 from nonn.aggregator.service import Aggregator

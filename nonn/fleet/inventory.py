@@ -25,7 +25,7 @@ from typing import Any
 
 from nonn.config import parse_toml
 from nonn.errors import ConfigError
-from nonn.rpc.tls import check_id
+from nonn.security.tls import check_id
 
 __all__ = ["DEFAULT_STATE", "Host", "Inventory", "load_inventory"]
 

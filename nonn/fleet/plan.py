@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.subsets import mask_of
+from nonn.reliability.subsets import mask_of
 
 __all__ = ["Blocked", "Done", "Move", "Situation", "Step", "Switch", "next_step"]
 

@@ -22,7 +22,7 @@ from nonn.fleet.plan import Blocked, Done, Move, Situation, Switch, next_step
 from nonn.fleet.state import State
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
-from nonn.wire import to_status
+from nonn.rpc.wire import to_status
 
 __all__ = ["Rollout"]
 

@@ -16,7 +16,7 @@ in how W_S depends on S:
   sets for which there was no room have their ridge.
 
 A head may carry a temperature for every answering set. It divides the logits for the confidence alone: the logits
-themselves, and with them every answer and every accuracy table, stay as they are (``nonn.calibration``).
+themselves, and with them every answer and every accuracy table, stay as they are (``nonn.fusion.calibration``).
 
 NumPy only, in float64: the aggregator and the simulator fuse with the same lines, one request at a time or ten
 thousand at once, with the same result to the last printed digit.
@@ -34,7 +34,7 @@ from nonn.fusion.head import Head, head_from_arrays, softmax
 from nonn.fusion.logistic import LogisticPerSet
 from nonn.fusion.ridge import RidgePerSet, gram
 from nonn.fusion.trained import LogitAverage, MeanFill, ReplicaAverage, Rescale, ZeroFill
-from nonn.subsets import SubsetTable
+from nonn.reliability.subsets import SubsetTable
 
 __all__ = [
     "Head",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import BundleError, ShapeError
-from nonn.subsets import mask_of, members
+from nonn.reliability.subsets import mask_of, members
 
 __all__ = ["Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
 from nonn.fusion.head import FloatArray, Head
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 
 __all__ = ["LogitAverage", "MeanFill", "ReplicaAverage", "Rescale", "ZeroFill"]
 

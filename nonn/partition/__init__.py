@@ -31,7 +31,7 @@ from nonn.errors import MissingExtraError, PartitionError
 
 if TYPE_CHECKING:
     from nonn.config import PartitionConfig
-    from nonn.filters import FilterGraph
+    from nonn.partition.graph import FilterGraph
 
 __all__ = [
     "METHODS",

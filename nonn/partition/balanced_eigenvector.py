@@ -37,8 +37,8 @@ from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 
 from nonn.errors import PartitionError
-from nonn.filters import FilterGraph
 from nonn.partition import Partition, check_parts
+from nonn.partition.graph import FilterGraph
 
 __all__ = ["partition"]
 

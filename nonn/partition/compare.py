@@ -28,11 +28,11 @@ from sklearn.metrics import adjusted_rand_score
 
 from nonn.config import GraphConfig
 from nonn.errors import PartitionError
-from nonn.filters import FilterGraph, build_graph, correlation
 from nonn.fusion import RidgePerSet, gram
 from nonn.partition import METHODS, Partition, load_partitioner
+from nonn.partition.graph import FilterGraph, build_graph, correlation
 from nonn.partition.measures import Measures, measure
-from nonn.subsets import MAX_DEVICES, mask_of, members
+from nonn.reliability.subsets import MAX_DEVICES, mask_of, members
 
 __all__ = ["GRAPHS", "Outputs", "Row", "compare", "missing_levels", "probe", "stability"]
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nonn.filters import FilterGraph
 from nonn.partition import Partition, balanced_eigenvector
+from nonn.partition.graph import FilterGraph
 
 __all__ = ["partition"]
 

@@ -31,8 +31,8 @@ import networkx as nx
 import numpy as np
 
 from nonn.errors import PartitionError
-from nonn.filters import FilterGraph
 from nonn.partition import Partition, balanced_eigenvector, check_parts
+from nonn.partition.graph import FilterGraph
 
 __all__ = ["RESOLUTION", "communities_to_parts", "partition"]
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
-from nonn.filters import FilterGraph
 from nonn.partition import Partition
+from nonn.partition.graph import FilterGraph
 
 __all__ = ["Measures", "measure"]
 
@@ -59,8 +59,8 @@ def measure(partition: Partition, graph: FilterGraph, correlation: NDArray[np.fl
     Args:
         partition: parts of C filters.
         graph: graph of the same filters.
-        correlation: absolute correlation of the same filters [C, C], from ``nonn.filters.correlation``; the diagonal
-            does not count.
+        correlation: absolute correlation of the same filters [C, C], from ``nonn.partition.graph.correlation``; the
+            diagonal does not count.
 
     Raises:
         ShapeError: the three are not about the same number of filters.

@@ -20,8 +20,8 @@ from __future__ import annotations
 import numpy as np
 from pymetis import CSRAdjacency, Options, part_graph
 
-from nonn.filters import FilterGraph
 from nonn.partition import Partition, check_parts, parts_of_labels
+from nonn.partition.graph import FilterGraph
 
 __all__ = ["partition"]
 

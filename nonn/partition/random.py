@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nonn.filters import FilterGraph
 from nonn.partition import Partition, check_parts
+from nonn.partition.graph import FilterGraph
 
 __all__ = ["partition"]
 

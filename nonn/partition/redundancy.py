@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from nonn.errors import PartitionError
 from nonn.partition import Partition
-from nonn.subsets import membership
+from nonn.reliability.subsets import membership
 
 __all__ = ["Design", "filters_of_device"]
 
@@ -99,7 +99,7 @@ class Design:
     def coverage(self, num_devices: int) -> NDArray[np.float64]:
         """Share of the parts that each answering set has learned, in [0, 1] [2^N].
 
-        With ``nonn.subsets.probabilities`` it gives the expected share under a failure law.
+        With ``nonn.reliability.subsets.probabilities`` it gives the expected share under a failure law.
 
         Raises:
             PartitionError: nobody learns some part.

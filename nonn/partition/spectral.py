@@ -19,8 +19,8 @@ import numpy as np
 from sklearn.cluster import SpectralClustering
 from sklearn.exceptions import ConvergenceWarning
 
-from nonn.filters import FilterGraph
 from nonn.partition import Partition, check_parts, parts_of_labels
+from nonn.partition.graph import FilterGraph
 
 __all__ = ["partition"]
 

@@ -4,7 +4,7 @@ Numbers come from the bundle's table of all 2^N answering sets, those of classes
 features, so no device is run again; what a live cluster measured is handed in and stands beside the prediction. Table,
 plots and page read this dict and nothing else, apart from the filter graph, which is too big for it.
 
-Limits: as many devices as ``nonn.subsets`` enumerates. NumPy only.
+Limits: as many devices as ``nonn.reliability.subsets`` enumerates. NumPy only.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, Student
+from nonn.bundle.traffic import traffic
 from nonn.errors import BundleError, InputError
+from nonn.reliability.importance import pair_losses, shapley_values
+from nonn.reliability.subsets import SubsetTable, independent_law, mask_of
 from nonn.report.classes import class_report
 from nonn.report.methods import method_rows
 from nonn.report.risk import availability, one_or_all
-from nonn.subsets import SubsetTable, independent_law, mask_of
-from nonn.traffic import traffic
-from nonn.value import pair_losses, shapley_values
 
 __all__ = ["SCHEMA", "build_report", "filter_graph"]
 
@@ -46,8 +46,9 @@ def build_report(
         device is its Birnbaum importance under the failure law of ``expected_accuracy``, ``shapley`` its Shapley value;
         ``pair_losses`` [N, N] is the accuracy when exactly two devices are gone (on the diagonal: one).
         ``availability`` and ``by_class`` (None without features) are those of ``nonn.report.risk`` and
-        ``nonn.report.classes``; ``traffic`` is that of ``nonn.traffic``; ``precision`` compares with the same students
-        in float, None where they are; ``methods`` holds this bundle and the others, or nothing where there are none.
+        ``nonn.report.classes``; ``traffic`` is that of ``nonn.bundle.traffic``; ``precision`` compares with the same
+        students in float, None where they are; ``methods`` holds this bundle and the others, or nothing where there
+        are none.
 
     Raises:
         BundleError: the bundle lacks something that belongs into a report, or its failure law is none.

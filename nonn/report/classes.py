@@ -1,8 +1,8 @@
 """Which classes pay for failed devices, and whether confidence still holds: from the recorded test features.
 
 Each answering set that is looked at is fused once, and its answers are compared with those of all devices: combined
-error variance (CEV) and symmetric distance error (SDE) of ``nonn.bias``, accuracy of every class, expected calibration
-error (ECE) of ``nonn.calibration``.
+error variance (CEV) and symmetric distance error (SDE) of ``nonn.reliability.bias``, accuracy of every class, expected
+calibration error (ECE) of ``nonn.fusion.calibration``.
 
 Limits: at most 64 sets of each number of failures, fewer where there are many samples and classes (both bounds are in
 the result), drawn with a fixed seed. Bundles without features have no such part. NumPy only, until a figure is drawn.
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bias import class_bias
 from nonn.bundle import Bundle
-from nonn.calibration import expected_calibration_error
 from nonn.errors import BundleError, ShapeError
+from nonn.fusion.calibration import expected_calibration_error
+from nonn.reliability.bias import class_bias
+from nonn.reliability.subsets import members, membership
 from nonn.report import plots
 from nonn.report.table import Column, Table, TextColumn, percent, points
-from nonn.subsets import members, membership
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -113,7 +113,7 @@ def study_plot(study: Mapping[str, Any]) -> str:
     """Accuracy against failed devices of every method of a study, each with the head that it serves.
 
     Args:
-        study: see ``nonn.study.summarise``.
+        study: see ``nonn.experiment.study.summarise``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

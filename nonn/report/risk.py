@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nonn.reliability.subsets import SubsetTable, probabilities
 from nonn.report import plots
 from nonn.report.table import Column, Table, percent, points
-from nonn.subsets import SubsetTable, probabilities
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ import numpy as np
 from nonn.errors import InputError
 from nonn.rpc.template import ID, REMEMBERED, Templates, field, header
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.wire import DTYPES, Array, Parameter, add_tensors, little_endian, read_tensors, write_parameters
+from nonn.rpc.wire import DTYPES, Array, Parameter, add_tensors, little_endian, read_tensors, write_parameters
 
 __all__ = ["Request", "RequestReader", "RequestWriter", "ResponseWriter"]
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from nonn.errors import InputError
-from nonn.wire import to_status
+from nonn.rpc.wire import to_status
 
 __all__ = ["add_servicer", "refuse"]
 

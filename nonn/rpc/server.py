@@ -31,13 +31,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from nonn import __version__
 from nonn.errors import AddressError, UnreachableError
 from nonn.rpc.codec import Request, RequestReader, ResponseWriter
+from nonn.rpc.guard import Guard
 from nonn.rpc.reflection import add_reflection
 from nonn.rpc.registration import add_servicer, refuse
-from nonn.rpc.security import Guard
-from nonn.rpc.tls import TlsFolder
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import MAX_MESSAGE_BYTES, Array, Parameter, to_status
+from nonn.rpc.wire import MAX_MESSAGE_BYTES, Array, Parameter, to_status
+from nonn.security.tls import TlsFolder
 
 __all__ = ["SERVICE", "Attend", "InferenceServicer", "Model", "Result", "is_loopback", "serve", "told_to_end"]
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nonn.bundle.views import seen
 from nonn.errors import ShapeError
 from nonn.students.student import Student, squeezed
 from nonn.teacher.convnet import pool
-from nonn.views import seen
 
 __all__ = ["GroupedStudents", "group", "grouping_pays", "of_one_architecture", "ungroup"]
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from nonn.devices import Device, share_out
+from nonn.bundle.views import View
 from nonn.errors import BudgetError
 from nonn.partition.redundancy import Design
 from nonn.students.budget import Cost, check_budget, measure_cost
+from nonn.students.devices import Device, share_out
 from nonn.students.student import Student
-from nonn.views import View
 
 __all__ = ["FAMILY", "Sizing", "check_device", "feature_bytes", "size_students"]
 

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nonn.bundle.views import View
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import conv, norm_relu, pool
 from nonn.teacher.teacher import Normalise
 from nonn.teacher.zoo import make_network
-from nonn.views import View
 
 __all__ = ["SENDS", "Student", "squeezed"]
 

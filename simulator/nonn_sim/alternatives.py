@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
+from nonn.bundle.traffic import boundary_elements
 from nonn.fusion import ZeroFill, enumerate_subsets
-from nonn.traffic import boundary_elements
 from nonn_sim.deployments import Deployment, accuracy_if, message_bytes, student_work
 from nonn_sim.links import Work
 from nonn_sim.scenario import NodeConfig

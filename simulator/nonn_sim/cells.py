@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import inf
 
 from nonn.aggregator.policy import Policy
-from nonn.aggregator.session import Session
+from nonn.aggregator.policy.session import Session
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import Condition, State
 from nonn_sim.links import Channel, Exchange

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import UnreachableError
-from nonn.subsets import members
+from nonn.reliability.subsets import members
 from nonn_sim.clients import Measured, Order, Samples
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nonn.bundle import Bundle, InputSpec
+from nonn.reliability.subsets import all_masks
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.subsets import all_masks
-from nonn.wire import add_tensors, new_request, write_parameters
+from nonn.rpc.wire import add_tensors, new_request, write_parameters
 from nonn_sim.links import Work
 
 __all__ = ["Deployment", "bundle_deployment", "message_bytes", "student_work"]

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.aggregator.session import Session
+from nonn.aggregator.policy.session import Session
 from nonn_sim.cells import OK, SILENT, Cell, Flight, Job
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import FaultEvent, State, World

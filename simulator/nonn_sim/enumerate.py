@@ -19,9 +19,9 @@ from nonn.bundle import Bundle
 from nonn.enumeration import count_correct, count_one_by_one
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head
-from nonn.subsets import MAX_DEVICES, SubsetTable, mask_of, members
-from nonn_sim.laws import Law
-from nonn_sim.laws.outcome import meets
+from nonn.reliability.laws import Law
+from nonn.reliability.laws.outcome import meets
+from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, members
 
 __all__ = [
     "Estimate",

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
-from nonn.aggregator.policy_file import write_policy
+from nonn.aggregator.policy.file import write_policy
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster

@@ -22,8 +22,8 @@ import numpy as np
 from nonn.bundle import Bundle
 from nonn.config import from_mapping, parse_toml
 from nonn.errors import ConfigError
-from nonn.subsets import SubsetTable
-from nonn_sim.placement import Device, Work, place, price_of_one_more
+from nonn.reliability.placement import Device, Work, place, price_of_one_more
+from nonn.reliability.subsets import SubsetTable
 
 __all__ = ["load_devices", "placement_summary", "works_of"]
 

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
+from nonn.reliability.guarantees import Verdict
+from nonn.reliability.laws import FirstFall, Law, assess
+from nonn.reliability.laws.requests import Independent
+from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
+from nonn.reliability.placement import Device, price_of_one_more
+from nonn.reliability.subsets import SubsetTable, membership
 from nonn.report.table import Column, Table, TextColumn, as_text, failures_table, percent, points
-from nonn.subsets import SubsetTable, membership
 from nonn_sim.enumerate import Estimate, SampledLaw, Stratum
-from nonn_sim.guarantees import Verdict
-from nonn_sim.laws import FirstFall, Law, assess
-from nonn_sim.laws.requests import Independent
-from nonn_sim.placement import Device, price_of_one_more
-from nonn_sim.value import marginal_values, pair_losses, shapley_values
 
 __all__ = ["exact_summary", "exact_text", "sampled_summary", "sampled_text"]
 

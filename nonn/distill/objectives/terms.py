@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from nonn.config import DistillConfig
+from nonn.config.objectives import DkdConfig, KdConfig, LogitConfig
 from nonn.distill.objectives import activations, flow, learned, logits, relations
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.targets import revise_labels
 from nonn.errors import ConfigError
-from nonn.objective_config import DkdConfig, KdConfig, LogitConfig
 
 __all__ = ["PerDevice", "Term", "auxiliaries", "build_terms"]
 

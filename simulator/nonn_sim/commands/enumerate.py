@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nonn.bundle import Bundle
-    from nonn.subsets import SubsetTable
-    from nonn_sim.laws import Law
+    from nonn.reliability.laws import Law
+    from nonn.reliability.subsets import SubsetTable
 
 SUMMARY = "exact accuracy of all answering sets, failure laws, guarantees, value of devices"
 
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
-    from nonn.subsets import independent_law
-    from nonn_sim.laws import parse_law
+    from nonn.reliability.laws import parse_law
+    from nonn.reliability.subsets import independent_law
 
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: must not be negative")
@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     """All answering sets."""
+    from nonn.reliability.guarantees import check_guarantees, judge
     from nonn_sim.enumerate import enumerate_bundle
-    from nonn_sim.guarantees import check_guarantees, judge
     from nonn_sim.placement_file import load_devices, placement_summary
     from nonn_sim.summary import exact_summary, exact_text
 
@@ -138,7 +138,7 @@ def _progress(description: str, *, shown: bool) -> Any:
 
     if not shown:
         return contextlib.nullcontext()
-    from nonn.console import bar
+    from nonn.cli.console import bar
 
     @contextlib.contextmanager
     def shares() -> Any:
@@ -154,7 +154,7 @@ def _write_csv(path: Path, table: SubsetTable, probability: NDArray[np.float64])
 
     from nonn.errors import ConfigError
     from nonn.files import atomic_file
-    from nonn.subsets import members
+    from nonn.reliability.subsets import members
 
     try:
         with atomic_file(path) as temporary, temporary.open("w", newline="") as file:

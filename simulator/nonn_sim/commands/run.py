@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _live(scenario: Scenario, bundle: Bundle, args: argparse.Namespace) -> dict[str, Any]:
     """The live run; what happened goes into the log."""
-    from nonn.console import say
+    from nonn.cli.console import say
     from nonn_sim.faults import write_log
     from nonn_sim.live import check_live, run_live
 

@@ -1,0 +1,274 @@
+"""The Fleet service: nodes join a running cluster, fetch their student, and leave.
+
+``Membership`` decides; this makes it so: a lease with an address is a node of the aggregator, a lease that ends is
+none. Nothing is kept on disk. After a restart the aggregator knows nobody, says so to the first heartbeat, and each
+node registers again with the student that it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from nonn.aggregator.inventory import Node
+from nonn.aggregator.membership.dial_out import WorkChannels, dialled
+from nonn.aggregator.membership.leases import Applicant, Lease, Membership
+from nonn.aggregator.service import Aggregator
+from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError
+from nonn.files import sha256_file
+from nonn.rpc.background import beside
+from nonn.rpc.guard import Guard
+from nonn.rpc.registration import add_servicer
+from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.rpc.wire import to_status
+from nonn.security.tls import check_id
+
+__all__ = ["FLEET", "Fleet"]
+
+FLEET = "nonn.rpc.v1.Fleet"
+CHUNK_BYTES = 256 * 1024
+MANIFEST = "manifest.json"
+
+_log = logging.getLogger(__name__)
+
+
+class Fleet:
+    """Servicer of ``nonn.rpc.v1.Fleet``.
+
+    Args:
+        aggregator: that nodes join.
+        membership: that decides.
+        guard: of the server; tells the identity of a caller that came with TLS.
+        work: channels to nodes that dial out; the aggregator connects by them.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        membership: Membership,
+        guard: Guard,
+        work: WorkChannels,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._work = work
+        self._aggregator, self.membership, self._guard, self._clock = aggregator, membership, guard, clock
+        self._changed = asyncio.Event()
+        # One change of the cluster at a time: a node that registers twice in a row would otherwise be added twice.
+        # Not held while a node that was added is probed: one that hangs would hold up all others for a deadline.
+        self._lock = asyncio.Lock()
+
+    def add_to(self, server: Any) -> Any:
+        """Puts the service on a server that has not been started; returns the descriptor of its .proto file."""
+        add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
+        return pb.DESCRIPTOR
+
+    def attend(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Ends leases while the block runs."""
+        return beside(self._keep_expiring())
+
+    async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Gives a place, or another address to a node that has one."""
+        try:
+            applicant, node = self._applicant(request, context), None
+            async with self._lock:
+                await self._end_expired()
+                lease = self.membership.register(applicant, self._clock())
+                if applicant.address:
+                    node = await self._make_way(lease)
+                else:
+                    await self._dismiss(lease, "starts again")
+            await self._add(node)
+        except NonnError as exc:
+            _log.error("refused %s: %s", context.peer(), exc)
+            await context.abort(*to_status(exc))
+        self._changed.set()
+        artifacts = await asyncio.to_thread(self._artifacts, lease.student)
+        return pb.RegisterResponse(
+            lease=lease.token,
+            lease_ms=round(self.membership.lease_s * 1e3),
+            bundle=self._aggregator.bundle.hash,
+            student=lease.student,
+            artifacts=artifacts,
+        )
+
+    async def Heartbeat(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Renews a lease."""
+        known = self._holder(request.lease, context) is not None
+        known = known and self.membership.renew(request.lease, self._clock(), request.rss_bytes)
+        return pb.HeartbeatResponse(known=known)
+
+    async def GetArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Streams a file to the node that it was assigned to."""
+        try:
+            lease = self._holder(request.lease, context)
+            if lease is None:
+                raise CredentialsError("no such lease; register first")
+            if request.path not in self._paths(lease.student):
+                raise ForbiddenError(f"'{request.path}' is no file of student {lease.student}")
+            path = self._aggregator.bundle.path / request.path
+            size = path.stat().st_size
+            if request.offset > size:
+                raise InputError(f"'{request.path}' has {size} bytes, the offset is {request.offset}")
+        except (NonnError, OSError) as exc:
+            await context.abort(*to_status(exc))
+        with path.open("rb") as file:
+            file.seek(request.offset)
+            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield pb.ArtifactChunk(data=data)
+                self.membership.renew(request.lease, self._clock())  # a slow link must not cost the lease
+
+    async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Takes a node out; returns when what it was asked is answered."""
+        if self._holder(request.lease, context) is not None:
+            async with self._lock:
+                lease = self.membership.end(request.lease)
+                if lease is not None:
+                    await self._dismiss(lease, "left")
+        return pb.DrainResponse()
+
+    async def Work(self, replies: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Sends requests to a node that dialled in, and takes its replies."""
+        first = await anext(aiter(replies), None)
+        lease = self._holder(first.lease, context) if first is not None else None
+        if lease is None or not lease.applicant.dials_out:
+            await context.abort(*to_status(CredentialsError("no such lease of a node that dials out; register first")))
+            return
+        # Beside the requests: the node is probed over this very stream before it counts as joined.
+        admitting = asyncio.create_task(self._admit_dialled(lease))
+        try:
+            async with contextlib.aclosing(self._work[lease.applicant.node].stream(replies)) as requests:
+                async for request in requests:
+                    yield request
+        finally:
+            admitting.cancel()
+
+    async def _admit_dialled(self, lease: Lease) -> None:
+        name = lease.applicant.node
+        try:
+            node = None
+            async with self._lock:
+                if self.membership.find(lease.token) is lease:
+                    node = await self._make_way(lease)
+                else:  # it has registered again meanwhile, and dials again with that lease
+                    await self._work[name].close()
+            await self._add(node)
+        except Exception:  # a task of its own: nobody else would hear of it, and the node would wait for ever
+            _log.exception("node %s dialled in and could not be added; it is told to join again", name)
+            await self.release(name, "could not be added")
+            await self._work[name].close()
+
+    async def release(self, node: str, reason: str) -> None:
+        """Takes a node out; its next heartbeat tells it to register again."""
+        async with self._lock:
+            lease = self.membership.leases.get(node)
+            if lease is not None and self.membership.end(lease.token) is not None:
+                await self._dismiss(lease, reason)
+
+    def _applicant(self, request: Any, context: Any) -> Applicant:
+        """Who asks, with the identity that it came with rather than the one that it tells.
+
+        Raises:
+            ConfigError: the id or address is none.
+            ForbiddenError: the certificate is of another id.
+        """
+        check_id(request.node)
+        host, _, port = request.address.rpartition(":")
+        if request.address and not (host and port.isdecimal() and 0 < int(port) < 65536):
+            raise ConfigError(f"node '{request.node}': address '{request.address}' is not host:port")
+        fingerprint = request.fingerprint
+        if self._guard.tls is not None:
+            caller = self._guard.caller(context)
+            if caller.id != request.node:
+                raise ForbiddenError(f"the certificate of {caller} does not let it join as '{request.node}'")
+            fingerprint = self._guard.fingerprint(context)
+        if not fingerprint or not request.instance:
+            raise ConfigError(f"node '{request.node}': neither key nor instance; update nonn on the device")
+        told = request.capabilities
+        return Applicant(
+            node=request.node,
+            instance=request.instance,
+            fingerprint=fingerprint,
+            address=request.address,
+            bundle=request.bundle,
+            student=request.student if request.HasField("student") else None,
+            version=told.version,
+            runtime=told.runtime,
+            machine=told.machine,
+            max_model_bytes=told.max_model_bytes,
+            dials_out=request.dials_out,
+        )
+
+    def _holder(self, token: str, context: Any) -> Lease | None:
+        """The lease, if the caller is its holder: a lease is worth nothing with another node's certificate."""
+        lease = self.membership.find(token)
+        if lease is not None and self._guard.tls is not None:
+            return lease if self._guard.caller(context).id == lease.applicant.node else None
+        return lease
+
+    def _paths(self, student: int) -> list[str]:
+        """Files that a node with this student needs, the manifest first."""
+        return [MANIFEST, self._aggregator.bundle.manifest.students[student].file]
+
+    def _artifacts(self, student: int) -> list[Any]:
+        folder, bundle = self._aggregator.bundle.path, self._aggregator.bundle
+        hashes = {
+            MANIFEST: bundle.hash,
+            bundle.manifest.students[student].file: bundle.manifest.students[student].sha256,
+        }
+        return [
+            pb.Artifact(
+                path=path,
+                sha256=hashes.get(path) or sha256_file(folder / path),
+                bytes=(folder / path).stat().st_size,
+            )
+            for path in self._paths(student)
+        ]
+
+    async def _make_way(self, lease: Lease) -> Node | None:
+        """Takes out whoever was in the place of a node; returns the node that is to be added, None if it is there."""
+        applicant = lease.applicant
+        wanted = Node(id=applicant.node, address=applicant.address, student=lease.student)
+        if applicant.dials_out:
+            wanted = dialled(applicant.node, lease.student)
+        present = {node.id: node for node in self._aggregator.nodes}
+        if present.get(wanted.id) == wanted:
+            return None
+        for node in present.values():
+            if node.id == wanted.id or node.address == wanted.address:
+                # Whoever was at this address is gone, or this node could not have bound it.
+                await self._aggregator.remove_node(node.id, f"replaced by node '{wanted.id}' at {wanted.address}")
+        return wanted
+
+    async def _add(self, node: Node | None) -> None:
+        """Adds what ``_make_way`` returned; nothing may be awaited between the two, or somebody else comes first."""
+        if node is not None:
+            await self._aggregator.add_node(node)  # it is in at once, and then probed
+            _log.info("node %s joined at %s with student %d", node.id, node.address, node.student)
+
+    async def _dismiss(self, lease: Lease, reason: str) -> None:
+        """Takes a node out of the aggregator, if it is there."""
+        name = lease.applicant.node
+        if any(node.id == name for node in self._aggregator.nodes):
+            _log.info("node %s %s", name, reason)
+            await self._aggregator.remove_node(name, reason)
+
+    async def _end_expired(self) -> None:
+        for lease in self.membership.expire(self._clock()):
+            with contextlib.suppress(ConfigError):  # it has been taken out otherwise at the same moment
+                await self._dismiss(lease, "was silent until its lease ended")
+
+    async def _keep_expiring(self) -> None:
+        """Ends leases when their time has come; sleeps while there are none."""
+        while True:
+            async with self._lock:
+                await self._end_expired()
+            self._changed.clear()
+            # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.membership.next_expiry_s(self._clock())):
+                    await self._changed.wait()

@@ -1,0 +1,371 @@
+"""The bundle: one folder that holds all a cluster needs, verified by hash.
+
+::
+
+    manifest.json             what everything is; its SHA-256 is the bundle's hash
+    students/student-<i>.onnx   one network a device: raw inputs [B, …] → features [B, d_i]
+    students/student-<i>.int8.onnx   the same in 8 bits; where there is one, it is what a device runs
+    fusion.npz                the fusion head
+    accuracy.npz              accuracy of all 2^N answering sets: correct counts and sample size
+    features.npz              optional: recorded test features and labels, for the simulator
+    graph.npz                 optional: the filter graph, for the report
+
+The manifest names the SHA-256 of every other file, so one hash pins the whole bundle; a node that holds only its own
+student still knows which bundle it belongs to. NumPy only: a device loads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle.features import FeatureCode
+from nonn.bundle.views import seen_shape
+from nonn.errors import BundleError, NonnError
+from nonn.files import atomic_folder, sha256_file
+from nonn.fusion import Head, head_from_arrays
+from nonn.reliability.subsets import SubsetTable
+
+__all__ = ["SCHEMA", "Bundle", "InputSpec", "Manifest", "Student", "load_bundle", "write_bundle"]
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+DEFAULT_P_FAIL = 0.1
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a student takes: raw values; the network normalises them itself.
+
+    Attributes:
+        shape: of one sample, [C, H, W] or [C, T].
+        dtype: of the raw data, ``uint8`` (images) or ``float32`` (sensors).
+        mean: per channel, for information [C].
+        std: per channel, for information [C].
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Student:
+    """One device's network.
+
+    Attributes:
+        device: number i of the device.
+        part: part of the filters that it learned.
+        file: path inside the bundle.
+        sha256: of the file.
+        params: number of parameters.
+        macs: multiply-accumulates of one answer.
+        bytes: size of the file.
+        width: features d_i that it sends.
+        dtype: of the features it sends; see nonn.bundle.features.
+        parts: all parts that it learned, its own first; empty where that is the only one.
+        weights: dtype of its weights, ``float32`` or ``int8``.
+        scale: int8 features: the step of each [d_i].
+        low: int8 features: the lower end of each [d_i].
+        view: channels of the input that it sees; empty is all of them.
+    """
+
+    device: int
+    part: int
+    file: str
+    sha256: str
+    params: int
+    macs: int
+    bytes: int
+    width: int
+    dtype: str = "float32"
+    parts: tuple[int, ...] = ()
+    weights: str = "float32"
+    scale: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    view: tuple[int, ...] = ()
+
+    @cached_property
+    def code(self) -> FeatureCode:
+        """How its features are sent.
+
+        Raises:
+            ConfigError: the manifest's values make no code.
+        """
+        return FeatureCode(self.dtype, self.scale, self.low)
+
+    @property
+    def feature_bytes(self) -> int:
+        """What one answer puts on the network, without the message around it."""
+        return self.code.num_bytes(self.width)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a bundle says about itself; see the module for the files.
+
+    Attributes:
+        experiment: name of the experiment.
+        input: what the students take.
+        classes: class names [K].
+        parts: teacher filters of each part, M lists.
+        students: one a device [N].
+        files: SHA-256 of each further file, by its path in the bundle.
+        teacher: model, params, macs, accuracy.
+        data: name, split, samples of the accuracy table; fingerprint of the data.
+        provenance: the resolved config, code version.
+        replicas: devices of each part, M lists.
+        schema: version of this layout.
+    """
+
+    experiment: str
+    input: InputSpec
+    classes: tuple[str, ...]
+    parts: tuple[tuple[int, ...], ...]
+    students: tuple[Student, ...]
+    files: Mapping[str, str]
+    teacher: Mapping[str, Any]
+    data: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    replicas: tuple[tuple[int, ...], ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk.
+
+    Attributes:
+        path: its folder.
+        hash: SHA-256 of the manifest.
+        manifest: what it says.
+    """
+
+    path: Path
+    hash: str
+    manifest: Manifest
+
+    @property
+    def num_devices(self) -> int:
+        """N."""
+        return len(self.manifest.students)
+
+    @property
+    def p_fail(self) -> tuple[float, ...]:
+        """Probability with which each device is away [N], from the experiment's configuration; 0.1 where it has none.
+
+        Raises:
+            BundleError: it is no probability, or the device classes are not of N devices.
+        """
+        devices: Any = self.manifest.provenance
+        for key in ("config", "devices"):
+            devices = devices.get(key) if isinstance(devices, Mapping) else None
+        devices = devices if isinstance(devices, Mapping) else {}
+        try:
+            kinds = [(kind["p_fail"], kind["count"]) for kind in devices.get("classes") or ()]
+            found = [
+                p
+                for p, count in kinds or [(devices.get("p_fail", DEFAULT_P_FAIL), self.num_devices)]
+                for _ in range(count)
+            ]
+        except (KeyError, TypeError) as exc:
+            raise BundleError(f"{self.path}: devices.classes in the provenance cannot be read: {exc}") from exc
+        for value in found:
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is no probability")
+        if len(found) != self.num_devices:
+            raise BundleError(
+                f"{self.path}: devices.classes in the provenance are of {len(found)} devices, not {self.num_devices}"
+            )
+        return tuple(map(float, found))
+
+    def input_of(self, device: int) -> InputSpec:
+        """What one device takes: the channels that it sees.
+
+        Raises:
+            BundleError: it sees a channel that the input does not have.
+        """
+        spec, view = self.manifest.input, self.manifest.students[device].view
+        if not view:
+            return spec
+        if not 0 <= min(view) <= max(view) < spec.shape[0]:
+            raise BundleError(f"{self.path}: device {device} sees channels {list(view)} of {spec.shape[0]}")
+        mean, std = (tuple(values[c] for c in view) for values in (spec.mean, spec.std))
+        return InputSpec(seen_shape(spec.shape, view), spec.dtype, mean, std)
+
+    def student_path(self, device: int) -> Path:
+        """The ONNX file of one device.
+
+        Raises:
+            BundleError: there is no such device.
+        """
+        if not 0 <= device < self.num_devices:
+            raise BundleError(f"{self.path}: no student {device}; this bundle has 0 to {self.num_devices - 1}")
+        return self.path / self.manifest.students[device].file
+
+    @cached_property
+    def head(self) -> Head:
+        """The fusion head."""
+        return head_from_arrays(self.arrays("fusion.npz"))
+
+    @cached_property
+    def table(self) -> SubsetTable:
+        """Accuracy of every answering set, on the test split."""
+        arrays = self.arrays("accuracy.npz")
+        table = SubsetTable(arrays["correct"], int(arrays["samples"]))
+        if table.num_devices != self.num_devices:
+            raise BundleError(
+                f"{self.path}/accuracy.npz: a table of {table.num_devices} devices, not {self.num_devices}"
+            )
+        return table
+
+    @cached_property
+    def features(self) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
+        """Recorded test features of each device [n, d_i] and the labels [n].
+
+        Raises:
+            BundleError: the bundle was written without features.
+        """
+        arrays = self.arrays("features.npz")
+        return [arrays[f"device_{i}"] for i in range(self.num_devices)], arrays["labels"]
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of one of the bundle's .npz files.
+
+        Raises:
+            BundleError: the bundle has no such file, or it cannot be read.
+        """
+        if name not in self.manifest.files:
+            how = " with export.recorded = true" if name == "features.npz" else ""
+            raise BundleError(f"{self.path}: this bundle holds no {name}; build it again{how}")
+        try:
+            with np.load(self.path / name, allow_pickle=False) as npz:
+                return {key: npz[key] for key in npz.files}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
+            raise BundleError(f"{self.path / name}: cannot be read ({exc}); copy or build the bundle again") from exc
+
+
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    students: Mapping[int, bytes],
+    arrays: Mapping[str, Mapping[str, NDArray[Any]]],
+    further: Mapping[str, bytes] | None = None,
+) -> Bundle:
+    """Writes a bundle, whole or not at all.
+
+    Args:
+        path: the folder; an older bundle there is replaced in one step.
+        manifest: hashes, sizes and ``files`` are filled in here.
+        students: ONNX bytes of each device.
+        arrays: contents of each .npz file, by its path in the bundle.
+        further: any other files, by their paths in the bundle.
+
+    Returns:
+        The bundle, loaded and verified.
+    """
+    with atomic_folder(path) as folder:
+        entries, files = [], {}
+        for student in manifest.students:
+            data = students[student.device]
+            target = folder / student.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+            entries.append(dataclasses.replace(student, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)))
+        for name, content in arrays.items():
+            np.savez_compressed(folder / name, allow_pickle=False, **content)
+            files[name] = sha256_file(folder / name)
+        for name, data in (further or {}).items():
+            (folder / name).write_bytes(data)
+            files[name] = hashlib.sha256(data).hexdigest()
+        complete = dataclasses.replace(manifest, students=tuple(entries), files=files)
+        text = json.dumps(dataclasses.asdict(complete), indent=2, ensure_ascii=False) + "\n"
+        (folder / MANIFEST).write_text(text)
+        load_bundle(folder)
+    return load_bundle(path)
+
+
+def load_bundle(path: Path, *, device: int | None = None) -> Bundle:
+    """Loads a bundle and verifies its hashes.
+
+    Args:
+        path: its folder.
+        device: verify only this device's student, and let the other files be absent: all that a node holds.
+
+    Raises:
+        BundleError: a file is missing, truncated or altered (named), or the manifest cannot be understood.
+    """
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{file}: no such file; {path} is not a bundle (nonn run makes one)") from None
+    except OSError as exc:
+        raise BundleError(f"{file}: cannot be read ({exc})") from exc
+    try:
+        manifest = _manifest(json.loads(raw))
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise BundleError(f"{file}: not a manifest ({type(exc).__name__}: {exc}); build the bundle again") from exc
+    except NonnError as exc:
+        raise BundleError(f"{file}: {exc}") from exc
+    bundle = Bundle(path, hashlib.sha256(raw).hexdigest(), manifest)
+    if device is not None:
+        bundle.student_path(device)
+    wanted = {s.file: s.sha256 for s in manifest.students if device in (None, s.device)}
+    for name, expected in wanted.items() if device is not None else (wanted | dict(manifest.files)).items():
+        _verify(path, name, expected)
+    return bundle
+
+
+def _verify(path: Path, name: str, expected: str) -> None:
+    """Checks one file of a bundle against its hash."""
+    target = path / name
+    if not target.resolve().is_relative_to(path.resolve()):
+        raise BundleError(f"{path / MANIFEST}: file '{name}' lies outside the bundle")
+    try:
+        actual = sha256_file(target)
+    except OSError as exc:
+        raise BundleError(f"{target}: cannot be read ({exc.strerror}); copy or build the bundle again") from exc
+    if actual != expected:
+        raise BundleError(
+            f"{target}: truncated or altered (sha256 {actual[:12]}…, the manifest says {expected[:12]}…); "
+            "copy or build the bundle again"
+        )
+
+
+def _manifest(values: Mapping[str, Any]) -> Manifest:
+    """Builds a manifest from parsed JSON; keys it does not know are left for newer readers."""
+    if values.get("schema") != SCHEMA:
+        raise BundleError(f"schema {values.get('schema')!r}; this version of nonn reads schema {SCHEMA}")
+
+    def pick(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        return {f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}
+
+    known = pick(Manifest, values)
+    spec = pick(InputSpec, values["input"])
+    known["input"] = InputSpec(tuple(spec["shape"]), spec["dtype"], tuple(spec["mean"]), tuple(spec["std"]))
+    known["students"] = tuple(
+        Student(**{**pick(Student, s), **{key: tuple(s.get(key, ())) for key in ("parts", "scale", "low", "view")}})
+        for s in values["students"]
+    )
+    known["classes"] = tuple(values["classes"])
+    known["parts"] = tuple(tuple(p) for p in values["parts"])
+    known["replicas"] = tuple(tuple(r) for r in values["replicas"])
+    manifest = Manifest(**known)
+    if [s.device for s in manifest.students] != list(range(len(manifest.students))) or not manifest.students:
+        raise BundleError("students must be numbered 0, 1, 2 …")
+    for student in manifest.students:
+        if student.code.dtype == "int8" and len(student.scale) != student.width:
+            raise BundleError(f"student {student.device}: {len(student.scale)} steps for {student.width} int8 features")
+    return manifest

@@ -1,0 +1,63 @@
+"""Which channels of the input each device sees.
+
+A body-worn unit measures nine channels and never sees the other units'. An experiment file says so with
+``devices.view = "split"`` (equal runs of channels, in order) or names the channels of each device in
+``devices.views``. The view travels in the bundle's manifest; whoever has the whole input cuts it with ``seen``.
+
+NumPy arrays and torch tensors alike; this module imports neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from nonn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nonn.config.devices import DevicesConfig
+
+__all__ = ["View", "resolve_views", "seen", "seen_shape"]
+
+View = tuple[int, ...]  # channels of the input, ascending; empty is all of them
+
+Inputs = TypeVar("Inputs", bound=Any)
+
+
+def seen(inputs: Inputs, view: View) -> Inputs:
+    """What one device sees [B, len(view), …] of whole inputs [B, C, …]; the inputs themselves where it sees all."""
+    return cast("Inputs", inputs[:, list(view)]) if view else inputs
+
+
+def seen_shape(shape: Sequence[int], view: View) -> tuple[int, ...]:
+    """Shape of one sample [C, …] as one device sees it."""
+    return (len(view), *shape[1:]) if view else tuple(shape)
+
+
+def resolve_views(devices: DevicesConfig, num_channels: int) -> tuple[View, ...]:
+    """The view of each device, N of them; all empty where every device sees everything.
+
+    Args:
+        devices: the section of the experiment file.
+        num_channels: C of the input.
+
+    Raises:
+        ConfigError: the channels cannot be split evenly, or a view names a channel that there is not.
+    """
+    if devices.views:
+        for device, view in enumerate(devices.views):
+            wrong = [c for c in view if not 0 <= c < num_channels]
+            if wrong:
+                raise ConfigError(
+                    f"devices.views: device {device} sees channel {wrong[0]}, the input has 0 to {num_channels - 1}"
+                )
+        return tuple(tuple(view) for view in devices.views)
+    if devices.view == "all":
+        return ((),) * devices.count
+    if num_channels % devices.count:
+        raise ConfigError(
+            f"devices.view = 'split': {num_channels} channels do not split evenly over {devices.count} devices; "
+            "name the channels of each device in devices.views"
+        )
+    width = num_channels // devices.count
+    return tuple(tuple(range(i * width, (i + 1) * width)) for i in range(devices.count))

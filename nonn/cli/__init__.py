@@ -1,0 +1,93 @@
+"""``nonn``: the command line. Errors become exit codes here; see nonn.errors for which."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from nonn import __version__
+from nonn.cli.extras import missing_extra
+from nonn.errors import ConfigError, NonnError
+
+__all__ = ["COMMANDS", "main", "run_command"]
+
+# Each is a module nonn.cli.<name> with SUMMARY, add_arguments(parser) and run(args). They import what they need
+# when they run, so that `nonn --help` stays fast.
+COMMANDS = (
+    "demo",
+    "run",
+    "study",
+    "partition",
+    "report",
+    "export",
+    "up",
+    "serve",
+    "top",
+    "predict",
+    "certs",
+    "fleet",
+    "bench",
+    "doctor",
+)
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    return run_command("nonn", "One teacher, many small students, one answer.", "nonn.cli", COMMANDS, argv)
+
+
+def run_command(prog: str, summary: str, package: str, commands: Sequence[str], argv: Sequence[str] | None) -> int:
+    """Runs a command line of several commands.
+
+    Args:
+        prog: name of the program.
+        summary: what it is, for its help.
+        package: where the commands' modules are.
+        commands: their names.
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        The exit code: that of the command, or of the error that ended it, which is printed on stderr.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=summary)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in commands:
+        module = importlib.import_module(f"{package}.{name}")
+        command = subparsers.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    title = f"{prog} {arguments.command}"
+    try:
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
+    except NonnError as exc:
+        return _fail(title, exc)
+    except ModuleNotFoundError as exc:
+        missing = missing_extra(exc)
+        if missing is None:
+            raise
+        return _fail(title, missing)
+    except KeyboardInterrupt:
+        print(f"{title}: interrupted; what was finished is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `nonn report … | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as exc:  # a full disk, a folder that is read-only: at any file that is read or written
+        if exc.strerror is None:
+            raise
+        where = f"{exc.filename}: " if exc.filename else ""
+        return _fail(title, ConfigError(f"{where}{exc.strerror}; make room or choose another path, and try again"))
+
+
+def _fail(title: str, error: NonnError) -> int:
+    print(f"{title}: {error}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,25 @@
+"""Options of the commands that run an aggregator and let people watch it; light, since every ``nonn`` imports it."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_observing_arguments"]
+
+
+def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that ``nonn.aggregator.monitoring.options`` reads."""
+    group = parser.add_argument_group("observing")
+    group.add_argument(
+        "--http-port",
+        type=int,
+        metavar="PORT",
+        help="serve the dashboard, /metrics, /healthz, /readyz and /api/state there; 0 is any free one (default: off)",
+    )
+    group.add_argument("--http-host", default="127.0.0.1", help="address to bind for HTTP (default: %(default)s)")
+    group.add_argument(
+        "--drift-rate",
+        type=float,
+        metavar="HZ",
+        help="samples a second that the drift alarm judges, at most; 0 switches it off (default: 10)",
+    )

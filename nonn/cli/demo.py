@@ -1,0 +1,28 @@
+"""``nonn demo``: digits, eight devices, killed one by one."""
+
+from __future__ import annotations
+
+import argparse
+
+from nonn.cli.run import add_run_options, show
+
+SUMMARY = "train on digits, launch eight devices, kill them one by one, report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    add_run_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from nonn.config import load_experiment
+
+    experiment = load_experiment(None, args.overrides)
+
+    from nonn.experiment.demo import run_demo
+    from nonn.report.table import live_table
+
+    bundle, report = run_demo(experiment, args.runs)
+    show(report, live_table, bundle.path, as_json=args.json)
+    return 0

@@ -1,0 +1,100 @@
+"""``nonn doctor``: what this machine has of what nonn needs, and what to do about the rest.
+
+With ``--device`` it measures the machine instead, and prints an entry for an experiment file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+SUMMARY = "check this machine: Python, packages, runtime, a port to listen on"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON alone on stdout")
+    parser.add_argument(
+        "--device", action="store_true", help="measure this device into a [[devices.classes]] entry to paste"
+    )
+    parser.add_argument("--name", default="", help="of the device in that entry (default: this host's)")
+    parser.add_argument("--link", metavar="ADDRESS", help="measure the link to the aggregator at host:port, too")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="your folder of nonn certs, for --link")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that --link asks for")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; exit code 6 when the base itself is not whole."""
+    from nonn.errors import InputError, MissingExtraError
+
+    if args.device:
+        return _measure(args)
+    for option in ("link", "name", "tls", "token_file"):
+        if getattr(args, option):
+            raise InputError(f"--{option.replace('_', '-')} goes with --device")
+    findings = examine()
+    if args.json:
+        print(json.dumps(findings, indent=2))
+    else:
+        for item in findings:
+            print(f"{'ok  ' if item['ok'] else 'MISS'}  {item['what']:24} {item['found']}")
+    broken = [item for item in findings if not item["ok"] and item["needed"]]
+    return MissingExtraError.exit_code if broken else 0
+
+
+def _measure(args: argparse.Namespace) -> int:
+    """Measures this device and prints the entry."""
+    import dataclasses
+    import platform
+
+    from nonn.client import Client
+    from nonn.probe import Measured, available_ram_bytes, device_entry, measure_link, measure_macs_per_s
+
+    latency_s, bytes_per_s = 0.0, 0.0
+    if args.link:  # first: a wrong address should not cost the rest
+        with Client(args.link, tls=args.tls, token_file=args.token_file) as client:
+            latency_s, bytes_per_s = measure_link(client)
+    measured = Measured(measure_macs_per_s(), available_ram_bytes(), bytes_per_s, latency_s)
+    name = args.name or platform.node() or "device"
+    if args.json:
+        print(json.dumps({"name": name} | dataclasses.asdict(measured), indent=2))
+    else:
+        print(device_entry(name, measured), end="")
+    return 0
+
+
+def examine() -> list[dict[str, object]]:
+    """Findings, each with ``what``, ``ok``, ``found`` and whether nonn cannot do without (``needed``)."""
+    import importlib.metadata
+    import os
+    import platform
+    import socket
+    import sys
+
+    from nonn.cli.extras import requirements
+
+    findings: list[dict[str, object]] = []
+
+    def add(what: str, ok: bool, found: str, *, needed: bool = True) -> None:
+        findings.append({"what": what, "ok": ok, "found": found, "needed": needed})
+
+    add("python", sys.version_info >= (3, 11), platform.python_version())
+    add("processor", True, f"{platform.machine()}, {os.cpu_count()} cores")
+    for extra, packages in requirements().items():
+        for package in packages:
+            title = f"{extra or 'base'}: {package}"
+            try:
+                add(title, True, importlib.metadata.version(package), needed=not extra)
+            except importlib.metadata.PackageNotFoundError:
+                add(title, False, f"pip install 'nonn[{extra}]'" if extra else "pip install nonn", needed=not extra)
+    try:
+        import onnxruntime
+
+        add("onnxruntime runs", True, ", ".join(onnxruntime.get_available_providers()))
+    except ImportError as exc:
+        add("onnxruntime runs", False, str(exc))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        add("loopback port", True, str(listener.getsockname()[1]))
+    return findings

@@ -1,0 +1,192 @@
+"""``nonn fleet``: certificates, state and rolling updates of a fleet, over the inventory that Ansible reads too."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nonn.fleet.inventory import Host, Inventory
+
+SUMMARY = "look after a fleet: init, status, push, drain, rollback"
+
+DEFAULT_WAIT_S = 120.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's actions and their options."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        if name == "init":
+            sub.add_argument("inventory", type=Path, metavar="INVENTORY", help="TOML, see devices/pi/fleet.toml")
+            return sub
+        where = sub.add_mutually_exclusive_group(required=True)
+        where.add_argument("--inventory", type=Path, metavar="FILE", help="asks its aggregators, by ssh")
+        where.add_argument("--state", type=Path, metavar="DIR", help="asks the aggregator that runs here with it")
+        return sub
+
+    action("init", "issue a certificate to everybody who has none")
+    status = action("status", "which node runs what, and how accurate that is")
+    status.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
+    push = action("push", "move the fleet to another bundle, never below an accuracy")
+    push.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    drain = action("drain", "take a node out, or let it in again")
+    drain.add_argument("node", metavar="NODE", help="its id")
+    drain.add_argument("--undo", action="store_true", help="let it in again")
+    rollback = action("rollback", "go back to the bundle before, or undo a push that stopped")
+    for sub in (push, drain, rollback):
+        sub.add_argument(
+            "--floor", type=float, required=sub is push, default=0.0, metavar="A", help="accuracy to keep, as 0.9"
+        )
+    for sub in (push, rollback):
+        sub.add_argument(
+            "--wait",
+            type=float,
+            default=DEFAULT_WAIT_S,
+            metavar="S",
+            help="how long a node may take to come back (default: %(default)s)",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what was asked."""
+    from nonn.errors import ConfigError
+
+    if not 0 <= getattr(args, "floor", 0.0) <= 1:
+        raise ConfigError(f"--floor {args.floor:g}: an accuracy is 0 to 1")
+    if not getattr(args, "wait", 1.0) > 0:
+        raise ConfigError(f"--wait {args.wait:g}: must be more than 0 seconds")
+    if args.action == "init":
+        return _init(args.inventory)
+    if args.state is not None:
+        return _act(args, args.state)
+    from nonn.fleet.inventory import load_inventory
+
+    code = 0
+    # One aggregator after the other: all of them share the nodes.
+    for host in load_inventory(args.inventory).aggregators:
+        code = code or (_act(args, Path(host.state)) if host.local else _over_ssh(args, host))
+    return code
+
+
+def _init(path: Path) -> int:
+    """Issues what is missing."""
+    from nonn.fleet.inventory import load_inventory, names_of
+    from nonn.security.authority import Authority
+
+    inventory = load_inventory(path)
+    folder = inventory.certs
+    authority = Authority(folder) if (folder / "ca.pem").exists() else Authority.create(folder)
+    wanted = [("aggregator", host) for host in inventory.aggregators] + [("node", host) for host in inventory.nodes]
+    issued = 0
+    for role, host in wanted:
+        if not (authority.folder(role, host.id) / "identity.pem").exists():
+            authority.issue(role, host.id, hosts=names_of(host) if role == "aggregator" else [])
+            issued += 1
+    if not (authority.folder("client", "operator") / "identity.pem").exists():
+        authority.issue("client", "operator")
+    print(f"{folder}: {issued} issued, {len(wanted) - issued} there already; keep {folder / 'ca.key'} here")
+    print(f"next: ansible-playbook -i {path} devices/pi/site.yml")
+    _hint(inventory, authority.folder("client", "operator"))
+    return 0
+
+
+def _hint(inventory: Inventory, client: Path) -> None:
+    host = inventory.aggregators[0]
+    port = host.variables.get("nonn_port", 50051)
+    print(f"then: nonn predict {host.address}:{port} IMAGE --tls {client}")
+
+
+def _act(args: argparse.Namespace, state: Path) -> int:
+    """Asks the aggregator of a state folder on this machine."""
+    import json
+
+    from nonn.fleet.control import ask
+    from nonn.fleet.state import State
+
+    folder = State(state)
+    if args.action == "status":
+        found = next(ask(folder.socket, do="status"))
+        if args.json:
+            print(json.dumps({key: value for key, value in found.items() if key != "event"}))
+        else:
+            _show(found)
+        return 0
+    if args.action == "drain":
+        request: dict[str, Any] = {"do": "drain", "node": args.node, "floor": args.floor, "undo": args.undo}
+    else:
+        next(ask(folder.socket, do="status"))  # before a bundle is copied: is anybody there?
+        bundle = folder.take(args.bundle).hash if args.action == "push" else ""
+        request = {"do": "roll", "bundle": bundle, "floor": args.floor, "wait_s": args.wait}
+    for message in ask(folder.socket, **request):
+        print(message["text"], flush=True)
+    return 0
+
+
+def _over_ssh(args: argparse.Namespace, host: Host) -> int:
+    """Does the same on the aggregator's own machine; the bundle goes there first."""
+    import subprocess
+
+    from nonn.bundle import load_bundle
+    from nonn.errors import UnreachableError
+    from nonn.fleet.inventory import NONN
+
+    command = [NONN, "fleet", args.action, "--state", host.state]
+    try:
+        if args.action == "push":
+            bundle = load_bundle(args.bundle)
+            target = f"{host.state}/incoming-{bundle.hash[:12]}"
+            with subprocess.Popen(["tar", "-C", str(args.bundle), "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
+                script = f"mkdir -p {target} && tar -C {target} -xf -"
+                copied = subprocess.run(host.ssh(["sh", "-c", script]), stdin=tar.stdout).returncode
+            if copied:
+                raise UnreachableError(f"{host.id}: the bundle could not be copied to {host.address}; see above")
+            command.append(target)
+        if args.action == "drain":
+            command += [args.node, *(["--undo"] if args.undo else [])]
+        if args.action == "status":
+            command += ["--json"] if args.json else []
+        else:
+            command += ["--floor", str(args.floor)]
+        if args.action in ("push", "rollback"):
+            command += ["--wait", str(args.wait)]
+        code = subprocess.run(host.ssh(command)).returncode
+        if args.action == "push":
+            subprocess.run(host.ssh(["rm", "-r", target]), check=False)
+    except FileNotFoundError as exc:
+        raise UnreachableError(
+            f"{host.id}: {exc.filename} is not installed here; or give --state on its machine"
+        ) from exc
+    if code == 255:  # of ssh itself
+        raise UnreachableError(f"{host.id}: no ssh to {host.address}; try: {' '.join(host.ssh(['true']))}")
+    return code
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Two tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, bundles, nodes = Console(), Table(), Table()
+    for column in ("bundle", "experiment", "", "students up", "accuracy now", "with all"):
+        bundles.add_column(column)
+    for b in found["bundles"]:
+        bundles.add_row(
+            b["bundle"][:12],
+            b["experiment"],
+            "served" if b["served"] else "next",
+            f"{b['students']} of {b['devices']}",
+            f"{b['accuracy']:.2%}",
+            f"{b['accuracy_of_all']:.2%}",
+        )
+    for column in ("node", "state", "bundle", "student", "address", "machine", "runtime", "memory"):
+        nodes.add_column(column)
+    for n in found["nodes"]:
+        memory = f"{n['rss_bytes'] / 1e6:.0f} MB" if n.get("rss_bytes") else ""
+        keys = ("address", "machine", "runtime")
+        bundle, student = n.get("bundle", "")[:12], str(n.get("student", ""))
+        nodes.add_row(n["node"], n["state"], bundle, student, *(n.get(key, "") for key in keys), memory)
+    console.print(bundles, nodes)

@@ -1,0 +1,66 @@
+"""``nonn run EXPERIMENT.toml``: every stage of an experiment that is not done yet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nonn.report.table import Report, Table
+
+SUMMARY = "train, partition, distil, bundle and report an experiment; goes on where it stopped"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
+    add_run_options(parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options that every command with an experiment has."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a value, for example distill.epochs=3; may be given again",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print report.json alone on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from nonn.config import load_experiment
+
+    experiment = load_experiment(args.experiment, args.overrides)
+
+    from nonn.experiment.pilot import settle
+    from nonn.experiment.run import Run
+    from nonn.experiment.stages import exclusive
+    from nonn.report.table import failure_table
+
+    with exclusive(args.runs / experiment.experiment.name):
+        experiment = settle(experiment, args.runs)
+    bundle, report = Run(experiment, args.runs).execute()
+    show(report, failure_table, bundle.path, as_json=args.json)
+    return 0
+
+
+def show(report: Report, table: Callable[[Report], Table], bundle: Path, *, as_json: bool) -> None:
+    """Prints report.json alone, or its headline, one table of it and where everything lies."""
+    from nonn.report.table import as_text, headline
+
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    print(f"\n{headline(report)}.\n\n{as_text(table(report))}\n")
+    print(f"report   {bundle.parent / 'report' / 'report.html'}")
+    print(f"bundle   {bundle}   (nonn up {bundle})")

@@ -1,0 +1,37 @@
+"""``nonn study EXPERIMENT.toml``: the experiment beside the published methods, at equal budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from nonn.cli.run import add_run_options
+
+SUMMARY = "compare the experiment with the published methods at equal budget; goes on where it stopped"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
+    add_run_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from nonn.config import load_experiment
+
+    experiment = load_experiment(args.experiment, args.overrides)
+
+    from nonn.experiment.study import run_study
+    from nonn.report.study import study_text
+
+    study = run_study(experiment, args.runs)
+    if args.json:
+        print(json.dumps(study, indent=2, ensure_ascii=False))
+        return 0
+    print(study_text(study))
+    print(
+        f"study    {args.runs / experiment.experiment.name / 'study' / 'study.json'}, study.md, .csv and .svg beside it"
+    )
+    return 0

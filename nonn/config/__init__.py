@@ -1,0 +1,55 @@
+"""What an experiment file may say: one frozen object for each table, with its defaults.
+
+``experiment`` has the tables that every experiment has, ``devices`` the device classes and views, ``objectives`` the
+objectives of distillation. torch-free.
+"""
+
+from nonn.config.devices import BudgetConfig, DeviceClassConfig, DevicesConfig
+from nonn.config.experiment import (
+    AUTO,
+    STUDY_ROWS,
+    DataConfig,
+    DistillConfig,
+    Experiment,
+    ExperimentConfig,
+    ExportConfig,
+    FusionConfig,
+    GraphConfig,
+    GuaranteesConfig,
+    PartitionConfig,
+    StudentConfig,
+    StudyConfig,
+    TeacherConfig,
+    TrainingConfig,
+    from_mapping,
+    load_experiment,
+    override,
+    parse_toml,
+)
+from nonn.config.objectives import ObjectivesConfig
+
+__all__ = [
+    "AUTO",
+    "STUDY_ROWS",
+    "BudgetConfig",
+    "DataConfig",
+    "DeviceClassConfig",
+    "DevicesConfig",
+    "DistillConfig",
+    "Experiment",
+    "ExperimentConfig",
+    "ExportConfig",
+    "FusionConfig",
+    "GraphConfig",
+    "GuaranteesConfig",
+    "ObjectivesConfig",
+    "PartitionConfig",
+    "StudentConfig",
+    "StudyConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+    "from_mapping",
+    "load_experiment",
+    "override",
+    "parse_toml",
+]

@@ -1,0 +1,121 @@
+"""The demonstration: a trained bundle on real device processes that are killed one after another.
+
+At every number of failures the whole test split goes through the aggregator, one sample a request, while the next
+node process gets SIGKILL in the middle of the stream. Every answer is compared with the offline fusion of the very
+set that it says it came from; the accuracy of a full pass is compared with the bundle's table.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.answer import Answer
+from nonn.bundle import Bundle
+from nonn.cli.console import bar
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.config import Experiment
+from nonn.errors import NonnError
+from nonn.experiment.run import Run
+from nonn.reliability.subsets import mask_of, members
+from nonn.report import write_report
+
+__all__ = ["kill_one_by_one", "run_demo"]
+
+_CONCURRENCY = 8
+_ROUNDS = 5  # passes over what a kill left with another answering set; one is enough unless a node flickers
+
+
+def run_demo(experiment: Experiment, runs: Path) -> tuple[Bundle, dict[str, Any]]:
+    """Runs the experiment, then streams its test split through a live cluster that dies.
+
+    Returns:
+        The bundle and the report with ``measured_live``.
+    """
+    run = Run(experiment, runs)
+    bundle, _ = run.execute()
+    order = np.random.default_rng(run.seed).permutation(bundle.num_devices)[:-1].tolist()
+    with bar("live: one node killed after another", len(order) + 1, "levels") as tick:
+        measured = kill_one_by_one(bundle, run.data.test.inputs, order, lambda level: tick(level, ""))
+    return bundle, write_report(bundle, run.root / "report", measured_live=measured)
+
+
+def kill_one_by_one(
+    bundle: Bundle, inputs: NDArray[Any], order: Sequence[int], progress: Callable[[int], None] = lambda level: None
+) -> list[dict[str, Any]]:
+    """Measures a live cluster while its nodes get SIGKILL.
+
+    Args:
+        bundle: with recorded features of the same samples.
+        inputs: test inputs [n, …].
+        order: devices to kill, in this order.
+        progress: called with the number of levels done.
+
+    Returns:
+        A row for 0 … len(order) failures: ``failed``, ``answered``, ``accuracy``, ``predicted``, ``requests`` (all
+        that were sent, those in flight at the kill included), ``lost`` (no answer), ``mismatched`` (another class
+        than the offline fusion of the reported set gives).
+    """
+    features, labels = bundle.features
+    answering, rows = set(range(bundle.num_devices)), []
+    with LocalCluster(bundle.path) as cluster, Client(cluster.address) as client:
+        for failed, victim in enumerate([None, *order]):
+            answering -= {victim}
+            predicted: dict[int, int] = {}
+            sent = lost = mismatched = 0
+            for attempt in range(_ROUNDS):
+                waiting = [i for i in range(len(inputs)) if i not in predicted]
+                if not waiting:
+                    break
+                sent += len(waiting)
+                samples = [inputs[i : i + 1] for i in waiting]
+                answers = _stream(client, cluster, samples, victim if attempt == 0 else None)
+                for i, answer in zip(waiting, answers, strict=True):
+                    if isinstance(answer, NonnError):
+                        lost += 1
+                        continue
+                    label = int(answer.labels[0])
+                    arrived = {d: features[d][i : i + 1] for d in members(answer.mask)}
+                    mismatched += label != int(bundle.head.logits(arrived).astype(np.float32).argmax())
+                    if answer.mask == mask_of(answering):
+                        predicted[i] = label
+            correct = sum(int(predicted[i] == labels[i]) for i in predicted)
+            rows.append(
+                {
+                    "failed": failed,
+                    "answered": sorted(answering),
+                    "accuracy": correct / len(labels),
+                    "predicted": float(bundle.table.accuracy[mask_of(answering)]),
+                    "requests": sent,
+                    "lost": lost,
+                    "mismatched": mismatched,
+                }
+            )
+            progress(failed + 1)
+    return rows
+
+
+def _stream(
+    client: Client, cluster: LocalCluster, samples: Sequence[NDArray[Any]], victim: int | None
+) -> list[Answer | NonnError]:
+    """Sends every sample; a victim gets SIGKILL when a tenth of them are answered, with others in flight."""
+    kill_at, done = len(samples) // 10, itertools.count(1)
+
+    def ask(sample: NDArray[Any]) -> Answer | NonnError:
+        try:
+            return client.infer(sample)
+        except NonnError as exc:
+            return exc
+        finally:
+            if next(done) == kill_at and victim is not None:
+                cluster.kill(victim)
+
+    with ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="demo") as pool:
+        return list(pool.map(ask, samples))

@@ -1,0 +1,137 @@
+"""The untrained networks of an experiment: its teacher, teacher assistants, and students sized to their devices.
+
+Every one is made with a seed of its own, so the weights that training starts from do not depend on what else is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+from nonn.bundle.views import View, resolve_views, seen_shape
+from nonn.config import Experiment
+from nonn.data import Dataset
+from nonn.distill import FusionLayer, Students
+from nonn.distill.schedule import plan
+from nonn.experiment.seeds import seeded
+from nonn.partition import Partition
+from nonn.partition.redundancy import Design, filters_of_device
+from nonn.students import Student, measure_cost
+from nonn.students.devices import resolve_devices
+from nonn.students.sizing import Sizing, check_device, feature_bytes, size_students
+from nonn.teacher import Normalise, Teacher, build_teacher
+
+__all__ = ["Networks"]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Makes the networks of one experiment.
+
+    Attributes:
+        experiment: its number of parts is settled.
+        data: which inputs they take, and how those are normalised.
+    """
+
+    experiment: Experiment
+    data: Dataset
+
+    def teacher(self) -> Teacher:
+        """The untrained teacher.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        return self._teacher("", 0)
+
+    def assistant(self, model: str, number: int) -> Teacher:
+        """An untrained teacher assistant of another model.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        return self._teacher(model, 4, number)
+
+    def students(self, partition: Partition, generation: int) -> Students:
+        """Untrained students and their fusion.
+
+        Raises:
+            BudgetError: a student is over its device's budget.
+        """
+        config, data = self.experiment, self.data
+        design, devices, students = self.design(partition), resolve_devices(config.devices), []
+        for i, filters in enumerate(filters_of_device(design, partition, config.devices.count)):
+            with seeded(self._seed, 2, i, *[generation] * bool(generation)):
+                student = self._student(i, self.sizing.models[i], len(filters))
+            cost = measure_cost(student, student.input_shape)
+            check_device(devices[i], self.sizing.models[i], cost, feature_bytes(student, config.export.features))
+            students.append(student)
+        groups = design.group_of_device(config.devices.count)
+        with seeded(self._seed, 2):
+            fusion = FusionLayer(config.fusion.train, [s.width for s in students], groups, data.num_classes)
+        return Students(students, fusion)
+
+    def design(self, partition: Partition) -> Design:
+        """Which device learns which parts."""
+        return Design(partition.num_parts, self.experiment.partition.overlap)
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """Channels that each device sees [N]."""
+        return resolve_views(self.experiment.devices, self.data.input_shape[0])
+
+    @cached_property
+    def num_filters(self) -> int:
+        """Filters that are cut: of the last teacher assistant, or of the teacher where there is none."""
+        teacher = self.teacher()
+        for number, step in enumerate(s for s in plan(self.experiment.distill) if s.model):
+            teacher = self.assistant(step.model, number)
+        return teacher.num_filters
+
+    @cached_property
+    def sizing(self) -> Sizing:
+        """Which model each device runs, and how many filters each part has where that follows from it."""
+        config = self.experiment
+        return size_students(
+            resolve_devices(config.devices),
+            self.views,
+            Design(config.partition.parts, config.partition.overlap),
+            self.num_filters,
+            config.student.model,
+            self._student,
+            config.export.features,
+        )
+
+    @property
+    def _seed(self) -> int:
+        return self.experiment.experiment.seed
+
+    def _teacher(self, model: str, *stream: int) -> Teacher:
+        """The teacher, or where a model is named another one in its place."""
+        config = self.experiment.teacher
+        with seeded(self._seed, *stream):
+            return build_teacher(
+                dataclasses.replace(config, model=model) if model else config,
+                self.data.input_shape,
+                self.data.num_classes,
+                self._normalise(),
+            )
+
+    def _student(self, device: int, model: str, filters: int) -> Student:
+        """An untrained student of a device, with so many filters."""
+        config, view = self.experiment.student, self.views[device]
+        return Student(
+            model,
+            seen_shape(self.data.input_shape, view),
+            filters,
+            self._normalise(view),
+            config.sends,
+            config.send_width,
+            view,
+        )
+
+    def _normalise(self, view: View = ()) -> Normalise:
+        """The first layer of a network that sees these channels; none named is all."""
+        mean, std = (values[list(view)] if view else values for values in (self.data.mean, self.data.std))
+        return Normalise(mean.tolist(), std.tolist(), len(self.data.input_shape) - 1)

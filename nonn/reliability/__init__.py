@@ -1,0 +1,14 @@
+"""Reliability: the mathematics over the table of all subsets of devices. NumPy and SciPy; no device is run.
+
+::
+
+    subsets      subsets as masks, their accuracy, expected accuracy, Birnbaum importance
+    laws         failure laws: how likely each subset is to answer, with and without time
+    guarantees   promises such as "accuracy>=0.95 failed<=4", checked exactly
+    importance   Shapley values of devices, losses of pairs
+    marginal     what a device adds, under a failure law
+    placement    which student runs on which machine
+    bias         which classes lose accuracy (CEV, SDE)
+"""
+
+__all__: list[str] = []

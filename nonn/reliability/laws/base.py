@@ -1,0 +1,84 @@
+"""What every failure law can do, and what those that know time can do besides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.reliability.subsets import all_masks
+
+__all__ = ["FirstFall", "FloatArray", "IntArray", "Law", "TimedLaw"]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Law(ABC):
+    """A distribution over answering sets.
+
+    Attributes:
+        kind: name in experiment and scenario files and on the command line.
+        text: the law as it was written.
+        num_devices: N.
+        exchangeable: all sets with equally many devices are equally likely.
+    """
+
+    kind: ClassVar[str]
+    exchangeable: bool = False
+
+    def __init__(self, num_devices: int, text: str = "") -> None:
+        self.num_devices, self.text = num_devices, text or self.kind
+
+    @abstractmethod
+    def probabilities(self) -> FloatArray:
+        """Probability of each answering set [2^N], sums to 1.
+
+        Raises:
+            ShapeError: N > 16.
+        """
+
+    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
+        """Draws answering sets, as masks [count]."""
+        return rng.choice(all_masks(self.num_devices), size=count, p=self.probabilities())
+
+
+@dataclass(frozen=True)
+class FirstFall:
+    """When accuracy first falls below a level.
+
+    Attributes:
+        mean_s: mean time from the start with every device up, in seconds; infinite if it never does.
+        method: how it was found: ``exact``, ``record`` or ``simulated``.
+        low_s: lower end of its 95 % interval; the mean itself where it is exact.
+        high_s: upper end.
+    """
+
+    mean_s: float
+    method: str
+    low_s: float
+    high_s: float
+
+    @classmethod
+    def certain(cls, mean_s: float, method: str = "exact") -> FirstFall:
+        """A time without an interval."""
+        return cls(mean_s, method, mean_s, mean_s)
+
+
+class TimedLaw(Law):
+    """A law in which devices come and go over time; ``probabilities`` are shares of the time."""
+
+    @abstractmethod
+    def probabilities_at(self, time_s: float) -> FloatArray:
+        """Probability of each answering set at a moment after the start, with every device up at 0 [2^N]."""
+
+    @abstractmethod
+    def first_fall(self, good: NDArray[np.bool_]) -> FirstFall:
+        """When the answering set first leaves the good ones.
+
+        Args:
+            good: whether a set is good enough [2^N].
+        """

@@ -1,0 +1,93 @@
+"""Devices that run until their battery is empty, and are not charged again."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.reliability.laws.base import FirstFall, FloatArray, IntArray, TimedLaw
+from nonn.reliability.subsets import membership
+
+__all__ = ["Battery"]
+
+_MOMENTS = 500  # midpoints of the time average
+_DRAWS = 20_000  # of lifetimes, for the first fall where lifetimes are spread
+
+
+class Battery(TimedLaw):
+    """Lifetimes, fixed or gamma-distributed.
+
+    ``probabilities`` are averages over the horizon, from everything charged.
+
+    Args:
+        life_s: mean lifetime of each device in seconds [N].
+        sd_s: standard deviation of each lifetime [N]; 0 is a fixed lifetime.
+        horizon_s: time to average over.
+        seed: of the simulated first fall.
+    """
+
+    kind = "battery"
+
+    def __init__(self, life_s: FloatArray, sd_s: FloatArray, horizon_s: float, seed: int = 0, text: str = "") -> None:
+        super().__init__(len(life_s), text)
+        self.life_s, self.sd_s, self.horizon_s, self.seed = life_s, sd_s, horizon_s, seed
+
+    def _p_dead(self, times_s: FloatArray) -> FloatArray:
+        """Probability that a device is empty at each time [T, N]."""
+        from scipy.stats import gamma
+
+        spread = np.where(self.sd_s > 0, self.sd_s, 1.0)
+        shape, scale = (self.life_s / spread) ** 2, spread**2 / self.life_s
+        late = times_s[:, None]
+        return np.where(self.sd_s > 0, gamma.cdf(late, shape, scale=scale), late >= self.life_s)
+
+    def probabilities_at(self, time_s: float) -> FloatArray:
+        """Product over devices, which die independently."""
+        dead = self._p_dead(np.array([time_s]))[0]
+        result: FloatArray = np.where(membership(self.num_devices), 1 - dead, dead).prod(axis=1)
+        return result
+
+    def probabilities(self) -> FloatArray:
+        """Average over the horizon: exact for fixed lifetimes, midpoints of 500 intervals otherwise."""
+        if (self.sd_s == 0).all():
+            edges = np.unique(np.concatenate([[0.0, self.horizon_s], self.life_s]).clip(0, self.horizon_s))
+        else:
+            edges = np.linspace(0, self.horizon_s, _MOMENTS + 1)
+        result = np.zeros(1 << self.num_devices)
+        for start, end in pairwise(edges):
+            result += (end - start) / self.horizon_s * self.probabilities_at((start + end) / 2)
+        return result
+
+    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
+        """Draws moments in the horizon and lifetimes, for any N."""
+        alive = rng.uniform(0, self.horizon_s, (count, 1)) < self._lifetimes(rng, count)
+        masks: IntArray = alive @ (1 << np.arange(self.num_devices, dtype=np.int64))
+        return masks
+
+    def _lifetimes(self, rng: np.random.Generator, count: int) -> FloatArray:
+        """Lifetimes [count, N]."""
+        spread = np.where(self.sd_s > 0, self.sd_s, 1.0)
+        drawn = rng.gamma((self.life_s / spread) ** 2, spread**2 / self.life_s, (count, self.num_devices))
+        return np.where(self.sd_s > 0, drawn, self.life_s)
+
+    def first_fall(self, good: NDArray[np.bool_]) -> FirstFall:
+        """The death after which the set is not good: exact for fixed lifetimes, else the mean of 20,000 draws."""
+        fixed = bool((self.sd_s == 0).all())
+        draws = 1 if fixed else _DRAWS
+        lives = self._lifetimes(np.random.default_rng(self.seed), draws)
+        order = lives.argsort(axis=1, kind="stable")
+        deaths = np.take_along_axis(lives, order, axis=1)
+        sets = len(good) - 1 - np.cumsum(1 << order, axis=1)  # [draws, N] after each death
+        sets = np.concatenate([np.full((draws, 1), len(good) - 1), sets], axis=1)
+        times = np.concatenate([np.zeros((draws, 1)), deaths], axis=1)
+        # Devices that die in the same moment leave together: only the set after the last of them is ever seen.
+        last = np.concatenate([times[:, 1:] > times[:, :-1], np.ones((draws, 1), bool)], axis=1)
+        bad = ~good[sets] & last
+        falls = np.where(bad.any(axis=1), np.take_along_axis(times, bad.argmax(axis=1)[:, None], axis=1)[:, 0], np.inf)
+        mean = float(falls.mean())
+        if fixed or not np.isfinite(mean):
+            return FirstFall.certain(mean, "exact" if fixed else "simulated")
+        half = 1.96 * float(falls.std(ddof=1)) / draws**0.5
+        return FirstFall(mean, "simulated", mean - half, mean + half)

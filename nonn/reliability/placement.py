@@ -1,0 +1,303 @@
+"""Which student runs where, and what one more device would bring.
+
+Devices differ in reliability, speed, memory and link; students in what they need and in what the answer loses without
+them. A placement gives every device one student or none; several devices may hold the same student, which then
+answers if any of them does. Devices fail independently, so student i answers with ``u_i = 1 − Π p_q`` over the devices
+q that hold it, and expected accuracy is multilinear in u.
+
+``place`` is exact for small problems (branch and bound) and a local search from a linear assignment beyond.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.errors import ConfigError, ShapeError
+from nonn.reliability.laws.base import FloatArray
+from nonn.reliability.subsets import SubsetTable
+from nonn.students.devices import Speed
+
+__all__ = ["Device", "Placement", "Replica", "Work", "expected_accuracy", "place", "price_of_one_more"]
+
+EXACT_CHOICES = 300_000  # placements up to which the search is exact; a search takes seconds at most
+_RESTARTS = 10
+_GAIN = 1e-12  # less is rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device(Speed):
+    """A machine that a student could run on.
+
+    Attributes:
+        name: for people.
+        p_fail: probability that it does not answer.
+        memory_bytes: for the student's file.
+    """
+
+    name: str
+    p_fail: float
+    memory_bytes: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p_fail <= 1:
+            raise ConfigError(f"device '{self.name}': p_fail = {self.p_fail:g} must lie between 0 and 1")
+        for key in ("macs_per_s", "memory_bytes", "link_bytes_per_s"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"device '{self.name}': {key} = {getattr(self, key):g} must be positive")
+        if not self.link_latency_s >= 0:
+            raise ConfigError(f"device '{self.name}': link_latency_s = {self.link_latency_s:g} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a student needs.
+
+    Attributes:
+        macs: of one answer.
+        model_bytes: of its file.
+        feature_bytes: that it sends.
+    """
+
+    macs: int
+    model_bytes: int
+    feature_bytes: int
+
+    def latency_s(self, device: Device) -> float:
+        """Time from the request until the features are back."""
+        return device.latency_s(self.macs, self.feature_bytes)
+
+    def fits(self, device: Device, latency_limit_s: float) -> bool:
+        """Whether a device can hold the student and answers in time."""
+        return self.model_bytes <= device.memory_bytes and self.latency_s(device) <= latency_limit_s
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where students run.
+
+    Attributes:
+        students: student of each device; None where it holds none.
+        expected: expected accuracy.
+        latency_s: of the slowest device in use.
+        exact: whether no placement is better; else none was found.
+    """
+
+    students: tuple[int | None, ...]
+    expected: float
+    latency_s: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One more device, holding a student that others hold already, or not.
+
+    Attributes:
+        student: which.
+        expected: expected accuracy with it.
+        gain: accuracy it brings.
+    """
+
+    student: int
+    expected: float
+    gain: float
+
+
+def expected_accuracy(table: SubsetTable, p_up: FloatArray) -> float:
+    """Expected accuracy when student i answers with probability ``p_up[i]``, independently [N]."""
+    values = table.accuracy
+    for up in reversed(p_up):
+        half = len(values) // 2
+        values = (1 - up) * values[:half] + up * values[half:]
+    return float(values[0])
+
+
+def price_of_one_more(
+    table: SubsetTable, p_up: FloatArray, device: Device, works: Sequence[Work] = (), latency_limit_s: float = math.inf
+) -> list[Replica]:
+    """Which student one more device should hold.
+
+    Args:
+        table: accuracy of every answering set of students.
+        p_up: probability that student i answers now [N].
+        device: the one to add.
+        works: what each student needs [N]; without them every student fits.
+        latency_limit_s: time within which an answer counts.
+
+    Returns:
+        The students that fit, the best first. Exact: expected accuracy is linear in each u_i.
+    """
+    now = expected_accuracy(table, p_up)
+    rows = []
+    for student in range(table.num_devices):
+        if works and not works[student].fits(device, latency_limit_s):
+            continue
+        with_it = p_up.copy()
+        with_it[student] = 1 - (1 - p_up[student]) * device.p_fail
+        then = expected_accuracy(table, with_it)
+        rows.append(Replica(student, then, then - now))
+    return sorted(rows, key=lambda row: -row.gain)
+
+
+def place(
+    table: SubsetTable,
+    works: Sequence[Work],
+    devices: Sequence[Device],
+    *,
+    latency_limit_s: float = math.inf,
+    seed: int = 0,
+) -> Placement:
+    """The placement with the highest expected accuracy.
+
+    Args:
+        table: accuracy of every answering set of students.
+        works: what each student needs [N].
+        devices: machines, more or fewer than students.
+        latency_limit_s: every device in use must answer within it.
+        seed: of the local search.
+
+    Returns:
+        Exact where there are at most 300,000 placements, counting for each device the students that fit it and none.
+        Beyond, the best of 10 local searches: the first from the linear assignment of the students that matter most
+        to the devices that are most reliable, the others from random placements; each moves one device's student
+        or swaps two until nothing is gained.
+
+    Raises:
+        ShapeError: works are not one a student.
+        ConfigError: no device can hold any student within the limits.
+    """
+    if len(works) != table.num_devices:
+        raise ShapeError(f"{len(works)} works for a table of {table.num_devices} students")
+    fits = np.array([[w.fits(d, latency_limit_s) for w in works] for d in devices], dtype=bool).reshape(
+        len(devices), -1
+    )
+    if not fits.any():
+        raise ConfigError(
+            f"no student fits any of the {len(devices)} devices within {latency_limit_s:g} s: "
+            "raise the latency limit, or take devices with more speed or memory"
+        )
+    p_fail = np.array([d.p_fail for d in devices])
+    problem = _Problem(table, p_fail, fits)
+    exact = math.prod(int(row.sum()) + 1 for row in fits) <= EXACT_CHOICES
+    start = problem.climb(problem.assignment())
+    if exact:
+        chosen = problem.branch_and_bound(start)
+    else:
+        rng = np.random.default_rng(seed)
+        tries = [start, *(problem.climb(problem.random(rng)) for _ in range(_RESTARTS - 1))]
+        chosen = max(tries, key=problem.value)
+    used = [works[s].latency_s(d) for s, d in zip(chosen, devices, strict=True) if s >= 0]
+    return Placement(
+        tuple(None if s < 0 else int(s) for s in chosen), problem.value(chosen), max(used, default=0.0), exact
+    )
+
+
+class _Problem:
+    """A placement is one number a device: a student, or −1 for none."""
+
+    def __init__(self, table: SubsetTable, p_fail: FloatArray, fits: NDArray[np.bool_]) -> None:
+        self.table, self.p_fail, self.fits = table, p_fail, fits
+        self.options = [[*np.flatnonzero(row).tolist(), -1] for row in fits]
+
+    def p_up(self, students: Sequence[int]) -> FloatArray:
+        down = np.ones(self.table.num_devices)
+        for student, p in zip(students, self.p_fail, strict=False):
+            if student >= 0:
+                down[student] *= p
+        return 1 - down
+
+    def value(self, students: Sequence[int]) -> float:
+        return expected_accuracy(self.table, self.p_up(students))
+
+    def assignment(self) -> list[int]:
+        """Students that matter on reliable devices: one to one, by scipy's linear assignment."""
+        from scipy.optimize import linear_sum_assignment
+
+        # What hangs on a student when the others are as reliable as the devices are on average.
+        middle = np.full(self.table.num_devices, 1 - self.p_fail.mean())
+        worth = []
+        for student in range(self.table.num_devices):
+            ends = []
+            for up in (1.0, 0.0):
+                p_up = middle.copy()
+                p_up[student] = up
+                ends.append(expected_accuracy(self.table, p_up))
+            worth.append(ends[0] - ends[1])
+        profit = np.where(self.fits, np.outer(1 - self.p_fail, worth), -1e6)
+        result = [-1] * len(self.p_fail)
+        devices, students = linear_sum_assignment(profit, maximize=True)
+        for device, student in zip(devices.tolist(), students.tolist(), strict=True):
+            if self.fits[device, student]:
+                result[device] = student
+        return result
+
+    def random(self, rng: np.random.Generator) -> list[int]:
+        return [int(rng.choice(options)) for options in self.options]
+
+    def climb(self, students: list[int]) -> list[int]:
+        """Moves one student or swaps two until nothing is gained."""
+        best, value = list(students), self.value(students)
+        while True:
+            found = None
+            for candidate in self._neighbours(best):
+                reached = self.value(candidate)
+                if reached > value + _GAIN:
+                    found, value = candidate, reached
+            if found is None:
+                return best
+            best = found
+
+    def _neighbours(self, students: list[int]) -> list[list[int]]:
+        result = []
+        for device, options in enumerate(self.options):
+            for student in options:
+                if student != students[device]:
+                    result.append([*students[:device], student, *students[device + 1 :]])
+            for other in range(device):
+                if students[other] in options and students[device] in self.options[other]:
+                    swapped = list(students)
+                    swapped[device], swapped[other] = students[other], students[device]
+                    result.append(swapped)
+        return result
+
+    def branch_and_bound(self, students: list[int]) -> list[int]:
+        """Decides one device after the other, the most reliable first, and leaves what cannot beat the best."""
+        # Accuracy need not grow with the set, so the bound takes the best subset of each set: that grows, and is no
+        # less than the accuracy. With it, more reliability is never worse: let undecided devices hold every student.
+        closure = self.table.correct.copy()
+        sets = np.arange(len(closure))
+        for student in range(self.table.num_devices):
+            closure = np.maximum(closure, closure[sets & ~(1 << student)])
+        bound_table = SubsetTable(closure, self.table.samples)
+        order = np.argsort(self.p_fail, kind="stable").tolist()
+        best, value = list(students), self.value(students)
+        chosen = [-1] * len(order)
+
+        def search(depth: int, down: FloatArray) -> None:
+            nonlocal best, value
+            if depth == len(order):
+                reached = self.value(chosen)
+                if reached > value + _GAIN:
+                    best, value = list(chosen), reached
+                return
+            hopeful = down.copy()
+            for device in order[depth:]:
+                hopeful[self.fits[device]] *= self.p_fail[device]
+            if expected_accuracy(bound_table, 1 - hopeful) <= value + _GAIN:
+                return
+            device = order[depth]
+            for student in self.options[device]:
+                following = down.copy()
+                if student >= 0:
+                    following[student] *= self.p_fail[device]
+                chosen[device] = student
+                search(depth + 1, following)
+            chosen[device] = -1
+
+        search(0, np.ones(self.table.num_devices))
+        return best

@@ -1,0 +1,3 @@
+"""Certificates: ``authority`` issues and revokes them, ``tls`` loads them, ``handshake`` explains why one is refused."""
+
+__all__: list[str] = []

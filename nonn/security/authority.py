@@ -1,0 +1,392 @@
+"""A certificate authority in a folder: who is who in a fleet.
+
+::
+
+    certs/
+        ca.key           private key of the authority; stays on the operator's machine
+        ca.pem           its certificate; everybody trusts it
+        index.json       what was issued
+        revoked.json     what no longer counts
+        node/kitchen/    a TLS folder for one process (see nonn.security.tls), to be copied to it whole
+        aggregator/main/
+        client/alice/
+
+The id is bound into the certificate (``nonn://node/kitchen``), so a stolen certificate lets the thief be that node and
+nobody else, until it is revoked. Keys are P-256: a Raspberry Pi signs with it in about a millisecond. They lie there
+without a passphrase and with mode 0600; whoever can read ``ca.key`` is the authority.
+
+``revoked.json`` is our own list and not an X.509 CRL: gRPC's Python API takes no CRL, and a node, which checks its
+callers against the list, has no library to read one with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from nonn.errors import ConfigError, CredentialsError
+from nonn.files import atomic_file, atomic_folder, write_json, write_private
+from nonn.security.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
+
+__all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
+
+CA_DAYS, DAYS = 3650, 365
+# A device without a battery-backed clock is minutes behind until it has found the time.
+BACKDATED = timedelta(minutes=10)
+KEY, INDEX = "ca.key", "index.json"
+
+Clock = Callable[[], datetime]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate that was issued.
+
+    Attributes:
+        role: of its owner.
+        id: of its owner.
+        hosts: further DNS names and IP addresses in it.
+        sha256: of the certificate.
+        serial: its number, in hex.
+        not_before: ISO 8601, UTC.
+        not_after: ISO 8601, UTC.
+        revoked: when it was revoked, ISO 8601; empty if it was not.
+        reason: why.
+    """
+
+    role: str
+    id: str
+    hosts: tuple[str, ...]
+    sha256: str
+    serial: str
+    not_before: str
+    not_after: str
+    revoked: str = ""
+    reason: str = ""
+
+    @property
+    def state(self) -> str:
+        """``valid``, ``expired`` or ``revoked``."""
+        if self.revoked:
+            return "revoked"
+        return "expired" if datetime.now(UTC).isoformat() > self.not_after else "valid"
+
+
+class Authority:
+    """The authority in a folder.
+
+    Args:
+        path: the folder.
+        clock: tells the time.
+
+    Raises:
+        CredentialsError: there is none, or its files cannot be read.
+    """
+
+    def __init__(self, path: Path, clock: Clock = _now) -> None:
+        self.path, self._clock = path, clock
+        try:
+            self._certificate: x509.Certificate = x509.load_pem_x509_certificate((path / AUTHORITY).read_bytes())
+            self._key: Any = serialization.load_pem_private_key((path / KEY).read_bytes(), password=None)
+            entries = json.loads((path / INDEX).read_text())["issued"]
+            self._issued = [Issued(**{**entry, "hosts": tuple(entry["hosts"])}) for entry in entries]
+        except FileNotFoundError as exc:
+            raise CredentialsError(f"{exc.filename}: no such file; make an authority: nonn certs init") from None
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise CredentialsError(f"{path}: not the folder of an authority ({exc})") from exc
+        if self._key.public_key() != self._certificate.public_key():
+            raise CredentialsError(f"{path}: {KEY} is not the key of {AUTHORITY}; restore both from one backup")
+
+    @classmethod
+    def create(cls, path: Path, name: str = "nonn fleet", days: int = CA_DAYS, clock: Clock = _now) -> Authority:
+        """Makes a new authority.
+
+        Args:
+            path: the folder.
+            name: for people who look at certificates.
+            days: that it is valid.
+            clock: tells the time.
+
+        Raises:
+            ConfigError: there is one already, or the days make no sense.
+        """
+        if (path / KEY).exists() or (path / AUTHORITY).exists():
+            raise ConfigError(f"{path}: there is an authority already; name another folder: --dir")
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        usage = dict.fromkeys(
+            ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "digital_signature"), False
+        )
+        certificate = (
+            _builder(clock(), subject, subject, key.public_key(), days)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(
+                x509.KeyUsage(**usage, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False),
+                critical=True,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        with _all_or_nothing(path, (KEY, AUTHORITY, INDEX, REVOKED)):
+            write_private(path / KEY, _key_pem(key))
+            with atomic_file(path / AUTHORITY) as temporary:
+                temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+            write_json(path / INDEX, {"schema": 1, "issued": []})
+            write_json(path / REVOKED, {"schema": 1, "revoked": []})
+        return cls(path, clock)
+
+    @property
+    def issued(self) -> Sequence[Issued]:
+        """Every certificate, the oldest first."""
+        return tuple(self._issued)
+
+    def folder(self, role: str, name: str) -> Path:
+        """Where the TLS folder of somebody is."""
+        return self.path / role / name
+
+    def issue(self, role: str, name: str, *, hosts: Iterable[str] = (), days: float = DAYS) -> Issued:
+        """Issues a certificate with a new key, and writes the TLS folder.
+
+        Args:
+            role: ``node``, ``aggregator`` or ``client``.
+            name: the id.
+            hosts: DNS names and IP addresses at which clients other than nonn's will look for it.
+            days: that it is valid, never longer than the authority.
+
+        Raises:
+            ConfigError: unknown role, an id or host that cannot stand in a certificate, or somebody has that id.
+        """
+        identity = self._identity(role, name)
+        if any(entry.state == "valid" for entry in self._of(identity)):
+            raise ConfigError(
+                f"{identity} has a certificate already; renew it: nonn certs rotate {role} {name}, or revoke it first"
+            )
+        return self._issue(identity, tuple(dict.fromkeys(hosts)), days)
+
+    def rotate(self, role: str, name: str, *, days: float = DAYS) -> Issued:
+        """Issues a certificate with a new key to somebody who has one, for the same hosts.
+
+        The old one counts until it expires or is revoked, so that nothing breaks while the new one is on its way.
+
+        Raises:
+            ConfigError: nobody has that id.
+        """
+        identity = self._identity(role, name)
+        if not self._of(identity):
+            raise ConfigError(f"{identity} has no certificate; make one: nonn certs issue {role} {name}")
+        return self._issue(identity, self._of(identity)[-1].hosts, days)
+
+    def revoke(self, role: str, name: str, *, reason: str = "", keep_newest: bool = False) -> Sequence[Issued]:
+        """Revokes the certificates of an id, in every ``revoked.json`` below the folder.
+
+        Args:
+            role: of the owner.
+            name: the id.
+            reason: for people.
+            keep_newest: only those before the newest, after a rotation.
+
+        Returns:
+            What was revoked now.
+
+        Raises:
+            ConfigError: there is nothing to revoke.
+        """
+        identity = self._identity(role, name)
+        mine = self._of(identity)
+        doomed = [entry for entry in (mine[:-1] if keep_newest else mine) if not entry.revoked]
+        if not doomed:
+            raise ConfigError(f"{identity} has no {'older ' if keep_newest else ''}certificate that counts")
+        now = self._clock().isoformat(timespec="seconds")
+        revoked = [Issued(**{**asdict(entry), "revoked": now, "reason": reason}) for entry in doomed]
+        replaced = {entry.sha256: entry for entry in revoked}
+        self._issued = [replaced.get(entry.sha256, entry) for entry in self._issued]
+        self._write_index()
+        lists = [self.path / REVOKED, *self.path.glob(f"*/*/{REVOKED}")]
+        for file in lists:
+            write_json(file, self._revocations())
+        return revoked
+
+    def _issue(self, identity: Identity, hosts: tuple[str, ...], days: float) -> Issued:
+        key = ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if identity.role != "client":
+            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        if identity.role == "aggregator":
+            names.append(x509.DNSName(AGGREGATOR_NAME))
+        names += map(_host, hosts)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{identity.role} {identity.id}")])
+        issuer = self._certificate.subject
+        builder = _builder(self._clock(), subject, issuer, key.public_key(), days, self._certificate)
+        certificate = (
+            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        entry = Issued(
+            identity.role,
+            identity.id,
+            hosts,
+            certificate.fingerprint(hashes.SHA256()).hex(),
+            f"{certificate.serial_number:x}",
+            certificate.not_valid_before_utc.isoformat(),
+            certificate.not_valid_after_utc.isoformat(),
+        )
+        pem = _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
+        folder = self.folder(identity.role, identity.id)
+        # The index is written before the certificate is in its place: one that nobody knows of could not be revoked.
+        if folder.exists():
+            self._remember(entry)
+            self._fill(folder, pem)
+        else:
+            with atomic_folder(folder) as temporary:
+                self._fill(temporary, pem)
+                self._remember(entry)
+        return entry
+
+    def _remember(self, entry: Issued) -> None:
+        """Puts a certificate into the index."""
+        self._issued.append(entry)
+        try:
+            self._write_index()
+        except BaseException:
+            self._issued.remove(entry)
+            raise
+
+    def _fill(self, folder: Path, pem: bytes) -> None:
+        """Writes the files of a TLS folder."""
+        folder.chmod(0o700)
+        with atomic_file(folder / AUTHORITY) as temporary:
+            temporary.write_bytes((self.path / AUTHORITY).read_bytes())
+        write_json(folder / REVOKED, self._revocations())
+        write_private(folder / IDENTITY, pem)
+
+    @staticmethod
+    def _identity(role: str, name: str) -> Identity:
+        if role not in ROLES:
+            raise ConfigError(f"unknown role '{role}'; there are {', '.join(ROLES)}")
+        return Identity(role, check_id(name))
+
+    def _of(self, identity: Identity) -> list[Issued]:
+        return [entry for entry in self._issued if (entry.role, entry.id) == (identity.role, identity.id)]
+
+    def _write_index(self) -> None:
+        write_json(self.path / INDEX, {"schema": 1, "issued": [asdict(entry) for entry in self._issued]})
+
+    def _revocations(self) -> dict[str, Any]:
+        keys = ("role", "id", "serial", "sha256", "revoked", "reason")
+        revoked = [{key: getattr(entry, key) for key in keys} for entry in self._issued if entry.revoked]
+        return {"schema": 1, "revoked": revoked}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a certificate says.
+
+    Args:
+        path: a TLS folder, an authority's folder, or a PEM file.
+
+    Raises:
+        CredentialsError: there is no certificate.
+    """
+    candidates = [path / IDENTITY, path / AUTHORITY] if path.is_dir() else [path]
+    file = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    try:
+        certificate = x509.load_pem_x509_certificates(file.read_bytes())[0]
+    except OSError as exc:
+        raise CredentialsError(f"{file}: {exc.strerror}; name a folder of nonn certs, or a PEM file") from exc
+    except ValueError as exc:
+        raise CredentialsError(f"{file}: holds no certificate in PEM form") from exc
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        texts = [str(name.value) for name in names]
+    except x509.ExtensionNotFound:
+        texts = []
+    return {
+        "file": str(file),
+        "subject": certificate.subject.rfc4514_string(),
+        "issuer": certificate.issuer.rfc4514_string(),
+        "names": texts,
+        "not_before": certificate.not_valid_before_utc.isoformat(),
+        "not_after": certificate.not_valid_after_utc.isoformat(),
+        "serial": f"{certificate.serial_number:x}",
+        "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
+    }
+
+
+@contextlib.contextmanager
+def _all_or_nothing(path: Path, names: Sequence[str]) -> Iterator[None]:
+    """Makes a folder for these files; on an error whatever was not there before is gone again."""
+    files = [path / name for name in names if not (path / name).exists()]
+    folders = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for made, remove in [*((file, Path.unlink) for file in files), *((folder, Path.rmdir) for folder in folders)]:
+            with contextlib.suppress(OSError):  # never made, or another process has put something into the folder
+                remove(made)
+        raise
+
+
+def _builder(
+    now: datetime,
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: Any,
+    days: float,
+    authority: x509.Certificate | None = None,
+) -> x509.CertificateBuilder:
+    """What all certificates have in common."""
+    if not 0 < days <= 36500:
+        raise ConfigError(f"--days {days:g}: a certificate is valid for more than 0 and at most 36500 days")
+    start, end = now - BACKDATED, now + timedelta(days=days)
+    if authority is not None:
+        # One that outlives its authority would look valid and be refused.
+        start, end = max(start, authority.not_valid_before_utc), min(end, authority.not_valid_after_utc)
+        if end <= now:
+            raise CredentialsError("the authority itself has expired; make another: nonn certs init --dir …")
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    """An IP address or a DNS name, as a certificate names it."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    labels = host.removesuffix(".").split(".")
+    if not host.isascii() or not all(label and label.replace("-", "").isalnum() for label in labels):
+        raise ConfigError(f"--host {host}: neither an IP address nor a DNS name (without port)")
+    return x509.DNSName(host)
+
+
+def _key_pem(key: Any) -> bytes:
+    pem: bytes = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return pem

@@ -1,0 +1,62 @@
+"""Log of the long-running processes: one line an event on standard error, as text or as JSON.
+
+A line about a node carries the fields ``event``, ``node`` and ``reason``, given as ``extra`` of an ordinary logging
+call, so that a log shipper need not parse sentences::
+
+    log.warning("node %s: %s", node, reason, extra={"event": "node_drift", "node": node, "reason": reason})
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+__all__ = ["EXPORTERS", "FIELDS", "FORMATS", "add_log_arguments", "configure_logging"]
+
+FORMATS = ("text", "json")
+EXPORTERS = ("otlp", "console")  # of traces, see nonn.telemetry.tracing
+FIELDS = ("event", "node", "reason", "before", "after")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: time in UTC, level, logger, message and the fields it was given."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def add_log_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a process that logs and can be traced."""
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="log lines on standard error (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trace",
+        choices=EXPORTERS,
+        help="trace requests: to OTEL_EXPORTER_OTLP_ENDPOINT, or as JSON lines on standard error (default: off)",
+    )
+
+
+def configure_logging(style: str = "text") -> None:
+    """Sends the process's log to standard error; called again, it replaces what it did before.
+
+    Args:
+        style: ``text`` or ``json``.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if style == "json" else text)
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
