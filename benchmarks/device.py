@@ -23,7 +23,8 @@ import psutil
 from nonn.bundle import Bundle, InputSpec, Manifest, write_bundle
 from nonn.bundle import Student as Entry
 from nonn.config import ExportConfig, load_experiment
-from nonn.fusion import ZeroFill, enumerate_subsets
+from nonn.enumeration import enumerate_subsets
+from nonn.fusion import ZeroFill
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request
 

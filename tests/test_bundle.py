@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nonn.bundle import load_bundle, write_bundle
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError
-from nonn.fusion import enumerate_subsets
 from tests.toys import toy_bundle
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import ShapeError
-from nonn.fusion import ZeroFill, enumerate_subsets, softmax
+from nonn.fusion import ZeroFill, softmax
 from nonn.fusion.calibration import (
     calibration_by_failures,
     expected_calibration_error,

@@ -22,12 +22,13 @@ from onnx import TensorProto, helper, numpy_helper
 from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
 from nonn.cli import main
 from nonn.config import ExportConfig
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError, MissingExtraError
 from nonn.export import export_onnx
 from nonn.export.c import generate_c
 from nonn.export.compiled import TOLERANCE
 from nonn.export.deploy import deploy
-from nonn.fusion import RidgePerSet, enumerate_subsets, gram
+from nonn.fusion import RidgePerSet, gram
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors
 from tests.serving import running_node

@@ -16,18 +16,20 @@ from hypothesis import strategies as st
 
 from nonn.bundle import Bundle
 from nonn.cli import main
-from nonn.config import from_mapping, load_experiment
+from nonn.config import load_experiment
 from nonn.config.devices import DeviceClassConfig, DevicesConfig
 from nonn.errors import BudgetError, ConfigError, GuaranteeError, PartitionError
+from nonn.experiment.placement import place_students
 from nonn.experiment.run import Run
 from nonn.partition.balanced_eigenvector import partition
 from nonn.partition.graph import FilterGraph
 from nonn.partition.redundancy import Design
 from nonn.probe import PROBE_MACS, Measured, available_ram_bytes, device_entry, measure_macs_per_s, probe_network
 from nonn.students import Student, measure_cost, sizing
-from nonn.students.devices import failure_law, place_students, resolve_devices, share_out
+from nonn.students.devices import apportion_filters, failure_law, resolve_devices
 from nonn.students.sizing import size_students
 from nonn.teacher import Normalise
+from nonn.toml import from_mapping
 from tests.conftest import TINY
 from tests.toys import toy_bundle
 
@@ -174,7 +176,7 @@ def test_a_device_too_small_for_any_student_is_an_error_that_names_it() -> None:
 )
 def test_filters_are_shared_out_whole_in_proportion_and_to_everybody(case: tuple[list[float], int]) -> None:
     params, num_filters = case
-    sizes = share_out(num_filters, params)
+    sizes = apportion_filters(num_filters, params)
     assert sum(sizes) == num_filters and min(sizes) >= 1
     for (small, a), (large, b) in product(zip(params, sizes, strict=True), repeat=2):
         assert a <= b + 1 or small > large  # more capacity, no fewer filters, up to the rounding

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion import (
     Head,
@@ -17,7 +18,6 @@ from nonn.fusion import (
     Rescale,
     RidgePerSet,
     ZeroFill,
-    enumerate_subsets,
     gram,
     head_from_arrays,
     softmax,

@@ -17,8 +17,9 @@ from nonn.distill import FusionLayer, Students
 from nonn.distill import heads as heads_module
 from nonn.distill.heads import KINDS, choose_ridge, fit_head, fit_heads, held_out_accuracy
 from nonn.distill.logistic import fit_logistic, refine, stored_levels
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, ShapeError
-from nonn.fusion import Head, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, enumerate_subsets, gram, softmax
+from nonn.fusion import Head, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, gram, softmax
 from nonn.fusion.calibration import calibration_by_failures
 from nonn.reliability.subsets import members, membership
 from nonn.students import Student

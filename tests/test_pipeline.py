@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 
 from nonn.bundle import Bundle, load_bundle
 from nonn.config import BudgetConfig, Experiment, load_experiment
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import BudgetError, BundleError, ConfigError, DataError, GuaranteeError, PartitionError
 from nonn.experiment import bundling
 from nonn.experiment import run as pipeline
 from nonn.experiment.run import Run
 from nonn.export import run_onnx
-from nonn.fusion import RidgePerSet, enumerate_subsets
+from nonn.fusion import RidgePerSet
 from tests.conftest import TINY
 
 

@@ -16,6 +16,7 @@ from nonn.bundle import Bundle, load_bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, ExportConfig, load_experiment
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment import bundling
 from nonn.experiment import run as pipeline
@@ -23,7 +24,6 @@ from nonn.experiment.run import Run
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import calibration_sample, deploy
 from nonn.export.quantise import TOLERANCE, quantise
-from nonn.fusion import enumerate_subsets
 from nonn.reliability.subsets import mask_of
 from nonn.report.table import network_line
 from nonn.rpc.v1 import inference_pb2 as pb

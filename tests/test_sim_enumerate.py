@@ -11,20 +11,10 @@ from hypothesis import strategies as st
 from nonn_sim.enumerate import enumerate_bundle, mean_estimate, sample_failures, sample_law, wilson
 from numpy.typing import NDArray
 
-from nonn.enumeration import count_correct, count_one_by_one
+from nonn.enumeration import count_correct, count_one_by_one, enumerate_subsets
 from nonn.enumeration.counter import Counter
 from nonn.errors import BundleError, ConfigError, ShapeError
-from nonn.fusion import (
-    Head,
-    LogisticPerSet,
-    MeanFill,
-    ReplicaAverage,
-    Rescale,
-    RidgePerSet,
-    ZeroFill,
-    enumerate_subsets,
-    gram,
-)
+from nonn.fusion import Head, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.reliability.laws import parse_law
 from nonn.reliability.subsets import mask_of, members
 from tests.toys import toy_bundle

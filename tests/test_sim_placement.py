@@ -12,7 +12,7 @@ from nonn_sim.placement_file import load_devices, placement_summary
 
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability import placement
-from nonn.reliability.placement import Device, Work, expected_accuracy, place, price_of_one_more
+from nonn.reliability.placement import Machine, Work, expected_accuracy, place, price_of_one_more
 from nonn.reliability.subsets import SubsetTable
 from tests.toys import toy_bundle
 
@@ -30,13 +30,13 @@ def random_table(rng: np.random.Generator, n: int, *, grows: bool) -> SubsetTabl
     return SubsetTable(correct, 100)
 
 
-def random_problem(rng: np.random.Generator, students: int, machines: int) -> tuple[list[Work], list[Device], float]:
+def random_problem(rng: np.random.Generator, students: int, machines: int) -> tuple[list[Work], list[Machine], float]:
     works = [
         Work(macs=int(rng.integers(1, 10)) * 1000, model_bytes=int(rng.integers(1, 10)), feature_bytes=100)
         for _ in range(students)
     ]
     devices = [
-        Device(
+        Machine(
             name=f"m{q}",
             p_fail=float(rng.choice([0.0, 0.05, 0.1, 0.3, 0.6, 1.0])),
             macs_per_s=float(rng.choice([1e6, 2e5])),
@@ -49,7 +49,7 @@ def random_problem(rng: np.random.Generator, students: int, machines: int) -> tu
     return works, devices, 0.045
 
 
-def brute_force(table: SubsetTable, works: list[Work], devices: list[Device], limit_s: float) -> float:
+def brute_force(table: SubsetTable, works: list[Work], devices: list[Machine], limit_s: float) -> float:
     best = 0.0
     choices = [[None, *(s for s, w in enumerate(works) if w.fits(d, limit_s))] for d in devices]
     for students in product(*choices):
@@ -104,7 +104,7 @@ def test_twelve_students_on_fourteen_machines_are_placed_better_than_in_order() 
     worth = rng.integers(1, 40, 12)
     members = np.arange(1 << 12)[:, None] >> np.arange(12) & 1
     table = SubsetTable(members @ worth, int(worth.sum()))
-    devices = [Device(name=str(q), p_fail=float(p)) for q, p in enumerate(rng.uniform(0.01, 0.6, 14))]
+    devices = [Machine(name=str(q), p_fail=float(p)) for q, p in enumerate(rng.uniform(0.01, 0.6, 14))]
     found = place(table, [LIGHT] * 12, devices)
     assert not found.exact
     p_fail = np.array([d.p_fail for d in devices])
@@ -116,7 +116,7 @@ def test_twelve_students_on_fourteen_machines_are_placed_better_than_in_order() 
 
 def test_latency_memory_and_speed_decide_what_fits() -> None:
     work = Work(macs=10**6, model_bytes=1000, feature_bytes=500)
-    device = Device(
+    device = Machine(
         name="pi", p_fail=0.1, macs_per_s=1e8, memory_bytes=1000, link_latency_s=0.003, link_bytes_per_s=1e5
     )
     assert work.latency_s(device) == pytest.approx(0.01 + 0.005 + 0.003)
@@ -129,7 +129,7 @@ def test_latency_memory_and_speed_decide_what_fits() -> None:
 def test_the_price_of_one_more_device_is_the_expected_accuracy_with_it() -> None:
     rng = np.random.default_rng(2)
     table, p_up = random_table(rng, 3, grows=True), np.array([0.9, 0.5, 0.7])
-    extra = Device(name="spare", p_fail=0.2)
+    extra = Machine(name="spare", p_fail=0.2)
     rows = price_of_one_more(table, p_up, extra)
     assert [row.gain for row in rows] == sorted((row.gain for row in rows), reverse=True)
     for row in rows:
@@ -138,7 +138,7 @@ def test_the_price_of_one_more_device_is_the_expected_accuracy_with_it() -> None
         assert row.expected == pytest.approx(table.expected(down))
         assert row.gain == pytest.approx(row.expected - table.expected(1 - p_up))
     heavy = Work(macs=10**9, model_bytes=10**9, feature_bytes=1)
-    small = Device(name="small", p_fail=0.2, memory_bytes=1e6)
+    small = Machine(name="small", p_fail=0.2, memory_bytes=1e6)
     assert {r.student for r in price_of_one_more(table, p_up, small, [LIGHT, heavy, LIGHT])} == {0, 2}
 
 
@@ -162,12 +162,12 @@ def test_expected_accuracy_is_that_of_the_table(seed: int) -> None:
 )
 def test_an_impossible_device_is_refused(values: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Device(name="x", **values)
+        Machine(name="x", **values)
 
 
 def test_works_must_be_one_a_student() -> None:
     with pytest.raises(ShapeError, match="1 works for a table of 2"):
-        place(random_table(np.random.default_rng(0), 2, grows=True), [LIGHT], [Device(name="a", p_fail=0.1)])
+        place(random_table(np.random.default_rng(0), 2, grows=True), [LIGHT], [Machine(name="a", p_fail=0.1)])
 
 
 def test_machines_come_from_a_file(tmp_path: Path) -> None:

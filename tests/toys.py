@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
-from nonn.fusion import RidgePerSet, enumerate_subsets, gram
+from nonn.enumeration import enumerate_subsets
+from nonn.fusion import RidgePerSet, gram
 
 SHAPE = (1, 8, 8)
 CLASSES = 10

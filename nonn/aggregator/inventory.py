@@ -30,10 +30,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nonn.config import from_mapping, parse_toml
 from nonn.errors import AddressError, ConfigError
 from nonn.files import atomic_file
 from nonn.rpc.address import resolve, split_address
+from nonn.toml import from_mapping, parse_toml
 
 __all__ = ["Node", "load_inventory", "warn_of_unknown_hosts", "write_inventory"]
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
-from nonn.fusion import RidgePerSet, enumerate_subsets, gram
+from nonn.enumeration import enumerate_subsets
+from nonn.fusion import RidgePerSet, gram
 
 __all__ = ["CLASSES", "SHAPE", "WIDTH", "idle_bundle"]
 

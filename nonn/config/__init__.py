@@ -21,10 +21,7 @@ from nonn.config.experiment import (
     StudyConfig,
     TeacherConfig,
     TrainingConfig,
-    from_mapping,
     load_experiment,
-    override,
-    parse_toml,
 )
 from nonn.config.objectives import ObjectivesConfig
 
@@ -48,8 +45,5 @@ __all__ = [
     "StudyConfig",
     "TeacherConfig",
     "TrainingConfig",
-    "from_mapping",
     "load_experiment",
-    "override",
-    "parse_toml",
 ]

@@ -28,9 +28,9 @@ from nonn.enumeration.linear import count_linear
 from nonn.enumeration.ridge import count_ridge, is_well_conditioned
 from nonn.errors import ShapeError
 from nonn.fusion import Head, LogisticPerSet, RidgePerSet
-from nonn.reliability.subsets import all_masks, members
+from nonn.reliability.subsets import SubsetTable, all_masks, members
 
-__all__ = ["count_correct", "count_one_by_one"]
+__all__ = ["count_correct", "count_one_by_one", "enumerate_subsets"]
 
 IntArray = NDArray[np.int64]
 
@@ -127,3 +127,17 @@ def _counter(
                 f"device {i}: features of shape {list(given.shape)}, expected {[len(labels), width]} for these labels"
             )
     return Counter(head, features, labels, 1 << head.num_devices if sets is None else sets, per_class, progress)
+
+
+def enumerate_subsets(head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> SubsetTable:
+    """Fuses every one of the 2^N answering sets and counts the correct answers.
+
+    Args:
+        head: the fusion.
+        features: features of each device over the same samples, N arrays [n, d_i].
+        labels: the truth [n].
+
+    Returns:
+        The exact table; the empty set has no correct answer.
+    """
+    return SubsetTable(count_correct(head, features, labels), len(labels))

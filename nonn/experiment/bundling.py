@@ -22,10 +22,10 @@ from nonn.data import Dataset
 from nonn.data.augment import Augment
 from nonn.distill import Students
 from nonn.distill.heads import fit_head
+from nonn.enumeration import enumerate_subsets
 from nonn.experiment.networks import Networks
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
-from nonn.fusion import enumerate_subsets
 from nonn.partition import Partition
 from nonn.provenance import code_version
 from nonn.reliability.subsets import SubsetTable

@@ -24,10 +24,10 @@ from nonn.cli.console import say
 from nonn.config import AUTO, Experiment
 from nonn.data import Dataset
 from nonn.distill.heads import fit_head, held_out_features
+from nonn.enumeration import enumerate_subsets
 from nonn.experiment.run import Run
 from nonn.experiment.stages import open_stage
 from nonn.files import write_json
-from nonn.fusion import enumerate_subsets
 from nonn.partition.redundancy import Design
 from nonn.students.devices import failure_law
 

@@ -28,6 +28,7 @@ from nonn.distill.schedule import AssistantTask, plan
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.bundling import build_bundle
 from nonn.experiment.networks import Networks
+from nonn.experiment.placement import place_students
 from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, exclusive, open_stage
 from nonn.files import atomic_file, sha256_file, write_json
@@ -37,7 +38,7 @@ from nonn.partition.measures import measure
 from nonn.partition.redundancy import filters_of_device
 from nonn.report import write_report
 from nonn.students import grouping_pays
-from nonn.students.devices import failure_law, place_students, resolve_devices
+from nonn.students.devices import failure_law, resolve_devices
 from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
 from nonn.trainer import Progress, Task, batches, fit
 

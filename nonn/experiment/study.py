@@ -42,7 +42,7 @@ import torch
 from numpy.typing import NDArray
 
 from nonn.cli.console import say
-from nonn.config import Experiment, from_mapping, override
+from nonn.config import Experiment
 from nonn.config.objectives import ObjectivesConfig
 from nonn.data import Dataset
 from nonn.distill import Students
@@ -58,6 +58,7 @@ from nonn.reliability.bias import class_bias
 from nonn.reliability.subsets import SubsetTable, all_masks, mask_of, members, membership
 from nonn.students import measure_cost
 from nonn.teacher import Teacher
+from nonn.toml import from_mapping, override
 from nonn.trainer import batches
 
 __all__ = ["ROWS", "Row", "evaluate_head", "run_study", "summarise", "to_csv"]

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nonn.config import parse_toml
 from nonn.errors import ConfigError
 from nonn.security.tls import check_id
+from nonn.toml import parse_toml
 
 __all__ = ["DEFAULT_STATE", "Host", "Inventory", "load_inventory"]
 

@@ -24,17 +24,10 @@ thousand at once, with the same result to the last printed digit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
 from nonn.fusion.head import Head, head_from_arrays, softmax
 from nonn.fusion.logistic import LogisticPerSet
 from nonn.fusion.ridge import RidgePerSet, gram
 from nonn.fusion.trained import LogitAverage, MeanFill, ReplicaAverage, Rescale, ZeroFill
-from nonn.reliability.subsets import SubsetTable
 
 __all__ = [
     "Head",
@@ -45,24 +38,7 @@ __all__ = [
     "Rescale",
     "RidgePerSet",
     "ZeroFill",
-    "enumerate_subsets",
     "gram",
     "head_from_arrays",
     "softmax",
 ]
-
-
-def enumerate_subsets(head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> SubsetTable:
-    """Fuses every one of the 2^N answering sets and counts the correct answers; see ``nonn.enumeration``.
-
-    Args:
-        head: the fusion.
-        features: features of each device over the same samples, N arrays [n, d_i].
-        labels: the truth [n].
-
-    Returns:
-        The exact table; the empty set has no correct answer.
-    """
-    from nonn.enumeration import count_correct  # it knows the heads above
-
-    return SubsetTable(count_correct(head, features, labels), len(labels))

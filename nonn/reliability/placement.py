@@ -11,8 +11,9 @@ q that hold it, and expected accuracy is multilinear in u.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,18 @@ from numpy.typing import NDArray
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability.laws.base import FloatArray
 from nonn.reliability.subsets import SubsetTable
-from nonn.students.devices import Speed
 
-__all__ = ["Device", "Placement", "Replica", "Work", "expected_accuracy", "place", "price_of_one_more"]
+__all__ = [
+    "Machine",
+    "Placement",
+    "Replica",
+    "Speed",
+    "Work",
+    "expected_accuracy",
+    "place",
+    "price_of_one_more",
+    "works_of",
+]
 
 EXACT_CHOICES = 300_000  # placements up to which the search is exact; a search takes seconds at most
 _RESTARTS = 10
@@ -30,7 +40,26 @@ _GAIN = 1e-12  # less is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device(Speed):
+class Speed:
+    """How fast a device answers; what is not known takes no time.
+
+    Attributes:
+        macs_per_s: multiply-accumulates per second that it really reaches.
+        link_bytes_per_s: of the features it sends.
+        link_latency_s: there and back.
+    """
+
+    macs_per_s: float = math.inf
+    link_bytes_per_s: float = math.inf
+    link_latency_s: float = 0.0
+
+    def latency_s(self, macs: int, feature_bytes: int) -> float:
+        """Time from the request until the features are back."""
+        return macs / self.macs_per_s + feature_bytes / self.link_bytes_per_s + self.link_latency_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Speed):
     """A machine that a student could run on.
 
     Attributes:
@@ -67,13 +96,35 @@ class Work:
     model_bytes: int
     feature_bytes: int
 
-    def latency_s(self, device: Device) -> float:
+    def latency_s(self, device: Machine) -> float:
         """Time from the request until the features are back."""
         return device.latency_s(self.macs, self.feature_bytes)
 
-    def fits(self, device: Device, latency_limit_s: float) -> bool:
+    def fits(self, device: Machine, latency_limit_s: float) -> bool:
         """Whether a device can hold the student and answers in time."""
         return self.model_bytes <= device.memory_bytes and self.latency_s(device) <= latency_limit_s
+
+
+class StudentCost(Protocol):
+    """What is read of a student: ``nonn.bundle.Student`` has it.
+
+    Attributes:
+        macs: multiply-accumulates of one answer.
+        bytes: of its file.
+        feature_bytes: that it sends.
+    """
+
+    @property
+    def macs(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def feature_bytes(self) -> int: ...
+
+
+def works_of(students: Iterable[StudentCost]) -> list[Work]:
+    """What each student needs."""
+    return [Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes) for s in students]
 
 
 @dataclass(frozen=True)
@@ -118,7 +169,7 @@ def expected_accuracy(table: SubsetTable, p_up: FloatArray) -> float:
 
 
 def price_of_one_more(
-    table: SubsetTable, p_up: FloatArray, device: Device, works: Sequence[Work] = (), latency_limit_s: float = math.inf
+    table: SubsetTable, p_up: FloatArray, device: Machine, works: Sequence[Work] = (), latency_limit_s: float = math.inf
 ) -> list[Replica]:
     """Which student one more device should hold.
 
@@ -147,7 +198,7 @@ def price_of_one_more(
 def place(
     table: SubsetTable,
     works: Sequence[Work],
-    devices: Sequence[Device],
+    devices: Sequence[Machine],
     *,
     latency_limit_s: float = math.inf,
     seed: int = 0,

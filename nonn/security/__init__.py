@@ -1,3 +1,3 @@
-"""Certificates: ``authority`` issues and revokes them, ``tls`` loads them, ``handshake`` explains why one is refused."""
+"""Certificates: ``authority`` issues and revokes them, ``tls`` loads them, ``handshake`` explains refusals."""
 
 __all__: list[str] = []

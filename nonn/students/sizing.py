@@ -22,7 +22,7 @@ from nonn.bundle.views import View
 from nonn.errors import BudgetError
 from nonn.partition.redundancy import Design
 from nonn.students.budget import Cost, check_budget, measure_cost
-from nonn.students.devices import Device, share_out
+from nonn.students.devices import Device, apportion_filters
 from nonn.students.student import Student
 
 __all__ = ["FAMILY", "Sizing", "check_device", "feature_bytes", "size_students"]
@@ -109,7 +109,9 @@ def size_students(
     sizes = None
     if len({name for name, _ in chosen}) > 1:
         holders = design.devices_of_part(len(devices))
-        sizes = share_out(num_filters, [float(np.mean([chosen[i][1].params for i in part])) for part in holders])
+        sizes = apportion_filters(
+            num_filters, [float(np.mean([chosen[i][1].params for i in part])) for part in holders]
+        )
         chosen = [largest(device, sizes) for device in devices]
     return Sizing(tuple(name for name, _ in chosen), tuple(cost.params for _, cost in chosen), sizes)
 

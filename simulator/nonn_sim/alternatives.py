@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.bundle.traffic import boundary_elements
-from nonn.fusion import ZeroFill, enumerate_subsets
+from nonn.enumeration import enumerate_subsets
+from nonn.fusion import ZeroFill
 from nonn_sim.deployments import Deployment, accuracy_if, message_bytes, student_work
 from nonn_sim.links import Work
 from nonn_sim.scenario import NodeConfig

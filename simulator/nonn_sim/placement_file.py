@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from nonn.bundle import Bundle
-from nonn.config import from_mapping, parse_toml
 from nonn.errors import ConfigError
-from nonn.reliability.placement import Device, Work, place, price_of_one_more
+from nonn.reliability.placement import Machine, place, price_of_one_more, works_of
 from nonn.reliability.subsets import SubsetTable
+from nonn.toml import from_mapping, parse_toml
 
-__all__ = ["load_devices", "placement_summary", "works_of"]
+__all__ = ["load_devices", "placement_summary"]
 
 
-def load_devices(path: Path) -> list[Device]:
+def load_devices(path: Path) -> list[Machine]:
     """Reads the machines.
 
     Raises:
@@ -40,23 +40,18 @@ def load_devices(path: Path) -> list[Device]:
         raise ConfigError(
             f"{path}: must hold [[device]] tables and nothing else" + (f", not {list(tree)}" if tree else "")
         )
-    return [from_mapping(Device, row, source=f"{path}: device {i}") for i, row in enumerate(rows)]
-
-
-def works_of(bundle: Bundle) -> list[Work]:
-    """What each student of a bundle needs."""
-    return [Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes) for s in bundle.manifest.students]
+    return [from_mapping(Machine, row, source=f"{path}: device {i}") for i, row in enumerate(rows)]
 
 
 def placement_summary(
-    bundle: Bundle, table: SubsetTable, devices: Sequence[Device], latency_limit_s: float
+    bundle: Bundle, table: SubsetTable, devices: Sequence[Machine], latency_limit_s: float
 ) -> dict[str, Any]:
     """The best placement, and which student to give to one more machine like the best of these.
 
     Raises:
         ConfigError: nothing fits.
     """
-    works = works_of(bundle)
+    works = works_of(bundle.manifest.students)
     found = place(table, works, devices, latency_limit_s=latency_limit_s)
     down = np.ones(table.num_devices)
     rows = []

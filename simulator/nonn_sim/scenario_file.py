@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nonn.aggregator.policy import PolicyConfig
-from nonn.config import from_mapping, parse_toml
 from nonn.errors import ConfigError
+from nonn.toml import from_mapping, parse_toml
 from nonn_sim._checks import check
 from nonn_sim.scenario import (
     AggregatorConfig,

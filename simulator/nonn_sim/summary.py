@@ -15,7 +15,7 @@ from nonn.reliability.guarantees import Verdict
 from nonn.reliability.laws import FirstFall, Law, assess
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
-from nonn.reliability.placement import Device, price_of_one_more
+from nonn.reliability.placement import Machine, price_of_one_more
 from nonn.reliability.subsets import SubsetTable, membership
 from nonn.report.table import Column, Table, TextColumn, as_text, failures_table, percent, points
 from nonn_sim.enumerate import Estimate, SampledLaw, Stratum
@@ -77,7 +77,7 @@ def exact_summary(
     }
     if isinstance(law, Independent):
         p_up, mean = 1 - law.p, float(law.p.mean())
-        more = price_of_one_more(table, p_up, Device(name="replica", p_fail=mean))
+        more = price_of_one_more(table, p_up, Machine(name="replica", p_fail=mean))
         rows = [{"student": r.student, "expected": r.expected, "gain": r.gain} for r in more]
         summary["one_more_device"] = {"p_fail": mean, "students": rows}
     if verdicts:

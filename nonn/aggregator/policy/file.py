@@ -17,9 +17,9 @@ import dataclasses
 from pathlib import Path
 
 from nonn.aggregator.policy import PolicyConfig
-from nonn.config import from_mapping, parse_toml
 from nonn.errors import ConfigError
 from nonn.files import atomic_file
+from nonn.toml import from_mapping, parse_toml
 
 __all__ = ["load_policy", "write_policy"]
 

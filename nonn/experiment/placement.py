@@ -1,0 +1,89 @@
+"""Which machine runs which student, once the accuracy of every subset of students is known.
+
+The most accurate placement, or with an accuracy goal the fastest one that reaches it; the search is
+``nonn.reliability.placement``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from nonn.bundle import Bundle
+from nonn.config import DevicesConfig
+from nonn.errors import ConfigError, GuaranteeError
+from nonn.reliability.placement import Machine, place, works_of
+from nonn.students.devices import resolve_devices
+
+__all__ = ["Assignment", "place_students"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A machine and the student it should run.
+
+    Attributes:
+        machine: number of the device.
+        title: of the device.
+        student: number of the student; None where the machine is better left out.
+        latency_s: of its answer.
+    """
+
+    machine: int
+    title: str
+    student: int | None
+    latency_s: float
+
+
+def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:
+    """Which machine should run which student, now that the accuracy of every answering set is known.
+
+    Args:
+        bundle: with one student a device.
+        config: classes; with a ``goal`` the fastest placement that reaches it is chosen, else the most accurate one.
+
+    Raises:
+        ConfigError: no student fits any machine.
+        GuaranteeError: no placement reaches the goal within ``answer_s``; the message says what can be reached.
+    """
+    devices = resolve_devices(config)
+    machines = [
+        Machine(
+            name=device.title,
+            p_fail=device.p_fail,
+            macs_per_s=device.macs_per_s,
+            memory_bytes=device.budget.peak_bytes or math.inf,
+            link_bytes_per_s=device.link_bytes_per_s,
+            link_latency_s=device.link_latency_s,
+        )
+        for device in devices
+    ]
+    works = works_of(bundle.manifest.students)
+    limit = config.answer_s or math.inf
+    best = place(bundle.table, works, machines, latency_limit_s=limit)
+    if best.expected < config.goal:
+        raise GuaranteeError(
+            f"devices.goal = {config.goal:g}: the best placement on these devices has an expected accuracy of "
+            f"{best.expected:.4f}; lower the goal, raise devices.answer_s, or take more reliable devices"
+        )
+    if config.goal:
+        # More time is more choices: the best expected accuracy grows with the limit, so bisection finds the least.
+        times = sorted({t for w in works for m in machines if (t := w.latency_s(m)) <= limit})
+        low, high = 0, len(times) - 1
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                reached = place(bundle.table, works, machines, latency_limit_s=times[middle])
+            except ConfigError:  # nothing fits in so little time
+                low = middle + 1
+                continue
+            if reached.expected >= config.goal:
+                best, high = reached, middle
+            else:
+                low = middle + 1
+        if best.latency_s > times[low]:
+            best = place(bundle.table, works, machines, latency_limit_s=times[low])
+    return [
+        Assignment(i, devices[i].title, student, 0.0 if student is None else works[student].latency_s(machines[i]))
+        for i, student in enumerate(best.students)
+    ]
