@@ -1,8 +1,8 @@
-"""nonn_sim: what happens to accuracy when devices fail, before anybody buys them.
+"""nonn_sim: what happens to accuracy when devices fail, before any device is bought.
 
-Exact mathematics where there is some: ``enumerate`` (accuracy of all answering sets), ``laws`` (how devices fail),
-``guarantees``, ``value`` (which devices matter), ``placement`` (which student runs where). Virtual time where there is
-not: ``scenario`` files, driving the aggregator's own policy. Never torch: it reads bundles.
+Virtual time: ``scenario`` files drive the aggregator's own policy in ``engine``, beside ``live`` clusters. ``enumerate``
+is exact or sampled accuracy under a failure law; the mathematics is in ``nonn.reliability``. Never torch: it reads
+bundles.
 """
 
 __all__: list[str] = []
