@@ -21,7 +21,7 @@ from pathlib import Path
 import grpc
 
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.wire import Array, new_request, read_tensors
+from nonn.rpc.wire import Array, new_request, read_tensors
 
 HERE = Path(__file__).resolve().parent.parent
 ENVIRONMENT = HERE / ".venv-base"
