@@ -57,8 +57,10 @@ async def fused(bundle, config=None, policy=None, **fakes):
         yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-async def ask(stub, inputs, timeout=TIMEOUT_S):
-    return Answer.from_response(await stub.ModelInfer(new_request("nonn", {"input": inputs}, {}), timeout=timeout), 0.0)
+async def ask(stub, inputs, timeout_s=TIMEOUT_S):
+    return Answer.from_response(
+        await stub.ModelInfer(new_request("nonn", {"input": inputs}, {}), timeout=timeout_s), 0.0
+    )
 
 
 def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle):

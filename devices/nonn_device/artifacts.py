@@ -14,6 +14,7 @@ A file has its name only when its SHA-256 is right, so what is there is whole.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import hashlib
@@ -138,19 +139,33 @@ class Store:
 
 async def _fetch(target: Path, artifact: Artifact, read: Read) -> None:
     """Completes one file, unless it is there."""
-    if target.exists() and sha256_file(target) == artifact.sha256:
+    # Hashing and fsync of a student take seconds on an SD card: not in the event loop.
+    part = await asyncio.to_thread(_begin, target, artifact)
+    if part is None:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
-    if part.exists() and part.stat().st_size > artifact.size:
-        part.unlink()
     with part.open("ab") as file:
         async with contextlib.aclosing(read(artifact.path, file.tell())) as pieces:
             async for data in pieces:
                 file.write(data)
                 if file.tell() > artifact.size:
                     break  # more than was promised: the hash will not fit either
-        file.flush()
+    await asyncio.to_thread(_finish, part, target, artifact)
+
+
+def _begin(target: Path, artifact: Artifact) -> Path | None:
+    """The file to write to, which may have a beginning; None where the target is complete."""
+    if target.exists() and sha256_file(target) == artifact.sha256:
+        return None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    if part.exists() and part.stat().st_size > artifact.size:
+        part.unlink()
+    return part
+
+
+def _finish(part: Path, target: Path, artifact: Artifact) -> None:
+    """Verifies what was written and gives it its name."""
+    with part.open("rb+") as file:
         os.fsync(file.fileno())
     if sha256_file(part) != artifact.sha256:
         # Not to be resumed: the next attempt starts from nothing.

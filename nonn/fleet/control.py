@@ -44,11 +44,7 @@ async def controlled(rollout: Rollout, path: Path) -> AsyncIterator[None]:
             writer.close()
 
     tasks: set[asyncio.Task[None]] = set()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-        probe.connect(str(path))
-        raise ConfigError(f"{path}: another aggregator runs with this folder; give each one of its own: --state")
-    path.unlink(missing_ok=True)
+    await asyncio.to_thread(_make_room, path)
     before = os.umask(0o177)
     try:
         server = await asyncio.start_unix_server(serve, path)
@@ -61,7 +57,20 @@ async def controlled(rollout: Rollout, path: Path) -> AsyncIterator[None]:
         for task in tuple(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        path.unlink(missing_ok=True)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+
+
+def _make_room(path: Path) -> None:
+    """Removes what an ended process left at the socket's path.
+
+    Raises:
+        ConfigError: another process listens there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(path))
+        raise ConfigError(f"{path}: another aggregator runs with this folder; give each one of its own: --state")
+    path.unlink(missing_ok=True)
 
 
 async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -290,7 +290,8 @@ class Rollout:
     async def _until_back(self, deployment: Deployment, nodes: tuple[str, ...], wait_s: float) -> None:
         try:
             async with asyncio.timeout(wait_s):
-                while not set(nodes) <= set(deployment.up()) | self._drained:
+                # The policy has no callbacks, so that the same object runs in virtual time; its state is polled.
+                while not set(nodes) <= set(deployment.up()) | self._drained:  # noqa: ASYNC110
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             missing = tuple(sorted(set(nodes) - set(deployment.up())))

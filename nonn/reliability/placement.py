@@ -304,11 +304,10 @@ class _Problem:
             best = found
 
     def _neighbours(self, students: list[int]) -> list[list[int]]:
-        result = []
+        result: list[list[int]] = []
         for device, options in enumerate(self.options):
-            for student in options:
-                if student != students[device]:
-                    result.append([*students[:device], student, *students[device + 1 :]])
+            others = (student for student in options if student != students[device])
+            result.extend([*students[:device], student, *students[device + 1 :]] for student in others)
             for other in range(device):
                 if students[other] in options and students[device] in self.options[other]:
                     swapped = list(students)

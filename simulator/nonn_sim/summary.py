@@ -245,8 +245,10 @@ def sampled_text(summary: Summary) -> str:
     )
     law = summary["law"]
     lines = [f"failures {law['law']}, {law['draws']:,} draws: expected accuracy {_interval(law['expected'])}"]
-    for kept in law["levels"]:
-        lines.append(f"accuracy of at least {percent(kept['level'])}: {_interval(kept['availability'])} of the time")
+    lines += [
+        f"accuracy of at least {percent(kept['level'])}: {_interval(kept['availability'])} of the time"
+        for kept in law["levels"]
+    ]
     head = f"{summary['experiment']}: {summary['devices']} devices, answering sets sampled with seed {summary['seed']}"
     return "\n\n".join([head, as_text(Table(columns, summary["accuracy_by_failures"])), "\n".join(lines)])
 
