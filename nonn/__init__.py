@@ -2,14 +2,102 @@
 
 Data flows one way, and a module imports upstream only::
 
-    data → teacher → filters → partition → students + distill → export → bundle
+    data → teacher → filter graph → partition → students + distill → export → bundle
     bundle → nonn_device (one student a device) → aggregator → answer → report
     bundle → nonn_sim (what happens to accuracy when devices fail)
 
-torch is imported by data.augment, teacher, trainer, students, distill, export and who runs them (pipeline and its
-parts, study) only: devices, the aggregator and the simulator run without it.
+What a program needs is here::
+
+    bundle = nonn.load("examples/bundles/cifar100-small")
+    with nonn.LocalCluster(bundle) as cluster, nonn.Client(cluster.address) as client:
+        cluster.kill(3)
+        answer = client.infer(images)
+
+Each name is imported when it is first used, so ``import nonn`` stays light; only training imports torch. docs/api.md
+says which names are stable.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nonn.answer import Answer as Answer
+    from nonn.bundle import Bundle as Bundle
+    from nonn.bundle import load_bundle as load
+    from nonn.client import Client as Client
+    from nonn.cluster import LocalCluster as LocalCluster
+    from nonn.config import Experiment as Experiment
+    from nonn.config import load_experiment as load_experiment
+    from nonn.errors import AddressError as AddressError
+    from nonn.errors import BudgetError as BudgetError
+    from nonn.errors import BundleError as BundleError
+    from nonn.errors import ConfigError as ConfigError
+    from nonn.errors import CredentialsError as CredentialsError
+    from nonn.errors import DataError as DataError
+    from nonn.errors import ForbiddenError as ForbiddenError
+    from nonn.errors import GuaranteeError as GuaranteeError
+    from nonn.errors import InputError as InputError
+    from nonn.errors import MembershipError as MembershipError
+    from nonn.errors import MissingExtraError as MissingExtraError
+    from nonn.errors import NonnError as NonnError
+    from nonn.errors import OverloadError as OverloadError
+    from nonn.errors import PartitionError as PartitionError
+    from nonn.errors import QuorumError as QuorumError
+    from nonn.errors import ShapeError as ShapeError
+    from nonn.errors import UnreachableError as UnreachableError
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "AddressError",
+    "Answer",
+    "BudgetError",
+    "Bundle",
+    "BundleError",
+    "Client",
+    "ConfigError",
+    "CredentialsError",
+    "DataError",
+    "Experiment",
+    "ForbiddenError",
+    "GuaranteeError",
+    "InputError",
+    "LocalCluster",
+    "MembershipError",
+    "MissingExtraError",
+    "NonnError",
+    "OverloadError",
+    "PartitionError",
+    "QuorumError",
+    "ShapeError",
+    "UnreachableError",
+    "__version__",
+    "load",
+    "load_experiment",
+]
+
+# Where each name is; what is not here is an error.
+_PLACES = {
+    "Answer": "nonn.answer",
+    "Bundle": "nonn.bundle",
+    "Client": "nonn.client",
+    "Experiment": "nonn.config",
+    "LocalCluster": "nonn.cluster",
+    "load": "nonn.bundle:load_bundle",
+    "load_experiment": "nonn.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'nonn' has no attribute '{name}'")
+    module, _, attribute = _PLACES.get(name, "nonn.errors").partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -34,7 +34,7 @@ from typing import Any, Self
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.file import write_policy
-from nonn.bundle import load_bundle
+from nonn.bundle import Bundle, load_bundle
 from nonn.errors import ConfigError, UnreachableError
 
 __all__ = ["LocalCluster", "NodeState"]
@@ -123,7 +123,7 @@ class LocalCluster:
     """Device nodes and an aggregator as processes of this machine, on loopback.
 
     Args:
-        bundle_path: the bundle.
+        bundle: the bundle, or its folder.
         port: of the aggregator; 0 is any free one.
         policy: of the aggregator.
         deadline_s: in place of the policy's.
@@ -142,7 +142,7 @@ class LocalCluster:
 
     def __init__(
         self,
-        bundle_path: Path,
+        bundle: Bundle | str | Path,
         *,
         port: int = 0,
         policy: PolicyConfig | None = None,
@@ -153,7 +153,7 @@ class LocalCluster:
         http_port: int | None = None,
         tls: Path | None = None,
     ) -> None:
-        self._path = Path(bundle_path)
+        self._path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
         self._port, self._threads, self._start_timeout_s = port, threads, start_timeout_s
         given: dict[str, Any] = {"deadline_s": deadline_s, "quorum": quorum}
         given = {key: value for key, value in given.items() if value is not None}

@@ -296,7 +296,7 @@ def write_bundle(
     return load_bundle(path)
 
 
-def load_bundle(path: Path, *, device: int | None = None) -> Bundle:
+def load_bundle(path: str | Path, *, device: int | None = None) -> Bundle:
     """Loads a bundle and verifies its hashes.
 
     Args:
@@ -306,6 +306,7 @@ def load_bundle(path: Path, *, device: int | None = None) -> Bundle:
     Raises:
         BundleError: a file is missing, truncated or altered (named), or the manifest cannot be understood.
     """
+    path = Path(path)
     file = path / MANIFEST
     try:
         raw = file.read_bytes()

@@ -1,0 +1,72 @@
+"""``nonn/__init__.py``: the names that programs use, and how light it is."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import time
+
+import pytest
+
+import nonn
+from nonn import errors
+
+# The promise of docs/api.md: a name leaves this list only after a release in which it warns.
+PUBLIC = {
+    *errors.__all__,
+    "Answer",
+    "Bundle",
+    "Client",
+    "Experiment",
+    "LocalCluster",
+    "__version__",
+    "load",
+    "load_experiment",
+}
+
+
+def _python(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_list_of_public_names_is_pinned() -> None:
+    assert set(nonn.__all__) == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    value = getattr(nonn, name)
+    assert isinstance(value, str) or inspect.getdoc(value)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'nonn' has no attribute 'loads'"):
+        _ = nonn.loads
+
+
+def test_dir_lists_what_is_not_imported_yet() -> None:
+    assert _python("import nonn; print('LocalCluster' in dir(nonn))") == "True\n"
+
+
+def test_a_bare_import_loads_no_dependency() -> None:
+    program = "import nonn, sys; print(sorted({'numpy', 'grpc', 'torch', 'onnxruntime', 'rich'} & set(sys.modules)))"
+    assert _python(program) == "[]\n"
+
+
+def test_nothing_public_loads_torch() -> None:
+    program = "import nonn, sys; [getattr(nonn, name) for name in nonn.__all__]; print('torch' in sys.modules)"
+    assert _python(program) == "False\n"
+
+
+@pytest.mark.alone
+def test_a_bare_import_takes_less_than_30_ms() -> None:
+    def fastest(program: str) -> float:
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            _python(program)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert fastest("import nonn") - fastest("pass") < 0.030
