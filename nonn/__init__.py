@@ -20,9 +20,11 @@ says which names are stable.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it as true; importing typing would take half of the time
 if TYPE_CHECKING:
+    from typing import Any
+
     from nonn.answer import Answer as Answer
     from nonn.bundle import Bundle as Bundle
     from nonn.bundle import load_bundle as load
