@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -24,6 +25,7 @@ from nonn.client import Client
 from nonn.rpc import server as rpc_server
 
 TIMEOUT_S = 30.0  # for what takes a second on an idle machine
+LONGEST_PAUSE_S = 0.05  # between two looks at what may have changed
 
 Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
 
@@ -122,11 +124,25 @@ def watched(pids: list[int]) -> Iterator[Callable[[], bool]]:
 
 
 def until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> float:
-    """Asks again and again until something holds; returns the seconds that it took."""
-    start = time.monotonic()
+    """Asks until something holds, ever less often; returns the seconds that it took.
+
+    What it waits for happens in another process, which sends no event. The pauses leave the processor to that process.
+    """
+    start, pause_s = time.monotonic(), 0.001
     while not condition():
         assert time.monotonic() - start < timeout_s, f"still not so after {timeout_s} s"
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     return time.monotonic() - start
+
+
+async def until_async(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
+    """The same in an event loop, which goes on meanwhile."""
+    pause_s = 0.001
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 class _Generic(grpc.GenericRpcHandler):

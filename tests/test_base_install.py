@@ -9,11 +9,11 @@ import json
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nonn.bundle import Bundle
 from scripts.base_install import base_install, features_from_node, installed_mb
+from tests.agreement import assert_features_agree
 from tests.serving import TIMEOUT_S
 from tests.toys import toy_bundle, toy_data
 
@@ -41,7 +41,7 @@ def test_the_base_install_fits_on_a_small_device(python: Path) -> None:
 def test_a_node_serves_from_the_base_install(python: Path, bundle: Bundle) -> None:
     inputs, _ = toy_data(200, seed=3)
     features = features_from_node(python, bundle.path, 0, inputs)
-    np.testing.assert_allclose(features, bundle.features[0][0], rtol=1e-5)
+    assert_features_agree(features, bundle.features[0][0])
 
 
 def test_check_runs_from_the_base_install(python: Path, bundle: Bundle) -> None:

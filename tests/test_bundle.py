@@ -26,7 +26,8 @@ def bundle_path(original: Path, tmp_path: Path) -> Path:
 
 def test_a_bundle_says_what_it_holds(bundle_path: Path) -> None:
     bundle = load_bundle(bundle_path)
-    assert bundle.num_devices == 8 and len(bundle.hash) == 64
+    assert bundle.num_devices == 8
+    assert len(bundle.hash) == 64
     features, labels = bundle.features
     np.testing.assert_array_equal(enumerate_subsets(bundle.head, features, labels).correct, bundle.table.correct)
     for student in bundle.manifest.students:

@@ -60,7 +60,8 @@ def test_a_disk_that_is_full_leaves_no_half_a_certificate(authority, monkeypatch
         patch.setattr(Path, "replace", full)
         with pytest.raises(OSError, match="No space left on device") as caught:
             authority.issue("node", "kitchen")
-    assert Path(caught.value.filename).name == file and ".tmp" not in caught.value.filename
+    assert Path(caught.value.filename).name == file
+    assert ".tmp" not in caught.value.filename
     assert list(authority.path.glob("node/*")) == []
     Authority(authority.path).issue("node", "kitchen")
     assert load_tls(authority.folder("node", "kitchen"), "node").identity.id == "kitchen"

@@ -70,7 +70,8 @@ def test_bad_input_has_a_message_and_its_exit_code(
     monkeypatch.chdir(tmp_path)
     got, captured = main(arguments), capsys.readouterr()
     assert (got, captured.out) == (code, "")
-    assert f"nonn {arguments[0]}: " in captured.err and words in captured.err
+    assert f"nonn {arguments[0]}: " in captured.err
+    assert words in captured.err
 
 
 def test_a_missing_extra_names_the_install_command(
@@ -87,9 +88,11 @@ def test_a_missing_extra_names_the_install_command(
 def test_modules_are_matched_to_the_extra_that_brings_them() -> None:
     for module, extra in [("torch", "train"), ("PIL.Image", "serve"), ("sklearn", "train"), ("simpy", "sim")]:
         error = missing_extra(ModuleNotFoundError(f"No module named '{module}'", name=module))
-        assert error is not None and f"nonn[{extra}]" in str(error)
+        assert error is not None
+        assert f"nonn[{extra}]" in str(error)
     assert missing_extra(ModuleNotFoundError("No module named 'nonn.x'", name="nonn.x")) is None
-    assert "torch" not in requirements()[""] and "grpcio" in requirements()[""]
+    assert "torch" not in requirements()[""]
+    assert "grpcio" in requirements()[""]
 
 
 def test_the_base_install_is_what_a_device_needs() -> None:
@@ -99,7 +102,8 @@ def test_the_base_install_is_what_a_device_needs() -> None:
 def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     findings = {item["what"]: item for item in json.loads(capsys.readouterr().out)}
-    assert findings["base: grpcio"]["ok"] and findings["onnxruntime runs"]["ok"]
+    assert findings["base: grpcio"]["ok"]
+    assert findings["onnxruntime runs"]["ok"]
     assert main(["doctor"]) == 0
     assert "python" in capsys.readouterr().out
 
@@ -119,7 +123,9 @@ def test_ctrl_c_in_training_keeps_the_epochs_done_and_goes_on_from_there(tmp_pat
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert out == "" and "interrupted" in err and "Traceback" not in err
+    assert out == ""
+    assert "interrupted" in err
+    assert "Traceback" not in err
     assert checkpoint.exists()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -130,7 +136,8 @@ def test_partition_prints_how_good_the_cut_is(
     (tmp_path / "tiny.toml").write_text("")
     assert main(["partition", str(tmp_path / "tiny.toml"), "--runs", str(tiny_runs), *SETS]) == 0
     out = capsys.readouterr().out
-    assert "normalised cut" in out and "kept correlation" in out
+    assert "normalised cut" in out
+    assert "kept correlation" in out
     assert main(["partition", str(tmp_path / "tiny.toml"), "--runs", str(tiny_runs), "--json", *SETS]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["measures"]["sizes"] == [32, 32]

@@ -286,10 +286,15 @@ def test_a_quorum_is_kept(small):
 
 def test_every_process_is_gone_when_the_block_ends_even_by_an_error(small):
     before = children_of(os.getpid())
-    with pytest.raises(RuntimeError, match="of the block"), LocalCluster(small.path) as cluster:
-        cluster.stop(0)
-        assert len(children_of(os.getpid())) == len(before) + 3
-        raise RuntimeError("of the block")
+
+    def block():
+        with LocalCluster(small.path) as cluster:
+            cluster.stop(0)
+            assert len(children_of(os.getpid())) == len(before) + 3
+            raise RuntimeError("of the block")
+
+    with pytest.raises(RuntimeError, match="of the block"):
+        block()
     assert children_of(os.getpid()) == before
 
 

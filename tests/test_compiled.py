@@ -188,7 +188,9 @@ def test_a_library_for_another_processor_names_both_and_the_remedy(
     data[18:20] = other.to_bytes(2, "little")
     (tmp_path / "student.so").write_bytes(data)
     text = refused(tmp_path / "student.so", bundle)
-    assert "64-bit Arm" in text and "this device is" in text and "--cc" in text
+    assert "64-bit Arm" in text
+    assert "this device is" in text
+    assert "--cc" in text
 
 
 def test_libraries_that_are_none_or_of_something_else_are_refused(
@@ -224,13 +226,16 @@ def test_an_instruction_that_the_processor_lacks_is_told_and_does_not_kill_the_n
     subprocess.run(["cc", *trap], check=True)
     command = [sys.executable, "-m", "nonn_device", "check", str(bundle.path), "--student", "0", "--runtime", "c"]
     done = subprocess.run([*command, "--library", tmp_path / "student.so"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 3 and done.stdout == ""
+    assert done.returncode == 3
+    assert done.stdout == ""
     assert "SIGILL" in done.stderr or "SIGTRAP" in done.stderr
-    assert os.uname().machine in done.stderr and "--cc" in done.stderr
+    assert os.uname().machine in done.stderr
+    assert "--cc" in done.stderr
     serve = [*command, "--library", tmp_path / "student.so", "--self-test", "--watch-stdin"]
     serve[3] = "serve"
     served = subprocess.run(serve, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-    assert served.returncode == 3 and "ready" not in served.stdout
+    assert served.returncode == 3
+    assert "ready" not in served.stdout
 
 
 def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: list[object]) -> None:

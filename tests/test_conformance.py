@@ -183,7 +183,8 @@ def test_parameters_of_others_are_ignored_and_ours_come_back(bundle, target):
     response = target.stub.ModelInfer(request)
     check(target, response, slice(1))
     parameters = read_parameters(response.parameters)
-    assert parameters and all(name.startswith("nonn_") for name in parameters)
+    assert parameters
+    assert all(name.startswith("nonn_") for name in parameters)
     code, _ = refusal(target.stub.ModelInfer, new_request(target.model, {}, {"nonn_bundle": "f" * 64}))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
 

@@ -131,11 +131,13 @@ def test_a_student_is_the_largest_of_its_family_within_its_devices_limit(limit: 
     budget = {"params": 30_000, "macs": 1_500_000, "ram_bytes": 200_000}[limit]
     kind = DeviceClassConfig(name="pi", count=2, **{limit: budget})
     chosen = sized(DevicesConfig(count=2, classes=(kind,)))
-    assert len(set(chosen.models)) == 1 and chosen.sizes is None
+    assert len(set(chosen.models)) == 1
+    assert chosen.sizes is None
     key = {"ram_bytes": "peak_bytes"}.get(limit, limit)
     costs = {model: measure_cost(build(0, model, 32), (1, 8, 8)) for model in sizing.FAMILY}
     fitting = {model: cost.params for model, cost in costs.items() if getattr(cost, key) <= budget}
-    assert costs[chosen.models[0]].params == max(fitting.values()) and len(fitting) < len(sizing.FAMILY)
+    assert costs[chosen.models[0]].params == max(fitting.values())
+    assert len(fitting) < len(sizing.FAMILY)
 
 
 def test_a_slow_device_gets_a_student_that_answers_in_time() -> None:
@@ -154,7 +156,8 @@ def test_parts_are_sized_to_their_students_and_every_student_still_fits() -> Non
         DeviceClassConfig(name="small", count=3, params=8_000),
     )
     chosen = sized(DevicesConfig(count=4, classes=kinds), num_filters=128)
-    assert chosen.sizes is not None and sum(chosen.sizes) == 128
+    assert chosen.sizes is not None
+    assert sum(chosen.sizes) == 128
     assert chosen.sizes[0] > 2 * max(chosen.sizes[1:])
     for device, (model, filters) in enumerate(zip(chosen.models, chosen.sizes, strict=True)):
         params = measure_cost(build(device, model, filters), (1, 8, 8)).params
@@ -166,7 +169,8 @@ def test_a_device_too_small_for_any_student_is_an_error_that_names_it() -> None:
     with pytest.raises(BudgetError) as caught:
         sized(DevicesConfig(count=2, classes=kinds))
     assert "no student is small enough" in str(caught.value)
-    assert "device 1 ('badge')" in str(caught.value) and "> 100" in str(caught.value)
+    assert "device 1 ('badge')" in str(caught.value)
+    assert "> 100" in str(caught.value)
 
 
 @given(
@@ -177,7 +181,8 @@ def test_a_device_too_small_for_any_student_is_an_error_that_names_it() -> None:
 def test_filters_are_shared_out_whole_in_proportion_and_to_everybody(case: tuple[list[float], int]) -> None:
     params, num_filters = case
     sizes = apportion_filters(num_filters, params)
-    assert sum(sizes) == num_filters and min(sizes) >= 1
+    assert sum(sizes) == num_filters
+    assert min(sizes) >= 1
     for (small, a), (large, b) in product(zip(params, sizes, strict=True), repeat=2):
         assert a <= b + 1 or small > large  # more capacity, no fewer filters, up to the rounding
     wanted = np.sqrt(params) / np.sqrt(params).sum() * num_filters
@@ -238,7 +243,8 @@ def test_unlike_students_are_trained_together_bundled_and_placed(uneven: tuple[B
     students = bundle.manifest.students
     assert max(s.params for s in students[2:]) <= 9_000 < min(s.params for s in students[:2]) <= 60_000
     widths = [len(part) for part in bundle.manifest.parts]
-    assert min(widths[:2]) > max(widths[2:]) and sum(widths) == 64
+    assert min(widths[:2]) > max(widths[2:])
+    assert sum(widths) == 64
     assert bundle.table.accuracy[-1] > 0.5  # ten classes: they have learned something, through one fusion
     seats = json.loads((folder / "runs" / "uneven" / "placement.json").read_text())
     assert [seat["title"] for seat in seats] == ["0 ('pi')", "1 ('pi')", "2 ('watch')", "3 ('watch')"]
@@ -251,7 +257,9 @@ def test_a_student_over_its_budget_is_refused_before_the_teacher_is_trained(tmp_
     with pytest.raises(BudgetError) as caught:
         Run(experiment, tmp_path / "runs").execute()
     text = str(caught.value)
-    assert "device 0 ('pi')" in text and "wrn-16-2" in text and "> 60,000" in text
+    assert "device 0 ('pi')" in text
+    assert "wrn-16-2" in text
+    assert "> 60,000" in text
     assert not (tmp_path / "runs" / "uneven" / "teacher").exists()
 
 
@@ -343,8 +351,11 @@ def test_doctor_measures_this_device_and_its_link(tmp_path: Path, capsys: pytest
     with LocalCluster(tmp_path / "bundle") as cluster:
         assert main(["doctor", "--device", "--name", "me", "--link", cluster.address, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["name"] == "me" and found["macs_per_s"] > 1e6 and found["ram_bytes"] > 0
-    assert 0 < found["link_latency_s"] < 5 and found["link_bytes_per_s"] >= 0
+    assert found["name"] == "me"
+    assert found["macs_per_s"] > 1e6
+    assert found["ram_bytes"] > 0
+    assert 0 < found["link_latency_s"] < 5
+    assert found["link_bytes_per_s"] >= 0
 
 
 def test_doctor_says_when_nobody_is_at_the_other_end_and_when_options_go_together(

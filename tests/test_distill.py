@@ -77,13 +77,17 @@ def test_collapsed_and_huge_features_have_finite_losses_and_gradients(dtype: tor
     t = torch.zeros(3, 6, 2, 2, dtype=dtype)
     loss = activation_transfer(s, t) + kd(s.flatten(1), t.flatten(1), 4.0)
     loss.backward()  # type: ignore[no-untyped-call]
-    assert torch.isfinite(loss) and s.grad is not None and torch.isfinite(s.grad).all()
+    assert torch.isfinite(loss)
+    assert s.grad is not None
+    assert torch.isfinite(s.grad).all()
 
 
 def test_no_gradient_reaches_a_teachers_tensor() -> None:
     s, t = torch.rand(3, 6, requires_grad=True), torch.rand(3, 6, requires_grad=True)
     (activation_transfer(s, t) + kd(s, t, 4.0)).backward()  # type: ignore[no-untyped-call]
-    assert s.grad is not None and s.grad.abs().sum() > 0 and t.grad is None
+    assert s.grad is not None
+    assert s.grad.abs().sum() > 0
+    assert t.grad is None
 
 
 def test_shapes_that_differ_are_refused() -> None:
@@ -104,14 +108,16 @@ def test_terms_of_weight_zero_are_left_out() -> None:
 @pytest.mark.parametrize("law", ["none", "independent", "stratified"])
 def test_an_answering_set_is_never_empty_and_a_seed_repeats_it(law: str) -> None:
     first, second = (sample_answering(law, 500, 8, 0.95, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert first.shape == (500, 8) and first.any(dim=1).all()
+    assert first.shape == (500, 8)
+    assert first.any(dim=1).all()
     assert torch.equal(first, second)
 
 
 def test_stratified_failout_gives_every_number_of_survivors_and_every_device_the_same_weight() -> None:
     answered = sample_answering("stratified", 16_000, 8, 0.0, torch.Generator().manual_seed(0))
     share = torch.bincount(answered.sum(dim=1), minlength=9)[1:] / 16_000
-    assert share.min() > 0.11 and share.max() < 0.14
+    assert share.min() > 0.11
+    assert share.max() < 0.14
     assert (answered.float().mean(dim=0) - 4.5 / 8).abs().max() < 0.02
 
 
@@ -228,7 +234,8 @@ def test_a_student_learns_from_its_own_share_as_it_would_alone() -> None:
     """A mean over devices would divide what each of them learns by their number."""
     teacher, students = make_teacher(), make_students("logit-average")
     alone = Students(copy.deepcopy(list(students.students[:1])), FusionLayer("logit-average", [16], (0,), 10))
-    assert alone.fusion.biases is not None and students.fusion.biases is not None
+    assert alone.fusion.biases is not None
+    assert students.fusion.biases is not None
     with torch.no_grad():
         alone.fusion.linear.weight.copy_(students.fusion.linear.weight[:, :16])
     own = {"on": "own"}

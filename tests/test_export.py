@@ -35,7 +35,8 @@ def test_an_exported_student_gives_what_torch_gives_for_any_batch(dims: int) -> 
     for batch in (1, 3, 7):
         np.testing.assert_allclose(run_onnx(data, raw, batch), expected, atol=TOLERANCE)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    assert [i.name for i in session.get_inputs()] == ["input"] and session.get_inputs()[0].type == "tensor(float)"
+    assert [i.name for i in session.get_inputs()] == ["input"]
+    assert session.get_inputs()[0].type == "tensor(float)"
     assert [o.name for o in session.get_outputs()] == ["features"]
 
 

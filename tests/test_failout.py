@@ -25,7 +25,9 @@ def close(share: float, probability: float, draws: int = DRAWS) -> bool:
 @pytest.mark.parametrize("law", LAWS)
 def test_no_answering_set_is_empty_however_likely_a_failure_and_one_seed_gives_one_draw(law: str) -> None:
     first, second = (draw(law, 0.97, groups=GROUPS, p_group=0.97, draws=2000) for _ in range(2))
-    assert first.dtype == torch.bool and first.shape == (2000, N) and first.any(dim=1).all()
+    assert first.dtype == torch.bool
+    assert first.shape == (2000, N)
+    assert first.any(dim=1).all()
     assert torch.equal(first, second)
     if law != "none":
         assert not torch.equal(first, draw(law, 0.97, seed=1, groups=GROUPS, p_group=0.97, draws=2000))

@@ -20,7 +20,8 @@ def test_what_arrives_is_within_the_bound_of_what_was_sent(dtype, seen, sent):
     code = FeatureCode.fit(dtype, seen)
     arrived = code.roundtrip(sent)
     rounding = 1e-5 * (np.abs(sent) + np.abs(seen).max() + 1e-3)
-    assert arrived.dtype == np.float32 and arrived.shape == sent.shape
+    assert arrived.dtype == np.float32
+    assert arrived.shape == sent.shape
     assert (np.abs(arrived - sent) <= code.error_bound(sent) + rounding).all()
 
 
@@ -29,13 +30,15 @@ def test_eight_bits_are_one_byte_a_feature_and_a_255th_of_its_range():
     code = FeatureCode.fit("int8", features)
     assert code.encode(features).nbytes == features.size == code.num_bytes(2) * len(features)
     off = np.abs(code.roundtrip(features) - features).max(axis=0)
-    assert off[0] < 1.1 / 255 and 1 / 255 < off[1] < 110 / 255
+    assert off[0] < 1.1 / 255
+    assert 1 / 255 < off[1] < 110 / 255
 
 
 def test_what_lies_outside_the_range_arrives_as_its_end():
     code = FeatureCode.fit("int8", np.array([[0.0], [10.0]], np.float32))
     low, high = code.roundtrip(np.array([[-5.0], [50.0]], np.float32))[:, 0]
-    assert low == 0 and 10 < high < 11
+    assert low == 0
+    assert 10 < high < 11
     assert np.isfinite(FeatureCode("float16").roundtrip(np.full((1, 1), 1e9, np.float32))).all()
 
 

@@ -16,9 +16,14 @@ def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
         temporary.write_text("one")
         assert not target.exists()
     assert target.read_text() == "one"
-    with pytest.raises(KeyboardInterrupt), atomic_file(target) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with atomic_file(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert target.read_text() == "one"
     assert [p.name for p in target.parent.iterdir()] == ["a.txt"]
 
@@ -41,9 +46,14 @@ def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
         with atomic_folder(target) as folder:
             (folder / text).write_text(text)
         assert [p.name for p in target.iterdir()] == [text]
-    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
-        (folder / "half").write_text("half")
-        raise RuntimeError
+
+    def failing() -> None:
+        with atomic_folder(target) as folder:
+            (folder / "half").write_text("half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        failing()
     assert [p.name for p in target.iterdir()] == ["two"]
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
@@ -61,7 +71,8 @@ def test_the_code_version_names_the_release_and_the_commit_if_there_is_one() -> 
 
 def test_results_name_the_machine_they_were_measured_on() -> None:
     found = machine()
-    assert "cores" in found["processor"] and {"python", "numpy", "torch"} <= found.keys()
+    assert "cores" in found["processor"]
+    assert {"python", "numpy", "torch"} <= found.keys()
 
 
 def test_a_private_file_is_its_owners_alone_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -69,5 +80,6 @@ def test_a_private_file_is_its_owners_alone_and_replaces_the_old_one(tmp_path: P
     file.write_bytes(b"old")
     file.chmod(0o644)
     write_private(file, b"new")
-    assert file.read_bytes() == b"new" and file.stat().st_mode & 0o777 == 0o600
+    assert file.read_bytes() == b"new"
+    assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["key"]

@@ -99,7 +99,8 @@ def test_a_filter_that_is_never_active_has_no_edge(make: Graph) -> None:
     activations = random_activations(30, 8)
     activations[:, 3] = 0.0
     weights = make(activations).weights
-    assert not weights[3].any() and not weights[:, 3].any()
+    assert not weights[3].any()
+    assert not weights[:, 3].any()
     assert weights.max() == 1.0
 
 
@@ -130,7 +131,8 @@ def test_a_constant_filter_correlates_with_nothing() -> None:
     activations[:, 1] = 0.0
     activations[:, 4] = 0.1  # its mean is not exactly 0.1, so a variance of 1e-34 must not pass for variation
     strength = correlation(activations)
-    assert not strength[[1, 4]].any() and not strength[:, [1, 4]].any()
+    assert not strength[[1, 4]].any()
+    assert not strength[:, [1, 4]].any()
     np.testing.assert_array_equal(strength.diagonal(), [1, 0, 1, 1, 0])
 
 

@@ -134,7 +134,8 @@ def test_a_set_without_a_logistic_solution_answers_with_its_ridge() -> None:
 def test_a_temperature_changes_the_confidence_and_neither_logits_nor_answers(kind: str) -> None:
     head, fs = heads()[kind], features(20)
     warm = head.with_temperatures(np.linspace(0.5, 4, 16))
-    assert head.temperature(5) == 1.0 and warm.temperature(15) == 4.0
+    assert head.temperature(5) == 1.0
+    assert warm.temperature(15) == 4.0
     for mask in all_masks(4)[1:].tolist():
         arrived = {i: fs[i] for i in members(mask)}
         logits = head.logits(arrived)
@@ -234,7 +235,8 @@ def test_enumeration_counts_what_fusing_each_set_gives() -> None:
     fs, labels = features(40), np.random.default_rng(8).integers(0, K, 40)
     for head in heads().values():
         table = enumerate_subsets(head, fs, labels)
-        assert table.samples == 40 and table.correct[0] == 0
+        assert table.samples == 40
+        assert table.correct[0] == 0
         for mask in (1, 6, 15):
             predicted = head.logits({i: fs[i] for i in members(mask)}).argmax(axis=1)
             assert table.correct[mask] == (predicted == labels).sum()
@@ -243,7 +245,8 @@ def test_enumeration_counts_what_fusing_each_set_gives() -> None:
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6))
 def test_softmax_is_a_distribution_and_ignores_a_shift(logits: list[float]) -> None:
     p = softmax(np.array([logits]))
-    assert p.sum() == pytest.approx(1) and (p >= 0).all()
+    assert p.sum() == pytest.approx(1)
+    assert (p >= 0).all()
     np.testing.assert_allclose(softmax(np.array([logits]) + 7), p, atol=1e-9)
 
 

@@ -118,5 +118,6 @@ def test_what_cannot_be_grouped_is_refused() -> None:
 
 def test_grouping_is_for_gpus_and_for_small_maps() -> None:
     assert grouping_pays("cuda", (3, 224, 224))
-    assert grouping_pays("cpu", (1, 8, 8)) and grouping_pays("cpu", (9, 125))
+    assert grouping_pays("cpu", (1, 8, 8))
+    assert grouping_pays("cpu", (9, 125))
     assert not grouping_pays("cpu", (3, 32, 32))

@@ -108,7 +108,8 @@ def test_rescaling_keeps_the_size_of_the_additive_part_and_its_gradient() -> Non
     one, both = (layer([f, f], torch.tensor([[True, second]])) for second in (False, True))
     torch.testing.assert_close(one, both)
     one.sum().backward()
-    assert f.grad is not None and f.grad.abs().sum() > 0
+    assert f.grad is not None
+    assert f.grad.abs().sum() > 0
 
 
 def test_what_is_not_linear_cannot_be_trained_through() -> None:
@@ -170,7 +171,8 @@ def test_the_sums_are_those_of_every_augmented_pass_and_the_mean_is_theirs(
 ) -> None:
     students, data = make_students(), split(600, 1)
     made = heads_module._passes(2, teacher, students, data, 0, varied, "cpu", kept=10_000)
-    assert made.features.shape == (1200, 24) and made.gram_matrix[-1, -1] == 1200
+    assert made.features.shape == (1200, 24)
+    assert made.gram_matrix[-1, -1] == 1200
     np.testing.assert_allclose(made.gram_matrix, gram(made.features, np.zeros((1200, 1)))[0])
     np.testing.assert_array_equal(made.labels, np.tile(data.labels, 2))
     assert not np.allclose(made.features[:600], made.features[600:])  # another pass varies otherwise
@@ -223,7 +225,8 @@ def test_temperatures_are_fitted_on_the_held_out_split_when_asked_for(teacher: T
         augment=varied,
     )
     features = recorded(students, data)
-    assert made["ridge"].temperatures is not None and len(set(made["ridge"].temperatures.tolist())) == 16
+    assert made["ridge"].temperatures is not None
+    assert len(set(made["ridge"].temperatures.tolist())) == 16
     for head in made.values():
         warm = calibration_by_failures(head, features, data.labels)
         cold = calibration_by_failures(head.with_temperatures(None), features, data.labels)
@@ -371,6 +374,8 @@ def test_what_does_not_fit_is_left_to_the_ridge_and_the_file_stays_below_the_lim
         steps=[5],
         limit_bytes=2 * 3 * (9 + 3 * 6),
     )
-    assert isinstance(head, LogisticPerSet) and set(head.masks.tolist()) <= {7, 3, 5, 6} and len(head.masks)
+    assert isinstance(head, LogisticPerSet)
+    assert set(head.masks.tolist()) <= {7, 3, 5, 6}
+    assert len(head.masks)
     assert head.to_arrays()["weights"].nbytes <= 2 * 3 * (9 + 3 * 6)
     np.testing.assert_array_equal(head.weights(2)[0], ridge.weights(2)[0])

@@ -225,7 +225,9 @@ def test_opposite_features_have_a_finite_affinity() -> None:
     s = torch.tensor([[1e3, 0.0], [-1e3, 0.0], [0.0, 1e3]], requires_grad=True)
     loss = pkt(s, -s.detach().roll(1, 0))
     loss.backward()  # type: ignore[no-untyped-call]
-    assert torch.isfinite(loss) and s.grad is not None and torch.isfinite(s.grad).all()
+    assert torch.isfinite(loss)
+    assert s.grad is not None
+    assert torch.isfinite(s.grad).all()
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------
@@ -382,4 +384,5 @@ def test_simreg_is_two_less_twice_the_cosine_of_the_mlps_answer() -> None:
 def test_the_gradient_reaches_every_parameter_of_an_objective(module: torch.nn.Module) -> None:
     module(tensor(S).requires_grad_(), tensor(T), LABELS).backward()
     for name, parameter in module.named_parameters():
-        assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name

@@ -74,7 +74,8 @@ def test_the_gradient_reaches_the_student_and_never_the_teacher(
 ) -> None:
     s, t = tensor(student).requires_grad_(), tensor(teacher).requires_grad_()
     objective(s, t).backward()  # type: ignore[no-untyped-call]
-    assert s.grad is not None and float(s.grad.abs().sum()) > 0
+    assert s.grad is not None
+    assert float(s.grad.abs().sum()) > 0
     assert t.grad is None
 
 
@@ -119,7 +120,9 @@ def test_a_collapsed_batch_has_finite_losses_and_gradients(
             s = same.clone().to(dtype).requires_grad_()
             loss = objective(s, target)
             loss.backward()  # type: ignore[no-untyped-call]
-            assert torch.isfinite(loss) and s.grad is not None and torch.isfinite(s.grad).all()
+            assert torch.isfinite(loss)
+            assert s.grad is not None
+            assert torch.isfinite(s.grad).all()
 
 
 @every

@@ -41,7 +41,8 @@ def test_assistants_teach_one_another_and_generations_pass_on_their_answers() ->
 def test_every_step_learns_from_one_before_it() -> None:
     done = {"teacher", ""}
     for step in plan(DistillConfig(assistants=("a", "b"), generations=4)):
-        assert {step.teacher, step.previous} <= done and step.name not in done
+        assert {step.teacher, step.previous} <= done
+        assert step.name not in done
         done.add(step.name)
 
 
@@ -85,7 +86,8 @@ def test_an_assistant_learns_the_teachers_answers_by_the_objectives_on_whole_ans
     config = dataclasses.replace(distill(ce=0.1, kd=0.9, transfer=1.0, vid=1.0), epochs=6, batch=50, lr=0.05)
     teacher, made = make_teacher(), assistant()
     task = AssistantTask(teacher, made, config)
-    assert set(task.terms) == {"ce", "kd"} and task.module is made
+    assert set(task.terms) == {"ce", "kd"}
+    assert task.module is made
     history = fit(task, *toy_data(200, seed=1), config, tmp_path, seed=0, augment=lambda x, _: x.float())
     assert history[-1]["kd"] < 0.7 * history[0]["kd"]
     assert all(p.grad is None for p in teacher.parameters())

@@ -66,13 +66,15 @@ def test_every_objective_trains_through_the_trainer(weights: dict[str, Any], bf1
     before = {name: p.detach().clone() for name, p in task.module.named_parameters()}
     teacher = {name: t.clone() for name, t in task.teacher.state_dict().items()}
     history = train(task, tmp_path, bf16=bf16, weight_decay=0.0)  # two steps
-    assert set(history[0]) == set(weights) and all(np.isfinite(v) for v in history[0].values())
+    assert set(history[0]) == set(weights)
+    assert all(np.isfinite(v) for v in history[0].values())
     answers = bool(set(weights) & {"ce", "kd", "dkd", "mutual"}) and "partial" not in str(weights)
     for name, parameter in task.module.named_parameters():
         if "fusion" in name and not answers:
             assert parameter.grad is None, name
         else:
-            assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().sum()) > 0, name
     assert any(not torch.equal(parameter, before[name]) for name, parameter in task.module.named_parameters())
     assert all(torch.equal(t, teacher[name]) for name, t in task.teacher.state_dict().items())
     assert all(p.grad is None for p in task.teacher.parameters())
@@ -96,7 +98,8 @@ def test_students_that_train_together_have_the_losses_of_students_apart(weights:
 def test_parameters_of_objectives_live_beside_the_students_and_in_the_checkpoint(name: str, tmp_path: Path) -> None:
     task = task_of(**{name: 0.05})
     own = {n for n, _ in task.module.named_parameters() if n.startswith(f"auxiliaries.{name}.devices.")}
-    assert own and {n.split(".")[3] for n in own} == {"0", "1", "2", "3"}
+    assert own
+    assert {n.split(".")[3] for n in own} == {"0", "1", "2", "3"}
     assert set(task.students.state_dict()) == set(make_students().state_dict())
     train(task, tmp_path)
     with safe_open(tmp_path / CHECKPOINT, framework="pt") as file:
@@ -141,7 +144,8 @@ def test_parameters_of_objectives_start_from_the_seed_and_leave_other_draws_alon
         assert torch.equal(torch.get_rng_state(), state)
         return next(task.module["auxiliaries"].parameters())
 
-    assert torch.equal(start(0), start(0)) and not torch.equal(start(0), start(1))
+    assert torch.equal(start(0), start(0))
+    assert not torch.equal(start(0), start(1))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in {"ce", "kd", "dkd"}])
@@ -149,7 +153,8 @@ def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> N
     task = task_of(**{name: 1.0})
     total(task.losses(raw(), LABELS, generator())).backward()  # type: ignore[no-untyped-call]
     for parameter_name, parameter in task.students.students.named_parameters():
-        assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, parameter_name
+        assert parameter.grad is not None, parameter_name
+        assert float(parameter.grad.abs().sum()) > 0, parameter_name
 
 
 # ---- warm-up ---------------------------------------------------------------------------------------------------
@@ -164,7 +169,8 @@ def test_a_weight_rises_linearly_over_its_warm_up() -> None:
         seen.append((losses["kd"].item(), losses["ce"].item()))
     full = seen[-1][0]
     assert [kd for kd, _ in seen] == pytest.approx([0.0, full / 4, full / 2, full, full], rel=1e-5)
-    assert len({ce for _, ce in seen}) == 1 and full > 0
+    assert len({ce for _, ce in seen}) == 1
+    assert full > 0
 
 
 def test_before_the_trainer_says_how_far_it_is_weights_are_whole() -> None:
@@ -234,7 +240,8 @@ def test_options_reach_their_objectives() -> None:
         distill(vid={"variance": 3.0}, crd={"dim": 5}, srm={"atoms": 3.0}, simreg={"hidden": 4.0}), [4]
     )
     shapes = {n: tuple(p.shape) for n, p in auxiliaries(learned).named_parameters()}
-    assert shapes["crd.devices.0.student.weight"] == (5, 4) and shapes["srm.devices.0.dictionary"] == (4, 12)
+    assert shapes["crd.devices.0.student.weight"] == (5, 4)
+    assert shapes["srm.devices.0.dictionary"] == (4, 12)
     assert shapes["simreg.devices.0.mlp.0.weight"] == (16, 4)
     assert torch.allclose(auxiliaries(learned)["vid"].devices[0].variance(), torch.tensor(3.0))
 
@@ -370,7 +377,8 @@ def test_sensor_windows_train_too(weights: dict[str, float]) -> None:
 def test_the_default_objectives_are_cross_entropy_kd_and_activation_transfer() -> None:
     terms = build_terms(DistillConfig(), [16])
     assert {name: term.weight for name, term in terms.items()} == {"ce": 0.1, "kd": 0.9, "transfer": 1.0}
-    assert not list(auxiliaries(terms).parameters()) and not any(t.needs or t.warm_up for t in terms.values())
+    assert not list(auxiliaries(terms).parameters())
+    assert not any(t.needs or t.warm_up for t in terms.values())
     assert load_experiment(None).distill.objectives.kd.temperature == 4.0
 
 
@@ -439,4 +447,5 @@ def test_groups_reach_the_answering_sets_of_training() -> None:
     survivors = seen[0].sum(dim=1)
     assert set(survivors.tolist()) == {1, 2, 4}  # 1: both groups gone, and one device stands in
     two = seen[0][survivors == 2]
-    assert torch.equal(two[:, 0], two[:, 1]) and torch.equal(two[:, 2], two[:, 3])
+    assert torch.equal(two[:, 0], two[:, 1])
+    assert torch.equal(two[:, 2], two[:, 3])

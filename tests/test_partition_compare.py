@@ -98,14 +98,16 @@ def test_every_method_is_compared_on_every_graph_and_what_cannot_be_cut_says_why
     none_left = compare(FIT, HELD_OUT, GraphConfig(percentile=100), 4, seed=0)
     failed = [row for row in none_left if row.error]
     assert [(row.graph, row.method) for row in failed] == [("nonn", "louvain")]
-    assert "filters share" in failed[0].error and failed[0].to_json()["measures"] is None
+    assert "filters share" in failed[0].error
+    assert failed[0].to_json()["measures"] is None
 
 
 def test_dealt_parts_lose_less_than_correlated_ones_when_most_are_missing() -> None:
     fit, held_out = outputs(2000, 2), outputs(1000, 3)
     rows = {r.method: r for r in compare(fit, held_out, GraphConfig(), 4, seed=0) if r.graph == "co-activation"}
     together, dealt = rows["balanced-eigenvector"], rows["dealt-eigenvector"]
-    assert together.measures is not None and dealt.measures is not None
+    assert together.measures is not None
+    assert dealt.measures is not None
     assert together.measures.kept_correlation > dealt.measures.kept_correlation
     assert dealt.probe[2]["mean"] > together.probe[2]["mean"]
 
@@ -125,13 +127,17 @@ def test_the_command_prints_a_table_and_writes_comparison_and_figure(
     assert (tmp_path / "quick" / "teacher" / "teacher.safetensors").stat().st_mtime_ns == trained
     folder = tmp_path / "quick" / "partition"
     assert json.loads((folder / "compare.json").read_text()) == printed
-    assert len(printed["rows"]) == len(METHODS) * len(GRAPHS) and printed["data"]["split"] == "held-out"
+    assert len(printed["rows"]) == len(METHODS) * len(GRAPHS)
+    assert printed["data"]["split"] == "held-out"
     # Every column of every row is there, whatever could not be cut.
     assert all(text.count(method) >= 2 for method in METHODS)
-    assert "2 missing" in text and "3 missing" in text and str(folder / "compare.json") in text
+    assert "2 missing" in text
+    assert "3 missing" in text
+    assert str(folder / "compare.json") in text
     svg = (folder / "compare.svg").read_text()
     assert svg == comparison_plot(printed)
-    assert ElementTree.fromstring(svg).tag.endswith("svg") and all(method in svg for method in METHODS)
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert all(method in svg for method in METHODS)
 
 
 def test_a_method_that_cut_nothing_is_a_row_of_dashes() -> None:

@@ -79,7 +79,8 @@ class TestMetis:
     def test_every_filter_is_in_a_part_and_no_part_is_empty(self, graph: FilterGraph, share: float, seed: int) -> None:
         parts = 1 + round(share * (graph.num_filters - 1))
         made = metis.partition(graph, parts, seed)
-        assert made.num_parts == parts and made.dropped == ()
+        assert made.num_parts == parts
+        assert made.dropped == ()
 
     @pytest.mark.parametrize("sizes", [[8, 8], [6, 6, 6, 6], [16] * 8])
     def test_planted_parts_are_found(self, sizes: list[int]) -> None:
@@ -112,7 +113,8 @@ class TestSpectral:
     def test_every_filter_is_in_a_part_and_no_part_is_empty(self, graph: FilterGraph, share: float, seed: int) -> None:
         parts = 1 + round(share * (graph.num_filters - 1))
         made = spectral.partition(graph, parts, seed)
-        assert made.num_parts == parts and made.dropped == ()
+        assert made.num_parts == parts
+        assert made.dropped == ()
 
     @pytest.mark.parametrize("sizes", [[12, 4], [9, 3, 6, 6], [4, 8, 4, 16]])
     def test_planted_parts_are_found_however_unequal(self, sizes: list[int]) -> None:

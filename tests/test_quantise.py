@@ -99,7 +99,10 @@ def test_the_report_says_what_8_bits_cost(int8_runs: Path, int8_bundle: Bundle, 
         assert row["drop"] == pytest.approx(then["mean"] - now["mean"])
     assert report["precision"]["size_ratio"] <= 0.30
     line = network_line(report)
-    assert f"{widths} bytes" in line and "NoNN" in line and "MoDNN" in line and "2 failed" in line
+    assert f"{widths} bytes" in line
+    assert "NoNN" in line
+    assert "MoDNN" in line
+    assert "2 failed" in line
 
 
 def test_a_bundle_in_float_says_nothing_of_8_bits(tiny_runs: Path, tiny_bundle: Bundle) -> None:
@@ -119,7 +122,8 @@ def test_a_node_sends_a_byte_a_feature_and_says_so(int8_bundle: Bundle, tiny: Ex
     student = int8_bundle.manifest.students[1]
     assert metadata.outputs[0].datatype == "INT8"
     assert metadata.properties["nonn_weights"] == metadata.properties["nonn_dtype"] == "int8"
-    assert sent.dtype == np.int8 and sent.nbytes == 5 * student.width
+    assert sent.dtype == np.int8
+    assert sent.nbytes == 5 * student.width
     np.testing.assert_array_equal(student.code.decode(sent), recorded[1][:5])
 
 
@@ -140,7 +144,9 @@ def test_features_can_be_coded_while_weights_stay_float(features: str) -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8)).astype(np.uint8)
     data = export_onnx(student, (1, 8, 8), inputs)
     served = deploy(ExportConfig(features=features), 0, data, inputs)
-    assert served.data == data and served.suffix == ".onnx" and served.lossy
+    assert served.data == data
+    assert served.suffix == ".onnx"
+    assert served.lossy
     exact = run_onnx(data, inputs)
     assert (np.abs(served.features(inputs) - exact) <= 1.001 * served.code.error_bound(exact) + 1e-6).all()
 
@@ -162,7 +168,8 @@ def test_a_quantised_student_keeps_its_interface_for_any_batch(dims: int) -> Non
     assert len(convolutions) == 10
     for node in convolutions:
         weight, step = (stored[name] for name in maker[node.input[1]].input[:2])
-        assert weight.dtype == np.int8 and np.abs(weight.astype(int)).max() <= 64
+        assert weight.dtype == np.int8
+        assert np.abs(weight.astype(int)).max() <= 64
         assert step.shape == (len(weight),)
     exact = run_onnx(data, inputs)
     for batch in (1, 7, 128):

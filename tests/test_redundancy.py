@@ -95,7 +95,8 @@ def test_overlap_keeps_as_much_as_replicas_on_average_and_more_in_the_worst_case
     overlap, replicas = Design(8, 2).coverage(8), Design(4).coverage(8)
     law = probabilities(np.full(8, 0.3))
     assert law @ overlap == pytest.approx(law @ replicas)
-    assert overlap[half].min() == 5 / 8 and replicas[half].min() == 1 / 2
+    assert overlap[half].min() == 5 / 8
+    assert replicas[half].min() == 1 / 2
 
 
 def test_impossible_designs_are_refused() -> None:

@@ -183,12 +183,12 @@ def test_device_classes_that_cannot_be_are_an_error(toy: Bundle, classes: object
 
 
 def test_a_manifest_without_what_the_report_needs_is_an_error(toy: Bundle) -> None:
+    teacherless = dataclasses.replace(toy.manifest, teacher={"model": "x", "macs": 1})
     with pytest.raises(BundleError, match="'teacher' lacks params, accuracy"):
-        bad = dataclasses.replace(toy.manifest, teacher={"model": "x", "macs": 1})
-        build_report(dataclasses.replace(toy, manifest=bad))
+        build_report(dataclasses.replace(toy, manifest=teacherless))
+    partless = dataclasses.replace(toy.manifest, parts=toy.manifest.parts[:7])
     with pytest.raises(BundleError, match="device 7 has part 7"):
-        bad = dataclasses.replace(toy.manifest, parts=toy.manifest.parts[:7])
-        build_report(dataclasses.replace(toy, manifest=bad))
+        build_report(dataclasses.replace(toy, manifest=partless))
 
 
 @pytest.mark.parametrize("num_devices", [1, 3, 16])

@@ -34,8 +34,11 @@ def test_check_says_what_a_student_takes_on_this_device(bundle: Bundle) -> None:
     done = run("nonn_device", "check", bundle.path, "--student", "1")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["student"] == 1 and found["runtime"].startswith("onnxruntime 1.")
-    assert found["run_ms"] > 0 and found["load_s"] > 0 and 20 < found["rss_mb"] < 150
+    assert found["student"] == 1
+    assert found["runtime"].startswith("onnxruntime 1.")
+    assert found["run_ms"] > 0
+    assert found["load_s"] > 0
+    assert 20 < found["rss_mb"] < 150
     assert os.uname().machine in found["processor"]
 
 
@@ -52,7 +55,8 @@ def test_what_cannot_be_checked_ends_with_its_exit_code(
     bundle: Bundle, options: list[str], code: int, text: str
 ) -> None:
     done = run("nonn_device", "check", bundle.path, *options)
-    assert done.returncode == code and done.stdout == ""
+    assert done.returncode == code
+    assert done.stdout == ""
     assert text in done.stderr
 
 
@@ -65,9 +69,14 @@ def test_a_runtime_that_this_processor_cannot_run_is_told_with_processor_and_rem
     with pytest.raises(BundleError) as caught:
         self_test(bundle.path, 0, "onnx")
     text = str(caught.value)
-    assert "SIGILL" in text and processor() in text and "--runtime c" in text and "1.22" in text
+    assert "SIGILL" in text
+    assert processor() in text
+    assert "--runtime c" in text
+    assert "1.22" in text
     ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--self-test", "--watch-stdin")
-    assert ended.returncode == 3 and "SIGILL" in ended.stderr and ended.stdout == ""
+    assert ended.returncode == 3
+    assert "SIGILL" in ended.stderr
+    assert ended.stdout == ""
 
 
 def test_a_runtime_that_is_killed_for_memory_is_told_so(
@@ -82,7 +91,9 @@ def test_a_runtime_that_is_killed_for_memory_is_told_so(
 def test_a_node_over_its_memory_does_not_start_and_says_what_it_holds(bundle: Bundle) -> None:
     ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--memory", "20", "--watch-stdin")
     assert ended.returncode == 3
-    assert "the node holds" in ended.stderr and "20 MB of --memory" in ended.stderr and "--runtime c" in ended.stderr
+    assert "the node holds" in ended.stderr
+    assert "20 MB of --memory" in ended.stderr
+    assert "--runtime c" in ended.stderr
 
 
 def test_a_node_within_its_memory_serves(bundle: Bundle) -> None:

@@ -165,7 +165,8 @@ def test_progress_ends_at_one() -> None:
         head, features, labels = problem(kind, 5, whole=False, num_devices=7, n=20)
         seen: list[float] = []
         count_correct(head, features, labels, progress=seen.append)
-        assert seen == sorted(seen) and seen[-1] == 1
+        assert seen == sorted(seen)
+        assert seen[-1] == 1
 
 
 def test_visiting_every_set_keeps_no_weights() -> None:
@@ -206,7 +207,8 @@ def test_a_bundles_table_is_what_its_features_give(tmp_path) -> None:  # type: i
     bundle = toy_bundle(tmp_path / "bundle", num_devices=4)
     stored, none = enumerate_bundle(bundle)
     counted, by_class = enumerate_bundle(bundle, recount=True, per_class=True)
-    assert none is None and by_class is not None
+    assert none is None
+    assert by_class is not None
     np.testing.assert_array_equal(stored.correct, counted.correct)
     assert by_class.shape == (16, 10)
 

@@ -38,7 +38,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_holds_the_exact_figures(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(capsys, str(bundle.path), "--law", "independent p=0.2", "--level", "0.5", "--per-class")
     table = bundle.table
-    assert found["method"] == "exact" and found["accuracy_by_failures"] == table.by_failures()
+    assert found["method"] == "exact"
+    assert found["accuracy_by_failures"] == table.by_failures()
     p = [0.2] * 4
     import numpy as np
 
@@ -71,11 +72,14 @@ def test_text_shows_what_the_json_holds(bundle: Bundle, tmp_path: Path, capsys: 
     shown = capsys.readouterr().out
     for row in found["accuracy_by_failures"]:
         assert f"{100 * row['worst']:.2f} %" in shown
-    assert found["guarantees"][0]["holds"] and "holds: " in shown
+    assert found["guarantees"][0]["holds"]
+    assert "holds: " in shown
     days = found["law"]["levels"][0]["first_fall"]["mean_s"] / 86400
-    assert re.search(r"first missed after [\d.]+ (days|years) on average", shown) and days > 1
+    assert re.search(r"first missed after [\d.]+ (days|years) on average", shown)
+    assert days > 1
     assert f"{found['placement']['latency_ms']:.2f} ms" in shown
-    assert "classes that suffer most" in shown and "Shapley" in shown
+    assert "classes that suffer most" in shown
+    assert "Shapley" in shown
 
 
 def test_csv_has_a_line_for_every_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +89,8 @@ def test_csv_has_a_line_for_every_set(bundle: Bundle, tmp_path: Path, capsys: py
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["correct"]) for row in rows] == bundle.table.correct.tolist()
-    assert rows[5]["answered"] == "0 2" and rows[5]["failed"] == "2"
+    assert rows[5]["answered"] == "0 2"
+    assert rows[5]["failed"] == "2"
     assert sum(float(row["probability"]) for row in rows) == pytest.approx(1)
 
 
@@ -107,14 +112,17 @@ def test_a_broken_guarantee_is_told_once_and_a_kept_one_beside_the_rest(
     assert main(["enumerate", str(bundle.path), "--guarantee", broken, "--guarantee", kept]) == 7
     shown = capsys.readouterr()
     assert f"'{kept}' holds" in shown.out
-    assert broken not in shown.out and shown.err.count(broken) == 1
+    assert broken not in shown.out
+    assert shown.err.count(broken) == 1
 
 
 def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(capsys, str(bundle.path), "--samples", "3", "--seed", "4", "--level", "0.3")
-    assert found["method"] == "sampled" and found["seed"] == 4
+    assert found["method"] == "sampled"
+    assert found["seed"] == 4
     middle = found["accuracy_by_failures"][2]
-    assert middle["sampled"] == 3 < middle["subsets"] and middle["mean_low"] < middle["mean"] < middle["mean_high"]
+    assert middle["sampled"] == 3 < middle["subsets"]
+    assert middle["mean_low"] < middle["mean"] < middle["mean_high"]
     assert found["law"]["levels"][0]["availability"]["low"] <= found["law"]["levels"][0]["availability"]["estimate"]
     assert main(["enumerate", str(bundle.path), "--samples", "3"]) == 0
     assert "95 %" in capsys.readouterr().out
@@ -138,7 +146,8 @@ def test_bad_input_has_a_message_and_its_exit_code(
 ) -> None:
     assert main(["enumerate", str(bundle.path), *options]) == code
     shown = capsys.readouterr()
-    assert words in shown.err and not shown.out
+    assert words in shown.err
+    assert not shown.out
 
 
 def test_a_bundle_without_features_serves_its_table_but_no_classes(

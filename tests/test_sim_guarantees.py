@@ -36,7 +36,8 @@ def test_a_promise_under_a_law_names_the_likeliest_set_below_the_level() -> None
     law = parse_law("independent p=[0.2, 0.1, 0.1]", 3)
     verdict = judge(TABLE, law, "P(accuracy>=0.80)>=0.9")
     assert verdict.value == pytest.approx(0.8)
-    assert verdict.breaking == (1, 2) and verdict.accuracy == 0.6
+    assert verdict.breaking == (1, 2)
+    assert verdict.accuracy == 0.6
     assert judge(TABLE, law, "P( accuracy >= 0.8 ) >= 0.8").holds
 
 
@@ -69,8 +70,10 @@ def test_promises_that_hold_return_and_others_raise_with_every_broken_one() -> N
         check_guarantees(TABLE, law, ["accuracy>=0.7 failed<=1", *kept, "accuracy>=0.2 failed<=3"])
     message = str(caught.value)
     assert "when only devices 1, 2 answer, accuracy is 0.6" in message
-    assert "no device answers" in message and "expected" not in message
-    assert GuaranteeError.exit_code == 7 and GuaranteeError.grpc_status == "FAILED_PRECONDITION"
+    assert "no device answers" in message
+    assert "expected" not in message
+    assert GuaranteeError.exit_code == 7
+    assert GuaranteeError.grpc_status == "FAILED_PRECONDITION"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def trace(tmp_path: Path) -> Path:
 def test_probabilities_sum_to_one_and_samples_follow_them(text: str, trace: Path) -> None:
     law = parse_law(text.replace("TRACE", str(trace)), 4)
     probability = law.probabilities()
-    assert probability.shape == (16,) and probability.min() >= 0
+    assert probability.shape == (16,)
+    assert probability.min() >= 0
     assert probability.sum() == pytest.approx(1)
     draws = 40_000
     seen = np.bincount(law.sample(np.random.default_rng(0), draws), minlength=16) / draws
@@ -81,7 +82,8 @@ def test_groups_equal_a_sum_over_all_causes(data: st.DataObject) -> None:
 def test_exactly_k_devices_are_away() -> None:
     probability = parse_law("k-of-n k=3", 5).probabilities()
     gone = 5 - membership(5).sum(axis=1)
-    assert set(probability[gone == 3]) == {0.1} and not probability[gone != 3].any()
+    assert set(probability[gone == 3]) == {0.1}
+    assert not probability[gone != 3].any()
 
 
 def test_gilbert_elliott_is_the_long_run_of_the_chain() -> None:
@@ -119,7 +121,8 @@ def test_outcome_sums_over_the_answering_sets() -> None:
     assert one == {0.001: 0.0, 0.01: 0.0, 0.05: 0.0, 0.5: 1.0}
     assert assess(accuracy_by_count(1), parse_law("independent p=0.05", 1)).quantiles[0.05] == 1.0
     values, weight = distribution(table.accuracy, law.probabilities())
-    assert values.tolist() == [0, 0.5, 1] and weight == pytest.approx([0.02, 0.26, 0.72])
+    assert values.tolist() == [0, 0.5, 1]
+    assert weight == pytest.approx([0.02, 0.26, 0.72])
     with pytest.raises(ShapeError, match="2 devices for a table of 3"):
         assess(accuracy_by_count(3), law)
 
@@ -146,7 +149,8 @@ def test_markov_first_fall_of_two_parallel_devices_is_the_textbook_formula() -> 
     law = Markov(np.full(2, 500.0), np.full(2, 30.0))
     fall = law.first_fall(np.array([False, True, True, True]))
     assert fall.mean_s == pytest.approx((3 * fail + repair) / (2 * fail**2))
-    assert fall.low_s == fall.high_s == fall.mean_s and fall.method == "exact"
+    assert fall.low_s == fall.high_s == fall.mean_s
+    assert fall.method == "exact"
 
 
 def test_markov_first_fall_keeps_its_digits_where_falls_are_rare() -> None:
@@ -220,7 +224,8 @@ def test_markov_never_and_at_once() -> None:
     big = Markov(np.full(13, 100.0), np.full(13, 10.0))
     assert big.first_fall(np.arange(1 << 13) < (1 << 13) - 1).mean_s == 0
     fall = assess(accuracy_by_count(13), big, (0.5,)).levels[0].first_fall
-    assert fall is not None and 0 < fall.low_s < fall.mean_s < fall.high_s
+    assert fall is not None
+    assert 0 < fall.low_s < fall.mean_s < fall.high_s
 
 
 def test_markov_starts_with_everybody_up_and_ends_in_its_long_run() -> None:
@@ -260,7 +265,8 @@ def test_spread_batteries_fall_when_the_first_of_two_exponentials_does() -> None
     law = parse_law("battery hours=10 sd_hours=10", 2)
     assert isinstance(law, Battery)
     fall = law.first_fall(np.array([False, False, False, True]))
-    assert fall.method == "simulated" and fall.low_s < 5 * 3600 < fall.high_s
+    assert fall.method == "simulated"
+    assert fall.low_s < 5 * 3600 < fall.high_s
     assert fall.high_s - fall.low_s < 0.05 * fall.mean_s
     assert law.probabilities_at(10 * 3600)[3] == pytest.approx(math.exp(-2))
 
@@ -350,4 +356,5 @@ def test_a_bad_record_names_its_line(tmp_path: Path, text: str, words: str) -> N
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         parse_law(f"trace {path}", 3)
-    assert f"{path}" in str(caught.value) and words in str(caught.value)
+    assert f"{path}" in str(caught.value)
+    assert words in str(caught.value)

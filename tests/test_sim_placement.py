@@ -93,7 +93,8 @@ def test_local_search_reaches_the_exact_placement_almost_always(monkeypatch: pyt
         exact = place(table, works, devices, latency_limit_s=limit_s)
         monkeypatch.setattr(placement, "EXACT_CHOICES", 0)
         found = place(table, works, devices, latency_limit_s=limit_s)
-        assert exact.exact and not found.exact
+        assert exact.exact
+        assert not found.exact
         assert found.expected <= exact.expected + 1e-12
         same += found.expected == pytest.approx(exact.expected)
     assert same >= 18
@@ -120,7 +121,8 @@ def test_latency_memory_and_speed_decide_what_fits() -> None:
         name="pi", p_fail=0.1, macs_per_s=1e8, memory_bytes=1000, link_latency_s=0.003, link_bytes_per_s=1e5
     )
     assert work.latency_s(device) == pytest.approx(0.01 + 0.005 + 0.003)
-    assert work.fits(device, 0.0181) and not work.fits(device, 0.0179)
+    assert work.fits(device, 0.0181)
+    assert not work.fits(device, 0.0179)
     assert not Work(macs=1, model_bytes=1001, feature_bytes=1).fits(device, 1)
     with pytest.raises(ConfigError, match=r"no student fits any of the 1 devices within 0\.01 s"):
         place(random_table(np.random.default_rng(0), 1, grows=True), [work], [device], latency_limit_s=0.01)
@@ -175,7 +177,8 @@ def test_machines_come_from_a_file(tmp_path: Path) -> None:
     path.write_text('[[device]]\nname = "a"\np_fail = 0.5\n[[device]]\nname = "b"\np_fail = 0.01\nmacs_per_s = 1e6\n')
     bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
     found = placement_summary(bundle, bundle.table, load_devices(path), math.inf)
-    assert found["exact"] and found["one_more"]["like"] == "b"
+    assert found["exact"]
+    assert found["one_more"]["like"] == "b"
     assert found["devices"][1]["student"] == int(bundle.table.accuracy[1:3].argmax())
     assert found["devices"][1]["latency_ms"] == pytest.approx(1000 * 64 * 4 / 1e6)
     for text, words in (

@@ -63,4 +63,5 @@ def test_a_real_ray_cluster_computes_what_this_process_computes(ray_python, tmp_
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ray"] == found["local"]
-    assert len(found["ray"]["seeds"]) == 2 and found["ray"]["rows"][0]["requests"] == 100
+    assert len(found["ray"]["seeds"]) == 2
+    assert found["ray"]["rows"][0]["requests"] == 100

@@ -15,7 +15,8 @@ def test_a_stage_is_done_once_and_found_again(tmp_path: Path) -> None:
     assert not open_stage(tmp_path, "teacher", {"lr": 0.1}).done
     stage.finish()
     again = open_stage(tmp_path, "teacher", {"lr": 0.1})
-    assert again.done and (again.folder / "weights").read_text() == "w"
+    assert again.done
+    assert (again.folder / "weights").read_text() == "w"
 
 
 def test_other_inputs_set_the_old_folder_aside_and_the_old_ones_bring_it_back(tmp_path: Path) -> None:
@@ -23,12 +24,16 @@ def test_other_inputs_set_the_old_folder_aside_and_the_old_ones_bring_it_back(tm
     (first.folder / "weights").write_text("first")
     first.finish()
     second = open_stage(tmp_path, "teacher", {"lr": 0.2})
-    assert second.folder == first.folder and not second.done and not (second.folder / "weights").exists()
+    assert second.folder == first.folder
+    assert not second.done
+    assert not (second.folder / "weights").exists()
     (second.folder / "weights").write_text("second")
     back = open_stage(tmp_path, "teacher", {"lr": 0.1})
-    assert back.done and (back.folder / "weights").read_text() == "first"
+    assert back.done
+    assert (back.folder / "weights").read_text() == "first"
     unfinished = open_stage(tmp_path, "teacher", {"lr": 0.2})
-    assert not unfinished.done and (unfinished.folder / "weights").read_text() == "second"
+    assert not unfinished.done
+    assert (unfinished.folder / "weights").read_text() == "second"
 
 
 def test_a_folder_without_a_key_is_set_aside_not_overwritten(tmp_path: Path) -> None:

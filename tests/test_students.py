@@ -73,4 +73,5 @@ def test_a_student_over_its_budget_is_refused_with_the_numbers(limit: str) -> No
     check_budget(0, "wrn-10-1", cost, BudgetConfig(**{limit: getattr(cost, limit)}))
     with pytest.raises(BudgetError) as caught:
         check_budget(3, "wrn-10-1", cost, BudgetConfig(**{limit: getattr(cost, limit) - 1}))
-    assert "device 3" in str(caught.value) and f"{limit} {getattr(cost, limit):,}" in str(caught.value)
+    assert "device 3" in str(caught.value)
+    assert f"{limit} {getattr(cost, limit):,}" in str(caught.value)

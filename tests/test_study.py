@@ -50,7 +50,8 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     runs, result = finished
-    assert result["complete"] and result["seeds"] == [0, 1]
+    assert result["complete"]
+    assert result["seeds"] == [0, 1]
     names = StudyConfig().rows
     assert {row["method"] for row in result["rows"]} == set(names)
     for name in names:
@@ -59,7 +60,8 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
         assert [row["head"] for row in rows if row["own"]] == ["ridge" if name == "ours" else "trained"]
         for row in rows:
             assert [line["failed"] for line in row["accuracy_by_failures"]] == [0, 1, 2, 3]
-            assert set(row["expected"]) == {"0.1", "0.3", "0.5"} and len(row["sd"]) == 4
+            assert set(row["expected"]) == {"0.1", "0.3", "0.5"}
+            assert len(row["sd"]) == 4
     assert json.loads((runs / "ladder" / "study" / "study.json").read_text()) == json.loads(json.dumps(result))
     plot = (runs / "ladder" / "study" / "study.svg").read_text()
     for title in {row["title"] for row in result["rows"]} | {"teacher"}:
@@ -111,7 +113,8 @@ def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path,
     assert {name: row["parts"] for name, row in rows.items()} == {
         "nonn": 4, "jeong-4": 2, "jeong-2": 1, "rocoin": 2, "copies": 1, "ours": 4,
     }  # fmt: skip
-    assert rows["copies"]["part_sizes"] == [64] and rows["ours"]["part_sizes"] == [16] * 4
+    assert rows["copies"]["part_sizes"] == [64]
+    assert rows["ours"]["part_sizes"] == [16] * 4
     assert len({row["student"] for row in rows.values()}) == 1
     # The bridge to a wider part is all that differs between students.
     assert rows["copies"]["params"] - rows["ours"]["params"] == 64 * 48 + 2 * 48
@@ -129,11 +132,14 @@ def test_published_methods_have_their_own_loss_and_copies_share_nothing(tmp_path
     for row in ("nonn", "jeong-4", "jeong-2", "rocoin"):
         published = objectives(row)
         assert {name: values["weight"] for name, values in published.items()} == {"ce": 0.1, "kd": 1.8, "transfer": 39}
-        assert published["transfer"]["joint"] and published["kd"]["on"] == "fused"
+        assert published["transfer"]["joint"]
+        assert published["kd"]["on"] == "fused"
         assert published["kd"]["temperature"] == 4.0
     copies, ours = objectives("copies"), objectives("ours")
-    assert copies.keys() == ours.keys() - {"mutual"} and copies["hint"] == ours["hint"]
-    assert copies["kd"] == ours["kd"] | {"on": "own"} and copies["ce"]["on"] == "own"
+    assert copies.keys() == ours.keys() - {"mutual"}
+    assert copies["hint"] == ours["hint"]
+    assert copies["kd"] == ours["kd"] | {"on": "own"}
+    assert copies["ce"]["on"] == "own"
 
 
 def test_a_cut_gives_every_device_half_of_the_filters(ladder: Experiment, tmp_path: Path) -> None:
@@ -170,7 +176,8 @@ def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
     with pytest.raises(KilledError):
         run_study(few, tmp_path)
     partial = json.loads((tmp_path / "ladder" / "study" / "study.json").read_text())
-    assert not partial["complete"] and {row["method"] for row in partial["rows"]} == {"ours"}
+    assert not partial["complete"]
+    assert {row["method"] for row in partial["rows"]} == {"ours"}
 
 
 def test_shared_replicas_answer_alike_whichever_copy_survives() -> None:
@@ -203,7 +210,9 @@ def test_the_command_prints_a_table_or_json_alone(
     arguments += [a for item in SETS for a in ("--set", item)]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "ridge *" in out and "copies, M = 1" in out and "ECE at 2" in out
+    assert "ridge *" in out
+    assert "copies, M = 1" in out
+    assert "ECE at 2" in out
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["experiment"] == "ladder"
 

@@ -74,8 +74,10 @@ def test_a_teacher_gives_the_map_its_logits_are_made_from() -> None:
     teacher = build_teacher(TeacherConfig(model="wrn-10-1"), (1, 8, 8), 10, normalise()).eval()
     raw = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     maps, logits = teacher(raw)
-    assert isinstance(teacher.network, WideResNet) and teacher.network.classifier is not None
-    assert maps.shape == (5, 64, 2, 2) and teacher.num_filters == 64
+    assert isinstance(teacher.network, WideResNet)
+    assert teacher.network.classifier is not None
+    assert maps.shape == (5, 64, 2, 2)
+    assert teacher.num_filters == 64
     torch.testing.assert_close(teacher.network.classifier(pool(maps)), logits)
     assert (maps >= 0).all()
     torch.testing.assert_close(teacher.activations(raw), maps.mean((2, 3)))
@@ -90,7 +92,9 @@ def test_any_module_factory_serves_by_its_dotted_path() -> None:
     config = TeacherConfig(model="tests.test_teacher:TinyNet", features="trunk", args={"classes": 7})
     teacher = build_teacher(config, (1, 8, 8), 7, normalise())
     maps, logits = teacher(torch.zeros(2, 1, 8, 8))
-    assert maps.shape == (2, 6, 8, 8) and logits.shape == (2, 7) and teacher.num_filters == 6
+    assert maps.shape == (2, 6, 8, 8)
+    assert logits.shape == (2, 7)
+    assert teacher.num_filters == 6
     assert teacher.training
 
 

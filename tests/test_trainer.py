@@ -111,8 +111,10 @@ def test_progress_reports_every_epoch_with_its_losses(tmp_path: Path) -> None:
 
 def test_one_cycle_warms_up_and_ends_near_zero() -> None:
     rates = [learning_rate(CONFIG, step, 100) for step in range(100)]
-    assert rates.index(max(rates)) == 20 and max(rates) == pytest.approx(CONFIG.lr)
-    assert rates[0] < 0.05 * CONFIG.lr and rates[-1] < 0.01 * CONFIG.lr
+    assert rates.index(max(rates)) == 20
+    assert max(rates) == pytest.approx(CONFIG.lr)
+    assert rates[0] < 0.05 * CONFIG.lr
+    assert rates[-1] < 0.01 * CONFIG.lr
 
 
 def test_steps_come_at_their_milestones() -> None:
@@ -137,7 +139,9 @@ def test_epochs_draw_different_numbers_and_seeds_too() -> None:
 
 
 def test_bf16_can_be_forced_either_way() -> None:
-    assert use_bf16("on", "cpu") and not use_bf16("off", "cuda") and use_bf16("auto", "cuda")
+    assert use_bf16("on", "cpu")
+    assert not use_bf16("off", "cuda")
+    assert use_bf16("auto", "cuda")
 
 
 def test_bf16_training_stays_finite_and_learns(tmp_path: Path) -> None:
@@ -145,7 +149,8 @@ def test_bf16_training_stays_finite_and_learns(tmp_path: Path) -> None:
     history = fit(
         LinearTask(), inputs, labels, dataclasses.replace(CONFIG, bf16="on"), tmp_path, seed=0, augment=augment
     )
-    assert np.isfinite(history[-1]["ce"]) and history[-1]["ce"] < history[0]["ce"]
+    assert np.isfinite(history[-1]["ce"])
+    assert history[-1]["ce"] < history[0]["ce"]
 
 
 def test_a_task_knows_how_far_the_training_is_also_after_resuming(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_the_bundle_says_who_sees_what_and_a_student_is_made_for_that(bundle: Bu
     assert bundle.manifest.input.shape == (45, STEPS)
     for device, student in enumerate(bundle.manifest.students):
         spec = bundle.input_of(device)
-        assert student.view == VIEWS[device] and spec.shape == (9, STEPS)
+        assert student.view == VIEWS[device]
+        assert spec.shape == (9, STEPS)
         assert spec.mean == bundle.manifest.input.mean[9 * device : 9 * device + 9]
     assert bundle.table.accuracy[-1] > 0.5  # of five activities, on a person that was not trained on
 
@@ -156,20 +157,24 @@ def test_a_node_takes_its_channels_and_refuses_the_whole_input(bundle: Bundle, s
         assert features.shape == (3, bundle.manifest.students[2].width)
         with pytest.raises(grpc.RpcError) as caught:
             stub.ModelInfer(new_request("student-2", {"input": inputs}, {}))
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT and "9" in caught.value.details()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "9" in caught.value.details()
 
 
 def test_a_study_trains_every_row_for_every_fold_beside_units_by_themselves(small: Experiment, tmp_path: Path) -> None:
     study = run_study(small, tmp_path)
-    assert study["complete"] and study["folds"] == [[1], [2, 3]]
+    assert study["complete"]
+    assert study["folds"] == [[1], [2, 3]]
     rows = {(row["method"], row["own"]): row for row in study["rows"] if row["own"]}
     for name, head in (("units", "trained"), ("ours", "ridge")):
         row = rows[name, True]
-        assert row["head"] == head and len(row["by_run"]) == 2
+        assert row["head"] == head
+        assert len(row["by_run"]) == 2
         means = [line["mean"] for line in row["accuracy_by_failures"]]
         np.testing.assert_allclose(means, np.mean(row["by_run"], axis=0))
         assert row["params"] == rows["ours", True]["params"]  # one architecture
-        assert row["bytes_per_answer"] == 5 * 16 * 4 and row["input_bytes"] == 45 * STEPS * 4
+        assert row["bytes_per_answer"] == 5 * 16 * 4
+        assert row["input_bytes"] == 45 * STEPS * 4
     folders = sorted(p.name for p in (tmp_path / "wearables" / "study").iterdir() if p.is_dir())
     assert folders == ["ours-0-fold-1", "ours-0-fold-2-3", "units-0-fold-1", "units-0-fold-2-3"]
 
@@ -314,8 +319,11 @@ def test_whole_people_are_held_out(recording: Path) -> None:
         {person_of[np.rint(x / 0.004).astype(np.int16).tobytes()] for x in split.inputs}
         for split in (data.train, data.held_out, data.test)
     ]
-    assert people[2] == {2} and len(people[1]) == 1 and len(people[0]) == 2
-    assert not people[0] & people[1] and data.classes[2] == "walking"
+    assert people[2] == {2}
+    assert len(people[1]) == 1
+    assert len(people[0]) == 2
+    assert not people[0] & people[1]
+    assert data.classes[2] == "walking"
     with pytest.raises(DataError, match="leaves none to train on"):
         load_data(DataConfig(**{**vars(config), "held_out": 0.9}), 0)
 

@@ -54,7 +54,8 @@ class Verdict:
     def __str__(self) -> str:
         if self.holds:
             return f"'{self.text}' holds: {self.value:.6g}"
-        assert self.breaking is not None and self.accuracy is not None
+        assert self.breaking is not None
+        assert self.accuracy is not None
         answering = f"devices {', '.join(map(str, self.breaking))} answer" if self.breaking else "no device answers"
         return (
             f"'{self.text}' does not hold: {self.value:.6g} instead of {self.bound:g}; "

@@ -1,0 +1,41 @@
+"""Numbers that two machines, or two programs, computed of the same thing: how far apart rounding may take them.
+
+Processors, their BLAS kernels and the number of threads decide in which order a sum is added, so its last bits are
+nobody's promise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# A value of a report is a sum over at most 2^16 sets of devices of terms that add up to at most 1, each rounded to
+# 1e-16: two orders differ by far less than this.
+REPORT = 1e-10
+# A feature or logit in float32 is a sum of products, rounded to 6e-8 of the largest of them. What is left of a sum that
+# cancels keeps that error, so it is measured by the largest value rather than by its own.
+FLOAT32 = 1e-5
+
+
+def assert_features_agree(found: ArrayLike, wanted: ArrayLike) -> None:
+    """Features or logits in float32 are the same up to rounding."""
+    np.testing.assert_allclose(found, wanted, rtol=FLOAT32, atol=FLOAT32 * np.abs(wanted).max(initial=0.0))
+
+
+def assert_documents_agree(found: Any, wanted: Any, at: str = "the document") -> None:
+    """Documents of JSON have the same keys, lengths, texts and whole numbers; real numbers agree up to rounding."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        assert list(found) == list(wanted), at
+        for key in wanted:
+            assert_documents_agree(found[key], wanted[key], f"{at}[{key!r}]")
+    elif isinstance(wanted, list) and isinstance(found, list):
+        assert len(found) == len(wanted), at
+        for index, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            assert_documents_agree(one, other, f"{at}[{index}]")
+    elif isinstance(wanted, float) and isinstance(found, float):
+        assert math.isclose(found, wanted, rel_tol=REPORT, abs_tol=REPORT), f"{at}: {found!r}, not {wanted!r}"
+    else:
+        assert (type(found), found) == (type(wanted), wanted), at
