@@ -80,7 +80,8 @@ def features_from_node(python: Path, bundle: Path, student: int, inputs: Array, 
     command = [str(python), "-I", "-m", "nonn_device", "serve", str(bundle), "--student", str(student), "--watch-stdin"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as node:
         try:
-            assert node.stdout is not None and node.stderr is not None
+            assert node.stdout is not None
+            assert node.stderr is not None
             line = node.stdout.readline()
             if not line:
                 raise RuntimeError(node.stderr.read().decode())
