@@ -29,7 +29,7 @@ from nonn.aggregator.reply import Float32, Reply, ReplyReader, reason, reply_lim
 from nonn.bundle import Bundle
 from nonn.bundle.views import View, seen
 from nonn.errors import InputError
-from nonn.rpc.codec import RequestWriter
+from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, Array, Parameter
 
@@ -74,16 +74,16 @@ class _Recipe:
     def __init__(self, node: Node, view: View, bundle_hash: str) -> None:
         self._input, self._foreign, self._view = node.input, node.foreign, view
         self._parameters: dict[str, Parameter] = {} if node.foreign else {"nonn_bundle": bundle_hash}
-        self._writer = RequestWriter([node.output] if node.foreign else [])
+        self._outputs = (node.output,) if node.foreign else ()
 
-    def write(self, request_id: bytes, batch: Array) -> bytes:
+    def write(self, request_id: str, batch: Array) -> bytes:
         """The part of a request."""
         sent = seen(batch, self._view)
         if self._foreign:
             # The student's network takes raw values as float32; a node of ours converts them itself, since bytes are
             # a quarter of the traffic.
             sent = sent.astype(np.float32)
-        return self._writer.write(request_id, {self._input: sent}, self._parameters)
+        return write_request(request_id, {self._input: sent}, self._parameters, self._outputs)
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class Fanout:
         link, now = self._links[node_id], self._clock()
         body = flight.bodies.get(link.recipe)
         if body is None:
-            body = flight.bodies[link.recipe] = link.recipe.write(flight.request_id.encode(), flight.batch)
+            body = flight.bodies[link.recipe] = link.recipe.write(flight.request_id, flight.batch)
         call = link.call(link.prefix + body, timeout=max(0.0, deadline_at - now), wait_for_ready=wait_for_ready)
         flight.calls[node_id] = call, link, now
 

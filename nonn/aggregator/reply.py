@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from nonn.aggregator.inventory import Node
 from nonn.bundle import Student
 from nonn.errors import InputError
-from nonn.rpc.template import Templates
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, read_parameters, read_tensors
 from nonn.security import handshake
@@ -70,7 +69,6 @@ class ReplyReader:
     def __init__(self, node: Node, student: Student, bundle_hash: str) -> None:
         self._student, self._bundle_hash, self._foreign = student, bundle_hash, node.foreign
         self._output = node.output
-        self._known: Templates[int] = Templates("raw_output_contents")  # with the number of samples
         # What a foreign server sends is what the student's network gives: it knows no code for features.
         self._plain = node.foreign or student.code.dtype == "float32"
         self._dtype = np.dtype("<f4") if self._plain else student.code.wire
@@ -89,11 +87,6 @@ class ReplyReader:
         width = self._student.width
         if len(raw) > reply_limit(num_samples, width):
             raise InputError(f"oversized: {len(raw)} bytes for {num_samples} × {width} features")
-        known = self._known.find(raw)
-        if known is not None and known[1] == num_samples:
-            template = known[0]
-            self._check_id(str(raw[template.id], "ascii"), request_id)
-            return self._checked(template.array(raw, self._dtype, (num_samples, width)))
         try:
             response = pb.ModelInferResponse.FromString(raw)
         except DecodeError as exc:
@@ -101,7 +94,8 @@ class ReplyReader:
         if not self._foreign and response.parameters["nonn_bundle"].string_param != self._bundle_hash:
             bundle = read_parameters(response.parameters).get("nonn_bundle")
             raise InputError(f"of bundle {str(bundle)[:12]}…, not {self._bundle_hash[:12]}…")
-        self._check_id(response.id, request_id)
+        if response.id != request_id:  # a reply to another request is not fused, however good it is
+            raise InputError(f"to request '{response.id}', not '{request_id}'")
         tensors = read_tensors(response.outputs, response.raw_output_contents)
         if self._output not in tensors:
             raise InputError(f"no '{self._output}' among its outputs ({', '.join(tensors) or 'none'})")
@@ -110,19 +104,7 @@ class ReplyReader:
             raise InputError(
                 f"{sent.dtype} {self._output} {list(sent.shape)}, expected {self._dtype.name} {[num_samples, width]}"
             )
-        if len(tensors) == 1:
-            self._known.learn(raw, response, num_samples)
-        return self._checked(sent)
-
-    @staticmethod
-    def _check_id(id: str, request_id: str) -> None:
-        """A reply to another request is not fused, however good it is."""
-        if id != request_id:
-            raise InputError(f"to request '{id}', not '{request_id}'")
-
-    def _checked(self, sent: NDArray[np.generic]) -> Float32:
-        """Decoded and finite."""
-        features: Float32 = sent if self._plain else self._student.code.decode(sent)  # type: ignore[assignment]
+        features: Float32 = sent if self._plain else self._student.code.decode(sent)
         if not np.isfinite(features).all():
             raise InputError(f"{self._output} hold NaN or infinity")
         return features

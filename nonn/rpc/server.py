@@ -30,7 +30,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nonn import __version__
 from nonn.errors import AddressError, UnreachableError
-from nonn.rpc.codec import Request, RequestReader, ResponseWriter
+from nonn.rpc.codec import Request, write_response
 from nonn.rpc.guard import Guard
 from nonn.rpc.reflection import add_reflection
 from nonn.rpc.registration import add_servicer, refuse
@@ -125,8 +125,6 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._read = RequestReader()
-        self._writers: dict[str, ResponseWriter] = {}  # by version: a model may become another one while it is served
         self._in_flight = 0
         self._draining, self._idle = False, asyncio.Event()
 
@@ -166,7 +164,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, raw: bytes, context: Any) -> Any:  # noqa: N802
         """One batch in, one answer out, both as bytes."""
         try:
-            request = self._read(raw)
+            request = Request.parse(raw)
         except DecodeError:
             await refuse(raw, "ModelInferRequest", context)
         if not self._is_meant(request.model_name, request.model_version):
@@ -175,9 +173,9 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             if self._draining:
                 raise UnreachableError(f"{self._model.name} is ending and takes no more requests; ask again later")
-            writer = self._writers.get(self._model.version) or self._writer(self._model.version)
+            version = self._model.version  # may change while the answer is computed
             result = await self._model.infer(request, context.time_remaining())
-            response = writer(request, result.outputs, result.parameters)
+            response = write_response(self._model.name, version, request, result.outputs, result.parameters)
         except Exception as exc:
             code, details, trailing = to_status(exc)
             if code is grpc.StatusCode.INTERNAL:
@@ -188,11 +186,6 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             if not self._in_flight and self._draining:
                 self._idle.set()
         return response
-
-    def _writer(self, version: str) -> ResponseWriter:
-        """Makes what writes the responses of one version."""
-        writer = self._writers[version] = ResponseWriter(self._model.name, version)
-        return writer
 
     def _is_meant(self, name: str, version: str) -> bool:
         """Whether a request is for the model there is."""
