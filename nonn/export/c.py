@@ -1,9 +1,9 @@
 """Students as portable C: no heap, no library but libm, weights as constants, activations in static buffers.
 
 emx-onnx-cgen translates the network, one sample at a time. What is added here: 8-bit networks are first turned into
-integer convolutions by ONNX Runtime, activations share memory as soon as they are no longer needed, and a small
-interface says which student the code was made from. The same file is what a microcontroller runs (devices/c/main.c)
-and, built as a shared object, what ``nonn-device serve --runtime c`` loads.
+integer convolutions by ONNX Runtime, activations share memory (``arena``), and a small interface says which student
+the code was made from. The same file is what a microcontroller runs (devices/c/main.c) and, built as a shared object,
+what ``nonn-device serve --runtime c`` loads.
 
 Limits: not reentrant, since buffers are static; any batch, one sample after another.
 """
@@ -11,24 +11,22 @@ Limits: not reentrant, since buffers are static; any batch, one sample after ano
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from nonn.errors import BundleError, MissingExtraError
+from nonn.export.arena import UnexpectedCodeError, share_buffers
 from nonn.export.onnx_file import slim
 
 __all__ = ["ABI", "CSource", "generate_c"]
 
 ABI = 1  # of the functions below; the node checks it
 _ENTRY = "student"
-_BYTES = {"float": 4, "double": 8, "_Bool": 1} | {f"{u}int{n}_t": n // 8 for u in ("", "u") for n in (8, 16, 32, 64)}
-_ALIGN = 16  # bytes: a vector register's worth
-_TEMPORARY = re.compile(r"^    (\w+) (\w+)((?:\[\d+\])+);$")
 
 _INTERFACE = Template("""
 /* What a program calls; see student.h. */
@@ -132,7 +130,13 @@ def generate_c(data: bytes, title: str) -> CSource:
         code = Compiler(options).compile(_integer(model) if _is_quantised(model) else model)
     except CompilerError as exc:
         raise BundleError(f"{title}: cannot be translated to C ({exc}); serve it with ONNX Runtime") from exc
-    code, arena_bytes = _share_buffers(code)
+    try:
+        code, arena_bytes = share_buffers(code, _ENTRY)
+    except UnexpectedCodeError as exc:
+        raise BundleError(
+            f"{title}: emx-onnx-cgen {version('emx-onnx-cgen')} makes C that this version of nonn cannot read ({exc}); "
+            "install emx-onnx-cgen 1.4, or serve the student with ONNX Runtime"
+        ) from exc
     dims = ["".join(f"[{size}]" for size in shape[1:]) for shape in shapes]
     header = _HEADER.substitute(
         title=title,
@@ -161,51 +165,3 @@ def _integer(model: Any) -> Any:
         options.optimized_model_filepath = str(Path(folder) / "integer.onnx")
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return onnx.load_from_string(slim(onnx.load(options.optimized_model_filepath)))
-
-
-def _share_buffers(code: str) -> tuple[str, int]:
-    """Puts the temporaries of the entry function into static arenas, one a type, in which they share memory.
-
-    Two share where one is no longer read when the other is first written. Largest first, each at the lowest place that
-    is free while it lives. One arena a type, so that no memory is ever accessed as two types (C11 6.5p7).
-
-    Returns:
-        The code and the bytes of all arenas.
-    """
-    head, entry, body = code.rpartition(f"\nvoid {_ENTRY}(")
-    lines = body.split("\n")
-    found = {number: match for number, line in enumerate(lines) if (match := _TEMPORARY.match(line))}
-    statements = [line for number, line in enumerate(lines) if number and number not in found]
-    lives: dict[str, tuple[int, int]] = {}
-    sizes: dict[str, tuple[str, int]] = {}
-    for kind, name, dims in (match.groups() for match in found.values()):
-        used = [number for number, line in enumerate(statements) if re.search(rf"\b{name}\b", line)]
-        lives[name] = (used[0], used[-1]) if used else (0, 0)
-        sizes[name] = (kind, prod(map(int, re.findall(r"\d+", dims))))
-    offsets: dict[str, int] = {}
-    arenas: dict[str, int] = {}
-    for name, (kind, size) in sorted(sizes.items(), key=lambda item: -item[1][1]):
-        start, first, last = 0, *lives[name]
-        step = max(1, _ALIGN // _BYTES[kind])
-        taken = sorted(
-            (offsets[other], offsets[other] + sizes[other][1])
-            for other in offsets
-            if sizes[other][0] == kind and lives[other][0] <= last and first <= lives[other][1]
-        )
-        for low, high in taken:
-            if start + size <= low:
-                break
-            start = max(start, -(-high // step) * step)
-        offsets[name] = start
-        arenas[kind] = max(arenas.get(kind, 0), start + size)
-    for number, match in found.items():
-        kind, name, dims = match.groups()
-        inner = dims[dims.index("]") + 1 :]
-        place = f"(nonn_arena_{kind} + {offsets[name]})"
-        lines[number] = (
-            f"    {kind} (*const {name}){inner} = ({kind} (*){inner}){place};"
-            if inner
-            else f"    {kind} *const {name} = {place};"
-        )
-    declared = "".join(f"\nstatic {kind} nonn_arena_{kind}[{size}];" for kind, size in sorted(arenas.items()))
-    return head + declared + "\n" + entry + "\n".join(lines), sum(n * _BYTES[kind] for kind, n in arenas.items())
