@@ -94,7 +94,8 @@ def test_a_written_response_is_read_back(arrays, values, id):
 
 def test_raw_values_are_a_view_that_cannot_be_written():
     array = Request.parse(REQUEST.SerializeToString()).tensors()["input"]
-    assert array.base is not None and not array.flags.writeable
+    assert array.base is not None
+    assert not array.flags.writeable
 
 
 def test_a_response_holds_the_outputs_that_were_asked_for_in_their_order():
