@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DOCS   := .venv-docs
 
-.PHONY: demo test check bench bench-ray conformance soak dist format stubs clean
+.PHONY: demo test check bench bench-ray conformance soak dist docs format stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
 
@@ -36,6 +37,9 @@ bench-ray: $(READY)       ## serving beside Ray Serve too; 600 MB in an environm
 dist: $(READY)            ## wheel and sdist in dist/; a node runs from the wheel in a bare environment
 	$(BIN)/python -m scripts.dist
 
+docs: $(DOCS)/.ready      ## the site in build/site: documents, API from docstrings, links checked
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -44,9 +48,14 @@ stubs: $(READY)           ## regenerate nonn/rpc/v1 from proto/
 	$(BIN)/python scripts/make_stubs.py
 
 clean:
-	rm -rf $(VENV) .venv-base .venv-ansible .venv-conformance .venv-sim-ray build dist runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-base $(DOCS) .venv-ansible .venv-conformance .venv-sim-ray build dist runs .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@

@@ -15,7 +15,7 @@ _DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "opentelemetry": "o
 def requirements() -> dict[str, list[str]]:
     """Distributions that each extra needs, by extra; the base install is ``""``.
 
-    Left out are ``all`` and ``dev``, which only gather others.
+    Left out are ``all``, ``dev`` and ``docs``, which no command needs.
     """
     import importlib.metadata  # 30 ms that only those pay who ask
 
@@ -24,7 +24,7 @@ def requirements() -> dict[str, list[str]]:
         name = re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]
         match = re.search(r"extra == ['\"]([^'\"]+)", line)
         extra = match[1] if match else ""
-        if extra not in ("all", "dev"):
+        if extra not in ("all", "dev", "docs"):
             found.setdefault(extra, []).append(name)
     return found
 
