@@ -17,16 +17,16 @@ def policy_of(nodes=ONE_EACH, accuracy=TABLE, **config):
 
 def silent(policy: Policy, node: str, now: float, waited_s: float = 1.0) -> None:
     policy.nodes[node].pending += 1
-    policy.record(node, False, waited_s, now, timed_out=True)
+    policy.on_failure(node, waited_s, now, silent=True)
 
 
 def refused(policy: Policy, node: str, now: float) -> None:
     policy.nodes[node].pending += 1
-    policy.record(node, False, 0.0, now)
+    policy.on_failure(node, 0.0, now)
 
 
 def practise(policy: Policy, node: str, latencies_s, now: float = 0.0) -> None:
     """The node answers requests with these latencies."""
     for latency_s in latencies_s:
         policy.nodes[node].pending += 1
-        policy.record(node, True, latency_s, now)
+        policy.on_success(node, latency_s, now)

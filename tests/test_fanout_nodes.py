@@ -192,7 +192,7 @@ def test_a_reply_of_a_node_that_has_left_is_no_news(bundle, inputs):
                 aggregator._learn(Reply(gone, None, "reset", 0.1), True)
             assert aggregator.policy.state(gone.id) == "up"
             aggregator._learn(Reply(aggregator.nodes[-1], None, "reset", 0.1), True)
-            assert aggregator.policy.nodes[gone.id].failures == 1
+            assert aggregator.policy.nodes[gone.id].breaker.failures == 1
         assert watcher.late == []
 
     asyncio.run(scenario())

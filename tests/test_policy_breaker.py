@@ -14,7 +14,7 @@ def test_a_node_that_hangs_costs_one_deadline_in_all(failures, requests, every_s
     """Requests come one every so often, also while others wait; only one of them may wait for the deadline."""
     policy = policy_of(breaker_failures=failures, deadline_s=1.0, breaker_reset_s=0.5)
     now, waited, open_sessions = 0.0, [], []
-    policy.record("b", True, 0.01, 0.0)
+    policy.on_success("b", 0.01, 0.0)
     times = sorted([(k * every_s, "ask", None) for k in range(requests)], key=lambda item: item[0])
     while times:
         now, what, thing = times.pop(0)
@@ -22,7 +22,7 @@ def test_a_node_that_hangs_costs_one_deadline_in_all(failures, requests, every_s
             session = policy.session(now)
             for node in set(session.ask) - {"b"}:
                 session.tell(node, True)
-                policy.record(node, True, 0.001, now)
+                policy.on_success(node, 0.001, now)
             if not session.done:
                 open_sessions.append(session)
                 times.append((session.deadline_at, "deadline", session))
@@ -30,11 +30,11 @@ def test_a_node_that_hangs_costs_one_deadline_in_all(failures, requests, every_s
             if not thing.done:
                 thing.decide(now)
                 waited.append(thing)
-            policy.record("b", False, 1.0, now, timed_out=True)
+            policy.on_failure("b", 1.0, now, silent=True)
             for session in open_sessions:
                 session.leave_out("b")
         else:  # a probe hangs too, but no request waits for it
-            policy.record("b", False, 1.0, now, timed_out=True, probe=True)
+            policy.on_probe("b", False, 1.0, now)
         times += [(now + 1.0, "probe", None) for _ in policy.probes(now)]
         times.sort(key=lambda item: item[0])
     assert len(waited) == 1
@@ -44,14 +44,14 @@ def test_a_node_that_hangs_costs_one_deadline_in_all(failures, requests, every_s
 
 def test_a_node_that_failed_is_probed_at_once_and_then_once_in_every_reset_time():
     policy = policy_of(breaker_reset_s=2.0)
-    policy.record("b", True, 0.1, 9.0)
+    policy.on_success("b", 0.1, 9.0)
     assert policy.next_probe_s(9.0) is None
     silent(policy, "b", now=10.0)
     assert policy.next_probe_s(10.0) == 0.0
     assert policy.probes(10.0) == ("b",)
     assert policy.probes(10.0) == ()
     assert policy.next_probe_s(10.0) is None
-    policy.record("b", False, 1.0, 11.0, timed_out=True, probe=True)
+    policy.on_probe("b", False, 1.0, 11.0)
     assert policy.probes(12.9) == ()
     assert policy.next_probe_s(12.5) == pytest.approx(0.5)
     assert policy.probes(13.0) == ("b",)
@@ -59,10 +59,10 @@ def test_a_node_that_failed_is_probed_at_once_and_then_once_in_every_reset_time(
 
 def test_a_node_that_answers_probes_but_no_request_is_not_asked_again_and_again():
     policy = policy_of(breaker_reset_s=2.0)
-    policy.record("b", True, 0.1, 9.0)
+    policy.on_success("b", 0.1, 9.0)
     silent(policy, "b", now=10.0)
     assert policy.probes(10.0) == ("b",)
-    policy.record("b", True, 0.1, 10.1, probe=True)
+    policy.on_probe("b", True, 0.1, 10.1)
     silent(policy, "b", now=11.2)
     assert policy.probes(11.2) == ()
     assert policy.probes(13.2) == ("b",)
@@ -73,7 +73,7 @@ def test_one_good_reply_brings_a_node_back():
     silent(policy, "b", 1.0)
     assert policy.session(1.0).ask == ("a", "c")
     assert policy.probes(2.0) == ("b",)
-    policy.record("b", True, 0.1, 2.1, probe=True)
+    policy.on_probe("b", True, 0.1, 2.1)
     assert policy.session(2.1).ask == NODES
     assert policy.next_probe_s(2.1) is None
 
@@ -84,7 +84,7 @@ def test_refusals_leave_a_node_out_only_when_they_come_in_a_row():
         refused(policy, "b", float(now))
         assert policy.state("b") == "suspect"
         assert policy.session(now).ask == NODES
-        policy.record("b", True, 0.1, now + 1.0)
+        policy.on_success("b", 0.1, now + 1.0)
     refused(policy, "b", 30.0)
     refused(policy, "b", 31.0)
     assert policy.state("b") == "out"
@@ -93,7 +93,7 @@ def test_refusals_leave_a_node_out_only_when_they_come_in_a_row():
 def test_a_request_from_before_a_node_came_back_does_not_count_against_it():
     policy = policy_of()
     silent(policy, "b", now=5.0)
-    policy.record("b", True, 0.01, 6.0, probe=True)
+    policy.on_probe("b", True, 0.01, 6.0)
     silent(policy, "b", now=6.5)  # asked at 5.5, while it hung
     assert policy.state("b") == "up"
     silent(policy, "b", now=7.1)
@@ -102,7 +102,7 @@ def test_a_request_from_before_a_node_came_back_does_not_count_against_it():
 
 def test_a_client_in_a_hurry_cannot_switch_a_slow_node_off():
     policy = policy_of(deadline_s=1.0)
-    policy.record("b", True, 0.2, 1.0)
+    policy.on_success("b", 0.2, 1.0)
     for now in range(2, 10):
         silent(policy, "b", float(now), waited_s=0.05)
     assert policy.state("b") == "up"
@@ -130,7 +130,7 @@ def test_ready_means_that_the_quorum_is_up():
     assert policy.ready
     silent(policy, "b", now=1.0)
     assert not policy.ready
-    policy.record("a", True, 0.1, 2.0)
+    policy.on_success("a", 0.1, 2.0)
     assert policy.ready
 
 
@@ -142,11 +142,11 @@ def test_replicas_of_one_student_make_no_quorum():
 
 def test_requests_are_counted_and_probes_are_not():
     policy = policy_of()
-    policy.record("a", True, 0.2, 1.0)
-    policy.record("a", True, 0.1, 2.0)
+    policy.on_success("a", 0.2, 1.0)
+    policy.on_success("a", 0.1, 2.0)
     silent(policy, "a", now=3.0)
-    policy.record("a", True, 0.18, 4.0, probe=True)
-    policy.record("a", True, 0.3, 5.0, late=True)
+    policy.on_probe("a", True, 0.18, 4.0)
+    policy.on_success("a", 0.3, 5.0, late=True)
     record = policy.nodes["a"]
     assert (record.asked, record.answered) == (4, 2)
     assert record.latency_s == pytest.approx(0.2)
@@ -156,9 +156,12 @@ def test_requests_are_counted_and_probes_are_not():
 def test_whatever_happens_requests_can_reach_the_quorum_and_failed_nodes_are_probed(outcomes):
     policy = policy_of(quorum=2)
     now = 0.0
-    for node, ok, timed_out, step in outcomes:
+    for node, ok, hangs, step in outcomes:
         now += step
-        policy.record(node, ok, min(step, 1.0), now, timed_out=timed_out and not ok)
+        if ok:
+            policy.on_success(node, min(step, 1.0), now)
+        else:
+            policy.on_failure(node, min(step, 1.0), now, silent=hangs)
         assert len(policy.session(now).ask) >= 2
     down = {node for node in NODES if policy.state(node) != "up"}
     assert set(policy.probes(now + policy.config.breaker_reset_s)) == down

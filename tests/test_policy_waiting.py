@@ -95,7 +95,7 @@ def test_nodes_come_and_go_while_requests_are_under_way():
     policy.add("d", 0)
     policy.remove("b")
     assert set(policy.session(0.1).ask) == {"a", "c"} or set(policy.session(0.1).ask) == {"d", "c"}
-    policy.record("b", True, 0.1, 0.1)
+    policy.on_success("b", 0.1, 0.1)
     assert not session.tell("b", True)
     assert session.tell("a", True)
     assert session.tell("c", True)
@@ -131,7 +131,7 @@ def test_a_replica_is_asked_at_once_when_the_first_one_fails():
     session = policy.session(0.0)
     assert "a" in session.ask
     session.tell("a", False)
-    policy.record("a", False, 0.0, 0.0)
+    policy.on_failure("a", 0.0, 0.0)
     assert session.decide(0.0) == ("a2",)
     assert policy.nodes["a2"].pending == 1
     session.tell("b", True)
@@ -174,7 +174,7 @@ def test_every_student_is_fused_once_whatever_order_replies_and_failures_come_in
         now = min(now + rng.expovariate(20), max(session.look_at, now))
         if session.waiting and rng.random() < 0.7:
             node, ok = rng.choice(sorted(session.waiting)), rng.random() < p_ok
-            policy.record(node, ok, now - session.waiting[node], now)
+            (policy.on_success if ok else policy.on_failure)(node, now - session.waiting[node], now)
             if session.tell(node, ok):
                 fused.append(nodes[node])
         asked += session.decide(now)

@@ -119,7 +119,10 @@ class Reference:
         late = request not in self.open
         if not late:
             session.tell(node, code == OK)
-        self.policy.record(node, code == OK, end - at, end, timed_out=code == SILENT, late=late)
+        if code == OK:
+            self.policy.on_success(node, end - at, end, late=late)
+        else:
+            self.policy.on_failure(node, end - at, end, silent=code == SILENT)
         self.nobody_waits_for(node)
         self.decide(request)
         self.look_again()
@@ -215,7 +218,7 @@ class Reference:
     def probe(self, i):
         at, row = self.env.now, next(self.probe_draws)
         end, code = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
-        self.policy.record(f"node-{i}", code == OK, end - at, end, timed_out=code == SILENT, probe=True)
+        self.policy.on_probe(f"node-{i}", code == OK, end - at, end)
         self.nobody_waits_for(f"node-{i}")
         self.look_again()
 

@@ -285,8 +285,8 @@ class Aggregator:
                 reasons[node.id] = asked[node.id]
             elif node.id in session.waiting:
                 reasons[node.id] = "not waited for: it would cost more time than it is worth"
-            elif record.failures:
-                reasons[node.id] = f"left out after {record.failures} failures in a row"
+            elif record.breaker.failures:
+                reasons[node.id] = f"left out after {record.breaker.failures} failures in a row"
             else:
                 reasons[node.id] = "not asked"
         return reasons
@@ -308,9 +308,13 @@ class Aggregator:
         if not self._fanout.asks(reply.node):
             return  # it left while it was probed
         before, was_ready = self.policy.state(node), self.ready
-        if not self.policy.record(
-            node, not reply.error, reply.latency_s, now, timed_out=reply.timed_out, probe=probe, late=late
-        ):
+        if probe:
+            changed = self.policy.on_probe(node, not reply.error, reply.latency_s, now)
+        elif reply.error:
+            changed = self.policy.on_failure(node, reply.latency_s, now, silent=reply.timed_out)
+        else:
+            changed = self.policy.on_success(node, reply.latency_s, now, late=late)
+        if not changed:
             return
         after = self.policy.state(node)
         self.observers.on_state(StateEvent(now, node, before, after, reply.error))

@@ -106,7 +106,7 @@ class Cell:
 
     Attributes:
         free_at: when each device will have done all that it was asked for [n].
-        calm: whether nothing is wrong with it [n].
+        healthy: whether nothing is wrong with each device [n].
         p_loss: what is luckier than this is not lost [n].
         served: exchanges that it spent energy on [n].
         flights: under way, by their identity.
@@ -134,7 +134,7 @@ class Cell:
         self.policy = Policy(dict(zip(self.ids, students, strict=True)), config, deployment.accuracy.tolist())
         self.quorum = quorum
         self.free_at = [0.0] * n
-        self.calm = [True] * n  # nothing is wrong with the device
+        self.healthy = [True] * n
         self._crossings = [w.crossings for w in deployment.work]
         self.p_loss = [channel.most(c) for channel, c in zip(channels, self._crossings, strict=True)]
         self.served = [0] * n

@@ -152,13 +152,13 @@ class Engine:
         deadline_at = session.deadline_at
         flight = Flight(cell, now, deadline_at, row, session)
         flight.ids = session.ask
-        flight.eager = session.eager or self._deployment.first_wins or not policy.calm
+        flight.eager = session.eager or self._deployment.first_wins or not policy.all_up
         nodes, ends, codes = flight.nodes, flight.ends, flight.codes
-        index, calm, free_at, served, p_loss = cell.index, cell.calm, cell.free_at, cell.served, cell.p_loss
+        index, healthy, free_at, served, p_loss = cell.index, cell.healthy, cell.free_at, cell.served, cell.p_loss
         for node in session.ask:
             i = index[node]
             nodes.append(i)
-            if not calm[i] or (luck is not None and luck[i] < p_loss[i]):
+            if not healthy[i] or (luck is not None and luck[i] < p_loss[i]):
                 self._ask_troubled(flight, i, now)
                 continue
             served[i] += 1
@@ -215,7 +215,7 @@ class Engine:
         cell, session = flight.cell, flight.session
         if session is None:
             del cell.flights[id(flight)]
-            self._learn(flight, 0, now, probe=True)
+            self._learn_of_probe(flight, now)
             return
         ends, told = flight.ends, flight.told
         for j in range(len(ends)):
@@ -238,23 +238,32 @@ class Engine:
         else:
             self._launch(flight)
 
-    def _learn(self, flight: Flight, j: int, now: float, *, probe: bool = False) -> None:
-        """The session and the policy are told what came of asking one node."""
+    def _learn(self, flight: Flight, j: int, now: float) -> None:
+        """The session and the policy take what came of asking one node."""
         cell, node, end, code = flight.cell, flight.ids[j], flight.ends[j], flight.codes[j]
         flight.told |= 1 << j
         late, latency = flight.answered, end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at)
         if not late and flight.session is not None:
             flight.session.tell(node, code == OK)
         if code == OK:
-            if cell.policy.record(node, True, latency, end, probe=probe, late=late):
+            if cell.policy.on_success(node, latency, end, late=late):
                 cell.ready = cell.policy.ready
-        else:
-            others = self._others(flight, flight.nodes[j], now)
-            if cell.policy.record(node, False, latency, now, timed_out=code == SILENT, probe=probe, late=late):
-                cell.ready = cell.policy.ready
+            return
+        others = self._others(flight, flight.nodes[j], now)
+        if cell.policy.on_failure(node, latency, now, silent=code == SILENT):
+            cell.ready = cell.policy.ready
+        self._now_troubled(cell, node, others, now)
+        self._plan_probe(cell, now)
+
+    def _learn_of_probe(self, flight: Flight, now: float) -> None:
+        """The policy takes what came of a probe."""
+        cell, node, end, ok = flight.cell, flight.ids[0], flight.ends[0], flight.codes[0] == OK
+        others = [] if ok else self._others(flight, flight.nodes[0], now)
+        if cell.policy.on_probe(node, ok, end - flight.asked_at, end if ok else now):
+            cell.ready = cell.policy.ready
+        if not ok:
             self._now_troubled(cell, node, others, now)
-        if code != OK or probe:
-            self._plan_probe(cell, now)
+        self._plan_probe(cell, now)
 
     def _others(self, flight: Flight, i: int, now: float) -> list[Flight]:
         """Flights that have asked a device that fails now; what they have of anybody is told before it counts."""
@@ -320,7 +329,7 @@ class Engine:
             return
         cell, now = self._cells[cell_number], self._now
         condition = self._world.conditions[cell_number][device]
-        cell.calm[i] = after is State.UP and not condition.corrupt and not condition.delay_s
+        cell.healthy[i] = after is State.UP and not condition.corrupt and not condition.delay_s
         if before is after:
             return
         if after in (State.REFUSING, State.OFF) and before not in (State.REFUSING, State.OFF):

@@ -117,7 +117,7 @@ class Watch:
 
     def _state(self, node: Node) -> object:
         """Equal as long as a look at a node's certificate holds: neither folder nor node has changed since."""
-        return self._tls.version, node.address, self._aggregator.policy.nodes[node.id].up_since
+        return self._tls.version, node.address, self._aggregator.policy.nodes[node.id].breaker.up_since
 
     async def _look_at(self, node: Node) -> None:
         """Takes a node out whose certificate was revoked, or lets it in again."""

@@ -1,9 +1,15 @@
 """Which nodes to ask and how long to wait: pure logic with injected time, the same live and in the simulator.
 
-``policy`` knows the nodes, ``session`` one request (hedging, early fusion), ``latencies`` what is expected of a node,
-``file`` the TOML table.
+::
+
+    config      what the operator decides                      (PolicyConfig; file: the same as a TOML file)
+    policy      the state of every node, and new sessions      (Policy)
+    session     one request: hedging, early fusion, its end    (Session; knows a policy only by a protocol)
+    breaker     circuit breaker of one node                    (Breaker)
+    latencies   last latencies of one node                     (Latencies)
 """
 
-from nonn.aggregator.policy.policy import Policy, PolicyConfig
+from nonn.aggregator.policy.config import PolicyConfig
+from nonn.aggregator.policy.policy import Policy
 
 __all__ = ["Policy", "PolicyConfig"]

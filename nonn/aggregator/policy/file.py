@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.policy.config import PolicyConfig
 from nonn.errors import ConfigError
 from nonn.files import atomic_file
 from nonn.toml import from_mapping, parse_toml

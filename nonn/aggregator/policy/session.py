@@ -1,7 +1,7 @@
-"""One request's decisions: whom to ask, whom to ask in addition, and when the answer is good enough.
+"""One request's decisions: which nodes to ask, which in addition, and when the answer is good enough.
 
-A session is told of every reply and every failure, and says after each of them, and at ``look_at`` at the latest, whom
-to ask now and whether to go on waiting. No clock, no network: time is an argument.
+A session takes every reply and every failure, and says after each of them, and at ``look_at`` at the latest, which
+nodes to ask now and whether to go on waiting. No clock, no network: time is an argument.
 
 **Hedging.** A student that several nodes run is asked of one of them: the one that will answer first by its median
 latency and what it has still to do. If it fails, or is silent for longer than 95 % of its answers take, the next one
@@ -23,24 +23,68 @@ has made the rest not worth it; then it decides again. If no k is worth anything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from nonn.aggregator.policy import Policy
+from nonn.aggregator.policy.config import PolicyConfig
+from nonn.aggregator.policy.latencies import Latencies
 
-__all__ = ["Session"]
+__all__ = ["Session", "SessionPolicy"]
 
 # Timers of an event loop may fire this early.
 EPSILON_S = 1e-6
 # Between two looks at the same silence; decisions finer than this are not worth waking up for.
 MIN_LOOK_S = 2e-4
-_NOBODY: frozenset[str] = frozenset()
+_NONE: frozenset[str] = frozenset()
+
+
+class SessionPolicy(Protocol):
+    """What a session needs to know of all nodes; ``Policy`` is one."""
+
+    @property
+    def config(self) -> PolicyConfig:
+        """What the operator decides."""
+        ...
+
+    @property
+    def accuracy(self) -> Sequence[float]:
+        """Of each set of students [2^N]; early fusion needs it."""
+        ...
+
+    @property
+    def bits(self) -> Mapping[str, int]:
+        """Id → bit of its student in a mask; a node that has left is missing."""
+        ...
+
+    @property
+    def replicated(self) -> bool:
+        """Whether several nodes run the same student."""
+        ...
+
+    def latencies(self, node: str) -> Latencies:
+        """The last latencies of a node."""
+        ...
+
+    def hedge_after_s(self, node: str) -> float:
+        """How long a node may be silent before a replica is asked too."""
+        ...
+
+    def asked(self, node: str) -> bool:
+        """A session asks one node more. Returns whether it may."""
+        ...
 
 
 class Session:
     """One request; made by ``Policy.session``.
+
+    Args:
+        policy: what is known of all nodes.
+        ask: nodes to ask first.
+        spares: further replicas of a student, in the order in which they are asked.
+        now: time of the request.
+        deadline_s: when waiting ends in any case.
+        below_quorum: the nodes that are not out are fewer than the quorum: every reply matters.
 
     Attributes:
         ask: nodes to ask first.
@@ -56,8 +100,8 @@ class Session:
     """
 
     __slots__ = (
+        "_below_quorum",
         "_chance",
-        "_desperate",
         "_hung",
         "_policy",
         "_spares",
@@ -77,23 +121,23 @@ class Session:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: SessionPolicy,
         ask: tuple[str, ...],
         spares: Mapping[int, tuple[str, ...]],
         now: float,
         deadline_s: float,
-        desperate: bool,
+        below_quorum: bool,
     ) -> None:
-        self._policy, self._desperate, self.ask, self.asked_at = policy, desperate, ask, now
+        self._policy, self._below_quorum, self.ask, self.asked_at = policy, below_quorum, ask, now
         self.deadline_at = self.look_at = now + deadline_s
         self.waiting = dict.fromkeys(ask, now)
-        self._hung = _NOBODY
+        self._hung = _NONE
         self._spares = {student: list(nodes) for student, nodes in spares.items()} if spares else {}
         self.answered = self.hedges = 0
         self.done, self.early = not ask, False
         self._until, self._wanted, self._chance = -inf, 0, 0.0  # the last decision to wait
-        # With replicas also because who is asked next depends on what is still under way.
-        self.eager = desperate or policy.replicated or policy.config.accuracy_per_ms > 0
+        # With replicas also because the next node to ask depends on what is still under way.
+        self.eager = below_quorum or policy.replicated or policy.config.accuracy_per_ms > 0
         if self.eager:
             self._look(now)
 
@@ -117,7 +161,7 @@ class Session:
 
     def leave_out(self, node: str) -> None:
         """Stops waiting for a node that another request has found to hang, unless the quorum needs it."""
-        if not self._desperate and node in self.waiting:
+        if not self._below_quorum and node in self.waiting:
             self._hung = self._hung | {node}
             self._settle()
 
@@ -145,7 +189,7 @@ class Session:
             return ()
         more = self._hedge(now) if self._spares else ()
         # Where every student has one node, the last reply of all has set ``done``.
-        if (self._desperate or self._policy.replicated) and not self._missing():
+        if (self._below_quorum or self._policy.replicated) and not self._missing():
             self.done = True
         else:
             self._look(now)
@@ -154,7 +198,7 @@ class Session:
     def _missing(self) -> bool:
         """Whether a student that has not answered may still do so."""
         bits, answered = self._policy.bits, self.answered
-        hung = self._hung if answered.bit_count() >= self._policy.config.quorum else _NOBODY
+        hung = self._hung if answered.bit_count() >= self._policy.config.quorum else _NONE
         return any(bits.get(node, 0) & ~answered and node not in hung for node in self.waiting)
 
     def _hedge(self, now: float) -> tuple[str, ...]:
@@ -173,7 +217,7 @@ class Session:
         return tuple(more)
 
     def _hedge_at(self, student: int) -> float:
-        """When the next replica of a student is due; the past if nobody is left to wait for."""
+        """When the next replica of a student is due; the past if no node is left to wait for."""
         bit, policy = 1 << student, self._policy
         waiting = [item for item in self.waiting.items() if item[0] not in self._hung]
         asked = [(at, node) for node, at in waiting if policy.bits.get(node, 0) == bit]
@@ -216,7 +260,7 @@ class Session:
         for node, asked_at in self.waiting.items():
             bit = policy.bits.get(node, 0)
             if bit & ~answered and node not in self._hung:
-                chance, wait_s = policy.nodes[node].latencies.rest(now - asked_at, self.deadline_at - asked_at)
+                chance, wait_s = policy.latencies(node).rest(now - asked_at, self.deadline_at - asked_at)
                 if bit not in best or chance > best[bit][1]:
                     best[bit] = wait_s, chance, bit
         return list(best.values())
