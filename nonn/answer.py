@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,33 @@ from numpy.typing import NDArray
 from nonn.errors import InputError
 from nonn.rpc.wire import Array, Parameter, read_parameters, read_tensors
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "ReplyStatus"]
+
+
+class ReplyStatus(IntEnum):
+    """Outcome of one node in one request. Programs decide by this; texts next to it are for people."""
+
+    OK = 0
+    SILENT = 1
+    """Nothing came until the deadline."""
+    UNREACHABLE = 2
+    """There was no connection, or it broke."""
+    REFUSED = 3
+    """The node rejects the request as bad, which is not its failure."""
+    MALFORMED = 4
+    """The reply failed a check: its size, request, bundle, tensors or values."""
+    FAILED = 5
+    """Any other error of the node."""
+    REMOVED = 6
+    """The node left the cluster while it was asked."""
+    GIVEN_UP = 7
+    """The request was cancelled before the node answered."""
+    NOT_AWAITED = 8
+    """The answer was given without it: waiting would have cost more than it was worth."""
+    LEFT_OUT = 9
+    """It was not asked, because it is out after earlier failures."""
+    NOT_ASKED = 10
+    """It was not asked, for example because a replica of its student was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +58,8 @@ class Answer:
         degraded: whether any device is missing.
         bundle: hash of the bundle that answered.
         expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
-        failures: why each missing node is missing, by node id.
+        failures: why each missing node is missing, by node id; for people.
+        statuses: the same for programs; known only in the aggregator's process, empty elsewhere.
         early: fused although a device might still have answered in time, since it was not worth the wait.
         latency_s: from request to answer, where this object was made.
     """
@@ -43,6 +71,7 @@ class Answer:
     bundle: str
     expected_accuracy: float
     failures: Mapping[str, str] = field(default_factory=dict)
+    statuses: Mapping[str, ReplyStatus] = field(default_factory=dict)
     early: bool = False
     latency_s: float = 0.0
 

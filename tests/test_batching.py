@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nonn.aggregator.batching import BatchConfig, Batcher
 from nonn.aggregator.policy import PolicyConfig
-from nonn.answer import Answer
+from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
 from tests.serving import TIMEOUT_S
 
@@ -263,7 +263,7 @@ def test_batches_shrink_when_they_take_too_long_and_grow_again():
 def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobody_up():
     async def scenario():
         clock, policy, blocked = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
-        took_s, failures = 0.01, dict[str, str]()
+        took_s, statuses = 0.01, dict[str, ReplyStatus]()
         asked = []
 
         async def infer(batch, remaining_s, *, num_requests):
@@ -271,14 +271,14 @@ def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobo
             clock.now += took_s
             if took_s == 0:
                 await blocked.wait()
-            return answer_to(batch, degraded=bool(failures), failures=failures)
+            return answer_to(batch, degraded=bool(statuses), statuses=statuses)
 
         batcher = Batcher(infer, BatchConfig(max_batch=16), policy, clock)
         one = np.zeros((1, 4), np.uint8)
         for _ in range(40):
             await batcher.infer(one)
         batcher._limit = 16
-        took_s, failures = policy.deadline_s, {"node-1": "silent for 1000.00 s"}
+        took_s, statuses = policy.deadline_s, {"node-1": ReplyStatus.SILENT}
         for _ in range(20):  # so many are under way when one node hangs for a whole deadline
             await batcher.infer(one)
         assert batcher._limit == 16
@@ -300,7 +300,7 @@ def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers():
         await asyncio.sleep(0)
         if (batch > 100).any():
             if num_requests > 1 and batch[0, 0] > 0:  # some nodes refuse, others answer
-                return answer_to(batch, degraded=True, failures={"node-1": "INVALID_ARGUMENT: not finite"})
+                return answer_to(batch, degraded=True, statuses={"node-1": ReplyStatus.REFUSED})
             raise InputError("no node takes this request")
         return answer_to(batch)
 

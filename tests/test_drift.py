@@ -21,6 +21,7 @@ from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
+from nonn.answer import ReplyStatus
 from nonn.bundle import load_bundle, write_bundle
 from nonn.client import Client
 from nonn.errors import BundleError, ConfigError
@@ -292,7 +293,7 @@ def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afre
         """Of the nodes that are in the cluster now; each is of another second."""
         row = next(rows)
         sent = {i: feature[0 if spoilt and i == bad else row][None] for i, feature in enumerate(features)}
-        replies = tuple(Reply(node, sent[node.student], "", 0.01) for node in aggregator.nodes)
+        replies = tuple(Reply(node, ReplyStatus.OK, 0.01, sent[node.student]) for node in aggregator.nodes)
         return RequestEvent(float(row), 1, "ok", 0xFF, 0.9, 0.01, replies, features=sent)
 
     async def judge(event):

@@ -12,6 +12,7 @@ import pytest
 
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
+from nonn.answer import ReplyStatus
 from nonn.errors import ConfigError, InputError, QuorumError
 from nonn.reliability.subsets import members
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -184,14 +185,14 @@ def test_a_reply_of_a_node_that_has_left_is_no_news(bundle, inputs):
         async with cluster(bundle, watcher=watcher) as aggregator:
             gone = aggregator.nodes[2]
             await aggregator.remove_node(gone.id)
-            aggregator._learn(Reply(gone, None, "", 0.1), True)
-            aggregator._learn(Reply(gone, None, "bad request", 0.1, blameless=True), True)
+            aggregator._learn(Reply(gone, ReplyStatus.OK, 0.1), True)
+            aggregator._learn(Reply(gone, ReplyStatus.REFUSED, 0.1, error="bad request"), True)
             assert [event.after for event in watcher.states] == [""]
             await aggregator.add_node(dataclasses.replace(gone))  # one that came after it, under its id
             for _ in range(9):
-                aggregator._learn(Reply(gone, None, "reset", 0.1), True)
+                aggregator._learn(Reply(gone, ReplyStatus.FAILED, 0.1, error="reset"), True)
             assert aggregator.policy.state(gone.id) == "up"
-            aggregator._learn(Reply(aggregator.nodes[-1], None, "reset", 0.1), True)
+            aggregator._learn(Reply(aggregator.nodes[-1], ReplyStatus.FAILED, 0.1, error="reset"), True)
             assert aggregator.policy.nodes[gone.id].breaker.failures == 1
         assert watcher.late == []
 

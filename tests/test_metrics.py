@@ -17,9 +17,10 @@ import pytest
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.monitoring.drift import DriftNotice
 from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
-from nonn.aggregator.monitoring.metrics import CODES, Metrics
+from nonn.aggregator.monitoring.metrics import CODES, Metrics, code_of
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
+from nonn.answer import ReplyStatus
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
@@ -157,7 +158,7 @@ def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle):
     before = len(watched.exposition("")[0])
     for i in range(200):
         node = Node(id=f"guest-{i}", address="127.0.0.1:9", student=0)
-        reply = Reply(node, np.zeros((1, 4), np.float32), "", 0.01)
+        reply = Reply(node, ReplyStatus.OK, 0.01, np.zeros((1, 4), np.float32))
         event = RequestEvent(float(i), 1, "degraded", 1, 0.5, 0.01, (reply,), features={0: reply.features})
         watched.on_state(StateEvent(float(i), node.id, "", "up", "joined"))
         watched.on_request(event)
@@ -177,17 +178,17 @@ def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle):
 def test_every_failure_of_a_node_has_one_of_a_few_codes(bundle):
     watched, nodes = observed(bundle)
     failures = {
-        "silent for 1.00 s": "DEADLINE_EXCEEDED",
-        "unreachable: connection refused": "UNAVAILABLE",
-        "bad reply: 7 bytes that are no ModelInferResponse": "BAD_REPLY",
-        "INTERNAL: the node's own text 8f3a": "ERROR",
+        ReplyStatus.SILENT: "DEADLINE_EXCEEDED",
+        ReplyStatus.UNREACHABLE: "UNAVAILABLE",
+        ReplyStatus.MALFORMED: "BAD_REPLY",
+        ReplyStatus.FAILED: "ERROR",
+        ReplyStatus.REFUSED: "BAD_REQUEST",
     }
-    replies = [Reply(nodes[0], None, error, 0.1) for error in failures]
-    replies.append(Reply(nodes[0], None, "given up", 0.1, blameless=True))
+    replies = [Reply(nodes[0], status, 0.1, error="the node's own text 8f3a") for status in failures]
     watched.on_request(RequestEvent(1.0, 1, "below_quorum", replies=tuple(replies)))
     text = watched.exposition("")[0].decode()
-    assert {*failures.values(), "BAD_REQUEST"} <= set(CODES)
-    for code in {*failures.values(), "BAD_REQUEST"}:
+    assert {*map(code_of, ReplyStatus)} == set(CODES)
+    for code in failures.values():
         assert f'nonn_node_rpc_duration_seconds_count{{code="{code}",node="node-0",part="0"}} 1.0' in text
 
 

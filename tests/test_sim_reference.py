@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import simpy
-from nonn_sim.cells import CORRUPT, OK, REFUSED, SILENT
+from nonn_sim.cells import MALFORMED, OK, SILENT, UNREACHABLE
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
 from nonn_sim.faults import State, World
@@ -33,13 +33,13 @@ GONE = (State.REFUSING, State.OFF)
 class Job:
     """What a device of the reference is asked for."""
 
-    def __init__(self, env, arrives, service_s, deadline_at, down_s, code):
-        self.arrives, self.left_s, self.deadline_at, self.down_s, self.code = (
+    def __init__(self, env, arrives, service_s, deadline_at, down_s, status):
+        self.arrives, self.left_s, self.deadline_at, self.down_s, self.status = (
             arrives,
             service_s,
             deadline_at,
             down_s,
-            code,
+            status,
         )
         self.reply, self.begun, self.has_left = env.event(), False, False
 
@@ -115,14 +115,14 @@ class Reference:
     def ask(self, request, i):
         """One exchange, and at once everything that follows from its outcome."""
         at, node, session = self.env.now, f"node-{i}", request.session
-        end, code = yield self.env.process(self.exchange(i, session.deadline_at - at, request.row, False))
+        end, status = yield self.env.process(self.exchange(i, session.deadline_at - at, request.row, False))
         late = request not in self.open
         if not late:
-            session.tell(node, code == OK)
-        if code == OK:
+            session.tell(node, status == OK)
+        if status == OK:
             self.policy.on_success(node, end - at, end, late=late)
         else:
-            self.policy.on_failure(node, end - at, end, silent=code == SILENT)
+            self.policy.on_failure(node, end - at, end, silent=status == SILENT)
         self.nobody_waits_for(node)
         self.decide(request)
         self.look_again()
@@ -158,7 +158,7 @@ class Reference:
         deadline_at, expired = env.now + deadline_s, env.timeout(deadline_s)
         while True:
             if self.state(i) is State.REFUSING and not probe:
-                return env.now, REFUSED
+                return env.now, UNREACHABLE
             if self.state(i) is State.OFF and not probe:
                 yield expired
                 return env.now, SILENT
@@ -167,8 +167,8 @@ class Reference:
                 if expired.processed:
                     return env.now, SILENT
             condition = self.world.conditions[0][i]
-            arrives, code = env.now + up[i] + condition.delay_s, CORRUPT if condition.corrupt else OK
-            job = Job(env, arrives, service[i], deadline_at, down[i], code)
+            arrives, status = env.now + up[i] + condition.delay_s, MALFORMED if condition.corrupt else OK
+            job = Job(env, arrives, service[i], deadline_at, down[i], status)
             if luck is None or not self.channels[i].lost(env.now, luck[i], luck[self.n + i]):
                 self.jobs[i].append(job)
                 asked, self.asked[i] = self.asked[i], env.event()
@@ -177,7 +177,7 @@ class Reference:
             while True:
                 yield job.reply | expired | change
                 if job.reply.processed:
-                    return env.now, code
+                    return env.now, status
                 if expired.processed:
                     return env.now, SILENT
                 if change.value in GONE and not job.has_left:
@@ -217,8 +217,8 @@ class Reference:
 
     def probe(self, i):
         at, row = self.env.now, next(self.probe_draws)
-        end, code = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
-        self.policy.on_probe(f"node-{i}", code == OK, end - at, end)
+        end, status = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
+        self.policy.on_probe(f"node-{i}", status == OK, end - at, end)
         self.nobody_waits_for(f"node-{i}")
         self.look_again()
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
-from nonn.answer import Answer
+from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
 from nonn.rpc.wire import MAX_SAMPLES, Array
 
@@ -323,14 +323,13 @@ class Batcher:
 
 def _hung(answer: Answer | None) -> bool:
     """Whether an answer came late because a node was silent."""
-    reasons = answer.failures.values() if answer else ()
-    return any(reason.startswith(("silent", "not waited for")) for reason in reasons)
+    statuses = answer.statuses.values() if answer else ()
+    return ReplyStatus.SILENT in statuses or ReplyStatus.NOT_AWAITED in statuses
 
 
 def _refused(answer: Answer | None, error: Exception | None) -> bool:
     """Whether a node said that the batch was bad; a nonn node says so of values that its student cannot take."""
-    reasons = answer.failures.values() if answer else ()
-    return isinstance(error, InputError) or any(reason.startswith("INVALID_ARGUMENT") for reason in reasons)
+    return isinstance(error, InputError) or (answer is not None and ReplyStatus.REFUSED in answer.statuses.values())
 
 
 def _incomplete(answer: Answer | None, error: Exception | None) -> bool:

@@ -19,13 +19,13 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 import numpy as np
 from grpc import aio
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy.session import Session
-from nonn.aggregator.reply import Float32, Reply, ReplyReader, reason, reply_limit
+from nonn.aggregator.reply import Float32, Reply, ReplyReader, failure, reply_limit, silence
+from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.views import View, seen
 from nonn.errors import InputError
@@ -262,8 +262,8 @@ class Fanout:
         except BaseException:
             for call, link, asked_at in flight.calls.values():
                 call.cancel()
-                given_up = Reply(link.node, None, "given up", self._clock() - asked_at, blameless=True)
-                self._learn(given_up, False)
+                given_up_s = self._clock() - asked_at
+                self._learn(Reply(link.node, ReplyStatus.GIVEN_UP, given_up_s, error="given up"), False)
             raise
         finally:
             flight.stop_timer()
@@ -308,18 +308,17 @@ class Fanout:
         try:
             raw = await call
             took_s = (at or self._clock()) - asked_at
-            return Reply(link.node, link.reader.read(raw, flight.request_id, len(flight.batch)), "", took_s)
+            features = link.reader.read(raw, flight.request_id, len(flight.batch))
+            return Reply(link.node, ReplyStatus.OK, took_s, features)
         except aio.AioRpcError as exc:
-            took_s, code = (at or self._clock()) - asked_at, exc.code()
-            silent = code is grpc.StatusCode.DEADLINE_EXCEEDED
-            blameless = code is grpc.StatusCode.INVALID_ARGUMENT
-            return Reply(link.node, None, reason(exc, took_s), took_s, silent, blameless)
+            return failure(link.node, exc, (at or self._clock()) - asked_at)
         except InputError as exc:
-            return Reply(link.node, None, f"bad reply: {exc}", took_s)
+            return Reply(link.node, ReplyStatus.MALFORMED, took_s, error=f"bad reply: {exc}")
         except asyncio.CancelledError:
             if not call.cancelled() or self._links.get(link.node.id) is link:
                 raise
-            return Reply(link.node, None, "it left the cluster", self._clock() - asked_at)
+            took_s = self._clock() - asked_at
+            return Reply(link.node, ReplyStatus.REMOVED, took_s, error="it left the cluster")
 
     def _leave(self, flight: _Flight, session: Session) -> list[Reply]:
         """At the deadline, who has not answered was silent; before it, what comes is learnt from when it comes."""
@@ -327,8 +326,7 @@ class Fanout:
         if session.timed_out(now):
             for call, link, asked_at in flight.calls.values():
                 call.cancel()
-                waited_s = now - asked_at
-                silent.append(Reply(link.node, None, f"silent for {waited_s:.2f} s", waited_s, timed_out=True))
+                silent.append(silence(link.node, now - asked_at))
                 self._learn(silent[-1], False)
             return silent
 

@@ -1,7 +1,7 @@
-"""What came of asking one node, checked before it may be fused.
+"""The outcome of asking one node, checked before it may be fused.
 
-A reply counts only if it is to this very request, of this bundle, of exactly the expected name, dtype and shape, not
-larger than that takes, and finite. Whatever else comes is that node's failure, never the request's.
+A reply is valid only if it is to this very request, of this bundle, of exactly the expected name, dtype and shape, not
+larger than that takes, and finite. Anything else is that node's failure, never the request's.
 
 A foreign node, an ordinary server of the Open Inference Protocol, cannot say which bundle its model is of. The
 operator vouches for it in the inventory; everything else is checked as strictly.
@@ -18,38 +18,54 @@ from grpc import aio
 from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node
+from nonn.answer import ReplyStatus
 from nonn.bundle import Student
 from nonn.errors import InputError
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, read_parameters, read_tensors
 from nonn.security import handshake
 
-__all__ = ["Reply", "reason", "reply_limit"]
+__all__ = ["Reply", "ReplyReader", "failure", "reply_limit", "silence"]
 
 Float32 = NDArray[np.float32]
+
+_BLAMELESS = (ReplyStatus.REFUSED, ReplyStatus.GIVEN_UP)
+_STATUS = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: ReplyStatus.SILENT,
+    grpc.StatusCode.UNAVAILABLE: ReplyStatus.UNREACHABLE,
+    grpc.StatusCode.INVALID_ARGUMENT: ReplyStatus.REFUSED,
+}
 
 ENVELOPE_BYTES = 16 * 1024  # names, shape and parameters around the features; a nonn node takes 300
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reply:
-    """What came of asking one node.
+    """The outcome of asking one node.
 
     Attributes:
         node: that was asked.
-        features: [B, d_i]; None if it failed.
-        error: why it failed; empty if it did not.
+        status: whether it answered, or how it failed.
         latency_s: from asking to the reply or the failure.
-        timed_out: it failed by silence.
-        blameless: it says that the request is bad, which is not its own failure.
+        features: [B, d_i]; None if it failed.
+        error: why it failed, for people; empty if it did not.
     """
 
     node: Node
-    features: Float32 | None
-    error: str
+    status: ReplyStatus
     latency_s: float
-    timed_out: bool = False
-    blameless: bool = False
+    features: Float32 | None = None
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the node answered well."""
+        return self.status is ReplyStatus.OK
+
+    @property
+    def blameless(self) -> bool:
+        """Whether the node is not to blame: the request was bad, or nobody waited to the end."""
+        return self.status in _BLAMELESS
 
 
 def reply_limit(num_samples: int, width: int) -> int:
@@ -110,11 +126,19 @@ class ReplyReader:
         return features
 
 
-def reason(exc: aio.AioRpcError, waited_s: float) -> str:
-    """A failed call in a few words; gRPC nests the cause of a lost connection three colons deep."""
+def failure(node: Node, exc: aio.AioRpcError, waited_s: float) -> Reply:
+    """A failed call as a reply, with a short text: gRPC nests the cause of a lost connection three colons deep."""
     code, details = exc.code(), exc.details() or ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"silent for {waited_s:.2f} s"
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return f"unreachable: {handshake.reason(details) or details.rsplit(': ', 1)[-1]}"
-    return f"{code.name}: {details}"
+    status = _STATUS.get(code, ReplyStatus.FAILED)
+    if status is ReplyStatus.SILENT:
+        return silence(node, waited_s)
+    if status is ReplyStatus.UNREACHABLE:
+        text = f"unreachable: {handshake.reason(details) or details.rsplit(': ', 1)[-1]}"
+    else:
+        text = f"{code.name}: {details}"
+    return Reply(node, status, waited_s, error=text)
+
+
+def silence(node: Node, waited_s: float) -> Reply:
+    """The reply of a node that has sent nothing until the deadline."""
+    return Reply(node, ReplyStatus.SILENT, waited_s, error=f"silent for {waited_s:.2f} s")

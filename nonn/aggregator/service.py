@@ -23,7 +23,7 @@ from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.solver import HeadSolver
-from nonn.answer import Answer
+from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, InputError, NonnError, QuorumError
 from nonn.reliability.subsets import mask_of
@@ -199,6 +199,7 @@ class Aggregator:
         answered = np.zeros(self.bundle.num_devices, np.bool_)
         answered[list(features)] = True
         now = self._clock()
+        missing = {} if len(features) == len(self.nodes) else self._missing(session, replies)
         answer = Answer(
             logits=logits.astype(np.float32),
             confidence=self._head.confidence(logits, mask).astype(np.float32),
@@ -206,7 +207,8 @@ class Aggregator:
             degraded=len(features) < self.bundle.num_devices,
             bundle=self.bundle.hash,
             expected_accuracy=self.policy.accuracy[mask],
-            failures={} if len(features) == len(self.nodes) else self._failures(session, replies),
+            failures={node: text for node, (_, text) in missing.items()},
+            statuses={node: status for node, (status, _) in missing.items()},
             early=session.early,
             latency_s=now - start,
         )
@@ -263,7 +265,7 @@ class Aggregator:
             )
         if replies and all(reply.blameless for reply in replies):
             return InputError(f"no node takes this request; {replies[0].node.id}: {replies[0].error}")
-        missing = [f"{node} ({reason})" for node, reason in self._failures(session, replies).items()]
+        missing = [f"{node} ({text})" for node, (_, text) in self._missing(session, replies).items()]
         if not self.nodes:
             missing.append("no node is in the cluster")
         elif nowhere := sorted(set(range(self.bundle.num_devices)) - {node.student for node in self.nodes}):
@@ -273,22 +275,23 @@ class Aggregator:
             f"{self.policy.config.quorum}; missing: {'; '.join(missing)}"
         )
 
-    def _failures(self, session: Session, replies: Iterable[Reply]) -> dict[str, str]:
+    def _missing(self, session: Session, replies: Iterable[Reply]) -> dict[str, tuple[ReplyStatus, str]]:
         """Why each node is missing whose student did not answer, in the order of the inventory."""
-        asked = {reply.node.id: reply.error for reply in replies if reply.error}
+        asked = {reply.node.id: reply for reply in replies if not reply.ok}
         reasons = {}
         for node in self.nodes:
             record = self.policy.nodes[node.id]
             if session.answered >> node.student & 1:
                 continue
-            if node.id in asked:
-                reasons[node.id] = asked[node.id]
+            if reply := asked.get(node.id):
+                reasons[node.id] = reply.status, reply.error
             elif node.id in session.waiting:
-                reasons[node.id] = "not waited for: it would cost more time than it is worth"
-            elif record.breaker.failures:
-                reasons[node.id] = f"left out after {record.breaker.failures} failures in a row"
+                text = "not waited for: it would cost more time than it is worth"
+                reasons[node.id] = ReplyStatus.NOT_AWAITED, text
+            elif failures := record.breaker.failures:
+                reasons[node.id] = ReplyStatus.LEFT_OUT, f"left out after {failures} failures in a row"
             else:
-                reasons[node.id] = "not asked"
+                reasons[node.id] = ReplyStatus.NOT_ASKED, "not asked"
         return reasons
 
     def _learn(self, reply: Reply, late: bool) -> None:
@@ -298,7 +301,7 @@ class Aggregator:
         if reply.blameless:
             self.policy.dropped(reply.node.id)
             return
-        if late and not reply.error:
+        if late and reply.ok:
             self.observers.on_late(LateEvent(self._clock(), reply.node.id, reply.latency_s))
         self._record(reply, late=late)
 
@@ -309,11 +312,12 @@ class Aggregator:
             return  # it left while it was probed
         before, was_ready = self.policy.state(node), self.ready
         if probe:
-            changed = self.policy.on_probe(node, not reply.error, reply.latency_s, now)
-        elif reply.error:
-            changed = self.policy.on_failure(node, reply.latency_s, now, silent=reply.timed_out)
-        else:
+            changed = self.policy.on_probe(node, reply.ok, reply.latency_s, now)
+        elif reply.ok:
             changed = self.policy.on_success(node, reply.latency_s, now, late=late)
+        else:
+            silent = reply.status is ReplyStatus.SILENT
+            changed = self.policy.on_failure(node, reply.latency_s, now, silent=silent)
         if not changed:
             return
         after = self.policy.state(node)

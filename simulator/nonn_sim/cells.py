@@ -14,14 +14,16 @@ from math import inf
 
 from nonn.aggregator.policy import Policy
 from nonn.aggregator.policy.session import Session
+from nonn.answer import ReplyStatus
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import Condition, State
 from nonn_sim.links import Channel, Exchange
 from nonn_sim.scenario import Scenario
 
-__all__ = ["CORRUPT", "OK", "REFUSED", "SILENT", "Cell", "Flight", "Job"]
+__all__ = ["MALFORMED", "OK", "SILENT", "UNREACHABLE", "Cell", "Flight", "Job"]
 
-OK, REFUSED, SILENT, CORRUPT = range(4)  # what came of asking a node
+OK, SILENT = ReplyStatus.OK, ReplyStatus.SILENT
+UNREACHABLE, MALFORMED = ReplyStatus.UNREACHABLE, ReplyStatus.MALFORMED
 LATE_JOBS = 256  # remembered before those that are over are forgotten
 _NOTHING: dict[int, float] = {}
 
@@ -34,7 +36,6 @@ class Flight:
         "asked_at",
         "begun",
         "cell",
-        "codes",
         "deadline_at",
         "due",
         "eager",
@@ -45,6 +46,7 @@ class Flight:
         "nodes",
         "row",
         "session",
+        "statuses",
         "told",
     )
 
@@ -61,7 +63,7 @@ class Flight:
         self.ids: Sequence[str] = ()
         self.nodes: list[int] = []
         self.ends: list[float] = []
-        self.codes: list[int] = []
+        self.statuses: list[ReplyStatus] = []
         self.due = asked_at
 
     @property
@@ -81,10 +83,10 @@ class Flight:
 class Job:
     """What a device has still to do: for a frozen device, and for replies that are known to come too late."""
 
-    __slots__ = ("arrives", "begun", "code", "flight", "start", "work_s")
+    __slots__ = ("arrives", "begun", "flight", "start", "status", "work_s")
 
-    def __init__(self, flight: Flight, arrives: float, start: float, work_s: float, code: int) -> None:
-        self.flight, self.arrives, self.start, self.work_s, self.code = flight, arrives, start, work_s, code
+    def __init__(self, flight: Flight, arrives: float, start: float, work_s: float, status: ReplyStatus) -> None:
+        self.flight, self.arrives, self.start, self.work_s, self.status = flight, arrives, start, work_s, status
         self.begun = False  # then it goes on, even if nobody waits for it any more
 
     def over(self, now: float) -> bool:
@@ -151,14 +153,14 @@ class Cell:
         if len(late) > LATE_JOBS:
             self._late[i] = [other for other in late if not other.over(now)]
 
-    def exchange(self, flight: Flight, i: int, now: float) -> tuple[float, int]:
+    def exchange(self, flight: Flight, i: int, now: float) -> tuple[float, ReplyStatus]:
         """When and how an exchange that begins now will end, as far as can be known now."""
         service, up, _, luck, _ = flight.row
         condition = self._conditions[i]
         state, silent = condition.state, (flight.deadline_at, SILENT)
         flight.begun = state in (State.UP, State.FROZEN)
         if state is State.REFUSING and not flight.probe:
-            return now, REFUSED
+            return now, UNREACHABLE
         if not flight.begun:
             return silent
         self.served[i] += 1
@@ -167,20 +169,20 @@ class Cell:
             return silent
         arrives = now + up[i] + condition.delay_s
         flight.extra = {**flight.extra, i: arrives - flight.asked_at - up[i]}
-        code = CORRUPT if condition.corrupt else OK
+        status = MALFORMED if condition.corrupt else OK
         if state is State.FROZEN:
-            self._held[i].append(Job(flight, arrives, arrives, service[i], code))
+            self._held[i].append(Job(flight, arrives, arrives, service[i], status))
             return silent
-        return self.queue(i, Job(flight, arrives, max(arrives, self.free_at[i]), service[i], code), now)
+        return self.queue(i, Job(flight, arrives, max(arrives, self.free_at[i]), service[i], status), now)
 
-    def queue(self, i: int, job: Job, now: float) -> tuple[float, int]:
+    def queue(self, i: int, job: Job, now: float) -> tuple[float, ReplyStatus]:
         """Puts a job at the end of a device's queue; returns when and how its exchange will end."""
         flight = job.flight
         if job.begun or job.start < flight.deadline_at:
             self.free_at[i] = job.start + job.work_s
             end = self.free_at[i] + flight.row[2][i]
             if end <= flight.deadline_at:
-                return end, job.code
+                return end, job.status
         self.will_be_late(i, job, now)
         return flight.deadline_at, SILENT
 
@@ -190,11 +192,11 @@ class Cell:
         self._late[i], self._held[i] = [], []
         for flight, j in self._at(i, now):
             left_at = flight.ends[j] - flight.row[2][i]
-            if flight.codes[j] in (OK, CORRUPT) and left_at <= now:
+            if flight.statuses[j] in (OK, MALFORMED) and left_at <= now:
                 continue
             flight.begun = False
             noticed = refused and not flight.probe
-            flight.ends[j], flight.codes[j] = (now, REFUSED) if noticed else (flight.deadline_at, SILENT)
+            flight.ends[j], flight.statuses[j] = (now, UNREACHABLE) if noticed else (flight.deadline_at, SILENT)
             self._launch(flight)
 
     def freeze(self, i: int, now: float) -> None:
@@ -203,10 +205,10 @@ class Cell:
         for flight, j in self._at(i, now):
             service, up, down, _, _ = flight.row
             done = flight.ends[j] - down[i]
-            if flight.codes[j] in (OK, CORRUPT) and done > now:
+            if flight.statuses[j] in (OK, MALFORMED) and done > now:
                 arrives = flight.asked_at + up[i] + flight.extra.get(i, 0.0)
-                jobs.append(Job(flight, arrives, done - service[i], service[i], flight.codes[j]))
-                flight.ends[j], flight.codes[j] = flight.deadline_at, SILENT
+                jobs.append(Job(flight, arrives, done - service[i], service[i], flight.statuses[j]))
+                flight.ends[j], flight.statuses[j] = flight.deadline_at, SILENT
                 self._launch(flight)
         for job in jobs:
             if job.start < now:
@@ -220,14 +222,14 @@ class Cell:
         for job in jobs:
             flight = job.flight
             job.start = self.free_at[i] if job.begun else max(job.arrives, self.free_at[i])
-            end, code = self.queue(i, job, now)
-            if code != SILENT and self.flights.get(id(flight)) is flight:
+            end, status = self.queue(i, job, now)
+            if status != SILENT and self.flights.get(id(flight)) is flight:
                 j = flight.nodes.index(i)
-                flight.ends[j], flight.codes[j] = end, code
+                flight.ends[j], flight.statuses[j] = end, status
                 self._launch(flight)
         for flight, j in self._at(i, now):
             if flight.probe and not flight.begun:
-                flight.ends[j], flight.codes[j] = self.exchange(flight, i, now)
+                flight.ends[j], flight.statuses[j] = self.exchange(flight, i, now)
                 self._launch(flight)
 
     def _at(self, i: int, now: float) -> list[tuple[Flight, int]]:

@@ -153,7 +153,7 @@ class Engine:
         flight = Flight(cell, now, deadline_at, row, session)
         flight.ids = session.ask
         flight.eager = session.eager or self._deployment.first_wins or not policy.all_up
-        nodes, ends, codes = flight.nodes, flight.ends, flight.codes
+        nodes, ends, statuses = flight.nodes, flight.ends, flight.statuses
         index, healthy, free_at, served, p_loss = cell.index, cell.healthy, cell.free_at, cell.served, cell.p_loss
         for node in session.ask:
             i = index[node]
@@ -164,23 +164,23 @@ class Engine:
             served[i] += 1
             arrives, free = now + up[i], free_at[i]
             start = free if free > arrives else arrives
-            end, code = deadline_at, SILENT
+            end, status = deadline_at, SILENT
             if start < deadline_at:
                 free_at[i] = done = start + service[i]
                 if done + down[i] <= deadline_at:
-                    end, code = done + down[i], OK
-            if code == SILENT:
+                    end, status = done + down[i], OK
+            if status == SILENT:
                 cell.will_be_late(i, Job(flight, arrives, start, service[i], OK), now)
             ends.append(end)
-            codes.append(code)
+            statuses.append(status)
         self._under_way += 1
         self._launch(flight)
 
     def _ask_troubled(self, flight: Flight, i: int, now: float) -> None:
         """Asks a device that something is wrong with, or whose link may lose what it is given."""
-        end, code = flight.cell.exchange(flight, i, now)
+        end, status = flight.cell.exchange(flight, i, now)
         flight.ends.append(end)
-        flight.codes.append(code)
+        flight.statuses.append(status)
 
     def _hedge(self, flight: Flight, node: str, now: float) -> None:
         """Asks a replica as well."""
@@ -191,14 +191,14 @@ class Engine:
 
     def _launch(self, flight: Flight) -> None:
         """Waits for the next time at which a flight is to be looked at, as it is known now."""
-        ends, codes = flight.ends, flight.codes
-        if not flight.told and not flight.eager and not any(codes):
+        ends, statuses = flight.ends, flight.statuses
+        if not flight.told and not flight.eager and not any(statuses):
             due = max(ends, default=flight.asked_at)
         else:
             told, eager, due, last = flight.told, flight.eager, inf, flight.asked_at
             for j, end in enumerate(ends):
                 if not told >> j & 1:
-                    if (eager or codes[j] != OK) and end < due:
+                    if (eager or statuses[j] != OK) and end < due:
                         due = end
                     if end > last:
                         last = end
@@ -240,24 +240,24 @@ class Engine:
 
     def _learn(self, flight: Flight, j: int, now: float) -> None:
         """The session and the policy take what came of asking one node."""
-        cell, node, end, code = flight.cell, flight.ids[j], flight.ends[j], flight.codes[j]
+        cell, node, end, status = flight.cell, flight.ids[j], flight.ends[j], flight.statuses[j]
         flight.told |= 1 << j
         late, latency = flight.answered, end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at)
         if not late and flight.session is not None:
-            flight.session.tell(node, code == OK)
-        if code == OK:
+            flight.session.tell(node, status == OK)
+        if status == OK:
             if cell.policy.on_success(node, latency, end, late=late):
                 cell.ready = cell.policy.ready
             return
         others = self._others(flight, flight.nodes[j], now)
-        if cell.policy.on_failure(node, latency, now, silent=code == SILENT):
+        if cell.policy.on_failure(node, latency, now, silent=status == SILENT):
             cell.ready = cell.policy.ready
         self._now_troubled(cell, node, others, now)
         self._plan_probe(cell, now)
 
     def _learn_of_probe(self, flight: Flight, now: float) -> None:
         """The policy takes what came of a probe."""
-        cell, node, end, ok = flight.cell, flight.ids[0], flight.ends[0], flight.codes[0] == OK
+        cell, node, end, ok = flight.cell, flight.ids[0], flight.ends[0], flight.statuses[0] == OK
         others = [] if ok else self._others(flight, flight.nodes[0], now)
         if cell.policy.on_probe(node, ok, end - flight.asked_at, end if ok else now):
             cell.ready = cell.policy.ready
@@ -273,7 +273,7 @@ class Engine:
                 continue
             found.append(other)
             for j in other.untold():
-                if other.codes[j] == OK and other.ends[j] <= now:
+                if other.statuses[j] == OK and other.ends[j] <= now:
                     self._learn(other, j, now)
         return found
 

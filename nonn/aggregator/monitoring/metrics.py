@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING
 
 from nonn.aggregator.monitoring.drift import DriftNotice
 from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
-from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
-from nonn.answer import Answer
+from nonn.answer import Answer, ReplyStatus
 from nonn.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -35,22 +34,21 @@ __all__ = ["CODES", "Metrics"]
 
 MODEL = "nonn"
 CODES = ("OK", "DEADLINE_EXCEEDED", "UNAVAILABLE", "BAD_REPLY", "BAD_REQUEST", "ERROR")
+_CODES = {
+    ReplyStatus.OK: "OK",
+    ReplyStatus.SILENT: "DEADLINE_EXCEEDED",
+    ReplyStatus.UNREACHABLE: "UNAVAILABLE",
+    ReplyStatus.MALFORMED: "BAD_REPLY",
+    ReplyStatus.REFUSED: "BAD_REQUEST",
+    ReplyStatus.GIVEN_UP: "BAD_REQUEST",
+}
 # From a round trip on loopback to a deadline that nobody would set longer.
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-def code_of(reply: Reply) -> str:
-    """What became of asking a node, as one of ``CODES``."""
-    if reply.features is not None:
-        return "OK"
-    if reply.blameless:
-        return "BAD_REQUEST"
-    if reply.timed_out:
-        return "DEADLINE_EXCEEDED"
-    for start, code in (("bad reply", "BAD_REPLY"), ("unreachable", "UNAVAILABLE"), ("silent", "DEADLINE_EXCEEDED")):
-        if reply.error.startswith(start):
-            return code
-    return "ERROR"
+def code_of(status: ReplyStatus) -> str:
+    """The outcome of a node as one of ``CODES``."""
+    return _CODES.get(status, "ERROR")
 
 
 class Metrics:
@@ -111,7 +109,7 @@ class Metrics:
         """Counts a request and its replies."""
         self._requests.labels(MODEL, event.outcome).inc(event.num_requests)
         for reply in event.replies:
-            key = reply.node.id, code_of(reply)
+            key = reply.node.id, code_of(reply.status)
             if key[0] not in self._nodes:
                 continue  # it left while it was asked
             if key not in self._series:
