@@ -65,7 +65,7 @@ requests = st.lists(
 def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events, max_batch):
     async def scenario():
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(max_batch=max_batch, company_s=0), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_batch=max_batch, regroup_s=0), POLICY)
         clients, count = [], 0
         for kind, number, dtype in events:
             if kind == "arrive":
@@ -95,7 +95,7 @@ def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events, max_batc
 def test_a_lone_request_is_sent_at_once_and_what_comes_meanwhile_travels_together():
     async def scenario():
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(max_batch=8, company_s=0), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_batch=8, regroup_s=0), POLICY)
         sizes = []
         for wave in range(5):
             clients = [asyncio.ensure_future(batcher.infer(np.full((1, 4), i, np.uint8))) for i in range(9)]
@@ -150,8 +150,8 @@ def test_clients_that_travelled_together_are_waited_for_and_a_lone_one_never_wai
 
     async def scenario():
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate, BatchConfig(company_s=0.2), POLICY, clock)
-        batcher._limit = 8
+        batcher = Batcher(gate, BatchConfig(regroup_s=0.2), POLICY, clock)
+        batcher._limit.size = 8
 
         def ask(count):
             return [asyncio.ensure_future(batcher.infer(one)) for _ in range(count)]
@@ -192,7 +192,7 @@ def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing():
         clock, policy, gate = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
         cluster = Slow(clock, 500.0, policy, gate)
         batcher = Batcher(cluster, BatchConfig(max_batch=8), policy, clock)
-        batcher._limit = 8
+        batcher._limit.size = 8
         first = asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8)))
         await settle()
         hurried = asyncio.ensure_future(batcher.infer(np.full((1, 4), 1, np.uint8), 600.0))
@@ -249,13 +249,13 @@ def test_batches_shrink_when_they_take_too_long_and_grow_again():
 
         for _ in range(3):
             await crowd()
-        assert batcher._limit == 16
+        assert batcher._limit.size == 16
         cluster.slowest_s = POLICY.deadline_s / 2
         await crowd()
-        assert batcher._limit == 1
+        assert batcher._limit.size == 1
         cluster.slowest_s = 1.0
         await crowd()
-        assert batcher._limit == 16
+        assert batcher._limit.size == 16
 
     asyncio.run(scenario())
 
@@ -277,11 +277,11 @@ def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobo
         one = np.zeros((1, 4), np.uint8)
         for _ in range(40):
             await batcher.infer(one)
-        batcher._limit = 16
+        batcher._limit.size = 16
         took_s, statuses = policy.deadline_s, {"node-1": ReplyStatus.SILENT}
         for _ in range(20):  # so many are under way when one node hangs for a whole deadline
             await batcher.infer(one)
-        assert batcher._limit == 16
+        assert batcher._limit.size == 16
         took_s = 0
         hangs = asyncio.ensure_future(batcher.infer(one))
         await settle()
@@ -306,7 +306,7 @@ def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers():
 
     async def scenario():
         batcher = Batcher(fussy, BatchConfig(), POLICY)
-        batcher._limit = 8
+        batcher._limit.size = 8
         batches = [np.full((1, 4), value, np.float32) for value in (0, 1, 2, 1000, 3)]
         return await asyncio.gather(*map(batcher.infer, batches), return_exceptions=True)
 
@@ -323,7 +323,7 @@ def test_whatever_goes_wrong_between_queue_and_cluster_is_told_to_every_client(m
     async def scenario():
         gate = Gate()
         batcher = Batcher(gate, BatchConfig(), POLICY)
-        batcher._limit = 8
+        batcher._limit.size = 8
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(3)]
         await settle()
         monkeypatch.setattr(np, "concatenate", too_large)
@@ -344,7 +344,7 @@ def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept():
         gate = Gate()
         # Below half a millisecond uvloop calls back at once, by a handle that knows no time.
         batcher = Batcher(gate, BatchConfig(max_delay_s=4e-4), POLICY)
-        batcher._limit = 8
+        batcher._limit.size = 8
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(3)]
         async with asyncio.timeout(TIMEOUT_S):
             while not gate.flights:

@@ -1,19 +1,15 @@
-"""Dynamic batching: requests that arrive while others are under way travel together.
+"""Dynamic batching across clients: requests that arrive while a fan-out is under way are sent as one batch.
 
-A lone request is sent at once. What arrives before it is answered waits and goes as one batch: eight calls then serve
-many clients, which is what answers cost. Nobody loses by it:
+A lone request is sent at once. Requests that arrive before it is answered wait and share the next fan-out: eight calls
+then serve many clients, and calls are what an answer costs. No client is worse off:
 
-- Each client gets its own rows, and the deadline of the tightest never shortens the others' wait for good: where it cut
-  a shared wait short, those that have time left are asked about again.
-- If the nodes refuse a shared batch, one client's values may be to blame: each is then asked about alone.
-- A fan-out that takes longer than twice the usual time, since some node hangs, holds nobody up: the next one starts.
-- Clients that travelled together ask again soon after they were answered, but not at once. The next batch waits until
-  as many samples are there as travelled or waited when the last one came back, for as long as a fan-out usually takes
-  and ``company_s`` at most. Requests trickle in one by one: without this many clients would go a few at a time.
-- Batches grow only as long as the nodes are quick: a batch that takes longer than a quarter of the deadline halves the
-  limit, a full one that does not doubles it, up to ``max_batch`` (Crankshaw et al. 2017, "Clipper", in larger steps).
+- Each client gets its own rows. The batch is sent with the tightest deadline; clients with time left whose wait that
+  cut short are asked about again.
+- If the nodes refuse a shared batch, one client's values may be to blame: each request is then sent alone.
+- The rules of ``nonn.aggregator.pacing``: an overdue fan-out holds no other up, a batch waits briefly for the clients
+  of the last one, and batches grow only as long as the nodes are quick.
 
-The queue is bounded. A request too many is refused at once: an answer after the client has left helps nobody.
+The queue is bounded. A request too many is refused at once: an answer after the client has left is of no use.
 """
 
 from __future__ import annotations
@@ -30,6 +26,7 @@ from typing import Protocol
 
 import numpy as np
 
+from nonn.aggregator.pacing import BatchLimit, FanoutSlot, Regrouping
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
 from nonn.answer import Answer, ReplyStatus
@@ -38,7 +35,6 @@ from nonn.rpc.wire import MAX_SAMPLES, Array
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 
-MIN_PATIENCE_S = 0.02  # below this a fan-out is not late but interrupted
 CUT_SHARE = 0.9  # a fan-out that took this much of its deadline was ended by it
 
 
@@ -47,16 +43,16 @@ class BatchConfig:
     """What the operator decides.
 
     Attributes:
-        max_batch: samples of several requests that travel together; 1 switches batching off.
+        max_batch: samples of several requests in one fan-out; 1 switches batching off.
         max_delay_s: how long a request may wait for others although nothing is under way.
-        company_s: how long clients that travelled together are waited for at most; 0 is not at all.
+        regroup_s: how long a batch waits at most for the clients of the last one to ask again; 0 is not at all.
         max_queue: samples that may be waiting or under way.
         max_samples: samples of one request; the nodes' ``--max-batch`` must allow as many.
     """
 
     max_batch: int = 64
     max_delay_s: float = 0.0
-    company_s: float = 0.01
+    regroup_s: float = 0.01
     max_queue: int = 4096
     max_samples: int = MAX_SAMPLES
 
@@ -64,7 +60,7 @@ class BatchConfig:
         for name in ("max_batch", "max_queue", "max_samples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("max_delay_s", "company_s"):
+        for name in ("max_delay_s", "regroup_s"):
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be a number of seconds, 0 or more")
         if self.max_queue < self.max_samples:
@@ -90,7 +86,77 @@ class _Member:
     arrived_at: float
     deadline_at: float
     answer: asyncio.Future[Answer]
-    context: Context  # that its trace goes on in
+    context: Context  # its trace goes on in it
+
+
+class _Queue:
+    """Requests that wait, in the order of arrival.
+
+    Attributes:
+        num_samples: of all of them.
+    """
+
+    def __init__(self) -> None:
+        self._members: deque[_Member] = deque()
+        self.num_samples = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._members)
+
+    @property
+    def oldest_at(self) -> float:
+        """When the first of them arrived."""
+        return self._members[0].arrived_at
+
+    def push(self, member: _Member) -> None:
+        """Adds one."""
+        self._members.append(member)
+        self.num_samples += len(member.batch)
+
+    def pop(self, limit: int, now: float) -> list[_Member]:
+        """Takes the next requests that can share a fan-out: one dtype, at most ``limit`` samples, at least one request.
+
+        Those whose client has given up are dropped, those whose deadline has passed are refused.
+        """
+        taken, total = list[_Member](), 0
+        while self._members:
+            member = self._members[0]
+            if not member.answer.done():
+                if member.deadline_at <= now:
+                    waited_s = now - member.arrived_at
+                    member.answer.set_exception(OverloadError(f"waited {waited_s:.2f} s, as long as the client would"))
+                elif taken and (total + len(member.batch) > limit or member.batch.dtype != taken[0].batch.dtype):
+                    break
+                else:
+                    taken.append(member)
+                    total += len(member.batch)
+            self._members.popleft()
+            self.num_samples -= len(member.batch)
+        return taken
+
+
+class _Alarm:
+    """One timer of the event loop, which rings at the earliest time that was asked for, or a little before.
+
+    Args:
+        ring: called then; asks again if it is too early, since uvloop rounds to milliseconds.
+    """
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._timer: asyncio.Handle | None = None
+        self._at = inf
+
+    def set(self, at: float) -> None:
+        """Rings at this time of the event loop."""
+        if at < self._at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._at = asyncio.get_running_loop().call_at(at, self._rings), at
+
+    def _rings(self) -> None:
+        self._timer, self._at = None, inf
+        self._ring()
 
 
 class Batcher:
@@ -112,18 +178,13 @@ class Batcher:
     ) -> None:
         self.config = config
         self._infer, self._policy, self._clock = infer, policy, clock
-        self._queue: deque[_Member] = deque()
         self._held = 0  # samples that wait or are under way
-        self._holder: object | None = None  # the fan-out that holds up the next one
-        self._overdue_at = 0.0  # when it will no longer, on the event loop's clock
-        self._limit = 1
-        self._queued = 0  # samples in the queue
-        self._company = 0  # samples that are worth waiting for
-        self._company_until = -inf  # until when, on the event loop's clock
+        self._queue, self._alarm = _Queue(), _Alarm(self._send_waiting)
         self._long_s = policy.deadline_s / 4
+        self._slot, self._regrouping = FanoutSlot(), Regrouping(config.regroup_s)
+        self._limit = BatchLimit(config.max_batch, self._long_s)
+        # Its median: a node that hangs delays a dozen fan-outs, and must not make the next ones wait for each other.
         self._usual = Latencies()
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -132,7 +193,7 @@ class Batcher:
         return self._held
 
     async def infer(self, batch: Array, remaining_s: float | None = None) -> Answer:
-        """Answers one request, in company if others wait.
+        """Answers one request, together with others if some wait.
 
         Args:
             batch: checked inputs [B, …], B at most ``max_samples``.
@@ -151,103 +212,63 @@ class Batcher:
         try:
             if self.config.max_batch == 1:
                 return await self._infer(batch, remaining_s, num_requests=1)
-            if self._holder is None and not self._queue and not self._worth_waiting(len(batch)):
+            if self._may_go_alone(len(batch)):
                 return await self._alone(batch, remaining_s)
             now = self._clock()
             deadline_at = inf if remaining_s is None else now + remaining_s
-            member = _Member(batch, now, deadline_at, asyncio.get_running_loop().create_future(), copy_context())
-            self._queue.append(member)
-            self._queued += len(batch)
-            self._start_waiting()
-            return await member.answer
+            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._queue.push(_Member(batch, now, deadline_at, answer, copy_context()))
+            self._send_waiting()
+            return await answer
         finally:
             self._held -= len(batch)
 
-    def _worth_waiting(self, num_samples: int) -> bool:
-        """Whether a request that meets nobody should wait for others."""
-        if self.config.max_delay_s:
-            return True
-        return num_samples < self._company and asyncio.get_running_loop().time() < self._company_until
+    def _may_go_alone(self, num_samples: int) -> bool:
+        """Whether a request is sent at once: nothing is under way, and no other request is to be waited for."""
+        if self._queue or self.config.max_delay_s:
+            return False
+        now = asyncio.get_running_loop().time()
+        return self._slot.free(now) and self._regrouping.wait_until(num_samples) <= now
 
     async def _alone(self, batch: Array, remaining_s: float | None) -> Answer:
-        """Answers a request that meets nobody."""
-        token, start, answer = self._hold(), self._clock(), None
+        """Answers a request that shares its fan-out with no other."""
+        token, start, answer = self._take_slot(), self._clock(), None
         try:
             answer = await self._infer(batch, remaining_s, num_requests=1)
             return answer
         finally:
-            self._adapt(len(batch), self._clock() - start, _hung(answer))
-            self._let_go(token, len(batch), 1)
+            self._learn(len(batch), self._clock() - start, answer)
+            self._release_slot(token, len(batch), 1)
 
-    def _hold(self) -> object:
-        """Begins a fan-out; what comes waits for it, for twice the usual time at most."""
-        self._holder = token = object()
-        usual_s = self._usual.quantile(0.5) or self._long_s
-        self._overdue_at = asyncio.get_running_loop().time() + max(MIN_PATIENCE_S, 2 * usual_s)
-        return token
+    def _take_slot(self) -> object:
+        """Begins a fan-out."""
+        return self._slot.take(asyncio.get_running_loop().time(), self._usual.quantile(0.5) or self._long_s)
 
-    def _let_go(self, token: object, num_samples: int, num_requests: int) -> None:
-        """Ends a fan-out; if it had company, those who had it are waited for, since they will soon ask again."""
-        if self._holder is token:
-            self._holder = None
+    def _release_slot(self, token: object, num_samples: int, num_requests: int) -> None:
+        """Ends a fan-out; the next one may go."""
+        if self._slot.release(token):
             if num_requests > 1 or self._queue:
-                self._company = num_samples + self._queued
-                wait_s = min(self.config.company_s, self._usual.quantile(0.5) or 0.0)
-                self._company_until = asyncio.get_running_loop().time() + wait_s
-            self._start_waiting()
+                now, usual_s = asyncio.get_running_loop().time(), self._usual.quantile(0.5)
+                self._regrouping.on_reply(num_samples, self._queue.num_samples, now, usual_s)
+            self._send_waiting()
 
-    def _start_waiting(self) -> None:
-        """Sends as much of the queue as may go now, and looks again when more may."""
+    def _send_waiting(self) -> None:
+        """Sends as much of the queue as may go now, and sets the alarm to when more may."""
         loop = asyncio.get_running_loop()
         while self._queue:
-            if self._holder is not None:
-                return self._look_at(self._overdue_at)
-            now = self._clock()
-            go_at = loop.time() + self._queue[0].arrived_at + self.config.max_delay_s - now
-            if self._queued < self._company:
-                go_at = max(go_at, self._company_until)
-            if go_at > loop.time() and self._queued < self._limit:
-                return self._look_at(go_at)
-            if members := self._next(now):
-                # Held here and not when the task first runs, or the loop would empty the queue one by one.
-                task = asyncio.create_task(self._fly(members, self._hold()), context=members[0].context)
+            now = loop.time()
+            if not self._slot.free(now):
+                return self._alarm.set(self._slot.overdue_at)
+            waited_s = self._clock() - self._queue.oldest_at
+            go_at = max(now + self.config.max_delay_s - waited_s, self._regrouping.wait_until(self._queue.num_samples))
+            if go_at > now and self._queue.num_samples < self._limit.size:
+                return self._alarm.set(go_at)
+            if members := self._queue.pop(self._limit.size, self._clock()):
+                # The slot is taken here and not when the task first runs, or this loop would empty the queue.
+                task = asyncio.create_task(self._fly(members, self._take_slot()), context=members[0].context)
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         return None
-
-    def _look_at(self, when: float) -> None:
-        """Looks at the queue at a time of the event loop, or before."""
-        if self._timer is None or when < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer, self._timer_at = asyncio.get_running_loop().call_at(when, self._look), when
-
-    def _look(self) -> None:
-        """The time to look has come; or nearly, since uvloop rounds to milliseconds: then there is another look."""
-        self._timer = None
-        if self._holder is not None and asyncio.get_running_loop().time() >= self._overdue_at:
-            self._holder = None
-        self._start_waiting()
-
-    def _next(self, now: float) -> list[_Member]:
-        """The next requests that can travel together, in the order of arrival; those given up are dropped."""
-        members, total = list[_Member](), 0
-        while self._queue:
-            member = self._queue[0]
-            if not member.answer.done():
-                if member.deadline_at <= now:
-                    waited_s = now - member.arrived_at
-                    member.answer.set_exception(OverloadError(f"waited {waited_s:.2f} s, as long as the client would"))
-                elif members and (
-                    total + len(member.batch) > self._limit or member.batch.dtype != members[0].batch.dtype
-                ):
-                    break
-                else:
-                    members.append(member)
-                    total += len(member.batch)
-            self._queue.popleft()
-            self._queued -= len(member.batch)
-        return members
 
     async def _fly(self, members: Sequence[_Member], token: object) -> None:
         """One fan-out for some requests; every one of them has its answer or error afterwards."""
@@ -258,67 +279,62 @@ class Batcher:
             for member in members:
                 member.answer.cancel()
             raise
-        except Exception as exc:  # whatever it is, nobody may wait for ever
+        except Exception as exc:  # whatever it is, no client may wait for ever
             for member in members:
                 if not member.answer.done():
                     member.answer.set_exception(exc)
         finally:
-            self._let_go(token, sum(len(member.batch) for member in members), len(members))
+            self._release_slot(token, sum(len(member.batch) for member in members), len(members))
         if again:
-            await self._fly(again, self._hold())
+            await self._fly(again, self._take_slot())
 
     async def _ask(self, members: Sequence[_Member]) -> Sequence[_Member]:
         """Asks once and gives each its answer; returns those whose wait was cut short by another's deadline."""
-        start = self._clock()
-        tightest = min(member.deadline_at for member in members)
-        remaining_s = None if tightest == inf else tightest - start
+        start, tightest = self._clock(), min(member.deadline_at for member in members)
         batch = members[0].batch if len(members) == 1 else np.concatenate([member.batch for member in members])
+        remaining_s = None if tightest == inf else tightest - start
         answer, error = None, None
         try:
             answer = await self._infer(batch, remaining_s, num_requests=len(members))
         except Exception as exc:
             error = exc
         took_s = self._clock() - start
-        self._adapt(len(batch), took_s, _hung(answer))
+        self._learn(len(batch), took_s, answer)
         if len(members) > 1 and _refused(answer, error):
             await asyncio.gather(*(self._ask([member]) for member in members))
             return ()
-        hurried = tightest - start < self._policy.deadline_s
-        wait_s = tightest - start - self._policy.fusion_budget_s
-        cut = hurried and took_s >= CUT_SHARE * wait_s and _incomplete(answer, error)
-        again, row = [], 0
+        again: set[_Member] = set()
+        if self._was_cut(remaining_s, took_s) and _incomplete(answer, error):
+            again = {member for member in members if member.deadline_at > tightest and not member.answer.done()}
+        row = 0
         for member in members:
-            if member.answer.done():  # the client has given up
-                pass
-            elif cut and member.deadline_at > tightest:
-                again.append(member)
-            elif answer is None:
-                assert error is not None
-                member.answer.set_exception(error)
-            else:
-                rows = slice(row, row + len(member.batch))
-                member.answer.set_result(self._share(answer, rows, member))
-            row += len(member.batch)
-        return again
+            rows = slice(row, row + len(member.batch))
+            if member not in again and not member.answer.done():  # its client may have given up
+                self._give(member, rows, answer, error)
+            row = rows.stop
+        return [member for member in members if member in again]
 
-    def _share(self, answer: Answer, rows: slice, member: _Member) -> Answer:
-        """One client's part of an answer."""
+    def _was_cut(self, remaining_s: float | None, took_s: float) -> bool:
+        """Whether a client's deadline, rather than the policy's, has ended a fan-out."""
+        if remaining_s is None or remaining_s >= self._policy.deadline_s:
+            return False
+        return took_s >= CUT_SHARE * (remaining_s - self._policy.fusion_budget_s)
+
+    def _give(self, member: _Member, rows: slice, answer: Answer | None, error: Exception | None) -> None:
+        """One client's part of an answer, or the error."""
+        if answer is None:
+            assert error is not None
+            member.answer.set_exception(error)
+            return
+        logits, confidence = answer.logits[rows], answer.confidence[rows]
         latency_s = self._clock() - member.arrived_at
-        return dataclasses.replace(
-            answer, logits=answer.logits[rows], confidence=answer.confidence[rows], latency_s=latency_s
-        )
+        member.answer.set_result(dataclasses.replace(answer, logits=logits, confidence=confidence, latency_s=latency_s))
 
-    def _adapt(self, num_samples: int, took_s: float, hung: bool) -> None:
-        """Learns from one fan-out how long one takes and how large it may be."""
-        # The median: a node that hangs holds up a dozen fan-outs, and the next one that does would hold up the queue.
+    def _learn(self, num_samples: int, took_s: float, answer: Answer | None) -> None:
+        """Takes note of how long a fan-out took."""
         self._usual.add(took_s)
-        if hung:
-            return  # it says how long a node was silent, not what a batch costs
-        if took_s > self._long_s:
-            if num_samples > 1:  # a single one cannot be smaller
-                self._limit = max(1, min(self._limit, num_samples) // 2)
-        elif num_samples >= self._limit:
-            self._limit = min(self.config.max_batch, 2 * self._limit)
+        if not _hung(answer):  # otherwise it says how long a node was silent, not what a batch costs
+            self._limit.on_fanout(num_samples, took_s)
 
 
 def _hung(answer: Answer | None) -> bool:

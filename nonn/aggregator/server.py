@@ -33,8 +33,8 @@ class FusedModel:
     Args:
         aggregator: that asks them.
         state: what ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitoring.monitor``.
-        batching: how requests travel together, and how many may wait.
-        answered: told of every answer, whose latency is what the client waited here, alone or in company.
+        batching: how requests share a fan-out, and how many may wait.
+        answered: called with every answer, whose latency is what the client waited here.
     """
 
     def __init__(
@@ -102,7 +102,9 @@ class FusedModel:
         metadata.properties["nonn_experiment"] = bundle.manifest.experiment
         metadata.properties["nonn_classes"] = json.dumps(bundle.manifest.classes)
         metadata.properties["nonn_nodes"] = json.dumps(nodes)
-        metadata.properties["nonn_batching"] = json.dumps(dataclasses.asdict(self._batcher.config))
+        batching = dataclasses.asdict(self._batcher.config)
+        batching["company_s"] = batching["regroup_s"]  # its old name, for programs that read it
+        metadata.properties["nonn_batching"] = json.dumps(batching)
         metadata.properties["nonn_quorum"] = str(policy.config.quorum)
         metadata.properties["nonn_policy"] = json.dumps(dataclasses.asdict(policy.config))
         if self._state:

@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch", type=int, default=64, metavar="B", help="samples of several clients that travel together"
     )
     parser.add_argument(
-        "--max-delay-ms", type=float, default=0.0, metavar="MS", help="how long an idle cluster waits for company"
+        "--max-delay-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="how long a request to an idle cluster waits for others",
     )
     parser.add_argument(
         "--max-queue", type=int, default=4096, metavar="N", help="samples that may wait (default: %(default)s)"
