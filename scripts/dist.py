@@ -29,10 +29,10 @@ from scripts.base_install import HERE, PACKAGES, bare_environment, features_from
 
 DIST = HERE / "dist"
 BUNDLE = HERE / "examples" / "bundles" / "cifar100-small"
-# What packaging loses first, since no import names it: a marker, a template, a page, stubs, of each at least one.
+# What packaging loses first, since no import names it: a marker, a network, a template, a page, stubs.
 NOT_CODE = (
     *(f"{package}/py.typed" for package in ("nonn", "nonn_device", "nonn_sim")),
-    *(".html.j2", "/web/index.html", "/web/app.js", "/web/style.css", "_pb2.pyi"),
+    *("nonn_device/probe.onnx", ".html.j2", "/web/index.html", "/web/app.js", "/web/style.css", "_pb2.pyi"),
 )
 # What the tests need next to the packages.
 IN_SDIST = (

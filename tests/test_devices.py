@@ -13,6 +13,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nonn_device.probe import PROBE, PROBE_MACS, Measured, available_ram_bytes, device_entry, measure_macs_per_s
 
 from nonn.bundle import Bundle
 from nonn.cli import main
@@ -24,12 +25,12 @@ from nonn.experiment.run import Run
 from nonn.partition.balanced_eigenvector import partition
 from nonn.partition.graph import FilterGraph
 from nonn.partition.redundancy import Design
-from nonn.probe import PROBE_MACS, Measured, available_ram_bytes, device_entry, measure_macs_per_s, probe_network
 from nonn.students import Student, measure_cost, sizing
 from nonn.students.devices import apportion_filters, failure_law, resolve_devices
 from nonn.students.sizing import size_students
 from nonn.teacher import Normalise
 from nonn.toml import from_mapping
+from scripts.make_probe import probe_network
 from tests.conftest import TINY
 from tests.toys import toy_bundle
 
@@ -315,12 +316,18 @@ def test_a_placement_with_a_goal_is_the_fastest_that_reaches_it(tmp_path: Path) 
 # ---- nonn doctor --device
 
 
-def test_the_probe_network_is_valid_and_costs_what_it_says() -> None:
-    model = onnx.load_from_string(probe_network())
-    onnx.checker.check_model(model, full_check=True)
-    assert [node.op_type for node in model.graph.node] == ["Conv"] * 4
-    weight = model.graph.initializer[0]
-    assert 4 * math.prod(weight.dims) * 32 * 32 == PROBE_MACS
+def test_the_shipped_probe_is_what_the_script_makes_and_costs_what_is_stated() -> None:
+    shipped = onnx.load(PROBE)
+    assert shipped == probe_network(), "run: python -m scripts.make_probe"
+    onnx.checker.check_model(shipped, full_check=True)
+    (weights,) = shipped.graph.initializer
+    (output,) = shipped.graph.output
+    positions = math.prod(dim.dim_value for dim in output.type.tensor_type.shape.dim[2:])
+    assert len(shipped.graph.node) * math.prod(weights.dims) * positions == PROBE_MACS
+    assert [node.op_type for node in shipped.graph.node] == ["Conv"] * 4
+
+
+def test_the_speed_of_this_machine_is_measured() -> None:
     assert measure_macs_per_s(0.05) > 1e6
 
 

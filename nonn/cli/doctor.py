@@ -48,8 +48,9 @@ def _measure(args: argparse.Namespace) -> int:
     import dataclasses
     import platform
 
+    from nonn_device.probe import Measured, available_ram_bytes, device_entry, measure_link, measure_macs_per_s
+
     from nonn.client import Client
-    from nonn.probe import Measured, available_ram_bytes, device_entry, measure_link, measure_macs_per_s
 
     latency_s, bytes_per_s = 0.0, 0.0
     if args.link:  # first: a wrong address should not cost the rest

@@ -5,7 +5,7 @@ Speed is that of ONNX Runtime, with one thread and without spinning as a node ru
 runtime loaded as a node would, is running. A link is measured against an aggregator: the round trip of a call without
 content, and how much longer one with a quarter of a megabyte takes.
 
-Needs the base install alone: the network is written as ONNX bytes here, since a device has no ``onnx``.
+Needs the base install alone: the network is a file, ``probe.onnx``, which scripts/make_probe.py writes.
 
 Limits: a student of few filters per layer reaches less, since a layer costs some time whatever it multiplies; speed of
 a hot processor may be half of a cool one's. Run it when the device is as it will be.
@@ -23,10 +23,11 @@ import numpy as np
 from nonn.client import Client
 from nonn.errors import InputError, NonnError
 
-__all__ = ["Measured", "available_ram_bytes", "device_entry", "measure_link", "measure_macs_per_s", "probe_network"]
+__all__ = ["Measured", "available_ram_bytes", "device_entry", "measure_link", "measure_macs_per_s"]
 
-_FILTERS, _SIDE, _LAYERS = 32, 32, 4
-PROBE_MACS = _LAYERS * _FILTERS * _FILTERS * 9 * _SIDE * _SIDE
+PROBE = Path(__file__).with_name("probe.onnx")
+PROBE_MACS = 4 * 32 * 32 * 9 * 32 * 32  # four layers of 32 × 32 filters, 3 wide, at 32 × 32 positions
+_SHAPE = (1, 32, 32, 32)
 _LINK_BYTES = 256 * 1024
 _CALLS = 15
 
@@ -56,8 +57,8 @@ def measure_macs_per_s(seconds: float = 1.0) -> float:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(probe_network(), options, providers=["CPUExecutionProvider"])
-    inputs = {"input": np.ones((1, _FILTERS, _SIDE, _SIDE), np.float32)}
+    session = onnxruntime.InferenceSession(PROBE, options, providers=["CPUExecutionProvider"])
+    inputs = {"input": np.ones(_SHAPE, np.float32)}
     session.run(None, inputs)  # allocates
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -123,41 +124,3 @@ def device_entry(name: str, measured: Measured) -> str:
         lines.append(f"link_bytes_per_s = {known:.3g}" if known else "# link_bytes_per_s: too fast to tell")
     lines.append("p_fail = 0.1  # how often it is away: yours to say")
     return "\n".join(lines) + "\n"
-
-
-def probe_network() -> bytes:
-    """The network that speed is measured with, as an ONNX file: [1, 32, 32, 32] → the same, 37.7 M MACs."""
-    weight = (np.random.default_rng(0).standard_normal((_FILTERS, _FILTERS, 3, 3)) / 17).astype("<f4")
-    pads = _field(1, b"pads") + b"".join(_number(8, 1) for _ in range(4)) + _number(20, 7)
-    nodes = b""
-    for layer in range(_LAYERS):
-        source = b"input" if layer == 0 else f"map{layer}".encode()
-        target = b"output" if layer == _LAYERS - 1 else f"map{layer + 1}".encode()
-        nodes += _field(
-            1, _field(1, source) + _field(1, b"w") + _field(2, target) + _field(4, b"Conv") + _field(5, pads)
-        )
-    dims = b"".join(_number(1, size) for size in weight.shape)
-    stored = _field(5, dims + _number(2, 1) + _field(8, b"w") + _field(9, weight.tobytes()))
-    shape = b"".join(_field(1, _number(1, size)) for size in (1, _FILTERS, _SIDE, _SIDE))
-    tensor = _field(2, _field(1, _number(1, 1) + _field(2, shape)))
-    graph = nodes + _field(2, b"probe") + stored + _field(11, _field(1, b"input") + tensor)
-    graph += _field(12, _field(1, b"output") + tensor)
-    return _number(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _number(2, 13))
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field of a protobuf message; numbers are those of onnx.proto."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _number(number: int, value: int) -> bytes:
-    """An integer field of a protobuf message."""
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
