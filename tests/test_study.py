@@ -104,8 +104,9 @@ def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
 
 
 def test_documents_show_the_results_that_are_in_the_repository() -> None:
-    command = [sys.executable, "scripts/tables.py", "--check"]
-    assert subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode == 0
+    for script in ("scripts/tables.py", "scripts/figures.py"):
+        command = [sys.executable, script, "--check"]
+        assert subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode == 0, script
 
 
 def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path, dict[str, Any]]) -> None:
