@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nonn.config import DistillConfig, FusionConfig
 from nonn.data import Split
 from nonn.distill import DistillTask, FusionLayer, Students, sample_answering
-from nonn.distill.heads import choose_ridge, fit_head
+from nonn.distill.heads import HeadFitter, choose_ridge
 from nonn.distill.objectives import activation_transfer, build_terms, cross_entropy, joint_activation_transfer, kd
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import RidgePerSet, ZeroFill
@@ -275,15 +275,9 @@ def test_a_ridge_head_repeats_the_teacher_better_than_an_untrained_layer() -> No
     config = FusionConfig(passes=1)
 
     def fitted(head: str) -> float:
-        made = fit_head(
-            dataclasses.replace(config, head=head),
-            teacher,
-            students,
-            split(400, 1),
-            split(100, 2),
-            seed=0,
-            augment=lambda x, _: x.float(),
-        )
+        chosen = dataclasses.replace(config, head=head)
+        fitter = HeadFitter(chosen, split(400, 1), split(100, 2), seed=0, augment=lambda x, _: x.float())
+        made = fitter.fit(teacher, students)
         test = split(100, 3)
         with torch.no_grad():
             (x,) = batches(test.inputs)

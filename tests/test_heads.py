@@ -14,8 +14,7 @@ from nonn.config import DataConfig, FusionConfig, load_experiment
 from nonn.data import Split
 from nonn.data.augment import Augment
 from nonn.distill import FusionLayer, Students
-from nonn.distill import heads as heads_module
-from nonn.distill.heads import KINDS, choose_ridge, fit_head, fit_heads, held_out_accuracy
+from nonn.distill.heads import KINDS, HeadFitter, choose_ridge, held_out_accuracy
 from nonn.distill.logistic import fit_logistic, refine, stored_levels
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, ShapeError
@@ -67,9 +66,13 @@ def varied(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return Augment(DataConfig(crop=1, noise=0.1), np.array([127.0]), np.array([70.0]))(x, generator)
 
 
+def fitter(config: FusionConfig, train: Split | None = None, held_out: Split | None = None) -> HeadFitter:
+    return HeadFitter(config, train or split(600, 1), held_out or split(200, 2), seed=0, augment=varied)
+
+
 @pytest.fixture(scope="module")
 def fitted(teacher: Teacher) -> dict[str, Head]:
-    return fit_heads(CONFIG, teacher, make_students(), split(600, 1), split(200, 2), seed=0, augment=varied)
+    return fitter(CONFIG).fit_all(teacher, make_students())
 
 
 def recorded(students: Students, data: Split) -> list[NDArray[np.float32]]:
@@ -126,8 +129,7 @@ def test_every_kind_is_fitted_and_asked_for_by_name(fitted: dict[str, Head], tea
     assert tuple(fitted) == KINDS
     assert [fitted[k].kind for k in KINDS] == ["zero-fill", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"]
     for kind in ("rescale", "mean-fill", "ridge"):
-        config = dataclasses.replace(CONFIG, head=kind)
-        alone = fit_head(config, teacher, make_students(), split(600, 1), split(200, 2), seed=0, augment=varied)
+        alone = fitter(dataclasses.replace(CONFIG, head=kind)).fit(teacher, make_students())
         for mask in (1, 6, 15):
             np.testing.assert_array_equal(alone.weights(mask)[0], fitted[kind].weights(mask)[0])
 
@@ -150,16 +152,8 @@ def test_with_every_device_the_fills_are_the_fusion_students_were_trained_throug
     kind: str, parts: tuple[int, ...], teacher: Teacher
 ) -> None:
     students, data = make_students(kind, parts), split(50, 2)
-    made = fit_heads(
-        CONFIG,
-        teacher,
-        students,
-        split(300, 1),
-        data,
-        kinds=("trained", "zero-fill", "rescale", "mean-fill"),
-        seed=0,
-        augment=varied,
-    )
+    kinds = ("trained", "zero-fill", "rescale", "mean-fill")
+    made = fitter(CONFIG, train=split(300, 1), held_out=data).fit_all(teacher, students, kinds)
     assert made["trained"].kind == kind
     everyone = dict(enumerate(recorded(students, data)))
     for head in made.values():
@@ -170,7 +164,7 @@ def test_the_sums_are_those_of_every_augmented_pass_and_the_mean_is_theirs(
     fitted: dict[str, Head], teacher: Teacher
 ) -> None:
     students, data = make_students(), split(600, 1)
-    made = heads_module._passes(2, teacher, students, data, 0, varied, "cpu", kept=10_000)
+    made = fitter(CONFIG)._passes(teacher, students, kept=10_000)
     assert made.features.shape == (1200, 24)
     assert made.gram_matrix[-1, -1] == 1200
     np.testing.assert_allclose(made.gram_matrix, gram(made.features, np.zeros((1200, 1)))[0])
@@ -179,8 +173,8 @@ def test_the_sums_are_those_of_every_augmented_pass_and_the_mean_is_theirs(
     head = fitted["mean-fill"]
     assert isinstance(head, MeanFill)
     np.testing.assert_allclose(head.mean, made.features.mean(axis=0), rtol=1e-5)
-    assert len(heads_module._passes(2, teacher, students, data, 0, varied, "cpu", kept=700).labels) == 600 + 128
-    assert len(heads_module._passes(1, teacher, students, data, 0, varied, "cpu", kept=0).labels) == 0
+    assert len(fitter(CONFIG)._passes(teacher, students, kept=700).labels) == 600 + 128
+    assert len(fitter(CONFIG)._passes(teacher, students, kept=0).labels) == 0
 
 
 def test_regressions_beat_the_fills_on_images_they_did_not_see(fitted: dict[str, Head]) -> None:
@@ -197,9 +191,7 @@ def test_best_is_the_head_that_is_most_often_right_on_the_held_out_split(
     data, students = split(200, 2), make_students()
     features = recorded(students, data)
     score = {kind: held_out_accuracy(head, features, data.labels, 0) for kind, head in fitted.items()}
-    made = fit_head(
-        dataclasses.replace(CONFIG, head="best"), teacher, students, split(600, 1), data, seed=0, augment=varied
-    )
+    made = fitter(dataclasses.replace(CONFIG, head="best"), held_out=data).fit(teacher, students)
     assert held_out_accuracy(made, features, data.labels, 0) == max(score.values())
     assert score[made.kind] == max(score.values()) > min(score.values())
 
@@ -214,16 +206,8 @@ def test_held_out_accuracy_weighs_every_number_of_failures_alike(fitted: dict[st
 
 def test_temperatures_are_fitted_on_the_held_out_split_when_asked_for(teacher: Teacher) -> None:
     data, students = split(1000, 2), make_students()
-    made = fit_heads(
-        dataclasses.replace(CONFIG, temperature="auto"),
-        teacher,
-        students,
-        split(300, 1),
-        data,
-        kinds=("trained", "ridge"),
-        seed=0,
-        augment=varied,
-    )
+    config = dataclasses.replace(CONFIG, temperature="auto")
+    made = fitter(config, train=split(300, 1), held_out=data).fit_all(teacher, students, ("trained", "ridge"))
     features = recorded(students, data)
     assert made["ridge"].temperatures is not None
     assert len(set(made["ridge"].temperatures.tolist())) == 16

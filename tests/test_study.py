@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 
 from nonn.cli import main
-from nonn.config import STUDY_ROWS, Experiment, StudyConfig, load_experiment
+from nonn.config import Experiment, StudyConfig, load_experiment
+from nonn.distill.heads import HeadFitter
 from nonn.errors import ConfigError
 from nonn.experiment import run as pipeline
-from nonn.experiment import study
-from nonn.experiment.study import evaluate_head, run_study, summarise
+from nonn.experiment.evaluation import evaluate_head
+from nonn.experiment.methods import METHODS, Method
+from nonn.experiment.study import run_study
+from nonn.experiment.summary import summarise
 from nonn.fusion import RidgePerSet, gram
 from nonn.reliability.subsets import members
 from nonn.report.plots import study_plot
@@ -80,9 +84,9 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
 
 def test_the_plot_of_a_study_has_a_line_for_each_row_there_is(finished: tuple[Path, dict[str, Any]]) -> None:
     served = next(row for row in finished[1]["rows"] if row["own"])
-    rows = [{**served, "method": name, "title": f"title of {name}"} for name in STUDY_ROWS]
+    rows = [{**served, "method": name, "title": f"title of {name}"} for name in METHODS]
     plot = study_plot({**finished[1], "rows": rows})
-    assert [name for name in STUDY_ROWS if f">title of {name}<" not in plot] == []
+    assert [name for name in METHODS if f">title of {name}<" not in plot] == []
 
 
 def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
@@ -122,12 +126,12 @@ def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path,
     assert rows["copies"]["bytes_per_answer"] == 4 * 4 * 64
 
 
-def test_published_methods_have_their_own_loss_and_copies_share_nothing(tmp_path: Path) -> None:
+def test_published_methods_have_their_own_loss_and_copies_share_nothing() -> None:
     sets = ["hint.weight=1.0", "mutual.weight=1.0", "kd={weight=0.7, on='both', temperature=2.0}"]
     experiment = load_experiment(None, [*SETS, *(f"distill.objectives.{text}" for text in sets)])
 
     def objectives(row: str) -> dict[str, dict[str, Any]]:
-        config = study._run_of(experiment, row, 0, (), tmp_path, None).experiment.distill.objectives
+        config = METHODS[row].applied_to(experiment, 0, ()).distill.objectives
         return {name: values for name, values in dataclasses.asdict(config).items() if values["weight"]}
 
     for row in ("nonn", "jeong-4", "jeong-2", "rocoin"):
@@ -143,8 +147,8 @@ def test_published_methods_have_their_own_loss_and_copies_share_nothing(tmp_path
     assert copies["ce"]["on"] == "own"
 
 
-def test_a_cut_gives_every_device_half_of_the_filters(ladder: Experiment, tmp_path: Path) -> None:
-    cut = study._run_of(ladder, "ours-cut", 0, (), tmp_path, None).experiment
+def test_a_cut_gives_every_device_half_of_the_filters(ladder: Experiment) -> None:
+    cut = METHODS["ours-cut"].applied_to(ladder, 0, ())
     assert (cut.partition.parts, cut.partition.overlap, cut.fusion.train) == (4, 2, "logit-average")
     assert cut.distill == ladder.distill
 
@@ -153,7 +157,7 @@ def test_a_finished_study_trains_and_evaluates_nothing_again(
     finished: tuple[Path, dict[str, Any]], ladder: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(study, "fit_heads", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(HeadFitter, "fit_all", lambda *a, **k: pytest.fail("fitted again"))
     assert run_study(ladder, finished[0])["rows"] == finished[1]["rows"]
 
 
@@ -164,15 +168,15 @@ def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
         pass
 
     calls = []
-    original = study.fit_heads
+    original = HeadFitter.fit_all
 
-    def fit_heads(*args: Any, **kwargs: Any) -> Any:
+    def fit_all(*args: Any, **kwargs: Any) -> Any:
         if calls:
             raise KilledError
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(study, "fit_heads", fit_heads)
+    monkeypatch.setattr(HeadFitter, "fit_all", fit_all)
     few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("ours", "copies")))
     with pytest.raises(KilledError):
         run_study(few, tmp_path)
@@ -218,7 +222,26 @@ def test_the_command_prints_a_table_or_json_alone(
     assert json.loads(capsys.readouterr().out)["experiment"] == "ladder"
 
 
-@pytest.mark.parametrize("text", ["study.rows=['theirs']", "study.rows=[]", "study.seeds=[]", "study.seeds=[-1]"])
-def test_rows_and_seeds_that_do_not_exist_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"study\."):
+@pytest.mark.parametrize("text", ["study.seeds=[]", "study.seeds=[-1]"])
+def test_seeds_that_do_not_exist_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"study\.seeds"):
         load_experiment(None, [text])
+
+
+@pytest.mark.parametrize("rows", ["['ours', 'theirs']", "[]"])
+def test_rows_that_do_not_exist_are_refused_before_any_training(rows: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"study\.rows = .*choose from: nonn, jeong-4.*ours"):
+        run_study(load_experiment(None, [f"study.rows={rows}"]), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_entry_adds_a_method_to_the_study(
+    ladder: Experiment, finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = Method("halves", "two halves", lambda devices: (f"partition.parts={devices // 2}",), head="rescale")
+    monkeypatch.setitem(METHODS, "halves", halves)
+    shutil.copytree(finished[0] / "ladder" / "teacher", tmp_path / "ladder" / "teacher")
+    few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("halves",)))
+    rows = {row["head"]: row for row in run_study(few, tmp_path)["rows"]}
+    assert {row["title"] for row in rows.values()} == {"two halves"} and rows["ridge"]["parts"] == 2
+    assert [head for head, row in rows.items() if row["own"]] == ["rescale"]

@@ -7,7 +7,6 @@ objectives of distillation. torch-free.
 from nonn.config.devices import BudgetConfig, DeviceClassConfig, DevicesConfig
 from nonn.config.experiment import (
     AUTO,
-    STUDY_ROWS,
     DataConfig,
     DistillConfig,
     Experiment,
@@ -27,7 +26,6 @@ from nonn.config.objectives import ObjectivesConfig
 
 __all__ = [
     "AUTO",
-    "STUDY_ROWS",
     "BudgetConfig",
     "DataConfig",
     "DeviceClassConfig",

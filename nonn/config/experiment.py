@@ -40,16 +40,6 @@ __all__ = [
 ]
 
 
-STUDY_ROWS = (
-    "nonn",
-    "jeong-4",
-    "jeong-2",
-    "rocoin",
-    "copies",
-    "units",
-    "ours-cut",
-    "ours",
-)  # see nonn.experiment.study
 AUTO = -1  # what partition.parts = "auto" is read as
 
 
@@ -195,7 +185,7 @@ class GuaranteesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What `nonn study` compares; see nonn/experiment/study.py for the rows."""
+    """What `nonn study` compares; see nonn/experiment/methods.py for the rows."""
 
     seeds: tuple[int, ...] = (0,)
     rows: tuple[str, ...] = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "ours")
@@ -353,8 +343,6 @@ def _validate(experiment: Experiment) -> None:
     need(e.fusion.samples >= 1, "fusion.samples", "must be at least 1")
     need(e.fusion.stored_mb >= 0, "fusion.stored_mb", "must not be negative")
     need(e.export.calibration >= 1, "export.calibration", "must be at least 1")
-    known = STUDY_ROWS
-    need(bool(e.study.rows) and set(e.study.rows) <= set(known), "study.rows", f"choose from: {', '.join(known)}")
     need(
         not e.study.folds or (bool(e.data.group) and all(e.study.folds)),
         "study.folds",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from nonn.reliability.subsets import all_masks, members, membership
 from nonn.teacher import Teacher
 from nonn.trainer import Augmentation, batches, epoch_generator
 
-__all__ = ["KINDS", "choose_ridge", "fit_head", "fit_heads", "held_out_accuracy", "held_out_features"]
+__all__ = ["KINDS", "HeadFitter", "choose_ridge", "held_out_accuracy"]
 
 KINDS = ("trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic")
 
@@ -45,110 +46,113 @@ _SETS = 256  # answering sets that λ is chosen over; all of them up to N = 8
 
 
 @dataclass(frozen=True)
-class _Passes:
-    """Augmented passes over the training split: sums over all, features [n, D] and labels [n] of the first."""
+class HeadFitter:
+    """Fits heads to the students of one experiment.
 
-    gram_matrix: NDArray[np.float64]
-    cross: NDArray[np.float64]
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
-def fit_head(
-    config: FusionConfig,
-    teacher: Teacher,
-    students: Students,
-    train: Split,
-    held_out: Split,
-    *,
-    seed: int,
-    augment: Augmentation,
-    device: str = "cpu",
-) -> Head:
-    """The head that the configuration asks for; the arguments are those of ``fit_heads``."""
-    kinds = KINDS if config.head == "best" else (config.head,)
-    heads = fit_heads(
-        config, teacher, students, train, held_out, kinds=kinds, seed=seed, augment=augment, device=device
-    )
-    if len(heads) == 1:
-        return heads[kinds[0]]
-    features = held_out_features(students, held_out, device)
-    score = {kind: held_out_accuracy(head, features, held_out.labels, seed) for kind, head in heads.items()}
-    return heads[max(kinds, key=lambda kind: score[kind])]  # the simplest of equals
-
-
-def fit_heads(
-    config: FusionConfig,
-    teacher: Teacher,
-    students: Students,
-    train: Split,
-    held_out: Split,
-    *,
-    kinds: Sequence[str] = KINDS,
-    seed: int,
-    augment: Augmentation,
-    device: str = "cpu",
-) -> dict[str, Head]:
-    """Several heads for the same students.
-
-    Args:
-        config: passes, candidates and storage; which temperatures each head gets.
-        teacher: gives the targets of the ridge.
-        students: give the features, and the fusion they were trained through.
+    Attributes:
+        config: which head; passes, candidates, storage and temperatures of all of them.
         train: what heads are fitted to, augmented.
-        held_out: chooses λ and the number of steps, and fits the temperatures.
-        kinds: which heads, of ``KINDS``.
-        seed: of the augmentation and the answering sets.
+        held_out: chooses λ, the number of steps and the ``best`` head, and fits the temperatures.
+        seed: of the augmentation and of the sample of answering sets.
         augment: (raw batch, generator) → varied raw batch.
         device: torch device name.
-
-    Returns:
-        The heads, by kind. ``trained`` has the kind of head that the students' fusion is.
     """
-    students.to(device).eval()
-    teacher.to(device).eval()
-    fitted = {"mean-fill", "ridge", "logistic"}.intersection(kinds)
-    trained = students.fusion.head()
-    # Whatever the fusion, all devices together are one linear layer over all features.
-    weight, bias = trained.weights((1 << trained.num_devices) - 1)
-    heads: dict[str, Head] = {
-        "trained": trained,
-        "zero-fill": ZeroFill(weight, bias, trained.widths),
-        "rescale": Rescale(weight, bias, trained.widths),
-    }
-    recorded: list[NDArray[np.float32]] = []
-    if fitted - {"mean-fill"} or config.temperature != "none":
-        recorded = held_out_features(students, held_out, device)
-    if fitted:
-        kept = config.samples if "logistic" in kinds else 0
-        passes = _passes(
-            config.passes, teacher, students, train, seed, augment, device, kept, config.target, trained.num_classes
+
+    config: FusionConfig
+    train: Split
+    held_out: Split
+    seed: int
+    augment: Augmentation
+    device: str = "cpu"
+
+    def fit(self, teacher: Teacher, students: Students) -> Head:
+        """The head that ``fusion.head`` names; of equally good ones the simplest.
+
+        Args:
+            teacher: gives the targets of the ridge.
+            students: give the features, and the fusion that they were trained through.
+        """
+        if self.config.head != "best":
+            return self.fit_all(teacher, students, (self.config.head,))[self.config.head]
+        heads, features = self.fit_all(teacher, students), self.held_out_features(students)
+        score = {k: held_out_accuracy(head, features, self.held_out.labels, self.seed) for k, head in heads.items()}
+        return heads[max(KINDS, key=lambda kind: score[kind])]
+
+    def fit_all(self, teacher: Teacher, students: Students, kinds: Sequence[str] = KINDS) -> dict[str, Head]:
+        """Several heads for the same students.
+
+        Args:
+            teacher: gives the targets of the ridge.
+            students: give the features, and the fusion that they were trained through.
+            kinds: which heads, of ``KINDS``.
+
+        Returns:
+            The heads, by kind. ``trained`` has the kind of head that the students' fusion is.
+        """
+        students.to(self.device).eval()
+        teacher.to(self.device).eval()
+        trained = students.fusion.head()
+        # Whatever the fusion, all devices together are one linear layer over all features.
+        weight, bias = trained.weights((1 << trained.num_devices) - 1)
+        heads: dict[str, Head] = {
+            "trained": trained,
+            "zero-fill": ZeroFill(weight, bias, trained.widths),
+            "rescale": Rescale(weight, bias, trained.widths),
+        }
+        recorded = self.held_out_features(students)
+        if fitted := set(kinds) - heads.keys():
+            passes = self._passes(teacher, students, self.config.samples if "logistic" in kinds else 0)
+            ridge = RidgePerSet(passes.gram_matrix, passes.cross, self.config.ridge[0], trained.widths)
+            heads["mean-fill"] = MeanFill(weight, bias, trained.widths, ridge.mean)
+            if fitted - {"mean-fill"}:
+                chosen = choose_ridge(ridge, recorded, self.held_out.labels, self.config.ridge, self.seed)
+                heads["ridge"] = ridge = ridge.with_ridge(chosen)
+            if "logistic" in kinds:
+                heads["logistic"] = self._logistic(ridge, passes, recorded)
+        return {kind: self._calibrated(heads[kind], recorded) for kind in kinds}
+
+    def held_out_features(self, students: Students) -> list[NDArray[np.float32]]:
+        """Features of each device over the held-out split as it is, N arrays [n, d_i]."""
+        with torch.no_grad():
+            chunks = [students.features(raw) for raw in batches(self.held_out.inputs, self.device)]
+        return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
+
+    def _logistic(self, ridge: RidgePerSet, passes: _Passes, recorded: Sequence[NDArray[np.float32]]) -> Head:
+        return fit_logistic(
+            ridge,
+            passes.features,
+            passes.labels,
+            recorded,
+            self.held_out.labels,
+            steps=self.config.steps,
+            limit_bytes=int(self.config.stored_mb * 1e6),
+            device=self.device,
         )
-        ridge = RidgePerSet(passes.gram_matrix, passes.cross, config.ridge[0], trained.widths)
-        heads["mean-fill"] = MeanFill(weight, bias, trained.widths, ridge.mean)
-        if fitted - {"mean-fill"}:
-            ridge = ridge.with_ridge(choose_ridge(ridge, recorded, held_out.labels, config.ridge, seed))
-            heads["ridge"] = ridge
-        if "logistic" in kinds:
-            heads["logistic"] = fit_logistic(
-                ridge,
-                passes.features,
-                passes.labels,
-                recorded,
-                held_out.labels,
-                steps=config.steps,
-                limit_bytes=int(config.stored_mb * 1e6),
-                device=device,
-            )
-    chosen = {kind: heads[kind] for kind in kinds}
-    if config.temperature == "none":
-        return chosen
-    return {
-        kind: head.with_temperatures(
-            fit_temperatures(head, recorded, held_out.labels, by=config.temperature, seed=seed)
-        )
-        for kind, head in chosen.items()
-    }
+
+    def _calibrated(self, head: Head, recorded: Sequence[NDArray[np.float32]]) -> Head:
+        by = self.config.temperature
+        if by == "none":
+            return head
+        return head.with_temperatures(fit_temperatures(head, recorded, self.held_out.labels, by=by, seed=self.seed))
+
+    @torch.no_grad()
+    def _passes(self, teacher: Teacher, students: Students, kept: int) -> _Passes:
+        """Runs students and teacher over augmented passes; keeps the features of about the first ``kept`` samples."""
+        width, classes = sum(students.fusion.widths), students.fusion.linear.out_features
+        passes = _Passes(width, classes)
+        for number in range(self.config.passes):
+            generator, start = epoch_generator(self.seed, _PASS + number), 0
+            for raw in batches(self.train.inputs, self.device):
+                labels = self.train.labels[start : start + len(raw)]
+                varied = self.augment(raw, generator)
+                features = torch.cat(students.features(varied), dim=1).cpu().numpy()
+                if self.config.target == "labels":
+                    targets = np.eye(classes)[labels]
+                else:
+                    targets = teacher(varied)[1].cpu().numpy()
+                passes.add(features, targets, labels, kept)
+                start += len(raw)
+        return passes
 
 
 def held_out_accuracy(
@@ -193,51 +197,37 @@ def choose_ridge(
     return max((held_out_accuracy(head.with_ridge(ridge), features, labels, seed), ridge) for ridge in candidates)[1]
 
 
-def held_out_features(students: Students, held_out: Split, device: str) -> list[NDArray[np.float32]]:
-    """Features of each device over the held-out split as it is, N arrays [n, d_i]."""
-    with torch.no_grad():
-        chunks = [students.features(raw) for raw in batches(held_out.inputs, device)]
-    return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
+class _Passes:
+    """Sums over all augmented passes, with features [n, D] and labels [n] of the first samples.
 
+    Args:
+        width: D.
+        classes: K.
+    """
 
-def _passes(
-    num_passes: int,
-    teacher: Teacher,
-    students: Students,
-    train: Split,
-    seed: int,
-    augment: Augmentation,
-    device: str,
-    kept: int = 0,
-    target: str = "teacher",
-    num_classes: int = 0,
-) -> _Passes:
-    """Runs students and teacher over augmented passes; keeps the features of about the first ``kept`` samples."""
-    sums: list[NDArray[np.float64]] = []
-    phi: list[NDArray[np.float32]] = []
-    labels: list[NDArray[np.int64]] = []
-    count = 0
-    with torch.no_grad():
-        for number in range(num_passes):
-            generator = epoch_generator(seed, _PASS + number)
-            start = 0
-            for raw in batches(train.inputs, device):
-                varied = augment(raw, generator)
-                features = torch.cat(students.features(varied), dim=1).cpu().numpy()
-                if target == "labels":
-                    targets = np.eye(num_classes)[train.labels[start : start + len(raw)]]
-                else:
-                    targets = teacher(varied)[1].cpu().numpy()
-                added = gram(features, targets)
-                sums = [s + a for s, a in zip(sums, added, strict=True)] if sums else list(added)
-                if count < kept:
-                    phi.append(features)
-                    labels.append(train.labels[start : start + len(raw)])
-                start, count = start + len(raw), count + len(raw)
-    width = len(sums[0]) - 1
-    return _Passes(
-        sums[0],
-        sums[1],
-        np.concatenate(phi) if phi else np.empty((0, width), np.float32),
-        np.concatenate(labels) if labels else np.empty(0, np.int64),
-    )
+    def __init__(self, width: int, classes: int) -> None:
+        self.gram_matrix: NDArray[np.float64] = np.zeros((width + 1, width + 1))
+        self.cross: NDArray[np.float64] = np.zeros((width + 1, classes))
+        self._features = [np.empty((0, width), np.float32)]
+        self._labels = [np.empty(0, np.int64)]
+        self._samples = 0
+
+    def add(self, features: NDArray[np.float32], targets: NDArray[Any], labels: NDArray[np.int64], kept: int) -> None:
+        """Adds a batch; its features are kept while fewer than ``kept`` samples were seen."""
+        gram_matrix, cross = gram(features, targets)
+        self.gram_matrix += gram_matrix
+        self.cross += cross
+        if self._samples < kept:
+            self._features.append(features)
+            self._labels.append(labels)
+        self._samples += len(labels)
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """Of the kept samples [n, D]."""
+        return np.concatenate(self._features)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Of the kept samples [n]."""
+        return np.concatenate(self._labels)

@@ -19,9 +19,8 @@ from nonn.bundle.views import seen
 from nonn.cli.console import bar
 from nonn.config import Experiment
 from nonn.data import Dataset
-from nonn.data.augment import Augment
 from nonn.distill import Students
-from nonn.distill.heads import fit_head
+from nonn.distill.heads import HeadFitter
 from nonn.enumeration import enumerate_subsets
 from nonn.experiment.networks import Networks
 from nonn.export import export_onnx, run_onnx
@@ -47,8 +46,7 @@ def build_bundle(
     graph: NDArray[np.float32],
     *,
     measures: Mapping[str, Any],
-    augment: Augment,
-    device: str,
+    fitter: HeadFitter,
 ) -> Bundle:
     """Fits the head, exports the students, records test features and enumerates all answering sets.
 
@@ -60,8 +58,7 @@ def build_bundle(
         partition: that the students learned.
         graph: weights of the filter graph [C, C].
         measures: of the partition, for the manifest.
-        augment: variation of the inputs that the head is fitted to.
-        device: the torch device to run teacher and students on.
+        fitter: fits the fusion head.
 
     Raises:
         BundleError: a student does not survive its export.
@@ -71,16 +68,7 @@ def build_bundle(
     design = networks.design(partition)
     learned = design.parts_of_device(config.devices.count)
     with bar("fusion", 1) as tick:
-        head = fit_head(
-            config.fusion,
-            teacher,
-            students,
-            data.train,
-            data.held_out,
-            seed=config.experiment.seed,
-            augment=augment,
-            device=device,
-        )
+        head = fitter.fit(teacher, students)
         tick(1, head.kind)
     deployed, entries, features = _export(config, data, students, learned)
     with bar("all answering sets", 1) as tick:
@@ -103,7 +91,7 @@ def build_bundle(
             "model": config.teacher.model,
             "params": cost.params,
             "macs": cost.macs,
-            "accuracy": measure_accuracy(teacher, data.test, device),
+            "accuracy": measure_accuracy(teacher, data.test, fitter.device),
         },
         data={
             "name": data.name,

@@ -23,7 +23,6 @@ import numpy as np
 from nonn.cli.console import say
 from nonn.config import AUTO, Experiment
 from nonn.data import Dataset
-from nonn.distill.heads import fit_head, held_out_features
 from nonn.enumeration import enumerate_subsets
 from nonn.experiment.run import Run
 from nonn.experiment.stages import open_stage
@@ -122,19 +121,9 @@ def _trial(run: Run, design: Design) -> Trial:
     file = stage.folder / "trial.json"
     if not stage.done:
         teacher, _ = run.teacher()
-        data = run.data
-        head = fit_head(
-            config.fusion,
-            teacher,
-            students,
-            data.train,
-            data.held_out,
-            seed=run.seed,
-            augment=run.augment,
-            device=run.device,
-        )
-        features = held_out_features(students, data.held_out, run.device)
-        table = enumerate_subsets(head, features, data.held_out.labels)
+        head = run.heads.fit(teacher, students)
+        features = run.heads.held_out_features(students)
+        table = enumerate_subsets(head, features, run.data.held_out.labels)
         from nonn.reliability.laws import parse_law  # a failure law means the same here as in the simulator
 
         weights = parse_law(_law_text(config), config.devices.count).probabilities()

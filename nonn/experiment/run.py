@@ -24,6 +24,7 @@ from nonn.config import AUTO, Experiment, TrainingConfig
 from nonn.data import Dataset, load_data
 from nonn.data.augment import Augment
 from nonn.distill import DistillTask, Students
+from nonn.distill.heads import HeadFitter
 from nonn.distill.schedule import AssistantTask, plan
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.bundling import build_bundle
@@ -131,6 +132,12 @@ class Run:
     def networks(self) -> Networks:
         """The untrained networks."""
         return Networks(self.experiment, self.data)
+
+    @cached_property
+    def heads(self) -> HeadFitter:
+        """Fits fusion heads to trained students."""
+        data = self.data
+        return HeadFitter(self.experiment.fusion, data.train, data.held_out, self.seed, self.augment, self.device)
 
     def check(self) -> None:
         """Finds out before hours of training what cannot work after them.
@@ -317,8 +324,7 @@ class Run:
             partition,
             graph,
             measures=measures,
-            augment=self.augment,
-            device=self.device,
+            fitter=self.heads,
         )
         with atomic_file(stage.folder / "hash") as file:
             file.write_text(bundle.hash)

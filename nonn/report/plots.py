@@ -75,6 +75,7 @@ _METHOD_LOOKS: dict[str, tuple[str, str, Any]] = {
     "ours-cut": (BLUE, "P", (0, (3, 1))),
     "ours": (BLUE, "o", "-"),
 }
+_OTHER_LOOK: tuple[str, str, Any] = (INK, "P", (0, (2, 2)))  # of a method that has no look here
 
 
 def accuracy_plot(report: Mapping[str, Any]) -> str:
@@ -113,7 +114,7 @@ def study_plot(study: Mapping[str, Any]) -> str:
     """Accuracy against failed devices of every method of a study, each with the head that it serves.
 
     Args:
-        study: see ``nonn.experiment.study.summarise``.
+        study: see ``nonn.experiment.summary.summarise``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -122,7 +123,7 @@ def study_plot(study: Mapping[str, Any]) -> str:
 
     def draw(axes: Axes) -> None:
         for row in rows:
-            color, marker, stroke = _METHOD_LOOKS[row["method"]]
+            color, marker, stroke = _METHOD_LOOKS.get(row["method"], _OTHER_LOOK)
             failed = [line["failed"] for line in row["accuracy_by_failures"]]
             mean = [100 * line["mean"] for line in row["accuracy_by_failures"]]
             sd = [100 * value for value in row["sd"]]
