@@ -243,5 +243,6 @@ def test_one_entry_adds_a_method_to_the_study(
     shutil.copytree(finished[0] / "ladder" / "teacher", tmp_path / "ladder" / "teacher")
     few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("halves",)))
     rows = {row["head"]: row for row in run_study(few, tmp_path)["rows"]}
-    assert {row["title"] for row in rows.values()} == {"two halves"} and rows["ridge"]["parts"] == 2
+    assert {row["title"] for row in rows.values()} == {"two halves"}
+    assert rows["ridge"]["parts"] == 2
     assert [head for head, row in rows.items() if row["own"]] == ["rescale"]
