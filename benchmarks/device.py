@@ -107,13 +107,16 @@ def bench_int8(_: Bundle) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         bundle, _ = Run(load_experiment(None, settings), Path(folder)).execute()
         report = build_report(bundle)
-    drop = {row["failed"]: row["drop"] for row in report["precision"]["drop_by_failures"]}
+    precision, traffic = report.precision, report.traffic
+    assert precision is not None, "the experiment makes an int8 bundle"
+    assert traffic.layer_maps is not None, "the shapes of its teacher are known"
+    drop = {row.failed: row.drop for row in precision.drop_by_failures}
     return {
         "int8_accuracy_drop_points": 100 * max(drop[0], drop[4]),
-        "int8_digits_size_ratio": report["precision"]["size_ratio"],
-        "bytes_per_answer": float(report["traffic"]["bytes_per_answer"]),
-        "bytes_per_answer_float32": float(report["traffic"]["as_floats"]),
-        "bytes_per_answer_layer_maps": float(report["traffic"]["layer_maps"]),
+        "int8_digits_size_ratio": precision.size_ratio,
+        "bytes_per_answer": float(traffic.bytes_per_answer),
+        "bytes_per_answer_float32": float(traffic.as_floats),
+        "bytes_per_answer_layer_maps": float(traffic.layer_maps),
     }
 
 

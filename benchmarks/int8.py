@@ -19,6 +19,7 @@ from typing import Any
 
 from nonn.bundle.traffic import traffic
 from nonn.config import Experiment, load_experiment
+from nonn.documents import to_json
 from nonn.experiment.run import Run
 from nonn.files import write_json
 from nonn.provenance import code_version, machine
@@ -53,24 +54,25 @@ def main() -> None:
 def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
     """Runs an int8 experiment and compares its bundle with the same students in float."""
     bundle, _ = Run(experiment, runs).execute()
-    precision, floats = build_report(bundle)["precision"], bundle.manifest.provenance["float32"]
+    precision, floats = build_report(bundle).precision, bundle.manifest.provenance["float32"]
+    assert precision is not None, "the experiment makes an int8 bundle"
     rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True)
     return {
         "config": dataclasses.asdict(experiment),
         "machine": machine(),
         "code_version": code_version(),
         "test_samples": bundle.table.samples,
-        "size_ratio": precision["size_ratio"],
-        **traffic(bundle.manifest),
-        "drop_alone": precision["drop_alone"],
+        "size_ratio": precision.size_ratio,
+        **to_json(traffic(bundle.manifest)),
+        "drop_alone": list(precision.drop_alone),
         "accuracy_by_failures": [
             {
-                "failed": now["failed"],
-                "subsets": now["subsets"],
+                "failed": now.failed,
+                "subsets": now.subsets,
                 "float32": then["mean"],
-                "int8": now["mean"],
+                "int8": now.mean,
                 "worst_float32": then["worst"],
-                "worst_int8": now["worst"],
+                "worst_int8": now.worst,
             }
             for now, then in rows
         ],

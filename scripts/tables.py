@@ -1,4 +1,4 @@
-"""Puts the tables of results into the README and the documents, from the files that the commands wrote.
+"""Puts the tables of results and of fields into the README and the documents; writes the JSON Schema of report.json.
 
     python scripts/tables.py            # writes them
     python scripts/tables.py --check    # writes nothing, ends with 1 if it would change one
@@ -13,7 +13,10 @@ study-heads   the same file: every head on the same students
 partitioners  ``compare.json`` of ``nonn partition --compare``
 report        ``report.json`` of ``nonn demo``: its tables
 results       several files of that kind: a line each
+fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
+
+The schema is made of the dataclasses of ``nonn.report.document`` and their docstrings.
 """
 
 from __future__ import annotations
@@ -26,15 +29,56 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nonn.documents import read, schema
 from nonn.files import atomic_file
 from nonn.report.comparison import comparison_markdown
+from nonn.report.document import Report
 from nonn.report.study import heads_markdown, short_markdown
 from nonn.report.table import as_markdown, failure_table, headline, live_table
 
 ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "nonn" / "report" / "report.schema.json"
+_NAMES = {"integer": "whole number", "null": "null"}
 
 
-def report_markdown(report: Mapping[str, Any]) -> str:
+def main() -> int:
+    """Writes or compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    changed = _put(SCHEMA, json.dumps(schema(Report), indent=2, ensure_ascii=False) + "\n", check=args.check)
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        changed |= _put(document, with_tables(document.read_text()), check=args.check)
+    return int(args.check and changed)
+
+
+def _put(path: Path, wanted: str, *, check: bool) -> bool:
+    """Whether a file differs from what it should hold; it is written unless this is a check."""
+    if path.exists() and path.read_text() == wanted:
+        return False
+    if not check:
+        with atomic_file(path) as file:
+            file.write_text(wanted)
+    return True
+
+
+def with_tables(text: str) -> str:
+    """The text with every table made anew.
+
+    Raises:
+        OSError: a file that it names is not there.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        cls, to_markdown = KINDS[match[2]]
+        paths = [ROOT / file for file in match[3].split()]
+        documents = [read(cls, path) if cls else json.loads(path.read_text()) for path in paths]
+        return f"{match[1]}{to_markdown(*documents)}\n{match[4]}"
+
+    return _TABLE.sub(made, text)
+
+
+def report_markdown(report: Report) -> str:
     """The tables that ``nonn demo`` prints: every number of failures, and what the live cluster measured."""
     return "\n\n".join(
         [
@@ -47,59 +91,64 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     )
 
 
-def results_markdown(*reports: Mapping[str, Any]) -> str:
+def results_markdown(*reports: Report) -> str:
     """A line for each report: the teacher, and accuracy with none, half and all but one of the devices failed."""
     lines = [
         "| data | teacher | students | none failed | half failed, mean | worst | all but one failed |",
         "| :--- | ---: | :--- | ---: | ---: | ---: | ---: |",
     ]
     for report in reports:
-        rows, devices = report["accuracy_by_failures"], report["devices"]
-        shown = [rows[0]["mean"], rows[len(rows) // 2]["mean"], rows[len(rows) // 2]["worst"], rows[-1]["mean"]]
-        students = f"{len(devices)} × {max(device['params'] for device in devices):,} parameters"
-        cells = [report["data"]["name"], f"{report['teacher']['accuracy']:.1%}", students, *(f"{a:.1%}" for a in shown)]
+        rows = report.accuracy_by_failures
+        half = rows[len(rows) // 2]
+        students = f"{len(report.devices)} × {max(device.params for device in report.devices):,} parameters"
+        shown = [report.teacher.accuracy, students, rows[0].mean, half.mean, half.worst, rows[-1].mean]
+        cells = [report.data.name, *(a if isinstance(a, str) else f"{a:.1%}" for a in shown)]
         lines.append("| " + " | ".join(cell.replace("%", " %") for cell in cells) + " |")
     return "\n".join(lines)
 
 
-KINDS: Mapping[str, Callable[..., str]] = {
-    "study": short_markdown,
-    "study-heads": heads_markdown,
-    "partitioners": comparison_markdown,
-    "report": report_markdown,
-    "results": results_markdown,
+def fields_markdown(described: Mapping[str, Any]) -> str:
+    """Every field of a document and of those inside it: a heading and a table for each class."""
+    blocks = [_fields_table(described)]
+    for name, inner in described["$defs"].items():
+        blocks.append(f"### {name}\n\n{inner['description']}\n\n{_fields_table(inner)}")
+    return "\n\n".join(blocks)
+
+
+def _fields_table(described: Mapping[str, Any]) -> str:
+    lines = ["| field | type | meaning |", "|---|---|---|"]
+    for key, value in described["properties"].items():
+        may_be_absent = "" if key in described["required"] else "; may be absent"
+        text = f"{value['description'].rstrip('.')}".replace("|", "\\|")
+        lines.append(f"| `{key}` | {_type(value)}{may_be_absent} | {text} |")
+    return "\n".join(lines)
+
+
+def _type(value: Mapping[str, Any]) -> str:
+    """A type in words, with its limits and a link to its own table."""
+    if "$ref" in value:
+        name = value["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in value:
+        return " or ".join(map(_type, value["anyOf"]))
+    if "items" in value:
+        return f"list of {_type(value['items'])}"
+    name = _NAMES.get(value.get("type", ""), value.get("type", "any value"))
+    if "maximum" in value:
+        return f"{name} from {value['minimum']} to {value['maximum']}"
+    return f"{name} ≥ {value['minimum']}" if "minimum" in value else name
+
+
+# The class of the documents that a table is made of, None for any JSON, and what makes it.
+KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
+    "study": (None, short_markdown),
+    "study-heads": (None, heads_markdown),
+    "partitioners": (None, comparison_markdown),
+    "report": (Report, report_markdown),
+    "results": (Report, results_markdown),
+    "fields": (None, fields_markdown),
 }
 _TABLE = re.compile(rf"(<!-- ({'|'.join(KINDS)})((?: [^\s>]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def main() -> int:
-    """Writes or compares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    args = parser.parse_args()
-    changed = 0
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = document.read_text()
-        wanted = with_tables(text)
-        changed += wanted != text
-        if wanted != text and not args.check:
-            with atomic_file(document) as file:
-                file.write_text(wanted)
-    return int(args.check and changed > 0)
-
-
-def with_tables(text: str) -> str:
-    """The text with every table made anew.
-
-    Raises:
-        OSError: a file that it names is not there.
-    """
-
-    def made(match: re.Match[str]) -> str:
-        documents = [json.loads((ROOT / file).read_text()) for file in match[3].split()]
-        return f"{match[1]}{KINDS[match[2]](*documents)}\n{match[4]}"
-
-    return _TABLE.sub(made, text)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from nonn.bundle import load_bundle
 from nonn.experiment.demo import kill_one_by_one
 from tests.conftest import TINY
+from tests.reports import check_report
 from tests.toys import toy_bundle, toy_data
 
 SETS = [argument for item in TINY for argument in ("--set", item)]
@@ -20,6 +21,7 @@ def test_the_demo_measures_live_what_the_table_predicts(tiny_runs: Path) -> None
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tiny_runs / "tiny" / "report" / "report.json").read_text())
+    assert len(check_report(tiny_runs / "tiny" / "report" / "report.json").measured_live) == 4
     rows = report["measured_live"]
     assert [row["failed"] for row in rows] == [0, 1, 2, 3]
     for row in rows:
@@ -36,8 +38,9 @@ def test_a_live_answer_that_differs_from_the_bundle_is_counted(tmp_path: Path) -
     bundle = load_bundle(toy_bundle(tmp_path / "toy", num_devices=2).path)
     inputs, _ = toy_data(200, seed=99)
     (row,) = kill_one_by_one(bundle, inputs, [])
-    assert row["mismatched"] > 100
-    assert row["accuracy"] < 0.5 < row["predicted"]
+    assert row.mismatched is not None
+    assert row.mismatched > 100
+    assert row.accuracy < 0.5 < row.predicted
 
 
 def _children_left() -> list[str]:

@@ -32,6 +32,7 @@ from nonn.teacher import Normalise
 from nonn.toml import from_mapping
 from scripts.make_probe import probe_network
 from tests.conftest import TINY
+from tests.reports import check_report
 from tests.toys import toy_bundle
 
 CLASSES = """
@@ -250,6 +251,11 @@ def test_unlike_students_are_trained_together_bundled_and_placed(uneven: tuple[B
     seats = json.loads((folder / "runs" / "uneven" / "placement.json").read_text())
     assert [seat["title"] for seat in seats] == ["0 ('pi')", "1 ('pi')", "2 ('watch')", "3 ('watch')"]
     assert {seat["student"] for seat in seats} <= {0, 1, 2, 3, None}
+
+
+def test_the_report_of_unlike_devices_has_a_failure_probability_for_each(uneven: tuple[Bundle, Path]) -> None:
+    report = check_report(uneven[1] / "runs" / "uneven" / "report" / "report.json")
+    assert report.expected_accuracy.p_fail == tuple(uneven[0].p_fail)
 
 
 def test_a_student_over_its_budget_is_refused_before_the_teacher_is_trained(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from nonn.bundle import load_bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import load_experiment
+from nonn.documents import to_json
 from nonn.report import build_report
 from tests.agreement import assert_documents_agree
 from tests.serving import TIMEOUT_S
@@ -38,7 +39,7 @@ class TestBundle:
 
     def test_its_report_is_the_one_beside_it(self, manifest):
         beside = json.loads((manifest.parent.parent / f"{manifest.parent.name}.json").read_text())
-        report = json.loads(json.dumps(build_report(load_bundle(manifest.parent))))
+        report = to_json(build_report(load_bundle(manifest.parent)))
         assert_documents_agree(report, beside)
 
     def test_it_serves_at_once_and_says_how_accurate_who_is_left_is(self, manifest):

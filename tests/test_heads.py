@@ -200,7 +200,7 @@ def test_held_out_accuracy_weighs_every_number_of_failures_alike(fitted: dict[st
     data = split(100, 4)
     features = recorded(make_students(), data)
     table = enumerate_subsets(fitted["ridge"], features, data.labels)
-    rows = [row["mean"] for row in table.by_failures()]
+    rows = [row.mean for row in table.by_failures()]
     assert held_out_accuracy(fitted["ridge"], features, data.labels, 0) == pytest.approx(np.mean(rows))
 
 

@@ -25,6 +25,7 @@ from nonn.experiment.run import Run
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
 from tests.conftest import TINY
+from tests.reports import check_report
 
 
 def change(experiment: Experiment, section: str, **values: Any) -> Experiment:
@@ -83,7 +84,7 @@ def test_students_that_send_their_penultimate_features_make_a_bundle_without_bri
     assert all(
         s.params < t.params for s, t in zip(bundle.manifest.students, tiny_bundle.manifest.students, strict=True)
     )
-    assert [device["feature_bytes"] for device in report["devices"]] == [96] * 4
+    assert [device.feature_bytes for device in report.devices] == [96] * 4
     features, labels = bundle.features
     table = enumerate_subsets(bundle.head, features, labels)
     np.testing.assert_array_equal(table.correct, bundle.table.correct)
@@ -111,9 +112,9 @@ def test_a_changed_head_keeps_teacher_and_students(
 ) -> None:
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
     bundle, report = Run(change(tiny, "fusion", head="trained"), runs).execute()
-    assert bundle.head.kind == report["fusion"] == "zero-fill"
+    assert bundle.head.kind == report.fusion == "zero-fill"
     again, report = Run(tiny, runs).execute()
-    assert again.head.kind == report["fusion"] == "ridge"
+    assert again.head.kind == report.fusion == "ridge"
 
 
 @pytest.mark.usefixtures("exported_before")
@@ -124,7 +125,7 @@ def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
     assert not (bundle.path / "features.npz").exists()
     assert (tiny_bundle.path / "features.npz").exists()
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
-    assert report["accuracy_by_failures"][1]["mean"] == tiny_bundle.table.by_failures()[1]["mean"]
+    assert report.accuracy_by_failures[1].mean == tiny_bundle.table.by_failures()[1].mean
     with pytest.raises(BundleError, match=r"holds no features\.npz; build it again with export\.recorded = true"):
         _ = bundle.features
 
@@ -234,8 +235,8 @@ def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
     bundle, report = Run(experiment, tmp_path / "runs").execute()
     assert bundle.manifest.input.shape == (6, 25)
     assert bundle.manifest.input.dtype == "float32"
-    assert report["data"]["samples"] == 60
-    assert report["accuracy_by_failures"][0]["mean"] > 0.8
+    assert report.data.samples == 60
+    assert report.accuracy_by_failures[0].mean > 0.8
 
 
 QUICK = (*TINY, "teacher.epochs=1", "distill.epochs=1", "devices.count=2")
@@ -267,6 +268,7 @@ def test_assistants_and_generations_are_stages_of_their_own(tmp_path: Path) -> N
 def test_a_bundle_that_breaks_a_promise_is_not_written(runs: Path, tiny: Experiment, tiny_bundle: Bundle) -> None:
     kept = change(tiny, "guarantees", require=("accuracy>=0.5 failed<=1", "P(accuracy>=0.5)>=0.9"))
     Run(kept, runs).execute()
+    check_report(runs / "tiny" / "report" / "report.json")
     before = load_bundle(runs / "tiny" / "bundle").hash
     with pytest.raises(GuaranteeError, match=r"0\.9999"):
         Run(change(tiny, "guarantees", require=("accuracy>=0.9999 failed<=3",)), runs).execute()

@@ -31,6 +31,7 @@ from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors
 from nonn.students import Student
 from nonn.teacher import Normalise
+from tests.reports import check_report
 from tests.serving import running_node
 from tests.test_export import trained_looking_student
 from tests.toys import toy_bundle
@@ -85,19 +86,20 @@ def test_no_answering_set_loses_more_than_a_few_images(int8_bundle: Bundle, tiny
 
 
 def test_the_report_says_what_8_bits_cost(int8_runs: Path, int8_bundle: Bundle, tiny_bundle: Bundle) -> None:
-    report = json.loads((int8_runs / "tiny" / "report" / "report.json").read_text())
+    report = check_report(int8_runs / "tiny" / "report" / "report.json")
+    assert report.precision is not None
     widths = sum(s.width for s in int8_bundle.manifest.students)
-    assert report["traffic"]["bytes_per_answer"] == widths
-    assert report["traffic"]["as_floats"] == 4 * widths
-    assert report["traffic"]["layer_maps"] == 2 * 4 * sum([16 * 64] * 3 + [32 * 16] * 2 + [64 * 4] * 2)
+    assert report.traffic.bytes_per_answer == widths
+    assert report.traffic.as_floats == 4 * widths
+    assert report.traffic.layer_maps == 2 * 4 * sum([16 * 64] * 3 + [32 * 16] * 2 + [64 * 4] * 2)
     for row, then, now in zip(
-        report["precision"]["drop_by_failures"],
+        report.precision.drop_by_failures,
         tiny_bundle.table.by_failures(),
         int8_bundle.table.by_failures(),
         strict=True,
     ):
-        assert row["drop"] == pytest.approx(then["mean"] - now["mean"])
-    assert report["precision"]["size_ratio"] <= 0.30
+        assert row.drop == pytest.approx(then.mean - now.mean)
+    assert report.precision.size_ratio <= 0.30
     line = network_line(report)
     assert f"{widths} bytes" in line
     assert "NoNN" in line
@@ -106,8 +108,8 @@ def test_the_report_says_what_8_bits_cost(int8_runs: Path, int8_bundle: Bundle, 
 
 
 def test_a_bundle_in_float_says_nothing_of_8_bits(tiny_runs: Path, tiny_bundle: Bundle) -> None:
-    report = json.loads((tiny_runs / "tiny" / "report" / "report.json").read_text())
-    assert report["precision"] is None
+    report = check_report(tiny_runs / "tiny" / "report" / "report.json")
+    assert report.precision is None
     assert "float:" not in network_line(report)
     assert not list(tiny_bundle.path.glob("students/*.int8.onnx"))
 

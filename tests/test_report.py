@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, write_bundle
 from nonn.cli import report as command
+from nonn.documents import read, to_json
 from nonn.errors import BundleError, ConfigError, InputError, MissingExtraError
 from nonn.fusion import ZeroFill
 from nonn.reliability.subsets import membership
 from nonn.report import build_report, write_report
 from nonn.report.build import filter_graph
+from nonn.report.document import Report
 from nonn.report.html import render_page
 from nonn.report.table import (
     as_text,
@@ -110,7 +112,7 @@ def page(three: Bundle) -> str:
 
 
 def test_the_report_keeps_its_contract(toy: Bundle) -> None:
-    report = build_report(toy)
+    report = to_json(build_report(toy))
     wanted: dict[str, dict[str, type]] = {
         "data": {"name": str, "split": str, "samples": int, "classes": int},
         "teacher": {"model": str, "params": int, "macs": int, "accuracy": float},
@@ -132,33 +134,33 @@ def test_the_report_keeps_its_contract(toy: Bundle) -> None:
 
 def test_numbers_are_those_of_a_table_computed_by_hand(three: Bundle) -> None:
     report = build_report(three)
-    assert report["accuracy_by_failures"] == [
+    assert to_json(report.accuracy_by_failures) == [
         {"failed": 0, "subsets": 1, "mean": 0.9, "worst": 0.9, "best": 0.9, "worst_subset": []},
         {"failed": 1, "subsets": 3, "mean": pytest.approx(19 / 30), "worst": 0.6, "best": 0.7, "worst_subset": [0, 2]},
         {"failed": 2, "subsets": 3, "mean": pytest.approx(0.4), "worst": 0.3, "best": 0.5, "worst_subset": [2]},
     ]
-    assert report["expected_accuracy"]["law"] == "independent p=0.5"
-    assert report["expected_accuracy"]["value"] == pytest.approx(40 / 80)
-    assert [device["accuracy_alone"] for device in report["devices"]] == [0.5, 0.4, 0.3]
+    assert report.expected_accuracy.law == "independent p=0.5"
+    assert report.expected_accuracy.value == pytest.approx(40 / 80)
+    assert [device.accuracy_alone for device in report.devices] == [0.5, 0.4, 0.3]
     # With p = ½: the mean over the four sets with the device, less that over the four without.
     value = [(5 + 7 + 6 + 9 - 4 - 3 - 6) / 40, (4 + 7 + 6 + 9 - 5 - 3 - 6) / 40, (3 + 6 + 6 + 9 - 5 - 4 - 7) / 40]
-    assert [device["value"] for device in report["devices"]] == pytest.approx(value)
-    assert report["teacher"] == {"model": "prototypes", "params": 640, "macs": 640, "accuracy": 1.0}
-    assert report["data"]["samples"] == 10
+    assert [device.value for device in report.devices] == pytest.approx(value)
+    assert to_json(report.teacher) == {"model": "prototypes", "params": 640, "macs": 640, "accuracy": 1.0}
+    assert report.data.samples == 10
 
 
 def test_devices_carry_what_the_manifest_says(toy: Bundle) -> None:
-    for device, student in zip(build_report(toy)["devices"], toy.manifest.students, strict=True):
-        assert device["model_bytes"] == toy.student_path(student.device).stat().st_size
-        assert device["feature_bytes"] == 4 * student.width
-        assert device["filters"] == len(toy.manifest.parts[student.part])
+    for device, student in zip(build_report(toy).devices, toy.manifest.students, strict=True):
+        assert device.model_bytes == toy.student_path(student.device).stat().st_size
+        assert device.feature_bytes == 4 * student.width
+        assert device.filters == len(toy.manifest.parts[student.part])
 
 
 def test_a_bundle_that_names_no_failure_law_gets_the_default(toy: Bundle) -> None:
-    expected = build_report(toy)["expected_accuracy"]
+    expected = build_report(toy).expected_accuracy
     answered = np.array([bin(mask).count("1") for mask in range(256)])
-    assert expected["law"] == "independent p=0.1"
-    assert expected["value"] == pytest.approx(float((0.9**answered * 0.1 ** (8 - answered)) @ toy.table.accuracy))
+    assert expected.law == "independent p=0.1"
+    assert expected.value == pytest.approx(float((0.9**answered * 0.1 ** (8 - answered)) @ toy.table.accuracy))
 
 
 @pytest.mark.parametrize("p_fail", [1.5, "half", float("nan")])
@@ -195,10 +197,10 @@ def test_a_manifest_without_what_the_report_needs_is_an_error(toy: Bundle) -> No
 def test_every_number_of_devices_makes_a_whole_report(toy: Bundle, tmp_path: Path, num_devices: int) -> None:
     path = tmp_path / "bundle"
     report = write_report(sixteen(toy, path) if num_devices == 16 else toy_bundle(path, num_devices), tmp_path)
-    rows = report["accuracy_by_failures"]
-    assert [row["failed"] for row in rows] == list(range(num_devices))
-    assert [row["subsets"] for row in rows] == [comb(num_devices, failed) for failed in range(num_devices)]
-    assert [device["part"] for device in report["devices"]] == [i % 8 for i in range(num_devices)]
+    rows = report.accuracy_by_failures
+    assert [row.failed for row in rows] == list(range(num_devices))
+    assert [row.subsets for row in rows] == [comb(num_devices, failed) for failed in range(num_devices)]
+    assert [device.part for device in report.devices] == [i % 8 for i in range(num_devices)]
     sentence = "With its only device" if num_devices == 1 else f"With {num_devices // 2} of {num_devices} devices gone"
     assert headline(report).startswith(sentence)
     assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -206,21 +208,29 @@ def test_every_number_of_devices_makes_a_whole_report(toy: Bundle, tmp_path: Pat
 
 def test_sixteen_devices_are_counted_exactly(toy: Bundle, tmp_path: Path) -> None:
     report = build_report(sixteen(toy, tmp_path / "bundle"))
-    half = report["accuracy_by_failures"][8]
-    assert (half["worst"], half["best"], half["worst_subset"]) == (0.036, 0.1, list(range(8)))
-    assert half["mean"] == pytest.approx(0.068)
-    assert [device["value"] for device in report["devices"]] == pytest.approx([(i + 1) / 1000 for i in range(16)])
-    assert report["expected_accuracy"]["value"] == pytest.approx(0.9 * 0.136)
-    assert report["fusion"] == "zero-fill"
+    half = report.accuracy_by_failures[8]
+    assert (half.worst, half.best, half.worst_subset) == (0.036, 0.1, tuple(range(8)))
+    assert half.mean == pytest.approx(0.068)
+    assert [device.value for device in report.devices] == pytest.approx([(i + 1) / 1000 for i in range(16)])
+    assert report.expected_accuracy.value == pytest.approx(0.9 * 0.136)
+    assert report.fusion == "zero-fill"
 
 
 def test_live_rows_get_what_was_predicted_for_exactly_these_devices(three: Bundle) -> None:
-    first, second = build_report(three, LIVE)["measured_live"]
-    assert first == {"failed": 0, "answered": [0, 1, 2], "accuracy": 0.9, "predicted": 0.9, "requests": 10, "lost": 0}
-    assert second["answered"] == [0, 2]
-    assert (second["failed"], second["predicted"], second["seconds"]) == (1, 0.6, 1.5)
+    first, second = build_report(three, LIVE).measured_live
+    assert to_json(first) == {
+        "failed": 0,
+        "answered": [0, 1, 2],
+        "accuracy": 0.9,
+        "predicted": 0.9,
+        "requests": 10,
+        "lost": 0,
+    }
+    assert second.answered == (0, 2)
+    assert (second.failed, second.predicted) == (1, 0.6)
+    assert to_json(second)["seconds"] == 1.5
     given = [{**LIVE[0], "failed": 0, "predicted": 0.75}]
-    assert build_report(three, given)["measured_live"][0]["predicted"] == 0.75
+    assert build_report(three, given).measured_live[0].predicted == 0.75
 
 
 @pytest.mark.parametrize(
@@ -327,24 +337,24 @@ def test_the_page_shows_the_numbers_of_report_json(three: Bundle, page: str) -> 
     for name, table in tables.items():
         rows = read.tables[f"table-{name}"][1 : 1 + len(table.rows)]  # between head and foot
         assert [[text for _, text in row] for row in rows] == table.cells()
-        for row, source in zip(rows, table.rows, strict=True):
-            for (value, _), column in zip(row, table.columns, strict=True):
-                assert value == (source[column.key] if column.is_number else None)
+        for row, source in zip(rows, table.values(), strict=True):
+            for (value, _), column, exact in zip(row, table.columns, source, strict=True):
+                assert value == (exact if column.is_number else None)
     footer = read.tables["table-devices"][-1]
     assert [value for value, _ in footer if value is not None] == [640, 640, 1.0]
 
 
 def test_tiles_and_sentences_of_the_page_agree_with_report_json(three: Bundle, page: str) -> None:
     report = build_report(three, LIVE)
-    row = report["accuracy_by_failures"]
+    row = report.accuracy_by_failures
     tiles = re.findall(r'<dd><data value="([^"]+)">([^<]+)</data></dd>', page)[:5]
-    wanted = [row[1]["mean"], row[1]["worst"], row[0]["mean"], report["expected_accuracy"]["value"], 1.0]
+    wanted = [row[1].mean, row[1].worst, row[0].mean, report.expected_accuracy.value, 1.0]
     assert [float(value) for value, _ in tiles] == wanted
     assert [unescape(text).replace("\xa0", " ") for _, text in tiles] == [percent(value, 1) for value in wanted]
     assert f"<h1>{headline(report)}.</h1>" in page.replace("\xa0", " ")
     assert "independent p=0.5" in page
     assert three.hash in page
-    assert report["data"]["fingerprint"] in page
+    assert report.data.fingerprint in page
     assert "1.2.3" in page
 
 
@@ -378,7 +388,7 @@ def test_hostile_names_stay_text(toy: Bundle, tmp_path: Path) -> None:
         provenance=provenance,
     )
     report = write_report(bundle, tmp_path)
-    assert report["experiment"] == HOSTILE
+    assert report.experiment == HOSTILE
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "script" not in Page(text).tags
@@ -395,7 +405,7 @@ def test_the_same_report_gives_the_same_bytes(three: Bundle, tmp_path: Path) -> 
 
 def test_what_is_written_is_what_is_returned(three: Bundle, tmp_path: Path) -> None:
     report = write_report(three, tmp_path / "new" / "report", LIVE)
-    assert json.loads((tmp_path / "new" / "report" / "report.json").read_text(encoding="utf-8")) == report
+    assert read(Report, tmp_path / "new" / "report" / "report.json") == report
     assert report == build_report(three, LIVE)
 
 
@@ -437,8 +447,9 @@ def test_figures_stand_extremes(three: Bundle) -> None:
     report = build_report(three, [{"answered": [], "accuracy": 0.0, "requests": 5, "lost": 5}])
     assert "measured live" in plots.accuracy_plot(report)
     for value in (0.0, -0.02):
-        devices = [{**device, "value": value} for device in report["devices"]]
-        assert f">{points(value)}<" in plots.value_plot({"devices": devices}).replace("\N{MINUS SIGN}", "-")
+        devices = tuple(dataclasses.replace(device, value=value) for device in report.devices)
+        picture = plots.value_plot(dataclasses.replace(report, devices=devices))
+        assert f">{points(value)}<" in picture.replace("\N{MINUS SIGN}", "-")
     assert "<image" in plots.graph_plot(np.zeros((4, 4)), [[0, 1], [2, 3]])
 
 
@@ -461,7 +472,7 @@ def test_the_command_prints_json_alone_on_stdout(
     three: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(str(three.path), "--json", "--html", str(tmp_path / "new" / "page.html")) == 0
-    assert json.loads(capsys.readouterr().out) == build_report(three)
+    assert json.loads(capsys.readouterr().out) == to_json(build_report(three))
     assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
@@ -480,19 +491,19 @@ def test_the_command_names_a_page_that_cannot_be_written(three: Bundle, tmp_path
 
 
 def test_the_mean_is_over_all_subsets_of_the_real_table(toy: Bundle) -> None:
-    for row in build_report(toy)["accuracy_by_failures"]:
-        kept = list(combinations(range(8), 8 - row["failed"]))
+    for row in build_report(toy).accuracy_by_failures:
+        kept = list(combinations(range(8), 8 - row.failed))
         accuracy = [toy.table.correct[sum(1 << i for i in subset)] / 200 for subset in kept]
-        assert (row["subsets"], row["worst"], row["best"]) == (len(kept), min(accuracy), max(accuracy))
-        assert row["mean"] == pytest.approx(np.mean(accuracy))
+        assert (row.subsets, row.worst, row.best) == (len(kept), min(accuracy), max(accuracy))
+        assert row.mean == pytest.approx(np.mean(accuracy))
 
 
 def test_a_report_written_again_keeps_the_live_rows_of_the_same_bundle_only(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "one", num_devices=2)
     live = [{"answered": [0, 1], "accuracy": 0.5, "requests": 10, "lost": 0}]
     write_report(bundle, tmp_path / "report", live)
-    assert write_report(bundle, tmp_path / "report")["measured_live"][0]["accuracy"] == 0.5
+    assert write_report(bundle, tmp_path / "report").measured_live[0].accuracy == 0.5
     other = toy_bundle(tmp_path / "two", num_devices=3)
-    assert write_report(other, tmp_path / "report")["measured_live"] == []
+    assert write_report(other, tmp_path / "report").measured_live == ()
     (tmp_path / "report" / "report.json").write_text("half")
-    assert write_report(bundle, tmp_path / "report")["measured_live"] == []
+    assert write_report(bundle, tmp_path / "report").measured_live == ()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.cli import report as command
+from nonn.documents import read, to_json
 from nonn.errors import BundleError, ConfigError
 from nonn.fusion import ZeroFill
 from nonn.fusion.calibration import calibration_by_failures
@@ -24,6 +25,7 @@ from nonn.reliability.bias import class_bias
 from nonn.reliability.subsets import SubsetTable, probabilities
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
+from nonn.report.document import Report
 from nonn.report.html import render_page
 from nonn.report.methods import methods_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
@@ -65,7 +67,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def both(three: Bundle, toy: Bundle) -> dict[str, Any]:
+def both(three: Bundle, toy: Bundle) -> Report:
     """The report of three devices with the toy bundle beside it."""
     return build_report(three, others=[toy])
 
@@ -78,32 +80,32 @@ def test_shapley_values_and_pairs_are_those_computed_by_hand(three: Bundle) -> N
         (4 / 3 + (2 + 3) / 6 + 3 / 3) / 10,
         (3 / 3 + (1 + 2) / 6 + 2 / 3) / 10,
     ]
-    assert [device["shapley"] for device in report["devices"]] == pytest.approx(shapley)
+    assert [device.shapley for device in report.devices] == pytest.approx(shapley)
     assert sum(shapley) == pytest.approx(0.9)
-    assert report["pair_losses"] == [[0.6, 0.3, 0.4], [0.3, 0.6, 0.5], [0.4, 0.5, 0.7]]
-    rows = [(row["first"], row["second"], row["accuracy"]) for row in pair_table(report).rows]
-    assert rows == [(0, 1, 0.3), (0, 2, 0.4), (1, 2, 0.5)]
-    assert [row["loss"] for row in pair_table(report).rows] == pytest.approx([0.6, 0.5, 0.4])
+    assert report.pair_losses == ((0.6, 0.3, 0.4), (0.3, 0.6, 0.5), (0.4, 0.5, 0.7))
+    rows = pair_table(report).values()
+    assert [row[:3] for row in rows] == [[0, 1, 0.3], [0, 2, 0.4], [1, 2, 0.5]]
+    assert [row[3] for row in rows] == pytest.approx([0.6, 0.5, 0.4])
 
 
 def test_availability_is_that_computed_by_hand(three: Bundle) -> None:
-    result = build_report(three)["availability"]
-    half, third = result["curves"]  # the bundle's own law comes first, and only once
-    assert (half["p_fail"], third["p_fail"]) == (0.5, 0.3)
+    result = build_report(three).availability
+    half, third = result.curves  # the bundle's own law comes first, and only once
+    assert (half.p_fail, third.p_fail) == (0.5, 0.3)
     wanted = {0.0: 8, 0.01: 7, 0.3: 7, 0.31: 6, 0.5: 5, 0.6: 4, 0.7: 2, 0.71: 1, 0.9: 1, 0.91: 0, 1.0: 0}
-    found = {level: half["share"][result["levels"].index(level)] for level in wanted}
+    found = {level: half.share[result.levels.index(level)] for level in wanted}
     assert found == pytest.approx({level: sets / 8 for level, sets in wanted.items()})
-    assert third["share"][700] == pytest.approx(0.7**3 + 0.7**2 * 0.3)
+    assert third.share[700] == pytest.approx(0.7**3 + 0.7**2 * 0.3)
 
 
 @pytest.mark.parametrize("p_fail", [0.0, 0.1, 1.0])
 def test_availability_is_the_probability_of_the_sets_that_reach_the_level(toy: Bundle, p_fail: float) -> None:
     result = availability(toy.table, [p_fail] * 8)
     law = probabilities(np.full(8, p_fail))
-    wanted = [law[toy.table.accuracy >= level].sum() for level in result["levels"]]
-    assert result["curves"][0]["share"] == pytest.approx(wanted)
-    assert all(np.diff(curve["share"]).max() <= 0 for curve in result["curves"])
-    assert max(max(curve["share"]) for curve in result["curves"]) == 1.0
+    wanted = [law[toy.table.accuracy >= level].sum() for level in result.levels]
+    assert result.curves[0].share == pytest.approx(wanted)
+    assert all(np.diff(curve.share).max() <= 0 for curve in result.curves)
+    assert max(max(curve.share) for curve in result.curves) == 1.0
 
 
 def test_devices_of_unlike_reliability_have_a_law_each(three: Bundle) -> None:
@@ -115,32 +117,32 @@ def test_devices_of_unlike_reliability_have_a_law_each(three: Bundle) -> None:
     law, by_hand = np.array([0.5, 0.25, 0.25]), 0.0
     for mask, accuracy in enumerate(three.table.accuracy.tolist()):
         by_hand += accuracy * np.prod([1 - p if mask >> i & 1 else p for i, p in enumerate(law)])
-    expected = report["expected_accuracy"]
-    assert (expected["law"], expected["p_fail"]) == ("independent p=[0.5, 0.25, 0.25]", law.tolist())
-    assert expected["value"] == pytest.approx(by_hand)
-    assert [curve["p_fail"] for curve in report["availability"]["curves"]] == [law.tolist(), 0.3, 0.5]
-    assert "each its own p" in availability_table(report).columns[1].title
-    assert "<svg" in availability_plot(report)
+    expected = report.expected_accuracy
+    assert (expected.law, expected.p_fail) == ("independent p=[0.5, 0.25, 0.25]", tuple(law))
+    assert expected.value == pytest.approx(by_hand)
+    assert [curve.p_fail for curve in report.availability.curves] == [tuple(law), 0.3, 0.5]
+    assert "each its own p" in availability_table(report.availability).columns[1].title
+    assert "<svg" in availability_plot(report.availability)
 
 
 def test_classes_are_those_counted_by_hand(halves: Bundle) -> None:
     found = class_report(halves)
     assert found is not None
-    assert (found["samples"], found["failed"]) == (4, 1)
-    rows = [(row["class"], row["name"], row["samples"], row["intact"], row["degraded"]) for row in found["classes"]]
+    assert (found.samples, found.failed) == (4, 1)
+    rows = [(row.class_, row.name, row.samples, row.intact, row.degraded) for row in found.classes]
     assert rows == [(1, "one", 1, 1, 0.5), (2, "two", 1, 1, 0.5), (3, "three", 1, 1, 0.5), (0, "zero", 1, 1, 1)]
-    assert [row["loss"] for row in found["classes"]] == [0.5, 0.5, 0.5, 0]
-    whole, half = found["by_failures"]
-    assert (whole["accuracy"], half["accuracy"]) == (1.0, (2 / 4 + 3 / 4) / 2)
+    assert [row.loss for row in found.classes] == [0.5, 0.5, 0.5, 0]
+    whole, half = found.by_failures
+    assert (whole.accuracy, half.accuracy) == (1.0, (2 / 4 + 3 / 4) / 2)
     sure = np.e / (np.e + CLASSES - 1)
-    assert whole["confidence"] == pytest.approx(sure)
-    assert whole["ece"] == pytest.approx(1 - sure)
-    assert half["confidence"] == pytest.approx((sure + 0.1) / 2)
-    assert (whole["cev"], whole["sde"]) == (0, 0)
+    assert whole.confidence == pytest.approx(sure)
+    assert whole.ece == pytest.approx(1 - sure)
+    assert half.confidence == pytest.approx((sure + 0.1) / 2)
+    assert (whole.cev, whole.sde) == (0, 0)
     labels = np.arange(4)
     biases = [class_bias(labels, np.array(said), labels, CLASSES) for said in ([0, 1, 0, 0], [0, 0, 2, 3])]
-    assert half["cev"] == pytest.approx(np.mean([bias.cev for bias in biases]))
-    assert half["sde"] == pytest.approx(np.mean([bias.sde for bias in biases]))
+    assert half.cev == pytest.approx(np.mean([bias.cev for bias in biases]))
+    assert half.sde == pytest.approx(np.mean([bias.sde for bias in biases]))
 
 
 def test_calibration_is_that_of_the_calibration_module(tmp_path: Path) -> None:
@@ -151,19 +153,19 @@ def test_calibration_is_that_of_the_calibration_module(tmp_path: Path) -> None:
     found = class_report(bundle)
     assert found is not None
     features, labels = bundle.features
-    for row, wanted in zip(found["by_failures"], calibration_by_failures(head, features, labels), strict=True):
+    for row, wanted in zip(found.by_failures, calibration_by_failures(head, features, labels), strict=True):
         keys = ("failed", "subsets", "ece", "ece_worst", "confidence", "accuracy")
-        assert [row[key] for key in keys] == pytest.approx([wanted[key] for key in keys])
-    means = [row["mean"] for row in toy.table.by_failures()]
-    assert [row["accuracy"] for row in found["by_failures"]] == pytest.approx(means)
+        assert [getattr(row, key) for key in keys] == pytest.approx([wanted[key] for key in keys])
+    means = [row.mean for row in toy.table.by_failures()]
+    assert [row.accuracy for row in found.by_failures] == pytest.approx(means)
     answers = np.stack(
         [
             head.logits({i: features[i] for i in kept}).argmax(axis=1) == labels
-            for kept in combinations(range(7), 7 - found["failed"])
+            for kept in combinations(range(7), 7 - found.failed)
         ]
     )
-    for row in found["classes"]:
-        assert row["degraded"] == pytest.approx(answers[:, labels == row["class"]].mean())
+    for row in found.classes:
+        assert row.degraded == pytest.approx(answers[:, labels == row.class_].mean())
 
 
 def test_too_many_sets_are_sampled_with_a_seed_and_the_page_says_so(
@@ -171,12 +173,13 @@ def test_too_many_sets_are_sampled_with_a_seed_and_the_page_says_so(
 ) -> None:
     first = class_report(toy)
     assert first is not None
-    assert [row["sets"] for row in first["by_failures"]] == [1, 8, 28, 56, 64, 56, 28, 8]
+    assert [row.sets for row in first.by_failures] == [1, 8, 28, 56, 64, 56, 28, 8]
     assert first == class_report(toy)
     monkeypatch.setattr(classes, "_LOGITS", 8 * 200 * CLASSES * 5)
     report = build_report(toy)
-    assert [row["sets"] for row in report["by_class"]["by_failures"]] == [1, *[5] * 7]
-    assert [row["subsets"] for row in report["by_class"]["by_failures"]] == [1, 8, 28, 56, 70, 56, 28, 8]
+    assert report.by_class is not None
+    assert [row.sets for row in report.by_class.by_failures] == [1, *[5] * 7]
+    assert [row.subsets for row in report.by_class.by_failures] == [1, 8, 28, 56, 70, 56, 28, 8]
     text = re.sub(r"<[^>]+>|\s+", " ", render_page(report))
     assert re.search(r"all sets, or +5 +of them drawn with seed +0 +, on +200 +recorded samples", text)
 
@@ -187,8 +190,8 @@ def test_a_class_without_a_test_sample_is_left_out(toy: Bundle, tmp_path: Path) 
     bundle = rewritten(toy, tmp_path / "bundle", {"features.npz": {k: v[kept] for k, v in features.items()}})
     found = class_report(bundle)
     assert found is not None
-    assert sorted(row["class"] for row in found["classes"]) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-    assert found["samples"] == int(kept.sum())
+    assert sorted(row.class_ for row in found.classes) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert found.samples == int(kept.sum())
 
 
 def test_features_that_do_not_fit_the_bundle_are_an_error(toy: Bundle, tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ def test_a_bundle_without_features_says_so_instead(three: Bundle, tmp_path: Path
     files = {name: digest for name, digest in three.manifest.files.items() if name != "features.npz"}
     bare = dataclasses.replace(three, manifest=dataclasses.replace(three.manifest, files=files))
     report = build_report(bare)
-    assert report["by_class"] is None
+    assert report.by_class is None
     page = render_page(report)
     assert "holds no recorded test features" in page
     assert not {"table-classes", "table-bias", "table-calibration"} & set(Page(page).tables)
@@ -218,21 +221,21 @@ def test_a_bundle_without_features_says_so_instead(three: Bundle, tmp_path: Path
     assert "calibration" not in markdown_report(report)
 
 
-def test_several_bundles_stand_side_by_side(both: dict[str, Any], three: Bundle, toy: Bundle) -> None:
-    first, second = both["methods"]
-    assert (first["bundle"], second["bundle"]) == (three.hash, toy.hash)
-    assert first["method"] != second["method"]  # both are called toy, so the hash tells them apart
-    assert first["accuracy_by_failures"] == both["accuracy_by_failures"]
-    assert second["accuracy_by_failures"] == toy.table.by_failures()
+def test_several_bundles_stand_side_by_side(both: Report, three: Bundle, toy: Bundle) -> None:
+    first, second = both.methods
+    assert (first.bundle, second.bundle) == (three.hash, toy.hash)
+    assert first.method != second.method  # both are called toy, so the hash tells them apart
+    assert first.accuracy_by_failures == both.accuracy_by_failures
+    assert second.accuracy_by_failures == toy.table.by_failures()
     cells = methods_table(both).cells()
     assert cells[0][1:] == ["3", "90.00 %", "63.33 %", "40.00 %", *["–"] * 5]
     assert "–" not in cells[1]
     assert text_report(both).endswith("\n")
-    assert second["method"] in text_report(both)
-    assert build_report(three)["methods"] == []
+    assert second.method in text_report(both)
+    assert build_report(three).methods == ()
 
 
-def test_every_table_of_the_page_equals_report_json(both: dict[str, Any]) -> None:
+def test_every_table_of_the_page_equals_report_json(both: Report) -> None:
     read = Page(render_page(both))
     tables = report_tables(both)
     assert set(tables) == {
@@ -242,14 +245,14 @@ def test_every_table_of_the_page_equals_report_json(both: dict[str, Any]) -> Non
     for name, table in tables.items():
         rows = read.tables[f"table-{name}"][1 : 1 + len(table.rows)]
         assert [[text for _, text in row] for row in rows] == table.cells()
-        for row, source in zip(rows, table.rows, strict=True):
-            wanted = [source[column.key] if column.is_number else None for column in table.columns]
+        for row, source in zip(rows, table.values(), strict=True):
+            wanted = [exact if c.is_number else None for exact, c in zip(source, table.columns, strict=True)]
             assert [value for value, _ in row] == wanted
-    share = both["availability"]["curves"][0]["share"]
-    assert [row["share_0"] for row in availability_table(both).rows][:2] == [share[500], share[700]]
+    share = both.availability.curves[0].share
+    assert [row[1] for row in availability_table(both.availability).values()][:2] == [share[500], share[700]]
 
 
-def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both: dict[str, Any]) -> None:
+def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both: Report) -> None:
     page = render_page(both)
     assert page.count("<table") == len(report_tables(both))
     assert len(re.findall(r'<div class="scroll"[^>]*>\s*<table', page)) == page.count("<table")
@@ -258,25 +261,25 @@ def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both:
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto", page)
 
 
-def test_figures_name_no_colour_that_a_dark_page_cannot_swap(both: dict[str, Any]) -> None:
+def test_figures_name_no_colour_that_a_dark_page_cannot_swap(both: Report) -> None:
     """Two methods have the page's own colours; from the third on they bring fixed ones."""
     figures = re.findall(r"<svg.*?</svg>", render_page(both), re.DOTALL)
     assert re.findall(r"(?:fill|stroke): (#\w+)", "".join(figures)) == []
     assert all("var(--ink, #1d2126)" in figure for figure in figures)
 
 
-def test_csv_holds_every_number_with_all_its_digits(both: dict[str, Any]) -> None:
+def test_csv_holds_every_number_with_all_its_digits(both: Report) -> None:
     lines = list(csv.DictReader(csv_report(both).splitlines()))
     found = {(line["table"], int(line["row"]), line["quantity"]): line["value"] for line in lines}
     assert len(found) == len(lines)
-    for number, row in enumerate(both["accuracy_by_failures"]):
-        assert float(found["failures", number, "mean"]) == row["mean"]
+    for number, row in enumerate(both.accuracy_by_failures):
+        assert float(found["failures", number, "mean"]) == row.mean
     assert found["failures", 1, "worst_subset"] == "0 2"
-    for number, device in enumerate(both["devices"]):
-        assert float(found["devices", number, "shapley"]) == device["shapley"]
-    for number, row in enumerate(both["by_class"]["classes"]):
-        assert found["classes", number, "name"] == row["name"]
-        assert float(found["classes", number, "degraded"]) == row["degraded"]
+    for number, device in enumerate(both.devices):
+        assert float(found["devices", number, "shapley"]) == device.shapley
+    for number, row in enumerate(both.by_class.classes):
+        assert found["classes", number, "name"] == row.name
+        assert float(found["classes", number, "degraded"]) == row.degraded
     assert found["methods", 0, "mean_7"] == ""
 
 
@@ -284,7 +287,7 @@ def test_csv_holds_all_pairs_of_which_tables_show_the_worst(toy: Bundle) -> None
     report = build_report(toy)
     assert len(pair_table(report).rows) == 10
     assert sum(line.startswith("pairs,") and ",accuracy," in line for line in csv_report(report).splitlines()) == 28
-    accuracy = [row["accuracy"] for row in pair_table(report, None).rows]
+    accuracy = [row[2] for row in pair_table(report, None).values()]
     assert accuracy == sorted(toy.table.accuracy[255 - (1 << i) - (1 << j)] for i, j in combinations(range(8), 2))
 
 
@@ -293,20 +296,21 @@ def test_a_bar_in_a_name_does_not_break_a_markdown_table(halves: Bundle, tmp_pat
     bundle = rewritten(halves, tmp_path / "bundle", classes=names)
     report = build_report(bundle)
     assert r"| a\|b | 1 | 100.00 % | 100.00 % | 0.00 |" in markdown_report(report).splitlines()
-    picture = class_plot(report)
+    assert report.by_class is not None
+    picture = class_plot(report.by_class)
     assert ">$c$<" in picture
     assert ">a rather long nam…<" in picture
-    assert len(class_table(report).rows) == 4
+    assert len(class_table(report.by_class).rows) == 4
 
 
-def test_figures_stand_extremes(both: dict[str, Any]) -> None:
+def test_figures_stand_extremes(both: Report) -> None:
     """Devices whose loss costs nothing, and devices that never fail or never answer."""
-    level = {**both, "pair_losses": np.full((3, 3), 0.9).tolist()}
+    level = dataclasses.replace(both, pair_losses=((0.9,) * 3,) * 3)
     assert "90.0" in pair_plot(level)
     for p_fail in (0.0, 1.0):
-        assert "<svg" in availability_plot({"availability": availability(THREE, [p_fail] * 3)})
+        assert "<svg" in availability_plot(availability(THREE, [p_fail] * 3))
     flat = SubsetTable(np.array([0, 10]), 10)
-    assert "<svg" in availability_plot({"availability": availability(flat, [0.0])})
+    assert "<svg" in availability_plot(availability(flat, [0.0]))
 
 
 def run_command(*arguments: str) -> int:
@@ -316,12 +320,12 @@ def run_command(*arguments: str) -> int:
 
 
 def test_the_command_takes_several_bundles_and_writes_every_form(
-    three: Bundle, toy: Bundle, both: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    three: Bundle, toy: Bundle, both: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {option: tmp_path / "new" / f"report.{option}" for option in ("html", "markdown", "csv")}
     options = [word for option, file in files.items() for word in (f"--{option}", str(file))]
     assert run_command(str(three.path), str(toy.path), "--json", *options) == 0
-    assert json.loads(capsys.readouterr().out) == both
+    assert json.loads(capsys.readouterr().out) == to_json(both)
     assert files["html"].read_text(encoding="utf-8") == render_page(both)
     assert files["markdown"].read_text(encoding="utf-8") == markdown_report(both)
     assert files["csv"].read_text(encoding="utf-8") == csv_report(both)
@@ -333,9 +337,7 @@ def test_the_command_names_a_file_that_cannot_be_written(three: Bundle, tmp_path
         run_command(str(three.path), option, str(tmp_path))
 
 
-def test_the_pipelines_report_takes_other_bundles_too(
-    three: Bundle, toy: Bundle, both: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_pipelines_report_takes_other_bundles_too(three: Bundle, toy: Bundle, both: Report, tmp_path: Path) -> None:
     assert write_report(three, tmp_path, others=[toy]) == both
-    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == both
+    assert read(Report, tmp_path / "report.json") == both
     assert "Methods side by side" in (tmp_path / "report.html").read_text(encoding="utf-8")

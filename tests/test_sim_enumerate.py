@@ -232,20 +232,20 @@ def test_sampling_every_set_is_exact() -> None:
     head, features, labels = problem("ridge", 5, whole=False, num_devices=5, n=60)
     table = enumerate_subsets(head, features, labels)
     for stratum, row in zip(sample_failures(head, features, labels, 10), table.by_failures(), strict=True):
-        assert (stratum.failed, stratum.subsets, stratum.sampled) == (row["failed"], row["subsets"], row["subsets"])
-        assert stratum.mean.estimate == stratum.mean.low == stratum.mean.high == pytest.approx(row["mean"])
-        assert (stratum.worst, stratum.best) == (row["worst"], row["best"])
+        assert (stratum.failed, stratum.subsets, stratum.sampled) == (row.failed, row.subsets, row.subsets)
+        assert stratum.mean.estimate == stratum.mean.low == stratum.mean.high == pytest.approx(row.mean)
+        assert (stratum.worst, stratum.best) == (row.worst, row.best)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     head, features, labels = problem("zero-fill", 9, whole=False, num_devices=9, n=200)
     truth = enumerate_subsets(head, features, labels).by_failures()[4]
-    assert truth["subsets"] == 126
+    assert truth.subsets == 126
     hits = 0
     for seed in range(60):
         stratum = sample_failures(head, [f[:200] for f in features], labels, 12, seed=seed)[4]
         assert stratum.sampled == 12
-        hits += stratum.mean.low <= truth["mean"] <= stratum.mean.high
+        hits += stratum.mean.low <= truth.mean <= stratum.mean.high
     assert 50 <= hits <= 60  # 57 expected
     assert stratum.mean.high - stratum.mean.low > 0
 

@@ -12,6 +12,7 @@ import pytest
 from nonn_sim.cli import COMMANDS, main
 
 from nonn.bundle import Bundle, write_bundle
+from nonn.documents import to_json
 from nonn.reliability.subsets import mask_of
 from tests.test_light_imports import BLOCKER
 from tests.toys import toy_bundle
@@ -39,7 +40,7 @@ def test_json_holds_the_exact_figures(bundle: Bundle, capsys: pytest.CaptureFixt
     found = as_json(capsys, str(bundle.path), "--law", "independent p=0.2", "--level", "0.5", "--per-class")
     table = bundle.table
     assert found["method"] == "exact"
-    assert found["accuracy_by_failures"] == table.by_failures()
+    assert found["accuracy_by_failures"] == to_json(table.by_failures())
     p = [0.2] * 4
     import numpy as np
 
@@ -100,9 +101,9 @@ def test_a_broken_guarantee_has_its_own_exit_code_and_names_the_set(
     arguments = ["enumerate", str(bundle.path), "--json", "--guarantee", "accuracy>=0.99 failed<=2"]
     assert main(arguments) == 7
     shown = capsys.readouterr()
-    worst = bundle.table.by_failures()[2]["worst_subset"]
+    worst = bundle.table.by_failures()[2].worst_subset
     assert f"when only devices {worst[0]}, {worst[1]} answer" in shown.err
-    assert json.loads(shown.out)["guarantees"][0]["breaking"] == worst
+    assert json.loads(shown.out)["guarantees"][0]["breaking"] == list(worst)
 
 
 def test_a_broken_guarantee_is_told_once_and_a_kept_one_beside_the_rest(
@@ -156,7 +157,7 @@ def test_a_bundle_without_features_serves_its_table_but_no_classes(
     students = {i: bundle.student_path(i).read_bytes() for i in range(4)}
     arrays = {name: bundle.arrays(name) for name in ("fusion.npz", "accuracy.npz")}
     bare = write_bundle(tmp_path / "bare", bundle.manifest, students, arrays)
-    assert as_json(capsys, str(bare.path))["accuracy_by_failures"] == bundle.table.by_failures()
+    assert as_json(capsys, str(bare.path))["accuracy_by_failures"] == to_json(bundle.table.by_failures())
     for option in ("--per-class", "--recount"):
         assert main(["enumerate", str(bare.path), option]) == 3
         assert "holds no features.npz" in capsys.readouterr().err

@@ -32,15 +32,15 @@ def test_membership_lists_every_subset_once() -> None:
 def test_accuracy_by_failures_equals_a_loop_over_combinations(table: SubsetTable) -> None:
     n = table.num_devices
     for row in table.by_failures():
-        values = {s: table.correct[mask_of(s)] / 50 for s in combinations(range(n), n - row["failed"])}
-        assert row["subsets"] == len(values)
-        assert row["mean"] == pytest.approx(np.mean(list(values.values())))
-        assert (row["worst"], row["best"]) == (min(values.values()), max(values.values()))
-        if row["failed"]:
-            assert values[tuple(row["worst_subset"])] == row["worst"]
+        values = {s: table.correct[mask_of(s)] / 50 for s in combinations(range(n), n - row.failed)}
+        assert row.subsets == len(values)
+        assert row.mean == pytest.approx(np.mean(list(values.values())))
+        assert (row.worst, row.best) == (min(values.values()), max(values.values()))
+        if row.failed:
+            assert values[row.worst_subset] == row.worst
         else:
-            assert row["worst_subset"] == []
-    assert [row["failed"] for row in table.by_failures()] == list(range(n))
+            assert row.worst_subset == ()
+    assert [row.failed for row in table.by_failures()] == list(range(n))
 
 
 @given(tables, st.data())

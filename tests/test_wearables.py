@@ -30,6 +30,7 @@ from nonn.reliability.subsets import mask_of, members
 from nonn.students import Student
 from nonn.teacher import Normalise
 from nonn.teacher.zoo import make_network
+from tests.reports import check_report
 from tests.serving import running_node
 
 UNITS, CHANNELS, STEPS, PEOPLE, ACTIVITIES, WINDOWS = 5, 9, 40, 4, 5, 12
@@ -87,7 +88,10 @@ def small(recording: Path) -> Experiment:
 
 @pytest.fixture(scope="module")
 def bundle(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Run(small, tmp_path_factory.mktemp("runs")).execute()[0]
+    runs = tmp_path_factory.mktemp("runs")
+    bundle, _ = Run(small, runs).execute()
+    check_report(runs / small.experiment.name / "report" / "report.json")
+    return bundle
 
 
 def students(sends: str = "penultimate") -> Students:

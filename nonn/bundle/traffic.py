@@ -14,28 +14,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
 
 from nonn.bundle import Manifest
+from nonn.documents import Count
 
-__all__ = ["boundary_elements", "traffic"]
+__all__ = ["Traffic", "boundary_elements", "traffic"]
 
 FLOAT_BYTES = 4
 
 
-def traffic(manifest: Manifest) -> dict[str, Any]:
-    """Bytes of one answer to one sample.
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Size of one answer to one sample on the network, without inputs and message headers.
 
-    Returns:
-        ``bytes_per_answer``, ``as_floats`` (NoNN) and ``layer_maps`` (MoDNN; None for a teacher of unknown shapes).
+    Attributes:
+        bytes_per_answer: features of all students as they are sent, bytes.
+        as_floats: the same features as 32-bit floats, as in NoNN, bytes.
+        layer_maps: feature maps of the teacher split by layers, as in MoDNN, bytes; null for a teacher of unknown
+            shapes.
     """
+
+    bytes_per_answer: Count
+    as_floats: Count
+    layer_maps: Count | None
+
+
+def traffic(manifest: Manifest) -> Traffic:
+    """Bytes of one answer to one sample."""
     elements = boundary_elements(str(manifest.teacher.get("model", "")), manifest.input.shape)
-    return {
-        "bytes_per_answer": sum(student.feature_bytes for student in manifest.students),
-        "as_floats": FLOAT_BYTES * sum(student.width for student in manifest.students),
-        "layer_maps": None if elements is None else 2 * FLOAT_BYTES * sum(elements),
-    }
+    return Traffic(
+        bytes_per_answer=sum(student.feature_bytes for student in manifest.students),
+        as_floats=FLOAT_BYTES * sum(student.width for student in manifest.students),
+        layer_maps=None if elements is None else 2 * FLOAT_BYTES * sum(elements),
+    )
 
 
 def boundary_elements(model: str, input_shape: Sequence[int]) -> list[int] | None:

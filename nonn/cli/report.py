@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from nonn.bundle import load_bundle
+    from nonn.documents import to_json
     from nonn.files import atomic_file
     from nonn.report import build_report
     from nonn.report.html import write_page
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     _write("markdown", args.markdown, text(markdown_report(report)))
     _write("csv", args.csv, text(csv_report(report)))
     if args.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(to_json(report), indent=2, ensure_ascii=False))
     else:
         print(text_report(report), end="")
     return 0

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nonn.report.table import Report, Table
+    from nonn.report.document import Report
+    from nonn.report.table import Table
 
 SUMMARY = "train, partition, distil, bundle and report an experiment; goes on where it stopped"
 
@@ -56,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
 
 def show(report: Report, table: Callable[[Report], Table], bundle: Path, *, as_json: bool) -> None:
     """Prints report.json alone, or its headline, one table of it and where everything lies."""
+    from nonn.documents import to_json
     from nonn.report.table import as_text, headline
 
     if as_json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(to_json(report), indent=2, ensure_ascii=False))
         return
     print(f"\n{headline(report)}.\n\n{as_text(table(report))}\n")
     print(f"report   {bundle.parent / 'report' / 'report.html'}")

@@ -26,6 +26,7 @@ from nonn.errors import NonnError
 from nonn.experiment.run import Run
 from nonn.reliability.subsets import mask_of, members
 from nonn.report import write_report
+from nonn.report.document import LiveMeasurement, Report
 
 __all__ = ["kill_one_by_one", "run_demo"]
 
@@ -33,7 +34,7 @@ _CONCURRENCY = 8
 _ROUNDS = 5  # passes over what a kill left with another answering set; one is enough unless a node flickers
 
 
-def run_demo(experiment: Experiment, runs: Path) -> tuple[Bundle, dict[str, Any]]:
+def run_demo(experiment: Experiment, runs: Path) -> tuple[Bundle, Report]:
     """Runs the experiment, then streams its test split through a live cluster that dies.
 
     Returns:
@@ -49,7 +50,7 @@ def run_demo(experiment: Experiment, runs: Path) -> tuple[Bundle, dict[str, Any]
 
 def kill_one_by_one(
     bundle: Bundle, inputs: NDArray[Any], order: Sequence[int], progress: Callable[[int], None] = lambda level: None
-) -> list[dict[str, Any]]:
+) -> list[LiveMeasurement]:
     """Measures a live cluster while its nodes get SIGKILL.
 
     Args:
@@ -59,9 +60,7 @@ def kill_one_by_one(
         progress: called with the number of levels done.
 
     Returns:
-        A row for 0 … len(order) failures: ``failed``, ``answered``, ``accuracy``, ``predicted``, ``requests`` (all
-        that were sent, those in flight at the kill included), ``lost`` (no answer), ``mismatched`` (another class
-        than the offline fusion of the reported set gives).
+        A measurement for 0 … len(order) failures; ``requests`` includes those in flight at the kill.
     """
     features, labels = bundle.features
     answering, rows = set(range(bundle.num_devices)), []
@@ -88,15 +87,15 @@ def kill_one_by_one(
                         predicted[i] = label
             correct = sum(int(predicted[i] == labels[i]) for i in predicted)
             rows.append(
-                {
-                    "failed": failed,
-                    "answered": sorted(answering),
-                    "accuracy": correct / len(labels),
-                    "predicted": float(bundle.table.accuracy[mask_of(answering)]),
-                    "requests": sent,
-                    "lost": lost,
-                    "mismatched": mismatched,
-                }
+                LiveMeasurement(
+                    failed=failed,
+                    answered=tuple(sorted(answering)),
+                    accuracy=correct / len(labels),
+                    predicted=float(bundle.table.accuracy[mask_of(answering)]),
+                    requests=sent,
+                    lost=lost,
+                    mismatched=mismatched,
+                )
             )
             progress(failed + 1)
     return rows

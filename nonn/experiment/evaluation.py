@@ -50,9 +50,9 @@ def evaluate_head(
     survivors = membership(num_devices).sum(axis=1)
     rows = []
     for row in table.by_failures():
-        of_size = values[survivors == num_devices - row["failed"]]
+        of_size = values[survivors == num_devices - row.failed]
         ece, cev, sde = of_size[:, 1:].mean(axis=0).tolist()
-        accuracy = {key: row[key] for key in ("failed", "mean", "worst", "best")}
+        accuracy = {"failed": row.failed, "mean": row.mean, "worst": row.worst, "best": row.best}
         rows.append(accuracy | {"ece": ece, "cev": cev, "sde": sde})
     return {
         "samples": len(labels),

@@ -38,6 +38,7 @@ from nonn.partition.graph import build_graph, correlation
 from nonn.partition.measures import measure
 from nonn.partition.redundancy import filters_of_device
 from nonn.report import write_report
+from nonn.report.document import Report
 from nonn.students import grouping_pays
 from nonn.students.devices import failure_law, resolve_devices
 from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
@@ -89,7 +90,7 @@ class Run:
         """Of everything."""
         return self.experiment.experiment.seed
 
-    def execute(self) -> tuple[Bundle, dict[str, Any]]:
+    def execute(self) -> tuple[Bundle, Report]:
         """Runs every stage that is not done yet.
 
         Returns:

@@ -99,6 +99,8 @@ def float_reference(table: SubsetTable, deployed: Sequence[Deployed]) -> Mapping
     accuracy = table.accuracy
     return {
         "model_bytes": [len(student.original) for student in deployed],
-        "accuracy_by_failures": [{key: row[key] for key in ("failed", "mean", "worst")} for row in table.by_failures()],
+        "accuracy_by_failures": [
+            {"failed": row.failed, "mean": row.mean, "worst": row.worst} for row in table.by_failures()
+        ],
         "accuracy_alone": [float(accuracy[1 << i]) for i in range(len(deployed))],
     }

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.documents import Count, Share
 from nonn.errors import ShapeError
 
 __all__ = [
     "MAX_DEVICES",
+    "FailureRow",
     "SubsetTable",
     "all_masks",
     "independent_law",
@@ -85,6 +86,27 @@ def independent_law(p_fail: Sequence[float]) -> str:
     return f"independent p=[{shown}]" if len(different) > 1 else f"independent p={shown}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class FailureRow:
+    """Accuracy at one number of failures, over all sets of devices that still answer.
+
+    Attributes:
+        failed: devices that have failed.
+        subsets: sets of answering devices that there are.
+        mean: mean accuracy of these sets.
+        worst: accuracy of the worst set.
+        best: accuracy of the best set.
+        worst_subset: devices that answer in the worst set, the lowest mask of equals; empty where none has failed.
+    """
+
+    failed: Count
+    subsets: Count
+    mean: Share
+    worst: Share
+    best: Share
+    worst_subset: tuple[Count, ...]
+
+
 @dataclass(frozen=True)
 class SubsetTable:
     """How many samples each answering set gets right.
@@ -114,13 +136,8 @@ class SubsetTable:
         """Accuracy of each mask, in [0, 1] [2^N]."""
         return self.correct / self.samples
 
-    def by_failures(self) -> list[dict[str, Any]]:
-        """Accuracy against failed devices: over all subsets with 0 … N − 1 devices gone.
-
-        Returns:
-            A row for each number of failures: ``failed``, ``subsets``, ``mean``, ``worst``, ``best`` and
-            ``worst_subset``, the devices that answered in the worst case (the lowest mask of equals).
-        """
+    def by_failures(self) -> tuple[FailureRow, ...]:
+        """Accuracy against failed devices: over all subsets with 0 … N − 1 devices gone."""
         accuracy, count = self.accuracy, membership(self.num_devices).sum(axis=1)
         rows = []
         for failed in range(self.num_devices):
@@ -128,16 +145,16 @@ class SubsetTable:
             values = accuracy[masks]
             worst = int(masks[values.argmin()])
             rows.append(
-                {
-                    "failed": failed,
-                    "subsets": len(masks),
-                    "mean": float(values.mean()),
-                    "worst": float(values.min()),
-                    "best": float(values.max()),
-                    "worst_subset": list(members(worst)) if failed else [],
-                }
+                FailureRow(
+                    failed=failed,
+                    subsets=len(masks),
+                    mean=float(values.mean()),
+                    worst=float(values.min()),
+                    best=float(values.max()),
+                    worst_subset=members(worst) if failed else (),
+                )
             )
-        return rows
+        return tuple(rows)
 
     def expected(self, p_fail: FloatArray) -> float:
         """Expected accuracy when device i fails independently with probability ``p_fail[i]`` [N]."""

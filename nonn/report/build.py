@@ -1,103 +1,92 @@
-"""report.json: all that a bundle knows about its accuracy, as plain values.
+"""Makes report.json of a bundle.
 
 Numbers come from the bundle's table of all 2^N answering sets, those of classes and calibration from its recorded test
-features, so no device is run again; what a live cluster measured is handed in and stands beside the prediction. Table,
-plots and page read this dict and nothing else, apart from the filter graph, which is too big for it.
+features, so no device is run again; measurements of a live cluster are passed in and stand next to the prediction.
 
 Limits: as many devices as ``nonn.reliability.subsets`` enumerates. NumPy only.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, Student
 from nonn.bundle.traffic import traffic
-from nonn.errors import BundleError, InputError
+from nonn.documents import from_json, to_json
+from nonn.errors import BundleError, DataError, InputError
 from nonn.reliability.importance import pair_losses, shapley_values
 from nonn.reliability.subsets import SubsetTable, independent_law, mask_of
 from nonn.report.classes import class_report
+from nonn.report.document import (
+    SCHEMA,
+    DataReport,
+    DeviceReport,
+    Drop,
+    ExpectedAccuracy,
+    LiveMeasurement,
+    Precision,
+    Report,
+    TeacherReport,
+)
 from nonn.report.methods import method_rows
+from nonn.report.plots import Weights
 from nonn.report.risk import availability, one_or_all
 
-__all__ = ["SCHEMA", "build_report", "filter_graph"]
+__all__ = ["build_report", "filter_graph"]
 
-SCHEMA = 1
+T = TypeVar("T")
 
 
 def build_report(
-    bundle: Bundle, measured_live: Iterable[Mapping[str, Any]] = (), others: Sequence[Bundle] = ()
-) -> dict[str, Any]:
+    bundle: Bundle,
+    measured_live: Iterable[LiveMeasurement | Mapping[str, object]] = (),
+    others: Sequence[Bundle] = (),
+) -> Report:
     """Reports a bundle.
 
     Args:
         bundle: what to report.
-        measured_live: what a cluster measured, a mapping a row: ``answered`` (device numbers), ``accuracy``,
-            ``requests`` and ``lost``; ``failed`` and ``predicted`` are filled in where they are left out.
-        others: bundles to show beside this one, as further methods.
-
-    Returns:
-        report.json. ``accuracy_by_failures`` runs from 0 to N − 1 failed devices over all subsets; ``value`` of a
-        device is its Birnbaum importance under the failure law of ``expected_accuracy``, ``shapley`` its Shapley value;
-        ``pair_losses`` [N, N] is the accuracy when exactly two devices are gone (on the diagonal: one).
-        ``availability`` and ``by_class`` (None without features) are those of ``nonn.report.risk`` and
-        ``nonn.report.classes``; ``traffic`` is that of ``nonn.bundle.traffic``; ``precision`` compares with the same
-        students in float, None where they are; ``methods`` holds this bundle and the others, or nothing where there
-        are none.
+        measured_live: measurements of a cluster; in a mapping with the keys of ``LiveMeasurement``, ``failed`` and
+            ``predicted`` may be left out.
+        others: bundles to compare with this one, as further methods.
 
     Raises:
         BundleError: the bundle lacks something that belongs into a report, or its failure law is none.
-        InputError: a live row lacks a key, or its values cannot be.
+        InputError: a measurement lacks a key, or its values cannot be.
     """
     manifest, table = bundle.manifest, bundle.table
     p_fail = bundle.p_fail
     law = np.array(p_fail)
-    value, shapley, accuracy = table.importance(law), shapley_values(table), table.accuracy
-    return {
-        "schema": SCHEMA,
-        "experiment": manifest.experiment,
-        "bundle": bundle.hash,
-        "data": {
-            **_taken(bundle, "data", ("name", "split")),
-            "samples": table.samples,
-            "classes": len(manifest.classes),
-            "class_names": list(manifest.classes),
-            "fingerprint": manifest.data.get("fingerprint", ""),
-        },
-        "teacher": _taken(bundle, "teacher", ("model", "params", "macs", "accuracy")),
-        "devices": [
-            {
-                **_device(bundle, student),
-                "accuracy_alone": float(accuracy[mask_of([student.device])]),
-                "value": float(value[student.device]),
-                "shapley": float(shapley[student.device]),
-            }
-            for student in manifest.students
-        ],
-        "traffic": traffic(manifest),
-        "precision": _precision(bundle),
-        "fusion": bundle.head.kind,
-        "accuracy_by_failures": table.by_failures(),
-        "expected_accuracy": {
-            "law": independent_law(p_fail),
-            "value": table.expected(law),
-            "p_fail": one_or_all(p_fail),
-        },
-        "pair_losses": pair_losses(table).tolist(),
-        "availability": availability(table, p_fail),
-        "by_class": class_report(bundle),
-        "methods": method_rows([bundle, *others]) if others else [],
-        "measured_live": [_live(row, table) for row in measured_live],
-        "provenance": dict(manifest.provenance),
-    }
+    data = {"samples": table.samples, "classes": len(manifest.classes), "class_names": manifest.classes}
+    return Report(
+        schema=SCHEMA,
+        experiment=manifest.experiment,
+        bundle=bundle.hash,
+        data=_section(DataReport, bundle, "data", {**manifest.data, **data}),
+        teacher=_section(TeacherReport, bundle, "teacher", manifest.teacher),
+        devices=_devices(bundle, law),
+        traffic=traffic(manifest),
+        precision=_precision(bundle),
+        fusion=bundle.head.kind,
+        accuracy_by_failures=table.by_failures(),
+        expected_accuracy=ExpectedAccuracy(
+            law=independent_law(p_fail), value=table.expected(law), p_fail=one_or_all(p_fail)
+        ),
+        pair_losses=tuple(map(tuple, pair_losses(table).tolist())),
+        availability=availability(table, p_fail),
+        by_class=class_report(bundle),
+        methods=method_rows([bundle, *others]) if others else (),
+        measured_live=tuple(_live(row, table) for row in measured_live),
+        provenance=dict(manifest.provenance),
+    )
 
 
-def filter_graph(bundle: Bundle) -> NDArray[Any] | None:
+def filter_graph(bundle: Bundle) -> Weights | None:
     """Weights of the filter graph [C, C], or None where the bundle holds none.
 
     Raises:
@@ -113,74 +102,80 @@ def filter_graph(bundle: Bundle) -> NDArray[Any] | None:
     return weights
 
 
-def _device(bundle: Bundle, student: Student) -> dict[str, Any]:
-    """What the manifest says of one device."""
+def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport, ...]:
+    """Every device, as the manifest and the table of answering sets have it."""
+    table = bundle.table
+    value, shapley = table.importance(p_fail), shapley_values(table)
+    return tuple(
+        DeviceReport(
+            node=student.device,
+            part=student.part,
+            filters=_num_filters(bundle, student),
+            params=student.params,
+            macs=student.macs,
+            model_bytes=student.bytes,
+            weights=student.weights,
+            features=student.dtype,
+            feature_bytes=student.feature_bytes,
+            accuracy_alone=float(table.accuracy[mask_of([student.device])]),
+            value=float(value[student.device]),
+            shapley=float(shapley[student.device]),
+        )
+        for student in bundle.manifest.students
+    )
+
+
+def _num_filters(bundle: Bundle, student: Student) -> int:
+    """How many of the teacher's filters a student learns."""
     learned = student.parts or (student.part,)
     for part in (student.part, *learned):
         if not 0 <= part < len(bundle.manifest.parts):
             raise BundleError(f"{bundle.path}: device {student.device} has part {part}, which does not exist")
-    return {
-        "node": student.device,
-        "part": student.part,
-        "filters": sum(len(bundle.manifest.parts[part]) for part in learned),
-        "params": student.params,
-        "macs": student.macs,
-        "model_bytes": student.bytes,
-        "weights": student.weights,
-        "features": student.dtype,
-        "feature_bytes": student.feature_bytes,
-    }
+    return sum(len(bundle.manifest.parts[part]) for part in learned)
 
 
-def _precision(bundle: Bundle) -> dict[str, Any] | None:
+def _precision(bundle: Bundle) -> Precision | None:
     """Size and accuracy against the same students in float; None for a bundle in float."""
     floats = bundle.manifest.provenance.get("float32")
     if floats is None:
         return None
     try:
         rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True)
-        original = sum(floats["model_bytes"])
-        return {
-            "model_bytes": sum(student.bytes for student in bundle.manifest.students),
-            "float32_model_bytes": original,
-            "size_ratio": sum(student.bytes for student in bundle.manifest.students) / original,
-            "drop_by_failures": [{"failed": now["failed"], "drop": then["mean"] - now["mean"]} for now, then in rows],
-            "drop_alone": [
+        size, original = sum(student.bytes for student in bundle.manifest.students), sum(floats["model_bytes"])
+        return Precision(
+            model_bytes=size,
+            float32_model_bytes=original,
+            size_ratio=size / original,
+            drop_by_failures=tuple(Drop(failed=now.failed, drop=then["mean"] - now.mean) for now, then in rows),
+            drop_alone=tuple(
                 then - float(bundle.table.accuracy[1 << i]) for i, then in enumerate(floats["accuracy_alone"])
-            ],
-        }
+            ),
+        )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
         raise BundleError(f"{bundle.path}: the manifest's 'float32' cannot be read ({exc}); build it again") from exc
 
 
-def _taken(bundle: Bundle, section: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Some keys of one section of the manifest."""
-    values: Mapping[str, Any] = getattr(bundle.manifest, section)
-    missing = [key for key in keys if key not in values]
-    if missing:
-        raise BundleError(
-            f"{bundle.path}: the manifest's '{section}' lacks {', '.join(missing)}; build the bundle again"
-        )
-    return {key: values[key] for key in keys}
+def _section(cls: type[T], bundle: Bundle, section: str, values: Mapping[str, object]) -> T:
+    """A document made of one section of the manifest."""
+    try:
+        return from_json(cls, values, f"{bundle.path}: the manifest's '{section}'")
+    except DataError as exc:
+        raise BundleError(f"{exc}; build the bundle again") from exc
 
 
-def _live(row: Mapping[str, Any], table: SubsetTable) -> dict[str, Any]:
-    """One live measurement, checked, in the order of the contract; further keys are kept."""
-    missing = [key for key in ("answered", "accuracy", "requests", "lost") if key not in row]
-    if missing:
-        raise InputError(f"measured_live: a row lacks {', '.join(missing)}")
-    answered = sorted(int(i) for i in row["answered"])
+def _live(row: LiveMeasurement | Mapping[str, object], table: SubsetTable) -> LiveMeasurement:
+    """One live measurement, checked, with what was left out."""
+    given = to_json(row)
+    try:
+        live = from_json(LiveMeasurement, {"failed": 0, "predicted": 0.0, **given}, "measured_live: a row")
+    except DataError as exc:
+        raise InputError(str(exc)) from exc
+    answered = sorted(live.answered)
     if len(set(answered)) < len(answered) or not set(answered) <= set(range(table.num_devices)):
         raise InputError(f"measured_live: answered {answered} are no set of devices 0 to {table.num_devices - 1}")
-    checked: dict[str, Any] = {
-        "failed": int(row.get("failed", table.num_devices - len(answered))),
-        "answered": answered,
-        "accuracy": float(row["accuracy"]),
-        "predicted": float(row.get("predicted", table.accuracy[mask_of(answered)])),
-        "requests": int(row["requests"]),
-        "lost": int(row["lost"]),
-    }
-    for key in ("accuracy", "predicted"):
-        if not (math.isfinite(checked[key]) and 0 <= checked[key] <= 1):
-            raise InputError(f"measured_live: {key} = {checked[key]} with {answered} answering is no accuracy")
-    return {**row, **checked}
+    return dataclasses.replace(
+        live,
+        answered=tuple(answered),
+        failed=live.failed if "failed" in given else table.num_devices - len(answered),
+        predicted=live.predicted if "predicted" in given else float(table.accuracy[mask_of(answered)]),
+    )

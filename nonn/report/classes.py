@@ -10,8 +10,7 @@ the result), drawn with a fixed seed. Bundles without features have no such part
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from nonn.fusion.calibration import expected_calibration_error
 from nonn.reliability.bias import class_bias
 from nonn.reliability.subsets import members, membership
 from nonn.report import plots
+from nonn.report.document import ClassReport, ClassRow, SampledSets
 from nonn.report.table import Column, Table, TextColumn, percent, points
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ __all__ = [
     "class_table",
 ]
 
-Report = Mapping[str, Any]
-
 _SETS = 64  # of one number of failures
 _LEAST_SETS = 4
 _LOGITS = 120_000_000  # that are fused altogether: about five seconds of one core
@@ -45,16 +43,10 @@ _SEED = 0
 _SHOWN = 10  # classes that table and figure show
 
 
-def class_report(bundle: Bundle) -> dict[str, Any] | None:
-    """Classes and calibration by number of failures.
+def class_report(bundle: Bundle) -> ClassReport | None:
+    """Classes and calibration by number of failures; None where the bundle holds no features.
 
-    Returns:
-        None where the bundle holds no features; otherwise ``samples``, ``sets_at_most`` and ``seed`` of the choice of
-        sets, ``by_failures`` (rows for 0 to N − 1 failures: ``failed``, ``subsets`` there are, ``sets`` looked at, and
-        the means over these of ``accuracy``, ``confidence``, ``ece``, ``cev``, ``sde``, and ``ece_worst``), and
-        ``failed`` = ⌊N/2⌋ with ``classes``, worst first: ``class``, ``name``, ``samples``, accuracy ``intact`` and
-        ``degraded`` (mean over sets with so many failed) and their difference ``loss``; classes without a test
-        sample are left out.
+    Classes without a test sample are left out.
 
     Raises:
         BundleError: the features do not fit the bundle.
@@ -80,52 +72,55 @@ def class_report(bundle: Bundle) -> dict[str, Any] | None:
             measured.append((right.mean(), confidence.mean(), ece, bias.cev, bias.sde))
             if failed == n // 2:
                 degraded += np.bincount(labels[right], minlength=num_classes) / len(chosen)
-        means = np.mean(measured, axis=0).tolist()
+        accuracy, confidence, ece, cev, sde = np.mean(measured, axis=0).tolist()
         rows.append(
-            {
-                "failed": failed,
-                "subsets": len(masks),
-                "sets": len(chosen),
-                **dict(zip(("accuracy", "confidence", "ece", "cev", "sde"), means, strict=True)),
-                "ece_worst": float(max(row[2] for row in measured)),
-            }
+            SampledSets(
+                failed=failed,
+                subsets=len(masks),
+                sets=len(chosen),
+                accuracy=accuracy,
+                confidence=confidence,
+                ece=ece,
+                cev=cev,
+                sde=sde,
+                ece_worst=float(max(row[2] for row in measured)),
+            )
         )
     before = np.bincount(labels[intact == labels], minlength=num_classes)
-    classes: list[dict[str, Any]] = [
-        {
-            "class": c,
-            "name": bundle.manifest.classes[c],
-            "samples": int(of_class[c]),
-            "intact": float(before[c] / of_class[c]),
-            "degraded": float(degraded[c] / of_class[c]),
-            "loss": float((before[c] - degraded[c]) / of_class[c]),
-        }
+    classes = [
+        ClassRow(
+            class_=c,
+            name=bundle.manifest.classes[c],
+            samples=int(of_class[c]),
+            intact=float(before[c] / of_class[c]),
+            degraded=float(degraded[c] / of_class[c]),
+            loss=float((before[c] - degraded[c]) / of_class[c]),
+        )
         for c in np.flatnonzero(of_class).tolist()
     ]
-    classes.sort(key=lambda row: row["degraded"])
-    return {
-        "samples": len(labels),
-        "sets_at_most": at_most,
-        "seed": _SEED,
-        "by_failures": rows,
-        "failed": n // 2,
-        "classes": classes,
-    }
+    return ClassReport(
+        samples=len(labels),
+        sets_at_most=at_most,
+        seed=_SEED,
+        by_failures=tuple(rows),
+        failed=n // 2,
+        classes=tuple(sorted(classes, key=lambda row: row.degraded)),
+    )
 
 
-def class_table(report: Report, limit: int | None = _SHOWN) -> Table:
+def class_table(report: ClassReport, limit: int | None = _SHOWN) -> Table:
     """The classes with the lowest accuracy while half of the devices are gone; None for all classes."""
     columns = (
         TextColumn("class", "name", str),
         Column("samples", "samples"),
         Column("all answering", "intact", percent),
-        Column(f"{report['by_class']['failed']} gone", "degraded", percent),
+        Column(f"{report.failed} gone", "degraded", percent),
         Column("lost, points", "loss", points),
     )
-    return Table(columns, report["by_class"]["classes"][:limit])
+    return Table(columns, report.classes[:limit])
 
 
-def bias_table(report: Report) -> Table:
+def bias_table(report: ClassReport) -> Table:
     """How unevenly the classes pay, against failed devices."""
     columns = (
         Column("failed", "failed"),
@@ -134,10 +129,10 @@ def bias_table(report: Report) -> Table:
         Column("CEV", "cev", _three),
         Column("SDE", "sde", _three),
     )
-    return Table(columns, report["by_class"]["by_failures"])
+    return Table(columns, report.by_failures)
 
 
-def calibration_table(report: Report) -> Table:
+def calibration_table(report: ClassReport) -> Table:
     """Confidence beside accuracy, against failed devices."""
     columns = (
         Column("failed", "failed"),
@@ -147,26 +142,26 @@ def calibration_table(report: Report) -> Table:
         Column("ECE, points", "ece", points),
         Column("ECE of the worst set", "ece_worst", points),
     )
-    return Table(columns, report["by_class"]["by_failures"])
+    return Table(columns, report.by_failures)
 
 
-def class_plot(report: Report) -> str:
+def class_plot(report: ClassReport) -> str:
     """The worst classes as SVG: accuracy with all devices, and with half of them gone.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    rows = report["by_class"]["classes"][:_SHOWN]
-    heights, failed = range(len(rows)), report["by_class"]["failed"]
+    rows = report.classes[:_SHOWN]
+    heights = range(len(rows))
 
     def draw(axes: Axes) -> None:
-        intact, degraded = ([100 * row[key] for row in rows] for key in ("intact", "degraded"))
+        intact, degraded = [100 * row.intact for row in rows], [100 * row.degraded for row in rows]
         axes.hlines(heights, degraded, intact, color=plots.VERMILION, linewidth=1.8, alpha=0.5)
         axes.plot(intact, heights, "o", color=plots.BLUE, markersize=7, clip_on=False, label="all answering")
-        hollow: dict[str, Any] = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 2.0, "clip_on": False}
-        axes.plot(degraded, heights, "D", color=plots.VERMILION, label=f"{failed} gone, on average", **hollow)
+        hollow: plots.Look = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 2.0, "clip_on": False}
+        axes.plot(degraded, heights, "D", color=plots.VERMILION, label=f"{report.failed} gone, on average", **hollow)
         # A dollar sign would start a formula; long names would squeeze the figure.
-        names = [row["name"] if len(row["name"]) <= 18 else f"{row['name'][:17]}…" for row in rows]
+        names = [row.name if len(row.name) <= 18 else f"{row.name[:17]}…" for row in rows]
         axes.set_yticks(heights, names, parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(right=100)
@@ -178,17 +173,17 @@ def class_plot(report: Report) -> str:
     return plots.svg("classes", "Classes that suffer most", (5.9, 1.4 + 0.3 * len(rows)), draw)
 
 
-def calibration_plot(report: Report) -> str:
+def calibration_plot(report: ClassReport) -> str:
     """Mean confidence and accuracy against failed devices as SVG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    rows = report["by_class"]["by_failures"]
-    failed = [row["failed"] for row in rows]
+    rows = report.by_failures
+    failed = [row.failed for row in rows]
 
     def draw(axes: Axes) -> None:
-        accuracy, confidence = ([100 * row[key] for row in rows] for key in ("accuracy", "confidence"))
+        accuracy, confidence = [100 * row.accuracy for row in rows], [100 * row.confidence for row in rows]
         axes.plot(failed, accuracy, "o-", color=plots.BLUE, linewidth=2.2, label="accuracy")
         axes.plot(failed, confidence, "s--", color=plots.VERMILION, linewidth=1.8, label="confidence")
         axes.set_xticks(failed)
@@ -200,7 +195,7 @@ def calibration_plot(report: Report) -> str:
     return plots.svg("calibration", "Confidence and accuracy against failed devices", (5.9, 3.2), draw)
 
 
-def _recorded(bundle: Bundle) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
+def _recorded(bundle: Bundle) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
     """Test features of each device [n, d_i] and labels [n], checked against the bundle."""
     arrays, widths = bundle.arrays("features.npz"), bundle.head.widths
     labels = arrays.get("labels", np.zeros(0, dtype=np.int64))
@@ -213,7 +208,9 @@ def _recorded(bundle: Bundle) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
     return [arrays[name] for name in expected], labels
 
 
-def _answers(bundle: Bundle, features: list[NDArray[Any]], mask: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _answers(
+    bundle: Bundle, features: list[NDArray[np.float32]], mask: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Class and confidence that one answering set gives [n]."""
     try:
         logits = bundle.head.logits({i: features[i] for i in members(mask)}, keep=False)

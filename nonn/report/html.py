@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
+from nonn import documents
 from nonn.bundle import Bundle
-from nonn.errors import MissingExtraError
-from nonn.files import atomic_file, write_json
+from nonn.errors import DataError, MissingExtraError
+from nonn.files import atomic_file
 from nonn.report import classes, methods, plots, risk, table
 from nonn.report.build import build_report, filter_graph
+from nonn.report.document import LiveMeasurement, Report
 
 __all__ = ["render_page", "write_page", "write_report"]
 
@@ -31,19 +30,16 @@ _THEMED = {plots.INK: "ink", plots.BLUE: "blue", plots.GREEN: "green", plots.VER
 def write_report(
     bundle: Bundle,
     folder: Path,
-    measured_live: Iterable[Mapping[str, Any]] | None = None,
+    measured_live: Iterable[LiveMeasurement | Mapping[str, object]] | None = None,
     others: Sequence[Bundle] = (),
-) -> dict[str, Any]:
+) -> Report:
     """Writes report.json and report.html, each whole or not at all.
 
     Args:
         bundle: what to report.
         folder: where to; it is made where it is missing.
         measured_live: see ``nonn.report.build_report``; None keeps what an earlier report of this very bundle holds.
-        others: bundles to show beside this one.
-
-    Returns:
-        What report.json holds.
+        others: bundles to compare with this one.
 
     Raises:
         BundleError, InputError: see ``nonn.report.build_report``.
@@ -52,21 +48,21 @@ def write_report(
     if measured_live is None:
         measured_live = _measured_before(bundle, folder / "report.json")
     report = build_report(bundle, measured_live, others)
-    write_json(folder / "report.json", report)
+    documents.write(folder / "report.json", report)
     write_page(bundle, report, folder / "report.html")
     return report
 
 
-def _measured_before(bundle: Bundle, file: Path) -> list[Mapping[str, Any]]:
-    """The live rows of an earlier report, if it was of the same bundle."""
+def _measured_before(bundle: Bundle, file: Path) -> Sequence[LiveMeasurement]:
+    """The live measurements of an earlier report, if it was of the same bundle."""
     try:
-        earlier = json.loads(file.read_text())
-        return list(earlier["measured_live"]) if earlier["bundle"] == bundle.hash else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        earlier = documents.read(Report, file)
+    except (OSError, DataError):
+        return ()
+    return earlier.measured_live if earlier.bundle == bundle.hash else ()
 
 
-def write_page(bundle: Bundle, report: Mapping[str, Any], file: Path) -> None:
+def write_page(bundle: Bundle, report: Report, file: Path) -> None:
     """Writes the page of one report.
 
     Raises:
@@ -78,13 +74,11 @@ def write_page(bundle: Bundle, report: Mapping[str, Any], file: Path) -> None:
         temporary.write_bytes(page.encode())
 
 
-def render_page(
-    report: Mapping[str, Any], graph: NDArray[Any] | None = None, parts: Sequence[Sequence[int]] = ()
-) -> str:
+def render_page(report: Report, graph: plots.Weights | None = None, parts: Sequence[Sequence[int]] = ()) -> str:
     """The page.
 
     Args:
-        report: report.json.
+        report: what to show.
         graph: weights of the filter graph [C, C]; without it, that figure is left out.
         parts: filters of each part.
 
@@ -104,41 +98,40 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters.update(percent=table.percent, count=lambda value: f"{value:,}")
-    provenance = report["provenance"]
 
-    def figure(draw: Callable[[Mapping[str, Any]], str]) -> Markup:
-        return Markup(_themed(draw(report)))
+    def figure(svg: str) -> Markup:
+        return Markup(_themed(svg))
 
-    optional: dict[str, Any] = {}
-    if report["methods"]:
-        optional |= {"methods": methods.methods_table(report), "methods_plot": figure(methods.methods_plot)}
-    if report["by_class"]:
+    optional: dict[str, object] = {}
+    if report.methods:
+        optional |= {"methods": methods.methods_table(report), "methods_plot": figure(methods.methods_plot(report))}
+    if report.by_class:
         optional |= {
-            "classes": classes.class_table(report),
-            "class_plot": figure(classes.class_plot),
-            "bias": classes.bias_table(report),
-            "calibration": classes.calibration_table(report),
-            "calibration_plot": figure(classes.calibration_plot),
+            "classes": classes.class_table(report.by_class),
+            "class_plot": figure(classes.class_plot(report.by_class)),
+            "bias": classes.bias_table(report.by_class),
+            "calibration": classes.calibration_table(report.by_class),
+            "calibration_plot": figure(classes.calibration_plot(report.by_class)),
         }
     return environment.get_template(_TEMPLATE).render(
         report=report,
         headline=table.headline(report),
         network=table.network_line(report),
         half=table.half_gone(report),
-        num_devices=len(report["devices"]),
+        num_devices=len(report.devices),
         failures=table.failure_table(report),
         live=table.live_table(report),
         devices=table.device_table(report),
-        measures=provenance.get("partition", {}),
-        config=json.dumps(provenance.get("config", {}), indent=2, ensure_ascii=False),
-        accuracy_plot=figure(plots.accuracy_plot),
-        value_plot=figure(plots.value_plot),
-        shapley_plot=figure(lambda values: plots.value_plot(values, "shapley")),
-        availability=risk.availability_table(report),
-        availability_plot=figure(risk.availability_plot),
+        measures=report.provenance.get("partition", {}),
+        config=json.dumps(report.provenance.get("config", {}), indent=2, ensure_ascii=False),
+        accuracy_plot=figure(plots.accuracy_plot(report)),
+        value_plot=figure(plots.value_plot(report)),
+        shapley_plot=figure(plots.value_plot(report, "shapley")),
+        availability=risk.availability_table(report.availability),
+        availability_plot=figure(risk.availability_plot(report.availability)),
         pairs=risk.pair_table(report),
-        pair_plot=figure(risk.pair_plot),
-        graph_plot=None if graph is None else Markup(_themed(plots.graph_plot(graph, parts))),
+        pair_plot=figure(risk.pair_plot(report)),
+        graph_plot=None if graph is None else figure(plots.graph_plot(graph, parts)),
         **optional,
     )
 

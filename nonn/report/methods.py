@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nonn.bundle import Bundle
 from nonn.report import plots
+from nonn.report.document import MethodRow, Report
 from nonn.report.table import Column, Table, TextColumn, percent
 
 if TYPE_CHECKING:
@@ -14,45 +15,40 @@ if TYPE_CHECKING:
 
 __all__ = ["method_rows", "methods_plot", "methods_table"]
 
-Report = Mapping[str, Any]
-
 # Marker and stroke differ too.
 _COLOURS = (plots.BLUE, plots.VERMILION, plots.ORANGE, plots.PURPLE, plots.SKY, plots.INK)
 _MARKERS = ("o", "v", "s", "D", "^", "x", "P")
-_STROKES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (2, 2)))
+_STROKES: tuple[plots.Stroke, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (2, 2)))
 
 
-def method_rows(bundles: Sequence[Bundle]) -> list[dict[str, Any]]:
-    """A row for each bundle: what it is called, and its accuracy by failures, all sets counted.
-
-    Bundles of one name are told apart by their hash.
-    """
+def method_rows(bundles: Sequence[Bundle]) -> tuple[MethodRow, ...]:
+    """A row for each bundle; the hash distinguishes bundles of one name."""
     names = [f"{bundle.manifest.experiment}, {bundle.head.kind}" for bundle in bundles]
-    return [
-        {
-            "method": name if names.count(name) == 1 else f"{name}, {bundle.hash[:8]}",
-            "bundle": bundle.hash,
-            "devices": bundle.num_devices,
-            "teacher_accuracy": float(bundle.manifest.teacher.get("accuracy", 0.0)),
-            "accuracy_by_failures": bundle.table.by_failures(),
-        }
+    return tuple(
+        MethodRow(
+            method=name if names.count(name) == 1 else f"{name}, {bundle.hash[:8]}",
+            bundle=bundle.hash,
+            devices=bundle.num_devices,
+            teacher_accuracy=float(bundle.manifest.teacher.get("accuracy", 0.0)),
+            accuracy_by_failures=bundle.table.by_failures(),
+        )
         for name, bundle in zip(names, bundles, strict=True)
-    ]
+    )
 
 
 def methods_table(report: Report) -> Table:
     """Mean accuracy of every method, a column for each number of failures; a dash where none would be left."""
-    most = max(row["devices"] for row in report["methods"])
+    most = max(row.devices for row in report.methods)
     columns = (
         TextColumn("method", "method", str),
         Column("devices", "devices"),
         *(Column(f"{failed} failed", f"mean_{failed}", _accuracy) for failed in range(most)),
     )
-    empty = {f"mean_{failed}": None for failed in range(most)}
-    rows = [
-        {**row, **empty, **{f"mean_{line['failed']}": line["mean"] for line in row["accuracy_by_failures"]}}
-        for row in report["methods"]
-    ]
+    rows = []
+    for row in report.methods:
+        means = dict.fromkeys((f"mean_{failed}" for failed in range(most)), None)
+        means |= {f"mean_{line.failed}": line.mean for line in row.accuracy_by_failures}
+        rows.append({"method": row.method, "devices": row.devices, **means})
     return Table(columns, rows)
 
 
@@ -62,20 +58,20 @@ def methods_plot(report: Report) -> str:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    most = max(row["devices"] for row in report["methods"])
+    most = max(row.devices for row in report.methods)
 
     def draw(axes: Axes) -> None:
-        for number, row in enumerate(report["methods"]):
-            failed = [line["failed"] for line in row["accuracy_by_failures"]]
-            mean = [100 * line["mean"] for line in row["accuracy_by_failures"]]
-            look: dict[str, Any] = {
+        for number, row in enumerate(report.methods):
+            failed = [line.failed for line in row.accuracy_by_failures]
+            mean = [100 * line.mean for line in row.accuracy_by_failures]
+            look: plots.Look = {
                 "color": _COLOURS[number % len(_COLOURS)],
                 "marker": _MARKERS[number % len(_MARKERS)],
                 "linestyle": _STROKES[number % len(_STROKES)],
             }
-            label = row["method"].replace("$", r"\$")  # a dollar sign would start a formula
+            label = row.method.replace("$", r"\$")  # a dollar sign would start a formula
             axes.plot(failed, mean, linewidth=2.2 if number == 0 else 1.7, markersize=6, label=label, **look)
-        teacher = 100 * report["teacher"]["accuracy"]
+        teacher = 100 * report.teacher.accuracy
         axes.axhline(teacher, color=plots.GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
         axes.set_xticks(range(most))
         axes.set_xlabel("devices failed")

@@ -13,12 +13,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import MissingExtraError
+from nonn.report.document import Report
 from nonn.report.table import points
 
 if TYPE_CHECKING:
@@ -33,12 +34,19 @@ __all__ = [
     "PURPLE",
     "SKY",
     "VERMILION",
+    "Look",
+    "Stroke",
+    "Weights",
     "accuracy_plot",
     "graph_plot",
     "study_plot",
     "svg",
     "value_plot",
 ]
+
+Look: TypeAlias = dict[str, Any]  # keywords of matplotlib
+Stroke: TypeAlias = str | tuple[float, tuple[float, ...]]
+Weights: TypeAlias = NDArray[np.floating]
 
 INK = "#1d2126"
 # Okabe and Ito's colours without yellow, which is too light for a line.
@@ -62,10 +70,10 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-GRID: dict[str, Any] = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
+GRID: Look = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
 
 # Colour, marker and stroke of each row of a study; what shares a colour differs in both others.
-_METHOD_LOOKS: dict[str, tuple[str, str, Any]] = {
+_METHOD_LOOKS: dict[str, tuple[str, str, Stroke]] = {
     "nonn": (VERMILION, "v", (0, (1, 1))),
     "jeong-4": (ORANGE, "s", (0, (4, 2))),
     "jeong-2": (PURPLE, "D", (0, (4, 1, 1, 1))),
@@ -78,23 +86,23 @@ _METHOD_LOOKS: dict[str, tuple[str, str, Any]] = {
 _OTHER_LOOK: tuple[str, str, Any] = (INK, "P", (0, (2, 2)))  # of a method that has no look here
 
 
-def accuracy_plot(report: Mapping[str, Any]) -> str:
+def accuracy_plot(report: Report) -> str:
     """Accuracy against failed devices: mean, worst to best, the teacher, and what was measured live.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    rows, live = report["accuracy_by_failures"], report["measured_live"]
-    failed, failed_live = [row["failed"] for row in rows], [row["failed"] for row in live]
-    mean, worst, best = (np.array([100 * row[key] for row in rows]) for key in ("mean", "worst", "best"))
-    teacher, measured = 100 * report["teacher"]["accuracy"], [100 * row["accuracy"] for row in live]
+    rows, live = report.accuracy_by_failures, report.measured_live
+    failed, failed_live = [row.failed for row in rows], [row.failed for row in live]
+    mean, worst, best = np.array([(100 * row.mean, 100 * row.worst, 100 * row.best) for row in rows]).T
+    teacher, measured = 100 * report.teacher.accuracy, [100 * row.accuracy for row in live]
 
     def draw(axes: Axes) -> None:
         axes.fill_between(failed, worst, best, color=BLUE, alpha=0.2, linewidth=0, label="worst to best subset")
         axes.plot(failed, mean, "o-", color=BLUE, linewidth=2.2, markersize=6, label="mean of all subsets")
         axes.axhline(teacher, color=GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
         if live:
-            ring: dict[str, Any] = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 2.0}
+            ring: Look = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 2.0}
             axes.plot(failed_live, measured, "D", color=VERMILION, label="measured live", **ring)
         low, high = min([*worst, teacher, *measured]), max([*best, teacher, *measured])
         pad = max(0.06 * (high - low), 0.5)
@@ -137,27 +145,27 @@ def study_plot(study: Mapping[str, Any]) -> str:
     return svg("study", "Accuracy against failed devices, by method", (7.2, 4.6), draw)
 
 
-def value_plot(report: Mapping[str, Any], key: str = "value") -> str:
+def value_plot(report: Report, key: Literal["value", "shapley"] = "value") -> str:
     """The value of each device as bars, in points of accuracy.
 
     Args:
-        report: report.json.
-        key: ``value``, or ``shapley``. They get figures of their own, since the scales are far apart: redundant devices
-            share much that hangs on none of them.
+        report: what to show.
+        key: of a device. Values and Shapley values get separate figures, since their scales are far apart: redundant
+            devices share much that depends on none of them alone.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    devices = report["devices"]
-    rows, value = range(len(devices)), [100 * device[key] for device in devices]
+    values = [getattr(device, key) for device in report.devices]
+    rows, value = range(len(values)), [100 * worth for worth in values]
     low, high = min(0.0, *value), max(0.0, *value)
     room = 0.14 * ((high - low) or 1.0)  # for the labels at the ends of the bars
 
     def draw(axes: Axes) -> None:
         bars = axes.barh(rows, value, height=0.68, color=BLUE)
-        axes.bar_label(bars, [points(device[key]) for device in devices], padding=4)
-        axes.set_yticks(rows, [f"device {device['node']}" for device in devices])
-        axes.set_ylim(len(devices) - 0.4, -0.6)
+        axes.bar_label(bars, list(map(points, values)), padding=4)
+        axes.set_yticks(rows, [f"device {device.node}" for device in report.devices])
+        axes.set_ylim(len(values) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"{'Shapley value' if key == 'shapley' else 'value'}, points of accuracy")
         axes.set_xlim(low - room if low < 0 else 0.0, high + room)
@@ -166,10 +174,10 @@ def value_plot(report: Mapping[str, Any], key: str = "value") -> str:
         axes.grid(axis="x", **GRID)
         axes.set_axisbelow(True)
 
-    return svg(key, "Value of each device", (5.9, 1.0 + 0.3 * len(devices)), draw)
+    return svg(key, "Value of each device", (5.9, 1.0 + 0.3 * len(values)), draw)
 
 
-def graph_plot(weights: NDArray[Any], parts: Sequence[Sequence[int]]) -> str:
+def graph_plot(weights: Weights, parts: Sequence[Sequence[int]]) -> str:
     """The filter graph with its filters ordered by part: the stronger the colour, the heavier the edge.
 
     Args:

@@ -8,22 +8,21 @@ Limits: NumPy only, until a figure is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nonn.reliability.subsets import SubsetTable, probabilities
 from nonn.report import plots
+from nonn.report.document import Availability, AvailabilityCurve, Report
 from nonn.report.table import Column, Table, percent, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["availability", "availability_plot", "availability_table", "one_or_all", "pair_plot", "pair_table"]
-
-Report = Mapping[str, Any]
 
 _LEVELS = 1000  # steps from 0 to 100 % of accuracy
 _HARDER = (0.3, 0.5)  # laws that are shown beside the bundle's own
@@ -32,21 +31,20 @@ _PAIRS = 10  # worst pairs that the table shows
 _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 
 
-def one_or_all(p_fail: Sequence[float]) -> float | list[float]:
+def one_or_all(p_fail: Sequence[float]) -> float | tuple[float, ...]:
     """Probability of failure of every device [N], or one number where it is the same."""
-    return p_fail[0] if len(set(p_fail)) == 1 else list(p_fail)
+    return p_fail[0] if len(set(p_fail)) == 1 else tuple(p_fail)
 
 
-def availability(table: SubsetTable, p_fail: Sequence[float]) -> dict[str, Any]:
+def availability(table: SubsetTable, p_fail: Sequence[float]) -> Availability:
     """Share of the time in which accuracy reaches a level, over the levels 0, 0.001 … 1.
 
     Args:
         table: accuracy of each answering set.
-        p_fail: probability with which each device is away, independently [N]; 0.3 and 0.5 for all come beside it.
+        p_fail: probability with which each device does not answer, independently [N].
 
     Returns:
-        ``levels`` [1001] and ``curves``: for each law ``p_fail``, a list [N] where devices differ, and ``share``
-        [1001]; the given law comes first.
+        Curves of the given law and of 0.3 and 0.5 for all devices.
     """
     accuracy, order = table.accuracy, np.argsort(table.accuracy)
     levels = np.arange(_LEVELS + 1) / _LEVELS
@@ -56,26 +54,26 @@ def availability(table: SubsetTable, p_fail: Sequence[float]) -> dict[str, Any]:
         law = probabilities(np.array(law_p))[order]
         share = np.append(law[::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
         share[0] = 1.0  # every set reaches it; the sum is off by rounding
-        curves.append({"p_fail": one_or_all(law_p), "share": share.tolist()})
-    return {"levels": levels.tolist(), "curves": curves}
+        curves.append(AvailabilityCurve(p_fail=one_or_all(law_p), share=tuple(share.tolist())))
+    return Availability(levels=tuple(levels.tolist()), curves=tuple(curves))
 
 
-def availability_table(report: Report) -> Table:
+def availability_table(availability: Availability) -> Table:
     """Share of the time with at least so much accuracy, a row a level."""
-    curves, levels = report["availability"]["curves"], report["availability"]["levels"]
+    curves, levels = availability.curves, availability.levels
     columns = [Column("accuracy at least", "level", lambda value: percent(value, 0))]
-    columns += [Column(f"time, {_law(curve['p_fail'])}", f"share_{i}", _share) for i, curve in enumerate(curves)]
+    columns += [Column(f"time, {_law(curve.p_fail)}", f"share_{i}", _share) for i, curve in enumerate(curves)]
     rows = []
     for level in _SHOWN:
         place = levels.index(level)
-        rows.append({"level": level, **{f"share_{i}": curve["share"][place] for i, curve in enumerate(curves)}})
+        rows.append({"level": level, **{f"share_{i}": curve.share[place] for i, curve in enumerate(curves)}})
     return Table(tuple(columns), rows)
 
 
 def pair_table(report: Report, limit: int | None = _PAIRS) -> Table:
     """The pairs of devices whose loss costs most, worst first; None for all of them."""
-    intact, pairs = report["accuracy_by_failures"][0]["mean"], report["pair_losses"]
-    nodes = [device["node"] for device in report["devices"]]
+    intact, pairs = report.accuracy_by_failures[0].mean, report.pair_losses
+    nodes = [device.node for device in report.devices]
     rows = [
         {"first": nodes[i], "second": nodes[j], "accuracy": pairs[i][j], "loss": intact - pairs[i][j]}
         for i, j in combinations(range(len(nodes)), 2)
@@ -90,25 +88,29 @@ def pair_table(report: Report, limit: int | None = _PAIRS) -> Table:
     return Table(columns, rows[:limit])
 
 
-def availability_plot(report: Report) -> str:
+def availability_plot(availability: Availability) -> str:
     """Availability curves as SVG: the bundle's law strong, harder ones lighter.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    curves = report["availability"]["curves"]
-    levels = [100 * level for level in report["availability"]["levels"]]
-    looks = [("-", 2.4, 1.0), ((0, (5, 2)), 1.7, 0.7), ((0, (1, 1.4)), 1.7, 0.7)]
+    curves = availability.curves
+    levels = [100 * level for level in availability.levels]
+    looks: list[tuple[plots.Stroke, float, float]] = [
+        ("-", 2.4, 1.0),
+        ((0, (5, 2)), 1.7, 0.7),
+        ((0, (1, 1.4)), 1.7, 0.7),
+    ]
     # Below the lowest accuracy of any set that answers, every curve is flat: the figure starts just left of its end.
-    flat = [place for place in range(1, len(levels)) if all(c["share"][place] == c["share"][1] for c in curves)]
+    flat = [place for place in range(1, len(levels)) if all(c.share[place] == c.share[1] for c in curves)]
     start = max(levels[flat[-1]] - 5, 0.0)
 
     def draw(axes: Axes) -> None:
         for number, (curve, (stroke, width, alpha)) in enumerate(zip(curves, looks, strict=False)):
-            share = [100 * value for value in curve["share"]]
+            share = [100 * value for value in curve.share]
             colour = plots.VERMILION if number else plots.BLUE
-            line: dict[str, Any] = {"linestyle": stroke, "linewidth": width, "alpha": alpha, "color": colour}
-            axes.step(levels, share, where="pre", label=f"each away {_often(curve['p_fail'])}", **line)
+            line: plots.Look = {"linestyle": stroke, "linewidth": width, "alpha": alpha, "color": colour}
+            axes.step(levels, share, where="pre", label=f"each away {_often(curve.p_fail)}", **line)
         axes.set_xlim(start, 100)
         axes.set_ylim(0, 102)
         axes.set_xlabel("accuracy of at least, %")
@@ -125,17 +127,17 @@ def pair_plot(report: Report) -> str:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    accuracy = np.array(report["pair_losses"])
-    loss = np.maximum(report["accuracy_by_failures"][0]["mean"] - accuracy, 0.0)
+    accuracy = np.array(report.pair_losses)
+    loss = np.maximum(report.accuracy_by_failures[0].mean - accuracy, 0.0)
     # At more than 0.6 the number in the cell could not be read in both colour schemes.
     opacity = 0.6 * loss / (loss.max() or 1.0)
-    names = [str(device["node"]) for device in report["devices"]]
+    names = [str(device.node) for device in report.devices]
 
     def draw(axes: Axes) -> None:
         from matplotlib.patches import Rectangle
 
         for (i, j), value in np.ndenumerate(accuracy):
-            cell: dict[str, Any] = {"facecolor": plots.VERMILION, "alpha": float(opacity[i, j]), "linewidth": 0}
+            cell: plots.Look = {"facecolor": plots.VERMILION, "alpha": float(opacity[i, j]), "linewidth": 0}
             axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, **cell))
             if len(names) <= _ANNOTATED:
                 axes.text(j, i, percent(value, 1)[:-2], ha="center", va="center", fontsize=9.5)
@@ -152,12 +154,12 @@ def pair_plot(report: Report) -> str:
     return plots.svg("pairs", "Accuracy when two devices are gone", (5.0, 4.8), draw)
 
 
-def _law(p_fail: float | list[float]) -> str:
-    return "each its own p" if isinstance(p_fail, list) else f"p={p_fail:g}"
+def _law(p_fail: float | tuple[float, ...]) -> str:
+    return "each its own p" if isinstance(p_fail, tuple) else f"p={p_fail:g}"
 
 
-def _often(p_fail: float | list[float]) -> str:
-    return "as often as its kind is" if isinstance(p_fail, list) else f"{100 * p_fail:g} % of the time"
+def _often(p_fail: float | tuple[float, ...]) -> str:
+    return "as often as its kind is" if isinstance(p_fail, tuple) else f"{100 * p_fail:g} % of the time"
 
 
 def _share(value: float) -> str:

@@ -1,14 +1,16 @@
 """The report as short tables: plain text for terminals, Markdown for documents, columns for the page.
 
-Each table is defined once, as columns that know their key in report.json and how a value is shown; text, Markdown and
+Each table is defined once, as columns that know their key in report.json and the format of a value; text, Markdown and
 HTML only lay it out. No dependency, so that ``nonn report`` works on the base install.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+
+from nonn.reliability.subsets import FailureRow
+from nonn.report.document import Report
 
 __all__ = [
     "Column",
@@ -27,8 +29,6 @@ __all__ = [
     "points",
     "short_report",
 ]
-
-Report = Mapping[str, Any]
 
 
 def percent(value: float, digits: int = 2) -> str:
@@ -56,13 +56,17 @@ class Column:
 
     Attributes:
         title: its heading, with the unit where there is one.
-        key: of a row in report.json.
+        key: the attribute of a row, or its key in a mapping.
         show: how a value is printed.
     """
 
     title: str
     key: str
-    show: Callable[[Any], str] = _count
+    show: Callable[..., str] = _count
+
+    def of(self, row: object) -> object:
+        """The value in a row."""
+        return row[self.key] if isinstance(row, Mapping) else getattr(row, self.key)
 
     @property
     def is_number(self) -> bool:
@@ -81,26 +85,30 @@ class TextColumn(Column):
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and the rows of report.json that they show."""
+    """Columns and the rows that they show: parts of a document, or mappings."""
 
     columns: tuple[Column, ...]
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[object]
+
+    def values(self) -> list[list[object]]:
+        """The values with all their digits, row by row."""
+        return [[column.of(row) for column in self.columns] for row in self.rows]
 
     def cells(self) -> list[list[str]]:
         """What is printed, row by row."""
-        return [[column.show(row[column.key]) for column in self.columns] for row in self.rows]
+        return [[column.show(column.of(row)) for column in self.columns] for row in self.rows]
 
 
 def failure_table(report: Report) -> Table:
     """Accuracy against failed devices, over all subsets."""
-    return failures_table(report["accuracy_by_failures"], [device["node"] for device in report["devices"]])
+    return failures_table(report.accuracy_by_failures, [device.node for device in report.devices])
 
 
-def failures_table(by_failures: Sequence[Mapping[str, Any]], devices: Iterable[int]) -> Table:
+def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int]) -> Table:
     """Accuracy against failed devices, over all subsets.
 
     Args:
-        by_failures: rows of ``SubsetTable.by_failures``.
+        by_failures: for 0 to N − 1 failed devices.
         devices: all of them; where none has failed, they answer.
     """
     columns = (
@@ -112,8 +120,8 @@ def failures_table(by_failures: Sequence[Mapping[str, Any]], devices: Iterable[i
         Column("answering in the worst case", "worst_subset", _devices),
     )
     # With no failure every device answers; report.json leaves that list empty.
-    everyone = list(devices)
-    rows = [row if row["failed"] else {**row, "worst_subset": everyone} for row in by_failures]
+    everyone = tuple(devices)
+    rows = [row if row.failed else replace(row, worst_subset=everyone) for row in by_failures]
     return Table(columns, rows)
 
 
@@ -127,7 +135,7 @@ def live_table(report: Report) -> Table:
         Column("predicted", "predicted", percent),
         Column("answered devices", "answered", _devices),
     )
-    return Table(columns, report["measured_live"])
+    return Table(columns, report.measured_live)
 
 
 def device_table(report: Report) -> Table:
@@ -144,43 +152,42 @@ def device_table(report: Report) -> Table:
         Column("value, points", "value", points),
         Column("Shapley, points", "shapley", points),
     )
-    return Table(columns, report["devices"])
+    return Table(columns, report.devices)
 
 
-def half_gone(report: Report) -> Mapping[str, Any]:
-    """The row of report.json with half of the devices gone, rounded down."""
-    row: Mapping[str, Any] = report["accuracy_by_failures"][len(report["devices"]) // 2]
-    return row
+def half_gone(report: Report) -> FailureRow:
+    """Accuracy with half of the devices gone, rounded down."""
+    return report.accuracy_by_failures[len(report.devices) // 2]
 
 
 def headline(report: Report) -> str:
     """The report in one sentence."""
-    row, num_devices = half_gone(report), len(report["devices"])
-    teacher = percent(report["teacher"]["accuracy"], 1)
-    mean, worst = percent(row["mean"], 1), percent(row["worst"], 1)
+    row, num_devices = half_gone(report), len(report.devices)
+    teacher = percent(report.teacher.accuracy, 1)
+    mean, worst = percent(row.mean, 1), percent(row.worst, 1)
     if num_devices == 1:
         return f"With its only device, answers are right {mean} of the time; the teacher: {teacher}"
     return (
-        f"With {row['failed']} of {num_devices} devices gone, answers are right {mean} of the time on average "
+        f"With {row.failed} of {num_devices} devices gone, answers are right {mean} of the time on average "
         f"(worst case {worst}); the teacher: {teacher}"
     )
 
 
 def network_line(report: Report) -> str:
     """What an answer puts on the network, and what fewer bits cost where there are fewer."""
-    traffic, precision = report["traffic"], report["precision"]
+    traffic, precision = report.traffic, report.precision
     line = (
-        f"One answer puts {traffic['bytes_per_answer']:,} bytes on the network; the same features as floats, as in "
-        f"NoNN: {traffic['as_floats']:,}"
+        f"One answer puts {traffic.bytes_per_answer:,} bytes on the network; the same features as floats, as in "
+        f"NoNN: {traffic.as_floats:,}"
     )
-    if traffic["layer_maps"] is not None:
-        line += f"; feature maps of a teacher split by layers, as in MoDNN: {traffic['layer_maps']:,}"
+    if traffic.layer_maps is not None:
+        line += f"; feature maps of a teacher split by layers, as in MoDNN: {traffic.layer_maps:,}"
     if precision is not None:
-        half = precision["drop_by_failures"][len(report["devices"]) // 2]
+        none, half = precision.drop_by_failures[0], precision.drop_by_failures[len(report.devices) // 2]
         line += (
-            f".\nAgainst the same students in float: {precision['size_ratio']:.2f} of their size, accuracy "
-            f"{-100 * precision['drop_by_failures'][0]['drop'] + 0.0:+.2f} points with none failed, "
-            f"{-100 * half['drop'] + 0.0:+.2f} with {half['failed']} failed"
+            f".\nAgainst the same students in float: {precision.size_ratio:.2f} of their size, accuracy "
+            f"{-100 * none.drop + 0.0:+.2f} points with none failed, "
+            f"{-100 * half.drop + 0.0:+.2f} with {half.failed} failed"
         )
     return f"{line}."
 
@@ -211,10 +218,10 @@ def as_markdown(table: Table) -> str:
 
 def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
     """Headline, accuracy against failures and devices; the live table only where there is one."""
-    expected = report["expected_accuracy"]
+    expected = report.expected_accuracy
     blocks = [f"{headline(report)}.", lay_out(failure_table(report))]
-    blocks.append(f"Expected accuracy, failures {expected['law']}: {percent(expected['value'])}")
-    if report["measured_live"]:
+    blocks.append(f"Expected accuracy, failures {expected.law}: {percent(expected.value)}")
+    if report.measured_live:
         blocks += ["Measured on a live cluster:", lay_out(live_table(report))]
     blocks += [lay_out(device_table(report)), network_line(report)]
     return "\n\n".join(blocks) + "\n"

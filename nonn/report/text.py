@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
-from typing import Any
 
 from nonn.report.classes import bias_table, calibration_table, class_table
+from nonn.report.document import Report
 from nonn.report.methods import methods_table
 from nonn.report.risk import availability_table, pair_table
 from nonn.report.table import Table, as_markdown, as_text, device_table, failure_table, live_table, short_report
 
 __all__ = ["csv_report", "markdown_report", "report_tables", "text_report"]
 
-Report = Mapping[str, Any]
-
 
 def text_report(report: Report) -> str:
     """What ``nonn report`` prints: the short tables, and the methods where there are several."""
     text = short_report(report, as_text)
-    return f"{text}\n{as_text(methods_table(report))}\n" if report["methods"] else text
+    return f"{text}\n{as_text(methods_table(report))}\n" if report.methods else text
 
 
 def markdown_report(report: Report) -> str:
@@ -35,18 +32,18 @@ def markdown_report(report: Report) -> str:
 
 def report_tables(report: Report) -> dict[str, Table]:
     """Every table of the report by its name, as far as the report has it."""
-    tables = {"failures": failure_table(report), "availability": availability_table(report)}
+    tables = {"failures": failure_table(report), "availability": availability_table(report.availability)}
     tables["devices"] = device_table(report)
-    if len(report["devices"]) > 1:
+    if len(report.devices) > 1:
         tables["pairs"] = pair_table(report)
-    if report["measured_live"]:
+    if report.measured_live:
         tables["live"] = live_table(report)
-    if report["methods"]:
+    if report.methods:
         tables["methods"] = methods_table(report)
-    if report["by_class"]:
-        tables["classes"] = class_table(report)
-        tables["bias"] = bias_table(report)
-        tables["calibration"] = calibration_table(report)
+    if report.by_class:
+        tables["classes"] = class_table(report.by_class)
+        tables["bias"] = bias_table(report.by_class)
+        tables["calibration"] = calibration_table(report.by_class)
     return tables
 
 
@@ -59,15 +56,14 @@ def csv_report(report: Report) -> str:
     tables = report_tables(report)
     if "pairs" in tables:
         tables["pairs"] = pair_table(report, None)
-    if "classes" in tables:
-        tables["classes"] = class_table(report, None)
+    if report.by_class:
+        tables["classes"] = class_table(report.by_class, None)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["table", "row", "quantity", "value"])
     for name, table in tables.items():
-        for number, row in enumerate(table.rows):
-            for column in table.columns:
-                value = row[column.key]
-                shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        for number, row in enumerate(table.values()):
+            for column, value in zip(table.columns, row, strict=True):
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
                 writer.writerow([name, number, column.key, shown])
     return buffer.getvalue()

@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     """All answering sets."""
+    from nonn.documents import to_json
     from nonn.reliability.guarantees import check_guarantees, judge
     from nonn_sim.enumerate import enumerate_bundle
     from nonn_sim.placement_file import load_devices, placement_summary
@@ -112,7 +113,7 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
         summary["placement"] = placement_summary(bundle, table, load_devices(args.place), args.deadline_ms / 1000)
     if args.csv:
         _write_csv(args.csv, table, law.probabilities())
-    print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else exact_text(summary))
+    print(json.dumps(to_json(summary), indent=2, ensure_ascii=False) if args.json else exact_text(summary))
     check_guarantees(table, law, args.guarantee)
     return 0
 

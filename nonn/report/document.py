@@ -1,0 +1,338 @@
+"""report.json as dataclasses: all that a bundle knows about its accuracy.
+
+``nonn.report.build_report`` makes a ``Report``; tables, figures and page read it and nothing else, apart from the
+filter graph, which is too big for it. ``scripts/tables.py`` makes ``report.schema.json`` and the fields in
+docs/report.md from these classes and their docstrings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nonn.bundle.traffic import Traffic
+from nonn.documents import OPTIONAL, REST, Count, Difference, Share
+from nonn.reliability.subsets import FailureRow
+
+__all__ = [
+    "SCHEMA",
+    "Availability",
+    "AvailabilityCurve",
+    "ClassReport",
+    "ClassRow",
+    "DataReport",
+    "DeviceReport",
+    "Drop",
+    "ExpectedAccuracy",
+    "LiveMeasurement",
+    "MethodRow",
+    "Precision",
+    "Report",
+    "SampledSets",
+    "TeacherReport",
+]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """The samples that accuracies were counted on.
+
+    Attributes:
+        name: name of the data set.
+        split: the split that was evaluated.
+        samples: samples in that split.
+        classes: number of classes.
+        class_names: their names, by class number.
+        fingerprint: SHA-256 of the data as hex; empty where the bundle does not record it.
+    """
+
+    name: str
+    split: str
+    samples: Count
+    classes: Count
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherReport:
+    """The network that the students were distilled from.
+
+    Attributes:
+        model: its name.
+        params: number of its parameters.
+        macs: multiply-accumulates of one answer.
+        accuracy: its accuracy on the same samples.
+    """
+
+    model: str
+    params: Count
+    macs: Count
+    accuracy: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceReport:
+    """What one device holds, sends and is worth.
+
+    Attributes:
+        node: number of the device.
+        part: number of its part.
+        filters: filters of the teacher that its student learns.
+        params: number of parameters of its student.
+        macs: multiply-accumulates of one answer.
+        model_bytes: size of its model file, bytes.
+        weights: type of its weights.
+        features: type of the features that it sends.
+        feature_bytes: size of the features that it sends for one answer, bytes.
+        accuracy_alone: accuracy when no other device answers.
+        value: Birnbaum importance, expected accuracy with the device up less that with it down, under the failure law
+            of `expected_accuracy`; in [−1, 1] up to rounding.
+        shapley: Shapley value, the mean gain in accuracy when the device joins, over all orders of joining; the sum of
+            all devices is the accuracy with all of them; in [−1, 1] up to rounding.
+    """
+
+    node: Count
+    part: Count
+    filters: Count
+    params: Count
+    macs: Count
+    model_bytes: Count
+    weights: str
+    features: str
+    feature_bytes: Count
+    accuracy_alone: Share
+    value: float
+    shapley: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """Accuracy that fewer bits cost at one number of failures.
+
+    Attributes:
+        failed: devices that have failed.
+        drop: mean accuracy in float less that of this bundle.
+    """
+
+    failed: Count
+    drop: Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Size and accuracy compared with the same students in float.
+
+    Attributes:
+        model_bytes: all model files of this bundle, bytes.
+        float32_model_bytes: all model files in float, bytes.
+        size_ratio: `model_bytes` ÷ `float32_model_bytes`.
+        drop_by_failures: drop of the mean accuracy for 0 to N − 1 failed devices.
+        drop_alone: accuracy of each device alone in float less that of this bundle [N].
+    """
+
+    model_bytes: Count
+    float32_model_bytes: Count
+    size_ratio: float
+    drop_by_failures: tuple[Drop, ...]
+    drop_alone: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedAccuracy:
+    """Accuracy over all answering sets, weighted with their probability.
+
+    Attributes:
+        law: the failure law as text.
+        value: the expected accuracy, in [0, 1] up to rounding; where no device answers, it counts as wrong.
+        p_fail: probability that a device does not answer: one number for all devices, or one for each [N].
+    """
+
+    law: str
+    value: float
+    p_fail: Share | tuple[Share, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvailabilityCurve:
+    """Availability under one failure law.
+
+    Attributes:
+        p_fail: probability that a device does not answer: one number for all devices, or one for each [N].
+        share: probability that accuracy is at least the level, for each of the levels.
+    """
+
+    p_fail: Share | tuple[Share, ...]
+    share: tuple[Share, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Share of the time in which accuracy reaches a level.
+
+    Attributes:
+        levels: levels of accuracy: 0, 0.001 … 1 [1001].
+        curves: one for each failure law, the bundle's own first.
+    """
+
+    levels: tuple[Share, ...]
+    curves: tuple[AvailabilityCurve, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledSets:
+    """Calibration and bias between classes at one number of failures, means over the sets looked at.
+
+    Attributes:
+        failed: devices that have failed.
+        subsets: sets of answering devices that there are.
+        sets: how many of them were looked at.
+        accuracy: mean accuracy.
+        confidence: mean probability of the class that is answered.
+        ece: mean expected calibration error.
+        cev: mean combined error variance against the answers of all devices; 0 when no class changes.
+        sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
+        ece_worst: expected calibration error of the worst set.
+    """
+
+    failed: Count
+    subsets: Count
+    sets: Count
+    accuracy: Share
+    confidence: Share
+    ece: Share
+    cev: float
+    sde: float
+    ece_worst: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """What failures cost one class.
+
+    Attributes:
+        class_: number of the class.
+        name: name of the class.
+        samples: samples of this class.
+        intact: accuracy of the class with all devices.
+        degraded: its mean accuracy over the sets with `failed` devices gone.
+        loss: `intact` less `degraded`.
+    """
+
+    class_: Count
+    name: str
+    samples: Count
+    intact: Share
+    degraded: Share
+    loss: Difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassReport:
+    """Classes and calibration by number of failures, from the recorded test features.
+
+    Attributes:
+        samples: recorded samples.
+        sets_at_most: sets looked at for one number of failures; all of them where there are no more.
+        seed: seed of the choice of sets.
+        by_failures: one row each for 0 to N − 1 failed devices.
+        failed: devices gone for `classes`: half of them, rounded down.
+        classes: the classes that have samples, the lowest `degraded` first.
+    """
+
+    samples: Count
+    sets_at_most: Count
+    seed: Count
+    by_failures: tuple[SampledSets, ...]
+    failed: Count
+    classes: tuple[ClassRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One of several bundles that are compared.
+
+    Attributes:
+        method: experiment and kind of fusion; bundles that share both also show their hash.
+        bundle: SHA-256 of the manifest as hex.
+        devices: number of its devices.
+        teacher_accuracy: accuracy of its teacher; 0 where the bundle does not record it.
+        accuracy_by_failures: one row each for 0 to N − 1 failed devices.
+    """
+
+    method: str
+    bundle: str
+    devices: Count
+    teacher_accuracy: Share
+    accuracy_by_failures: tuple[FailureRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveMeasurement:
+    """What a running cluster measured at one number of failures.
+
+    Attributes:
+        failed: devices that had failed.
+        answered: numbers of the devices that answered, ascending.
+        accuracy: measured accuracy.
+        predicted: accuracy of the same devices in the bundle's table.
+        requests: requests sent.
+        lost: requests without an answer.
+        mismatched: answers whose class differs from the offline fusion of the reported devices; absent where answers
+            were not compared.
+        more: further keys of the measurement.
+    """
+
+    failed: Count
+    answered: tuple[Count, ...]
+    accuracy: Share
+    predicted: Share
+    requests: Count
+    lost: Count
+    mismatched: Count | None = field(default=None, metadata=OPTIONAL)
+    more: Mapping[str, object] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """report.json: all that a bundle knows about its accuracy.
+
+    Attributes:
+        schema: version of this document.
+        experiment: name of the experiment.
+        bundle: SHA-256 of the bundle's manifest as hex.
+        data: the samples that accuracies were counted on.
+        teacher: the network that the students were distilled from.
+        devices: one entry for each device [N].
+        traffic: size of one answer on the network.
+        precision: size and accuracy compared with float; null for a bundle in float.
+        fusion: kind of the fusion head.
+        accuracy_by_failures: accuracy over all sets of answering devices, for 0 to N − 1 failed devices.
+        expected_accuracy: accuracy under the bundle's failure law.
+        pair_losses: accuracy when exactly two devices have failed, on the diagonal when one has [N, N].
+        availability: share of the time in which accuracy reaches a level.
+        by_class: classes and calibration; null for a bundle without recorded test features.
+        methods: this bundle and those that it is compared with; empty without a comparison.
+        measured_live: measurements of a running cluster; empty without one.
+        provenance: the bundle's record of its origin: configuration, code version, measures of the partition.
+    """
+
+    schema: Count
+    experiment: str
+    bundle: str
+    data: DataReport
+    teacher: TeacherReport
+    devices: tuple[DeviceReport, ...]
+    traffic: Traffic
+    precision: Precision | None = None
+    fusion: str
+    accuracy_by_failures: tuple[FailureRow, ...]
+    expected_accuracy: ExpectedAccuracy
+    pair_losses: tuple[tuple[Share, ...], ...]
+    availability: Availability
+    by_class: ClassReport | None = None
+    methods: tuple[MethodRow, ...] = ()
+    measured_live: tuple[LiveMeasurement, ...] = ()
+    provenance: Mapping[str, object] = field(default_factory=dict)
