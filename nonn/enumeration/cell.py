@@ -1,0 +1,143 @@
+"""The fast part of the ridge enumeration: margins of all completions of a prefix in float32, and their error bounds.
+
+Rounding: an error e in a residual r_j, made at any step, ends as ``e W_{S,j}`` in the logits, because the coefficient
+of a residual in the regression on what remains is that of the feature in the whole. So local errors add up, weighted by
+the final W, instead of multiplying along the path. How large residuals get is recorded while they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.enumeration.counter import UNIT_ROUNDOFF
+from nonn.enumeration.elimination import CellPlan
+
+__all__ = ["CellRun", "Peaks", "margin_bounds"]
+
+Float32 = NDArray[np.float32]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Largest absolute residuals over all samples so far.
+
+    Attributes:
+        root: of the low devices' features after the prefix [D'].
+        steps: of the features that are undecided after each step [D' − d_i].
+    """
+
+    root: FloatArray
+    steps: Mapping[tuple[int, int], FloatArray]
+
+    @classmethod
+    def of(cls, plan: CellPlan) -> Self:
+        """No residuals yet."""
+        steps = {key: np.zeros(len(step) - plan.num_classes) for key, step in plan.steps.items()}
+        return cls(np.zeros(plan.num_features), steps)
+
+
+class CellRun:
+    """Margins of every completion of one prefix, block by block of samples.
+
+    Args:
+        plan: of the completions.
+
+    Attributes:
+        peaks: largest residuals met, for the error bound.
+    """
+
+    def __init__(self, plan: CellPlan) -> None:
+        self._plan = plan
+        self.peaks = Peaks.of(plan)
+        self._buffers: dict[tuple[int, int], Float32] = {}
+
+    def run(self, kept: Float32, bottom: Float32, target_mean: FloatArray, own: IntArray, margins: Float32) -> None:
+        """Margins of every completion over one block.
+
+        Args:
+            kept: centred features of the prefix [D_S, b].
+            bottom: centred features of the low devices [D', b].
+            target_mean: [K].
+            own: flat index of each sample's true logit in [K, b].
+            margins: takes the result [2^low, b].
+        """
+        state = self._plan.root @ kept
+        state[: len(bottom)] += bottom
+        state[len(bottom) :] += target_mean.astype(np.float32)[:, None]
+        _raise_peak(self.peaks.root, state)
+        self._walk(len(self._plan.widths) - 1, 0, state, own, margins)
+
+    def _walk(self, device: int, mask: int, state: Float32, own: IntArray, margins: Float32) -> None:
+        if device < 0:
+            # The true class leaves the race. A state is judged last of all that is made from it, so that it may be
+            # spoilt: with a device comes before without it, at every level.
+            flat, row = state.reshape(-1), margins[mask]
+            true_logit = flat[own]
+            flat[own] = -np.inf
+            np.maximum.reduce(state, axis=0, out=row)
+            np.subtract(row, true_logit, out=row)
+            return
+        width, step = self._plan.widths[device], self._plan.steps[device, mask]
+        shape = (len(step), state.shape[1])
+        buffer = self._buffers.get((device, shape[1]))
+        if buffer is None:
+            buffer = self._buffers[device, shape[1]] = np.empty(shape, dtype=np.float32)
+        np.matmul(step, state[:width], out=buffer)
+        np.add(buffer, state[width:], out=buffer)
+        _raise_peak(self.peaks.steps[device, mask], buffer)
+        self._walk(device - 1, mask | 1 << device, buffer, own, margins)
+        self._walk(device - 1, mask, state[width:], own, margins)
+
+
+def margin_bounds(
+    plan: CellPlan, peaks: Peaks, kept: FloatArray, bottom: FloatArray, target_mean: FloatArray
+) -> Float32:
+    """What the margins of each completion may be wrong by, to first order, times two [2^low].
+
+    Args:
+        plan: of the completions.
+        peaks: of the residuals of all samples.
+        kept: largest |feature| of the prefix [D_S].
+        bottom: of the low devices [D'].
+        target_mean: |mean logit| [K].
+    """
+    bounds = np.empty(len(plan.weights), dtype=np.float32)
+    unit = UNIT_ROUNDOFF
+
+    def walk(
+        device: int, mask: int, peak: FloatArray, error: FloatArray, height: FloatArray, taken: FloatArray
+    ) -> None:
+        """Follows errors of the state, heights of the logits, and errors of the residuals taken into the set."""
+        if device < 0:
+            final = error + taken @ np.abs(plan.weights[mask][1])
+            # Twice for the two logits of a margin, twice for what a first-order bound leaves out.
+            bounds[mask] = 4 * float(final.max()) + 2 * unit * float(height.max())
+            return
+        width, rest = plan.widths[device], len(peak) - plan.widths[device]
+        added = np.abs(plan.steps[device, mask]) @ peak[:width]
+        next_peak, next_height = peaks.steps[device, mask], height + added[rest:]
+        made = unit * ((width + 2) * added + np.concatenate([next_peak, next_height]))
+        following = np.concatenate([taken, error[:width]])
+        walk(device - 1, mask | 1 << device, next_peak, error[width:] + made, next_height, following)
+        walk(device - 1, mask, peak[width:], error[width:], height, taken)
+
+    grown = np.abs(plan.root).astype(np.float64) @ kept
+    height = np.concatenate([bottom, target_mean]) + grown
+    error = unit * ((len(kept) + 2) * grown + 2 * height)
+    walk(len(plan.widths) - 1, 0, peaks.root, error, height[plan.num_features :], unit * kept)
+    return bounds
+
+
+def _raise_peak(peak: FloatArray, state: Float32) -> None:
+    """Raises the peaks of the residuals in a state [D']."""
+    rest = len(peak)
+    if rest:
+        np.maximum(peak, state[:rest].max(axis=1), out=peak)
+        np.maximum(peak, -state[:rest].min(axis=1), out=peak)
