@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nonn.telemetry.systemd import Watchdog
     from nonn_device.node import StudentModel
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 # Of each number the least and the greatest that the node, the runtime or the protocol can take.
 _RANGES = {"student": (0, 2**31 - 1), "threads": (1, 256), "memory": (0, 2**31 - 1), "max_model_bytes": (0, 2**63 - 1)}
@@ -35,32 +35,7 @@ _RANGES = {"student": (0, 2**31 - 1), "threads": (1, 256), "memory": (0, 2**31 -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="nonn-device", description="One student of a bundle on this device.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve a student until told to end")
-    serve.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
-    serve.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
-    serve.set_defaults(run=_serve)
-    join = commands.add_parser("join", help="get a student from an aggregator, and serve it until told to end")
-    join.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; of several, each is joined")
-    join.add_argument("--id", metavar="ID", help="of this device; with --tls its certificate says it")
-    join.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the student is kept")
-    join.add_argument("--student", type=int, metavar="I", help="the student to run (default: what is needed most)")
-    join.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="where the aggregators find this node")
-    join.add_argument("--dial-out", action="store_true", help="nobody can call this device: it fetches its requests")
-    join.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
-    join.add_argument("--join-token-file", type=Path, metavar="FILE", help="token that lets it join without TLS")
-    join.set_defaults(run=_join)
-    for command in (serve, join):
-        _add_serving_options(command)
-    check = commands.add_parser("check", help="run a student once, in a process of its own, and say what it takes")
-    check.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
-    check.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
-    check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
-    for command in (serve, join, check):
-        _add_runtime_options(command)
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     # A node multiplies nothing in NumPy: threads of its BLAS would cost memory for nothing.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if arguments.tls:
@@ -86,6 +61,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if arguments.tracing:
             arguments.tracing.close()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``nonn-device``."""
+    parser = argparse.ArgumentParser(prog="nonn-device", description="One student of a bundle on this device.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a student until told to end")
+    serve.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
+    serve.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
+    serve.set_defaults(run=_serve)
+    join = commands.add_parser("join", help="get a student from an aggregator, and serve it until told to end")
+    join.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; of several, each is joined")
+    join.add_argument("--id", metavar="ID", help="of this device; with --tls its certificate says it")
+    join.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the student is kept")
+    join.add_argument("--student", type=int, metavar="I", help="the student to run (default: what is needed most)")
+    join.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="where the aggregators find this node")
+    join.add_argument("--dial-out", action="store_true", help="nobody can call this device: it fetches its requests")
+    join.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
+    join.add_argument("--join-token-file", type=Path, metavar="FILE", help="token that lets it join without TLS")
+    join.set_defaults(run=_join)
+    for command in (serve, join):
+        _add_serving_options(command)
+    check = commands.add_parser("check", help="run a student once, in a process of its own, and say what it takes")
+    check.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
+    check.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
+    check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
+    for command in (serve, join, check):
+        _add_runtime_options(command)
+    return parser
 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:

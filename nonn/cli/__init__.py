@@ -12,7 +12,7 @@ from nonn import __version__
 from nonn.cli.extras import missing_extra
 from nonn.errors import ConfigError, NonnError
 
-__all__ = ["COMMANDS", "main", "run_command"]
+__all__ = ["COMMANDS", "build_parser", "command_parser", "main", "run_command"]
 
 # Each is a module nonn.cli.<name> with SUMMARY, add_arguments(parser) and run(args). They import what they need
 # when they run, so that `nonn --help` stays fast.
@@ -38,21 +38,22 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    return run_command("nonn", "One teacher, many small students, one answer.", "nonn.cli", COMMANDS, argv)
+    return run_command(build_parser(), argv)
 
 
-def run_command(prog: str, summary: str, package: str, commands: Sequence[str], argv: Sequence[str] | None) -> int:
-    """Runs a command line of several commands.
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``nonn``."""
+    return command_parser("nonn", "One teacher, many small students, one answer.", "nonn.cli", COMMANDS)
+
+
+def command_parser(prog: str, summary: str, package: str, commands: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a program of several commands.
 
     Args:
         prog: name of the program.
         summary: what it is, for its help.
         package: where the commands' modules are.
         commands: their names.
-        argv: arguments; None takes those of the process.
-
-    Returns:
-        The exit code: that of the command, or of the error that ended it, which is printed on stderr.
     """
     parser = argparse.ArgumentParser(prog=prog, description=summary)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -62,8 +63,21 @@ def run_command(prog: str, summary: str, package: str, commands: Sequence[str], 
         command = subparsers.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+    return parser
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Runs a command line.
+
+    Args:
+        parser: of the program, from ``command_parser``.
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        The exit code: that of the command, or of the error that ended it, which is printed on stderr.
+    """
     arguments = parser.parse_args(argv)
-    title = f"{prog} {arguments.command}"
+    title = f"{parser.prog} {arguments.command}"
     try:
         code = int(arguments.run(arguments))
         sys.stdout.flush()

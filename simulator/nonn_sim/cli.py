@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from nonn.cli import run_command
+from nonn.cli import command_parser, run_command
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "build_parser", "main"]
 
 # Each is a module nonn_sim.commands.<name>, as in nonn.cli.
 COMMANDS = ("enumerate", "run", "replay")
@@ -14,5 +15,10 @@ COMMANDS = ("enumerate", "run", "replay")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``nonn-sim``."""
     summary = "What happens to accuracy when devices fail?"
-    return run_command("nonn-sim", summary, "nonn_sim.commands", COMMANDS, argv)
+    return command_parser("nonn-sim", summary, "nonn_sim.commands", COMMANDS)
