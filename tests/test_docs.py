@@ -1,7 +1,7 @@
 """The fenced examples of README and docs/ hold: Python runs, command lines parse, TOML loads.
 
-- ``python``: runs in a process of its own, where 127.0.0.1:50051 is a live cluster. A block with a line ``...`` is a
-  fragment and is only compiled. A block that needs a package that is not installed is skipped.
+- ``python``: runs in a separate process, where 127.0.0.1:50051 is a live cluster and ``runs/digits`` a small run. A
+  fragment, which has a line ``...``, is only compiled. A block that needs a package that is not installed is skipped.
 - ``sh``: each nonn, nonn-device and nonn-sim command goes through the program's own parser, ``--set`` through the
   experiment's loader; make targets, extras and files of the repository must exist. Nothing is run.
 - ``toml``: the loader of that kind of file reads it; its keys say which kind.
@@ -182,7 +182,9 @@ def address(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_the_program_of_a_document_runs(block: Block, address: str, tmp_path: Path) -> None:
+def test_the_program_of_a_document_runs(
+    block: Block, address: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     tree = ast.parse(block.text)
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
@@ -194,6 +196,9 @@ def test_the_program_of_a_document_runs(block: Block, address: str, tmp_path: Pa
     program = tmp_path / block.document.replace("/", "_")
     program.write_text("\n" * (block.line - 1) + block.text.replace(ADDRESS, address))  # a traceback names the line
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    if "runs/digits" in block.text:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs/digits").symlink_to(request.getfixturevalue("tiny_runs") / "tiny")
     command = [sys.executable, program.name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=2 * TIMEOUT_S)
     assert done.returncode == 0, f"{block.document}:{block.line}:\n{done.stderr}"
