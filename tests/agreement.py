@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nonn.answer import Answer
+from nonn.bundle import Bundle
+from nonn.reliability.subsets import members
+
 # A value of a report is a sum over at most 2^16 sets of devices of terms that add up to at most 1, each rounded to
 # 1e-16: two orders differ by far less than this.
 REPORT = 1e-10
@@ -23,6 +27,14 @@ FLOAT32 = 1e-5
 def assert_features_agree(found: ArrayLike, wanted: ArrayLike) -> None:
     """Features or logits in float32 are the same up to rounding."""
     np.testing.assert_allclose(found, wanted, rtol=FLOAT32, atol=FLOAT32 * np.abs(wanted).max(initial=0.0))
+
+
+def check_against_offline_fusion(bundle: Bundle, answer: Answer, rows: slice) -> None:
+    """The answer is what the bundle's head makes of the recorded features of exactly the devices it names."""
+    recorded, _ = bundle.features
+    assert_features_agree(answer.logits, bundle.head.logits({i: recorded[i][rows] for i in members(answer.mask)}))
+    np.testing.assert_array_equal(answer.labels, answer.logits.argmax(axis=1))
+    assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
 
 
 def assert_documents_agree(found: Any, wanted: Any, at: str = "the document") -> None:

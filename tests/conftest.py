@@ -13,7 +13,7 @@ from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, load_experiment
 from nonn.experiment.run import Run
-from tests.toys import toy_bundle, toy_data
+from tests.toys import TINY, toy_bundle, toy_data
 
 # How wide the terminal is in which tests are started decides nothing, here or in the processes that they start.
 os.environ["COLUMNS"] = "160"
@@ -21,17 +21,6 @@ os.environ["COLUMNS"] = "160"
 # A busy machine is no failure.
 settings.register_profile("nonn", deadline=None)
 settings.load_profile("nonn")
-
-# The digits experiment with everything small: four devices, two parts, two epochs.
-TINY = (
-    "experiment.name=tiny",
-    "teacher.model=wrn-10-1",
-    "teacher.epochs=6",
-    "partition.parts=2",
-    "devices.count=4",
-    "distill.epochs=4",
-    "fusion.passes=1",
-)
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
 from dataclasses import replace
+
+import numpy as np
+from nonn_device.node import StudentModel
+from nonn_device.runtime import OnnxRuntime
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.wire import add_tensors, write_parameters
 from tests.serving import TIMEOUT_S, fake_node, serving
-from tests.test_aggregator import good_reply, student
 
 PATIENT = PolicyConfig(deadline_s=TIMEOUT_S)
 
@@ -22,6 +25,25 @@ class Watcher:
     def __init__(self):
         self.requests, self.states, self.late = [], [], []
         self.on_request, self.on_state, self.on_late = self.requests.append, self.states.append, self.late.append
+
+
+def student(bundle, device):
+    runtime = OnnxRuntime(bundle.student_path(device), bundle.manifest.students[device], bundle.manifest.input)
+    return StudentModel(bundle, device, runtime)
+
+
+def good_reply(bundle, request_bytes, **changes):
+    """A valid reply to a request, as a fake node makes it; ``changes`` spoil it."""
+    request = pb.ModelInferRequest.FromString(request_bytes)
+    batch = request.inputs[0].shape[0]
+    response = pb.ModelInferResponse(model_name=request.model_name, id=changes.get("id", request.id))
+    outputs = {changes.get("name", "features"): changes.get("features", np.ones((batch, 4), np.float32))}
+    add_tensors(response.outputs, response.raw_output_contents, outputs)
+    if changes.get("of", bundle.hash):
+        write_parameters(response.parameters, {"nonn_bundle": changes.get("of", bundle.hash)})
+    if "raw" in changes:
+        response.raw_output_contents[0] = changes["raw"]
+    return response.SerializeToString()
 
 
 @contextlib.asynccontextmanager
@@ -53,11 +75,3 @@ def slow(bundle, gate, first=1):
         return good_reply(bundle, raw)
 
     return behaviour
-
-
-async def soon(condition):
-    """Waits until something has come about in the background."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < TIMEOUT_S
-        await asyncio.sleep(0.005)

@@ -1,16 +1,24 @@
-"""Checks a report.json against its JSON Schema and its reader."""
+"""What tests of the report share: its schema, a table by hand, a bundle with other contents, a page that is read."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import jsonschema
+from numpy.typing import NDArray
 
+from nonn.bundle import Bundle, write_bundle
 from nonn.documents import from_json, to_json
 from nonn.report.document import Report
 
 SCHEMA = Path(__file__).parent.parent / "nonn" / "report" / "report.schema.json"
+# Right answers of ten samples by mask: none, {0}, {1}, {0,1}, {2}, {0,2}, {1,2}, all.
+CORRECT = [0, 5, 4, 7, 3, 6, 6, 9]
 
 
 def check_report(file: Path) -> Report:
@@ -20,3 +28,49 @@ def check_report(file: Path) -> Report:
     report = from_json(Report, document, str(file))
     assert json.dumps(to_json(report)) == json.dumps(document)
     return report
+
+
+def rewritten(
+    bundle: Bundle, path: Path, arrays: Mapping[str, Mapping[str, NDArray[Any]]] | None = None, **changes: Any
+) -> Bundle:
+    """The bundle with other values in its manifest, and further or other arrays."""
+    kept = {name: bundle.arrays(name) for name in bundle.manifest.files}
+    manifest = dataclasses.replace(bundle.manifest, **changes)
+    students = {s.device: bundle.student_path(s.device % bundle.num_devices).read_bytes() for s in manifest.students}
+    return write_bundle(path, manifest, students, {**kept, **(arrays or {})})
+
+
+class Page(HTMLParser):
+    """Reads a page: its tags, what it loads, and each table's cells as value of <data> and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.tables: dict[str, list[list[tuple[float | None, str]]]] = {}
+        self._rows: list[list[tuple[float | None, str]]] = []
+        self._cell: str | None = None
+        self._value: float | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        self.tags.append(tag)
+        self.loads += [values[key] for key in ("src", "href", "xlink:href", "action") if key in values]
+        if tag == "table":
+            self._rows = self.tables.setdefault(values["id"], [])
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag == "td":
+            self._cell, self._value = "", None
+        elif tag == "data":
+            self._value = float(values["value"])
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td" and self._cell is not None:
+            self._rows[-1].append((self._value, self._cell.strip().replace("\xa0", " ")))
+            self._cell = None

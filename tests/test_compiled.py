@@ -31,8 +31,8 @@ from nonn.export.deploy import deploy
 from nonn.fusion import RidgePerSet, gram
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors
+from tests.networks import trained_looking_student
 from tests.serving import running_node
-from tests.test_export import trained_looking_student
 from tests.toys import toy_bundle
 
 REPOSITORY = Path(__file__).parent.parent

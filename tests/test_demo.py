@@ -8,9 +8,8 @@ from pathlib import Path
 
 from nonn.bundle import load_bundle
 from nonn.experiment.demo import kill_one_by_one
-from tests.conftest import TINY
 from tests.reports import check_report
-from tests.toys import toy_bundle, toy_data
+from tests.toys import TINY, toy_bundle, toy_data
 
 SETS = [argument for item in TINY for argument in ("--set", item)]
 

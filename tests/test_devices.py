@@ -31,9 +31,8 @@ from nonn.students.sizing import size_students
 from nonn.teacher import Normalise
 from nonn.toml import from_mapping
 from scripts.make_probe import probe_network
-from tests.conftest import TINY
 from tests.reports import check_report
-from tests.toys import toy_bundle
+from tests.toys import TINY, toy_bundle
 
 CLASSES = """
 [experiment]

@@ -8,20 +8,8 @@ from torch import nn
 
 from nonn.errors import BundleError
 from nonn.export import TOLERANCE, export_onnx, run_onnx
-from nonn.students import Student
-from nonn.teacher import Normalise
+from tests.networks import trained_looking_student
 from tests.toys import toy_data
-
-
-def trained_looking_student(dims: int = 2) -> Student:
-    shape = (1, 8, 8) if dims == 2 else (9, 25)
-    torch.manual_seed(0)
-    student = Student("wrn-10-1", shape, 12, Normalise([127.0] * shape[0], [70.0] * shape[0], dims))
-    for module in student.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    return student.eval()
 
 
 @pytest.mark.parametrize("dims", [1, 2])

@@ -17,8 +17,9 @@ from nonn.errors import ConfigError, InputError, QuorumError
 from nonn.reliability.subsets import members
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import add_tensors, read_tensors
-from tests.fanout import PATIENT, Watcher, cluster, soon
-from tests.test_aggregator import check_against_offline_fusion, good_reply
+from tests.agreement import check_against_offline_fusion
+from tests.fanout import PATIENT, Watcher, cluster, good_reply
+from tests.serving import until_async
 
 NUM_DEVICES = 4
 
@@ -134,11 +135,11 @@ def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle, inputs):
             for _ in range(5):
                 await aggregator.remove_node("node-2", "left")
                 done = len(answers)
-                await soon(lambda done=done: len(answers) > done + 8)
+                await until_async(lambda done=done: len(answers) > done + 8)
                 without = answers[-1][1]
                 await aggregator.add_node(node)
                 done = len(answers)
-                await soon(lambda done=done: len(answers) > done + 8)
+                await until_async(lambda done=done: len(answers) > done + 8)
                 assert members(without.mask) == (0, 1, 3)
                 assert answers[-1][1].answered.all()
             stop = True

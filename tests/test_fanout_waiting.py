@@ -15,9 +15,9 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
 from nonn.errors import QuorumError
 from nonn.reliability.subsets import members
-from tests.fanout import PATIENT, Watcher, cluster, slow, soon
-from tests.serving import TIMEOUT_S, running_node
-from tests.test_aggregator import check_against_offline_fusion, good_reply
+from tests.agreement import check_against_offline_fusion
+from tests.fanout import PATIENT, Watcher, cluster, good_reply, slow
+from tests.serving import TIMEOUT_S, running_node, until_async
 
 NUM_DEVICES = 4
 
@@ -25,6 +25,7 @@ NUM_DEVICES = 4
 # Hung nodes
 
 
+@pytest.mark.alone
 def test_a_stopped_process_costs_one_deadline_for_all_requests_together_and_is_used_again_soon(bundle, inputs):
     async def scenario(addresses, pids):
         nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(addresses)]
@@ -38,8 +39,9 @@ def test_a_stopped_process_costs_one_deadline_for_all_requests_together_and_is_u
             after = [await aggregator.infer(inputs[:1]) for _ in range(20)]
             pids[1].send_signal(signal.SIGCONT)
             start = time.monotonic()
-            while not (await aggregator.infer(inputs[:1])).answered.all():
-                assert time.monotonic() - start < TIMEOUT_S
+            async with asyncio.timeout(TIMEOUT_S):
+                while not (await aggregator.infer(inputs[:1])).answered.all():
+                    pass
             return answers, cost_s, after, time.monotonic() - start
 
     with contextlib.ExitStack() as stack:
@@ -50,26 +52,27 @@ def test_a_stopped_process_costs_one_deadline_for_all_requests_together_and_is_u
     assert all(members(answer.mask) == (0, 2, 3) for answer in answers + after)
     for i, answer in enumerate(answers):
         check_against_offline_fusion(bundle, answer, slice(i, i + 1))
-    assert 1.9 < cost_s < 3.8
+    assert 1.9 < cost_s < 4.0  # one deadline, not two
     assert sum(answer.latency_s > 1.9 for answer in after) == 0
     assert back_s < 2.0
 
 
+@pytest.mark.alone
 def test_who_waits_for_a_node_that_another_request_finds_hung_waits_no_longer(bundle, inputs):
     async def scenario():
-        gate, config = asyncio.Event(), PolicyConfig(deadline_s=1.0)
+        gate, config = asyncio.Event(), PolicyConfig(deadline_s=2.0)
         async with cluster(bundle, config, fakes={1: slow(bundle, gate, first=2)}) as aggregator:
             await aggregator.infer(inputs[:1])
             first = asyncio.create_task(aggregator.infer(inputs[:1]))
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.2)
             second = await aggregator.infer(inputs[:1])
             gate.set()
             return await first, second
 
     first, second = asyncio.run(scenario())
-    assert first.latency_s > 0.9
+    assert first.latency_s > 1.9
     assert members(second.mask) == (0, 2, 3)
-    assert second.latency_s < 0.8
+    assert second.latency_s < 1.6  # what is left of the first one's deadline is 0.8
 
 
 # Replicas
@@ -132,7 +135,7 @@ def test_only_one_of_two_replicas_is_fused_and_the_other_comes_too_late(bundle, 
             answer = await aggregator.infer(inputs[:1])
             logits = answer.logits.copy()
             gate.set()
-            await soon(lambda: watcher.late)
+            await until_async(lambda: watcher.late)
             return answer, logits, watcher
 
     answer, logits, watcher = asyncio.run(scenario())
@@ -153,7 +156,7 @@ def test_an_early_answer_says_so_and_learns_from_the_late_reply(bundle, inputs):
             answer = await aggregator.infer(inputs[:2])
             known = len(aggregator.policy.nodes["node-1"].latencies)
             gate.set()
-            await soon(lambda: watcher.late)
+            await until_async(lambda: watcher.late)
             return answer, watcher, known, len(aggregator.policy.nodes["node-1"].latencies), aggregator.policy
 
     answer, watcher, before, after, policy = asyncio.run(scenario())
@@ -175,10 +178,10 @@ def test_an_early_answer_says_so_and_learns_from_the_late_reply(bundle, inputs):
 def test_a_node_that_early_fusion_does_not_wait_for_is_found_to_hang_all_the_same(bundle, inputs):
     async def scenario():
         gate = asyncio.Event()
-        config = PolicyConfig(deadline_s=0.3, accuracy_per_ms=1.0, quorum=3, breaker_reset_s=60.0)
+        config = PolicyConfig(deadline_s=1.0, accuracy_per_ms=1.0, quorum=3, breaker_reset_s=60.0)
         async with cluster(bundle, config, fakes={1: slow(bundle, gate)}) as aggregator:
             await aggregator.infer(inputs[:1])
-            await soon(lambda: aggregator.policy.state("node-1") == "out")
+            await until_async(lambda: aggregator.policy.state("node-1") == "out")
             gate.set()
 
     asyncio.run(scenario())
@@ -214,7 +217,9 @@ def test_a_client_that_goes_away_takes_its_calls_with_it(bundle, inputs):
 
         async with cluster(bundle, fakes={1: hangs}) as aggregator:
             request = asyncio.create_task(aggregator.infer(inputs[:1]))
-            await soon(lambda: aggregator.policy.nodes["node-1"].pending and aggregator.policy.nodes["node-0"].asked)
+            await until_async(
+                lambda: aggregator.policy.nodes["node-1"].pending and aggregator.policy.nodes["node-0"].asked
+            )
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request

@@ -12,7 +12,6 @@ import threading
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nonn.client import Client
@@ -20,6 +19,7 @@ from nonn.errors import ConfigError
 from nonn.fleet.inventory import load_inventory
 from nonn.security.tls import load_tls
 from tests import toys
+from tests.agreement import check_against_offline_fusion
 from tests.fleets import Fleet, members
 from tests.serving import process, run, until
 
@@ -91,11 +91,7 @@ class Asking:
         assert not self.lost, self.lost[:3]
         assert len(self.answers) > 50
         for answer in {(a.bundle, a.mask): a for a in self.answers}.values():
-            bundle = self._bundles[answer.bundle]
-            recorded, _ = bundle.features
-            offline = bundle.head.logits({i: recorded[i][:1] for i in answer.answered.nonzero()[0].tolist()})
-            np.testing.assert_allclose(answer.logits, offline, rtol=1e-4, atol=1e-4)
-            assert answer.expected_accuracy == pytest.approx(float(bundle.table.accuracy[answer.mask]))
+            check_against_offline_fusion(self._bundles[answer.bundle], answer, slice(1))
             assert answer.expected_accuracy >= floor
 
 

@@ -138,6 +138,6 @@ def test_a_large_fleet_is_planned_in_seconds(students):
     table = np.sqrt(sum(masks >> bit & 1 for bit in range(students)) / students)
     nodes = {f"n{i:02}": i for i in range(students)}
     here = Situation(old=table, new=table, on_old=nodes, on_new={}, becomes=nodes, floor=0.7)
-    start = time.monotonic()
+    start = time.process_time()
     assert isinstance(next_step(here), Move)
-    assert time.monotonic() - start < 20  # 0.1 s on an idle machine
+    assert time.process_time() - start < 20  # 0.1 s; other processes do not count

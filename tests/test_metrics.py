@@ -25,9 +25,9 @@ from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
 from nonn.security.authority import Authority
+from tests.light import python
 from tests.observing import fetch, metric, metrics, state
 from tests.serving import TIMEOUT_S, process, run, until
-from tests.test_light_imports import python
 from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES = 4

@@ -25,6 +25,7 @@ from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES = 3
 PORT = 50053
+DEADLINE_S = "2"  # far more than an honest reply takes on a busy machine
 
 
 def command(*arguments):
@@ -115,7 +116,7 @@ def addresses(bundle, links):
 def client(bundle, addresses, tmp_path):
     """Of an aggregator that calls the nodes over their links."""
     with (
-        running_aggregator(bundle.path, addresses, tmp_path, "--deadline", "1.0") as ready,
+        running_aggregator(bundle.path, addresses, tmp_path, "--deadline", DEADLINE_S) as ready,
         Client(ready["address"], TIMEOUT_S) as client,
     ):
         yield client
@@ -160,14 +161,12 @@ def test_links_are_cut_and_restored_and_accuracy_is_as_predicted_for_whoever_is_
 
 def test_a_narrow_link_costs_its_time_and_beyond_the_deadline_its_node(bundle, links, client):
     inputs, _ = toy_data(100, seed=3)  # 6.4 kB to each node
-    client.infer(inputs)
-    wide = min(client.infer(inputs).latency_s for _ in range(3))
     try:
         links[2].narrow(256)  # 32 kB/s, of which a burst of 2 kB is free
         answer = client.infer(inputs)
         assert answer.mask == 0b111
-        assert answer.latency_s > max(0.1, wide)
-        links[2].narrow(16)
+        assert answer.latency_s > 0.1
+        links[2].narrow(8)
         assert client.infer(inputs).mask == 0b011
         check_measured_is_predicted(bundle, client, 0b011)
     finally:
@@ -179,7 +178,7 @@ def test_the_cluster_answers_through_delay_jitter_and_stalls(bundle, addresses, 
     slow = LinkConfig(latency_s=0.02, jitter_s=0.01)
     with (
         Proxies(addresses, [slow] * NUM_DEVICES, seed=0) as proxies,
-        running_aggregator(bundle.path, proxies.addresses, tmp_path, "--deadline", "1.0") as ready,
+        running_aggregator(bundle.path, proxies.addresses, tmp_path, "--deadline", DEADLINE_S) as ready,
         Client(ready["address"], TIMEOUT_S) as client,
     ):
         check_measured_is_predicted(bundle, client, 0b111)

@@ -18,6 +18,7 @@ from nonn.errors import BundleError
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_parameters, read_tensors
+from tests.agreement import assert_features_agree
 from tests.serving import TIMEOUT_S, process, run, running_node, serving
 from tests.toys import linear_student, toy_bundle, toy_data
 
@@ -67,7 +68,7 @@ def test_features_of_a_batch_equal_those_recorded_in_the_bundle(bundle, stub):
     recorded, _ = bundle.features
     inputs, _ = toy_data(200, seed=3)
     response, outputs = infer(stub, inputs)
-    np.testing.assert_allclose(outputs["features"], recorded[STUDENT], rtol=1e-5)
+    assert_features_agree(outputs["features"], recorded[STUDENT])
     assert outputs["features"].dtype == np.float32
     assert response.id == "7"
     assert read_parameters(response.parameters) == {"nonn_bundle": bundle.hash}

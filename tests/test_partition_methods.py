@@ -19,7 +19,7 @@ from nonn.partition import (
 )
 from nonn.partition.graph import FilterGraph
 from nonn.partition.measures import measure
-from tests.test_partition import as_sets, cliques, planted, random_graph
+from tests.graphs import as_sets, cliques, planted, random_graph
 
 graphs = st.builds(random_graph, st.integers(1, 24), st.sampled_from([0.0, 0.1, 0.4, 1.0]), st.integers(0, 500))
 

@@ -15,7 +15,7 @@ from nonn.experiment import run as pipeline
 from nonn.experiment.pilot import designs, settle
 from nonn.experiment.run import Run
 from nonn.partition.redundancy import Design
-from tests.conftest import TINY
+from tests.toys import TINY
 
 QUICK = (*TINY, "partition.pilot_epochs=1", "teacher.epochs=6")
 

@@ -24,8 +24,8 @@ from nonn.experiment import run as pipeline
 from nonn.experiment.run import Run
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
-from tests.conftest import TINY
 from tests.reports import check_report
+from tests.toys import TINY
 
 
 def change(experiment: Experiment, section: str, **values: Any) -> Experiment:

@@ -31,9 +31,9 @@ from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors
 from nonn.students import Student
 from nonn.teacher import Normalise
+from tests.networks import trained_looking_student
 from tests.reports import check_report
 from tests.serving import running_node
-from tests.test_export import trained_looking_student
 from tests.toys import toy_bundle
 
 SMALL = ExportConfig(weights="int8", features="int8", calibration=128)

@@ -7,9 +7,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping
 from html import unescape
-from html.parser import HTMLParser
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nonn.bundle import Bundle, write_bundle
+from nonn.bundle import Bundle
 from nonn.cli import report as command
 from nonn.documents import read, to_json
 from nonn.errors import BundleError, ConfigError, InputError, MissingExtraError
@@ -37,21 +35,10 @@ from nonn.report.table import (
     points,
 )
 from nonn.report.text import markdown_report, report_tables, text_report
+from tests.reports import CORRECT, Page, rewritten
 from tests.toys import CLASSES, WIDTH, toy_bundle
 
-# Right answers of ten samples by mask: none, {0}, {1}, {0,1}, {2}, {0,2}, {1,2}, all.
-CORRECT = [0, 5, 4, 7, 3, 6, 6, 9]
 HOSTILE = '<script>alert("x")</script>&{{ 7 * 7 }}'
-
-
-def rewritten(
-    bundle: Bundle, path: Path, arrays: Mapping[str, Mapping[str, NDArray[Any]]] | None = None, **changes: Any
-) -> Bundle:
-    """The bundle with other values in its manifest, and further or other arrays."""
-    kept = {name: bundle.arrays(name) for name in bundle.manifest.files}
-    manifest = dataclasses.replace(bundle.manifest, **changes)
-    students = {s.device: bundle.student_path(s.device % bundle.num_devices).read_bytes() for s in manifest.students}
-    return write_bundle(path, manifest, students, {**kept, **(arrays or {})})
 
 
 def sixteen(toy: Bundle, path: Path) -> Bundle:
@@ -292,42 +279,6 @@ def test_markdown_tables_have_a_rule_and_as_many_cells_in_every_row(three: Bundl
     lines = tables[0]
     assert lines[1] == "| ---: | ---: | ---: | ---: | ---: | :--- |"
     assert "| 1 | 3 | 63.33 % | 60.00 % | 70.00 % | 0 2 |" in lines
-
-
-class Page(HTMLParser):
-    """Reads a page: its tags, what it loads, and each table's cells as value of <data> and text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.loads: list[str] = []
-        self.tables: dict[str, list[list[tuple[float | None, str]]]] = {}
-        self._rows: list[list[tuple[float | None, str]]] = []
-        self._cell: str | None = None
-        self._value: float | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {key: value or "" for key, value in attrs}
-        self.tags.append(tag)
-        self.loads += [values[key] for key in ("src", "href", "xlink:href", "action") if key in values]
-        if tag == "table":
-            self._rows = self.tables.setdefault(values["id"], [])
-        elif tag == "tr":
-            self._rows.append([])
-        elif tag == "td":
-            self._cell, self._value = "", None
-        elif tag == "data":
-            self._value = float(values["value"])
-
-    def handle_data(self, data: str) -> None:
-        if self._cell is not None:
-            self._cell += data
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "td" and self._cell is not None:
-            self._rows[-1].append((self._value, self._cell.strip().replace("\xa0", " ")))
-            self._cell = None
 
 
 def test_the_page_shows_the_numbers_of_report_json(three: Bundle, page: str) -> None:

@@ -30,7 +30,7 @@ from nonn.report.html import render_page
 from nonn.report.methods import methods_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
 from nonn.report.text import csv_report, markdown_report, report_tables, text_report
-from tests.test_report import CORRECT, Page, rewritten
+from tests.reports import CORRECT, Page, rewritten
 from tests.toys import CLASSES, WIDTH, toy_bundle
 
 THREE = SubsetTable(np.array(CORRECT), 10)

@@ -101,6 +101,7 @@ def test_a_node_within_its_memory_serves(bundle: Bundle) -> None:
         assert ready["event"] == "ready"
 
 
+@pytest.mark.alone
 def test_threads_of_an_idle_node_do_not_spin(bundle: Bundle) -> None:
     """A thread that spins takes a whole core, on a loaded machine as well; idle is a hundredth of one."""
 

@@ -12,38 +12,17 @@ from nonn_sim.engine import Engine
 from nonn_sim.links import Channel
 from nonn_sim.metrics import summary
 from nonn_sim.scenario import LinkConfig, LoadConfig
-from nonn_sim.scenario_file import parse_scenario
 from nonn_sim.simulate import simulate, simulate_once
 
 from nonn.errors import ConfigError, MissingExtraError
 from nonn.reliability.subsets import mask_of
 from tests.toys import toy_bundle
-
-NUM_DEVICES = 4
-QUIET = {
-    "scenario": {"name": "quiet", "requests": 500},
-    "load": {"rate_per_s": 100.0},
-    "policy": {"deadline_s": 0.1},
-    "nodes": {"service_s": 0.004},
-    "link": {"latency_s": 0.001},
-}
+from tests.worlds import NUM_DEVICES, world
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return toy_bundle(tmp_path_factory.mktemp("engine") / "bundle", num_devices=NUM_DEVICES)
-
-
-def world(**sections):
-    """A scenario: the quiet one, with keys of sections added or replaced."""
-    tree = {name: dict(values) for name, values in QUIET.items()}
-    for name, values in sections.items():
-        tree[name] = {**tree.get(name, {}), **values} if isinstance(values, dict) else values
-    if "speed_macs_per_s" in tree["nodes"]:
-        tree["nodes"].pop("service_s")
-    if "duration_s" in tree["scenario"]:
-        tree["scenario"].pop("requests")
-    return parse_scenario(tree)
 
 
 def trace_of(scenario, bundle, deployment=None, seed=0):

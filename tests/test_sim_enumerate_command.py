@@ -14,7 +14,7 @@ from nonn_sim.cli import COMMANDS, main
 from nonn.bundle import Bundle, write_bundle
 from nonn.documents import to_json
 from nonn.reliability.subsets import mask_of
-from tests.test_light_imports import BLOCKER
+from tests.light import BLOCKER
 from tests.toys import toy_bundle
 
 

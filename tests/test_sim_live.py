@@ -19,7 +19,7 @@ from nonn_sim.scenario_file import load_scenario, parse_scenario
 
 from nonn.errors import ConfigError, DataError, InputError, NonnError
 from nonn.rpc.wire import Array
-from tests.serving import running_node
+from tests.serving import TIMEOUT_S, running_node
 from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES = 4
@@ -156,7 +156,9 @@ def ask(address: str, shape: tuple[int, ...]) -> Array:
 
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        reply = stub.ModelInfer(new_request("student-0", {"input": np.ones((1, *shape), np.uint8)}, {}), timeout=5)
+        reply = stub.ModelInfer(
+            new_request("student-0", {"input": np.ones((1, *shape), np.uint8)}, {}), timeout=TIMEOUT_S
+        )
         return read_tensors(reply.outputs, reply.raw_output_contents)["features"]
 
 

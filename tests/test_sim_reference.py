@@ -18,8 +18,8 @@ from nonn_sim.scenario import FAULT_ENDS
 
 from nonn.aggregator.policy import Policy
 from nonn.aggregator.policy.session import Session
-from tests.test_sim_engine import NUM_DEVICES, world
 from tests.toys import toy_bundle
+from tests.worlds import NUM_DEVICES, world
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from nonn.reliability.subsets import members
 from tests.serving import TIMEOUT_S, process, running_aggregator, until
 from tests.toys import toy_bundle, toy_data
 
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
 NUM_DEVICES = 6
 DEADLINE_S = 1.5
 STORM_S = 9.0

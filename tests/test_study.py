@@ -26,7 +26,7 @@ from nonn.reliability.subsets import members
 from nonn.report.plots import study_plot
 from nonn.report.study import heads_markdown, short_markdown, short_table
 from nonn.report.table import percent
-from tests.conftest import TINY
+from tests.toys import TINY
 
 SETS = (
     *TINY,

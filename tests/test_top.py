@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 
+import nonn
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from tests.serving import TIMEOUT_S, run, until
@@ -47,7 +48,19 @@ def test_once_prints_nodes_accuracy_and_faults(cluster):
     text = " ".join(shown.stdout.split())
     assert "with 3 of 4 nodes;" in text
     assert "dies next" in text
-    for word in ("node-0", "part", "up", "out", "p50", "p99", "100.0%", "MB", "0.1.0", "memory", cluster.address):
+    for word in (
+        "node-0",
+        "part",
+        "up",
+        "out",
+        "p50",
+        "p99",
+        "100.0%",
+        "MB",
+        nonn.__version__,
+        "memory",
+        cluster.address,
+    ):
         assert word in text
     assert "node-3 up → " in text
     assert "unreachable" in text

@@ -13,6 +13,16 @@ from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import RidgePerSet, gram
 
+# The digits experiment with everything small: four devices, two parts, two epochs.
+TINY = (
+    "experiment.name=tiny",
+    "teacher.model=wrn-10-1",
+    "teacher.epochs=6",
+    "partition.parts=2",
+    "devices.count=4",
+    "distill.epochs=4",
+    "fusion.passes=1",
+)
 SHAPE = (1, 8, 8)
 CLASSES = 10
 WIDTH = 4

@@ -1,0 +1,26 @@
+"""Scenarios of the simulator in which nothing happens but what a test adds."""
+
+from __future__ import annotations
+
+from nonn_sim.scenario_file import parse_scenario
+
+NUM_DEVICES = 4
+QUIET = {
+    "scenario": {"name": "quiet", "requests": 500},
+    "load": {"rate_per_s": 100.0},
+    "policy": {"deadline_s": 0.1},
+    "nodes": {"service_s": 0.004},
+    "link": {"latency_s": 0.001},
+}
+
+
+def world(**sections):
+    """A scenario: the quiet one, with keys of sections added or replaced."""
+    tree = {name: dict(values) for name, values in QUIET.items()}
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values} if isinstance(values, dict) else values
+    if "speed_macs_per_s" in tree["nodes"]:
+        tree["nodes"].pop("service_s")
+    if "duration_s" in tree["scenario"]:
+        tree["scenario"].pop("requests")
+    return parse_scenario(tree)
