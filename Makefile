@@ -4,14 +4,33 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DOCS   := .venv-docs
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check bench bench-ray conformance soak dist docs format stubs clean
+# Tests that compute with floats. `make test-portable` runs them as on two other machines: kernels of processors without
+# AVX-512 and without AVX in OpenBLAS, NumPy, torch, oneDNN and MKL, two threads, and another home, locale, time zone,
+# proxy, colours and file permissions. Threads wait without spinning, so that two runs share two cores.
+PORTABLE := aggregator base_install bias bundle calibration drift examples export features filters fusion grouped heads \
+  node objectives_formulas partition partition_methods policy_waiting quantise report_sections sim_enumerate sim_laws \
+  solver students subsets teacher trainer
+haswell := OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES='X86_V4 AVX512_ICL AVX512_SPR' \
+  ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+prescott := OPENBLAS_CORETYPE=Prescott NPY_DISABLE_CPU_FEATURES='X86_V3 X86_V4 AVX512_ICL AVX512_SPR' \
+  ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+ELSEWHERE := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive HOME=/dev/null LC_ALL=C http_proxy=http://192.0.2.1:9 \
+  TZ=Pacific/Chatham FORCE_COLOR=1 PYTHONDONTWRITEBYTECODE=1
+
+.PHONY: demo test test-portable test-haswell test-prescott check bench bench-ray conformance soak dist docs format \
+  stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
 
 test: $(READY)            ## all tests; fails below 85 % of lines covered
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not alone' --cov --cov-report=term
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
+
+test-portable: test-haswell test-prescott ## the tests of numbers, as on two other machines; -j2: at the same time
+test-haswell test-prescott: test-%: $(READY)
+	umask 077; $(ELSEWHERE) $($*) $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not alone' $(PORTABLE:%=tests/test_%.py)
 
 check: $(READY)           ## format, lint, types, import contract, stub drift
 	$(BIN)/ruff format --check .

@@ -15,8 +15,12 @@ from nonn.config import Experiment, load_experiment
 from nonn.experiment.run import Run
 from tests.toys import TINY, toy_bundle, toy_data
 
-# How wide the terminal is in which tests are started decides nothing, here or in the processes that they start.
+# The terminal and the network in which tests are started decide nothing, here or in the processes that they start.
 os.environ["COLUMNS"] = "160"
+for name in ("FORCE_COLOR", "NO_COLOR", "PYTHON_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost", "10.0.0.0/8")))
 
 # A busy machine is no failure.
 settings.register_profile("nonn", deadline=None)
