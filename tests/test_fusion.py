@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -250,33 +251,51 @@ def test_softmax_is_a_distribution_and_ignores_a_shift(logits: list[float]) -> N
     np.testing.assert_allclose(softmax(np.array([logits]) + 7), p, atol=1e-9)
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
-    head, fs = heads()["ridge"], features(3)
-    with pytest.raises(ShapeError, match="no device answered"):
-        head.logits({})
-    with pytest.raises(ShapeError, match=r"device 1: features of shape \[3, 3\], expected \[3, 2\]"):
-        head.logits({0: fs[0], 1: fs[2]})
-    with pytest.raises(ShapeError, match=r"device 1: features of shape \[2, 2\]"):
-        head.logits({0: fs[0], 1: fs[1][:2]})
-    with pytest.raises(ShapeError, match="only devices 0 to 3"):
-        head.logits({7: fs[0]})
-    with pytest.raises(ShapeError, match="widths"):
-        ZeroFill(np.zeros((4, K)), np.zeros(K), WIDTHS)
-    with pytest.raises(ShapeError, match="device 2: width 2, but part 0 has width 3"):
-        ReplicaAverage(np.zeros((5, K)), np.zeros(K), (3, 2, 2, 2), PARTS)
-    with pytest.raises(ShapeError, match="Gram matrix"):
-        RidgePerSet(np.zeros((4, 4)), np.zeros((11, K)), 1.0, WIDTHS)
+@pytest.mark.parametrize(
+    ("arrived", "text"),
+    [
+        ({}, "no device answered"),
+        ({0: (3, 3), 1: (3, 3)}, r"device 1: features of shape \[3, 3\], expected \[3, 2\]"),
+        ({0: (3, 3), 1: (2, 2)}, r"device 1: features of shape \[2, 2\]"),
+        ({7: (3, 3)}, "only devices 0 to 3"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused_by_device(arrived: dict[int, tuple[int, int]], text: str) -> None:
+    with pytest.raises(ShapeError, match=text):
+        heads()["ridge"].logits({device: np.zeros(shape) for device, shape in arrived.items()})
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: ZeroFill(np.zeros((4, K)), np.zeros(K), WIDTHS), "widths"),
+        (
+            lambda: ReplicaAverage(np.zeros((5, K)), np.zeros(K), (3, 2, 2, 2), PARTS),
+            "device 2: width 2, but part 0 has width 3",
+        ),
+        (lambda: RidgePerSet(np.zeros((4, 4)), np.zeros((11, K)), 1.0, WIDTHS), "Gram matrix"),
+        (lambda: MeanFill(np.zeros((10, K)), np.zeros(K), WIDTHS, np.zeros(9)), r"mean of shape \[9\]"),
+    ],
+    ids=["widths", "replicas", "gram", "mean"],
+)
+def test_parameters_that_do_not_fit_are_refused_by_name(make: Callable[[], Head], text: str) -> None:
+    with pytest.raises(ShapeError, match=text):
+        make()
+
+
+def test_stored_arrays_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match="Gram matrix of 65 values"):
-        head_from_arrays(head.to_arrays() | {"gram": np.zeros(65)})
-    with pytest.raises(ShapeError, match=r"mean of shape \[9\]"):
-        MeanFill(np.zeros((10, K)), np.zeros(K), WIDTHS, np.zeros(9))
-    with pytest.raises(ShapeError, match=r"temperatures of shape \[4\], expected \[16\]"):
-        head.with_temperatures(np.ones(4))
-    with pytest.raises(ShapeError, match="positive"):
-        head.with_temperatures(np.zeros(16))
+        head_from_arrays(heads()["ridge"].to_arrays() | {"gram": np.zeros(65)})
     stored = heads()["logistic"].to_arrays()
     with pytest.raises(ShapeError, match="do not fit the 4 stored sets"):
         head_from_arrays(stored | {"weights": stored["weights"][1:]})
+
+
+def test_temperatures_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"temperatures of shape \[4\], expected \[16\]"):
+        heads()["ridge"].with_temperatures(np.ones(4))
+    with pytest.raises(ShapeError, match="positive"):
+        heads()["ridge"].with_temperatures(np.zeros(16))
 
 
 def test_foreign_fusion_state_is_refused() -> None:

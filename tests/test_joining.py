@@ -123,7 +123,7 @@ def test_a_second_device_of_the_same_id_is_refused_loudly(bundle, fleet):
     check_offline(bundle, client)
 
 
-def test_only_who_may_join_joins_and_only_members_get_files(bundle, fleet, tmp_path):
+def test_only_who_may_join_joins(bundle, fleet, tmp_path):
     aggregator, address = fleet.aggregator(bundle)
     wrong = tmp_path / "wrong"
     wrong.write_text(TOKEN + "x")
@@ -137,29 +137,54 @@ def test_only_who_may_join_joins_and_only_members_get_files(bundle, fleet, tmp_p
         ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
     assert "has no token" in aggregator.log.read_text()
+
+
+@pytest.fixture
+def registered(bundle, fleet):
+    """The stub of a device that has the token and a lease of student 2, what it sends along, and the lease."""
+    _, address = fleet.aggregator(bundle)
     metadata = (("authorization", f"Bearer {TOKEN}"),)
     with grpc.insecure_channel(address) as channel:
         stub = fleet_pb2_grpc.FleetStub(channel)
         request = pb.RegisterRequest(node="a", instance="i", fingerprint="f", student=2)
-        lease = stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
-        assert [artifact.path for artifact in lease.artifacts] == ["manifest.json", "students/student-2.onnx"]
-        for token, path, offset, text in (
-            ("none", "manifest.json", 0, "no such lease"),
-            (lease.lease, "students/student-1.onnx", 0, "is no file of student 2"),
-            (lease.lease, "../secret", 0, "is no file of student 2"),
-            (lease.lease, "manifest.json", 1 << 40, "the offset is"),
-        ):
-            with pytest.raises(grpc.RpcError, match=text):
-                list(stub.GetArtifact(pb.GetArtifactRequest(lease=token, path=path, offset=offset), metadata=metadata))
-        chunks = stub.GetArtifact(
-            pb.GetArtifactRequest(lease=lease.lease, path="manifest.json", offset=9), metadata=metadata
-        )
-        manifest = (bundle.path / "manifest.json").read_bytes()
-        assert b"".join(chunk.data for chunk in chunks) == manifest[9:]
-        assert not stub.Heartbeat(pb.HeartbeatRequest(lease="none"), metadata=metadata).known
-        assert stub.Heartbeat(pb.HeartbeatRequest(lease=lease.lease), metadata=metadata).known
-        with pytest.raises(grpc.RpcError, match="is not host:port"):
-            stub.Register(pb.RegisterRequest(node="b", instance="i", fingerprint="f", address="x"), metadata=metadata)
+        yield stub, metadata, stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
+
+
+def test_a_member_gets_the_files_of_its_student_from_any_offset(bundle, registered):
+    stub, metadata, lease = registered
+    assert [artifact.path for artifact in lease.artifacts] == ["manifest.json", "students/student-2.onnx"]
+    request = pb.GetArtifactRequest(lease=lease.lease, path="manifest.json", offset=9)
+    chunks = stub.GetArtifact(request, metadata=metadata, timeout=TIMEOUT_S)
+    assert b"".join(chunk.data for chunk in chunks) == (bundle.path / "manifest.json").read_bytes()[9:]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"lease": "none"}, "no such lease"),
+        ({"path": "students/student-1.onnx"}, "is no file of student 2"),
+        ({"path": "../secret"}, "is no file of student 2"),
+        ({"offset": 1 << 40}, "the offset is"),
+    ],
+)
+def test_nobody_gets_another_file(registered, change, text):
+    stub, metadata, lease = registered
+    request = pb.GetArtifactRequest(**{"lease": lease.lease, "path": "manifest.json"} | change)
+    with pytest.raises(grpc.RpcError, match=text):
+        list(stub.GetArtifact(request, metadata=metadata, timeout=TIMEOUT_S))
+
+
+def test_a_heartbeat_is_known_by_its_lease(registered):
+    stub, metadata, lease = registered
+    assert stub.Heartbeat(pb.HeartbeatRequest(lease=lease.lease), metadata=metadata, timeout=TIMEOUT_S).known
+    assert not stub.Heartbeat(pb.HeartbeatRequest(lease="none"), metadata=metadata, timeout=TIMEOUT_S).known
+
+
+def test_an_address_that_is_none_is_refused(registered):
+    stub, metadata, _ = registered
+    request = pb.RegisterRequest(node="b", instance="i", fingerprint="f", address="x")
+    with pytest.raises(grpc.RpcError, match="is not host:port"):
+        stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
 
 
 def test_options_that_contradict_each_other_are_refused(bundle, tmp_path):
@@ -272,17 +297,29 @@ def test_a_download_that_is_cut_goes_on_and_the_whole_is_right(bundle, fleet, tm
     assert "trying again" in node.log.read_text()
 
 
-def test_with_tls_the_certificate_is_the_id(bundle, fleet, tmp_path):
+@pytest.fixture
+def secure(bundle, fleet, tmp_path):
+    """An authority, and an aggregator with TLS: its process and address."""
     authority = Authority.create(tmp_path / "certs")
-    for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b"), ("node", "gone")):
+    for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
         authority.issue(role, name)
-    stolen = shutil.copytree(authority.folder("node", "gone"), tmp_path / "stolen")
-    authority.revoke("node", "gone")
-    aggregator, address = fleet.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
+    return authority, *fleet.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
+
+
+def test_with_tls_the_certificate_is_the_id(bundle, fleet, secure):
+    authority, _, address = secure
     client = fleet.client(address, tls=authority.folder("client", "alice"))
-    nodes = [fleet.node(n, address, options=("--tls", authority.folder("node", n))) for n in ("a", "b")]
+    for name in ("a", "b"):
+        fleet.node(name, address, options=("--tls", authority.folder("node", name)))
     until(lambda: members(client).keys() == {"a", "b"})
     check_offline(bundle, client)
+
+
+def test_a_node_whose_certificate_is_none_for_joining_is_told_why(secure, tmp_path):
+    authority, _, address = secure
+    authority.issue("node", "gone")
+    stolen = shutil.copytree(authority.folder("node", "gone"), tmp_path / "stolen")
+    authority.revoke("node", "gone")
     for options, text in (
         (("--tls", authority.folder("node", "a"), "--id", "b"), "is of node 'a'; leave --id out"),
         (("--tls", authority.folder("client", "alice")), "of client 'alice'; this takes one of role node"),
@@ -291,7 +328,10 @@ def test_with_tls_the_certificate_is_the_id(bundle, fleet, tmp_path):
     ):
         ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
-    # One node's certificate neither joins as another one nor holds another one's lease.
+
+
+def test_the_certificate_of_a_node_does_not_join_as_another_one(secure):
+    authority, aggregator, address = secure
     pem = (authority.folder("node", "a") / "identity.pem").read_bytes()
     credentials = grpc.ssl_channel_credentials((authority.path / "ca.pem").read_bytes(), pem, pem)
     override = [("grpc.ssl_target_name_override", "aggregator.nonn.internal")]
@@ -301,7 +341,13 @@ def test_with_tls_the_certificate_is_the_id(bundle, fleet, tmp_path):
             stub.Register(pb.RegisterRequest(node="b", instance="i", address="127.0.0.1:1"), timeout=TIMEOUT_S)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "does not let it join as 'b'" in aggregator.log.read_text()
-    # A node that is revoked while it serves is out, and stays out.
+
+
+def test_a_node_that_is_revoked_while_it_serves_is_out_and_the_other_serves_on(fleet, secure):
+    authority, _, address = secure
+    client = fleet.client(address, tls=authority.folder("client", "alice"))
+    nodes = [fleet.node(n, address, options=("--tls", authority.folder("node", n))) for n in ("a", "b")]
+    until(lambda: members(client).keys() == {"a", "b"})
     authority.revoke("node", "b")
     until(lambda: members(client).keys() == {"a"})
     assert client.infer(SAMPLE).answered.sum() == 1

@@ -68,62 +68,125 @@ def inputs():
     return toy_data(50, seed=3)[0]
 
 
-def test_what_happens_to_a_cluster_is_counted_and_shown(bundle, cluster, client, inputs):
-    http, accuracy = cluster.http_address, bundle.table.accuracy
+@pytest.fixture
+def everybody(cluster):
+    """The cluster with every node up, whatever the test before did to it."""
+    for known in cluster.states():
+        if known.state == "dead":
+            cluster.restart(known.node)
+    until(lambda: metric(cluster.http_address, "nonn_nodes_up") == NUM_DEVICES)
+    return cluster
+
+
+@pytest.fixture
+def without_node_2(everybody, client, inputs):
+    everybody.kill(2)
+    until(lambda: client.infer(inputs[:1]).mask == 0b1011)
+    until(lambda: metric(everybody.http_address, "nonn_nodes_up") == NUM_DEVICES - 1)
+    return everybody
+
+
+@pytest.fixture
+def below_quorum(everybody, client, inputs):
+    for node in range(NUM_DEVICES - 1):
+        everybody.kill(node)
+
+    def refused():
+        try:
+            client.infer(inputs[:1])
+        except QuorumError:
+            return True
+        return False
+
+    until(refused)
+    return everybody
+
+
+def calls(http, node, code):
+    """How often a node has answered so."""
+    labels = {"node": f"node-{node}", "part": str(node % 2), "code": code}
+    return metric(http, "nonn_node_rpc_duration_seconds_count", **labels) or 0
+
+
+def test_a_request_is_counted_once_for_the_cluster_and_once_for_each_node(everybody, client, inputs):
+    http = everybody.http_address
+
+    def counted():
+        return [metric(http, "nonn_requests_total", model="nonn", outcome="ok") or 0] + [
+            calls(http, node, "OK") for node in range(NUM_DEVICES)
+        ]
+
+    client.infer(inputs[:1])
+    before = counted()
     for i in range(5):
         client.infer(inputs[i : i + 1])
-    until(lambda: metric(http, "nonn_requests_total", model="nonn", outcome="ok") == 5)
-    assert metric(http, "nonn_nodes_up") == NUM_DEVICES
-    assert metric(http, "nonn_expected_accuracy") == accuracy[0b1111]
+    until(lambda: counted() == [count + 5 for count in before])
+
+
+def test_metrics_of_a_whole_cluster_say_that_nothing_is_wrong(bundle, everybody):
+    http = everybody.http_address
+    assert metric(http, "nonn_expected_accuracy") == bundle.table.accuracy[0b1111]
     for node in range(NUM_DEVICES):
-        labels = {"node": f"node-{node}", "part": str(node % 2), "code": "OK"}
-        assert metric(http, "nonn_node_rpc_duration_seconds_count", **labels) == 5
         assert metric(http, "nonn_node_drift", node=f"node-{node}") == 0
         assert metric(http, "nonn_late_replies_total", node=f"node-{node}") == 0
+
+
+def test_the_state_of_a_whole_cluster_shows_nodes_accuracy_and_memory(bundle, everybody, client, inputs):
+    http, accuracy = everybody.http_address, bundle.table.accuracy
+    client.infer(inputs[:1])
+    until(lambda: [node["state"] for node in state(http)["nodes"]] == ["up"] * NUM_DEVICES)
+    until(lambda: all(node["rss_bytes"] for node in state(http)["nodes"]))
     shown = state(http)
-    assert [node["state"] for node in shown["nodes"]] == ["up"] * NUM_DEVICES
     assert [node["part"] for node in shown["nodes"]] == [0, 1, 0, 1]
     assert shown["accuracy"]["now"] == accuracy[0b1111]
     assert shown["accuracy"]["next_worst"] == min(accuracy[0b1111 & ~(1 << i)] for i in range(NUM_DEVICES))
-    assert shown["requests"]["by_outcome"] == {"ok": 5}
-    assert not shown["faults"]
-    until(lambda: all(node["rss_bytes"] for node in state(http)["nodes"]))
-    assert {node["version"] for node in state(http)["nodes"]} == {shown["version"]}
-    assert all(20e6 < node["rss_bytes"] < 1e9 for node in state(http)["nodes"])
+    assert shown["requests"]["by_outcome"]["ok"] >= 1
+    assert {node["version"] for node in shown["nodes"]} == {shown["version"]}
+    assert all(20e6 < node["rss_bytes"] < 1e9 for node in shown["nodes"])
 
-    cluster.kill(2)
-    until(lambda: client.infer(inputs[:1]).mask == 0b1011)
-    until(lambda: metric(http, "nonn_nodes_up") == 3)
+
+def test_metrics_follow_a_node_that_dies(bundle, without_node_2):
+    http = without_node_2.http_address
     until(lambda: (metric(http, "nonn_degraded_requests_total") or 0) > 0)
-    assert metric(http, "nonn_expected_accuracy") == accuracy[0b1011]
-    labels = {"node": "node-2", "part": "0", "code": "UNAVAILABLE"}
-    assert (metric(http, "nonn_node_rpc_duration_seconds_count", **labels) or 0) >= 1
-    shown = state(http)
+    assert metric(http, "nonn_expected_accuracy") == bundle.table.accuracy[0b1011]
+    assert calls(http, 2, "UNAVAILABLE") >= 1
+
+
+def test_the_state_names_a_node_that_died_and_what_it_and_the_others_are_worth(bundle, without_node_2):
+    shown, accuracy = state(without_node_2.http_address), bundle.table.accuracy
     assert shown["nodes"][2]["state"] != "up"
     # What a dead node is worth is what its return would bring.
     assert shown["nodes"][2]["value"] == pytest.approx(accuracy[0b1111] - accuracy[0b1011])
     assert shown["nodes"][0]["value"] == pytest.approx(accuracy[0b1011] - accuracy[0b1010])
     worst = min((accuracy[0b1011 & ~(1 << i)], f"node-{i}") for i in (0, 1, 3))
     assert (shown["accuracy"]["next_worst"], shown["accuracy"]["next_worst_node"]) == worst
+
+
+def test_the_state_keeps_the_fault_of_a_node_and_its_return(without_node_2):
+    http = without_node_2.http_address
+    shown = state(http)
     assert shown["faults"][-1]["node"] == "node-2"
     assert shown["faults"][-1]["reason"].startswith("unreachable")
-    assert abs(shown["faults"][-1]["time"] - shown["time"]) < 60
-    assert fetch(f"{http}/readyz")[0] == 200
+    assert abs(shown["faults"][-1]["time"] - shown["time"]) < 240  # of this test, and seconds
+    without_node_2.restart(2)
+    until(lambda: metric(http, "nonn_nodes_up") == NUM_DEVICES)
+    assert any(fault["after"] == "up" and fault["node"] == "node-2" for fault in state(http)["faults"])
 
-    cluster.kill(0)
-    cluster.kill(1)
-    with pytest.raises(QuorumError):
-        until(lambda: client.infer(inputs[:1]).mask == 0)
+
+def test_a_degraded_cluster_is_ready(without_node_2):
+    assert fetch(f"{without_node_2.http_address}/readyz")[0] == 200
+
+
+def test_a_cluster_below_its_quorum_lives_and_is_not_ready(below_quorum):
+    http = below_quorum.http_address
     until(lambda: (metric(http, "nonn_requests_total", model="nonn", outcome="below_quorum") or 0) >= 1)
     until(lambda: fetch(f"{http}/readyz")[0] == 503)
     assert fetch(f"{http}/healthz")[0] == 200  # it lives, it only cannot answer
     assert not state(http)["ready"]
 
-    cluster.restart(2)
-    cluster.restart(0)
-    until(lambda: metric(http, "nonn_nodes_up") == 3)
-    assert {sample[0] for sample in metrics(http)} >= NAMES
-    assert any(fault["after"] == "up" and fault["node"] == "node-2" for fault in state(http)["faults"])
+
+def test_every_metric_of_the_documents_is_there(without_node_2):
+    assert {sample[0] for sample in metrics(without_node_2.http_address)} >= NAMES
 
 
 def test_pages_say_nothing_to_other_origins_and_take_nothing(cluster):
