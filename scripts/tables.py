@@ -34,6 +34,7 @@ from nonn.files import atomic_file
 from nonn.report.comparison import comparison_markdown
 from nonn.report.document import Report
 from nonn.report.study import heads_markdown, short_markdown
+from nonn.report.study_document import Study
 from nonn.report.table import as_markdown, failure_table, headline, live_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,8 +142,8 @@ def _type(value: Mapping[str, Any]) -> str:
 
 # The class of the documents that a table is made of, None for any JSON, and what makes it.
 KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
-    "study": (None, short_markdown),
-    "study-heads": (None, heads_markdown),
+    "study": (Study, short_markdown),
+    "study-heads": (Study, heads_markdown),
     "partitioners": (None, comparison_markdown),
     "report": (Report, report_markdown),
     "results": (Report, results_markdown),

@@ -15,9 +15,10 @@ import pytest
 from nonn.cli import main
 from nonn.config import Experiment, StudyConfig, load_experiment
 from nonn.distill.heads import HeadFitter
+from nonn.documents import read, to_json
 from nonn.errors import ConfigError
 from nonn.experiment import run as pipeline
-from nonn.experiment.evaluation import evaluate_head
+from nonn.experiment.evaluation import Evaluation, evaluate_head
 from nonn.experiment.methods import METHODS, Method
 from nonn.experiment.study import run_study
 from nonn.experiment.summary import summarise
@@ -25,6 +26,7 @@ from nonn.fusion import RidgePerSet, gram
 from nonn.reliability.subsets import members
 from nonn.report.plots import study_plot
 from nonn.report.study import heads_markdown, short_markdown, short_table
+from nonn.report.study_document import Study
 from nonn.report.table import percent
 from tests.toys import TINY
 
@@ -45,66 +47,72 @@ def ladder() -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def finished(ladder: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def finished(ladder: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
     runs = tmp_path_factory.mktemp("study")
     return runs, run_study(ladder, runs)
 
 
 def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_serves(
-    finished: tuple[Path, dict[str, Any]],
+    finished: tuple[Path, Study],
 ) -> None:
     runs, result = finished
-    assert result["complete"]
-    assert result["seeds"] == [0, 1]
+    assert result.complete
+    assert result.seeds == (0, 1)
     names = StudyConfig().rows
-    assert {row["method"] for row in result["rows"]} == set(names)
+    assert {row.method for row in result.rows} == set(names)
     for name in names:
-        rows = [row for row in result["rows"] if row["method"] == name]
-        assert {row["head"] for row in rows} == {"trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"}
-        assert [row["head"] for row in rows if row["own"]] == ["ridge" if name == "ours" else "trained"]
+        rows = [row for row in result.rows if row.method == name]
+        assert {row.head for row in rows} == {"trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"}
+        assert [row.head for row in rows if row.own] == ["ridge" if name == "ours" else "trained"]
         for row in rows:
-            assert [line["failed"] for line in row["accuracy_by_failures"]] == [0, 1, 2, 3]
-            assert set(row["expected"]) == {"0.1", "0.3", "0.5"}
-            assert len(row["sd"]) == 4
-    assert json.loads((runs / "ladder" / "study" / "study.json").read_text()) == json.loads(json.dumps(result))
+            assert [line.failed for line in row.accuracy_by_failures] == [0, 1, 2, 3]
+            assert set(row.expected) == {"0.1", "0.3", "0.5"}
+            assert len(row.sd) == 4
+    assert read(Study, runs / "ladder" / "study" / "study.json") == result
     plot = (runs / "ladder" / "study" / "study.svg").read_text()
-    for title in {row["title"] for row in result["rows"]} | {"teacher"}:
+    for title in {row.title for row in result.rows} | {"teacher"}:
         assert f">{title}<" in plot
     page = (runs / "ladder" / "study" / "study.md").read_text()
-    for row in result["rows"]:
-        line = row["accuracy_by_failures"][2]
-        assert percent(line["mean"]) in page
-        if row["own"]:
-            mean, sd, worst = 100 * line["mean"], 100 * row["sd"][2], 100 * line["worst"]
+    for row in result.rows:
+        line = row.accuracy_by_failures[2]
+        assert percent(line.mean) in page
+        if row.own:
+            mean, sd, worst = 100 * line.mean, 100 * row.sd[2], 100 * line.worst
             assert f"{mean:.1f} ± {sd:.1f} ({worst:.1f})" in page
     lines = list(csv.DictReader((runs / "ladder" / "study" / "study.csv").read_text().splitlines()))
-    assert len(lines) == 4 * len(result["rows"])
-    assert float(lines[0]["mean"]) == result["rows"][0]["accuracy_by_failures"][0]["mean"]
+    assert len(lines) == 4 * len(result.rows)
+    assert float(lines[0]["mean"]) == result.rows[0].accuracy_by_failures[0].mean
 
 
-def test_the_plot_of_a_study_has_a_line_for_each_row_there_is(finished: tuple[Path, dict[str, Any]]) -> None:
-    served = next(row for row in finished[1]["rows"] if row["own"])
-    rows = [{**served, "method": name, "title": f"title of {name}"} for name in METHODS]
-    plot = study_plot({**finished[1], "rows": rows})
+def test_the_plot_of_a_study_has_a_line_for_each_row_there_is(finished: tuple[Path, Study]) -> None:
+    served = next(row for row in finished[1].rows if row.own)
+    rows = tuple(dataclasses.replace(served, method=name, title=f"title of {name}") for name in METHODS)
+    plot = study_plot(dataclasses.replace(finished[1], rows=rows))
     assert [name for name in METHODS if f">title of {name}<" not in plot] == []
 
 
 def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
-    finished: tuple[Path, dict[str, Any]],
+    finished: tuple[Path, Study],
 ) -> None:
     result = finished[1]
-    shown = short_table(result).rows
-    served = [row for row in shown if row["head"].endswith("*")]
-    assert [row["method"] for row in served] == list(dict.fromkeys(row["title"] for row in result["rows"]))
-    assert sum(row["head"] == "ridge" for row in shown) == len(served) - 1  # it is what ours serves
+    shown = short_table(result).cells()
+    served = [row for row in shown if row[1].endswith("*")]
+    assert [row[0] for row in served] == list(dict.fromkeys(row.title for row in result.rows))
+    assert sum(row[1] == "ridge" for row in shown) == len(served) - 1  # it is what ours serves
     assert [column.title for column in short_table(result).columns][-4:] == [
         "0 failed",
         "2 failed",
         "worst",
         "3 failed",
     ]
-    assert f"{percent(served[-1]['half'])}" in short_markdown(result)
-    assert heads_markdown(result).count("\n| ") == 2 + len(result["rows"])
+    assert served[-1][5] in short_markdown(result)
+    assert heads_markdown(result).count("\n| ") == 2 + len(result.rows)
+
+
+@pytest.mark.parametrize("name", ["cifar100-small", "wearables", "wearables-unturned"])
+def test_a_shipped_study_read_and_written_again_is_the_same_text(name: str) -> None:
+    file = Path(__file__).parent.parent / "benchmarks" / "results" / f"{name}.json"
+    assert json.dumps(to_json(read(Study, file)), indent=2, ensure_ascii=False) + "\n" == file.read_text()
 
 
 def test_documents_show_the_results_that_are_in_the_repository() -> None:
@@ -113,17 +121,17 @@ def test_documents_show_the_results_that_are_in_the_repository() -> None:
         assert subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode == 0, script
 
 
-def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path, dict[str, Any]]) -> None:
-    rows = {row["method"]: row for row in finished[1]["rows"] if row["own"]}
-    assert {name: row["parts"] for name, row in rows.items()} == {
+def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path, Study]) -> None:
+    rows = {row.method: row for row in finished[1].rows if row.own}
+    assert {name: row.parts for name, row in rows.items()} == {
         "nonn": 4, "jeong-4": 2, "jeong-2": 1, "rocoin": 2, "copies": 1, "ours": 4,
     }  # fmt: skip
-    assert rows["copies"]["part_sizes"] == [64]
-    assert rows["ours"]["part_sizes"] == [16] * 4
-    assert len({row["student"] for row in rows.values()}) == 1
+    assert rows["copies"].part_sizes == (64,)
+    assert rows["ours"].part_sizes == (16,) * 4
+    assert len({row.student for row in rows.values()}) == 1
     # The bridge to a wider part is all that differs between students.
-    assert rows["copies"]["params"] - rows["ours"]["params"] == 64 * 48 + 2 * 48
-    assert rows["copies"]["bytes_per_answer"] == 4 * 4 * 64
+    assert rows["copies"].params - rows["ours"].params == 64 * 48 + 2 * 48
+    assert rows["copies"].bytes_per_answer == 4 * 4 * 64
 
 
 def test_published_methods_have_their_own_loss_and_copies_share_nothing() -> None:
@@ -154,15 +162,15 @@ def test_a_cut_gives_every_device_half_of_the_filters(ladder: Experiment) -> Non
 
 
 def test_a_finished_study_trains_and_evaluates_nothing_again(
-    finished: tuple[Path, dict[str, Any]], ladder: Experiment, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Study], ladder: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(HeadFitter, "fit_all", lambda *a, **k: pytest.fail("fitted again"))
-    assert run_study(ladder, finished[0])["rows"] == finished[1]["rows"]
+    assert run_study(ladder, finished[0]).rows == finished[1].rows
 
 
 def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
-    finished: tuple[Path, dict[str, Any]], ladder: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, Study], ladder: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class KilledError(Exception):
         pass
@@ -180,9 +188,9 @@ def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
     few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("ours", "copies")))
     with pytest.raises(KilledError):
         run_study(few, tmp_path)
-    partial = json.loads((tmp_path / "ladder" / "study" / "study.json").read_text())
-    assert not partial["complete"]
-    assert {row["method"] for row in partial["rows"]} == {"ours"}
+    partial = read(Study, tmp_path / "ladder" / "study" / "study.json")
+    assert not partial.complete
+    assert {row.method for row in partial.rows} == {"ours"}
 
 
 def test_shared_replicas_answer_alike_whichever_copy_survives() -> None:
@@ -193,22 +201,22 @@ def test_shared_replicas_answer_alike_whichever_copy_survives() -> None:
     shared = evaluate_head(head, features, labels, [0, 1, 0, 1])
     for mask in range(1, 16):
         arrived = {i % 2: features[i % 2] for i in members(mask)}
-        assert shared["correct"][mask] == (head.logits(arrived).argmax(axis=1) == labels).sum()
-    assert shared["by_failures"][0]["cev"] == shared["by_failures"][0]["sde"] == 0
-    assert shared["by_failures"][2]["cev"] > 0
+        assert shared.correct[mask] == (head.logits(arrived).argmax(axis=1) == labels).sum()
+    assert shared.by_failures[0].cev == shared.by_failures[0].sde == 0
+    assert shared.by_failures[2].cev > 0
 
 
-def test_means_and_deviations_are_over_seeds(ladder: Experiment, finished: tuple[Path, dict[str, Any]]) -> None:
+def test_means_and_deviations_are_over_seeds(ladder: Experiment, finished: tuple[Path, Study]) -> None:
     folder = finished[0] / "ladder" / "study"
-    results = [json.loads((folder / f"ours-{s}" / "evaluation" / "result.json").read_text()) for s in (0, 1)]
-    row = next(r for r in summarise(ladder, results, complete=True)["rows"] if r["own"])
-    values = [r["heads"]["ridge"]["by_failures"][2]["mean"] for r in results]
-    assert row["accuracy_by_failures"][2]["mean"] == pytest.approx(np.mean(values))
-    assert row["sd"][2] == pytest.approx(np.std(values, ddof=1))
+    results = [read(Evaluation, folder / f"ours-{s}" / "evaluation" / "result.json") for s in (0, 1)]
+    row = next(r for r in summarise(ladder, results, complete=True).rows if r.own)
+    values = [r.heads["ridge"].by_failures[2].mean for r in results]
+    assert row.accuracy_by_failures[2].mean == pytest.approx(np.mean(values))
+    assert row.sd[2] == pytest.approx(np.std(values, ddof=1))
 
 
 def test_the_command_prints_a_table_or_json_alone(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ladder.toml").write_text("")
     arguments = ["study", str(tmp_path / "ladder.toml"), "--runs", str(finished[0])]
@@ -236,13 +244,13 @@ def test_rows_that_do_not_exist_are_refused_before_any_training(rows: str, tmp_p
 
 
 def test_one_entry_adds_a_method_to_the_study(
-    ladder: Experiment, finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ladder: Experiment, finished: tuple[Path, Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     halves = Method("halves", "two halves", lambda devices: (f"partition.parts={devices // 2}",), head="rescale")
     monkeypatch.setitem(METHODS, "halves", halves)
     shutil.copytree(finished[0] / "ladder" / "teacher", tmp_path / "ladder" / "teacher")
     few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("halves",)))
-    rows = {row["head"]: row for row in run_study(few, tmp_path)["rows"]}
-    assert {row["title"] for row in rows.values()} == {"two halves"}
-    assert rows["ridge"]["parts"] == 2
-    assert [head for head, row in rows.items() if row["own"]] == ["rescale"]
+    rows = {row.head: row for row in run_study(few, tmp_path).rows}
+    assert {row.title for row in rows.values()} == {"two halves"}
+    assert rows["ridge"].parts == 2
+    assert [head for head, row in rows.items() if row.own] == ["rescale"]

@@ -167,18 +167,18 @@ def test_a_node_takes_its_channels_and_refuses_the_whole_input(bundle: Bundle, s
 
 def test_a_study_trains_every_row_for_every_fold_beside_units_by_themselves(small: Experiment, tmp_path: Path) -> None:
     study = run_study(small, tmp_path)
-    assert study["complete"]
-    assert study["folds"] == [[1], [2, 3]]
-    rows = {(row["method"], row["own"]): row for row in study["rows"] if row["own"]}
+    assert study.complete
+    assert study.folds == ((1,), (2, 3))
+    rows = {(row.method, row.own): row for row in study.rows if row.own}
     for name, head in (("units", "trained"), ("ours", "ridge")):
         row = rows[name, True]
-        assert row["head"] == head
-        assert len(row["by_run"]) == 2
-        means = [line["mean"] for line in row["accuracy_by_failures"]]
-        np.testing.assert_allclose(means, np.mean(row["by_run"], axis=0))
-        assert row["params"] == rows["ours", True]["params"]  # one architecture
-        assert row["bytes_per_answer"] == 5 * 16 * 4
-        assert row["input_bytes"] == 45 * STEPS * 4
+        assert row.head == head
+        assert len(row.by_run) == 2
+        means = [line.mean for line in row.accuracy_by_failures]
+        np.testing.assert_allclose(means, np.mean(row.by_run, axis=0))
+        assert row.params == rows["ours", True].params  # one architecture
+        assert row.bytes_per_answer == 5 * 16 * 4
+        assert row.input_bytes == 45 * STEPS * 4
     folders = sorted(p.name for p in (tmp_path / "wearables" / "study").iterdir() if p.is_dir())
     assert folders == ["ours-0-fold-1", "ours-0-fold-2-3", "units-0-fold-1", "units-0-fold-2-3"]
 

@@ -23,12 +23,13 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
+    from nonn.documents import to_json
     from nonn.experiment.study import run_study
     from nonn.report.study import study_text
 
     study = run_study(experiment, args.runs)
     if args.json:
-        print(json.dumps(study, indent=2, ensure_ascii=False))
+        print(json.dumps(to_json(study), indent=2, ensure_ascii=False))
         return 0
     print(study_text(study))
     print(

@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.documents import Count, Share
 from nonn.fusion import Head
 from nonn.fusion.calibration import expected_calibration_error
 from nonn.reliability.bias import class_bias
 from nonn.reliability.subsets import SubsetTable, all_masks, mask_of, members, membership
+from nonn.report.study_document import LevelRow
 
-__all__ = ["P_FAIL", "evaluate_head"]
+__all__ = ["P_FAIL", "Evaluation", "HeadResult", "evaluate_head"]
 
 P_FAIL = (0.1, 0.3, 0.5)  # laws of the expected accuracy: every device fails independently
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadResult:
+    """A head on every set of surviving devices.
+
+    Attributes:
+        samples: of the test split.
+        correct: right answers of each set of devices, by mask [2^N].
+        by_failures: for 0 to N − 1 failed devices.
+        expected: expected accuracy by the probability with which every device fails, independently.
+    """
+
+    samples: Count
+    correct: tuple[Count, ...]
+    by_failures: tuple[LevelRow, ...]
+    expected: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """result.json: one method, seed and fold of a study.
+
+    Attributes:
+        row: name of the method.
+        seed: of its run.
+        teacher_accuracy: on the test split.
+        input_bytes: one input, bytes.
+        part_sizes: filters of each part [M].
+        params: parameters of the student of each device [N].
+        macs: multiply-accumulates of the student of each device [N].
+        feature_bytes: features of each device for one answer, bytes [N].
+        heads: the result of each kind of head.
+    """
+
+    row: str
+    seed: Count
+    teacher_accuracy: Share
+    input_bytes: Count
+    part_sizes: tuple[Count, ...]
+    params: tuple[Count, ...]
+    macs: tuple[Count, ...]
+    feature_bytes: tuple[Count, ...]
+    heads: Mapping[str, HeadResult]
+
+
 def evaluate_head(
     head: Head, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], student_of: Sequence[int]
-) -> dict[str, Any]:
+) -> HeadResult:
     """Accuracy, calibration and class-level bias of a head over every set of surviving devices.
 
     Args:
@@ -28,11 +74,6 @@ def evaluate_head(
         features: of each student over the test split, M arrays [n, d_i].
         labels: [n].
         student_of: the student that each device runs [N].
-
-    Returns:
-        ``samples``; ``correct`` of each of the 2^N device sets; ``by_failures``: rows with ``failed``, ``mean``,
-        ``worst``, ``best``, and means over the sets of ``ece``, ``cev`` and ``sde``; ``expected``: accuracy when every
-        device fails with the probability that is its key.
     """
     num_devices, full = len(student_of), (1 << head.num_devices) - 1
     intact = head.logits(dict(enumerate(features))).argmax(axis=1)
@@ -52,11 +93,12 @@ def evaluate_head(
     for row in table.by_failures():
         of_size = values[survivors == num_devices - row.failed]
         ece, cev, sde = of_size[:, 1:].mean(axis=0).tolist()
-        accuracy = {"failed": row.failed, "mean": row.mean, "worst": row.worst, "best": row.best}
-        rows.append(accuracy | {"ece": ece, "cev": cev, "sde": sde})
-    return {
-        "samples": len(labels),
-        "correct": table.correct.tolist(),
-        "by_failures": rows,
-        "expected": {str(p): table.expected(np.full(num_devices, p)) for p in P_FAIL},
-    }
+        rows.append(
+            LevelRow(failed=row.failed, mean=row.mean, worst=row.worst, best=row.best, ece=ece, cev=cev, sde=sde)
+        )
+    return HeadResult(
+        samples=len(labels),
+        correct=tuple(table.correct.tolist()),
+        by_failures=tuple(rows),
+        expected={str(p): table.expected(np.full(num_devices, p)) for p in P_FAIL},
+    )

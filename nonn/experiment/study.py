@@ -13,25 +13,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nonn import documents
 from nonn.cli.console import say
 from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import Students
-from nonn.experiment.evaluation import evaluate_head
+from nonn.experiment.evaluation import Evaluation, evaluate_head
 from nonn.experiment.methods import Method, methods_of
 from nonn.experiment.pilot import settle
 from nonn.experiment.run import Run
 from nonn.experiment.stages import exclusive, open_stage
 from nonn.experiment.summary import summarise, to_csv
-from nonn.files import atomic_file, write_json
+from nonn.files import atomic_file
+from nonn.report.study_document import Study
 from nonn.students import measure_cost
 from nonn.teacher import Teacher
 from nonn.trainer import batches
@@ -41,7 +41,7 @@ __all__ = ["run_study"]
 FORMAT = 2
 
 
-def run_study(experiment: Experiment, runs: Path) -> dict[str, Any]:
+def run_study(experiment: Experiment, runs: Path) -> Study:
     """Trains and evaluates every row for every seed that is not done yet.
 
     Args:
@@ -58,7 +58,7 @@ def run_study(experiment: Experiment, runs: Path) -> dict[str, Any]:
     methods = methods_of(experiment.study.rows)
     root = runs / experiment.experiment.name
     folder = root / "study"
-    done: list[dict[str, Any]] = []
+    done: list[Evaluation] = []
     with exclusive(root):
         folds = experiment.study.folds or (experiment.data.test_groups,)
         for seed, fold in itertools.product(experiment.study.seeds, folds):
@@ -66,10 +66,10 @@ def run_study(experiment: Experiment, runs: Path) -> dict[str, Any]:
             for method in methods:
                 run = _run_of(method, experiment, seed, fold, runs, data)
                 data = run.data
-                done.append(_evaluated(run, method, seed, experiment.devices.count) | {"fold": list(fold)})
+                done.append(_evaluated(run, method, seed, experiment.devices.count))
                 complete = len(done) == len(experiment.study.seeds) * len(folds) * len(methods)
                 study = summarise(experiment, done, complete=complete)
-                write_json(folder / "study.json", study)
+                documents.write(folder / "study.json", study)
     with atomic_file(folder / "study.csv") as file:
         file.write_text(to_csv(study))
     from nonn.report.plots import study_plot
@@ -91,7 +91,7 @@ def _run_of(
     return Run(settle(changed, runs, place, data), runs, place=place, dataset=data)
 
 
-def _evaluated(run: Run, method: Method, seed: int, num_devices: int) -> dict[str, Any]:
+def _evaluated(run: Run, method: Method, seed: int, num_devices: int) -> Evaluation:
     """Result of one row and seed, trained and evaluated unless that is done."""
     run.check()
     students, partition, before = run.students()
@@ -108,21 +108,20 @@ def _evaluated(run: Run, method: Method, seed: int, num_devices: int) -> dict[st
         # Which student each device runs: its own, or the one that it shares with the others of its part.
         student_of = [i % len(students.students) for i in range(num_devices)]
         costs = [measure_cost(student, student.input_shape) for student in students.apart()]
-        result = {
-            "row": method.name,
-            "seed": seed,
-            "teacher_accuracy": teacher_accuracy,
-            "input_bytes": run.data.test.inputs[0].nbytes,
-            "part_sizes": list(partition.sizes),
-            "params": [costs[i].params for i in student_of],
-            "macs": [costs[i].macs for i in student_of],
-            "feature_bytes": [4 * students.fusion.widths[i] for i in student_of],
-            "heads": {kind: evaluate_head(head, features, labels, student_of) for kind, head in heads.items()},
-        }
-        write_json(file, result)
+        result = Evaluation(
+            row=method.name,
+            seed=seed,
+            teacher_accuracy=teacher_accuracy,
+            input_bytes=run.data.test.inputs[0].nbytes,
+            part_sizes=partition.sizes,
+            params=tuple(costs[i].params for i in student_of),
+            macs=tuple(costs[i].macs for i in student_of),
+            feature_bytes=tuple(4 * students.fusion.widths[i] for i in student_of),
+            heads={kind: evaluate_head(head, features, labels, student_of) for kind, head in heads.items()},
+        )
+        documents.write(file, result)
         stage.finish()
-    loaded: dict[str, Any] = json.loads(file.read_text())
-    return loaded
+    return documents.read(Evaluation, file)
 
 
 def _test_features(run: Run, students: Students, teacher: Teacher) -> tuple[list[NDArray[np.float32]], float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from nonn.errors import MissingExtraError
 from nonn.report.document import Report
+from nonn.report.study_document import Study
 from nonn.report.table import points
 
 if TYPE_CHECKING:
@@ -118,25 +119,22 @@ def accuracy_plot(report: Report) -> str:
     return svg("accuracy", "Accuracy against failed devices", (5.9, 3.7), draw)
 
 
-def study_plot(study: Mapping[str, Any]) -> str:
+def study_plot(study: Study) -> str:
     """Accuracy against failed devices of every method of a study, each with the head that it serves.
-
-    Args:
-        study: see ``nonn.experiment.summary.summarise``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    rows = [row for row in study["rows"] if row["own"]]
+    rows = [row for row in study.rows if row.own]
 
     def draw(axes: Axes) -> None:
         for row in rows:
-            color, marker, stroke = _METHOD_LOOKS.get(row["method"], _OTHER_LOOK)
-            failed = [line["failed"] for line in row["accuracy_by_failures"]]
-            mean = [100 * line["mean"] for line in row["accuracy_by_failures"]]
-            sd = [100 * value for value in row["sd"]]
-            axes.errorbar(failed, mean, sd, color=color, marker=marker, linestyle=stroke, capsize=3, label=row["title"])
-        axes.axhline(100 * study["teacher"]["accuracy"], color=GREEN, linewidth=1.5, label="teacher")
+            color, marker, stroke = _METHOD_LOOKS.get(row.method, _OTHER_LOOK)
+            failed = [line.failed for line in row.accuracy_by_failures]
+            mean = [100 * line.mean for line in row.accuracy_by_failures]
+            sd = [100 * value for value in row.sd]
+            axes.errorbar(failed, mean, sd, color=color, marker=marker, linestyle=stroke, capsize=3, label=row.title)
+        axes.axhline(100 * study.teacher.accuracy, color=GREEN, linewidth=1.5, label="teacher")
         axes.set_xlabel("devices failed")
         axes.set_ylabel("accuracy, mean of all subsets, %")
         axes.grid(axis="y", **GRID)

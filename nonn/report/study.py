@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
+from nonn.report.study_document import Study
 from nonn.report.table import Column, Table, TextColumn, as_markdown, as_text, percent
 
 __all__ = [
@@ -17,8 +18,6 @@ __all__ = [
     "study_text",
 ]
 
-Study = Mapping[str, Any]
-
 _ACCURACIES = 8  # columns of the table of heads up to the last accuracy against failures
 
 
@@ -29,17 +28,16 @@ def study_text(study: Study) -> str:
 
 def study_markdown(study: Study) -> str:
     """Both tables with where they come from, for a document."""
-    made = study["machine"]
-    machine = ", ".join(f"{key} {made[key]}" for key in sorted(made))
-    config = study["config"]
+    machine = ", ".join(f"{key} {study.machine[key]}" for key in sorted(study.machine))
+    config = study.config
     epochs = f"teacher {config['teacher']['epochs']} epochs, students {config['distill']['epochs']} epochs"
-    state = "" if study["complete"] else "\n\n**Not complete: rows or seeds are missing.**"
+    state = "" if study.complete else "\n\n**Not complete: rows or seeds are missing.**"
     return (
-        f"# Study: {study['experiment']}\n\n{_title(study)}; {epochs}. Last epoch, test split, means over all sets of "
+        f"# Study: {study.experiment}\n\n{_title(study)}; {epochs}. Last epoch, test split, means over all sets of "
         f"surviving devices and over seeds.{state}\n\n"
         f"## Each method with the head that it serves\n\n{as_markdown(ladder_table(study))}\n\n"
         f"## Every head on the same students\n\nA star marks the head that the method serves.\n\n"
-        f"{as_markdown(heads_table(study))}\n\nCode version {study['code_version']}; {machine}.\n"
+        f"{as_markdown(heads_table(study))}\n\nCode version {study.code_version}; {machine}.\n"
     )
 
 
@@ -55,22 +53,24 @@ def heads_markdown(study: Study) -> str:
 
 def short_table(study: Study) -> Table:
     """Each method with the head that it serves and with the one that the experiment serves, up to the accuracies."""
-    same = study["config"]["fusion"]["head"]
-    shown = heads_table({**study, "rows": [row for row in study["rows"] if row["own"] or row["head"] == same]})
+    same = study.config["fusion"]["head"]
+    shown = heads_table(replace(study, rows=tuple(row for row in study.rows if row.own or row.head == same)))
     return Table(shown.columns[:_ACCURACIES], shown.rows)
 
 
 def ladder_table(study: Study) -> Table:
     """Accuracy by the number of failed devices, mean and worst set, and what an answer costs."""
-    own = [row for row in study["rows"] if row["own"]]
-    count = len(study["rows"][0]["sd"])
+    own = [row for row in study.rows if row.own]
+    count = len(study.rows[0].sd)
     rows = []
     for row in own:
-        flat = {"method": row["title"], "head": row["head"], "params": row["params"], "bytes": row["bytes_per_answer"]}
-        for line, sd in zip(row["accuracy_by_failures"], row["sd"], strict=True):
-            flat[f"failed {line['failed']}"] = (line["mean"], line["worst"], sd)
-        rows.append(flat)
-    several = len(study["rows"][0]["by_run"]) > 1
+        cells = {
+            f"failed {line.failed}": (line.mean, line.worst, sd)
+            for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
+        }
+        flat = {"method": row.title, "head": row.head, "params": row.params, "bytes": row.bytes_per_answer}
+        rows.append(flat | cells)
+    several = len(study.rows[0].by_run) > 1
 
     def cell(value: tuple[float, float, float]) -> str:
         mean, worst, sd = value
@@ -90,8 +90,8 @@ def ladder_table(study: Study) -> Table:
 
 def heads_table(study: Study) -> Table:
     """Every method with every head, at none, half and all but one failed, under laws, and how well it is calibrated."""
-    levels = len(study["rows"][0]["sd"])
-    half, laws = levels // 2, list(study["rows"][0]["expected"])
+    levels = len(study.rows[0].sd)
+    half, laws = levels // 2, list(study.rows[0].expected)
     columns = (
         TextColumn("method", "method", str),
         TextColumn("head", "head", str),
@@ -109,42 +109,44 @@ def heads_table(study: Study) -> Table:
     return Table(columns, list(_head_rows(study, half)))
 
 
-def _head_rows(study: Study, half: int) -> Iterator[dict[str, Any]]:
+def _head_rows(study: Study, half: int) -> Iterator[dict[str, object]]:
     method = ""
-    for row in study["rows"]:
-        lines = row["accuracy_by_failures"]
+    for row in study.rows:
+        lines = row.accuracy_by_failures
         yield {
-            "method": row["title"] if row["method"] != method else "",
-            "head": row["head"] + (" *" if row["own"] else ""),
-            "params": row["params"],
-            "bytes": row["bytes_per_answer"],
-            "none": lines[0]["mean"],
-            "half": lines[half]["mean"],
-            "worst": lines[half]["worst"],
-            "last": lines[-1]["mean"],
-            **row["expected"],
-            **{key: lines[half][key] for key in ("ece", "cev", "sde")},
+            "method": row.title if row.method != method else "",
+            "head": row.head + (" *" if row.own else ""),
+            "params": row.params,
+            "bytes": row.bytes_per_answer,
+            "none": lines[0].mean,
+            "half": lines[half].mean,
+            "worst": lines[half].worst,
+            "last": lines[-1].mean,
+            **row.expected,
+            "ece": lines[half].ece,
+            "cev": lines[half].cev,
+            "sde": lines[half].sde,
         }
-        method = row["method"]
+        method = row.method
 
 
 def _origin(study: Study) -> str:
     """Teacher, students, epochs, seeds, machine and version; a partial study says that it is."""
-    config = study["config"]
-    seeds = f"seed{'s' * (len(study['seeds']) > 1)} {', '.join(map(str, study['seeds']))}"
+    config = study.config
+    seeds = f"seed{'s' * (len(study.seeds) > 1)} {', '.join(map(str, study.seeds))}"
     return (
-        ("" if study["complete"] else "**Not complete: rows or seeds are missing.** ")
-        + f"Teacher {study['teacher']['model']}, {config['teacher']['epochs']} epochs: "
-        f"{percent(study['teacher']['accuracy'])}. {config['devices']['count']} students {config['student']['model']}, "
+        ("" if study.complete else "**Not complete: rows or seeds are missing.** ")
+        + f"Teacher {study.teacher.model}, {config['teacher']['epochs']} epochs: "
+        f"{percent(study.teacher.accuracy)}. {config['devices']['count']} students {config['student']['model']}, "
         f"{config['distill']['epochs']} epochs; {seeds}; last epoch, test split, all sets of survivors; "
-        f"{study['machine']['processor']}; version {study['code_version']}. A star marks the head "
+        f"{study.machine['processor']}; version {study.code_version}. A star marks the head "
         "that the method serves."
     )
 
 
 def _title(study: Study) -> str:
-    seeds = ", ".join(map(str, study["seeds"]))
-    teacher = f"Teacher {study['teacher']['model']}: {percent(study['teacher']['accuracy'])}"
-    folds = f"; test groups {', '.join(map(str, study['folds']))}" if study.get("folds") else ""
-    sent = f"; an input is {study['rows'][0]['input_bytes']:,} bytes"
-    return f"{teacher}; students {study['config']['student']['model']}; seeds {seeds}{folds}{sent}"
+    seeds = ", ".join(map(str, study.seeds))
+    teacher = f"Teacher {study.teacher.model}: {percent(study.teacher.accuracy)}"
+    folds = f"; test groups {', '.join(str(list(fold)) for fold in study.folds)}" if study.folds else ""
+    sent = f"; an input is {study.rows[0].input_bytes:,} bytes"
+    return f"{teacher}; students {study.config['student']['model']}; seeds {seeds}{folds}{sent}"

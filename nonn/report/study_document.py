@@ -1,0 +1,117 @@
+"""study.json as dataclasses: what ``nonn study`` found, for its tables and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nonn.documents import Count, Share
+
+__all__ = ["LevelRow", "Study", "StudyRow", "StudyTeacher"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelRow:
+    """A head at one number of failures: accuracy, calibration and bias between classes.
+
+    Attributes:
+        failed: devices that have failed.
+        mean: mean accuracy over all sets of answering devices.
+        worst: accuracy of the worst set.
+        best: accuracy of the best set.
+        ece: mean expected calibration error.
+        cev: mean combined error variance against the answers of all devices; 0 when no class changes.
+        sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
+    """
+
+    failed: Count
+    mean: Share
+    worst: Share
+    best: Share
+    ece: Share
+    cev: float
+    sde: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow:
+    """One method with one fusion head, means over its runs: one for each seed and fold.
+
+    Attributes:
+        method: its key in the experiment file.
+        title: its name in tables.
+        head: kind of the fusion head.
+        own: whether the method serves this head.
+        parts: parts of the first run.
+        part_sizes: filters of each part of the first run.
+        student: network of the students.
+        params: parameters of the largest student.
+        macs: multiply-accumulates of the costliest student, for one answer.
+        feature_bytes: features of the widest student for one answer, bytes.
+        bytes_per_answer: features of all students for one answer, bytes.
+        input_bytes: one input, bytes.
+        seeds: seed of each run.
+        accuracy_by_failures: means over runs for 0 to N − 1 failed devices; worst and best are means of those of each
+            run.
+        expected: expected accuracy by the probability with which every device fails, independently.
+        sd: standard deviation of the mean accuracy over runs, for 0 to N − 1 failed devices; 0 for a single run.
+        by_run: mean accuracy of each run, for 0 to N − 1 failed devices.
+    """
+
+    method: str
+    title: str
+    head: str
+    own: bool
+    parts: Count
+    part_sizes: tuple[Count, ...]
+    student: str
+    params: Count
+    macs: Count
+    feature_bytes: Count
+    bytes_per_answer: Count
+    input_bytes: Count
+    seeds: tuple[Count, ...]
+    accuracy_by_failures: tuple[LevelRow, ...]
+    expected: Mapping[str, float]
+    sd: tuple[float, ...]
+    by_run: tuple[tuple[Share, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTeacher:
+    """The teacher of all methods.
+
+    Attributes:
+        model: its name.
+        accuracy: its mean accuracy over the runs.
+    """
+
+    model: str
+    accuracy: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """study.json: every method with every head, on the test split after the last epoch.
+
+    Attributes:
+        experiment: name of the experiment.
+        complete: whether all rows, seeds and folds are there.
+        config: the experiment file, resolved: a table for each section.
+        seeds: seeds that the experiment asks for.
+        folds: test groups of each fold; empty without folds.
+        machine: processor and versions.
+        code_version: version of nonn, with the commit.
+        teacher: the teacher of all methods.
+        rows: one for each method and head.
+    """
+
+    experiment: str
+    complete: bool
+    config: Mapping[str, Mapping[str, object]]
+    seeds: tuple[Count, ...]
+    folds: tuple[tuple[int, ...], ...] = ()
+    machine: Mapping[str, str]
+    code_version: str
+    teacher: StudyTeacher
+    rows: tuple[StudyRow, ...]
