@@ -31,6 +31,7 @@ from typing import Any
 
 from nonn.documents import read, schema
 from nonn.files import atomic_file
+from nonn.partition.compare import Comparison
 from nonn.report.comparison import comparison_markdown
 from nonn.report.document import Report
 from nonn.report.study import heads_markdown, short_markdown
@@ -144,7 +145,7 @@ def _type(value: Mapping[str, Any]) -> str:
 KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "study": (Study, short_markdown),
     "study-heads": (Study, heads_markdown),
-    "partitioners": (None, comparison_markdown),
+    "partitioners": (Comparison, comparison_markdown),
     "report": (Report, report_markdown),
     "results": (Report, results_markdown),
     "fields": (None, fields_markdown),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nonn.config import PartitionConfig
+from nonn.documents import to_json
 from nonn.errors import MissingExtraError, PartitionError, ShapeError
 from nonn.partition import METHODS, Partition, balanced_eigenvector, load_partitioner, louvain, make_partition
 from nonn.partition.graph import FilterGraph, co_activation_graph
@@ -348,7 +349,7 @@ class TestMeasures:
 
     def test_json_holds_every_measure(self) -> None:
         made = measure(Partition(((0, 1), (2, 3)), 4, "test"), self.graph, self.correlation)
-        values = json.loads(json.dumps(made.to_json()))
+        values = json.loads(json.dumps(to_json(made)))
         assert values["sizes"] == [2, 2]
         assert values["kept_correlation"] == made.kept_correlation
         assert set(values) == {

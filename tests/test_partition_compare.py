@@ -13,9 +13,10 @@ from sklearn.linear_model import Ridge
 
 from nonn.cli import main
 from nonn.config import GraphConfig
+from nonn.documents import read, to_json
 from nonn.errors import PartitionError
 from nonn.partition import METHODS, Partition
-from nonn.partition.compare import GRAPHS, Outputs, compare, missing_levels, probe, stability
+from nonn.partition.compare import GRAPHS, Comparison, Outputs, compare, missing_levels, probe, stability
 from nonn.report.comparison import comparison_plot, comparison_table
 from nonn.report.table import as_text
 
@@ -36,17 +37,17 @@ FIT, HELD_OUT = outputs(400, 2), outputs(150, 3)
 def test_the_probe_is_a_ridge_to_the_teachers_logits_on_the_filters_that_are_left() -> None:
     parts = ((0, 4, 8), (1, 5), (2, 3, 6, 7), (9, 10, 11))
     rows = probe(Partition(parts, 12, "test"), FIT, HELD_OUT, seed=0)
-    assert [(row["missing"], row["subsets"]) for row in rows] == [(0, 1), (2, 6), (3, 4)]
+    assert [(row.missing, row.subsets) for row in rows] == [(0, 1), (2, 6), (3, 4)]
     variance = FIT.activations.astype(np.float64).var(axis=0).mean()
     for row in rows:
         accuracies = []
-        for left in combinations(parts, 4 - row["missing"]):
+        for left in combinations(parts, 4 - row.missing):
             filters = [c for part in left for c in part]
             model = Ridge(1e-3 * variance * len(FIT.labels)).fit(FIT.activations[:, filters].astype(float), FIT.logits)
             predicted = model.predict(HELD_OUT.activations[:, filters].astype(float)).argmax(axis=1)
             accuracies.append((predicted == HELD_OUT.labels).mean())
-        assert row["mean"] == pytest.approx(np.mean(accuracies), abs=1e-9)
-        assert row["worst"] == pytest.approx(min(accuracies), abs=1e-9)
+        assert row.mean == pytest.approx(np.mean(accuracies), abs=1e-9)
+        assert row.worst == pytest.approx(min(accuracies), abs=1e-9)
 
 
 def test_what_a_method_drops_is_missing_for_its_probe_even_with_every_part() -> None:
@@ -54,16 +55,16 @@ def test_what_a_method_drops_is_missing_for_its_probe_even_with_every_part() -> 
     blind = Outputs(FIT.activations.copy(), FIT.logits, FIT.labels)
     blind.activations[:, [1, 2, 4, 5, 7, 8, 10, 11]] = 0
     every = probe(Partition((tuple(range(6)), tuple(range(6, 12))), 12, "test"), blind, HELD_OUT, seed=0)[0]
-    assert whole["mean"] == pytest.approx(every["mean"], abs=0.02)
+    assert whole.mean == pytest.approx(every.mean, abs=0.02)
     full = probe(Partition((tuple(range(6)), tuple(range(6, 12))), 12, "test"), FIT, HELD_OUT, seed=0)[0]
-    assert full["mean"] > whole["mean"]
+    assert full.mean > whole.mean
 
 
 def test_many_sets_are_sampled_and_a_seed_repeats_them() -> None:
     partition = Partition(tuple((c,) for c in range(12)), 12, "test")
     first, second = (probe(partition, FIT, HELD_OUT, seed=4) for _ in range(2))
     assert first == second
-    assert [row["subsets"] for row in first] == [1, 256, 12]
+    assert [row.subsets for row in first] == [1, 256, 12]
 
 
 @pytest.mark.parametrize(("parts", "levels"), [(1, (0,)), (2, (0, 1)), (5, (0, 2, 4)), (8, (0, 4, 7))])
@@ -99,7 +100,7 @@ def test_every_method_is_compared_on_every_graph_and_what_cannot_be_cut_says_why
     failed = [row for row in none_left if row.error]
     assert [(row.graph, row.method) for row in failed] == [("nonn", "louvain")]
     assert "filters share" in failed[0].error
-    assert failed[0].to_json()["measures"] is None
+    assert failed[0].measures is None
 
 
 def test_dealt_parts_lose_less_than_correlated_ones_when_most_are_missing() -> None:
@@ -109,7 +110,7 @@ def test_dealt_parts_lose_less_than_correlated_ones_when_most_are_missing() -> N
     assert together.measures is not None
     assert dealt.measures is not None
     assert together.measures.kept_correlation > dealt.measures.kept_correlation
-    assert dealt.probe[2]["mean"] > together.probe[2]["mean"]
+    assert dealt.probe[2].mean > together.probe[2].mean
 
 
 def test_the_command_prints_a_table_and_writes_comparison_and_figure(
@@ -135,17 +136,22 @@ def test_the_command_prints_a_table_and_writes_comparison_and_figure(
     assert "3 missing" in text
     assert str(folder / "compare.json") in text
     svg = (folder / "compare.svg").read_text()
-    assert svg == comparison_plot(printed)
+    written = read(Comparison, folder / "compare.json")
+    assert svg == comparison_plot(written.rows, written.teacher_accuracy)
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert all(method in svg for method in METHODS)
 
 
 def test_a_method_that_cut_nothing_is_a_row_of_dashes() -> None:
-    rows = [row.to_json() for row in compare(FIT, HELD_OUT, GraphConfig(percentile=100), 4, seed=0)]
-    comparison = {"rows": rows, "teacher_accuracy": 0.9}
-    cells = {(line[0], line[1]): line[2:] for line in comparison_table(comparison).cells()}
+    rows = compare(FIT, HELD_OUT, GraphConfig(percentile=100), 4, seed=0)
+    cells = {(line[0], line[1]): line[2:] for line in comparison_table(rows).cells()}
     assert set(cells["louvain", "nonn"]) == {"–"}
     assert "–" not in cells["metis", "co-activation"]
-    text = as_text(comparison_table(comparison)).splitlines()
+    text = as_text(comparison_table(rows)).splitlines()
     assert len({len(line) for line in text[2:]}) == 1
-    assert "louvain" in comparison_plot(comparison)
+    assert "louvain" in comparison_plot(rows, 0.9)
+
+
+def test_the_shipped_comparison_read_and_written_again_is_the_same_text() -> None:
+    file = Path(__file__).parent.parent / "benchmarks" / "results" / "cifar100-small-partitioners.json"
+    assert json.dumps(to_json(read(Comparison, file)), indent=2, ensure_ascii=False) + "\n" == file.read_text()

@@ -64,10 +64,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(run: Run, stage: Stage, *, as_json: bool) -> None:
     """Compares all partitioners, writes the comparison beside the experiment's own cut and prints it."""
+    from nonn import documents
     from nonn.cli.console import bar
-    from nonn.files import atomic_file, write_json
+    from nonn.files import atomic_file
     from nonn.partition import METHODS
-    from nonn.partition.compare import GRAPHS, compare
+    from nonn.partition.compare import GRAPHS, SCHEMA, ComparedData, Comparison, compare
     from nonn.provenance import code_version, machine
     from nonn.report.comparison import comparison_plot, comparison_table
     from nonn.report.table import as_text
@@ -76,25 +77,25 @@ def _compare(run: Run, stage: Stage, *, as_json: bool) -> None:
     fit, held_out = _outputs(run, run.data.train, _FIT), _outputs(run, run.data.held_out)
     with bar("partitioners", len(GRAPHS) * len(METHODS), "cuts") as tick:
         rows = compare(fit, held_out, config.graph, config.partition.parts, run.seed, tick)
-    comparison = {
-        "schema": 1,
-        "experiment": config.experiment.name,
-        "teacher": config.teacher.model,
-        "teacher_accuracy": float((held_out.logits.argmax(axis=1) == held_out.labels).mean()),
-        "data": {"name": run.data.name, "split": "held-out", "samples": len(held_out.labels), "fit": len(fit.labels)},
-        "parts": config.partition.parts,
-        "seed": run.seed,
-        "machine": machine(),
-        "code_version": code_version(),
-        "rows": [row.to_json() for row in rows],
-    }
-    write_json(stage.folder / "compare.json", comparison)
+    comparison = Comparison(
+        schema=SCHEMA,
+        experiment=config.experiment.name,
+        teacher=config.teacher.model,
+        teacher_accuracy=float((held_out.logits.argmax(axis=1) == held_out.labels).mean()),
+        data=ComparedData(name=run.data.name, split="held-out", samples=len(held_out.labels), fit=len(fit.labels)),
+        parts=config.partition.parts,
+        seed=run.seed,
+        machine=machine(),
+        code_version=code_version(),
+        rows=tuple(rows),
+    )
+    documents.write(stage.folder / "compare.json", comparison)
     with atomic_file(stage.folder / "compare.svg") as file:
-        file.write_text(comparison_plot(comparison))
+        file.write_text(comparison_plot(rows, comparison.teacher_accuracy))
     if as_json:
-        print(json.dumps(comparison, indent=2, ensure_ascii=False))
+        print(json.dumps(documents.to_json(comparison), indent=2, ensure_ascii=False))
         return
-    print(as_text(comparison_table(comparison)))
+    print(as_text(comparison_table(rows)))
     for row in rows:
         if row.error:
             print(f"{row.method} on {row.graph}: {row.error}")

@@ -26,6 +26,7 @@ from nonn.data.augment import Augment
 from nonn.distill import DistillTask, Students
 from nonn.distill.heads import HeadFitter
 from nonn.distill.schedule import AssistantTask, plan
+from nonn.documents import to_json
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.bundling import build_bundle
 from nonn.experiment.networks import Networks
@@ -232,7 +233,7 @@ class Run:
             graph = build_graph(config.graph, activations)
             made = make_partition(config.partition, graph, self.seed, self.networks.sizing.sizes)
             measures = measure(made, graph, correlation(activations))
-            write_json(stage.folder / "partition.json", made.to_json() | {"measures": measures.to_json()})
+            write_json(stage.folder / "partition.json", made.to_json() | {"measures": to_json(measures)})
             with atomic_file(stage.folder / "graph.npz") as file, file.open("wb") as target:
                 np.savez_compressed(target, weights=graph.weights.astype(np.float32))
             stage.finish()

@@ -17,16 +17,16 @@ References: Hubert, Arabie 1985 (adjusted Rand index).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from nonn.config import GraphConfig
+from nonn.documents import Count, Share
 from nonn.errors import PartitionError
 from nonn.fusion import RidgePerSet, gram
 from nonn.partition import METHODS, Partition, load_partitioner
@@ -34,9 +34,22 @@ from nonn.partition.graph import FilterGraph, build_graph, correlation
 from nonn.partition.measures import Measures, measure
 from nonn.reliability.subsets import MAX_DEVICES, mask_of, members
 
-__all__ = ["GRAPHS", "Outputs", "Row", "compare", "missing_levels", "probe", "stability"]
+__all__ = [
+    "GRAPHS",
+    "SCHEMA",
+    "ComparedData",
+    "Comparison",
+    "Outputs",
+    "ProbeRow",
+    "Row",
+    "compare",
+    "missing_levels",
+    "probe",
+    "stability",
+]
 
 GRAPHS = ("co-activation", "nonn")
+SCHEMA = 1
 SEEDS = 10
 
 _RIDGE = 1e-3  # λ of the probe, relative to the mean variance of a filter: one for all rows, so that none is favoured
@@ -58,6 +71,23 @@ class Outputs:
     labels: NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """Accuracy of the teacher's filters with some of the parts missing.
+
+    Attributes:
+        missing: parts that are missing.
+        subsets: sets of missing parts that were looked at.
+        mean: mean accuracy of these sets.
+        worst: accuracy of the worst set.
+    """
+
+    missing: Count
+    subsets: Count
+    mean: Share
+    worst: Share
+
+
 @dataclass(frozen=True)
 class Row:
     """One method on one graph.
@@ -66,7 +96,7 @@ class Row:
         method: of the partition.
         graph: kind of the filter graph.
         measures: of the cut with the experiment's seed; None where the method could not cut this graph.
-        stability: mean adjusted Rand index over all pairs of ten seeds.
+        stability: mean adjusted Rand index over all pairs of ten seeds, in [−1, 1].
         seconds: of one cut, mean over the seeds.
         probe: accuracy with 0, half and all but one of the parts missing; see ``probe``.
         error: why there is nothing to measure.
@@ -77,13 +107,54 @@ class Row:
     measures: Measures | None = None
     stability: float = 0.0
     seconds: float = 0.0
-    probe: Sequence[dict[str, Any]] = ()
+    probe: tuple[ProbeRow, ...] = ()
     error: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """The row as values that ``json`` can write."""
-        measures = None if self.measures is None else self.measures.to_json()
-        return {**asdict(self), "measures": measures, "probe": list(self.probe)}
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedData:
+    """The samples of a comparison.
+
+    Attributes:
+        name: of the data set.
+        split: that the probe is evaluated on.
+        samples: of that split.
+        fit: training samples that the probe is fitted to.
+    """
+
+    name: str
+    split: str
+    samples: Count
+    fit: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """compare.json: every method on every graph.
+
+    Attributes:
+        schema: version of this document.
+        experiment: name of the experiment.
+        teacher: network of the teacher.
+        teacher_accuracy: on the same samples.
+        data: the samples.
+        parts: M.
+        seed: of the cut that is measured.
+        machine: processor and versions.
+        code_version: version of nonn, with the commit.
+        rows: by graph, then by method.
+    """
+
+    schema: Count
+    experiment: str
+    teacher: str
+    teacher_accuracy: Share
+    data: ComparedData
+    parts: Count
+    seed: Count
+    machine: Mapping[str, str]
+    code_version: str
+    rows: tuple[Row, ...]
 
 
 def compare(
@@ -168,7 +239,7 @@ def missing_levels(parts: int) -> tuple[int, ...]:
     return tuple(sorted({0, parts // 2, parts - 1}))
 
 
-def probe(partition: Partition, fit: Outputs, held_out: Outputs, seed: int) -> list[dict[str, Any]]:
+def probe(partition: Partition, fit: Outputs, held_out: Outputs, seed: int) -> tuple[ProbeRow, ...]:
     """Accuracy of the teacher's filters on the held-out split when whole parts are missing.
 
     Args:
@@ -178,7 +249,7 @@ def probe(partition: Partition, fit: Outputs, held_out: Outputs, seed: int) -> l
         seed: of the choice of sets, where there are more than 256 of one size.
 
     Returns:
-        A row for each number of missing parts: ``missing``, ``subsets``, ``mean`` and ``worst`` accuracy.
+        A row for each number of missing parts.
 
     Raises:
         PartitionError: more parts than sets are enumerated for.
@@ -199,7 +270,6 @@ def probe(partition: Partition, fit: Outputs, held_out: Outputs, seed: int) -> l
             (head.logits({i: features[i] for i in members(mask)}).argmax(axis=1) == held_out.labels).mean()
             for mask in sets
         ]
-        rows.append(
-            {"missing": missing, "subsets": len(sets), "mean": float(np.mean(right)), "worst": float(np.min(right))}
-        )
-    return rows
+        mean, worst = float(np.mean(right)), float(np.min(right))
+        rows.append(ProbeRow(missing=missing, subsets=len(sets), mean=mean, worst=worst))
+    return tuple(rows)

@@ -13,8 +13,7 @@ References: Shi, Malik 2000 (normalised cut); Newman 2004 (weighted modularity).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +46,6 @@ class Measures:
     normalised_cut: float
     modularity: float
     kept_correlation: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The measures as values that ``json`` can write."""
-        return {**asdict(self), "sizes": list(self.sizes)}
 
 
 def measure(partition: Partition, graph: FilterGraph, correlation: NDArray[np.float64]) -> Measures:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nonn.report import plots
 from nonn.report.table import Column, Table, TextColumn, as_markdown, percent
@@ -11,14 +11,17 @@ from nonn.report.table import Column, Table, TextColumn, as_markdown, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from nonn.partition.compare import Comparison, Row
+
 __all__ = ["comparison_markdown", "comparison_plot", "comparison_table"]
 
 _COLOURS = {"co-activation": plots.BLUE, "nonn": plots.VERMILION}
 
 
-def comparison_table(comparison: Mapping[str, Any]) -> Table:
+def comparison_table(rows: Sequence[Row]) -> Table:
     """All methods on all graphs; what could not be measured is a dash."""
-    levels = [level["missing"] for level in _measured(comparison)[0]["probe"]] if _measured(comparison) else []
+    measured = [row for row in rows if row.measures]
+    levels = [level.missing for level in measured[0].probe] if measured else []
     columns = [
         TextColumn("method", "method", str),
         TextColumn("graph", "graph", str),
@@ -39,41 +42,38 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
         columns.append(Column(f"{missing} missing", f"mean_{missing}", _accuracy))
         if missing:
             columns.append(Column("worst", f"worst_{missing}", _accuracy))
-    return Table(tuple(columns), [_flat(row, levels) for row in comparison["rows"]])
+    empty = dict.fromkeys(column.key for column in columns)
+    return Table(tuple(columns), [empty | _flat(row) for row in rows])
 
 
-def comparison_markdown(comparison: Mapping[str, Any]) -> str:
+def comparison_markdown(comparison: Comparison) -> str:
     """The table with where it comes from, for a document."""
-    data = comparison["data"]
+    data = comparison.data
     return (
-        f"Teacher {comparison['teacher']}: {percent(comparison['teacher_accuracy'])} on the {data['split']} split of "
-        f"{data['name']} ({data['samples']:,} samples; the probe is fitted to {data['fit']:,} of train); "
-        f"{comparison['parts']} parts, seed {comparison['seed']}; {comparison['machine']['processor']}; version "
-        f"{comparison['code_version']}.\n\n{as_markdown(comparison_table(comparison))}"
+        f"Teacher {comparison.teacher}: {percent(comparison.teacher_accuracy)} on the {data.split} split of "
+        f"{data.name} ({data.samples:,} samples; the probe is fitted to {data.fit:,} of train); "
+        f"{comparison.parts} parts, seed {comparison.seed}; {comparison.machine['processor']}; version "
+        f"{comparison.code_version}.\n\n{as_markdown(comparison_table(comparison.rows))}"
     )
 
 
-def comparison_plot(comparison: Mapping[str, Any]) -> str:
+def comparison_plot(rows: Sequence[Row], teacher_accuracy: float) -> str:
     """Probe accuracy of every method and graph with half and with all but one of the parts missing, as SVG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    methods = list(dict.fromkeys(row["method"] for row in comparison["rows"]))
-    rows = _measured(comparison)
+    methods = list(dict.fromkeys(row.method for row in rows))
 
     def draw(axes: Axes) -> None:
-        axes.axvline(100 * comparison["teacher_accuracy"], color=plots.GREEN, linestyle=(0, (6, 3)), label="teacher")
+        axes.axvline(100 * teacher_accuracy, color=plots.GREEN, linestyle=(0, (6, 3)), label="teacher")
         for number, (graph, colour) in enumerate(_COLOURS.items()):
-            mine = [row for row in rows if row["graph"] == graph]
-            heights = [methods.index(row["method"]) + 0.3 * number - 0.15 for row in mine]
-            for level, (marker, fill, words) in zip(
-                mine[0]["probe"][1:] if mine else (),
-                (("o", colour, "half"), ("D", "none", "all but one")),
-                strict=False,
-            ):
-                place = mine[0]["probe"].index(level)
-                mean, worst = ([100 * row["probe"][place][key] for row in mine] for key in ("mean", "worst"))
+            mine = [row for row in rows if row.graph == graph and row.measures]
+            heights = [methods.index(row.method) + 0.3 * number - 0.15 for row in mine]
+            levels = zip(*(row.probe[1:] for row in mine), strict=True)
+            looks = (("o", colour, "half"), ("D", "none", "all but one"))
+            for level, (marker, fill, words) in zip(levels, looks, strict=False):
+                mean, worst = [100 * row.mean for row in level], [100 * row.worst for row in level]
                 axes.hlines(heights, worst, mean, color=colour, linewidth=1.6, alpha=0.5)
                 axes.plot(mean, heights, marker, color=colour, markerfacecolor=fill, label=f"{words} missing, {graph}")
         axes.set_yticks(range(len(methods)), methods)
@@ -86,20 +86,15 @@ def comparison_plot(comparison: Mapping[str, Any]) -> str:
     return plots.svg("partition", "Partitioners compared", (8.2, 1.9 + 0.55 * len(methods)), draw)
 
 
-def _measured(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows whose method could cut the graph."""
-    return [row for row in comparison["rows"] if row["measures"] is not None]
-
-
-def _flat(row: Mapping[str, Any], levels: Sequence[int]) -> dict[str, Any]:
-    """One row with a key for every column."""
-    measures = row["measures"]
-    if measures is None:
-        empty = ("sizes", "balance", "normalised_cut", "modularity", "kept_correlation", "stability", "seconds")
-        keys = [*empty, *(f"{kind}_{missing}" for missing in levels for kind in ("mean", "worst"))]
-        return {"method": row["method"], "graph": row["graph"], **dict.fromkeys(keys)}
-    accuracies = {f"{key}_{level['missing']}": level[key] for level in row["probe"] for key in ("mean", "worst")}
-    return {**row, **measures, **accuracies, "sizes": (measures["sizes"], measures["num_dropped"])}
+def _flat(row: Row) -> dict[str, object]:
+    """The values of one row by column."""
+    flat: dict[str, object] = {"method": row.method, "graph": row.graph}
+    if row.measures is None:
+        return flat
+    for level in row.probe:
+        flat |= {f"mean_{level.missing}": level.mean, f"worst_{level.missing}": level.worst}
+    sizes = (row.measures.sizes, row.measures.num_dropped)
+    return flat | vars(row.measures) | {"sizes": sizes, "stability": row.stability, "seconds": row.seconds}
 
 
 def _sizes(value: tuple[Sequence[int], int] | None) -> str:
