@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from busy import bench_busy
 from device import bench_device, bench_int8
 from distill import bench_distill
 
@@ -78,6 +79,7 @@ BENCHES: dict[str, Callable[[Bundle], Figures]] = {
     "device": bench_device,
     "int8": bench_int8,
     "distill": lambda _: bench_distill(),
+    "busy": lambda _: bench_busy(),
     "serve": bench_serving,
     "enumerate": bench_enumerate,
     "simulate": bench_simulate,

@@ -2,9 +2,10 @@
 
 SGD with Nesterov momentum, one-cycle or step schedule, bf16 autocast, EMA of the weights, a checkpoint after every
 epoch and exact resume: all randomness of an epoch comes from a generator seeded by (seed, epoch), so a run that was
-killed and resumed gives the same weights, bit for bit, as one that was not. Checkpoints are safetensors files; there
-is no pickle. The whole split is kept in memory as one tensor and augmented in batches: a loader with workers is the
-bottleneck for small images.
+killed and resumed gives the same weights, bit for bit, as one that was not. That holds for one number of threads
+(``OMP_NUM_THREADS``; all cores by default): another number splits sums in other places. The machine's load changes
+nothing but the time (``nonn.threads``). Checkpoints are safetensors files; there is no pickle. The whole split is kept
+in memory as one tensor and augmented in batches: a loader with workers is the bottleneck for small images.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from nonn.config import TrainingConfig
 from nonn.errors import DataError
 from nonn.files import atomic_file
+from nonn.threads import pinned_threads
 
 __all__ = ["Augmentation", "Progress", "Task", "batches", "epoch_generator", "fit", "learning_rate", "tune_allocator"]
 
@@ -107,19 +109,21 @@ def fit(
         generator = epoch_generator(seed, epoch)
         sums: dict[str, Tensor] = {}  # on the device: reading a loss at every step would wait for it
         order = torch.randperm(len(x), generator=generator)[: per_epoch * batch].to(device)
-        for step, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, total)
-            task.progress = step / total
-            varied = augment(x[index], generator)
-            with autocast(config, device):
-                losses = task.losses(varied, y[index], generator)
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            _average(ema, module, config.ema, step)
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss.detach().double()
+        with _pinned(device) as check_threads:
+            for step, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
+                check_threads()
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step, total)
+                task.progress = step / total
+                varied = augment(x[index], generator)
+                with autocast(config, device):
+                    losses = task.losses(varied, y[index], generator)
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                _average(ema, module, config.ema, step)
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0.0) + loss.detach().double()
         history.append({name: float(value) / per_epoch for name, value in sums.items()})
         if not all(math.isfinite(v) for v in history[-1].values()):
             raise DataError(f"epoch {epoch + 1}: the loss is not finite ({history[-1]}); lower the learning rate")
@@ -171,8 +175,10 @@ def batches(inputs: NDArray[Any], device: str = "cpu") -> Iterator[Tensor]:
     tune_allocator()
     # On a processor few enough that feature maps stay in the cache.
     size = 128 if device == "cpu" else 512
-    for start in range(0, len(inputs), size):
-        yield torch.from_numpy(inputs[start : start + size]).to(device)
+    with _pinned(device) as check_threads:
+        for start in range(0, len(inputs), size):
+            check_threads()
+            yield torch.from_numpy(inputs[start : start + size]).to(device)
 
 
 def tune_allocator() -> None:
@@ -190,8 +196,17 @@ def tune_allocator() -> None:
     mallopt(m_top_pad, 512 << 20)
 
 
+def _pinned(device: str) -> AbstractContextManager[Callable[[], None]]:
+    """``pinned_threads`` where the processor does the work."""
+    return pinned_threads(torch.get_num_threads() if torch.device(device).type == "cpu" else 1)
+
+
 def _average(ema: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
-    """One step of the exponential moving average; young averages use a shorter memory."""
+    """One step of the exponential moving average; young averages use a shorter memory.
+
+    ``torch.optim.swa_utils.AveragedModel`` is not used: it starts from the first step's weights, its wrapper renames the
+    tensors of checkpoints, and its decay takes a function as long as this one.
+    """
     if not ema:
         return
     decay = min(decay, (1 + step) / (10 + step))

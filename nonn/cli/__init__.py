@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from nonn import __version__
 from nonn.cli.extras import missing_extra
 from nonn.errors import ConfigError, NonnError
+from nonn.threads import limit_spinning
 
 __all__ = ["COMMANDS", "build_parser", "command_parser", "main", "run_command"]
 
@@ -55,6 +56,7 @@ def command_parser(prog: str, summary: str, package: str, commands: Sequence[str
         package: where the commands' modules are.
         commands: their names.
     """
+    limit_spinning(os.environ)  # before a command loads torch or NumPy
     parser = argparse.ArgumentParser(prog=prog, description=summary)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
