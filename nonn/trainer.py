@@ -204,8 +204,8 @@ def _pinned(device: str) -> AbstractContextManager[Callable[[], None]]:
 def _average(ema: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
     """One step of the exponential moving average; young averages use a shorter memory.
 
-    ``torch.optim.swa_utils.AveragedModel`` is not used: it starts from the first step's weights, its wrapper renames the
-    tensors of checkpoints, and its decay takes a function as long as this one.
+    ``torch.optim.swa_utils.AveragedModel`` is not used: it starts from the first step's weights, its wrapper renames
+    the tensors of checkpoints, and its decay takes a function as long as this one.
     """
     if not ema:
         return

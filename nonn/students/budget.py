@@ -35,7 +35,7 @@ class Cost:
 def measure_cost(network: nn.Module, input_shape: Sequence[int]) -> Cost:
     """Counts by running one all-zero sample through the network.
 
-    ``torch.utils.flop_counter`` gives the same ``macs`` for these layers. The hooks stay for ``peak_bytes``, and count both.
+    ``torch.utils.flop_counter`` gives the same ``macs`` here. The hooks stay for ``peak_bytes`` and count both.
 
     Args:
         network: takes [1, *input_shape].
