@@ -83,8 +83,11 @@ def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64):  
     [
         ("[[devices.classes]]\nname = 'a'\n[[devices.classes]]\nname = 'a'", "class 1 ('a'): give every class a name"),
         ("[[devices.classes]]\nname = 'a'\ncount = 0", "count = 0: must be at least 1"),
-        ("[[devices.classes]]\nname = 'a'\nmacs = -1", "macs = -1: must be finite and not negative"),
-        ("[[devices.classes]]\nname = 'a'\np_fail = 1.0", "p_fail = 1.0: must be a probability below 1"),
+        ("[[devices.classes]]\nname = 'a'\nmacs = -1", "devices.classes[0].macs = -1: must be at least 0"),
+        (
+            "[[devices.classes]]\nname = 'a'\np_fail = 1.0",
+            "devices.classes[0].p_fail = 1.0: must be at least 0 and below 1",
+        ),
         ("[[devices.classes]]\nname = 'a'\nram = 1", "unknown key"),
         ("[[devices.classes]]\ncount = 2", "is missing"),
         ("[devices]\ncount = 3\n[[devices.classes]]\nname = 'a'\ncount = 8", "the classes have 8 devices; leave count"),
@@ -98,7 +101,7 @@ def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64):  
         ("[devices]\nviews = [[0], [1, 1]]\n[partition]\nparts = 2", "device 1: name at least one channel, each once"),
         ("[devices]\ncount = 8\nviews = [[0], [1]]", "2 views for 8 devices"),
         ("[devices]\nview = 'split'\nviews = [[0], [1]]\n[partition]\nparts = 2", "names the channels already"),
-        ("[devices]\nview = 'half'", "unknown"),
+        ("[devices]\nview = 'hal'", "devices.view = 'hal': unknown; choose one of: all, split"),
     ],
 )
 def test_classes_and_views_that_cannot_be_are_named(text: str, message: str, tmp_path: Path) -> None:

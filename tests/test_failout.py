@@ -96,7 +96,7 @@ def test_no_failout_drops_nobody() -> None:
 
 
 def test_a_law_or_group_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'sometimes': unknown; choose none, independent, stratified or groups"):
+    with pytest.raises(ConfigError, match="'sometimes': unknown; choose one of: none, independent, stratified, groups"):
         draw("sometimes")
     with pytest.raises(ConfigError, match=r"\[7, 8\] names a device not among 8"):
         draw("groups", groups=[[7, 8]])

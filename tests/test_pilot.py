@@ -77,7 +77,7 @@ def test_a_run_of_its_own_needs_a_number() -> None:
     [
         ("partition.overlap=2", "leave it out"),
         ("partition.pilot_epochs=0", "must be at least 1"),
-        ("partition.parts=automatic", "must be a whole number"),
+        ("partition.parts=automatic", "must be a whole number ≥ 1 or 'auto'"),
         ("partition.parts=-1", "or 'auto'"),
     ],
 )

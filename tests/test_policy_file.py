@@ -40,7 +40,7 @@ def test_a_policy_is_read_as_it_was_written(tmp_path):
     [
         ("[policy]\ndeadline = 1.0", "unknown key 'policy.deadline'; did you mean 'policy.deadline_s'?"),
         ("[policy]\nquorum = 1.5", "'policy.quorum' must be a whole number, not 1.5"),
-        ("[policy]\nquorum = 0", "[policy] quorum = 0: must be at least 1"),
+        ("[policy]\nquorum = 0", "policy.quorum = 0: must be at least 1"),
         ("deadline_s = 1.0", "unknown key 'deadline_s'; a policy is one table, [policy]"),
         ("", "no [policy] table"),
         ("policy = 3", "no [policy] table"),

@@ -157,9 +157,9 @@ def test_expected_accuracy_is_that_of_the_table(seed: int) -> None:
     [
         ({"p_fail": 1.5}, "between 0 and 1"),
         ({"p_fail": math.nan}, "between 0 and 1"),
-        ({"p_fail": 0.1, "macs_per_s": 0.0}, "macs_per_s = 0 must be positive"),
-        ({"p_fail": 0.1, "link_bytes_per_s": -1.0}, "must be positive"),
-        ({"p_fail": 0.1, "link_latency_s": -1.0}, "must not be negative"),
+        ({"p_fail": 0.1, "macs_per_s": 0.0}, "device 'x': macs_per_s = 0.0: must be above 0"),
+        ({"p_fail": 0.1, "link_bytes_per_s": -1.0}, "must be above 0"),
+        ({"p_fail": 0.1, "link_latency_s": -1.0}, "must be at least 0"),
     ],
 )
 def test_an_impossible_device_is_refused(values: dict[str, float], words: str) -> None:
@@ -185,8 +185,8 @@ def test_machines_come_from_a_file(tmp_path: Path) -> None:
         ("", r"must hold \[\[device\]\]"),
         ("device = [1]", r"must hold \[\[device\]\]"),
         ("other = 1\n[[device]]\nname='a'\np_fail=0.1", "not \\['other'\\]"),
-        ("[[device]]\nname='a'", "'p_fail' is missing"),
-        ("[[device]]\nname='a'\np_fail=0.1\nspeed=3", "unknown key 'speed'"),
+        ("[[device]]\nname='a'", r"'device\[0\]\.p_fail' is missing"),
+        ("[[device]]\nname='a'\np_fail=0.1\nspeed=3", r"unknown key 'device\[0\]\.speed'"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=words):

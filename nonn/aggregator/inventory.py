@@ -24,16 +24,17 @@ An ordinary server of the Open Inference Protocol, such as Triton on a Jetson, m
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from nonn.errors import AddressError, ConfigError
 from nonn.files import atomic_file
 from nonn.rpc.address import resolve, split_address
-from nonn.toml import from_mapping, parse_toml
+from nonn.toml import from_mapping, parse_toml, toml_value
+from nonn.toml.constraints import NotEmpty, Rules, Whole
 
 __all__ = ["Node", "load_inventory", "warn_of_unknown_hosts", "write_inventory"]
 
@@ -42,25 +43,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One device of the cluster.
+    """One device of the cluster."""
 
-    Attributes:
-        id: stable, unique name; messages and metrics use it.
-        address: ``host:port``.
-        student: number of the student it runs.
-        foreign: an ordinary server of the protocol: it gets float32 inputs, and its replies need not name a bundle.
-        model: foreign: name of the model there; empty is ``student-<i>``.
-        input: foreign: name of its input.
-        output: foreign: name of its output.
-    """
+    id: Annotated[str, NotEmpty(), "stable, unique name, which messages and metrics use"]
+    address: Annotated[str, "host:port"]
+    student: Annotated[Whole, "number of the student it runs"]
+    foreign: Annotated[
+        bool, "an ordinary server of the protocol: it gets float32 inputs, and its replies need not name a bundle"
+    ] = False
+    model: Annotated[str, "foreign: name of the model there; empty is student-<i>"] = ""
+    input: Annotated[str, "foreign: name of its input"] = "input"
+    output: Annotated[str, "foreign: name of its output"] = "features"
 
-    id: str
-    address: str
-    student: int
-    foreign: bool = False
-    model: str = ""
-    input: str = "input"
-    output: str = "features"
+    def rules(self) -> Rules:
+        """What relates several fields, and what a constraint has no word for."""
+        yield "id", self.id.isprintable(), "has characters that cannot be printed"  # logs and terminals show it
+        for key in ("model", "input", "output"):
+            fixed = getattr(self, key) == getattr(Node, key)
+            yield key, self.foreign or fixed, "goes with foreign = true; other nodes have fixed names"
 
 
 def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
@@ -86,16 +86,9 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
     seen: dict[tuple[str, str | int], str] = {}
     for index, node in enumerate(nodes):
         name = f"{path}: node[{index}] '{node.id}'"
-        if not node.id:
-            raise ConfigError(f"{path}: node[{index}]: id is empty")
-        if not node.id.isprintable():  # it stands in logs and on terminals
-            raise ConfigError(f"{path}: node[{index}]: id {node.id!r} has characters that cannot be printed")
         split_address(node.address, f"{name}: address")
-        if not 0 <= node.student < num_students:
+        if node.student >= num_students:
             raise ConfigError(f"{name}: student {node.student}; the bundle has 0 to {num_students - 1}")
-        for key in ("model", "input", "output"):
-            if not node.foreign and getattr(node, key) != getattr(Node, key):
-                raise ConfigError(f"{name}: {key} goes with foreign = true; a node of ours has fixed names")
         for key in ("id", "address"):
             other = seen.setdefault((key, getattr(node, key)), f"node[{index}]")
             if other != f"node[{index}]":
@@ -126,5 +119,4 @@ def write_inventory(path: Path, nodes: Sequence[Node]) -> None:
 def _table(node: Node) -> str:
     """A node's table; what has its default is left out."""
     keys = [f for f in dataclasses.fields(Node) if getattr(node, f.name) != f.default]
-    # A JSON string or boolean is one of TOML too.
-    return "[[node]]\n" + "".join(f"{f.name} = {json.dumps(getattr(node, f.name), ensure_ascii=False)}\n" for f in keys)
+    return "[[node]]\n" + "".join(f"{f.name} = {toml_value(getattr(node, f.name))}\n" for f in keys)

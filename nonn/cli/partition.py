@@ -76,14 +76,14 @@ def _compare(run: Run, stage: Stage, *, as_json: bool) -> None:
     config = run.experiment
     fit, held_out = _outputs(run, run.data.train, _FIT), _outputs(run, run.data.held_out)
     with bar("partitioners", len(GRAPHS) * len(METHODS), "cuts") as tick:
-        rows = compare(fit, held_out, config.graph, config.partition.parts, run.seed, tick)
+        rows = compare(fit, held_out, config.graph, config.partition.num_parts, run.seed, tick)
     comparison = Comparison(
         schema=SCHEMA,
         experiment=config.experiment.name,
         teacher=config.teacher.model,
         teacher_accuracy=float((held_out.logits.argmax(axis=1) == held_out.labels).mean()),
         data=ComparedData(name=run.data.name, split="held-out", samples=len(held_out.labels), fit=len(fit.labels)),
-        parts=config.partition.parts,
+        parts=config.partition.num_parts,
         seed=run.seed,
         machine=machine(),
         code_version=code_version(),

@@ -1,4 +1,4 @@
-"""The devices, as an experiment file names them: so many alike, or classes of them, and what each of them sees.
+"""The devices of an experiment: a number of equal ones, or classes of them, and the channels that each one sees.
 
 ::
 
@@ -14,63 +14,99 @@
     link_latency_s = 0.01
     p_fail = 0.2
 
-What a device needs of it is worked out in ``nonn.students.devices`` and ``nonn.bundle.views``.
+The limits of each device follow in ``nonn.students.devices``, its channels in ``nonn.bundle.views``.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from nonn.errors import ConfigError
+from nonn.reliability.subsets import MAX_DEVICES
+from nonn.toml.constraints import Count, NotEmpty, NotNegative, Probability, Range, Rules, Whole
 
-__all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig", "check_devices", "count_devices"]
-
-MAX_DEVICES = 16  # the table holds all 2^N subsets
+__all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig", "count_devices"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """What one device can take; 0 is no limit."""
+    """Limits of one device's student; 0 is no limit."""
 
-    params: int = 0
-    macs: int = 0  # multiply-accumulates of one answer
-    peak_bytes: int = 0  # fp32 weights and the largest pair of neighbouring activations of one answer
+    params: Annotated[Whole, "parameters"] = 0
+    macs: Annotated[Whole, "multiply-accumulates of one answer"] = 0
+    peak_bytes: Annotated[Whole, "fp32 weights and the largest pair of neighbouring activations of one answer"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceClassConfig:
     """Devices of one kind; 0 is no limit, or not known."""
 
-    name: str
-    count: int = 1
-    params: int = 0  # limit of a student's parameters
-    macs: int = 0  # limit of the multiply-accumulates of one answer
-    ram_bytes: int = 0  # limit of fp32 weights and the largest pair of neighbouring activations of one answer
-    macs_per_s: float = 0.0  # that it really reaches
-    link_bytes_per_s: float = 0.0
-    link_latency_s: float = 0.0  # there and back
-    p_fail: float = 0.1  # probability that it is away
+    name: Annotated[str, NotEmpty(), "unique name of the class"]
+    count: Annotated[Count, "number of devices"] = 1
+    params: Annotated[Whole, "limit of a student's parameters"] = 0
+    macs: Annotated[Whole, "limit of the multiply-accumulates of one answer"] = 0
+    ram_bytes: Annotated[
+        Whole, "limit of fp32 weights and the largest pair of neighbouring activations of one answer"
+    ] = 0
+    macs_per_s: Annotated[NotNegative, "measured speed of the device"] = 0.0
+    link_bytes_per_s: Annotated[NotNegative, "bandwidth of its link"] = 0.0
+    link_latency_s: Annotated[NotNegative, "round-trip time of its link"] = 0.0
+    p_fail: Annotated[Probability, "probability that a device does not answer"] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class DevicesConfig:
     """The devices."""
 
-    count: int = 8  # with classes the sum of theirs, with views their number
-    budget: BudgetConfig = field(default_factory=BudgetConfig)  # of every device, where there are no classes
-    p_fail: float = 0.1  # failure law of the report: probability that a device is away; where there are classes, theirs
-    classes: tuple[DeviceClassConfig, ...] = ()  # devices are numbered class by class
-    answer_s: float = 0.0  # classes: every device must answer within this time; 0 is no limit
-    goal: float = 0.0  # classes: expected accuracy of a placement, of which the fastest wins; 0: the most accurate wins
-    view: str = "all"  # all: every device sees the whole input; split: equal runs of its channels, one a device
-    views: tuple[tuple[int, ...], ...] = ()  # channels of each device, in place of view
+    count: Annotated[
+        int,
+        Range(ge=1, le=MAX_DEVICES, why="the table holds all 2^N subsets"),
+        "number of devices N; leave it out where there are classes or views",
+    ] = 8
+    budget: Annotated[BudgetConfig, "Limits of every device's student; 0 is no limit. Classes have their own."] = field(
+        default_factory=BudgetConfig
+    )
+    p_fail: Annotated[
+        Probability, "probability that a device does not answer, for the report; classes have their own"
+    ] = 0.1
+    classes: Annotated[tuple[DeviceClassConfig, ...], "Devices of one kind, numbered class by class."] = ()
+    answer_s: Annotated[NotNegative, "classes: every device must answer within this time; 0 is no limit"] = 0.0
+    goal: Annotated[
+        Probability, "classes: the fastest placement of this expected accuracy wins; 0: the most accurate one wins"
+    ] = 0.0
+    view: Annotated[
+        Literal["all", "split"], "all: every device sees the whole input; split: equal runs of its channels"
+    ] = "all"
+    views: Annotated[tuple[tuple[Whole, ...], ...], "channels of each device, instead of view"] = ()
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        names = [kind.name for kind in self.classes]
+        for number, name in enumerate(names):
+            yield "", name not in names[:number], f"class {number} ('{name}'): give every class a name of its own"
+        total = sum(kind.count for kind in self.classes)
+        yield "count", not self.classes or total == self.count, f"the classes have {total} devices; leave count out"
+        yield (
+            "",
+            not self.classes or self.budget == BudgetConfig(),
+            "every class has limits of its own; leave budget out",
+        )
+        for key in ("answer_s", "goal"):
+            rule = "is for device classes; list them as [[devices.classes]]"
+            yield key, self.classes or not getattr(self, key), rule
+        yield "view", not self.views or self.view == "all", "devices.views names the channels already; leave view out"
+        yield (
+            "views",
+            not self.views or len(self.views) == self.count,
+            f"{len(self.views)} views for {self.count} devices; name one a device",
+        )
+        for device, view in enumerate(self.views):
+            ascending = view and list(view) == sorted(set(view))
+            yield "views", ascending, f"device {device}: name at least one channel, each once and ascending"
 
 
 def count_devices(tree: Any) -> None:
-    """Sets ``count`` in the raw section from classes or views, unless it is there; what is wrong is found later."""
+    """Sets ``count`` in the raw table from classes or views, unless it is there; errors are found later."""
     if not isinstance(tree, dict) or "count" in tree:
         return
     classes, views = tree.get("classes"), tree.get("views")
@@ -80,58 +116,3 @@ def count_devices(tree: Any) -> None:
             tree["count"] = sum(counts)
     elif isinstance(views, list) and views:
         tree["count"] = len(views)
-
-
-def check_devices(devices: DevicesConfig) -> None:
-    """Checks what types cannot say.
-
-    Raises:
-        ConfigError: names the key, class or device, and what it may be.
-    """
-    _check_classes(devices)
-    if not 1 <= devices.count <= MAX_DEVICES:
-        raise ConfigError(
-            f"devices.count = {devices.count}: must lie between 1 and {MAX_DEVICES}: the table holds all 2^N subsets"
-        )
-    if not 0 <= devices.p_fail < 1:
-        raise ConfigError(f"devices.p_fail = {devices.p_fail}: must be a probability below 1")
-    _check_views(devices)
-
-
-def _check_classes(devices: DevicesConfig) -> None:
-    for number, kind in enumerate(devices.classes):
-        what = f"devices.classes: class {number} ('{kind.name}')"
-        if not kind.name or kind.name in [other.name for other in devices.classes[:number]]:
-            raise ConfigError(f"{what}: give every class a name of its own")
-        if kind.count < 1:
-            raise ConfigError(f"{what}: count = {kind.count}: must be at least 1")
-        for key, value in dataclasses.asdict(kind).items():
-            if key != "name" and not 0 <= value < math.inf:
-                raise ConfigError(f"{what}: {key} = {value}: must be finite and not negative; 0 is no limit")
-        if kind.p_fail >= 1:
-            raise ConfigError(f"{what}: p_fail = {kind.p_fail}: must be a probability below 1")
-    total = sum(kind.count for kind in devices.classes)
-    if devices.classes and total != devices.count:
-        raise ConfigError(f"devices.count = {devices.count}: the classes have {total} devices; leave count out")
-    if devices.classes and devices.budget != BudgetConfig():
-        raise ConfigError("devices.budget: every class has limits of its own; leave budget out")
-    for key in ("answer_s", "goal"):
-        value = getattr(devices, key)
-        if not 0 <= value < math.inf or (key == "goal" and value >= 1):
-            raise ConfigError(f"devices.{key} = {value}: must not be negative" + ", and below 1" * (key == "goal"))
-        if value and not devices.classes:
-            raise ConfigError(f"devices.{key}: is for device classes; list them as [[devices.classes]]")
-
-
-def _check_views(devices: DevicesConfig) -> None:
-    if devices.view not in ("all", "split"):
-        raise ConfigError(f"devices.view = {devices.view!r}: unknown; choose one of: all, split")
-    if not devices.views:
-        return
-    if devices.view != "all":
-        raise ConfigError("devices.view: devices.views names the channels already; leave view out")
-    if len(devices.views) != devices.count:
-        raise ConfigError(f"devices.views: {len(devices.views)} views for {devices.count} devices; name one a device")
-    for device, view in enumerate(devices.views):
-        if not view or list(view) != sorted(set(view)) or view[0] < 0:
-            raise ConfigError(f"devices.views: device {device}: name at least one channel, each once and ascending")

@@ -1,4 +1,4 @@
-"""The objectives of distillation, as an experiment file names and weighs them.
+"""The objectives of distillation, as an experiment file selects and weighs them.
 
 A table for each objective under ``[distill.objectives]``; every one has a weight and may warm up. Weight 0 leaves it
 out, and the defaults leave out all but cross entropy, KD and activation transfer::
@@ -7,192 +7,173 @@ out, and the defaults leave out all but cross entropy, KD and activation transfe
     kd = { weight = 0.9, temperature = 2.0, standardise = true }
     srrl = { weight = 0.01, warm_up = 0.1 }
 
-One value is overridden by ``--set distill.objectives.kd.weight=0.5``. What each objective computes, and its source,
-is in ``nonn.distill.objectives``; its options have the same names there.
+``--set distill.objectives.kd.weight=0.5`` overrides one value. What each objective computes, and its source, is in
+``nonn.distill.objectives``; its options have the same names there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from nonn.errors import ConfigError
+from nonn.toml.constraints import Count, NotNegative, Positive, Range, Rules, Share
 
-__all__ = ["LogitConfig", "ObjectiveConfig", "ObjectivesConfig", "SoftTargetConfig", "check_objectives"]
+__all__ = ["LogitConfig", "ObjectiveConfig", "ObjectivesConfig", "SoftTargetConfig"]
+
+Weight = Annotated[NotNegative, "0 leaves it out"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """What every objective has."""
 
-    weight: float = 0.0  # 0 leaves it out
-    warm_up: float = 0.0  # share of all steps over which the weight rises linearly from 0
+    weight: Weight = 0.0
+    warm_up: Annotated[Share, "share of all steps over which the weight rises linearly from 0"] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitConfig(ObjectiveConfig):
-    """An objective on answers; summed over devices unless it is on the fused one."""
+    """An objective on logits; summed over devices unless it is on the fused ones."""
 
-    # fused: the answer of a sampled answering set; own: of each device alone; both: the sum of these two; partial:
-    # what a device's part of the teacher's filters adds to the teacher's logits.
-    on: str = "fused"
+    on: Annotated[
+        Literal["fused", "own", "both", "partial"],
+        "fused: logits of a sampled subset of devices; own: of each device alone; both: the sum of these two; partial: "
+        "what a device's part of the teacher's filters adds to the teacher's logits",
+    ] = "fused"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargetConfig(LogitConfig):
-    """An objective whose target is the teacher's softened answer."""
+    """An objective whose target is the teacher's softened output."""
 
-    temperature: float = 4.0
-    label_revision: float = 0.0  # η of label revision in (0, 1]; 0 takes the teacher's answer as it is
+    temperature: Annotated[Positive, "τ of the softened distributions"] = 4.0
+    label_revision: Annotated[Share, "η of label revision; 0 takes the teacher's output as it is"] = 0.0
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        yield (
+            "label_revision",
+            not self.label_revision or self.on != "partial",
+            "revises whole answers; choose on = 'fused', 'own' or 'both'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CeConfig(LogitConfig):
     """Cross entropy with the labels."""
 
-    weight: float = 0.1
+    weight: Weight = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class KdConfig(SoftTargetConfig):
     """Knowledge distillation."""
 
-    weight: float = 0.9
-    standardise: bool = False  # logits to mean 0 and deviation 1 first; the paper then takes τ = 2 and weight 9
+    weight: Weight = 0.9
+    standardise: Annotated[
+        bool, "logits to mean 0 and deviation 1 first; the paper then takes temperature 2 and weight 9"
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DkdConfig(SoftTargetConfig):
     """Decoupled knowledge distillation."""
 
-    tckd_weight: float = 1.0  # target class against the rest
-    nckd_weight: float = 8.0  # among the rest
+    tckd_weight: Annotated[NotNegative, "of the target class against the rest"] = 1.0
+    nckd_weight: Annotated[NotNegative, "of the distribution among the other classes"] = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig(ObjectiveConfig):
     """Activation transfer."""
 
-    weight: float = 1.0
-    joint: bool = False  # normalise all parts jointly (the NoNN paper) instead of each by itself
+    weight: Weight = 1.0
+    joint: Annotated[bool, "normalise all parts jointly, as NoNN does, instead of each one separately"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RkdConfig(ObjectiveConfig):
     """Relational knowledge distillation."""
 
-    distance_weight: float = 25.0
-    angle_weight: float = 50.0
+    distance_weight: Annotated[NotNegative, "of distances between two samples"] = 25.0
+    angle_weight: Annotated[NotNegative, "of angles between three samples"] = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VidConfig(ObjectiveConfig):
     """Variational information distillation."""
 
-    variance: float = 5.0  # σ² that every filter starts with
+    variance: Annotated[Positive, "σ² that every filter starts with"] = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrdConfig(ObjectiveConfig):
     """Contrastive representation distillation with in-batch negatives."""
 
-    temperature: float = 0.07
-    dim: int = 128  # of the space in which student and teacher are compared
+    temperature: Annotated[Positive, "τ of the contrast"] = 0.07
+    dim: Annotated[Count, "dimensions of the space in which student and teacher are compared"] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class SrrlConfig(ObjectiveConfig):
     """Partial logits, and the features they are made of."""
 
-    feature_weight: float = 1.0  # of ‖GAP(T) − GAP(S)‖² beside the logits; 0 leaves partial logits alone
+    feature_weight: Annotated[NotNegative, "of ‖GAP(T) − GAP(S)‖², added to the partial logits; 0 leaves it out"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SrmConfig(ObjectiveConfig):
     """Sparse representation matching."""
 
-    atoms: float = 2.0  # atoms of the dictionary for each filter of the part
-    sparsity: float = 0.05  # share of the atoms that a sparse code uses
+    atoms: Annotated[Positive, "atoms of the dictionary for each filter of the part"] = 2.0
+    sparsity: Annotated[float, Range(gt=0, le=1), "share of the atoms that a sparse code uses"] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class LckdConfig(ObjectiveConfig):
     """Lipschitz continuity guided knowledge distillation."""
 
-    iterations: int = 5  # of the power method, each one doubles its steps
+    iterations: Annotated[Count, "iterations of the power method; each one doubles its steps"] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimregConfig(ObjectiveConfig):
     """Regression of the teacher's features through an MLP."""
 
-    hidden: float = 2.0  # width of the MLP's hidden layer for each filter of the part
+    hidden: Annotated[Positive, "width of the MLP's hidden layer for each filter of the part"] = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MutualConfig(ObjectiveConfig):
-    """Deep mutual learning between the devices' own answers."""
+    """Deep mutual learning between the devices' own logits."""
 
-    temperature: float = 1.0
+    temperature: Annotated[Positive, "τ of the softened distributions"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
-    """All objectives."""
+    """What the students are trained for, a table for each objective."""
 
     ce: CeConfig = field(default_factory=CeConfig)
     kd: KdConfig = field(default_factory=KdConfig)
     dkd: DkdConfig = field(default_factory=DkdConfig)
     mutual: MutualConfig = field(default_factory=MutualConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
-    hint: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    at: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    hint: Annotated[ObjectiveConfig, "Distance to the teacher's feature maps."] = field(default_factory=ObjectiveConfig)
+    at: Annotated[ObjectiveConfig, "Attention transfer."] = field(default_factory=ObjectiveConfig)
     srrl: SrrlConfig = field(default_factory=SrrlConfig)
-    sp: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sp: Annotated[ObjectiveConfig, "Similarity-preserving distillation."] = field(default_factory=ObjectiveConfig)
     rkd: RkdConfig = field(default_factory=RkdConfig)
-    pkt: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    fsp: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    pkt: Annotated[ObjectiveConfig, "Probabilistic knowledge transfer."] = field(default_factory=ObjectiveConfig)
+    fsp: Annotated[ObjectiveConfig, "Flow of the solution procedure."] = field(default_factory=ObjectiveConfig)
     lckd: LckdConfig = field(default_factory=LckdConfig)
     vid: VidConfig = field(default_factory=VidConfig)
     crd: CrdConfig = field(default_factory=CrdConfig)
     srm: SrmConfig = field(default_factory=SrmConfig)
     simreg: SimregConfig = field(default_factory=SimregConfig)
 
-
-_ON = ("fused", "own", "both", "partial")
-_POSITIVE = ("temperature", "variance", "dim", "atoms", "iterations", "hidden")
-_NOT_NEGATIVE = ("weight", "tckd_weight", "nckd_weight", "distance_weight", "angle_weight", "feature_weight")
-_SHARE = ("warm_up", "label_revision")
-
-
-def check_objectives(objectives: ObjectivesConfig, prefix: str = "distill.objectives") -> None:
-    """Checks what types cannot say.
-
-    Raises:
-        ConfigError: names the key, its value and what it may be.
-    """
-    for spec in dataclasses.fields(objectives):
-        objective = getattr(objectives, spec.name)
-        for name, value in dataclasses.asdict(objective).items():
-            key = f"{prefix}.{spec.name}.{name} = {value!r}"
-            if isinstance(value, int | float) and not math.isfinite(value):
-                raise ConfigError(f"{key}: must be finite")
-            if name in _POSITIVE and value <= 0:
-                raise ConfigError(f"{key}: must be positive")
-            if name in _NOT_NEGATIVE and value < 0:
-                raise ConfigError(f"{key}: must not be negative")
-            if name in _SHARE and not 0 <= value <= 1:
-                raise ConfigError(f"{key}: must lie between 0 and 1")
-            if name == "sparsity" and not 0 < value <= 1:
-                raise ConfigError(f"{key}: must lie between 0 and 1, and not be 0")
-            if name == "on" and value not in _ON:
-                near = difflib.get_close_matches(value, _ON, n=1)
-                raise ConfigError(f"{key}: unknown; " + (f"did you mean '{near[0]}'?" if near else " | ".join(_ON)))
-        if isinstance(objective, SoftTargetConfig) and objective.label_revision and objective.on == "partial":
-            raise ConfigError(
-                f"{prefix}.{spec.name}.label_revision: revises whole answers; choose on = 'fused', 'own' or 'both'"
-            )
-    if not any(getattr(objectives, spec.name).weight for spec in dataclasses.fields(objectives)):
-        raise ConfigError(f"{prefix}: every weight is 0; there is nothing to train for")
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        weights = [getattr(self, spec.name).weight for spec in dataclasses.fields(self)]
+        yield "", any(weights), "every weight is 0; there is nothing to train for"

@@ -13,10 +13,11 @@ from nonn.config import DataConfig
 from nonn.data.dataset import Dataset, Split
 from nonn.data.splits import hold_out
 from nonn.errors import ConfigError, MissingExtraError
+from nonn.toml import did_you_mean
 
-__all__ = ["Dataset", "Split", "load_data"]
+__all__ = ["READERS", "Dataset", "Split", "load_data"]
 
-_READERS = {
+READERS = {
     "digits": "nonn.data.digits",
     "parquet": "nonn.data.parquet",
     "cifar": "nonn.data.cifar",
@@ -37,12 +38,12 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
         DataError: files are missing, broken or not what the reader needs; the message names the file.
         MissingExtraError: a package that the reader needs is not installed.
     """
-    if config.reader not in _READERS:
-        raise ConfigError(f"data.reader = {config.reader!r}: unknown; choose one of: {', '.join(_READERS)}")
+    if config.reader not in READERS:
+        raise ConfigError(f"data.reader = {config.reader!r}: unknown; {did_you_mean(config.reader, READERS)}")
     if seed < 0:
         raise ConfigError(f"experiment.seed = {seed}: must not be negative")
     try:
-        reader = importlib.import_module(_READERS[config.reader])
+        reader = importlib.import_module(READERS[config.reader])
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0]
         if package in ("", "nonn"):

@@ -21,11 +21,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nonn.config import DistillConfig
 from nonn.errors import ConfigError
+from nonn.toml import choices, did_you_mean
 
 __all__ = ["LAWS", "sample_answering"]
 
-LAWS = ("none", "independent", "stratified", "groups")
+LAWS = choices(DistillConfig, "failout")
 
 
 def sample_answering(
@@ -58,7 +60,7 @@ def sample_answering(
     if law == "none":
         return torch.ones(batch, num_devices, dtype=torch.bool)
     if law not in LAWS:
-        raise ConfigError(f"distill.failout = '{law}': unknown; choose {', '.join(LAWS[:-1])} or {LAWS[-1]}")
+        raise ConfigError(f"distill.failout = '{law}': unknown; {did_you_mean(law, LAWS)}")
     # A random order of the devices for each sample; the first ones of it survive.
     rank = torch.rand(batch, num_devices, generator=generator).argsort(dim=1).argsort(dim=1)
     if law == "stratified":

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nonn.config import FusionConfig
 from nonn.errors import ShapeError
 from nonn.fusion import Head, LogitAverage, ReplicaAverage, Rescale, ZeroFill
+from nonn.toml import choices
 
 __all__ = ["FusionLayer"]
 
@@ -39,7 +41,7 @@ class FusionLayer(nn.Module):
 
     def __init__(self, kind: str, widths: Sequence[int], parts: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        kinds = (ZeroFill.kind, Rescale.kind, ReplicaAverage.kind, LogitAverage.kind)
+        kinds = choices(FusionConfig, "train")
         if kind not in kinds:
             raise ShapeError(f"fusion '{kind}' cannot be trained through; choose one of: {', '.join(kinds)}")
         self.kind, self.widths, self.parts = kind, tuple(widths), tuple(parts)

@@ -35,11 +35,12 @@ from nonn.fusion import Head, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.fusion.calibration import fit_temperatures
 from nonn.reliability.subsets import all_masks, members, membership
 from nonn.teacher import Teacher
+from nonn.toml import choices
 from nonn.trainer import Augmentation, batches, epoch_generator
 
 __all__ = ["KINDS", "HeadFitter", "choose_ridge", "held_out_accuracy"]
 
-KINDS = ("trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic")
+KINDS = tuple(kind for kind in choices(FusionConfig, "head") if kind != "best")
 
 _PASS = 1_000_000  # passes draw from other epochs' generators than training did
 _SETS = 256  # answering sets that λ is chosen over; all of them up to N = 8

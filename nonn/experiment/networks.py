@@ -96,7 +96,7 @@ class Networks:
         return size_students(
             resolve_devices(config.devices),
             self.views,
-            Design(config.partition.parts, config.partition.overlap),
+            Design(config.partition.num_parts, config.partition.overlap),
             self.num_filters,
             config.student.model,
             self._student,

@@ -149,7 +149,7 @@ class Run:
             BudgetError: a student is over its device's budget.
             ConfigError: a model cannot be made.
         """
-        check_parts(self.networks.num_filters, self.experiment.partition.parts)
+        check_parts(self.networks.num_filters, self.experiment.partition.num_parts)
         sizing = self.networks.sizing
         if sizing.sizes is not None:
             check_takes_sizes(self.experiment.partition.method)

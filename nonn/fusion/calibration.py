@@ -26,12 +26,14 @@ from nonn.reliability.subsets import all_masks, members, membership
 
 __all__ = [
     "MIN_SAMPLES",
+    "SCOPES",
     "calibration_by_failures",
     "expected_calibration_error",
     "fit_temperature",
     "fit_temperatures",
 ]
 
+SCOPES = ("auto", "set", "survivors")  # what a temperature is fitted for; see ``fit_temperatures``
 MIN_SAMPLES = 1000  # fewer than this a set share one temperature for each number of answering devices
 _LOWEST, _HIGHEST = 0.05, 20.0  # where every sample is right (or none is), no temperature would be the best one
 _SETS = 128  # answering sets of one number of devices that are looked at; all of them up to N = 9
@@ -118,8 +120,9 @@ def fit_temperatures(
         head: the fusion; its own temperatures do not matter.
         features: of each device over the same samples, N arrays [n, d_i]; not those the head was fitted to.
         labels: [n].
-        by: ``set`` (one for every set), ``survivors`` (one for each number of answering devices, fitted to at most 128
-            of their sets together) or ``auto``: by set from 1,000 samples and up to eight devices.
+        by: one of ``SCOPES``: ``set`` (one for every set), ``survivors`` (one for each number of answering devices,
+            fitted to at most 128 of their sets together) or ``auto``: by set from 1,000 samples and up to eight
+            devices.
         seed: of the choice of sets, where there are more than 128.
 
     Returns:
@@ -128,8 +131,8 @@ def fit_temperatures(
     Raises:
         ShapeError: ``by`` is none of these.
     """
-    if by not in ("auto", "set", "survivors"):
-        raise ShapeError(f"temperatures by '{by}': choose auto, set or survivors")
+    if by not in SCOPES:
+        raise ShapeError(f"temperatures by '{by}': choose one of: {', '.join(SCOPES)}")
     if by == "auto":
         by = "set" if len(labels) >= MIN_SAMPLES and head.num_devices <= 8 else "survivors"
     result = np.ones(1 << head.num_devices)

@@ -14,7 +14,7 @@ method                    module                                   parts
 ``spectral``              ``nonn.partition.spectral``              clusters as they come: unbalanced
 ========================  =======================================  ==============================================
 
-A further method is a module and a line in ``METHODS`` (and in the choices of ``partition.method``).
+A further method is a module and a line in ``METHODS``, which ``partition.method`` is chosen from.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import MissingExtraError, PartitionError
+from nonn.toml import did_you_mean
 
 if TYPE_CHECKING:
     from nonn.config import PartitionConfig
@@ -150,11 +151,11 @@ def make_partition(
         MissingExtraError: what the method computes with is not installed.
     """
     if sizes is None:
-        return load_partitioner(config.method)(graph, config.parts, seed)
+        return load_partitioner(config.method)(graph, config.num_parts, seed)
     check_takes_sizes(config.method)
     from nonn.partition import balanced_eigenvector
 
-    return balanced_eigenvector.partition(graph, config.parts, seed, sizes)
+    return balanced_eigenvector.partition(graph, config.num_parts, seed, sizes)
 
 
 def check_takes_sizes(method: str) -> None:
@@ -174,7 +175,7 @@ def load_partitioner(method: str) -> Partitioner:
         MissingExtraError: what the method computes with is not installed.
     """
     if method not in METHODS:
-        raise PartitionError(f"partition.method = {method!r}: unknown; choose one of: {', '.join(METHODS)}")
+        raise PartitionError(f"partition.method = {method!r}: unknown; {did_you_mean(method, METHODS)}")
     try:
         module = importlib.import_module(METHODS[method])
     except ModuleNotFoundError as exc:

@@ -30,7 +30,7 @@ from nonn.documents import Count, Share
 from nonn.errors import PartitionError
 from nonn.fusion import RidgePerSet, gram
 from nonn.partition import METHODS, Partition, load_partitioner
-from nonn.partition.graph import FilterGraph, build_graph, correlation
+from nonn.partition.graph import GRAPHS, FilterGraph, build_graph, correlation
 from nonn.partition.measures import Measures, measure
 from nonn.reliability.subsets import MAX_DEVICES, mask_of, members
 
@@ -48,7 +48,6 @@ __all__ = [
     "stability",
 ]
 
-GRAPHS = ("co-activation", "nonn")
 SCHEMA = 1
 SEEDS = 10
 

@@ -20,7 +20,7 @@ References: Bhardwaj et al. 2019, arXiv 1907.11804 (NoNN); Jeong, Park, Yang, El
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from nonn.config import GraphConfig
 from nonn.errors import ConfigError, DataError, ShapeError
+from nonn.toml import did_you_mean
 
-__all__ = ["FilterGraph", "build_graph", "co_activation_graph", "correlation", "nonn_graph"]
+__all__ = ["GRAPHS", "FilterGraph", "build_graph", "co_activation_graph", "correlation", "nonn_graph"]
 
 Matrix = NDArray[np.float64]
 
@@ -84,12 +85,9 @@ def build_graph(config: GraphConfig, activations: NDArray[Any]) -> FilterGraph:
         ConfigError: the kind is unknown, or an option is out of range.
         ShapeError, DataError: the activations cannot be used; see the graph's own function.
     """
-    match config.kind:
-        case "co-activation":
-            return co_activation_graph(activations)
-        case "nonn":
-            return nonn_graph(activations, top=config.top, percentile=config.percentile)
-    raise ConfigError(f"graph.kind = {config.kind!r}: unknown; choose one of: co-activation, nonn")
+    if config.kind not in GRAPHS:
+        raise ConfigError(f"graph.kind = {config.kind!r}: unknown; {did_you_mean(config.kind, GRAPHS)}")
+    return GRAPHS[config.kind](config, activations)
 
 
 def co_activation_graph(activations: NDArray[Any]) -> FilterGraph:
@@ -150,6 +148,13 @@ def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.
     scaled = _scaled(np.triu(directed + directed.T, 1))
     scaled[scaled < np.percentile(scaled[scaled > 0], percentile)] = 0.0
     return FilterGraph(scaled, kind="nonn")
+
+
+# By the name of ``graph.kind``.
+GRAPHS: Mapping[str, Callable[[GraphConfig, NDArray[Any]], FilterGraph]] = {
+    "co-activation": lambda config, activations: co_activation_graph(activations),
+    "nonn": lambda config, activations: nonn_graph(activations, top=config.top, percentile=config.percentile),
+}
 
 
 def correlation(activations: NDArray[Any]) -> Matrix:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability.laws.base import FloatArray
 from nonn.reliability.subsets import SubsetTable
+from nonn.toml.constraints import NotNegative, Positive, Share, check
 
 __all__ = [
     "Machine",
@@ -41,17 +42,11 @@ _GAIN = 1e-12  # less is rounding
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast a device answers; what is not known takes no time.
+    """How fast a device answers; what is not known takes no time."""
 
-    Attributes:
-        macs_per_s: multiply-accumulates per second that it really reaches.
-        link_bytes_per_s: of the features it sends.
-        link_latency_s: there and back.
-    """
-
-    macs_per_s: float = math.inf
-    link_bytes_per_s: float = math.inf
-    link_latency_s: float = 0.0
+    macs_per_s: Annotated[Positive, "measured speed of the device"] = math.inf
+    link_bytes_per_s: Annotated[Positive, "bandwidth of its link"] = math.inf
+    link_latency_s: Annotated[NotNegative, "round-trip time of its link"] = 0.0
 
     def latency_s(self, macs: int, feature_bytes: int) -> float:
         """Time from the request until the features are back."""
@@ -62,24 +57,16 @@ class Speed:
 class Machine(Speed):
     """A machine that a student could run on.
 
-    Attributes:
-        name: for people.
-        p_fail: probability that it does not answer.
-        memory_bytes: for the student's file.
+    Raises:
+        ConfigError: a value is impossible.
     """
 
-    name: str
-    p_fail: float
-    memory_bytes: float = math.inf
+    name: Annotated[str, "name in messages and results"]
+    p_fail: Annotated[Share, "probability that it does not answer"]
+    memory_bytes: Annotated[Positive, "memory for the student's file"] = math.inf
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p_fail <= 1:
-            raise ConfigError(f"device '{self.name}': p_fail = {self.p_fail:g} must lie between 0 and 1")
-        for key in ("macs_per_s", "memory_bytes", "link_bytes_per_s"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"device '{self.name}': {key} = {getattr(self, key):g} must be positive")
-        if not self.link_latency_s >= 0:
-            raise ConfigError(f"device '{self.name}': link_latency_s = {self.link_latency_s:g} must not be negative")
+        check(self, f"device '{self.name}': ")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def load_devices(path: Path) -> list[Machine]:
         raise ConfigError(
             f"{path}: must hold [[device]] tables and nothing else" + (f", not {list(tree)}" if tree else "")
         )
-    return [from_mapping(Machine, row, source=f"{path}: device {i}") for i, row in enumerate(rows)]
+    return [from_mapping(Machine, row, source=str(path), prefix=f"device[{i}].") for i, row in enumerate(rows)]
 
 
 def placement_summary(

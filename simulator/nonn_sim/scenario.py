@@ -22,12 +22,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from nonn.aggregator.policy import PolicyConfig
 from nonn.errors import ConfigError
+from nonn.toml.constraints import (
+    Choice,
+    Count,
+    NotEmpty,
+    NotNegative,
+    Positive,
+    Range,
+    Rules,
+    Share,
+    Whole,
+)
 
 __all__ = [
     "FAULT_ENDS",
+    "FAULT_KINDS",
     "AggregatorConfig",
     "Fault",
     "FleetConfig",
@@ -50,34 +63,57 @@ FAULT_ENDS: Mapping[str, str] = {
 }
 
 
+FAULT_KINDS = (*FAULT_ENDS, *FAULT_ENDS.values())
+
+# A cell takes 5 kB a device, a waiting client as much: beyond these memory ends a run.
+MAX_CELLS, MAX_CONCURRENCY = 10_000, 100_000
+MIN_WINDOW_S = 1e-6
+
+Device = Annotated[int, Range(ge=0, why="devices are numbered from 0")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long, and from which seed. Exactly one of duration_s and requests is given."""
+    """Length and seed. Exactly one of duration_s and requests is given."""
 
-    name: str
-    seed: int = 0
-    duration_s: float = 0.0  # requests arrive for so long
-    requests: int = 0  # so many arrive
-    window_s: float = 0.0  # width of a window of accuracy over time; 0 is a twentieth of the run
+    name: Annotated[str, NotEmpty(), "name of the scenario"]
+    seed: Annotated[Whole, "of everything random"] = 0
+    duration_s: Annotated[NotNegative, "time during which requests arrive"] = 0.0
+    requests: Annotated[Whole, "number of requests"] = 0
+    window_s: Annotated[NotNegative, "width of a window of accuracy over time; 0 is a twentieth of the run"] = 0.0
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        lengths = f"duration_s = {self.duration_s:g} and requests = {self.requests} are both given"
+        yield "", not (self.duration_s and self.requests), f"{lengths}; give one of the two"
+        yield "", self.duration_s or self.requests, "neither duration_s nor requests is given; give one of the two"
+        wide = not self.window_s or self.window_s >= MIN_WINDOW_S
+        yield "window_s", wide, f"must be at least {MIN_WINDOW_S:g}, or 0 for a twentieth of the run"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadConfig:
-    """What clients do."""
+    """Requests of the clients."""
 
-    arrivals: str = "poisson"  # poisson | fixed | closed: clients that each wait for their answer before they ask again
-    rate_per_s: float = 10.0  # poisson, fixed: requests per second, over all cells
-    concurrency: int = 1  # closed: clients
-    batch: int = 1  # samples in one request
-    timeout_s: float = 10.0  # a client's own deadline
+    arrivals: Annotated[
+        Literal["poisson", "fixed", "closed"], "closed: clients that each wait for their answer before they ask again"
+    ] = "poisson"
+    rate_per_s: Annotated[NotNegative, "poisson, fixed: requests per second, over all cells; above 0"] = 10.0
+    concurrency: Annotated[int, Range(ge=1, le=MAX_CONCURRENCY), "closed: number of clients"] = 1
+    batch: Annotated[Count, "samples in one request"] = 1
+    timeout_s: Annotated[Positive, "deadline of a client"] = 10.0
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        yield "rate_per_s", self.arrivals == "closed" or self.rate_per_s, "must be above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatorConfig:
-    """What a request costs beside the devices."""
+    """Cost of a request, without the devices."""
 
-    overhead_s: float = 0.0  # client to aggregator and back, and fusing
-    per_node_s: float = 0.0  # for each node that is asked: it serialises for them one after another
+    overhead_s: Annotated[NotNegative, "client to aggregator and back, and fusing"] = 0.0
+    per_node_s: Annotated[NotNegative, "for each node that is asked: requests are serialised one after another"] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,61 +126,88 @@ class LinkConfig:
     Source: Gilbert 1960, Elliott 1963 (Bell System Technical Journal), in continuous time.
     """
 
-    latency_s: float = 0.0  # each way
-    jitter_s: float = 0.0  # mean of an exponential delay on top, each way
-    bandwidth_bytes_per_s: float = 0.0  # 0 is no limit
-    p_loss: float = 0.0
-    p_loss_bad: float = 1.0
-    good_s: float = 0.0  # mean length of a good period; 0 is a link without bad ones
-    bad_s: float = 0.0
+    latency_s: Annotated[NotNegative, "each way"] = 0.0
+    jitter_s: Annotated[NotNegative, "mean of an exponential delay added to latency_s, each way"] = 0.0
+    bandwidth_bytes_per_s: Annotated[NotNegative, "0 is no limit"] = 0.0
+    p_loss: Annotated[Share, "probability that an exchange is lost"] = 0.0
+    p_loss_bad: Annotated[Share, "the same in a bad period"] = 1.0
+    good_s: Annotated[NotNegative, "mean length of a good period; 0: there are no bad ones"] = 0.0
+    bad_s: Annotated[NotNegative, "mean length of a bad period"] = 0.0
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        yield "good_s", bool(self.good_s) == bool(self.bad_s), "good_s and bad_s go together"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig:
     """One device. Exactly one of speed_macs_per_s and service_s is above 0."""
 
-    speed_macs_per_s: float = 1e9  # a guess for a small single-board computer on one thread; measure yours
-    service_s: float = 0.0  # time of one inference, in place of the speed
-    service_cv: float = 0.0  # standard deviation over mean of that time (log-normal); 0 is constant
-    mtbf_s: float = 0.0  # mean time up, exponential; 0 never fails
-    mttr_s: float = 0.0  # mean time down, exponential
-    restart_s: float = 0.0  # from the end of a kill to ready
-    battery_j: float = 0.0  # 0 is mains
-    joule_per_mac: float = 0.0
-    joule_per_byte: float = 0.0  # of requests and replies
-    idle_w: float = 0.0  # while it is on
+    speed_macs_per_s: Annotated[
+        NotNegative, "speed; the default is a guess for a small single-board computer on one thread: measure yours"
+    ] = 1e9
+    service_s: Annotated[NotNegative, "time of one inference, instead of the speed"] = 0.0
+    service_cv: Annotated[NotNegative, "standard deviation over mean of that time (log-normal); 0 is constant"] = 0.0
+    mtbf_s: Annotated[NotNegative, "mean time up, exponential; 0 never fails"] = 0.0
+    mttr_s: Annotated[NotNegative, "mean time down, exponential"] = 0.0
+    restart_s: Annotated[NotNegative, "from the end of a kill to ready"] = 0.0
+    battery_j: Annotated[NotNegative, "energy of the battery; 0 is mains"] = 0.0
+    joule_per_mac: Annotated[NotNegative, "energy of a multiply-accumulate"] = 0.0
+    joule_per_byte: Annotated[NotNegative, "energy of a byte of requests and replies"] = 0.0
+    idle_w: Annotated[NotNegative, "power while it is on"] = 0.0
     link: LinkConfig = field(default_factory=LinkConfig)
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        both = self.speed_macs_per_s and self.service_s
+        yield "service_s", not both, "speed_macs_per_s is given too; give one of the two"
+        yield "speed_macs_per_s", self.speed_macs_per_s or self.service_s, "must be above 0"
+        yield "mtbf_s", bool(self.mtbf_s) == bool(self.mttr_s), "mtbf_s and mttr_s go together"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Devices that share a fate: an access point, a battery, a person who leaves with all of them."""
+    """Devices that fail together: those of an access point, of a battery, of a person."""
 
-    name: str
-    nodes: tuple[int, ...]
-    mtbf_s: float = 0.0  # mean time until all of them go off together; 0 never
-    mttr_s: float = 0.0
+    name: Annotated[str, NotEmpty(), "unique name of the group"]
+    nodes: Annotated[tuple[Device, ...], NotEmpty(), "its devices"]
+    mtbf_s: Annotated[NotNegative, "mean time until all of them go off together; 0 never"] = 0.0
+    mttr_s: Annotated[NotNegative, "mean time until they are back"] = 0.0
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        yield "nodes", len(set(self.nodes)) == len(self.nodes), "a device is named twice"
+        yield "mtbf_s", bool(self.mtbf_s) == bool(self.mttr_s), "mtbf_s and mttr_s go together"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that happens at a given time to given devices."""
+    """An event that happens at a given time to given devices."""
 
-    at_s: float
-    kind: str
-    nodes: tuple[int, ...] = ()
-    group: str = ""
-    cells: tuple[int, ...] = ()  # of a fleet; none is all of them
-    for_s: float = 0.0  # 0 lasts until something ends it
-    every_s: float = 0.0  # again and again; 0 is once
-    delay_s: float = 0.0  # delay
+    at_s: Annotated[NotNegative, "time from the start"]
+    kind: Annotated[str, Choice("nonn_sim.scenario:FAULT_KINDS"), "a fault, or the end of one"]
+    nodes: Annotated[tuple[Device, ...], "devices"] = ()
+    group: Annotated[str, "name of a group, in addition to nodes"] = ""
+    cells: Annotated[tuple[int, ...], "cells of a fleet; empty is all of them"] = ()
+    for_s: Annotated[NotNegative, "0 lasts until something ends it"] = 0.0
+    every_s: Annotated[NotNegative, "period of a fault that comes again; 0 is once"] = 0.0
+    delay_s: Annotated[NotNegative, "kind = delay: added to every exchange"] = 0.0
+
+    def rules(self) -> Rules:
+        """What relates several fields."""
+        yield "nodes", self.nodes or self.group, "name nodes or a group"
+        lasts = self.kind in FAULT_ENDS
+        yield "for_s", lasts or not self.for_s, f"'{self.kind}' ends a fault and takes no time"
+        yield "delay_s", (self.kind == "delay") == bool(self.delay_s), 'goes with kind = "delay", above 0'
+        shorter = 0 < self.for_s < self.every_s
+        yield "every_s", not self.every_s or not lasts or shorter, "a fault that comes again needs a shorter for_s"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig:
     """Cells of N devices, each with its own aggregator and copy of the bundle, under one front tier."""
 
-    cells: int = 1
+    cells: Annotated[int, Range(ge=1, le=MAX_CELLS), "number of cells"] = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 from nonn.aggregator.policy import PolicyConfig
 from nonn.errors import ConfigError
-from nonn.toml import from_mapping, parse_toml
-from nonn_sim._checks import check
+from nonn.toml import Rules, did_you_mean, from_mapping, parse_toml
 from nonn_sim.scenario import (
     AggregatorConfig,
     Fault,
@@ -38,8 +36,19 @@ class _File:
     link: Mapping[str, Any] = field(default_factory=dict)
     nodes: Mapping[str, Any] = field(default_factory=dict)
     node: tuple[Mapping[str, Any], ...] = ()
-    group: tuple[Mapping[str, Any], ...] = ()
-    fault: tuple[Mapping[str, Any], ...] = ()
+    group: tuple[Group, ...] = ()
+    fault: tuple[Fault, ...] = ()
+
+    def rules(self) -> Rules:
+        """What relates several tables."""
+        names = [group.name for group in self.group]
+        for index, name in enumerate(names):
+            yield f"group[{index}].name", name not in names[:index], "give each group its own name"
+        for index, fault in enumerate(self.fault):
+            known = not fault.group or fault.group in names
+            yield f"fault[{index}].group", known, f"there is no such group; {did_you_mean(fault.group, names)}"
+            inside = all(0 <= cell < self.fleet.cells for cell in fault.cells)
+            yield f"fault[{index}].cells", inside, f"cells are numbered from 0 to {self.fleet.cells - 1}"
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -61,11 +70,7 @@ def parse_scenario(tree: Mapping[str, Any], source: str = "scenario") -> Scenari
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is impossible.
     """
-    try:
-        file = from_mapping(_File, tree, source=source)
-    except ConfigError as exc:
-        # PolicyConfig checks its own values and knows no file.
-        raise exc if str(exc).startswith(source) else ConfigError(f"{source}: [policy] {exc}") from None
+    file = from_mapping(_File, tree, source=source)
     nodes = _node(file.nodes, {"link": file.link}, source, "nodes.")
     overrides: dict[int, NodeConfig] = {}
     for index, table in enumerate(file.node):
@@ -76,19 +81,18 @@ def parse_scenario(tree: Mapping[str, Any], source: str = "scenario") -> Scenari
             raise ConfigError(f"{source}: 'node[{index}].device' = {device}: this device has a [[node]] table already")
         rest = {key: value for key, value in table.items() if key != "device"}
         overrides[device] = _node(rest, {"link": file.link, **file.nodes}, source, f"node[{index}].")
-    scenario = Scenario(
+    return Scenario(
         source=source,
-        **{f.name: getattr(file, f.name) for f in dataclasses.fields(_File) if f.name in _SHARED},
+        scenario=file.scenario,
+        load=file.load,
+        policy=file.policy,
+        aggregator=file.aggregator,
+        fleet=file.fleet,
         nodes=nodes,
         overrides=overrides,
-        groups=tuple(from_mapping(Group, t, source=source, prefix=f"group[{i}].") for i, t in enumerate(file.group)),
-        faults=tuple(from_mapping(Fault, t, source=source, prefix=f"fault[{i}].") for i, t in enumerate(file.fault)),
+        groups=file.group,
+        faults=file.fault,
     )
-    check(scenario)
-    return scenario
-
-
-_SHARED = ("scenario", "load", "policy", "aggregator", "fleet")
 
 
 def _node(table: Mapping[str, Any], defaults: Mapping[str, Any], source: str, prefix: str) -> NodeConfig:

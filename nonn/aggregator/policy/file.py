@@ -19,7 +19,7 @@ from pathlib import Path
 from nonn.aggregator.policy.config import PolicyConfig
 from nonn.errors import ConfigError
 from nonn.files import atomic_file
-from nonn.toml import from_mapping, parse_toml
+from nonn.toml import from_mapping, parse_toml, toml_value
 
 __all__ = ["load_policy", "write_policy"]
 
@@ -37,15 +37,11 @@ def load_policy(path: Path) -> PolicyConfig:
     table = tree.get("policy")
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: no [policy] table")
-    try:
-        return from_mapping(PolicyConfig, table, source=str(path), prefix="policy.")
-    except ConfigError as exc:
-        # PolicyConfig checks its own values and knows no file.
-        raise exc if str(exc).startswith(str(path)) else ConfigError(f"{path}: [policy] {exc}") from None
+    return from_mapping(PolicyConfig, table, source=str(path), prefix="policy.")
 
 
 def write_policy(path: Path, config: PolicyConfig) -> None:
     """Writes a policy that ``load_policy`` reads back."""
-    lines = (f"{spec.name} = {getattr(config, spec.name)!r}\n" for spec in dataclasses.fields(config))
+    lines = (f"{spec.name} = {toml_value(getattr(config, spec.name))}\n" for spec in dataclasses.fields(config))
     with atomic_file(path) as temporary:
         temporary.write_text("[policy]\n" + "".join(lines))

@@ -16,7 +16,6 @@ Values are TOML; a number where a list of N is wanted holds for every device. In
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import tomllib
@@ -32,6 +31,7 @@ from nonn.reliability.laws.battery import Battery
 from nonn.reliability.laws.markov import Markov
 from nonn.reliability.laws.requests import GilbertElliott, Groups, Independent, KOfN
 from nonn.reliability.laws.trace import Trace, read_trace
+from nonn.toml import did_you_mean
 
 __all__ = ["LAWS", "law_from_mapping", "parse_law"]
 
@@ -90,9 +90,7 @@ class _Values:
         """Refuses what nobody asked for."""
         for key in self.values:
             if key not in self.known:
-                near = difflib.get_close_matches(key, self.known, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(self.known)}"
-                raise ConfigError(f"{self.source}: unknown key '{key}'; {hint}")
+                raise ConfigError(f"{self.source}: unknown key '{key}'; {did_you_mean(key, self.known, 'it has')}")
 
 
 def _is_number(value: Any) -> bool:
@@ -197,9 +195,8 @@ def law_from_mapping(values: Mapping[str, Any], num_devices: int, *, source: str
     rest = dict(values)
     kind = rest.pop("kind", None)
     if kind not in LAWS:
-        near = difflib.get_close_matches(str(kind), LAWS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known laws: {', '.join(LAWS)}"
-        raise ConfigError(f"{source}: unknown failure law '{kind}'; {hint}")
+        near = did_you_mean(str(kind), LAWS, "known laws")
+        raise ConfigError(f"{source}: unknown failure law '{kind}'; {near}")
     reader = _Values(rest, num_devices, source)
     law = LAWS[kind](reader, text or " ".join([kind, *(f"{k}={v}" for k, v in rest.items())]))
     reader.done()

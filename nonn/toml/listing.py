@@ -1,0 +1,162 @@
+"""The options of a configuration class: every key with its value, default, meaning and what it may be.
+
+``nonn config`` prints them and ``scripts/configuration.py`` makes ``docs/configuration.md`` of them, so that
+declaration, command and document cannot differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nonn.toml.constraints import choices, describe, fields_of, unpack
+
+__all__ = ["Option", "Table", "as_markdown", "as_toml", "tables_of", "toml_value"]
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key.
+
+    Attributes:
+        key: its dotted path.
+        value: what it is.
+        default: what it is where it is left out; None if it must be given, which TOML has no word for.
+        allowed: what it may be.
+        choices: the names that it may be; empty where it is no choice.
+        meaning: for people.
+    """
+
+    key: str
+    value: Any
+    default: Any
+    allowed: str
+    choices: tuple[str, ...]
+    meaning: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a file.
+
+    Attributes:
+        key: its dotted path; empty for the top of the file.
+        meaning: for people.
+        options: its keys, without those that are tables.
+        repeated: it is one of a list of tables.
+        present: it stands in the file; false for the pattern of a list of tables that is empty.
+    """
+
+    key: str
+    meaning: str
+    options: tuple[Option, ...]
+    repeated: bool = False
+    present: bool = True
+
+
+def tables_of(
+    cls: type, config: Any = None, key: str = "", meaning: str = "", *, repeated: bool = False
+) -> Iterator[Table]:
+    """The tables of a configuration class, in the order of a file.
+
+    Args:
+        cls: the dataclass.
+        config: an object of it, for values; None takes the defaults.
+        key: dotted path of the table.
+        meaning: of the table; empty takes the class's docstring.
+        repeated: it is one of a list of tables.
+    """
+    options, below = [], []
+    prefix = f"{key}." * bool(key)
+    for name, field in fields_of(cls).items():
+        bare, _ = unpack(field.hint)
+        default = None if field.default is dataclasses.MISSING else field.default
+        value = default if config is None else getattr(config, name)
+        item = unpack((typing.get_args(bare) or (None,))[0])[0]
+        if dataclasses.is_dataclass(bare):
+            below.append(tables_of(typing.cast(type, bare), value, prefix + name, field.meaning))
+        elif dataclasses.is_dataclass(item):
+            each = [(entry, True) for entry in value or ()] or [(None, False)]
+            for entry, present in each:
+                tables = tables_of(typing.cast(type, item), entry, prefix + name, field.meaning, repeated=True)
+                below.append(dataclasses.replace(table, present=present) for table in tables)
+        else:
+            options.append(
+                Option(prefix + name, value, default, describe(field.hint), choices(field.hint), field.meaning)
+            )
+    yield Table(key, meaning or _first_line(cls), tuple(options), repeated)
+    for tables in below:
+        yield from tables
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_toml_key(name)} = {toml_value(each)}' for name, each in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, bool | str):  # a JSON boolean is one of TOML; a JSON string is one too but for U+007F
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def as_toml(tables: Sequence[Table]) -> str:
+    """A file with every key, each under a comment that says what it means and what it may be."""
+    return "\n".join(filter(None, map(_toml_table, tables)))
+
+
+def as_markdown(tables: Sequence[Table], level: int = 3) -> str:
+    """A heading and a table of options for each table."""
+    return "\n".join(_markdown_table(table, "#" * level) for table in tables if table.options)
+
+
+def _toml_table(table: Table) -> str:
+    if not table.options:
+        return ""
+    head = f"[[{table.key}]]" if table.repeated else f"[{table.key}]"
+    lines = [*_comment(table.meaning), head]
+    for option in table.options:
+        lines += ["", *_comment(option.meaning), *_comment(f"may be: {option.allowed}")]
+        if option.default is None:
+            lines.append("# must be given")
+        elif option.value != option.default:
+            lines.append(f"# default: {toml_value(option.default)}")
+        lines.append(f"{option.name} = {'' if option.value is None else toml_value(option.value)}")
+    if not table.present:
+        lines = [f"# {line}".rstrip() for line in lines]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def _markdown_table(table: Table, hashes: str) -> str:
+    head = f"[[{table.key}]]" if table.repeated else f"[{table.key}]"
+    lines = [f"{hashes} `{head}`", "", table.meaning, "", "| key | default | may be | meaning |", "|---|---|---|---|"]
+    for option in table.options:
+        default = "must be given" if option.default is None else f"`{toml_value(option.default)}`"
+        cells = (f"`{option.name}`", default, option.allowed, option.meaning)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(cls: type) -> str:
+    return (cls.__doc__ or "").partition("\n")[0]
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
