@@ -95,13 +95,13 @@ def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64):  
             "[devices]\nbudget = { params = 5 }\n[[devices.classes]]\nname = 'a'\ncount = 8",
             "every class has limits of its own",
         ),
-        ("[devices]\nanswer_s = 0.1", "devices.answer_s: is for device classes"),
+        ("[devices]\nanswer_s = 0.1", "devices.answer_s = 0.1: is for device classes"),
         ("[devices]\ngoal = 1.5\n[[devices.classes]]\nname = 'a'\ncount = 8", "devices.goal = 1.5"),
         ("[student]\nmodel = 'auto'", "auto sizes students to device classes"),
         ("[devices]\nviews = [[0], [1, 1]]\n[partition]\nparts = 2", "device 1: name at least one channel, each once"),
         ("[devices]\ncount = 8\nviews = [[0], [1]]", "2 views for 8 devices"),
         ("[devices]\nview = 'split'\nviews = [[0], [1]]\n[partition]\nparts = 2", "names the channels already"),
-        ("[devices]\nview = 'hal'", "devices.view = 'hal': unknown; choose one of: all, split"),
+        ("[devices]\nview = 'half'", "devices.view = 'half': unknown; choose one of: all, split"),
     ],
 )
 def test_classes_and_views_that_cannot_be_are_named(text: str, message: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ COMMANDS = (
     "demo",
     "run",
     "study",
+    "config",
     "partition",
     "report",
     "export",

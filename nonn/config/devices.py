@@ -19,13 +19,14 @@ The limits of each device follow in ``nonn.students.devices``, its channels in `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from nonn.reliability.subsets import MAX_DEVICES
 from nonn.toml.constraints import Count, NotEmpty, NotNegative, Probability, Range, Rules, Whole
 
-__all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig", "count_devices"]
+__all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,15 @@ class DevicesConfig:
     ] = "all"
     views: Annotated[tuple[tuple[Whole, ...], ...], "channels of each device, instead of view"] = ()
 
+    @staticmethod
+    def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The table with ``count``, where it is left out and follows from classes or views."""
+        classes, views = values.get("classes"), values.get("views")
+        counts = [kind.get("count", 1) if isinstance(kind, dict) else 0 for kind in _list(classes)]
+        if counts and all(isinstance(count, int) and count > 0 for count in counts):
+            return {"count": sum(counts), **values}
+        return {"count": len(_list(views)), **values} if _list(views) else values
+
     def rules(self) -> Rules:
         """What relates several fields."""
         names = [kind.name for kind in self.classes]
@@ -105,14 +115,5 @@ class DevicesConfig:
             yield "views", ascending, f"device {device}: name at least one channel, each once and ascending"
 
 
-def count_devices(tree: Any) -> None:
-    """Sets ``count`` in the raw table from classes or views, unless it is there; errors are found later."""
-    if not isinstance(tree, dict) or "count" in tree:
-        return
-    classes, views = tree.get("classes"), tree.get("views")
-    if isinstance(classes, list) and classes and all(isinstance(kind, dict) for kind in classes):
-        counts = [kind.get("count", 1) for kind in classes]
-        if all(isinstance(count, int) for count in counts):
-            tree["count"] = sum(counts)
-    elif isinstance(views, list) and views:
-        tree["count"] = len(views)
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

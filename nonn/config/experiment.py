@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from nonn.config.devices import BudgetConfig, DeviceClassConfig, DevicesConfig, count_devices
+from nonn.config.devices import BudgetConfig, DeviceClassConfig, DevicesConfig
 from nonn.config.objectives import ObjectivesConfig
 from nonn.errors import ConfigError
 from nonn.toml import from_mapping, override, parse_toml
@@ -376,5 +376,4 @@ def load_experiment(path: Path | None = None, overrides: Sequence[str] = ()) -> 
     tree = parse_toml(path) if path is not None else {}
     for text in overrides:
         override(tree, text)
-    count_devices(tree.get("devices"))
     return from_mapping(Experiment, tree, source=str(path) if path is not None else "--set")

@@ -64,7 +64,8 @@ class Method:
             override(tree, text)
         if self.shared:  # one student a part is trained; its copies are made when the row is evaluated
             tree["devices"]["count"] = tree["partition"]["parts"]
-        return from_mapping(Experiment, tree, source=f"row '{self.name}' of the study")
+        # Fewer devices still have the classes, views and failout groups of all of them.
+        return from_mapping(Experiment, tree, source=f"row '{self.name}' of the study", rules=False)
 
 
 # Sets of changes that several methods have.

@@ -12,7 +12,8 @@
             yield "milestones", self.schedule == "step" or …, "belongs to schedule = 'step'"
 
 The string is the option's meaning. ``rules`` yields what relates several fields: the key that is wrong, whether the
-rule holds, and the rule; a later rule may rely on those before it. An empty key means the table as a whole.
+rule holds, and the rule; a later rule may rely on those before it. An empty key means the table as a whole. A static
+method ``complete`` adds to a table that is read what follows from its other keys.
 
 msgspec would do the first half, and a node would stay light: 0.7 MB installed, 0.8 MB of memory, wheels for aarch64
 and Python 3.11 to 3.13. But its errors name neither the value nor the choices nor the nearest name ("Invalid enum

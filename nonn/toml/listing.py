@@ -68,7 +68,13 @@ class Table:
 
 
 def tables_of(
-    cls: type, config: Any = None, key: str = "", meaning: str = "", *, repeated: bool = False
+    cls: type,
+    config: Any = None,
+    key: str = "",
+    meaning: str = "",
+    *,
+    repeated: bool = False,
+    present: bool = True,
 ) -> Iterator[Table]:
     """The tables of a configuration class, in the order of a file.
 
@@ -78,6 +84,7 @@ def tables_of(
         key: dotted path of the table.
         meaning: of the table; empty takes the class's docstring.
         repeated: it is one of a list of tables.
+        present: it stands in the file.
     """
     options, below = [], []
     prefix = f"{key}." * bool(key)
@@ -89,15 +96,22 @@ def tables_of(
         if dataclasses.is_dataclass(bare):
             below.append(tables_of(typing.cast(type, bare), value, prefix + name, field.meaning))
         elif dataclasses.is_dataclass(item):
-            each = [(entry, True) for entry in value or ()] or [(None, False)]
-            for entry, present in each:
-                tables = tables_of(typing.cast(type, item), entry, prefix + name, field.meaning, repeated=True)
-                below.append(dataclasses.replace(table, present=present) for table in tables)
+            below += [
+                tables_of(
+                    typing.cast(type, item),
+                    entry,
+                    prefix + name,
+                    field.meaning,
+                    repeated=True,
+                    present=entry is not None,
+                )
+                for entry in value or (None,)
+            ]
         else:
             options.append(
                 Option(prefix + name, value, default, describe(field.hint), choices(field.hint), field.meaning)
             )
-    yield Table(key, meaning or _first_line(cls), tuple(options), repeated)
+    yield Table(key, meaning or _first_line(cls), tuple(options), repeated, present)
     for tables in below:
         yield from tables
 

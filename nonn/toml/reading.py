@@ -63,6 +63,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str, prefix
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str, rules: bool) -> T:
     known = fields_of(cls)
+    values = getattr(cls, "complete", lambda values: values)(values)
     for key in values:
         if key not in known:
             raise ConfigError(f"unknown key '{prefix}{key}'; {did_you_mean(key, known, 'known keys', prefix)}")

@@ -1,0 +1,79 @@
+"""``nonn config [EXPERIMENT.toml] [KEY]``: every option with its value, default, meaning and what it may be.
+
+The output is TOML: all of it is a complete experiment file. ``policy`` and ``node`` show the tables of the files of
+``nonn serve``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from nonn.errors import ConfigError
+from nonn.toml import did_you_mean
+from nonn.toml.listing import Table, as_toml, tables_of
+
+SUMMARY = "print every option of an experiment file with its default, meaning and allowed values"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the options."""
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="EXPERIMENT.toml | KEY",
+        help="a file, to print its values; a table or key such as distill.objectives, to print no other; "
+        "policy or node, for the files of nonn serve",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a value, for example distill.epochs=3; may be given again",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list of options")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    files = [Path(what) for what in args.what if what.endswith(".toml")]
+    keys = [what for what in args.what if not what.endswith(".toml")]
+    if len(files) > 1 or len(keys) > 1:
+        raise ConfigError("name one file and one key at most, for example: examples/digits.toml distill")
+    tables = list(_tables(files[0] if files else None, args.overrides, keys[0] if keys else ""))
+    if args.json:
+        options = [dataclasses.asdict(option) for table in tables for option in table.options]
+        print(json.dumps(options, indent=2, ensure_ascii=False))
+    else:
+        print(as_toml(tables), end="")
+    return 0
+
+
+def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[Table]:
+    """The tables and keys at or below a key; all of an experiment file where there is none.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    from nonn.aggregator.inventory import Node
+    from nonn.aggregator.policy import PolicyConfig
+    from nonn.config import Experiment, load_experiment
+
+    tables = list(tables_of(Experiment, load_experiment(file, overrides)))
+    if not key:
+        yield from tables
+        return
+    tables += [*tables_of(PolicyConfig, key="policy"), *tables_of(Node, key="node", repeated=True, present=False)]
+    names = {table.key for table in tables} | {option.key for table in tables for option in table.options}
+    if key not in names:
+        raise ConfigError(f"unknown key '{key}'; {did_you_mean(key, sorted(names - {''}), 'known keys')}")
+    for table in tables:
+        if f"{table.key}.".startswith(f"{key}."):
+            yield table
+        elif options := tuple(option for option in table.options if option.key == key):
+            yield dataclasses.replace(table, options=options)
