@@ -1,7 +1,7 @@
 """Writes ``docs/configuration.md`` from the declarations of the configuration classes.
 
-    python -m scripts.configuration            # writes it
-    python -m scripts.configuration --check    # writes nothing, ends with 1 if it would change
+python -m scripts.configuration            # writes it
+python -m scripts.configuration --check    # writes nothing, ends with 1 if it would change
 """
 
 from __future__ import annotations

@@ -236,11 +236,17 @@ def test_seeds_that_do_not_exist_are_refused(text: str) -> None:
         load_experiment(None, [text])
 
 
-@pytest.mark.parametrize("rows", ["['ours', 'theirs']", "[]"])
-def test_rows_that_do_not_exist_are_refused_before_any_training(rows: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"study\.rows = .*choose from: nonn, jeong-4.*ours"):
-        run_study(load_experiment(None, [f"study.rows={rows}"]), tmp_path)
-    assert not any(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("['ours', 'theirs']", r"study\.rows\[1\] = 'theirs': unknown; did you mean 'ours'"),
+        ("['qqq']", r"study\.rows\[0\] = 'qqq': unknown; choose one of: nonn, jeong-4.*ours"),
+        ("[]", r"study\.rows = \[\]: must not be empty"),
+    ],
+)
+def test_rows_that_do_not_exist_are_refused(rows: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(None, [f"study.rows={rows}"])
 
 
 def test_one_entry_adds_a_method_to_the_study(

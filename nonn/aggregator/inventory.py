@@ -51,7 +51,7 @@ class Node:
     foreign: Annotated[
         bool, "an ordinary server of the protocol: it gets float32 inputs, and its replies need not name a bundle"
     ] = False
-    model: Annotated[str, "foreign: name of the model there; empty is student-<i>"] = ""
+    model: Annotated[str, "foreign: name of the model there; empty is student-0, student-1 and so on"] = ""
     input: Annotated[str, "foreign: name of its input"] = "input"
     output: Annotated[str, "foreign: name of its output"] = "features"
 

@@ -12,15 +12,14 @@ References: NoNN, Bhardwaj et al. 2019, arXiv 1907.11804; Jeong et al. 2021; RoC
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nonn.config import Experiment
 from nonn.config.objectives import ObjectivesConfig
-from nonn.errors import ConfigError
 from nonn.toml import from_mapping, override
 
-__all__ = ["METHODS", "Method", "methods_of"]
+__all__ = ["METHODS", "Method"]
 
 
 def _nothing(devices: int) -> tuple[str, ...]:
@@ -151,15 +150,3 @@ METHODS: dict[str, Method] = {
         Method("ours", "ours"),
     )
 }
-
-
-def methods_of(names: Sequence[str]) -> list[Method]:
-    """The methods of ``study.rows``.
-
-    Raises:
-        ConfigError: there is none of a name, or no name.
-    """
-    chosen = [METHODS[name] for name in names if name in METHODS]
-    if not chosen or len(chosen) < len(names):
-        raise ConfigError(f"study.rows = {tuple(names)!r}: choose from: {', '.join(METHODS)}")
-    return chosen

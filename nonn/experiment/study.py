@@ -25,7 +25,7 @@ from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import Students
 from nonn.experiment.evaluation import Evaluation, evaluate_head
-from nonn.experiment.methods import Method, methods_of
+from nonn.experiment.methods import METHODS, Method
 from nonn.experiment.pilot import settle
 from nonn.experiment.run import Run
 from nonn.experiment.stages import exclusive, open_stage
@@ -55,7 +55,7 @@ def run_study(experiment: Experiment, runs: Path) -> Study:
     Raises:
         NonnError: a row cannot be trained; what was done is kept.
     """
-    methods = methods_of(experiment.study.rows)
+    methods = [METHODS[name] for name in experiment.study.rows]
     root = runs / experiment.experiment.name
     folder = root / "study"
     done: list[Evaluation] = []
