@@ -1,7 +1,7 @@
 """Writes ``docs/configuration.md`` from the declarations of the configuration classes.
 
-python -m scripts.configuration            # writes it
-python -m scripts.configuration --check    # writes nothing, ends with 1 if it would change
+python scripts/configuration.py            # writes it
+python scripts/configuration.py --check    # writes nothing, ends with 1 if it would change
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HEAD = """# Configuration
 Every file that people write is TOML. A key that is left out has its default; an unknown key is an error that names the
 nearest known one, and an impossible value is an error that names the file, the key and what the value may be.
 
-This document is generated from the code: `python -m scripts.configuration`. `nonn config` prints the same options of an
+This document is generated from the code: `python scripts/configuration.py`. `nonn config` prints the same options of an
 experiment file as TOML, `nonn config distill.objectives` those of a table, and `nonn config EXPERIMENT.toml` the values
 that an experiment uses.
 """

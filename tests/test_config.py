@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nonn.cli import main
 from nonn.config import Experiment, load_experiment
+from nonn.config.objectives import ObjectivesConfig
+from nonn.distill.objectives.terms import _BUILDERS
 from nonn.errors import ConfigError
+from nonn.files import digest
+from nonn.toml import from_mapping
+from nonn.toml.listing import Option, as_toml, tables_of
+from scripts import configuration
 
+OPTIONS = [option for table in tables_of(Experiment) for option in table.options]
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
 
 
@@ -89,3 +103,137 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
     broken.write_text("[teacher]\nlr = 1" + 400 * "0")
     with pytest.raises(ConfigError, match=r"broken\.toml: 'teacher\.lr' is too large for a number"):
         load_experiment(broken)
+
+
+# Digests of the defaults of each table: the keys of the stages of a run are hashes of them, so that a change here
+# means that every finished run trains again.
+TABLES = {
+    "data": "a66dcd50bf3e125b",
+    "teacher": "5cc6e60620d7fb4c",
+    "graph": "d3a08378d3b28a8a",
+    "partition": "177dda54ddf39488",
+    "devices": "5d6b796246a3f327",
+    "student": "c41e6786cad95f95",
+    "distill": "ec1dc6a6f1de357a",
+    "fusion": "b023b867eeb223d2",
+    "export": "7d469d2fbbc3966c",
+    "guarantees": "ce34bb7a7c2545f2",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_finished_run_of_the_defaults_is_recognised(table: str) -> None:
+    assert digest(dataclasses.asdict(getattr(Experiment(), table))).startswith(TABLES[table])
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+def test_every_option_says_what_it_means_and_may_be(option: Option) -> None:
+    assert option.meaning
+    assert option.allowed
+
+
+def test_every_objective_has_an_implementation() -> None:
+    assert set(_BUILDERS) == {spec.name for spec in dataclasses.fields(ObjectivesConfig)}
+
+
+JUNK = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.booleans(),
+    st.lists(st.integers(-2, 9), max_size=3),
+    st.lists(st.lists(st.integers(-2, 9), max_size=2), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.lists(st.dictionaries(st.sampled_from(["name", "count", "p_fail"]), st.integers() | st.text()), max_size=3),
+)
+
+
+def tree_of(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    tree: dict[str, Any] = value
+    return tree
+
+
+@given(st.sampled_from([option.key for option in OPTIONS] + ["devices.classes", "distill", "data"]), JUNK)
+def test_any_value_is_taken_or_refused_by_file_and_table(key: str, value: Any) -> None:
+    refusal = f"file: {key}"
+    try:
+        from_mapping(Experiment, tree_of(key, value), source="file")
+    except ConfigError as exc:
+        refusal = str(exc)
+    assert refusal.startswith("file: ")
+    assert key.split(".")[0] in refusal
+
+
+@given(st.lists(st.tuples(st.sampled_from(OPTIONS), JUNK), max_size=4))
+def test_an_experiment_is_read_back_from_its_listing(changes: list[tuple[Option, Any]]) -> None:
+    experiment = Experiment()
+    for option, value in changes:
+        tree = dataclasses.asdict(experiment)
+        *tables, name = option.key.split(".")
+        table = tree
+        for key in tables:
+            table = table[key] if isinstance(table[key], dict) else {}  # the pattern of a class is in no table
+        table[name] = value
+        try:
+            experiment = from_mapping(Experiment, tree, source="changed")
+        except ConfigError:
+            continue
+    listing = as_toml(list(tables_of(Experiment, experiment)))
+    assert from_mapping(Experiment, tomllib.loads(listing), source="listing") == experiment
+
+
+def test_the_document_is_that_of_the_code() -> None:
+    assert configuration.DOCUMENT.read_text() == configuration.document(), "run python scripts/configuration.py"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_the_command_prints_a_file_as_a_complete_one(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", str(path), "--set", "distill.epochs=7"]) == 0
+    printed = tomllib.loads(capsys.readouterr().out)
+    assert from_mapping(Experiment, printed, source="printed") == load_experiment(path, ["distill.epochs=7"])
+    assert printed["distill"]["epochs"] == 7
+
+
+def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "distill.objectives", "--json"]) == 0
+    options = json.loads(capsys.readouterr().out)
+    assert {option["key"].split(".")[2] for option in options} == set(_BUILDERS)
+
+
+def test_the_command_prints_a_key_with_its_value_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "graph.kind", "--json", "--set", "graph.kind=nonn"]) == 0
+    (option,) = json.loads(capsys.readouterr().out)
+    assert (option["value"], option["default"]) == ("nonn", "co-activation")
+    assert option["choices"] == ["co-activation", "nonn"]
+
+
+def test_the_command_prints_a_policy_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "policy"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["policy"]["deadline_s"] == 1.0
+
+
+def test_the_command_prints_device_classes_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "e.toml"
+    file.write_text("".join(f"[[devices.classes]]\nname = '{name}'\ncount = 4\n" for name in "ab"))
+    assert main(["config", str(file), "devices"]) == 0
+    devices = tomllib.loads(capsys.readouterr().out)["devices"]
+    assert devices["count"] == 8
+    assert [(kind["name"], kind["count"]) for kind in devices["classes"]] == [("a", 4), ("b", 4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distil"], "unknown key 'distil'; did you mean 'distill'?"),
+        (["distill.epoch"], "did you mean 'distill.epochs'?"),
+        (["data", "graph"], "one file and one key at most"),
+        (["missing.toml"], "missing.toml: no such file"),
+    ],
+)
+def test_the_command_refuses_what_is_no_option(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", *arguments]) == 3
+    assert message in capsys.readouterr().err

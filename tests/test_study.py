@@ -239,8 +239,8 @@ def test_seeds_that_do_not_exist_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("['ours', 'theirs']", r"study\.rows\[1\] = 'theirs': unknown; did you mean 'ours'"),
-        ("['qqq']", r"study\.rows\[0\] = 'qqq': unknown; choose one of: nonn, jeong-4.*ours"),
+        ("['ours', 'theirs']", r"study\.rows\[1\] = 'theirs': unknown; choose one of: nonn, jeong-4.*ours"),
+        ("['our']", r"study\.rows\[0\] = 'our': unknown; did you mean 'ours'"),
         ("[]", r"study\.rows = \[\]: must not be empty"),
     ],
 )
