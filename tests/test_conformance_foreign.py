@@ -58,6 +58,7 @@ def stranger(address):
     return Node(id="jetson", address=address, student=FOREIGN, foreign=True, model=MODEL, input=INPUT, output=OUTPUT)
 
 
+@pytest.mark.parametrize("options", [(), ("--typed",)], ids=["raw", "typed"])
 def test_answers_of_a_cluster_with_a_foreign_node_are_the_offline_fusion(
     bundle, inputs, cluster, stubs, network, tmp_path, options
 ):
