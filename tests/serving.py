@@ -24,7 +24,7 @@ from nonn.answer import Answer
 from nonn.client import Client
 from nonn.rpc import server as rpc_server
 
-TIMEOUT_S = 30.0  # for what takes a second on an idle machine
+TIMEOUT_S = 60.0  # for what takes a second on an idle machine
 LONGEST_PAUSE_S = 0.05  # between two looks at what may have changed
 
 Behaviour = Callable[[bytes, Any], Awaitable[bytes]]

@@ -291,40 +291,32 @@ def test_inputs_are_checked_before_any_node_is_asked(bundle, batch, text):
     assert text in message
 
 
-def test_over_the_protocol_an_answer_says_the_same_in_parameters_and_tensors(bundle, inputs):
-    async def scenario():
-        async with (
-            cluster(bundle, node_1=refuses) as aggregator,
-            serving_fused(aggregator) as stub,
-        ):
-            request = new_request("nonn", {"input": inputs[:3]}, {}, id="r1")
-            whole = await stub.ModelInfer(request)
-            request.outputs.add(name="answered")
-            part = await stub.ModelInfer(request)
-            metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn"))
-            ready = await stub.ServerReady(pb.ServerReadyRequest())
-            request.parameters["nonn_bundle"].string_param = "f" * 64
-            with pytest.raises(aio.AioRpcError) as caught:
-                await stub.ModelInfer(request)
-        return whole, part, metadata, ready, caught.value
+def over_the_protocol(bundle, call):
+    """What a call makes of the stub of an aggregator whose node 1 refuses."""
 
-    whole, part, metadata, ready, refused = asyncio.run(scenario())
-    outputs = read_tensors(whole.outputs, whole.raw_output_contents)
-    assert whole.id == "r1"
-    assert {name: (str(a.dtype), a.shape) for name, a in outputs.items()} == {
-        "logits": ("float32", (3, 10)),
-        "confidence": ("float32", (3,)),
-        "answered": ("bool", (3, NUM_DEVICES)),
-        "expected_accuracy": ("float32", (3,)),
-    }
-    assert outputs["answered"].tolist() == [[True, False, True, True]] * 3
-    assert whole.parameters["nonn_mask"].int64_param == 0b1101
-    assert whole.parameters["nonn_degraded"].bool_param
-    assert whole.parameters["nonn_plan"].string_param == bundle.hash
-    assert whole.parameters["nonn_expected_accuracy"].double_param == bundle.table.accuracy[0b1101]
-    assert outputs["expected_accuracy"] == pytest.approx(bundle.table.accuracy[0b1101])
-    check_against_offline_fusion(bundle, Answer.from_response(whole, 0.0), slice(3))
-    assert [output.name for output in part.outputs] == ["answered"]
+    async def scenario():
+        async with cluster(bundle, node_1=refuses) as aggregator, serving_fused(aggregator) as stub:
+            return await call(stub)
+
+    return asyncio.run(scenario())
+
+
+@pytest.fixture(scope="module")
+def degraded(bundle, inputs):
+    """The reply to three samples without node 1."""
+    return over_the_protocol(
+        bundle, lambda stub: stub.ModelInfer(new_request("nonn", {"input": inputs[:3]}, {}, id="r1"))
+    )
+
+
+def test_over_the_protocol_an_answer_is_the_offline_fusion_under_its_id(bundle, degraded):
+    assert degraded.id == "r1"
+    check_against_offline_fusion(bundle, Answer.from_response(degraded, 0.0), slice(3))
+
+
+def test_over_the_protocol_tensors_have_the_shapes_of_the_metadata(bundle, degraded):
+    metadata = over_the_protocol(bundle, lambda stub: stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn")))
+    outputs = read_tensors(degraded.outputs, degraded.raw_output_contents)
     assert list(metadata.inputs[0].shape) == [-1, 1, 8, 8]
     assert {t.name: list(t.shape) for t in metadata.outputs} == {
         "logits": [-1, 10],
@@ -332,8 +324,40 @@ def test_over_the_protocol_an_answer_says_the_same_in_parameters_and_tensors(bun
         "answered": [-1, NUM_DEVICES],
         "expected_accuracy": [-1],
     }
-    assert ready.ready
-    assert refused.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert {name: [-1, *a.shape[1:]] for name, a in outputs.items()} == {
+        t.name: list(t.shape) for t in metadata.outputs
+    }
+    assert {str(a.dtype) for name, a in outputs.items() if name != "answered"} == {"float32"}
+    assert {len(a) for a in outputs.values()} == {3}
+
+
+def test_over_the_protocol_an_answer_says_the_same_in_parameters_and_tensors(bundle, degraded):
+    outputs = read_tensors(degraded.outputs, degraded.raw_output_contents)
+    assert outputs["answered"].tolist() == [[True, False, True, True]] * 3
+    assert degraded.parameters["nonn_mask"].int64_param == 0b1101
+    assert degraded.parameters["nonn_degraded"].bool_param
+    assert degraded.parameters["nonn_plan"].string_param == bundle.hash
+    assert degraded.parameters["nonn_expected_accuracy"].double_param == bundle.table.accuracy[0b1101]
+    assert outputs["expected_accuracy"] == pytest.approx(bundle.table.accuracy[0b1101])
+
+
+def test_over_the_protocol_a_client_gets_only_the_outputs_that_it_names(bundle, inputs):
+    request = new_request("nonn", {"input": inputs[:3]}, {})
+    request.outputs.add(name="answered")
+    part = over_the_protocol(bundle, lambda stub: stub.ModelInfer(request))
+    assert [output.name for output in part.outputs] == ["answered"]
+
+
+def test_over_the_protocol_a_degraded_aggregator_is_ready(bundle):
+    assert over_the_protocol(bundle, lambda stub: stub.ServerReady(pb.ServerReadyRequest())).ready
+
+
+def test_over_the_protocol_a_request_for_another_bundle_is_refused(bundle, inputs):
+    request = new_request("nonn", {"input": inputs[:3]}, {})
+    request.parameters["nonn_bundle"].string_param = "f" * 64
+    with pytest.raises(aio.AioRpcError) as caught:
+        over_the_protocol(bundle, lambda stub: stub.ModelInfer(request))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from nonn.cli import COMMANDS, main
 from nonn.cli.extras import missing_extra, requirements
-from tests.serving import until
+from tests.serving import TIMEOUT_S, until
 from tests.toys import TINY
 
 SETS = [argument for item in TINY for argument in ("--set", item)]
@@ -121,9 +121,9 @@ def test_ctrl_c_in_training_keeps_the_epochs_done_and_goes_on_from_there(tmp_pat
     )
     checkpoint = tmp_path / "tiny" / "teacher" / "checkpoint.safetensors"
     try:
-        until(lambda: checkpoint.exists() or process.poll() is not None, timeout_s=120)
+        until(lambda: checkpoint.exists() or process.poll() is not None, timeout_s=10 * TIMEOUT_S)
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
     assert process.returncode == 130, err

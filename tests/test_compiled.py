@@ -32,7 +32,7 @@ from nonn.fusion import RidgePerSet, gram
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors
 from tests.networks import trained_looking_student
-from tests.serving import running_node
+from tests.serving import TIMEOUT_S, running_node
 from tests.toys import toy_bundle
 
 REPOSITORY = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def exported(bundle: Bundle) -> dict[str, object]:
     """What the command prints about both students; the shared objects then lie where a node looks."""
     command = [sys.executable, "-m", "nonn", "export", str(bundle.path), "--target", "c", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10 * TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
@@ -147,7 +147,7 @@ def test_the_program_for_a_microcontroller_gives_the_same_on_this_machine(
         folder, program = library_path(bundle.path, device).parent, tmp_path / f"program-{device}"
         command = ["cc", "-std=c11", "-Wall", "-Werror", *flags, f"-I{folder}", REPOSITORY / "devices/c/main.c"]
         subprocess.run([*command, folder / "student.c", "-lm", "-o", program], check=True)
-        done = subprocess.run([program], input=inputs.tobytes(), capture_output=True, timeout=60, check=True)
+        done = subprocess.run([program], input=inputs.tobytes(), capture_output=True, timeout=TIMEOUT_S, check=True)
         got = np.frombuffer(done.stdout, np.float32).reshape(9, -1)
         expected = open_runtime("onnx", bundle, device).run(inputs)
         assert np.abs(got - expected).mean() <= TOLERANCE[weights] * np.abs(expected).mean()
@@ -225,7 +225,9 @@ def test_an_instruction_that_the_processor_lacks_is_told_and_does_not_kill_the_n
     trap = ["-shared", "-fPIC", "-o", tmp_path / "student.so", tmp_path / "student.c", "-lm"]
     subprocess.run(["cc", *trap], check=True)
     command = [sys.executable, "-m", "nonn_device", "check", str(bundle.path), "--student", "0", "--runtime", "c"]
-    done = subprocess.run([*command, "--library", tmp_path / "student.so"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*command, "--library", tmp_path / "student.so"], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
     assert done.returncode == 3
     assert done.stdout == ""
     assert "SIGILL" in done.stderr or "SIGTRAP" in done.stderr
@@ -233,7 +235,7 @@ def test_an_instruction_that_the_processor_lacks_is_told_and_does_not_kill_the_n
     assert "--cc" in done.stderr
     serve = [*command, "--library", tmp_path / "student.so", "--self-test", "--watch-stdin"]
     serve[3] = "serve"
-    served = subprocess.run(serve, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    served = subprocess.run(serve, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
     assert served.returncode == 3
     assert "ready" not in served.stdout
 
@@ -299,7 +301,9 @@ def _run_source(source: str, header: str, inputs: NDArray[np.float32]) -> NDArra
         (folder / "student.h").write_text(header)
         command = ["cc", "-O2", f"-I{folder}", REPOSITORY / "devices/c/main.c", folder / "student.c", "-lm"]
         subprocess.run([*command, "-o", folder / "program"], check=True)
-        done = subprocess.run([folder / "program"], input=inputs.tobytes(), capture_output=True, check=True, timeout=60)
+        done = subprocess.run(
+            [folder / "program"], input=inputs.tobytes(), capture_output=True, check=True, timeout=TIMEOUT_S
+        )
     return np.frombuffer(done.stdout, np.float32).reshape(len(inputs), -1)
 
 

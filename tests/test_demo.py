@@ -9,6 +9,7 @@ from pathlib import Path
 from nonn.bundle import load_bundle
 from nonn.experiment.demo import kill_one_by_one
 from tests.reports import check_report
+from tests.serving import TIMEOUT_S
 from tests.toys import TINY, toy_bundle, toy_data
 
 SETS = [argument for item in TINY for argument in ("--set", item)]
@@ -16,7 +17,7 @@ SETS = [argument for item in TINY for argument in ("--set", item)]
 
 def test_the_demo_measures_live_what_the_table_predicts(tiny_runs: Path) -> None:
     command = [sys.executable, "-m", "nonn", "demo", "--runs", str(tiny_runs), "--json", *SETS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10 * TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tiny_runs / "tiny" / "report" / "report.json").read_text())

@@ -134,23 +134,32 @@ def test_a_fleet_moves_to_another_bundle_and_back_without_losing_a_request_or_fa
     assert not [log for log in fleet.folder.glob("*.log") if "Traceback" in log.read_text()]
 
 
-def test_a_push_that_cannot_keep_the_floor_or_loses_a_node_stops_and_is_undone(bundles, fleet, state):
-    first, second = bundles
-    _, address = fleet.aggregator(first, "--state", state, *LEASE)
+@pytest.fixture
+def four(bundles, fleet, state):
+    """Four nodes that serve the first bundle, and a client."""
+    _, address = fleet.aggregator(bundles[0], "--state", state, *LEASE)
     client = fleet.client(address)
     nodes = {name: fleet.node(name, address) for name in NODES}
     until(lambda: len(members(client)) == 4)
+    return nodes, client
+
+
+def test_what_cannot_keep_the_floor_is_refused_and_changes_nothing(bundles, state, four):
+    first, second = bundles
     full = float(first.table.accuracy[-1])
     refused = run("nonn", "fleet", "push", second.path, "--state", state, "--floor", str(full + 1e-3))
     assert (refused.returncode, "below the floor" in refused.stderr) == (3, True)
-    assert len(members(client)) == 4
-    assert len(status(state)["bundles"]) == 1
     tight = run("nonn", "fleet", "drain", "a", "--state", state, "--floor", "1")
     assert (tight.returncode, "without node 'a' the accuracy would be" in tight.stderr) == (3, True)
+    assert len(members(four[1])) == 4
+    assert len(status(state)["bundles"]) == 1
+
+
+def test_a_push_that_loses_a_node_stops_and_is_undone(bundles, fleet, state, four):
+    (first, second), (nodes, client) = bundles, four
+    floor = str(floor_of(*bundles))
     # Whoever is moved first hangs.
-    with process(
-        "nonn", "fleet", "push", second.path, "--state", state, "--floor", str(floor_of(*bundles)), "--wait", "2"
-    ) as push:
+    with process("nonn", "fleet", "push", second.path, "--state", state, "--floor", floor, "--wait", "2") as push:
         line = push.stdout.readline().decode()
         moving = line.split()[1]
         nodes[moving].child.send_signal(signal.SIGSTOP)

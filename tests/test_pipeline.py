@@ -25,6 +25,7 @@ from nonn.experiment.run import Run
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
 from tests.reports import check_report
+from tests.serving import TIMEOUT_S
 from tests.toys import TINY
 
 
@@ -159,10 +160,12 @@ def test_the_same_seed_gives_the_same_weights_even_after_a_kill_in_the_middle(
         "sys.exit(main(sys.argv[1:]))\n"
     )
     for _ in range(2):  # once in the teacher's third epoch, once in the students' first
-        killed = subprocess.run([sys.executable, "-c", killer, *command[3:]], capture_output=True, timeout=200)
+        killed = subprocess.run(
+            [sys.executable, "-c", killer, *command[3:]], capture_output=True, timeout=10 * TIMEOUT_S
+        )
         assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (tmp_path / "runs" / "tiny" / "bundle").exists()
-    done = subprocess.run([*command, "--json"], capture_output=True, timeout=200)
+    done = subprocess.run([*command, "--json"], capture_output=True, timeout=10 * TIMEOUT_S)
     assert done.returncode == 0, done.stderr.decode()
     json.loads(done.stdout)
     for name in ("teacher/teacher.safetensors", "students/students.safetensors"):

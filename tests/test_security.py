@@ -214,81 +214,128 @@ def test_the_wrong_nodes_are_left_out_and_both_sides_say_why(bundle, folder, tmp
             until(lambda: "this side's certificate does not count there" in stranger_log.read_text())
 
 
-def test_a_client_is_told_what_is_wrong_with_it_and_with_the_server(bundle, folder, tmp_path, kitchen):
-    certs, stranger = folder / "certs", folder / "stranger"
+@pytest.fixture(scope="module")
+def main(bundle, folder, kitchen, tmp_path_factory):
+    """The address and the log of an aggregator over the kitchen's node."""
     nodes = [Node(id="kitchen", address=kitchen[0], student=0)]
-    with aggregator(bundle, certs / "aggregator/main", nodes, tmp_path) as (ready, log):
-        address = ready["address"]
-        with Client(address, tls=certs / "client/alice") as client:
-            assert client.infer(SAMPLE).mask == 0b01
-        for tls, error, text in (
-            (None, CredentialsError, "it speaks TLS, this side plain text: give --tls"),
-            (
-                stranger / "client/alice",
-                CredentialsError,
-                "its certificate does not count here: the certificate is not",
-            ),
-            (certs / "client/revoked", CredentialsError, "client 'revoked' has been revoked; issue another"),
-        ):
-            with Client(address, tls=tls) as client, pytest.raises(error, match=text) as caught:
-                client.infer(SAMPLE)
-            assert address in str(caught.value)
-        with pytest.raises(CredentialsError, match="certificate of node 'attic'; this takes one of role client"):
-            Client(address, tls=certs / "node/attic")
-        assert ask(address, certs / "node/attic", AGGREGATOR_NAME).code() is grpc.StatusCode.PERMISSION_DENIED
-        until(lambda: "client 'revoked' has been revoked" in log.read_text())
-        # The certificate of a node is none of an aggregator, though the same authority issued it.
-        with (
-            Client(kitchen[0], tls=certs / "client/alice") as client,
-            pytest.raises(CredentialsError, match="shows the certificate of nonn://node/kitchen, not of aggregator"),
-        ):
-            client.infer(SAMPLE)
-        np.save(tmp_path / "sample.npy", SAMPLE)
-        asked = run("nonn", "predict", address, tmp_path / "sample.npy", "--tls", certs / "client/alice")
-        assert asked.returncode == 0, asked.stderr
-        asked = run("nonn", "predict", address, tmp_path / "sample.npy")
-        assert (asked.returncode, "give --tls" in asked.stderr) == (3, True)
-        with (
-            LocalCluster(bundle.path) as plain,
-            Client(plain.address, tls=certs / "client/alice") as client,
-            pytest.raises(CredentialsError, match="it speaks plain text, this side TLS"),
-        ):
-            client.infer(SAMPLE)
+    with aggregator(bundle, folder / "certs/aggregator/main", nodes, tmp_path_factory.mktemp("main")) as (ready, log):
+        yield ready["address"], log
 
 
-def test_a_client_without_the_token_is_refused_and_the_token_can_be_changed(bundle, tmp_path):
+def test_a_client_with_a_certificate_is_answered(folder, main):
+    with Client(main[0], tls=folder / "certs/client/alice") as client:
+        assert client.infer(SAMPLE).mask == 0b01
+
+
+@pytest.mark.parametrize(
+    ("caller", "text"),
+    [
+        (None, "it speaks TLS, this side plain text: give --tls"),
+        ("stranger/client/alice", "its certificate does not count here: the certificate is not"),
+        ("certs/client/revoked", "client 'revoked' has been revoked; issue another"),
+    ],
+)
+def test_a_client_is_told_what_is_wrong_with_its_certificate(folder, main, caller, text):
+    with (
+        Client(main[0], tls=caller and folder / caller) as client,
+        pytest.raises(CredentialsError, match=text) as caught,
+    ):
+        client.infer(SAMPLE)
+    assert main[0] in str(caught.value)
+
+
+def test_an_aggregator_logs_a_revoked_client(folder, main):
+    address, log = main
+    ask(address, folder / "certs/client/revoked", AGGREGATOR_NAME)
+    until(lambda: "client 'revoked' has been revoked" in log.read_text())
+
+
+def test_the_certificate_of_a_node_is_none_of_a_client(folder, main):
+    with pytest.raises(CredentialsError, match="certificate of node 'attic'; this takes one of role client"):
+        Client(main[0], tls=folder / "certs/node/attic")
+    refused = ask(main[0], folder / "certs/node/attic", AGGREGATOR_NAME)
+    assert refused.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_the_certificate_of_a_node_is_none_of_an_aggregator_though_the_same_authority_issued_it(folder, kitchen):
+    with (
+        Client(kitchen[0], tls=folder / "certs/client/alice") as client,
+        pytest.raises(CredentialsError, match="shows the certificate of nonn://node/kitchen, not of aggregator"),
+    ):
+        client.infer(SAMPLE)
+
+
+def test_predict_takes_a_certificate_and_says_when_it_needs_one(folder, main, tmp_path):
+    np.save(tmp_path / "sample.npy", SAMPLE)
+    asked = run("nonn", "predict", main[0], tmp_path / "sample.npy", "--tls", folder / "certs/client/alice")
+    assert asked.returncode == 0, asked.stderr
+    asked = run("nonn", "predict", main[0], tmp_path / "sample.npy")
+    assert (asked.returncode, "give --tls" in asked.stderr) == (3, True)
+
+
+def test_a_client_with_a_certificate_does_not_ask_in_plain_text(bundle, folder):
+    with (
+        LocalCluster(bundle.path) as plain,
+        Client(plain.address, tls=folder / "certs/client/alice") as client,
+        pytest.raises(CredentialsError, match="it speaks plain text, this side TLS"),
+    ):
+        client.infer(SAMPLE)
+
+
+@pytest.fixture
+def guarded(bundle, kitchen_in_plain_text, tmp_path):
+    """The address, the log and the tokens of an aggregator that takes one token."""
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{TOKEN}\n")
-    wrong, new = tmp_path / "wrong", tmp_path / "new"
-    wrong.write_text(TOKEN[:-1] + "x")
-    new.write_text("another-token-of-enough-characters")
-    with logged("nonn_device", "serve", bundle.path, "--student", 0, log=tmp_path / "node.log") as (ready, _):
-        write_inventory(tmp_path / "nodes.toml", [Node(id="a", address=ready["address"], student=0)])
-        arguments = ["nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--token-file", tokens]
-        with logged(*arguments, log=tmp_path / "log") as (ready, log):
-            address = ready["address"]
-            for file, text in ((None, "the call has no token"), (wrong, "a token that is not one of this server's")):
-                with Client(address, token_file=file) as client, pytest.raises(CredentialsError, match=text):
-                    client.infer(SAMPLE)
-            until(lambda: "the call has no token" in log.read_text())
-            assert TOKEN[:-1] not in log.read_text()
-            with Client(address, token_file=tokens) as client:
-                assert client.infer(SAMPLE).mask == 0b01
-                with grpc.insecure_channel(address) as channel:  # health tells nothing and needs no token
-                    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    write_inventory(tmp_path / "nodes.toml", [Node(id="a", address=kitchen_in_plain_text, student=0)])
+    arguments = ["nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--token-file", tokens]
+    with logged(*arguments, log=tmp_path / "log") as (ready, log):
+        yield ready["address"], log, tokens
 
-                    status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
-                    assert status == health_pb2.HealthCheckResponse.SERVING
-            old = shutil.copy(tokens, tmp_path / "old")
-            shutil.copy(new, tokens)
-            with Client(address, token_file=new) as client, Client(address, token_file=Path(old)) as late:
-                until(lambda: works(client))
-                assert not works(late)
+
+@pytest.fixture(scope="module")
+def kitchen_in_plain_text(bundle, tmp_path_factory):
+    log = tmp_path_factory.mktemp("plain") / "log"
+    with logged("nonn_device", "serve", bundle.path, "--student", 0, log=log) as (ready, _):
+        yield ready["address"]
+
+
+def test_a_client_without_the_token_is_refused_and_no_token_is_logged(guarded, tmp_path):
+    address, log, tokens = guarded
+    wrong = tmp_path / "wrong"
+    wrong.write_text(TOKEN[:-1] + "x")
+    for file, text in ((None, "the call has no token"), (wrong, "a token that is not one of this server's")):
+        with Client(address, token_file=file) as client, pytest.raises(CredentialsError, match=text):
+            client.infer(SAMPLE)
+    with Client(address, token_file=tokens) as client:
+        assert client.infer(SAMPLE).mask == 0b01
+    until(lambda: "the call has no token" in log.read_text())
+    assert TOKEN[:-1] not in log.read_text()
+
+
+def test_health_tells_nothing_and_needs_no_token(guarded):
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(guarded[0]) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def test_the_token_can_be_changed_while_the_aggregator_serves(guarded, tmp_path):
+    address, _, tokens = guarded
+    old = shutil.copy(tokens, tmp_path / "old")
+    tokens.write_text("another-token-of-enough-characters")
+    with Client(address, token_file=tokens) as client, Client(address, token_file=Path(old)) as late:
+        until(lambda: works(client))
+        assert not works(late)
+
+
+def test_a_token_file_that_cannot_be_used_is_refused_before_a_call(tmp_path):
     short = tmp_path / "short"
     short.write_text("short")
     with pytest.raises(CredentialsError, match="16 or more ASCII characters"):
-        Client(address, token_file=short)
-    asked = run("nonn", "predict", address, "x.npy", "--token-file", tmp_path / "nowhere")
+        Client("127.0.0.1:1", token_file=short)
+    asked = run("nonn", "predict", "127.0.0.1:1", "x.npy", "--token-file", tmp_path / "nowhere")
     assert (asked.returncode, "nowhere: cannot be read" in asked.stderr) == (3, True)
 
 

@@ -15,6 +15,7 @@ from nonn.bundle import Bundle, write_bundle
 from nonn.documents import to_json
 from nonn.reliability.subsets import mask_of
 from tests.light import BLOCKER
+from tests.serving import TIMEOUT_S
 from tests.toys import toy_bundle
 
 
@@ -175,6 +176,6 @@ def test_it_runs_without_torch_and_networkx(bundle: Bundle) -> None:
     allowed = BLOCKER.replace("'scipy', ", "").replace("'rich', ", "")
     program = "from nonn_sim.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", allowed + program, "enumerate", str(bundle.path), "--recount", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["method"] == "exact"
