@@ -128,6 +128,21 @@ class TestPinned:
             stop.set()
             thread.join()
 
+    def test_a_pool_that_has_replaced_threads_is_freed_at_the_next_check(
+        self, all_threads: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second, *_ = sorted(os.sched_getaffinity(0))
+        monkeypatch.setattr("nonn.threads._cores", lambda _: _cores({first}, {second}, {first}, {second}))
+        everything = frozenset(os.sched_getaffinity(0))
+        torch.set_num_threads(4)
+        with pinned_threads(4) as check:
+            for threads in (2, 4):  # libgomp ends two threads and starts two others
+                torch.set_num_threads(threads)
+                torch.ones(1 << 20).add_(1)
+            assert _processors().count(frozenset({first})) > 2  # the others are on the first thread's core
+            check()
+            assert set(_processors()) == {everything}
+
 
 class _ConvolutionTask:
     """A small convolutional network; notes the processors of the training thread at each step."""
