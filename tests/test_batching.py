@@ -14,7 +14,7 @@ from nonn.aggregator.batching import BatchConfig, Batcher
 from nonn.aggregator.policy import PolicyConfig
 from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
-from tests.serving import TIMEOUT_S
+from tests.serving import TIMEOUT_S, until_async
 
 NUM_DEVICES = 4
 # A quarter of this is how long a fan-out may hold up the next one: no test takes as long.
@@ -157,9 +157,7 @@ def test_clients_that_travelled_together_are_waited_for_and_a_lone_one_never_wai
             return [asyncio.ensure_future(batcher.infer(one)) for _ in range(count)]
 
         async def land():
-            async with asyncio.timeout(TIMEOUT_S):
-                while not gate.open():
-                    await asyncio.sleep(0.001)
+            await until_async(gate.open)
             clock.now += 1.0
             gate.open()[0].set_result(None)
             await settle()
@@ -225,9 +223,7 @@ def test_a_fan_out_that_hangs_holds_nobody_up():
         hangs = asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8)))
         await settle()
         waits = asyncio.ensure_future(batcher.infer(np.ones((1, 4), np.uint8)))
-        async with asyncio.timeout(TIMEOUT_S):
-            while len(gate.flights) < 2:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: len(gate.flights) == 2)
         gate.flights[1][2].set_result(None)
         assert (await waits).logits[0, 0] == 3
         assert not hangs.done()
@@ -286,9 +282,7 @@ def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobo
         hangs = asyncio.ensure_future(batcher.infer(one))
         await settle()
         waits = asyncio.ensure_future(batcher.infer(one))
-        async with asyncio.timeout(TIMEOUT_S):
-            while len(asked) < 62:
-                await asyncio.sleep(0.01)
+        await until_async(lambda: len(asked) >= 62)
         blocked.set()
         await asyncio.gather(hangs, waits)
 
@@ -346,10 +340,9 @@ def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept():
         batcher = Batcher(gate, BatchConfig(max_delay_s=4e-4), POLICY)
         batcher._limit.size = 8
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(3)]
+        await until_async(lambda: gate.flights)
+        gate.flights[0][2].set_result(None)
         async with asyncio.timeout(TIMEOUT_S):
-            while not gate.flights:
-                await asyncio.sleep(0)
-            gate.flights[0][2].set_result(None)
             await asyncio.gather(*clients)
         return [num_requests for _, num_requests, _ in gate.flights]
 

@@ -26,7 +26,7 @@ from nonn.bundle import load_bundle, write_bundle
 from nonn.client import Client
 from nonn.errors import BundleError, ConfigError
 from tests.observing import metric, state
-from tests.serving import TIMEOUT_S, process, run
+from tests.serving import TIMEOUT_S, process, run, until_async
 from tests.toys import WIDTH, toy_bundle, toy_data
 
 NUM_DEVICES = 8
@@ -298,8 +298,7 @@ def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afre
 
     async def judge(event):
         monitor.on_request(event)
-        while monitor._judging:
-            await asyncio.sleep(0)
+        await until_async(lambda: not monitor._judging)
 
     def shown():
         alarm = metrics.registry.get_sample_value("nonn_node_drift", {"node": f"node-{bad}"})

@@ -26,7 +26,7 @@ from nonn.cluster import LocalCluster
 from nonn.errors import CredentialsError
 from nonn.security.authority import Authority
 from nonn.security.tls import TlsFolder
-from tests.serving import TIMEOUT_S, asking, logged, until
+from tests.serving import TIMEOUT_S, asking, logged, until, until_async
 from tests.toys import toy_bundle
 
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
@@ -185,9 +185,7 @@ def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_
         async with Aggregator(bundle, [kitchen], connect=connect_tls(tls)) as aggregator:
 
             async def up():
-                async with asyncio.timeout(TIMEOUT_S):
-                    while aggregator.policy.state("kitchen") != "up":
-                        await asyncio.sleep(0.05)
+                await until_async(lambda: aggregator.policy.state("kitchen") == "up")
 
             watch = Watch(aggregator, tls)
             await watch.look()
@@ -232,18 +230,14 @@ def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newe
             )
             _, log = await asyncio.to_thread(stack.enter_context, join)
 
-            async def settled(condition):
-                while not condition():
-                    await asyncio.sleep(0.02)
-
-            await settled(lambda: aggregator.nodes)
+            await until_async(lambda: aggregator.nodes)
             # The aggregator hears of the revocation before the node has its new certificate.
             authority.rotate("node", "a")
             authority.revoke("node", "a", keep_newest=True)
             await watch.look()
             assert not aggregator.nodes
             deliver()
-            await settled(lambda: aggregator.nodes)
+            await until_async(lambda: aggregator.nodes)
             await watch.look()
             assert aggregator.nodes
             # In order: neither the node's server nor its heartbeats are of the old one any more.
@@ -255,12 +249,12 @@ def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newe
             authority.revoke("node", "a", keep_newest=True)
             await watch.look()
             for _ in range(2):
-                await settled(lambda renewed=lease.expires_at: lease.expires_at > renewed)
+                await until_async(lambda renewed=lease.expires_at: lease.expires_at > renewed)
             assert (len(aggregator.nodes), leases["a"]) == (1, lease)
             told = len(log.read_text())
             authority.revoke("node", "a")
             await watch.look()
-            await settled(lambda: "node 'a' has been revoked" in log.read_text()[told:])
+            await until_async(lambda: "node 'a' has been revoked" in log.read_text()[told:])
             assert not aggregator.nodes
 
     with contextlib.ExitStack() as stack:

@@ -24,7 +24,7 @@ from nonn_device.node import StudentModel
 from nonn.client import Client
 from nonn.telemetry.systemd import Watchdog
 from tests.fleets import members
-from tests.serving import TIMEOUT_S, run, until
+from tests.serving import TIMEOUT_S, run, until, until_async
 from tests.toys import SHAPE, WIDTH, toy_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -202,8 +202,7 @@ def test_the_watchdog_is_not_fed_while_the_student_hangs_though_the_loop_lives(b
         ):
             await asyncio.to_thread(notified.until, "WATCHDOG=1")
             runtime.go_on.clear()
-            while not model._worker._waiting:
-                await asyncio.sleep(0.001)
+            await until_async(lambda: model._worker._waiting)
             await asyncio.to_thread(notified.drain)
             assert await asyncio.to_thread(notified.take, 0.3) is None
             runtime.go_on.set()
