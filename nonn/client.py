@@ -50,7 +50,7 @@ class Metadata:
         num_devices: N.
         quorum: fewer answers than this are no answer.
         nodes: of each node ``id``, ``address``, ``student``, ``state``, ``asked``, ``answered`` and ``latency_s``.
-        state: what ``nonn top`` shows, see ``nonn.aggregator.monitoring.monitor``; empty where nobody watches.
+        state: what ``nonn top`` shows, see ``nonn.aggregator.monitoring.state``; empty where nobody watches.
     """
 
     shape: tuple[int, ...]

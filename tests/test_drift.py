@@ -302,8 +302,8 @@ def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afre
 
     def shown():
         alarm = metrics.registry.get_sample_value("nonn_node_drift", {"node": f"node-{bad}"})
-        samples = [node["drift"]["samples"] for node in monitor.state()["nodes"] if node["id"] == f"node-{bad}"]
-        return monitor.state()["drift"]["alarms"], alarm, samples
+        samples = [node.drift.samples for node in monitor.state().nodes if node.id == f"node-{bad}"]
+        return list(monitor.state().drift.alarms), alarm, samples
 
     async def scenario():
         async with aggregator, monitor:

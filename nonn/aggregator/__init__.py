@@ -20,7 +20,7 @@ Nodes that come and go, and who may::
 Whoever watches::
 
     events      what observers are told
-    monitor     the state that people are shown                    (timeline, faultlog)
+    monitor     the state of the cluster                           (state, timeline, faultlog)
     drift       names a node that answers but has gone bad         (pure logic; baseline: what it compares with)
     metrics     Prometheus; dashboard: HTTP; observing: the options for all of this
 """

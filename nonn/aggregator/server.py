@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig, Batcher
 from nonn.aggregator.monitoring.events import Outcome, RequestEvent
+from nonn.aggregator.monitoring.state import ClusterState
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
+from nonn.documents import to_json
 from nonn.errors import BundleError, InputError, OverloadError
 from nonn.rpc.codec import Request
 from nonn.rpc.server import Result
@@ -32,7 +34,7 @@ class FusedModel:
 
     Args:
         aggregator: that asks them.
-        state: what ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitoring.monitor``.
+        state: what ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitoring.state``.
         batching: how requests share a fan-out, and how many may wait.
         answered: called with every answer, whose latency is what the client waited here.
     """
@@ -40,7 +42,7 @@ class FusedModel:
     def __init__(
         self,
         aggregator: Aggregator,
-        state: Callable[[], Mapping[str, Any]] | None = None,
+        state: Callable[[], ClusterState] | None = None,
         batching: BatchConfig | None = None,
         answered: Callable[[Answer], None] | None = None,
     ) -> None:
@@ -108,7 +110,7 @@ class FusedModel:
         metadata.properties["nonn_quorum"] = str(policy.config.quorum)
         metadata.properties["nonn_policy"] = json.dumps(dataclasses.asdict(policy.config))
         if self._state:
-            metadata.properties["nonn_state"] = json.dumps(self._state())
+            metadata.properties["nonn_state"] = json.dumps(to_json(self._state()))
         return metadata
 
     async def infer(self, request: Request, remaining_s: float | None) -> Result:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    from nonn.aggregator.monitoring.state import ClusterState
     from nonn.client import Client
 
 SUMMARY = "watch a running cluster: its nodes, and how accurate it is right now"
@@ -45,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from nonn.client import Client
 
     with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file) as client:
-        state = _state(client)
         if args.json:
-            print(json.dumps(state))
+            print(json.dumps(_reported(client)))
             return 0
+        state = _state(client)
         from rich.console import Console
         from rich.live import Live
 
@@ -75,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _state(client: Client) -> dict[str, Any]:
-    """What the aggregator says.
+def _reported(client: Client) -> Mapping[str, object]:
+    """The state in the aggregator's metadata.
 
     Raises:
-        ConfigError: it says nothing that could be shown.
+        ConfigError: there is none.
         UnreachableError: nobody answers at the address.
     """
     from nonn.errors import ConfigError
@@ -87,7 +88,19 @@ def _state(client: Client) -> dict[str, Any]:
     state = client.metadata().state
     if not state:
         raise ConfigError(f"{client.address}: this server does not say how its nodes do; is it a `nonn serve`?")
-    return dict(state)
+    return state
+
+
+def _state(client: Client) -> ClusterState:
+    """The same as a document.
+
+    Raises:
+        DataError: it lacks a field, or a value is malformed.
+    """
+    from nonn.aggregator.monitoring.state import ClusterState
+    from nonn.documents import from_json
+
+    return from_json(ClusterState, _reported(client), f"{client.address}: state")
 
 
 def _next(client: Client, address: str, width: int) -> Group | Text:
@@ -102,39 +115,39 @@ def _next(client: Client, address: str, width: int) -> Group | Text:
         return Text(f"{exc}", style="red")
 
 
-def _view(state: Mapping[str, Any], address: str, width: int) -> Group:
+def _view(state: ClusterState, address: str, width: int) -> Group:
     """The whole screen."""
     from rich.console import Group
 
     return Group(_summary(state, address), _table(state, width), *_faults(state))
 
 
-def _summary(state: Mapping[str, Any], address: str) -> Text:
+def _summary(state: ClusterState, address: str) -> Text:
     """What the cluster is worth, and what it does."""
     from rich.text import Text
 
-    accuracy, requests = state["accuracy"], state["requests"]
-    up = sum(node["state"] == "up" for node in state["nodes"])
-    text = Text(f"{state['experiment']} at {address}, bundle {state['bundle'][:12]}\n")
-    text.append(f"accuracy now {accuracy['now']:.2%}", style="bold")
-    text.append(f" with {up} of {len(state['nodes'])} nodes; ")
-    if accuracy["next_worst_node"]:
-        text.append(f"{accuracy['next_worst']:.2%}", style="bold")
-        text.append(f" if {accuracy['next_worst_node']} dies next, {accuracy['next_mean']:.2%} on average\n")
+    accuracy, requests = state.accuracy, state.requests
+    up = sum(node.state == "up" for node in state.nodes)
+    text = Text(f"{state.experiment} at {address}, bundle {state.bundle[:12]}\n")
+    text.append(f"accuracy now {accuracy.now:.2%}", style="bold")
+    text.append(f" with {up} of {len(state.nodes)} nodes; ")
+    if accuracy.next_worst_node:
+        text.append(f"{accuracy.next_worst:.2%}", style="bold")
+        text.append(f" if {accuracy.next_worst_node} dies next, {accuracy.next_mean:.2%} on average\n")
     else:
         text.append("nobody is left to answer\n", style="red")
-    if not state["ready"]:
-        text.append(f"below the quorum of {state['quorum']}: requests fail\n", style="red")
-    for node in state["drift"]["alarms"]:
+    if not state.ready:
+        text.append(f"below the quorum of {state.quorum}: requests fail\n", style="red")
+    for node in state.drift.alarms:
         text.append(f"{node} answers, but no longer agrees with the others as built\n", style="red")
-    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in requests["by_outcome"].items()) or "none yet"
-    text.append(f"requests {requests['per_second']:.1f}/s ({outcomes}); latency ")
-    text.append(f"p50 {_ms(requests['latency_p50_s'])}, p99 {_ms(requests['latency_p99_s'])} ")
-    text.append(_spark(requests["seconds"]["latency_p50_s"]), style="blue")
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in requests.by_outcome.items()) or "none yet"
+    text.append(f"requests {requests.per_second:.1f}/s ({outcomes}); latency ")
+    text.append(f"p50 {_ms(requests.latency_p50_s)}, p99 {_ms(requests.latency_p99_s)} ")
+    text.append(_spark(requests.seconds.latency_p50_s), style="blue")
     return text
 
 
-def _table(state: Mapping[str, Any], width: int) -> Table:
+def _table(state: ClusterState, width: int) -> Table:
     """A row for each node."""
     from rich.table import Table
     from rich.text import Text
@@ -143,38 +156,38 @@ def _table(state: Mapping[str, Any], width: int) -> Table:
     columns = ["node", "part", "state", "p50", "p99", "answered", "value", "agrees", "memory", "version", "address"]
     for name in columns if width >= NARROW else columns[:7]:
         table.add_column(name, justify="left" if name in ("node", "state", "version", "address") else "right")
-    for node in state["nodes"]:
-        drift, share, memory = node["drift"], node["answered_share"], node["rss_bytes"]
-        style = "magenta" if drift["alarm"] else STYLES.get(node["state"], "")
-        cells = [
-            node["id"],
-            str(node["part"]),
-            Text(node["state"] + (", drifting" if drift["alarm"] else ""), style=style),
-            _ms(node["latency_p50_s"]),
-            _ms(node["latency_p99_s"]),
+    for node in state.nodes:
+        drift, share, memory = node.drift, node.answered_share, node.rss_bytes
+        style = "magenta" if drift.alarm else STYLES.get(node.state, "")
+        cells: list[str | Text] = [
+            node.id,
+            str(node.part),
+            Text(node.state + (", drifting" if drift.alarm else ""), style=style),
+            _ms(node.latency_p50_s),
+            _ms(node.latency_p99_s),
             "–" if share is None else f"{share:.1%}",
-            f"{100 * node['value']:+.2f}",
-            f"{drift['agreement']:.0%} of {drift['expected']:.0%}" if drift["watched"] else "–",
+            f"{100 * node.value:+.2f}",
+            "–" if drift.agreement is None else f"{drift.agreement:.0%} of {drift.expected or 0:.0%}",
             "–" if memory is None else f"{memory / 1e6:.0f} MB",
-            node["version"] or "–",
-            node["address"],
+            node.version or "–",
+            node.address,
         ]
         # As text: an id or address is not markup.
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells[: len(table.columns)]))
     return table
 
 
-def _faults(state: Mapping[str, Any]) -> list[Text]:
+def _faults(state: ClusterState) -> list[Text]:
     """The newest faults, a line each."""
     from datetime import datetime
 
     from rich.text import Text
 
     lines = []
-    for fault in state["faults"][:FAULTS]:
-        when = datetime.fromtimestamp(fault["time"]).strftime("%H:%M:%S")
-        change = " → ".join(filter(None, (fault["before"], fault["after"] or "removed")))
-        lines.append(Text(f"{when} {fault['node'] or 'all nodes'} {change} {fault['reason']}".rstrip(), style="dim"))
+    for fault in state.faults[:FAULTS]:
+        when = datetime.fromtimestamp(fault.time).strftime("%H:%M:%S")
+        change = " → ".join(filter(None, (fault.before, fault.after or "removed")))
+        lines.append(Text(f"{when} {fault.node or 'all nodes'} {change} {fault.reason}".rstrip(), style="dim"))
     return lines
 
 
@@ -182,7 +195,7 @@ def _ms(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds * 1e3:.1f} ms"
 
 
-def _spark(values: list[float | None]) -> str:
+def _spark(values: Sequence[float | None]) -> str:
     """A line of bars; seconds without a value are blank."""
     top = max((value for value in values if value is not None), default=0.0)
     bars = len(SPARKS) - 1

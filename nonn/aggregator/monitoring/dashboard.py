@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
+from nonn.documents import to_json
 from nonn.errors import AddressError, MissingExtraError
 from nonn.rpc.server import is_loopback
 from nonn.security.tls import TlsFolder
@@ -105,7 +106,7 @@ def _application(monitor: Monitor, metrics: Metrics, tls: TlsFolder | None) -> w
         return web.FileResponse(_FOLDER / _ASSETS[request.path])
 
     async def state(request: web.Request) -> web.Response:
-        return web.json_response(monitor.state())
+        return web.json_response(to_json(monitor.state()))
 
     async def exposition(request: web.Request) -> web.Response:
         body, content_type = metrics.exposition(request.headers.get("Accept", ""))

@@ -1,4 +1,4 @@
-"""What people are shown of a running cluster: one dictionary, behind /api/state, ``nonn top`` and the dashboard.
+"""Makes the state of a running cluster, for /api/state, ``nonn top`` and the dashboard.
 
 An observer of the aggregator that keeps little: the last seconds and the last faults. It
 also asks each node now and then how much memory it takes and which version it runs, and samples requests for the
@@ -26,6 +26,17 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.drift import Baseline, DriftConfig, DriftNotice, DriftWatch, NodeDrift
 from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.monitoring.faultlog import Fault, FaultLog
+from nonn.aggregator.monitoring.state import (
+    SCHEMA,
+    AccuracyNow,
+    ClusterDrift,
+    ClusterState,
+    FaultState,
+    NodeAgreement,
+    NodeState,
+    RecentSeconds,
+    RequestState,
+)
 from nonn.aggregator.monitoring.timeline import Timeline, quantile
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
@@ -34,9 +45,8 @@ from nonn.errors import BundleError
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.v1 import inference_pb2 as pb
 
-__all__ = ["STATE_SCHEMA", "Monitor"]
+__all__ = ["Monitor"]
 
-STATE_SCHEMA = 1
 VITALS_EVERY_S = 10.0
 VITALS_TIMEOUT_S = 1.0
 FAULTS_SHOWN = 20
@@ -205,8 +215,8 @@ class Monitor:
         """Whether a request would reach its quorum, as far as is known."""
         return self._aggregator is not None and self._aggregator.ready
 
-    def state(self) -> dict[str, Any]:
-        """Everything, ready for JSON; times in seconds since 1970.
+    def state(self) -> ClusterState:
+        """The state of the cluster now.
 
         Raises:
             AssertionError: no aggregator is attached.
@@ -215,104 +225,103 @@ class Monitor:
         assert aggregator is not None, "attach an aggregator first"
         up = [node for node in aggregator.nodes if aggregator.policy.state(node.id) == "up"]
         drift = dict(self._watch.nodes) if self._watch else {}
-        nodes = [self._node(aggregator, node, up, drift.get(node.id)) for node in aggregator.nodes]
-        return {
-            "schema": STATE_SCHEMA,
-            "experiment": self._bundle.manifest.experiment,
-            "bundle": self._bundle.hash,
-            "version": __version__,
-            "time": wall,
-            "uptime_s": now - self._started,
-            "ready": aggregator.ready,
-            "quorum": aggregator.policy.config.quorum,
-            "devices": self._bundle.num_devices,
-            "accuracy": self._accuracies(up),
-            "nodes": nodes,
-            "requests": self._requests(now),
-            "drift": {
-                "watching": self._watch is not None,
-                "reason": self._unwatched,
-                "alarms": [node["id"] for node in nodes if node["drift"]["alarm"]],
-            },
-            "faults": [
-                {
-                    "time": wall - (now - fault.time_s),
-                    "event": fault.event,
-                    "node": fault.node,
-                    "before": fault.before,
-                    "after": fault.after,
-                    "reason": fault.reason,
-                }
+        nodes = tuple(self._node(aggregator, node, up, drift.get(node.id)) for node in aggregator.nodes)
+        return ClusterState(
+            schema=SCHEMA,
+            experiment=self._bundle.manifest.experiment,
+            bundle=self._bundle.hash,
+            version=__version__,
+            time=wall,
+            uptime_s=now - self._started,
+            ready=aggregator.ready,
+            quorum=aggregator.policy.config.quorum,
+            devices=self._bundle.num_devices,
+            accuracy=self._accuracies(up),
+            nodes=nodes,
+            requests=self._requests(now),
+            drift=ClusterDrift(
+                watching=self._watch is not None,
+                reason=self._unwatched,
+                alarms=tuple(node.id for node in nodes if node.drift.alarm),
+            ),
+            faults=tuple(
+                FaultState(
+                    time=wall - (now - fault.time_s),
+                    event=fault.event,
+                    node=fault.node,
+                    before=fault.before,
+                    after=fault.after,
+                    reason=fault.reason,
+                )
                 for fault in list(self.faults)[:FAULTS_SHOWN]
-            ],
-        }
+            ),
+        )
 
-    def _node(self, aggregator: Aggregator, node: Node, up: Sequence[Node], drift: NodeDrift | None) -> dict[str, Any]:
+    def _node(self, aggregator: Aggregator, node: Node, up: Sequence[Node], drift: NodeDrift | None) -> NodeState:
         """One node."""
         record = aggregator.policy.nodes[node.id]
         vitals = self._vitals.get(node.id, {})
         rss = vitals.get("nonn_rss_bytes", "")
         others = mask_of(other.student for other in up if other.id != node.id)
         watched = drift is not None and drift.samples > 0
-        return {
-            "id": node.id,
-            "address": node.address,
-            "student": node.student,
-            "part": self._bundle.manifest.students[node.student].part,
-            "state": aggregator.policy.state(node.id),
-            "asked": record.asked,
-            "answered": record.answered,
-            "answered_share": record.answered / record.asked if record.asked else None,
-            "late": self._late[node.id],
-            "latency_p50_s": record.latencies.quantile(0.5) or None,
-            "latency_p99_s": record.latencies.quantile(0.99) or None,
-            "version": vitals.get("nonn_version") or None,
-            "rss_bytes": int(rss) if rss.isdecimal() and int(rss) else None,
-            # Accuracy that hangs on it right now: what is lost if it dies, or gained if it comes back.
-            "value": float(self._accuracy[others | 1 << node.student] - self._accuracy[others]),
-            "drift": {
-                "watched": watched,
-                "alarm": bool(drift and drift.alarm),
-                "agreement": drift.agreement if drift and watched else None,
-                "expected": drift.expected if drift and watched else None,
-                "samples": drift.samples if drift else 0,
-            },
-        }
+        return NodeState(
+            id=node.id,
+            address=node.address,
+            student=node.student,
+            part=self._bundle.manifest.students[node.student].part,
+            state=aggregator.policy.state(node.id),
+            asked=record.asked,
+            answered=record.answered,
+            answered_share=record.answered / record.asked if record.asked else None,
+            late=self._late[node.id],
+            latency_p50_s=record.latencies.quantile(0.5) or None,
+            latency_p99_s=record.latencies.quantile(0.99) or None,
+            version=vitals.get("nonn_version") or None,
+            rss_bytes=int(rss) if rss.isdecimal() and int(rss) else None,
+            value=float(self._accuracy[others | 1 << node.student] - self._accuracy[others]),
+            drift=NodeAgreement(
+                watched=watched,
+                alarm=bool(drift and drift.alarm),
+                agreement=drift.agreement if drift and watched else None,
+                expected=drift.expected if drift and watched else None,
+                samples=drift.samples if drift else 0,
+            ),
+        )
 
-    def _accuracies(self, up: Sequence[Node]) -> dict[str, Any]:
+    def _accuracies(self, up: Sequence[Node]) -> AccuracyNow:
         """Accuracy of the nodes that are up, and of those that are left when one more dies."""
         now = mask_of(node.student for node in up)
         left = {
             node.id: float(self._accuracy[mask_of(other.student for other in up if other is not node)]) for node in up
         }
         worst = min(left, key=left.__getitem__, default="")
-        return {
-            "now": float(self._accuracy[now]),
-            "all": float(self._accuracy[-1]),
-            "teacher": self._bundle.manifest.teacher.get("accuracy"),
-            "next_worst": left.get(worst, 0.0),
-            "next_worst_node": worst,
-            "next_mean": sum(left.values()) / len(left) if left else 0.0,
-        }
+        return AccuracyNow(
+            now=float(self._accuracy[now]),
+            all=float(self._accuracy[-1]),
+            teacher=self._bundle.manifest.teacher.get("accuracy"),
+            next_worst=left.get(worst, 0.0),
+            next_worst_node=worst,
+            next_mean=sum(left.values()) / len(left) if left else 0.0,
+        )
 
-    def _requests(self, now: float) -> dict[str, Any]:
+    def _requests(self, now: float) -> RequestState:
         """Requests since the start and in the last seconds."""
         seconds = self._timeline.seconds(now)
         latencies = [value for second in seconds for value in second.latencies_s]
         answers = [second.requests - second.failed for second in seconds]
         recent = seconds[-10:]
-        return {
-            "total": self._outcomes.total(),
-            "by_outcome": dict(self._outcomes),
-            "per_second": sum(second.requests for second in recent) / len(recent),
-            "latency_p50_s": quantile(latencies, 0.5),
-            "latency_p99_s": quantile(latencies, 0.99),
-            "seconds": {
-                "requests": [second.requests for second in seconds],
-                "failed": [second.failed for second in seconds],
-                "latency_p50_s": [quantile(second.latencies_s, 0.5) for second in seconds],
-                "accuracy": [
+        return RequestState(
+            total=self._outcomes.total(),
+            by_outcome=dict(self._outcomes),
+            per_second=sum(second.requests for second in recent) / len(recent),
+            latency_p50_s=quantile(latencies, 0.5),
+            latency_p99_s=quantile(latencies, 0.99),
+            seconds=RecentSeconds(
+                requests=tuple(second.requests for second in seconds),
+                failed=tuple(second.failed for second in seconds),
+                latency_p50_s=tuple(quantile(second.latencies_s, 0.5) for second in seconds),
+                accuracy=tuple(
                     second.accuracy / count if count else None for second, count in zip(seconds, answers, strict=True)
-                ],
-            },
-        }
+                ),
+            ),
+        )
