@@ -2,7 +2,8 @@
 
 ``nonn.report.build_report`` makes a ``Report``; tables, figures and page read it and nothing else, apart from the
 filter graph, which is too big for it. ``scripts/tables.py`` makes ``report.schema.json`` and the fields in
-docs/report.md from these classes and their docstrings.
+docs/report.md from these classes and their docstrings. A field that is added gets a default, so that older reports can
+be read.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ _METHOD_LOOKS: dict[str, tuple[str, str, Stroke]] = {
     "ours-cut": (BLUE, "P", (0, (3, 1))),
     "ours": (BLUE, "o", "-"),
 }
-_OTHER_LOOK: tuple[str, str, Any] = (INK, "P", (0, (2, 2)))  # of a method that has no look here
+_OTHER_LOOK: tuple[str, str, Stroke] = (INK, "P", (0, (2, 2)))  # of a method that has no look here
 
 
 def accuracy_plot(report: Report) -> str:
