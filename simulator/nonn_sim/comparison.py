@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import UnreachableError
+from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.subsets import members
 from nonn_sim.clients import Measured, Order, Samples
 from nonn_sim.deployments import bundle_deployment
@@ -151,14 +152,12 @@ def quantile_interval(values: NDArray[np.float64], share: float) -> tuple[float,
 
     Source: Conover 1999, "Practical nonparametric statistics", section 3.2.
     """
-    from scipy.stats import binom
+    from scipy.stats import quantile_test
 
-    n = len(values)
-    low, high = int(binom.ppf(0.025, n, share)) - 1, int(binom.ppf(0.975, n, share))
-    if not n or low < 0 or high >= n:
+    if not len(values):
         return None
-    ordered = np.sort(values)
-    return float(ordered[low]), float(ordered[high])
+    found: Any = quantile_test(values, p=share).confidence_interval(CONFIDENCE)
+    return None if np.isnan(found.low) or np.isnan(found.high) else (float(found.low), float(found.high))
 
 
 def difference(simulated: dict[str, Any], measured: dict[str, Any], drift: float) -> dict[str, Any]:

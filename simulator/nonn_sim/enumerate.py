@@ -19,6 +19,7 @@ from nonn.bundle import Bundle
 from nonn.enumeration import count_correct, count_one_by_one
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head
+from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, members
@@ -34,7 +35,6 @@ __all__ = [
     "wilson",
 ]
 
-_Z = 1.959963984540054  # 97.5 % of the normal distribution
 Progress = Callable[[float], None]
 
 
@@ -91,15 +91,15 @@ class SampledLaw:
     availability: dict[float, Estimate]
 
 
-def wilson(successes: float, trials: int) -> Estimate:
+def wilson(successes: int, trials: int) -> Estimate:
     """A share and its 95 % score interval, which never leaves [0, 1].
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    share, z2 = successes / trials, _Z**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half))
+    from scipy.stats import binomtest
+
+    low, high = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(successes / trials, float(low), float(high))
 
 
 def mean_estimate(values: NDArray[np.float64], population: int | None = None) -> Estimate:
@@ -109,7 +109,7 @@ def mean_estimate(values: NDArray[np.float64], population: int | None = None) ->
         values: [m].
         population: how many there are when they were drawn without repetition; the interval closes on the last one.
     """
-    from scipy.special import stdtrit
+    from scipy.stats import t
 
     mean, count = float(values.mean()), len(values)
     if count == population:
@@ -117,7 +117,7 @@ def mean_estimate(values: NDArray[np.float64], population: int | None = None) ->
     if count < 2:
         return Estimate(mean, 0.0, 1.0)
     correction = 1.0 if population is None else 1 - count / population
-    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(float(values.var(ddof=1)) / count * correction)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(float(values.var(ddof=1)) / count * correction)
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
@@ -232,5 +232,5 @@ def sample_law(
         raise ShapeError(f"a failure law of {law.num_devices} devices for a head of {head.num_devices}")
     masks, place = np.unique(law.sample(np.random.default_rng(seed), draws), return_inverse=True)
     accuracy = (count_one_by_one(head, features, labels, masks=masks.tolist()) / len(labels))[place]
-    reached = {level: wilson(float(meets(accuracy, level).sum()), draws) for level in levels}
+    reached = {level: wilson(int(meets(accuracy, level).sum()), draws) for level in levels}
     return SampledLaw(draws, mean_estimate(accuracy), reached)

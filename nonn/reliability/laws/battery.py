@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.reliability.confidence import NORMAL_QUANTILE
 from nonn.reliability.laws.base import FirstFall, FloatArray, IntArray, TimedLaw
 from nonn.reliability.subsets import membership
 
@@ -89,5 +90,5 @@ class Battery(TimedLaw):
         mean = float(falls.mean())
         if fixed or not np.isfinite(mean):
             return FirstFall.certain(mean, "exact" if fixed else "simulated")
-        half = 1.96 * float(falls.std(ddof=1)) / draws**0.5
+        half = NORMAL_QUANTILE * float(falls.std(ddof=1)) / draws**0.5
         return FirstFall(mean, "simulated", mean - half, mean + half)

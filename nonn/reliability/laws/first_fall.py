@@ -17,6 +17,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.reliability.confidence import NORMAL_QUANTILE
 from nonn.reliability.laws.base import FirstFall, FloatArray
 
 __all__ = ["simulated_first_fall"]
@@ -25,7 +26,6 @@ CYCLES = 100_000  # of each kind: intervals of a few per cent
 BIAS = 0.5  # probability that the next change is a failure, while both are possible
 ENOUGH = 1000  # falls in unbiased cycles: then weights would only add variance
 _SEED = 0
-_Z = 1.959963984540054
 
 
 def simulated_first_fall(
@@ -56,7 +56,7 @@ def simulated_first_fall(
     mean_s = mean_length / p_fall
     # Relative errors of independent factors add in squares; the logarithm keeps the interval positive.
     squares = (length_s.var() / mean_length**2 + fell.var() / p_fall**2) / cycles
-    factor = math.exp(_Z * math.sqrt(squares))
+    factor = math.exp(NORMAL_QUANTILE * math.sqrt(squares))
     return FirstFall(mean_s, "simulated", mean_s / factor, mean_s * factor)
 
 
