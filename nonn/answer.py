@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from nonn.errors import InputError
 from nonn.rpc.wire import Array, Parameter, read_parameters, read_tensors
 
-__all__ = ["Answer", "ReplyStatus"]
+__all__ = ["MODEL", "Answer", "ReplyStatus"]
+
+MODEL = "nonn"  # name of the fused model in the protocol
 
 
 class ReplyStatus(IntEnum):

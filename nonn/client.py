@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import grpc
 
-from nonn.answer import Answer
+from nonn.answer import MODEL, Answer
 from nonn.errors import ConfigError, CredentialsError, NonnError, UnreachableError
 from nonn.rpc.address import split_address
 from nonn.rpc.guard import Tokens
@@ -34,8 +34,6 @@ from nonn.security.handshake import explain
 from nonn.security.tls import AGGREGATOR_NAME, load_tls
 
 __all__ = ["Client", "Metadata"]
-
-MODEL = "nonn"
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from nonn.enumeration import enumerate_subsets
 from nonn.errors import ShapeError
 from nonn.fusion import ZeroFill, softmax
 from nonn.fusion.calibration import (
-    calibration_by_failures,
     expected_calibration_error,
     fit_temperature,
     fit_temperatures,
 )
 from nonn.reliability.subsets import members, membership
+from tests.calibration import calibration
 
 K = 4
 
@@ -123,31 +123,15 @@ def test_temperatures_calibrate_samples_they_were_not_fitted_to_and_change_no_an
     half = [f[:3000] for f in features]
     warm = head.with_temperatures(fit_temperatures(head, half, labels[:3000]))
     others, truth = [f[3000:] for f in features], labels[3000:]
-    before, after = calibration_by_failures(head, others, truth), calibration_by_failures(warm, others, truth)
-    for cold, hot in zip(before, after, strict=True):
-        assert hot["ece"] < 0.03
-        assert hot["ece"] < 0.5 * cold["ece"]
-        assert hot["nll"] < cold["nll"]
-        assert hot["accuracy"] == cold["accuracy"]
-        assert abs(hot["confidence"] - hot["accuracy"]) < 0.03
+    for masks in ([7], [3, 5, 6], [1, 2, 4]):
+        cold, hot = ([calibration(h, others, truth, mask) for mask in masks] for h in (head, warm))
+        assert np.mean([one.ece for one in hot]) < min(0.03, 0.5 * np.mean([one.ece for one in cold]))
+        assert np.mean([one.nll for one in hot]) < np.mean([one.nll for one in cold])
+        assert [one.accuracy for one in hot] == [one.accuracy for one in cold]
+        assert abs(np.mean([one.confidence - one.accuracy for one in hot])) < 0.03
     np.testing.assert_array_equal(
         enumerate_subsets(warm, others, truth).correct, enumerate_subsets(head, others, truth).correct
     )
-
-
-def test_rows_are_the_mean_and_worst_of_all_sets_with_as_many_failures() -> None:
-    head, features, labels = cluster(samples=400)
-    rows = calibration_by_failures(head, features, labels)
-    assert [(row["failed"], row["subsets"]) for row in rows] == [(0, 1), (1, 3), (2, 3)]
-    errors, accuracies = [], []
-    for i in range(3):
-        p = softmax(head.logits({i: features[i]}))
-        accuracies.append((p.argmax(axis=1) == labels).mean())
-        errors.append(expected_calibration_error(p.max(axis=1), p.argmax(axis=1) == labels))
-    assert rows[2]["ece"] == pytest.approx(np.mean(errors))
-    assert rows[2]["ece_worst"] == pytest.approx(max(errors))
-    assert rows[2]["accuracy"] == pytest.approx(np.mean(accuracies))
-    assert rows[2]["temperature"] == 1.0
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -19,10 +19,10 @@ from nonn.distill.logistic import fit_logistic, refine, stored_levels
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, gram, softmax
-from nonn.fusion.calibration import calibration_by_failures
 from nonn.reliability.subsets import members, membership
 from nonn.students import Student
 from nonn.teacher import Normalise, Teacher
+from tests.calibration import calibration
 from tests.toys import SHAPE, toy_data
 
 CONFIG = FusionConfig(passes=2)
@@ -212,9 +212,10 @@ def test_temperatures_are_fitted_on_the_held_out_split_when_asked_for(teacher: T
     assert made["ridge"].temperatures is not None
     assert len(set(made["ridge"].temperatures.tolist())) == 16
     for head in made.values():
-        warm = calibration_by_failures(head, features, data.labels)
-        cold = calibration_by_failures(head.with_temperatures(None), features, data.labels)
-        assert all(w["nll"] <= c["nll"] + 1e-9 for w, c in zip(warm, cold, strict=True))
+        cold = head.with_temperatures(None)
+        for mask in range(1, 16):
+            warm_nll = calibration(head, features, data.labels, mask).nll
+            assert warm_nll <= calibration(cold, features, data.labels, mask).nll + 1e-9
 
 
 def test_equal_candidates_of_lambda_are_decided_for_the_largest() -> None:

@@ -13,7 +13,6 @@ from nonn.config import load_experiment
 from nonn.errors import ConfigError, PartitionError
 from nonn.partition import Partition
 from nonn.partition.redundancy import Design, filters_of_device
-from nonn.reliability.subsets import mask_of, membership, probabilities
 
 
 def cut(num_parts: int, num_filters: int = 19) -> Partition:
@@ -41,7 +40,6 @@ def test_an_overlap_adds_the_parts_that_follow() -> None:
 @pytest.mark.parametrize("design", [Design(1), Design(5, 5)])
 def test_full_task_copies_learn_every_filter(design: Design) -> None:
     assert filters_of_device(design, cut(design.num_parts), 6) == (tuple(range(19)),) * 6
-    assert design.tolerated_losses(6) == 5
     assert design.group_of_device(6) == (0,) * 6
 
 
@@ -62,41 +60,6 @@ def test_every_filter_is_taught_to_r_devices_for_each_round_of_the_parts(values:
     assert sum(learners) == overlap * num_devices
     if num_devices % num_parts == 0:
         assert set(learners) == {overlap * num_devices // num_parts}
-
-
-@given(designs)
-def test_tolerated_losses_are_those_that_no_set_of_lost_devices_refutes(values: tuple[int, int, int]) -> None:
-    num_parts, overlap, num_devices = values
-    design, everyone = Design(num_parts, overlap), range(num_devices)
-    taught = design.parts_of_device(num_devices)
-
-    def all_kept(lost: tuple[int, ...]) -> bool:
-        return len(set().union(*(taught[i] for i in everyone if i not in lost))) == num_parts
-
-    tolerated = design.tolerated_losses(num_devices)
-    assert all(all_kept(lost) for lost in combinations(everyone, tolerated))
-    assert not all(all_kept(lost) for lost in combinations(everyone, tolerated + 1))
-
-
-def test_coverage_is_the_share_of_parts_that_the_survivors_learned() -> None:
-    coverage = Design(4, 2).coverage(4)
-    assert coverage.shape == (16,)
-    assert [coverage[mask_of(s)] for s in [(), (1,), (0, 1), (0, 2), (0, 1, 2, 3)]] == [0, 0.5, 0.75, 1, 1]
-
-
-@pytest.mark.parametrize(("num_parts", "share"), [(8, 0.0), (4, 0.229), (2, 0.971), (1, 1.0)])
-def test_half_of_eight_devices_keep_every_part_as_often_as_counted(num_parts: int, share: float) -> None:
-    half = Design(num_parts).coverage(8)[membership(8).sum(axis=1) == 4]
-    assert (half == 1).mean() == pytest.approx(share, abs=5e-4)
-
-
-def test_overlap_keeps_as_much_as_replicas_on_average_and_more_in_the_worst_case() -> None:
-    half = membership(8).sum(axis=1) == 4
-    overlap, replicas = Design(8, 2).coverage(8), Design(4).coverage(8)
-    law = probabilities(np.full(8, 0.3))
-    assert law @ overlap == pytest.approx(law @ replicas)
-    assert overlap[half].min() == 5 / 8
-    assert replicas[half].min() == 1 / 2
 
 
 def test_impossible_designs_are_refused() -> None:

@@ -20,9 +20,8 @@ from nonn.cli import report as command
 from nonn.documents import read, to_json
 from nonn.errors import BundleError, ConfigError
 from nonn.fusion import ZeroFill
-from nonn.fusion.calibration import calibration_by_failures
 from nonn.reliability.bias import class_bias
-from nonn.reliability.subsets import SubsetTable, probabilities
+from nonn.reliability.subsets import SubsetTable, mask_of, probabilities
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
 from nonn.report.document import Report
@@ -30,6 +29,7 @@ from nonn.report.html import render_page
 from nonn.report.methods import methods_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
 from nonn.report.text import csv_report, markdown_report, report_tables, text_report
+from tests.calibration import calibration
 from tests.reports import CORRECT, Page, rewritten
 from tests.toys import CLASSES, WIDTH, toy_bundle
 
@@ -153,9 +153,15 @@ def test_calibration_is_that_of_the_calibration_module(tmp_path: Path) -> None:
     found = class_report(bundle)
     assert found is not None
     features, labels = bundle.features
-    for row, wanted in zip(found.by_failures, calibration_by_failures(head, features, labels), strict=True):
-        keys = ("failed", "subsets", "ece", "ece_worst", "confidence", "accuracy")
-        assert [getattr(row, key) for key in keys] == pytest.approx([wanted[key] for key in keys])
+    assert [row.failed for row in found.by_failures] == list(range(7))
+    for row in found.by_failures:
+        masks = [mask_of(kept) for kept in combinations(range(7), 7 - row.failed)]
+        sets = [calibration(head, features, labels, mask) for mask in masks]
+        assert row.subsets == len(sets)
+        assert row.ece == pytest.approx(np.mean([one.ece for one in sets]))
+        assert row.ece_worst == pytest.approx(max(one.ece for one in sets))
+        assert row.confidence == pytest.approx(np.mean([one.confidence for one in sets]))
+        assert row.accuracy == pytest.approx(np.mean([one.accuracy for one in sets]))
     means = [row.mean for row in toy.table.by_failures()]
     assert [row.accuracy for row in found.by_failures] == pytest.approx(means)
     answers = np.stack(

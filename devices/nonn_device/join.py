@@ -31,7 +31,7 @@ from nonn.rpc.address import with_port
 from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc
-from nonn.rpc.wire import CHANNEL_OPTIONS, from_status
+from nonn.rpc.wire import RECONNECTING_OPTIONS, from_status
 from nonn.security.handshake import explain
 from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
 from nonn_device.artifacts import Artifact, Store
@@ -43,14 +43,6 @@ __all__ = ["Backoff", "Link", "Session"]
 CALL_TIMEOUT_S = 5.0
 BACKOFF_S = (0.1, 1.5)  # the first and the longest: an aggregator that is back has its nodes within two seconds
 HEARTBEATS = 3  # in the time of a lease
-_OPTIONS = (
-    *CHANNEL_OPTIONS,
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-)
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -177,10 +169,10 @@ class Link:
 
     def _connect(self) -> Any:
         if self._tls is None:
-            return aio.insecure_channel(self.address, options=_OPTIONS)
+            return aio.insecure_channel(self.address, options=RECONNECTING_OPTIONS)
         self._credentials = self._tls.credentials_version
         credentials, options = self._tls.channel_options(AGGREGATOR_NAME)
-        return aio.secure_channel(self.address, credentials, options=(*_OPTIONS, *options))
+        return aio.secure_channel(self.address, credentials, options=(*RECONNECTING_OPTIONS, *options))
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self._token.first}"),) if self._token else ()

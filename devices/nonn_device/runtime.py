@@ -17,11 +17,10 @@ from nonn.errors import BudgetError, BundleError
 from nonn.rpc.wire import Array
 from nonn_device.vitals import peak_bytes, resident_bytes
 
-__all__ = ["RUNTIMES", "OnnxRuntime", "Runtime", "batch_within", "open_runtime"]
+__all__ = ["OnnxRuntime", "Runtime", "batch_within", "open_runtime"]
 
 Float32 = NDArray[np.float32]
 
-RUNTIMES = ("onnx", "c")
 _PROBE = 32  # samples of the run that tells what one sample takes
 
 
@@ -42,7 +41,7 @@ def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, li
     """A student of a bundle, ready to run.
 
     Args:
-        kind: of ``RUNTIMES``.
+        kind: ``onnx`` or ``c``.
         bundle: with this student's file.
         device: number of the student.
         threads: of one inference; ONNX Runtime only.

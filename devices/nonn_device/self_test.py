@@ -41,7 +41,7 @@ def self_test(bundle: Path, device: int, runtime: str, library: Path | None = No
     Args:
         bundle: folder of the bundle.
         device: number of the student.
-        runtime: of ``nonn_device.runtime.RUNTIMES``.
+        runtime: ``onnx`` or ``c``.
         library: the compiled student; None is where ``nonn export`` puts it.
 
     Returns:

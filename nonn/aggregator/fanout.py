@@ -31,23 +31,13 @@ from nonn.bundle.views import View, seen
 from nonn.errors import InputError
 from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import CHANNEL_OPTIONS, MAX_MESSAGE_BYTES, Array, Parameter
+from nonn.rpc.wire import MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS, Array, Parameter
 
 __all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "channel_options", "connect_insecure"]
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
-NODE_CHANNEL_OPTIONS = (
-    *CHANNEL_OPTIONS,
-    # A node that was restarted should be found within half a second, not after gRPC's back-off of up to two minutes.
-    # The minimum is also how long one attempt to connect may take; a stopped process accepts and then says nothing.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    # For idle links that die silently; a request's own deadline is what detects failures.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+# Keepalive is for idle links alone; a request's own deadline is what detects failures.
+NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
 
 Connect = Callable[[Node], aio.Channel]
 # Told of every outcome and whether it came after the answer.

@@ -16,7 +16,7 @@ from nonn.aggregator.batching import BatchConfig, Batcher
 from nonn.aggregator.monitoring.events import Outcome, RequestEvent
 from nonn.aggregator.monitoring.state import ClusterState
 from nonn.aggregator.service import Aggregator
-from nonn.answer import Answer
+from nonn.answer import MODEL, Answer
 from nonn.documents import to_json
 from nonn.errors import BundleError, InputError, OverloadError
 from nonn.rpc.codec import Request
@@ -24,9 +24,7 @@ from nonn.rpc.server import Result
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import check_batch, request_limit
 
-__all__ = ["MODEL", "FusedModel"]
-
-MODEL = "nonn"
+__all__ = ["FusedModel"]
 
 
 class FusedModel:

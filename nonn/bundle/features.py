@@ -113,18 +113,6 @@ class FeatureCode:
         """What arrives when features [B, d] are sent."""
         return self.decode(self.encode(features))
 
-    def error_bound(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """How far ``roundtrip`` may be off at most [B, d], apart from float32's own rounding."""
-        values = np.abs(np.asarray(features, dtype=np.float64))
-        if self.dtype == "float32":
-            return np.zeros_like(values)
-        if self.dtype == "float16":
-            bound: NDArray[np.float64] = np.maximum(values * 2.0**-11, 2.0**-25)
-            return np.maximum(bound, values - _HALF_MAX)
-        scale, low = (np.asarray(v, dtype=np.float64) for v in (self.scale, self.low))
-        outside = np.maximum(low - features, features - (low + _STEPS * scale))
-        return np.maximum(scale / 2, outside)
-
     @cached_property
     def _affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return np.array(self.scale, np.float32), np.array(self.low, np.float32)

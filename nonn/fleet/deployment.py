@@ -13,8 +13,9 @@ from nonn.aggregator.batching import BatchConfig
 from nonn.aggregator.membership.options import Joining
 from nonn.aggregator.monitoring.options import Observing
 from nonn.aggregator.policy import PolicyConfig
-from nonn.aggregator.server import MODEL, FusedModel
+from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
+from nonn.answer import MODEL
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.rpc.codec import Request

@@ -27,7 +27,6 @@ from nonn.reliability.subsets import all_masks, members, membership
 __all__ = [
     "MIN_SAMPLES",
     "SCOPES",
-    "calibration_by_failures",
     "expected_calibration_error",
     "fit_temperature",
     "fit_temperatures",
@@ -146,48 +145,6 @@ def fit_temperatures(
         stacked = np.concatenate([_logits(head, features, mask) for mask in masks])
         result[survivors == count] = fit_temperature(stacked, np.tile(labels, len(masks)))
     return result
-
-
-def calibration_by_failures(
-    head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64], *, seed: int = 0
-) -> list[dict[str, Any]]:
-    """How well confidence is calibrated against failed devices, with the temperatures of the head.
-
-    Args:
-        head: the fusion.
-        features: of each device over the same samples, N arrays [n, d_i].
-        labels: [n].
-        seed: of the choice of sets, where there are more than 128 of one size.
-
-    Returns:
-        A row for each number of failures 0 … N − 1, over the sets looked at: ``failed``, ``subsets``, ``ece`` (mean of
-        the sets' own), ``ece_worst``, ``confidence`` (mean), ``accuracy``, ``nll`` (mean negative log-likelihood in
-        nats) and ``temperature`` (mean).
-    """
-    rows = []
-    for count, masks in _sets_by_survivors(head.num_devices, seed):
-        errors, confidences, accuracies, likelihoods = [], [], [], []
-        for mask in masks:
-            probability = head.probabilities(_logits(head, features, mask), mask)
-            confidence, right = probability.max(axis=1), probability.argmax(axis=1) == labels
-            errors.append(expected_calibration_error(confidence, right))
-            confidences.append(confidence.mean())
-            accuracies.append(right.mean())
-            chosen = probability[np.arange(len(labels)), labels]
-            likelihoods.append(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).mean())
-        rows.append(
-            {
-                "failed": head.num_devices - count,
-                "subsets": len(masks),
-                "ece": float(np.mean(errors)),
-                "ece_worst": float(np.max(errors)),
-                "confidence": float(np.mean(confidences)),
-                "accuracy": float(np.mean(accuracies)),
-                "nll": float(np.mean(likelihoods)),
-                "temperature": float(np.mean([head.temperature(mask) for mask in masks])),
-            }
-        )
-    return rows
 
 
 def _logits(head: Head, features: Sequence[NDArray[Any]], mask: int) -> FloatArray:

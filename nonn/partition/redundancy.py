@@ -22,12 +22,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nonn.errors import PartitionError
 from nonn.partition import Partition
-from nonn.reliability.subsets import membership
 
 __all__ = ["Design", "filters_of_device"]
 
@@ -87,28 +83,6 @@ class Design:
         """
         self.parts_of_device(num_devices)
         return tuple(0 if self.overlap == self.num_parts else i % self.num_parts for i in range(num_devices))
-
-    def tolerated_losses(self, num_devices: int) -> int:
-        """How many devices may be lost, whichever they are, with every filter still known to a survivor.
-
-        Raises:
-            PartitionError: nobody learns some part.
-        """
-        return min(map(len, self.devices_of_part(num_devices))) - 1
-
-    def coverage(self, num_devices: int) -> NDArray[np.float64]:
-        """Share of the parts that each answering set has learned, in [0, 1] [2^N].
-
-        With ``nonn.reliability.subsets.probabilities`` it gives the expected share under a failure law.
-
-        Raises:
-            PartitionError: nobody learns some part.
-            ShapeError: more devices than subsets are enumerated for.
-        """
-        learned = np.zeros((num_devices, self.num_parts), dtype=np.int64)
-        for device, parts in enumerate(self.parts_of_device(num_devices)):
-            learned[device, list(parts)] = 1
-        return np.asarray((membership(num_devices).astype(np.int64) @ learned > 0).mean(axis=1))
 
 
 def filters_of_device(design: Design, partition: Partition, num_devices: int) -> tuple[tuple[int, ...], ...]:

@@ -26,6 +26,7 @@ __all__ = [
     "ERROR_KEY",
     "MAX_MESSAGE_BYTES",
     "MAX_SAMPLES",
+    "RECONNECTING_OPTIONS",
     "add_tensors",
     "check_batch",
     "from_status",
@@ -77,6 +78,17 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+)
+# For channels that outlive their peer. One that was restarted is found within half a second, not after gRPC's back-off
+# of up to two minutes. The minimum is also how long one attempt to connect may take; a stopped process accepts and then
+# says nothing. Keepalive is for links that die silently.
+RECONNECTING_OPTIONS: tuple[tuple[str, int], ...] = (
+    *CHANNEL_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
 )
 
 # Trailing metadata with the name of our error: UNAVAILABLE alone would not tell a lost quorum from a lost server.

@@ -25,9 +25,7 @@ from nonn.teacher.convnet import conv, norm_relu, pool
 from nonn.teacher.teacher import Normalise
 from nonn.teacher.zoo import make_network
 
-__all__ = ["SENDS", "Student", "squeezed"]
-
-SENDS = ("bridge", "penultimate")
+__all__ = ["Student", "squeezed"]
 
 
 class Student(nn.Module):

@@ -18,6 +18,7 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.dial_out import WorkChannels, dialled
 from nonn.aggregator.membership.leases import Applicant, Lease, Membership
 from nonn.aggregator.service import Aggregator
+from nonn.bundle import MANIFEST
 from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError
 from nonn.files import sha256_file
 from nonn.rpc.background import beside
@@ -31,7 +32,6 @@ __all__ = ["FLEET", "Fleet"]
 
 FLEET = "nonn.rpc.v1.Fleet"
 CHUNK_BYTES = 256 * 1024
-MANIFEST = "manifest.json"
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from nonn.aggregator.monitoring.drift import DriftNotice
 from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.service import Aggregator
-from nonn.answer import Answer, ReplyStatus
+from nonn.answer import MODEL, Answer, ReplyStatus
 from nonn.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CODES", "Metrics"]
 
-MODEL = "nonn"
 CODES = ("OK", "DEADLINE_EXCEEDED", "UNAVAILABLE", "BAD_REPLY", "BAD_REQUEST", "ERROR")
 _CODES = {
     ReplyStatus.OK: "OK",

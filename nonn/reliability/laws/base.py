@@ -24,11 +24,9 @@ class Law(ABC):
         kind: name in experiment and scenario files and on the command line.
         text: the law as it was written.
         num_devices: N.
-        exchangeable: all sets with equally many devices are equally likely.
     """
 
     kind: ClassVar[str]
-    exchangeable: bool = False
 
     def __init__(self, num_devices: int, text: str = "") -> None:
         self.num_devices, self.text = num_devices, text or self.kind

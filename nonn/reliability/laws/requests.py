@@ -41,7 +41,6 @@ class Independent(Law):
     def __init__(self, p: FloatArray, text: str = "") -> None:
         super().__init__(len(p), text)
         self.p = np.asarray(p, dtype=float)
-        self.exchangeable = bool((self.p == self.p[0]).all())
 
     def probabilities(self) -> FloatArray:
         """Product over devices."""
@@ -91,7 +90,6 @@ class KOfN(Law):
     """Exactly k devices are away, any k equally likely."""
 
     kind = "k-of-n"
-    exchangeable = True
 
     def __init__(self, k: int, num_devices: int, text: str = "") -> None:
         super().__init__(num_devices, text)
@@ -131,5 +129,3 @@ class GilbertElliott(Independent):
     ) -> None:
         bad = p / (p + r)
         super().__init__(bad * loss_bad + (1 - bad) * loss_good, text)
-        self.p_good_to_bad, self.p_bad_to_good = p, r
-        self.loss_good, self.loss_bad = loss_good, loss_bad
