@@ -144,5 +144,5 @@ def test_what_does_not_fit_is_refused() -> None:
         expected_calibration_error(np.array([1.5]), np.array([True]))
     with pytest.raises(ShapeError, match=r"expected \[n, K\] and \[n\]"):
         fit_temperature(np.zeros((3, K)), np.zeros(4, np.int64))
-    with pytest.raises(ShapeError, match="choose auto, set or survivors"):
+    with pytest.raises(ShapeError, match="choose one of: auto, set, survivors"):
         fit_temperatures(head, features, labels, by="device")
