@@ -95,10 +95,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.bundle is None:
-            from nonn.experiment.run import Run
+            from nonn.experiment.run import run
 
             quick = ["experiment.name=bench", "teacher.epochs=1", "distill.epochs=1", "fusion.passes=1"]
-            bundle, _ = Run(load_experiment(None, quick), Path(folder)).execute()
+            bundle = run(load_experiment(None, quick), runs=Path(folder)).bundle
         else:
             bundle = load_bundle(args.bundle)
         figures: dict[str, Any] = {}

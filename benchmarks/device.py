@@ -100,12 +100,12 @@ def bench_device(_: Bundle) -> Figures:
 
 def bench_int8(_: Bundle) -> Figures:
     """Accuracy that 8 bits cost, the worse of none and half failed, on the same trained students."""
-    from nonn.experiment.run import Run
+    from nonn.experiment.run import run
     from nonn.report import build_report
 
     settings = ("experiment.name=int8", "export.weights=int8", "export.features=int8", "distill.epochs=10")
     with tempfile.TemporaryDirectory() as folder:
-        bundle, _ = Run(load_experiment(None, settings), Path(folder)).execute()
+        bundle = run(load_experiment(None, settings), runs=Path(folder)).bundle
         report = build_report(bundle)
     precision, traffic = report.precision, report.traffic
     assert precision is not None, "the experiment makes an int8 bundle"

@@ -20,7 +20,7 @@ from typing import Any
 from nonn.bundle.traffic import traffic
 from nonn.config import Experiment, load_experiment
 from nonn.documents import to_json
-from nonn.experiment.run import Run
+from nonn.experiment.run import run
 from nonn.files import write_json
 from nonn.provenance import code_version, machine
 from nonn.report import build_report
@@ -53,7 +53,7 @@ def main() -> None:
 
 def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
     """Runs an int8 experiment and compares its bundle with the same students in float."""
-    bundle, _ = Run(experiment, runs).execute()
+    bundle = run(experiment, runs=runs).bundle
     precision, floats = build_report(bundle).precision, bundle.manifest.provenance["float32"]
     assert precision is not None, "the experiment makes an int8 bundle"
     rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True)

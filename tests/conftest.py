@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, load_experiment
-from nonn.experiment.run import Run
+from nonn.experiment.run import run
 from tests.toys import TINY, toy_bundle, toy_data
 
 # The terminal and the network in which tests are started decide nothing, here or in the processes that they start.
@@ -36,7 +36,7 @@ def tiny() -> Experiment:
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Path:
     """A folder of runs in which the tiny experiment is finished. Copy it before changing it."""
     runs = tmp_path_factory.mktemp("runs")
-    Run(tiny, runs).execute()
+    run(tiny, runs=runs)
     return runs
 
 

@@ -21,7 +21,8 @@ from nonn.config import load_experiment
 from nonn.config.devices import DeviceClassConfig, DevicesConfig
 from nonn.errors import BudgetError, ConfigError, GuaranteeError, PartitionError
 from nonn.experiment.placement import place_students
-from nonn.experiment.run import Run
+from nonn.experiment.run import run
+from nonn.experiment.workspace import Workspace
 from nonn.partition.balanced_eigenvector import partition
 from nonn.partition.graph import FilterGraph
 from nonn.partition.redundancy import Design
@@ -238,7 +239,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     (folder / "e.toml").write_text(CLASSES)
     quick = [s for s in TINY if not s.startswith(("experiment.name", "devices", "distill", "partition"))]
     experiment = load_experiment(folder / "e.toml", [*quick, "distill.epochs=3", "partition.parts=4"])
-    bundle, _ = Run(experiment, folder / "runs").execute()
+    bundle = run(experiment, runs=folder / "runs").bundle
     return bundle, folder
 
 
@@ -264,7 +265,7 @@ def test_a_student_over_its_budget_is_refused_before_the_teacher_is_trained(tmp_
     (tmp_path / "e.toml").write_text(CLASSES.replace('model = "auto"', 'model = "wrn-16-2"'))
     experiment = load_experiment(tmp_path / "e.toml", ["partition.parts=4"])
     with pytest.raises(BudgetError) as caught:
-        Run(experiment, tmp_path / "runs").execute()
+        run(experiment, runs=tmp_path / "runs")
     text = str(caught.value)
     assert "device 0 ('pi')" in text
     assert "wrn-16-2" in text
@@ -278,7 +279,7 @@ def test_a_partitioner_that_takes_no_sizes_says_which_does(tmp_path: Path) -> No
         tmp_path / "e.toml", ["partition.parts=4", "partition.method=random", "teacher.model=wrn-10-1"]
     )
     with pytest.raises(PartitionError, match="choose balanced-eigenvector"):
-        Run(experiment, tmp_path / "runs").check()
+        Workspace(experiment, tmp_path / "runs").check()
 
 
 # ---- placement

@@ -10,10 +10,9 @@ import pytest
 from nonn.cli import main
 from nonn.config import AUTO, Experiment, load_experiment
 from nonn.errors import ConfigError
-from nonn.experiment import pilot
-from nonn.experiment import run as pipeline
-from nonn.experiment.pilot import designs, settle
-from nonn.experiment.run import Run
+from nonn.experiment import pilot, workspace
+from nonn.experiment.pilot import choose_design, designs
+from nonn.experiment.workspace import Workspace
 from nonn.partition.redundancy import Design
 from tests.toys import TINY
 
@@ -37,39 +36,40 @@ def test_every_divisor_and_two_overlaps_are_tried() -> None:
 
 
 def test_a_number_of_parts_is_left_as_it_is(tiny: Experiment, tmp_path: Path) -> None:
-    assert settle(tiny, tmp_path) is tiny
+    space = Workspace(tiny, tmp_path)
+    assert choose_design(space) is space
     assert not any(tmp_path.iterdir())
 
 
 def test_the_design_with_the_best_expected_accuracy_is_chosen_and_pilots_run_once(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = settle(auto(), runs)
+    chosen = choose_design(Workspace(auto(), runs)).experiment
     found = json.loads((runs / "tiny" / "pilot" / "pilot.json").read_text())
     assert [(t["parts"], t["overlap"]) for t in found["trials"]] == [(1, 1), (2, 1), (4, 1), (4, 2)]
     assert found["law"] == "independent p=0.1"
     best = max(found["trials"], key=lambda t: (t["expected_accuracy"], -t["bytes_per_answer"]))
     assert (chosen.partition.parts, chosen.partition.overlap) == (best["parts"], best["overlap"])
     assert found["chosen"] == best
-    monkeypatch.setattr(pipeline, "fit", lambda *_, **__: pytest.fail("trained again"))
-    assert settle(auto(), runs) == chosen
+    monkeypatch.setattr(workspace, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert choose_design(Workspace(auto(), runs)).experiment == chosen
 
 
 def test_the_failure_law_decides(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Students that are never trained further: only the weights of the sets differ between two laws."""
-    calm = settle(auto("devices.p_fail=0.0"), runs)
+    calm = choose_design(Workspace(auto("devices.p_fail=0.0"), runs)).experiment
     trials = {}
     for law in ("k-of-n k=0", "k-of-n k=3"):
-        settle(auto(f"guarantees.law={law}"), runs)
+        choose_design(Workspace(auto(f"guarantees.law={law}"), runs))
         trials[law] = json.loads((runs / "tiny" / "pilot" / "pilot.json").read_text())["trials"]
     whole, last = trials.values()
     assert all(w["expected_accuracy"] > x["expected_accuracy"] for w, x in zip(whole, last, strict=True))
     assert calm.partition.parts != AUTO
 
 
-def test_a_run_of_its_own_needs_a_number() -> None:
+def test_networks_need_a_number_of_parts() -> None:
     with pytest.raises(ConfigError, match="needs a number"):
-        Run(auto(), Path("unused"))
+        Workspace(auto(), Path("unused")).check()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_bad_values_are_refused(text: str, message: str) -> None:
         auto(text)
 
 
-def test_the_command_line_settles_before_it_runs(
+def test_a_partition_chooses_its_design_first(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pilot, "designs", lambda _: (Design(2),))
@@ -95,6 +95,18 @@ def test_the_command_line_settles_before_it_runs(
     experiment.write_text("")
     assert main(["partition", str(experiment), "--runs", str(runs), "--json", *sets]) == 0
     assert len(json.loads(capsys.readouterr().out)["parts"]) == 2
+
+
+def test_a_demo_chooses_its_design_before_it_runs(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pilot, "designs", lambda _: (Design(2),))
+    sets = [option for text in (*QUICK, "partition.parts=auto", "distill.epochs=1") for option in ("--set", text)]
+    assert main(["demo", "--runs", str(runs), "--json", *sets]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["failed"] for row in report["measured_live"]] == [0, 1, 2, 3]
+    assert [row["lost"] for row in report["measured_live"]] == [0] * 4
+    assert {device["part"] for device in report["devices"]} == {0, 1}
 
 
 def test_a_pilot_trains_no_longer_than_the_experiment() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from nonn.bundle import Bundle, load_bundle
 from nonn.config import BudgetConfig, Experiment, load_experiment
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import BudgetError, BundleError, ConfigError, DataError, GuaranteeError, PartitionError
-from nonn.experiment import bundling
-from nonn.experiment import run as pipeline
-from nonn.experiment.run import Run
+from nonn.experiment import bundling, workspace
+from nonn.experiment.progress import Tick
+from nonn.experiment.run import run
+from nonn.experiment.training import train, train_teacher
+from nonn.experiment.workspace import Workspace
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
 from tests.reports import check_report
@@ -62,7 +66,7 @@ def test_a_run_leaves_a_bundle_and_its_report(tiny_bundle: Bundle, tiny_runs: Pa
 def test_the_table_is_what_the_exported_students_and_the_stored_head_give(
     tiny_bundle: Bundle, tiny: Experiment
 ) -> None:
-    test = Run(tiny, Path("unused")).data.test
+    test = Workspace(tiny, Path("unused")).data.test
     features = [run_onnx(tiny_bundle.student_path(i).read_bytes(), test.inputs) for i in range(4)]
     recorded, labels = tiny_bundle.features
     np.testing.assert_array_equal(labels, test.labels)
@@ -80,7 +84,8 @@ def test_students_that_send_their_penultimate_features_make_a_bundle_without_bri
         change(tiny, "student", sends="penultimate", send_width=24),
         distill=dataclasses.replace(tiny.distill, epochs=1),
     )
-    bundle, report = Run(wide, runs).execute()
+    result = run(wide, runs=runs)
+    bundle, report = result.bundle, result.report
     assert [s.width for s in bundle.manifest.students] == [24] * 4
     assert all(
         s.params < t.params for s, t in zip(bundle.manifest.students, tiny_bundle.manifest.students, strict=True)
@@ -89,6 +94,53 @@ def test_students_that_send_their_penultimate_features_make_a_bundle_without_bri
     features, labels = bundle.features
     table = enumerate_subsets(bundle.head, features, labels)
     np.testing.assert_array_equal(table.correct, bundle.table.correct)
+
+
+class Recorder:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.bars: dict[str, list[int]] = {}
+
+    def say(self, text: str, /) -> None:
+        self.lines.append(text)
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: int, unit: str = "", /) -> Iterator[Tick]:
+        done: list[int] = []
+        self.bars[f"{description}/{total}"] = done
+        yield lambda count, remark: done.append(count)
+
+
+def test_a_program_runs_an_experiment_file_and_follows_its_progress(
+    tiny_bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, progress = tmp_path / "tiny.toml", Recorder()
+    file.write_text('[experiment]\nname = "called"\n')
+    changes = [*TINY[1:], "teacher.epochs=1", "distill.epochs=2", "export.recorded=false"]
+    result = run(str(file), runs=str(tmp_path / "runs"), overrides=changes, progress=progress)
+    assert result.folder == tmp_path / "runs" / "called"
+    assert result.bundle.path == result.folder / "bundle"
+    assert result.report.experiment == "called"
+    assert (result.folder / "report" / "report.json").is_file()
+    assert progress.lines[0].startswith("data digits: 1,293 train")
+    assert list(progress.bars) == [
+        "teacher wrn-10-1/1",
+        "students 4 × wrn-10-1/2",
+        "fusion/1",
+        "export/4",
+        "all answering sets/1",
+    ]
+    assert [done[-1] for done in progress.bars.values()] == [1, 2, 1, 4, 1]
+    again = run(file, runs=tmp_path / "runs", overrides=changes)
+    assert again.bundle.hash == result.bundle.hash
+    assert capfd.readouterr() == ("", "")
+
+
+def test_overrides_go_with_a_file(tiny: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataclasses\.replace"):
+        run(tiny, runs=tmp_path, overrides=["distill.epochs=1"])
 
 
 def test_replicas_learn_the_same_part(tiny_bundle: Bundle) -> None:
@@ -100,10 +152,10 @@ def test_replicas_learn_the_same_part(tiny_bundle: Bundle) -> None:
 
 
 def test_a_second_run_redoes_nothing(runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(bundling, "export_onnx", lambda *a, **k: pytest.fail("exported again"))
     before = snapshot(runs)
-    Run(tiny, runs).execute()
+    run(tiny, runs=runs)
     assert snapshot(runs) == before
 
 
@@ -111,10 +163,12 @@ def test_a_second_run_redoes_nothing(runs: Path, tiny: Experiment, monkeypatch: 
 def test_a_changed_head_keeps_teacher_and_students(
     runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
-    bundle, report = Run(change(tiny, "fusion", head="trained"), runs).execute()
+    monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
+    result = run(change(tiny, "fusion", head="trained"), runs=runs)
+    bundle, report = result.bundle, result.report
     assert bundle.head.kind == report.fusion == "zero-fill"
-    again, report = Run(tiny, runs).execute()
+    result = run(tiny, runs=runs)
+    again, report = result.bundle, result.report
     assert again.head.kind == report.fusion == "ridge"
 
 
@@ -122,7 +176,8 @@ def test_a_changed_head_keeps_teacher_and_students(
 def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
     runs: Path, tiny: Experiment, tiny_bundle: Bundle
 ) -> None:
-    bundle, report = Run(change(tiny, "export", recorded=False), runs).execute()
+    result = run(change(tiny, "export", recorded=False), runs=runs)
+    bundle, report = result.bundle, result.report
     assert not (bundle.path / "features.npz").exists()
     assert (tiny_bundle.path / "features.npz").exists()
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
@@ -135,9 +190,9 @@ def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
 def test_a_damaged_bundle_is_built_again_from_the_trained_students(
     runs: Path, tiny: Experiment, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
     (runs / "tiny" / "bundle" / "students" / "student-1.onnx").write_bytes(b"half")
-    bundle, _ = Run(tiny, runs).execute()
+    bundle = run(tiny, runs=runs).bundle
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
 
 
@@ -185,12 +240,12 @@ def test_ready_made_weights_take_the_place_of_training(
 
     network = {k.removeprefix("network."): v for k, v in trained.items() if k.startswith("network.")}
     save_file(network, tmp_path / "w.safetensors")
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained"))
-    teacher, stage = Run(change(tiny, "teacher", weights=str(tmp_path / "w.safetensors")), tmp_path).teacher()
-    assert stage.done
-    assert all(torch.equal(v, trained[k]) for k, v in teacher.state_dict().items())
+    monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained"))
+    teacher = train_teacher(Workspace(change(tiny, "teacher", weights=str(tmp_path / "w.safetensors")), tmp_path))
+    assert teacher.stage.done
+    assert all(torch.equal(v, trained[k]) for k, v in teacher.network.state_dict().items())
     with pytest.raises(ConfigError, match="no such weights file"):
-        Run(change(tiny, "teacher", weights=str(tmp_path / "none.safetensors")), tmp_path).teacher()
+        train_teacher(Workspace(change(tiny, "teacher", weights=str(tmp_path / "none.safetensors")), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -207,9 +262,9 @@ def test_ready_made_weights_take_the_place_of_training(
 def test_what_cannot_work_is_refused_before_any_training(
     tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, values: Any, error: Any, words: str
 ) -> None:
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(error, match=words):
-        Run(change(tiny, section, **values), tmp_path).execute()
+        run(change(tiny, section, **values), runs=tmp_path)
 
 
 def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
@@ -235,7 +290,8 @@ def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
             "distill.batch=32",
         ],
     )
-    bundle, report = Run(experiment, tmp_path / "runs").execute()
+    result = run(experiment, runs=tmp_path / "runs")
+    bundle, report = result.bundle, result.report
     assert bundle.manifest.input.shape == (6, 25)
     assert bundle.manifest.input.dtype == "float32"
     assert report.data.samples == 60
@@ -247,8 +303,8 @@ QUICK = (*TINY, "teacher.epochs=1", "distill.epochs=1", "devices.count=2")
 
 def test_overlapping_parts_are_taught_to_several_devices(tmp_path: Path) -> None:
     overlap = ["partition.parts=4", "partition.overlap=2", "devices.count=4", "experiment.name=overlap"]
-    run = Run(load_experiment(None, [*QUICK, *overlap]), tmp_path)
-    students, partition, _ = run.students()
+    trained = train(Workspace(load_experiment(None, [*QUICK, *overlap]), tmp_path))
+    students, partition = trained.students.network, trained.cut.partition
     assert [s.width for s in students.apart()] == [32] * 4
     with pytest.raises(ConfigError, match="overlap"):
         load_experiment(None, [*QUICK, "partition.overlap=3"])
@@ -258,8 +314,8 @@ def test_overlapping_parts_are_taught_to_several_devices(tmp_path: Path) -> None
 def test_assistants_and_generations_are_stages_of_their_own(tmp_path: Path) -> None:
     schedule = ["distill.assistants=['wrn-10-1']", "distill.generations=2", "experiment.name=schedule"]
     experiment = load_experiment(None, [*QUICK, "teacher.model=wrn-10-2", *schedule])
-    run = Run(experiment, tmp_path)
-    students, partition, _ = run.students()
+    trained = train(Workspace(experiment, tmp_path))
+    students, partition = trained.students.network, trained.cut.partition
     assert partition.num_filters == 64  # the assistant's, not the teacher's 128
     folders = {p.name for p in (tmp_path / "schedule").iterdir() if p.is_dir()}
     assert folders == {"teacher", "assistant-1", "partition", "students-1", "students"}
@@ -270,9 +326,9 @@ def test_assistants_and_generations_are_stages_of_their_own(tmp_path: Path) -> N
 @pytest.mark.usefixtures("exported_before")
 def test_a_bundle_that_breaks_a_promise_is_not_written(runs: Path, tiny: Experiment, tiny_bundle: Bundle) -> None:
     kept = change(tiny, "guarantees", require=("accuracy>=0.5 failed<=1", "P(accuracy>=0.5)>=0.9"))
-    Run(kept, runs).execute()
+    run(kept, runs=runs)
     check_report(runs / "tiny" / "report" / "report.json")
     before = load_bundle(runs / "tiny" / "bundle").hash
     with pytest.raises(GuaranteeError, match=r"0\.9999"):
-        Run(change(tiny, "guarantees", require=("accuracy>=0.9999 failed<=3",)), runs).execute()
+        run(change(tiny, "guarantees", require=("accuracy>=0.9999 failed<=3",)), runs=runs)
     assert load_bundle(runs / "tiny" / "bundle").hash == before

@@ -20,7 +20,8 @@ from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment import bundling
 from nonn.experiment import run as pipeline
-from nonn.experiment.run import Run
+from nonn.experiment.run import run
+from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import calibration_sample, deploy
 from nonn.export.quantise import TOLERANCE, quantise
@@ -47,7 +48,7 @@ def int8_runs(tiny_runs: Path, tiny: Experiment, tiny_bundle: Bundle, tmp_path_f
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
         patch.setattr(bundling, "export_onnx", lambda *_: files.pop(0))
-        Run(dataclasses.replace(tiny, export=SMALL), runs).execute()
+        run(dataclasses.replace(tiny, export=SMALL), runs=runs)
     return runs
 
 
@@ -67,7 +68,7 @@ def test_students_in_8_bits_are_a_quarter_of_the_size_and_answer_with_a_byte_a_f
 def test_the_table_is_that_of_the_students_in_8_bits_through_the_code_of_their_features(
     int8_bundle: Bundle, tiny: Experiment
 ) -> None:
-    test = Run(tiny, Path("unused")).data.test
+    test = Workspace(tiny, Path("unused")).data.test
     recorded, labels = int8_bundle.features
     for i, student in enumerate(int8_bundle.manifest.students):
         ran = run_onnx(int8_bundle.student_path(i).read_bytes(), test.inputs)
@@ -115,7 +116,7 @@ def test_a_bundle_in_float_says_nothing_of_8_bits(tiny_runs: Path, tiny_bundle: 
 
 
 def test_a_node_sends_a_byte_a_feature_and_says_so(int8_bundle: Bundle, tiny: Experiment) -> None:
-    test, recorded = Run(tiny, Path("unused")).data.test, int8_bundle.features[0]
+    test, recorded = Workspace(tiny, Path("unused")).data.test, int8_bundle.features[0]
     with running_node(int8_bundle.path, 1) as (_, ready), grpc.insecure_channel(ready["address"]) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="student-1"))
@@ -130,7 +131,7 @@ def test_a_node_sends_a_byte_a_feature_and_says_so(int8_bundle: Bundle, tiny: Ex
 
 
 def test_a_live_cluster_in_8_bits_answers_what_the_table_was_made_of(int8_bundle: Bundle, tiny: Experiment) -> None:
-    test, recorded = Run(tiny, Path("unused")).data.test, int8_bundle.features[0]
+    test, recorded = Workspace(tiny, Path("unused")).data.test, int8_bundle.features[0]
     with LocalCluster(int8_bundle.path) as cluster, Client(cluster.address) as client:
         cluster.kill(2)
         client.infer(test.inputs[:1])  # the kill may be noticed only now

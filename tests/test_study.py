@@ -17,10 +17,10 @@ from nonn.config import Experiment, StudyConfig, load_experiment
 from nonn.distill.heads import HeadFitter
 from nonn.documents import read, to_json
 from nonn.errors import ConfigError
-from nonn.experiment import run as pipeline
+from nonn.experiment import workspace
 from nonn.experiment.evaluation import Evaluation, evaluate_head
 from nonn.experiment.methods import METHODS, Method
-from nonn.experiment.study import run_study
+from nonn.experiment.study import study
 from nonn.experiment.summary import summarise
 from nonn.fusion import RidgePerSet, gram
 from nonn.reliability.subsets import members
@@ -49,7 +49,7 @@ def ladder() -> Experiment:
 @pytest.fixture(scope="module")
 def finished(ladder: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study]:
     runs = tmp_path_factory.mktemp("study")
-    return runs, run_study(ladder, runs)
+    return runs, study(ladder, runs=runs)
 
 
 def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_serves(
@@ -164,9 +164,9 @@ def test_a_cut_gives_every_device_half_of_the_filters(ladder: Experiment) -> Non
 def test_a_finished_study_trains_and_evaluates_nothing_again(
     finished: tuple[Path, Study], ladder: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(HeadFitter, "fit_all", lambda *a, **k: pytest.fail("fitted again"))
-    assert run_study(ladder, finished[0]).rows == finished[1].rows
+    assert study(ladder, runs=finished[0]).rows == finished[1].rows
 
 
 def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
@@ -187,7 +187,7 @@ def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
     monkeypatch.setattr(HeadFitter, "fit_all", fit_all)
     few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("ours", "copies")))
     with pytest.raises(KilledError):
-        run_study(few, tmp_path)
+        study(few, runs=tmp_path)
     partial = read(Study, tmp_path / "ladder" / "study" / "study.json")
     assert not partial.complete
     assert {row.method for row in partial.rows} == {"ours"}
@@ -256,7 +256,7 @@ def test_one_entry_adds_a_method_to_the_study(
     monkeypatch.setitem(METHODS, "halves", halves)
     shutil.copytree(finished[0] / "ladder" / "teacher", tmp_path / "ladder" / "teacher")
     few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(0,), rows=("halves",)))
-    rows = {row.head: row for row in run_study(few, tmp_path).rows}
+    rows = {row.head: row for row in study(few, runs=tmp_path).rows}
     assert {row.title for row in rows.values()} == {"two halves"}
     assert rows["ridge"].parts == 2
     assert [head for head, row in rows.items() if row.own] == ["rescale"]

@@ -23,8 +23,10 @@ from nonn.data.augment import Augment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.students import Together
 from nonn.errors import ConfigError, DataError, InputError
-from nonn.experiment.run import Run
-from nonn.experiment.study import run_study
+from nonn.experiment.methods import METHODS
+from nonn.experiment.run import run
+from nonn.experiment.study import study
+from nonn.experiment.workspace import Workspace
 from nonn.fusion import head_from_arrays
 from nonn.reliability.subsets import mask_of, members
 from nonn.students import Student
@@ -89,7 +91,7 @@ def small(recording: Path) -> Experiment:
 @pytest.fixture(scope="module")
 def bundle(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     runs = tmp_path_factory.mktemp("runs")
-    bundle, _ = Run(small, runs).execute()
+    bundle = run(small, runs=runs).bundle
     check_report(runs / small.experiment.name / "report" / "report.json")
     return bundle
 
@@ -166,10 +168,10 @@ def test_a_node_takes_its_channels_and_refuses_the_whole_input(bundle: Bundle, s
 
 
 def test_a_study_trains_every_row_for_every_fold_beside_units_by_themselves(small: Experiment, tmp_path: Path) -> None:
-    study = run_study(small, tmp_path)
-    assert study.complete
-    assert study.folds == ((1,), (2, 3))
-    rows = {(row.method, row.own): row for row in study.rows if row.own}
+    result = study(small, runs=tmp_path)
+    assert result.complete
+    assert result.folds == ((1,), (2, 3))
+    rows = {(row.method, row.own): row for row in result.rows if row.own}
     for name, head in (("units", "trained"), ("ours", "ridge")):
         row = rows[name, True]
         assert row.head == head
@@ -247,12 +249,10 @@ def test_devices_see_everything_unless_the_file_says_otherwise() -> None:
 
 
 def test_the_row_of_units_trains_each_as_if_it_were_alone(small: Experiment, tmp_path: Path) -> None:
-    from nonn.experiment.study import _run_of
-
-    config = _run_of(small, "units", 0, (1,), tmp_path, None).experiment.distill
+    config = METHODS["units"].applied_to(small, 0, (1,)).distill
     made = students()
     alone = copy.deepcopy(made)
-    teacher = Run(small, tmp_path).networks.teacher()
+    teacher = Workspace(small, tmp_path).networks.teacher()
     task = DistillTask(teacher, made, [range(4)] * UNITS, config)
     x, y = torch.randn(16, 45, STEPS), torch.randint(ACTIVITIES, (16,))
     losses = task.losses(x, y, torch.Generator().manual_seed(0))

@@ -1,28 +1,31 @@
-"""What long work says on stderr while it runs: a line for each stage and a progress bar on a terminal."""
+"""Progress on stderr: a line for each stage, and a progress bar on a terminal.
+
+This module is a ``nonn.experiment.progress.Progress``: commands hand it to the runs that they start.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Tick", "bar", "say"]
+from nonn.experiment.progress import Tick
 
-Tick = Callable[[int, str], None]  # how much is done in all, a short remark
+__all__ = ["bar", "say"]
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(text: str) -> None:
+def say(text: str, /) -> None:
     """Prints a line on stderr, above a running bar."""
     _stderr.print(text, markup=False)
 
 
 @contextlib.contextmanager
-def bar(description: str, total: int, unit: str = "") -> Iterator[Tick]:
+def bar(description: str, total: int, unit: str = "", /) -> Iterator[Tick]:
     """A progress bar while the block runs and one line with the time it took afterwards.
 
     Yields:

@@ -20,9 +20,10 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(None, args.overrides)
 
-    from nonn.experiment.demo import run_demo
+    from nonn.cli import console
+    from nonn.experiment.demo import demo
     from nonn.report.table import live_table
 
-    bundle, report = run_demo(experiment, args.runs)
-    show(report, live_table, bundle.path, as_json=args.json)
+    result = demo(experiment, runs=args.runs, progress=console)
+    show(result.report, live_table, result.bundle.path, as_json=args.json)
     return 0

@@ -43,15 +43,12 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
-    from nonn.experiment.pilot import settle
-    from nonn.experiment.run import Run
-    from nonn.experiment.stages import exclusive
+    from nonn.cli import console
+    from nonn.experiment.run import run as run_experiment
     from nonn.report.table import failure_table
 
-    with exclusive(args.runs / experiment.experiment.name):
-        experiment = settle(experiment, args.runs)
-    bundle, report = Run(experiment, args.runs).execute()
-    show(report, failure_table, bundle.path, as_json=args.json)
+    result = run_experiment(experiment, runs=args.runs, progress=console)
+    show(result.report, failure_table, result.bundle.path, as_json=args.json)
     return 0
 
 

@@ -175,7 +175,7 @@ class PartitionConfig:
         """
         if self.parts == AUTO:
             raise ConfigError(
-                "partition.parts = 'auto': a run needs a number; nonn.experiment.pilot.settle chooses one"
+                "partition.parts = 'auto': a run needs a number; nonn.experiment.pilot.choose_design chooses one"
             )
         return self.parts
 

@@ -6,140 +6,168 @@ All that is measured here is measured through the exported files, in the precisi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import Bundle, InputSpec, Manifest, write_bundle
+from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
 from nonn.bundle import Student as StudentEntry
 from nonn.bundle.views import seen
-from nonn.cli.console import bar
 from nonn.config import Experiment
-from nonn.data import Dataset
 from nonn.distill import Students
-from nonn.distill.heads import HeadFitter
 from nonn.enumeration import enumerate_subsets
-from nonn.experiment.networks import Networks
+from nonn.errors import BundleError
+from nonn.experiment.training import Trained
+from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
+from nonn.files import atomic_file
+from nonn.fusion import Head
 from nonn.partition import Partition
 from nonn.provenance import code_version
 from nonn.reliability.subsets import SubsetTable
 from nonn.students import measure_cost
 from nonn.students.devices import failure_law
-from nonn.teacher import Teacher, measure_accuracy
+from nonn.teacher import measure_accuracy
 
-__all__ = ["build_bundle"]
+__all__ = ["bundle_students"]
+
+FORMAT = 1  # raised when the bundle changes so that older ones must be built again
 
 _CHECKED = 64  # held-out samples that every exported student is checked with
 
 
-def build_bundle(
-    target: Path,
-    networks: Networks,
-    teacher: Teacher,
-    students: Students,
-    partition: Partition,
-    graph: NDArray[np.float32],
-    *,
-    measures: Mapping[str, Any],
-    fitter: HeadFitter,
-) -> Bundle:
-    """Fits the head, exports the students, records test features and enumerates all answering sets.
-
-    Args:
-        target: folder of the bundle; one that is there is replaced.
-        networks: of the experiment, with its data.
-        teacher: trained.
-        students: trained; they are on the CPU afterwards.
-        partition: that the students learned.
-        graph: weights of the filter graph [C, C].
-        measures: of the partition, for the manifest.
-        fitter: fits the fusion head.
+def bundle_students(space: Workspace, trained: Trained) -> Bundle:
+    """The bundle, with the accuracy of every answering set on the test split; built unless it is there.
 
     Raises:
         BundleError: a student does not survive its export.
         GuaranteeError: the bundle would break a promise; nothing is written.
     """
-    config, data = networks.experiment, networks.data
-    design = networks.design(partition)
-    learned = design.parts_of_device(config.devices.count)
-    with bar("fusion", 1) as tick:
-        head = fitter.fit(teacher, students)
+    config = space.experiment
+    stage = space.stage(
+        "bundle.build",
+        {
+            "format": FORMAT,
+            "students": trained.students.stage.key,
+            "fusion": dataclasses.asdict(config.fusion),
+            "export": dataclasses.asdict(config.export),
+            "law": failure_law(config.devices),
+            "guarantees": dataclasses.asdict(config.guarantees),
+            "name": config.experiment.name,
+        },
+    )
+    target = space.folder / "bundle"
+    if stage.done:
+        try:
+            bundle = load_bundle(target)
+            if bundle.hash == (stage.folder / "hash").read_text():
+                return bundle
+        except (BundleError, OSError) as exc:
+            space.progress.say(f"the bundle is built again: {exc}")
+    bundle = _build(space, trained, target)
+    with atomic_file(stage.folder / "hash") as file:
+        file.write_text(bundle.hash)
+    stage.finish()
+    return bundle
+
+
+def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
+    """Fits the head, exports the students, records test features, enumerates all answering sets and writes it all."""
+    config, labels = space.experiment, space.data.test.labels
+    students = trained.students.network
+    with space.progress.bar("fusion", 1) as tick:
+        head = space.heads.fit(trained.teacher.network, students)
         tick(1, head.kind)
-    deployed, entries, features = _export(config, data, students, learned)
-    with bar("all answering sets", 1) as tick:
-        table = enumerate_subsets(head, features, data.test.labels)
+    exported = _export(space, students, trained.cut.partition)
+    with space.progress.bar("all answering sets", 1) as tick:
+        table = enumerate_subsets(head, exported.features, labels)
         tick(1, f"{len(table.correct):,} × {table.samples:,} samples")
     _check_guarantees(config, table)
-    floats: dict[str, Any] = {}
-    if any(served.lossy for served in deployed):
-        exact = [run_onnx(d.original, seen(data.test.inputs, v)) for d, v in zip(deployed, networks.views, strict=True)]
-        floats["float32"] = float_reference(enumerate_subsets(head, exact, data.test.labels), deployed)
+    recorded: dict[str, Mapping[str, NDArray[Any]]] = {}
+    if config.export.recorded:
+        recorded["features.npz"] = {"labels": labels, **{f"device_{i}": f for i, f in enumerate(exported.features)}}
+    return write_bundle(
+        target,
+        _manifest(space, trained, exported, head),
+        {i: served.data for i, served in enumerate(exported.deployed)},
+        {
+            "fusion.npz": head.to_arrays(),
+            "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
+            "graph.npz": {"weights": trained.cut.graph},
+            **recorded,
+        },
+        {f"students/student-{i}.onnx": s.original for i, s in enumerate(exported.deployed) if s.data != s.original},
+    )
+
+
+def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head) -> Manifest:
+    """What the bundle says about itself."""
+    config, data, teacher = space.experiment, space.data, trained.teacher.network
     cost = measure_cost(teacher, data.input_shape)
-    manifest = Manifest(
+    provenance = {
+        "config": dataclasses.asdict(config),
+        "code_version": code_version(),
+        "partition": trained.cut.measures,
+    }
+    if any(served.lossy for served in exported.deployed):
+        pairs = zip(exported.deployed, space.networks.views, strict=True)
+        exact = [run_onnx(served.original, seen(data.test.inputs, view)) for served, view in pairs]
+        provenance["float32"] = float_reference(enumerate_subsets(head, exact, data.test.labels), exported.deployed)
+    return Manifest(
         experiment=config.experiment.name,
         input=InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist())),
         classes=data.classes,
-        parts=partition.parts,
-        students=tuple(entries),
+        parts=trained.cut.partition.parts,
+        students=tuple(exported.entries),
         files={},
         teacher={
             "model": config.teacher.model,
             "params": cost.params,
             "macs": cost.macs,
-            "accuracy": measure_accuracy(teacher, data.test, fitter.device),
+            "accuracy": measure_accuracy(teacher, data.test, space.device),
         },
-        data={
-            "name": data.name,
-            "split": "test",
-            "samples": len(data.test),
-            "fingerprint": data.fingerprint(),
-        },
-        provenance={
-            "config": dataclasses.asdict(config),
-            "code_version": code_version(),
-            "partition": measures,
-            **floats,
-        },
-        replicas=design.devices_of_part(config.devices.count),
-    )
-    recorded: dict[str, Mapping[str, NDArray[Any]]] = {}
-    if config.export.recorded:
-        recorded["features.npz"] = {"labels": data.test.labels, **{f"device_{i}": f for i, f in enumerate(features)}}
-    return write_bundle(
-        target,
-        manifest,
-        {i: served.data for i, served in enumerate(deployed)},
-        {
-            "fusion.npz": head.to_arrays(),
-            "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
-            "graph.npz": {"weights": graph},
-            **recorded,
-        },
-        {f"students/student-{i}.onnx": s.original for i, s in enumerate(deployed) if s.data != s.original},
+        data={"name": data.name, "split": "test", "samples": len(data.test), "fingerprint": data.fingerprint()},
+        provenance=provenance,
+        replicas=space.networks.design(trained.cut.partition).devices_of_part(config.devices.count),
     )
 
 
-def _export(
-    config: Experiment, data: Dataset, students: Students, learned: Sequence[tuple[int, ...]]
-) -> tuple[list[Deployed], list[StudentEntry], list[NDArray[np.float32]]]:
-    """Every student as its device runs it, its entry in the manifest, and its features of the test split [n, d_i]."""
-    deployed, entries, features = list[Deployed](), [], []
+@dataclass(frozen=True)
+class _Exported:
+    """The students as their devices run them, N of each.
+
+    Attributes:
+        deployed: files and how they were measured.
+        entries: in the manifest.
+        features: of the test split [n, d_i].
+    """
+
+    deployed: list[Deployed]
+    entries: list[StudentEntry]
+    features: list[NDArray[np.float32]]
+
+
+def _export(space: Workspace, students: Students, partition: Partition) -> _Exported:
+    """Exports every student and runs its file over the test split; the students are on the CPU afterwards."""
+    config, data = space.experiment, space.data
+    learned = space.networks.design(partition).parts_of_device(config.devices.count)
     calibration = calibration_sample(data.train.inputs, config.export.calibration, config.experiment.seed)
     students.cpu()
-    with bar("export", len(learned), "students") as tick:
+    result = _Exported([], [], [])
+    with space.progress.bar("export", len(learned), "students") as tick:
         for i, student in enumerate(students.apart()):
             view = student.view
             exported = export_onnx(student, student.input_shape, seen(data.held_out.inputs[:_CHECKED], view))
             served = deploy(config.export, i, exported, seen(calibration, view))
-            deployed.append(served)
-            features.append(served.features(seen(data.test.inputs, view)))
-            cost, width = measure_cost(student, student.input_shape), features[i].shape[1]
-            entries.append(
+            result.deployed.append(served)
+            result.features.append(served.features(seen(data.test.inputs, view)))
+            cost = measure_cost(student, student.input_shape)
+            result.entries.append(
                 StudentEntry(
                     i,
                     learned[i][0],
@@ -148,14 +176,14 @@ def _export(
                     cost.params,
                     cost.macs,
                     0,
-                    width,
+                    result.features[i].shape[1],
                     parts=learned[i],
                     view=view,
                     **served.entry(),
                 )
             )
             tick(i + 1, "")
-    return deployed, entries, features
+    return result
 
 
 def _check_guarantees(config: Experiment, table: SubsetTable) -> None:

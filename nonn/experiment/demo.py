@@ -7,6 +7,7 @@ set that it says it came from; the accuracy of a full pass is compared with the 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,34 +19,54 @@ from numpy.typing import NDArray
 
 from nonn.answer import Answer
 from nonn.bundle import Bundle
-from nonn.cli.console import bar
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment
 from nonn.errors import NonnError
-from nonn.experiment.run import Run
+from nonn.experiment.progress import Progress, Silent
+from nonn.experiment.run import Result, execute
+from nonn.experiment.stages import exclusive
+from nonn.experiment.workspace import Workspace, resolve
 from nonn.reliability.subsets import mask_of, members
 from nonn.report import write_report
-from nonn.report.document import LiveMeasurement, Report
+from nonn.report.document import LiveMeasurement
 
-__all__ = ["kill_one_by_one", "run_demo"]
+__all__ = ["demo", "kill_one_by_one"]
 
 _CONCURRENCY = 8
 _ROUNDS = 5  # passes over what a kill left with another answering set; one is enough unless a node flickers
 
 
-def run_demo(experiment: Experiment, runs: Path) -> tuple[Bundle, Report]:
-    """Runs the experiment, then streams its test split through a live cluster that dies.
+def demo(
+    experiment: str | Path | Experiment | None = None,
+    *,
+    runs: str | Path = "runs",
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Runs an experiment, then streams its test split through a live cluster whose devices are killed.
+
+    Args:
+        experiment: file, or an experiment that is loaded; None is the digits experiment.
+        runs: folder of all runs.
+        overrides: ``section.key=value``, as ``--set`` takes them.
+        progress: reported to; None shows nothing.
 
     Returns:
-        The bundle and the report with ``measured_live``.
+        The result of the run; its report has ``measured_live``.
+
+    Raises:
+        NonnError: the experiment cannot be run, or the cluster does not start.
     """
-    run = Run(experiment, runs)
-    bundle, _ = run.execute()
-    order = np.random.default_rng(run.seed).permutation(bundle.num_devices)[:-1].tolist()
-    with bar("live: one node killed after another", len(order) + 1, "levels") as tick:
-        measured = kill_one_by_one(bundle, run.data.test.inputs, order, lambda level: tick(level, ""))
-    return bundle, write_report(bundle, run.root / "report", measured_live=measured)
+    space = Workspace(resolve(experiment, overrides), Path(runs), progress=progress or Silent())
+    with exclusive(space.root):
+        result = execute(space)
+    bundle = result.bundle
+    order = np.random.default_rng(space.seed).permutation(bundle.num_devices)[:-1].tolist()
+    with space.progress.bar("live: one node killed after another", len(order) + 1, "levels") as tick:
+        measured = kill_one_by_one(bundle, space.data.test.inputs, order, lambda level: tick(level, ""))
+    report = write_report(bundle, result.folder / "report", measured_live=measured)
+    return dataclasses.replace(result, report=report)
 
 
 def kill_one_by_one(

@@ -15,22 +15,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nonn.cli.console import say
 from nonn.config import AUTO, Experiment
-from nonn.data import Dataset
 from nonn.enumeration import enumerate_subsets
-from nonn.experiment.run import Run
-from nonn.experiment.stages import open_stage
+from nonn.experiment.training import train
+from nonn.experiment.workspace import Workspace
 from nonn.files import write_json
 from nonn.partition.redundancy import Design
+from nonn.reliability.laws import parse_law
 from nonn.students.devices import failure_law
 
-__all__ = ["Trial", "designs", "settle"]
+__all__ = ["Trial", "choose_design", "designs"]
 
 FORMAT = 1
 
@@ -59,46 +57,44 @@ def designs(num_devices: int) -> tuple[Design, ...]:
     return tuple(found)
 
 
-def settle(experiment: Experiment, runs: Path, place: str = ".", dataset: Dataset | None = None) -> Experiment:
-    """The experiment with a number of parts and an overlap.
+def choose_design(space: Workspace) -> Workspace:
+    """The workspace with a number of parts and an overlap: the first stage of every run.
 
     Args:
-        experiment: one that says ``partition.parts = "auto"``; any other comes back as it is.
-        runs: folder of all runs; pilots are kept and resumed under ``pilot/`` in the experiment's.
-        place: folder inside the run's own.
-        dataset: the data, where it was read already.
+        space: of an experiment with ``partition.parts = "auto"``; any other comes back as it is. Pilots are kept and
+            resumed under ``pilot/`` in its folder.
 
     Returns:
-        The experiment with the design of the best expected accuracy; of equals, the one that sends the fewest bytes.
+        The workspace with the design of the best expected accuracy; of equals, the one that sends the fewest bytes.
 
     Raises:
         NonnError: a design cannot be trained; what was done is kept.
     """
+    experiment = space.experiment
     if experiment.partition.parts != AUTO:
-        return experiment
-    folder = runs / experiment.experiment.name / place / "pilot"
+        return space
     trials: list[Trial] = []
     for design in designs(experiment.devices.count):
-        name = f"{place}/pilot/parts-{design.num_parts}-overlap-{design.overlap}"
-        run = Run(_pilot(experiment, design), runs, place=name, dataset=dataset)
-        dataset = run.data
-        trials.append(_trial(run, design))
-        say(
-            f"pilot: {design.num_parts} parts, overlap {design.overlap}: expected accuracy "
-            f"{100 * trials[-1].expected_accuracy:.2f} % held out, {trials[-1].bytes_per_answer:,} bytes an answer"
+        place = f"{space.place}/pilot/parts-{design.num_parts}-overlap-{design.overlap}"
+        trial = _trial(space.changed(_pilot(experiment, design), place), design)
+        space.progress.say(
+            f"pilot: {trial.parts} parts, overlap {trial.overlap}: expected accuracy "
+            f"{100 * trial.expected_accuracy:.2f} % held out, {trial.bytes_per_answer:,} bytes an answer"
         )
+        trials.append(trial)
     best = max(trials, key=lambda trial: (trial.expected_accuracy, -trial.bytes_per_answer))
+    file = space.folder / "pilot" / "pilot.json"
     write_json(
-        folder / "pilot.json",
+        file,
         {
             "law": _law_text(experiment),
             "chosen": dataclasses.asdict(best),
             "trials": [dataclasses.asdict(t) for t in trials],
         },
     )
-    say(f"pilot: {best.parts} parts with overlap {best.overlap} it is; {folder / 'pilot.json'}")
+    space.progress.say(f"pilot: chosen are {best.parts} parts with overlap {best.overlap}; {file}")
     chosen = dataclasses.replace(experiment.partition, parts=best.parts, overlap=best.overlap)
-    return dataclasses.replace(experiment, partition=chosen)
+    return space.changed(dataclasses.replace(experiment, partition=chosen))
 
 
 def _pilot(experiment: Experiment, design: Design) -> Experiment:
@@ -111,21 +107,22 @@ def _pilot(experiment: Experiment, design: Design) -> Experiment:
     )
 
 
-def _trial(run: Run, design: Design) -> Trial:
+def _trial(space: Workspace, design: Design) -> Trial:
     """Trains and judges one design unless that is done."""
-    config = run.experiment
-    run.check()
-    students, _, before = run.students()
-    inputs = {"format": FORMAT, "students": before.key, "fusion": dataclasses.asdict(config.fusion)}
-    stage = open_stage(run.folder, "trial", inputs | {"law": _law_text(config)})
+    config = space.experiment
+    trained = train(space)
+    students = trained.students.network
+    inputs = {
+        "format": FORMAT,
+        "students": trained.students.stage.key,
+        "fusion": dataclasses.asdict(config.fusion),
+        "law": _law_text(config),
+    }
+    stage = space.stage("trial", inputs)
     file = stage.folder / "trial.json"
     if not stage.done:
-        teacher, _ = run.teacher()
-        head = run.heads.fit(teacher, students)
-        features = run.heads.held_out_features(students)
-        table = enumerate_subsets(head, features, run.data.held_out.labels)
-        from nonn.reliability.laws import parse_law  # a failure law means the same here as in the simulator
-
+        head = space.heads.fit(trained.teacher.network, students)
+        table = enumerate_subsets(head, space.heads.held_out_features(students), space.data.held_out.labels)
         weights = parse_law(_law_text(config), config.devices.count).probabilities()
         expected = float(np.dot(weights, table.accuracy))
         trial = Trial(design.num_parts, design.overlap, expected, 4 * sum(students.fusion.widths))

@@ -6,16 +6,19 @@ The most accurate placement, or with an accuracy goal the fastest one that reach
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from nonn.bundle import Bundle
 from nonn.config import DevicesConfig
 from nonn.errors import ConfigError, GuaranteeError
+from nonn.experiment.workspace import Workspace
+from nonn.files import write_json
 from nonn.reliability.placement import Machine, place, works_of
 from nonn.students.devices import resolve_devices
 
-__all__ = ["Assignment", "place_students"]
+__all__ = ["Assignment", "place_students", "placed"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,20 @@ class Assignment:
     title: str
     student: int | None
     latency_s: float
+
+
+def placed(space: Workspace, bundle: Bundle) -> list[Assignment]:
+    """Places the students on the devices of the experiment and writes ``placement.json`` next to the bundle.
+
+    Raises:
+        GuaranteeError: no placement reaches ``devices.goal``.
+    """
+    assignments = place_students(bundle, space.experiment.devices)
+    for one in assignments:
+        what = "left out" if one.student is None else f"student {one.student}, {1000 * one.latency_s:.3g} ms"
+        space.progress.say(f"placement: device {one.title}: {what}")
+    write_json(space.folder / "placement.json", [dataclasses.asdict(one) for one in assignments])
+    return assignments
 
 
 def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:

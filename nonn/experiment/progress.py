@@ -1,0 +1,48 @@
+"""How a run reports its progress: the library calls a ``Progress``, and whoever starts the run decides what is shown.
+
+``nonn.cli.console`` shows it on the terminal; ``Silent`` shows nothing and is the default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+__all__ = ["Progress", "Silent", "Tick"]
+
+Tick = Callable[[int, str], None]  # the number done so far, a short remark such as the current loss
+
+
+class Progress(Protocol):
+    """What a run reports. A module with these two functions is one, too."""
+
+    def say(self, text: str, /) -> None:
+        """Reports one line: a stage's result or a decision."""
+        ...
+
+    def bar(self, description: str, total: int, unit: str = "", /) -> AbstractContextManager[Tick]:
+        """Reports work of ``total`` steps while the block runs.
+
+        Args:
+            description: of the work.
+            total: number of steps.
+            unit: what a step is, in the plural.
+
+        Returns:
+            A context manager that gives the function to call after every step.
+        """
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str, /) -> None:
+        """Does nothing."""
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: int, unit: str = "", /) -> Iterator[Tick]:
+        """Gives a function that does nothing."""
+        yield lambda done, remark: None

@@ -1,0 +1,253 @@
+"""The stages that learn: teacher → teacher assistants → partition → students, each from the result of the one before.
+
+A stage is a function: it opens its folder, runs unless the folder is done, and gives its result. The key of a folder
+holds all that its result depends on, the key of the stage before included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
+
+from nonn.distill import DistillTask, Students
+from nonn.distill.schedule import AssistantTask, Step, plan
+from nonn.documents import to_json
+from nonn.experiment.seeds import seed_of
+from nonn.experiment.stages import Stage, open_stage
+from nonn.experiment.workspace import Workspace
+from nonn.files import atomic_file, sha256_file, write_json
+from nonn.partition import Partition, make_partition
+from nonn.partition.graph import build_graph, correlation
+from nonn.partition.measures import measure
+from nonn.partition.redundancy import filters_of_device
+from nonn.students import grouping_pays
+from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
+from nonn.trainer import batches
+
+__all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "train", "train_assistants",
+           "train_students", "train_teacher"]  # fmt: skip
+
+FORMAT = 1  # raised when a stage's files change so that older ones must not be used again
+STUDENTS_FORMAT = 2  # the same, for what distillation makes
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A trained teacher or teacher assistant, and the stage that trained it."""
+
+    network: Teacher
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The teacher's filters in parts.
+
+    Attributes:
+        partition: the parts.
+        graph: weights of the filter graph that was cut [C, C].
+        measures: how good the cut is.
+        stage: that made it.
+    """
+
+    partition: Partition
+    graph: NDArray[np.float32]
+    measures: dict[str, Any]
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class TrainedStudents:
+    """The students of one generation with the fusion they were trained through, and the stage that trained them."""
+
+    network: Students
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that a bundle is made of.
+
+    Attributes:
+        teacher: the teacher itself, whether or not an assistant taught the students.
+        cut: its filters in parts.
+        students: the last generation of them.
+    """
+
+    teacher: TrainedTeacher
+    cut: Cut
+    students: TrainedStudents
+
+
+def train(space: Workspace) -> Trained:
+    """Runs every stage up to the students that is not done yet.
+
+    Raises:
+        NonnError: something is wrong with the configuration, the data or a file; what was done is kept.
+    """
+    space.check()
+    teacher = train_teacher(space)
+    distillation_teacher = train_assistants(space, teacher)
+    cut = cut_filters(space, distillation_teacher)
+    students = train_students(space, distillation_teacher, cut)
+    return Trained(teacher, cut, students)
+
+
+def train_teacher(space: Workspace) -> TrainedTeacher:
+    """The teacher, trained or with ready-made weights.
+
+    Raises:
+        ConfigError: ``teacher.weights`` names no file, or one that does not fit.
+    """
+    config, weights = space.experiment.teacher, Path(space.experiment.teacher.weights)
+    teacher = space.networks.teacher()
+    if config.weights:
+        load_weights(teacher.network, weights)
+    inputs: dict[str, Any] = {
+        "format": FORMAT,
+        "seed": space.seed,
+        "data": space.data.fingerprint(),
+        "augment": _without(space.experiment.data, "path"),
+        "teacher": _without(config, "weights"),
+    }
+    if config.weights:
+        inputs["weights"] = sha256_file(weights)
+    stage = open_stage(space.root, "teacher", inputs)
+    file = stage.folder / "teacher.safetensors"
+    if stage.done:
+        teacher.load_state_dict(load_file(file))
+        return TrainedTeacher(teacher.eval(), stage)
+    if not config.weights:
+        space.fit(TeacherTask(teacher, config.label_smoothing), config, stage, 1, f"teacher {config.model}")
+    _save(teacher, file)
+    accuracy = measure_accuracy(teacher, space.data.held_out, space.device)
+    write_json(stage.folder / "teacher.json", {"model": config.model, "held_out_accuracy": accuracy})
+    stage.finish()
+    space.progress.say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")
+    return TrainedTeacher(teacher.eval(), stage)
+
+
+def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeacher:
+    """The network that teaches the students: the last teacher assistant, or the teacher where there is none."""
+    config = space.experiment.distill
+    for number, step in enumerate(step for step in plan(config) if step.model):
+        assistant = space.networks.assistant(step.model, number)
+        inputs = {"mentor": teacher.stage.key, "model": step.model, "distill": dataclasses.asdict(config)}
+        stage = space.stage(step.name, inputs | {"format": STUDENTS_FORMAT, "seed": space.seed})
+        file = stage.folder / "assistant.safetensors"
+        if stage.done:
+            assistant.load_state_dict(load_file(file))
+        else:
+            task = AssistantTask(teacher.network, assistant, config)
+            space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}")
+            _save(assistant, file)
+            stage.finish()
+        teacher = TrainedTeacher(assistant.eval(), stage)
+    return teacher
+
+
+def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
+    """The filters of the network that teaches, cut into parts.
+
+    Raises:
+        PartitionError: they cannot be cut as the experiment asks.
+    """
+    config, sizes = space.experiment, space.networks.sizing.sizes
+    stage = space.stage(
+        "partition",
+        {
+            "format": FORMAT,
+            "teacher": distillation_teacher.stage.key,
+            "graph": dataclasses.asdict(config.graph),
+            "partition": {"method": config.partition.method, "parts": config.partition.parts},
+            "sizes": sizes,
+            "seed": space.seed,
+        },
+    )
+    if not stage.done:
+        teacher = distillation_teacher.network.to(space.device)
+        with torch.no_grad():
+            chunks = [teacher.activations(x).cpu() for x in batches(space.data.held_out.inputs, space.device)]
+        activations = torch.cat(chunks).numpy()
+        graph = build_graph(config.graph, activations)
+        made = make_partition(config.partition, graph, space.seed, sizes)
+        measures = measure(made, graph, correlation(activations))
+        write_json(stage.folder / "partition.json", made.to_json() | {"measures": to_json(measures)})
+        with atomic_file(stage.folder / "graph.npz") as file, file.open("wb") as target:
+            np.savez_compressed(target, weights=graph.weights.astype(np.float32))
+        stage.finish()
+        space.progress.say(f"partition {made.method}: sizes {', '.join(map(str, made.sizes))}")
+    values = json.loads((stage.folder / "partition.json").read_text())
+    with np.load(stage.folder / "graph.npz") as arrays:
+        return Cut(Partition.from_json(values), arrays["weights"], values["measures"], stage)
+
+
+def train_students(space: Workspace, distillation_teacher: TrainedTeacher, cut: Cut) -> TrainedStudents:
+    """The distilled students: the last of ``distill.generations``, each of which learns from the one before."""
+    generations = [step for step in plan(space.experiment.distill) if not step.model]
+    students: TrainedStudents | None = None
+    for number, step in enumerate(generations):
+        students = _generation(space, number, step, distillation_teacher, cut, students)
+    assert students is not None
+    return students
+
+
+def _generation(
+    space: Workspace,
+    number: int,
+    step: Step,
+    teacher: TrainedTeacher,
+    cut: Cut,
+    previous: TrainedStudents | None,
+) -> TrainedStudents:
+    """One generation of students; the answers of the previous one, if any, take the place of the teacher's."""
+    config, networks = space.experiment, space.networks
+    stage = space.stage(
+        step.name,
+        {
+            "format": STUDENTS_FORMAT,
+            "before": (previous or cut).stage.key,
+            "students": networks.sizing.models,
+            "views": networks.views,
+            "sends": [config.student.sends, config.student.send_width],
+            "overlap": config.partition.overlap,
+            "distill": dataclasses.asdict(config.distill),
+            "fusion": config.fusion.train,
+            "seed": space.seed,
+        },
+    )
+    students = networks.students(cut.partition, number)
+    file = stage.folder / "students.safetensors"
+    if stage.done:
+        students.load_state_dict(load_file(file))
+        return TrainedStudents(students.eval(), stage)
+    filters = filters_of_device(networks.design(cut.partition), cut.partition, config.devices.count)
+    grouped = config.distill.grouped and grouping_pays(space.device, space.data.input_shape)
+    distill = dataclasses.replace(config.distill, grouped=grouped)
+    earlier = None if previous is None else previous.network
+    seed = seed_of(space.seed, 5, number)
+    task = DistillTask(teacher.network, students, filters, distill, previous=earlier, seed=seed)
+    title = f"{step.name} {config.devices.count} × {'/'.join(dict.fromkeys(networks.sizing.models))}"
+    space.fit(task, config.distill, stage, 3 + 1000 * number, title)
+    task.finish()
+    _save(students, file)
+    stage.finish()
+    return TrainedStudents(students.eval(), stage)
+
+
+def _without(config: Any, key: str) -> dict[str, Any]:
+    """A configuration as a mapping, without what the result does not depend on."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k != key}
+
+
+def _save(module: torch.nn.Module, path: Path) -> None:
+    with atomic_file(path) as file:
+        file.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))

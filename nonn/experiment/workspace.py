@@ -1,0 +1,170 @@
+"""What every stage of a run shares: the experiment, its folder, its data and untrained networks, and one trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nonn.config import Experiment, TrainingConfig, load_experiment
+from nonn.data import Dataset, load_data
+from nonn.data.augment import Augment
+from nonn.distill.heads import HeadFitter
+from nonn.errors import ConfigError
+from nonn.experiment.networks import Networks
+from nonn.experiment.progress import Progress, Silent
+from nonn.experiment.seeds import seed_of
+from nonn.experiment.stages import Stage, open_stage
+from nonn.partition import check_parts, check_takes_sizes
+from nonn.students.devices import resolve_devices
+from nonn.trainer import Task, fit
+
+__all__ = ["Workspace", "resolve"]
+
+
+def resolve(experiment: str | Path | Experiment | None, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from a file or an object, with overrides.
+
+    Args:
+        experiment: TOML file, or an experiment that is loaded; None is the digits experiment with every default.
+        overrides: ``section.key=value``, applied in order.
+
+    Raises:
+        ConfigError: see ``load_experiment``; also overrides of an experiment that is loaded, which is changed by
+            ``dataclasses.replace``.
+    """
+    if not isinstance(experiment, Experiment):
+        return load_experiment(None if experiment is None else Path(experiment), overrides)
+    if overrides:
+        raise ConfigError(
+            "overrides go with an experiment file; give them to load_experiment, or use dataclasses.replace"
+        )
+    return experiment
+
+
+_SILENT = Silent()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One experiment at work in one folder.
+
+    Attributes:
+        experiment: what to do.
+        runs: folder of all runs.
+        place: folder inside the run's for all stages but the teacher, which all places share.
+        dataset: the data, where it was read already.
+        progress: what is reported to.
+    """
+
+    experiment: Experiment
+    runs: Path
+    place: str = "."
+    dataset: Dataset | None = None
+    progress: Progress = _SILENT
+
+    @property
+    def root(self) -> Path:
+        """The folder of this run."""
+        return self.runs / self.experiment.experiment.name
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the stages after the teacher."""
+        return self.root / self.place
+
+    @property
+    def seed(self) -> int:
+        """Of everything."""
+        return self.experiment.experiment.seed
+
+    @cached_property
+    def device(self) -> str:
+        """The torch device to train on."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data, read once."""
+        if self.dataset is not None:
+            return self.dataset
+        data = load_data(self.experiment.data, self.seed)
+        shape = "×".join(map(str, data.input_shape))
+        self.progress.say(
+            f"data {data.name}: {len(data.train):,} train, {len(data.held_out):,} held out, {len(data.test):,} test; "
+            f"{shape} {data.dtype}, {data.num_classes} classes"
+        )
+        return data
+
+    @cached_property
+    def augment(self) -> Augment:
+        """Variation of training inputs."""
+        return Augment(self.experiment.data, self.data.mean, self.data.std)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The untrained networks."""
+        return Networks(self.experiment, self.data)
+
+    @cached_property
+    def heads(self) -> HeadFitter:
+        """Fits fusion heads to trained students."""
+        data = self.data
+        return HeadFitter(self.experiment.fusion, data.train, data.held_out, self.seed, self.augment, self.device)
+
+    def changed(self, experiment: Experiment, place: str = "") -> Workspace:
+        """A workspace for a changed experiment with the same data.
+
+        Args:
+            experiment: as changed.
+            place: of its stages; empty for the same place.
+        """
+        return dataclasses.replace(self, experiment=experiment, place=place or self.place, dataset=self.data)
+
+    def check(self) -> None:
+        """Finds out before hours of training what cannot work after them.
+
+        Raises:
+            PartitionError: more parts than the teacher has filters.
+            BudgetError: a student is over its device's budget.
+            ConfigError: a model cannot be made, or ``partition.parts`` is still ``"auto"``.
+        """
+        check_parts(self.networks.num_filters, self.experiment.partition.num_parts)
+        sizing = self.networks.sizing
+        if sizing.sizes is not None:
+            check_takes_sizes(self.experiment.partition.method)
+            devices = resolve_devices(self.experiment.devices)
+            for device, model, params in zip(devices, sizing.models, sizing.params, strict=True):
+                self.progress.say(f"device {device.title}: {model}, {params:,} parameters")
+
+    def stage(self, name: str, inputs: Mapping[str, Any]) -> Stage:
+        """Opens a stage in this place; see ``open_stage``."""
+        return open_stage(self.folder, name, inputs)
+
+    def fit(self, task: Task, config: TrainingConfig, stage: Stage, stream: int, title: str) -> None:
+        """Trains on the training split.
+
+        Args:
+            task: what is trained.
+            config: optimiser and schedule.
+            stage: whose folder keeps the checkpoint.
+            stream: of random numbers; see ``nonn.experiment.seeds``.
+            title: of the progress bar.
+        """
+        with self.progress.bar(title, config.epochs, "epochs") as tick:
+            fit(
+                task,
+                self.data.train.inputs,
+                self.data.train.labels,
+                config,
+                stage.folder,
+                seed=seed_of(self.seed, stream),
+                augment=self.augment,
+                device=self.device,
+                progress=lambda done, _, losses: tick(done, "  ".join(f"{k} {v:.3f}" for k, v in losses.items())),
+            )
