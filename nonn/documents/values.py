@@ -27,25 +27,28 @@ _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "array": (list, tuple),
     "object": (Mapping,),
 }
+_SCALARS = (str, float, int, types.NoneType)  # first, since most values are one
 _NAMES = {"integer": "a whole number", "array": "a list", "object": "an object", "null": "null"}
 
 
 def to_json(value: Any) -> Any:
     """A document, or any value inside one, as dicts, lists and plain values."""
-    if is_document(value):
-        document: dict[str, Any] = {}
-        for field in fields(value.__class__):
-            inner = getattr(value, field.name)
-            if field.is_rest:
-                document |= to_json(inner)
-            elif inner is not None or not field.is_optional:
-                document[field.key] = to_json(inner)
-        return document
+    if isinstance(value, _SCALARS):
+        return value
     if isinstance(value, Mapping):
         return {key: to_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(inner) for inner in value]
-    return value
+    if not is_document(value):
+        return value
+    document: dict[str, Any] = {}
+    for field in fields(value.__class__):
+        inner = getattr(value, field.name)
+        if field.is_rest:
+            document |= to_json(inner)
+        elif inner is not None or not field.is_optional:
+            document[field.key] = to_json(inner)
+    return document
 
 
 def from_json(cls: type[T], value: object, source: str) -> T:

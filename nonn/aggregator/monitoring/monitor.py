@@ -1,8 +1,8 @@
-"""Makes the state of a running cluster, for /api/state, ``nonn top`` and the dashboard.
+"""Watches an aggregator and gives the state of its cluster, for /api/state, ``nonn top`` and the dashboard.
 
-An observer of the aggregator that keeps little: the last seconds and the last faults. It
-also asks each node now and then how much memory it takes and which version it runs, and samples requests for the
-drift alarm, which is judged in a thread of its own.
+An observer that keeps little: the last seconds and the last faults. It also asks each node now and then for its memory
+and version, and samples requests for the drift alarm, which is judged in a separate thread. ``snapshot`` makes the
+parts of the state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -23,26 +23,16 @@ import grpc
 from nonn import __version__
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.monitoring.drift import Baseline, DriftConfig, DriftNotice, DriftWatch, NodeDrift
+from nonn.aggregator.monitoring.drift import Baseline, DriftConfig, DriftNotice, DriftWatch
 from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.monitoring.faultlog import Fault, FaultLog
-from nonn.aggregator.monitoring.state import (
-    SCHEMA,
-    AccuracyNow,
-    ClusterDrift,
-    ClusterState,
-    FaultState,
-    NodeAgreement,
-    NodeState,
-    RecentSeconds,
-    RequestState,
-)
-from nonn.aggregator.monitoring.timeline import Timeline, quantile
+from nonn.aggregator.monitoring.snapshot import accuracy_now, fault_state, node_state, request_state
+from nonn.aggregator.monitoring.state import SCHEMA, ClusterDrift, ClusterState
+from nonn.aggregator.monitoring.timeline import Timeline
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.errors import BundleError
-from nonn.reliability.subsets import mask_of
 from nonn.rpc.v1 import inference_pb2 as pb
 
 __all__ = ["Monitor"]
@@ -74,7 +64,6 @@ class Monitor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bundle, self._clock, self._on_drift = bundle, clock, on_drift
-        self._accuracy = bundle.table.accuracy
         self._started = clock()
         self._aggregator: Aggregator | None = None
         self.faults, self._timeline = FaultLog(), Timeline()
@@ -223,105 +212,38 @@ class Monitor:
         """
         aggregator, now, wall = self._aggregator, self._clock(), time.time()
         assert aggregator is not None, "attach an aggregator first"
-        up = [node for node in aggregator.nodes if aggregator.policy.state(node.id) == "up"]
+        policy, bundle = aggregator.policy, self._bundle
+        up = [node for node in aggregator.nodes if policy.state(node.id) == "up"]
         drift = dict(self._watch.nodes) if self._watch else {}
-        nodes = tuple(self._node(aggregator, node, up, drift.get(node.id)) for node in aggregator.nodes)
+        nodes = tuple(
+            node_state(
+                bundle,
+                policy,
+                node,
+                up,
+                late=self._late[node.id],
+                vitals=self._vitals.get(node.id, {}),
+                drift=drift.get(node.id),
+            )
+            for node in aggregator.nodes
+        )
         return ClusterState(
             schema=SCHEMA,
-            experiment=self._bundle.manifest.experiment,
-            bundle=self._bundle.hash,
+            experiment=bundle.manifest.experiment,
+            bundle=bundle.hash,
             version=__version__,
             time=wall,
             uptime_s=now - self._started,
             ready=aggregator.ready,
-            quorum=aggregator.policy.config.quorum,
-            devices=self._bundle.num_devices,
-            accuracy=self._accuracies(up),
+            quorum=policy.config.quorum,
+            devices=bundle.num_devices,
+            accuracy=accuracy_now(bundle, up),
             nodes=nodes,
-            requests=self._requests(now),
+            requests=request_state(self._outcomes, self._timeline.seconds(now)),
             drift=ClusterDrift(
                 watching=self._watch is not None,
                 reason=self._unwatched,
                 alarms=tuple(node.id for node in nodes if node.drift.alarm),
             ),
-            faults=tuple(
-                FaultState(
-                    time=wall - (now - fault.time_s),
-                    event=fault.event,
-                    node=fault.node,
-                    before=fault.before,
-                    after=fault.after,
-                    reason=fault.reason,
-                )
-                for fault in list(self.faults)[:FAULTS_SHOWN]
-            ),
-        )
-
-    def _node(self, aggregator: Aggregator, node: Node, up: Sequence[Node], drift: NodeDrift | None) -> NodeState:
-        """One node."""
-        record = aggregator.policy.nodes[node.id]
-        vitals = self._vitals.get(node.id, {})
-        rss = vitals.get("nonn_rss_bytes", "")
-        others = mask_of(other.student for other in up if other.id != node.id)
-        watched = drift is not None and drift.samples > 0
-        return NodeState(
-            id=node.id,
-            address=node.address,
-            student=node.student,
-            part=self._bundle.manifest.students[node.student].part,
-            state=aggregator.policy.state(node.id),
-            asked=record.asked,
-            answered=record.answered,
-            answered_share=record.answered / record.asked if record.asked else None,
-            late=self._late[node.id],
-            latency_p50_s=record.latencies.quantile(0.5) or None,
-            latency_p99_s=record.latencies.quantile(0.99) or None,
-            version=vitals.get("nonn_version") or None,
-            rss_bytes=int(rss) if rss.isdecimal() and int(rss) else None,
-            value=float(self._accuracy[others | 1 << node.student] - self._accuracy[others]),
-            drift=NodeAgreement(
-                watched=watched,
-                alarm=bool(drift and drift.alarm),
-                agreement=drift.agreement if drift and watched else None,
-                expected=drift.expected if drift and watched else None,
-                samples=drift.samples if drift else 0,
-            ),
-        )
-
-    def _accuracies(self, up: Sequence[Node]) -> AccuracyNow:
-        """Accuracy of the nodes that are up, and of those that are left when one more dies."""
-        now = mask_of(node.student for node in up)
-        left = {
-            node.id: float(self._accuracy[mask_of(other.student for other in up if other is not node)]) for node in up
-        }
-        worst = min(left, key=left.__getitem__, default="")
-        return AccuracyNow(
-            now=float(self._accuracy[now]),
-            all=float(self._accuracy[-1]),
-            teacher=self._bundle.manifest.teacher.get("accuracy"),
-            next_worst=left.get(worst, 0.0),
-            next_worst_node=worst,
-            next_mean=sum(left.values()) / len(left) if left else 0.0,
-        )
-
-    def _requests(self, now: float) -> RequestState:
-        """Requests since the start and in the last seconds."""
-        seconds = self._timeline.seconds(now)
-        latencies = [value for second in seconds for value in second.latencies_s]
-        answers = [second.requests - second.failed for second in seconds]
-        recent = seconds[-10:]
-        return RequestState(
-            total=self._outcomes.total(),
-            by_outcome=dict(self._outcomes),
-            per_second=sum(second.requests for second in recent) / len(recent),
-            latency_p50_s=quantile(latencies, 0.5),
-            latency_p99_s=quantile(latencies, 0.99),
-            seconds=RecentSeconds(
-                requests=tuple(second.requests for second in seconds),
-                failed=tuple(second.failed for second in seconds),
-                latency_p50_s=tuple(quantile(second.latencies_s, 0.5) for second in seconds),
-                accuracy=tuple(
-                    second.accuracy / count if count else None for second, count in zip(seconds, answers, strict=True)
-                ),
-            ),
+            faults=tuple(fault_state(fault, wall - now) for fault in list(self.faults)[:FAULTS_SHOWN]),
         )
