@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from nonn.errors import ConfigError
 from nonn.toml import Choice, Matches, NotEmpty, Range, Rules, check, choices, from_mapping
-from nonn.toml.constraints import Count, describe
+from nonn.toml.constraints import Count
+from nonn.toml.declarations import describe
 
 COLOURS = ("red", "green")
 

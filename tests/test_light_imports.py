@@ -24,6 +24,7 @@ def test_the_blocker_blocks(name):
         "nonn.fusion",
         "nonn.client",
         "nonn.cluster",
+        "nonn.cli.config",
         "nonn.cli.serve",
         "nonn.cli.up",
         "nonn.cli.top",
@@ -33,6 +34,12 @@ def test_the_blocker_blocks(name):
 def test_a_module_of_serving_imports_with_the_base_install_alone(module):
     imported = python(f"import {module}")
     assert imported.returncode == 0, imported.stderr
+
+
+def test_every_option_is_printed_with_the_base_install_alone():
+    printed = python("import sys; from nonn.cli import main; sys.exit(main(['config']))")
+    assert printed.returncode == 0, printed.stderr
+    assert "dealt-eigenvector" in printed.stdout
 
 
 def test_a_node_serves_with_the_base_install_alone(tmp_path):

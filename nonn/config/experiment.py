@@ -145,7 +145,11 @@ class TeacherConfig(TrainingConfig):
 class GraphConfig:
     """The graph of the teacher's filters."""
 
-    kind: Annotated[str, Choice("nonn.partition.graph:GRAPHS"), "rule of its edges"] = "co-activation"
+    kind: Annotated[
+        str,
+        Choice("nonn.partition.graph:GRAPHS"),
+        "edges between filters that are active on the same images, or those of NoNN: unequally active",
+    ] = "co-activation"
     top: Annotated[
         int, Range(ge=2, why="an edge has two ends"), "nonn: only this many most active filters of an image count"
     ] = 50
@@ -158,7 +162,9 @@ class GraphConfig:
 class PartitionConfig:
     """How the filters are cut into parts."""
 
-    method: Annotated[str, Choice("nonn.partition:METHODS"), "partitioner"] = "balanced-eigenvector"
+    method: Annotated[str, Choice("nonn.partition:METHODS"), "partitioner; docs/accuracy.md compares them"] = (
+        "balanced-eigenvector"
+    )
     parts: Annotated[
         Count | Literal["auto"],
         "number of parts M, at most devices.count; device i learns part i mod M; auto: pilots choose parts and overlap",
@@ -211,7 +217,9 @@ class DistillConfig(TrainingConfig):
         bool, "students train as one network of grouped convolutions where that is faster; false: never"
     ] = True
     failout: Annotated[
-        Literal["none", "independent", "stratified", "groups"], "law by which whole devices are dropped in training"
+        Literal["none", "independent", "stratified", "groups"],
+        "devices dropped in training: none, each one independently, to a uniform number of survivors (stratified), or "
+        "groups as wholes",
     ] = "stratified"
     p_failout: Annotated[Probability, "independent, groups: probability that a device is dropped by itself"] = 0.3
     failout_groups: Annotated[tuple[tuple[Whole, ...], ...], "groups: devices that fail together"] = ()
@@ -239,11 +247,15 @@ class FusionConfig:
     """How features become one answer."""
 
     train: Annotated[
-        Literal["zero-fill", "rescale", "replica-average", "logit-average"], "fusion that students are trained through"
+        Literal["zero-fill", "rescale", "replica-average", "logit-average"],
+        "fusion that students are trained through: absent devices count as zeros (zero-fill), as zeros with the sum "
+        "scaled by N/|S| (rescale), as their replicas; or every device has a classifier (logit-average)",
     ] = "zero-fill"
     head: Annotated[
         Literal["trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic", "best"],
-        "fusion that is served; trained: that of the training; best: the most accurate on the held-out split",
+        "fusion that is served: that of the training (trained); the same weights with zeros, scaled, or with the mean "
+        "of absent features; a ridge or logistic regression for every subset; or of all these the most accurate on the "
+        "held-out split (best)",
     ] = "ridge"
     target: Annotated[
         Literal["teacher", "labels"], "what the ridge is fitted to: the teacher's logits or one-hot labels"
@@ -267,7 +279,8 @@ class FusionConfig:
     temperature: Annotated[
         str,
         Choice("nonn.fusion.calibration:SCOPES", besides=("none",)),
-        "calibration of the confidence on the held-out split",
+        "calibration of the confidence on the held-out split: a temperature for every subset (set), for each number of "
+        "answering devices (survivors), or what the samples suffice for (auto)",
     ] = "auto"
 
 

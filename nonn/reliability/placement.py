@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability.laws.base import FloatArray
 from nonn.reliability.subsets import SubsetTable
-from nonn.toml.constraints import NotNegative, Positive, Share, check
+from nonn.toml import check
+from nonn.toml.constraints import NotNegative, Positive, Share
 
 __all__ = [
     "Machine",

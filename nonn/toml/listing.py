@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nonn.toml.constraints import choices, describe, fields_of, unpack
+from nonn.toml.declarations import choices, describe, fields_of, unpack
 
 __all__ = ["Option", "Table", "as_markdown", "as_toml", "tables_of", "toml_value"]
 

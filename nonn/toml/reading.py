@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from nonn.errors import ConfigError
-from nonn.toml.constraints import check_rules, describe, did_you_mean, fields_of, kind_of, shown, unpack
+from nonn.toml.constraints import did_you_mean
+from nonn.toml.declarations import check_rules, describe, fields_of, kind_of, shown, unpack
 
 __all__ = ["from_mapping", "override", "parse_toml"]
 

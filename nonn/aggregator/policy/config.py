@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from nonn.toml.constraints import Count, NotNegative, Positive, Range, Rules, check
+from nonn.toml import check
+from nonn.toml.constraints import Count, NotNegative, Positive, Range, Rules
 
 __all__ = ["PolicyConfig"]
 
@@ -20,22 +21,20 @@ class PolicyConfig:
 
     deadline_s: Annotated[Positive, "how long one request waits for its nodes"] = 1.0
     quorum: Annotated[Count, "a request that fewer students answer fails"] = 1
-    breaker_failures: Annotated[
-        Count, "failures in a row after which a node is left out; silence leaves it out at once"
-    ] = 2
+    breaker_failures: Annotated[Count, "failures in a row that open a node's breaker; silence opens it at once"] = 2
     breaker_reset_s: Annotated[Positive, "time between probes of a node that failed"] = 0.5
     fusion_budget_s: Annotated[NotNegative, "subtracted from a client's deadline for fusing and sending"] = 0.005
     hedge_quantile: Annotated[
         float,
         Range(gt=0, le=1),
-        "share of a node's answers that come before a replica is asked too; 1 waits for its slowest",
+        "quantile of a node's latency after which a replica is asked too; 1 waits for its slowest answer",
     ] = 0.95
     # Off by default: only the operator can know what a millisecond is worth, and without it the same devices answer
     # every request.
     accuracy_per_ms: Annotated[
         NotNegative,
         "accuracy that one millisecond of waiting is worth, 0.0001 for a hundredth of a point; 0 waits for every node "
-        "that is not out",
+        "whose breaker is closed",
     ] = 0.0
 
     def __post_init__(self) -> None:

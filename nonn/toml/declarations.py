@@ -1,0 +1,143 @@
+"""Reads what a configuration class declares: the types of its fields with their constraints, meanings and rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from nonn.errors import ConfigError
+from nonn.toml.constraints import Choice, Constraint, Rules
+
+__all__ = ["Field", "check", "check_rules", "choices", "describe", "fields_of", "kind_of", "shown", "unpack"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field as it is declared.
+
+    Attributes:
+        hint: its type, with constraints.
+        default: what it is where it is left out; ``dataclasses.MISSING`` if it must be given.
+        meaning: for people.
+    """
+
+    hint: Any
+    default: Any
+    meaning: str
+
+
+def fields_of(cls: type) -> Mapping[str, Field]:
+    """The fields of a dataclass, by name."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = {}
+    for spec in dataclasses.fields(cls):
+        factory = spec.default_factory
+        default = spec.default if factory is dataclasses.MISSING else factory()
+        meanings = [text for text in getattr(hints[spec.name], "__metadata__", ()) if isinstance(text, str)]
+        found[spec.name] = Field(hints[spec.name], default, meanings[-1] if meanings else "")
+    return found
+
+
+def unpack(hint: Any) -> tuple[Any, list[Constraint]]:
+    """A type without its annotations, and the constraints among those."""
+    if typing.get_origin(hint) is not Annotated:
+        return hint, []
+    return hint.__origin__, [each for each in hint.__metadata__ if not isinstance(each, str)]
+
+
+def choices(hint: Any, field: str = "") -> tuple[str, ...]:
+    """The names that a value, or each of a list, may be; none where it is no choice.
+
+    Args:
+        hint: a type, or the class that has the field.
+        field: its name.
+    """
+    if field:
+        hint = fields_of(hint)[field].hint
+    bare, constraints = unpack(hint)
+    if typing.get_origin(bare) is Literal:
+        return typing.get_args(bare)
+    if typing.get_origin(bare) is tuple:
+        return choices(typing.get_args(bare)[0])
+    return next((each.names for each in constraints if isinstance(each, Choice)), ())
+
+
+def describe(hint: Any) -> str:
+    """What a value of a type may be, for people: "a whole number ≥ 1"."""
+    bare, constraints = unpack(hint)
+    origin, arguments = typing.get_origin(bare), typing.get_args(bare)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(describe, arguments))
+    if origin is tuple:
+        return ", ".join(["a list", *map(str, constraints), f"each {describe(arguments[0])}"])
+    if names := choices(hint):
+        return f"one of {', '.join(names)}" if len(names) > 1 else repr(names[0])
+    return " ".join([kind_of(bare), *map(str, constraints)])
+
+
+def kind_of(bare: Any) -> str:
+    """The kind of value that a type is, for people."""
+    return _KINDS.get(typing.get_origin(bare) or bare, "a table")
+
+
+def check(config: Any, label: str = "") -> None:
+    """Checks an object that a program made; a default is never wrong.
+
+    Args:
+        config: an object of a dataclass without lists or tables, usually from its ``__post_init__``.
+        label: put before every message.
+
+    Raises:
+        ConfigError: names the field, its value and what it may be.
+    """
+    for name, field in fields_of(type(config)).items():
+        value = getattr(config, name)
+        for constraint in unpack(field.hint)[1]:
+            if value != field.default and (rule := constraint.broken(value)):
+                raise ConfigError(f"{label}{name} = {shown(value)}: {rule}")
+    check_rules(config, label)
+
+
+def check_rules(config: Any, prefix: str = "") -> None:
+    """Checks what relates several fields of an object.
+
+    Args:
+        config: an object of a dataclass, with or without ``rules``.
+        prefix: put before every key.
+
+    Raises:
+        ConfigError: as ``check``.
+    """
+    rules: Rules = config.rules() if hasattr(config, "rules") else iter(())
+    for key, holds, rule in rules:
+        if not holds and not key:
+            raise ConfigError(f"{prefix.rstrip('.')}: {rule}")
+        if not holds:
+            raise ConfigError(f"{prefix}{key} = {shown(_value_at(config, key))}: {rule}")
+
+
+def _value_at(config: Any, key: str) -> Any:
+    """The value at a path such as ``fault[0].nodes``."""
+    for name in re.findall(r"\w+", key):
+        config = config[int(name)] if name.isdigit() else getattr(config, name)
+    return config
+
+
+def shown(value: Any) -> str:
+    """A value in a message."""
+    return f"[{', '.join(map(shown, value))}]" if isinstance(value, tuple | list) else repr(value)
+
+
+_KINDS: Mapping[Any, str] = {
+    tuple: "a list",
+    float: "a number",
+    int: "a whole number",
+    str: "a string",
+    bool: "true or false",
+    Literal: "a string",
+}
