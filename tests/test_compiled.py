@@ -35,6 +35,10 @@ from tests.networks import trained_looking_student
 from tests.serving import TIMEOUT_S, running_node
 from tests.toys import toy_bundle
 
+pytestmark = pytest.mark.skipif(
+    shutil.which("cc") is None, reason="no C compiler on this machine: apt-get install gcc libc6-dev"
+)
+
 REPOSITORY = Path(__file__).parent.parent
 SHAPE = (1, 8, 8)
 
