@@ -2,8 +2,8 @@
 
 The site mirrors the repository, so that one relative link works on a code host and in the site: ``README.md`` is the
 first page, documents keep their paths, other files of the repository that a document links to are copied. Links to a
-module or package lead to its API page. Pages of the API are made from the package tree; the order of the documents is
-that of ``docs/README.md``, so that nothing is listed twice.
+module or package lead to its API page, links to another folder become text. Pages of the API are made from the package
+tree; the order of the documents is that of ``docs/README.md``, so that nothing is listed twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nonn", "devices/nonn_device", "simulator/nonn_sim")
 FRONT = ("README.md", "docs/README.md")
 BACK = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
-_LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
+_LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\])\(([^)#\s:]+)(?:#[^)\s]*)?\)")  # [label](path#anchor)
 _SOURCE = re.compile(r"""\b(?:src|srcset)="([^"#:\s]+)""")
 _RULE = re.compile(r"^\s*=+( +=+)+\s*$")
 _REMOTE = re.compile(r"""<(?:script|img|link|iframe)\b[^>]*(?:src|href)=["']?https?://""")
@@ -43,13 +43,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to Python files and packages lead to the API."""
+    """Links to Python files and packages lead to the API; those to other folders, which have no page, are text."""
     folder, modules = posixpath.dirname(page.file.src_uri), {module: name for name, module in api_pages().items()}
 
     def replace(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, match[2]))
         name = modules.get(_module(target))
-        return f"{match[1]}{posixpath.relpath(name, folder or '.')}{match[4]}" if name else match[0]
+        if name:
+            return f"{match[1]}({posixpath.relpath(name, folder or '.')})"
+        return match[1][1:-1] if (ROOT / target).is_dir() else match[0]
 
     return _LINK.sub(replace, markdown)
 
