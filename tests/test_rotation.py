@@ -222,7 +222,7 @@ def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newe
         server = aio.server(interceptors=[joining.guard])
         fleet.add_to(server)
         port = server.add_secure_port("127.0.0.1:0", joining.tls.server_credentials())
-        async with aggregator, fleet.attend(), contextlib.AsyncExitStack() as ends, asyncio.timeout(TIMEOUT_S):
+        async with aggregator, fleet.attend(lambda: None), contextlib.AsyncExitStack() as ends, asyncio.timeout(TIMEOUT_S):
             await server.start()
             ends.push_async_callback(server.stop, None)
             join = logged(

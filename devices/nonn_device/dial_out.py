@@ -7,10 +7,12 @@ call from outside: limits, drain, errors. That costs one more hop on the device.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from grpc import aio
 
+from nonn.rpc.background import Background
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.wire import CHANNEL_OPTIONS
 
@@ -28,10 +30,9 @@ async def serve_stream(stream: Any, lease: str, address: str) -> None:
     Raises:
         grpc.aio.AioRpcError: the stream broke, or the aggregator refused it.
     """
-    tasks: set[asyncio.Task[None]] = set()
     writing = asyncio.Lock()  # a stream takes one message at a time
 
-    async with aio.insecure_channel(address, options=CHANNEL_OPTIONS) as server:
+    async with aio.insecure_channel(address, options=CHANNEL_OPTIONS) as server, Background() as tasks:
 
         async def answer(request: Any) -> None:
             call = server.unary_unary(request.method)
@@ -41,27 +42,11 @@ async def serve_stream(stream: Any, lease: str, address: str) -> None:
                 reply = pb.WorkReply(call=request.call, payload=payload)
             except aio.AioRpcError as exc:
                 reply = pb.WorkReply(call=request.call, status=exc.code().value[0], details=exc.details() or "")
-            async with writing:
-                await stream.write(reply)
+            # That the stream broke meanwhile is raised where it is read.
+            with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):
+                async with writing:
+                    await stream.write(reply)
 
-        try:
-            await stream.write(pb.WorkReply(lease=lease))
-            while (request := await stream.read()) is not aio.EOF:
-                task = asyncio.create_task(answer(request))
-                tasks.add(task)
-                task.add_done_callback(_ended(tasks))
-        finally:
-            for task in tuple(tasks):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _ended(tasks: set[asyncio.Task[None]]) -> Any:
-    """Forgets a task; that its stream broke meanwhile is told by reading from it."""
-
-    def forget(task: asyncio.Task[None]) -> None:
-        tasks.discard(task)
-        if not task.cancelled():
-            task.exception()
-
-    return forget
+        await stream.write(pb.WorkReply(lease=lease))
+        while (request := await stream.read()) is not aio.EOF:
+            tasks.start(answer(request), request.method)

@@ -28,6 +28,7 @@ from nonn import __version__
 from nonn.bundle import Bundle
 from nonn.errors import CredentialsError, MembershipError, NonnError, UnreachableError
 from nonn.rpc.address import with_port
+from nonn.rpc.background import Background
 from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc
@@ -274,17 +275,17 @@ class Session:
         self._runtime = runtime
         for link in self._links:
             link.lease = ""  # that of ``prepare`` was for the files
-        keeping = [asyncio.create_task(self._keep(link, address, end)) for link in self._links]
-        working = [
-            asyncio.create_task(self._keep_working(link, address)) for link in self._links if self._wish.dials_out
-        ]
-        try:
-            yield
-        finally:
-            await _cancel(keeping)
-            # What is in flight on the streams is answered before the aggregator says that the node may go.
-            await asyncio.gather(*map(self._leave, self._links))
-            await _cancel(working)
+        async with Background(end) as working:
+            for link in self._links if self._wish.dials_out else ():
+                working.start(self._keep_working(link, address), f"stream to {link.address}")
+            try:
+                async with Background(end) as keeping:
+                    for link in self._links:
+                        keeping.start(self._keep(link, address, end), f"membership of {link.address}")
+                    yield
+            finally:
+                # What is in flight on the streams is answered before the aggregator says that the node may go.
+                await asyncio.gather(*map(self._leave, self._links))
 
     async def close(self) -> None:
         """Ends the connections."""
@@ -377,9 +378,3 @@ class Session:
             with contextlib.suppress(NonnError):
                 await link.call("Drain", pb.DrainRequest(lease=link.lease))
         link.lease = ""
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

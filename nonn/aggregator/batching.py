@@ -31,6 +31,7 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
 from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
+from nonn.rpc.background import Background
 from nonn.rpc.wire import MAX_SAMPLES, Array
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
@@ -185,7 +186,11 @@ class Batcher:
         self._limit = BatchLimit(config.max_batch, self._long_s)
         # Its median: a node that hangs delays a dozen fan-outs, and must not make the next ones wait for each other.
         self._usual = Latencies()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
+
+    async def close(self) -> None:
+        """Ends what is under way; their requests are cancelled."""
+        await self._tasks.close()
 
     @property
     def held(self) -> int:
@@ -265,9 +270,7 @@ class Batcher:
                 return self._alarm.set(go_at)
             if members := self._queue.pop(self._limit.size, self._clock()):
                 # The slot is taken here and not when the task first runs, or this loop would empty the queue.
-                task = asyncio.create_task(self._fly(members, self._take_slot()), context=members[0].context)
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks.start(self._fly(members, self._take_slot()), "batch", context=members[0].context)
         return None
 
     async def _fly(self, members: Sequence[_Member], token: object) -> None:

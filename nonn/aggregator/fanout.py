@@ -29,6 +29,7 @@ from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.views import View, seen
 from nonn.errors import InputError
+from nonn.rpc.background import Background
 from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS, Array, Parameter
@@ -156,7 +157,7 @@ class Fanout:
         self._recipes: dict[Hashable, _Recipe] = {}
         self._ids = count(1)
         self._sessions: dict[Session, _Flight] = {}
-        self._late: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
 
     async def __aenter__(self) -> Self:
         for node in self._first:
@@ -168,9 +169,7 @@ class Fanout:
     ) -> None:
         links, self._links = self._links, {}
         await asyncio.gather(*(link.channel.close() for link in links.values()))
-        for task in tuple(self._late):
-            task.cancel()
-        await asyncio.gather(*self._late, return_exceptions=True)
+        await self._tasks.close()
 
     def add(self, node: Node) -> None:
         """Opens a channel to one more node."""
@@ -321,9 +320,7 @@ class Fanout:
             return silent
 
         def late(node_id: str) -> None:
-            task = flight.loop.create_task(self._take_late(flight, node_id, self._clock()))
-            self._late.add(task)
-            task.add_done_callback(self._late.discard)
+            self._tasks.start(self._take_late(flight, node_id, self._clock()), f"late reply of node {node_id}")
 
         flight.late = late
         return silent

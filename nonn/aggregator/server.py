@@ -60,6 +60,7 @@ class FusedModel:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._batcher.close()
         await self._aggregator.__aexit__(kind, exc, trace)
 
     @property

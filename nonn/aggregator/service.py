@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, InputError, NonnError, QuorumError
 from nonn.reliability.subsets import mask_of
+from nonn.rpc.background import Background
 from nonn.rpc.wire import Array, check_batch
 from nonn.telemetry.tracing import span
 
@@ -70,7 +71,7 @@ class Aggregator:
         self._shape = bundle.manifest.input.shape
         self._waiting: set[asyncio.Event] = set()
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
 
     async def __aenter__(self) -> Self:
         await self._fanout.__aenter__()
@@ -79,15 +80,13 @@ class Aggregator:
         # With everybody's head solved the first request finds it; the others follow beside the requests.
         await self._solver.ensure(mask_of(node.student for node in self.nodes))
         self._solver.look_ahead(node.student for node in self.nodes)
-        self._start(self._keep_probing())
+        self._tasks.start(self._keep_probing(), "probing of nodes that failed")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         await self._solver.close()
         await self._fanout.__aexit__(kind, exc, trace)
 
@@ -348,15 +347,9 @@ class Aggregator:
         """Probes nodes that failed whenever the policy says so; sleeps while there are none."""
         while True:
             for node in self.policy.probes(self._clock()):
-                self._start(self._probe(node))
+                self._tasks.start(self._probe(node), f"probe of node {node}")
             self._wake.clear()
             # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event, and close() would hang.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.policy.next_probe_s(self._clock())):
                     await self._wake.wait()
-
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs something in the background until it ends or the aggregator closes."""
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -8,13 +8,13 @@ that meets another one waits for its own solution alone.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
 from nonn.fusion import Head
 from nonn.reliability.subsets import mask_of, members
+from nonn.rpc.background import Background
 
 __all__ = ["HeadSolver"]
 
@@ -33,7 +33,9 @@ class HeadSolver:
         self._head = head
         # Two threads: a request's own set never queues behind those that are solved ahead.
         self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="solve")
-        self._ahead: asyncio.Task[None] | None = None
+        self._tasks, self._ahead = Background(), None
+
+    _ahead: asyncio.Task[None] | None
 
     async def ensure(self, mask: int) -> None:
         """Solves a set unless it is solved."""
@@ -44,7 +46,7 @@ class HeadSolver:
         """Begins to solve the sets that are left when few of these devices fail, the likeliest first."""
         if self._ahead is not None:
             self._ahead.cancel()
-        self._ahead = asyncio.get_running_loop().create_task(self._solve(_sets(mask_of(devices))))
+        self._ahead = self._tasks.start(self._solve(_sets(mask_of(devices))), "solving heads ahead")
 
     async def _solve(self, masks: Iterable[int]) -> None:
         for mask in masks:
@@ -52,10 +54,7 @@ class HeadSolver:
 
     async def close(self) -> None:
         """Ends what is solved ahead."""
-        if self._ahead is not None:
-            self._ahead.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._ahead
+        await self._tasks.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import nonn.errors
 from nonn.errors import ConfigError, NonnError, UnreachableError
 from nonn.fleet.rollout import Rollout
+from nonn.rpc.background import Background
 
 __all__ = ["ask", "controlled"]
 
@@ -29,35 +30,23 @@ async def controlled(rollout: Rollout, path: Path) -> AsyncIterator[None]:
     Raises:
         ConfigError: another process listens there.
     """
+    async with Background() as tasks:
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        answering = asyncio.ensure_future(_answer(rollout, reader, writer))
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.start(_serve(rollout, reader, writer), "a request of nonn fleet")
+
+        await asyncio.to_thread(_make_room, path)
+        before = os.umask(0o177)
         try:
-            await answering
-        except (ConnectionError, asyncio.CancelledError):
-            pass
+            server = await asyncio.start_unix_server(connected, path)
         finally:
-            writer.close()
-
-    tasks: set[asyncio.Task[None]] = set()
-    await asyncio.to_thread(_make_room, path)
-    before = os.umask(0o177)
-    try:
-        server = await asyncio.start_unix_server(serve, path)
-    finally:
-        os.umask(before)
-    try:
-        yield
-    finally:
-        server.close()
-        for task in tuple(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(path.unlink, missing_ok=True)
+            os.umask(before)
+        try:
+            yield
+        finally:
+            server.close()
+            await tasks.close()
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 def _make_room(path: Path) -> None:
@@ -71,6 +60,15 @@ def _make_room(path: Path) -> None:
         probe.connect(str(path))
         raise ConfigError(f"{path}: another aggregator runs with this folder; give each one of its own: --state")
     path.unlink(missing_ok=True)
+
+
+async def _serve(rollout: Rollout, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection."""
+    try:
+        with contextlib.suppress(ConnectionError):
+            await _answer(rollout, reader, writer)
+    finally:
+        writer.close()
 
 
 async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

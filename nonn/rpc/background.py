@@ -1,22 +1,74 @@
-"""A task that runs beside something else and never outlives it."""
+"""Background tasks that never outlive what they belong to, and whose failure is noticed at once.
+
+``asyncio.TaskGroup`` does not fit: it waits for its tasks at the end, and one that fails cancels the others. Tasks here
+run for as long as the block does, and independently of each other.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+import logging
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Self
 
-__all__ = ["beside"]
+__all__ = ["Background"]
+
+_log = logging.getLogger(__name__)
 
 
-@contextlib.asynccontextmanager
-async def beside(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs a coroutine while the block runs; cancels it and waits for its end when the block ends."""
-    task = asyncio.create_task(coroutine)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+class Background:
+    """A set of tasks; an asynchronous context manager that cancels and awaits them at its end.
+
+    Args:
+        end: for tasks without which the rest is of no use: called as soon as one of them fails, to end the block, which
+            then raises that error. Without it a failure is logged only.
+    """
+
+    def __init__(self, end: Callable[[], object] | None = None) -> None:
+        self._end = end
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+        if exc is None and self._end is not None and self._failure is not None:
+            raise self._failure
+
+    def start(
+        self, coroutine: Coroutine[Any, Any, None], name: str, *, context: Context | None = None
+    ) -> asyncio.Task[None]:
+        """Runs a coroutine until it ends or the set is closed.
+
+        Args:
+            coroutine: of the task.
+            name: what it does, for the log.
+            context: to run in; None copies the present one.
+        """
+        task = asyncio.create_task(coroutine, name=name, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def close(self) -> None:
+        """Cancels all tasks and waits for their end."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        exc = None if task.cancelled() else task.exception()
+        if exc is None:
+            return
+        _log.error("%s failed: %s", task.get_name(), exc, exc_info=exc)
+        if self._end is not None and self._failure is None:
+            self._failure = exc
+            self._end()

@@ -30,6 +30,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nonn import __version__
 from nonn.errors import AddressError, UnreachableError
+from nonn.rpc.background import Background
 from nonn.rpc.codec import Request, write_response
 from nonn.rpc.guard import Guard
 from nonn.rpc.reflection import add_reflection
@@ -251,15 +252,13 @@ async def serve(
     address = _bind(server, host, port, insecure, guard.tls if guard else None)
     async with model:
         await server.start()
-        follow = asyncio.create_task(_follow(model, health_servicer))
         try:
-            on_ready(address)
-            async with attend(address, stop.set) if attend else contextlib.nullcontext():
-                await stop.wait()
+            async with Background(stop.set) as tasks:
+                tasks.start(_follow(model, health_servicer), "health")
+                on_ready(address)
+                async with attend(address, stop.set) if attend else contextlib.nullcontext():
+                    await stop.wait()
         finally:
-            follow.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await follow
             await health_servicer.enter_graceful_shutdown()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_S):

@@ -20,12 +20,12 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from nonn.rpc.background import Background
 from nonn_sim.scenario import LinkConfig
 
 __all__ = ["Proxies", "Proxy"]
 
 CHUNK = 65536
-CLOSE_TIMEOUT_S = 2.0
 QUEUED_CHUNKS = 1024  # on their way in one direction; then the sender waits, as behind a full buffer
 FRAME_HEADER, DATA = 9, 0  # HTTP/2: length in 3 bytes, type in the fourth
 GRPC_PREFIX = 5  # compressed or not, length: kept, or the connection's own error handling would be tested
@@ -75,7 +75,7 @@ class Proxy:
         self._host, self._port, self._link = host, int(port), link
         self._random = random.Random(seed)
         self._connections: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
         self._server: asyncio.Server | None = None
         self._partitioned = False
         self._passing = asyncio.Event()
@@ -84,7 +84,11 @@ class Proxy:
 
     async def start(self) -> str:
         """Listens on a free port of this machine and returns its address."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._tasks.start(self._serve(reader, writer), f"connection to {self._host}:{self._port}")
+
+        self._server = await asyncio.start_server(connected, "127.0.0.1", 0)
         return "127.0.0.1:" + str(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
@@ -92,9 +96,7 @@ class Proxy:
         assert self._server is not None
         self._server.close()
         self.partition(True)
-        # Not cancelled: asyncio of Python 3.11 logs a cancelled connection as an error.
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT_S)
+        await self._tasks.close()
 
     def partition(self, on: bool) -> None:
         """Cuts every connection and each new one at once, or stops doing so."""
@@ -115,23 +117,15 @@ class Proxy:
         if self._partitioned:
             writer.transport.abort()
             return
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         both = {writer}
         try:
             node_reader, node_writer = await asyncio.open_connection(self._host, self._port)
             both.add(node_writer)
             self._connections |= both
-            pipes = [self._pipe(reader, node_writer, False), self._pipe(node_reader, writer, True)]
-            pumps = [asyncio.ensure_future(pipe) for pipe in pipes]
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for pump in pumps:
-                    pump.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+            async with Background() as tasks:
+                requests = tasks.start(self._pipe(reader, node_writer, False), "requests of a connection")
+                replies = tasks.start(self._pipe(node_reader, writer, True), "replies of a connection")
+                await asyncio.wait((requests, replies), return_when=asyncio.FIRST_COMPLETED)
         except OSError:
             pass  # the node refuses, and so do we
         finally:
@@ -142,10 +136,10 @@ class Proxy:
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
         """Carries one direction; returns when its sender ends or its receiver is gone."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUED_CHUNKS)
-        sending = asyncio.ensure_future(self._send(queue, writer))
         loop, link, free_at, last_at = asyncio.get_running_loop(), self._link, 0.0, 0.0
         frames = _Frames()
-        try:
+        async with Background() as tasks:
+            tasks.start(self._send(queue, writer), "sending of a connection")
             with contextlib.suppress(OSError):
                 while data := await reader.read(CHUNK):
                     free_at = max(free_at, loop.time())
@@ -156,9 +150,6 @@ class Proxy:
                         at += self._random.expovariate(1 / link.jitter_s)
                     last_at = max(last_at, at)  # bytes do not overtake each other
                     await queue.put((last_at, frames.carry(data, self.corrupt) if replies else data))
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
 
     async def _send(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         """Hands chunks over when their time has come."""

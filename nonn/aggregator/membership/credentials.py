@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from grpc import aio
@@ -24,7 +24,7 @@ from nonn.aggregator.fanout import NODE_CHANNEL_OPTIONS, Connect
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.service import Aggregator
 from nonn.errors import NonnError
-from nonn.rpc.background import beside
+from nonn.rpc.background import Background
 from nonn.security.handshake import REVOKED_TEXT, explain
 from nonn.security.tls import Identity, TlsFolder
 
@@ -81,9 +81,12 @@ class Watch:
         self._seen: dict[str, object] = {}  # of nodes whose certificate counts: what would have to change first
         self._said: dict[str, str] = {}
 
-    def attend(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Looks while the block runs."""
-        return beside(self._keep_looking())
+    @contextlib.asynccontextmanager
+    async def attend(self, end: Callable[[], object]) -> AsyncIterator[None]:
+        """Looks while the block runs; calls ``end`` if that is no longer possible."""
+        async with Background(end) as tasks:
+            tasks.start(self._keep_looking(), "watch over certificates")
+            yield
 
     async def _keep_looking(self) -> None:
         look_at, version = 0.0, self._tls.version

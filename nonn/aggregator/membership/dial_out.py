@@ -18,6 +18,7 @@ from grpc import aio
 
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.inventory import Node
+from nonn.rpc.background import Background
 from nonn.rpc.v1 import fleet_pb2 as pb
 
 __all__ = ["WorkChannel", "WorkChannels", "dialled"]
@@ -108,16 +109,16 @@ class WorkChannel:
         """
         self._stream = mine = object()
         self._wake.set()  # an older stream looks up and goes
-        reading = asyncio.create_task(self._read(replies, mine))
         try:
-            while self._stream is mine:
-                while self._stream is mine and self._unsent:
-                    yield self._unsent.pop(next(iter(self._unsent)))
-                self._wake.clear()
-                if self._stream is mine:
-                    await self._wake.wait()
+            async with Background() as tasks:
+                tasks.start(self._read(replies, mine), "reading from a node that dials out")
+                while self._stream is mine:
+                    while self._stream is mine and self._unsent:
+                        yield self._unsent.pop(next(iter(self._unsent)))
+                    self._wake.clear()
+                    if self._stream is mine:
+                        await self._wake.wait()
         finally:
-            reading.cancel()
             self._hang_up(mine)
 
     async def close(self, grace: float | None = None) -> None:

@@ -98,9 +98,9 @@ class Joining:
         async def attend(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
             async with contextlib.AsyncExitStack() as stack:
                 if self._joins:
-                    await stack.enter_async_context(fleet.attend())
+                    await stack.enter_async_context(fleet.attend(end))
                 if self.tls is not None:
-                    await stack.enter_async_context(Watch(aggregator, self.tls, fleet.release).attend())
+                    await stack.enter_async_context(Watch(aggregator, self.tls, fleet.release).attend(end))
                 yield
 
         services = [fleet.add_to] if self._joins else []

@@ -21,7 +21,7 @@ from nonn.aggregator.service import Aggregator
 from nonn.bundle import MANIFEST
 from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError
 from nonn.files import sha256_file
-from nonn.rpc.background import beside
+from nonn.rpc.background import Background
 from nonn.rpc.guard import Guard
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
@@ -67,9 +67,12 @@ class Fleet:
         add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
         return pb.DESCRIPTOR
 
-    def attend(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Ends leases while the block runs."""
-        return beside(self._keep_expiring())
+    @contextlib.asynccontextmanager
+    async def attend(self, end: Callable[[], object]) -> AsyncIterator[None]:
+        """Ends leases while the block runs; calls ``end`` if that is no longer possible."""
+        async with Background(end) as tasks:
+            tasks.start(self._keep_expiring(), "expiry of leases")
+            yield
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a place, or another address to a node that has one."""
@@ -138,14 +141,12 @@ class Fleet:
         if lease is None or not lease.applicant.dials_out:
             await context.abort(*to_status(CredentialsError("no such lease of a node that dials out; register first")))
             return
-        # Beside the requests: the node is probed over this very stream before it counts as joined.
-        admitting = asyncio.create_task(self._admit_dialled(lease))
-        try:
-            async with contextlib.aclosing(self._work[lease.applicant.node].stream(replies)) as requests:
-                async for request in requests:
-                    yield request
-        finally:
-            admitting.cancel()
+        name, stream = lease.applicant.node, self._work[lease.applicant.node].stream(replies)
+        async with Background() as tasks, contextlib.aclosing(stream) as requests:
+            # In the background: the node is probed over this very stream before it is in the cluster.
+            tasks.start(self._admit_dialled(lease), f"admission of node {name}")
+            async for request in requests:
+                yield request
 
     async def _admit_dialled(self, lease: Lease) -> None:
         name = lease.applicant.node

@@ -33,6 +33,7 @@ from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.errors import BundleError
+from nonn.rpc.background import Background
 from nonn.rpc.v1 import inference_pb2 as pb
 
 __all__ = ["Monitor"]
@@ -71,7 +72,7 @@ class Monitor:
         self._late: Counter[str] = Counter()
         self._channels: dict[str, Any] = {}
         self._vitals: dict[str, Mapping[str, str]] = {}
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._tasks = Background()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift")
         self._judging, self._next_sample, self._random = False, 0.0, random.Random(0)
         self._watch, self._unwatched = self._make_watch(drift)
@@ -100,15 +101,13 @@ class Monitor:
         return remember
 
     async def __aenter__(self) -> Self:
-        self._keep(asyncio.create_task(self._keep_asking()))
+        self._tasks.start(self._keep_asking(), "asking nodes about themselves")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         self._executor.shutdown(cancel_futures=True)
 
     def on_request(self, event: RequestEvent) -> None:
@@ -120,7 +119,7 @@ class Monitor:
         if self._watch and answered and event.time_s >= self._next_sample and not self._judging:
             self._next_sample = event.time_s + 1 / self._watch.config.samples_per_s
             self._judging = True
-            self._keep(asyncio.ensure_future(self._judge(self._watch, event)))
+            self._tasks.start(self._judge(self._watch, event), "drift alarm")
 
     def answered(self, answer: Answer) -> None:
         """Takes note of one client's answer; several may have come of one request to the nodes."""
@@ -174,7 +173,7 @@ class Monitor:
         while True:
             for node in self._nodes().values():
                 if node.id in self._channels:
-                    self._keep(asyncio.create_task(self._ask(node, self._channels[node.id])))
+                    self._tasks.start(self._ask(node, self._channels[node.id]), f"metadata of node {node.id}")
             # Nodes are connected soon after the start; nobody should wait ten seconds for the first figures.
             await asyncio.sleep(VITALS_EVERY_S if self._vitals else VITALS_EVERY_S / 10)
 
@@ -188,16 +187,6 @@ class Monitor:
         with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
             request = pb.ModelMetadataRequest(name=node.model or f"student-{node.student}")
             self._vitals[node.id] = dict((await call(request, timeout=VITALS_TIMEOUT_S)).properties)
-
-    def _keep(self, task: asyncio.Future[Any]) -> None:
-        """Keeps a task alive until it ends or the monitor closes; logs what it failed with."""
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (exc := task.exception()):
-            _log.error("watching failed: %s", exc, exc_info=exc)
 
     @property
     def ready(self) -> bool:
