@@ -16,7 +16,7 @@ import pytest
 
 from nonn.client import Client
 from nonn.errors import ConfigError
-from nonn.fleet.inventory import load_inventory
+from nonn.fleet.hosts import load_inventory
 from nonn.security.tls import load_tls
 from tests import toys
 from tests.agreement import check_against_offline_fusion

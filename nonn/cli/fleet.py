@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nonn.fleet.inventory import Host, Inventory
+    from nonn.fleet.hosts import Host, Inventory
 
 SUMMARY = "look after a fleet: init, status, push, drain, rollback"
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return _init(args.inventory)
     if args.state is not None:
         return _act(args, args.state)
-    from nonn.fleet.inventory import load_inventory
+    from nonn.fleet.hosts import load_inventory
 
     code = 0
     # One aggregator after the other: all of them share the nodes.
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _init(path: Path) -> int:
     """Issues what is missing."""
-    from nonn.fleet.inventory import load_inventory, names_of
+    from nonn.fleet.hosts import load_inventory, names_of
     from nonn.security.authority import Authority
 
     inventory = load_inventory(path)
@@ -132,7 +132,7 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
 
     from nonn.bundle import load_bundle
     from nonn.errors import UnreachableError
-    from nonn.fleet.inventory import NONN
+    from nonn.fleet.hosts import NONN
 
     command = [NONN, "fleet", args.action, "--state", host.state]
     try:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.aggregator.inventory import warn_of_unknown_hosts
     from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
-    from nonn.fleet.deployment import Deployment
+    from nonn.fleet.served import Deployment
     from nonn.rpc.address import check_bind
     from nonn.rpc.loop import run as run_loop
     from nonn.rpc.server import serve

@@ -17,8 +17,8 @@ from typing import Any
 from nonn.aggregator.policy import PolicyConfig
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MembershipError, UnreachableError
-from nonn.fleet.deployment import Deployment, ServedModel
 from nonn.fleet.plan import Blocked, Done, Move, Situation, Switch, next_step
+from nonn.fleet.served import Deployment, ServedModel
 from nonn.fleet.state import State
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
