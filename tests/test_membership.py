@@ -18,8 +18,8 @@ from nonn_device.join import Backoff, Link
 from nonn.aggregator.fanout import connect_insecure
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.dial_out import WorkChannels
-from nonn.aggregator.membership.leases import Applicant, Membership
-from nonn.aggregator.membership.servicer import Fleet as FleetService
+from nonn.aggregator.membership.leases import JoinRequest, Membership
+from nonn.aggregator.membership.servicer import MembershipServicer
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
 from nonn.errors import BundleError, DataError, MembershipError, UnreachableError
@@ -34,13 +34,13 @@ def bundle(tmp_path_factory):
     return toy_bundle(tmp_path_factory.mktemp("membership") / "bundle", num_devices=4, num_parts=2)
 
 
-def applicant(node, instance="i", fingerprint="f", **more):
-    return Applicant(node=node, instance=instance, fingerprint=fingerprint, **more)
+def joining(node, instance="i", fingerprint="f", **more):
+    return JoinRequest(node=node, instance=instance, fingerprint=fingerprint, **more)
 
 
 def test_a_new_node_gets_the_student_that_is_needed_most(bundle):
     membership = Membership(bundle)
-    students = [membership.register(applicant(f"n{i}"), 0.0).student for i in range(8)]
+    students = [membership.register(joining(f"n{i}"), 0.0).student for i in range(8)]
     assert sorted(students[:4]) == sorted(students[4:]) == [0, 1, 2, 3]  # nobody twice before everybody once
     parts = [bundle.manifest.students[i].part for i in students]
     assert sorted(parts[:2]) == sorted(parts[2:4]) == [0, 1]  # of both parts alike, at every moment
@@ -51,10 +51,10 @@ def test_a_new_node_gets_the_student_that_is_needed_most(bundle):
 def test_an_inventory_counts_when_students_are_given_out(bundle):
     inventory = [Node(id=f"fixed-{i}", address=f"h:{i + 1}", student=i) for i in (0, 1, 2)]
     membership = Membership(bundle, inventory)
-    assert membership.register(applicant("a"), 0.0).student == 3
+    assert membership.register(joining("a"), 0.0).student == 3
     for wrong, text in (
-        (applicant("fixed-0"), "the inventory has a node of that id; join under another one: --id"),
-        (applicant("b", address="h:1"), "h:1 is the address of a node of the inventory"),
+        (joining("fixed-0"), "the inventory has a node of that id; join under another one: --id"),
+        (joining("b", address="h:1"), "h:1 is the address of a node of the inventory"),
     ):
         with pytest.raises(MembershipError, match=text):
             membership.register(wrong, 0.0)
@@ -63,47 +63,47 @@ def test_an_inventory_counts_when_students_are_given_out(bundle):
 def test_a_node_keeps_the_student_that_it_brings_but_not_one_of_another_bundle(bundle):
     membership = Membership(bundle)
     for node in "abc":
-        assert membership.register(applicant(node, student=3, bundle=bundle.hash), 0.0).student == 3
-    assert membership.register(applicant("d", student=3, bundle="0" * 64), 0.0).student != 3
+        assert membership.register(joining(node, student=3, bundle=bundle.hash), 0.0).student == 3
+    assert membership.register(joining("d", student=3, bundle="0" * 64), 0.0).student != 3
     with pytest.raises(MembershipError, match="wants student 7; the bundle has 0 to 3"):
-        membership.register(applicant("e", student=7), 0.0)
+        membership.register(joining("e", student=7), 0.0)
 
 
 def test_a_node_that_brings_no_student_gets_the_one_that_is_reserved_for_it(bundle):
-    membership, usual = Membership(bundle), Membership(bundle).register(applicant("a"), 0.0).student
+    membership, usual = Membership(bundle), Membership(bundle).register(joining("a"), 0.0).student
     membership.reserve("a", (usual + 1) % 4)
-    assert membership.register(applicant("a"), 0.0).student == (usual + 1) % 4
-    assert membership.register(applicant("a", student=usual, bundle=bundle.hash), 0.0).student == usual
+    assert membership.register(joining("a"), 0.0).student == (usual + 1) % 4
+    assert membership.register(joining("a", student=usual, bundle=bundle.hash), 0.0).student == usual
 
 
 def test_a_student_that_does_not_fit_is_not_given(bundle):
     sizes = [student.bytes for student in bundle.manifest.students]
     membership = Membership(bundle)
-    assert membership.register(applicant("a", max_model_bytes=max(sizes)), 0.0).student in range(4)
+    assert membership.register(joining("a", max_model_bytes=max(sizes)), 0.0).student in range(4)
     with pytest.raises(MembershipError, match=f"can hold 10 bytes; the smallest student has {min(sizes)}"):
-        membership.register(applicant("b", max_model_bytes=10), 0.0)
+        membership.register(joining("b", max_model_bytes=10), 0.0)
 
 
 def test_an_id_is_one_device(bundle):
     membership = Membership(bundle, lease_s=10.0)
-    first = membership.register(applicant("a", address="h:1"), 0.0)
+    first = membership.register(joining("a", address="h:1"), 0.0)
     with pytest.raises(MembershipError, match=r"held by a device with another key, at h:1; .* or wait 9 s"):
-        membership.register(applicant("a", "j", "g"), 1.0)
+        membership.register(joining("a", "j", "g"), 1.0)
     assert membership.renew(first.token, 5.0)
     # With the same key it is the device after a restart, which may come with another address.
-    second = membership.register(applicant("a", "j", address="h:2"), 6.0)
+    second = membership.register(joining("a", "j", address="h:2"), 6.0)
     assert not membership.renew(first.token, 7.0)
     assert membership.renew(second.token, 7.0)
     with pytest.raises(MembershipError, match=r"two devices share this identity, and the other one, at h:2"):
-        membership.register(applicant("a", "i", address="h:1"), 8.0)
+        membership.register(joining("a", "i", address="h:1"), 8.0)
     assert membership.expire(17.0) == [second]
     # Its lease is over: the id is free for whoever comes.
-    assert membership.register(applicant("a", "i", "g"), 18.0).student == second.student
+    assert membership.register(joining("a", "i", "g"), 18.0).student == second.student
 
 
 def test_a_lease_lives_by_its_heartbeats(bundle):
     membership = Membership(bundle, lease_s=3.0)
-    lease = membership.register(applicant("a"), 0.0)
+    lease = membership.register(joining("a"), 0.0)
     assert membership.next_expiry_s(1.0) == 2.0
     assert membership.renew(lease.token, 2.9, rss_bytes=7)
     assert (lease.rss_bytes, membership.expire(5.0)) == (7, [])
@@ -132,21 +132,21 @@ def test_whatever_happens_an_id_has_one_live_lease_and_only_its_token_renews_it(
             before = membership.leases.get(f"n{node}")
             live = before is not None and before.expires_at > now
             try:
-                lease = membership.register(applicant(f"n{node}", f"i{instance}", f"f{key}"), now)
+                lease = membership.register(joining(f"n{node}", f"i{instance}", f"f{key}"), now)
             except MembershipError:
                 assert live
                 assert membership.leases[f"n{node}"] is before
                 continue
-            if live and before.applicant.instance != f"i{instance}":
-                assert before.applicant.fingerprint == f"f{key}"
+            if live and before.request.instance != f"i{instance}":
+                assert before.request.fingerprint == f"f{key}"
             given_out.append(lease)
         elif what == "renew" and given_out:
             lease = given_out[node % len(given_out)]
-            current = membership.leases.get(lease.applicant.node) is lease and lease.expires_at > now
+            current = membership.leases.get(lease.request.node) is lease and lease.expires_at > now
             assert membership.renew(lease.token, now) is current
         elif what == "end" and given_out:
             lease = given_out[node % len(given_out)]
-            assert (membership.end(lease.token) is lease) or membership.leases.get(lease.applicant.node) is not lease
+            assert (membership.end(lease.token) is lease) or membership.leases.get(lease.request.node) is not lease
         else:
             membership.expire(now)
             assert all(lease.expires_at > now for lease in membership.leases.values())
@@ -193,7 +193,7 @@ async def service(bundle):
     """The service and a function that registers nodes with it."""
     policy = PolicyConfig(deadline_s=1000.0)  # no test takes as long
     async with Aggregator(bundle, [], policy, connect=(work := WorkChannels()).or_else(connect_insecure)) as aggregator:
-        fleet = FleetService(aggregator, Membership(bundle), Guard(), work)
+        fleet = MembershipServicer(aggregator, Membership(bundle), Guard(), work)
 
         async def register(name, **more):
             return await fleet.Register(pb.RegisterRequest(node=name, instance="i", fingerprint="f", **more), Call())

@@ -16,7 +16,7 @@ from grpc import aio
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.credentials import Watch, connect_tls
-from nonn.aggregator.membership.options import Joining
+from nonn.aggregator.membership.options import Joining, JoiningOptions
 from nonn.aggregator.monitoring.dashboard import serve_dashboard
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
@@ -215,14 +215,19 @@ def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newe
         return shutil.copytree(tmp_path / "certs/node/a", tmp_path / "device", dirs_exist_ok=True)
 
     async def scenario(stack):
-        joining = Joining(main, None, None, 3.0, joins=True)
+        joining = Joining(JoiningOptions(tls=main, lease_s=3.0, joins=True))
         aggregator = Aggregator(bundle, [], connect=joining.connect(bundle))
-        fleet = joining.fleet(aggregator)
-        watch, leases = Watch(aggregator, joining.tls, fleet.release), fleet.membership.leases
+        servicer = joining.servicer(aggregator)
+        watch, leases = Watch(aggregator, joining.tls, servicer.release), servicer.membership.leases
         server = aio.server(interceptors=[joining.guard])
-        fleet.add_to(server)
+        servicer.add_to(server)
         port = server.add_secure_port("127.0.0.1:0", joining.tls.server_credentials())
-        async with aggregator, fleet.attend(lambda: None), contextlib.AsyncExitStack() as ends, asyncio.timeout(TIMEOUT_S):
+        async with (
+            aggregator,
+            servicer.attend(lambda: None),
+            contextlib.AsyncExitStack() as ends,
+            asyncio.timeout(TIMEOUT_S),
+        ):
             await server.start()
             ends.push_async_callback(server.stop, None)
             join = logged(

@@ -261,10 +261,10 @@ async def _run_session(arguments: argparse.Namespace, session: Any) -> None:
     """Prepares and serves until told to end."""
     import asyncio
 
-    from nonn.rpc.server import serve, told_to_end
+    from nonn.rpc.server import serve, shutdown_event
     from nonn.telemetry.systemd import Watchdog
 
-    told = told_to_end(arguments.watch_stdin)
+    told = shutdown_event(arguments.watch_stdin)
     end = asyncio.create_task(told.wait())
     async with Watchdog() as watchdog:
         try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-__all__ = ["add_observing_arguments"]
+if TYPE_CHECKING:
+    from nonn.aggregator.monitoring.options import ObservingOptions
+
+__all__ = ["add_observing_arguments", "observing_of"]
 
 
 def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that ``nonn.aggregator.monitoring.options`` reads."""
+    """Adds the options that ``observing_of`` reads."""
     group = parser.add_argument_group("observing")
     group.add_argument(
         "--http-port",
@@ -22,4 +26,21 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="HZ",
         help="samples a second that the drift alarm judges, at most; 0 switches it off (default: 10)",
+    )
+
+
+def observing_of(args: argparse.Namespace) -> ObservingOptions:
+    """The options as ``nonn.aggregator`` takes them.
+
+    Raises:
+        ConfigError: one of them is impossible.
+    """
+    from nonn.aggregator.monitoring.options import ObservingOptions
+
+    return ObservingOptions(
+        http_host=args.http_host,
+        http_port=args.http_port,
+        drift_rate=args.drift_rate,
+        trace=args.trace,
+        insecure=args.insecure,
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nonn.cli._observing_options import add_observing_arguments
+from nonn.cli._observing_options import add_observing_arguments, observing_of
 from nonn.cli._policy_options import add_policy_arguments, policy_of
 from nonn.telemetry.log import add_log_arguments
 
 if TYPE_CHECKING:
+    from nonn.fleet.served import ServeOptions
     from nonn.rpc.server import Attend
     from nonn.telemetry.systemd import Watchdog
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="tokens, one of which clients must show")
     parser.add_argument("--join-token-file", type=Path, metavar="FILE", help="tokens of nodes; needed without TLS")
     parser.add_argument(
-        "--max-batch", type=int, default=64, metavar="B", help="samples of several clients that travel together"
+        "--max-batch", type=int, default=64, metavar="B", help="samples of several clients in one batch"
     )
     parser.add_argument(
         "--max-delay-ms",
@@ -61,11 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until told to end."""
-    import json
-    import math
+    """Serves until the process is told to end."""
     import os
-    import threading
 
     if args.tls:
         from nonn.security.handshake import log_failed_handshakes
@@ -74,73 +72,114 @@ def run(args: argparse.Namespace) -> int:
     # gRPC's own log tells a taken port in C++; our error tells it too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-    from nonn.aggregator.inventory import warn_of_unknown_hosts
-    from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
-    from nonn.fleet.served import Deployment
     from nonn.rpc.address import check_bind
     from nonn.rpc.loop import run as run_loop
-    from nonn.rpc.server import serve
     from nonn.telemetry.log import configure_logging
-    from nonn.telemetry.systemd import Watchdog
 
     configure_logging(args.log_format)
-    line = {"event": "ready", "pid": os.getpid()}
-    policy = policy_of(args)
-    if not 0 <= args.max_delay_ms < math.inf:
-        raise ConfigError(f"--max-delay-ms {args.max_delay_ms:g}: must be a number of milliseconds, 0 or more")
+    options = options_of(args)
     check_bind(args.host, args.port)
-
-    def announce(address: str) -> None:
-        print(json.dumps(line | {"address": address}), flush=True)
-
-    common = {
-        "host": args.host,
-        "port": args.port,
-        "insecure": args.insecure,
-        "watch_stdin": args.watch_stdin,
-        "on_ready": announce,
-        "reflection": args.reflection,
-    }
-
-    async def serve_one() -> None:
-        deployment = Deployment(load_bundle(args.bundle), args, policy)
-        aggregator, observing, options = deployment.aggregator, deployment.observing, deployment.options()
-        line.update(bundle=aggregator.bundle.hash, nodes=len(aggregator.nodes))
-        # Beside the requests, and of no weight at the end: DNS may take seconds, or for ever.
-        threading.Thread(target=warn_of_unknown_hosts, args=(aggregator.nodes,), daemon=True).start()
-        async with (
-            Watchdog() as watchdog,
-            observing.watching(aggregator, insecure=args.insecure, tls=deployment.joining.tls) as http,
-        ):
-            line["http"] = http
-            options["attend"] = _beside(options["attend"], watchdog)
-            await serve(deployment.model, **common, **options)
-
-    async def serve_fleet() -> None:
-        from nonn.fleet.control import controlled
-        from nonn.fleet.rollout import Rollout
-        from nonn.fleet.state import State
-
-        state = State(args.state)
-        bundle = state.first(args.bundle)
-        rollout = Rollout(state, bundle, args, policy)
-        options = rollout.served.options() | {"services": [rollout.add_to]}
-        async with Watchdog() as watchdog, controlled(rollout, state.socket), rollout.running():
-            line.update(bundle=bundle.hash, nodes=0, http=rollout.http)
-            options["attend"] = _beside(None, watchdog)
-            await serve(rollout.model, **common, **options)
-
     if args.state is not None and (args.inventory or args.trace or not args.joins):
         raise ConfigError(
             "--state is for a fleet whose nodes all join: give --joins, and leave --inventory and --trace out"
         )
-    run_loop(serve_one() if args.state is None else serve_fleet())
+    run_loop(_serve_one(args, options) if args.state is None else _serve_fleet(args, options))
     return 0
 
 
-def _beside(attend: Attend | None, watchdog: Watchdog) -> Attend:
-    """What goes on beside the requests, after systemd has been told that they are answered."""
+def options_of(args: argparse.Namespace) -> ServeOptions:
+    """The options that concern the bundle.
+
+    Raises:
+        ConfigError: one of them is impossible, or two contradict each other.
+    """
+    import math
+
+    from nonn.aggregator.batching import BatchConfig
+    from nonn.aggregator.membership.options import JoiningOptions
+    from nonn.errors import ConfigError
+    from nonn.fleet.served import ServeOptions
+
+    if not 0 <= args.max_delay_ms < math.inf:
+        raise ConfigError(f"--max-delay-ms {args.max_delay_ms:g}: must be a number of milliseconds, 0 or more")
+    return ServeOptions(
+        inventory=args.inventory,
+        joining=JoiningOptions(
+            tls=args.tls,
+            token_file=args.token_file,
+            join_token_file=args.join_token_file,
+            lease_s=args.lease,
+            joins=args.joins,
+        ),
+        observing=observing_of(args),
+        policy=policy_of(args),
+        batching=BatchConfig(
+            max_batch=args.max_batch,
+            max_delay_s=args.max_delay_ms / 1e3,
+            max_queue=args.max_queue,
+            max_samples=args.max_samples,
+        ),
+    )
+
+
+async def _serve_one(args: argparse.Namespace, options: ServeOptions) -> None:
+    """Serves one bundle."""
+    import threading
+
+    from nonn.aggregator.inventory import warn_of_unknown_hosts
+    from nonn.bundle import load_bundle
+    from nonn.fleet.served import ServedBundle
+    from nonn.rpc.server import serve
+    from nonn.telemetry.systemd import Watchdog
+
+    served = ServedBundle(load_bundle(args.bundle), options)
+    # In a thread that the end does not wait for: DNS may take seconds, or for ever.
+    threading.Thread(target=warn_of_unknown_hosts, args=(served.aggregator.nodes,), daemon=True).start()
+    async with Watchdog() as watchdog, served.watching() as http:
+        ready = _announce(args, bundle=served.bundle.hash, nodes=len(served.aggregator.nodes), http=http)
+        keys = served.options()
+        keys["attend"] = _watched(watchdog, keys["attend"])
+        await serve(served.model, **ready, **keys)
+
+
+async def _serve_fleet(args: argparse.Namespace, options: ServeOptions) -> None:
+    """Serves the bundles of a state folder, one after the other."""
+    from nonn.fleet.control import controlled
+    from nonn.fleet.rollout import Rollout
+    from nonn.fleet.state import State
+    from nonn.rpc.server import serve, shutdown_event
+    from nonn.telemetry.systemd import Watchdog
+
+    state, stop = State(args.state), shutdown_event(args.watch_stdin)
+    bundle = state.first(args.bundle)
+    rollout = Rollout(state, bundle, options)
+    async with Watchdog() as watchdog, controlled(rollout, state.socket), rollout.running(stop.set):
+        ready = _announce(args, bundle=bundle.hash, nodes=0, http=rollout.http)
+        keys = rollout.served.options() | {"services": [rollout.add_to], "attend": _watched(watchdog)}
+        await serve(rollout.model, stop=stop, **ready, **keys)
+
+
+def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
+    """Arguments of ``serve`` that every aggregator has, with the line that it prints when it is ready."""
+    import json
+    import os
+
+    def on_ready(address: str) -> None:
+        print(json.dumps({"event": "ready", "pid": os.getpid(), **facts, "address": address}), flush=True)
+
+    return {
+        "host": args.host,
+        "port": args.port,
+        "insecure": args.insecure,
+        "watch_stdin": args.watch_stdin,
+        "on_ready": on_ready,
+        "reflection": args.reflection,
+    }
+
+
+def _watched(watchdog: Watchdog, attend: Attend | None = None) -> Attend:
+    """What runs next to the requests; once it does, systemd hears that they are answered."""
     import contextlib
 
     @contextlib.asynccontextmanager

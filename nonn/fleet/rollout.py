@@ -1,4 +1,4 @@
-"""Rolling updates inside the aggregator: the steps of ``nonn.fleet.plan``, done.
+"""Rolling updates inside the aggregator: the steps of ``nonn.servicer.plan``, done.
 
 To move a node is to end its lease: its next heartbeat finds that, it registers again, and is given the student of the
 same number in the other bundle. Until it is back with that it serves nobody. Each bundle has an aggregator of its own,
@@ -7,18 +7,17 @@ so answers of different bundles never meet.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from nonn.aggregator.policy import PolicyConfig
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MembershipError, UnreachableError
 from nonn.fleet.plan import Blocked, Done, Move, Situation, Switch, next_step
-from nonn.fleet.served import Deployment, ServedModel
+from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions
 from nonn.fleet.state import State
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
@@ -37,22 +36,22 @@ class Rollout:
     Args:
         state: folder with the bundles.
         first: that is served at the start.
-        args: the options of ``nonn serve``.
-        policy: of every deployment.
+        options: of every bundle; all of its nodes join.
     """
 
-    def __init__(self, state: State, first: Bundle, args: argparse.Namespace, policy: PolicyConfig) -> None:
-        self._state, self._args, self._policy = state, args, policy
-        self.served, self.other = Deployment(first, args, policy), None
+    def __init__(self, state: State, first: Bundle, options: ServeOptions) -> None:
+        self._state, self._options = state, options
+        self.served, self.other = ServedBundle(first, options), None
         self.model = ServedModel(self.served)
         self.http: str | None = None
         self._on_other: set[str] = set()  # nodes that are to run the other bundle
         self._drained: set[str] = set()
-        self._open: dict[Deployment, contextlib.AsyncExitStack] = {}
+        self._open: dict[ServedBundle, contextlib.AsyncExitStack] = {}
+        self._end: Callable[[], object] = lambda: None
         self._watching = contextlib.AsyncExitStack()
         self._busy = asyncio.Lock()
 
-    other: Deployment | None
+    other: ServedBundle | None
 
     def add_to(self, server: Any) -> Any:
         """Puts the service by which nodes join on a server; returns the descriptor of its .proto file."""
@@ -60,44 +59,45 @@ class Rollout:
         return pb.DESCRIPTOR
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Runs the deployments while the block does."""
+    async def running(self, end: Callable[[], object]) -> AsyncIterator[None]:
+        """Runs the aggregators while the block runs; calls ``end`` when one of them cannot go on."""
+        self._end = end
         try:
             await self._start(self.served)
             await self._watch()
             yield
         finally:
-            for deployment in tuple(self._open):
-                await self._close(deployment)
+            for served in tuple(self._open):
+                await self._close(served)
             await self._watching.aclose()
 
-    # What nodes call: each is passed on to the deployment that the node belongs to.
+    # What nodes call: each is passed on to the aggregator that the node belongs to.
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a place with the bundle that the node is to run."""
         if request.node in self._drained:
             error = UnreachableError(f"node '{request.node}' is drained; let it in again: nonn fleet drain --undo")
             await context.abort(*to_status(error))
-        deployment = self.other if self.other and request.node in self._on_other else self.served
-        return await deployment.fleet.Register(request, context)
+        served = self.other if self.other and request.node in self._on_other else self.served
+        return await served.servicer.Register(request, context)
 
     async def Heartbeat(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Renews a lease."""
-        return await self._holding(request.lease).fleet.Heartbeat(request, context)
+        return await self._holding(request.lease).servicer.Heartbeat(request, context)
 
     async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Takes a node out that leaves."""
-        return await self._holding(request.lease).fleet.Drain(request, context)
+        return await self._holding(request.lease).servicer.Drain(request, context)
 
     async def GetArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Streams a file."""
-        async for chunk in self._holding(request.lease).fleet.GetArtifact(request, context):
+        async for chunk in self._holding(request.lease).servicer.GetArtifact(request, context):
             yield chunk
 
     async def Work(self, replies: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Sends requests to a node that dialled in."""
         first = await anext(aiter(replies), None)
-        deployment = self._holding(first.lease if first is not None else "")
+        served = self._holding(first.lease if first is not None else "")
 
         async def again() -> AsyncIterator[Any]:
             if first is not None:
@@ -105,12 +105,12 @@ class Rollout:
             async for reply in replies:
                 yield reply
 
-        async for request in deployment.fleet.Work(again(), context):
+        async for request in served.servicer.Work(again(), context):
             yield request
 
-    def _holding(self, lease: str) -> Deployment:
-        """The deployment that gave a lease."""
-        if self.other is not None and self.other.fleet.membership.find(lease) is not None:
+    def _holding(self, lease: str) -> ServedBundle:
+        """The aggregator that gave a lease."""
+        if self.other is not None and self.other.servicer.membership.find(lease) is not None:
             return self.other
         return self.served
 
@@ -118,42 +118,15 @@ class Rollout:
 
     def status(self) -> dict[str, Any]:
         """Bundles and nodes as they are now."""
-        bundles, nodes = [], []
-        for deployment in (self.served, self.other):
-            if deployment is None:
-                continue
-            policy, up = deployment.aggregator.policy, deployment.up()
-            bundles.append(
-                {
-                    "bundle": deployment.bundle.hash,
-                    "experiment": deployment.bundle.manifest.experiment,
-                    "served": deployment is self.served,
-                    "students": len(set(up.values())),
-                    "devices": deployment.bundle.num_devices,
-                    "accuracy": deployment.accuracy(),
-                    "accuracy_of_all": deployment.aggregator.policy.accuracy[-1],
-                }
-            )
-            for lease in deployment.fleet.membership.leases.values():
-                told = lease.applicant
-                known = told.node in policy.nodes
-                nodes.append(
-                    {
-                        "node": told.node,
-                        "bundle": deployment.bundle.hash,
-                        "student": lease.student,
-                        "state": "up" if told.node in up else policy.state(told.node) if known else "fetching",
-                        "address": "dials out" if told.dials_out else told.address,
-                        "version": told.version,
-                        "runtime": told.runtime,
-                        "machine": told.machine,
-                        "rss_bytes": lease.rss_bytes,
-                    }
-                )
+        served = [each for each in (self.served, self.other) if each is not None]
+        nodes = [node for each in served for node in _nodes(each)]
         listed = {node["node"] for node in nodes}
         nodes += [{"node": node, "state": "drained"} for node in self._drained - listed]
-        previous = self._state.read("previous")
-        return {"bundles": bundles, "nodes": sorted(nodes, key=lambda n: str(n["node"])), "previous": previous}
+        return {
+            "bundles": [_bundle(each, served=each is self.served) for each in served],
+            "nodes": sorted(nodes, key=lambda node: str(node["node"])),
+            "previous": self._state.read("previous"),
+        }
 
     async def roll(self, bundle: str, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
         """Moves the fleet to a bundle of the state folder, and says each step.
@@ -189,7 +162,7 @@ class Rollout:
             assert self.other is not None
             step = next_step(self._situation(floor))
             if isinstance(step, Blocked):
-                if not self.other.fleet.membership.leases:  # nothing has moved: nothing is to be undone
+                if not self.other.servicer.membership.leases:  # nothing has moved: nothing is to be undone
                     await self._retire(self.other)
                 raise ConfigError(f"{step.reason}; bundle {self.served.bundle.hash[:12]} is still served")
             if isinstance(step, Done):
@@ -228,21 +201,19 @@ class Rollout:
                 raise ConfigError(f"node '{node}' is not drained; nonn fleet status lists those that are")
             self._drained.discard(node)
             return _said("done", f"node {node} may join again; it asks at least every 1.5 s")
-        deployment = next(
-            (d for d in (self.served, self.other) if d and node in d.fleet.membership.leases),
-            None,
-        )
-        if deployment is None:
+        both = (self.served, self.other)
+        holding = next((each for each in both if each and node in each.servicer.membership.leases), None)
+        if holding is None:
             raise ConfigError(f"there is no node '{node}' in the cluster; nonn fleet status lists them")
         left = {other: student for other, student in self.served.up().items() if other != node}
         accuracy = self.served.aggregator.policy.accuracy[sum({1 << student for student in left.values()})]
-        if deployment is self.served and accuracy < floor:
+        if holding is self.served and accuracy < floor:
             raise ConfigError(
                 f"without node '{node}' the accuracy would be {accuracy:.2%}, below the floor of {floor:.2%}; bring "
                 "another node in first, or give a lower --floor"
             )
         self._drained.add(node)
-        await deployment.fleet.release(node, "is drained")
+        await holding.servicer.release(node, "is drained")
         return _said("done", f"node {node} is drained; served {self.served.accuracy():.2%}")
 
     def _situation(self, floor: float) -> Situation:
@@ -258,7 +229,7 @@ class Rollout:
         )
 
     async def _open_other(self, target: Bundle) -> None:
-        """Starts the deployment to move to, unless an earlier push has."""
+        """Starts the aggregator of the bundle to move to, unless an earlier push has."""
         if self.other is not None:
             if self.other.bundle.hash == target.hash:
                 return
@@ -273,7 +244,7 @@ class Rollout:
                 f"{len(target.manifest.classes)} classes; what is served takes {list(ours.input.shape)} and knows "
                 f"{len(ours.classes)}: clients would not understand it; serve it as a cluster of its own"
             )
-        other = Deployment(target, self._args, self._policy)
+        other = ServedBundle(target, self._options)
         await self._start(other)
         self.other = other
 
@@ -283,20 +254,20 @@ class Rollout:
         students = self.served.up()
         self._on_other |= set(nodes)
         for node in nodes:
-            self.other.fleet.membership.reserve(node, students[node] % self.other.bundle.num_devices)
-            await self.served.fleet.release(node, f"gets bundle {self.other.bundle.hash[:12]}")
+            self.other.servicer.membership.reserve(node, students[node] % self.other.bundle.num_devices)
+            await self.served.servicer.release(node, f"gets bundle {self.other.bundle.hash[:12]}")
         await self._until_back(self.other, nodes, wait_s)
 
-    async def _until_back(self, deployment: Deployment, nodes: tuple[str, ...], wait_s: float) -> None:
+    async def _until_back(self, served: ServedBundle, nodes: tuple[str, ...], wait_s: float) -> None:
         try:
             async with asyncio.timeout(wait_s):
                 # The policy has no callbacks, so that the same object runs in virtual time; its state is polled.
-                while not set(nodes) <= set(deployment.up()) | self._drained:  # noqa: ASYNC110
+                while not set(nodes) <= set(served.up()) | self._drained:  # noqa: ASYNC110
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
-            missing = tuple(sorted(set(nodes) - set(deployment.up())))
+            missing = tuple(sorted(set(nodes) - set(served.up())))
             raise MembershipError(
-                f"{_names(missing)} did not come back with bundle {deployment.bundle.hash[:12]} within {wait_s:g} s; "
+                f"{_names(missing)} did not come back with bundle {served.bundle.hash[:12]} within {wait_s:g} s; "
                 f"bundle {self.served.bundle.hash[:12]} is served with {self.served.accuracy():.2%}. See what the node "
                 "says (journalctl -u nonn-device), then push again, or: nonn fleet rollback"
             ) from None
@@ -309,36 +280,70 @@ class Rollout:
         self.served, self.other = new, old
         self._state.served(new.bundle.hash, old.bundle.hash)
 
-    async def _retire(self, old: Deployment) -> tuple[str, ...]:
-        """Gives what runs the deployment that is not served the one that is, and ends it; returns the nodes."""
-        leases = old.fleet.membership.leases
+    async def _retire(self, old: ServedBundle) -> tuple[str, ...]:
+        """Moves the nodes of the bundle that is not served to the one that is, and ends it; returns the nodes."""
+        leases = old.servicer.membership.leases
         nodes = tuple(sorted(leases))
         for node in nodes:
-            self.served.fleet.membership.reserve(node, leases[node].student % self.served.bundle.num_devices)
+            self.served.servicer.membership.reserve(node, leases[node].student % self.served.bundle.num_devices)
         self._on_other.clear()
         for node in nodes:
-            await old.fleet.release(node, f"gets bundle {self.served.bundle.hash[:12]}")
+            await old.servicer.release(node, f"gets bundle {self.served.bundle.hash[:12]}")
         self.other = None
         await self._close(old)
         return nodes
 
-    async def _start(self, deployment: Deployment) -> None:
+    async def _start(self, served: ServedBundle) -> None:
         stack = contextlib.AsyncExitStack()
-        await stack.enter_async_context(deployment.model)
-        await stack.enter_async_context(deployment.options()["attend"]("", lambda: None))
-        self._open[deployment] = stack
+        await stack.enter_async_context(served.model)
+        await stack.enter_async_context(served.options()["attend"]("", self._end))
+        self._open[served] = stack
 
-    async def _close(self, deployment: Deployment) -> None:
-        await self._open.pop(deployment).aclose()
+    async def _close(self, served: ServedBundle) -> None:
+        await self._open.pop(served).aclose()
 
     async def _watch(self) -> None:
-        """Dashboard and metrics are of what is served."""
-        watching = self.served.observing.watching(
-            self.served.aggregator, insecure=self._args.insecure, tls=self.served.joining.tls
+        """Dashboard and metrics are of the bundle that is served."""
+        self.http = await self._watching.enter_async_context(self.served.watching())
+        if self.http:  # the next one takes the same port
+            port = int(self.http.rpartition(":")[2])
+            observing = dataclasses.replace(self._options.observing, http_port=port)
+            self._options = dataclasses.replace(self._options, observing=observing)
+
+
+def _bundle(of: ServedBundle, *, served: bool) -> dict[str, Any]:
+    """One bundle of ``status``."""
+    return {
+        "bundle": of.bundle.hash,
+        "experiment": of.bundle.manifest.experiment,
+        "served": served,
+        "students": len(set(of.up().values())),
+        "devices": of.bundle.num_devices,
+        "accuracy": of.accuracy(),
+        "accuracy_of_all": of.aggregator.policy.accuracy[-1],
+    }
+
+
+def _nodes(of: ServedBundle) -> list[dict[str, Any]]:
+    """The nodes of ``status`` that hold a lease of one bundle."""
+    policy, up, nodes = of.aggregator.policy, of.up(), []
+    for lease in of.servicer.membership.leases.values():
+        node = lease.request
+        known = node.node in policy.nodes
+        nodes.append(
+            {
+                "node": node.node,
+                "bundle": of.bundle.hash,
+                "student": lease.student,
+                "state": "up" if node.node in up else policy.state(node.node) if known else "fetching",
+                "address": "dials out" if node.dials_out else node.address,
+                "version": node.version,
+                "runtime": node.runtime,
+                "machine": node.machine,
+                "rss_bytes": lease.rss_bytes,
+            }
         )
-        self.http = await self._watching.enter_async_context(watching)
-        if self.http:
-            self._args.http_port = int(self.http.rpartition(":")[2])  # the next one takes the same port
+    return nodes
 
 
 def _names(nodes: tuple[str, ...]) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig
-from nonn.aggregator.membership.options import Joining
-from nonn.aggregator.monitoring.options import Observing
+from nonn.aggregator.membership.options import Joining, JoiningOptions
+from nonn.aggregator.monitoring.options import Observing, ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
@@ -21,49 +22,69 @@ from nonn.errors import ConfigError
 from nonn.rpc.codec import Request
 from nonn.rpc.server import Result
 
-__all__ = ["Deployment", "ServedModel"]
+__all__ = ["ServeOptions", "ServedBundle", "ServedModel"]
 
 
-class Deployment:
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Options of ``nonn serve`` that concern one bundle.
+
+    Attributes:
+        inventory: file of the nodes that are there from the start; None where all of them join.
+        joining: security and membership.
+        observing: what watches.
+        policy: how nodes are waited for.
+        batching: how requests share a fan-out, and how many may wait.
+    """
+
+    inventory: Path | None
+    joining: JoiningOptions
+    observing: ObservingOptions
+    policy: PolicyConfig
+    batching: BatchConfig
+
+
+class ServedBundle:
     """An aggregator of one bundle with all that belongs to it.
 
     Args:
         bundle: that its nodes run.
-        args: the options of ``nonn serve``.
-        policy: how it waits for nodes.
+        options: of the operator.
 
     Raises:
-        ConfigError: options contradict each other or the bundle.
+        ConfigError: options contradict the bundle or the inventory.
         CredentialsError: a file of certificates or tokens cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, args: argparse.Namespace, policy: PolicyConfig) -> None:
+    def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
         self.bundle = bundle
-        self.joining = Joining(args.tls, args.token_file, args.join_token_file, args.lease, joins=args.joins)
-        nodes = self.joining.inventory(args.inventory, bundle.num_devices)
-        served = len({node.student for node in nodes})
-        if not args.joins and policy.quorum > served:
-            raise ConfigError(f"quorum = {policy.quorum}: the inventory has nodes for only {served} students")
-        self.observing = Observing(bundle, args)
+        self.joining = Joining(options.joining)
+        nodes = self.joining.inventory(options.inventory, bundle.num_devices)
+        num_served = len({node.student for node in nodes})
+        if not options.joining.joins and options.policy.quorum > num_served:
+            raise ConfigError(
+                f"quorum = {options.policy.quorum}: the inventory has nodes for only {num_served} students"
+            )
+        self.observing = Observing(bundle, options.observing)
         self.aggregator = Aggregator(
             bundle,
             nodes,
-            policy,
+            options.policy,
             observers=self.observing.observers,
             connect=self.observing.connect(self.joining.connect(bundle)),
         )
-        batching = BatchConfig(
-            max_batch=args.max_batch,
-            max_delay_s=args.max_delay_ms / 1e3,
-            max_queue=args.max_queue,
-            max_samples=args.max_samples,
+        self.model = FusedModel(
+            self.aggregator, self.observing.monitor.state, options.batching, self.observing.answered
         )
-        self.model = FusedModel(self.aggregator, self.observing.monitor.state, batching, self.observing.answered)
-        self.fleet = self.joining.fleet(self.aggregator)
+        self.servicer = self.joining.servicer(self.aggregator)
+
+    def watching(self) -> contextlib.AbstractAsyncContextManager[str | None]:
+        """Monitor, dashboard and metrics while the block runs; yields the address of HTTP, None without."""
+        return self.observing.watching(self.aggregator, self.joining.tls)
 
     def options(self) -> dict[str, Any]:
         """Arguments of ``nonn.rpc.server.serve``."""
-        return self.joining.options(self.aggregator, self.fleet) | {"interceptors": self.observing.interceptors}
+        return self.joining.options(self.aggregator, self.servicer) | {"interceptors": self.observing.interceptors}
 
     def accuracy(self) -> float:
         """Of the nodes that would answer now."""
@@ -71,28 +92,28 @@ class Deployment:
 
     def up(self) -> dict[str, int]:
         """Student of each node that runs this bundle and whose last answer was good."""
-        policy, leases = self.aggregator.policy, self.fleet.membership.leases
+        policy, leases = self.aggregator.policy, self.servicer.membership.leases
         return {
             node.id: node.student
             for node in self.aggregator.nodes
             if policy.state(node.id) == "up"
             and node.id in leases
-            and leases[node.id].applicant.bundle == self.bundle.hash
+            and leases[node.id].request.bundle == self.bundle.hash
         }
 
 
 class ServedModel:
-    """The model of the deployment that is served now; requests that are under way keep the one they began with.
+    """The model of the bundle that is served now; requests under way keep the one that they began with.
 
     Args:
-        deployment: that is served first.
+        first: that is served first.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
-        self.name, self.max_request_bytes = MODEL, deployment.model.max_request_bytes
-        self.deployment = deployment
+    def __init__(self, first: ServedBundle) -> None:
+        self.name, self.max_request_bytes = MODEL, first.model.max_request_bytes
+        self._current = first
         self._switched = asyncio.Event()
-        self._under_way: dict[Deployment, int] = {}
+        self._under_way: dict[ServedBundle, int] = {}
         self._ended = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -103,28 +124,28 @@ class ServedModel:
     ) -> None:
         pass
 
-    def switch(self, deployment: Deployment) -> None:
+    def switch(self, served: ServedBundle) -> None:
         """From the next request on another one is served."""
-        self.deployment = deployment
+        self._current = served
         self._switched.set()
         self._switched = asyncio.Event()
 
     @property
     def version(self) -> str:
         """Of the bundle that is served."""
-        return self.deployment.model.version
+        return self._current.model.version
 
     @property
     def ready(self) -> bool:
         """Whether a request would be answered now."""
-        return self.deployment.model.ready
+        return self._current.model.ready
 
     async def readiness(self) -> AsyncIterator[bool]:
         """``ready`` now and again at every change."""
         while True:
             switched = self._switched
             flip = asyncio.ensure_future(switched.wait())
-            async with contextlib.aclosing(self.deployment.model.readiness()) as states:  # type: ignore[type-var]
+            async with contextlib.aclosing(self._current.model.readiness()) as states:  # type: ignore[type-var]
                 while not switched.is_set():
                     change = asyncio.ensure_future(anext(states))
                     try:
@@ -138,22 +159,22 @@ class ServedModel:
 
     def metadata(self) -> Any:
         """Of the bundle that is served."""
-        return self.deployment.model.metadata()
+        return self._current.model.metadata()
 
     async def infer(self, request: Request, remaining_s: float | None) -> Result:
         """Answers from one bundle; raises as ``FusedModel.infer`` does."""
-        deployment = self.deployment
-        self._under_way[deployment] = self._under_way.get(deployment, 0) + 1
+        served = self._current
+        self._under_way[served] = self._under_way.get(served, 0) + 1
         try:
-            return await deployment.model.infer(request, remaining_s)
+            return await served.model.infer(request, remaining_s)
         finally:
-            self._under_way[deployment] -= 1
-            if not self._under_way[deployment]:
-                del self._under_way[deployment]
+            self._under_way[served] -= 1
+            if not self._under_way[served]:
+                del self._under_way[served]
                 self._ended.set()
 
-    async def finished(self, deployment: Deployment) -> None:
-        """Waits for the requests of a deployment that is served no more; each ends by its deadline."""
-        while deployment in self._under_way:
+    async def finished(self, served: ServedBundle) -> None:
+        """Waits for the requests of a bundle that is no longer served; each ends by its deadline."""
+        while served in self._under_way:
             self._ended.clear()
             await self._ended.wait()

@@ -40,7 +40,7 @@ from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, Array, Parameter, to_status
 from nonn.security.tls import TlsFolder
 
-__all__ = ["SERVICE", "Attend", "InferenceServicer", "Model", "Result", "is_loopback", "serve", "told_to_end"]
+__all__ = ["SERVICE", "Attend", "InferenceServicer", "Model", "Result", "is_loopback", "serve", "shutdown_event"]
 
 SERVICE = "inference.GRPCInferenceService"
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
@@ -230,7 +230,7 @@ async def serve(
             its .proto file.
         attend: what goes on beside the requests. Entered with the address and a function that ends the server, when
             requests are answered; left when the server is told to end and still answers.
-        stop: ends the server when it is set; None for one that ``told_to_end`` makes.
+        stop: ends the server when it is set; None for one that ``shutdown_event`` makes.
         interceptors: further ones, behind the guard.
 
     Raises:
@@ -239,7 +239,7 @@ async def serve(
         MissingExtraError: reflection was asked for and is not installed.
     """
     if stop is None:
-        stop = told_to_end(watch_stdin)
+        stop = shutdown_event(watch_stdin)
     options = (*_OPTIONS, ("grpc.max_receive_message_length", model.max_request_bytes))
     server = aio.server(interceptors=[*([guard] if guard else []), *interceptors], options=options)
     servicer = InferenceServicer(model)
@@ -266,7 +266,7 @@ async def serve(
             await server.stop(STOP_GRACE_S)
 
 
-def told_to_end(watch_stdin: bool) -> asyncio.Event:
+def shutdown_event(watch_stdin: bool) -> asyncio.Event:
     """An event that SIGTERM and SIGINT set from now on, and the end of standard input if asked."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -26,7 +26,7 @@ from nonn.aggregator.inventory import Node
 from nonn.bundle import Bundle
 from nonn.errors import MembershipError
 
-__all__ = ["DEFAULT_LEASE_S", "Applicant", "Lease", "Membership"]
+__all__ = ["DEFAULT_LEASE_S", "JoinRequest", "Lease", "Membership"]
 
 # Three heartbeats: two may be lost. A node that dies in between is left out by the breaker long before.
 DEFAULT_LEASE_S = 4.5
@@ -35,7 +35,7 @@ MAX_NODES = 1024  # leases at once; whoever is allowed to join could otherwise f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Applicant:
+class JoinRequest:
     """A node that asks for a place.
 
     Attributes:
@@ -71,14 +71,14 @@ class Lease:
 
     Attributes:
         token: known to its holder alone.
-        applicant: who holds it.
+        request: of its holder.
         student: that it runs.
         expires_at: on the clock of the calls.
         rss_bytes: memory of its process, from its last heartbeat; 0 before the first.
     """
 
     token: str
-    applicant: Applicant
+    request: JoinRequest
     student: int
     expires_at: float
     rss_bytes: int = 0
@@ -107,32 +107,31 @@ class Membership:
         """By node."""
         return self._leases
 
-    def register(self, applicant: Applicant, now: float) -> Lease:
+    def register(self, request: JoinRequest, now: float) -> Lease:
         """Gives a place to a node, or renews and changes the one that it has.
 
         Raises:
             MembershipError: the id or address is somebody else's, or no student fits.
         """
-        old = self._check(applicant, now)
-        ours = applicant.bundle in ("", self._bundle.hash)
-        if applicant.student is not None and ours:
-            student = applicant.student
+        old = self._check(request, now)
+        ours = request.bundle in ("", self._bundle.hash)
+        if request.student is not None and ours:
+            student = request.student
             if student >= self._bundle.num_devices:
                 raise MembershipError(
-                    f"node '{applicant.node}' wants student {student}; the bundle has 0 to "
-                    f"{self._bundle.num_devices - 1}"
+                    f"node '{request.node}' wants student {student}; the bundle has 0 to {self._bundle.num_devices - 1}"
                 )
-        elif applicant.node in self._reserved:
-            student = self._reserved[applicant.node]
+        elif request.node in self._reserved:
+            student = self._reserved[request.node]
         else:
-            student = self._assign(applicant)
+            student = self._assign(request)
         if old is not None:
-            if old.applicant.instance != applicant.instance:
-                lost = self._superseded.setdefault(applicant.node, deque(maxlen=MAX_SUPERSEDED))
-                lost.append(old.applicant.instance)
+            if old.request.instance != request.instance:
+                lost = self._superseded.setdefault(request.node, deque(maxlen=MAX_SUPERSEDED))
+                lost.append(old.request.instance)
             del self._tokens[old.token]
-        lease = Lease(secrets.token_urlsafe(16), applicant, student, now + self.lease_s)
-        self._leases[applicant.node], self._tokens[lease.token] = lease, applicant.node
+        lease = Lease(secrets.token_urlsafe(16), request, student, now + self.lease_s)
+        self._leases[request.node], self._tokens[lease.token] = lease, request.node
         return lease
 
     def reserve(self, node: str, student: int) -> None:
@@ -155,8 +154,8 @@ class Membership:
         """Ends a lease; returns it, or None if there was none."""
         lease = self.find(token)
         if lease is not None:
-            del self._leases[lease.applicant.node], self._tokens[token]
-            self._superseded.pop(lease.applicant.node, None)
+            del self._leases[lease.request.node], self._tokens[token]
+            self._superseded.pop(lease.request.node, None)
         return lease
 
     def expire(self, now: float) -> list[Lease]:
@@ -171,48 +170,47 @@ class Membership:
         first = min((lease.expires_at for lease in self._leases.values()), default=inf)
         return None if first == inf else max(0.0, first - now)
 
-    def _check(self, applicant: Applicant, now: float) -> Lease | None:
-        """The lease that the applicant holds already, if any.
+    def _check(self, request: JoinRequest, now: float) -> Lease | None:
+        """The lease that the node holds already, if any.
 
         Raises:
             MembershipError: the id or address is somebody else's, or the cluster is full.
         """
-        name = f"node '{applicant.node}'"
-        if any(applicant.node == node.id for node in self._inventory):
+        name = f"node '{request.node}'"
+        if any(request.node == node.id for node in self._inventory):
             raise MembershipError(f"{name}: the inventory has a node of that id; join under another one: --id")
-        if applicant.address and any(applicant.address == node.address for node in self._inventory):
-            raise MembershipError(f"{name}: {applicant.address} is the address of a node of the inventory")
-        old = self._leases.get(applicant.node)
+        if request.address and any(request.address == node.address for node in self._inventory):
+            raise MembershipError(f"{name}: {request.address} is the address of a node of the inventory")
+        old = self._leases.get(request.node)
         if old is not None and old.expires_at <= now:
             old = None if self.end(old.token) else old
         if old is None:
             if len(self._leases) >= MAX_NODES:
                 raise MembershipError(f"{name}: the cluster is full, {MAX_NODES} nodes have joined")
             return None
-        if applicant.instance in self._superseded.get(applicant.node, ()):
+        if request.instance in self._superseded.get(request.node, ()):
             raise MembershipError(
                 f"{name}: two devices share this identity, and the other one, {_where(old)}, has taken the place; "
                 "was a memory card copied? Give each device an id and a key of its own"
             )
-        if old.applicant.instance != applicant.instance and old.applicant.fingerprint != applicant.fingerprint:
+        if old.request.instance != request.instance and old.request.fingerprint != request.fingerprint:
             raise MembershipError(
                 f"{name}: the id is held by a device with another key, {_where(old)}; join under another id, or, if "
                 f"this device replaces that one, end that one or wait {old.expires_at - now:.0f} s"
             )
         return old
 
-    def _assign(self, applicant: Applicant) -> int:
-        """The student that the cluster needs most and the applicant can hold."""
+    def _assign(self, request: JoinRequest) -> int:
+        """The student that the cluster needs most and the node can hold."""
         students = self._bundle.manifest.students
-        running = [lease.student for node, lease in self._leases.items() if node != applicant.node]
+        running = [lease.student for node, lease in self._leases.items() if node != request.node]
         running += [node.student for node in self._inventory]
-        limit = applicant.max_model_bytes or inf
+        limit = request.max_model_bytes or inf
         fitting = [student for student in students if student.bytes <= limit]
         if not fitting:
             smallest = min(student.bytes for student in students)
             raise MembershipError(
-                f"node '{applicant.node}' can hold {applicant.max_model_bytes} bytes; the smallest student has "
-                f"{smallest}"
+                f"node '{request.node}' can hold {request.max_model_bytes} bytes; the smallest student has {smallest}"
             )
         parts = [students[i].part for i in running]
         best = min(
@@ -223,6 +221,6 @@ class Membership:
 
 
 def _where(lease: Lease) -> str:
-    if lease.applicant.dials_out:
+    if lease.request.dials_out:
         return "which dials out"
-    return f"at {lease.applicant.address}" if lease.applicant.address else "which is fetching its student"
+    return f"at {lease.request.address}" if lease.request.address else "which is fetching its student"

@@ -1,10 +1,11 @@
-"""What ``nonn serve`` is told about security and membership, checked and put together."""
+"""Security and membership of an aggregator: the options, checked, and what they make."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nonn.aggregator.inventory import Node, load_inventory
 from nonn.aggregator.membership.credentials import Watch, connect_tls
 from nonn.aggregator.membership.dial_out import WorkChannels
 from nonn.aggregator.membership.leases import DEFAULT_LEASE_S, Membership
-from nonn.aggregator.membership.servicer import FLEET, Fleet
+from nonn.aggregator.membership.servicer import MEMBERSHIP_SERVICE, MembershipServicer
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
@@ -21,48 +22,59 @@ from nonn.rpc.guard import Guard, Tokens
 from nonn.rpc.server import SERVICE
 from nonn.security.tls import load_tls
 
-__all__ = ["Joining"]
+__all__ = ["Joining", "JoiningOptions"]
 
 
-class Joining:
-    """Who may ask the aggregator, how it reaches its nodes, and whether nodes may join.
+@dataclass(frozen=True, kw_only=True)
+class JoiningOptions:
+    """Options of ``nonn serve`` about security and membership.
 
-    Args:
+    Attributes:
         tls: the aggregator's folder of ``nonn certs``; None for plain text.
-        token_file: tokens of clients; None asks for none.
+        token_file: tokens of clients; None requires none.
         join_token_file: tokens of nodes that join.
         lease_s: how long a node that joined may be silent; None for the usual.
         joins: whether nodes may join.
 
     Raises:
         ConfigError: the options contradict each other.
-        CredentialsError: a file cannot be used.
     """
 
-    def __init__(
-        self,
-        tls: Path | None,
-        token_file: Path | None,
-        join_token_file: Path | None,
-        lease_s: float | None,
-        *,
-        joins: bool,
-    ) -> None:
-        if not joins and (join_token_file or lease_s is not None):
+    tls: Path | None = None
+    token_file: Path | None = None
+    join_token_file: Path | None = None
+    lease_s: float | None = None
+    joins: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.joins and (self.join_token_file or self.lease_s is not None):
             raise ConfigError("--join-token-file and --lease go with --joins")
-        if joins and tls is None and join_token_file is None:
+        if self.joins and self.tls is None and self.join_token_file is None:
             raise ConfigError(
                 "--joins needs to know who may join: give --tls with a folder of nonn certs, or --join-token-file"
             )
-        self._lease_s = DEFAULT_LEASE_S if lease_s is None else lease_s
-        if not 0.1 <= self._lease_s <= 3600:
-            raise ConfigError(f"--lease {self._lease_s:g}: must be 0.1 to 3600 seconds")
-        self.tls, self._joins = load_tls(tls, "aggregator"), joins
+        if self.lease_s is not None and not 0.1 <= self.lease_s <= 3600:
+            raise ConfigError(f"--lease {self.lease_s:g}: must be 0.1 to 3600 seconds")
+
+
+class Joining:
+    """Who may ask the aggregator, how it reaches its nodes, and whether nodes may join.
+
+    Args:
+        options: of the operator.
+
+    Raises:
+        CredentialsError: a file cannot be used.
+    """
+
+    def __init__(self, options: JoiningOptions) -> None:
+        self._options = options
+        self.tls = load_tls(options.tls, "aggregator")
         self._work = WorkChannels()
-        tokens = {SERVICE: token_file, FLEET: join_token_file}
+        tokens = {SERVICE: options.token_file, MEMBERSHIP_SERVICE: options.join_token_file}
         self.guard = Guard(
             self.tls,
-            {SERVICE: frozenset({"client", "aggregator"}), FLEET: frozenset({"node"})},
+            {SERVICE: frozenset({"client", "aggregator"}), MEMBERSHIP_SERVICE: frozenset({"node"})},
             {service: Tokens(file) for service, file in tokens.items() if file},
         )
 
@@ -81,27 +93,28 @@ class Joining:
         """
         if path is not None:
             return load_inventory(path, num_students)
-        if not self._joins:
+        if not self._options.joins:
             raise ConfigError("there would be no nodes: give --inventory, or let nodes join with --joins")
         return ()
 
-    def fleet(self, aggregator: Aggregator) -> Fleet:
+    def servicer(self, aggregator: Aggregator) -> MembershipServicer:
         """The service by which nodes join."""
-        membership = Membership(aggregator.bundle, aggregator.nodes, self._lease_s)
-        return Fleet(aggregator, membership, self.guard, self._work)
+        lease_s = DEFAULT_LEASE_S if self._options.lease_s is None else self._options.lease_s
+        membership = Membership(aggregator.bundle, aggregator.nodes, lease_s)
+        return MembershipServicer(aggregator, membership, self.guard, self._work)
 
-    def options(self, aggregator: Aggregator, fleet: Fleet | None = None) -> dict[str, Any]:
+    def options(self, aggregator: Aggregator, servicer: MembershipServicer | None = None) -> dict[str, Any]:
         """Arguments of ``nonn.rpc.server.serve``."""
-        fleet = fleet or self.fleet(aggregator)
+        servicer = servicer or self.servicer(aggregator)
 
         @contextlib.asynccontextmanager
         async def attend(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
             async with contextlib.AsyncExitStack() as stack:
-                if self._joins:
-                    await stack.enter_async_context(fleet.attend(end))
+                if self._options.joins:
+                    await stack.enter_async_context(servicer.attend(end))
                 if self.tls is not None:
-                    await stack.enter_async_context(Watch(aggregator, self.tls, fleet.release).attend(end))
+                    await stack.enter_async_context(Watch(aggregator, self.tls, servicer.release).attend(end))
                 yield
 
-        services = [fleet.add_to] if self._joins else []
+        services = [servicer.add_to] if self._options.joins else []
         return {"guard": self.guard if self.guard.needed else None, "services": services, "attend": attend}

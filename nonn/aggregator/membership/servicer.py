@@ -16,7 +16,7 @@ from typing import Any
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.dial_out import WorkChannels, dialled
-from nonn.aggregator.membership.leases import Applicant, Lease, Membership
+from nonn.aggregator.membership.leases import JoinRequest, Lease, Membership
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import MANIFEST
 from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError
@@ -28,15 +28,15 @@ from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.wire import to_status
 from nonn.security.tls import check_id
 
-__all__ = ["FLEET", "Fleet"]
+__all__ = ["MEMBERSHIP_SERVICE", "MembershipServicer"]
 
-FLEET = "nonn.rpc.v1.Fleet"
+MEMBERSHIP_SERVICE = "nonn.rpc.v1.Fleet"
 CHUNK_BYTES = 256 * 1024
 
 _log = logging.getLogger(__name__)
 
 
-class Fleet:
+class MembershipServicer:
     """Servicer of ``nonn.rpc.v1.Fleet``.
 
     Args:
@@ -77,11 +77,11 @@ class Fleet:
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a place, or another address to a node that has one."""
         try:
-            applicant, node = self._applicant(request, context), None
+            joining, node = self._join_request(request, context), None
             async with self._lock:
                 await self._end_expired()
-                lease = self.membership.register(applicant, self._clock())
-                if applicant.address:
+                lease = self.membership.register(joining, self._clock())
+                if joining.address:
                     node = await self._make_way(lease)
                 else:
                     await self._dismiss(lease, "starts again")
@@ -138,10 +138,10 @@ class Fleet:
         """Sends requests to a node that dialled in, and takes its replies."""
         first = await anext(aiter(replies), None)
         lease = self._holder(first.lease, context) if first is not None else None
-        if lease is None or not lease.applicant.dials_out:
+        if lease is None or not lease.request.dials_out:
             await context.abort(*to_status(CredentialsError("no such lease of a node that dials out; register first")))
             return
-        name, stream = lease.applicant.node, self._work[lease.applicant.node].stream(replies)
+        name, stream = lease.request.node, self._work[lease.request.node].stream(replies)
         async with Background() as tasks, contextlib.aclosing(stream) as requests:
             # In the background: the node is probed over this very stream before it is in the cluster.
             tasks.start(self._admit_dialled(lease), f"admission of node {name}")
@@ -149,7 +149,7 @@ class Fleet:
                 yield request
 
     async def _admit_dialled(self, lease: Lease) -> None:
-        name = lease.applicant.node
+        name = lease.request.node
         try:
             node = None
             async with self._lock:
@@ -170,7 +170,7 @@ class Fleet:
             if lease is not None and self.membership.end(lease.token) is not None:
                 await self._dismiss(lease, reason)
 
-    def _applicant(self, request: Any, context: Any) -> Applicant:
+    def _join_request(self, request: Any, context: Any) -> JoinRequest:
         """Who asks, with the identity that it came with rather than the one that it tells.
 
         Raises:
@@ -190,7 +190,7 @@ class Fleet:
         if not fingerprint or not request.instance:
             raise ConfigError(f"node '{request.node}': neither key nor instance; update nonn on the device")
         told = request.capabilities
-        return Applicant(
+        return JoinRequest(
             node=request.node,
             instance=request.instance,
             fingerprint=fingerprint,
@@ -208,7 +208,7 @@ class Fleet:
         """The lease, if the caller is its holder: a lease is worth nothing with another node's certificate."""
         lease = self.membership.find(token)
         if lease is not None and self._guard.tls is not None:
-            return lease if self._guard.caller(context).id == lease.applicant.node else None
+            return lease if self._guard.caller(context).id == lease.request.node else None
         return lease
 
     def _paths(self, student: int) -> list[str]:
@@ -232,10 +232,10 @@ class Fleet:
 
     async def _make_way(self, lease: Lease) -> Node | None:
         """Takes out whoever was in the place of a node; returns the node that is to be added, None if it is there."""
-        applicant = lease.applicant
-        wanted = Node(id=applicant.node, address=applicant.address, student=lease.student)
-        if applicant.dials_out:
-            wanted = dialled(applicant.node, lease.student)
+        holder = lease.request
+        wanted = Node(id=holder.node, address=holder.address, student=lease.student)
+        if holder.dials_out:
+            wanted = dialled(holder.node, lease.student)
         present = {node.id: node for node in self._aggregator.nodes}
         if present.get(wanted.id) == wanted:
             return None
@@ -253,7 +253,7 @@ class Fleet:
 
     async def _dismiss(self, lease: Lease, reason: str) -> None:
         """Takes a node out of the aggregator, if it is there."""
-        name = lease.applicant.node
+        name = lease.request.node
         if any(node.id == name for node in self._aggregator.nodes):
             _log.info("node %s %s", name, reason)
             await self._aggregator.remove_node(name, reason)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from nonn.aggregator.fanout import Connect
@@ -18,7 +18,40 @@ from nonn.errors import ConfigError
 from nonn.security.tls import TlsFolder
 from nonn.telemetry.tracing import Tracing
 
-__all__ = ["Observing"]
+__all__ = ["Observing", "ObservingOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservingOptions:
+    """Options of ``nonn serve`` about watching.
+
+    Attributes:
+        http_host: address to bind for HTTP.
+        http_port: 0 is any free one; None serves no HTTP.
+        drift_rate: samples a second that the drift alarm judges at most; 0 switches it off, None is the usual.
+        trace: where traces go, see ``nonn.telemetry.tracing``; None writes none.
+        insecure: HTTP beyond loopback without TLS.
+
+    Raises:
+        ConfigError: an option is impossible.
+    """
+
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
+    drift_rate: float | None = None
+    trace: str | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.drift_rate is not None and self.drift_rate < 0:
+            raise ConfigError(f"--drift-rate {self.drift_rate}: must not be negative; 0 switches the alarm off")
+
+    @property
+    def drift(self) -> DriftConfig | None:
+        """How to watch for drift; None does not."""
+        if self.drift_rate is None:
+            return DriftConfig()
+        return DriftConfig(samples_per_s=self.drift_rate) if self.drift_rate else None
 
 
 class Observing:
@@ -26,23 +59,18 @@ class Observing:
 
     Args:
         bundle: that the cluster runs.
-        args: the options that ``nonn.cli._observing_options`` added.
+        options: of the operator.
 
     Raises:
-        ConfigError: an option is impossible.
         MissingExtraError: a library that HTTP needs is not installed.
     """
 
-    def __init__(self, bundle: Bundle, args: argparse.Namespace) -> None:
-        if args.drift_rate is not None and args.drift_rate < 0:
-            raise ConfigError(f"--drift-rate {args.drift_rate}: must not be negative; 0 switches the alarm off")
-        drift = DriftConfig() if args.drift_rate is None else None
-        if args.drift_rate:
-            drift = DriftConfig(samples_per_s=args.drift_rate)
-        self.tracing = Tracing.to(args.trace, "nonn-aggregator", "nonn.request", begins=True) if args.trace else None
-        self._host, self._port = args.http_host, args.http_port
+    def __init__(self, bundle: Bundle, options: ObservingOptions) -> None:
+        trace, drift = options.trace, options.drift
+        self.tracing = Tracing.to(trace, "nonn-aggregator", "nonn.request", begins=True) if trace else None
+        self._options = options
         self._metrics: Any = None
-        if self._port is not None:
+        if options.http_port is not None:
             from nonn.aggregator.monitoring.metrics import Metrics
 
             self._metrics = Metrics(bundle.num_devices)
@@ -74,14 +102,11 @@ class Observing:
         return [self.tracing.interceptor] if self.tracing else []
 
     @contextlib.asynccontextmanager
-    async def watching(
-        self, aggregator: Aggregator, *, insecure: bool, tls: TlsFolder | None = None
-    ) -> AsyncIterator[str | None]:
+    async def watching(self, aggregator: Aggregator, tls: TlsFolder | None = None) -> AsyncIterator[str | None]:
         """Watches while the block runs.
 
         Args:
             aggregator: that has the observers.
-            insecure: the operator knows that there is no TLS.
             tls: of the aggregator; HTTP beyond loopback uses it too.
 
         Yields:
@@ -100,7 +125,8 @@ class Observing:
             from nonn.aggregator.monitoring.dashboard import serve_dashboard
 
             self._metrics.attach(aggregator)
+            options, port = self._options, self._options.http_port or 0
             dashboard = serve_dashboard(
-                self.monitor, self._metrics, host=self._host, port=self._port, insecure=insecure, tls=tls
+                self.monitor, self._metrics, host=options.http_host, port=port, insecure=options.insecure, tls=tls
             )
             yield await stack.enter_async_context(dashboard)
