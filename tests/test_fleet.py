@@ -16,7 +16,7 @@ import pytest
 
 from nonn.client import Client
 from nonn.errors import ConfigError
-from nonn.fleet.hosts import load_inventory
+from nonn.fleet.hosts import load_hosts
 from nonn.security.tls import load_tls
 from tests import toys
 from tests.agreement import check_against_offline_fusion
@@ -285,12 +285,12 @@ def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path, change, text)
     path = tmp_path / "fleet.toml"
     path.write_text(INVENTORY.read_text().replace(*change))
     with pytest.raises(ConfigError, match=text) as caught:
-        load_inventory(path)
+        load_hosts(path)
     assert str(path) in str(caught.value)
 
 
 def test_the_example_is_what_both_readers_take():
-    inventory = load_inventory(INVENTORY)
+    inventory = load_hosts(INVENTORY)
     assert [host.id for host in inventory.nodes] == ["kitchen", "attic"]
     assert inventory.aggregators[0].ssh(["true"]) == [
         "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "pi@192.168.1.10", "sudo true"

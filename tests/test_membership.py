@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nonn_device.artifacts import Artifact, Store
-from nonn_device.join import Backoff, Link
+from nonn_device.join import Backoff
+from nonn_device.link import Link
 
 from nonn.aggregator.fanout import connect_insecure
 from nonn.aggregator.inventory import Node

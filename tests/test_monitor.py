@@ -28,4 +28,4 @@ def test_what_goes_wrong_while_a_node_is_asked_about_itself_is_logged(tmp_path, 
             await asyncio.sleep(0)
 
     asyncio.run(scenario())
-    assert "watching failed: channel is closed" in caplog.text
+    assert "metadata of node a failed: channel is closed" in caplog.text

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nonn import __version__
 from nonn.errors import ConfigError, NonnError
@@ -20,14 +20,17 @@ from nonn.telemetry.log import add_log_arguments, configure_logging
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from nonn.bundle import Bundle
     from nonn.rpc.server import Attend
     from nonn.telemetry.systemd import Watchdog
+    from nonn_device.join import Member
     from nonn_device.node import StudentModel
 
 __all__ = ["build_parser", "main"]
+
+_Result = TypeVar("_Result")
 
 # Of each number the least and the greatest that the node, the runtime or the protocol can take.
 _RANGES = {"student": (0, 2**31 - 1), "threads": (1, 256), "memory": (0, 2**31 - 1), "max_model_bytes": (0, 2**63 - 1)}
@@ -220,7 +223,8 @@ def _join(arguments: argparse.Namespace) -> int:
     from nonn.rpc.loop import run as run_loop
     from nonn.security.tls import check_id, load_tls
     from nonn_device.artifacts import Store
-    from nonn_device.join import Link, Session, Wish
+    from nonn_device.join import JoinOptions, Member
+    from nonn_device.link import Link
 
     if arguments.dial_out and (arguments.host != "127.0.0.1" or arguments.advertise):
         raise ConfigError("--dial-out is for a node that nobody can call: leave --host and --advertise out")
@@ -236,7 +240,7 @@ def _join(arguments: argparse.Namespace) -> int:
     if arguments.advertise:
         split_address(with_port(arguments.advertise, "1"), "--advertise")
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
-    wish = Wish(
+    options = JoinOptions(
         node=check_id(name),
         student=arguments.student,
         advertise=arguments.advertise,
@@ -244,61 +248,71 @@ def _join(arguments: argparse.Namespace) -> int:
         dials_out=arguments.dial_out,
     )
     links = [Link(address, tls, token) for address in dict.fromkeys(arguments.aggregators)]
-    session = Session(wish, links, Store(arguments.data))
-    run_loop(_run_session(arguments, session))
-    if session.failure is not None:
-        raise session.failure
+    member = Member(options, links, Store(arguments.data))
+    run_loop(_run_member(arguments, member))
+    if member.failure is not None:
+        raise member.failure
     return 0
 
 
-async def _relay(told: asyncio.Event, stop: asyncio.Event) -> None:
-    """Ends the present server when the process is told to end; a server may also end to make room for the next."""
-    await told.wait()
-    stop.set()
-
-
-async def _run_session(arguments: argparse.Namespace, session: Any) -> None:
-    """Prepares and serves until told to end."""
+async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
+    """Prepares and serves until the process is told to end."""
     import asyncio
 
+    from nonn.rpc.background import Background
     from nonn.rpc.server import serve, shutdown_event
     from nonn.telemetry.systemd import Watchdog
 
-    told = shutdown_event(arguments.watch_stdin)
-    end = asyncio.create_task(told.wait())
+    shutdown = shutdown_event(arguments.watch_stdin)
+
+    async def relay(stop: asyncio.Event) -> None:
+        await shutdown.wait()
+        stop.set()
+
     async with Watchdog() as watchdog:
         try:
-            while not told.is_set() and session.failure is None:
+            while not shutdown.is_set() and member.failure is None:
                 # Started, even if no aggregator is there yet: it waits for one as long as it takes.
                 watchdog.ready("asks for a student")
-                preparing = asyncio.create_task(session.prepare())
-                await asyncio.wait({preparing, end}, return_when=asyncio.FIRST_COMPLETED)
-                if not preparing.done():
-                    preparing.cancel()
-                    await asyncio.gather(preparing, return_exceptions=True)
+                prepared = await _unless(shutdown, member.prepare())
+                if prepared is None:
                     break
-                bundle, device = preparing.result()
+                bundle, device = prepared
                 model, stop = _model(arguments, bundle, device), asyncio.Event()
-                relay = asyncio.create_task(_relay(told, stop))
-                attend = _attend(watchdog, session, model, f"student {device} of bundle {bundle.hash[:12]}")
+                attend = _attend(watchdog, member, model, f"student {device} of bundle {bundle.hash[:12]}")
                 options = _options(arguments, bundle, device, attend=attend, stop=stop)
-                await serve(model, **options)
-                relay.cancel()
-                if not session.moved:
+                async with Background() as tasks:
+                    # A server has an event of its own, since it also ends to make room for the next student.
+                    tasks.start(relay(stop), "shutdown")
+                    await serve(model, **options)
+                if not member.moved:
                     break
         finally:
-            end.cancel()
-            await session.close()
+            await member.close()
 
 
-def _attend(watchdog: Watchdog, session: Any, model: StudentModel, status: str) -> Attend:
-    """What goes on beside the requests of a node that has joined."""
+async def _unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, _Result]) -> _Result | None:
+    """Result of a coroutine; None if the event is set first, which cancels it."""
+    import asyncio
+
+    waiting, working = asyncio.ensure_future(event.wait()), asyncio.ensure_future(coroutine)
+    try:
+        await asyncio.wait((waiting, working), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.gather(waiting, working, return_exceptions=True)
+
+
+def _attend(watchdog: Watchdog, member: Member, model: StudentModel, status: str) -> Attend:
+    """What runs next to the requests of a node that has joined."""
     import contextlib
 
     @contextlib.asynccontextmanager
     async def attend(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
         runtime = model.metadata().properties["nonn_runtime"]
-        async with watchdog.over(model.check, status), session.attend(address, end, runtime=runtime):
+        async with watchdog.over(model.check, status), member.attend(address, end, runtime=runtime):
             yield
 
     return attend

@@ -32,12 +32,11 @@ from nonn.errors import InputError
 from nonn.rpc.background import Background
 from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS, Array, Parameter
+from nonn.rpc.wire import INFER_METHOD, MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS, Array, Parameter
 
 __all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "channel_options", "connect_insecure"]
 
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
-# Keepalive is for idle links alone; a request's own deadline is what detects failures.
+# A request's own deadline is what detects failures; keepalive is for links that are idle.
 NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
 
 Connect = Callable[[Node], aio.Channel]
@@ -178,7 +177,7 @@ class Fanout:
             node=node,
             channel=channel,
             # No serialisers: bytes go out and come in.
-            call=channel.unary_unary(METHOD),
+            call=channel.unary_unary(INFER_METHOD),
             prefix=pb.ModelInferRequest(model_name=node.model or f"student-{node.student}").SerializeToString(),
             recipe=self._recipe(node, student.view),
             reader=ReplyReader(node, student, self._bundle.hash),

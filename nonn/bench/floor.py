@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
+from nonn.rpc.wire import INFER_METHOD
 
 
 class _Bare(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -35,7 +35,7 @@ async def serve(reply_bytes: int, bytes_to_each: int, addresses: list[str]) -> N
     """Serves until standard input closes."""
     reply, request = bytes(reply_bytes), bytes(bytes_to_each)
     # Requests and replies are no secrets and have no meaning: zeros of the right length.
-    calls = [aio.insecure_channel(address).unary_unary(METHOD) for address in addresses]
+    calls = [aio.insecure_channel(address).unary_unary(INFER_METHOD) for address in addresses]
 
     async def answer(body: bytes, context: Any) -> bytes:
         if calls:

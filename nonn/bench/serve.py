@@ -30,13 +30,12 @@ from grpc import aio
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bench.bundle import SHAPE, idle_bundle
-from nonn.bench.floor import METHOD
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, NonnError, UnreachableError
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.loop import run as run_loop
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import from_status, new_request
+from nonn.rpc.wire import INFER_METHOD, from_status, new_request
 
 __all__ = ["Figures", "Load", "bench_serve"]
 
@@ -166,7 +165,7 @@ async def _throughput(addresses: dict[str, str], request: bytes, load: Load) -> 
             channels = [
                 await stack.enter_async_context(aio.insecure_channel(address, options=own)) for _ in range(load.clients)
             ]
-            calls[name] = [channel.unary_unary(METHOD) for channel in channels]
+            calls[name] = [channel.unary_unary(INFER_METHOD) for channel in channels]
         for index in range(-1, load.rounds):  # the first is for warming up
             for name in addresses:
                 rate = await _rate(calls[name], request, load.round_s)
@@ -206,7 +205,7 @@ def _node_request(bundle: Bundle, sample: np.ndarray[Any, Any]) -> bytes:
 def _asking(address: str, request: bytes) -> Iterator[Callable[[], bytes]]:
     """A client of its own connection that asks the same again and again; bytes in, bytes out."""
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call = channel.unary_unary(METHOD)
+        call = channel.unary_unary(INFER_METHOD)
 
         def ask() -> bytes:
             try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nonn.fleet.hosts import Host, Inventory
+    from nonn.fleet.hosts import Host, Hosts
 
 SUMMARY = "look after a fleet: init, status, push, drain, rollback"
 
@@ -63,21 +63,21 @@ def run(args: argparse.Namespace) -> int:
         return _init(args.inventory)
     if args.state is not None:
         return _act(args, args.state)
-    from nonn.fleet.hosts import load_inventory
+    from nonn.fleet.hosts import load_hosts
 
     code = 0
     # One aggregator after the other: all of them share the nodes.
-    for host in load_inventory(args.inventory).aggregators:
+    for host in load_hosts(args.inventory).aggregators:
         code = code or (_act(args, Path(host.state)) if host.local else _over_ssh(args, host))
     return code
 
 
 def _init(path: Path) -> int:
     """Issues what is missing."""
-    from nonn.fleet.hosts import load_inventory, names_of
+    from nonn.fleet.hosts import load_hosts, names_of
     from nonn.security.authority import Authority
 
-    inventory = load_inventory(path)
+    inventory = load_hosts(path)
     folder = inventory.certs
     authority = Authority(folder) if (folder / "ca.pem").exists() else Authority.create(folder)
     wanted = [("aggregator", host) for host in inventory.aggregators] + [("node", host) for host in inventory.nodes]
@@ -94,7 +94,7 @@ def _init(path: Path) -> int:
     return 0
 
 
-def _hint(inventory: Inventory, client: Path) -> None:
+def _hint(inventory: Hosts, client: Path) -> None:
     host = inventory.aggregators[0]
     port = host.variables.get("nonn_port", 50051)
     print(f"then: nonn predict {host.address}:{port} IMAGE --tls {client}")

@@ -27,7 +27,7 @@ from nonn.errors import ConfigError
 from nonn.security.tls import check_id
 from nonn.toml import parse_toml
 
-__all__ = ["DEFAULT_STATE", "Host", "Inventory", "load_inventory"]
+__all__ = ["DEFAULT_STATE", "Host", "Hosts", "load_hosts"]
 
 DEFAULT_STATE = "/var/lib/nonn-aggregator"  # of devices/pi/nonn-aggregator.service
 NONN = "/opt/nonn/bin/nonn"
@@ -71,7 +71,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Inventory:
+class Hosts:
     """The machines of a fleet.
 
     Attributes:
@@ -90,7 +90,7 @@ class Inventory:
         return self.path.parent / str(self.aggregators[0].variables.get("nonn_certs", "certs"))
 
 
-def load_inventory(path: Path) -> Inventory:
+def load_hosts(path: Path) -> Hosts:
     """Reads and checks an inventory.
 
     Raises:
@@ -108,7 +108,7 @@ def load_inventory(path: Path) -> Inventory:
             other = addresses.setdefault((name, host.address), host.id)
             if other != host.id and not host.local:
                 raise ConfigError(f"{path}: '{other}' and '{host.id}' have one address, {host.address}")
-    return Inventory(path, groups["aggregators"], groups["nodes"])
+    return Hosts(path, groups["aggregators"], groups["nodes"])
 
 
 def _hosts(path: Path, tree: Mapping[str, Any], group: str) -> tuple[Host, ...]:

@@ -37,12 +37,11 @@ from nonn.rpc.reflection import add_reflection
 from nonn.rpc.registration import add_servicer, refuse
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.rpc.wire import MAX_MESSAGE_BYTES, Array, Parameter, to_status
+from nonn.rpc.wire import MAX_MESSAGE_BYTES, SERVICE, Array, Parameter, to_status
 from nonn.security.tls import TlsFolder
 
 __all__ = ["SERVICE", "Attend", "InferenceServicer", "Model", "Result", "is_loopback", "serve", "shutdown_event"]
 
-SERVICE = "inference.GRPCInferenceService"
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
 DRAIN_S = 10.0  # for requests in flight when the process is told to end; a request's own deadline is shorter
 STOP_GRACE_S = 1.0  # for what else is open then, such as somebody watching health

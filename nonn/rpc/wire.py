@@ -24,9 +24,12 @@ __all__ = [
     "CHANNEL_OPTIONS",
     "DTYPES",
     "ERROR_KEY",
+    "INFER_METHOD",
     "MAX_MESSAGE_BYTES",
     "MAX_SAMPLES",
+    "METADATA_METHOD",
     "RECONNECTING_OPTIONS",
+    "SERVICE",
     "add_tensors",
     "check_batch",
     "from_status",
@@ -38,6 +41,9 @@ __all__ = [
     "to_status",
     "write_parameters",
 ]
+
+SERVICE = "inference.GRPCInferenceService"
+INFER_METHOD, METADATA_METHOD = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelMetadata"
 
 Array = NDArray[Any]
 Parameter = bool | int | float | str

@@ -35,13 +35,13 @@ from nonn.bundle import Bundle
 from nonn.errors import BundleError
 from nonn.rpc.background import Background
 from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.wire import METADATA_METHOD
 
 __all__ = ["Monitor"]
 
 VITALS_EVERY_S = 10.0
 VITALS_TIMEOUT_S = 1.0
 FAULTS_SHOWN = 20
-METADATA = "/inference.GRPCInferenceService/ModelMetadata"
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class Monitor:
     async def _ask(self, node: Node, channel: Any) -> None:
         """Asks one node; one that does not say is no fault, since a foreign server need not."""
         call = channel.unary_unary(
-            METADATA,
+            METADATA_METHOD,
             request_serializer=pb.ModelMetadataRequest.SerializeToString,
             response_deserializer=pb.ModelMetadataResponse.FromString,
         )

@@ -1,0 +1,148 @@
+"""The connection of a node to one aggregator: calls, files and the stream of a node that dials out.
+
+The channel is made anew when the node's certificate is rotated, and errors say why a connection fails, which gRPC does
+not tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from nonn.errors import CredentialsError, MembershipError, NonnError, UnreachableError
+from nonn.rpc.address import with_port
+from nonn.rpc.guard import Tokens
+from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.rpc.v1 import fleet_pb2_grpc
+from nonn.rpc.wire import RECONNECTING_OPTIONS, from_status
+from nonn.security.handshake import explain
+from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
+from nonn_device.dial_out import serve_stream
+
+__all__ = ["Link"]
+
+CALL_TIMEOUT_S = 5.0
+
+
+class Link:
+    """The connection to one aggregator, made anew when the node's certificate is rotated.
+
+    Args:
+        address: ``host:port``.
+        tls: of the node; None for plain text.
+        token: to join without TLS.
+    """
+
+    def __init__(self, address: str, tls: TlsFolder | None = None, token: Tokens | None = None) -> None:
+        self.address, self.lease = address, ""
+        self._tls, self._token = tls, token
+        self._channel: Any = None
+        self._version: object = None
+        self._credentials: object = None
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def call(self, method: str, request: Any) -> Any:
+        """Makes one call.
+
+        Raises:
+            UnreachableError: nobody answers at the address.
+            NonnError: what the aggregator answers instead.
+        """
+        try:
+            stub = await self._stub()
+            return await getattr(stub, method)(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata())
+        except aio.AioRpcError as exc:
+            raise await self._error(exc) from exc
+
+    async def read(self, path: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """A file of the aggregator's bundle from an offset on, in pieces; raises as ``call`` does."""
+        stub = await self._stub()
+        request = pb.GetArtifactRequest(lease=self.lease, path=path, offset=offset)
+        try:
+            async for chunk in stub.GetArtifact(request, metadata=self._metadata()):
+                yield chunk.data
+        except aio.AioRpcError as exc:
+            raise await self._error(exc) from exc
+
+    async def work(self, address: str) -> None:
+        """Answers what the aggregator asks over a stream, until that ends; raises as ``call`` does.
+
+        Args:
+            address: of the node's own server.
+        """
+        stub = await self._stub()
+        try:
+            await serve_stream(stub.Work(metadata=self._metadata()), self.lease, address)
+        except aio.AioRpcError as exc:
+            raise await self._error(exc) from exc
+
+    def advertised(self, bound: str, chosen: str) -> str:
+        """The address at which this aggregator finds the node.
+
+        Args:
+            bound: ``host:port`` that the node is bound to.
+            chosen: by the operator, a host or ``host:port``; empty for none.
+        """
+        host, _, port = bound.rpartition(":")
+        if chosen:
+            return with_port(chosen, port)
+        if host not in ("0.0.0.0", "[::]"):
+            return bound
+        peer, _, peer_port = self.address.rpartition(":")
+        # Connecting a datagram socket sends nothing; it only asks the routing table which interface leads there.
+        with contextlib.suppress(OSError):
+            family, _, _, _, target = socket.getaddrinfo(peer.strip("[]"), int(peer_port), type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(target)
+                own = str(probe.getsockname()[0])
+                return f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
+        return f"127.0.0.1:{port}"
+
+    async def _stub(self) -> Any:
+        """A stub on a channel with the present certificate; may be cancelled anywhere and called again."""
+        version = self._tls.version if self._tls else None
+        if self._channel is None or version is not self._version:
+            if self._tls is not None:
+                # gRPC knows of no revocation: the standard library looks at the certificate first.
+                if text := await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME, self._tls):
+                    await self.close()
+                    raise CredentialsError(f"{self.address}: {text}")
+                # A list of revoked certificates that has changed is no reason to break the connection.
+                if self._credentials != self._tls.credentials_version:
+                    await self.close()
+            if self._channel is None:
+                self._channel = self._connect()
+            self._version = version
+        return fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def _connect(self) -> Any:
+        if self._tls is None:
+            return aio.insecure_channel(self.address, options=RECONNECTING_OPTIONS)
+        self._credentials = self._tls.credentials_version
+        credentials, options = self._tls.channel_options(AGGREGATOR_NAME)
+        return aio.secure_channel(self.address, credentials, options=(*RECONNECTING_OPTIONS, *options))
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self._token.first}"),) if self._token else ()
+
+    async def _error(self, exc: aio.AioRpcError) -> NonnError:
+        """What went wrong; a connection that failed is looked at again, since gRPC does not tell why."""
+        if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return MembershipError(f"{self.address}: takes no joins; start it with: nonn serve --joins")
+        error = from_status(exc, self.address)
+        if isinstance(error, UnreachableError):
+            text = await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
+            if text:
+                return CredentialsError(f"{self.address}: {text}")
+        return error
