@@ -21,7 +21,7 @@ from nonn.reliability.laws import (
     law_from_mapping,
     parse_law,
 )
-from nonn.reliability.laws.first_fall import simulated_first_fall
+from nonn.reliability.laws.first_passage import simulated_first_passage
 from nonn.reliability.subsets import SubsetTable, mask_of, membership
 
 TRACE = "time_s,device,state\n0,0,down\n10,0,up\n30,2,down\n30,1,down\n40,1,up\n100,2,up\n"
@@ -114,7 +114,7 @@ def test_outcome_sums_over_the_answering_sets() -> None:
     assert outcome.expected == pytest.approx(0.85)
     assert outcome.sd == pytest.approx(math.sqrt((0.09 + 0.16) / 4))
     assert [k.availability for k in outcome.levels] == pytest.approx([0.98, 0.72])
-    assert all(k.first_fall is None for k in outcome.levels)
+    assert all(k.first_passage is None for k in outcome.levels)
     # P(0) = 0.02, P(0.5) = 0.26, P(1) = 0.72.
     assert outcome.quantiles == {0.001: 0.0, 0.01: 0.0, 0.05: 0.5, 0.5: 1.0}
     one = assess(accuracy_by_count(1), parse_law("independent p=0.07", 1)).quantiles
@@ -136,24 +136,24 @@ def test_a_level_typed_as_a_decimal_is_met_by_the_same_ratio() -> None:
 # Time
 
 
-def test_markov_first_fall_of_one_device_is_its_mtbf() -> None:
+def test_markov_first_passage_of_one_device_is_its_mtbf() -> None:
     law = parse_law("markov mtbf_s=500 mttr_s=30", 1)
     assert isinstance(law, Markov)
     assert law.probabilities()[0] == pytest.approx(30 / 530)
-    assert law.first_fall(np.array([False, True])).mean_s == pytest.approx(500)
+    assert law.first_passage(np.array([False, True])).mean_s == pytest.approx(500)
 
 
-def test_markov_first_fall_of_two_parallel_devices_is_the_textbook_formula() -> None:
+def test_markov_first_passage_of_two_parallel_devices_is_the_textbook_formula() -> None:
     # Mean time to failure of a repairable pair with a repair each: (3 λ + μ) / (2 λ²).
     fail, repair = 1 / 500, 1 / 30
     law = Markov(np.full(2, 500.0), np.full(2, 30.0))
-    fall = law.first_fall(np.array([False, True, True, True]))
+    fall = law.first_passage(np.array([False, True, True, True]))
     assert fall.mean_s == pytest.approx((3 * fail + repair) / (2 * fail**2))
     assert fall.low_s == fall.high_s == fall.mean_s
     assert fall.method == "exact"
 
 
-def test_markov_first_fall_keeps_its_digits_where_falls_are_rare() -> None:
+def test_markov_first_passage_keeps_its_digits_where_falls_are_rare() -> None:
     # Equal devices are a birth and death process by number down: mean passages up add up positive terms only.
     n, fail, repair = 8, 1 / 86400, 1 / 60
     for needed in (1, 3, 7):
@@ -162,11 +162,11 @@ def test_markov_first_fall_keeps_its_digits_where_falls_are_rare() -> None:
             step = (1 + down * repair * step) / ((n - down) * fail)
             total += step
         law = Markov(np.full(n, 1 / fail), np.full(n, 1 / repair))
-        assert law.first_fall(membership(n).sum(axis=1) >= needed).mean_s == pytest.approx(total, rel=1e-10)
+        assert law.first_passage(membership(n).sum(axis=1) >= needed).mean_s == pytest.approx(total, rel=1e-10)
     assert total > 86400
 
 
-def test_markov_first_fall_equals_a_simulation() -> None:
+def test_markov_first_passage_equals_a_simulation() -> None:
     law = Markov(np.array([5.0, 8.0, 3.0]), np.array([1.0, 2.0, 0.5]))
     good = np.array([0, 0, 0, 1, 0, 1, 0, 1], dtype=bool)  # device 0 and one of the others
     rng, times = np.random.default_rng(0), []
@@ -178,30 +178,30 @@ def test_markov_first_fall_equals_a_simulation() -> None:
             state ^= 1 << int(rng.choice(3, p=np.array(rates) / sum(rates)))
         times.append(now)
     half = 4 * np.std(times) / len(times) ** 0.5
-    assert law.first_fall(good).mean_s == pytest.approx(np.mean(times), abs=half)
+    assert law.first_passage(good).mean_s == pytest.approx(np.mean(times), abs=half)
 
 
 @pytest.mark.parametrize(("num_devices", "least", "mttr_s"), [(4, 3, 0.5), (6, 4, 0.01), (8, 4, 0.003), (6, 2, 1e-4)])
-def test_a_simulated_first_fall_encloses_the_exact_one_however_rare(
+def test_a_simulated_first_passage_encloses_the_exact_one_however_rare(
     num_devices: int, least: int, mttr_s: float
 ) -> None:
     mtbf_s = np.random.default_rng(0).uniform(0.5, 2, num_devices)
     law = Markov(mtbf_s, np.full(num_devices, mttr_s))
     # So many devices, and one of the first two.
     good = (membership(num_devices).sum(axis=1) >= least) & (np.arange(1 << num_devices) & 3 > 0)
-    exact = law.first_fall(good).mean_s
-    found = simulated_first_fall(law.fail_rate, law.repair_rate, good, cycles=30_000)
+    exact = law.first_passage(good).mean_s
+    found = simulated_first_passage(law.fail_rate, law.repair_rate, good, cycles=30_000)
     assert found.method == "simulated"
     # Two intervals wide: a seed may miss one, a bias would miss both.
     assert found.low_s**2 / found.mean_s < exact < found.high_s**2 / found.mean_s
     assert found.high_s < 1.3 * found.low_s
 
 
-def test_more_than_twelve_devices_have_a_first_fall_with_an_interval() -> None:
+def test_more_than_twelve_devices_have_a_first_passage_with_an_interval() -> None:
     # Thirteen equal devices of which four are gone: birth and death, exact in closed form by the smaller chain.
     law = parse_law("markov mtbf_s=100 mttr_s=1", 13)
     assert isinstance(law, Markov)
-    found = law.first_fall(membership(13).sum(axis=1) >= 10)
+    found = law.first_passage(membership(13).sum(axis=1) >= 10)
     steps_s = [0.0]  # mean time from k to k + 1 failures
     for failed in range(4):
         failing, mending = (13 - failed) / 100, float(failed)
@@ -211,19 +211,19 @@ def test_more_than_twelve_devices_have_a_first_fall_with_an_interval() -> None:
     assert found.low_s < exact < found.high_s < 1.5 * found.low_s
 
 
-def test_markov_first_fall_ignores_good_sets_behind_bad_ones() -> None:
+def test_markov_first_passage_ignores_good_sets_behind_bad_ones() -> None:
     # The empty set is good but can only be reached through bad ones.
     law = Markov(np.full(2, 100.0), np.full(2, 10.0))
-    assert law.first_fall(np.array([True, False, False, True])).mean_s == pytest.approx(50)
+    assert law.first_passage(np.array([True, False, False, True])).mean_s == pytest.approx(50)
 
 
 def test_markov_never_and_at_once() -> None:
     law = Markov(np.full(2, 100.0), np.full(2, 10.0))
-    assert law.first_fall(np.ones(4, dtype=bool)).mean_s == math.inf
-    assert law.first_fall(np.array([True, True, True, False])).mean_s == 0
+    assert law.first_passage(np.ones(4, dtype=bool)).mean_s == math.inf
+    assert law.first_passage(np.array([True, True, True, False])).mean_s == 0
     big = Markov(np.full(13, 100.0), np.full(13, 10.0))
-    assert big.first_fall(np.arange(1 << 13) < (1 << 13) - 1).mean_s == 0
-    fall = assess(accuracy_by_count(13), big, (0.5,)).levels[0].first_fall
+    assert big.first_passage(np.arange(1 << 13) < (1 << 13) - 1).mean_s == 0
+    fall = assess(accuracy_by_count(13), big, (0.5,)).levels[0].first_passage
     assert fall is not None
     assert 0 < fall.low_s < fall.mean_s < fall.high_s
 
@@ -244,10 +244,10 @@ def test_fixed_batteries_die_in_order() -> None:
     assert shares == pytest.approx({0b111: 1 / 8, 0b110: 1 / 8, 0b010: 2 / 8, 0: 4 / 8})
     good = np.zeros(8, dtype=bool)
     good[[0b111, 0b110]] = True
-    assert law.first_fall(good).mean_s == 2 * 3600
-    assert law.first_fall(np.ones(8, dtype=bool)).mean_s == math.inf
+    assert law.first_passage(good).mean_s == 2 * 3600
+    assert law.first_passage(np.ones(8, dtype=bool)).mean_s == math.inf
     good[0b111] = False
-    assert law.first_fall(good).mean_s == 0
+    assert law.first_passage(good).mean_s == 0
 
 
 def test_batteries_that_die_together_never_show_the_set_between() -> None:
@@ -255,16 +255,16 @@ def test_batteries_that_die_together_never_show_the_set_between() -> None:
     assert isinstance(law, Battery)
     good = np.ones(8, dtype=bool)
     good[[0b110, 0b101]] = False
-    assert law.first_fall(good).mean_s == math.inf
+    assert law.first_passage(good).mean_s == math.inf
     good[0b100] = False
-    assert law.first_fall(good).mean_s == 2 * 3600
+    assert law.first_passage(good).mean_s == 2 * 3600
 
 
 def test_spread_batteries_fall_when_the_first_of_two_exponentials_does() -> None:
     # A gamma whose deviation is its mean is exponential: the first of two dies after half the mean.
     law = parse_law("battery hours=10 sd_hours=10", 2)
     assert isinstance(law, Battery)
-    fall = law.first_fall(np.array([False, False, False, True]))
+    fall = law.first_passage(np.array([False, False, False, True]))
     assert fall.method == "simulated"
     assert fall.low_s < 5 * 3600 < fall.high_s
     assert fall.high_s - fall.low_s < 0.05 * fall.mean_s
@@ -275,9 +275,9 @@ def test_a_record_falls_when_it_says(trace: Path) -> None:
     law = parse_law(f"trace {trace}", 3)
     assert isinstance(law, TimedLaw)
     good = np.ones(8, dtype=bool)
-    assert law.first_fall(good).mean_s == math.inf
+    assert law.first_passage(good).mean_s == math.inf
     good[0b011] = False
-    assert law.first_fall(good) == law.first_fall(good).certain(40.0, "record")
+    assert law.first_passage(good) == law.first_passage(good).certain(40.0, "record")
 
 
 # Text

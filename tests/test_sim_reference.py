@@ -154,7 +154,7 @@ class Reference:
 
     def exchange(self, i, deadline_s, row, probe):
         """Asks one device; returns the end and what came of it."""
-        env, (service, up, down, luck, _) = self.env, row
+        env, (service, up, down, uniform, _) = self.env, row
         deadline_at, expired = env.now + deadline_s, env.timeout(deadline_s)
         while True:
             if self.state(i) is State.REFUSING and not probe:
@@ -169,7 +169,7 @@ class Reference:
             condition = self.world.conditions[0][i]
             arrives, status = env.now + up[i] + condition.delay_s, MALFORMED if condition.corrupt else OK
             job = Job(env, arrives, service[i], deadline_at, down[i], status)
-            if luck is None or not self.channels[i].lost(env.now, luck[i], luck[self.n + i]):
+            if uniform is None or not self.channels[i].lost(env.now, uniform[i], uniform[self.n + i]):
                 self.jobs[i].append(job)
                 asked, self.asked[i] = self.asked[i], env.event()
                 asked.succeed()

@@ -14,7 +14,7 @@ from nonn_sim.deployments import student_work
 from torch.nn import functional
 
 from nonn.bundle import Bundle
-from nonn.bundle.views import resolve_views, seen
+from nonn.bundle.views import resolve_views, select_view
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import DataConfig, DevicesConfig, Experiment, load_experiment
@@ -158,7 +158,7 @@ def test_a_node_takes_its_channels_and_refuses_the_whole_input(bundle: Bundle, s
     inputs = load_data(small.data, 0).test.inputs[:3]
     with running_node(bundle.path, 2) as (_, ready), grpc.insecure_channel(ready["address"]) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        reply = stub.ModelInfer(new_request("student-2", {"input": seen(inputs, VIEWS[2])}, {}))
+        reply = stub.ModelInfer(new_request("student-2", {"input": select_view(inputs, VIEWS[2])}, {}))
         features = read_tensors(reply.outputs, reply.raw_output_contents)["features"]
         assert features.shape == (3, bundle.manifest.students[2].width)
         with pytest.raises(grpc.RpcError) as caught:

@@ -27,7 +27,7 @@ from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Float32, Reply, ReplyReader, failure, reply_limit, silence
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
-from nonn.bundle.views import View, seen
+from nonn.bundle.views import View, select_view
 from nonn.errors import InputError
 from nonn.rpc.background import Background
 from nonn.rpc.codec import write_request
@@ -68,7 +68,7 @@ class _Recipe:
 
     def write(self, request_id: str, batch: Array) -> bytes:
         """The part of a request."""
-        sent = seen(batch, self._view)
+        sent = select_view(batch, self._view)
         if self._foreign:
             # The student's network takes raw values as float32; a node of ours converts them itself, since bytes are
             # a quarter of the traffic.

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle.features import FeatureCode
-from nonn.bundle.views import seen_shape
+from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, NonnError
 from nonn.files import atomic_folder, sha256_file
 from nonn.fusion import Head, head_from_arrays
@@ -202,7 +202,7 @@ class Bundle:
         if not 0 <= min(view) <= max(view) < spec.shape[0]:
             raise BundleError(f"{self.path}: device {device} sees channels {list(view)} of {spec.shape[0]}")
         mean, std = (tuple(values[c] for c in view) for values in (spec.mean, spec.std))
-        return InputSpec(seen_shape(spec.shape, view), spec.dtype, mean, std)
+        return InputSpec(view_shape(spec.shape, view), spec.dtype, mean, std)
 
     def student_path(self, device: int) -> Path:
         """The ONNX file of one device.

@@ -2,7 +2,7 @@
 
 A body-worn unit measures nine channels and never sees the other units'. An experiment file says so with
 ``devices.view = "split"`` (equal runs of channels, in order) or names the channels of each device in
-``devices.views``. The view travels in the bundle's manifest; whoever has the whole input cuts it with ``seen``.
+``devices.views``. The view travels in the bundle's manifest; whoever has the whole input cuts it with ``select_view``.
 
 NumPy arrays and torch tensors alike; this module imports neither.
 """
@@ -17,19 +17,19 @@ from nonn.errors import ConfigError
 if TYPE_CHECKING:
     from nonn.config.devices import DevicesConfig
 
-__all__ = ["View", "resolve_views", "seen", "seen_shape"]
+__all__ = ["View", "resolve_views", "select_view", "view_shape"]
 
 View = tuple[int, ...]  # channels of the input, ascending; empty is all of them
 
 Inputs = TypeVar("Inputs", bound=Any)
 
 
-def seen(inputs: Inputs, view: View) -> Inputs:
+def select_view(inputs: Inputs, view: View) -> Inputs:
     """What one device sees [B, len(view), …] of whole inputs [B, C, …]; the inputs themselves where it sees all."""
     return cast("Inputs", inputs[:, list(view)]) if view else inputs
 
 
-def seen_shape(shape: Sequence[int], view: View) -> tuple[int, ...]:
+def view_shape(shape: Sequence[int], view: View) -> tuple[int, ...]:
     """Shape of one sample [C, …] as one device sees it."""
     return (len(view), *shape[1:]) if view else tuple(shape)
 

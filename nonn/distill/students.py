@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from nonn.bundle.views import seen
+from nonn.bundle.views import select_view
 from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
 from nonn.students.grouped import of_one_architecture
@@ -30,15 +30,15 @@ class Students(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
-        return [student(seen(x, student.view)) for student in self.apart()]
+        return [student(select_view(x, student.view)) for student in self.apart()]
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
-        return [student.maps(seen(x, student.view)) for student in self.apart()]
+        return [student.maps(select_view(x, student.view)) for student in self.apart()]
 
     def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
-        pairs = [student.learn(seen(x, student.view)) for student in self.apart()]
+        pairs = [student.learn(select_view(x, student.view)) for student in self.apart()]
         return [maps for maps, _ in pairs], [features for _, features in pairs]
 
     def apart(self) -> list[Student]:

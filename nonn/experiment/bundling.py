@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
 from nonn.bundle import Student as StudentEntry
-from nonn.bundle.views import seen
+from nonn.bundle.views import select_view
 from nonn.config import Experiment
 from nonn.distill import Students
 from nonn.enumeration import enumerate_subsets
@@ -116,7 +116,7 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
     }
     if any(served.lossy for served in exported.deployed):
         pairs = zip(exported.deployed, space.networks.views, strict=True)
-        exact = [run_onnx(served.original, seen(data.test.inputs, view)) for served, view in pairs]
+        exact = [run_onnx(served.original, select_view(data.test.inputs, view)) for served, view in pairs]
         provenance["float32"] = float_reference(enumerate_subsets(head, exact, data.test.labels), exported.deployed)
     return Manifest(
         experiment=config.experiment.name,
@@ -162,10 +162,10 @@ def _export(space: Workspace, students: Students, partition: Partition) -> _Expo
     with space.progress.bar("export", len(learned), "students") as tick:
         for i, student in enumerate(students.apart()):
             view = student.view
-            exported = export_onnx(student, student.input_shape, seen(data.held_out.inputs[:_CHECKED], view))
-            served = deploy(config.export, i, exported, seen(calibration, view))
+            exported = export_onnx(student, student.input_shape, select_view(data.held_out.inputs[:_CHECKED], view))
+            served = deploy(config.export, i, exported, select_view(calibration, view))
             result.deployed.append(served)
-            result.features.append(served.features(seen(data.test.inputs, view)))
+            result.features.append(served.features(select_view(data.test.inputs, view)))
             cost = measure_cost(student, student.input_shape)
             result.entries.append(
                 StudentEntry(

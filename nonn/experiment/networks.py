@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
-from nonn.bundle.views import View, resolve_views, seen_shape
+from nonn.bundle.views import View, resolve_views, view_shape
 from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import FusionLayer, Students
@@ -123,7 +123,7 @@ class Networks:
         config, view = self.experiment.student, self.views[device]
         return Student(
             model,
-            seen_shape(self.data.input_shape, view),
+            view_shape(self.data.input_shape, view),
             filters,
             self._normalise(view),
             config.sends,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nonn.bundle.views import seen
+from nonn.bundle.views import select_view
 from nonn.errors import ShapeError
 from nonn.students.student import Student, squeezed
 from nonn.teacher.convnet import pool
@@ -135,7 +135,7 @@ class GroupedStudents(nn.Module):
 
     def _final(self, x: Tensor) -> Tensor:
         """The backbones' outputs side by side [B, N · C', …]."""
-        normal = self.normalise(seen(x, self.view))
+        normal = self.normalise(select_view(x, self.view))
         repeated = normal if self.view else normal.repeat(1, len(self.filters), *(1,) * (x.ndim - 2))
         if x.ndim == 4:
             repeated = repeated.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """The same task put on the same devices in other ways, for comparison rows.
 
-All rows live in one world: same devices, links, faults, arrivals and luck, same policy object. What each row assumes is
-in its note, chosen in favour of the alternative where there was a choice.
+All rows share one world: devices, links, faults, arrivals, draws and policy. What each row assumes is in its note,
+chosen in favour of the alternative where there was a choice.
 
 - one device runs the whole teacher;
 - every device runs the whole teacher, and the first answer wins (replication);

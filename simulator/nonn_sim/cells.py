@@ -109,7 +109,7 @@ class Cell:
     Attributes:
         free_at: when each device will have done all that it was asked for [n].
         healthy: whether nothing is wrong with each device [n].
-        p_loss: what is luckier than this is not lost [n].
+        p_loss: an exchange whose uniform draw is at least this is not lost [n].
         served: exchanges that it spent energy on [n].
         flights: under way, by their identity.
         probe_at: when the policy wants to probe next.
@@ -155,7 +155,7 @@ class Cell:
 
     def exchange(self, flight: Flight, i: int, now: float) -> tuple[float, ReplyStatus]:
         """When and how an exchange that begins now will end, as far as can be known now."""
-        service, up, _, luck, _ = flight.row
+        service, up, _, uniform, _ = flight.row
         condition = self._conditions[i]
         state, silent = condition.state, (flight.deadline_at, SILENT)
         flight.begun = state in (State.UP, State.FROZEN)
@@ -164,8 +164,8 @@ class Cell:
         if not flight.begun:
             return silent
         self.served[i] += 1
-        state_luck = len(service) + i
-        if luck is not None and self._channels[i].lost(now, luck[i], luck[state_luck], self._crossings[i]):
+        state_uniform = len(service) + i
+        if uniform is not None and self._channels[i].lost(now, uniform[i], uniform[state_uniform], self._crossings[i]):
             return silent
         arrives = now + up[i] + condition.delay_s
         flight.extra = {**flight.extra, i: arrives - flight.asked_at - up[i]}

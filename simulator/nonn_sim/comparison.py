@@ -71,7 +71,7 @@ def simulated_figures(
     Returns:
         The figures. ``accuracy_of_sets`` is the table's for the sets that answer. ``accuracy`` is the same, unless the
         samples are those whose features the bundle has recorded: then it is of the very samples that each request
-        asks about, and the luck of a thousand draws is not taken for an error of the simulator.
+        asks about, and the chance of a thousand draws is not taken for an error of the simulator.
     """
     deployment = bundle_deployment(bundle, scenario.load.batch)
     n, seed = bundle.num_devices, scenario.scenario.seed
@@ -119,7 +119,7 @@ def _accuracy_on_samples(trace: Trace, scenario: Scenario, bundle: Bundle) -> fl
 def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: bool) -> dict[str, Any]:
     """The measured side of the table.
 
-    ``accuracy_of_sets`` is what the bundle's table says of the sets that answered: without the luck of which samples
+    ``accuracy_of_sets`` is what the bundle's table says of the sets that answered: without the chance of which samples
     were asked about. ``accuracy`` is of the samples themselves, with the standard error of as many of them.
     """
     answers = [row for row in measured if row.mask]

@@ -148,7 +148,7 @@ class Engine:
         policy = cell.policy
         session = policy.session(now, self._scenario.load.timeout_s)
         row = next(self._rows)
-        service, up, down, luck, _ = row
+        service, up, down, uniform, _ = row
         deadline_at = session.deadline_at
         flight = Flight(cell, now, deadline_at, row, session)
         flight.ids = session.ask
@@ -158,7 +158,7 @@ class Engine:
         for node in session.ask:
             i = index[node]
             nodes.append(i)
-            if not healthy[i] or (luck is not None and luck[i] < p_loss[i]):
+            if not healthy[i] or (uniform is not None and uniform[i] < p_loss[i]):
                 self._ask_troubled(flight, i, now)
                 continue
             served[i] += 1

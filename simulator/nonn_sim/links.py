@@ -1,7 +1,7 @@
 """What chance does to each exchange: service times, link times and loss, drawn in blocks.
 
 Every device has random streams of its own, drawn whether it is asked or not. So two deployments that are compared in
-one world meet the same luck (common random numbers), and a result does not depend on the size of a block.
+one world meet the same draws (common random numbers), and a result does not depend on the size of a block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK = 4096  # requests drawn at once: long enough that NumPy's call costs noth
 # Tags that keep the streams of one seed apart.
 ARRIVALS, SERVICE, PROBES, FAULTS = range(4)
 
-# Of one request: service, up and down times [N], luck of links and of their states [2N] or None, time on top.
+# Of one request: service, up and down times [N], uniform draws of links and of their states [2N] or None, time on top.
 Exchange = tuple[list[float], list[float], list[float], list[float] | None, float]
 
 
@@ -80,22 +80,22 @@ class Channel:
         p_loss = max(self._p) if self._two_states else self._p[0]
         return p_loss if crossings == 1 else 1 - (1 - p_loss) ** crossings
 
-    def lost(self, now: float, luck: float, luck_of_state: float, crossings: int = 1) -> bool:
+    def lost(self, now: float, uniform: float, uniform_of_state: float, crossings: int = 1) -> bool:
         """Whether an exchange at this time is lost.
 
         Args:
             now: not before the last call.
-            luck: uniform in [0, 1).
-            luck_of_state: uniform in [0, 1), independent of it.
+            uniform: drawn from [0, 1).
+            uniform_of_state: drawn from [0, 1), independent of it.
             crossings: exchanges that must all succeed, in the state of the first.
         """
-        if luck >= self.most(crossings):
+        if uniform >= self.most(crossings):
             return False  # whatever the state, which can wait to be drawn until it matters
         if self._two_states:
             p_bad = self._p_bad + (self._bad - self._p_bad) * exp(-self._rate * (now - self._at))
-            self._bad, self._at = int(luck_of_state < p_bad), now
+            self._bad, self._at = int(uniform_of_state < p_bad), now
         p_loss = self._p[self._bad]
-        return luck < (p_loss if crossings == 1 else 1 - (1 - p_loss) ** crossings)
+        return uniform < (p_loss if crossings == 1 else 1 - (1 - p_loss) ** crossings)
 
 
 def exchanges(
@@ -127,7 +127,7 @@ def exchanges(
     lossy = any(Channel(node.link).lossy for node in nodes)
     jitter = any(node.link.jitter_s for node in nodes)
     while True:
-        service, up, down, luck = (np.empty((BLOCK, n)) for _ in range(4))
+        service, up, down, uniform = (np.empty((BLOCK, n)) for _ in range(4))
         state = np.empty((BLOCK, n))
         for i, (node, rng) in enumerate(zip(nodes, rngs, strict=True)):
             service[:, i] = _service(rng, services_s[i], node.service_cv)
@@ -137,7 +137,7 @@ def exchanges(
                 up[:, i] += rng.gamma(work[i].crossings, node.link.jitter_s, BLOCK)
                 down[:, i] += rng.gamma(work[i].crossings, node.link.jitter_s, BLOCK)
             if lossy:
-                luck[:, i], state[:, i] = rng.random(BLOCK), rng.random(BLOCK)
+                uniform[:, i], state[:, i] = rng.random(BLOCK), rng.random(BLOCK)
         on_top = [0.0] * BLOCK
         if measured_s is not None:
             drawn = rngs[0].choice(measured_s, BLOCK)
@@ -147,8 +147,8 @@ def exchanges(
         varying = jitter or measured_s is not None
         ups = up.tolist() if varying else [up[0].tolist()] * BLOCK
         downs = down.tolist() if varying else [down[0].tolist()] * BLOCK
-        lucks = np.concatenate([luck, state], axis=1).tolist() if lossy else [None] * BLOCK
-        yield from zip(service.tolist(), ups, downs, lucks, on_top, strict=True)
+        uniforms = np.concatenate([uniform, state], axis=1).tolist() if lossy else [None] * BLOCK
+        yield from zip(service.tolist(), ups, downs, uniforms, on_top, strict=True)
 
 
 def arrivals(load: LoadConfig, seed: int) -> Iterator[float]:

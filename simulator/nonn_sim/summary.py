@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.reliability.guarantees import Verdict
-from nonn.reliability.laws import FirstFall, Law, assess
+from nonn.reliability.laws import FirstPassage, Law, assess
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
 from nonn.reliability.placement import Machine, price_of_one_more
@@ -59,7 +59,7 @@ def exact_summary(
             "sd": outcome.sd,
             "quantiles": [{"share": share, "accuracy": value} for share, value in outcome.quantiles.items()],
             "levels": [
-                {"level": k.level, "availability": k.availability, "first_fall": _fall(k.first_fall)}
+                {"level": k.level, "availability": k.availability, "first_fall": _fall(k.first_passage)}
                 for k in outcome.levels
             ],
         },
@@ -87,8 +87,8 @@ def exact_summary(
     return summary
 
 
-def _fall(fall: FirstFall | None) -> dict[str, Any] | None:
-    """A first fall as JSON, which knows no infinity: never is null."""
+def _fall(fall: FirstPassage | None) -> dict[str, Any] | None:
+    """A first passage as JSON, which has no infinity: never is null."""
     if fall is None:
         return None
     times = {"mean_s": fall.mean_s, "low_s": fall.low_s, "high_s": fall.high_s}

@@ -5,7 +5,7 @@
 the 2^N answering sets up to N = 16 and samples of sets for any N. ``parse_law`` reads them from text.
 """
 
-from nonn.reliability.laws.base import FirstFall, Law, TimedLaw
+from nonn.reliability.laws.base import FirstPassage, Law, TimedLaw
 from nonn.reliability.laws.battery import Battery
 from nonn.reliability.laws.markov import Markov
 from nonn.reliability.laws.outcome import Outcome, assess, availability, distribution, expected
@@ -16,7 +16,7 @@ from nonn.reliability.laws.trace import Trace
 __all__ = [
     "LAWS",
     "Battery",
-    "FirstFall",
+    "FirstPassage",
     "GilbertElliott",
     "Groups",
     "Independent",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nonn.reliability.subsets import all_masks
 
-__all__ = ["FirstFall", "FloatArray", "IntArray", "Law", "TimedLaw"]
+__all__ = ["FirstPassage", "FloatArray", "IntArray", "Law", "TimedLaw"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -45,7 +45,7 @@ class Law(ABC):
 
 
 @dataclass(frozen=True)
-class FirstFall:
+class FirstPassage:
     """When accuracy first falls below a level.
 
     Attributes:
@@ -61,7 +61,7 @@ class FirstFall:
     high_s: float
 
     @classmethod
-    def certain(cls, mean_s: float, method: str = "exact") -> FirstFall:
+    def certain(cls, mean_s: float, method: str = "exact") -> FirstPassage:
         """A time without an interval."""
         return cls(mean_s, method, mean_s, mean_s)
 
@@ -74,7 +74,7 @@ class TimedLaw(Law):
         """Probability of each answering set at a moment after the start, with every device up at 0 [2^N]."""
 
     @abstractmethod
-    def first_fall(self, good: NDArray[np.bool_]) -> FirstFall:
+    def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
         """When the answering set first leaves the good ones.
 
         Args:

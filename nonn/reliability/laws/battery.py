@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.reliability.confidence import NORMAL_QUANTILE
-from nonn.reliability.laws.base import FirstFall, FloatArray, IntArray, TimedLaw
+from nonn.reliability.laws.base import FirstPassage, FloatArray, IntArray, TimedLaw
 from nonn.reliability.subsets import membership
 
 __all__ = ["Battery"]
 
 _MOMENTS = 500  # midpoints of the time average
-_DRAWS = 20_000  # of lifetimes, for the first fall where lifetimes are spread
+_DRAWS = 20_000  # of lifetimes, for the first passage where lifetimes are spread
 
 
 class Battery(TimedLaw):
@@ -26,7 +26,7 @@ class Battery(TimedLaw):
         life_s: mean lifetime of each device in seconds [N].
         sd_s: standard deviation of each lifetime [N]; 0 is a fixed lifetime.
         horizon_s: time to average over.
-        seed: of the simulated first fall.
+        seed: of the simulated first passage.
     """
 
     kind = "battery"
@@ -73,7 +73,7 @@ class Battery(TimedLaw):
         drawn = rng.gamma((self.life_s / spread) ** 2, spread**2 / self.life_s, (count, self.num_devices))
         return np.where(self.sd_s > 0, drawn, self.life_s)
 
-    def first_fall(self, good: NDArray[np.bool_]) -> FirstFall:
+    def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
         """The death after which the set is not good: exact for fixed lifetimes, else the mean of 20,000 draws."""
         fixed = bool((self.sd_s == 0).all())
         draws = 1 if fixed else _DRAWS
@@ -89,6 +89,6 @@ class Battery(TimedLaw):
         falls = np.where(bad.any(axis=1), np.take_along_axis(times, bad.argmax(axis=1)[:, None], axis=1)[:, 0], np.inf)
         mean = float(falls.mean())
         if fixed or not np.isfinite(mean):
-            return FirstFall.certain(mean, "exact" if fixed else "simulated")
+            return FirstPassage.certain(mean, "exact" if fixed else "simulated")
         half = NORMAL_QUANTILE * float(falls.std(ddof=1)) / draws**0.5
-        return FirstFall(mean, "simulated", mean - half, mean + half)
+        return FirstPassage(mean, "simulated", mean - half, mean + half)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.reliability.laws.base import FirstFall, FloatArray, TimedLaw
-from nonn.reliability.laws.first_fall import simulated_first_fall
+from nonn.reliability.laws.base import FirstPassage, FloatArray, TimedLaw
+from nonn.reliability.laws.first_passage import simulated_first_passage
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.subsets import membership, probabilities
 
@@ -35,7 +35,7 @@ class Markov(TimedLaw, Independent):
         """Transient solution: p_down(t) = p (1 − exp(−(λ + μ) t))."""
         return probabilities(self.p * -np.expm1(-(self.fail_rate + self.repair_rate) * time_s))
 
-    def first_fall(self, good: NDArray[np.bool_]) -> FirstFall:
+    def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
         """Mean first passage out of the good sets, by eliminating one set after the other; beyond 12 devices simulated.
 
         With rates q, ``h_i (Σ_j q_ij + leak_i) = t_i + Σ_j q_ij h_j`` over good sets j ≠ i, where t = 1 and leak is the
@@ -47,11 +47,11 @@ class Markov(TimedLaw, Independent):
         """
         n = self.num_devices
         if not good[-1]:
-            return FirstFall.certain(0.0)
+            return FirstPassage.certain(0.0)
         if good.all():
-            return FirstFall.certain(float("inf"))
+            return FirstPassage.certain(float("inf"))
         if n > MAX_FIRST_FALL:
-            return simulated_first_fall(self.fail_rate, self.repair_rate, good)
+            return simulated_first_passage(self.fail_rate, self.repair_rate, good)
         # Rare sets go first, all devices up is left. Rates join sets one device apart, so what is eliminated touches
         # its own size and the next: [place + 1, reach) holds both.
         sizes = membership(n).sum(axis=1)
@@ -75,4 +75,4 @@ class Markov(TimedLaw, Independent):
             rates[rest, rest] += np.outer(share, onward)
             leak[rest] += share * leak[first]
             time_s[rest] += share * time_s[first]
-        return FirstFall.certain(float(time_s[-1] / leak[-1]))
+        return FirstPassage.certain(float(time_s[-1] / leak[-1]))

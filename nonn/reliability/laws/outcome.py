@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nonn.errors import ShapeError
-from nonn.reliability.laws.base import FirstFall, FloatArray, Law, TimedLaw
+from nonn.reliability.laws.base import FirstPassage, FloatArray, Law, TimedLaw
 from nonn.reliability.subsets import SubsetTable
 
 __all__ = ["Level", "Outcome", "assess", "availability", "distribution", "expected", "meets"]
@@ -51,12 +51,12 @@ class Level:
     Attributes:
         level: the accuracy asked for.
         availability: probability, or share of time, that it is reached.
-        first_fall: when it is first missed; None where the law has no clock.
+        first_passage: when it is first missed; None where the law has no clock.
     """
 
     level: float
     availability: float
-    first_fall: FirstFall | None
+    first_passage: FirstPassage | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def assess(table: SubsetTable, law: Law, levels: Sequence[float] = ()) -> Outcom
     }
     kept = []
     for level in levels:
-        fall = law.first_fall(meets(accuracy, level)) if isinstance(law, TimedLaw) else None
+        fall = law.first_passage(meets(accuracy, level)) if isinstance(law, TimedLaw) else None
         kept.append(Level(level, availability(accuracy, probability, level), fall))
     variance = max(0.0, float(probability @ (accuracy - mean) ** 2))
     return Outcome(law.text, mean, math.sqrt(variance), quantiles, tuple(kept))

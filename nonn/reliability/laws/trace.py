@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ConfigError
-from nonn.reliability.laws.base import FirstFall, FloatArray, IntArray, TimedLaw
+from nonn.reliability.laws.base import FirstPassage, FloatArray, IntArray, TimedLaw
 
 __all__ = ["Trace", "read_trace"]
 
@@ -96,8 +96,8 @@ class Trace(TimedLaw):
         result[self.masks[max(place, 0)]] = 1
         return result
 
-    def first_fall(self, good: NDArray[np.bool_]) -> FirstFall:
-        """The first fall in the record, after its first row; infinite if there is none in it."""
+    def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
+        """The first passage in the record, after its first row; infinite if there is none in it."""
         bad = np.flatnonzero(~good[self.masks])
         fall = float(self.times_s[bad[0]] - self.times_s[0]) if len(bad) else float("inf")
-        return FirstFall.certain(fall, "record")
+        return FirstPassage.certain(fall, "record")

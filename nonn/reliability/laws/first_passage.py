@@ -1,4 +1,4 @@
-"""Mean time to first fall of many devices, by simulation that rare falls do not slow down.
+"""Mean first-passage time of many devices, by simulation that rare falls do not slow down.
 
 The chain is back at the start whenever every device is up again. So it lives through cycles that are independent of
 each other, and ``mean = E[length of a cycle, cut at its fall] / P(a cycle has a fall)``. Lengths are simulated as they
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.reliability.confidence import NORMAL_QUANTILE
-from nonn.reliability.laws.base import FirstFall, FloatArray
+from nonn.reliability.laws.base import FirstPassage, FloatArray
 
-__all__ = ["simulated_first_fall"]
+__all__ = ["simulated_first_passage"]
 
 CYCLES = 100_000  # of each kind: intervals of a few per cent
 BIAS = 0.5  # probability that the next change is a failure, while both are possible
@@ -28,9 +28,9 @@ ENOUGH = 1000  # falls in unbiased cycles: then weights would only add variance
 _SEED = 0
 
 
-def simulated_first_fall(
+def simulated_first_passage(
     fail_rate: FloatArray, repair_rate: FloatArray, good: NDArray[np.bool_], *, cycles: int = CYCLES, seed: int = _SEED
-) -> FirstFall:
+) -> FirstPassage:
     """Mean time until devices that fail and are repaired leave the good sets.
 
     Args:
@@ -52,12 +52,12 @@ def simulated_first_fall(
     _, fell = _cycles(rng, fail_rate, repair_rate, good, cycles, biased=rare)
     mean_length, p_fall = float(length_s.mean()), float(fell.mean())
     if p_fall == 0:
-        return FirstFall(math.inf, "simulated", 0.0, math.inf)
+        return FirstPassage(math.inf, "simulated", 0.0, math.inf)
     mean_s = mean_length / p_fall
     # Relative errors of independent factors add in squares; the logarithm keeps the interval positive.
     squares = (length_s.var() / mean_length**2 + fell.var() / p_fall**2) / cycles
     factor = math.exp(NORMAL_QUANTILE * math.sqrt(squares))
-    return FirstFall(mean_s, "simulated", mean_s / factor, mean_s * factor)
+    return FirstPassage(mean_s, "simulated", mean_s / factor, mean_s * factor)
 
 
 def _cycles(
