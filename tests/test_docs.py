@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nonn.fleet.inventory
+import nonn.fleet.hosts
 import nonn_device.cli
 import nonn_sim.cli
 import pytest
@@ -150,7 +150,7 @@ def load(path: Path) -> None:
         "scenario": load_scenario,
         "node": lambda path: load_inventory(path, 1 + max(node["student"] for node in tree["node"])),
         "device": load_devices,
-        "aggregators": nonn.fleet.inventory.load_inventory,
+        "aggregators": nonn.fleet.hosts.load_hosts,
         "policy": load_policy,  # a scenario may have this table too
     }
     next((loader for key, loader in loaders.items() if key in tree), load_experiment)(path)

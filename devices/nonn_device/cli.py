@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nonn.bundle import Bundle
     from nonn.rpc.server import Attend
+    from nonn.security.tls import TlsFolder
     from nonn.telemetry.systemd import Watchdog
     from nonn_device.join import Member
     from nonn_device.node import StudentModel
@@ -72,28 +73,36 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a student until told to end")
-    serve.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
-    serve.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
     serve.set_defaults(run=_serve)
     join = commands.add_parser("join", help="get a student from an aggregator, and serve it until told to end")
-    join.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; of several, each is joined")
-    join.add_argument("--id", metavar="ID", help="of this device; with --tls its certificate says it")
-    join.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the student is kept")
-    join.add_argument("--student", type=int, metavar="I", help="the student to run (default: what is needed most)")
-    join.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="where the aggregators find this node")
-    join.add_argument("--dial-out", action="store_true", help="nobody can call this device: it fetches its requests")
-    join.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
-    join.add_argument("--join-token-file", type=Path, metavar="FILE", help="token that lets it join without TLS")
+    _add_join_options(join)
     join.set_defaults(run=_join)
+    check = commands.add_parser("check", help="run a student once, in a process of its own, and say what it takes")
+    check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
+    for command in (serve, check):
+        command.add_argument(
+            "bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file"
+        )
+        command.add_argument(
+            "--student", type=int, required=True, metavar="I", help="number of the student in the bundle"
+        )
     for command in (serve, join):
         _add_serving_options(command)
-    check = commands.add_parser("check", help="run a student once, in a process of its own, and say what it takes")
-    check.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file")
-    check.add_argument("--student", type=int, required=True, metavar="I", help="number of the student in the bundle")
-    check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
     for command in (serve, join, check):
         _add_runtime_options(command)
     return parser
+
+
+def _add_join_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a node that joins."""
+    parser.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; of several, each is joined")
+    parser.add_argument("--id", metavar="ID", help="of this device; with --tls its certificate says it")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the student is kept")
+    parser.add_argument("--student", type=int, metavar="I", help="the student to run (default: what is needed most)")
+    parser.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="where the aggregators find this node")
+    parser.add_argument("--dial-out", action="store_true", help="nobody can call this device: it fetches its requests")
+    parser.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
+    parser.add_argument("--join-token-file", type=Path, metavar="FILE", help="token that lets it join without TLS")
 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +230,7 @@ def _join(arguments: argparse.Namespace) -> int:
     from nonn.rpc.address import check_bind, split_address, with_port
     from nonn.rpc.guard import Tokens
     from nonn.rpc.loop import run as run_loop
-    from nonn.security.tls import check_id, load_tls
+    from nonn.security.tls import load_tls
     from nonn_device.artifacts import Store
     from nonn_device.join import JoinOptions, Member
     from nonn_device.link import Link
@@ -229,11 +238,7 @@ def _join(arguments: argparse.Namespace) -> int:
     if arguments.dial_out and (arguments.host != "127.0.0.1" or arguments.advertise):
         raise ConfigError("--dial-out is for a node that nobody can call: leave --host and --advertise out")
     tls = load_tls(arguments.tls, "node")
-    name = arguments.id or (tls.identity.id if tls else "")
-    if not name:
-        raise ConfigError("--id is missing: without TLS nothing else says which device this is")
-    if tls is not None and tls.identity.id != name:
-        raise ConfigError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; leave --id out")
+    name = _own_id(arguments.id, tls)
     for address in arguments.aggregators:
         split_address(address, "aggregator")
     check_bind(arguments.host, arguments.port)
@@ -241,7 +246,7 @@ def _join(arguments: argparse.Namespace) -> int:
         split_address(with_port(arguments.advertise, "1"), "--advertise")
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
     options = JoinOptions(
-        node=check_id(name),
+        node=name,
         student=arguments.student,
         advertise=arguments.advertise,
         max_model_bytes=arguments.max_model_bytes,
@@ -253,6 +258,22 @@ def _join(arguments: argparse.Namespace) -> int:
     if member.failure is not None:
         raise member.failure
     return 0
+
+
+def _own_id(given: str | None, tls: TlsFolder | None) -> str:
+    """The id of this device, from its certificate or the operator.
+
+    Raises:
+        ConfigError: there is neither, it is no id, or the two differ.
+    """
+    from nonn.security.tls import check_id
+
+    name = given or (tls.identity.id if tls else "")
+    if not name:
+        raise ConfigError("--id is missing: without TLS nothing else says which device this is")
+    if tls is not None and tls.identity.id != name:
+        raise ConfigError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; leave --id out")
+    return check_id(name)
 
 
 async def _run_member(arguments: argparse.Namespace, member: Member) -> None:

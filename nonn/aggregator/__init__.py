@@ -1,28 +1,18 @@
-"""The aggregator: asks the devices, fuses whatever they send back, and says how good that is.
+"""The aggregator: asks the devices, fuses their replies, and says how accurate the answer is.
 
 ::
 
-    inventory   which node runs which student, and where           (a TOML file)
-    policy      whom to ask, how long to wait, whom to leave out   (pure logic, injected time)
-    session     the same for one request: hedging, early fusion    (pure logic; latencies: what it goes by)
-    fanout      one request to many nodes                          (gRPC; reply: each is checked)
-    service     plan → ask → record → fuse                         (Aggregator; solver: heads beside the event loop)
-    batching    requests of several clients travel together
-    server      all of it behind the Open Inference Protocol
+    inventory    which node runs which student, and where             (a TOML file)
+    policy/      which nodes to ask, how long to wait, hedging        (pure logic, injected time)
+    fanout       one request to many nodes                            (gRPC; reply: each is checked)
+    service      ask → learn → fuse                                   (Aggregator)
+    solver       fusion heads outside of the event loop
+    missing      why nodes are missing from an answer
+    batching     dynamic batching across clients                      (pacing: its rules; queueing: what waits)
+    server       all of it as one model of the Open Inference Protocol
 
-Nodes that come and go, and who may::
-
-    membership  leases, and which student a node gets              (pure logic, injected time)
-    fleet       the service by which nodes join                    (work: those that dial out)
-    secure      TLS channels, rotation, revocation
-    joining     the options of ``nonn serve`` for all of this
-
-Whoever watches::
-
-    events      what observers are told
-    monitor     the state of the cluster                           (state, timeline, faultlog)
-    drift       names a node that answers but has gone bad         (pure logic; baseline: what it compares with)
-    metrics     Prometheus; dashboard: HTTP; observing: the options for all of this
+    membership/  nodes that join and leave at run time: leases, certificates, dialling out
+    monitoring/  events, metrics, drift alarm, dashboard, traces
 """
 
 __all__: list[str] = []

@@ -17,9 +17,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -29,6 +28,7 @@ import numpy as np
 from nonn.aggregator.pacing import BatchLimit, FanoutSlot, Regrouping
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
+from nonn.aggregator.queueing import Alarm, Member, Queue
 from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
 from nonn.rpc.background import Background
@@ -79,87 +79,6 @@ class Infer(Protocol):
         ...
 
 
-@dataclass(eq=False, slots=True)
-class _Member:
-    """One client's request."""
-
-    batch: Array
-    arrived_at: float
-    deadline_at: float
-    answer: asyncio.Future[Answer]
-    context: Context  # its trace goes on in it
-
-
-class _Queue:
-    """Requests that wait, in the order of arrival.
-
-    Attributes:
-        num_samples: of all of them.
-    """
-
-    def __init__(self) -> None:
-        self._members: deque[_Member] = deque()
-        self.num_samples = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._members)
-
-    @property
-    def oldest_at(self) -> float:
-        """When the first of them arrived."""
-        return self._members[0].arrived_at
-
-    def push(self, member: _Member) -> None:
-        """Adds one."""
-        self._members.append(member)
-        self.num_samples += len(member.batch)
-
-    def pop(self, limit: int, now: float) -> list[_Member]:
-        """Takes the next requests that can share a fan-out: one dtype, at most ``limit`` samples, at least one request.
-
-        Those whose client has given up are dropped, those whose deadline has passed are refused.
-        """
-        taken, total = list[_Member](), 0
-        while self._members:
-            member = self._members[0]
-            if not member.answer.done():
-                if member.deadline_at <= now:
-                    waited_s = now - member.arrived_at
-                    member.answer.set_exception(OverloadError(f"waited {waited_s:.2f} s, as long as the client would"))
-                elif taken and (total + len(member.batch) > limit or member.batch.dtype != taken[0].batch.dtype):
-                    break
-                else:
-                    taken.append(member)
-                    total += len(member.batch)
-            self._members.popleft()
-            self.num_samples -= len(member.batch)
-        return taken
-
-
-class _Alarm:
-    """One timer of the event loop, which rings at the earliest time that was asked for, or a little before.
-
-    Args:
-        ring: called then; asks again if it is too early, since uvloop rounds to milliseconds.
-    """
-
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
-        self._timer: asyncio.Handle | None = None
-        self._at = inf
-
-    def set(self, at: float) -> None:
-        """Rings at this time of the event loop."""
-        if at < self._at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer, self._at = asyncio.get_running_loop().call_at(at, self._rings), at
-
-    def _rings(self) -> None:
-        self._timer, self._at = None, inf
-        self._ring()
-
-
 class Batcher:
     """Puts requests together and takes answers apart.
 
@@ -180,7 +99,7 @@ class Batcher:
         self.config = config
         self._infer, self._policy, self._clock = infer, policy, clock
         self._held = 0  # samples that wait or are under way
-        self._queue, self._alarm = _Queue(), _Alarm(self._send_waiting)
+        self._queue, self._alarm = Queue(), Alarm(self._send_waiting)
         self._long_s = policy.deadline_s / 4
         self._slot, self._regrouping = FanoutSlot(), Regrouping(config.regroup_s)
         self._limit = BatchLimit(config.max_batch, self._long_s)
@@ -222,7 +141,7 @@ class Batcher:
             now = self._clock()
             deadline_at = inf if remaining_s is None else now + remaining_s
             answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._queue.push(_Member(batch, now, deadline_at, answer, copy_context()))
+            self._queue.push(Member(batch, now, deadline_at, answer, copy_context()))
             self._send_waiting()
             return await answer
         finally:
@@ -273,9 +192,9 @@ class Batcher:
                 self._tasks.start(self._fly(members, self._take_slot()), "batch", context=members[0].context)
         return None
 
-    async def _fly(self, members: Sequence[_Member], token: object) -> None:
+    async def _fly(self, members: Sequence[Member], token: object) -> None:
         """One fan-out for some requests; every one of them has its answer or error afterwards."""
-        again: Sequence[_Member] = ()
+        again: Sequence[Member] = ()
         try:
             again = await self._ask(members)
         except asyncio.CancelledError:
@@ -291,7 +210,7 @@ class Batcher:
         if again:
             await self._fly(again, self._take_slot())
 
-    async def _ask(self, members: Sequence[_Member]) -> Sequence[_Member]:
+    async def _ask(self, members: Sequence[Member]) -> Sequence[Member]:
         """Asks once and gives each its answer; returns those whose wait was cut short by another's deadline."""
         start, tightest = self._clock(), min(member.deadline_at for member in members)
         batch = members[0].batch if len(members) == 1 else np.concatenate([member.batch for member in members])
@@ -306,7 +225,7 @@ class Batcher:
         if len(members) > 1 and _refused(answer, error):
             await asyncio.gather(*(self._ask([member]) for member in members))
             return ()
-        again: set[_Member] = set()
+        again: set[Member] = set()
         if self._was_cut(remaining_s, took_s) and _incomplete(answer, error):
             again = {member for member in members if member.deadline_at > tightest and not member.answer.done()}
         row = 0
@@ -323,7 +242,7 @@ class Batcher:
             return False
         return took_s >= CUT_SHARE * (remaining_s - self._policy.fusion_budget_s)
 
-    def _give(self, member: _Member, rows: slice, answer: Answer | None, error: Exception | None) -> None:
+    def _give(self, member: Member, rows: slice, answer: Answer | None, error: Exception | None) -> None:
         """One client's part of an answer, or the error."""
         if answer is None:
             assert error is not None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from nonn.aggregator.fanout import Connect, Fanout
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.missing import missing_nodes, refusal
 from nonn.aggregator.monitoring.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
 from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.policy.session import Session
@@ -25,13 +27,32 @@ from nonn.aggregator.reply import Reply
 from nonn.aggregator.solver import HeadSolver
 from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError, InputError, NonnError, QuorumError
+from nonn.errors import ConfigError, InputError
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.background import Background
 from nonn.rpc.wire import Array, check_batch
 from nonn.telemetry.tracing import span
 
 __all__ = ["Aggregator"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fanout:
+    """One batch that nodes were asked about.
+
+    Attributes:
+        start: when it came.
+        num_samples: B.
+        num_requests: clients whose requests these samples are.
+        session: that decided.
+        replies: of every node that was asked.
+    """
+
+    start: float
+    num_samples: int
+    num_requests: int
+    session: Session
+    replies: tuple[Reply, ...]
 
 
 class Aggregator:
@@ -165,7 +186,8 @@ class Aggregator:
         try:
             batch = check_batch({"input": inputs}, self._shape)
         except InputError:
-            self._tell(start, 0, "invalid")
+            now = self._clock()
+            self.observers.on_request(RequestEvent(now, 0, "invalid", latency_s=now - start))
             raise
         return await self.infer_checked(batch, remaining_s)
 
@@ -179,27 +201,31 @@ class Aggregator:
         start = self._clock()
         session = self.policy.session(start, remaining_s)
         features, replies = await self._fanout.ask(session, batch)
+        fanout = _Fanout(start, len(batch), num_requests, session, tuple(replies))
         if len(features) < self.policy.config.quorum:
-            error = self._refusal(session, replies, remaining_s)
-            invalid = isinstance(error, InputError)
-            self._tell(
-                start,
-                len(batch),
-                "invalid" if invalid else "below_quorum",
-                replies,
-                session,
-                num_requests=num_requests,
-            )
+            num_devices = self.bundle.num_devices
+            error = refusal(self.nodes, self.policy, session, replies, num_devices=num_devices, remaining_s=remaining_s)
+            self._tell(fanout, "invalid" if isinstance(error, InputError) else "below_quorum")
             raise error
+        answer = await self._fuse(fanout, features)
+        if self.observers:
+            # Once the answer has gone out, as far as the event loop allows.
+            outcome: Outcome = "degraded" if answer.degraded else "ok"
+            asyncio.get_running_loop().call_soon(self._tell, fanout, outcome, answer, features)
+        return answer
+
+    async def _fuse(self, fanout: _Fanout, features: Mapping[int, NDArray[np.float32]]) -> Answer:
+        """Makes the answer of what has arrived: student → features [B, d_i]."""
         mask = mask_of(features)
         with span("nonn.fuse", nodes=len(features)):
             await self._solver.ensure(mask)
             logits = self._head.logits(features)
         answered = np.zeros(self.bundle.num_devices, np.bool_)
         answered[list(features)] = True
-        now = self._clock()
-        missing = {} if len(features) == len(self.nodes) else self._missing(session, replies)
-        answer = Answer(
+        missing = {}
+        if len(features) != len(self.nodes):
+            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies)
+        return Answer(
             logits=logits.astype(np.float32),
             confidence=self._head.confidence(logits, mask).astype(np.float32),
             answered=answered,
@@ -208,90 +234,36 @@ class Aggregator:
             expected_accuracy=self.policy.accuracy[mask],
             failures={node: text for node, (_, text) in missing.items()},
             statuses={node: status for node, (status, _) in missing.items()},
-            early=session.early,
-            latency_s=now - start,
+            early=fanout.session.early,
+            latency_s=self._clock() - fanout.start,
         )
-        if self.observers:
-            # Once the answer has gone out, as far as the event loop allows.
-            asyncio.get_running_loop().call_soon(
-                self._tell,
-                start,
-                len(batch),
-                "degraded" if answer.degraded else "ok",
-                replies,
-                session,
-                answer,
-                features,
-                num_requests,
-            )
-        return answer
 
     def _tell(
         self,
-        start: float,
-        num_samples: int,
+        fanout: _Fanout,
         outcome: Outcome,
-        replies: Sequence[Reply] = (),
-        session: Session | None = None,
         answer: Answer | None = None,
         features: Mapping[int, NDArray[np.float32]] | None = None,
-        num_requests: int = 1,
     ) -> None:
-        """Tells the observers of a request."""
-        if self.observers:
-            now = self._clock()
-            event = RequestEvent(
+        """Gives the observers what became of a fan-out."""
+        if not self.observers:
+            return
+        now = self._clock()
+        self.observers.on_request(
+            RequestEvent(
                 time_s=now,
-                num_samples=num_samples,
+                num_samples=fanout.num_samples,
                 outcome=outcome,
                 mask=answer.mask if answer else 0,
                 expected_accuracy=answer.expected_accuracy if answer else 0.0,
-                latency_s=answer.latency_s if answer else now - start,
-                replies=tuple(replies),
-                early=session is not None and session.early,
-                hedges=session.hedges if session else 0,
+                latency_s=answer.latency_s if answer else now - fanout.start,
+                replies=fanout.replies,
+                early=fanout.session.early,
+                hedges=fanout.session.hedges,
                 features=features,
-                num_requests=num_requests,
+                num_requests=fanout.num_requests,
             )
-            self.observers.on_request(event)
-
-    def _refusal(self, session: Session, replies: Sequence[Reply], remaining_s: float | None) -> NonnError:
-        """Why there is no answer."""
-        if remaining_s is not None and not session.ask and self.nodes:
-            return QuorumError(
-                f"the client's deadline leaves {1e3 * remaining_s:.0f} ms, of which fusing takes "
-                f"{1e3 * self.policy.config.fusion_budget_s:g}: nobody was asked; allow more time"
-            )
-        if replies and all(reply.blameless for reply in replies):
-            return InputError(f"no node takes this request; {replies[0].node.id}: {replies[0].error}")
-        missing = [f"{node} ({text})" for node, (_, text) in self._missing(session, replies).items()]
-        if not self.nodes:
-            missing.append("no node is in the cluster")
-        elif nowhere := sorted(set(range(self.bundle.num_devices)) - {node.student for node in self.nodes}):
-            missing.append(f"no node in the cluster runs student {', '.join(map(str, nowhere))}")
-        return QuorumError(
-            f"{session.answered.bit_count()} of {self.bundle.num_devices} devices answered, the quorum is "
-            f"{self.policy.config.quorum}; missing: {'; '.join(missing)}"
         )
-
-    def _missing(self, session: Session, replies: Iterable[Reply]) -> dict[str, tuple[ReplyStatus, str]]:
-        """Why each node is missing whose student did not answer, in the order of the inventory."""
-        asked = {reply.node.id: reply for reply in replies if not reply.ok}
-        reasons = {}
-        for node in self.nodes:
-            record = self.policy.nodes[node.id]
-            if session.answered >> node.student & 1:
-                continue
-            if reply := asked.get(node.id):
-                reasons[node.id] = reply.status, reply.error
-            elif node.id in session.waiting:
-                text = "not waited for: it would cost more time than it is worth"
-                reasons[node.id] = ReplyStatus.NOT_AWAITED, text
-            elif failures := record.breaker.failures:
-                reasons[node.id] = ReplyStatus.LEFT_OUT, f"left out after {failures} failures in a row"
-            else:
-                reasons[node.id] = ReplyStatus.NOT_ASKED, "not asked"
-        return reasons
 
     def _learn(self, reply: Reply, late: bool) -> None:
         """Takes note of what came of asking a node for a request."""

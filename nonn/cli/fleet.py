@@ -130,31 +130,12 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
     """Does the same on the aggregator's own machine; the bundle goes there first."""
     import subprocess
 
-    from nonn.bundle import load_bundle
     from nonn.errors import UnreachableError
-    from nonn.fleet.hosts import NONN
 
-    command = [NONN, "fleet", args.action, "--state", host.state]
     try:
-        if args.action == "push":
-            bundle = load_bundle(args.bundle)
-            target = f"{host.state}/incoming-{bundle.hash[:12]}"
-            with subprocess.Popen(["tar", "-C", str(args.bundle), "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
-                script = f"mkdir -p {target} && tar -C {target} -xf -"
-                copied = subprocess.run(host.ssh(["sh", "-c", script]), stdin=tar.stdout).returncode
-            if copied:
-                raise UnreachableError(f"{host.id}: the bundle could not be copied to {host.address}; see above")
-            command.append(target)
-        if args.action == "drain":
-            command += [args.node, *(["--undo"] if args.undo else [])]
-        if args.action == "status":
-            command += ["--json"] if args.json else []
-        else:
-            command += ["--floor", str(args.floor)]
-        if args.action in ("push", "rollback"):
-            command += ["--wait", str(args.wait)]
-        code = subprocess.run(host.ssh(command)).returncode
-        if args.action == "push":
+        target = _copy_over_ssh(args.bundle, host) if args.action == "push" else ""
+        code = subprocess.run(host.ssh(_remote_command(args, host, target))).returncode
+        if target:
             subprocess.run(host.ssh(["rm", "-r", target]), check=False)
     except FileNotFoundError as exc:
         raise UnreachableError(
@@ -163,6 +144,37 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
     if code == 255:  # of ssh itself
         raise UnreachableError(f"{host.id}: no ssh to {host.address}; try: {' '.join(host.ssh(['true']))}")
     return code
+
+
+def _copy_over_ssh(folder: Path, host: Host) -> str:
+    """Copies a bundle to the machine of an aggregator; returns the folder there."""
+    import subprocess
+
+    from nonn.bundle import load_bundle
+    from nonn.errors import UnreachableError
+
+    target = f"{host.state}/incoming-{load_bundle(folder).hash[:12]}"
+    with subprocess.Popen(["tar", "-C", str(folder), "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
+        script = f"mkdir -p {target} && tar -C {target} -xf -"
+        copied = subprocess.run(host.ssh(["sh", "-c", script]), stdin=tar.stdout).returncode
+    if copied:
+        raise UnreachableError(f"{host.id}: the bundle could not be copied to {host.address}; see above")
+    return target
+
+
+def _remote_command(args: argparse.Namespace, host: Host, bundle: str) -> list[str]:
+    """The same command for the machine of an aggregator; ``bundle`` is the folder there, empty for none."""
+    from nonn.fleet.hosts import NONN
+
+    command = [NONN, "fleet", args.action, "--state", host.state, *([bundle] if bundle else [])]
+    if args.action == "status":
+        return [*command, *(["--json"] if args.json else [])]
+    if args.action == "drain":
+        command += [args.node, *(["--undo"] if args.undo else [])]
+    command += ["--floor", str(args.floor)]
+    if args.action in ("push", "rollback"):
+        command += ["--wait", str(args.wait)]
+    return command
 
 
 def _show(found: dict[str, Any]) -> None:

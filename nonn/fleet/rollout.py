@@ -16,7 +16,7 @@ from typing import Any
 
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MembershipError, UnreachableError
-from nonn.fleet.plan import Blocked, Done, Move, Situation, Switch, next_step
+from nonn.fleet.plan import Blocked, Done, Situation, Switch, next_step
 from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions
 from nonn.fleet.state import State
 from nonn.rpc.registration import add_servicer
@@ -150,37 +150,33 @@ class Rollout:
                 yield said
 
     async def _roll(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
-        if target.hash == self.served.bundle.hash:
-            if self.other is not None:  # what has moved serves nobody, or is left over: it comes back at once
-                moved = await self._retire(self.other)
-                yield _said("move", f"{_names(moved)} to bundle {target.hash[:12]}, which is served", nodes=moved)
-                await self._until_back(self.served, moved, wait_s)
-            yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
-            return
+        steps = self._go_back(wait_s) if target.hash == self.served.bundle.hash else self._go_on(target, floor, wait_s)
+        async for said in steps:
+            yield said
+        yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
+
+    async def _go_back(self, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+        """Moves the nodes of the other bundle, which serve no client, to the one that is served."""
+        if self.other is not None:
+            moved = await self._retire(self.other)
+            yield _said(
+                "move", f"{_names(moved)} to bundle {self.served.bundle.hash[:12]}, which is served", nodes=moved
+            )
+            await self._until_back(self.served, moved, wait_s)
+
+    async def _go_on(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+        """Moves nodes to another bundle step by step, and serves it as soon as it can."""
         await self._open_other(target)
-        while True:
+        while not isinstance(step := next_step(self._situation(floor)), Done):
             assert self.other is not None
-            step = next_step(self._situation(floor))
             if isinstance(step, Blocked):
                 if not self.other.servicer.membership.leases:  # nothing has moved: nothing is to be undone
                     await self._retire(self.other)
                 raise ConfigError(f"{step.reason}; bundle {self.served.bundle.hash[:12]} is still served")
-            if isinstance(step, Done):
-                break
             if isinstance(step, Switch):
-                old = self.served
-                self._switch()
-                await self.model.finished(old)  # their nodes must not leave under them
-                moved = await self._retire(old)
-                await self._watching.aclose()
-                await self._watch()
-                accuracy = self.served.accuracy()
-                yield _said("switch", f"bundle {target.hash[:12]} is served: {accuracy:.2%}", served=accuracy)
-                if moved:
-                    yield _said("move", f"{_names(moved)}, which served nobody any more", nodes=moved)
-                await self._until_back(self.served, moved, wait_s)
-                break
-            assert isinstance(step, Move)
+                async for said in self._switch(wait_s):
+                    yield said
+                return
             yield _said("move", f"{_names(step.nodes)} to bundle {target.hash[:12]}", nodes=step.nodes)
             await self._move(step.nodes, wait_s)
             yield _said(
@@ -188,7 +184,23 @@ class Rollout:
                 f"{_names(step.nodes)} back; served {self.served.accuracy():.2%}, next {self.other.accuracy():.2%}",
                 served=self.served.accuracy(),
             )
-        yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
+
+    async def _switch(self, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+        """Serves the other bundle from the next request on, and moves the remaining nodes to it."""
+        assert self.other is not None
+        old, new = self.served, self.other
+        self.model.switch(new)
+        self.served, self.other = new, old
+        self._state.served(new.bundle.hash, old.bundle.hash)
+        await self.model.finished(old)  # their nodes must not leave under them
+        moved = await self._retire(old)
+        await self._watching.aclose()
+        await self._watch()
+        accuracy = self.served.accuracy()
+        yield _said("switch", f"bundle {new.bundle.hash[:12]} is served: {accuracy:.2%}", served=accuracy)
+        if moved:
+            yield _said("move", f"{_names(moved)}, which served nobody any more", nodes=moved)
+        await self._until_back(self.served, moved, wait_s)
 
     async def drain(self, node: str, floor: float, *, undo: bool) -> dict[str, Any]:
         """Takes a node out and keeps it out, or lets it in again.
@@ -271,14 +283,6 @@ class Rollout:
                 f"bundle {self.served.bundle.hash[:12]} is served with {self.served.accuracy():.2%}. See what the node "
                 "says (journalctl -u nonn-device), then push again, or: nonn fleet rollback"
             ) from None
-
-    def _switch(self) -> None:
-        """Serves the other bundle from the next request on."""
-        assert self.other is not None
-        old, new = self.served, self.other
-        self.model.switch(new)
-        self.served, self.other = new, old
-        self._state.served(new.bundle.hash, old.bundle.hash)
 
     async def _retire(self, old: ServedBundle) -> tuple[str, ...]:
         """Moves the nodes of the bundle that is not served to the one that is, and ends it; returns the nodes."""

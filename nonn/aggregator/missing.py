@@ -1,0 +1,84 @@
+"""Why nodes are missing from an answer, and why there is no answer: statuses for programs, texts for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from nonn.aggregator.inventory import Node
+from nonn.aggregator.policy import Policy
+from nonn.aggregator.policy.session import Session
+from nonn.aggregator.reply import Reply
+from nonn.answer import ReplyStatus
+from nonn.errors import InputError, NonnError, QuorumError
+
+__all__ = ["missing_nodes", "refusal"]
+
+
+def missing_nodes(
+    nodes: Iterable[Node], policy: Policy, session: Session, replies: Iterable[Reply]
+) -> dict[str, tuple[ReplyStatus, str]]:
+    """Why each node is missing whose student did not answer.
+
+    Args:
+        nodes: of the cluster.
+        policy: what is known of them.
+        session: of the request.
+        replies: of the nodes that were asked.
+
+    Returns:
+        Node id → status and text, in the order of the nodes.
+    """
+    failed = {reply.node.id: reply for reply in replies if not reply.ok}
+    reasons = {}
+    for node in nodes:
+        if session.answered >> node.student & 1:
+            continue
+        if reply := failed.get(node.id):
+            reasons[node.id] = reply.status, reply.error
+        elif node.id in session.waiting:
+            reasons[node.id] = ReplyStatus.NOT_AWAITED, "not waited for: it would cost more time than it is worth"
+        elif failures := policy.nodes[node.id].breaker.failures:
+            reasons[node.id] = ReplyStatus.LEFT_OUT, f"left out after {failures} failures in a row"
+        else:
+            reasons[node.id] = ReplyStatus.NOT_ASKED, "not asked"
+    return reasons
+
+
+def refusal(
+    nodes: Sequence[Node],
+    policy: Policy,
+    session: Session,
+    replies: Sequence[Reply],
+    *,
+    num_devices: int,
+    remaining_s: float | None,
+) -> NonnError:
+    """Why there is no answer; arguments as of ``missing_nodes``.
+
+    Args:
+        nodes: of the cluster.
+        policy: what is known of them.
+        session: of the request.
+        replies: of the nodes that were asked.
+        num_devices: N of the bundle.
+        remaining_s: that the client's deadline left when the request came; None if it had none.
+
+    Returns:
+        ``InputError`` if every node rejects the request, else ``QuorumError``.
+    """
+    if remaining_s is not None and not session.ask and nodes:
+        return QuorumError(
+            f"the client's deadline leaves {1e3 * remaining_s:.0f} ms, of which fusing takes "
+            f"{1e3 * policy.config.fusion_budget_s:g}: nobody was asked; allow more time"
+        )
+    if replies and all(reply.blameless for reply in replies):
+        return InputError(f"no node takes this request; {replies[0].node.id}: {replies[0].error}")
+    missing = [f"{node} ({text})" for node, (_, text) in missing_nodes(nodes, policy, session, replies).items()]
+    if not nodes:
+        missing.append("no node is in the cluster")
+    elif nowhere := sorted(set(range(num_devices)) - {node.student for node in nodes}):
+        missing.append(f"no node in the cluster runs student {', '.join(map(str, nowhere))}")
+    return QuorumError(
+        f"{session.answered.bit_count()} of {num_devices} devices answered, the quorum is "
+        f"{policy.config.quorum}; missing: {'; '.join(missing)}"
+    )
