@@ -16,7 +16,7 @@ from hatchling.plugin.manager import PluginManager
 import nonn
 import nonn.cli
 from nonn.provenance import code_version
-from nonn.rpc.server import InferenceServicer
+from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.v1 import inference_pb2 as pb
 
 ROOT = Path(__file__).parent.parent

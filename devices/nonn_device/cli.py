@@ -171,7 +171,7 @@ def _model(arguments: argparse.Namespace, bundle: Bundle, device: int) -> Studen
 def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more: Any) -> dict[str, Any]:
     """Arguments of ``nonn.rpc.server.serve``."""
     from nonn.rpc.guard import Guard
-    from nonn.rpc.server import SERVICE
+    from nonn.rpc.wire import SERVICE
     from nonn.security.tls import load_tls
 
     def announce(address: str) -> None:

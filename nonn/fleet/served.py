@@ -20,7 +20,7 @@ from nonn.answer import MODEL
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.rpc.codec import Request
-from nonn.rpc.server import Result
+from nonn.rpc.inference import Result
 
 __all__ = ["ServeOptions", "ServedBundle", "ServedModel"]
 

@@ -1,9 +1,8 @@
-"""One model behind the Open Inference Protocol: what device nodes and the aggregator have in common.
+"""A process that serves one model by the Open Inference Protocol, as device nodes and the aggregator do.
 
-Six calls, ``grpc.health.v1``, errors as gRPC status, one bound port, and an orderly end: on SIGTERM, SIGINT or, if
-asked, when standard input closes, health says NOT_SERVING, new requests are refused, those in flight are answered, and
-then the process goes.
-Watching standard input is how a child notices that its parent was killed: nobody catches SIGKILL, but the pipe closes.
+One bound port, ``grpc.health.v1`` and an orderly end: on SIGTERM, SIGINT or, if asked, when standard input closes,
+health says NOT_SERVING, new requests are refused, those in flight are answered, and then the process ends. Watching
+standard input is how a child notices that its parent was killed: SIGKILL cannot be caught, but the pipe closes.
 
 An address beyond loopback is refused without TLS, unless the operator says ``--insecure``.
 """
@@ -13,34 +12,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import grpc
 from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from nonn import __version__
-from nonn.errors import AddressError, UnreachableError
+from nonn.errors import AddressError
 from nonn.rpc.background import Background
-from nonn.rpc.codec import Request, write_response
 from nonn.rpc.guard import Guard
+from nonn.rpc.inference import InferenceServicer, Model
 from nonn.rpc.reflection import add_reflection
-from nonn.rpc.registration import add_servicer, refuse
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.rpc.wire import MAX_MESSAGE_BYTES, SERVICE, Array, Parameter, to_status
+from nonn.rpc.wire import MAX_MESSAGE_BYTES, SERVICE
 from nonn.security.tls import TlsFolder
 
-__all__ = ["SERVICE", "Attend", "InferenceServicer", "Model", "Result", "is_loopback", "serve", "shutdown_event"]
+__all__ = ["Attend", "is_loopback", "serve", "shutdown_event"]
 
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
 DRAIN_S = 10.0  # for requests in flight when the process is told to end; a request's own deadline is shorter
@@ -55,148 +46,6 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
 )
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a model answers.
-
-    Attributes:
-        outputs: arrays by name.
-        parameters: response parameters.
-    """
-
-    outputs: Mapping[str, Array]
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-
-
-class Model(Protocol):
-    """One model that can be served; entered before the first request and left after the last.
-
-    Attributes:
-        name: that requests call it by.
-        max_request_bytes: the largest message that it takes; gRPC refuses a larger one unread.
-    """
-
-    name: str
-    max_request_bytes: int
-
-    @property
-    def version(self) -> str:
-        """What requests may call it by as well; changes when another bundle is served."""
-        ...
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request would be answered now."""
-        ...
-
-    def readiness(self) -> AsyncIterator[bool]:
-        """``ready`` now and again at every change."""
-        ...
-
-    def metadata(self) -> Any:
-        """The ModelMetadataResponse."""
-        ...
-
-    async def infer(self, request: Request, remaining_s: float | None) -> Result:
-        """Answers a request.
-
-        Args:
-            request: its model name and version have been checked.
-            remaining_s: time until the client's deadline; None if it has none.
-
-        Raises:
-            NonnError: becomes the gRPC status of the call.
-        """
-        ...
-
-
-class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """The six calls of the protocol, for one model."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._in_flight = 0
-        self._draining, self._idle = False, asyncio.Event()
-
-    def add_to(self, server: Any) -> None:
-        """Puts the service on a server that has not been started."""
-        service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-        add_servicer(server, service, self, raw={"ModelInfer"})
-
-    async def drain(self) -> None:
-        """Refuses new requests from now on and waits until those in flight are answered."""
-        self._draining = True
-        if self._in_flight:
-            await self._idle.wait()
-
-    async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The process is there, since it answers."""
-        return pb.ServerLiveResponse(live=True)
-
-    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Whether a request would be answered now."""
-        return pb.ServerReadyResponse(ready=self._model.ready)
-
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The same, for the one model there is."""
-        await self._check_model(request.name, request.version, context)
-        return pb.ModelReadyResponse(ready=self._model.ready)
-
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Name and version of the server."""
-        return pb.ServerMetadataResponse(name="nonn", version=__version__, extensions=[])
-
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Tensors and properties of the model."""
-        await self._check_model(request.name, request.version, context)
-        return self._model.metadata()
-
-    async def ModelInfer(self, raw: bytes, context: Any) -> Any:  # noqa: N802
-        """One batch in, one answer out, both as bytes."""
-        try:
-            request = Request.parse(raw)
-        except DecodeError:
-            await refuse(raw, "ModelInferRequest", context)
-        if not self._is_meant(request.model_name, request.model_version):
-            await self._check_model(request.model_name, request.model_version, context)
-        self._in_flight += 1
-        try:
-            if self._draining:
-                raise UnreachableError(f"{self._model.name} is ending and takes no more requests; ask again later")
-            version = self._model.version  # may change while the answer is computed
-            result = await self._model.infer(request, context.time_remaining())
-            response = write_response(self._model.name, version, request, result.outputs, result.parameters)
-        except Exception as exc:
-            code, details, trailing = to_status(exc)
-            if code is grpc.StatusCode.INTERNAL:
-                _log.exception("%s: request failed", self._model.name)
-            await context.abort(code, details, trailing)
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight and self._draining:
-                self._idle.set()
-        return response
-
-    def _is_meant(self, name: str, version: str) -> bool:
-        """Whether a request is for the model there is."""
-        return name == self._model.name and (not version or version == self._model.version)
-
-    async def _check_model(self, name: str, version: str, context: Any) -> None:
-        """Ends the call with NOT_FOUND if it asks for another model."""
-        if not self._is_meant(name, version):
-            asked = f"'{name}'" + (f" version '{version}'" if version else "")
-            here = f"'{self._model.name}' version '{self._model.version}'"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}")
 
 
 async def serve(

@@ -19,7 +19,7 @@ from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.rpc.guard import Guard, Tokens
-from nonn.rpc.server import SERVICE
+from nonn.rpc.wire import SERVICE
 from nonn.security.tls import load_tls
 
 __all__ = ["Joining", "JoiningOptions"]
