@@ -1,7 +1,7 @@
 """``nonn-device``: the process on a device.
 
-Exit codes: 0 ended as told, 2 usage, 3 bundle, address or certificate, or refused by the aggregator. When it answers
-requests it prints one line of JSON on standard output, and nothing else ever; its log is on standard error.
+Exit codes: 0 ended by a signal, 2 usage, 3 bundle, address or certificate, or refused by the aggregator. When it
+answers requests it prints one line of JSON on standard output, and nothing else ever; its log is on standard error.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    """Gets a student and serves it; gets another one when an aggregator says so."""
+    """Gets a student and serves it; gets another one when an aggregator requires it."""
     from nonn.rpc.address import check_bind, split_address, with_port
     from nonn.rpc.guard import Tokens
     from nonn.rpc.loop import run as run_loop
@@ -303,7 +303,7 @@ async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
                 attend = _attend(watchdog, member, model, f"student {device} of bundle {bundle.hash[:12]}")
                 options = _options(arguments, bundle, device, attend=attend, stop=stop)
                 async with Background() as tasks:
-                    # A server has an event of its own, since it also ends to make room for the next student.
+                    # The server has a separate event, since it also ends to make room for the next student.
                     tasks.start(relay(stop), "shutdown")
                     await serve(model, **options)
                 if not member.moved:

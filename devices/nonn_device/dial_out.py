@@ -1,4 +1,4 @@
-"""Work over a stream that the node opened: for a device behind a NAT, which nobody can call.
+"""Work over a stream that the node opened: for a device behind a NAT, which cannot be called.
 
 Each request is handed to the node's own server, which is bound to loopback, so everything holds there that holds for a
 call from outside: limits, drain, errors. That costs one more hop on the device.

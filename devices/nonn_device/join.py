@@ -1,11 +1,11 @@
 """``nonn-device join``: a node that asks aggregators for work and keeps its place with them.
 
-One aggregator gives the student; the others are told which one that is. Each has a task of its own that registers,
-renews the lease, and starts again when the aggregator was restarted or could not be reached: with back-off and
-jitter, so that a hundred nodes do not come back in the same millisecond (Brooker 2015, Exponential Backoff And
-Jitter, AWS Architecture Blog). How to sleep is an argument, and cancelling the task ends any wait.
+One aggregator gives the student; the others learn which one that is. A task for each registers, renews the lease, and
+starts again when the aggregator was restarted or could not be reached: with back-off and jitter, so that a hundred
+nodes do not come back in the same millisecond (Brooker 2015, Exponential Backoff And Jitter, AWS Architecture Blog).
+How to sleep is an argument, and cancelling the task ends any wait.
 
-Leaving is in order: every aggregator is told first, then what is in flight is answered, then the process ends.
+Leaving is in order: every aggregator learns of it first, then what is in flight is answered, then the process ends.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class JoinOptions:
         student: that it runs; None leaves that to the aggregator.
         advertise: host or ``host:port`` at which it is found; empty for what the system says.
         max_model_bytes: largest student that it can hold; 0 for any.
-        dials_out: nobody can call it; work comes over a stream that it opens.
+        dials_out: it cannot be called; work comes over a stream that it opens.
     """
 
     node: str
@@ -205,10 +205,10 @@ class Member:
 
     async def _place(self, link: Link, address: str, end: Callable[[], None]) -> float:
         """Registers as a node that serves; returns the seconds of the lease."""
-        told = "" if self._options.dials_out else link.advertised(address, self._options.advertise)
-        response = await self._register(link, told)
+        advertised = "" if self._options.dials_out else link.advertised(address, self._options.advertise)
+        response = await self._register(link, advertised)
         if (response.bundle, response.student) != (self._bundle, self._student):
-            # An aggregator with another bundle. Only where nobody else counts on the present student may it change.
+            # An aggregator with another bundle. The present student may change only where no other aggregator uses it.
             if any(other.lease for other in self._links if other is not link):
                 await self._leave(link)
                 raise UnreachableError(

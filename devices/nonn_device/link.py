@@ -56,7 +56,7 @@ class Link:
         """Makes one call.
 
         Raises:
-            UnreachableError: nobody answers at the address.
+            UnreachableError: no answer from the address.
             NonnError: what the aggregator answers instead.
         """
         try:

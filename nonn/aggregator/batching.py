@@ -266,7 +266,7 @@ def _hung(answer: Answer | None) -> bool:
 
 
 def _refused(answer: Answer | None, error: Exception | None) -> bool:
-    """Whether a node said that the batch was bad; a nonn node says so of values that its student cannot take."""
+    """Whether a node rejected the batch; a nonn node does so for values that its student cannot take."""
     return isinstance(error, InputError) or (answer is not None and ReplyStatus.REFUSED in answer.statuses.values())
 
 

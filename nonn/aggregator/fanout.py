@@ -4,8 +4,8 @@ What nodes have in common of a request is serialised once. A node's own part is 
 may be concatenated from pieces (protobuf.dev, encoding, "Last One Wins"), so a request is two byte strings joined.
 Replies come back as bytes too: one that cannot be parsed is that node's failure, not the request's.
 
-grpc.aio runs every call in a task of its own. Nothing is wrapped around those: a call's done callback puts it on a
-list and wakes the one coroutine of the request, which reads what has come, tells the session, and sleeps again.
+grpc.aio runs every call in a separate task. Nothing is wrapped around those: a call's done callback puts it on a list
+and wakes the one coroutine of the request, which reads what has come, updates the session, and sleeps again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "chann
 NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
 
 Connect = Callable[[Node], aio.Channel]
-# Told of every outcome and whether it came after the answer.
+# Called with every outcome and whether it came after the answer.
 Learn = Callable[[Reply, bool], None]
 
 
@@ -109,7 +109,7 @@ class _Flight:
             self._waiter.set_result(None)
 
     async def sleep(self, until: float, now: float) -> None:
-        """Until something arrives, somebody wakes it, or the time has come."""
+        """Until something arrives, ``wake`` is called, or the time has come."""
         # Most requests need one timer, for the deadline, however often they wake up.
         if self._timer is None or self._timer_at != until:
             self.stop_timer()
@@ -137,7 +137,7 @@ class Fanout:
     Args:
         nodes: to begin with.
         bundle: that every reply must be of.
-        learn: told of every outcome.
+        learn: called with every outcome.
         connect: makes the channel to a node.
         clock: seconds that never go back.
     """
@@ -216,9 +216,9 @@ class Fanout:
                 flight.wake()
 
     async def ask(self, session: Session, batch: Array) -> tuple[dict[int, Float32], list[Reply]]:
-        """Asks whom a session says and waits as long as it says.
+        """Asks the nodes that a session names and waits as long as it decides.
 
-        A call that is still open when the answer is good enough goes on to its own deadline: its outcome is told to
+        A call that is still open when the answer is good enough goes on to its own deadline: its outcome goes to
         ``learn`` as late, so that what is known of slow nodes stays true. At the deadline it is cancelled.
 
         Args:
@@ -325,5 +325,5 @@ class Fanout:
         return silent
 
     async def _take_late(self, flight: _Flight, node_id: str, at: float) -> None:
-        """Learns from what nobody waits for any more."""
+        """Learns from a reply that came after the answer."""
         self._learn(await self._read(flight, *flight.calls.pop(node_id), at), True)

@@ -64,7 +64,7 @@ class Reply:
 
     @property
     def blameless(self) -> bool:
-        """Whether the node is not to blame: the request was bad, or nobody waited to the end."""
+        """Whether the node is not to blame: the request was bad, or was given up."""
         return self.status in _BLAMELESS
 
 

@@ -1,4 +1,4 @@
-"""The aggregator itself: ask, learn, fuse, tell.
+"""The aggregator itself: it asks nodes, learns from their replies, fuses them, and reports to its observers.
 
 A request costs what its slowest asked node costs, and at most the deadline. One failing node never fails a request:
 what arrived is fused with the head of exactly that set, and the answer states the set and its accuracy.
@@ -62,7 +62,7 @@ class Aggregator:
         bundle: that all nodes run.
         nodes: the inventory.
         config: of the policy.
-        observers: told of every request, change of state and late reply.
+        observers: called at every request, change of state and late reply.
         connect: makes the channel to a node; in plain text by default.
         clock: seconds that never go back.
 
@@ -98,7 +98,7 @@ class Aggregator:
         await self._fanout.__aenter__()
         # One probe of every node opens the channels and finds those that are not there or of another bundle.
         await asyncio.gather(*(self._probe(node.id) for node in self.nodes))
-        # With everybody's head solved the first request finds it; the others follow beside the requests.
+        # The first request finds the head of all nodes solved; other sets follow in the background.
         await self._solver.ensure(mask_of(node.student for node in self.nodes))
         self._solver.look_ahead(node.student for node in self.nodes)
         self._tasks.start(self._keep_probing(), "probing of nodes that failed")
@@ -268,7 +268,7 @@ class Aggregator:
     def _learn(self, reply: Reply, late: bool) -> None:
         """Takes note of what came of asking a node for a request."""
         if not self._fanout.asks(reply.node):
-            return  # it left while it was asked, and whoever watches has forgotten it
+            return  # it left while it was asked, and the observers have forgotten it
         if reply.blameless:
             self.policy.dropped(reply.node.id)
             return
@@ -277,7 +277,7 @@ class Aggregator:
         self._record(reply, late=late)
 
     def _record(self, reply: Reply, *, probe: bool = False, late: bool = False) -> None:
-        """Tells the policy, and whoever has to know of a change."""
+        """Gives the policy an outcome, and the observers a change of state."""
         node, now = reply.node.id, self._clock()
         if not self._fanout.asks(reply.node):
             return  # it left while it was probed
@@ -307,7 +307,7 @@ class Aggregator:
                 waiter.set()
 
     async def _probe(self, node_id: str) -> None:
-        """Asks one node for an answer that nobody waits for: a sample of zeros, checked like any other."""
+        """Sends one node a sample of zeros; its reply is checked like any other, and no client waits for it."""
         zeros = np.zeros((1, *self._shape), np.uint8)
         # Waiting for the channel, so that a node that has just come up is found before the next probe.
         reply = await self._fanout.probe(node_id, zeros, self.policy.config.deadline_s)

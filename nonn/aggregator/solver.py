@@ -1,4 +1,4 @@
-"""Fusion heads solved beside the event loop.
+"""Fusion heads solved outside of the event loop.
 
 A ridge head solves a linear system for every new answering set: tens of milliseconds for wide features, in which no
 other request would be answered. So the sets that the next failures would make are solved ahead, in a thread; a request

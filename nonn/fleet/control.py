@@ -1,6 +1,6 @@
 """How ``nonn fleet`` talks to an aggregator: lines of JSON over a socket in its state folder.
 
-Whoever may open the socket, which the file system decides, is the operator. A request is one line with ``do``; what
+A user who may open the socket, which the file system decides, is the operator. A request is one line with ``do``; what
 comes back is a line for each step, the last of which has ``event`` ``done`` or ``error``.
 """
 
@@ -86,7 +86,7 @@ async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asynci
         elif do == "drain":
             await say(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"]))
         elif do == "roll":
-            # A step is finished even if whoever asked for it goes away; the next is then not begun.
+            # A step is finished even if its client goes away; the next is then not begun.
             steps = rollout.roll(asked["bundle"], asked["floor"], asked["wait_s"])
             async with contextlib.aclosing(steps) as said:  # type: ignore[type-var]
                 async for step in said:
@@ -105,7 +105,7 @@ def ask(path: Path, **request: Any) -> Iterator[dict[str, Any]]:
     """Asks an aggregator, and gives what it says, the last message being that it is done.
 
     Raises:
-        UnreachableError: nobody listens.
+        UnreachableError: no aggregator listens.
         NonnError: what the aggregator answers instead.
     """
     with socket.socket(socket.AF_UNIX) as sock:

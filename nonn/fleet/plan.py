@@ -1,8 +1,8 @@
 """Which nodes may move to another bundle next, so that accuracy never falls below a floor: logic without a clock.
 
-While a fleet moves from one bundle to another two clusters exist, and answers of different bundles are never fused: the
-nodes that run the bundle that is served count, the others are away. Served is the old bundle until the nodes that run
-the new one reach the floor by themselves; then the new one is, at once, and the rest moves.
+While a fleet moves from one bundle to another, two clusters exist. Answers of different bundles are never fused, so
+only nodes on the served bundle contribute. The old bundle is served until the nodes on the new one reach the floor by
+themselves; then the new one is served at once, and the remaining nodes move.
 
 So a set of nodes must be found that the old bundle can spare and that suffices for the new one. Both subset tables are
 known, hence all 2^N choices are looked at: those that can be reached by taking one student at a time, with the old
@@ -28,7 +28,7 @@ __all__ = ["Blocked", "Done", "Move", "Situation", "Step", "Switch", "next_step"
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What is so now.
+    """The state of the fleet now.
 
     Attributes:
         old: accuracy of every answering set of the bundle that is served [2^N].
@@ -101,7 +101,7 @@ def next_step(situation: Situation) -> Step:
     """
     here = situation
     if here.switched:
-        # The nodes that still run the old bundle serve nobody.
+        # The nodes that still run the old bundle serve no client.
         return Move(tuple(sorted(here.on_old))) if here.on_old else Done()
     now, later = here.accuracy, accuracy_of(here.new, here.on_new)
     if later >= here.floor and (later >= now or not here.on_old):

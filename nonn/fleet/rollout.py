@@ -1,7 +1,7 @@
 """Rolling updates inside the aggregator: the steps of ``nonn.servicer.plan``, done.
 
 To move a node is to end its lease: its next heartbeat finds that, it registers again, and is given the student of the
-same number in the other bundle. Until it is back with that it serves nobody. Each bundle has an aggregator of its own,
+same number in the other bundle. Until it is back with that it serves no client. Each bundle has a separate aggregator,
 so answers of different bundles never meet.
 """
 

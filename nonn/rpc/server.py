@@ -34,8 +34,8 @@ from nonn.security.tls import TlsFolder
 __all__ = ["Attend", "is_loopback", "serve", "shutdown_event"]
 
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
-DRAIN_S = 10.0  # for requests in flight when the process is told to end; a request's own deadline is shorter
-STOP_GRACE_S = 1.0  # for what else is open then, such as somebody watching health
+DRAIN_S = 10.0  # for requests in flight at shutdown; a request's own deadline is shorter
+STOP_GRACE_S = 1.0  # for what else is open then, such as clients that watch health
 
 _OPTIONS = (
     # With SO_REUSEPORT a second process on the same port would silently get half of the requests.
@@ -63,7 +63,7 @@ async def serve(
     interceptors: Sequence[aio.ServerInterceptor] = (),
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Serves a model until the process is told to end.
+    """Serves a model until a signal, ``stop`` or the end of standard input.
 
     Args:
         model: what to serve.
@@ -76,8 +76,8 @@ async def serve(
         guard: lets calls through; with its TLS folder the port speaks TLS and nothing else.
         services: each puts a further service on the server, which has not been started, and returns the descriptor of
             its .proto file.
-        attend: what goes on beside the requests. Entered with the address and a function that ends the server, when
-            requests are answered; left when the server is told to end and still answers.
+        attend: runs next to the requests. Entered with the address and a function that ends the server, when requests
+            are answered; left at shutdown while the server still answers.
         stop: ends the server when it is set; None for one that ``shutdown_event`` makes.
         interceptors: further ones, behind the guard.
 

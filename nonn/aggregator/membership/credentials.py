@@ -1,13 +1,13 @@
-"""TLS channels to nodes, and a watch over what gRPC does not look at.
+"""TLS channels to nodes, and a watch over what gRPC does not check.
 
-A channel asks for the name in the certificate of exactly its node, so gRPC refuses every other node there. What it
-leaves open is seen to here, beside the requests: a node whose certificate was revoked is taken out, and let in again
-when it has shown another; channels are made anew when the aggregator's own certificate or ``ca.pem`` changes; and why a
-node cannot be reached is said in the log, since gRPC tells neither side.
+A channel asks for the name in the certificate of exactly its node, so gRPC refuses every other node there. The watch
+adds the rest, apart from the requests: a node whose certificate was revoked is taken out, and let in again when it has
+shown another; channels are made anew when the aggregator's own certificate or ``ca.pem`` changes; and the log says why
+a node cannot be reached, which gRPC does not.
 
 Limit: revocation of a *server's* certificate is seen by a second connection, within seconds after the list has changed
-or the node has come up; whoever holds a revoked key and sits in the network between aggregator and node could pass that
-one on to the real node. A revoked *caller* is refused at its next call.
+or the node has come up; an attacker with a revoked key between aggregator and node could pass that connection on to the
+real node. A revoked *caller* is refused at its next call.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Watch:
         self._credentials = tls.credentials_version
         self._inventory = frozenset(node.id for node in aggregator.nodes)  # one that joined comes back by itself
         self._out: dict[str, Node] = {}  # taken out since their certificate was revoked
-        self._seen: dict[str, object] = {}  # of nodes whose certificate counts: what would have to change first
+        self._seen: dict[str, object] = {}  # of nodes whose certificate is valid: what would have to change first
         self._said: dict[str, str] = {}
 
     @contextlib.asynccontextmanager

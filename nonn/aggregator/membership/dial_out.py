@@ -1,4 +1,4 @@
-"""Requests to nodes that nobody can call: they dial out, and work comes over the stream that they opened.
+"""Requests to nodes that cannot be called: they dial out, and work comes over the stream that they opened.
 
 A ``WorkChannel`` stands where a gRPC channel to the node would: the fan-out, the probes and the monitor use it without
 knowing. It lasts as long as the node is in the cluster, across several streams; while there is none, calls fail at
@@ -58,7 +58,7 @@ class WorkChannel:
     """A node's end of all calls to it.
 
     Args:
-        forget: told of the channel when it begins to close: a node that comes back meanwhile gets a new one.
+        forget: called with the channel when it begins to close: a node that comes back meanwhile gets a new one.
     """
 
     def __init__(self, forget: Callable[[WorkChannel], object] = lambda channel: None) -> None:
@@ -129,7 +129,7 @@ class WorkChannel:
         self._hang_up(self._stream)
 
     async def _read(self, replies: AsyncIterator[Any], stream: object) -> None:
-        """Gives replies to whoever waits for them; one that nobody waits for any more is late."""
+        """Gives each reply to the call that waits for it; a reply without one is late."""
         try:
             async for reply in replies:
                 future, deserialise = self._pending.get(reply.call, (None, None))
@@ -148,7 +148,7 @@ class WorkChannel:
             self._hang_up(stream)
 
     def _hang_up(self, stream: object) -> None:
-        """Ends a stream, unless a newer one has taken its place, and fails the calls that counted on it."""
+        """Ends a stream, unless a newer one has taken its place, and fails the calls that depend on it."""
         if self._stream is not stream:
             return
         self._stream = None
@@ -165,4 +165,4 @@ def _fail(future: asyncio.Future[Any], code: grpc.StatusCode, details: str) -> N
     """Ends a call as gRPC does."""
     with contextlib.suppress(asyncio.InvalidStateError):
         future.set_exception(aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details))
-        future.exception()  # looked at: one that nobody awaits any more is no news
+        future.exception()  # retrieved: a call that is no longer awaited need not be logged

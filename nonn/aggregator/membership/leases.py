@@ -1,15 +1,15 @@
-"""Who is in the cluster, with which student, and until when: logic without clock, network or threads.
+"""Leases: which nodes are in the cluster, with which student, and until when; without clock, network or threads.
 
 A node is in while it holds a lease. Each id is one device:
 
 - with another key it is refused while the lease lives, since that is another device under the same name;
 - with the same key and another start of the process it is the device itself after a restart, and takes its old
   lease over. Should the one that lost the lease come back, there are two devices with one identity, as after the copy
-  of a memory card: it is told so, and refused.
+  of a memory card: it is refused with that reason.
 
-A new node gets the student that nobody runs, else the one that fewest run; of equals the one whose part has the fewest
-nodes; of equals the one on which most accuracy hangs. A node that brings a student of our bundle keeps it, so that the
-restart of an aggregator moves nothing and two aggregators agree about the nodes that they share.
+A new node gets a student that no node runs, else the one that fewest run; of equals the one whose part has the fewest
+nodes; of equals the one on which most accuracy depends. A node that brings a student of our bundle keeps it, so that
+the restart of an aggregator moves nothing and two aggregators agree about the nodes that they share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["DEFAULT_LEASE_S", "JoinRequest", "Lease", "Membership"]
 # Three heartbeats: two may be lost. A node that dies in between is left out by the breaker long before.
 DEFAULT_LEASE_S = 4.5
 MAX_SUPERSEDED = 16  # a node that restarts again and again must not fill the memory either
-MAX_NODES = 1024  # leases at once; whoever is allowed to join could otherwise fill the memory
+MAX_NODES = 1024  # leases at once; nodes that may join could otherwise fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Membership:
         """Gives a place to a node, or renews and changes the one that it has.
 
         Raises:
-            MembershipError: the id or address is somebody else's, or no student fits.
+            MembershipError: the id or address is taken, or no student fits.
         """
         old = self._check(request, now)
         ours = request.bundle in ("", self._bundle.hash)
@@ -174,7 +174,7 @@ class Membership:
         """The lease that the node holds already, if any.
 
         Raises:
-            MembershipError: the id or address is somebody else's, or the cluster is full.
+            MembershipError: the id or address is taken, or the cluster is full.
         """
         name = f"node '{request.node}'"
         if any(request.node == node.id for node in self._inventory):

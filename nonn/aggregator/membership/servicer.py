@@ -1,8 +1,8 @@
 """The Fleet service: nodes join a running cluster, fetch their student, and leave.
 
-``Membership`` decides; this makes it so: a lease with an address is a node of the aggregator, a lease that ends is
-none. Nothing is kept on disk. After a restart the aggregator knows nobody, says so to the first heartbeat, and each
-node registers again with the student that it has.
+``Membership`` decides and this carries it out: a lease with an address is a node of the aggregator until it ends.
+Nothing is kept on disk. After a restart the aggregator knows no lease and says so at the first heartbeat, and each node
+registers again with the student that it has.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MembershipServicer:
     Args:
         aggregator: that nodes join.
         membership: that decides.
-        guard: of the server; tells the identity of a caller that came with TLS.
+        guard: of the server; knows the identity of a caller that came with TLS.
         work: channels to nodes that dial out; the aggregator connects by them.
         clock: seconds that never go back.
     """
@@ -158,20 +158,20 @@ class MembershipServicer:
                 else:  # it has registered again meanwhile, and dials again with that lease
                     await self._work[name].close()
             await self._add(node)
-        except Exception:  # a task of its own: nobody else would hear of it, and the node would wait for ever
+        except Exception:  # otherwise the node would wait for ever
             _log.exception("node %s dialled in and could not be added; it is told to join again", name)
             await self.release(name, "could not be added")
             await self._work[name].close()
 
     async def release(self, node: str, reason: str) -> None:
-        """Takes a node out; its next heartbeat tells it to register again."""
+        """Takes a node out; at its next heartbeat it learns that it must register again."""
         async with self._lock:
             lease = self.membership.leases.get(node)
             if lease is not None and self.membership.end(lease.token) is not None:
                 await self._dismiss(lease, reason)
 
     def _join_request(self, request: Any, context: Any) -> JoinRequest:
-        """Who asks, with the identity that it came with rather than the one that it tells.
+        """The request, with the identity of the connection rather than the one in the message.
 
         Raises:
             ConfigError: the id or address is none.
@@ -189,7 +189,7 @@ class MembershipServicer:
             fingerprint = self._guard.fingerprint(context)
         if not fingerprint or not request.instance:
             raise ConfigError(f"node '{request.node}': neither key nor instance; update nonn on the device")
-        told = request.capabilities
+        capabilities = request.capabilities
         return JoinRequest(
             node=request.node,
             instance=request.instance,
@@ -197,10 +197,10 @@ class MembershipServicer:
             address=request.address,
             bundle=request.bundle,
             student=request.student if request.HasField("student") else None,
-            version=told.version,
-            runtime=told.runtime,
-            machine=told.machine,
-            max_model_bytes=told.max_model_bytes,
+            version=capabilities.version,
+            runtime=capabilities.runtime,
+            machine=capabilities.machine,
+            max_model_bytes=capabilities.max_model_bytes,
             dials_out=request.dials_out,
         )
 
@@ -231,7 +231,7 @@ class MembershipServicer:
         ]
 
     async def _make_way(self, lease: Lease) -> Node | None:
-        """Takes out whoever was in the place of a node; returns the node that is to be added, None if it is there."""
+        """Takes out the nodes that a new one replaces; returns the node to be added, None if it is there."""
         holder = lease.request
         wanted = Node(id=holder.node, address=holder.address, student=lease.student)
         if holder.dials_out:
@@ -241,12 +241,12 @@ class MembershipServicer:
             return None
         for node in present.values():
             if node.id == wanted.id or node.address == wanted.address:
-                # Whoever was at this address is gone, or this node could not have bound it.
+                # The node that was at this address is gone, or this one could not have bound it.
                 await self._aggregator.remove_node(node.id, f"replaced by node '{wanted.id}' at {wanted.address}")
         return wanted
 
     async def _add(self, node: Node | None) -> None:
-        """Adds what ``_make_way`` returned; nothing may be awaited between the two, or somebody else comes first."""
+        """Adds what ``_make_way`` returned; nothing may be awaited between the two, or another node comes first."""
         if node is not None:
             await self._aggregator.add_node(node)  # it is in at once, and then probed
             _log.info("node %s joined at %s with student %d", node.id, node.address, node.student)

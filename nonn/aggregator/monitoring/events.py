@@ -1,7 +1,7 @@
-"""What happens in an aggregator, for whoever watches it: metrics, traces, drift alarm, fault log.
+"""Events of an aggregator, for its observers: metrics, traces, drift alarm, fault log.
 
 An observer is called in the event loop after the answer is ready, so it must be cheap and must not block. What it
-raises is logged and goes no further: watching never costs an answer.
+raises is logged and goes no further: observing never costs an answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class RequestEvent:
-    """One request, or several that travelled together, has been answered or refused.
+    """One request, or several in one batch, has been answered or refused.
 
     Attributes:
         time_s: of the end, on the aggregator's clock.
@@ -59,7 +59,7 @@ class RequestEvent:
 
 @dataclass(frozen=True)
 class StateEvent:
-    """A node is treated otherwise than before.
+    """The state of a node has changed.
 
     Attributes:
         time_s: on the aggregator's clock.
@@ -78,7 +78,7 @@ class StateEvent:
 
 @dataclass(frozen=True)
 class LateEvent:
-    """A reply came after its request had been answered; it is counted and thrown away.
+    """A reply came after its request had been answered; it updates statistics but never changes an answer.
 
     Attributes:
         time_s: on the aggregator's clock.
@@ -92,13 +92,13 @@ class LateEvent:
 
 
 class Observer(Protocol):
-    """Whoever watches an aggregator."""
+    """An observer of an aggregator."""
 
     def on_request(self, event: RequestEvent) -> None:
         """A request has been answered or refused."""
 
     def on_state(self, event: StateEvent) -> None:
-        """A node is treated otherwise than before."""
+        """The state of a node has changed."""
 
     def on_late(self, event: LateEvent) -> None:
         """A reply came too late."""
@@ -119,7 +119,7 @@ class Observers:
             self._tell(observer.on_request, event)
 
     def on_state(self, event: StateEvent) -> None:
-        """A node is treated otherwise than before."""
+        """The state of a node has changed."""
         for observer in self._observers:
             self._tell(observer.on_state, event)
 

@@ -1,4 +1,4 @@
-"""The last faults of a cluster: kept for whoever looks, and each one line in the log when it happens."""
+"""The last faults of a cluster: kept for display, and each is one line in the log when it happens."""
 
 from __future__ import annotations
 

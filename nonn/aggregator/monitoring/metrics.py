@@ -1,4 +1,4 @@
-"""Prometheus metrics of an aggregator, in a registry of its own.
+"""Prometheus metrics of an aggregator, in a separate registry.
 
 ======================================================  =========  ==================================================
 ``nonn_requests_total{model,outcome}``                  counter    ok, degraded, below_quorum, invalid, exhausted
@@ -10,7 +10,7 @@
 ``nonn_expected_accuracy``                              gauge      of the last answer, in [0, 1]
 ``nonn_late_replies_total{node}``                       counter    replies after the answer had gone out
 ``nonn_early_fusions_total``                            counter    answers that did not wait for a device on purpose
-``nonn_node_drift{node}``                               gauge      1 while the node says other things than as built
+``nonn_node_drift{node}``                               gauge      1 while the node no longer answers as built
 ======================================================  =========  ==================================================
 
 Cardinality is bounded: outcomes and codes are fixed sets, and the series of a node go when the node leaves.
@@ -41,7 +41,7 @@ _CODES = {
     ReplyStatus.REFUSED: "BAD_REQUEST",
     ReplyStatus.GIVEN_UP: "BAD_REQUEST",
 }
-# From a round trip on loopback to a deadline that nobody would set longer.
+# From a round trip on loopback to a very long deadline.
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 

@@ -52,7 +52,7 @@ class Monitor:
     Args:
         bundle: that the cluster runs.
         drift: how to watch for drift; None does not.
-        on_drift: told whenever a node goes bad or is well again.
+        on_drift: called whenever a node goes bad or is well again.
         clock: that of the aggregator.
     """
 
@@ -169,12 +169,12 @@ class Monitor:
         return {node.id: node for node in self._aggregator.nodes} if self._aggregator else {}
 
     async def _keep_asking(self) -> None:
-        """Asks the nodes about themselves, beside the requests."""
+        """Asks the nodes about themselves, apart from the requests."""
         while True:
             for node in self._nodes().values():
                 if node.id in self._channels:
                     self._tasks.start(self._ask(node, self._channels[node.id]), f"metadata of node {node.id}")
-            # Nodes are connected soon after the start; nobody should wait ten seconds for the first figures.
+            # Nodes are connected soon after the start; the first figures should not take ten seconds.
             await asyncio.sleep(VITALS_EVERY_S if self._vitals else VITALS_EVERY_S / 10)
 
     async def _ask(self, node: Node, channel: Any) -> None:
