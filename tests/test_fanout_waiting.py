@@ -13,6 +13,7 @@ import pytest
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
+from nonn.answer import ReplyStatus
 from nonn.errors import QuorumError
 from nonn.reliability.subsets import members
 from tests.agreement import check_against_offline_fusion
@@ -165,6 +166,7 @@ def test_an_early_answer_says_so_and_learns_from_the_late_reply(bundle, inputs):
     assert members(answer.mask) == (0, 2, 3)
     assert answer.latency_s < TIMEOUT_S / 4
     assert answer.failures == {"node-1": "not waited for: it would cost more time than it is worth"}
+    assert answer.statuses == {"node-1": ReplyStatus.NOT_AWAITED}
     assert answer.parameters()["nonn_early"] is True
     check_against_offline_fusion(bundle, answer, slice(2))
     [event] = watcher.requests
