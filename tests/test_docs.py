@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nonn.fleet.hosts
 import nonn_device.cli
 import nonn_sim.cli
 import pytest
@@ -30,6 +29,7 @@ from nonn_sim.placement_file import load_devices
 from nonn_sim.scenario_file import load_scenario
 
 import nonn.cli
+import nonn.fleet.hosts
 from nonn.aggregator.inventory import load_inventory
 from nonn.aggregator.policy.file import load_policy
 from nonn.bundle import Bundle
