@@ -44,7 +44,7 @@ _EXPERIMENT = """
 ## Experiment file
 
 For `nonn run`, `study` and `partition`. `--set distill.epochs=3` overrides a value. The defaults are the digits
-experiment; [`examples/`](../examples/) has files to start from.
+experiment; [`examples/digits.toml`](../examples/digits.toml) names the main ones.
 """
 _POLICY = """
 ## Policy
@@ -54,7 +54,7 @@ For `nonn serve --policy`, and a table of a scenario; [policy.md](policy.md) exp
 _INVENTORY = """
 ## Inventory
 
-For `nonn serve` and `nonn up`: the nodes, one table each.
+For `nonn serve --inventory`: the nodes, one table each.
 """
 _SCENARIO = """
 ## Scenario
@@ -65,7 +65,7 @@ for one, with the same keys; `[link]` holds for every link and `link = { … }` 
 _MACHINES = """
 ## Machines
 
-For `nonn-sim enumerate --devices`: the machines that students are placed on.
+For `nonn-sim enumerate --place`: the machines that students are placed on.
 """
 
 

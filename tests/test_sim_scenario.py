@@ -5,10 +5,37 @@ from pathlib import Path
 
 import pytest
 from nonn_sim.commands import run as run_command
+from nonn_sim.scenario import (
+    AggregatorConfig,
+    Fault,
+    FleetConfig,
+    Group,
+    LinkConfig,
+    LoadConfig,
+    NodeConfig,
+    RunConfig,
+)
 from nonn_sim.scenario_file import load_scenario, parse_scenario
 
+from nonn.aggregator.inventory import Node
+from nonn.aggregator.policy import PolicyConfig
 from nonn.errors import ConfigError, NonnError
+from nonn.reliability.placement import Machine
+from nonn.toml.listing import tables_of
 
+KINDS = (
+    RunConfig,
+    LoadConfig,
+    AggregatorConfig,
+    LinkConfig,
+    NodeConfig,
+    Group,
+    Fault,
+    FleetConfig,
+    PolicyConfig,
+    Node,
+    Machine,
+)
 SHIPPED = sorted((Path(__file__).parent.parent / "simulator" / "scenarios").glob("*.toml"))
 BASE = '[scenario]\nname = "s"\nduration_s = 10\n'
 
@@ -160,3 +187,10 @@ def test_options_that_contradict_each_other_are_errors(options, message):
     arguments = parser.parse_args([str(SHIPPED[0]), "--bundle", "nowhere", *options])
     with pytest.raises(NonnError, match=message):
         run_command.run(arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_of_a_scenario_policy_inventory_or_machine_says_what_it_means(kind):
+    options = [option for table in tables_of(kind) for option in table.options]
+    assert options
+    assert [option.key for option in options if not option.meaning] == []
