@@ -185,7 +185,7 @@ def _students_alone(inputs: np.ndarray, device: str) -> dict[str, Callable[[], N
 
     return {
         "apart": lambda: backward(lambda: torch.cat([student(raw) for student in apart])),
-        "grouped": lambda: backward(lambda: torch.cat(grouped.learn(raw)[1])),
+        "grouped": lambda: backward(lambda: torch.cat(grouped.maps_and_features(raw)[1])),
         "vmap": lambda: backward(stacked),
         "compiled": lambda: backward(lambda: torch.cat([student(raw) for student in compiled])),
     }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nonn.cli import main
 from nonn.config import Experiment, load_experiment
 from nonn.config.objectives import ObjectivesConfig
-from nonn.distill.objectives.terms import _BUILDERS
+from nonn.distill.objectives.registry import OBJECTIVES
 from nonn.errors import ConfigError
 from nonn.files import digest
 from nonn.toml import from_mapping
@@ -132,8 +132,15 @@ def test_every_option_says_what_it_means_and_may_be(option: Option) -> None:
     assert option.allowed
 
 
+def test_an_old_spelling_is_taken_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="on = 'own' is called on = 'device' now"):
+        experiment = load_experiment(None, ["distill.objectives.kd={weight=0.5, on='own'}"])
+    assert experiment.distill.objectives.kd.on == "device"
+    assert experiment.distill.objectives.kd.weight == 0.5
+
+
 def test_every_objective_has_an_implementation() -> None:
-    assert set(_BUILDERS) == {spec.name for spec in dataclasses.fields(ObjectivesConfig)}
+    assert set(OBJECTIVES) == {spec.name for spec in dataclasses.fields(ObjectivesConfig)}
 
 
 JUNK = st.one_of(
@@ -199,7 +206,7 @@ def test_the_command_prints_a_file_as_a_complete_one(path: Path, capsys: pytest.
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "distill.objectives", "--json"]) == 0
     options = json.loads(capsys.readouterr().out)
-    assert {option["key"].split(".")[2] for option in options} == set(_BUILDERS)
+    assert {option["key"].split(".")[2] for option in options} == set(OBJECTIVES)
 
 
 def test_the_command_prints_a_key_with_its_value_and_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,7 +238,7 @@ def test_a_student_learns_from_its_own_share_as_it_would_alone() -> None:
     assert students.fusion.biases is not None
     with torch.no_grad():
         alone.fusion.linear.weight.copy_(students.fusion.linear.weight[:, :16])
-    own = {"on": "own"}
+    own = {"on": "device"}
     config = distill(ce=own, kd=own, dkd=own, transfer=1.0, hint=1.0, at=1.0, sp=1.0, rkd=1.0, pkt=1.0, srrl=1.0)
     for made, parts in ((students, PARTS), (alone, PARTS[:1])):
         losses = DistillTask(teacher, made, parts, config).losses(raw(), torch.arange(12) % 10, torch.Generator())

@@ -89,17 +89,17 @@ def test_grouped_students_send_the_same_penultimate_features(send_width: int, di
         for i in range(3)
     ]
     grouped, x = GroupedStudents(made).eval(), batch(dims)
-    maps, features = grouped.learn(x)
+    maps, features = grouped.maps_and_features(x)
     for student, m, f in zip(made, maps, features, strict=True):
         assert f.shape == (6, send_width or 64)
         torch.testing.assert_close(f, student(x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(m, student.maps(x), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(student.learn(x)[1], student(x))
+        torch.testing.assert_close(student.maps_and_features(x)[1], student(x))
     with torch.no_grad():
         for parameter in grouped.parameters():
             parameter.add_(0.1)
     grouped.copy_to(made)
-    for student, f in zip(made, grouped.learn(x)[1], strict=True):
+    for student, f in zip(made, grouped.maps_and_features(x)[1], strict=True):
         torch.testing.assert_close(f, student(x), rtol=1e-4, atol=1e-4)
 
 

@@ -101,4 +101,4 @@ def test_an_assistant_teaches_students_like_any_teacher() -> None:
 
 def test_an_assistant_needs_an_objective_on_whole_answers() -> None:
     with pytest.raises(ConfigError, match="give ce, kd or dkd a weight"):
-        AssistantTask(make_teacher(), assistant(), distill(transfer=1.0, kd={"on": "own"}))
+        AssistantTask(make_teacher(), assistant(), distill(transfer=1.0, kd={"on": "device"}))

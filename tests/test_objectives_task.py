@@ -50,7 +50,7 @@ def variants() -> list[Any]:
     alone = [pytest.param({name: 0.05}, id=name) for name in NAMES]
     return [
         *alone,
-        pytest.param({"ce": {"on": "own"}, "kd": {"on": "own", "label_revision": 0.8}}, id="own answers"),
+        pytest.param({"ce": {"on": "device"}, "kd": {"on": "device", "label_revision": 0.8}}, id="own answers"),
         pytest.param({"kd": {"on": "partial"}, "dkd": {"on": "partial", "weight": 0.1}}, id="partial answers"),
         pytest.param({"kd": {"standardise": True, "temperature": 2.0}}, id="standardised"),
         pytest.param({"dkd": {"label_revision": 0.8}}, id="revised"),
@@ -190,7 +190,7 @@ def batch() -> Batch:
         torch.randn(6, 10),
         maps,
         target,
-        own_logits=[torch.randn(6, 10) for _ in range(2)],
+        device_logits=[torch.randn(6, 10) for _ in range(2)],
         classifier=[torch.randn(10, 4) for _ in range(2)],
     )
 
@@ -205,14 +205,14 @@ def summed(*losses: torch.Tensor) -> Any:
 
 def test_logit_terms_are_on_the_answers_they_are_told() -> None:
     b = batch()
-    own, truth = b.own_logits, b.teacher_logits
+    own, truth = b.device_logits, b.teacher_logits
     partial = list(zip(b.student_maps, b.teacher_maps, b.classifier, strict=True))
     assert value(b, "kd", temperature=3.0) == summed(kd(b.fused, truth, 3.0))
-    assert value(b, "kd", temperature=3.0, on="own", weight=2.0) == summed(*(2 * kd(z, truth, 3.0) for z in own))
+    assert value(b, "kd", temperature=3.0, on="device", weight=2.0) == summed(*(2 * kd(z, truth, 3.0) for z in own))
     expected = summed(*(kd(partial_logits(s, w), partial_logits(t, w), 3.0) for s, t, w in partial))
     assert value(b, "kd", temperature=3.0, on="partial") == expected
     assert value(b, "kd", temperature=3.0, on="both") == summed(*(kd(z, truth, 3.0) for z in [b.fused, *own]))
-    assert value(b, "ce", on="own") == summed(*(cross_entropy(z, b.labels) for z in own))
+    assert value(b, "ce", on="device") == summed(*(cross_entropy(z, b.labels) for z in own))
     options = {"temperature": 3.0, "tckd_weight": 0.5, "nckd_weight": 2.0}
     assert value(b, "dkd", **options) == summed(dkd(b.fused, truth, b.labels, 3.0, 0.5, 2.0))
 
@@ -232,7 +232,7 @@ def test_options_reach_their_objectives() -> None:
     b = batch()
     parts = list(zip(b.student_maps, b.teacher_maps, strict=True))
     assert value(b, "rkd", distance_weight=3.0, angle_weight=0.5) == summed(*(rkd(s, t, 3.0, 0.5) for s, t in parts))
-    assert value(b, "mutual", temperature=3.0) == summed(2 * mutual(b.own_logits, 3.0))
+    assert value(b, "mutual", temperature=3.0) == summed(2 * mutual(b.device_logits, 3.0))
     triples = zip(b.student_maps, b.teacher_maps, b.classifier, strict=True)
     assert value(b, "srrl", feature_weight=0.3) == summed(*(srrl(s, t, w, 0.3) for s, t, w in triples))
     assert value(b, "transfer", joint=True) == summed(joint_activation_transfer(b.student_maps, b.teacher_maps))
@@ -282,7 +282,7 @@ def test_own_answers_are_those_of_a_fusion_where_only_that_device_answered() -> 
     with torch.no_grad():
         task.losses(raw(), LABELS, generator())
         features = task.students.features(raw())
-        for i, own in enumerate(seen[0].own_logits):
+        for i, own in enumerate(seen[0].device_logits):
             answered = torch.zeros(12, 4, dtype=torch.bool)
             answered[:, i] = True
             torch.testing.assert_close(own, task.students.fusion(features, answered))
@@ -435,7 +435,7 @@ def test_objectives_that_cannot_be_are_refused() -> None:
     alone = ["distill.objectives.mutual.weight=1", "devices.count=1", "partition.parts=1"]
     with pytest.raises(ConfigError, match="two devices"):
         load_experiment(None, alone)
-    with pytest.raises(ConfigError, match="nobody to learn from"):
+    with pytest.raises(ConfigError, match="no other to learn from"):
         build_terms(distill(mutual=1.0), [16])
 
 

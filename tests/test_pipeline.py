@@ -305,7 +305,7 @@ def test_overlapping_parts_are_taught_to_several_devices(tmp_path: Path) -> None
     overlap = ["partition.parts=4", "partition.overlap=2", "devices.count=4", "experiment.name=overlap"]
     trained = train(Workspace(load_experiment(None, [*QUICK, *overlap]), tmp_path))
     students, partition = trained.students.network, trained.cut.partition
-    assert [s.width for s in students.apart()] == [32] * 4
+    assert [s.width for s in students.individual()] == [32] * 4
     with pytest.raises(ConfigError, match="overlap"):
         load_experiment(None, [*QUICK, "partition.overlap=3"])
     assert [len(p) for p in partition.parts] == [16] * 4

@@ -1,4 +1,4 @@
-"""Which device learns what: the designs of the papers, what losses they stand, and the parts they cover."""
+"""Which device learns what: the designs of the papers, and what an experiment file takes."""
 
 from __future__ import annotations
 

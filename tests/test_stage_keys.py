@@ -38,7 +38,7 @@ ASSISTED = {
             [
                 "distill.assistants=['wrn-10-1']",
                 "distill.generations=2",
-                "distill.objectives.ce.on='own'",
+                "distill.objectives.ce.on='device'",
                 "teacher.model=wrn-10-2",
             ],
             ASSISTED,

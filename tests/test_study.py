@@ -151,8 +151,8 @@ def test_published_methods_have_their_own_loss_and_copies_share_nothing() -> Non
     copies, ours = objectives("copies"), objectives("ours")
     assert copies.keys() == ours.keys() - {"mutual"}
     assert copies["hint"] == ours["hint"]
-    assert copies["kd"] == ours["kd"] | {"on": "own"}
-    assert copies["ce"]["on"] == "own"
+    assert copies["kd"] == ours["kd"] | {"on": "device"}
+    assert copies["ce"]["on"] == "device"
 
 
 def test_a_cut_gives_every_device_half_of_the_filters(ladder: Experiment) -> None:

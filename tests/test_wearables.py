@@ -21,7 +21,7 @@ from nonn.config import DataConfig, DevicesConfig, Experiment, load_experiment
 from nonn.data import load_data
 from nonn.data.augment import Augment
 from nonn.distill import DistillTask, FusionLayer, Students
-from nonn.distill.students import Together
+from nonn.distill.students import JointStudents
 from nonn.errors import ConfigError, DataError, InputError
 from nonn.experiment.methods import METHODS
 from nonn.experiment.run import run
@@ -203,9 +203,9 @@ def test_a_device_is_not_touched_by_what_the_others_see() -> None:
 def test_students_with_views_are_the_same_network_together_and_apart(sends: str) -> None:
     made = students(sends)
     x = torch.randn(6, 45, STEPS)
-    together = Together(made).eval()
+    together = JointStudents(made).eval()
     made.eval()
-    for one, other in zip(made.learn(x), together.learn(x), strict=True):
+    for one, other in zip(made.maps_and_features(x), together.maps_and_features(x), strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -215,7 +215,7 @@ def test_unlike_students_train_in_groups_of_one_architecture_and_keep_their_plac
     models = ["strided-2-0.5", "strided-3-1", "strided-2-0.5", "wrn-10-0.25"]
     made = [Student(m, (3, STEPS), 4, Normalise([0.0] * 3, [1.0] * 3, 1), "penultimate") for m in models]
     both = Students(made, FusionLayer("zero-fill", [s.width for s in made], range(4), 3)).eval()
-    together, x = Together(both).eval(), torch.randn(5, 3, STEPS)
+    together, x = JointStudents(both).eval(), torch.randn(5, 3, STEPS)
     assert len(together.groups) == 3
     for a, b in zip(both.features(x), together.features(x), strict=True):
         torch.testing.assert_close(a, b)
@@ -259,7 +259,7 @@ def test_the_row_of_units_trains_each_as_if_it_were_alone(small: Experiment, tmp
     assert set(losses) == {"ce"}
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     joint: Any = task.module["students"]
-    for i, student in enumerate(alone.apart()):
+    for i, student in enumerate(alone.individual()):
         width, first = student.width, sum(alone.fusion.widths[:i])
         weight = alone.fusion.linear.weight[:, first : first + width].detach().requires_grad_()
         assert alone.fusion.biases is not None

@@ -14,8 +14,10 @@ out, and the defaults leave out all but cross entropy, KD and activation transfe
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from nonn.toml.constraints import Count, NotNegative, Positive, Range, Rules, Share
 
@@ -37,10 +39,22 @@ class LogitConfig(ObjectiveConfig):
     """An objective on logits; summed over devices unless it is on the fused ones."""
 
     on: Annotated[
-        Literal["fused", "own", "both", "partial"],
-        "fused: logits of a sampled subset of devices; own: of each device alone; both: the sum of these two; partial: "
+        Literal["fused", "device", "both", "partial"],
+        "fused: logits of a sampled subset of devices; device: of each device alone; both: the sum of these two; partial: "
         "what a device's part of the teacher's filters adds to the teacher's logits",
     ] = "fused"
+
+    @staticmethod
+    def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The table with ``on = "device"`` where it has the old spelling, ``on = "own"``."""
+        if values.get("on") != "own":
+            return values
+        warnings.warn(
+            "distill.objectives: on = 'own' is called on = 'device' now; nonn 0.3 will not know the old spelling",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return {**values, "on": "device"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +69,7 @@ class SoftTargetConfig(LogitConfig):
         yield (
             "label_revision",
             not self.label_revision or self.on != "partial",
-            "revises whole answers; choose on = 'fused', 'own' or 'both'",
+            "revises whole answers; choose on = 'fused', 'device' or 'both'",
         )
 
 

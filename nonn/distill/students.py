@@ -1,4 +1,4 @@
-"""All students and their fusion, apart as they are deployed or together as they train."""
+"""All students and their fusion: individual networks as they are deployed, or joint ones as they train."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
 from nonn.students.grouped import of_one_architecture
 
-__all__ = ["Students", "Together"]
+__all__ = ["Students", "JointStudents"]
 
 
 class Students(nn.Module):
@@ -30,23 +30,23 @@ class Students(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
-        return [student(select_view(x, student.view)) for student in self.apart()]
+        return [student(select_view(x, student.view)) for student in self.individual()]
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
-        return [student.maps(select_view(x, student.view)) for student in self.apart()]
+        return [student.maps(select_view(x, student.view)) for student in self.individual()]
 
-    def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def maps_and_features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
-        pairs = [student.learn(select_view(x, student.view)) for student in self.apart()]
+        pairs = [student.maps_and_features(select_view(x, student.view)) for student in self.individual()]
         return [maps for maps, _ in pairs], [features for _, features in pairs]
 
-    def apart(self) -> list[Student]:
+    def individual(self) -> list[Student]:
         """The students one by one [N]."""
         return [cast("Student", student) for student in self.students]
 
 
-class Together(nn.Module):
+class JointStudents(nn.Module):
     """The students as one network while they train, or as one for each architecture among them.
 
     See nonn.students.grouped for why.
@@ -57,29 +57,31 @@ class Together(nn.Module):
 
     def __init__(self, students: Students) -> None:
         super().__init__()
-        apart = students.apart()
-        self._members = of_one_architecture(apart)
-        self.groups = nn.ModuleList([GroupedStudents([apart[i] for i in members]) for members in self._members])
+        individual = students.individual()
+        self._members = of_one_architecture(individual)
+        self.groups = nn.ModuleList([GroupedStudents([individual[i] for i in members]) for members in self._members])
         self.fusion = students.fusion
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
-        return self.learn(x)[0]
+        return self.maps_and_features(x)[0]
 
     def features(self, x: Tensor) -> list[Tensor]:
         """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
-        return self.learn(x)[1]
+        return self.maps_and_features(x)[1]
 
-    def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def maps_and_features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
         learned: dict[int, tuple[Tensor, Tensor]] = {}
         for members, grouped in zip(self._members, self.groups, strict=True):
-            learned |= zip(members, zip(*cast("GroupedStudents", grouped).learn(x), strict=True), strict=True)
+            learned |= zip(
+                members, zip(*cast("GroupedStudents", grouped).maps_and_features(x), strict=True), strict=True
+            )
         in_order = [learned[i] for i in range(len(learned))]
         return [maps for maps, _ in in_order], [features for _, features in in_order]
 
     def copy_back(self, students: Students) -> None:
         """Writes the weights into the students that this was made from."""
-        apart = students.apart()
+        individual = students.individual()
         for members, grouped in zip(self._members, self.groups, strict=True):
-            cast("GroupedStudents", grouped).copy_to([apart[i] for i in members])
+            cast("GroupedStudents", grouped).copy_to([individual[i] for i in members])

@@ -19,7 +19,7 @@ from nonn.distill.failout import sample_answering
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
 from nonn.distill.probes import classifier_weight, tapped
-from nonn.distill.students import Students, Together
+from nonn.distill.students import Students, JointStudents
 from nonn.teacher import Teacher
 
 __all__ = ["DistillTask"]
@@ -64,9 +64,9 @@ class DistillTask:
             torch.manual_seed(seed)
             self.terms = build_terms(config, [len(f) for f in filters])
         self._needs: frozenset[str] = frozenset().union(*(term.needs for term in self.terms.values()))
-        # Objectives that look into a student need it as a network of its own.
-        together = config.grouped and "student_taps" not in self._needs
-        self._learners: Students | Together = Together(students) if together else students
+        # Objectives that look into a student need it as an individual network.
+        joint = config.grouped and "student_taps" not in self._needs
+        self._learners: Students | JointStudents = JointStudents(students) if joint else students
         self.module = nn.ModuleDict({"students": self._learners, "auxiliaries": auxiliaries(self.terms)})
         self.progress = 1.0
         self._classifier: list[Tensor] = []
@@ -88,7 +88,7 @@ class DistillTask:
             maps,
             [pool_to(t, m.shape[2:]) for t, m in zip(parts, maps, strict=True)],
             progress=self.progress,
-            own_logits=self._own(features) if "own_logits" in self._needs else (),
+            device_logits=self._device_logits(features) if "device_logits" in self._needs else (),
             classifier=self._classifier,
             student_taps=taps,
             teacher_taps=teacher_taps,
@@ -97,7 +97,7 @@ class DistillTask:
 
     def finish(self) -> None:
         """Writes what was learned into the students."""
-        if isinstance(self._learners, Together):
+        if isinstance(self._learners, JointStudents):
             self._learners.copy_back(self.students)
 
     @torch.no_grad()
@@ -117,15 +117,15 @@ class DistillTask:
 
     def _study(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor], Sequence[Mapping[str, Tensor]]]:
         """The students' maps [B, C_j, …], what they send [B, d_i] and their earlier layers, N of each."""
-        with self._tapping([student.backbone for student in self.students.apart()]) as taps:
-            return *self._learners.learn(inputs), taps
+        with self._tapping([student.backbone for student in self.students.individual()]) as taps:
+            return *self._learners.maps_and_features(inputs), taps
 
     def _tapping(
         self, networks: Sequence[nn.Module]
     ) -> contextlib.AbstractContextManager[Sequence[Mapping[str, Tensor]]]:
         return tapped(networks) if "student_taps" in self._needs else contextlib.nullcontext(())
 
-    def _own(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def _device_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The answer of each device alone, N tensors [B, K]."""
         alone = torch.eye(len(features), dtype=torch.bool, device=features[0].device)
         batch = len(features[0])

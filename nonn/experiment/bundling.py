@@ -160,7 +160,7 @@ def _export(space: Workspace, students: Students, partition: Partition) -> _Expo
     students.cpu()
     result = _Exported([], [], [])
     with space.progress.bar("export", len(learned), "students") as tick:
-        for i, student in enumerate(students.apart()):
+        for i, student in enumerate(students.individual()):
             view = student.view
             exported = export_onnx(student, student.input_shape, select_view(data.held_out.inputs[:_CHECKED], view))
             served = deploy(config.export, i, exported, select_view(calibration, view))

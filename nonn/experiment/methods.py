@@ -111,7 +111,7 @@ def _copies(devices: int) -> tuple[str, ...]:
         "partition.overlap=1",
         "fusion.train=logit-average",
         "distill.failout=none",
-        *(f"distill.objectives.{name}.on='own'" for name in ("ce", "kd", "dkd")),
+        *(f"distill.objectives.{name}.on='device'" for name in ("ce", "kd", "dkd")),
         "distill.objectives.mutual.weight=0",
     )
 
@@ -124,7 +124,7 @@ def _units(devices: int) -> tuple[str, ...]:
         "distill.generations=1",
         "distill.assistants=[]",
         *_NO_OBJECTIVES,
-        "distill.objectives.ce={weight=1.0, on='own'}",
+        "distill.objectives.ce={weight=1.0, on='device'}",
     )
 
 

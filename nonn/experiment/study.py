@@ -129,7 +129,7 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
     features, teacher_accuracy = _test_features(space, students, trained.teacher.network)
     # Which student each device runs: its own, or the one that it shares with the others of its part.
     student_of = [i % len(students.students) for i in range(num_devices)]
-    costs = [measure_cost(student, student.input_shape) for student in students.apart()]
+    costs = [measure_cost(student, student.input_shape) for student in students.individual()]
     return Evaluation(
         row=method.name,
         seed=space.seed,

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
+from nonn.config import DistillConfig
 from nonn.distill import DistillTask, Students
 from nonn.distill.schedule import AssistantTask, Step, plan
 from nonn.documents import to_json
@@ -140,7 +141,7 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
     config = space.experiment.distill
     for number, step in enumerate(step for step in plan(config) if step.model):
         assistant = space.networks.assistant(step.model, number)
-        inputs = {"mentor": teacher.stage.key, "model": step.model, "distill": dataclasses.asdict(config)}
+        inputs = {"mentor": teacher.stage.key, "model": step.model, "distill": _distillation(config)}
         stage = space.stage(step.name, inputs | {"format": STUDENTS_FORMAT, "seed": space.seed})
         file = stage.folder / "assistant.safetensors"
         if stage.done:
@@ -219,7 +220,7 @@ def _generation(
             "views": networks.views,
             "sends": [config.student.sends, config.student.send_width],
             "overlap": config.partition.overlap,
-            "distill": dataclasses.asdict(config.distill),
+            "distill": _distillation(config.distill),
             "fusion": config.fusion.train,
             "seed": space.seed,
         },
@@ -241,6 +242,15 @@ def _generation(
     _save(students, file)
     stage.finish()
     return TrainedStudents(students.eval(), stage)
+
+
+def _distillation(config: DistillConfig) -> dict[str, Any]:
+    """The configuration as keys of stages have it: with the spelling of 0.1, so that finished stages are recognised."""
+    tree = dataclasses.asdict(config)
+    for objective in tree["objectives"].values():
+        if objective.get("on") == "device":
+            objective["on"] = "own"
+    return tree
 
 
 def _without(config: Any, key: str) -> dict[str, Any]:

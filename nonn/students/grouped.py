@@ -123,9 +123,9 @@ class GroupedStudents(nn.Module):
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …], float32."""
-        return self.learn(x)[0]
+        return self.maps_and_features(x)[0]
 
-    def learn(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def maps_and_features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [B, C_j, …] and sent features [B, d_i] of each device, float32, for raw inputs [B, C, …]."""
         final = self._final(x)
         maps = self._bridged(final)

@@ -89,7 +89,7 @@ class Student(nn.Module):
         """What the device sends: features [B, d_i] of raw inputs [B, C, …]."""
         return pool(self.maps(x)) if self.sends == "bridge" else self.sent(self.backbone(self.normalise(x)))
 
-    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps after the bridge [B, C_j, …] and features [B, d_i], both float32, from one pass of the backbone."""
         final = self.backbone(self.normalise(x))
         maps = self.bridge(final).float()

@@ -11,7 +11,8 @@ module          objectives                                     compares         
 =============== ============================================== ====================== ==========================
 
 Every objective sums over feature dimensions, averages over the batch, computes in float32 and lets no gradient into
-the teacher. ``build_terms`` makes the weighted sum that a configuration asks for.
+the teacher. ``registry`` has every objective by name; ``build_terms`` makes the weighted sum that a configuration asks
+for.
 """
 
 from nonn.distill.objectives.activations import activation_transfer, joint_activation_transfer

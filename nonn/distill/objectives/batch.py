@@ -21,7 +21,7 @@ class Batch:
         student_maps: feature maps of each device after its bridge, N tensors [B, C_j, …].
         teacher_maps: the teacher's filters of each device's part, N tensors [B, C_j, …].
         progress: share of all steps that are done, in [0, 1]; warm-ups look at it.
-        own_logits: answer of each device alone, N tensors [B, K].
+        device_logits: answer of each device alone, N tensors [B, K].
         classifier: the teacher's classifier over each device's part, N tensors [K, C_j].
         student_taps: earlier layers of each student by name, N mappings to [B, C, …].
         teacher_taps: earlier layers of the teacher by name, [B, C, …].
@@ -33,7 +33,7 @@ class Batch:
     student_maps: Sequence[Tensor]
     teacher_maps: Sequence[Tensor]
     progress: float = 1.0
-    own_logits: Sequence[Tensor] = ()
+    device_logits: Sequence[Tensor] = ()
     classifier: Sequence[Tensor] = ()
     student_taps: Sequence[Mapping[str, Tensor]] = ()
     teacher_taps: Mapping[str, Tensor] | None = None

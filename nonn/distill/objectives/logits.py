@@ -111,13 +111,13 @@ def dkd(
 
 
 @full_precision
-def mutual(own_logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+def mutual(device_logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
     """Deep mutual learning: each device learns from the answers of the others.
 
     τ² · mean over i of mean over j ≠ i of KL(p_j ‖ p_i), averaged over B. The one who teaches gets no gradient.
 
     Args:
-        own_logits: answer of each device alone, N ≥ 2 tensors [B, K].
+        device_logits: answer of each device alone, N ≥ 2 tensors [B, K].
         temperature: τ; 1 in the paper.
 
     Raises:
@@ -125,10 +125,10 @@ def mutual(own_logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
 
     Source: Zhang et al. 2018, arXiv 1706.00384; students there take turns, here all step at once.
     """
-    count = len(own_logits)
+    count = len(device_logits)
     if count < 2:
         raise ShapeError("mutual: one device has nobody to learn from")
-    log_p = functional.log_softmax(torch.stack(list(own_logits)) / temperature, dim=2)  # [N, B, K]
+    log_p = functional.log_softmax(torch.stack(list(device_logits)) / temperature, dim=2)  # [N, B, K]
     teacher = log_p.detach()
     p = teacher.exp()
     negative_entropy = (p * teacher).sum(dim=2)  # [N, B]
