@@ -408,7 +408,7 @@ def test_overrides_and_tables_reach_objectives(tmp_path: Path) -> None:
         ("distill.objectives.kd.weight=nan", ["distill.objectives.kd.weight", "finite number", "nan"]),
         ("distill.objectives.kd.warm_up=5", ["distill.objectives.kd.warm_up = 5.0", "between 0 and 1"]),
         ("distill.objectives.kd.on=fuse", ["distill.objectives.kd.on = 'fuse'", "did you mean 'fused'"]),
-        ("distill.objectives.kd.on=zz", ["choose one of: fused, own, both, partial"]),
+        ("distill.objectives.kd.on=zz", ["choose one of: fused, device, both, partial"]),
         ("distill.objectives.srm.sparsity=0", ["distill.objectives.srm.sparsity = 0.0"]),
         ("distill.failout=group", ["distill.failout = 'group'", "did you mean 'groups'"]),
         ("distill.failout=groups", ["distill.failout_groups", "[[0, 1], [2, 3]]"]),

@@ -40,8 +40,8 @@ class LogitConfig(ObjectiveConfig):
 
     on: Annotated[
         Literal["fused", "device", "both", "partial"],
-        "fused: logits of a sampled subset of devices; device: of each device alone; both: the sum of these two; partial: "
-        "what a device's part of the teacher's filters adds to the teacher's logits",
+        "fused: logits of a sampled subset of devices; device: of each device alone; both: the sum of these two; "
+        "partial: what a device's part of the teacher's filters adds to the teacher's logits",
     ] = "fused"
 
     @staticmethod
@@ -50,7 +50,7 @@ class LogitConfig(ObjectiveConfig):
         if values.get("on") != "own":
             return values
         warnings.warn(
-            "distill.objectives: on = 'own' is called on = 'device' now; nonn 0.3 will not know the old spelling",
+            "distill.objectives: on = 'own' is called on = 'device' now; the old spelling will be removed",
             FutureWarning,
             stacklevel=2,
         )

@@ -12,7 +12,7 @@ from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
 from nonn.students.grouped import of_one_architecture
 
-__all__ = ["Students", "JointStudents"]
+__all__ = ["JointStudents", "Students"]
 
 
 class Students(nn.Module):

@@ -19,7 +19,7 @@ from nonn.distill.failout import sample_answering
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
 from nonn.distill.probes import classifier_weight, tapped
-from nonn.distill.students import Students, JointStudents
+from nonn.distill.students import JointStudents, Students
 from nonn.teacher import Teacher
 
 __all__ = ["DistillTask"]
