@@ -260,3 +260,10 @@ def test_one_entry_adds_a_method_to_the_study(
     assert {row.title for row in rows.values()} == {"two halves"}
     assert rows["ridge"].parts == 2
     assert [head for head, row in rows.items() if row.own] == ["rescale"]
+
+
+def test_a_method_with_fewer_devices_takes_the_failout_groups_of_all() -> None:
+    groups = ["distill.failout=groups", "distill.failout_groups=[[0, 1], [6, 7]]"]
+    changed = METHODS["rocoin"].applied_to(load_experiment(None, groups), 0, ())
+    assert changed.devices.count == 4
+    assert changed.distill.failout_groups == ((0, 1), (6, 7))
