@@ -1,7 +1,7 @@
-"""A fused answer, and how it crosses the wire: one definition for aggregator and client.
+"""A fused answer and its wire format, shared by aggregator and client.
 
-What an answer says about itself (who answered, how accurate that set is) goes into the response parameters and again
-into output tensors, since many clients of the protocol read only tensors.
+The metadata of an answer (which devices answered, the expected accuracy of that subset) is sent both as response
+parameters and as output tensors, since many clients of the protocol read only tensors.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ MODEL = "nonn"  # name of the fused model in the protocol
 
 
 class ReplyStatus(IntEnum):
-    """Outcome of one node in one request. Programs decide by this; texts next to it are for people."""
+    """Outcome of one node in one request, for programs; the texts next to it are for people."""
 
     OK = 0
     SILENT = 1
-    """Nothing came until the deadline."""
+    """No reply before the deadline."""
     UNREACHABLE = 2
-    """There was no connection, or it broke."""
+    """No connection, or it broke."""
     REFUSED = 3
-    """The node rejects the request as bad, which is not its failure."""
+    """The node rejected the request as invalid, which is no failure of the node."""
     MALFORMED = 4
     """The reply failed a check: its size, request, bundle, tensors or values."""
     FAILED = 5
     """Any other error of the node."""
     REMOVED = 6
-    """The node left the cluster while it was asked."""
+    """The node left the cluster during the request."""
     GIVEN_UP = 7
     """The request was cancelled before the node answered."""
     NOT_AWAITED = 8
-    """The answer was given without it: waiting would have cost more than it was worth."""
+    """The request was answered without the node: waiting would have cost more than it was worth."""
     LEFT_OUT = 9
-    """It was not asked, because it is out after earlier failures."""
+    """No request was sent: the node is out after earlier failures."""
     NOT_ASKED = 10
-    """It was not asked, for example because a replica of its student was."""
+    """No request was sent for another reason, for example to a replica of its student instead."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the devices that answered say about a batch.
+    """The fused answer of the devices that replied.
 
     Attributes:
         logits: fused [B, K].
@@ -60,10 +60,10 @@ class Answer:
         degraded: whether any device is missing.
         bundle: hash of the bundle that answered.
         expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
-        failures: why each missing node is missing, by node id; for people.
-        statuses: the same for programs; known only in the aggregator's process, empty elsewhere.
-        early: fused although a device might still have answered in time, since it was not worth the wait.
-        latency_s: from request to answer, where this object was made.
+        failures: reason for each missing node, by node id; for people.
+        statuses: the same for programs; set only in the aggregator's process, empty elsewhere.
+        early: fused before the deadline without a device that might still have answered.
+        latency_s: from request to answer, measured where this object was created.
     """
 
     logits: NDArray[np.float32]
@@ -79,7 +79,7 @@ class Answer:
 
     @property
     def mask(self) -> int:
-        """The answering set as a bit mask."""
+        """The subset of devices that answered, as a bit mask."""
         return int.from_bytes(np.packbits(self.answered, bitorder="little").tobytes(), "little")
 
     @property
@@ -121,7 +121,7 @@ class Answer:
             latency_s: measured by the caller.
 
         Raises:
-            InputError: this is not the answer of an aggregator.
+            InputError: the response is not from an aggregator.
         """
         tensors = read_tensors(response.outputs, response.raw_output_contents)
         parameters = read_parameters(response.parameters)

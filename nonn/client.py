@@ -6,7 +6,7 @@
         answer = client.infer(images)                      # one batch
         answers = client.infer_many(batches, concurrency=8)   # many requests at once, answers in order
 
-Any client of the Open Inference Protocol does too; this one maps gRPC status back to nonn's errors.
+Any client of the Open Inference Protocol works; this one also maps gRPC status back to nonn's errors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Client", "Metadata"]
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an aggregator says about itself.
+    """Metadata of an aggregator's model.
 
     Attributes:
         shape: of one sample, for example [C, H, W].
@@ -46,9 +46,9 @@ class Metadata:
         classes: class names [K].
         bundle: hash of the bundle.
         num_devices: N.
-        quorum: fewer answers than this are no answer.
+        quorum: a request with fewer answers than this fails.
         nodes: of each node ``id``, ``address``, ``student``, ``state``, ``asked``, ``answered`` and ``latency_s``.
-        state: what ``nonn top`` shows, see ``nonn.aggregator.monitoring.state``; empty where nobody watches.
+        state: what ``nonn top`` shows, see ``nonn.aggregator.monitoring.state``; empty without a monitor.
     """
 
     shape: tuple[int, ...]
@@ -62,17 +62,17 @@ class Metadata:
 
 
 class Client:
-    """A connection to an aggregator; may be used by several threads at once.
+    """A connection to an aggregator; thread-safe.
 
     Args:
         address: ``host:port``.
-        timeout_s: of each call; also the deadline that devices are held to.
-        tls: the client's folder of ``nonn certs``; None for plain text.
-        token_file: file with the token that the aggregator asks for; None for none.
+        timeout_s: of each call; also bounds the deadline of the devices.
+        tls: the client's TLS folder, made by ``nonn certs``; None for plain text.
+        token_file: file with the bearer token; None sends none.
 
     Raises:
-        ConfigError: the address is not ``host:port``, or the timeout no positive number.
-        CredentialsError: folder or file cannot be used.
+        ConfigError: the address is not ``host:port``, or the timeout is not a positive number.
+        CredentialsError: the folder or file cannot be used.
     """
 
     def __init__(
@@ -100,18 +100,18 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         self._channel.close()
 
     def infer(self, inputs: Array) -> Answer:
-        """Asks for one batch.
+        """Sends one batch and returns its answer.
 
         Args:
             inputs: raw values [B, …], uint8 or float32.
 
         Raises:
-            InputError: the batch is not what the cluster takes.
-            UnreachableError: nobody answers at the address, or not in time.
+            InputError: the cluster does not accept the batch.
+            UnreachableError: no answer at the address, or not in time.
             QuorumError: too few devices answered.
         """
         start = time.perf_counter()
@@ -119,17 +119,17 @@ class Client:
         return Answer.from_response(response, time.perf_counter() - start)
 
     def infer_many(self, batches: Iterable[Array], concurrency: int = 8) -> list[Answer]:
-        """Asks for many batches, several at a time.
+        """Sends many batches, several at a time.
 
         Args:
             batches: raw values [B, …] each.
-            concurrency: requests under way at once.
+            concurrency: requests in flight at once.
 
         Returns:
             Answers in the order of the batches.
 
         Raises:
-            NonnError: the first request that failed; those not yet sent are dropped.
+            NonnError: the first request that failed; requests not yet sent are dropped.
         """
         with ThreadPoolExecutor(concurrency, thread_name_prefix="client") as executor:
             try:
@@ -139,18 +139,18 @@ class Client:
                 raise
 
     def ready(self) -> bool:
-        """Whether a request would be answered now; false also when nobody is there."""
+        """Whether the server is ready; false also if it cannot be reached."""
         try:
             return bool(self._call(self._stub.ServerReady, pb.ServerReadyRequest()).ready)
         except NonnError:
             return False
 
     def metadata(self) -> Metadata:
-        """What the cluster takes, gives and consists of.
+        """The model's inputs and outputs, and the state of the cluster.
 
         Raises:
-            UnreachableError: nobody answers at the address.
-            ConfigError: it is not an aggregator.
+            UnreachableError: no answer at the address.
+            ConfigError: the server is not an aggregator.
         """
         response = self._call(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=MODEL))
         outputs = {output.name: output for output in response.outputs}
@@ -169,7 +169,7 @@ class Client:
     def _call(self, method: Any, request: Any) -> Any:
         """Makes one call and maps its failure."""
         if self._tls is not None and not self._looked:
-            # gRPC knows of no revocation: the standard library looks at the aggregator's certificate first.
+            # gRPC does not check revocation: the standard library checks the aggregator's certificate first.
             self._look()
             self._looked = True
         metadata = (("authorization", f"Bearer {self._tokens.first}"),) if self._tokens else ()
@@ -178,14 +178,14 @@ class Client:
         except grpc.RpcError as exc:
             error = from_status(exc, self.address)
             if isinstance(error, UnreachableError):
-                self._look()  # gRPC does not tell what is wrong with a certificate
+                self._look()  # gRPC does not report why a certificate was refused
             raise error from exc
 
     def _look(self) -> None:
-        """Looks at the aggregator's certificate, and whether it speaks TLS at all.
+        """Checks the aggregator's certificate, and whether it uses TLS at all.
 
         Raises:
-            CredentialsError: the message says what is wrong.
+            CredentialsError: the check failed; the message names the reason.
         """
         text = explain(self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
         if text:

@@ -4,14 +4,14 @@
 
     with LocalCluster(Path("runs/digits/bundle")) as cluster:
         answer = Client(cluster.address).infer(images)
-        cluster.kill(3)      # SIGKILL, as a battery dies
-        cluster.stop(4)      # SIGSTOP, as a link hangs
+        cluster.kill(3)      # SIGKILL, like a dead battery
+        cluster.stop(4)      # SIGSTOP, like a link that hangs
         cluster.restart(3)   # same port
 
-No child outlives its parent. Each has a pipe as standard input and ends when it closes, which it does however the
-parent ends. Each is in a process group of its own, so that Ctrl-C reaches only the parent, which then ends them in
-order; and since the group is in the parent's session, the kernel wakes and hangs up even stopped children of a dead
-parent (POSIX, orphaned process groups).
+No child outlives its parent. The standard input of a child is a pipe; the child exits when the pipe closes, which
+happens however the parent ends. Each child has its own process group, so Ctrl-C reaches only the parent, which then
+ends the children in order. The groups belong to the parent's session, so the kernel sends SIGHUP and SIGCONT even to
+stopped children of a dead parent (POSIX, orphaned process groups).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["LocalCluster", "NodeState"]
 
 START_TIMEOUT_S = 60.0  # a node takes half a second; a loaded Pi with a cold disk much longer
 STOP_TIMEOUT_S = 5.0  # from SIGTERM to SIGKILL
-LOG_LINES = 15  # of a dead child's log that go into the error
+LOG_LINES = 15  # last lines of a dead child's log in the error message
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class NodeState:
 
     Attributes:
         node: number of the device.
-        part: that its student learned.
+        part: the part that its student learned.
         pid: process id of its last start.
         address: ``host:port``.
         state: ``up``, ``stopped`` or ``dead``.
@@ -64,7 +64,7 @@ class NodeState:
 
 
 class _Child:
-    """A process that says when it is ready and ends when told, or when we end."""
+    """A process that prints a ready line and exits on a signal, or when this process ends."""
 
     def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
         self.name, self.address, self.http_address, self.stopped = name, "", "", False
@@ -86,8 +86,8 @@ class _Child:
         """Reads the ready line.
 
         Raises:
-            ConfigError: it ended with the exit code of a wrong bundle, address or option.
-            UnreachableError: it ended otherwise before it was ready.
+            ConfigError: it exited with the code of a wrong bundle, address or option.
+            UnreachableError: it exited with another code before it was ready.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -103,12 +103,12 @@ class _Child:
         return "\n".join(self._log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:])
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal, if the process is still there."""
+        """Sends a signal, if the process still exists."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def reap(self, timeout_s: float) -> None:
-        """Waits for the end, forces it after a time, and closes the pipes."""
+        """Waits for the process to exit, kills it after a timeout, and closes the pipes."""
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -124,19 +124,19 @@ class LocalCluster:
 
     Args:
         bundle: the bundle, or its folder.
-        port: of the aggregator; 0 is any free one.
+        port: of the aggregator; 0 chooses a free one.
         policy: of the aggregator.
-        deadline_s: in place of the policy's.
-        quorum: in place of the policy's.
+        deadline_s: overrides the policy's.
+        quorum: overrides the policy's.
         threads: of one inference on a node.
         start_timeout_s: for all processes to be ready.
-        http_port: of the aggregator's dashboard and metrics; 0 is any free one, None is none.
-        tls: folder of an authority of ``nonn certs``, made if it is not there: every process gets a certificate of its
-            own there and speaks TLS only. None is plain text.
+        http_port: of the aggregator's dashboard and metrics; 0 chooses a free one, None disables them.
+        tls: folder of a ``nonn certs`` authority, created if missing: every process gets its own certificate and uses
+            TLS only. None is plain text.
 
     Raises (on entering):
         BundleError: the bundle cannot be loaded.
-        ConfigError: a process refused its options, the port for example.
+        ConfigError: a process rejected its options, for example the port.
         UnreachableError: a process died at start, or was not ready in time; the message ends with its log.
     """
 
@@ -184,7 +184,7 @@ class LocalCluster:
 
     @property
     def http_address(self) -> str:
-        """Of the aggregator's dashboard, ``http://host:port``; empty without one."""
+        """``http://host:port`` of the aggregator's dashboard; empty without one."""
         return self._aggregator.http_address if self._aggregator else ""
 
     @property
@@ -198,7 +198,7 @@ class LocalCluster:
         return len(self._nodes)
 
     def states(self) -> list[NodeState]:
-        """What each node process is doing."""
+        """State of each node process."""
         return [
             NodeState(
                 node=i,
@@ -211,12 +211,12 @@ class LocalCluster:
         ]
 
     def kill(self, node: int) -> None:
-        """SIGKILL: the node is gone without a word."""
+        """SIGKILL: the node ends without a shutdown."""
         self._nodes[node].process.kill()
         self._nodes[node].reap(STOP_TIMEOUT_S)
 
     def stop(self, node: int) -> None:
-        """SIGSTOP: the node accepts requests and says nothing."""
+        """SIGSTOP: the node accepts connections but does not answer."""
         self._nodes[node].send(signal.SIGSTOP)
         self._nodes[node].stopped = True
 
@@ -226,10 +226,10 @@ class LocalCluster:
         self._nodes[node].stopped = False
 
     def restart(self, node: int) -> None:
-        """Starts the node again on its old port and waits until it is ready; ends it first if need be.
+        """Starts the node again on its old port and waits until it is ready; kills it first if it still runs.
 
         Raises:
-            ConfigError: its port was taken meanwhile.
+            ConfigError: another process has taken its port.
             UnreachableError: it died at start, or was not ready in time.
         """
         old = self._nodes[node]
@@ -239,11 +239,11 @@ class LocalCluster:
         self._wait_ready([child])
 
     def close(self) -> None:
-        """Ends the aggregator, then the nodes; does nothing the second time."""
+        """Ends the aggregator, then the nodes; idempotent."""
         for children in ([self._aggregator] if self._aggregator else [], self._nodes):
             for child in children:
                 child.send(signal.SIGTERM)
-                child.send(signal.SIGCONT)  # a stopped process sees SIGTERM only when it goes on
+                child.send(signal.SIGCONT)  # a stopped process handles SIGTERM only after it continues
             deadline = time.monotonic() + STOP_TIMEOUT_S
             for child in children:
                 child.reap(max(0.0, deadline - time.monotonic()))
@@ -306,8 +306,8 @@ class LocalCluster:
 
 
 def _issue(path: Path, names: Sequence[tuple[str, str]]) -> None:
-    """Makes an authority and certificates, as far as they are not there."""
-    from nonn.security.authority import Authority  # needs an extra that a cluster in plain text does without
+    """Creates the authority and the certificates that do not exist yet."""
+    from nonn.security.authority import Authority  # needs an extra that a plain-text cluster does not
 
     authority = Authority(path) if (path / "ca.key").exists() else Authority.create(path)
     valid = {(entry.role, entry.id) for entry in authority.issued if entry.state == "valid"}

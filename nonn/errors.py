@@ -1,27 +1,27 @@
-"""Every error nonn raises on purpose.
+"""All errors that nonn raises deliberately.
 
 ::
 
-    NonnError                     catch this to catch them all          exit  gRPC status
+    NonnError                     base of all errors                    exit  gRPC status
     ├── ConfigError               experiment file, --set, inventory      3    INVALID_ARGUMENT
-    │   ├── PartitionError        the parts asked for cannot be made     3    INVALID_ARGUMENT
-    │   ├── BudgetError           a student is over its device's budget  3    INVALID_ARGUMENT
-    │   └── AddressError          an address that cannot be bound        3    INVALID_ARGUMENT
-    ├── DataError                 data missing or not what it should be  3    INVALID_ARGUMENT
+    │   ├── PartitionError        the requested parts are impossible     3    INVALID_ARGUMENT
+    │   ├── BudgetError           a student exceeds its device's budget  3    INVALID_ARGUMENT
+    │   └── AddressError          an address cannot be bound             3    INVALID_ARGUMENT
+    ├── DataError                 data missing or invalid                3    INVALID_ARGUMENT
     ├── BundleError               truncated, altered or foreign bundle   3    FAILED_PRECONDITION
     ├── InputError                a request's shape, dtype or values     2    INVALID_ARGUMENT
-    │   └── ShapeError            arrays that do not fit each other      2    INVALID_ARGUMENT
+    │   └── ShapeError            shapes of arrays do not match          2    INVALID_ARGUMENT
     ├── CredentialsError          a certificate or token is refused      3    UNAUTHENTICATED
-    │   └── ForbiddenError        known, and still may not do this       3    PERMISSION_DENIED
+    │   └── ForbiddenError        authenticated, but not authorised      3    PERMISSION_DENIED
     ├── MembershipError           a node cannot join                     3    FAILED_PRECONDITION
-    ├── UnreachableError          nobody answers at that address         4    UNAVAILABLE
-    ├── OverloadError             more requests than it takes at once    4    RESOURCE_EXHAUSTED
+    ├── UnreachableError          no answer at that address              4    UNAVAILABLE
+    ├── OverloadError             a limit of pending requests is full    4    RESOURCE_EXHAUSTED
     ├── QuorumError               too few devices answered               5    UNAVAILABLE
     ├── MissingExtraError         an optional dependency is missing      6    FAILED_PRECONDITION
-    └── GuaranteeError            a promised accuracy is not kept        7    FAILED_PRECONDITION
+    └── GuaranteeError            a promised accuracy is not met         7    FAILED_PRECONDITION
 
-A message names the file, key, node, part or shape and says what to do. Errors become exit codes in ``nonn.cli``
-(and its siblings for devices and simulator) and gRPC status at the servicers; nothing else exits or prints.
+A message names the file, key, node, part or shape and how to fix the problem. ``nonn.cli`` (and the commands of
+devices and simulator) turn errors into exit codes, servicers turn them into gRPC status; nothing else exits or prints.
 """
 
 from __future__ import annotations
@@ -48,40 +48,40 @@ __all__ = [
 
 
 class NonnError(Exception):
-    """Base of all errors that nonn raises on purpose."""
+    """Base of all errors that nonn raises deliberately."""
 
     exit_code = 1
     grpc_status = "INTERNAL"
 
 
 class ConfigError(NonnError):
-    """An experiment file, an override, an option or an inventory says something that cannot be done."""
+    """An experiment file, an override, an option or an inventory is invalid."""
 
     exit_code = 3
     grpc_status = "INVALID_ARGUMENT"
 
 
 class PartitionError(ConfigError):
-    """The parts asked for cannot be made: more parts than devices, or than filters."""
+    """The requested parts are impossible: more parts than devices, or than filters."""
 
 
 class BudgetError(ConfigError):
-    """A student does not fit the budget of its device."""
+    """A student exceeds the budget of its device."""
 
 
 class AddressError(ConfigError):
-    """An address that cannot be bound: in use, or not of this machine."""
+    """An address cannot be bound: it is in use, or not an address of this machine."""
 
 
 class DataError(NonnError):
-    """Data is missing, or is not what its reader needs."""
+    """Data is missing or invalid."""
 
     exit_code = 3
     grpc_status = "INVALID_ARGUMENT"
 
 
 class BundleError(NonnError):
-    """A bundle is truncated, altered, of another schema, or not the one the others use."""
+    """A bundle is truncated, altered, of another schema, or not the bundle of the other nodes."""
 
     exit_code = 3
     grpc_status = "FAILED_PRECONDITION"
@@ -95,18 +95,18 @@ class InputError(NonnError):
 
 
 class ShapeError(InputError):
-    """Arrays or tensors do not fit each other."""
+    """Shapes of arrays or tensors do not match."""
 
 
 class CredentialsError(NonnError):
-    """A certificate or token that is missing, wrong, expired or revoked: one's own, or the other side's."""
+    """A certificate or token, local or of the peer, is missing, wrong, expired or revoked."""
 
     exit_code = 3
     grpc_status = "UNAUTHENTICATED"
 
 
 class ForbiddenError(CredentialsError):
-    """It is known who asks, and it may not do this."""
+    """The caller is authenticated but not authorised."""
 
     grpc_status = "PERMISSION_DENIED"
 
@@ -119,21 +119,21 @@ class MembershipError(NonnError):
 
 
 class UnreachableError(NonnError):
-    """Nobody answers at an address."""
+    """No answer at an address."""
 
     exit_code = 4
     grpc_status = "UNAVAILABLE"
 
 
 class OverloadError(NonnError):
-    """A server has as many requests as it is willing to hold; the message names the limit."""
+    """A server has reached its limit of pending requests; the message names the limit."""
 
     exit_code = 4
     grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class QuorumError(NonnError):
-    """Fewer devices answered than the quorum asks for."""
+    """Fewer devices answered than the quorum requires."""
 
     exit_code = 5
     grpc_status = "UNAVAILABLE"
@@ -150,7 +150,7 @@ class MissingExtraError(NonnError):
 
 
 class GuaranteeError(NonnError):
-    """A guarantee about accuracy under failures does not hold; the message names the answering set that breaks it."""
+    """A guarantee about accuracy under failures is not met; the message names the subset of devices that breaks it."""
 
     exit_code = 7
     grpc_status = "FAILED_PRECONDITION"

@@ -1,7 +1,7 @@
-"""Writing so that nothing is ever half-written, and hashing.
+"""Atomic writes, and hashes.
 
-A file or folder is written under a temporary name beside its target and renamed when complete, so a reader sees
-the old state or the new one, never a mixture, whatever kills the writer.
+A file or folder is written under a temporary name next to its target and renamed when complete. A reader sees the old
+state or the new one, never a mixture, even if the writer is killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; renames it to ``path`` if the block succeeds, else removes it."""
+    """Yields a temporary path next to ``path``; renames it to ``path`` if the block succeeds, else removes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -46,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except OSError as exc:
         if exc.errno is None or exc.filename not in (None, str(temporary)):
             raise
-        # A write knows no name, and the temporary one tells nobody anything.
+        # Errors of write() carry no file name, and the temporary name would not help the reader of the message.
         raise OSError(exc.errno, exc.strerror, str(path)) from exc
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,7 +54,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path`` that takes its place, whole, if the block succeeds."""
+    """Yields a temporary folder next to ``path``; it replaces ``path`` as a whole if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary.chmod(0o755)
@@ -82,7 +82,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Writes a file, atomically and to the disk, that only its owner can read: at no moment anybody else."""
+    """Writes a file atomically, synced to the disk; at every moment only its owner can read it."""
     with atomic_file(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:

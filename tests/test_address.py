@@ -72,12 +72,12 @@ def test_a_host_that_nobody_knows_is_a_warning_with_node_and_host(caplog: pytest
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["serve", "BUNDLE", "--student", "0", "--threads", "0"], "--threads 0: must lie between 1 and 256"),
-        (["serve", "BUNDLE", "--student", "0", "--memory", "-5"], "--memory -5: must lie between 0"),
+        (["serve", "BUNDLE", "--student", "0", "--threads", "0"], "--threads 0: must be between 1 and 256"),
+        (["serve", "BUNDLE", "--student", "0", "--memory", "-5"], "--memory -5: must be between 0"),
         (["serve", "BUNDLE", "--student", "0", "--host", ""], "--host is empty"),
         (["join", "h:99999", "--id", "a"], "aggregator 'h:99999' is not host:port"),
         (["join", "h:1", "--id", "a", "--port", "99999"], "--port 99999: must be 1 to 65535"),
-        (["join", "h:1", "--id", "a", "--student", "-1"], "--student -1: must lie between 0"),
+        (["join", "h:1", "--id", "a", "--student", "-1"], "--student -1: must be between 0"),
         (["join", "h:1", "--id", "a", "--advertise", "::1"], "--advertise '::1' is not host:port"),
     ],
 )

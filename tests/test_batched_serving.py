@@ -125,7 +125,7 @@ def test_over_the_protocol_a_batch_larger_than_a_request_may_be_is_invalid(bundl
 
     code, details = asyncio.run(scenario())
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "7 samples; a request here may hold 6" in details
+    assert "7 samples; the limit is 6 per request" in details
 
 
 def test_the_limits_are_in_the_metadata(bundle):
@@ -195,7 +195,7 @@ def test_an_oversized_message_is_refused_unread_and_the_cluster_goes_on(bundle, 
     ):
         with pytest.raises(InputError, match=r"larger than max.*raise the server's --max-samples"):
             client.infer(np.zeros((2000, 1, 8, 8), np.uint8))
-        with pytest.raises(InputError, match="17 samples; a request here may hold 16"):
+        with pytest.raises(InputError, match="17 samples; the limit is 16 per request"):
             client.infer(np.zeros((17, 1, 8, 8), np.uint8))
         assert client.infer(inputs).mask == 0b11
 

@@ -103,7 +103,7 @@ def test_a_newer_key_in_the_manifest_is_left_alone(bundle_path: Path) -> None:
 
 def test_a_part_left_out_is_an_error_when_asked_for(bundle_path: Path) -> None:
     bundle = load_bundle(bundle_path)
-    with pytest.raises(BundleError, match=r"holds no graph\.npz"):
+    with pytest.raises(BundleError, match=r"has no graph\.npz"):
         bundle.arrays("graph.npz")
 
 

@@ -88,7 +88,7 @@ def test_a_folder_says_whose_it_is(authority):
     tls = load_tls(authority.folder("node", "kitchen"), "node")
     assert tls.identity == Identity("node", "kitchen")
     assert tls.fingerprint == authority.issued[0].sha256
-    with pytest.raises(CredentialsError, match="certificate of node 'kitchen'; this takes one of role client"):
+    with pytest.raises(CredentialsError, match="certificate of node 'kitchen'; this needs one of role client"):
         load_tls(authority.folder("node", "kitchen"), "client")
 
 
@@ -132,7 +132,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_the_name_of_the_file(authority
     for name, content, text in (
         ("ca.pem", (stranger.path / "ca.pem").read_bytes(), "not of the authority in ca.pem"),
         ("ca.pem", b"", "cannot be used together"),
-        ("identity.pem", identity[:cut], "holds no private key and certificate"),
+        ("identity.pem", identity[:cut], "contains no private key and certificate"),
         ("identity.pem", identity[:cut] + other[other.index(b"-----BEGIN CERTIFICATE") :], "cannot be used together"),
         ("revoked.json", b"[]", "not a list of revoked certificates"),
         ("revoked.json", None, "No such file"),
@@ -169,7 +169,7 @@ def test_a_revocation_reaches_every_folder_and_the_newest_can_be_kept(authority)
     with pytest.raises(CredentialsError, match="has been revoked"):
         TlsFolder(authority.folder("node", "kitchen"))
     assert [entry.state for entry in authority_again(authority).issued] == ["revoked", "valid", "revoked"]
-    with pytest.raises(ConfigError, match="no certificate that counts"):
+    with pytest.raises(ConfigError, match="no certificate to revoke"):
         authority.revoke("node", "kitchen")
     authority.issue("node", "kitchen")  # a new device under the old name
     assert len(json.loads((authority.folder("node", "kitchen") / "revoked.json").read_text())["revoked"]) == 2

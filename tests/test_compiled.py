@@ -211,7 +211,7 @@ def test_libraries_that_are_none_or_of_something_else_are_refused(
     (tmp_path / "other.c").write_text("int other;\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "other.so", tmp_path / "other.c"], check=True)
     assert "nonn_student_abi" in refused(tmp_path / "other.so", bundle)
-    with pytest.raises(BundleError, match="the student takes"):
+    with pytest.raises(BundleError, match="the student needs"):
         CompiledRuntime(good, bundle.manifest.students[0], bundle.manifest.input).run(np.zeros((1, 63), np.float32))
 
 

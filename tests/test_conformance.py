@@ -145,14 +145,14 @@ def test_typed_inputs_give_the_answer_of_raw_ones(target, datatype, field):
         (lambda r: r.inputs[0].contents.uint_contents.append(1), "raw and typed contents are both given"),
         (lambda r: r.raw_input_contents.append(b""), "2 raw contents for 1 tensors"),
         (lambda r: r.raw_input_contents.pop(), "0 values, but shape"),
-        (lambda r: r.inputs[0].shape.append(2), "64 bytes of raw contents, but UINT8 [1, 1, 8, 8, 2] takes 128"),
+        (lambda r: r.inputs[0].shape.append(2), "64 bytes of raw contents, but UINT8 [1, 1, 8, 8, 2] needs 128"),
         (lambda r: r.inputs[0].shape.__setitem__(0, -1), "negative dimension"),
         (lambda r: r.inputs[0].shape.__setitem__(0, 2**62), "takes"),
         (lambda r: setattr(r.inputs[0], "datatype", "BYTES"), "unknown datatype 'BYTES'"),
         (lambda r: setattr(r.inputs[0], "datatype", "INT8"), "dtype int8"),
-        (lambda r: setattr(r.inputs[0], "name", "x"), "the model takes one tensor, 'input'"),
+        (lambda r: setattr(r.inputs[0], "name", "x"), "the model accepts one tensor, 'input'"),
         (lambda r: r.inputs.pop(), "1 raw contents for 0 tensors"),
-        (lambda r: r.ClearField("inputs") or r.ClearField("raw_input_contents"), "the request holds nothing"),
+        (lambda r: r.ClearField("inputs") or r.ClearField("raw_input_contents"), "the request contains nothing"),
         (lambda r: r.outputs.add(name="mood"), "no output 'mood'"),
     ],
 )
@@ -199,7 +199,7 @@ def test_bytes_that_are_no_message_fail_alone(target):
     with grpc.insecure_channel(target.address) as channel:
         for call in ("ModelInfer", "ModelMetadata", "ServerLive"):
             code, details = refusal(channel.unary_unary(f"/{SERVICE}/{call}"), b"\xff" * 40)
-            assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, f"40 bytes that are no {call}Request")
+            assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, f"40 bytes that are not a valid {call}Request")
     check(target, target.stub.ModelInfer(new_request(target.model, {"input": target.inputs[:1]}, {})), slice(1))
 
 

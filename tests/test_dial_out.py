@@ -1,4 +1,4 @@
-"""Nodes that nobody can call: the channel that stands for them, then real processes."""
+"""Nodes that dial out: the channel that represents them, then real processes."""
 
 from __future__ import annotations
 
@@ -251,4 +251,4 @@ def test_a_node_dials_out_with_tls_and_nobody_without_its_lease_gets_work(bundle
 def test_an_address_makes_no_sense_for_a_node_that_dials_out(tmp_path):
     options = ("--id", "a", "--data", tmp_path / "d", "--dial-out", "--advertise", "h:1")
     ended = run("nonn_device", "join", "127.0.0.1:1", *options)
-    assert (ended.returncode, "leave --host and --advertise out" in ended.stderr) == (3, True)
+    assert (ended.returncode, "omit --host and --advertise" in ended.stderr) == (3, True)

@@ -223,7 +223,7 @@ def test_a_bundle_without_features_cannot_be_watched(bundle, tmp_path):
     students = {s.device: bundle.student_path(s.device).read_bytes() for s in manifest.students}
     arrays = {name: bundle.arrays(name) for name in ("fusion.npz", "accuracy.npz")}
     bare = write_bundle(tmp_path / "bare", dataclasses.replace(manifest, files={}), students, arrays)
-    with pytest.raises(BundleError, match=r"holds no features\.npz"):
+    with pytest.raises(BundleError, match=r"has no features\.npz"):
         Baseline.of(load_bundle(bare.path))
 
 

@@ -81,7 +81,7 @@ def test_what_does_not_fit_the_code_is_refused(sent, text):
     [
         (("bfloat16",), "bfloat16.*choose float32, float16, int8"),
         (("int8",), "0 steps"),
-        (("int8", (1.0,), (0.0, 1.0)), "1 steps and 2 ends"),
+        (("int8", (1.0,), (0.0, 1.0)), "1 steps and 2 lower ends"),
         (("int8", (0.0,), (0.0,)), "must be positive"),
         (("int8", (float("nan"),), (0.0,)), "positive"),
     ],

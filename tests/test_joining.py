@@ -68,7 +68,7 @@ def test_an_aggregator_that_is_killed_and_restarted_gets_its_nodes_back_as_they_
     until(lambda: members(client) == before)
     assert check_offline(bundle, client).answered.sum() == 3
     assert {name: stamps(fleet.folder / name) for name in "abc"} == files
-    assert all("knows nothing of this node any more; joining again" in node.log.read_text() for node in nodes)
+    assert all("the lease is no longer valid; joining again" in node.log.read_text() for node in nodes)
 
 
 def stamps(folder):
@@ -128,7 +128,7 @@ def test_only_who_may_join_joins(bundle, fleet, tmp_path):
     wrong = tmp_path / "wrong"
     wrong.write_text(TOKEN + "x")
     for options, text in (
-        (("--join-token-file", wrong, "--id", "a"), "a token that is not one of this server's"),
+        (("--join-token-file", wrong, "--id", "a"), "a token that this server does not accept"),
         (("--id", "a"), "the call has no token"),
         ((), "--id is missing"),
         (("--id", "A"), "lower-case"),
@@ -206,7 +206,7 @@ def test_an_aggregator_that_takes_no_joins_says_so(bundle, fleet, tmp_path):
     running = fleet._start("nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--deadline", "0.2")
     address = running.ready["address"]
     ended = run("nonn_device", "join", address, "--id", "a", "--data", tmp_path / "d")
-    assert (ended.returncode, "takes no joins; start it with: nonn serve --joins" in ended.stderr) == (3, True)
+    assert (ended.returncode, "accepts no joins; start it with: nonn serve --joins" in ended.stderr) == (3, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -214,7 +214,7 @@ def test_a_node_that_waits_for_its_aggregator_ends_at_once_when_told(fleet, numb
     with socket.create_server(("127.0.0.1", 0)) as held:
         address = f"127.0.0.1:{held.getsockname()[1]}"
     node = fleet.node("a", address)
-    until(lambda: "nobody answers there" in node.log.read_text())
+    until(lambda: "does not answer" in node.log.read_text())
     assert node.end(number) == 0
 
 
@@ -321,10 +321,10 @@ def test_a_node_whose_certificate_is_none_for_joining_is_told_why(secure, tmp_pa
     stolen = shutil.copytree(authority.folder("node", "gone"), tmp_path / "stolen")
     authority.revoke("node", "gone")
     for options, text in (
-        (("--tls", authority.folder("node", "a"), "--id", "b"), "is of node 'a'; leave --id out"),
-        (("--tls", authority.folder("client", "alice")), "of client 'alice'; this takes one of role node"),
+        (("--tls", authority.folder("node", "a"), "--id", "b"), "is of node 'a'; omit --id"),
+        (("--tls", authority.folder("client", "alice")), "of client 'alice'; this needs one of role node"),
         (("--tls", stolen), "the certificate of node 'gone' has been revoked; issue another"),
-        (("--id", "a"), "it speaks TLS, this side plain text: give --tls"),
+        (("--id", "a"), "it uses TLS, this side plain text: give --tls"),
     ):
         ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr

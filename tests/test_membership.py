@@ -302,7 +302,7 @@ def test_what_is_not_what_was_announced_is_thrown_away_and_fetched_anew(bundle, 
     good = source.content[file]
     for bad in (good[:-1] + bytes([good[-1] ^ 1]), good + b"more", good[:-5]):
         source.content[file] = bad
-        with pytest.raises(BundleError, match=r"student-0\.onnx: what came is not what was announced"):
+        with pytest.raises(BundleError, match=r"student-0\.onnx: the received file does not match its announced hash"):
             source.fetch(store)
     source.content[file] = good
     source.fetch(store)
@@ -313,7 +313,7 @@ def test_what_is_not_what_was_announced_is_thrown_away_and_fetched_anew(bundle, 
 def test_a_file_outside_the_bundle_is_refused(bundle, tmp_path, path):
     source, store = Source(bundle, 0), Store(tmp_path / "data")
     source.artifacts = [Artifact(path, "0" * 64, 1)]
-    with pytest.raises(BundleError, match="lies outside the bundle"):
+    with pytest.raises(BundleError, match="is outside the bundle"):
         source.fetch(store)
 
 

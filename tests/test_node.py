@@ -160,7 +160,7 @@ def test_a_node_says_how_large_a_batch_may_be_and_refuses_a_larger_one(bundle):
         infer(stub, np.zeros((2, 1, 8, 8), np.uint8))
         code, details = refusal(stub, np.zeros((3, 1, 8, 8), np.uint8))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert "3 samples; a request here may hold 2" in details
+        assert "3 samples; the limit is 2 per request" in details
         # A message that no batch of two could be is not even read.
         code, details = refusal(stub, np.zeros((3000, 1, 8, 8), np.uint8))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED

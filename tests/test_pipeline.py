@@ -182,7 +182,7 @@ def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
     assert (tiny_bundle.path / "features.npz").exists()
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
     assert report.accuracy_by_failures[1].mean == tiny_bundle.table.by_failures()[1].mean
-    with pytest.raises(BundleError, match=r"holds no features\.npz; build it again with export\.recorded = true"):
+    with pytest.raises(BundleError, match=r"has no features\.npz; build it again with export\.recorded = true"):
         _ = bundle.features
 
 

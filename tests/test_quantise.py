@@ -212,7 +212,7 @@ def test_a_student_that_8_bits_ruin_is_refused_with_its_device() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     inputs = np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8))
-    with pytest.raises(BundleError, match=r"device 3: the student in 8 bits is off by \d+ %.*export.weights"):
+    with pytest.raises(BundleError, match=r"device 3: the student in 8 bits differs by \d+ %.*export.weights"):
         deploy(SMALL, 3, model.SerializeToString(), inputs)
 
 

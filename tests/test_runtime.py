@@ -91,7 +91,7 @@ def test_a_runtime_that_is_killed_for_memory_is_told_so(
 def test_a_node_over_its_memory_does_not_start_and_says_what_it_holds(bundle: Bundle) -> None:
     ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--memory", "20", "--watch-stdin")
     assert ended.returncode == 3
-    assert "the node holds" in ended.stderr
+    assert "the node uses" in ended.stderr
     assert "20 MB of --memory" in ended.stderr
     assert "--runtime c" in ended.stderr
 

@@ -106,7 +106,7 @@ def ask(address, tls, name, *, method="ModelInfer"):
         ("certs/aggregator/expired", "has expired: nonn certs rotate"),
         ("certs/aggregator/future", "not yet valid: are both clocks right"),
         ("nobody", "shows no certificate: give it --tls"),
-        (None, "speaks plain text, this side TLS: give it --tls"),
+        (None, "uses plain text, this side TLS: give it --tls"),
     ],
 )
 def test_whoever_tls_does_not_let_in_is_refused_and_the_node_logs_why(folder, kitchen, tmp_path, caller, text):
@@ -127,7 +127,7 @@ def test_whoever_tls_does_not_let_in_is_refused_and_the_node_logs_why(folder, ki
     [
         ("aggregator/revoked", grpc.StatusCode.UNAUTHENTICATED, "aggregator 'revoked' has been revoked; issue another"),
         ("client/alice", grpc.StatusCode.PERMISSION_DENIED, "client 'alice' may not call inference.GRPCInference"),
-        ("node/attic", grpc.StatusCode.PERMISSION_DENIED, "that takes a certificate of role aggregator"),
+        ("node/attic", grpc.StatusCode.PERMISSION_DENIED, "that needs a certificate of role aggregator"),
     ],
 )
 def test_whoever_may_not_ask_a_node_is_told_so_and_the_node_logs_it(folder, kitchen, caller, code, text):
@@ -145,14 +145,14 @@ def test_a_node_shows_its_own_certificate_and_no_other(folder, kitchen):
         "it shows the certificate of nonn://node/kitchen, not of attic.node.nonn.internal: is that the right address?"
     )
     error = ask(address, folder / "certs/aggregator/main", "attic.node.nonn.internal")
-    assert reason(error.details()) == "the other side's certificate is of somebody else"
+    assert reason(error.details()) == "the other side's certificate has another identity"
     stranger = TlsFolder(folder / "stranger/aggregator/main")
-    assert "its certificate does not count here: the certificate is not of the authority" in explain(
+    assert "its certificate is not accepted: the certificate is not of the authority" in explain(
         address, "kitchen.node.nonn.internal", stranger
     )
     assert (
         explain(address, None, None)
-        == "it speaks TLS, this side plain text: give --tls with a folder of nonn certs issue"
+        == "it uses TLS, this side plain text: give --tls with a folder of nonn certs issue"
     )
 
 
@@ -206,12 +206,12 @@ def test_the_wrong_nodes_are_left_out_and_both_sides_say_why(bundle, folder, tmp
             assert "cellar" in answer.failures  # why it fails is in the log: by now it may no longer be asked
             for text in (
                 f"node cellar at {attic['address']}: it shows the certificate of nonn://node/attic, not of cellar.node",
-                f"node stranger at {stranger['address']}: its certificate does not count here: the certificate is not",
+                f"node stranger at {stranger['address']}: its certificate is not accepted: the certificate is not",
                 f"node revoked at {revoked['address']}: its certificate has been revoked",
-                f"node plain at {plain['address']}: it speaks plain text, this side TLS: give it --tls",
+                f"node plain at {plain['address']}: it uses plain text, this side TLS: give it --tls",
             ):
                 until(lambda text=text: text in log.read_text())
-            until(lambda: "this side's certificate does not count there" in stranger_log.read_text())
+            until(lambda: "it refused this side's certificate" in stranger_log.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +230,8 @@ def test_a_client_with_a_certificate_is_answered(folder, main):
 @pytest.mark.parametrize(
     ("caller", "text"),
     [
-        (None, "it speaks TLS, this side plain text: give --tls"),
-        ("stranger/client/alice", "its certificate does not count here: the certificate is not"),
+        (None, "it uses TLS, this side plain text: give --tls"),
+        ("stranger/client/alice", "its certificate is not accepted: the certificate is not"),
         ("certs/client/revoked", "client 'revoked' has been revoked; issue another"),
     ],
 )
@@ -251,7 +251,7 @@ def test_an_aggregator_logs_a_revoked_client(folder, main):
 
 
 def test_the_certificate_of_a_node_is_none_of_a_client(folder, main):
-    with pytest.raises(CredentialsError, match="certificate of node 'attic'; this takes one of role client"):
+    with pytest.raises(CredentialsError, match="certificate of node 'attic'; this needs one of role client"):
         Client(main[0], tls=folder / "certs/node/attic")
     refused = ask(main[0], folder / "certs/node/attic", AGGREGATOR_NAME)
     assert refused.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -277,7 +277,7 @@ def test_a_client_with_a_certificate_does_not_ask_in_plain_text(bundle, folder):
     with (
         LocalCluster(bundle.path) as plain,
         Client(plain.address, tls=folder / "certs/client/alice") as client,
-        pytest.raises(CredentialsError, match="it speaks plain text, this side TLS"),
+        pytest.raises(CredentialsError, match="it uses plain text, this side TLS"),
     ):
         client.infer(SAMPLE)
 
@@ -304,7 +304,7 @@ def test_a_client_without_the_token_is_refused_and_no_token_is_logged(guarded, t
     address, log, tokens = guarded
     wrong = tmp_path / "wrong"
     wrong.write_text(TOKEN[:-1] + "x")
-    for file, text in ((None, "the call has no token"), (wrong, "a token that is not one of this server's")):
+    for file, text in ((None, "the call has no token"), (wrong, "a token that this server does not accept")):
         with Client(address, token_file=file) as client, pytest.raises(CredentialsError, match=text):
             client.infer(SAMPLE)
     with Client(address, token_file=tokens) as client:

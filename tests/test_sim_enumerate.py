@@ -219,7 +219,7 @@ def test_more_than_sixteen_devices_point_to_sampling_and_missing_features_are_na
     files = {name: digest for name, digest in bundle.manifest.files.items() if name != "features.npz"}
     object.__setattr__(bundle.manifest, "files", files)
     assert enumerate_bundle(bundle)[0].num_devices == 2
-    with pytest.raises(BundleError, match=r"holds no features\.npz"):
+    with pytest.raises(BundleError, match=r"has no features\.npz"):
         enumerate_bundle(bundle, per_class=True)
     object.__setattr__(bundle.manifest, "students", bundle.manifest.students * 10)
     with pytest.raises(ConfigError, match=r"20 devices.*--samples"):

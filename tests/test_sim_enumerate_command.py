@@ -161,7 +161,7 @@ def test_a_bundle_without_features_serves_its_table_but_no_classes(
     assert as_json(capsys, str(bare.path))["accuracy_by_failures"] == to_json(bundle.table.by_failures())
     for option in ("--per-class", "--recount"):
         assert main(["enumerate", str(bare.path), option]) == 3
-        assert "holds no features.npz" in capsys.readouterr().err
+        assert "has no features.npz" in capsys.readouterr().err
     assert main(["enumerate", "/no/bundle"]) == 3
 
 

@@ -88,14 +88,14 @@ def test_big_endian_and_strided_arrays_are_sent_by_value():
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
-        (tensor("FP32", [2, 2], bytes(15)), "'input': 15 bytes of raw contents, but FP32 [2, 2] takes 16"),
+        (tensor("FP32", [2, 2], bytes(15)), "'input': 15 bytes of raw contents, but FP32 [2, 2] needs 16"),
         (tensor("FP32", [1 << 62, 1 << 62], b""), "'input': 0 bytes"),
         (tensor("FP33", [1], bytes(4)), "'input': unknown datatype 'FP33'"),
         (tensor("BYTES", [1], bytes(4)), "'input': unknown datatype 'BYTES'"),
         (tensor("FP32", [-1, 4], bytes(16)), "'input': shape [-1, 4] has a negative dimension"),
         (tensor("FP32", [1], bytes(4), fp32_contents=[1.0]), "'input': raw and typed contents are both given"),
         (tensor("BOOL", [2], b"\1\2"), "'input': BOOL contents must be bytes 0 and 1"),
-        (tensor("FP32", [3], fp32_contents=[1.0]), "'input': 1 values, but shape [3] takes 3"),
+        (tensor("FP32", [3], fp32_contents=[1.0]), "'input': 1 values, but shape [3] needs 3"),
         (tensor("FP32", [1], int_contents=[1]), "'input': FP32 belongs in fp32_contents, not in int_contents"),
         (tensor("FP16", [1], fp32_contents=[1.0]), "'input': FP16 must be sent as raw contents"),
         (tensor("INT8", [1], int_contents=[300]), "'input': values outside INT8 (-128 to 127)"),
@@ -130,8 +130,8 @@ def test_a_dtype_without_a_name_cannot_be_sent():
 @pytest.mark.parametrize(
     ("tensors", "text"),
     [
-        ({}, "one tensor, 'input'; the request holds nothing"),
-        ({"image": np.zeros((1, 1, 8, 8), np.uint8)}, "the request holds 'image'"),
+        ({}, "one tensor, 'input'; the request contains nothing"),
+        ({"image": np.zeros((1, 1, 8, 8), np.uint8)}, "the request contains 'image'"),
         ({"input": np.zeros((1, 8, 8), np.uint8)}, "shape [1, 8, 8], expected [B, 1, 8, 8]"),
         ({"input": np.zeros((1, 3, 8, 8), np.uint8)}, "shape [1, 3, 8, 8], expected [B, 1, 8, 8]"),
         ({"input": np.zeros((0, 1, 8, 8), np.uint8)}, "an empty batch"),

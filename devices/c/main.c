@@ -1,8 +1,8 @@
 /* A student on a device without an operating system: static buffers, no heap, no files.
  *
- * Here samples come from standard input and features go to standard output, as raw 32-bit floats in the machine's own
- * order, one sample after another. On a microcontroller, read_sample takes them from a sensor and write_features
- * gives them to a radio; nothing else changes. See docs/devices.md for the build.
+ * This program reads samples from standard input and writes features to standard output, as raw 32-bit floats in native
+ * byte order, one sample after another. On a microcontroller, read_sample reads a sensor and write_features sends to a
+ * radio; nothing else changes. See docs/devices.md for the build.
  */
 #include <stdio.h>
 

@@ -1,15 +1,15 @@
-"""The files of a student on the device: fetched once, verified, resumed after a cut.
+"""The files of a student on the device: fetched once, verified, resumed after an interruption.
 
 ::
 
     DATA/
-        node.key                 who this device is, where there is no TLS
+        node.key                 key that identifies this device without TLS
         bundles/<hash>/          a bundle with the manifest and this device's student, all that a node needs
             manifest.json
             students/student-3.onnx
-            students/student-3.onnx.part    as much as had come when the link was cut
+            students/student-3.onnx.part    a partial download, resumed by the next fetch
 
-A file has its name only when its SHA-256 is right, so what is there is whole.
+A file gets its final name only after its SHA-256 has been verified, so files are always complete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Read = Callable[[str, int], AsyncGenerator[bytes, None]]  # path, offset → the
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that a student takes.
+    """A file that a student needs.
 
     Attributes:
         path: inside the bundle.
@@ -53,10 +53,10 @@ class Store:
     """A device's data folder.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; created if missing.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,19 +70,19 @@ class Store:
             ) from exc
 
     def _key(self) -> bytes:
-        """The device's key, made at the first start; only its owner may read it."""
+        """The device's key, created at the first start; only its owner may read it."""
         file = self.path / "node.key"
-        # Empty is what a power cut may leave of a new file, and would be the same key on every device.
+        # A power cut may leave a new file empty, and an empty key would be the same on every device.
         if not file.exists() or not file.stat().st_size:
             write_private(file, secrets.token_hex(32).encode())
         return file.read_bytes()
 
     def folder(self, bundle: str) -> Path:
-        """Where the files of a bundle are."""
+        """Folder of a bundle's files."""
         return self.path / "bundles" / bundle
 
     def held(self) -> tuple[str, int] | None:
-        """The newest student that is here: hash of its bundle and its number; None if there is none."""
+        """The newest student on the device: hash of its bundle and its number; None if there is none."""
         folders = sorted((self.path / "bundles").glob("*/"), key=lambda folder: folder.stat().st_mtime, reverse=True)
         for folder in folders:
             with contextlib.suppress(BundleError, OSError, ValueError):
@@ -91,27 +91,27 @@ class Store:
         return None
 
     async def fetch(self, bundle: str, student: int, artifacts: list[Artifact], read: Read) -> Bundle:
-        """Completes the files of a student.
+        """Fetches the missing files of a student.
 
         Args:
-            bundle: its hash.
-            student: its number.
-            artifacts: what it takes.
-            read: reads a file of the aggregator from an offset on; whatever it raises goes through, and the next call
-                goes on where this one ended.
+            bundle: hash of the bundle.
+            student: number of the student.
+            artifacts: the files that it needs.
+            read: reads a file of the aggregator from an offset on; its errors are raised, and the next call resumes
+                where this one ended.
 
         Returns:
             The bundle, loaded and verified.
 
         Raises:
-            BundleError: a file is not what its hash says, or has a path outside the bundle.
-            DataError: it does not fit on the disk, or cannot be written.
+            BundleError: a file does not match its hash, or has a path outside the bundle.
+            DataError: the files do not fit on the disk, or cannot be written.
         """
         folder = self.folder(bundle)
         for artifact in artifacts:
             path = PurePosixPath(artifact.path)
             if path.is_absolute() or ".." in path.parts or "\\" in artifact.path:
-                raise BundleError(f"'{artifact.path}' lies outside the bundle; is that aggregator to be trusted?")
+                raise BundleError(f"'{artifact.path}' is outside the bundle; check that the aggregator is trustworthy")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             missing = sum(artifact.size for artifact in artifacts if not (folder / artifact.path).exists())
@@ -138,7 +138,7 @@ class Store:
 
 
 async def _fetch(target: Path, artifact: Artifact, read: Read) -> None:
-    """Completes one file, unless it is there."""
+    """Fetches one file unless it is complete."""
     # Hashing and fsync of a student take seconds on an SD card: not in the event loop.
     part = await asyncio.to_thread(_begin, target, artifact)
     if part is None:
@@ -148,12 +148,12 @@ async def _fetch(target: Path, artifact: Artifact, read: Read) -> None:
             async for data in pieces:
                 file.write(data)
                 if file.tell() > artifact.size:
-                    break  # more than was promised: the hash will not fit either
+                    break  # longer than announced: the hash will not match either
     await asyncio.to_thread(_finish, part, target, artifact)
 
 
 def _begin(target: Path, artifact: Artifact) -> Path | None:
-    """The file to write to, which may have a beginning; None where the target is complete."""
+    """The partial file to append to; None if the target is complete."""
     if target.exists() and sha256_file(target) == artifact.sha256:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,14 +164,14 @@ def _begin(target: Path, artifact: Artifact) -> Path | None:
 
 
 def _finish(part: Path, target: Path, artifact: Artifact) -> None:
-    """Verifies what was written and gives it its name."""
+    """Verifies the complete file and renames it."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     if sha256_file(part) != artifact.sha256:
-        # Not to be resumed: the next attempt starts from nothing.
+        # Must not be resumed: the next attempt starts from the beginning.
         part.unlink()
         raise BundleError(
-            f"{artifact.path}: what came is not what was announced (sha256 {artifact.sha256[:12]}…); the aggregator's "
-            "bundle has changed, or the link alters data"
+            f"{artifact.path}: the received file does not match its announced hash (sha256 {artifact.sha256[:12]}…); "
+            "the aggregator's bundle has changed, or the link alters data"
         )
     part.replace(target)

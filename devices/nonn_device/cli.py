@@ -1,7 +1,8 @@
 """``nonn-device``: the process on a device.
 
-Exit codes: 0 ended by a signal, 2 usage, 3 bundle, address or certificate, or refused by the aggregator. When it
-answers requests it prints one line of JSON on standard output, and nothing else ever; its log is on standard error.
+Exit codes: 0 shut down on request, 2 usage, 3 bundle, address or certificate, or refused by the aggregator. When ready
+for requests, ``serve`` and ``join`` print one line of JSON on standard output and nothing else; logs go to standard
+error.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ __all__ = ["build_parser", "main"]
 
 _Result = TypeVar("_Result")
 
-# Of each number the least and the greatest that the node, the runtime or the protocol can take.
+# Minimum and maximum of each number in the node, the runtime or the protocol.
 _RANGES = {"student": (0, 2**31 - 1), "threads": (1, 256), "memory": (0, 2**31 - 1), "max_model_bytes": (0, 2**63 - 1)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    # A node multiplies nothing in NumPy: threads of its BLAS would cost memory for nothing.
+    # A node multiplies nothing in NumPy: threads of its BLAS would only cost memory.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if arguments.tls:
         from nonn.security.handshake import log_failed_handshakes
 
         log_failed_handshakes()
-    # gRPC's own log tells a taken port in C++; our error tells it too.
+    # gRPC's own log reports a taken port; nonn's error does too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     configure_logging(arguments.log_format)
     arguments.tracing = None
@@ -72,12 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nonn-device", description="One student of a bundle on this device.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve a student until told to end")
+    serve = commands.add_parser("serve", help="serve a student until shutdown")
     serve.set_defaults(run=_serve)
-    join = commands.add_parser("join", help="get a student from an aggregator, and serve it until told to end")
+    join = commands.add_parser("join", help="get a student from an aggregator, and serve it until shutdown")
     _add_join_options(join)
     join.set_defaults(run=_join)
-    check = commands.add_parser("check", help="run a student once, in a process of its own, and say what it takes")
+    check = commands.add_parser("check", help="run a student in a separate process, and print its time and memory")
     check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
     for command in (serve, check):
         command.add_argument(
@@ -95,20 +96,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_join_options(parser: argparse.ArgumentParser) -> None:
     """Options of a node that joins."""
-    parser.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; of several, each is joined")
-    parser.add_argument("--id", metavar="ID", help="of this device; with --tls its certificate says it")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the student is kept")
-    parser.add_argument("--student", type=int, metavar="I", help="the student to run (default: what is needed most)")
-    parser.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="where the aggregators find this node")
-    parser.add_argument("--dial-out", action="store_true", help="nobody can call this device: it fetches its requests")
+    parser.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; the node joins each one")
+    parser.add_argument("--id", metavar="ID", help="id of this device (default with --tls: that of the certificate)")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder for the student's files")
+    parser.add_argument("--student", type=int, metavar="I", help="student to run (default: the cluster chooses)")
+    parser.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="address for connections to this node")
+    parser.add_argument("--dial-out", action="store_true", help="for a node behind NAT: receive requests over a stream")
     parser.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
-    parser.add_argument("--join-token-file", type=Path, metavar="FILE", help="token that lets it join without TLS")
+    parser.add_argument("--join-token-file", type=Path, metavar="FILE", help="token for joining without TLS")
 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every node, wherever it has its student from."""
+    """Options of every node, wherever its student comes from."""
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, is any free one")
+    parser.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, chooses a free one")
     parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
     parser.add_argument(
         "--max-batch", type=int, default=1024, metavar="B", help="samples of one request (default: %(default)s)"
@@ -117,39 +118,39 @@ def _add_serving_options(parser: argparse.ArgumentParser) -> None:
         "--max-queue", type=int, default=64, metavar="N", help="requests that may wait (default: %(default)s)"
     )
     parser.add_argument(
-        "--memory", type=int, default=0, metavar="MB", help="memory that the node may hold; batches are limited to it"
+        "--memory", type=int, default=0, metavar="MB", help="memory limit of the node; it limits the batch size"
     )
-    parser.add_argument("--self-test", action="store_true", help="run the student in a process of its own first")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="this node's folder of nonn certs; serves TLS only")
+    parser.add_argument("--self-test", action="store_true", help="run the student in a separate process first")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="this node's TLS folder; serves TLS only")
     parser.add_argument("--insecure", action="store_true", help="serve beyond loopback without TLS")
-    parser.add_argument("--reflection", action="store_true", help="tell clients what there is to call")
-    parser.add_argument("--watch-stdin", action="store_true", help="end when standard input closes")
+    parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
+    parser.add_argument("--watch-stdin", action="store_true", help="shut down when standard input closes")
     add_log_arguments(parser)
 
 
 def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
-    """What runs the student."""
+    """Options of the runtime."""
     parser.add_argument(
         "--runtime", choices=("onnx", "c"), default="onnx", help="ONNX Runtime or compiled C (default: %(default)s)"
     )
     parser.add_argument(
-        "--library", type=Path, metavar="FILE", help="compiled student (default: where nonn export puts it)"
+        "--library", type=Path, metavar="FILE", help="compiled student (default: the path that nonn export uses)"
     )
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Checks what types cannot say.
+    """Checks the ranges of numbers.
 
     Raises:
-        ConfigError: names the option, its value and what it may be.
+        ConfigError: a number is out of range; the message names the option, its value and its range.
     """
     for name, (least, greatest) in _RANGES.items():
         value = getattr(arguments, name, None)
         if value is not None and not least <= value <= greatest:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must lie between {least} and {greatest:,}")
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be between {least} and {greatest:,}")
 
 
-# What follows imports late: a wrong option or --help need not wait for NumPy, gRPC and ONNX Runtime.
+# The functions below import late, so that --help and wrong options do not wait for NumPy, gRPC and ONNX Runtime.
 
 
 def _model(arguments: argparse.Namespace, bundle: Bundle, device: int) -> StudentModel:
@@ -180,7 +181,7 @@ def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more:
 
     tls = load_tls(arguments.tls, "node")
     if getattr(arguments, "dial_out", False):
-        tls = None  # bound to loopback, and asked by this process alone
+        tls = None  # bound to loopback, called by this process only
     return {
         "host": arguments.host,
         "port": arguments.port,
@@ -195,7 +196,7 @@ def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """Says what a student takes on this device."""
+    """Measures a student on this device and prints the result."""
     from nonn_device.self_test import self_test
 
     print(json.dumps(self_test(arguments.bundle, arguments.student, arguments.runtime, arguments.library)))
@@ -226,7 +227,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    """Gets a student and serves it; gets another one when an aggregator requires it."""
+    """Gets a student and serves it; gets another one when an aggregator assigns it."""
     from nonn.rpc.address import check_bind, split_address, with_port
     from nonn.rpc.guard import Tokens
     from nonn.rpc.loop import run as run_loop
@@ -236,7 +237,7 @@ def _join(arguments: argparse.Namespace) -> int:
     from nonn_device.link import Link
 
     if arguments.dial_out and (arguments.host != "127.0.0.1" or arguments.advertise):
-        raise ConfigError("--dial-out is for a node that nobody can call: leave --host and --advertise out")
+        raise ConfigError("--dial-out is for a node without a reachable address: omit --host and --advertise")
     tls = load_tls(arguments.tls, "node")
     name = _own_id(arguments.id, tls)
     for address in arguments.aggregators:
@@ -264,20 +265,20 @@ def _own_id(given: str | None, tls: TlsFolder | None) -> str:
     """The id of this device, from its certificate or the operator.
 
     Raises:
-        ConfigError: there is neither, it is no id, or the two differ.
+        ConfigError: there is neither, it is not a valid id, or the two differ.
     """
     from nonn.security.tls import check_id
 
     name = given or (tls.identity.id if tls else "")
     if not name:
-        raise ConfigError("--id is missing: without TLS nothing else says which device this is")
+        raise ConfigError("--id is missing: without TLS nothing else identifies this device")
     if tls is not None and tls.identity.id != name:
-        raise ConfigError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; leave --id out")
+        raise ConfigError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; omit --id")
     return check_id(name)
 
 
 async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
-    """Prepares and serves until the process is told to end."""
+    """Prepares and serves until shutdown."""
     import asyncio
 
     from nonn.rpc.background import Background
@@ -293,7 +294,7 @@ async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
     async with Watchdog() as watchdog:
         try:
             while not shutdown.is_set() and member.failure is None:
-                # Started, even if no aggregator is there yet: it waits for one as long as it takes.
+                # The process has started, even if no aggregator answers yet: it waits without a limit.
                 watchdog.ready("asks for a student")
                 prepared = await _unless(shutdown, member.prepare())
                 if prepared is None:
@@ -303,7 +304,7 @@ async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
                 attend = _attend(watchdog, member, model, f"student {device} of bundle {bundle.hash[:12]}")
                 options = _options(arguments, bundle, device, attend=attend, stop=stop)
                 async with Background() as tasks:
-                    # The server has a separate event, since it also ends to make room for the next student.
+                    # The server has a separate event, since it also ends when the next student replaces it.
                     tasks.start(relay(stop), "shutdown")
                     await serve(model, **options)
                 if not member.moved:
@@ -327,7 +328,7 @@ async def _unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, _Result])
 
 
 def _attend(watchdog: Watchdog, member: Member, model: StudentModel, status: str) -> Attend:
-    """What runs next to the requests of a node that has joined."""
+    """The context manager that keeps a joined node registered while it serves."""
     import contextlib
 
     @contextlib.asynccontextmanager

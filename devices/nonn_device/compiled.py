@@ -1,9 +1,8 @@
-"""A student compiled to C: a shared object made by ``nonn export --target c``, called through ctypes.
+"""A student compiled to C: a shared object from ``nonn export --target c``, called through ctypes.
 
-Nothing but the C library is needed to run it, so a node without ONNX Runtime is tens of megabytes smaller. What the
-file says of itself, the student's hash and sizes, is checked before it is called; that it computes what it says cannot
-be checked by a hash of the bundle, so it is to be trusted as far as the program itself. ``nonn-device check`` compares
-the two runtimes.
+It needs only the C library, so a node without ONNX Runtime is tens of megabytes smaller. Hash and sizes of the student
+in the file are checked before it is called. No hash of the bundle covers the code itself, so it needs the same trust as
+the program. ``nonn-device check`` runs it in a separate process; ``nonn export`` compares it with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _MACHINES |= {183: "64-bit Arm", 243: "RISC-V", 258: "LoongArch"}
 
 
 def library_path(bundle: Path, device: int) -> Path:
-    """Where ``nonn export`` puts the shared object of a student."""
+    """Path where ``nonn export`` writes the shared object of a student."""
     return bundle / "compiled" / f"student-{device}" / "student.so"
 
 
@@ -40,11 +39,11 @@ class CompiledRuntime:
 
     Args:
         path: the shared object.
-        student: what the manifest says of it.
-        spec: what it takes.
+        student: its entry in the manifest.
+        spec: its input.
 
     Raises:
-        BundleError: it is missing, for another processor, cannot be loaded, or was made from another student.
+        BundleError: it is missing, for another processor, cannot be loaded, or was compiled from another student.
     """
 
     def __init__(self, path: Path, student: Student, spec: InputSpec) -> None:
@@ -65,7 +64,7 @@ class CompiledRuntime:
                 "cross-compiler: --cc"
             )
         if size < _size_of(head):
-            # The loader would end the whole process with SIGBUS.
+            # The loader would kill the whole process with SIGBUS.
             raise BundleError(f"{path}: truncated, {size} bytes of {_size_of(head)}; copy it again, or {again}")
         try:
             self._library = ctypes.CDLL(str(path.resolve()))
@@ -74,7 +73,7 @@ class CompiledRuntime:
                 "ascii", "replace"
             )
             self._batch = self._library.nonn_student_batch
-        except (OSError, AttributeError, ValueError) as exc:  # not loadable, a symbol that is not there
+        except (OSError, AttributeError, ValueError) as exc:  # not loadable, or without a symbol
             raise BundleError(f"{path}: cannot be loaded ({exc}); {again}") from exc
         if abi != ABI:
             raise BundleError(f"{path}: interface {abi}, this version of nonn has {ABI}; {again}")
@@ -85,8 +84,8 @@ class CompiledRuntime:
             )
         if (inputs, features) != (int(np.prod(spec.shape)), student.width):
             raise BundleError(
-                f"{path}: {inputs} inputs and {features} features, the manifest says {list(spec.shape)} and "
-                f"{student.width}; {again}"
+                f"{path}: {inputs} inputs and {features} features, but {list(spec.shape)} and {student.width} in the "
+                f"manifest; {again}"
             )
         pointer = np.ctypeslib.ndpointer(np.float32, flags="C_CONTIGUOUS")
         self._batch.argtypes, self._batch.restype = [pointer, pointer, ctypes.c_int32], None
@@ -95,13 +94,13 @@ class CompiledRuntime:
 
     @property
     def name(self) -> str:
-        """Name and what it was made from."""
+        """Name, and the hash of the student it was compiled from."""
         return f"compiled C {self._sha256[:12]}"
 
     def run(self, batch: Array) -> Float32:
         """Raw inputs [B, …], uint8 or float32 → features [B, d_i]."""
         if batch.shape[1:] != self._shape:  # C would read beyond the end
-            raise BundleError(f"batch of shape {list(batch.shape)}, the student takes [B, {list(self._shape)}]")
+            raise BundleError(f"batch of shape {list(batch.shape)}, the student needs [B, {list(self._shape)}]")
         features = np.empty((len(batch), self._width), np.float32)
         self._batch(np.ascontiguousarray(batch, np.float32), features, len(batch))
         return features
@@ -111,18 +110,18 @@ class CompiledRuntime:
 
 
 def machine_of(head: bytes) -> str | None:
-    """What processor an ELF file is for, from its first 20 bytes; None if it is no ELF file."""
+    """Processor of an ELF file, from its first 20 bytes; None if it is not an ELF file."""
     if len(head) < 20 or head[:4] != b"\x7fELF":
         return None
     number = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
     name = _MACHINES.get(number, f"processor {number}")
     bits = {1: 32, 2: 64}.get(head[4], 0)
-    # Three ABIs share a machine number in two word sizes.
+    # Three machine numbers are used for two word sizes.
     return f"{name}, {bits} bit" if number in (8, 62, 243) else name
 
 
 def _size_of(head: bytes) -> int:
-    """Bytes up to the end of an ELF file's section table, the last thing in it, from its header; 0 if it has none."""
+    """Bytes up to the end of an ELF file's section table, the file's last part, from its header; 0 without a table."""
     offset, width, entries = (40, 8, 58) if head[4] == 2 else (32, 4, 46)
     order: Literal["big", "little"] = "big" if head[5] == 2 else "little"
 

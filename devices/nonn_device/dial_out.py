@@ -1,7 +1,7 @@
-"""Work over a stream that the node opened: for a device behind a NAT, which cannot be called.
+"""Serves requests over a stream that the node opens, for a device behind a NAT that accepts no connections.
 
-Each request is handed to the node's own server, which is bound to loopback, so everything holds there that holds for a
-call from outside: limits, drain, errors. That costs one more hop on the device.
+Each request is forwarded to the node's own server, which is bound to loopback, so limits, drain and errors are the same
+as for a call from outside. That costs one more hop on the device.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def serve_stream(stream: Any, lease: str, address: str) -> None:
     Raises:
         grpc.aio.AioRpcError: the stream broke, or the aggregator refused it.
     """
-    writing = asyncio.Lock()  # a stream takes one message at a time
+    writing = asyncio.Lock()  # a stream accepts one message at a time
 
     async with aio.insecure_channel(address, options=CHANNEL_OPTIONS) as server, Background() as tasks:
 
@@ -42,7 +42,7 @@ async def serve_stream(stream: Any, lease: str, address: str) -> None:
                 reply = pb.WorkReply(call=request.call, payload=payload)
             except aio.AioRpcError as exc:
                 reply = pb.WorkReply(call=request.call, status=exc.code().value[0], details=exc.details() or "")
-            # That the stream broke meanwhile is raised where it is read.
+            # The loop that reads the stream raises its errors.
             with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):
                 async with writing:
                     await stream.write(reply)

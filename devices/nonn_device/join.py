@@ -1,11 +1,11 @@
-"""``nonn-device join``: a node that asks aggregators for work and keeps its place with them.
+"""``nonn-device join``: registers a node with aggregators and renews its leases.
 
-One aggregator gives the student; the others learn which one that is. A task for each registers, renews the lease, and
-starts again when the aggregator was restarted or could not be reached: with back-off and jitter, so that a hundred
-nodes do not come back in the same millisecond (Brooker 2015, Exponential Backoff And Jitter, AWS Architecture Blog).
-How to sleep is an argument, and cancelling the task ends any wait.
+One aggregator assigns the student; the node reports that student to the others. A separate task for each aggregator
+registers, renews the lease, and registers again after a restart or a failed connection: with back-off and jitter, so
+that a hundred nodes do not return in the same millisecond (Brooker 2015, Exponential Backoff And Jitter, AWS
+Architecture Blog). The sleep function is an argument, and cancelling the task ends any wait.
 
-Leaving is in order: every aggregator learns of it first, then what is in flight is answered, then the process ends.
+A node leaves gracefully: it notifies every aggregator, answers the requests in flight, and exits.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from nonn_device.vitals import resident_bytes
 
 __all__ = ["Backoff", "JoinOptions", "Member"]
 
-BACKOFF_S = (0.1, 1.5)  # the first and the longest: an aggregator that is back has its nodes within two seconds
-HEARTBEATS = 3  # in the time of a lease
+BACKOFF_S = (0.1, 1.5)  # first and longest: a restarted aggregator has its nodes again within two seconds
+HEARTBEATS = 3  # per duration of a lease
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -40,11 +40,11 @@ _log = logging.getLogger(__name__)
 
 
 class Backoff:
-    """How long to wait before the next attempt: twice as long each time, up to a limit, and between half and all of it.
+    """Exponential back-off with jitter: doubles up to a limit; each wait is 50 to 100 % of it.
 
     Args:
-        sleep: waits some seconds.
-        rng: gives the jitter.
+        sleep: waits a number of seconds.
+        rng: source of the jitter.
     """
 
     def __init__(self, sleep: Sleep = asyncio.sleep, rng: random.Random | None = None) -> None:
@@ -52,7 +52,7 @@ class Backoff:
         self._next_s, self._limit_s = BACKOFF_S
 
     def reset(self) -> None:
-        """An attempt succeeded."""
+        """Starts over after a successful attempt."""
         self._next_s = BACKOFF_S[0]
 
     async def wait(self) -> None:
@@ -63,14 +63,14 @@ class Backoff:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinOptions:
-    """Options of the operator about the node.
+    """The operator's options for a node.
 
     Attributes:
         node: its id.
-        student: that it runs; None leaves that to the aggregator.
-        advertise: host or ``host:port`` at which it is found; empty for what the system says.
-        max_model_bytes: largest student that it can hold; 0 for any.
-        dials_out: it cannot be called; work comes over a stream that it opens.
+        student: the student to run; None leaves the choice to the aggregator.
+        advertise: host or ``host:port`` at which aggregators reach it; empty for the address of its interface.
+        max_model_bytes: largest student that fits; 0 for any.
+        dials_out: it has no reachable address; requests arrive over a stream that it opens.
     """
 
     node: str
@@ -86,8 +86,12 @@ class Member:
     Args:
         options: of the operator.
         links: the aggregators, in order of preference.
-        store: where the student's files are kept.
-        sleep: waits some seconds.
+        store: of the student's files.
+        sleep: waits a number of seconds.
+
+    Attributes:
+        moved: an aggregator has assigned another student.
+        failure: the error with which an aggregator refused the node for good; None if none did.
     """
 
     def __init__(self, options: JoinOptions, links: list[Link], store: Store, sleep: Sleep = asyncio.sleep) -> None:
@@ -98,20 +102,20 @@ class Member:
         self.failure: NonnError | None = None
 
     async def prepare(self) -> tuple[Bundle, int]:
-        """Gets a student from the first aggregator that has one to give, and its files.
+        """Gets a student and its files from the first aggregator that assigns one.
 
         Returns:
             The bundle and the number of the student.
 
         Raises:
-            NonnError: no aggregator takes this node, and waiting would not help.
+            NonnError: every aggregator refuses this node, and waiting would not help.
         """
         self.moved = False
         held = self._store.held()
         if held is not None and self._options.student in (None, held[1]):
             self._bundle, self._student = held
         if self._options.student is not None:
-            self._bundle = ""  # the operator's choice is meant for whatever bundle the cluster runs
+            self._bundle = ""  # the operator's choice applies to any bundle of the cluster
         backoff, said = Backoff(self._sleep), ""
         while True:
             errors = []
@@ -121,7 +125,7 @@ class Member:
                     self._bundle, self._student = response.bundle, response.student
                     artifacts = [Artifact(a.path, a.sha256, a.bytes) for a in response.artifacts]
                     bundle = await self._store.fetch(response.bundle, response.student, artifacts, link.read)
-                    _log.info("%s gives student %d of bundle %.12s…", link.address, response.student, bundle.hash)
+                    _log.info("%s assigns student %d of bundle %.12s…", link.address, response.student, bundle.hash)
                     return bundle, response.student
                 except NonnError as exc:
                     errors.append(exc)
@@ -136,16 +140,16 @@ class Member:
 
     @contextlib.asynccontextmanager
     async def attend(self, address: str, end: Callable[[], None], runtime: str = "") -> AsyncIterator[None]:
-        """Holds the places while the block runs; leaves them in order afterwards.
+        """Keeps the memberships during the block; leaves gracefully afterwards.
 
         Args:
             address: ``host:port`` that the node is bound to.
-            end: ends the server, when an aggregator refuses this node for good or gives it another student.
-            runtime: that runs the student.
+            end: ends the server; called when an aggregator refuses this node for good or assigns another student.
+            runtime: name of the student's runtime.
         """
         self._runtime = runtime
         for link in self._links:
-            link.lease = ""  # that of ``prepare`` was for the files
+            link.lease = ""  # the lease of ``prepare`` was for the files
         async with Background(end) as working:
             for link in self._links if self._options.dials_out else ():
                 working.start(self._keep_working(link, address), f"stream to {link.address}")
@@ -155,11 +159,11 @@ class Member:
                         keeping.start(self._keep(link, address, end), f"membership of {link.address}")
                     yield
             finally:
-                # What is in flight on the streams is answered before the aggregator says that the node may go.
+                # Requests in flight on the streams are answered before the aggregator confirms the leave.
                 await asyncio.gather(*map(self._leave, self._links))
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         await asyncio.gather(*(link.close() for link in self._links))
 
     async def _keep(self, link: Link, address: str, end: Callable[[], None]) -> None:
@@ -176,21 +180,21 @@ class Member:
                 pause_s, said = lease_s / HEARTBEATS, ""
                 backoff.reset()
                 if not beat.known:
-                    _log.warning("%s: knows nothing of this node any more; joining again", link.address)
+                    _log.warning("%s: the lease is no longer valid; joining again", link.address)
                     lease_s = 0.0
             except MembershipError as exc:
-                # Another device has the id, and waiting would not change that.
+                # For example, another device has the id; waiting would not change that.
                 self.failure = exc
                 end()
                 return
             except NonnError as exc:
                 if str(exc) != said:
                     _log.warning("%s; trying again", exc)
-                said, pause_s = str(exc), 0.0  # what failed is tried again as soon as the back-off says
+                said, pause_s = str(exc), 0.0  # retried after the back-off only
                 await backoff.wait()
 
     async def _keep_working(self, link: Link, address: str) -> None:
-        """Holds a stream open over which one aggregator asks."""
+        """Keeps a stream open for the requests of one aggregator."""
         backoff = Backoff(self._sleep)
         while True:
             started = asyncio.get_running_loop().time()
@@ -198,31 +202,31 @@ class Member:
                 try:
                     await link.work(address)
                 except NonnError as exc:
-                    _log.debug("%s; dialling again", exc)  # the heartbeat says what is wrong
+                    _log.debug("%s; dialling again", exc)  # the heartbeat logs the reason
             if asyncio.get_running_loop().time() - started > BACKOFF_S[1]:
                 backoff.reset()
             await backoff.wait()
 
     async def _place(self, link: Link, address: str, end: Callable[[], None]) -> float:
-        """Registers as a node that serves; returns the seconds of the lease."""
+        """Registers as a serving node; returns the duration of the lease in seconds."""
         advertised = "" if self._options.dials_out else link.advertised(address, self._options.advertise)
         response = await self._register(link, advertised)
         if (response.bundle, response.student) != (self._bundle, self._student):
-            # An aggregator with another bundle. The present student may change only where no other aggregator uses it.
+            # An aggregator with another bundle. The student may change only if no other aggregator uses it.
             if any(other.lease for other in self._links if other is not link):
                 await self._leave(link)
                 raise UnreachableError(
                     f"{link.address}: serves bundle {response.bundle[:12]}…, this node one of {self._bundle[:12]}… for "
                     "another aggregator; give both the same bundle"
                 )
-            _log.warning("%s: gives student %d of another bundle", link.address, response.student)
+            _log.warning("%s: assigns student %d of another bundle", link.address, response.student)
             self.moved = True
             end()
             await asyncio.Event().wait()  # until the server ends
         return float(response.lease_ms) / 1e3
 
     async def _register(self, link: Link, address: str) -> Any:
-        """Asks for a place."""
+        """Registers with one aggregator."""
         request = pb.RegisterRequest(
             node=self._options.node,
             instance=self._instance,
@@ -244,7 +248,7 @@ class Member:
         return response
 
     async def _leave(self, link: Link) -> None:
-        """Tells an aggregator; one that cannot be reached will find out when the lease ends."""
+        """Leaves one aggregator; if that cannot be reached, the lease expires."""
         if link.lease:
             with contextlib.suppress(NonnError):
                 await link.call("Drain", pb.DrainRequest(lease=link.lease))

@@ -1,7 +1,7 @@
 """The connection of a node to one aggregator: calls, files and the stream of a node that dials out.
 
-The channel is made anew when the node's certificate is rotated, and errors say why a connection fails, which gRPC does
-not tell.
+A rotation of the node's certificate opens a new channel. Errors contain the reason of a failed connection, which gRPC
+does not report.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CALL_TIMEOUT_S = 5.0
 
 
 class Link:
-    """The connection to one aggregator, made anew when the node's certificate is rotated.
+    """The connection to one aggregator; opened again after a rotation of the node's certificate.
 
     Args:
         address: ``host:port``.
         tls: of the node; None for plain text.
-        token: to join without TLS.
+        token: for joining without TLS.
     """
 
     def __init__(self, address: str, tls: TlsFolder | None = None, token: Tokens | None = None) -> None:
@@ -47,7 +47,7 @@ class Link:
         self._credentials: object = None
 
     async def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
@@ -56,8 +56,8 @@ class Link:
         """Makes one call.
 
         Raises:
-            UnreachableError: no answer from the address.
-            NonnError: what the aggregator answers instead.
+            UnreachableError: no answer at the address.
+            NonnError: the aggregator's error.
         """
         try:
             stub = await self._stub()
@@ -66,7 +66,7 @@ class Link:
             raise await self._error(exc) from exc
 
     async def read(self, path: str, offset: int) -> AsyncGenerator[bytes, None]:
-        """A file of the aggregator's bundle from an offset on, in pieces; raises as ``call`` does."""
+        """Reads a file of the aggregator's bundle from an offset on, in pieces; raises the errors of ``call``."""
         stub = await self._stub()
         request = pb.GetArtifactRequest(lease=self.lease, path=path, offset=offset)
         try:
@@ -76,7 +76,7 @@ class Link:
             raise await self._error(exc) from exc
 
     async def work(self, address: str) -> None:
-        """Answers what the aggregator asks over a stream, until that ends; raises as ``call`` does.
+        """Answers the aggregator's requests over a stream until it ends; raises the errors of ``call``.
 
         Args:
             address: of the node's own server.
@@ -88,11 +88,11 @@ class Link:
             raise await self._error(exc) from exc
 
     def advertised(self, bound: str, chosen: str) -> str:
-        """The address at which this aggregator finds the node.
+        """The address at which this aggregator reaches the node.
 
         Args:
             bound: ``host:port`` that the node is bound to.
-            chosen: by the operator, a host or ``host:port``; empty for none.
+            chosen: the operator's choice, a host or ``host:port``; empty for none.
         """
         host, _, port = bound.rpartition(":")
         if chosen:
@@ -100,7 +100,7 @@ class Link:
         if host not in ("0.0.0.0", "[::]"):
             return bound
         peer, _, peer_port = self.address.rpartition(":")
-        # Connecting a datagram socket sends nothing; it only asks the routing table which interface leads there.
+        # Connecting a datagram socket sends nothing; it only looks up the interface in the routing table.
         with contextlib.suppress(OSError):
             family, _, _, _, target = socket.getaddrinfo(peer.strip("[]"), int(peer_port), type=socket.SOCK_DGRAM)[0]
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -110,15 +110,15 @@ class Link:
         return f"127.0.0.1:{port}"
 
     async def _stub(self) -> Any:
-        """A stub on a channel with the present certificate; may be cancelled anywhere and called again."""
+        """A stub on a channel with the current certificate; safe to cancel at any point and to call again."""
         version = self._tls.version if self._tls else None
         if self._channel is None or version is not self._version:
             if self._tls is not None:
-                # gRPC knows of no revocation: the standard library looks at the certificate first.
+                # gRPC does not check revocation: the standard library checks the certificate first.
                 if text := await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME, self._tls):
                     await self.close()
                     raise CredentialsError(f"{self.address}: {text}")
-                # A list of revoked certificates that has changed is no reason to break the connection.
+                # A change of only the list of revoked certificates does not close the connection.
                 if self._credentials != self._tls.credentials_version:
                     await self.close()
             if self._channel is None:
@@ -137,9 +137,9 @@ class Link:
         return (("authorization", f"Bearer {self._token.first}"),) if self._token else ()
 
     async def _error(self, exc: aio.AioRpcError) -> NonnError:
-        """What went wrong; a connection that failed is looked at again, since gRPC does not tell why."""
+        """Maps a failed call; diagnoses a failed connection again, since gRPC does not report the reason."""
         if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return MembershipError(f"{self.address}: takes no joins; start it with: nonn serve --joins")
+            return MembershipError(f"{self.address}: accepts no joins; start it with: nonn serve --joins")
         error = from_status(exc, self.address)
         if isinstance(error, UnreachableError):
             text = await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME if self._tls else None, self._tls)

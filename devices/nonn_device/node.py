@@ -1,7 +1,6 @@
 """A student as a model of the Open Inference Protocol: ``input`` [B, …] → ``features`` [B, d_i].
 
-Requests wait their turn, and one whose caller has given up is dropped before it costs anything; how they are run, and
-how many may wait, is the worker's business.
+``nonn_device.worker`` queues and runs the requests. A waiting request whose caller has given up is dropped.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class StudentModel:
     """The model ``student-<i>``.
 
     Args:
-        bundle: the bundle that the student is of.
+        bundle: of the student.
         device: i.
-        runtime: that holds the student.
+        runtime: with the student loaded.
         max_batch: samples of one request.
         max_queue: requests that may wait while the student computes.
 
@@ -74,15 +73,15 @@ class StudentModel:
 
     @property
     def ready(self) -> bool:
-        """The student is loaded, or there would be no model."""
+        """Always true: a model exists only with its student loaded."""
         return True
 
     async def readiness(self) -> AsyncIterator[bool]:
-        """Ready, once: nothing changes it."""
+        """Yields ready once; it never changes."""
         yield self.ready
 
     def metadata(self) -> Any:
-        """Tensors, and which part of which bundle this is."""
+        """Tensors, and properties such as bundle and part."""
         spec, student = self._spec, self._student
         metadata = pb.ModelMetadataResponse(name=self.name, versions=[self.version], platform="onnx")
         datatype = "UINT8" if spec.dtype == "uint8" else "FP32"
@@ -107,9 +106,9 @@ class StudentModel:
         """Features of one batch.
 
         Raises:
-            InputError: the batch is not what the student takes, or so far outside the raw range that its features are
-                not finite.
-            BundleError: the caller means another bundle.
+            InputError: the batch does not match the student's input, or is so far outside the raw range that its
+                features are not finite.
+            BundleError: the request is for another bundle.
             OverloadError: too many requests are waiting.
         """
         if request.bundle not in (None, self._bundle.hash):
@@ -121,15 +120,15 @@ class StudentModel:
         features = self._worker.now(batch)
         if features is None:
             features = await self._worker(batch)
-        # Bytes are always in range, and the aggregator looks anyway; but a caller should be told of his floats.
+        # Bytes are always in range, and the aggregator checks features anyway; a caller of floats gets a clear error.
         if batch.dtype.char == "f" and not np.isfinite(features).all():
             raise InputError(f"{self.name}: its features are not finite; the inputs are far outside the raw range")
         return Result({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
 
     async def check(self) -> None:
-        """Runs one sample of zeros in its turn, however many requests wait: comes back if the student still runs."""
+        """Runs one sample of zeros, queued even if the queue is full; returns if the student still runs."""
         await self._worker(np.zeros((1, *self._spec.shape), np.uint8), limited=False)
 
     def _run(self, batch: Array) -> Array:
-        """Raw values as they are, since the network normalises them itself."""
+        """Passes raw values on: the network normalises them itself."""
         return self._runtime.run(batch)

@@ -1,14 +1,14 @@
-"""What a device can do, measured: an entry of ``[[devices.classes]]`` to paste into an experiment file.
+"""Measures a device and formats the result as an entry of ``[[devices.classes]]`` for an experiment file.
 
-Speed is that of ONNX Runtime, with one thread and without spinning as a node runs it, on four 3-wide convolutions with
-32 filters: a student's work in the middle of its network. Memory is what is free while this process, which has the
-runtime loaded as a node would, is running. A link is measured against an aggregator: the round trip of a call without
-content, and how much longer one with a quarter of a megabyte takes.
+Speed is measured with ONNX Runtime, one thread and no spinning, as on a node, on four 3-wide convolutions with 32
+filters, typical of the middle of a student's network. Memory is the free memory while this process runs with the
+runtime loaded, as a node would. The link to an aggregator is measured with calls: the round trip of a small one, and
+the additional time of one with a quarter of a megabyte.
 
-Needs the base install alone: the network is a file, ``probe.onnx``, which scripts/make_probe.py writes.
+Needs only the base install: the network is a file, ``probe.onnx``, which scripts/make_probe.py writes.
 
-Limits: a student of few filters per layer reaches less, since a layer costs some time whatever it multiplies; speed of
-a hot processor may be half of a cool one's. Run it when the device is as it will be.
+Limits: a student with few filters per layer is slower, since each layer has a fixed cost; a hot processor may have half
+the speed of a cool one. Run it under the conditions of use.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _CALLS = 15
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of this device.
+    """Measurements of this device.
 
     Attributes:
         macs_per_s: multiply-accumulates per second.
         ram_bytes: free memory.
-        link_bytes_per_s: to the address; 0 where none was given, or the link is too fast to tell.
-        link_latency_s: there and back; 0 where no address was given.
+        link_bytes_per_s: to the address; 0 without an address, or if the link is too fast to measure.
+        link_latency_s: round trip; 0 without an address.
     """
 
     macs_per_s: float
@@ -50,7 +50,7 @@ class Measured:
 
 
 def measure_macs_per_s(seconds: float = 1.0) -> float:
-    """Multiply-accumulates per second of ONNX Runtime on one thread, the median over so many seconds."""
+    """Multiply-accumulates per second of ONNX Runtime on one thread; the median of runs over ``seconds``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -70,7 +70,7 @@ def measure_macs_per_s(seconds: float = 1.0) -> float:
 
 
 def available_ram_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that is free now, in this process's control group if that has less; 0 where Linux does not say."""
+    """Free memory, limited by this process's control group; 0 if the system does not report it as Linux does."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         free = 1024 * int(fields["MemAvailable"].split()[0])
@@ -84,22 +84,22 @@ def available_ram_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Pa
 
 
 def measure_link(client: Client) -> tuple[float, float]:
-    """Latency there and back in seconds, and bytes per second towards an aggregator (0: too fast to tell).
+    """Round trip in seconds, and bytes per second to an aggregator (0: too fast to measure).
 
     Raises:
-        UnreachableError: nobody answers there.
-        ConfigError: it is not an aggregator.
+        UnreachableError: no answer at the address.
+        ConfigError: the server is not an aggregator.
     """
-    client.metadata()  # connects, and says what is wrong
+    client.metadata()  # connects, and raises a clear error if that fails
 
     def call(num_bytes: int) -> float:
-        # An input of a shape that no network takes: it is read whole and refused, so nothing is computed.
+        # An input whose shape no network accepts: the server reads it whole and refuses it, so nothing is computed.
         start = time.perf_counter()
         try:
             client.infer(np.zeros((1, num_bytes), np.uint8))
         except InputError:
             return time.perf_counter() - start
-        raise NonnError(f"{client.address}: took an input of {num_bytes} bytes that it should have refused")
+        raise NonnError(f"{client.address}: accepted an input of {num_bytes} bytes that it should have refused")
 
     small = [call(1) for _ in range(_CALLS)]
     large = [call(_LINK_BYTES) for _ in range(_CALLS)]
@@ -121,6 +121,6 @@ def device_entry(name: str, measured: Measured) -> str:
     if measured.link_latency_s:
         lines.append(f"link_latency_s = {measured.link_latency_s:.3g}")
         known = measured.link_bytes_per_s
-        lines.append(f"link_bytes_per_s = {known:.3g}" if known else "# link_bytes_per_s: too fast to tell")
-    lines.append("p_fail = 0.1  # how often it is away: yours to say")
+        lines.append(f"link_bytes_per_s = {known:.3g}" if known else "# link_bytes_per_s: too fast to measure")
+    lines.append("p_fail = 0.1  # not measured: set the share of time that the device does not answer")
     return "\n".join(lines) + "\n"

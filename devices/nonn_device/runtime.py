@@ -1,7 +1,7 @@
-"""What runs a student: ONNX Runtime, or C compiled for the device, behind a small interface.
+"""Runtimes of a student: ONNX Runtime, or C compiled for the device, with a small common interface.
 
-The interface is small because the runtime is what changes from device to device: ncnn is about 1.9 times as fast on a
-Raspberry Pi 5, and a microcontroller has neither. Each is imported only where it is used.
+The interface is small because runtimes differ from device to device: ncnn is about 1.9 times as fast on a Raspberry
+Pi 5, and a microcontroller has neither. Each runtime is imported only if it is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["OnnxRuntime", "Runtime", "batch_within", "open_runtime"]
 
 Float32 = NDArray[np.float32]
 
-_PROBE = 32  # samples of the run that tells what one sample takes
+_PROBE = 32  # samples in the run that measures the memory of one sample
 
 
 class Runtime(Protocol):
@@ -38,17 +38,17 @@ class Runtime(Protocol):
 
 
 def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, library: Path | None = None) -> Runtime:
-    """A student of a bundle, ready to run.
+    """Loads a student of a bundle.
 
     Args:
         kind: ``onnx`` or ``c``.
         bundle: with this student's file.
         device: number of the student.
         threads: of one inference; ONNX Runtime only.
-        library: the compiled student; None is where ``nonn export`` puts it.
+        library: the compiled student; None is the path that ``nonn export`` uses.
 
     Raises:
-        BundleError: the student cannot be loaded or run, or is not what the manifest says.
+        BundleError: the student cannot be loaded or run, or differs from its entry in the manifest.
     """
     student, spec = bundle.manifest.students[device], bundle.input_of(device)
     if kind == "onnx":
@@ -59,26 +59,26 @@ def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, li
 
 
 def batch_within(runtime: Runtime, spec: InputSpec, limit_mb: int, max_batch: int) -> int:
-    """The largest batch with which the process stays within its memory, as measured by running one.
+    """The largest batch with which the process stays within its memory, measured by running a batch.
 
     Args:
         runtime: of the student.
-        spec: what it takes.
-        limit_mb: resident memory that the process may hold, in megabytes.
-        max_batch: the answer where memory does not matter.
+        spec: its input.
+        limit_mb: limit of the process's resident memory, in megabytes.
+        max_batch: upper bound of the result.
 
     Raises:
-        BudgetError: the process holds more already, or a single sample is too much.
+        BudgetError: a single sample would exceed the limit, or the process already does.
     """
     probe, held = min(_PROBE, max_batch), resident_bytes()
     peak_bytes(reset=True)
     runtime.run(np.zeros((probe, *spec.shape), np.float32))
-    # A request is held as the message, as raw values and as float32 besides what the run itself takes.
+    # A request is in memory as message, as raw values and as float32, in addition to the run itself.
     sample = max(peak_bytes() - held, 0) / probe + 3 * 4 * float(np.prod(spec.shape))
     left = 1_000_000 * limit_mb - resident_bytes()
     if left < sample:
         raise BudgetError(
-            f"{runtime.name}: the node holds {held / 1e6:.0f} MB and one sample takes {sample / 1e6:.1f} MB more, over "
+            f"{runtime.name}: the node uses {held / 1e6:.0f} MB and one sample needs {sample / 1e6:.1f} MB more, over "
             f"the {limit_mb} MB of --memory; allow more, or use --runtime c, which needs about a third less"
         )
     return min(max_batch, int(left / sample))
@@ -89,40 +89,40 @@ class OnnxRuntime:
 
     Args:
         path: the ONNX file.
-        student: what the manifest says of it.
-        spec: what it takes.
+        student: its entry in the manifest.
+        spec: its input.
         threads: threads of one inference; 1 leaves the other cores to the device.
 
     Raises:
-        BundleError: ONNX Runtime cannot load or run the file, or it does not do what the manifest says.
+        BundleError: ONNX Runtime cannot load or run the file, or its features differ from the manifest.
     """
 
     def __init__(self, path: Path, student: Student, spec: InputSpec, threads: int = 1) -> None:
-        import onnxruntime  # 30 MB that a node with compiled students does not pay
+        import onnxruntime  # 30 MB that a node with a compiled student does not need
 
         self._version = onnxruntime.__version__
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        # Spinning threads wait for work at full power: a battery would pay for idling.
+        # Spinning threads wait for work at full power, which would drain a battery.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             self._input = self._session.get_inputs()[0].name
-            # A single sample is what is asked nearly always. With its buffers bound once, a run costs half as much.
+            # Nearly all requests have a single sample. With buffers bound once, such a run costs half as much.
             self._sample = np.zeros((1, *spec.shape), np.float32)
             self._features = np.zeros((1, student.width), np.float32)
             self._bound = self._session.io_binding()
-            # The first inference allocates; better now than in the first request.
+            # The first inference allocates; done here, not in the first request.
             features = self._session.run(["features"], {self._input: self._sample})[0]
         except Exception as exc:  # onnxruntime has no public base class for its errors
             raise BundleError(f"{path}: ONNX Runtime cannot run it ({exc}); build the bundle again") from exc
         if features.shape != (1, student.width) or features.dtype != np.float32:
             raise BundleError(
-                f"{path}: gives {features.dtype} features {list(features.shape)}, the manifest says float32 [1, "
+                f"{path}: returns {features.dtype} features {list(features.shape)}, but the manifest has float32 [1, "
                 f"{student.width}]; build the bundle again"
             )
         ort = onnxruntime.OrtValue.ortvalue_from_numpy

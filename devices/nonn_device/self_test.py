@@ -1,8 +1,9 @@
-"""Runs a student in a process of its own, so that a runtime that this processor cannot run kills that and not the node.
+"""Runs a student in a separate process, so that a runtime that crashes on this processor does not kill the node.
 
-Wheels are built for the processors of their time: ONNX Runtime 1.21.0 ends with an illegal instruction on a Raspberry
-Pi 4 (microsoft/onnxruntime #23957), and nothing that Python could catch comes before. The child loads the runtime, runs
-the student on samples like its data, twice and in other batches, and says what it measured in one line of JSON.
+Wheels may use instructions that a processor does not have: ONNX Runtime 1.21.0 dies of an illegal instruction on a
+Raspberry Pi 4 (microsoft/onnxruntime #23957), without an error that Python could catch. The child loads the runtime,
+runs the student on random samples with the data's statistics, as one batch and one by one, and prints its measurements
+as one line of JSON.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ __all__ = ["samples_like", "self_test"]
 TIMEOUT_S = 120.0  # loading takes a second; a Pi Zero with a cold disk much longer
 _SAMPLES = 8
 _MEASURED_S = 0.5
-_TOLERANCE = 0.02  # of the largest feature: in 8 bits a value may fall to the other side of a step
+_TOLERANCE = 0.02  # of the largest feature: in 8 bits a value may round to a neighbouring step
 _REMEDY = {
     "onnx": "install an onnxruntime that is built for it (1.22 or later on a Raspberry Pi 4), or compile the student "
     "with `nonn export BUNDLE --target c` and serve it with --runtime c",
-    "c": "compile the student on this device, or with a --cc that is for this very processor",
+    "c": "compile the student on this device, or with a --cc for exactly this processor",
 }
 
 
@@ -42,14 +43,14 @@ def self_test(bundle: Path, device: int, runtime: str, library: Path | None = No
         bundle: folder of the bundle.
         device: number of the student.
         runtime: ``onnx`` or ``c``.
-        library: the compiled student; None is where ``nonn export`` puts it.
+        library: the compiled student; None is the path that ``nonn export`` uses.
 
     Returns:
-        ``runtime`` (name and version), ``processor``, ``load_s``, ``run_ms`` of one sample and ``rss_mb``.
+        ``student``, ``runtime`` (name and version), ``processor``, ``load_s``, ``run_ms`` of one sample and ``rss_mb``.
 
     Raises:
-        BundleError: the child was ended by a signal or took too long (names processor, runtime and remedy), or the
-            student cannot be loaded or run.
+        BundleError: the child died of a signal or took too long (the message names processor, runtime and remedy), or
+            the student cannot be loaded or run.
     """
     command = [sys.executable, "-m", "nonn_device.self_test", str(bundle), str(device), runtime]
     command += [str(library)] if library else []
@@ -65,17 +66,17 @@ def self_test(bundle: Path, device: int, runtime: str, library: Path | None = No
         return found
     if child.returncode < 0:
         raise BundleError(f"student {device}: {_death(-child.returncode, runtime)}")
-    raise BundleError(child.stderr.strip().splitlines()[-1] if child.stderr.strip() else "the self-test said nothing")
+    raise BundleError(child.stderr.strip().splitlines()[-1] if child.stderr.strip() else "the self-test had no output")
 
 
 def samples_like(spec: InputSpec, count: int) -> NDArray[np.float32]:
-    """Random raw values [count, …] with the mean and deviation of the data."""
+    """Random raw values [count, …] with mean and standard deviation of the data."""
     mean, std = (np.reshape(values, (-1,) + (1,) * (len(spec.shape) - 1)) for values in (spec.mean, spec.std))
     return np.random.default_rng(0).normal(mean, std, (count, *spec.shape)).astype(np.float32)
 
 
 def _death(number: int, runtime: str) -> str:
-    """What a signal that ended the child means."""
+    """Describes the signal that killed the child."""
     name = signal.Signals(number).name
     if number == signal.SIGILL:
         return (
@@ -83,12 +84,12 @@ def _death(number: int, runtime: str) -> str:
             f"{_REMEDY[runtime]}"
         )
     if number == signal.SIGKILL:
-        return f"the runtime '{runtime}' was killed ({name}), as when memory runs out; choose a smaller student"
+        return f"the runtime '{runtime}' was killed ({name}), possibly out of memory; choose a smaller student"
     return f"the runtime '{runtime}' died ({name}; {processor()}); {_REMEDY[runtime]}"
 
 
 def _run(arguments: list[str]) -> dict[str, Any]:
-    """In the child."""
+    """Runs and measures the student, in the child process."""
     from nonn_device.runtime import open_runtime
 
     path, device, kind = Path(arguments[0]), int(arguments[1]), arguments[2]
@@ -100,10 +101,10 @@ def _run(arguments: list[str]) -> dict[str, Any]:
     once, one_by_one = runtime.run(inputs), np.concatenate([runtime.run(x[None]) for x in inputs])
     if not np.isfinite(once).all():
         raise BundleError(
-            f"student {device}: {runtime.name} gives features that are not finite; build the bundle again"
+            f"student {device}: {runtime.name} returns features that are not finite; build the bundle again"
         )
     if not np.allclose(once, one_by_one, rtol=0, atol=_TOLERANCE * float(np.abs(once).max())):
-        raise BundleError(f"student {device}: {runtime.name} gives other features for a batch than for its samples")
+        raise BundleError(f"student {device}: {runtime.name} returns other features for a batch than for its samples")
     times: list[float] = []
     while sum(times) < _MEASURED_S and len(times) < 1000:
         start = time.perf_counter()

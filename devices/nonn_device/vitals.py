@@ -1,4 +1,4 @@
-"""What a device says about its own process."""
+"""Memory of this process, and the processor it runs on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["peak_bytes", "processor", "resident_bytes"]
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds; 0 where the system does not say it the way Linux does."""
+    """Resident memory of this process; 0 if the system does not report it as Linux does."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -18,14 +18,14 @@ def resident_bytes() -> int:
 
 
 def peak_bytes(*, reset: bool = False) -> int:
-    """The most memory that this process has held since it began, or since the last ``reset``; 0 as above.
+    """Peak resident memory since the process started, or since the last ``reset``; 0 as in ``resident_bytes``.
 
     Args:
-        reset: start to count anew now.
+        reset: reset the peak first.
     """
     try:
         if reset:
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is held now
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak to the current value
         # Not getrusage: after exec it still has the peak of the process that forked this one.
         status = Path("/proc/self/status").read_text()
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
@@ -34,7 +34,7 @@ def peak_bytes(*, reset: bool = False) -> int:
 
 
 def processor() -> str:
-    """The processor of this device, for messages."""
+    """Name of this device's processor, for messages."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Runs a student for many requests, one run at a time and in the order of their arrival.
+"""Runs a student for many requests, one run at a time, in order of arrival.
 
-A short run is done right in the event loop: handing it to a thread and waking up again costs 70 to 200 µs, ten times
-what a small student itself takes. A long one goes to the thread, so that health checks are answered meanwhile. Which
-it is follows from the last runs' own time, so a device that gets hot and slow changes over by itself.
+A short run happens in the event loop: passing it to a thread and waking up again costs 70 to 200 µs, ten times the run
+of a small student. A long run happens in a thread, so that health checks are answered meanwhile. The durations of the
+last runs decide, so a device that gets hot and slow switches automatically.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from nonn.rpc.wire import Array
 
 __all__ = ["Worker"]
 
-INLINE_S = 0.001  # the longest run in the event loop; health checks wait that long at most
-# The shortest of these counts, since on a busy machine others are interrupted. The first of them go to the thread.
+INLINE_S = 0.001  # the longest run in the event loop; health checks wait at most that long
+# The shortest of these decides, since a busy machine interrupts others. The first runs happen in the thread.
 REMEMBERED_RUNS = 4
 
 
 class Worker:
-    """One thread that runs batches, and the event loop that may do it instead.
+    """Runs batches in one thread, or in the event loop if they are short.
 
     Args:
-        run: batch [B, …] → features [B, d]; never called twice at once.
+        run: batch [B, …] → features [B, d]; never called concurrently.
         max_queue: requests that may wait for the thread.
-        clock: seconds that never go back.
+        clock: monotonic clock, in seconds.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Worker:
         self._waiting = 0
 
     def close(self) -> None:
-        """Ends the thread; what waits is dropped."""
+        """Ends the thread; drops waiting requests."""
         self._executor.shutdown(cancel_futures=True)
 
     def now(self, batch: Array) -> Array | None:
-        """Features of one batch, if nothing waits and the last runs say that it fits into the event loop; else None."""
-        # Nearly every request comes by here, on a small device with cold caches: no call that is not needed.
+        """Features of one batch, if nothing waits and the last runs were short enough for the event loop; else None."""
+        # Nearly every request passes here, on a small device with cold caches: no unnecessary calls.
         return None if self._waiting or self._shortest_s * len(batch) > INLINE_S else self._timed(batch)
 
     async def __call__(self, batch: Array, *, limited: bool = True) -> Array:
@@ -58,7 +58,7 @@ class Worker:
 
         Args:
             batch: [B, …].
-            limited: whether ``max_queue`` holds for it.
+            limited: whether ``max_queue`` applies.
 
         Raises:
             OverloadError: too many requests are waiting.
@@ -68,7 +68,7 @@ class Worker:
         if limited and self._waiting >= self._max_queue:
             raise OverloadError(
                 f"{self._waiting} requests are waiting for this device, its limit (--max-queue); "
-                "ask it less often, or give its part to a second device too"
+                "send fewer requests, or assign its part to a second device too"
             )
         loop = asyncio.get_running_loop()
         future = self._executor.submit(self._timed, batch)
@@ -78,11 +78,11 @@ class Worker:
         finally:
             if future.done():
                 self._waiting -= 1
-            else:  # the caller has given up, but the thread may be in its run: nothing may run beside it
+            else:  # the caller has given up, but the thread may still run it: no other run may start
                 future.add_done_callback(lambda done: self._leave_later(loop, done))
 
     def _timed(self, batch: Array) -> Array:
-        """Runs one batch and remembers how long a sample took."""
+        """Runs one batch and records the time per sample."""
         start = self._clock()
         features = self._run(batch)
         self._sample_s.append((self._clock() - start) / len(batch))
@@ -91,7 +91,7 @@ class Worker:
         return features
 
     def _leave_later(self, loop: asyncio.AbstractEventLoop, done: Future[Any]) -> None:
-        """From the thread: one fewer is waiting."""
+        """Called from the thread: one request fewer is waiting."""
         with contextlib.suppress(RuntimeError):  # the loop is already closed
             loop.call_soon_threadsafe(self._leave)
 

@@ -1,7 +1,7 @@
 """The artifact that a cluster serves: one folder, verified by hash.
 
-``manifest`` reads and writes it; ``features`` is how features travel (float32 or 8 bits), ``views`` which channels a
-device sees, ``traffic`` the bytes of an answer. NumPy only: a device loads it.
+``manifest`` reads and writes it; ``features`` encodes features for the network (float32, float16 or int8), ``views``
+selects the channels of a device, ``traffic`` counts the bytes of an answer. Needs NumPy only, since devices load it.
 """
 
 from nonn.bundle.manifest import (

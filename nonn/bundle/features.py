@@ -1,11 +1,11 @@
-"""How features travel: a device's answer as float32, as float16, or as one byte a feature.
+"""Encoding of features for the network: float32, float16 or int8 (one byte per feature).
 
-One byte a feature is an affine code with the bundle's own range for each feature, fitted to training images, so that
-nothing but the bytes is sent: a part of 32 filters answers with 32 bytes. Node and aggregator make the same code from
-the manifest. What lies outside a range is sent as its end.
+int8 is an affine code. The bundle's manifest has the range of each feature, fitted to training images, so only the
+bytes are sent: a part of 32 filters answers with 32 bytes. Node and aggregator build the same code from the manifest.
+Values outside the range are clipped.
 
-Error of one feature: nothing for float32; for float16 half a unit of its eleven bits, 2⁻¹¹ of the value or 2⁻²⁵ where
-that is less; for int8 half a step inside the range. NumPy only: a device and the aggregator load it.
+Error of one feature: zero for float32; for float16 half a unit of its eleven bits, 2⁻¹¹ of the value, or 2⁻²⁵ for small
+values; for int8 half a step inside the range. Needs NumPy only, since devices and the aggregator load it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["FEATURE_DTYPES", "FeatureCode"]
 FEATURE_DTYPES = ("float32", "float16", "int8")
 
 _STEPS = 255
-_MARGIN = 0.05  # share of the range seen that is added at either end: test images reach a little further
+_MARGIN = 0.05  # share of the range of training images added at each end: test images exceed it a little
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -35,10 +35,11 @@ class FeatureCode:
     Attributes:
         dtype: ``float32``, ``float16`` or ``int8``.
         scale: int8: the step of each feature [d].
-        low: int8: what −128 stands for, of each feature [d].
+        low: int8: the value that −128 encodes, for each feature [d].
 
     Raises:
-        ConfigError: an unknown dtype, or steps that are not there, not positive or not as many as ends.
+        ConfigError: the dtype is unknown; steps are missing or not positive; the numbers of steps and lower ends
+            differ; or one of them is not finite.
     """
 
     dtype: str = "float32"
@@ -52,40 +53,40 @@ class FeatureCode:
             return
         if not self.scale or len(self.scale) != len(self.low):
             raise ConfigError(
-                f"int8 features: {len(self.scale)} steps and {len(self.low)} ends, not one each a feature"
+                f"int8 features: {len(self.scale)} steps and {len(self.low)} lower ends; each feature needs one of both"
             )
         if not np.isfinite([*self.scale, *self.low]).all() or min(self.scale) <= 0:
-            raise ConfigError("int8 features: every step must be positive, every end finite")
+            raise ConfigError("int8 features: every step must be positive, every lower end finite")
 
     @classmethod
     def fit(cls, dtype: str, features: NDArray[Any]) -> Self:
-        """The code for features like these.
+        """Fits a code to features.
 
         Args:
-            dtype: that they shall be sent as.
+            dtype: of the code.
             features: of training images [n, d].
         """
         if dtype != "int8":
             return cls(dtype)
         low, high = (np.asarray(f(axis=0), dtype=np.float64) for f in (features.min, features.max))
         margin = _MARGIN * (high - low)
-        # Features after a ReLU are never negative: no step is spent there. A dead feature still needs a step.
+        # Features after a ReLU are never negative, so the range does not go below 0. A dead feature still needs a step.
         low = np.where(low >= 0, np.maximum(low - margin, 0.0), low - margin)
         scale = np.maximum((high + margin - low) / _STEPS, 1e-6)
-        # The very numbers that both ends compute with.
+        # Exactly the numbers that both ends compute with.
         return cls(dtype, *(tuple(values.astype(np.float32).tolist()) for values in (scale, low)))
 
     @property
     def wire(self) -> np.dtype[Any]:
-        """What is sent, little-endian as the protocol has it."""
+        """Dtype on the wire, little-endian as in the protocol."""
         return np.dtype(self.dtype).newbyteorder("<")
 
     def num_bytes(self, width: int) -> int:
-        """Bytes of ``width`` features, without the message around them."""
+        """Bytes of ``width`` features, without message headers."""
         return width * self.wire.itemsize
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[Any]:
-        """Finite features [B, d] as they are sent [B, d]."""
+        """Encodes finite features [B, d] → [B, d]."""
         if self.dtype == "float32":
             return features
         if self.dtype == "float16":
@@ -95,10 +96,10 @@ class FeatureCode:
         return steps.astype(np.int8)
 
     def decode(self, sent: NDArray[Any]) -> NDArray[np.float32]:
-        """What was sent [B, d] as features [B, d], float32.
+        """Decodes features [B, d] → [B, d], float32.
 
         Raises:
-            InputError: it is of another dtype than the code, or not [B, d].
+            InputError: the dtype is not that of the code, or the shape is not [B, d].
         """
         width = len(self.scale) if self.dtype == "int8" else None
         if sent.dtype != self.wire or sent.ndim != 2 or width not in (None, sent.shape[1]):
@@ -110,7 +111,7 @@ class FeatureCode:
         return (sent.astype(np.float32) + np.float32(128)) * scale + low
 
     def roundtrip(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What arrives when features [B, d] are sent."""
+        """Features [B, d] after encoding and decoding."""
         return self.decode(self.encode(features))
 
     @cached_property

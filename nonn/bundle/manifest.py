@@ -1,17 +1,17 @@
-"""The bundle: one folder that holds all a cluster needs, verified by hash.
+"""The bundle: one folder with everything that a cluster needs, verified by hash.
 
 ::
 
-    manifest.json             what everything is; its SHA-256 is the bundle's hash
-    students/student-<i>.onnx   one network a device: raw inputs [B, …] → features [B, d_i]
-    students/student-<i>.int8.onnx   the same in 8 bits; where there is one, it is what a device runs
+    manifest.json             describes all files; its SHA-256 is the bundle's hash
+    students/student-<i>.onnx   one network per device: raw inputs [B, …] → features [B, d_i]
+    students/student-<i>.int8.onnx   the same in 8 bits; if present, devices run it
     fusion.npz                the fusion head
-    accuracy.npz              accuracy of all 2^N answering sets: correct counts and sample size
+    accuracy.npz              accuracy of all 2^N subsets of devices: correct counts and sample size
     features.npz              optional: recorded test features and labels, for the simulator
     graph.npz                 optional: the filter graph, for the report
 
-The manifest names the SHA-256 of every other file, so one hash pins the whole bundle; a node that holds only its own
-student still knows which bundle it belongs to. NumPy only: a device loads it.
+The manifest contains the SHA-256 of every other file, so one hash identifies the whole bundle, even on a node that has
+only its own student. Needs NumPy only, since devices load it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DEFAULT_P_FAIL = 0.1
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a student takes: raw values; the network normalises them itself.
+    """The input of a student: raw values; the network normalises them itself.
 
     Attributes:
         shape: of one sample, [C, H, W] or [C, T].
@@ -66,19 +66,19 @@ class Student:
 
     Attributes:
         device: number i of the device.
-        part: part of the filters that it learned.
+        part: the part of the filters that it learned.
         file: path inside the bundle.
         sha256: of the file.
         params: number of parameters.
         macs: multiply-accumulates of one answer.
         bytes: size of the file.
-        width: features d_i that it sends.
+        width: number d_i of features that it sends.
         dtype: of the features it sends; see nonn.bundle.features.
-        parts: all parts that it learned, its own first; empty where that is the only one.
+        parts: all parts that it learned, ``part`` first; empty if there is only one.
         weights: dtype of its weights, ``float32`` or ``int8``.
         scale: int8 features: the step of each [d_i].
         low: int8 features: the lower end of each [d_i].
-        view: channels of the input that it sees; empty is all of them.
+        view: channels of the input that it receives; empty is all of them.
     """
 
     device: int
@@ -98,29 +98,29 @@ class Student:
 
     @cached_property
     def code(self) -> FeatureCode:
-        """How its features are sent.
+        """The code of its features.
 
         Raises:
-            ConfigError: the manifest's values make no code.
+            ConfigError: the manifest's values are not a valid code.
         """
         return FeatureCode(self.dtype, self.scale, self.low)
 
     @property
     def feature_bytes(self) -> int:
-        """What one answer puts on the network, without the message around it."""
+        """Bytes of the features of one answer to one sample, without message headers."""
         return self.code.num_bytes(self.width)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a bundle says about itself; see the module for the files.
+    """Contents of manifest.json; see the module for the files.
 
     Attributes:
         experiment: name of the experiment.
-        input: what the students take.
+        input: of the students.
         classes: class names [K].
         parts: teacher filters of each part, M lists.
-        students: one a device [N].
+        students: one per device [N].
         files: SHA-256 of each further file, by its path in the bundle.
         teacher: model, params, macs, accuracy.
         data: name, split, samples of the accuracy table; fingerprint of the data.
@@ -149,7 +149,7 @@ class Bundle:
     Attributes:
         path: its folder.
         hash: SHA-256 of the manifest.
-        manifest: what it says.
+        manifest: its parsed manifest.
     """
 
     path: Path
@@ -163,10 +163,10 @@ class Bundle:
 
     @property
     def p_fail(self) -> tuple[float, ...]:
-        """Probability with which each device is away [N], from the experiment's configuration; 0.1 where it has none.
+        """Failure probability of each device [N], from the experiment's configuration; 0.1 by default.
 
         Raises:
-            BundleError: it is no probability, or the device classes are not of N devices.
+            BundleError: a value is not a probability, or the device classes do not add up to N devices.
         """
         devices: Any = self.manifest.provenance
         for key in ("config", "devices"):
@@ -183,24 +183,24 @@ class Bundle:
             raise BundleError(f"{self.path}: devices.classes in the provenance cannot be read: {exc}") from exc
         for value in found:
             if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is no probability")
+                raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is not a probability")
         if len(found) != self.num_devices:
             raise BundleError(
-                f"{self.path}: devices.classes in the provenance are of {len(found)} devices, not {self.num_devices}"
+                f"{self.path}: devices.classes in the provenance have {len(found)} devices, not {self.num_devices}"
             )
         return tuple(map(float, found))
 
     def input_of(self, device: int) -> InputSpec:
-        """What one device takes: the channels that it sees.
+        """The input of one device, with the channels of its view.
 
         Raises:
-            BundleError: it sees a channel that the input does not have.
+            BundleError: its view has a channel that the input does not have.
         """
         spec, view = self.manifest.input, self.manifest.students[device].view
         if not view:
             return spec
         if not 0 <= min(view) <= max(view) < spec.shape[0]:
-            raise BundleError(f"{self.path}: device {device} sees channels {list(view)} of {spec.shape[0]}")
+            raise BundleError(f"{self.path}: device {device} has channels {list(view)} of {spec.shape[0]}")
         mean, std = (tuple(values[c] for c in view) for values in (spec.mean, spec.std))
         return InputSpec(view_shape(spec.shape, view), spec.dtype, mean, std)
 
@@ -221,7 +221,7 @@ class Bundle:
 
     @cached_property
     def table(self) -> SubsetTable:
-        """Accuracy of every answering set, on the test split."""
+        """Accuracy of every subset of devices, on the test split."""
         arrays = self.arrays("accuracy.npz")
         table = SubsetTable(arrays["correct"], int(arrays["samples"]))
         if table.num_devices != self.num_devices:
@@ -248,7 +248,7 @@ class Bundle:
         """
         if name not in self.manifest.files:
             how = " with export.recorded = true" if name == "features.npz" else ""
-            raise BundleError(f"{self.path}: this bundle holds no {name}; build it again{how}")
+            raise BundleError(f"{self.path}: this bundle has no {name}; build it again{how}")
         try:
             with np.load(self.path / name, allow_pickle=False) as npz:
                 return {key: npz[key] for key in npz.files}
@@ -263,11 +263,11 @@ def write_bundle(
     arrays: Mapping[str, Mapping[str, NDArray[Any]]],
     further: Mapping[str, bytes] | None = None,
 ) -> Bundle:
-    """Writes a bundle, whole or not at all.
+    """Writes a bundle atomically.
 
     Args:
-        path: the folder; an older bundle there is replaced in one step.
-        manifest: hashes, sizes and ``files`` are filled in here.
+        path: the folder; an older bundle there is replaced as a whole.
+        manifest: this function fills in hashes, sizes and ``files``.
         students: ONNX bytes of each device.
         arrays: contents of each .npz file, by its path in the bundle.
         further: any other files, by their paths in the bundle.
@@ -301,17 +301,17 @@ def load_bundle(path: str | Path, *, device: int | None = None) -> Bundle:
 
     Args:
         path: its folder.
-        device: verify only this device's student, and let the other files be absent: all that a node holds.
+        device: verify only this device's student; the other files may be missing, as on a node.
 
     Raises:
-        BundleError: a file is missing, truncated or altered (named), or the manifest cannot be understood.
+        BundleError: a file is missing, truncated or altered, or the manifest is invalid; the message names the file.
     """
     path = Path(path)
     file = path / MANIFEST
     try:
         raw = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{file}: no such file; {path} is not a bundle (nonn run makes one)") from None
+        raise BundleError(f"{file}: no such file; {path} is not a bundle (nonn run writes one)") from None
     except OSError as exc:
         raise BundleError(f"{file}: cannot be read ({exc})") from exc
     try:
@@ -333,20 +333,20 @@ def _verify(path: Path, name: str, expected: str) -> None:
     """Checks one file of a bundle against its hash."""
     target = path / name
     if not target.resolve().is_relative_to(path.resolve()):
-        raise BundleError(f"{path / MANIFEST}: file '{name}' lies outside the bundle")
+        raise BundleError(f"{path / MANIFEST}: file '{name}' is outside the bundle")
     try:
         actual = sha256_file(target)
     except OSError as exc:
         raise BundleError(f"{target}: cannot be read ({exc.strerror}); copy or build the bundle again") from exc
     if actual != expected:
         raise BundleError(
-            f"{target}: truncated or altered (sha256 {actual[:12]}…, the manifest says {expected[:12]}…); "
+            f"{target}: truncated or altered (sha256 {actual[:12]}…, in the manifest {expected[:12]}…); "
             "copy or build the bundle again"
         )
 
 
 def _manifest(values: Mapping[str, Any]) -> Manifest:
-    """Builds a manifest from parsed JSON; keys it does not know are left for newer readers."""
+    """Builds a manifest from parsed JSON; ignores unknown keys, which newer versions may write."""
     if values.get("schema") != SCHEMA:
         raise BundleError(f"schema {values.get('schema')!r}; this version of nonn reads schema {SCHEMA}")
 

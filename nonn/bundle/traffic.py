@@ -1,11 +1,11 @@
-"""What one answer costs on the network, beside the same task done in the two published ways.
+"""Network traffic of one answer, compared with two published methods.
 
-Ours is the features of all students in the dtype that they are sent in. NoNN sends the same features as floats
-(Bhardwaj et al. 2019, arXiv 1907.11804). MoDNN splits every layer of the teacher over the devices (Mao et al., DATE
-2017): at every layer boundary the feature map is gathered from the devices and handed out again. Inputs, which all
-three send, and the messages around the values are left out.
+nonn sends the features of all students in their configured dtype. NoNN sends the same features as floats (Bhardwaj et
+al. 2019, arXiv 1907.11804). MoDNN splits every layer of the teacher over the devices (Mao et al., DATE 2017): at every
+layer boundary the feature map is gathered from the devices and distributed again. Inputs, which all three send, and
+message headers are excluded.
 
-Feature maps are known for networks whose shapes follow from their name. ``wrn-D-k`` has 1 + 6n convolutions with
+Feature maps are known for networks whose name determines their shapes. ``wrn-D-k`` has 1 + 6n convolutions with
 n = (D − 4) / 6, in stages of 16k, 32k and 64k channels, and the second and third stage halve the resolution (Zagoruyko
 & Komodakis 2016, arXiv 1605.07146). ``strided-D-k`` has D, with 16k, 32k, 64k, 64k … channels, each of which halves it.
 """
@@ -30,7 +30,7 @@ class Traffic:
     """Size of one answer to one sample on the network, without inputs and message headers.
 
     Attributes:
-        bytes_per_answer: features of all students as they are sent, bytes.
+        bytes_per_answer: features of all students in the dtype they are sent in, bytes.
         as_floats: the same features as 32-bit floats, as in NoNN, bytes.
         layer_maps: feature maps of the teacher split by layers, as in MoDNN, bytes; null for a teacher of unknown
             shapes.
@@ -52,7 +52,7 @@ def traffic(manifest: Manifest) -> Traffic:
 
 
 def boundary_elements(model: str, input_shape: Sequence[int]) -> list[int] | None:
-    """Numbers in the feature map after each convolution; None for a network of unknown shapes.
+    """Elements of the feature map after each convolution; None for a network of unknown shapes.
 
     Args:
         model: ``wrn-DEPTH-WIDTH`` or ``strided-DEPTH-WIDTH``.

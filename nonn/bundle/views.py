@@ -1,10 +1,10 @@
-"""Which channels of the input each device sees.
+"""Views: the channels of the input that each device receives.
 
-A body-worn unit measures nine channels and never sees the other units'. An experiment file says so with
-``devices.view = "split"`` (equal runs of channels, in order) or names the channels of each device in
-``devices.views``. The view travels in the bundle's manifest; whoever has the whole input cuts it with ``select_view``.
+A body-worn unit measures nine channels and has no access to those of the other units. An experiment file sets
+``devices.view = "split"`` (equal runs of channels, in order) or lists the channels of each device in
+``devices.views``. The bundle's manifest contains the view; ``select_view`` selects its channels from the whole input.
 
-NumPy arrays and torch tensors alike; this module imports neither.
+Works with NumPy arrays and torch tensors; this module imports neither.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ Inputs = TypeVar("Inputs", bound=Any)
 
 
 def select_view(inputs: Inputs, view: View) -> Inputs:
-    """What one device sees [B, len(view), …] of whole inputs [B, C, …]; the inputs themselves where it sees all."""
+    """The channels of one device [B, len(view), …] from whole inputs [B, C, …]; an empty view returns the inputs."""
     return cast("Inputs", inputs[:, list(view)]) if view else inputs
 
 
 def view_shape(shape: Sequence[int], view: View) -> tuple[int, ...]:
-    """Shape of one sample [C, …] as one device sees it."""
+    """Shape of one sample [len(view), …] for one device, from that of the whole input [C, …]."""
     return (len(view), *shape[1:]) if view else tuple(shape)
 
 
 def resolve_views(devices: DevicesConfig, num_channels: int) -> tuple[View, ...]:
-    """The view of each device, N of them; all empty where every device sees everything.
+    """The view of each device [N]; all empty if every device receives the whole input.
 
     Args:
         devices: the section of the experiment file.
         num_channels: C of the input.
 
     Raises:
-        ConfigError: the channels cannot be split evenly, or a view names a channel that there is not.
+        ConfigError: the channels cannot be split evenly, or a view lists a channel that does not exist.
     """
     if devices.views:
         for device, view in enumerate(devices.views):

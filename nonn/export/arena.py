@@ -1,9 +1,9 @@
-"""Static memory for the temporary tensors of generated C, shared by those that are never needed at the same time.
+"""Static memory for the temporary tensors of generated C, shared by tensors that are never live at the same time.
 
-emx-onnx-cgen makes each temporary tensor a separate array on the stack of the entry function. Here that function is
-parsed, its arrays are placed in static arenas, and it is written again; the rest of the code is not touched. An entry
-function is a signature, then declarations and calls, one per line. Any other line is an error: a version of the
-generator that writes something else must not be translated into code that is wrong or takes more memory.
+emx-onnx-cgen makes each temporary tensor a separate array on the stack of the entry function. This module parses that
+function, places its arrays in static arenas and writes it again; it does not touch the rest of the code. An entry
+function is a signature, then declarations and calls, one per line. Any other line is an error, so that the output of an
+unknown version of the generator never becomes code that is wrong or needs more memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import prod
 
 __all__ = ["Buffer", "EntryFunction", "Plan", "UnexpectedCodeError", "parse_entry", "plan", "share_buffers"]
 
-_ALIGN = 16  # bytes: a vector register's worth
+_ALIGN = 16  # bytes: the size of a vector register
 _BYTES = {"float": 4, "double": 8, "_Bool": 1} | {f"{u}int{n}_t": n // 8 for u in ("", "u") for n in (8, 16, 32, 64)}
 _DECLARATION = re.compile(r"(\w+) (\w+)((?:\[\d+\])+);")
 _CALL = re.compile(r"\w+\([^;{}]*\);")
@@ -66,7 +66,7 @@ class EntryFunction:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where buffers lie.
+    """Placement of buffers in arenas.
 
     Attributes:
         offsets: index of each buffer's first value in the arena of its type.
@@ -86,14 +86,14 @@ def share_buffers(code: str, entry: str) -> tuple[str, int]:
     """Moves the temporary tensors of a function from its stack to shared static arenas.
 
     Args:
-        code: a C file that emx-onnx-cgen made.
+        code: a C file from emx-onnx-cgen.
         entry: name of its entry function.
 
     Returns:
         The code and the bytes of all arenas.
 
     Raises:
-        UnexpectedCodeError: the entry function is not what this version of nonn reads.
+        UnexpectedCodeError: this version of nonn cannot parse the entry function.
     """
     function = parse_entry(code, entry)
     placed = plan(function.buffers, function.calls)
@@ -135,12 +135,12 @@ def parse_entry(code: str, entry: str) -> EntryFunction:
 def plan(buffers: Sequence[Buffer], calls: Sequence[str]) -> Plan:
     """Places buffers so that two share memory only if one is last used before the other is first used.
 
-    Largest first, each at the lowest place that is free while it lives. One arena per type, so that no memory is ever
-    accessed as two types (C11 6.5p7).
+    Largest first, each at the lowest offset that is free during its lifetime. One arena per type, so that no memory is
+    ever accessed as two types (C11 6.5p7).
 
     Args:
         buffers: to place.
-        calls: statements in the order in which they run.
+        calls: statements in order of execution.
     """
     words = [set(re.findall(r"\w+", call)) for call in calls]
     lives: dict[str, tuple[int, int]] = {}
@@ -169,7 +169,7 @@ def plan(buffers: Sequence[Buffer], calls: Sequence[str]) -> Plan:
 
 
 def _pointer(buffer: Buffer, offset: int) -> str:
-    """Declares what replaces an array: a pointer into an arena that is used like it."""
+    """Declares the replacement of an array: a pointer into an arena, with the same use."""
     place = f"(nonn_arena_{buffer.type} + {offset})"
     inner = "".join(f"[{size}]" for size in buffer.dims[1:])
     if not inner:

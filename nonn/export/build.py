@@ -1,8 +1,8 @@
-"""Compiles a student's C: into a shared object for nodes, and for size as a microcontroller would have it.
+"""Compiles a student's C: a shared object for nodes, and an object optimised for size to measure flash and RAM.
 
-Flash and RAM are those of ``-Os``: flash is code, constants and initial values; RAM is static data, the activations
-among it, and the two deepest stack frames, which is how deep the code calls. They are of the compiler's own target,
-which the figures name: a cross-compiler gives those of its device.
+Flash and RAM are measured with ``-Os``: flash is code, constants and initial values; RAM is static data, including the
+activations, and the two largest stack frames, since calls are two deep. They are for the compiler's target, which the
+result names: a cross-compiler gives those of its device.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a student takes on a device without an operating system.
+    """Memory of a student on a device without an operating system.
 
     Attributes:
-        target: that it was compiled for, as the compiler names it.
+        target: the compiler's name for its target.
         flash_bytes: code, constants and initial values.
         ram_bytes: static data and stack.
-        stack_bytes: the stack's share of it; None where the compiler does not tell, and it is left out.
+        stack_bytes: the stack's share of ``ram_bytes``; None if the compiler does not report it, and then not included.
     """
 
     target: str
@@ -43,23 +43,26 @@ class Footprint:
 
 
 def check_compiler(compiler: str) -> tuple[list[str], str]:
-    """A compiler's command, and what it compiles for.
+    """Splits a compiler's command, and asks for its target.
 
     Args:
         compiler: a command with its options, such as ``arm-none-eabi-gcc -mcpu=cortex-m7 -mthumb``.
 
+    Returns:
+        The command's words, and the target.
+
     Raises:
-        ConfigError: there is no such command, or it is no C compiler.
+        ConfigError: the command does not exist, or is not a C compiler.
     """
     try:
         command = shlex.split(compiler)
         done = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, timeout=_TIMEOUT_S)
     except (OSError, ValueError, IndexError, subprocess.SubprocessError) as exc:
         raise ConfigError(
-            f"--cc '{compiler}': cannot be run ({exc}); install a C compiler (apt install gcc), or name one"
+            f"--cc '{compiler}': cannot be run ({exc}); install a C compiler (apt install gcc), or give another"
         ) from exc
     if done.returncode or not done.stdout.strip():
-        raise ConfigError(f"--cc '{compiler}': does not say what it compiles for (-dumpmachine): {_last(done.stderr)}")
+        raise ConfigError(f"--cc '{compiler}': does not report its target (-dumpmachine): {_last(done.stderr)}")
     return command, done.stdout.strip()
 
 
@@ -72,10 +75,10 @@ def write_source(source: CSource, folder: Path) -> Path:
 
 
 def build_library(compiler: Sequence[str], source: Path) -> Path:
-    """Compiles student.c into student.so beside it, and returns its path.
+    """Compiles student.c into student.so next to it, and returns its path.
 
     Raises:
-        ConfigError: the compiler refuses; what it says is in the message.
+        ConfigError: the compiler failed; the message has its output.
     """
     library = source.with_suffix(".so")
     with atomic_file(library) as file:
@@ -87,7 +90,7 @@ def measure_footprint(compiler: Sequence[str], target: str, source: Path) -> Foo
     """Compiles for size and adds up the sections.
 
     Raises:
-        ConfigError: the compiler refuses, or there is no ``size`` to read what it made.
+        ConfigError: the compiler failed, or the command ``size`` cannot read its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "student.o"
@@ -120,7 +123,7 @@ def _compile(command: Sequence[str]) -> None:
     except (OSError, subprocess.SubprocessError) as exc:
         raise ConfigError(f"{command[0]}: cannot be run ({exc})") from exc
     if done.returncode:
-        raise ConfigError(f"{shlex.join(command)}: ended with code {done.returncode}: {_last(done.stderr)}")
+        raise ConfigError(f"{shlex.join(command)}: exited with code {done.returncode}: {_last(done.stderr)}")
 
 
 def _last(text: str, lines: int = 5) -> str:

@@ -1,11 +1,11 @@
 """Students as portable C: no heap, no library but libm, weights as constants, activations in static buffers.
 
-emx-onnx-cgen translates the network, one sample at a time. What is added here: 8-bit networks are first turned into
-integer convolutions by ONNX Runtime, activations share memory (``arena``), and a small interface says which student
-the code was made from. The same file is what a microcontroller runs (devices/c/main.c) and, built as a shared object,
-what ``nonn-device serve --runtime c`` loads.
+emx-onnx-cgen translates the network, for one sample at a time. This module adds three things: ONNX Runtime first turns
+8-bit networks into integer convolutions, activations share memory (``arena``), and a small interface identifies the
+student. The same file runs on a microcontroller (devices/c/main.c) and, built as a shared object, in
+``nonn-device serve --runtime c``.
 
-Limits: not reentrant, since buffers are static; any batch, one sample after another.
+Limits: not reentrant, since buffers are static; a batch runs one sample after another.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nonn.export.onnx_file import slim
 
 __all__ = ["ABI", "CSource", "generate_c"]
 
-ABI = 1  # of the functions below; the node checks it
+ABI = 1  # version of the interface below; the node checks it
 _ENTRY = "student"
 
 _INTERFACE = Template("""
-/* What a program calls; see student.h. */
+/* The interface for programs; see student.h. */
 #include "student.h"
 
 #if defined(__GNUC__)
@@ -63,7 +63,7 @@ _HEADER = Template("""/* $title. Made by nonn; do not edit. */
 
 #define NONN_ABI $abi
 #define NONN_INPUTS $inputs      /* raw values of one sample: $shape */
-#define NONN_FEATURES $features  /* what it answers with */
+#define NONN_FEATURES $features  /* values of its answer */
 #define NONN_SHA256 "$sha256"  /* of the ONNX file */
 
 #ifdef __cplusplus
@@ -105,10 +105,10 @@ def generate_c(data: bytes, title: str) -> CSource:
 
     Args:
         data: its ONNX file, float or 8 bits.
-        title: who it is, for a comment and messages.
+        title: name of the student, for a comment and messages.
 
     Raises:
-        BundleError: a shape is not fixed by the batch alone, or an operator cannot be translated.
+        BundleError: a dimension other than the batch is variable, or an operator cannot be translated.
         MissingExtraError: emx-onnx-cgen is not installed.
     """
     try:
@@ -118,13 +118,13 @@ def generate_c(data: bytes, title: str) -> CSource:
     except ModuleNotFoundError as exc:
         raise MissingExtraError(exc.name or "emx_onnx_cgen", extra="c") from exc
     model = onnx.load_from_string(data)
-    del model.graph.value_info[:]  # shapes inside follow from the batch
+    del model.graph.value_info[:]  # inner shapes depend on the batch, fixed below
     (given,), (made,) = model.graph.input, model.graph.output
     for value in (given, made):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (given, made)]
     if not all(map(all, shapes)):
-        raise BundleError(f"{title}: only the batch may vary, but input and output are {shapes} (0 is any size)")
+        raise BundleError(f"{title}: only the batch may vary, but the shapes are {shapes} (0 is any size)")
     options = CompilerOptions(model_name=_ENTRY, large_temp_threshold_bytes=0, large_weight_threshold=0)
     try:
         code = Compiler(options).compile(_integer(model) if _is_quantised(model) else model)
@@ -134,7 +134,7 @@ def generate_c(data: bytes, title: str) -> CSource:
         code, arena_bytes = share_buffers(code, _ENTRY)
     except UnexpectedCodeError as exc:
         raise BundleError(
-            f"{title}: emx-onnx-cgen {version('emx-onnx-cgen')} makes C that this version of nonn cannot read ({exc}); "
+            f"{title}: emx-onnx-cgen {version('emx-onnx-cgen')} writes C that nonn cannot read ({exc}); "
             "install emx-onnx-cgen 1.4, or serve the student with ONNX Runtime"
         ) from exc
     dims = ["".join(f"[{size}]" for size in shape[1:]) for shape in shapes]
@@ -154,12 +154,12 @@ def _is_quantised(model: Any) -> bool:
 
 
 def _integer(model: Any) -> Any:
-    """The 8-bit network with integer convolutions; dequantised ones would need their weights as floats in RAM."""
+    """The 8-bit network with integer convolutions; dequantising would need the weights as floats in RAM."""
     import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns that the result is for this kind of processor; C is for all
+    options.log_severity_level = 3  # hides a warning that the result is for this processor only; the C is portable
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "integer.onnx")

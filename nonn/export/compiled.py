@@ -16,8 +16,8 @@ from nonn.export.c import generate_c
 
 __all__ = ["TOLERANCE", "export_student"]
 
-# Mean absolute difference relative to the mean feature. Floats differ by the order of sums; in 8 bits a value beside a
-# step may fall to the other side of it.
+# Mean absolute difference relative to the mean feature. Floats differ by the order of sums; in 8 bits a value may round
+# to a neighbouring step.
 TOLERANCE = {"float32": 1e-5, "int8": 5e-3}
 _SAMPLES = 16
 
@@ -28,20 +28,20 @@ def export_student(
     """Translates and compiles a student.
 
     Args:
-        bundle: whose student.
+        bundle: of the student.
         device: number of the student.
         folder: for student.c, student.h and student.so.
         compiler: command of the C compiler.
-        target: that it compiles for.
-        library: make student.so, and run it where it is for this machine.
+        target: of the compiler.
+        library: build student.so, and run it if it is for this machine.
 
     Returns:
         ``student``, ``weights``, ``folder``, the fields of Footprint, ``arena_bytes``, ``gap`` and ``run_ms``; the last
-        two are None where the code is not for this machine.
+        two are None without ``library``, or if it is for another machine.
 
     Raises:
-        BundleError: the student cannot be translated, or does not give what ONNX Runtime gives.
-        ConfigError: the compiler refuses.
+        BundleError: the student cannot be translated, or its features differ from ONNX Runtime's.
+        ConfigError: the compiler failed.
         MissingExtraError: emx-onnx-cgen is not installed.
     """
     student = bundle.manifest.students[device]
@@ -75,7 +75,7 @@ def _is_native(library: Path) -> bool:
 
 
 def _compare(bundle: Bundle, device: int, library: Path) -> dict[str, Any]:
-    """Runs the student as nodes do, in C and in ONNX Runtime; C first in a process of its own."""
+    """Runs the student like a node, in C and in ONNX Runtime; C first in a separate process."""
     from nonn_device.runtime import open_runtime
     from nonn_device.self_test import samples_like, self_test
 

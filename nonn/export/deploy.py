@@ -1,6 +1,6 @@
-"""A student in the precision that the experiment asks for: what its device runs and what it sends.
+"""A student in the experiment's precision: the weights that its device runs and the features that it sends.
 
-Whatever is measured of a student from here on, accuracy tables and recorded features, is measured through both.
+All later measurements, accuracy tables and recorded features, include both.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["Deployed", "calibration_sample", "deploy", "float_reference"]
 
 @dataclass(frozen=True)
 class Deployed:
-    """One student as its device runs it.
+    """One student, ready for its device.
 
     Attributes:
         data: the ONNX file.
-        suffix: of its name.
+        suffix: of its file name.
         weights: dtype of its weights.
-        code: how its features are sent.
+        code: code of its features.
         original: the ONNX file in float.
     """
 
@@ -41,11 +41,11 @@ class Deployed:
 
     @property
     def lossy(self) -> bool:
-        """Whether its answers are other than those in float."""
+        """Whether its answers differ from those in float."""
         return (self.weights, self.code.dtype) != ("float32", "float32")
 
     def entry(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Its fields in the manifest."""
         return {
             "weights": self.weights,
             "dtype": self.code.dtype,
@@ -54,18 +54,18 @@ class Deployed:
         }
 
     def features(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """What arrives at the aggregator [n, d] for raw inputs [n, …]."""
+        """Features [n, d] that the aggregator receives for raw inputs [n, …]."""
         return self.code.roundtrip(run_onnx(self.data, inputs))
 
 
 def calibration_sample(inputs: NDArray[Any], count: int, seed: int) -> NDArray[Any]:
-    """Training inputs to calibrate with, drawn without replacement; all where there are fewer than ``count``."""
+    """Training inputs for calibration, drawn without replacement; all if there are fewer than ``count``."""
     chosen = np.random.default_rng([seed, 7]).permutation(len(inputs))[:count]
     return inputs[np.sort(chosen)]
 
 
 def deploy(config: ExportConfig, device: int, data: bytes, calibration: NDArray[Any]) -> Deployed:
-    """A student as the configuration wants it served.
+    """Converts a student to the configured precision.
 
     Args:
         config: the precision of weights and features.
@@ -74,7 +74,7 @@ def deploy(config: ExportConfig, device: int, data: bytes, calibration: NDArray[
         calibration: raw training inputs [n, …].
 
     Raises:
-        BundleError: the student does not survive quantisation.
+        BundleError: quantisation changes the student's features too much.
     """
     served = data
     if config.weights == "int8":
@@ -90,10 +90,10 @@ def deploy(config: ExportConfig, device: int, data: bytes, calibration: NDArray[
 
 
 def float_reference(table: SubsetTable, deployed: Sequence[Deployed]) -> Mapping[str, Any]:
-    """What the same students give in float, for the manifest's provenance.
+    """Size and accuracy of the same students in float, for the manifest's provenance.
 
     Args:
-        table: accuracy of every answering set with float weights and features.
+        table: accuracy of every subset of devices with float weights and features.
         deployed: the students [N].
     """
     accuracy = table.accuracy

@@ -1,7 +1,8 @@
-"""Students as ONNX, checked against torch.
+"""Exports students to ONNX and checks them against torch.
 
-Raw inputs in, features out, normalisation inside; BN is folded into the convolutions by the runtime. One file, no
-external data, and nothing in it that only a developer would read: the exporter's stack traces would be a tenth of it.
+The network has raw inputs and features as outputs and includes normalisation; the runtime folds BN into the
+convolutions. It is one file without external data or debugging information: the exporter's stack traces would be a
+tenth of it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TOLERANCE = 1e-4
 
 
 def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray[Any]) -> bytes:
-    """Exports a network and checks that ONNX Runtime gives what torch gives.
+    """Exports a network and checks that ONNX Runtime and torch give equal features.
 
     Args:
         network: raw float inputs [B, *input_shape] → features [B, d].
@@ -41,7 +42,7 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
         The bytes of the ONNX file: input ``input``, output ``features``, any batch size.
 
     Raises:
-        BundleError: the two differ by more than 1e-4, relative to the largest feature where that is above 1.
+        BundleError: the two differ by more than 1e-4, times the largest feature if that is above 1.
     """
     import onnx
     import torch
@@ -72,12 +73,12 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
 
 
 def run_onnx(data: bytes, inputs: NDArray[Any], batch: int = 256) -> NDArray[np.float32]:
-    """Runs an exported student as a node does: ONNX Runtime, one thread.
+    """Runs an exported student like a node: ONNX Runtime, one thread.
 
     Args:
         data: bytes of the ONNX file.
         inputs: raw [n, …]; cast to float32.
-        batch: samples at a time.
+        batch: samples per run.
 
     Returns:
         Features [n, d].
@@ -97,7 +98,7 @@ def slim(model: Any) -> bytes:
     """The bytes of an ONNX model without comments, traces and intermediate shapes, and with short inner names.
 
     Args:
-        model: a ModelProto without subgraphs; it is changed.
+        model: a ModelProto without subgraphs; modified in place.
     """
     graph = model.graph
     outer = {value.name for value in [*graph.input, *graph.output]}
@@ -116,7 +117,7 @@ def slim(model: Any) -> bytes:
         node.ClearField("name")
         node.input[:] = [short(name) for name in node.input]
         node.output[:] = [short(name) for name in node.output]
-    # Unused domains that a runtime declares when it writes a model.
+    # Removes unused domains that a runtime declares when it writes a model.
     used = {node.domain for node in graph.node}
     kept = [opset for opset in model.opset_import if opset.domain in used | {""}]
     del model.opset_import[:]
@@ -126,10 +127,10 @@ def slim(model: Any) -> bytes:
 
 @contextlib.contextmanager
 def quiet(logger: str | None) -> Iterator[None]:
-    """Exporter and quantiser warn of their own internals, which helps nobody who builds a bundle.
+    """Hides warnings of exporter and quantiser about their own internals, which do not concern users.
 
     Args:
-        logger: that they write to; None is the root logger.
+        logger: name of the logger that they use; None is the root logger.
     """
     log = logging.getLogger(logger)
     level = log.level

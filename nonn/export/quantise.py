@@ -1,16 +1,15 @@
 """Students in 8 bits: static quantisation with ONNX Runtime, calibrated on training images.
 
-Weights of convolutions and matrix products have a step for each output channel, activations one for each tensor, from
-the extremes that the calibration images reach. The file is ordinary ONNX with QuantizeLinear and DequantizeLinear, so
-any runtime reads it.
+Weights of convolutions and matrix products have one step per output channel, activations one per tensor, from the
+extremes of the calibration images. The file is ordinary ONNX with QuantizeLinear and DequantizeLinear, so any runtime
+reads it.
 
-Activations are unsigned and weights use seven of their eight bits. Both are for equal answers everywhere: signed
-activations stay in float on x86 but not on Arm, and without VNNI x86 adds pairs of products in 16 bits, which saturate
-with full weights (onnxruntime.ai, "Quantize ONNX models", reduce_range). The table of the bundle, made on one kind of
-processor, must be that of a device of another.
+Activations are unsigned and weights use seven of their eight bits, both for equal answers on every processor: signed
+activations stay in float on x86 but not on Arm, and x86 without VNNI adds pairs of products in 16 bits, which saturate
+with full weights (onnxruntime.ai, "Quantize ONNX models", reduce_range). The bundle's accuracy table, measured on one
+kind of processor, must be valid for devices with another.
 
-What is left in float: normalisation, sums, batch norms that follow a sum, and the mean. That is a hundredth of the
-work.
+Normalisation, sums, batch norms that follow a sum, and the mean stay in float. That is a hundredth of the work.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from nonn.export.onnx_file import quiet, run_onnx, slim
 
 __all__ = ["TOLERANCE", "quantise"]
 
-# Mean absolute error of the features relative to their mean absolute value: 0.02 is usual, 0.2 would be no student.
+# Mean absolute error of the features relative to their mean absolute value: 0.02 is usual, 0.2 would be useless.
 TOLERANCE = 0.1
 
 _QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -48,7 +47,7 @@ def quantise(data: bytes, calibration: NDArray[Any]) -> bytes:
         The ONNX file in 8 bits, with the same input and output.
 
     Raises:
-        BundleError: its features are off by more than ``TOLERANCE`` on the calibration images.
+        BundleError: its features differ by more than ``TOLERANCE`` on the calibration images.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -71,14 +70,14 @@ def quantise(data: bytes, calibration: NDArray[Any]) -> bytes:
     gap = float(np.abs(run_onnx(result, inputs) - expected).mean() / max(float(np.abs(expected).mean()), 1e-12))
     if not gap <= TOLERANCE:
         raise BundleError(
-            f"the student in 8 bits is off by {100 * gap:.0f} % of its features (allowed {100 * TOLERANCE:.0f} %); "
+            f"the student in 8 bits differs by {100 * gap:.0f} % of its features (allowed {100 * TOLERANCE:.0f} %); "
             "train it longer, give more export.calibration images, or keep export.weights = 'float32'"
         )
     return result
 
 
 class _Calibration:
-    """Feeds training images to the quantiser, which asks until there are no more."""
+    """Passes training images to the quantiser in batches."""
 
     def __init__(self, inputs: NDArray[np.float32]) -> None:
         self._batches: Iterator[NDArray[np.float32]] = iter(np.array_split(inputs, -(-len(inputs) // _BATCH)))

@@ -1,7 +1,7 @@
 """Remote procedure calls: generated stubs (``nonn.rpc.v1``) and the server that nodes and the aggregator share.
 
-``POOL`` is the descriptor pool of all our messages. It is not the default one, so that other libraries' copies of the
-Open Inference Protocol can live in the same process; ``scripts/make_stubs.py`` puts the generated messages into it.
+``POOL`` is the descriptor pool of all nonn messages. It is not the default pool, so that other libraries' copies of the
+Open Inference Protocol can exist in the same process; ``scripts/make_stubs.py`` adds the generated messages to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Addresses as people write them: checked before gRPC sees them, which takes ports modulo 65536 and guesses."""
+"""Checks addresses before they reach gRPC, which takes ports modulo 65536 and accepts other malformed addresses."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def split_address(text: str, what: str = "address") -> tuple[str, int]:
 
     Args:
         text: ``host:port``.
-        what: names it in the error.
+        what: name of the address in the error.
 
     Raises:
-        ConfigError: it is not ``host:port``; gRPC would take a bare IPv6 address or ``unix:`` path for something else.
+        ConfigError: it is not ``host:port``; gRPC would misread a bare IPv6 address or ``unix:`` path.
     """
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]") and _is_ipv6(host[1:-1])
     named = bool(host) and host.isprintable() and not set(host) & set(" /[]:")
-    # No leading zero: one address has one spelling, or two nodes could share it unnoticed.
+    # No leading zero: each address has one spelling, so duplicates are found by comparing texts.
     numbered = port.isascii() and port.isdecimal() and port[0] != "0" and int(port) < 65536
     if not ((bracketed or named) and numbered):
         raise ConfigError(f"{what} {text!r} is not host:port (IPv6: [::1]:50051) with a port of 1 to 65535")
@@ -33,15 +33,15 @@ def split_address(text: str, what: str = "address") -> tuple[str, int]:
 
 
 def with_port(text: str, port: str) -> str:
-    """``host:port`` of a host that may have its port already."""
+    """``host:port`` of a host that may already include a port."""
     return text if ":" in text.rpartition("]")[2] else f"{text}:{port}"
 
 
 def resolve(host: str) -> list[Any]:
-    """What a host stands for, as ``socket.getaddrinfo`` has it; may take the seconds that DNS takes.
+    """Addresses of a host, from ``socket.getaddrinfo``; DNS may take seconds.
 
     Raises:
-        AddressError: nobody knows the name.
+        AddressError: the name cannot be resolved.
     """
     try:
         return socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
@@ -51,18 +51,18 @@ def resolve(host: str) -> list[Any]:
 
 
 def check_bind(host: str, port: int) -> None:
-    """Checks what a server is told to bind; gRPC says of whatever is wrong only that it could not.
+    """Checks the address that a server binds; gRPC's own error has no reason.
 
     Args:
         host: name or IP address.
-        port: 0 is any free one.
+        port: 0 chooses a free one.
 
     Raises:
-        AddressError: host or port is none, or the host is another machine.
+        AddressError: host or port is invalid, or the host is another machine.
     """
     hint = "name an address of this machine: 127.0.0.1, say, or 0.0.0.0 for all"
     if not 0 <= port < 65536:
-        raise AddressError(f"--port {port}: must be 1 to 65535, or 0 for any that is free")
+        raise AddressError(f"--port {port}: must be 1 to 65535, or 0 for any free port")
     if not host:
         raise AddressError(f"--host is empty; {hint}")
     try:
@@ -82,7 +82,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _is_own(family: int, kind: int, protocol: int, _: str, address: tuple[Any, ...]) -> bool:
-    """Whether this machine has the address; one that it cannot try is for gRPC to judge."""
+    """Whether this machine has the address; true if that cannot be tried, then gRPC reports errors."""
     try:
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)

@@ -1,7 +1,7 @@
-"""Background tasks that never outlive what they belong to, and whose failure is noticed at once.
+"""Background tasks that end with the block that they belong to, and whose failures are reported at once.
 
-``asyncio.TaskGroup`` does not fit: it waits for its tasks at the end, and one that fails cancels the others. Tasks here
-run for as long as the block does, and independently of each other.
+``asyncio.TaskGroup`` is unsuitable: it waits for its tasks at the end, and a failed task cancels the others. Tasks here
+run during the block, independently of each other.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Background:
     """A set of tasks; an asynchronous context manager that cancels and awaits them at its end.
 
     Args:
-        end: for tasks without which the rest is of no use: called as soon as one of them fails, to end the block, which
-            then raises that error. Without it a failure is logged only.
+        end: for essential tasks: called as soon as one fails, to end the block, which then raises that error. If None,
+            failures are only logged.
     """
 
     def __init__(self, end: Callable[[], object] | None = None) -> None:
@@ -48,8 +48,8 @@ class Background:
 
         Args:
             coroutine: of the task.
-            name: what it does, for the log.
-            context: to run in; None copies the present one.
+            name: of the task, for the log.
+            context: to run in; None copies the current one.
         """
         task = asyncio.create_task(coroutine, name=name, context=context)
         self._tasks.add(task)
@@ -57,7 +57,7 @@ class Background:
         return task
 
     async def close(self) -> None:
-        """Cancels all tasks and waits for their end."""
+        """Cancels all tasks and waits for them."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()

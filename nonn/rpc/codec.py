@@ -1,7 +1,7 @@
 """ModelInfer messages as bytes: requests read and written, responses written.
 
-Requests are parsed by protobuf alone, every time: a cache of parsed messages bought nothing in an answer's time, and
-what comes from the network is best read by one parser.
+Only protobuf parses requests, every time: a cache of parsed messages did not make answers faster, and one parser for
+data from the network is safest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Request", "write_request", "write_response"]
 
 
 class Request:
-    """A ModelInferRequest; its tensors are read when they are asked for.
+    """A ModelInferRequest; its tensors are read on demand.
 
     Attributes:
         model_name: the requested model.
@@ -49,7 +49,7 @@ class Request:
         """Arrays by name; views of the message where its contents are raw.
 
         Raises:
-            InputError: as ``read_tensors`` raises it.
+            InputError: as in ``read_tensors``.
         """
         return read_tensors(self._message.inputs, self._message.raw_input_contents)
 

@@ -1,8 +1,8 @@
-"""Who may ask: bearer tokens, and the guard at a server's door.
+"""Authorisation of calls: bearer tokens, roles and revocation.
 
-gRPC lets in whoever has a certificate of the authority. What its Python API has no call for, revocation and roles, is
-checked by ``Guard`` at every call, from the certificate that the connection was made with; that costs some
-microseconds, and nothing where there is no TLS and no token.
+gRPC accepts every client with a certificate of the authority. Its Python API has no call for revocation and roles, so
+``Guard`` checks them at every call, from the certificate of the connection. That costs some microseconds, and nothing
+without TLS and tokens.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 class Tokens:
-    """Bearer tokens from a file: one a line, several while they are being changed.
+    """Bearer tokens from a file: one per line, several during a change of tokens.
 
     Raises:
-        CredentialsError: the file cannot be read, or holds none of sixteen characters or more.
+        CredentialsError: the file cannot be read, has no token, or has one of less than 16 ASCII characters.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,35 +43,36 @@ class Tokens:
 
     @property
     def first(self) -> str:
-        """The one to send."""
+        """The token that a client sends."""
         return self._tokens.get()[0].decode()
 
     def accept(self, authorization: str) -> bool:
-        """Whether a header ``Bearer …`` holds one of the tokens; takes as long for a near miss as for any other."""
+        """Whether a header ``Bearer …`` has one of the tokens; compares in constant time."""
         given = authorization.removeprefix("Bearer ").encode()
-        # All are compared, so that the time does not tell which one was close.
+        # All tokens are compared, so that the duration does not reveal which one was close.
         return sum(hmac.compare_digest(given, token) for token in self._tokens.get()) > 0
 
     def _read(self) -> tuple[bytes, ...]:
         try:
             tokens = tuple(self._path.read_text().split())
         except (OSError, UnicodeDecodeError) as exc:
-            raise CredentialsError(f"{self._path}: cannot be read ({exc}); it holds one token a line") from exc
+            raise CredentialsError(f"{self._path}: cannot be read ({exc}); it must have one token per line") from exc
         if not tokens or min(map(len, tokens)) < MIN_TOKEN_CHARS or not all(token.isascii() for token in tokens):
             raise CredentialsError(
-                f"{self._path}: a token is {MIN_TOKEN_CHARS} or more ASCII characters, one a line; make one with: "
+                f"{self._path}: a token is {MIN_TOKEN_CHARS} or more ASCII characters, one per line; make one with: "
                 "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
             )
         return tuple(token.encode() for token in tokens)
 
 
 class Guard(aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets a call through if its caller may make it.
+    """Admits a call only if its caller is authorised.
 
     Args:
-        tls: of the server; None for plain text, where no caller has an identity.
-        roles: who may call a service, by its full name; one that is not named is for every caller that TLS let in.
-        tokens: what a caller of a service must show, by its full name.
+        tls: of the server; None for plain text, where callers have no identity.
+        roles: roles that may call a service, by its full name; a service that is not listed accepts every caller that
+            TLS accepts.
+        tokens: tokens that a service accepts, by its full name; a service that is not listed needs none.
     """
 
     def __init__(
@@ -86,11 +87,11 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
 
     @property
     def needed(self) -> bool:
-        """Whether there is anything to check: without TLS and tokens it would only cost time."""
+        """Whether there is anything to check; without TLS and tokens a guard would only cost time."""
         return self.tls is not None or bool(self._tokens)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Puts the check in front of a handler."""
+        """Wraps a handler with the check."""
         handler = await continuation(details)
         if handler is None:
             return None
@@ -104,16 +105,16 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         return handler._replace(**{kind: _behind(check, getattr(handler, kind))})
 
     async def _check(self, service: str, authorization: str, context: Any) -> None:
-        """Ends the call unless it is allowed."""
+        """Aborts the call unless it is authorised."""
         try:
             if self.tls is not None:
                 caller = self.caller(context)
                 roles = self._roles.get(service)
                 if roles is not None and caller.role not in roles:
                     wanted = " or ".join(sorted(roles))
-                    raise ForbiddenError(f"{caller} may not call {service}: that takes a certificate of role {wanted}")
+                    raise ForbiddenError(f"{caller} may not call {service}: that needs a certificate of role {wanted}")
             if service in self._tokens and not self._tokens[service].accept(authorization):
-                what = "no token" if not authorization else "a token that is not one of this server's"
+                what = "no token" if not authorization else "a token that this server does not accept"
                 raise CredentialsError(
                     f"{service}: the call has {what}; give the file with it: --token-file, or --join-token-file to join"
                 )
@@ -122,17 +123,17 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
             await context.abort(*to_status(exc))
 
     def caller(self, context: Any) -> Identity:
-        """Whose certificate a call was made with.
+        """The identity in the caller's certificate.
 
         Raises:
-            CredentialsError: it has been revoked, or is none of ``nonn certs``.
+            CredentialsError: the certificate has been revoked, or has no identity of ``nonn certs``.
         """
         assert self.tls is not None
         properties = context.auth_context()
         uris = [uri.decode(errors="replace") for uri in properties.get("peer_uri", ())]
         identities = [identity for identity in map(Identity.from_uri, uris) if identity]
         if len(identities) != 1:
-            raise CredentialsError("the caller's certificate names nobody; issue one with: nonn certs issue")
+            raise CredentialsError("the caller's certificate contains no nonn identity; issue one: nonn certs issue")
         if _fingerprint(properties["x509_pem_cert"][0]) in self.tls.revoked:
             raise CredentialsError(
                 f"the certificate of {identities[0]} has been revoked; issue another: "
@@ -141,23 +142,23 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         return identities[0]
 
     def fingerprint(self, context: Any) -> str:
-        """SHA-256 of the certificate that a call was made with."""
+        """SHA-256 of the caller's certificate."""
         return _fingerprint(context.auth_context()["x509_pem_cert"][0])
 
     def _say(self, text: str, peer: str) -> None:
-        """Logs a refusal, but not at the pace of whoever keeps trying."""
+        """Logs a refusal; rate-limited, since refused clients retry."""
         now = time.monotonic()
         if now - self._said.get(text, -SAY_AGAIN_S) >= SAY_AGAIN_S:
             self._said = {key: at for key, at in self._said.items() if now - at < SAY_AGAIN_S} | {text: now}
             _log.warning("refused %s: %s", peer, text)
 
 
-# Of every connection's certificate once, not at every call.
+# Computed once for each connection's certificate, not at every call.
 _fingerprint = functools.lru_cache(maxsize=1024)(fingerprint)
 
 
 def _behind(check: Callable[[Any], Any], inner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A handler behind a check; what it is, a coroutine or an asynchronous generator, stays as it was."""
+    """A handler with a check before it; a coroutine stays a coroutine, an asynchronous generator a generator."""
     if inspect.isasyncgenfunction(inner):
 
         async def stream(request: Any, context: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The six calls of the Open Inference Protocol for one model, and what a model is."""
+"""The six calls of the Open Inference Protocol for one model, and the interface of a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What a model answers.
+    """The answer of a model.
 
     Attributes:
         outputs: arrays by name.
@@ -39,11 +39,11 @@ class Result:
 
 
 class Model(Protocol):
-    """One model that can be served; entered before the first request and left after the last.
+    """A model that can be served; a context manager, entered before the first request and exited after the last.
 
     Attributes:
-        name: that requests call it by.
-        max_request_bytes: the largest message that it takes; gRPC refuses a larger one unread.
+        name: its name in requests.
+        max_request_bytes: the largest message that it accepts; gRPC refuses a larger one unread.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Model(Protocol):
 
     @property
     def version(self) -> str:
-        """What requests may call it by as well; changes when another bundle is served."""
+        """Its version in requests, which is optional there; changes when another bundle is served."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -62,11 +62,11 @@ class Model(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be answered now."""
+        """Whether the model can answer a request now."""
         ...
 
     def readiness(self) -> AsyncIterator[bool]:
-        """``ready`` now and again at every change."""
+        """Yields ``ready`` now and after every change."""
         ...
 
     def metadata(self) -> Any:
@@ -77,7 +77,7 @@ class Model(Protocol):
         """Answers a request.
 
         Args:
-            request: its model name and version have been checked.
+            request: model name and version are already checked.
             remaining_s: time until the client's deadline; None if it has none.
 
         Raises:
@@ -95,26 +95,26 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._draining, self._idle = False, asyncio.Event()
 
     def add_to(self, server: Any) -> None:
-        """Puts the service on a server that has not been started."""
+        """Adds the service to a server that has not been started."""
         service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
         add_servicer(server, service, self, raw={"ModelInfer"})
 
     async def drain(self) -> None:
-        """Refuses new requests from now on and waits until those in flight are answered."""
+        """Refuses new requests from now on and waits until the requests in flight are answered."""
         self._draining = True
         if self._in_flight:
             await self._idle.wait()
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The process is there, since it answers."""
+        """Always true: the process answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Whether a request would be answered now."""
+        """Whether the model can answer a request now."""
         return pb.ServerReadyResponse(ready=self._model.ready)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """The same, for the one model there is."""
+        """The same, for the server's only model."""
         await self._check_model(request.name, request.version, context)
         return pb.ModelReadyResponse(ready=self._model.ready)
 
@@ -138,7 +138,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._in_flight += 1
         try:
             if self._draining:
-                raise UnreachableError(f"{self._model.name} is ending and takes no more requests; ask again later")
+                raise UnreachableError(f"{self._model.name} is shutting down and accepts no requests; try again later")
             version = self._model.version  # may change while the answer is computed
             result = await self._model.infer(request, context.time_remaining())
             response = write_response(self._model.name, version, request, result.outputs, result.parameters)
@@ -154,11 +154,11 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def _is_meant(self, name: str, version: str) -> bool:
-        """Whether a request is for the model there is."""
+        """Whether a request is for this server's model."""
         return name == self._model.name and (not version or version == self._model.version)
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
-        """Ends the call with NOT_FOUND if it asks for another model."""
+        """Aborts the call with NOT_FOUND if it is for another model."""
         if not self._is_meant(name, version):
             asked = f"'{name}'" + (f" version '{version}'" if version else "")
             here = f"'{self._model.name}' version '{self._model.version}'"

@@ -1,7 +1,7 @@
-"""The event loop that servers run in: uvloop where it is installed, asyncio's own otherwise.
+"""The event loop of servers: uvloop if it is installed, otherwise asyncio's own.
 
 An answer of eight devices wakes some twenty event loops; uvloop makes each of them cheaper. It is part of the extra
-``serve`` and no part of a node's base install, which shall stay small.
+``serve``, not of a node's base install, which must stay small.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end, as ``asyncio.run`` does."""
+    """Runs a coroutine to completion, as ``asyncio.run`` does."""
     try:
         import uvloop
     except ModuleNotFoundError:

@@ -1,9 +1,9 @@
 """Server reflection: tools such as grpcurl find services and messages of a server without its .proto files.
 
-Off unless asked for, since it tells anybody who can connect what there is to call.
+Off by default, since it lists all calls to every client that can connect.
 
-Our messages are in a descriptor pool of our own and those of ``grpc.health.v1`` are in the default one, but reflection
-answers from one pool: it gets a third, with copies of the files that are served and of those that they import.
+nonn's messages are in a separate descriptor pool and those of ``grpc.health.v1`` in the default one, but reflection
+answers from one pool. It gets a third pool, with copies of the served files and of their imports.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def add_reflection(server: Any, files: Iterable[FileDescriptor]) -> None:
 
     Args:
         server: of grpc or grpc.aio.
-        files: descriptors of the .proto files whose services the server has, of any pool.
+        files: descriptors of the .proto files whose services the server has, from any pool.
 
     Raises:
         MissingExtraError: grpcio-reflection is not installed; a device does not need it.
@@ -43,7 +43,7 @@ def add_reflection(server: Any, files: Iterable[FileDescriptor]) -> None:
 
 
 def _copy(file: FileDescriptor, pool: DescriptorPool, copied: set[str]) -> None:
-    """Puts a file into a pool, what it imports first."""
+    """Adds a file to a pool, its imports first."""
     if file.name in copied:
         return
     copied.add(file.name)

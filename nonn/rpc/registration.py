@@ -1,7 +1,7 @@
-"""Puts a servicer on a server so that a message that cannot be read is the caller's fault.
+"""Registers a servicer on a server; messages that cannot be parsed get INVALID_ARGUMENT, as any other bad input.
 
-With protoc's own registration grpc.aio answers such a message with UNKNOWN and logs a traceback; so would a client
-that sends noise fill the log. Here it gets INVALID_ARGUMENT, as for any other bad input.
+With protoc's own registration, grpc.aio answers such a message with UNKNOWN and logs a traceback, so a client that
+sends noise would fill the log.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Stream = Callable[[Any, Any], AsyncIterator[Any]]
 
 
 def add_servicer(server: Any, service: ServiceDescriptor, servicer: object, raw: Collection[str] = ()) -> None:
-    """Registers all calls of a service whose calls take one message and give one or many, or stream both ways.
+    """Registers all calls of a service; they may be unary, server-streaming or bidirectional.
 
     Args:
         server: of grpc.aio, not started.
-        service: its descriptor.
-        servicer: with a coroutine method for each call, or an asynchronous generator for one that gives many.
-        raw: names of unary calls that take a request's bytes and give a response's.
+        service: descriptor of the service.
+        servicer: has a coroutine method for each unary call and an asynchronous generator for each streaming one.
+        raw: names of unary calls that accept and return bytes instead of messages.
     """
     handlers = {}
     for method in service.methods:
@@ -40,7 +40,7 @@ def add_servicer(server: Any, service: ServiceDescriptor, servicer: object, raw:
         if method.name in raw:
             handler = grpc.unary_unary_rpc_method_handler(call)
         elif method.client_streaming:
-            # gRPC's own deserialiser: in the middle of a stream there is no better answer than its end.
+            # gRPC's own deserialiser: in the middle of a stream the only answer is to end it.
             handler = grpc.stream_stream_rpc_method_handler(call, read, _written)
         elif method.server_streaming:
             handler = grpc.unary_stream_rpc_method_handler(_streaming(call, read, name), response_serializer=_written)
@@ -52,12 +52,12 @@ def add_servicer(server: Any, service: ServiceDescriptor, servicer: object, raw:
 
 
 def _written(response: Any) -> bytes:
-    """A response's bytes."""
+    """Serialises a response."""
     return bytes(response.SerializeToString())
 
 
 def _reading(call: Call, read: Read, name: str) -> Call:
-    """The call, from bytes."""
+    """Wraps a unary call to accept bytes."""
 
     async def read_and_call(raw: bytes, context: Any) -> Any:
         try:
@@ -70,7 +70,7 @@ def _reading(call: Call, read: Read, name: str) -> Call:
 
 
 def _streaming(call: Stream, read: Read, name: str) -> Stream:
-    """The call that gives many, from bytes."""
+    """Wraps a server-streaming call to accept bytes."""
 
     async def read_and_stream(raw: bytes, context: Any) -> AsyncIterator[Any]:
         try:
@@ -84,6 +84,6 @@ def _streaming(call: Stream, read: Read, name: str) -> Stream:
 
 
 async def refuse(raw: bytes, name: str, context: Any) -> NoReturn:
-    """Ends a call whose request is no such message."""
-    await context.abort(*to_status(InputError(f"{len(raw)} bytes that are no {name}")))
+    """Aborts a call whose request cannot be parsed."""
+    await context.abort(*to_status(InputError(f"{len(raw)} bytes that are not a valid {name}")))
     raise AssertionError("abort does not return")

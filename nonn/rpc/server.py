@@ -1,10 +1,11 @@
-"""A process that serves one model by the Open Inference Protocol, as device nodes and the aggregator do.
+"""The server process of device nodes and the aggregator: one model with the Open Inference Protocol.
 
-One bound port, ``grpc.health.v1`` and an orderly end: on SIGTERM, SIGINT or, if asked, when standard input closes,
-health says NOT_SERVING, new requests are refused, those in flight are answered, and then the process ends. Watching
-standard input is how a child notices that its parent was killed: SIGKILL cannot be caught, but the pipe closes.
+It has one bound port, ``grpc.health.v1`` and a graceful shutdown: on SIGTERM, SIGINT or, optionally, when standard
+input closes, the health status becomes NOT_SERVING, new requests are refused, requests in flight are answered, and the
+process exits. Watching standard input tells a child that its parent was killed: SIGKILL cannot be caught, but the pipe
+closes.
 
-An address beyond loopback is refused without TLS, unless the operator says ``--insecure``.
+An address beyond loopback is refused without TLS, unless the operator gives ``--insecure``.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ __all__ = ["Attend", "is_loopback", "serve", "shutdown_event"]
 
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
 DRAIN_S = 10.0  # for requests in flight at shutdown; a request's own deadline is shorter
-STOP_GRACE_S = 1.0  # for what else is open then, such as clients that watch health
+STOP_GRACE_S = 1.0  # for other open calls at shutdown, such as a watch of health
 
 _OPTIONS = (
-    # With SO_REUSEPORT a second process on the same port would silently get half of the requests.
+    # With SO_REUSEPORT, a second process on the same port would silently get half of the requests.
     ("grpc.so_reuseport", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Clients ping idle links every 10 s; a stricter server would answer GOAWAY too_many_pings (flower #4519).
@@ -66,25 +67,25 @@ async def serve(
     """Serves a model until a signal, ``stop`` or the end of standard input.
 
     Args:
-        model: what to serve.
+        model: the model to serve.
         host: address to bind; beyond loopback only with TLS or ``insecure``.
         port: 0 lets the system choose.
-        insecure: the operator knows that there is no TLS.
-        watch_stdin: end when standard input closes.
-        on_ready: called once with ``host:port`` when requests are answered.
-        reflection: tell clients what there is to call.
-        guard: lets calls through; with its TLS folder the port speaks TLS and nothing else.
-        services: each puts a further service on the server, which has not been started, and returns the descriptor of
+        insecure: the operator accepts serving without TLS.
+        watch_stdin: shut down when standard input closes.
+        on_ready: called once with ``host:port`` when the server answers requests.
+        reflection: enable server reflection.
+        guard: authorises calls; with a TLS folder the port accepts TLS only.
+        services: each adds a further service to the server, which has not been started, and returns the descriptor of
             its .proto file.
-        attend: runs next to the requests. Entered with the address and a function that ends the server, when requests
-            are answered; left at shutdown while the server still answers.
-        stop: ends the server when it is set; None for one that ``shutdown_event`` makes.
-        interceptors: further ones, behind the guard.
+        attend: context manager to run during serving. Called with the address and a function that ends the server;
+            entered when the server answers requests, exited at shutdown while it still answers.
+        stop: ends the server when it is set; None for a new ``shutdown_event``.
+        interceptors: further interceptors, after the guard.
 
     Raises:
         AddressError: the address is taken, not of this machine, or beyond loopback without TLS or ``insecure``.
-        NonnError: that ``attend`` ended with.
-        MissingExtraError: reflection was asked for and is not installed.
+        NonnError: raised by ``attend``.
+        MissingExtraError: reflection is enabled but not installed.
     """
     if stop is None:
         stop = shutdown_event(watch_stdin)
@@ -115,7 +116,7 @@ async def serve(
 
 
 def shutdown_event(watch_stdin: bool) -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set from now on, and the end of standard input if asked."""
+    """An event that SIGTERM and SIGINT set from now on, and optionally the end of standard input."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -137,10 +138,10 @@ def _bind(server: Any, host: str, port: int, insecure: bool, tls: TlsFolder | No
     if tls is None and not insecure and not is_loopback(host):
         raise AddressError(
             f"{host}: refusing to serve beyond loopback without TLS; give a folder of nonn certs with --tls, "
-            "bind 127.0.0.1, or say --insecure on a network that you trust"
+            "bind 127.0.0.1, or give --insecure on a network that you trust"
         )
     if not 0 <= port < 65536:  # gRPC would take it modulo 65536
-        raise AddressError(f"port {port}: must be 1 to 65535, or 0 for any that is free")
+        raise AddressError(f"port {port}: must be 1 to 65535, or 0 for any free port")
     name = f"[{host}]" if ":" in host else host
     try:
         if tls is None:
@@ -156,7 +157,7 @@ def _bind(server: Any, host: str, port: int, insecure: bool, tls: TlsFolder | No
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address reaches no further than this machine."""
+    """Whether an address is reachable only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -166,7 +167,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _wait_for_eof(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Reads standard input to its end; os.read, since sys.stdin would hold a lock that the exit needs."""
+    """Reads standard input until it closes; with os.read, since sys.stdin would hold a lock that the exit needs."""
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass

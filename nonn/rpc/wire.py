@@ -1,8 +1,8 @@
 """Arrays ↔ messages of the Open Inference Protocol, and errors ↔ gRPC status.
 
-Values are written raw, because widespread clients read nothing else; raw and typed values are read. Every size, shape
-and datatype is checked before an array is made of foreign bytes, and an error names its tensor. Arrays of raw values
-are views of the message: no copy, not writable.
+Values are written raw, because widespread clients read nothing else; both raw and typed values are read. Every size,
+shape and datatype is checked before bytes from the network become an array, and errors name the tensor. Arrays of raw
+values are views of the message: no copy, not writable.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ INFER_METHOD, METADATA_METHOD = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelMeta
 Array = NDArray[Any]
 Parameter = bool | int | float | str
 
-# Raw contents are little-endian whatever the machine is.
+# Raw contents are little-endian on every machine.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("u1"),
@@ -76,8 +76,8 @@ _TYPED_FIELD = {
 
 # gRPC's own limit of 4 MiB is 340 images of 32 × 32 in float32; a batch of a thousand should pass.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-MAX_SAMPLES = 1024  # of one request, unless the operator says otherwise
-# For every channel. Devices are on the local network, so a proxy of the environment is never meant for them.
+MAX_SAMPLES = 1024  # of one request, by default
+# For every channel. Devices are on the local network, so proxies of the environment are not used.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),
@@ -85,9 +85,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
-# For channels that outlive their peer. One that was restarted is found within half a second, not after gRPC's back-off
-# of up to two minutes. The minimum is also how long one attempt to connect may take; a stopped process accepts and then
-# says nothing. Keepalive is for links that die silently.
+# For channels that outlive their peer. A restarted peer is found within half a second, not after gRPC's back-off of up
+# to two minutes. The minimum also limits one connection attempt: a stopped process accepts the connection but does not
+# answer. Keepalive is for links that fail silently.
 RECONNECTING_OPTIONS: tuple[tuple[str, int], ...] = (
     *CHANNEL_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -97,7 +97,8 @@ RECONNECTING_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 3_000),
 )
 
-# Trailing metadata with the name of our error: UNAVAILABLE alone would not tell a lost quorum from a lost server.
+# Trailing metadata with the name of nonn's error: UNAVAILABLE alone does not distinguish a lost quorum from a lost
+# server.
 ERROR_KEY = "nonn-error"
 
 
@@ -110,7 +111,7 @@ def add_tensors(descriptors: Any, raws: Any, tensors: Mapping[str, Array]) -> No
         tensors: arrays by name, any shape.
 
     Raises:
-        InputError: a dtype that the protocol has no name for.
+        InputError: the protocol has no name for a dtype.
     """
     for name, array in tensors.items():
         array = little_endian(array)
@@ -121,7 +122,7 @@ def add_tensors(descriptors: Any, raws: Any, tensors: Mapping[str, Array]) -> No
 
 
 def little_endian(array: Array) -> Array:
-    """The same values as raw contents have them, without a copy where they are so already."""
+    """The same values in the byte order of raw contents; copied only if necessary."""
     order = array.dtype.byteorder
     if order == "|" or order == "<" or (order == "=" and sys.byteorder == "little"):
         return array
@@ -139,8 +140,8 @@ def read_tensors(descriptors: Sequence[Any], raws: Sequence[bytes]) -> dict[str,
         Arrays by name.
 
     Raises:
-        InputError: an unknown datatype, a negative dimension, sizes that do not fit, values outside their type, raw and
-            typed values together, or a name that occurs twice.
+        InputError: an unknown datatype, a negative dimension, a wrong size, values outside their type, raw and typed
+            values together, or a name that occurs twice.
     """
     if raws and len(raws) != len(descriptors):
         raise InputError(f"{len(raws)} raw contents for {len(descriptors)} tensors: give one for each, or none")
@@ -166,11 +167,11 @@ def _raw(tensor: Any, raw: bytes, shape: tuple[int, ...]) -> Array:
     if len(raw) != wanted:
         raise InputError(
             f"tensor '{tensor.name}': {len(raw)} bytes of raw contents, but {tensor.datatype} {list(shape)} "
-            f"takes {wanted}"
+            f"needs {wanted}"
         )
     array: Array = np.frombuffer(raw, dtype).reshape(shape)
     if tensor.datatype == "BOOL" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
-        # NumPy takes any byte for a bool, and then True == True can be false.
+        # NumPy accepts any byte as a bool, and then True == True can be false.
         raise InputError(f"tensor '{tensor.name}': BOOL contents must be bytes 0 and 1")
     return array
 
@@ -185,7 +186,7 @@ def _typed(tensor: Any, shape: tuple[int, ...]) -> Array:
         raise InputError(f"tensor '{tensor.name}': {tensor.datatype} belongs in {field}, not in {', '.join(filled)}")
     values = getattr(tensor.contents, field) if field else []
     if len(values) != size:
-        raise InputError(f"tensor '{tensor.name}': {len(values)} values, but shape {list(shape)} takes {size}")
+        raise InputError(f"tensor '{tensor.name}': {len(values)} values, but shape {list(shape)} needs {size}")
     dtype = DTYPES[tensor.datatype]
     if dtype.kind in "iu" and len(values):
         limits = np.iinfo(dtype)
@@ -195,15 +196,15 @@ def _typed(tensor: Any, shape: tuple[int, ...]) -> Array:
 
 
 def request_limit(shape: tuple[int, ...], max_samples: int) -> int:
-    """Bytes of the largest request: that many samples of a shape in float32, and names and parameters."""
+    """Bytes of the largest request: ``max_samples`` samples in float32, plus names and parameters."""
     return min(MAX_MESSAGE_BYTES, 4 * max_samples * math.prod(shape) + 64 * 1024)
 
 
 def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...], max_samples: int | None = None) -> Array:
-    """The one input of a nonn model, checked.
+    """Checks and returns the only input of a nonn model.
 
     Args:
-        tensors: what the request holds.
+        tensors: of the request, by name.
         shape: of one sample.
         max_samples: the largest B; None for any.
 
@@ -215,7 +216,7 @@ def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...], max_sample
     """
     if len(tensors) != 1 or "input" not in tensors:
         given = ", ".join(f"'{name}'" for name in tensors) or "nothing"
-        raise InputError(f"the model takes one tensor, 'input'; the request holds {given}")
+        raise InputError(f"the model accepts one tensor, 'input'; the request contains {given}")
     batch = tensors["input"]
     if batch.dtype.char not in "Bf":
         raise InputError(f"tensor 'input': dtype {batch.dtype}; send uint8 (UINT8) or float32 (FP32)")
@@ -224,7 +225,7 @@ def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...], max_sample
         raise InputError(f"tensor 'input': {what} expected [B, {', '.join(map(str, shape))}], B at least 1")
     if max_samples is not None and len(batch) > max_samples:
         raise InputError(
-            f"tensor 'input': {len(batch)} samples; a request here may hold {max_samples}, so send several requests"
+            f"tensor 'input': {len(batch)} samples; the limit is {max_samples} per request, so send several requests"
         )
     if batch.dtype.char == "f" and not np.isfinite(batch).all():
         bad = np.flatnonzero(~np.isfinite(batch.reshape(len(batch), -1)).all(axis=1))
@@ -247,16 +248,16 @@ def write_parameters(target: Any, parameters: Mapping[str, Parameter]) -> None:
 
 
 def read_parameters(source: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Request or response parameters as Python values; one that is not set is left out."""
+    """Request or response parameters as Python values, without unset ones."""
     chosen = {name: value.WhichOneof("parameter_choice") for name, value in source.items()}
     return {name: getattr(source[name], field) for name, field in chosen.items() if field}
 
 
 def to_status(exc: BaseException) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
-    """What a servicer answers instead of a result: code, text and trailing metadata."""
+    """Maps an error to gRPC status: code, text and trailing metadata."""
     if isinstance(exc, NonnError):
         return grpc.StatusCode[exc.grpc_status], str(exc), ((ERROR_KEY, type(exc).__name__),)
-    return grpc.StatusCode.INTERNAL, f"internal error ({type(exc).__name__}); the server's log says more", ()
+    return grpc.StatusCode.INTERNAL, f"internal error ({type(exc).__name__}); see the server's log", ()
 
 
 def from_status(exc: grpc.RpcError, address: str) -> NonnError:
@@ -264,7 +265,7 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
 
     Args:
         exc: a failed call, of grpc or grpc.aio.
-        address: that was called.
+        address: the address called.
     """
     code, details = exc.code(), exc.details() or ""
     name = dict(exc.trailing_metadata() or ()).get(ERROR_KEY, "")
@@ -272,11 +273,11 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
     if cls is not None and cls is not errors.MissingExtraError:
         return cls(f"{address}: {details}")  # type: ignore[no-any-return]
     if code is grpc.StatusCode.UNAVAILABLE:
-        return UnreachableError(f"{address}: nobody answers there ({details})")
+        return UnreachableError(f"{address}: does not answer ({details})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(f"{address}: no answer in time; is it overloaded, or the timeout too short?")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:  # gRPC's own words
-        return InputError(f"{address}: {details}; send fewer samples a request, or raise the server's --max-samples")
+        return InputError(f"{address}: {details}; send fewer samples per request, or raise the server's --max-samples")
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
         return InputError(f"{address}: {details}")
     if code is grpc.StatusCode.FAILED_PRECONDITION:

@@ -1,22 +1,22 @@
-"""A certificate authority in a folder: who is who in a fleet.
+"""A certificate authority in a folder: it issues, renews and revokes the certificates of a fleet.
 
 ::
 
     certs/
         ca.key           private key of the authority; stays on the operator's machine
-        ca.pem           its certificate; everybody trusts it
-        index.json       what was issued
-        revoked.json     what no longer counts
-        node/kitchen/    a TLS folder for one process (see nonn.security.tls), to be copied to it whole
+        ca.pem           its certificate; every process trusts it
+        index.json       issued certificates
+        revoked.json     revoked certificates
+        node/kitchen/    TLS folder of one process (see nonn.security.tls), to be copied to it as a whole
         aggregator/main/
         client/alice/
 
-The id is bound into the certificate (``nonn://node/kitchen``), so a stolen certificate lets the thief be that node and
-nobody else, until it is revoked. Keys are P-256: a Raspberry Pi signs with it in about a millisecond. They lie there
-without a passphrase and with mode 0600; whoever can read ``ca.key`` is the authority.
+The certificate contains the id (``nonn://node/kitchen``), so a stolen certificate impersonates that node only, until
+it is revoked. Keys are P-256: a Raspberry Pi signs with it in about a millisecond. Keys are stored without a passphrase
+and with mode 0600; read access to ``ca.key`` is enough to issue any certificate.
 
-``revoked.json`` is our own list and not an X.509 CRL: gRPC's Python API takes no CRL, and a node, which checks its
-callers against the list, has no library to read one with.
+``revoked.json`` is not an X.509 CRL: gRPC's Python API accepts no CRL, and a node, which checks its callers against the
+list, has no library to read one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from nonn.security.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROL
 __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
 
 CA_DAYS, DAYS = 3650, 365
-# A device without a battery-backed clock is minutes behind until it has found the time.
+# The clock of a device without a clock battery is minutes behind until it is synchronised.
 BACKDATED = timedelta(minutes=10)
 KEY, INDEX = "ca.key", "index.json"
 
@@ -55,18 +55,18 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate that was issued.
+    """An issued certificate.
 
     Attributes:
         role: of its owner.
         id: of its owner.
         hosts: further DNS names and IP addresses in it.
         sha256: of the certificate.
-        serial: its number, in hex.
+        serial: serial number, in hex.
         not_before: ISO 8601, UTC.
         not_after: ISO 8601, UTC.
-        revoked: when it was revoked, ISO 8601; empty if it was not.
-        reason: why.
+        revoked: time of revocation, ISO 8601; empty if not revoked.
+        reason: of the revocation.
     """
 
     role: str
@@ -92,10 +92,10 @@ class Authority:
 
     Args:
         path: the folder.
-        clock: tells the time.
+        clock: returns the current time.
 
     Raises:
-        CredentialsError: there is none, or its files cannot be read.
+        CredentialsError: the folder has no authority, or its files cannot be read.
     """
 
     def __init__(self, path: Path, clock: Clock = _now) -> None:
@@ -114,16 +114,16 @@ class Authority:
 
     @classmethod
     def create(cls, path: Path, name: str = "nonn fleet", days: int = CA_DAYS, clock: Clock = _now) -> Authority:
-        """Makes a new authority.
+        """Creates a new authority.
 
         Args:
             path: the folder.
-            name: for people who look at certificates.
-            days: that it is valid.
-            clock: tells the time.
+            name: common name of its certificate, for people.
+            days: validity.
+            clock: returns the current time.
 
         Raises:
-            ConfigError: there is one already, or the days make no sense.
+            ConfigError: the folder has an authority already, or the days are out of range.
         """
         if (path / KEY).exists() or (path / AUTHORITY).exists():
             raise ConfigError(f"{path}: there is an authority already; name another folder: --dir")
@@ -156,7 +156,7 @@ class Authority:
         return tuple(self._issued)
 
     def folder(self, role: str, name: str) -> Path:
-        """Where the TLS folder of somebody is."""
+        """Path of the TLS folder of an identity."""
         return self.path / role / name
 
     def issue(self, role: str, name: str, *, hosts: Iterable[str] = (), days: float = DAYS) -> Issued:
@@ -165,11 +165,11 @@ class Authority:
         Args:
             role: ``node``, ``aggregator`` or ``client``.
             name: the id.
-            hosts: DNS names and IP addresses at which clients other than nonn's will look for it.
-            days: that it is valid, never longer than the authority.
+            hosts: DNS names and IP addresses at which clients other than nonn's reach it.
+            days: validity, limited to that of the authority.
 
         Raises:
-            ConfigError: unknown role, an id or host that cannot stand in a certificate, or somebody has that id.
+            ConfigError: unknown role, an invalid id or host, or the id has a valid certificate already.
         """
         identity = self._identity(role, name)
         if any(entry.state == "valid" for entry in self._of(identity)):
@@ -179,12 +179,12 @@ class Authority:
         return self._issue(identity, tuple(dict.fromkeys(hosts)), days)
 
     def rotate(self, role: str, name: str, *, days: float = DAYS) -> Issued:
-        """Issues a certificate with a new key to somebody who has one, for the same hosts.
+        """Issues a certificate with a new key to an existing id, for the same hosts.
 
-        The old one counts until it expires or is revoked, so that nothing breaks while the new one is on its way.
+        The old one stays valid until it expires or is revoked, so that nothing breaks before the new one is installed.
 
         Raises:
-            ConfigError: nobody has that id.
+            ConfigError: the id has no certificate.
         """
         identity = self._identity(role, name)
         if not self._of(identity):
@@ -198,10 +198,10 @@ class Authority:
             role: of the owner.
             name: the id.
             reason: for people.
-            keep_newest: only those before the newest, after a rotation.
+            keep_newest: revokes all but the newest, after a rotation.
 
         Returns:
-            What was revoked now.
+            The certificates that were revoked now.
 
         Raises:
             ConfigError: there is nothing to revoke.
@@ -210,7 +210,7 @@ class Authority:
         mine = self._of(identity)
         doomed = [entry for entry in (mine[:-1] if keep_newest else mine) if not entry.revoked]
         if not doomed:
-            raise ConfigError(f"{identity} has no {'older ' if keep_newest else ''}certificate that counts")
+            raise ConfigError(f"{identity} has no {'older ' if keep_newest else ''}certificate to revoke")
         now = self._clock().isoformat(timespec="seconds")
         revoked = [Issued(**{**asdict(entry), "revoked": now, "reason": reason}) for entry in doomed]
         replaced = {entry.sha256: entry for entry in revoked}
@@ -251,7 +251,7 @@ class Authority:
         )
         pem = _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
         folder = self.folder(identity.role, identity.id)
-        # The index is written before the certificate is in its place: one that nobody knows of could not be revoked.
+        # The index is written before the certificate: a certificate that is not in the index could not be revoked.
         if folder.exists():
             self._remember(entry)
             self._fill(folder, pem)
@@ -262,7 +262,7 @@ class Authority:
         return entry
 
     def _remember(self, entry: Issued) -> None:
-        """Puts a certificate into the index."""
+        """Adds a certificate to the index."""
         self._issued.append(entry)
         try:
             self._write_index()
@@ -297,7 +297,7 @@ class Authority:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a certificate says.
+    """Fields of a certificate.
 
     Args:
         path: a TLS folder, an authority's folder, or a PEM file.
@@ -312,7 +312,7 @@ def describe(path: Path) -> dict[str, Any]:
     except OSError as exc:
         raise CredentialsError(f"{file}: {exc.strerror}; name a folder of nonn certs, or a PEM file") from exc
     except ValueError as exc:
-        raise CredentialsError(f"{file}: holds no certificate in PEM form") from exc
+        raise CredentialsError(f"{file}: contains no certificate in PEM form") from exc
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         texts = [str(name.value) for name in names]
@@ -332,7 +332,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _all_or_nothing(path: Path, names: Sequence[str]) -> Iterator[None]:
-    """Makes a folder for these files; on an error whatever was not there before is gone again."""
+    """Creates a folder for these files; on an error, new files and folders are removed again."""
     files = [path / name for name in names if not (path / name).exists()]
     folders = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -340,7 +340,7 @@ def _all_or_nothing(path: Path, names: Sequence[str]) -> Iterator[None]:
         yield
     except BaseException:
         for made, remove in [*((file, Path.unlink) for file in files), *((folder, Path.rmdir) for folder in folders)]:
-            with contextlib.suppress(OSError):  # never made, or another process has put something into the folder
+            with contextlib.suppress(OSError):  # never created, or the folder has files of another process
                 remove(made)
         raise
 
@@ -353,12 +353,12 @@ def _builder(
     days: float,
     authority: x509.Certificate | None = None,
 ) -> x509.CertificateBuilder:
-    """What all certificates have in common."""
+    """A builder with the fields that all certificates have."""
     if not 0 < days <= 36500:
         raise ConfigError(f"--days {days:g}: a certificate is valid for more than 0 and at most 36500 days")
     start, end = now - BACKDATED, now + timedelta(days=days)
     if authority is not None:
-        # One that outlives its authority would look valid and be refused.
+        # A certificate that outlives its authority would look valid but be refused.
         start, end = max(start, authority.not_valid_before_utc), min(end, authority.not_valid_after_utc)
         if end <= now:
             raise CredentialsError("the authority itself has expired; make another: nonn certs init --dir …")
@@ -374,7 +374,7 @@ def _builder(
 
 
 def _host(host: str) -> x509.GeneralName:
-    """An IP address or a DNS name, as a certificate names it."""
+    """An IP address or a DNS name for the certificate's alternative names."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

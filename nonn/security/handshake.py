@@ -1,8 +1,8 @@
-"""Why a TLS connection failed, in words that say what to do.
+"""Explains failed TLS connections, with a remedy.
 
-gRPC tells the one side ``Socket closed`` and the other side nothing. So whoever was refused asks again with the
-standard library, which says what it dislikes about the certificate that it sees (``explain``), and a server reads what
-gRPC's core writes on standard error about handshakes (``log_failed_handshakes``): it has no other way to tell.
+gRPC reports ``Socket closed`` to the client and nothing to the server. So a refused client connects again with the
+standard library, which reports why a certificate is invalid (``explain``), and a server parses the messages that gRPC's
+core writes to standard error about handshakes (``log_failed_handshakes``), their only source.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ if TYPE_CHECKING:
 
 __all__ = ["REVOKED_TEXT", "explain", "log_failed_handshakes", "reason"]
 
-TIMEOUT_S = 2.0  # for a second look at a server that has just refused
+TIMEOUT_S = 2.0  # for a second connection to a server that has just refused one
 SAY_AGAIN_S = 10.0
 REVOKED_TEXT = "its certificate has been revoked"
 
-# Part of gRPC's text → ours. Both sides of a connection get these, so they speak of "the other side".
+# Part of gRPC's text → ours. Both sides of a connection log these, hence "the other side".
 _REASONS = {
     "certificate has expired": "the other side's certificate has expired: nonn certs rotate makes a new one",
     "certificate is not yet valid": "the other side's certificate is not yet valid: are both clocks right?",
     "unable to get local issuer": "the other side's certificate is not of the authority in ca.pem",
     "self-signed certificate": "the other side's certificate is not of the authority in ca.pem",
     "self signed certificate": "the other side's certificate is not of the authority in ca.pem",
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other side shows no certificate: give it --tls with a folder of its own",
-    "WRONG_VERSION_NUMBER": "the other side speaks plain text, this side TLS: give it --tls with a folder of its own",
-    "HTTP_REQUEST": "the other side speaks plain text, this side TLS: give it --tls with a folder of its own",
-    # What BoringSSL makes of OpenSSL's alert, which comes before its keys do.
-    "BAD_PACKET_LENGTH": "the other side broke off: this side's certificate does not count there, its log says why",
-    "Hostname Verification": "the other side's certificate is of somebody else",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the other side shows no certificate: give it --tls with its own folder",
+    "WRONG_VERSION_NUMBER": "the other side uses plain text, this side TLS: give it --tls with its own folder",
+    "HTTP_REQUEST": "the other side uses plain text, this side TLS: give it --tls with its own folder",
+    # BoringSSL reports OpenSSL's alert like this, since the alert arrives before its keys.
+    "BAD_PACKET_LENGTH": "the other side closed the connection: it refused this side's certificate, see its log",
+    "Hostname Verification": "the other side's certificate has another identity",
 }
 
 _log = logging.getLogger(__name__)
 
 
 def reason(details: str) -> str | None:
-    """Puts gRPC's text about a failed connection into ours; None if it is not about TLS."""
+    """Translates gRPC's text about a failed connection; None if it is not about TLS."""
     return next((text for part, text in _REASONS.items() if part in details), None)
 
 
 def explain(address: str, server_name: str | None, tls: TlsFolder | None) -> str | None:
-    """Looks again at a server to which no connection came about; takes up to two seconds.
+    """Diagnoses a server after a failed connection; takes up to two seconds.
 
     Args:
         address: ``host:port``.
-        server_name: that its certificate must have; None for any of the authority.
-        tls: of the caller; None if it speaks plain text.
+        server_name: that its certificate must have; None accepts any of the authority.
+        tls: of the caller; None if it uses plain text.
 
     Returns:
-        What is wrong and what to do; empty if both sides' certificates count; None if that could not be seen, since
-        nobody is there or nothing of TLS is wrong.
+        The problem and its remedy; empty if both sides accept each other's certificate; None if no TLS problem was
+        found, for example because the server does not answer.
 
     Raises:
-        CredentialsError: the caller's own certificate does not count any more.
+        CredentialsError: the caller's own certificate is no longer valid.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -73,11 +73,11 @@ def explain(address: str, server_name: str | None, tls: TlsFolder | None) -> str
             tls.check()
             return _explain_tls(connection, server_name, tls)
     except (OSError, ValueError):
-        return None  # nobody is there, which gRPC tells well
+        return None  # no answer: gRPC reports that well
 
 
 def _explain_plain(connection: socket.socket) -> str | None:
-    """Whether the server speaks TLS after all."""
+    """Reports a server that uses TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -85,11 +85,11 @@ def _explain_plain(connection: socket.socket) -> str | None:
         context.wrap_socket(connection).close()
     except (ssl.SSLError, OSError):
         return None
-    return "it speaks TLS, this side plain text: give --tls with a folder of nonn certs issue"
+    return "it uses TLS, this side plain text: give --tls with a folder of nonn certs issue"
 
 
 def _explain_tls(connection: socket.socket, server_name: str | None, tls: TlsFolder) -> str | None:
-    """What is wrong with the server's certificate, or else with ours in its eyes; empty and None as ``explain``."""
+    """The problem with the server's certificate, or with ours for the server; empty and None as in ``explain``."""
     from nonn.security.tls import REVOKED, verification_text
 
     try:
@@ -100,31 +100,31 @@ def _explain_tls(connection: socket.socket, server_name: str | None, tls: TlsFol
             if hashlib.sha256(der).hexdigest() in tls.revoked:
                 return f"{REVOKED_TEXT} (see {tls.path / REVOKED}): issue another for it"
             if server_name is not None and server_name not in alternatives:
-                shown = next((name for name in alternatives if name.startswith("nonn://")), "nobody that nonn knows")
+                shown = next((name for name in alternatives if name.startswith("nonn://")), "no nonn identity")
                 return f"it shows the certificate of {shown}, not of {server_name}: is that the right address?"
-            # A server of HTTP/2 speaks first. One that refuses our certificate hangs up instead.
+            # An HTTP/2 server sends first. A server that refuses our certificate closes the connection instead.
             if secure.recv(1):
                 return ""
     except ssl.SSLCertVerificationError as exc:
-        return f"its certificate does not count here: {verification_text(exc)}"
+        return f"its certificate is not accepted: {verification_text(exc)}"
     except ssl.SSLError as exc:
         if exc.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
-            return "it speaks plain text, this side TLS: give it --tls with a folder of its own"
+            return "it uses plain text, this side TLS: give it --tls with its own folder"
     except TimeoutError:
         return None
     except OSError:
         pass
     return (
-        f"it refuses the certificate in {tls.path}, and its log says why: another authority, a clock that is wrong, "
-        "or a newer list of revoked certificates"
+        f"it refuses the certificate in {tls.path}; its log has the reason: another authority, a wrong clock, or a "
+        "newer list of revoked certificates"
     )
 
 
 def log_failed_handshakes() -> None:
-    """Turns what gRPC's core says about failed handshakes into log lines; to be called before gRPC is first used.
+    """Turns the messages of gRPC's core about failed handshakes into log lines; call it before gRPC is first used.
 
-    The core writes into file descriptor 2 and nowhere else. A thread reads that; Python's own standard error,
-    tracebacks included, goes where it always went.
+    The core writes only to file descriptor 2. A thread reads that; Python's own standard error, tracebacks included,
+    goes to the same place as before.
     """
     os.environ["GRPC_VERBOSITY"] = "INFO"
     sys.stderr.flush()
@@ -136,11 +136,11 @@ def log_failed_handshakes() -> None:
 
 
 def _follow(descriptor: int) -> None:
-    """Says each reason at most once in ten seconds; what is not gRPC's, and what is fatal, is passed on."""
+    """Logs each reason at most once in ten seconds; passes on lines that are fatal or not gRPC's."""
     said: dict[str, float] = {}
     with open(descriptor, encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            if ".cc:" not in line or line.startswith("F"):  # no line of gRPC's, or its last words
+            if ".cc:" not in line or line.startswith("F"):  # not gRPC's, or fatal
                 with contextlib.suppress(ValueError, OSError):
                     sys.stderr.write(line)
                 continue

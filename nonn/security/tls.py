@@ -1,16 +1,16 @@
-"""Who a process is: a TLS folder, and the identity that its certificate names.
+"""TLS credentials of a process, and the identity in its certificate.
 
-A process shows who it is with a folder that ``nonn certs issue`` writes::
+A process authenticates with a folder that ``nonn certs issue`` writes::
 
     identity.pem   private key and certificate, in one file so that a rename replaces both at once
-    ca.pem         whom it trusts
-    revoked.json   certificates of that authority that no longer count
+    ca.pem         certificate of the authority that it trusts
+    revoked.json   revoked certificates of that authority
 
-A certificate says one identity, such as ``nonn://node/kitchen``, in its alternative names. A channel asks for the name
-``kitchen.node.nonn.internal``, so gRPC itself refuses the certificate of any other node, wherever the address leads.
+The alternative names of a certificate contain one identity, such as ``nonn://node/kitchen``. A channel expects the name
+``kitchen.node.nonn.internal``, so gRPC itself refuses the certificate of any other node, whatever the address.
 
-Files are looked at again at most once a second: a rotated certificate counts from the next connection, a revoked one
-stops counting at the next call. Nothing here needs more than the base install.
+Files are checked for changes at most once a second: a rotated certificate is used from the next connection, a revoked
+one is refused from the next call. This module needs only the base install.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = ["AGGREGATOR_NAME", "ROLES", "Identity", "TlsFolder", "Watched", "chec
 
 ROLES = ("node", "aggregator", "client")
 DOMAIN = "nonn.internal"  # .internal is reserved for private use: no such name exists on the Internet
-# Every aggregator has it, so that a client needs no name of the machine; aggregators are also named one by one.
+# Every aggregator's certificate has this name, so a client needs no host name; it also has the aggregator's own name.
 AGGREGATOR_NAME = f"aggregator.{DOMAIN}"
 IDENTITY, AUTHORITY, REVOKED = "identity.pem", "ca.pem", "revoked.json"
-LOOK_AGAIN_S = 1.0  # a file that changed counts after at most this time
+LOOK_AGAIN_S = 1.0  # a changed file is read again after at most this time
 
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----\s*", re.DOTALL)
@@ -49,10 +49,10 @@ _log = logging.getLogger(__name__)
 
 
 def check_id(name: str) -> str:
-    """The id itself, if it can stand in a certificate.
+    """Returns the id if it is valid in a certificate.
 
     Raises:
-        ConfigError: it is no DNS label.
+        ConfigError: it is not a DNS label.
     """
     if not _ID.fullmatch(name):
         raise ConfigError(f"id '{name}': use 1 to 63 lower-case letters, digits and inner hyphens")
@@ -60,7 +60,11 @@ def check_id(name: str) -> str:
 
 
 def fingerprint(pem: bytes) -> str:
-    """SHA-256 of the first certificate in a PEM text, as lower-case hex."""
+    """SHA-256 of the first certificate in a PEM text, as lower-case hex.
+
+    Raises:
+        CredentialsError: the text contains no certificate.
+    """
     blocks = [match[0] for match in _PEM.finditer(pem) if match[1] == b"CERTIFICATE"]
     if not blocks:
         raise CredentialsError("no certificate in PEM form")
@@ -69,11 +73,11 @@ def fingerprint(pem: bytes) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a certificate is of.
+    """The owner of a certificate.
 
     Attributes:
         role: ``node``, ``aggregator`` or ``client``.
-        id: unique among those of the role.
+        id: unique within the role.
     """
 
     role: str
@@ -84,12 +88,12 @@ class Identity:
 
     @property
     def uri(self) -> str:
-        """As it stands in the certificate."""
+        """URI of the identity in the certificate."""
         return f"nonn://{self.role}/{self.id}"
 
     @property
     def dns_name(self) -> str:
-        """The name that a channel to it asks for."""
+        """The name that a channel to it expects."""
         return f"{self.id}.{self.role}.{DOMAIN}"
 
     @classmethod
@@ -100,11 +104,11 @@ class Identity:
 
 
 class Watched(Generic[_T]):
-    """What some files say; read again when they change, kept as it was when they cannot be read then.
+    """The parsed contents of files; read again when they change, kept if reading fails.
 
     Args:
         paths: the files.
-        read: reads and checks them; its errors go through only the first time.
+        read: reads and checks them; its errors are raised only the first time, later ones are logged.
     """
 
     def __init__(self, paths: tuple[Path, ...], read: Callable[[], _T]) -> None:
@@ -113,7 +117,7 @@ class Watched(Generic[_T]):
         self._value, self._looked, self._said = read(), time.monotonic(), ""
 
     def get(self) -> _T:
-        """What they say now."""
+        """The current contents."""
         now = time.monotonic()
         if now - self._looked >= LOOK_AGAIN_S:
             self._looked = now
@@ -123,9 +127,9 @@ class Watched(Generic[_T]):
                     self._value, self._stamp = self._read(), stamp
                     self._said = ""
                     _log.info("%s: read again", self._paths[0].parent)
-                except NonnError as exc:  # tried again at every look: a file may be half copied, a clock not yet set
+                except NonnError as exc:  # retried at every check: a file may be half copied, a clock not yet set
                     if str(exc) != self._said:
-                        _log.error("%s; what was read before still counts", exc)
+                        _log.error("%s; the contents read before stay in use", exc)
                     self._said = str(exc)
         return self._value
 
@@ -153,14 +157,14 @@ class _Pems:
 
 
 class TlsFolder:
-    """A folder as ``nonn certs issue`` writes it.
+    """A TLS folder, written by ``nonn certs issue``.
 
     Args:
         path: the folder.
 
     Raises:
-        CredentialsError: a file is missing or unreadable, key and certificate do not belong together, or the
-            certificate does not count: of another authority, expired, not yet valid, revoked.
+        CredentialsError: a file is missing or unreadable, key and certificate do not match, or the certificate is
+            invalid: of another authority, expired, not yet valid, revoked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,64 +179,64 @@ class TlsFolder:
 
     @property
     def identity(self) -> Identity:
-        """Whose folder it is."""
+        """Owner of the folder."""
         return self._pems.get().identity
 
     @property
     def revoked(self) -> frozenset[str]:
-        """Fingerprints of certificates that no longer count."""
+        """Fingerprints of revoked certificates."""
         return self._pems.get().revoked
 
     @property
     def version(self) -> object:
-        """Equal as long as nothing in the folder changed."""
+        """Compares equal while the folder is unchanged."""
         return self._pems.get()
 
     @property
     def credentials_version(self) -> object:
-        """Equal as long as key, certificate and ``ca.pem`` are the same, whatever was revoked."""
+        """Compares equal while key, certificate and ``ca.pem`` are unchanged; ignores ``revoked.json``."""
         pems = self._pems.get()
         return pems.chain, pems.roots
 
     @property
     def fingerprint(self) -> str:
-        """Of its own certificate."""
+        """Of this folder's certificate."""
         return fingerprint(self._pems.get().chain)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """Credentials of a server that wants a certificate of every client.
+        """Credentials of a server that requires a certificate from every client.
 
-        A certificate that was rotated counts from the next handshake.
+        A rotated certificate is used from the next handshake.
         """
         used: list[_Pems] = []
 
         def fetch() -> Any:
             pems = self._pems.get()
             if used and used[-1] is pems:
-                return None  # as before
+                return None  # unchanged
             used[:] = [pems]
             return grpc.ssl_server_certificate_configuration([(pems.key, pems.chain)], root_certificates=pems.roots)
 
         return grpc.dynamic_ssl_server_credentials(fetch(), fetch, require_client_authentication=True)
 
     def server_context(self) -> ssl.SSLContext:
-        """The same for a server of the standard library."""
+        """A server's context for the standard library."""
 
         def renew(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
             connection.context = self._pems.get().server
 
         context = self._pems.get().server
-        context.sni_callback = renew  # called in every handshake, whether the client gives a name or not
+        context.sni_callback = renew  # called in every handshake, even if the client sends no server name
         return context
 
     def channel_options(self, server_name: str) -> tuple[grpc.ChannelCredentials, tuple[tuple[str, str], ...]]:
-        """Credentials and options of a channel to the server whose certificate has this name."""
+        """Credentials and options of a channel to a server whose certificate must have this name."""
         pems = self._pems.get()
         credentials = grpc.ssl_channel_credentials(pems.roots, pems.key, pems.chain)
         return credentials, (("grpc.ssl_target_name_override", server_name),)
 
     def context(self) -> ssl.SSLContext:
-        """The same for a client of the standard library, which has to check itself whom the certificate is of."""
+        """A client's context for the standard library; the caller must check the name in the server's certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.load_verify_locations(cadata=self._pems.get().roots.decode())
@@ -250,7 +254,7 @@ class TlsFolder:
         except (ValueError, KeyError, TypeError) as exc:
             raise CredentialsError(f"{self.path / REVOKED}: not a list of revoked certificates ({exc})") from exc
         if not key or not chain:
-            raise CredentialsError(f"{self.path / IDENTITY}: holds no private key and certificate in PEM form")
+            raise CredentialsError(f"{self.path / IDENTITY}: contains no private key and certificate in PEM form")
         identity, server = self._check()
         if fingerprint(chain) in revoked:
             raise CredentialsError(
@@ -263,28 +267,28 @@ class TlsFolder:
             return (self.path / name).read_bytes()
         except OSError as exc:
             raise CredentialsError(
-                f"{self.path / name}: {exc.strerror}; give the folder that nonn certs issue wrote, whole"
+                f"{self.path / name}: {exc.strerror}; give the complete folder that nonn certs issue wrote"
             ) from exc
 
     def check(self) -> Identity:
-        """Shows the certificate to itself: a handshake in memory, in which it is the client's and judged by ``ca.pem``.
+        """Verifies the certificate: a handshake in memory, with the folder as client, ``ca.pem`` as root.
 
         Returns:
-            Whose it is.
+            The identity in the certificate.
 
         Raises:
-            CredentialsError: another process would refuse it now.
+            CredentialsError: another process would refuse the certificate now.
         """
         return self._check()[0]
 
     def _check(self) -> tuple[Identity, ssl.SSLContext]:
-        """The same, and the server of that handshake."""
+        """As ``check``; also returns the server's context of that handshake."""
         file = self.path / IDENTITY
         try:
             server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
             server.verify_mode = ssl.CERT_REQUIRED
-            # A session that is resumed is not judged by ca.pem; only version 1.3 can do without.
+            # A resumed session is not verified against ca.pem; only TLS 1.3 can disable resumption.
             server.minimum_version, server.num_tickets = ssl.TLSVersion.TLSv1_3, 0
             server.load_verify_locations(self.path / AUTHORITY)
             for context in (server, client):
@@ -304,29 +308,29 @@ class TlsFolder:
             ) from exc
         identities = [identity for pair in names if (identity := Identity.from_uri(str(pair[1])))]
         if len(identities) != 1:
-            raise CredentialsError(f"{file}: the certificate names nobody; issue one with: nonn certs issue")
+            raise CredentialsError(f"{file}: the certificate contains no nonn identity; issue one: nonn certs issue")
         return identities[0], server
 
 
 def load_tls(path: Path | None, *roles: str) -> TlsFolder | None:
-    """The TLS folder that an option names, or None where it names none.
+    """The TLS folder at a path; None for no path.
 
     Raises:
-        CredentialsError: it cannot be used, or is of another role than those given.
+        CredentialsError: the folder cannot be used, or its role is not one of ``roles``.
     """
     if path is None:
         return None
     tls = TlsFolder(path)
     if tls.identity.role not in roles:
         raise CredentialsError(
-            f"{path}: the certificate of {tls.identity}; this takes one of role {' or '.join(roles)}: "
+            f"{path}: the certificate of {tls.identity}; this needs one of role {' or '.join(roles)}: "
             f"nonn certs issue {roles[0]} ID"
         )
     return tls
 
 
 def verification_text(exc: ssl.SSLCertVerificationError) -> str:
-    """Why a certificate does not count, and what to do."""
+    """Why a certificate is invalid, and what to do."""
     today = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     texts = {
         9: f"the certificate is not yet valid; it is {today} here: is the clock right?",
@@ -335,4 +339,4 @@ def verification_text(exc: ssl.SSLCertVerificationError) -> str:
         19: f"the certificate is not of the authority in {AUTHORITY}",
         20: f"the certificate is not of the authority in {AUTHORITY}",
     }
-    return texts.get(exc.verify_code, f"the certificate does not count ({exc.verify_message})")
+    return texts.get(exc.verify_code, f"the certificate is not accepted ({exc.verify_message})")

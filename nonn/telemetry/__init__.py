@@ -1,3 +1,3 @@
-"""What a process says of itself: ``log`` (text or JSON lines), ``tracing`` (OpenTelemetry), ``systemd`` (watchdog)."""
+"""Telemetry of a process: ``log`` (text or JSON lines), ``tracing`` (OpenTelemetry), ``systemd`` (watchdog)."""
 
 __all__: list[str] = []

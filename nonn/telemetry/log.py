@@ -1,7 +1,7 @@
-"""Log of the long-running processes: one line an event on standard error, as text or as JSON.
+"""Logs of the long-running processes: one line per event on standard error, as text or as JSON.
 
-A line about a node carries the fields ``event``, ``node`` and ``reason``, given as ``extra`` of an ordinary logging
-call, so that a log shipper need not parse sentences::
+A line about a node has the fields ``event``, ``node`` and ``reason``, given as ``extra`` of an ordinary logging call;
+a log shipper does not have to parse sentences::
 
     log.warning("node %s: %s", node, reason, extra={"event": "node_drift", "node": node, "reason": reason})
 """
@@ -22,7 +22,7 @@ FIELDS = ("event", "node", "reason", "before", "after")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time in UTC, level, logger, message and the fields it was given."""
+    """A record as one line of JSON: time in UTC, level, logger, message and its extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def add_log_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a process that logs and can be traced."""
+    """Adds the options of logging and tracing."""
     parser.add_argument(
         "--log-format", choices=FORMATS, default="text", help="log lines on standard error (default: %(default)s)"
     )
@@ -51,7 +51,7 @@ def add_log_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def configure_logging(style: str = "text") -> None:
-    """Sends the process's log to standard error; called again, it replaces what it did before.
+    """Sends the process's log to standard error; a later call replaces the configuration.
 
     Args:
         style: ``text`` or ``json``.

@@ -1,7 +1,7 @@
-"""Tells systemd that a process is ready and alive: sd_notify(3) over the datagram socket in ``NOTIFY_SOCKET``.
+"""Notifies systemd that a process is ready and alive: sd_notify(3) over the datagram socket in ``NOTIFY_SOCKET``.
 
-The watchdog is fed by a task of the event loop, and only after a check has come back: a process whose loop hangs, or
-whose student no longer runs, is not fed and is started anew by ``WatchdogSec=``. Outside systemd nothing happens.
+A task of the event loop feeds the watchdog, only after a check has succeeded. A process whose loop hangs, or whose
+student no longer runs, does not feed it, and ``WatchdogSec=`` restarts it. Outside systemd nothing happens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Self
 
 __all__ = ["Watchdog"]
 
-FEEDS = 3  # in the time after which systemd gives up; sd_watchdog_enabled(3) asks for two
+FEEDS = 3  # per timeout of the watchdog; sd_watchdog_enabled(3) recommends two
 
 Check = Callable[[], Awaitable[object]]
 
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """What systemd hears of this process; an asynchronous context manager around all that it does.
+    """Notifications to systemd; an asynchronous context manager around the whole process.
 
     Args:
-        environ: where ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` are looked up.
+        environ: environment with ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -53,12 +53,12 @@ class Watchdog:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def ready(self, status: str) -> None:
-        """The process has started; ``systemctl status`` shows what it says."""
+        """Reports that the process has started, with a status that ``systemctl status`` shows."""
         self.notify(f"READY=1\nSTATUS={status}")
 
     @contextlib.asynccontextmanager
     async def over(self, check: Check | None, status: str) -> AsyncIterator[None]:
-        """Ready, and while the block runs fed only when ``check`` comes back without an error."""
+        """Reports ready; during the block, feeds the watchdog only if ``check`` returns without an error."""
         self.ready(status)
         self._check = check
         try:
@@ -67,7 +67,7 @@ class Watchdog:
             self._check = None
 
     def notify(self, state: str) -> None:
-        """Sends one message; that nobody listens is no reason to end."""
+        """Sends one message; a missing listener is only logged."""
         if not self._address:
             return
         # A name that begins with @ is in the abstract namespace of Linux.
@@ -77,7 +77,7 @@ class Watchdog:
                 sock.setblocking(False)
                 sock.sendto(state.encode(), address)
         except OSError as exc:
-            _log.debug("%s: cannot be told '%s' (%s)", self._address, state, exc)
+            _log.debug("%s: cannot send '%s' (%s)", self._address, state, exc)
 
     async def _feed(self) -> None:
         while True:
@@ -86,5 +86,5 @@ class Watchdog:
                     await self._check()
                 self.notify("WATCHDOG=1")
             except Exception:
-                _log.exception("the check of the watchdog failed; systemd will start this process anew")
+                _log.exception("the check of the watchdog failed; systemd will restart this process")
             await asyncio.sleep(self._interval_s)

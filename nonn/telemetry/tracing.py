@@ -1,19 +1,19 @@
-"""OpenTelemetry traces of requests, from the aggregator into every node; off unless asked for.
+"""OpenTelemetry traces of requests, from the aggregator into every node; off by default.
 
 ::
 
     nonn.request            the aggregator answers            (server)
-    ├── nonn.ask            it asks one node, for each node   (client)
+    ├── nonn.ask            one call to one node              (client)
     │   └── nonn.infer      the node runs its student         (server, in the node's process)
-    └── nonn.fuse           it fuses what arrived
+    └── nonn.fuse           the aggregator fuses the replies
 
-A client's own trace goes on: the context travels in gRPC metadata as W3C Trace Context does in HTTP
-(w3.org/TR/trace-context). OpenTelemetry is imported when tracing is switched on, and which request is traced is known
-from a context variable, so that without it a request pays one look-up. Where spans go and how many are sampled is
-configured with OpenTelemetry's own variables, ``OTEL_EXPORTER_OTLP_ENDPOINT`` and ``OTEL_TRACES_SAMPLER`` for example.
+A client's own trace continues: gRPC metadata contains the context in the format of W3C Trace Context
+(w3.org/TR/trace-context). OpenTelemetry is imported only when tracing is on; a context variable marks traced requests,
+so without tracing a request costs one look-up. OpenTelemetry's own variables configure exporter and sampling, for
+example ``OTEL_EXPORTER_OTLP_ENDPOINT`` and ``OTEL_TRACES_SAMPLER``.
 
-Own interceptors and not those of opentelemetry-instrumentation-grpc: that can trace only channels it makes itself, and
-ours are made where the certificates are.
+nonn has its own interceptors, since opentelemetry-instrumentation-grpc traces only channels that it creates itself, and
+nonn creates channels with their certificates.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _current: ContextVar[Tracing | None] = ContextVar("nonn_tracing", default=None)
 
 
 def span(name: str, **attributes: str | int | float) -> contextlib.AbstractContextManager[object]:
-    """A step of the request that is being answered; nothing if that is not traced."""
+    """A span in the current request; does nothing if that is not traced."""
     tracing = _current.get()
     if tracing is None:
         return contextlib.nullcontext()
@@ -57,7 +57,7 @@ class Tracing:
     Args:
         provider: of OpenTelemetry's SDK.
         name: of the span of a request: ``nonn.request`` or ``nonn.infer``.
-        begins: traces of its own; off, it only goes on with the caller's, and probes of nodes leave no trace.
+        begins: begin new traces; if false, only continue the caller's, so probes of nodes leave no trace.
     """
 
     def __init__(self, provider: TracerProvider, name: str, *, begins: bool) -> None:
@@ -71,9 +71,9 @@ class Tracing:
 
         Args:
             exporter: ``console`` or ``otlp``, see ``nonn.telemetry.log``.
-            service: what this process is called in a trace.
+            service: name of this process in a trace.
             name: of the span of a request.
-            begins: traces of its own.
+            begins: begin new traces.
 
         Raises:
             MissingExtraError: OpenTelemetry is not installed.
@@ -98,22 +98,22 @@ class Tracing:
         return cls(provider, name, begins=begins)
 
     def close(self) -> None:
-        """Sends what has not been sent."""
+        """Sends pending spans."""
         self._provider.shutdown()
 
     def channel(self, channel: Any, **attributes: str | int) -> Any:
-        """The same channel, whose inferences are spans of the request that they are made for."""
+        """Wraps a channel so that its inferences are spans of the current request."""
         return _TracedChannel(channel, self, attributes)
 
 
 class _Interceptor(aio.ServerInterceptor):  # type: ignore[misc]
-    """Makes a span of each inference that a server answers."""
+    """Creates a span for each inference that a server answers."""
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
 
     async def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        """Wraps the handler of inference; health checks and metadata are not worth a trace."""
+        """Wraps the handler of inference; health checks and metadata are not traced."""
         handler = await continuation(details)
         if handler is None or not details.method.endswith(INFER):
             return handler
@@ -156,7 +156,7 @@ class _TracedChannel:
         return getattr(self._channel, name)
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        """A call that carries the trace; outside a traced request, as probes are, the ordinary call."""
+        """A call that sends the trace context; outside a traced request, for example a probe, the plain call."""
         plain = self._channel.unary_unary(method, *args, **kwargs)
         if not method.endswith(INFER):
             return plain  # type: ignore[no-any-return]
@@ -179,7 +179,7 @@ class _TracedChannel:
 
 
 async def _end(current: Span, call: Any, at_ns: int) -> None:
-    """Ends the span of a call that is done."""
+    """Ends the span of a completed call."""
     from opentelemetry.trace import Status, StatusCode
 
     code = await call.code()

@@ -65,7 +65,7 @@ class FleetServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Register(self, request, context):
-        """Asks for a place in the cluster, or for another one after a change of address.
+        """Joins the cluster, or updates the registration after a change of address.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,22 +79,22 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetArtifact(self, request, context):
-        """A file of the node's own student, or the manifest; only to the holder of a lease.
+        """Returns the manifest or a file of the node's own student; requires a lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Leaves: when this returns the aggregator sends no new requests. Those in flight are still to be answered.
+        """Leaves the cluster. After the response the aggregator sends no new requests; the node answers those in flight.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Work(self, request_iterator, context):
-        """Work for a node that nobody can call, behind a NAT for example: it opens this stream, and requests come over it.
-        The first message of the node holds its lease and nothing else.
+        """Requests for a node that accepts no connections, for example behind a NAT: the node opens this stream and receives
+        requests over it. The first message of the node contains only its lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
