@@ -116,7 +116,7 @@ class Member:
             self._bundle, self._student = held
         if self._options.student is not None:
             self._bundle = ""  # the operator's choice applies to any bundle of the cluster
-        backoff, said = Backoff(self._sleep), ""
+        backoff, logged = Backoff(self._sleep), ""
         while True:
             errors = []
             for link in self._links:
@@ -133,9 +133,9 @@ class Member:
             if len(final) == len(errors):
                 raise final[0]
             text = "; ".join(map(str, errors))
-            if text != said:
+            if text != logged:
                 _log.warning("%s; trying again", text)
-            said = text
+            logged = text
             await backoff.wait()
 
     @contextlib.asynccontextmanager
@@ -168,7 +168,7 @@ class Member:
 
     async def _keep(self, link: Link, address: str, end: Callable[[], None]) -> None:
         """Registers with one aggregator and renews the lease for as long as the node serves."""
-        backoff, said, lease_s, pause_s = Backoff(self._sleep), "", 0.0, 0.0
+        backoff, logged, lease_s, pause_s = Backoff(self._sleep), "", 0.0, 0.0
         while True:
             try:
                 if not lease_s:
@@ -177,7 +177,7 @@ class Member:
                     pause_s = lease_s / HEARTBEATS
                 await self._sleep(pause_s)
                 beat = await link.call("Heartbeat", pb.HeartbeatRequest(lease=link.lease, rss_bytes=resident_bytes()))
-                pause_s, said = lease_s / HEARTBEATS, ""
+                pause_s, logged = lease_s / HEARTBEATS, ""
                 backoff.reset()
                 if not beat.known:
                     _log.warning("%s: the lease is no longer valid; joining again", link.address)
@@ -188,9 +188,9 @@ class Member:
                 end()
                 return
             except NonnError as exc:
-                if str(exc) != said:
+                if str(exc) != logged:
                     _log.warning("%s; trying again", exc)
-                said, pause_s = str(exc), 0.0  # retried after the back-off only
+                logged, pause_s = str(exc), 0.0  # retried after the back-off only
                 await backoff.wait()
 
     async def _keep_working(self, link: Link, address: str) -> None:

@@ -24,7 +24,7 @@ from nonn.security.tls import Identity, TlsFolder, Watched, fingerprint
 
 __all__ = ["Guard", "Tokens"]
 
-SAY_AGAIN_S = 10.0  # the same refusal is logged at most this often
+LOG_AGAIN_S = 10.0  # the same refusal is logged at most this often
 MIN_TOKEN_CHARS = 16
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
     ) -> None:
         self.tls = tls
         self._roles, self._tokens = dict(roles or {}), dict(tokens or {})
-        self._said: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     @property
     def needed(self) -> bool:
@@ -119,7 +119,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
                     f"{service}: the call has {what}; give the file with it: --token-file, or --join-token-file to join"
                 )
         except NonnError as exc:
-            self._say(str(exc), context.peer())
+            self._log_refusal(str(exc), context.peer())
             await context.abort(*to_status(exc))
 
     def caller(self, context: Any) -> Identity:
@@ -145,11 +145,11 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         """SHA-256 of the caller's certificate."""
         return _fingerprint(context.auth_context()["x509_pem_cert"][0])
 
-    def _say(self, text: str, peer: str) -> None:
+    def _log_refusal(self, text: str, peer: str) -> None:
         """Logs a refusal; rate-limited, since refused clients retry."""
         now = time.monotonic()
-        if now - self._said.get(text, -SAY_AGAIN_S) >= SAY_AGAIN_S:
-            self._said = {key: at for key, at in self._said.items() if now - at < SAY_AGAIN_S} | {text: now}
+        if now - self._logged.get(text, -LOG_AGAIN_S) >= LOG_AGAIN_S:
+            self._logged = {key: at for key, at in self._logged.items() if now - at < LOG_AGAIN_S} | {text: now}
             _log.warning("refused %s: %s", peer, text)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["REVOKED_TEXT", "explain", "log_failed_handshakes", "reason"]
 
 TIMEOUT_S = 2.0  # for a second connection to a server that has just refused one
-SAY_AGAIN_S = 10.0
+LOG_AGAIN_S = 10.0
 REVOKED_TEXT = "its certificate has been revoked"
 
 # Part of gRPC's text → ours. Both sides of a connection log these, hence "the other side".
@@ -137,7 +137,7 @@ def log_failed_handshakes() -> None:
 
 def _follow(descriptor: int) -> None:
     """Logs each reason at most once in ten seconds; passes on lines that are fatal or not gRPC's."""
-    said: dict[str, float] = {}
+    logged: dict[str, float] = {}
     with open(descriptor, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if ".cc:" not in line or line.startswith("F"):  # not gRPC's, or fatal
@@ -145,6 +145,6 @@ def _follow(descriptor: int) -> None:
                     sys.stderr.write(line)
                 continue
             text, now = reason(line) if "ssl_transport_security" in line else None, time.monotonic()
-            if text is not None and now - said.get(text, -SAY_AGAIN_S) >= SAY_AGAIN_S:
-                said[text] = now
+            if text is not None and now - logged.get(text, -LOG_AGAIN_S) >= LOG_AGAIN_S:
+                logged[text] = now
                 _log.warning("a connection was refused: %s", text)

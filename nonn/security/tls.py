@@ -114,7 +114,7 @@ class Watched(Generic[_T]):
     def __init__(self, paths: tuple[Path, ...], read: Callable[[], _T]) -> None:
         self._paths, self._read = paths, read
         self._stamp = self._look()
-        self._value, self._looked, self._said = read(), time.monotonic(), ""
+        self._value, self._looked, self._logged = read(), time.monotonic(), ""
 
     def get(self) -> _T:
         """The current contents."""
@@ -125,12 +125,12 @@ class Watched(Generic[_T]):
             if stamp != self._stamp:
                 try:
                     self._value, self._stamp = self._read(), stamp
-                    self._said = ""
+                    self._logged = ""
                     _log.info("%s: read again", self._paths[0].parent)
                 except NonnError as exc:  # retried at every check: a file may be half copied, a clock not yet set
-                    if str(exc) != self._said:
+                    if str(exc) != self._logged:
                         _log.error("%s; the contents read before stay in use", exc)
-                    self._said = str(exc)
+                    self._logged = str(exc)
         return self._value
 
     def _look(self) -> tuple[tuple[int, int, int] | None, ...]:
