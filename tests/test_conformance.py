@@ -147,7 +147,7 @@ def test_typed_inputs_give_the_answer_of_raw_ones(target, datatype, field):
         (lambda r: r.raw_input_contents.pop(), "0 values, but shape"),
         (lambda r: r.inputs[0].shape.append(2), "64 bytes of raw contents, but UINT8 [1, 1, 8, 8, 2] needs 128"),
         (lambda r: r.inputs[0].shape.__setitem__(0, -1), "negative dimension"),
-        (lambda r: r.inputs[0].shape.__setitem__(0, 2**62), "takes"),
+        (lambda r: r.inputs[0].shape.__setitem__(0, 2**62), "needs"),
         (lambda r: setattr(r.inputs[0], "datatype", "BYTES"), "unknown datatype 'BYTES'"),
         (lambda r: setattr(r.inputs[0], "datatype", "INT8"), "dtype int8"),
         (lambda r: setattr(r.inputs[0], "name", "x"), "the model accepts one tensor, 'input'"),
