@@ -54,14 +54,14 @@ def test_a_host_keeps_the_port_that_it_has() -> None:
         ("127.0.0.1", 99999, "--port 99999: must be 1 to 65535"),
     ],
 )
-def test_what_cannot_be_bound_is_told_by_its_cause(host: str, port: int, words: str) -> None:
+def test_an_address_that_cannot_be_bound_is_an_error_with_the_cause(host: str, port: int, words: str) -> None:
     check_bind("127.0.0.1", 0)
     with pytest.raises(AddressError) as caught:
         check_bind(host, port)
     assert words in str(caught.value)
 
 
-def test_a_host_that_nobody_knows_is_a_warning_with_node_and_host(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_host_that_cannot_be_resolved_is_a_warning_with_node_and_host(caplog: pytest.LogCaptureFixture) -> None:
     known = Node(id="hall", address="127.0.0.1:1", student=0)
     with caplog.at_level(logging.WARNING):
         warn_of_unknown_hosts([known, Node(id="kitchen", address=f"{NO_HOST}:1", student=1)])
@@ -103,7 +103,7 @@ def test_the_aggregator_refuses_options_by_their_names(
     assert words in capsys.readouterr().err
 
 
-def test_an_aggregator_with_a_host_that_nobody_knows_says_so_and_serves(tmp_path: Path) -> None:
+def test_an_aggregator_with_an_unresolvable_host_warns_and_serves(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
     with running_aggregator(bundle.path, [f"{NO_HOST}:1"], tmp_path) as ready:
         assert ready["nodes"] == 1

@@ -152,7 +152,7 @@ def running_cluster(bundle, folder: Path, *options: str):
         yield aggregator, json.loads(aggregator.stdout.readline()), [child for child, _ in nodes]
 
 
-def test_sigterm_answers_what_is_under_way_refuses_what_is_new_and_says_so_in_health_first(bundle, tmp_path):
+def test_sigterm_sets_health_first_refuses_new_requests_and_answers_those_in_flight(bundle, tmp_path):
     inputs = toy_data(1, seed=3)[0]
 
     async def scenario(aggregator, address, nodes):

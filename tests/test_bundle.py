@@ -24,7 +24,7 @@ def bundle_path(original: Path, tmp_path: Path) -> Path:
     return tmp_path / "toy"
 
 
-def test_a_bundle_says_what_it_holds(bundle_path: Path) -> None:
+def test_a_bundle_describes_its_contents(bundle_path: Path) -> None:
     bundle = load_bundle(bundle_path)
     assert bundle.num_devices == 8
     assert len(bundle.hash) == 64

@@ -83,7 +83,7 @@ def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority)
     assert x509.oid.ExtendedKeyUsageOID.SERVER_AUTH not in list(usage)
 
 
-def test_a_folder_says_whose_it_is(authority):
+def test_a_folder_has_the_identity_of_its_certificate(authority):
     authority.issue("node", "kitchen")
     tls = load_tls(authority.folder("node", "kitchen"), "node")
     assert tls.identity == Identity("node", "kitchen")
@@ -221,7 +221,7 @@ def test_an_id_that_is_taken_is_a_dns_label_and_comes_back_from_its_uri(name):
 @pytest.mark.parametrize(
     "uri", ["", "nonn://node", "nonn://king/a", "https://node/a", "nonn://node/a/b", "nonn://node/A"]
 )
-def test_any_other_uri_is_nobody(uri):
+def test_any_other_uri_is_no_identity(uri):
     assert Identity.from_uri(uri) is None
 
 

@@ -188,7 +188,7 @@ def test_inputs_that_cannot_be_answered_are_an_input_error_that_names_the_addres
     assert cluster.address in str(caught.value)
 
 
-def test_metadata_says_what_the_cluster_takes_and_how_each_node_does(bundle, inputs, cluster, client):
+def test_metadata_has_the_inputs_and_the_state_of_each_node(bundle, inputs, cluster, client):
     client.infer(inputs[:1])
     metadata = client.metadata()
     assert metadata.shape == (1, 8, 8)
@@ -251,7 +251,7 @@ def nobody():
         yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
-def test_nobody_at_the_address_is_unreachable(nobody, sample):
+def test_an_address_without_a_server_is_unreachable(nobody, sample):
     with Client(nobody) as client:
         with pytest.raises(UnreachableError, match=nobody):
             client.infer(np.zeros((1, 1, 8, 8), np.uint8))
@@ -290,7 +290,7 @@ def test_every_process_is_gone_when_the_block_ends_even_by_an_error(small):
     assert children_of(os.getpid()) == before
 
 
-def test_a_cluster_that_cannot_start_says_why_and_leaves_no_process(small, tmp_path):
+def test_a_cluster_that_cannot_start_reports_the_reason_and_leaves_no_process(small, tmp_path):
     before = children_of(os.getpid())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -215,7 +215,7 @@ def test_libraries_that_are_none_or_of_something_else_are_refused(
         CompiledRuntime(good, bundle.manifest.students[0], bundle.manifest.input).run(np.zeros((1, 63), np.float32))
 
 
-def test_an_instruction_that_the_processor_lacks_is_told_and_does_not_kill_the_node(
+def test_a_missing_instruction_is_an_error_and_does_not_kill_the_node(
     bundle: Bundle, exported: dict[str, object], tmp_path: Path
 ) -> None:
     """The student's own code with an undefined instruction in its way: a real SIGILL."""
@@ -256,7 +256,7 @@ def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], sh
     generate_c(model.SerializeToString(), "toy, student 7")
 
 
-def test_what_cannot_be_translated_is_said_with_the_student() -> None:
+def test_an_untranslatable_student_is_an_error_with_its_name() -> None:
     weight = numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")
     product = helper.make_node("MatMul", ["input", "w"], ["features"])
     compiled([product], [weight], ["batch", 4])

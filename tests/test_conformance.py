@@ -203,7 +203,7 @@ def test_bytes_that_are_no_message_fail_alone(target):
     check(target, target.stub.ModelInfer(new_request(target.model, {"input": target.inputs[:1]}, {})), slice(1))
 
 
-def test_the_health_check_knows_the_server_and_its_service_and_nothing_else(target):
+def test_the_health_check_covers_the_server_and_its_service_only(target):
     with grpc.insecure_channel(target.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", SERVICE):
@@ -238,7 +238,7 @@ def watching(address, service):
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
-def test_who_watches_a_node_hears_that_it_ends_before_it_does(bundle, service):
+def test_a_health_watch_of_a_node_reports_its_shutdown_first(bundle, service):
     with running_node(bundle.path, 0) as (child, ready), watching(ready["address"], service) as seen:
         assert seen.get(timeout=TIMEOUT_S) == SERVING
         child.terminate()
@@ -247,7 +247,7 @@ def test_who_watches_a_node_hears_that_it_ends_before_it_does(bundle, service):
         assert child.wait(TIMEOUT_S) == 0
 
 
-def test_who_watches_an_aggregator_hears_that_it_loses_its_quorum_and_gets_it_back(bundle):
+def test_a_health_watch_of_an_aggregator_reports_a_lost_and_a_regained_quorum(bundle):
     inputs, _ = toy_data(1, seed=3)
     with (
         LocalCluster(bundle.path, quorum=NUM_DEVICES) as cluster,
@@ -327,7 +327,7 @@ def test_without_the_flag_there_is_no_reflection(target):
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_node_without_the_extra_says_how_to_get_reflection(bundle):
+def test_without_the_extra_the_error_names_the_install_command_of_reflection(bundle):
     code = f"""
 import sys
 sys.modules["grpc_reflection.v1alpha"] = None

@@ -226,7 +226,7 @@ def test_nodes_that_dial_out_serve_die_hang_and_leave_like_any_other(bundle, fle
     assert check_offline(bundle, client).mask == 0b111
 
 
-def test_a_node_dials_out_with_tls_and_nobody_without_its_lease_gets_work(bundle, fleet, tmp_path):
+def test_a_node_dials_out_with_tls_and_its_lease_is_required(bundle, fleet, tmp_path):
     authority = Authority.create(tmp_path / "certs")
     for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
         authority.issue(role, name)

@@ -86,6 +86,6 @@ def test_what_does_not_fit_the_code_is_refused(sent, text):
         (("int8", (float("nan"),), (0.0,)), "positive"),
     ],
 )
-def test_a_code_that_cannot_be_is_refused(values, text):
+def test_an_invalid_code_is_refused(values, text):
     with pytest.raises(ConfigError, match=text):
         FeatureCode(*values)

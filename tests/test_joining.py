@@ -123,7 +123,7 @@ def test_a_second_device_of_the_same_id_is_refused_loudly(bundle, fleet):
     check_offline(bundle, client)
 
 
-def test_only_who_may_join_joins(bundle, fleet, tmp_path):
+def test_only_authorised_nodes_join(bundle, fleet, tmp_path):
     aggregator, address = fleet.aggregator(bundle)
     wrong = tmp_path / "wrong"
     wrong.write_text(TOKEN + "x")
@@ -167,7 +167,7 @@ def test_a_member_gets_the_files_of_its_student_from_any_offset(bundle, register
         ({"offset": 1 << 40}, "the offset is"),
     ],
 )
-def test_nobody_gets_another_file(registered, change, text):
+def test_requests_for_other_files_are_refused(registered, change, text):
     stub, metadata, lease = registered
     request = pb.GetArtifactRequest(**{"lease": lease.lease, "path": "manifest.json"} | change)
     with pytest.raises(grpc.RpcError, match=text):
@@ -201,7 +201,7 @@ def test_options_that_contradict_each_other_are_refused(bundle, tmp_path):
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
 
 
-def test_an_aggregator_that_takes_no_joins_says_so(bundle, fleet, tmp_path):
+def test_an_aggregator_without_joins_is_reported(bundle, fleet, tmp_path):
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:1", student=0)])
     running = fleet._start("nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--deadline", "0.2")
     address = running.ready["address"]
@@ -210,7 +210,7 @@ def test_an_aggregator_that_takes_no_joins_says_so(bundle, fleet, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_node_that_waits_for_its_aggregator_ends_at_once_when_told(fleet, number):
+def test_a_node_that_waits_for_its_aggregator_ends_at_once_on_a_signal(fleet, number):
     with socket.create_server(("127.0.0.1", 0)) as held:
         address = f"127.0.0.1:{held.getsockname()[1]}"
     node = fleet.node("a", address)
@@ -315,7 +315,7 @@ def test_with_tls_the_certificate_is_the_id(bundle, fleet, secure):
     check_offline(bundle, client)
 
 
-def test_a_node_whose_certificate_is_none_for_joining_is_told_why(secure, tmp_path):
+def test_a_certificate_that_cannot_join_is_refused_with_the_reason(secure, tmp_path):
     authority, _, address = secure
     authority.issue("node", "gone")
     stolen = shutil.copytree(authority.folder("node", "gone"), tmp_path / "stolen")

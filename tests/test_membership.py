@@ -296,7 +296,7 @@ def test_a_fetch_goes_on_where_it_was_cut_and_nothing_is_fetched_twice(bundle, t
     assert len(source.asked) == before
 
 
-def test_what_is_not_what_was_announced_is_thrown_away_and_fetched_anew(bundle, tmp_path):
+def test_a_file_that_does_not_match_its_hash_is_deleted_and_fetched_again(bundle, tmp_path):
     source, store = Source(bundle, 0), Store(tmp_path / "data")
     file = bundle.manifest.students[0].file
     good = source.content[file]
@@ -317,7 +317,7 @@ def test_a_file_outside_the_bundle_is_refused(bundle, tmp_path, path):
         source.fetch(store)
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(bundle, tmp_path):
+def test_a_full_disk_is_an_error_with_a_remedy(bundle, tmp_path):
     source, store = Source(bundle, 1), Store(tmp_path / "data")
     part = store.folder(bundle.hash) / f"{bundle.manifest.students[1].file}.part"
     part.parent.mkdir(parents=True)
@@ -359,5 +359,5 @@ def test_a_device_keeps_its_key_and_only_the_bundle_that_it_runs(bundle, tmp_pat
         ("[::]:7", "", "127.0.0.1:7"),
     ],
 )
-def test_the_address_that_is_told_leads_back(bound, wish, expected):
+def test_the_advertised_address_leads_back(bound, wish, expected):
     assert Link("127.0.0.1:50051").advertised(bound, wish) == expected

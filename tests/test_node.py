@@ -56,7 +56,7 @@ def refusal(stub, *args, **options):
     return caught.value.code(), caught.value.details()
 
 
-def test_the_ready_line_says_who_where_and_of_which_bundle(bundle, node):
+def test_the_ready_line_has_node_address_and_bundle(bundle, node):
     assert node["event"] == "ready"
     assert node["node"] == STUDENT
     assert node["address"].startswith("127.0.0.1:")
@@ -81,7 +81,7 @@ def test_float_inputs_give_the_same_features_as_the_same_bytes(stub):
     np.testing.assert_array_equal(from_bytes["features"], from_floats["features"])
 
 
-def test_metadata_says_which_part_of_which_bundle_it_runs_and_how(bundle, stub):
+def test_metadata_has_part_bundle_and_runtime(bundle, stub):
     metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name=f"student-{STUDENT}"))
     student = bundle.manifest.students[STUDENT]
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("input", "UINT8", [-1, 1, 8, 8])]
@@ -149,7 +149,7 @@ def test_an_unknown_output_is_refused(stub):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_node_says_how_large_a_batch_may_be_and_refuses_a_larger_one(bundle):
+def test_metadata_has_the_batch_limit_and_larger_batches_are_refused(bundle):
     with (
         running_node(bundle.path, STUDENT, "--max-batch", "2") as (_, ready),
         grpc.insecure_channel(ready["address"]) as channel,
@@ -237,7 +237,7 @@ def test_health_answers_while_the_student_computes(bundle):
     assert asyncio.run(scenario()) == (True, True)
 
 
-def test_a_student_that_does_not_do_what_the_manifest_says_is_refused(bundle, tmp_path):
+def test_a_student_that_differs_from_the_manifest_is_refused(bundle, tmp_path):
     file = tmp_path / "wide.onnx"
     file.write_bytes(linear_student(np.zeros((64, 5), np.float32)))
     with pytest.raises(BundleError, match=r"wide\.onnx: gives float32 features \[1, 5\].*\[1, 4\]"):

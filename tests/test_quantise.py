@@ -86,7 +86,7 @@ def test_no_answering_set_loses_more_than_a_few_images(int8_bundle: Bundle, tiny
     assert drop[1:].max() <= 0.03
 
 
-def test_the_report_says_what_8_bits_cost(int8_runs: Path, int8_bundle: Bundle, tiny_bundle: Bundle) -> None:
+def test_the_report_has_the_cost_of_8_bits(int8_runs: Path, int8_bundle: Bundle, tiny_bundle: Bundle) -> None:
     report = check_report(int8_runs / "tiny" / "report" / "report.json")
     assert report.precision is not None
     widths = sum(s.width for s in int8_bundle.manifest.students)
@@ -108,14 +108,14 @@ def test_the_report_says_what_8_bits_cost(int8_runs: Path, int8_bundle: Bundle, 
     assert "2 failed" in line
 
 
-def test_a_bundle_in_float_says_nothing_of_8_bits(tiny_runs: Path, tiny_bundle: Bundle) -> None:
+def test_a_float_bundle_has_no_8_bit_entries(tiny_runs: Path, tiny_bundle: Bundle) -> None:
     report = check_report(tiny_runs / "tiny" / "report" / "report.json")
     assert report.precision is None
     assert "float:" not in network_line(report)
     assert not list(tiny_bundle.path.glob("students/*.int8.onnx"))
 
 
-def test_a_node_sends_a_byte_a_feature_and_says_so(int8_bundle: Bundle, tiny: Experiment) -> None:
+def test_a_node_sends_one_byte_per_feature_and_reports_it(int8_bundle: Bundle, tiny: Experiment) -> None:
     test, recorded = Workspace(tiny, Path("unused")).data.test, int8_bundle.features[0]
     with running_node(int8_bundle.path, 1) as (_, ready), grpc.insecure_channel(ready["address"]) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)

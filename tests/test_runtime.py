@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return toy_bundle(tmp_path_factory.mktemp("runtime") / "bundle", num_devices=2)
 
 
-def test_check_says_what_a_student_takes_on_this_device(bundle: Bundle) -> None:
+def test_check_measures_a_student_on_this_device(bundle: Bundle) -> None:
     done = run("nonn_device", "check", bundle.path, "--student", "1")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -60,7 +60,7 @@ def test_what_cannot_be_checked_ends_with_its_exit_code(
     assert text in done.stderr
 
 
-def test_a_runtime_that_this_processor_cannot_run_is_told_with_processor_and_remedy(
+def test_a_runtime_that_this_processor_cannot_run_is_an_error_with_processor_and_remedy(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An onnxruntime that ends with an illegal instruction when it is imported, as 1.21.0 does on a Raspberry Pi 4."""
@@ -79,7 +79,7 @@ def test_a_runtime_that_this_processor_cannot_run_is_told_with_processor_and_rem
     assert ended.stdout == ""
 
 
-def test_a_runtime_that_is_killed_for_memory_is_told_so(
+def test_a_runtime_that_is_killed_for_memory_is_an_error(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "onnxruntime.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
@@ -88,7 +88,7 @@ def test_a_runtime_that_is_killed_for_memory_is_told_so(
         self_test(bundle.path, 0, "onnx")
 
 
-def test_a_node_over_its_memory_does_not_start_and_says_what_it_holds(bundle: Bundle) -> None:
+def test_a_node_over_its_memory_limit_does_not_start_and_reports_its_memory(bundle: Bundle) -> None:
     ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--memory", "20", "--watch-stdin")
     assert ended.returncode == 3
     assert "the node uses" in ended.stderr
@@ -151,7 +151,7 @@ def _check_batch_that_fits(spec: InputSpec) -> None:
         batch_within(Hungry(4_000_000), spec, held_mb + 2, 10_000)
 
 
-def test_the_peak_can_be_counted_anew() -> None:
+def test_the_peak_can_be_reset() -> None:
     in_a_fresh_process(_check_peak_counted_anew)
 
 

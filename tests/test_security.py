@@ -109,7 +109,7 @@ def ask(address, tls, name, *, method="ModelInfer"):
         (None, "uses plain text, this side TLS: give it --tls"),
     ],
 )
-def test_whoever_tls_does_not_let_in_is_refused_and_the_node_logs_why(folder, kitchen, tmp_path, caller, text):
+def test_a_caller_that_tls_refuses_is_logged_with_the_reason(folder, kitchen, tmp_path, caller, text):
     address, log = kitchen
     tls = None
     if caller is not None:
@@ -130,7 +130,7 @@ def test_whoever_tls_does_not_let_in_is_refused_and_the_node_logs_why(folder, ki
         ("node/attic", grpc.StatusCode.PERMISSION_DENIED, "that needs a certificate of role aggregator"),
     ],
 )
-def test_whoever_may_not_ask_a_node_is_told_so_and_the_node_logs_it(folder, kitchen, caller, code, text):
+def test_an_unauthorised_caller_gets_an_error_and_the_node_logs_it(folder, kitchen, caller, code, text):
     address, log = kitchen
     error = ask(address, folder / "certs" / caller, "kitchen.node.nonn.internal")
     assert (error.code(), text in error.details()) == (code, True), error.details()
@@ -235,7 +235,7 @@ def test_a_client_with_a_certificate_is_answered(folder, main):
         ("certs/client/revoked", "client 'revoked' has been revoked; issue another"),
     ],
 )
-def test_a_client_is_told_what_is_wrong_with_its_certificate(folder, main, caller, text):
+def test_a_refused_client_gets_the_reason(folder, main, caller, text):
     with (
         Client(main[0], tls=caller and folder / caller) as client,
         pytest.raises(CredentialsError, match=text) as caught,
@@ -265,7 +265,7 @@ def test_the_certificate_of_a_node_is_none_of_an_aggregator_though_the_same_auth
         client.infer(SAMPLE)
 
 
-def test_predict_takes_a_certificate_and_says_when_it_needs_one(folder, main, tmp_path):
+def test_predict_accepts_a_certificate_and_reports_a_missing_one(folder, main, tmp_path):
     np.save(tmp_path / "sample.npy", SAMPLE)
     asked = run("nonn", "predict", main[0], tmp_path / "sample.npy", "--tls", folder / "certs/client/alice")
     assert asked.returncode == 0, asked.stderr

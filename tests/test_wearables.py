@@ -108,7 +108,7 @@ def students(sends: str = "penultimate") -> Students:
 # ---- the whole way
 
 
-def test_the_bundle_says_who_sees_what_and_a_student_is_made_for_that(bundle: Bundle) -> None:
+def test_the_bundle_has_the_view_of_each_student(bundle: Bundle) -> None:
     assert bundle.manifest.input.shape == (45, STEPS)
     for device, student in enumerate(bundle.manifest.students):
         spec = bundle.input_of(device)

@@ -140,7 +140,7 @@ def test_a_dtype_without_a_name_cannot_be_sent():
         ({"input": np.full((1, 1, 8, 8), np.inf, np.float32)}, "NaN or infinity in sample 0"),
     ],
 )
-def test_a_batch_that_the_model_cannot_take_is_an_error_that_says_what_it_takes(tensors, text):
+def test_a_batch_that_does_not_fit_the_model_is_an_error_with_the_expected_input(tensors, text):
     with pytest.raises(InputError) as caught:
         check_batch(tensors, (1, 8, 8))
     assert text in str(caught.value)
@@ -183,13 +183,13 @@ def test_a_foreign_servers_status_becomes_the_nearest_error(code, cls):
     assert str(back).startswith("host:1: ")
 
 
-def test_what_nobody_foresaw_is_internal_and_tells_the_caller_nothing():
+def test_unexpected_errors_are_internal_and_reveal_nothing():
     code, details, _ = to_status(RuntimeError("secret"))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in details
 
 
-def test_a_lost_quorum_is_told_from_a_lost_server():
+def test_a_lost_quorum_differs_from_a_lost_server():
     code, details, trailing = to_status(QuorumError("node-3 is missing"))
     assert code is grpc.StatusCode.UNAVAILABLE
     assert isinstance(

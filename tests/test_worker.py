@@ -72,7 +72,7 @@ def test_a_full_queue_refuses_and_names_the_limit():
     asyncio.run(scenario())
 
 
-def test_nothing_runs_beside_a_run_whose_caller_has_given_up():
+def test_no_run_starts_during_a_run_whose_caller_has_given_up():
     async def scenario():
         student = Student()
         worker = Worker(student, 4, student.clock)
