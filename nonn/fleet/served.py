@@ -145,17 +145,19 @@ class ServedModel:
         while True:
             switched = self._switched
             flip = asyncio.ensure_future(switched.wait())
-            async with contextlib.aclosing(self._current.model.readiness()) as states:  # type: ignore[type-var]
-                while not switched.is_set():
-                    change = asyncio.ensure_future(anext(states))
-                    try:
-                        await asyncio.wait({change, flip}, return_when=asyncio.FIRST_COMPLETED)
-                        if change.done():
-                            yield change.result()
-                    finally:
-                        change.cancel()
-                        await asyncio.gather(change, return_exceptions=True)
-            flip.cancel()
+            try:
+                async with contextlib.aclosing(self._current.model.readiness()) as states:  # type: ignore[type-var]
+                    while not switched.is_set():
+                        change = asyncio.ensure_future(anext(states))
+                        try:
+                            await asyncio.wait({change, flip}, return_when=asyncio.FIRST_COMPLETED)
+                            if change.done():
+                                yield change.result()
+                        finally:
+                            change.cancel()
+                            await asyncio.gather(change, return_exceptions=True)
+            finally:
+                flip.cancel()
 
     def metadata(self) -> Any:
         """Of the bundle that is served."""
