@@ -18,8 +18,7 @@ from nonn.cluster import LocalCluster
 from nonn.config import Experiment, ExportConfig, load_experiment
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError, ConfigError
-from nonn.experiment import bundling
-from nonn.experiment import run as pipeline
+from nonn.experiment import bundling, workspace
 from nonn.experiment.run import run
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
@@ -46,7 +45,7 @@ def int8_runs(tiny_runs: Path, tiny: Experiment, tiny_bundle: Bundle, tmp_path_f
     files = [tiny_bundle.student_path(i).read_bytes() for i in range(4)]
     runs = shutil.copytree(tiny_runs, tmp_path_factory.mktemp("int8") / "runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "fit", lambda *a, **k: pytest.fail("trained again"))
+        patch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
         patch.setattr(bundling, "export_onnx", lambda *_: files.pop(0))
         run(dataclasses.replace(tiny, export=SMALL), runs=runs)
     return runs

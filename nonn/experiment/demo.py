@@ -83,43 +83,53 @@ def kill_one_by_one(
     Returns:
         A measurement for 0 … len(order) failures; ``requests`` includes those in flight at the kill.
     """
-    features, labels = bundle.features
     answering, rows = set(range(bundle.num_devices)), []
     with LocalCluster(bundle.path) as cluster, Client(cluster.address) as client:
         for failed, victim in enumerate([None, *order]):
             answering -= {victim}
-            predicted: dict[int, int] = {}
-            sent = lost = mismatched = 0
-            for attempt in range(_ROUNDS):
-                waiting = [i for i in range(len(inputs)) if i not in predicted]
-                if not waiting:
-                    break
-                sent += len(waiting)
-                samples = [inputs[i : i + 1] for i in waiting]
-                answers = _stream(client, cluster, samples, victim if attempt == 0 else None)
-                for i, answer in zip(waiting, answers, strict=True):
-                    if isinstance(answer, NonnError):
-                        lost += 1
-                        continue
-                    label = int(answer.labels[0])
-                    arrived = {d: features[d][i : i + 1] for d in members(answer.mask)}
-                    mismatched += label != int(bundle.head.logits(arrived).astype(np.float32).argmax())
-                    if answer.mask == mask_of(answering):
-                        predicted[i] = label
-            correct = sum(int(predicted[i] == labels[i]) for i in predicted)
-            rows.append(
-                LiveMeasurement(
-                    failed=failed,
-                    answered=tuple(sorted(answering)),
-                    accuracy=correct / len(labels),
-                    predicted=float(bundle.table.accuracy[mask_of(answering)]),
-                    requests=sent,
-                    lost=lost,
-                    mismatched=mismatched,
-                )
-            )
+            rows.append(_level(bundle, inputs, client, cluster, frozenset(answering), victim))
             progress(failed + 1)
     return rows
+
+
+def _level(
+    bundle: Bundle,
+    inputs: NDArray[Any],
+    client: Client,
+    cluster: LocalCluster,
+    answering: frozenset[int],
+    victim: int | None,
+) -> LiveMeasurement:
+    """Sends every sample until all have an answer of exactly the devices left; the victim dies in the first pass."""
+    features, labels = bundle.features
+    predicted: dict[int, int] = {}
+    sent = lost = mismatched = 0
+    for attempt in range(_ROUNDS):
+        waiting = [i for i in range(len(inputs)) if i not in predicted]
+        if not waiting:
+            break
+        sent += len(waiting)
+        samples = [inputs[i : i + 1] for i in waiting]
+        answers = _stream(client, cluster, samples, victim if attempt == 0 else None)
+        for i, answer in zip(waiting, answers, strict=True):
+            if isinstance(answer, NonnError):
+                lost += 1
+                continue
+            label = int(answer.labels[0])
+            arrived = {d: features[d][i : i + 1] for d in members(answer.mask)}
+            mismatched += label != int(bundle.head.logits(arrived).astype(np.float32).argmax())
+            if answer.mask == mask_of(answering):
+                predicted[i] = label
+    correct = sum(int(predicted[i] == labels[i]) for i in predicted)
+    return LiveMeasurement(
+        failed=bundle.num_devices - len(answering),
+        answered=tuple(sorted(answering)),
+        accuracy=correct / len(labels),
+        predicted=float(bundle.table.accuracy[mask_of(answering)]),
+        requests=sent,
+        lost=lost,
+        mismatched=mismatched,
+    )
 
 
 def _stream(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from nonn.bundle import Bundle
@@ -15,7 +17,7 @@ from nonn.config import DevicesConfig
 from nonn.errors import ConfigError, GuaranteeError
 from nonn.experiment.workspace import Workspace
 from nonn.files import write_json
-from nonn.reliability.placement import Machine, place, works_of
+from nonn.reliability.placement import Machine, Placement, place, works_of
 from nonn.students.devices import resolve_devices
 
 __all__ = ["Assignment", "place_students", "placed"]
@@ -77,30 +79,35 @@ def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:
     ]
     works = works_of(bundle.manifest.students)
     limit = config.answer_s or math.inf
-    best = place(bundle.table, works, machines, latency_limit_s=limit)
+
+    def within(latency_s: float) -> Placement:
+        return place(bundle.table, works, machines, latency_limit_s=latency_s)
+
+    best = within(limit)
     if best.expected < config.goal:
         raise GuaranteeError(
             f"devices.goal = {config.goal:g}: the best placement on these devices has an expected accuracy of "
             f"{best.expected:.4f}; lower the goal, raise devices.answer_s, or take more reliable devices"
         )
     if config.goal:
-        # More time is more choices: the best expected accuracy grows with the limit, so bisection finds the least.
-        times = sorted({t for w in works for m in machines if (t := w.latency_s(m)) <= limit})
-        low, high = 0, len(times) - 1
-        while low < high:
-            middle = (low + high) // 2
-            try:
-                reached = place(bundle.table, works, machines, latency_limit_s=times[middle])
-            except ConfigError:  # nothing fits in so little time
-                low = middle + 1
-                continue
-            if reached.expected >= config.goal:
-                best, high = reached, middle
-            else:
-                low = middle + 1
-        if best.latency_s > times[low]:
-            best = place(bundle.table, works, machines, latency_limit_s=times[low])
+        best = _fastest(config.goal, {w.latency_s(m) for w in works for m in machines}, limit, within)
     return [
         Assignment(i, devices[i].title, student, 0.0 if student is None else works[student].latency_s(machines[i]))
         for i, student in enumerate(best.students)
     ]
+
+
+def _fastest(goal: float, latencies_s: Set[float], limit_s: float, within: Callable[[float], Placement]) -> Placement:
+    """The best placement within the least latency that reaches the goal; the limit reaches it.
+
+    More time is more choices: the best expected accuracy grows with the latency, so bisection finds the least.
+    """
+
+    def reaches(latency_s: float) -> bool:
+        try:
+            return within(latency_s).expected >= goal
+        except ConfigError:  # nothing fits in so little time
+            return False
+
+    candidates = sorted(latency for latency in latencies_s if latency <= limit_s)
+    return within(candidates[bisect_left(candidates, True, hi=len(candidates) - 1, key=reaches)])
