@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from nonn_device.node import StudentModel
@@ -12,6 +14,7 @@ from nonn_device.runtime import OnnxRuntime
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
+from nonn.bundle import Bundle
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import add_tensors, write_parameters
 from tests.serving import TIMEOUT_S, fake_node, serving
@@ -22,17 +25,17 @@ PATIENT = PolicyConfig(deadline_s=TIMEOUT_S)
 class Watcher:
     """An observer that remembers everything."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requests, self.states, self.late = [], [], []
         self.on_request, self.on_state, self.on_late = self.requests.append, self.states.append, self.late.append
 
 
-def student(bundle, device):
+def student(bundle: Bundle, device: Any) -> Any:
     runtime = OnnxRuntime(bundle.student_path(device), bundle.manifest.students[device], bundle.manifest.input)
     return StudentModel(bundle, device, runtime)
 
 
-def good_reply(bundle, request_bytes, **changes):
+def good_reply(bundle: Bundle, request_bytes: Any, **changes: Any) -> Any:
     """A valid reply to a request, as a fake node makes it; ``changes`` spoil it."""
     request = pb.ModelInferRequest.FromString(request_bytes)
     batch = request.inputs[0].shape[0]
@@ -47,7 +50,9 @@ def good_reply(bundle, request_bytes, **changes):
 
 
 @contextlib.asynccontextmanager
-async def cluster(bundle, config=PATIENT, *, fakes=None, replicas=None, watcher=None, **keys):
+async def cluster(
+    bundle: Bundle, config: Any = PATIENT, *, fakes: Any = None, replicas: Any = None, watcher: Any = None, **keys: Any
+) -> AsyncIterator[Any]:
     """Real students in this process; ``fakes`` take the place of some, ``replicas`` are further fakes of a student."""
     async with contextlib.AsyncExitStack() as stack:
         nodes = []
@@ -63,11 +68,11 @@ async def cluster(bundle, config=PATIENT, *, fakes=None, replicas=None, watcher=
         yield await stack.enter_async_context(Aggregator(bundle, nodes, config, observers=observers))
 
 
-def slow(bundle, gate, first=1):
+def slow(bundle: Bundle, gate: Any, first: int = 1) -> Any:
     """A node that answers its first requests at once and later ones when the gate opens."""
     asked = 0
 
-    async def behaviour(raw, context):
+    async def behaviour(raw: Any, context: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked > first:

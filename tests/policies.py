@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nonn.aggregator.policy import Policy, PolicyConfig
 
 NODES = ("a", "b", "c")
@@ -11,7 +13,7 @@ TABLE = [0.0, 0.7, 0.6, 0.8, 0.6, 0.8, 0.61, 0.81]
 PAIR = {"a": 0, "a2": 0, "b": 1}
 
 
-def policy_of(nodes=ONE_EACH, accuracy=TABLE, **config):
+def policy_of(nodes: Any = ONE_EACH, accuracy: Any = TABLE, **config: Any) -> Any:
     return Policy(nodes, PolicyConfig(**config), accuracy)
 
 
@@ -25,7 +27,7 @@ def refused(policy: Policy, node: str, now: float) -> None:
     policy.on_failure(node, 0.0, now)
 
 
-def practise(policy: Policy, node: str, latencies_s, now: float = 0.0) -> None:
+def practise(policy: Policy, node: str, latencies_s: Any, now: float = 0.0) -> None:
     """The node answers requests with these latencies."""
     for latency_s in latencies_s:
         policy.nodes[node].pending += 1

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from grpc import aio
+from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node, load_inventory, write_inventory
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
+from nonn.bundle import Bundle
 from nonn.errors import ConfigError, InputError, QuorumError
 from nonn.reliability.subsets import members
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -30,17 +35,17 @@ PATIENT = PolicyConfig(deadline_s=TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("aggregator") / "bundle", num_devices=NUM_DEVICES)
 
 
 @pytest.fixture(scope="module")
-def inputs():
+def inputs() -> Any:
     return toy_data(200, seed=3)[0]
 
 
 @contextlib.asynccontextmanager
-async def cluster(bundle, config=PATIENT, **fakes):
+async def cluster(bundle: Bundle, config: Any = PATIENT, **fakes: Any) -> AsyncIterator[Any]:
     """An aggregator over real students in this process; ``node_2=behaviour`` puts a fake in one's place."""
     async with contextlib.AsyncExitStack() as stack:
         nodes = []
@@ -51,8 +56,8 @@ async def cluster(bundle, config=PATIENT, **fakes):
         yield await stack.enter_async_context(Aggregator(bundle, nodes, config))
 
 
-def test_all_devices_together_answer_as_offline_fusion_does(bundle, inputs):
-    async def scenario():
+def test_all_devices_together_answer_as_offline_fusion_does(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> Any:
         async with cluster(bundle) as aggregator:
             return await aggregator.infer(inputs)
 
@@ -64,7 +69,7 @@ def test_all_devices_together_answer_as_offline_fusion_does(bundle, inputs):
     check_against_offline_fusion(bundle, answer, slice(None))
 
 
-async def refuses(raw, context):
+async def refuses(raw: Any, context: Any) -> None:
     await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "other plans")
 
 
@@ -84,13 +89,13 @@ BAD_REPLIES = {
 
 
 @pytest.mark.parametrize("kind", BAD_REPLIES)
-def test_a_bad_reply_is_its_nodes_failure_and_is_never_fused(bundle, inputs, kind):
+def test_a_bad_reply_is_its_nodes_failure_and_is_never_fused(bundle: Bundle, inputs: NDArray[Any], kind: Any) -> None:
     changes, reason = BAD_REPLIES[kind]
 
-    async def spoiled(raw, context):
+    async def spoiled(raw: Any, context: Any) -> Any:
         return good_reply(bundle, raw, **changes)
 
-    async def scenario():
+    async def scenario() -> Any:
         async with cluster(bundle, node_1=spoiled) as aggregator:
             return await aggregator.infer(inputs[:2])
 
@@ -102,25 +107,25 @@ def test_a_bad_reply_is_its_nodes_failure_and_is_never_fused(bundle, inputs, kin
     check_against_offline_fusion(bundle, answer, slice(2))
 
 
-def test_the_good_reply_that_bad_ones_are_made_of_is_fused(bundle, inputs):
-    async def good(raw, context):
+def test_the_good_reply_that_bad_ones_are_made_of_is_fused(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def good(raw: Any, context: Any) -> Any:
         return good_reply(bundle, raw)
 
-    async def scenario():
+    async def scenario() -> Any:
         async with cluster(bundle, node_1=good) as aggregator:
             return await aggregator.infer(inputs[:2])
 
     assert asyncio.run(scenario()).answered.all()
 
 
-def test_garbage_and_errors_are_failures_of_their_nodes(bundle, inputs):
-    async def garbage(raw, context):
+def test_garbage_and_errors_are_failures_of_their_nodes(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def garbage(raw: Any, context: Any) -> Any:
         return b"\xff" * 100
 
-    async def breaks(raw, context):
+    async def breaks(raw: Any, context: Any) -> None:
         raise RuntimeError("broken device")
 
-    async def scenario():
+    async def scenario() -> Any:
         async with cluster(bundle, node_0=garbage, node_1=refuses, node_2=breaks) as aggregator:
             return await aggregator.infer(inputs[:2])
 
@@ -132,12 +137,12 @@ def test_garbage_and_errors_are_failures_of_their_nodes(bundle, inputs):
     check_against_offline_fusion(bundle, answer, slice(2))
 
 
-def test_a_node_of_another_bundle_is_never_fused(bundle, inputs, tmp_path):
+def test_a_node_of_another_bundle_is_never_fused(bundle: Bundle, inputs: NDArray[Any], tmp_path: Path) -> None:
     # Same students, other classes: the features would fit, the answer would not.
     other = toy_bundle(tmp_path / "other", num_devices=NUM_DEVICES, num_parts=2)
     assert other.hash != bundle.hash
 
-    async def scenario():
+    async def scenario() -> Any:
         async with contextlib.AsyncExitStack() as stack:
             nodes = []
             for i in range(NUM_DEVICES):
@@ -152,8 +157,10 @@ def test_a_node_of_another_bundle_is_never_fused(bundle, inputs, tmp_path):
     check_against_offline_fusion(bundle, answer, slice(5))
 
 
-def test_fewer_than_the_quorum_is_an_error_that_names_who_is_missing_and_why(bundle, inputs):
-    async def scenario():
+def test_fewer_than_the_quorum_is_an_error_that_names_who_is_missing_and_why(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> None:
         config = PolicyConfig(deadline_s=TIMEOUT_S, quorum=3)
         async with cluster(bundle, config, node_0=refuses, node_3=refuses) as aggregator:
             assert not aggregator.ready
@@ -167,12 +174,14 @@ def test_fewer_than_the_quorum_is_an_error_that_names_who_is_missing_and_why(bun
     )
 
 
-def test_a_node_that_hangs_costs_one_deadline_and_is_used_again_when_it_answers(bundle, inputs):
-    async def scenario():
+def test_a_node_that_hangs_costs_one_deadline_and_is_used_again_when_it_answers(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> Any:
         healthy = asyncio.Event()
         healthy.set()
 
-        async def hangs_at_times(raw, context):
+        async def hangs_at_times(raw: Any, context: Any) -> Any:
             await healthy.wait()
             return good_reply(bundle, raw)
 
@@ -196,11 +205,11 @@ def test_a_node_that_hangs_costs_one_deadline_and_is_used_again_when_it_answers(
     assert answers[-1].failures["node-1"].startswith("left out after ")
 
 
-def test_a_late_reply_never_alters_an_answer_or_joins_the_next(bundle, inputs):
-    async def scenario():
+def test_a_late_reply_never_alters_an_answer_or_joins_the_next(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> Any:
         late = asyncio.Event()
 
-        async def answers_late(raw, context):
+        async def answers_late(raw: Any, context: Any) -> Any:
             with contextlib.suppress(asyncio.CancelledError):
                 await late.wait()
             return good_reply(bundle, raw)
@@ -221,11 +230,13 @@ def test_a_late_reply_never_alters_an_answer_or_joins_the_next(bundle, inputs):
         assert second.answered.all()
 
 
-def test_the_clients_deadline_is_kept_although_the_policy_would_wait_longer(bundle, inputs):
-    async def scenario():
+def test_the_clients_deadline_is_kept_although_the_policy_would_wait_longer(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> Any:
         asked = 0
 
-        async def hangs_from_the_second_request(raw, context):
+        async def hangs_from_the_second_request(raw: Any, context: Any) -> Any:
             nonlocal asked
             asked += 1
             if asked > 1:
@@ -240,11 +251,11 @@ def test_the_clients_deadline_is_kept_although_the_policy_would_wait_longer(bund
     assert answer.latency_s < 0.25 * TIMEOUT_S
 
 
-def test_ready_follows_the_quorum_down_and_up_without_a_request(bundle, inputs):
-    async def scenario():
+def test_ready_follows_the_quorum_down_and_up_without_a_request(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> Any:
         well, seen = True, []
 
-        async def fake(raw, context):
+        async def fake(raw: Any, context: Any) -> Any:
             if not well:
                 await context.abort(grpc.StatusCode.INTERNAL, "ill")
             return good_reply(bundle, raw)
@@ -271,11 +282,11 @@ def test_ready_follows_the_quorum_down_and_up_without_a_request(bundle, inputs):
         (np.full((1, 1, 8, 8), np.nan, np.float32), "NaN or infinity"),
     ],
 )
-def test_inputs_are_checked_before_any_node_is_asked(bundle, batch, text):
-    async def scenario():
+def test_inputs_are_checked_before_any_node_is_asked(bundle: Bundle, batch: Any, text: Any) -> None:
+    async def scenario() -> Any:
         asked = 0
 
-        async def counts(raw, context):
+        async def counts(raw: Any, context: Any) -> Any:
             nonlocal asked
             asked += 1
             return good_reply(bundle, raw)
@@ -291,10 +302,10 @@ def test_inputs_are_checked_before_any_node_is_asked(bundle, batch, text):
     assert text in message
 
 
-def over_the_protocol(bundle, call):
+def over_the_protocol(bundle: Bundle, call: Any) -> Any:
     """What a call makes of the stub of an aggregator whose node 1 refuses."""
 
-    async def scenario():
+    async def scenario() -> Any:
         async with cluster(bundle, node_1=refuses) as aggregator, serving_fused(aggregator) as stub:
             return await call(stub)
 
@@ -302,19 +313,19 @@ def over_the_protocol(bundle, call):
 
 
 @pytest.fixture(scope="module")
-def degraded(bundle, inputs):
+def degraded(bundle: Bundle, inputs: NDArray[Any]) -> Any:
     """The reply to three samples without node 1."""
     return over_the_protocol(
         bundle, lambda stub: stub.ModelInfer(new_request("nonn", {"input": inputs[:3]}, {}, id="r1"))
     )
 
 
-def test_over_the_protocol_an_answer_is_the_offline_fusion_under_its_id(bundle, degraded):
+def test_over_the_protocol_an_answer_is_the_offline_fusion_under_its_id(bundle: Bundle, degraded: Any) -> None:
     assert degraded.id == "r1"
     check_against_offline_fusion(bundle, Answer.from_response(degraded, 0.0), slice(3))
 
 
-def test_over_the_protocol_tensors_have_the_shapes_of_the_metadata(bundle, degraded):
+def test_over_the_protocol_tensors_have_the_shapes_of_the_metadata(bundle: Bundle, degraded: Any) -> None:
     metadata = over_the_protocol(bundle, lambda stub: stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn")))
     outputs = read_tensors(degraded.outputs, degraded.raw_output_contents)
     assert list(metadata.inputs[0].shape) == [-1, 1, 8, 8]
@@ -331,7 +342,7 @@ def test_over_the_protocol_tensors_have_the_shapes_of_the_metadata(bundle, degra
     assert {len(a) for a in outputs.values()} == {3}
 
 
-def test_over_the_protocol_an_answer_says_the_same_in_parameters_and_tensors(bundle, degraded):
+def test_over_the_protocol_an_answer_says_the_same_in_parameters_and_tensors(bundle: Bundle, degraded: Any) -> None:
     outputs = read_tensors(degraded.outputs, degraded.raw_output_contents)
     assert outputs["answered"].tolist() == [[True, False, True, True]] * 3
     assert degraded.parameters["nonn_mask"].int64_param == 0b1101
@@ -341,18 +352,18 @@ def test_over_the_protocol_an_answer_says_the_same_in_parameters_and_tensors(bun
     assert outputs["expected_accuracy"] == pytest.approx(bundle.table.accuracy[0b1101])
 
 
-def test_over_the_protocol_a_client_gets_only_the_outputs_that_it_names(bundle, inputs):
+def test_over_the_protocol_a_client_gets_only_the_outputs_that_it_names(bundle: Bundle, inputs: NDArray[Any]) -> None:
     request = new_request("nonn", {"input": inputs[:3]}, {})
     request.outputs.add(name="answered")
     part = over_the_protocol(bundle, lambda stub: stub.ModelInfer(request))
     assert [output.name for output in part.outputs] == ["answered"]
 
 
-def test_over_the_protocol_a_degraded_aggregator_is_ready(bundle):
+def test_over_the_protocol_a_degraded_aggregator_is_ready(bundle: Bundle) -> None:
     assert over_the_protocol(bundle, lambda stub: stub.ServerReady(pb.ServerReadyRequest())).ready
 
 
-def test_over_the_protocol_a_request_for_another_bundle_is_refused(bundle, inputs):
+def test_over_the_protocol_a_request_for_another_bundle_is_refused(bundle: Bundle, inputs: NDArray[Any]) -> None:
     request = new_request("nonn", {"input": inputs[:3]}, {})
     request.parameters["nonn_bundle"].string_param = "f" * 64
     with pytest.raises(aio.AioRpcError) as caught:
@@ -361,21 +372,21 @@ def test_over_the_protocol_a_request_for_another_bundle_is_refused(bundle, input
 
 
 @contextlib.asynccontextmanager
-async def serving_fused(aggregator):
+async def serving_fused(aggregator: Any) -> AsyncIterator[Any]:
     """A stub of an entered aggregator behind the protocol."""
 
     class Entered(FusedModel):
-        async def __aenter__(self):
+        async def __aenter__(self) -> Any:
             return self
 
-        async def __aexit__(self, *args):
+        async def __aexit__(self, *args: Any) -> Any:
             return None
 
     async with serving(Entered(aggregator)) as address, aio.insecure_channel(address) as channel:
         yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-def test_an_inventory_is_read_as_it_was_written(tmp_path):
+def test_an_inventory_is_read_as_it_was_written(tmp_path: Path) -> None:
     nodes = (
         Node(id="kitchen", address="10.0.0.2:50051", student=1),
         Node(id='Küche "2"', address="10.0.0.3:50051", student=1),
@@ -413,7 +424,7 @@ GOOD = '[[node]]\nid = "a"\naddress = "h:1"\nstudent = 0\n'
         ("[[node", "not a TOML file"),
     ],
 )
-def test_a_wrong_inventory_is_an_error_that_names_file_node_and_key(tmp_path, text, message):
+def test_a_wrong_inventory_is_an_error_that_names_file_node_and_key(tmp_path: Path, text: Any, message: Any) -> None:
     file = tmp_path / "nodes.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:

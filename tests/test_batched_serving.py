@@ -7,7 +7,9 @@ import contextlib
 import itertools
 import json
 import signal
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,6 +19,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nonn_device.node import StudentModel
 from nonn_device.runtime import OnnxRuntime
+from numpy.typing import NDArray
 
 from nonn.aggregator.batching import BatchConfig
 from nonn.aggregator.inventory import Node, write_inventory
@@ -24,6 +27,7 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import InputError
 from nonn.reliability.subsets import mask_of
@@ -39,12 +43,12 @@ LEAK_BYTES = 256  # of a request
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("batching") / "bundle", num_devices=NUM_DEVICES)
 
 
 @contextlib.asynccontextmanager
-async def fused(bundle, config=None, policy=None, **fakes):
+async def fused(bundle: Bundle, config: Any = None, policy: Any = None, **fakes: Any) -> AsyncIterator[Any]:
     """A stub for a batching aggregator over students in this process; ``node_2=behaviour`` is a fake in one's place."""
     async with contextlib.AsyncExitStack() as stack:
         nodes = []
@@ -60,19 +64,19 @@ async def fused(bundle, config=None, policy=None, **fakes):
         yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-async def ask(stub, inputs, timeout_s=TIMEOUT_S):
+async def ask(stub: Any, inputs: NDArray[Any], timeout_s: Any = TIMEOUT_S) -> Any:
     return Answer.from_response(
         await stub.ModelInfer(new_request("nonn", {"input": inputs}, {}), timeout=timeout_s), 0.0
     )
 
 
-def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle):
+def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle: Bundle) -> None:
     inputs = toy_data(120, seed=3)[0]
     sizes = [1, 2, 3] * 20
     batches = [inputs[at : at + size] for at, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True)]
     batches[::4] = [batch.astype(np.float32) for batch in batches[::4]]
 
-    async def scenario():
+    async def scenario() -> Any:
         async with fused(bundle) as stub:
             alone = [await ask(stub, batch) for batch in batches]
             together = await asyncio.gather(*(ask(stub, batch) for batch in batches))
@@ -88,19 +92,19 @@ def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle):
 LIMITS = BatchConfig(max_queue=8, max_samples=6)
 
 
-async def refusal(call):
+async def refusal(call: Any) -> Any:
     with pytest.raises(aio.AioRpcError) as caught:
         await call
     return caught.value.code(), caught.value.details()
 
 
-def test_over_the_protocol_a_full_queue_is_resource_exhausted(bundle):
+def test_over_the_protocol_a_full_queue_is_resource_exhausted(bundle: Bundle) -> None:
     inputs = toy_data(6, seed=3)[0]
 
-    async def scenario():
+    async def scenario() -> Any:
         held = asyncio.Event()
 
-        async def hangs(raw, context):
+        async def hangs(raw: Any, context: Any) -> Any:
             if pb.ModelInferRequest.FromString(raw).inputs[0].shape[0] > 1:  # a probe has one sample
                 await held.wait()
             return good_reply(bundle, raw)
@@ -118,8 +122,8 @@ def test_over_the_protocol_a_full_queue_is_resource_exhausted(bundle):
     assert "--max-queue" in details
 
 
-def test_over_the_protocol_a_batch_larger_than_a_request_may_be_is_invalid(bundle):
-    async def scenario():
+def test_over_the_protocol_a_batch_larger_than_a_request_may_be_is_invalid(bundle: Bundle) -> None:
+    async def scenario() -> Any:
         async with fused(bundle, LIMITS) as stub:
             return await refusal(ask(stub, toy_data(7, seed=3)[0]))
 
@@ -128,8 +132,8 @@ def test_over_the_protocol_a_batch_larger_than_a_request_may_be_is_invalid(bundl
     assert "7 samples; the limit is 6 per request" in details
 
 
-def test_the_limits_are_in_the_metadata(bundle):
-    async def scenario():
+def test_the_limits_are_in_the_metadata(bundle: Bundle) -> None:
+    async def scenario() -> Any:
         async with fused(bundle, LIMITS) as stub:
             return await stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn"))
 
@@ -138,7 +142,7 @@ def test_the_limits_are_in_the_metadata(bundle):
 
 
 @contextlib.contextmanager
-def running_cluster(bundle, folder: Path, *options: str):
+def running_cluster(bundle: Bundle, folder: Path, *options: str) -> Iterator[Any]:
     """Two nodes and an aggregator as processes: the aggregator, its ready line, the nodes."""
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(running_node(bundle.path, i)) for i in range(2)]
@@ -152,10 +156,12 @@ def running_cluster(bundle, folder: Path, *options: str):
         yield aggregator, json.loads(aggregator.stdout.readline()), [child for child, _ in nodes]
 
 
-def test_sigterm_sets_health_first_refuses_new_requests_and_answers_those_in_flight(bundle, tmp_path):
+def test_sigterm_sets_health_first_refuses_new_requests_and_answers_those_in_flight(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     inputs = toy_data(1, seed=3)[0]
 
-    async def scenario(aggregator, address, nodes):
+    async def scenario(aggregator: Any, address: Any, nodes: Any) -> Any:
         async with aio.insecure_channel(address) as channel:
             stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
             await ask(stub, inputs)
@@ -187,7 +193,7 @@ def test_sigterm_sets_health_first_refuses_new_requests_and_answers_those_in_fli
         assert aggregator.wait(TIMEOUT_S) == 0
 
 
-def test_an_oversized_message_is_refused_unread_and_the_cluster_goes_on(bundle, tmp_path):
+def test_an_oversized_message_is_refused_unread_and_the_cluster_goes_on(bundle: Bundle, tmp_path: Path) -> None:
     inputs = toy_data(1, seed=3)[0]
     with (
         running_cluster(bundle, tmp_path, "--max-samples", "16") as (_, ready, _),
@@ -200,11 +206,11 @@ def test_an_oversized_message_is_refused_unread_and_the_cluster_goes_on(bundle, 
         assert client.infer(inputs).mask == 0b11
 
 
-def test_memory_stays_flat_over_some_thousand_requests(bundle, tmp_path):
+def test_memory_stays_flat_over_some_thousand_requests(bundle: Bundle, tmp_path: Path) -> None:
     inputs = toy_data(64, seed=3)[0]
     with running_cluster(bundle, tmp_path) as (aggregator, ready, _), Client(ready["address"]) as client:
 
-        def resident_after(requests):
+        def resident_after(requests: Any) -> Any:
             client.infer_many([inputs[i % 60 : i % 60 + 1 + i % 4] for i in range(requests)], concurrency=16)
             return psutil.Process(aggregator.pid).memory_info().rss
 

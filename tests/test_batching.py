@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +22,14 @@ NUM_DEVICES = 4
 POLICY = PolicyConfig(deadline_s=1000.0)
 
 
-def answer_to(batch, **changes):
+def answer_to(batch: Any, **changes: Any) -> Any:
     """What a cluster might make of a batch: rows depend on their own sample alone."""
     logits = batch.reshape(len(batch), -1)[:, :3].astype(np.float32) * 2 + 1
     values = {"degraded": False, "bundle": "b", "expected_accuracy": 0.9, "failures": {}} | changes
     return Answer(logits=logits, confidence=logits.max(axis=1), answered=np.ones(4, np.bool_), **values)
 
 
-async def settle():
+async def settle() -> None:
     """Lets everything run that can run."""
     for _ in range(20):
         await asyncio.sleep(0)
@@ -40,13 +41,13 @@ class Gate:
 
     flights: list = field(default_factory=list)
 
-    async def __call__(self, batch, remaining_s, *, num_requests):
+    async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
         done = asyncio.get_running_loop().create_future()
         self.flights.append((batch, num_requests, done))
         await done
         return answer_to(batch)
 
-    def open(self):
+    def open(self) -> Any:
         return [done for _, _, done in self.flights if not done.done()]
 
 
@@ -62,8 +63,8 @@ requests = st.lists(
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(events=requests, max_batch=st.integers(1, 12))
-def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events, max_batch):
-    async def scenario():
+def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events: Any, max_batch: Any) -> None:
+    async def scenario() -> None:
         gate = Gate()
         batcher = Batcher(gate, BatchConfig(max_batch=max_batch, regroup_s=0), POLICY)
         clients, count = [], 0
@@ -92,8 +93,8 @@ def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events, max_batc
     asyncio.run(scenario())
 
 
-def test_a_lone_request_is_sent_at_once_and_what_comes_meanwhile_travels_together():
-    async def scenario():
+def test_a_lone_request_is_sent_at_once_and_what_comes_meanwhile_travels_together() -> None:
+    async def scenario() -> None:
         gate = Gate()
         batcher = Batcher(gate, BatchConfig(max_batch=8, regroup_s=0), POLICY)
         sizes = []
@@ -133,7 +134,7 @@ class Slow:
     gate: asyncio.Event
     asked: list = field(default_factory=list)
 
-    async def __call__(self, batch, remaining_s, *, num_requests):
+    async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
         self.asked.append((num_requests, remaining_s))
         await asyncio.sleep(0)
         await self.gate.wait()
@@ -145,18 +146,18 @@ class Slow:
         return answer_to(batch, degraded=patience_s < self.slowest_s)
 
 
-def test_clients_that_travelled_together_are_waited_for_and_a_lone_one_never_waits():
+def test_clients_that_travelled_together_are_waited_for_and_a_lone_one_never_waits() -> None:
     one = np.zeros((1, 4), np.uint8)
 
-    async def scenario():
+    async def scenario() -> Any:
         clock, gate = Clock(), Gate()
         batcher = Batcher(gate, BatchConfig(regroup_s=0.2), POLICY, clock)
         batcher._limit.size = 8
 
-        def ask(count):
+        def ask(count: Any) -> Any:
             return [asyncio.ensure_future(batcher.infer(one)) for _ in range(count)]
 
-        async def land():
+        async def land() -> None:
             await until_async(gate.open)
             clock.now += 1.0
             gate.open()[0].set_result(None)
@@ -185,8 +186,8 @@ def test_clients_that_travelled_together_are_waited_for_and_a_lone_one_never_wai
     assert asyncio.run(scenario()) == [1, 3, 3, 1, 1]
 
 
-def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing():
-    async def scenario():
+def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing() -> None:
+    async def scenario() -> None:
         clock, policy, gate = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
         cluster = Slow(clock, 500.0, policy, gate)
         batcher = Batcher(cluster, BatchConfig(max_batch=8), policy, clock)
@@ -215,8 +216,8 @@ def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing():
     asyncio.run(scenario())
 
 
-def test_a_fan_out_that_hangs_holds_nobody_up():
-    async def scenario():
+def test_a_fan_out_that_hangs_holds_nobody_up() -> None:
+    async def scenario() -> None:
         gate = Gate()
         # The usual time begins at a quarter of the deadline: twice that is soon over.
         batcher = Batcher(gate, BatchConfig(), PolicyConfig(deadline_s=0.2))
@@ -233,14 +234,14 @@ def test_a_fan_out_that_hangs_holds_nobody_up():
     asyncio.run(scenario())
 
 
-def test_batches_shrink_when_they_take_too_long_and_grow_again():
-    async def scenario():
+def test_batches_shrink_when_they_take_too_long_and_grow_again() -> None:
+    async def scenario() -> None:
         clock, gate = Clock(), asyncio.Event()
         gate.set()
         cluster = Slow(clock, 1.0, POLICY, gate)
         batcher = Batcher(cluster, BatchConfig(max_batch=16), POLICY, clock)
 
-        async def crowd():
+        async def crowd() -> None:
             await asyncio.gather(*(batcher.infer(np.zeros((1, 4), np.uint8)) for _ in range(65)))
 
         for _ in range(3):
@@ -256,13 +257,13 @@ def test_batches_shrink_when_they_take_too_long_and_grow_again():
     asyncio.run(scenario())
 
 
-def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobody_up():
-    async def scenario():
+def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobody_up() -> None:
+    async def scenario() -> None:
         clock, policy, blocked = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
         took_s, statuses = 0.01, dict[str, ReplyStatus]()
         asked = []
 
-        async def infer(batch, remaining_s, *, num_requests):
+        async def infer(batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
             asked.append(num_requests)
             clock.now += took_s
             if took_s == 0:
@@ -289,8 +290,8 @@ def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobo
     asyncio.run(scenario())
 
 
-def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers():
-    async def fussy(batch, remaining_s, *, num_requests):
+def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers() -> None:
+    async def fussy(batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
         await asyncio.sleep(0)
         if (batch > 100).any():
             if num_requests > 1 and batch[0, 0] > 0:  # some nodes refuse, others answer
@@ -298,7 +299,7 @@ def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers():
             raise InputError("no node takes this request")
         return answer_to(batch)
 
-    async def scenario():
+    async def scenario() -> Any:
         batcher = Batcher(fussy, BatchConfig(), POLICY)
         batcher._limit.size = 8
         batches = [np.full((1, 4), value, np.float32) for value in (0, 1, 2, 1000, 3)]
@@ -310,11 +311,11 @@ def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers():
     assert last.logits[0, 0] == 7
 
 
-def test_whatever_goes_wrong_between_queue_and_cluster_is_told_to_every_client(monkeypatch):
-    def too_large(arrays):
+def test_whatever_goes_wrong_between_queue_and_cluster_is_told_to_every_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(arrays: Any) -> None:
         raise MemoryError("not so much")
 
-    async def scenario():
+    async def scenario() -> Any:
         gate = Gate()
         batcher = Batcher(gate, BatchConfig(), POLICY)
         batcher._limit.size = 8
@@ -331,10 +332,10 @@ def test_whatever_goes_wrong_between_queue_and_cluster_is_told_to_every_client(m
     assert held == 0
 
 
-def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept():
+def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept() -> None:
     uvloop = pytest.importorskip("uvloop")
 
-    async def scenario():
+    async def scenario() -> Any:
         gate = Gate()
         # Below half a millisecond uvloop calls back at once, by a handle that knows no time.
         batcher = Batcher(gate, BatchConfig(max_delay_s=4e-4), POLICY)
@@ -350,8 +351,8 @@ def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept():
         assert runner.run(scenario()) == [3]
 
 
-def test_a_full_queue_refuses_at_once_and_names_its_limit():
-    async def scenario():
+def test_a_full_queue_refuses_at_once_and_names_its_limit() -> None:
+    async def scenario() -> None:
         gate = Gate()
         batcher = Batcher(gate, BatchConfig(max_queue=5, max_samples=3), POLICY)
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((2, 4), np.uint8))) for _ in range(2)]
@@ -378,6 +379,6 @@ def test_a_full_queue_refuses_at_once_and_names_its_limit():
         ({"max_queue": 10, "max_samples": 20}, "max_queue = 10: less than max_samples = 20"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(options, text):
+def test_limits_that_make_no_sense_are_refused(options: Any, text: Any) -> None:
     with pytest.raises(ConfigError, match=text):
         BatchConfig(**options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from nonn.rpc.wire import Array
 from tests.serving import run
 
 
-def test_serving_is_measured_beside_its_floor_and_batching_beside_none():
+def test_serving_is_measured_beside_its_floor_and_batching_beside_none() -> None:
     options = ("--devices", "2", "--requests", "30", "--clients", "8", "--rounds", "1", "--seconds", "0.3", "--json")
     ended = run("nonn", "bench", "serve", *options)
     assert ended.returncode == 0, ended.stderr
@@ -25,13 +26,13 @@ def test_serving_is_measured_beside_its_floor_and_batching_beside_none():
     assert figures["machine"]["grpcio"]
 
 
-def test_an_interpreter_that_is_not_there_is_named(tmp_path):
+def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     ended = run("nonn", "bench", "serve", "--ray", tmp_path / "python")
     assert ended.returncode == 3
     assert f"{tmp_path / 'python'}: no such interpreter" in ended.stderr
 
 
-def test_a_student_that_does_nothing_sends_the_first_values_of_its_input(tmp_path):
+def test_a_student_that_does_nothing_sends_the_first_values_of_its_input(tmp_path: Path) -> None:
     from nonn_device.runtime import OnnxRuntime
 
     bundle = idle_bundle(tmp_path / "idle", num_devices=3)

@@ -8,6 +8,7 @@ import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -23,20 +24,20 @@ DAY = timedelta(days=1)
 
 
 @pytest.fixture
-def authority(tmp_path):
+def authority(tmp_path: Path) -> Any:
     return Authority.create(tmp_path / "certs")
 
 
-def at(authority, moment):
+def at(authority: Any, moment: Any) -> Any:
     """The same authority with its clock set."""
     return Authority(authority.path, clock=lambda: moment)
 
 
-def mode(path):
+def mode(path: Any) -> Any:
     return path.stat().st_mode & 0o777
 
 
-def test_private_keys_are_for_their_owner_alone(authority):
+def test_private_keys_are_for_their_owner_alone(authority: Any) -> None:
     old = os.umask(0)
     try:
         authority.issue("node", "kitchen")
@@ -49,8 +50,10 @@ def test_private_keys_are_for_their_owner_alone(authority):
 
 
 @pytest.mark.parametrize("file", ["identity.pem", "index.json"])
-def test_a_disk_that_is_full_leaves_no_half_a_certificate(authority, monkeypatch, file):
-    def full(self, target):
+def test_a_disk_that_is_full_leaves_no_half_a_certificate(
+    authority: Any, monkeypatch: pytest.MonkeyPatch, file: Any
+) -> None:
+    def full(self: Any, target: Any) -> Any:
         if Path(target).name == file:
             raise OSError(errno.ENOSPC, "No space left on device", str(self))
         return rename(self, target)
@@ -67,7 +70,7 @@ def test_a_disk_that_is_full_leaves_no_half_a_certificate(authority, monkeypatch
     assert load_tls(authority.folder("node", "kitchen"), "node").identity.id == "kitchen"
 
 
-def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority):
+def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority: Any) -> None:
     authority.issue("node", "kitchen", hosts=["10.0.0.7", "pi.local"])
     authority.issue("aggregator", "main")
     authority.issue("client", "alice")
@@ -83,7 +86,7 @@ def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority)
     assert x509.oid.ExtendedKeyUsageOID.SERVER_AUTH not in list(usage)
 
 
-def test_a_folder_has_the_identity_of_its_certificate(authority):
+def test_a_folder_has_the_identity_of_its_certificate(authority: Any) -> None:
     authority.issue("node", "kitchen")
     tls = load_tls(authority.folder("node", "kitchen"), "node")
     assert tls.identity == Identity("node", "kitchen")
@@ -92,7 +95,7 @@ def test_a_folder_has_the_identity_of_its_certificate(authority):
         load_tls(authority.folder("node", "kitchen"), "client")
 
 
-def test_a_certificate_is_for_its_days_and_never_outlives_its_authority(tmp_path):
+def test_a_certificate_is_for_its_days_and_never_outlives_its_authority(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "certs", days=10)
     short, long = authority.issue("node", "a", days=2), authority.issue("node", "b", days=100)
     now = datetime.now(UTC)
@@ -104,7 +107,7 @@ def test_a_certificate_is_for_its_days_and_never_outlives_its_authority(tmp_path
         at(authority, now + 11 * DAY).issue("node", "c")
 
 
-def test_expired_and_not_yet_valid_certificates_are_refused_with_the_time_of_the_clock(tmp_path):
+def test_expired_and_not_yet_valid_certificates_are_refused_with_the_time_of_the_clock(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     authority = Authority.create(tmp_path / "certs", clock=lambda: now - 100 * DAY)
     at(authority, now - 50 * DAY).issue("node", "old", days=1)
@@ -116,12 +119,12 @@ def test_expired_and_not_yet_valid_certificates_are_refused_with_the_time_of_the
     assert [entry.state for entry in authority_again(authority).issued] == ["expired", "valid"]
 
 
-def authority_again(authority):
+def authority_again(authority: Any) -> Any:
     """As the next process finds it."""
     return Authority(authority.path)
 
 
-def test_a_folder_that_is_not_whole_is_refused_by_the_name_of_the_file(authority, tmp_path):
+def test_a_folder_that_is_not_whole_is_refused_by_the_name_of_the_file(authority: Any, tmp_path: Path) -> None:
     authority.issue("node", "kitchen")
     folder = authority.folder("node", "kitchen")
     stranger = Authority.create(tmp_path / "stranger")
@@ -146,7 +149,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_the_name_of_the_file(authority
     assert TlsFolder(folder).identity.id == "kitchen"
 
 
-def test_an_id_has_one_certificate_until_it_is_rotated_or_revoked(authority):
+def test_an_id_has_one_certificate_until_it_is_rotated_or_revoked(authority: Any) -> None:
     first = authority.issue("node", "kitchen", hosts=["10.0.0.7"])
     with pytest.raises(ConfigError, match="has a certificate already; renew it: nonn certs rotate node kitchen"):
         authority.issue("node", "kitchen")
@@ -158,7 +161,7 @@ def test_an_id_has_one_certificate_until_it_is_rotated_or_revoked(authority):
         authority.rotate("node", "attic")
 
 
-def test_a_revocation_reaches_every_folder_and_the_newest_can_be_kept(authority):
+def test_a_revocation_reaches_every_folder_and_the_newest_can_be_kept(authority: Any) -> None:
     first = authority.issue("node", "kitchen")
     authority.issue("client", "alice")
     authority.rotate("node", "kitchen")
@@ -175,7 +178,7 @@ def test_a_revocation_reaches_every_folder_and_the_newest_can_be_kept(authority)
     assert len(json.loads((authority.folder("node", "kitchen") / "revoked.json").read_text())["revoked"]) == 2
 
 
-def test_what_cannot_be_issued_is_refused_and_leaves_nothing(authority):
+def test_what_cannot_be_issued_is_refused_and_leaves_nothing(authority: Any) -> None:
     for role, name, options, text in (
         ("queen", "a", {}, "unknown role 'queen'"),
         ("node", "Kitchen", {}, "lower-case"),
@@ -189,7 +192,7 @@ def test_what_cannot_be_issued_is_refused_and_leaves_nothing(authority):
     assert {path.name for path in authority.path.iterdir()} == {"ca.key", "ca.pem", "index.json", "revoked.json"}
 
 
-def test_an_authority_is_never_overwritten_and_a_wrong_one_is_named(authority, tmp_path):
+def test_an_authority_is_never_overwritten_and_a_wrong_one_is_named(authority: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is an authority already"):
         Authority.create(authority.path)
     with pytest.raises(CredentialsError, match=r"nope/ca\.pem: no such file; make an authority: nonn certs init"):
@@ -199,7 +202,7 @@ def test_an_authority_is_never_overwritten_and_a_wrong_one_is_named(authority, t
         Authority(authority.path)
 
 
-def test_an_authority_that_cannot_be_finished_leaves_nothing_of_it(tmp_path):
+def test_an_authority_that_cannot_be_finished_leaves_nothing_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "certs"
     (folder / "revoked.json").mkdir(parents=True)  # the last file cannot be written
     with pytest.raises(OSError, match="directory"):
@@ -208,7 +211,7 @@ def test_an_authority_that_cannot_be_finished_leaves_nothing_of_it(tmp_path):
 
 
 @given(st.text(max_size=70))
-def test_an_id_that_is_taken_is_a_dns_label_and_comes_back_from_its_uri(name):
+def test_an_id_that_is_taken_is_a_dns_label_and_comes_back_from_its_uri(name: Any) -> None:
     try:
         check_id(name)
     except ConfigError:
@@ -221,11 +224,11 @@ def test_an_id_that_is_taken_is_a_dns_label_and_comes_back_from_its_uri(name):
 @pytest.mark.parametrize(
     "uri", ["", "nonn://node", "nonn://king/a", "https://node/a", "nonn://node/a/b", "nonn://node/A"]
 )
-def test_any_other_uri_is_no_identity(uri):
+def test_any_other_uri_is_no_identity(uri: Any) -> None:
     assert Identity.from_uri(uri) is None
 
 
-def test_openssl_accepts_what_was_issued(authority):
+def test_openssl_accepts_what_was_issued(authority: Any) -> None:
     authority.issue("aggregator", "main", hosts=["127.0.0.1"])
     folder = authority.folder("aggregator", "main")
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
@@ -233,10 +236,10 @@ def test_openssl_accepts_what_was_issued(authority):
     assert context.cert_store_stats()["x509_ca"] == 1
 
 
-def test_the_command_does_all_of_it(tmp_path):
+def test_the_command_does_all_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "certs"
 
-    def certs(*arguments):
+    def certs(*arguments: Any) -> Any:
         return run("nonn", "certs", *arguments, "--dir", folder)
 
     assert certs("init").returncode == 0

@@ -10,11 +10,16 @@ import shutil
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import BundleError, ConfigError, InputError, QuorumError, UnreachableError
@@ -28,35 +33,35 @@ EVERYBODY = (1 << NUM_DEVICES) - 1
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("cluster") / "bundle", num_devices=NUM_DEVICES)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("cluster") / "small", num_devices=2)
 
 
 @pytest.fixture(scope="module")
-def inputs():
+def inputs() -> Any:
     return toy_data(200, seed=3)[0]
 
 
 @pytest.fixture
-def sample(inputs, tmp_path):
+def sample(inputs: NDArray[Any], tmp_path: Path) -> Any:
     """One sample as a file, in the float64 that NumPy users end up with."""
     np.save(tmp_path / "sample.npy", inputs[0].astype(np.float64))
     return tmp_path / "sample.npy"
 
 
 @pytest.fixture(scope="module")
-def started(bundle):
+def started(bundle: Bundle) -> Iterator[Any]:
     with LocalCluster(bundle.path, deadline_s=DEADLINE_S) as cluster, Client(cluster.address) as client:
         yield cluster, client
 
 
 @pytest.fixture
-def cluster(started, inputs):
+def cluster(started: Any, inputs: NDArray[Any]) -> Any:
     """The cluster with every device up, whatever the test before did to it."""
     cluster, client = started
     for state in cluster.states():
@@ -69,11 +74,11 @@ def cluster(started, inputs):
 
 
 @pytest.fixture
-def client(started):
+def client(started: Any) -> Any:
     return started[1]
 
 
-def mask_now(client, inputs):
+def mask_now(client: Any, inputs: NDArray[Any]) -> Any:
     """Who answers now; nobody counts as the empty set."""
     with contextlib.suppress(QuorumError):
         return client.infer(inputs[:1]).mask
@@ -81,8 +86,8 @@ def mask_now(client, inputs):
 
 
 def test_devices_die_one_by_one_and_every_answer_is_the_offline_fusion_of_the_rest(
-    bundle, inputs, cluster, client, sample
-):
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, client: Any, sample: Any
+) -> None:
     batches = [inputs[i : i + 1] for i in range(20)]
     for failed in range(NUM_DEVICES):
         answers = client.infer_many(batches, concurrency=4)
@@ -105,7 +110,9 @@ def test_devices_die_one_by_one_and_every_answer_is_the_offline_fusion_of_the_re
 
 
 @pytest.mark.alone
-def test_a_restarted_node_is_used_again_within_two_seconds(inputs, cluster, client):
+def test_a_restarted_node_is_used_again_within_two_seconds(
+    inputs: NDArray[Any], cluster: LocalCluster, client: Any
+) -> None:
     cluster.kill(5)
     until(lambda: mask_now(client, inputs) == EVERYBODY & ~(1 << 5))
     for _ in range(20):  # more failures than the breaker takes
@@ -119,7 +126,9 @@ def test_a_restarted_node_is_used_again_within_two_seconds(inputs, cluster, clie
 
 
 @pytest.mark.alone
-def test_a_hung_node_costs_at_most_two_deadlines_and_is_used_again_when_it_goes_on(bundle, inputs, cluster, client):
+def test_a_hung_node_costs_at_most_two_deadlines_and_is_used_again_when_it_goes_on(
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, client: Any
+) -> None:
     cluster.stop(2)
     assert [state.state for state in cluster.states()].count("stopped") == 1
     answers = [client.infer(inputs[i : i + 1]) for i in range(20)]
@@ -134,7 +143,9 @@ def test_a_hung_node_costs_at_most_two_deadlines_and_is_used_again_when_it_goes_
     assert until(lambda: mask_now(client, inputs) == EVERYBODY) < 5.0
 
 
-def test_requests_in_flight_to_a_node_that_is_killed_still_answer(bundle, inputs, cluster, client):
+def test_requests_in_flight_to_a_node_that_is_killed_still_answer(
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, client: Any
+) -> None:
     cluster.stop(1)
     answers = []
     asking = threading.Thread(target=lambda: answers.append(client.infer(inputs[:1])))
@@ -145,16 +156,18 @@ def test_requests_in_flight_to_a_node_that_is_killed_still_answer(bundle, inputs
     check_against_offline_fusion(bundle, answers[0], slice(1))
 
 
-def test_of_two_hundred_concurrent_requests_none_is_lost_while_devices_die(bundle, inputs):
+def test_of_two_hundred_concurrent_requests_none_is_lost_while_devices_die(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
     answered = threading.Semaphore(0)
 
     class Counting(Client):
-        def infer(self, batch):
+        def infer(self, batch: Any) -> Any:
             answer = super().infer(batch)
             answered.release()
             return answer
 
-    def kill_three():
+    def kill_three() -> None:
         for node in (0, 3, 6):
             for _ in range(30):  # so that requests are answered before, between and after
                 assert answered.acquire(timeout=TIMEOUT_S)
@@ -181,14 +194,18 @@ def test_of_two_hundred_concurrent_requests_none_is_lost_while_devices_die(bundl
         (np.zeros((1, 1, 8, 8), np.int64), "dtype int64"),
     ],
 )
-def test_inputs_that_cannot_be_answered_are_an_input_error_that_names_the_address(cluster, client, batch, text):
+def test_inputs_that_cannot_be_answered_are_an_input_error_that_names_the_address(
+    cluster: LocalCluster, client: Any, batch: Any, text: Any
+) -> None:
     with pytest.raises(InputError) as caught:
         client.infer(batch)
     assert text in str(caught.value)
     assert cluster.address in str(caught.value)
 
 
-def test_metadata_has_the_inputs_and_the_state_of_each_node(bundle, inputs, cluster, client):
+def test_metadata_has_the_inputs_and_the_state_of_each_node(
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, client: Any
+) -> None:
     client.infer(inputs[:1])
     metadata = client.metadata()
     assert metadata.shape == (1, 8, 8)
@@ -201,7 +218,9 @@ def test_metadata_has_the_inputs_and_the_state_of_each_node(bundle, inputs, clus
     assert all(0 < node["answered"] <= node["asked"] and node["latency_s"] > 0 for node in metadata.nodes)
 
 
-def test_predict_answers_for_images_and_arrays(bundle, inputs, cluster, sample, tmp_path):
+def test_predict_answers_for_images_and_arrays(
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, sample: Any, tmp_path: Path
+) -> None:
     Image.fromarray(inputs[0, 0]).save(tmp_path / "gray.png")
     Image.fromarray(inputs[0, 0]).convert("RGB").save(tmp_path / "colour.png")
     np.savez(tmp_path / "batch.npz", inputs=inputs[:2], labels=np.arange(2))
@@ -224,7 +243,7 @@ def test_predict_answers_for_images_and_arrays(bundle, inputs, cluster, sample, 
     assert "8 of 8 devices answered" in told.stdout
 
 
-def test_predict_refuses_files_that_it_cannot_ask_about(cluster, tmp_path):
+def test_predict_refuses_files_that_it_cannot_ask_about(cluster: LocalCluster, tmp_path: Path) -> None:
     Image.new("L", (9, 8)).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "text.npy").write_text("no array")
@@ -244,14 +263,14 @@ def test_predict_refuses_files_that_it_cannot_ask_about(cluster, tmp_path):
 
 
 @pytest.fixture
-def nobody():
+def nobody() -> Iterator[Any]:
     """An address at which nobody listens, held so that nobody can."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
-def test_an_address_without_a_server_is_unreachable(nobody, sample):
+def test_an_address_without_a_server_is_unreachable(nobody: Any, sample: Any) -> None:
     with Client(nobody) as client:
         with pytest.raises(UnreachableError, match=nobody):
             client.infer(np.zeros((1, 1, 8, 8), np.uint8))
@@ -261,12 +280,12 @@ def test_an_address_without_a_server_is_unreachable(nobody, sample):
     assert nobody in asked.stderr
 
 
-def test_a_device_is_no_aggregator(cluster):
+def test_a_device_is_no_aggregator(cluster: LocalCluster) -> None:
     with Client(cluster.states()[0].address) as client, pytest.raises(ConfigError, match="a nonn aggregator"):
         client.infer(np.zeros((1, 1, 8, 8), np.uint8))
 
 
-def test_a_quorum_is_kept(small):
+def test_a_quorum_is_kept(small: Any) -> None:
     images = np.zeros((1, 1, 8, 8), np.uint8)
     with LocalCluster(small.path, quorum=2) as cluster, Client(cluster.address) as client:
         assert client.infer(images).mask == 0b11
@@ -276,10 +295,10 @@ def test_a_quorum_is_kept(small):
         assert not client.ready()
 
 
-def test_every_process_is_gone_when_the_block_ends_even_by_an_error(small):
+def test_every_process_is_gone_when_the_block_ends_even_by_an_error(small: Any) -> None:
     before = children_of(os.getpid())
 
-    def block():
+    def block() -> None:
         with LocalCluster(small.path) as cluster:
             cluster.stop(0)
             assert len(children_of(os.getpid())) == len(before) + 3
@@ -290,7 +309,7 @@ def test_every_process_is_gone_when_the_block_ends_even_by_an_error(small):
     assert children_of(os.getpid()) == before
 
 
-def test_a_cluster_that_cannot_start_reports_the_reason_and_leaves_no_process(small, tmp_path):
+def test_a_cluster_that_cannot_start_reports_the_reason_and_leaves_no_process(small: Any, tmp_path: Path) -> None:
     before = children_of(os.getpid())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -306,7 +325,7 @@ def test_a_cluster_that_cannot_start_reports_the_reason_and_leaves_no_process(sm
     assert children_of(os.getpid()) == before
 
 
-def test_a_node_that_dies_at_start_is_named_with_its_log(small):
+def test_a_node_that_dies_at_start_is_named_with_its_log(small: Any) -> None:
     with LocalCluster(small.path) as cluster:
         cluster.kill(1)
         port = int(cluster.states()[1].address.rpartition(":")[2])
@@ -317,7 +336,7 @@ def test_a_node_that_dies_at_start_is_named_with_its_log(small):
             cluster.restart(1)
 
 
-def test_a_wrong_inventory_ends_the_aggregator_with_3(small, tmp_path):
+def test_a_wrong_inventory_ends_the_aggregator_with_3(small: Any, tmp_path: Path) -> None:
     (tmp_path / "nodes.toml").write_text('[[node]]\nid = "a"\naddress = "h:1"\nstudent = 7\n')
     ended = run("nonn", "serve", small.path, "--inventory", tmp_path / "nodes.toml")
     assert ended.returncode == 3
@@ -325,7 +344,7 @@ def test_a_wrong_inventory_ends_the_aggregator_with_3(small, tmp_path):
 
 
 @contextlib.contextmanager
-def running_up(bundle):
+def running_up(bundle: Bundle) -> Iterator[Any]:
     """``nonn up`` with its table printed; yields the process and the address of its aggregator."""
     with process("nonn", "up", bundle.path) as child:
         title = child.stdout.readline().decode()
@@ -335,7 +354,7 @@ def running_up(bundle):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_however_nonn_up_ends_no_process_is_left(small, number):
+def test_however_nonn_up_ends_no_process_is_left(small: Any, number: Any) -> None:
     with running_up(small) as (child, table):
         pids = children_of(child.pid)
         assert len(pids) == 3
@@ -347,7 +366,7 @@ def test_however_nonn_up_ends_no_process_is_left(small, number):
         assert child.wait(TIMEOUT_S) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
 
 
-def test_nonn_up_shows_its_nodes_and_answers(small):
+def test_nonn_up_shows_its_nodes_and_answers(small: Any) -> None:
     with running_up(small) as (_, table):
         assert "toy at 127.0.0.1:" in table
         for word in ("device", "part", "state", "pid", "address", "latency", "answered", "value", "up"):
@@ -357,7 +376,7 @@ def test_nonn_up_shows_its_nodes_and_answers(small):
             assert client.infer(np.zeros((1, 1, 8, 8), np.uint8)).mask == 0b11
 
 
-def test_an_aggregator_that_ends_is_unreachable_and_the_error_is_ours(small):
+def test_an_aggregator_that_ends_is_unreachable_and_the_error_is_ours(small: Any) -> None:
     with LocalCluster(small.path) as cluster:
         client = Client(cluster.address)
         assert client.ready()

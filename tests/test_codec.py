@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.fuzzing import changed
 REQUEST = new_request("m", {"input": np.zeros((2, 3), np.float32)}, {"nonn_bundle": "abc", "n": 1}, "7")
 
 
-def random_array(dtype, shape, seed):
+def random_array(dtype: Any, shape: Any, seed: Any) -> Any:
     return np.random.default_rng(seed).integers(0, 256, shape).astype(dtype)
 
 
@@ -35,7 +36,7 @@ parameters = st.dictionaries(
 )
 
 
-def outcome(read, *arguments):
+def outcome(read: Any, *arguments: Any) -> Any:
     """What is read, or the error that reading raises, in a form that can be compared."""
     try:
         return comparable(read(*arguments))
@@ -43,7 +44,7 @@ def outcome(read, *arguments):
         return str(exc)
 
 
-def comparable(found):
+def comparable(found: Any) -> Any:
     return {
         name: (a.dtype.newbyteorder("="), a.shape, a.astype(a.dtype.newbyteorder("=")).tobytes())
         for name, a in found.items()
@@ -52,7 +53,7 @@ def comparable(found):
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(changed(lambda: copy.deepcopy(REQUEST)))
-def test_a_request_has_the_fields_of_the_message_and_is_refused_when_it_is_none(raw):
+def test_a_request_has_the_fields_of_the_message_and_is_refused_when_it_is_none(raw: Any) -> None:
     try:
         message = pb.ModelInferRequest.FromString(raw)
     except DecodeError:
@@ -73,7 +74,7 @@ def test_a_request_has_the_fields_of_the_message_and_is_refused_when_it_is_none(
 
 @settings(deadline=None)
 @given(tensors, parameters, ids)
-def test_a_written_request_is_read_back_and_takes_the_name_put_before_it(arrays, values, id):
+def test_a_written_request_is_read_back_and_takes_the_name_put_before_it(arrays: Any, values: Any, id: Any) -> None:
     prefix = pb.ModelInferRequest(model_name="student-3").SerializeToString()
     raw = prefix + write_request(id, arrays, values, ["features"])
     request = Request.parse(raw)
@@ -84,7 +85,7 @@ def test_a_written_request_is_read_back_and_takes_the_name_put_before_it(arrays,
 
 @settings(deadline=None)
 @given(tensors, parameters, ids)
-def test_a_written_response_is_read_back(arrays, values, id):
+def test_a_written_response_is_read_back(arrays: Any, values: Any, id: Any) -> None:
     request = Request(pb.ModelInferRequest(id=id))
     message = pb.ModelInferResponse.FromString(write_response("model", "v1", request, arrays, values))
     assert (message.model_name, message.model_version, message.id) == ("model", "v1", id)
@@ -92,13 +93,13 @@ def test_a_written_response_is_read_back(arrays, values, id):
     assert read_parameters(message.parameters) == values
 
 
-def test_raw_values_are_a_view_that_cannot_be_written():
+def test_raw_values_are_a_view_that_cannot_be_written() -> None:
     array = Request.parse(REQUEST.SerializeToString()).tensors()["input"]
     assert array.base is not None
     assert not array.flags.writeable
 
 
-def test_a_response_holds_the_outputs_that_were_asked_for_in_their_order():
+def test_a_response_holds_the_outputs_that_were_asked_for_in_their_order() -> None:
     message = pb.ModelInferRequest(id="1")
     for name in ("b", "a"):
         message.outputs.add(name=name)

@@ -8,7 +8,9 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
@@ -48,18 +51,18 @@ class Target:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("conformance") / "bundle", num_devices=NUM_DEVICES)
 
 
 @pytest.fixture(scope="module")
-def cluster(bundle):
+def cluster(bundle: Bundle) -> Iterator[Any]:
     with LocalCluster(bundle.path, deadline_s=TIMEOUT_S) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module", params=["node", "aggregator"])
-def target(request, bundle, cluster):
+def target(request: pytest.FixtureRequest, bundle: Bundle, cluster: LocalCluster) -> Iterator[Any]:
     inputs, _ = toy_data(200, seed=3)
     features, _ = bundle.features
     if request.param == "node":
@@ -73,30 +76,30 @@ def target(request, bundle, cluster):
         yield Target(address, model, output, inputs, expected, stub)
 
 
-def check(target, response, rows):
+def check(target: Any, response: Any, rows: Any) -> None:
     outputs = read_tensors(response.outputs, response.raw_output_contents)
     np.testing.assert_allclose(outputs[target.output], target.expected[rows], rtol=1e-4, atol=1e-4)
 
 
-def refusal(call, request):
+def refusal(call: Any, request: pytest.FixtureRequest) -> Any:
     with pytest.raises(grpc.RpcError) as caught:
         call(request, timeout=TIMEOUT_S)
     return caught.value.code(), caught.value.details()
 
 
-def test_it_is_live_and_ready_and_so_is_its_model(bundle, target):
+def test_it_is_live_and_ready_and_so_is_its_model(bundle: Bundle, target: Any) -> None:
     assert target.stub.ServerLive(pb.ServerLiveRequest()).live
     assert target.stub.ServerReady(pb.ServerReadyRequest()).ready
     for version in ("", bundle.hash[:12]):
         assert target.stub.ModelReady(pb.ModelReadyRequest(name=target.model, version=version)).ready
 
 
-def test_server_metadata_names_the_server_and_its_version(target):
+def test_server_metadata_names_the_server_and_its_version(target: Any) -> None:
     metadata = target.stub.ServerMetadata(pb.ServerMetadataRequest())
     assert (metadata.name, metadata.version) == ("nonn", run("nonn", "--version").stdout.split()[1])
 
 
-def test_an_answer_has_the_tensors_that_model_metadata_promises(target):
+def test_an_answer_has_the_tensors_that_model_metadata_promises(target: Any) -> None:
     metadata = target.stub.ModelMetadata(pb.ModelMetadataRequest(name=target.model))
     assert (metadata.name, [t.name for t in metadata.inputs]) == (target.model, ["input"])
     assert metadata.versions
@@ -110,7 +113,7 @@ def test_an_answer_has_the_tensors_that_model_metadata_promises(target):
 
 
 @pytest.mark.parametrize("call", ["ModelReady", "ModelMetadata", "ModelInfer"])
-def test_another_model_or_version_is_not_found(target, call):
+def test_another_model_or_version_is_not_found(target: Any, call: Any) -> None:
     key = "model_name" if call == "ModelInfer" else "name"
     version = "model_version" if call == "ModelInfer" else "version"
     kind = {"ModelReady": pb.ModelReadyRequest, "ModelMetadata": pb.ModelMetadataRequest}.get(
@@ -124,14 +127,14 @@ def test_another_model_or_version_is_not_found(target, call):
 
 @pytest.mark.parametrize("batch", [1, 7, 200])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_raw_inputs_of_any_batch_and_either_type_give_the_same_answer(target, dtype, batch):
+def test_raw_inputs_of_any_batch_and_either_type_give_the_same_answer(target: Any, dtype: Any, batch: Any) -> None:
     rows = slice(batch)
     request = new_request(target.model, {"input": target.inputs[rows].astype(dtype)}, {})
     check(target, target.stub.ModelInfer(request), rows)
 
 
 @pytest.mark.parametrize(("datatype", "field"), [("UINT8", "uint_contents"), ("FP32", "fp32_contents")])
-def test_typed_inputs_give_the_answer_of_raw_ones(target, datatype, field):
+def test_typed_inputs_give_the_answer_of_raw_ones(target: Any, datatype: Any, field: Any) -> None:
     rows = slice(3, 6)
     request = pb.ModelInferRequest(model_name=target.model)
     tensor = request.inputs.add(name="input", datatype=datatype, shape=target.inputs[rows].shape)
@@ -156,7 +159,9 @@ def test_typed_inputs_give_the_answer_of_raw_ones(target, datatype, field):
         (lambda r: r.outputs.add(name="mood"), "no output 'mood'"),
     ],
 )
-def test_a_request_that_contradicts_itself_or_the_model_is_an_invalid_argument(target, spoil, text):
+def test_a_request_that_contradicts_itself_or_the_model_is_an_invalid_argument(
+    target: Any, spoil: Any, text: Any
+) -> None:
     request = new_request(target.model, {"input": target.inputs[:1]}, {})
     spoil(request)
     code, details = refusal(target.stub.ModelInfer, request)
@@ -164,7 +169,7 @@ def test_a_request_that_contradicts_itself_or_the_model_is_an_invalid_argument(t
     assert text in details
 
 
-def test_outputs_come_in_the_order_in_which_they_are_asked_for(target):
+def test_outputs_come_in_the_order_in_which_they_are_asked_for(target: Any) -> None:
     names = [t.name for t in target.stub.ModelMetadata(pb.ModelMetadataRequest(name=target.model)).outputs][::-1]
     request = new_request(target.model, {"input": target.inputs[:2]}, {})
     for name in names:
@@ -174,7 +179,7 @@ def test_outputs_come_in_the_order_in_which_they_are_asked_for(target):
     check(target, response, slice(2))
 
 
-def test_parameters_of_others_are_ignored_and_ours_come_back(bundle, target):
+def test_parameters_of_others_are_ignored_and_ours_come_back(bundle: Bundle, target: Any) -> None:
     request = new_request(
         target.model, {"input": target.inputs[:1]}, {"priority": 3, "who": "me", "nonn_bundle": bundle.hash}
     )
@@ -189,13 +194,13 @@ def test_parameters_of_others_are_ignored_and_ours_come_back(bundle, target):
     assert code is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_a_call_that_the_protocol_does_not_have_is_unimplemented(target):
+def test_a_call_that_the_protocol_does_not_have_is_unimplemented(target: Any) -> None:
     with grpc.insecure_channel(target.address) as channel:
         call = channel.unary_unary(f"/{SERVICE}/ModelConfig")
         assert refusal(call, b"")[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_bytes_that_are_no_message_fail_alone(target):
+def test_bytes_that_are_no_message_fail_alone(target: Any) -> None:
     with grpc.insecure_channel(target.address) as channel:
         for call in ("ModelInfer", "ModelMetadata", "ServerLive"):
             code, details = refusal(channel.unary_unary(f"/{SERVICE}/{call}"), b"\xff" * 40)
@@ -203,7 +208,7 @@ def test_bytes_that_are_no_message_fail_alone(target):
     check(target, target.stub.ModelInfer(new_request(target.model, {"input": target.inputs[:1]}, {})), slice(1))
 
 
-def test_the_health_check_covers_the_server_and_its_service_only(target):
+def test_the_health_check_covers_the_server_and_its_service_only(target: Any) -> None:
     with grpc.insecure_channel(target.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", SERVICE):
@@ -216,11 +221,11 @@ def test_the_health_check_covers_the_server_and_its_service_only(target):
 
 
 @contextlib.contextmanager
-def watching(address, service):
+def watching(address: Any, service: Any) -> Iterator[Any]:
     """A queue of the statuses that grpc.health.v1.Watch reports; None at its end."""
     seen = queue.Queue()
 
-    def follow(statuses):
+    def follow(statuses: Any) -> None:
         with contextlib.suppress(grpc.RpcError):
             for status in statuses:
                 seen.put(status.status)
@@ -238,7 +243,7 @@ def watching(address, service):
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
-def test_a_health_watch_of_a_node_reports_its_shutdown_first(bundle, service):
+def test_a_health_watch_of_a_node_reports_its_shutdown_first(bundle: Bundle, service: Any) -> None:
     with running_node(bundle.path, 0) as (child, ready), watching(ready["address"], service) as seen:
         assert seen.get(timeout=TIMEOUT_S) == SERVING
         child.terminate()
@@ -247,7 +252,7 @@ def test_a_health_watch_of_a_node_reports_its_shutdown_first(bundle, service):
         assert child.wait(TIMEOUT_S) == 0
 
 
-def test_a_health_watch_of_an_aggregator_reports_a_lost_and_a_regained_quorum(bundle):
+def test_a_health_watch_of_an_aggregator_reports_a_lost_and_a_regained_quorum(bundle: Bundle) -> None:
     inputs, _ = toy_data(1, seed=3)
     with (
         LocalCluster(bundle.path, quorum=NUM_DEVICES) as cluster,
@@ -267,7 +272,7 @@ def test_a_health_watch_of_an_aggregator_reports_a_lost_and_a_regained_quorum(bu
         assert seen.get(timeout=TIMEOUT_S) == SERVING
 
 
-def reflected(address, **question):
+def reflected(address: Any, **question: Any) -> Any:
     with grpc.insecure_channel(address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(**question)
@@ -275,7 +280,7 @@ def reflected(address, **question):
 
 
 @contextlib.contextmanager
-def reflecting(kind, bundle, cluster, tmp_path):
+def reflecting(kind: Any, bundle: Bundle, cluster: LocalCluster, tmp_path: Path) -> Iterator[Any]:
     """A server that was started with --reflection, its address and its model."""
     if kind == "node":
         with running_node(bundle.path, STUDENT, "--reflection") as (_, ready):
@@ -297,7 +302,9 @@ def reflecting(kind, bundle, cluster, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["node", "aggregator", "joins"])
-def test_with_reflection_a_client_without_any_proto_file_asks_for_an_answer(bundle, cluster, tmp_path, kind):
+def test_with_reflection_a_client_without_any_proto_file_asks_for_an_answer(
+    bundle: Bundle, cluster: LocalCluster, tmp_path: Path, kind: Any
+) -> None:
     with reflecting(kind, bundle, cluster, tmp_path) as (address, model):
         services = {s.name for s in reflected(address, list_services="").list_services_response.service}
         assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= services
@@ -321,13 +328,13 @@ def test_with_reflection_a_client_without_any_proto_file_asks_for_an_answer(bund
         assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
-def test_without_the_flag_there_is_no_reflection(target):
+def test_without_the_flag_there_is_no_reflection(target: Any) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         reflected(target.address, list_services="")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_without_the_extra_the_error_names_the_install_command_of_reflection(bundle):
+def test_without_the_extra_the_error_names_the_install_command_of_reflection(bundle: Bundle) -> None:
     code = f"""
 import sys
 sys.modules["grpc_reflection.v1alpha"] = None
@@ -339,7 +346,7 @@ sys.exit(main(["serve", {str(bundle.path)!r}, "--student", "0", "--reflection"])
     assert "pip install 'nonn[serve]'" in done.stderr
 
 
-def test_two_copies_of_the_protocol_live_in_one_process(bundle, cluster, tmp_path):
+def test_two_copies_of_the_protocol_live_in_one_process(bundle: Bundle, cluster: LocalCluster, tmp_path: Path) -> None:
     stubs = make_stubs(tmp_path / "stubs")
     node = cluster.states()[0].address
     # Either order of importing, since the second copy is the one that would end the process.

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bundle import Bundle
 from nonn.client import Client
+from nonn.cluster import LocalCluster
 from tests.agreement import check_against_offline_fusion
 from tests.oip import foreign_server, make_stubs
 from tests.serving import TIMEOUT_S, process, until
@@ -22,12 +28,12 @@ EVERYBODY = (1 << NUM_DEVICES) - 1
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory):
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_stubs(tmp_path_factory.mktemp("stubs"))
 
 
 @pytest.fixture(scope="module")
-def network(bundle, tmp_path_factory):
+def network(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The student's network under somebody else's names."""
     names = {"input": INPUT, "features": OUTPUT}
     model = onnx.load(bundle.student_path(FOREIGN))
@@ -42,7 +48,7 @@ def network(bundle, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def served(bundle, cluster, tmp_path, node):
+def served(bundle: Bundle, cluster: LocalCluster, tmp_path: Path, node: Any) -> Iterator[Any]:
     """A client of an aggregator whose second node is this one."""
     nodes = [Node(id=f"node-{s.node}", address=s.address, student=s.node) for s in cluster.states()]
     nodes[FOREIGN] = node
@@ -54,14 +60,14 @@ def served(bundle, cluster, tmp_path, node):
             yield client
 
 
-def stranger(address):
+def stranger(address: Any) -> Any:
     return Node(id="jetson", address=address, student=FOREIGN, foreign=True, model=MODEL, input=INPUT, output=OUTPUT)
 
 
 @pytest.mark.parametrize("options", [(), ("--typed",)], ids=["raw", "typed"])
 def test_answers_of_a_cluster_with_a_foreign_node_are_the_offline_fusion(
-    bundle, inputs, cluster, stubs, network, tmp_path, options
-):
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, stubs: Any, network: Any, tmp_path: Path, options: Any
+) -> None:
     with (
         foreign_server(stubs, network, MODEL, *options) as (_, address),
         served(bundle, cluster, tmp_path, stranger(address)) as client,
@@ -74,8 +80,8 @@ def test_answers_of_a_cluster_with_a_foreign_node_are_the_offline_fusion(
 
 
 def test_a_foreign_node_that_dies_is_left_out_and_used_again_when_it_is_back(
-    bundle, inputs, cluster, stubs, network, tmp_path
-):
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, stubs: Any, network: Any, tmp_path: Path
+) -> None:
     with contextlib.ExitStack() as first:
         server, address = first.enter_context(foreign_server(stubs, network, MODEL))
         with served(bundle, cluster, tmp_path, stranger(address)) as client:
@@ -92,7 +98,9 @@ def test_a_foreign_node_that_dies_is_left_out_and_used_again_when_it_is_back(
                 until(lambda: client.infer(inputs[:1]).mask == EVERYBODY)
 
 
-def test_a_foreign_server_that_nobody_vouched_for_is_not_fused(bundle, inputs, cluster, stubs, tmp_path):
+def test_a_foreign_server_that_nobody_vouched_for_is_not_fused(
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, stubs: Any, tmp_path: Path
+) -> None:
     """It has our names, and its values are right; but nothing says which bundle they are of."""
     model = f"student-{FOREIGN}"
     with foreign_server(stubs, bundle.student_path(FOREIGN), model) as (_, address):
@@ -107,8 +115,8 @@ def test_a_foreign_server_that_nobody_vouched_for_is_not_fused(bundle, inputs, c
 
 
 def test_a_foreign_server_with_another_model_or_output_is_named_with_what_it_says(
-    bundle, inputs, cluster, stubs, network, tmp_path
-):
+    bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, stubs: Any, network: Any, tmp_path: Path
+) -> None:
     with foreign_server(stubs, network, MODEL) as (_, address):
         wrong = Node(id="jetson", address=address, student=FOREIGN, foreign=True, model="resnet", input=INPUT)
         with served(bundle, cluster, tmp_path, wrong) as client:

@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from tests.serving import TIMEOUT_S
 from tests.toys import toy_bundle, toy_data
@@ -28,7 +31,7 @@ STUDENT = 2
 
 
 @pytest.fixture(scope="module")
-def triton_python():
+def triton_python() -> Any:
     """A Python with tritonclient. Without a way to install it: an error in ``make conformance``, else a skip."""
     ready, python = ENVIRONMENT / ".ready", ENVIRONMENT / "bin/python"
     if not ready.exists() or ready.read_text() != REQUIREMENTS.read_text():
@@ -48,18 +51,24 @@ def triton_python():
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("conformance") / "bundle", num_devices=4)
 
 
 @pytest.fixture(scope="module")
-def cluster(bundle):
+def cluster(bundle: Bundle) -> Iterator[Any]:
     with LocalCluster(bundle.path, deadline_s=TIMEOUT_S) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module", params=["aggregator", "node"])
-def found(request, triton_python, bundle, cluster, tmp_path_factory):
+def found(
+    request: pytest.FixtureRequest,
+    triton_python: Any,
+    bundle: Bundle,
+    cluster: LocalCluster,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
     """What came of each check."""
     inputs, _ = toy_data(200, seed=3)
     features, _ = bundle.features
@@ -78,7 +87,7 @@ def found(request, triton_python, bundle, cluster, tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_the_example_of_the_documentation_runs(triton_python, bundle, cluster):
+def test_the_example_of_the_documentation_runs(triton_python: Any, bundle: Bundle, cluster: LocalCluster) -> None:
     text = (HERE.parent / "docs/protocol.md").read_text()
     example = text.partition("```python\n")[2].partition("```")[0]
     code = example.replace("127.0.0.1:50051", cluster.address)
@@ -91,5 +100,5 @@ def test_the_example_of_the_documentation_runs(triton_python, bundle, cluster):
 
 
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
-def test_tritonclient(found, check):
+def test_tritonclient(found: Any, check: Any) -> None:
     assert not found[check], found[check]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
@@ -21,28 +25,28 @@ SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver = browser(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("dashboard") / "bundle", num_devices=NUM_DEVICES)
 
 
 @pytest.fixture
-def cluster(bundle):
+def cluster(bundle: Bundle) -> Iterator[Any]:
     with LocalCluster(bundle.path, http_port=0) as cluster:
         yield cluster
 
 
-def text(driver, selector):
+def text(driver: Any, selector: Any) -> Any:
     return driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)
 
 
-def rows(driver):
+def rows(driver: Any) -> Any:
     """State of each node, in the table and in the picture."""
     # Both at once, between two refreshes of the page.
     table, picture = driver.execute_script(
@@ -53,16 +57,16 @@ def rows(driver):
     return dict(table)
 
 
-def complaints(driver):
+def complaints(driver: Any) -> Any:
     """What the browser's console says: script errors, refused loads, violated policies."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
-def percent(value):
+def percent(value: Any) -> Any:
     return f"{100 * value:.2f} %"
 
 
-def test_the_page_follows_a_node_that_dies_and_comes_back(driver, bundle, cluster):
+def test_the_page_follows_a_node_that_dies_and_comes_back(driver: Any, bundle: Bundle, cluster: LocalCluster) -> None:
     accuracy, everybody = bundle.table.accuracy, (1 << NUM_DEVICES) - 1
     with Client(cluster.address) as client:
         driver.get(cluster.http_address)
@@ -94,7 +98,9 @@ def test_the_page_follows_a_node_that_dies_and_comes_back(driver, bundle, cluste
     assert {url for url in requested(driver) if not url.startswith(("data:", "chrome:"))} == pages
 
 
-def test_the_page_says_when_the_aggregator_has_gone_and_when_it_is_below_its_quorum(driver, bundle):
+def test_the_page_says_when_the_aggregator_has_gone_and_when_it_is_below_its_quorum(
+    driver: Any, bundle: Bundle
+) -> None:
     with LocalCluster(bundle.path, http_port=0, quorum=NUM_DEVICES) as cluster:
         driver.get(cluster.http_address)
         until(lambda: rows(driver)["node-0"] == "up")
@@ -109,7 +115,7 @@ def test_the_page_says_when_the_aggregator_has_gone_and_when_it_is_below_its_quo
     complaints(driver)  # the failed loads are meant
 
 
-def _ask(client):
+def _ask(client: Any) -> Any:
     """Makes the aggregator notice; a request below the quorum is an error."""
     try:
         client.infer(SAMPLE)
@@ -119,7 +125,9 @@ def _ask(client):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_nothing_runs_out_of_the_screen_and_text_is_readable(driver, cluster, scheme):
+def test_on_a_phone_nothing_runs_out_of_the_screen_and_text_is_readable(
+    driver: Any, cluster: LocalCluster, scheme: Any
+) -> None:
     metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -159,7 +167,7 @@ return [...document.querySelectorAll("body *")].flatMap((e) => {
 """
 
 
-def test_a_hostile_node_id_is_text_and_no_markup(driver, bundle, tmp_path):
+def test_a_hostile_node_id_is_text_and_no_markup(driver: Any, bundle: Bundle, tmp_path: Path) -> None:
     name = "<img src=x onerror=document.title=1>"
     write_inventory(tmp_path / "nodes.toml", [Node(id=name, address="127.0.0.1:9", student=0)])
     arguments = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--watch-stdin", "--http-port", "0"]

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import signal
 import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,6 +17,7 @@ from grpc import aio
 from nonn.aggregator.fanout import Fanout, connect_insecure
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.dial_out import WorkChannel, WorkChannels, dialled
+from nonn.bundle import Bundle
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.security.authority import Authority
 from tests.fleets import SAMPLE, Fleet, check_offline, members
@@ -24,12 +28,12 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("dial-out") / "bundle", num_devices=3)
 
 
 @pytest.fixture
-def fleet(tmp_path):
+def fleet(tmp_path: Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         yield Fleet(tmp_path, stack)
 
@@ -37,32 +41,32 @@ def fleet(tmp_path):
 class FarEnd:
     """The node's side of a stream, in this process."""
 
-    def __init__(self, channel):
+    def __init__(self, channel: Any) -> None:
         self._replies, self._requests = asyncio.Queue(), channel.stream(self._sent())
 
-    async def _sent(self):
+    async def _sent(self) -> AsyncIterator[Any]:
         while (reply := await self._replies.get()) is not None:
             yield reply
 
-    async def take(self):
+    async def take(self) -> Any:
         """The next request."""
         return await asyncio.wait_for(anext(self._requests, None), TIMEOUT_S)
 
-    def answer(self, request, payload=b"", **more):
+    def answer(self, request: pytest.FixtureRequest, payload: bytes = b"", **more: Any) -> None:
         self._replies.put_nowait(pb.WorkReply(call=request.call, payload=payload, **more))
 
-    def hang_up(self):
+    def hang_up(self) -> None:
         self._replies.put_nowait(None)
 
 
-async def failure(call):
+async def failure(call: Any) -> Any:
     with pytest.raises(aio.AioRpcError) as caught:
         await asyncio.wait_for(call, TIMEOUT_S)
     return caught.value
 
 
-def test_calls_go_out_in_order_and_each_gets_its_own_reply():
-    async def scenario():
+def test_calls_go_out_in_order_and_each_gets_its_own_reply() -> None:
+    async def scenario() -> None:
         channel = WorkChannel()
         end, call = FarEnd(channel), channel.unary_unary(METHOD)
         calls = [call(b"a", timeout=9, metadata=[("k", "v")], wait_for_ready=True), call(b"b", wait_for_ready=True)]
@@ -77,8 +81,8 @@ def test_calls_go_out_in_order_and_each_gets_its_own_reply():
     asyncio.run(scenario())
 
 
-def test_a_call_without_a_stream_fails_at_once_and_one_that_may_wait_waits():
-    async def scenario():
+def test_a_call_without_a_stream_fails_at_once_and_one_that_may_wait_waits() -> None:
+    async def scenario() -> None:
         channel = WorkChannel()
         call = channel.unary_unary(METHOD)
         refused = await failure(call(b"a", timeout=TIMEOUT_S))
@@ -91,8 +95,8 @@ def test_a_call_without_a_stream_fails_at_once_and_one_that_may_wait_waits():
     asyncio.run(scenario())
 
 
-def test_a_call_that_timed_out_or_was_cancelled_leaves_nothing_and_its_late_reply_goes_nowhere():
-    async def scenario():
+def test_a_call_that_timed_out_or_was_cancelled_leaves_nothing_and_its_late_reply_goes_nowhere() -> None:
+    async def scenario() -> None:
         channel = WorkChannel()
         call = channel.unary_unary(METHOD)
         lost = [call(bytes(1000), timeout=0.01, wait_for_ready=True) for _ in range(50)]
@@ -113,8 +117,8 @@ def test_a_call_that_timed_out_or_was_cancelled_leaves_nothing_and_its_late_repl
     asyncio.run(scenario())
 
 
-def test_errors_of_the_node_and_the_end_of_its_stream_become_status():
-    async def scenario():
+def test_errors_of_the_node_and_the_end_of_its_stream_become_status() -> None:
+    async def scenario() -> None:
         channel = WorkChannel()
         end = FarEnd(channel)
         typed = channel.unary_unary(METHOD, lambda text: text.encode(), pb.WorkReply.FromString)
@@ -133,8 +137,8 @@ def test_errors_of_the_node_and_the_end_of_its_stream_become_status():
     asyncio.run(scenario())
 
 
-def test_a_newer_stream_takes_over_from_an_older_one():
-    async def scenario():
+def test_a_newer_stream_takes_over_from_an_older_one() -> None:
+    async def scenario() -> None:
         channel = WorkChannel()
         old, call = FarEnd(channel), channel.unary_unary(METHOD)
         waiting = asyncio.ensure_future(old.take())
@@ -149,8 +153,8 @@ def test_a_newer_stream_takes_over_from_an_older_one():
     asyncio.run(scenario())
 
 
-def test_a_channel_that_is_closed_lets_what_is_under_way_come_back():
-    async def scenario():
+def test_a_channel_that_is_closed_lets_what_is_under_way_come_back() -> None:
+    async def scenario() -> None:
         channels = WorkChannels()
         connect = channels.or_else(lambda node: "called")
         assert connect(Node(id="a", address="h:1", student=0)) == "called"
@@ -170,8 +174,8 @@ def test_a_channel_that_is_closed_lets_what_is_under_way_come_back():
     asyncio.run(scenario())
 
 
-def test_new_credentials_leave_the_stream_of_a_node_that_dials_out_alone(bundle):
-    async def scenario():
+def test_new_credentials_leave_the_stream_of_a_node_that_dials_out_alone(bundle: Bundle) -> None:
+    async def scenario() -> None:
         channels, node = WorkChannels(), dialled("a", 0)
         async with Fanout([node], bundle, connect=channels.or_else(connect_insecure)) as fanout:
             end = FarEnd(channels["a"])
@@ -185,7 +189,7 @@ def test_new_credentials_leave_the_stream_of_a_node_that_dials_out_alone(bundle)
     asyncio.run(scenario())
 
 
-def test_nodes_that_dial_out_serve_die_hang_and_leave_like_any_other(bundle, fleet):
+def test_nodes_that_dial_out_serve_die_hang_and_leave_like_any_other(bundle: Bundle, fleet: Any) -> None:
     aggregator, address = fleet.aggregator(bundle)
     client = fleet.client(address)
     nodes = {name: fleet.node(name, address, options=("--dial-out",)) for name in ("a", "b")}
@@ -195,7 +199,7 @@ def test_nodes_that_dial_out_serve_die_hang_and_leave_like_any_other(bundle, fle
     assert check_offline(bundle, client).mask == 0b111
     answers, stop = [], threading.Event()
 
-    def keep_asking():
+    def keep_asking() -> None:
         while not stop.is_set():
             answers.append(client.infer(SAMPLE))
 
@@ -226,7 +230,7 @@ def test_nodes_that_dial_out_serve_die_hang_and_leave_like_any_other(bundle, fle
     assert check_offline(bundle, client).mask == 0b111
 
 
-def test_a_node_dials_out_with_tls_and_its_lease_is_required(bundle, fleet, tmp_path):
+def test_a_node_dials_out_with_tls_and_its_lease_is_required(bundle: Bundle, fleet: Any, tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "certs")
     for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
         authority.issue(role, name)
@@ -248,7 +252,7 @@ def test_a_node_dials_out_with_tls_and_its_lease_is_required(bundle, fleet, tmp_
     assert client.infer(SAMPLE).answered.sum() == 1
 
 
-def test_an_address_makes_no_sense_for_a_node_that_dials_out(tmp_path):
+def test_an_address_makes_no_sense_for_a_node_that_dials_out(tmp_path: Path) -> None:
     options = ("--id", "a", "--data", tmp_path / "d", "--dial-out", "--advertise", "h:1")
     ended = run("nonn_device", "join", "127.0.0.1:1", *options)
     assert (ended.returncode, "omit --host and --advertise" in ended.stderr) == (3, True)

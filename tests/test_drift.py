@@ -9,6 +9,8 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
-from nonn.bundle import load_bundle, write_bundle
+from nonn.bundle import Bundle, load_bundle, write_bundle
 from nonn.client import Client
 from nonn.errors import BundleError, ConfigError
 from tests.observing import metric, state
@@ -35,17 +37,17 @@ STRONG = (1, 4, 5, 6, 7)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("drift") / "bundle", num_devices=NUM_DEVICES)
 
 
 @pytest.fixture(scope="module")
-def baseline(bundle):
+def baseline(bundle: Bundle) -> Any:
     return Baseline.of(bundle)
 
 
 @pytest.fixture(scope="module")
-def live():
+def live() -> Any:
     """Features of each device over inputs that the baseline has not seen, and their classes."""
     rng = np.random.default_rng(1)
     weights = [rng.normal(0, 0.01, (64, WIDTH)).astype(np.float32) for _ in range(NUM_DEVICES)]
@@ -54,13 +56,13 @@ def live():
     return [np.maximum(flat @ weight, 0) for weight in weights], labels
 
 
-def sample(features, row, **bad):
+def sample(features: Any, row: Any, **bad: Any) -> Any:
     """What every node sends for one input; ``node_3=features`` replaces a node's."""
     everyone = {f"node-{i}": (i, f[row]) for i, f in enumerate(features)}
     return everyone | {name.replace("_", "-"): (everyone[name.replace("_", "-")][0], f) for name, f in bad.items()}
 
 
-def first_notice(watch, features, rows, spoil):
+def first_notice(watch: Any, features: Any, rows: Any, spoil: Any) -> Any:
     """The first thing that people are told, and the number of samples before."""
     for count, row in enumerate(rows):
         for notice in watch.observe(sample(features, row, **spoil(row))):
@@ -79,7 +81,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("node", STRONG)
-def test_a_bad_node_is_named_within_600_samples_and_nobody_else_is(bundle, baseline, live, node, fault):
+def test_a_bad_node_is_named_within_600_samples_and_nobody_else_is(
+    bundle: Bundle, baseline: Any, live: Any, node: Any, fault: Any
+) -> None:
     features = live[0]
     notice, count = first_notice(
         DriftWatch(bundle, baseline),
@@ -93,10 +97,10 @@ def test_a_bad_node_is_named_within_600_samples_and_nobody_else_is(bundle, basel
     assert "of samples, as built in" in notice.reason
 
 
-def test_a_wandering_sensor_is_named(bundle, baseline, live):
+def test_a_wandering_sensor_is_named(bundle: Bundle, baseline: Any, live: Any) -> None:
     features, rng = live[0], np.random.default_rng(0)
 
-    def spoil(row):
+    def spoil(row: Any) -> Any:
         wander = rng.normal(0, row / 300 * features[7].std(), WIDTH)
         return {"node_7": features[7][row] + wander.astype(np.float32)}
 
@@ -106,7 +110,9 @@ def test_a_wandering_sensor_is_named(bundle, baseline, live):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_healthy_cluster_alarms_no_more_often_than_promised(bundle, baseline, live, seed):
+def test_a_healthy_cluster_alarms_no_more_often_than_promised(
+    bundle: Bundle, baseline: Any, live: Any, seed: Any
+) -> None:
     features, num = live[0], 1500
     rows = np.random.default_rng(seed).permutation(len(features[0]))[:num]
     # The default promises one in three years; this one false alarm in 300 samples, so that there is something to count.
@@ -117,13 +123,13 @@ def test_a_healthy_cluster_alarms_no_more_often_than_promised(bundle, baseline, 
         assert min(record.samples for record in watch.nodes.values()) > 0.99 * num
 
 
-def test_the_threshold_follows_from_rate_and_promise():
+def test_the_threshold_follows_from_rate_and_promise() -> None:
     # N nodes, r samples a second, a false alarms a day: N · 86400 r · e^-h = a.
     config = DriftConfig(samples_per_s=2.0, false_alarms_per_day=0.5)
     assert 8 * 2.0 * SECONDS_A_DAY * np.exp(-config.threshold(8)) == pytest.approx(0.5)
 
 
-def test_missing_nodes_change_nothing_for_the_others(bundle, baseline, live):
+def test_missing_nodes_change_nothing_for_the_others(bundle: Bundle, baseline: Any, live: Any) -> None:
     features, watch, rng = live[0], DriftWatch(bundle, baseline), np.random.default_rng(0)
     named = []
     for row in range(1, 1500):
@@ -133,7 +139,7 @@ def test_missing_nodes_change_nothing_for_the_others(bundle, baseline, live):
     assert [(notice.kind, notice.node) for notice in named] == [("alarm", "node-5")]
 
 
-def test_two_bad_nodes_are_both_named(bundle, baseline, live):
+def test_two_bad_nodes_are_both_named(bundle: Bundle, baseline: Any, live: Any) -> None:
     features, watch = live[0], DriftWatch(bundle, baseline)
     notices = [
         notice
@@ -143,7 +149,7 @@ def test_two_bad_nodes_are_both_named(bundle, baseline, live):
     assert {(notice.kind, notice.node) for notice in notices} == {("alarm", "node-4"), ("alarm", "node-7")}
 
 
-def test_an_alarm_ends_when_the_node_is_well_again(bundle, baseline, live):
+def test_an_alarm_ends_when_the_node_is_well_again(bundle: Bundle, baseline: Any, live: Any) -> None:
     features, watch = live[0], DriftWatch(bundle, baseline)
     first_notice(watch, features, range(1, 1000), lambda row: {"node_7": features[7][0]})
     assert watch.nodes["node-7"].alarm
@@ -153,7 +159,7 @@ def test_an_alarm_ends_when_the_node_is_well_again(bundle, baseline, live):
     assert not watch.nodes["node-7"].alarm
 
 
-def test_inputs_unlike_the_test_data_blame_nobody_and_are_told_once(bundle, baseline, live):
+def test_inputs_unlike_the_test_data_blame_nobody_and_are_told_once(bundle: Bundle, baseline: Any, live: Any) -> None:
     features, rng = live[0], np.random.default_rng(0)
     watch = DriftWatch(bundle, baseline)
     # Every node sees something else: together they make no sense, and none is the culprit.
@@ -166,7 +172,7 @@ def test_inputs_unlike_the_test_data_blame_nobody_and_are_told_once(bundle, base
     assert not any(record.alarm for record in watch.nodes.values())
 
 
-def test_a_camera_that_sees_one_class_only_is_no_drift(bundle, baseline, live):
+def test_a_camera_that_sees_one_class_only_is_no_drift(bundle: Bundle, baseline: Any, live: Any) -> None:
     features, labels = live
     for label in range(10):
         watch = DriftWatch(bundle, baseline)
@@ -174,14 +180,14 @@ def test_a_camera_that_sees_one_class_only_is_no_drift(bundle, baseline, live):
             assert watch.observe(sample(features, row)) == []
 
 
-def test_a_still_picture_is_one_sample(bundle, baseline, live):
+def test_a_still_picture_is_one_sample(bundle: Bundle, baseline: Any, live: Any) -> None:
     watch = DriftWatch(bundle, baseline)
     for _ in range(500):
         assert watch.observe(sample(live[0], 3, node_7=live[0][7][0])) == []
     assert {record.samples for record in watch.nodes.values()} == {1}
 
 
-def test_of_three_nodes_nobody_is_judged(bundle, baseline, live):
+def test_of_three_nodes_nobody_is_judged(bundle: Bundle, baseline: Any, live: Any) -> None:
     watch = DriftWatch(bundle, baseline)
     for row in range(500):
         few = {name: value for name, value in sample(live[0], row, node_1=live[0][1][0]).items() if value[0] < 3}
@@ -189,7 +195,7 @@ def test_of_three_nodes_nobody_is_judged(bundle, baseline, live):
     assert not watch.nodes
 
 
-def test_a_node_that_left_is_forgotten_and_a_new_one_starts_afresh(bundle, baseline, live):
+def test_a_node_that_left_is_forgotten_and_a_new_one_starts_afresh(bundle: Bundle, baseline: Any, live: Any) -> None:
     features, watch = live[0], DriftWatch(bundle, baseline)
     first_notice(watch, features, range(1, 1000), lambda row: {"node_7": features[7][0]})
     watch.forget("node-7")
@@ -200,7 +206,7 @@ def test_a_node_that_left_is_forgotten_and_a_new_one_starts_afresh(bundle, basel
     assert not watch.nodes["node-7"].alarm
 
 
-def test_the_recorded_samples_themselves_agree_as_built(bundle, baseline):
+def test_the_recorded_samples_themselves_agree_as_built(bundle: Bundle, baseline: Any) -> None:
     recorded, _ = bundle.features
     watch = DriftWatch(bundle, baseline)
     hits, expected = np.zeros(NUM_DEVICES), np.zeros(NUM_DEVICES)
@@ -211,14 +217,14 @@ def test_the_recorded_samples_themselves_agree_as_built(bundle, baseline):
     np.testing.assert_allclose(hits, expected, atol=0.02)  # apart by the pull of each class towards all
 
 
-def test_a_node_that_tells_nothing_is_not_judged(live):
+def test_a_node_that_tells_nothing_is_not_judged(live: Any) -> None:
     """Of noise alone no rank is more likely than another, so there is nothing to lose."""
     rng = np.random.default_rng(0)
     noise = Baseline(rng.normal(size=(4, 500, 10)).astype(np.float32))
     assert noise.expect(0, 0b1110) is None
 
 
-def test_a_bundle_without_features_cannot_be_watched(bundle, tmp_path):
+def test_a_bundle_without_features_cannot_be_watched(bundle: Bundle, tmp_path: Path) -> None:
     manifest = bundle.manifest
     students = {s.device: bundle.student_path(s.device).read_bytes() for s in manifest.students}
     arrays = {name: bundle.arrays(name) for name in ("fusion.npz", "accuracy.npz")}
@@ -228,7 +234,7 @@ def test_a_bundle_without_features_cannot_be_watched(bundle, tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"samples_per_s": 0.0}, {"false_alarms_per_day": -1.0}, {"samples_per_s": np.inf}])
-def test_impossible_settings_are_refused(values):
+def test_impossible_settings_are_refused(values: Any) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         DriftConfig(**values)
 
@@ -243,7 +249,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(bundle, tmp_path):
+def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(bundle: Bundle, tmp_path: Path) -> None:
     bad = 7
     with contextlib.ExitStack() as stack:
         nodes = []
@@ -280,7 +286,7 @@ def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(b
     assert "of samples, as built in" in named[0]["reason"]
 
 
-def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afresh(bundle, live):
+def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afresh(bundle: Bundle, live: Any) -> None:
     features, bad, rows = live[0], NUM_DEVICES - 1, iter(range(1, 3000))
     nodes = [Node(id=f"node-{i}", address=f"127.0.0.1:{i + 1}", student=i) for i in range(NUM_DEVICES)]
     metrics = Metrics(NUM_DEVICES)
@@ -289,23 +295,23 @@ def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afre
     monitor.attach(aggregator)
     metrics.attach(aggregator)
 
-    def request(spoilt):
+    def request(spoilt: Any) -> Any:
         """Of the nodes that are in the cluster now; each is of another second."""
         row = next(rows)
         sent = {i: feature[0 if spoilt and i == bad else row][None] for i, feature in enumerate(features)}
         replies = tuple(Reply(node, ReplyStatus.OK, 0.01, sent[node.student]) for node in aggregator.nodes)
         return RequestEvent(float(row), 1, "ok", 0xFF, 0.9, 0.01, replies, features=sent)
 
-    async def judge(event):
+    async def judge(event: Any) -> None:
         monitor.on_request(event)
         await until_async(lambda: not monitor._judging)
 
-    def shown():
+    def shown() -> Any:
         alarm = metrics.registry.get_sample_value("nonn_node_drift", {"node": f"node-{bad}"})
         samples = [node.drift.samples for node in monitor.state().nodes if node.id == f"node-{bad}"]
         return list(monitor.state().drift.alarms), alarm, samples
 
-    async def scenario():
+    async def scenario() -> None:
         async with aggregator, monitor:
             while not (alarms := shown()[0]):
                 await judge(request(spoilt=True))
@@ -323,5 +329,5 @@ def test_an_alarm_goes_with_its_node_and_another_one_under_its_id_is_judged_afre
     asyncio.run(scenario())
 
 
-def test_the_alarm_needs_neither_clock_nor_threads():
+def test_the_alarm_needs_neither_clock_nor_threads() -> None:
     assert not {"asyncio", "threading", "time"} & set(vars(sys.modules["nonn.aggregator.monitoring.drift"]))

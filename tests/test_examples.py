@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +24,13 @@ FEW_BYTES = 10 << 20  # a bundle in the repository is cloned by everyone
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_experiment_is_read(path):
+def test_every_experiment_is_read(path: Any) -> None:
     assert load_experiment(path).experiment.name == path.stem
 
 
 @pytest.mark.parametrize("manifest", BUNDLES, ids=lambda path: path.parent.name)
 class TestBundle:
-    def test_it_is_whole_and_small(self, manifest):
+    def test_it_is_whole_and_small(self, manifest: Any) -> None:
         folder = manifest.parent
         bundle = load_bundle(folder)
         written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -37,12 +38,12 @@ class TestBundle:
         assert written == named
         assert sum((folder / name).stat().st_size for name in named) < FEW_BYTES
 
-    def test_its_report_is_the_one_beside_it(self, manifest):
+    def test_its_report_is_the_one_beside_it(self, manifest: Any) -> None:
         beside = json.loads((manifest.parent.parent / f"{manifest.parent.name}.json").read_text())
         report = to_json(build_report(load_bundle(manifest.parent)))
         assert_documents_agree(report, beside)
 
-    def test_it_serves_at_once_and_says_how_accurate_who_is_left_is(self, manifest):
+    def test_it_serves_at_once_and_says_how_accurate_who_is_left_is(self, manifest: Any) -> None:
         bundle = load_bundle(manifest.parent)
         spec, everybody = bundle.manifest.input, (1 << bundle.num_devices) - 1
         sample = np.random.default_rng(0).integers(0, 256, (1, *spec.shape)).astype(spec.dtype)
@@ -55,5 +56,5 @@ class TestBundle:
             assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
 
 
-def test_there_is_a_bundle_to_serve():
+def test_there_is_a_bundle_to_serve() -> None:
     assert BUNDLES

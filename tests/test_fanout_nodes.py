@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
+from nonn.bundle import Bundle
 from nonn.errors import ConfigError, InputError, QuorumError
 from nonn.reliability.subsets import members
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -28,13 +31,13 @@ NUM_DEVICES = 4
 
 
 @pytest.mark.parametrize(("size", "error"), [(100_000, "bad reply: oversized: "), (70_000_000, "RESOURCE_EXHAUSTED")])
-def test_an_oversized_reply_is_its_nodes_failure(bundle, inputs, size, error):
-    async def large(raw, context):
+def test_an_oversized_reply_is_its_nodes_failure(bundle: Bundle, inputs: NDArray[Any], size: Any, error: Any) -> None:
+    async def large(raw: Any, context: Any) -> Any:
         response = pb.ModelInferResponse.FromString(good_reply(bundle, raw))
         response.parameters["padding"].string_param = "x" * size
         return response.SerializeToString()
 
-    async def scenario():
+    async def scenario() -> Any:
         async with cluster(bundle, fakes={1: large}) as aggregator:
             return await aggregator.infer(inputs[:2])
 
@@ -43,17 +46,19 @@ def test_an_oversized_reply_is_its_nodes_failure(bundle, inputs, size, error):
     assert answer.failures["node-1"].startswith(error)
 
 
-def test_a_request_that_every_node_finds_invalid_is_the_clients_fault_and_switches_nobody_off(bundle, inputs):
+def test_a_request_that_every_node_finds_invalid_is_the_clients_fault_and_switches_nobody_off(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
     asked = 0
 
-    async def picky(raw, context):
+    async def picky(raw: Any, context: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked > NUM_DEVICES:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "features are not finite")
         return good_reply(bundle, raw)
 
-    async def scenario():
+    async def scenario() -> None:
         watcher = Watcher()
         async with cluster(bundle, fakes=dict.fromkeys(range(NUM_DEVICES), picky), watcher=watcher) as aggregator:
             for _ in range(5):
@@ -66,10 +71,10 @@ def test_a_request_that_every_node_finds_invalid_is_the_clients_fault_and_switch
     asyncio.run(scenario())
 
 
-def foreign(bundle, seen, **wrong):
+def foreign(bundle: Bundle, seen: Any, **wrong: Any) -> Any:
     """An ordinary server of the protocol: its own names, float32 inputs, and it knows no bundle."""
 
-    async def behaviour(raw, context):
+    async def behaviour(raw: Any, context: Any) -> Any:
         request = pb.ModelInferRequest.FromString(raw)
         seen.append(request)
         inputs = read_tensors(request.inputs, request.raw_input_contents)["image"]
@@ -85,8 +90,8 @@ def foreign(bundle, seen, **wrong):
 AS_FOREIGN = {"foreign": True, "model": "resnet", "input": "image", "output": "pooled"}
 
 
-def test_an_ordinary_server_stands_in_for_a_node_under_its_own_names(bundle, inputs):
-    async def scenario():
+def test_an_ordinary_server_stands_in_for_a_node_under_its_own_names(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> Any:
         seen = []
         async with cluster(bundle, fakes={1: foreign(bundle, seen)}, node_1=AS_FOREIGN) as aggregator:
             return await aggregator.infer(inputs[:3]), seen[-1]
@@ -107,8 +112,10 @@ def test_an_ordinary_server_stands_in_for_a_node_under_its_own_names(bundle, inp
         ({"scale": np.float64(1)}, "bad reply: float64 pooled"),
     ],
 )
-def test_a_foreign_node_is_vouched_for_and_still_checked(bundle, inputs, wrong, error):
-    async def scenario():
+def test_a_foreign_node_is_vouched_for_and_still_checked(
+    bundle: Bundle, inputs: NDArray[Any], wrong: Any, error: Any
+) -> None:
+    async def scenario() -> Any:
         async with cluster(bundle, fakes={1: foreign(bundle, [], **wrong)}, node_1=AS_FOREIGN) as aggregator:
             return await aggregator.infer(inputs[:1])
 
@@ -120,14 +127,14 @@ def test_a_foreign_node_is_vouched_for_and_still_checked(bundle, inputs, wrong, 
 # Nodes that come and go
 
 
-def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle, inputs):
-    async def scenario():
+def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> Any:
         watcher, answers = Watcher(), []
         async with cluster(bundle, watcher=watcher) as aggregator:
             node = aggregator.nodes[2]
             stop = False
 
-            async def load(offset):
+            async def load(offset: Any) -> None:
                 while not stop:
                     answers.append((offset, await aggregator.infer(inputs[offset : offset + 1])))
 
@@ -159,8 +166,8 @@ def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle, inputs):
     assert changes == [("up", "", "left"), ("", "up", "joined")] * 5
 
 
-def test_a_cluster_without_nodes_says_so(bundle, inputs):
-    async def scenario():
+def test_a_cluster_without_nodes_says_so(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> None:
         async with Aggregator(bundle, []) as aggregator:
             assert not aggregator.ready
             with pytest.raises(QuorumError, match=r"missing: no node is in the cluster$"):
@@ -169,8 +176,8 @@ def test_a_cluster_without_nodes_says_so(bundle, inputs):
     asyncio.run(scenario())
 
 
-def test_below_the_quorum_students_that_no_node_runs_are_named(bundle, inputs):
-    async def scenario():
+def test_below_the_quorum_students_that_no_node_runs_are_named(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> None:
         async with cluster(bundle, replace(PATIENT, quorum=3)) as aggregator:
             await aggregator.remove_node("node-1")
             await aggregator.remove_node("node-3")
@@ -180,8 +187,8 @@ def test_below_the_quorum_students_that_no_node_runs_are_named(bundle, inputs):
     asyncio.run(scenario())
 
 
-def test_a_reply_of_a_node_that_has_left_is_no_news(bundle, inputs):
-    async def scenario():
+def test_a_reply_of_a_node_that_has_left_is_no_news(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> None:
         watcher = Watcher()
         async with cluster(bundle, watcher=watcher) as aggregator:
             gone = aggregator.nodes[2]
@@ -200,15 +207,17 @@ def test_a_reply_of_a_node_that_has_left_is_no_news(bundle, inputs):
     asyncio.run(scenario())
 
 
-def test_an_observer_that_fails_costs_no_answer(bundle, inputs, caplog):
+def test_an_observer_that_fails_costs_no_answer(
+    bundle: Bundle, inputs: NDArray[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(Watcher):
-        def __init__(self):
-            def fail(event):
+        def __init__(self) -> None:
+            def fail(event: Any) -> None:
                 raise RuntimeError("no disk")
 
             self.on_request = self.on_state = self.on_late = fail
 
-    async def scenario():
+    async def scenario() -> Any:
         async with cluster(bundle, watcher=Broken()) as aggregator:
             answer = await aggregator.infer(inputs[:1])
             await asyncio.sleep(0)

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
+from nonn.bundle import Bundle
 from nonn.errors import QuorumError
 from nonn.reliability.subsets import members
 from tests.agreement import check_against_offline_fusion
@@ -27,8 +30,10 @@ NUM_DEVICES = 4
 
 
 @pytest.mark.alone
-def test_a_stopped_process_costs_one_deadline_for_all_requests_together_and_is_used_again_soon(bundle, inputs):
-    async def scenario(addresses, pids):
+def test_a_stopped_process_costs_one_deadline_for_all_requests_together_and_is_used_again_soon(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario(addresses: Any, pids: Any) -> Any:
         nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(addresses)]
         config = PolicyConfig(deadline_s=2.0)
         async with Aggregator(bundle, nodes, config) as aggregator:
@@ -59,8 +64,10 @@ def test_a_stopped_process_costs_one_deadline_for_all_requests_together_and_is_u
 
 
 @pytest.mark.alone
-def test_who_waits_for_a_node_that_another_request_finds_hung_waits_no_longer(bundle, inputs):
-    async def scenario():
+def test_who_waits_for_a_node_that_another_request_finds_hung_waits_no_longer(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> Any:
         gate, config = asyncio.Event(), PolicyConfig(deadline_s=2.0)
         async with cluster(bundle, config, fakes={1: slow(bundle, gate, first=2)}) as aggregator:
             await aggregator.infer(inputs[:1])
@@ -79,8 +86,10 @@ def test_who_waits_for_a_node_that_another_request_finds_hung_waits_no_longer(bu
 # Replicas
 
 
-def test_a_stopped_process_is_hedged_with_its_replica_and_nobody_is_missing(bundle, inputs):
-    async def scenario(addresses, processes):
+def test_a_stopped_process_is_hedged_with_its_replica_and_nobody_is_missing(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario(addresses: Any, processes: Any) -> Any:
         nodes = [Node(id=f"node-{i}", address=address, student=i % 4) for i, address in enumerate(addresses)]
         watcher = Watcher()
         async with Aggregator(bundle, nodes, PATIENT, observers=[watcher]) as aggregator:
@@ -108,15 +117,15 @@ def test_a_stopped_process_is_hedged_with_its_replica_and_nobody_is_missing(bund
     check_against_offline_fusion(bundle, answer, slice(3))
 
 
-def test_a_replica_takes_over_from_a_node_that_answers_rubbish(bundle, inputs):
+def test_a_replica_takes_over_from_a_node_that_answers_rubbish(bundle: Bundle, inputs: NDArray[Any]) -> None:
     asked = 0
 
-    async def rubbish(raw, context):
+    async def rubbish(raw: Any, context: Any) -> Any:
         nonlocal asked
         asked += 1
         return good_reply(bundle, raw) if asked == 1 else b"\xff"
 
-    async def scenario():
+    async def scenario() -> Any:
         good = slow(bundle, asyncio.Event(), first=99)
         async with cluster(bundle, fakes={2: rubbish}, replicas={2: good}) as aggregator:
             # Whoever is asked first, within a few requests the turn is rubbish's.
@@ -126,8 +135,8 @@ def test_a_replica_takes_over_from_a_node_that_answers_rubbish(bundle, inputs):
         assert answer.answered.all()
 
 
-def test_only_one_of_two_replicas_is_fused_and_the_other_comes_too_late(bundle, inputs):
-    async def scenario():
+def test_only_one_of_two_replicas_is_fused_and_the_other_comes_too_late(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> Any:
         gate, watcher = asyncio.Event(), Watcher()
         gated, other = slow(bundle, gate), slow(bundle, asyncio.Event(), first=99)
         async with cluster(bundle, fakes={0: gated}, replicas={0: other}, watcher=watcher) as aggregator:
@@ -149,8 +158,8 @@ def test_only_one_of_two_replicas_is_fused_and_the_other_comes_too_late(bundle, 
 # Early fusion
 
 
-def test_an_early_answer_says_so_and_learns_from_the_late_reply(bundle, inputs):
-    async def scenario():
+def test_an_early_answer_says_so_and_learns_from_the_late_reply(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> Any:
         gate, watcher = asyncio.Event(), Watcher()
         config = PolicyConfig(deadline_s=TIMEOUT_S, accuracy_per_ms=0.5, quorum=3)
         async with cluster(bundle, config, fakes={1: slow(bundle, gate)}, watcher=watcher) as aggregator:
@@ -177,8 +186,10 @@ def test_an_early_answer_says_so_and_learns_from_the_late_reply(bundle, inputs):
     assert policy.nodes["node-1"].answered == 0
 
 
-def test_a_node_that_early_fusion_does_not_wait_for_is_found_to_hang_all_the_same(bundle, inputs):
-    async def scenario():
+def test_a_node_that_early_fusion_does_not_wait_for_is_found_to_hang_all_the_same(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> None:
         gate = asyncio.Event()
         config = PolicyConfig(deadline_s=1.0, accuracy_per_ms=1.0, quorum=3, breaker_reset_s=60.0)
         async with cluster(bundle, config, fakes={1: slow(bundle, gate)}) as aggregator:
@@ -192,8 +203,10 @@ def test_a_node_that_early_fusion_does_not_wait_for_is_found_to_hang_all_the_sam
 # Clients
 
 
-def test_a_client_whose_deadline_leaves_no_time_is_told_so_and_nobody_is_asked(bundle, inputs):
-    async def scenario():
+def test_a_client_whose_deadline_leaves_no_time_is_told_so_and_nobody_is_asked(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> Any:
         async with cluster(bundle) as aggregator:
             with pytest.raises(QuorumError, match="the client's deadline leaves 4 ms, of which fusing takes 5"):
                 await aggregator.infer(inputs[:1], remaining_s=0.004)
@@ -202,12 +215,12 @@ def test_a_client_whose_deadline_leaves_no_time_is_told_so_and_nobody_is_asked(b
     assert asyncio.run(scenario()) == [0] * NUM_DEVICES
 
 
-def test_a_client_that_goes_away_takes_its_calls_with_it(bundle, inputs):
-    async def scenario():
+def test_a_client_that_goes_away_takes_its_calls_with_it(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> None:
         cancelled = asyncio.Event()
         first = True
 
-        async def hangs(raw, context):
+        async def hangs(raw: Any, context: Any) -> Any:
             nonlocal first
             if first:
                 first = False

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ finite = st.floats(-1e6, 1e6, width=32)
 batches = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8), elements=finite)
 
 
-def bound(code, features):
+def bound(code: Any, features: Any) -> Any:
     """How far features may arrive from what was sent: half a step in range, what lies outside beyond it [B, d]."""
     values = np.abs(features.astype(np.float64))
     if code.dtype == "float32":
@@ -26,7 +28,7 @@ def bound(code, features):
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(FEATURE_DTYPES), batches, batches)
-def test_what_arrives_is_within_the_bound_of_what_was_sent(dtype, seen, sent):
+def test_what_arrives_is_within_the_bound_of_what_was_sent(dtype: Any, seen: Any, sent: Any) -> None:
     sent = np.resize(sent, (len(sent), seen.shape[1]))
     code = FeatureCode.fit(dtype, seen)
     arrived = code.roundtrip(sent)
@@ -36,7 +38,7 @@ def test_what_arrives_is_within_the_bound_of_what_was_sent(dtype, seen, sent):
     assert (np.abs(arrived - sent) <= bound(code, sent) + rounding).all()
 
 
-def test_eight_bits_are_one_byte_a_feature_and_a_255th_of_its_range():
+def test_eight_bits_are_one_byte_a_feature_and_a_255th_of_its_range() -> None:
     features = np.random.default_rng(0).uniform(0, [1, 100], (1000, 2)).astype(np.float32)
     code = FeatureCode.fit("int8", features)
     assert code.encode(features).nbytes == features.size == code.num_bytes(2) * len(features)
@@ -45,7 +47,7 @@ def test_eight_bits_are_one_byte_a_feature_and_a_255th_of_its_range():
     assert 1 / 255 < off[1] < 110 / 255
 
 
-def test_what_lies_outside_the_range_arrives_as_its_end():
+def test_what_lies_outside_the_range_arrives_as_its_end() -> None:
     code = FeatureCode.fit("int8", np.array([[0.0], [10.0]], np.float32))
     low, high = code.roundtrip(np.array([[-5.0], [50.0]], np.float32))[:, 0]
     assert low == 0
@@ -53,12 +55,12 @@ def test_what_lies_outside_the_range_arrives_as_its_end():
     assert np.isfinite(FeatureCode("float16").roundtrip(np.full((1, 1), 1e9, np.float32))).all()
 
 
-def test_a_dead_feature_stays_what_it_is():
+def test_a_dead_feature_stays_what_it_is() -> None:
     code = FeatureCode.fit("int8", np.zeros((5, 3), np.float32))
     np.testing.assert_array_equal(code.roundtrip(np.zeros((2, 3), np.float32)), 0)
 
 
-def test_floats_pass_unchanged():
+def test_floats_pass_unchanged() -> None:
     features = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     assert FeatureCode().encode(features) is features
 
@@ -71,7 +73,7 @@ def test_floats_pass_unchanged():
         (np.zeros(3, np.int8), r"\[3\]"),
     ],
 )
-def test_what_does_not_fit_the_code_is_refused(sent, text):
+def test_what_does_not_fit_the_code_is_refused(sent: Any, text: Any) -> None:
     with pytest.raises(InputError, match=text):
         FeatureCode("int8", (1.0,) * 3, (0.0,) * 3).decode(sent)
 
@@ -86,6 +88,6 @@ def test_what_does_not_fit_the_code_is_refused(sent, text):
         (("int8", (float("nan"),), (0.0,)), "positive"),
     ],
 )
-def test_an_invalid_code_is_refused(values, text):
+def test_an_invalid_code_is_refused(values: Any, text: Any) -> None:
     with pytest.raises(ConfigError, match=text):
         FeatureCode(*values)

@@ -10,7 +10,9 @@ import sys
 import tempfile
 import threading
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +31,7 @@ INVENTORY = Path(__file__).parent.parent / "devices/pi/fleet.toml"
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two bundles for the same data whose students differ, even in width."""
     folder = tmp_path_factory.mktemp("fleet")
     first = toys.toy_bundle(folder / "first", num_devices=4)
@@ -40,23 +42,23 @@ def bundles(tmp_path_factory):
 
 
 @pytest.fixture
-def fleet(tmp_path):
+def fleet(tmp_path: Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         yield Fleet(tmp_path, stack)
 
 
 @pytest.fixture
-def state():
+def state() -> Iterator[Any]:
     """A short name: a socket's may have 107 characters."""
     with tempfile.TemporaryDirectory(prefix="nonn") as folder:
         yield Path(folder)
 
 
-def status(state):
+def status(state: Any) -> Any:
     return json.loads(run("nonn", "fleet", "status", "--state", state, "--json").stdout)
 
 
-def floor_of(*bundles):
+def floor_of(*bundles: Any) -> Any:
     """What both bundles keep with any two of four devices."""
     masks = [mask for mask in range(16) if mask.bit_count() >= 2]
     return min(float(bundle.table.accuracy[masks].min()) for bundle in bundles)
@@ -65,12 +67,12 @@ def floor_of(*bundles):
 class Asking:
     """Asks without a pause, and checks each answer against its bundle, offline."""
 
-    def __init__(self, address, bundles):
+    def __init__(self, address: Any, bundles: Any) -> None:
         self._address, self._bundles = address, {bundle.hash: bundle for bundle in bundles}
         self.answers, self.lost, self._stop = [], [], threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
-    def _ask(self):
+    def _ask(self) -> None:
         sample = toys.toy_data(200, seed=3)[0][:1]
         with Client(self._address, 30) as client:
             while not self._stop.is_set():
@@ -79,15 +81,15 @@ class Asking:
                 except Exception as exc:
                     self.lost.append(exc)
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self._thread.start()
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: Any) -> None:
         self._stop.set()
         self._thread.join()
 
-    def check(self, floor):
+    def check(self, floor: Any) -> None:
         assert not self.lost, self.lost[:3]
         assert len(self.answers) > 50
         for answer in {(a.bundle, a.mask): a for a in self.answers}.values():
@@ -96,8 +98,8 @@ class Asking:
 
 
 def test_a_fleet_moves_to_another_bundle_and_back_without_losing_a_request_or_falling_below_the_floor(
-    bundles, fleet, state
-):
+    bundles: Any, fleet: Any, state: Any
+) -> None:
     first, second = bundles
     floor = floor_of(*bundles)
     aggregator, address = fleet.aggregator(first, "--state", state, *LEASE)
@@ -135,7 +137,7 @@ def test_a_fleet_moves_to_another_bundle_and_back_without_losing_a_request_or_fa
 
 
 @pytest.fixture
-def four(bundles, fleet, state):
+def four(bundles: Any, fleet: Any, state: Any) -> Any:
     """Four nodes that serve the first bundle, and a client."""
     _, address = fleet.aggregator(bundles[0], "--state", state, *LEASE)
     client = fleet.client(address)
@@ -144,7 +146,7 @@ def four(bundles, fleet, state):
     return nodes, client
 
 
-def test_what_cannot_keep_the_floor_is_refused_and_changes_nothing(bundles, state, four):
+def test_what_cannot_keep_the_floor_is_refused_and_changes_nothing(bundles: Any, state: Any, four: Any) -> None:
     first, second = bundles
     full = float(first.table.accuracy[-1])
     refused = run("nonn", "fleet", "push", second.path, "--state", state, "--floor", str(full + 1e-3))
@@ -155,7 +157,7 @@ def test_what_cannot_keep_the_floor_is_refused_and_changes_nothing(bundles, stat
     assert len(status(state)["bundles"]) == 1
 
 
-def test_a_push_that_loses_a_node_stops_and_is_undone(bundles, fleet, state, four):
+def test_a_push_that_loses_a_node_stops_and_is_undone(bundles: Any, fleet: Any, state: Any, four: Any) -> None:
     (first, second), (nodes, client) = bundles, four
     floor = str(floor_of(*bundles))
     # Whoever is moved first hangs.
@@ -176,7 +178,7 @@ def test_a_push_that_loses_a_node_stops_and_is_undone(bundles, fleet, state, fou
     assert "Traceback" not in (fleet.folder / "1.log").read_text()
 
 
-def test_a_drained_node_stays_out_until_it_is_let_in(bundles, fleet, state):
+def test_a_drained_node_stays_out_until_it_is_let_in(bundles: Any, fleet: Any, state: Any) -> None:
     _, address = fleet.aggregator(bundles[0], "--state", state, *LEASE)
     client = fleet.client(address)
     for name in ("a", "b"):
@@ -195,14 +197,16 @@ def test_a_drained_node_stays_out_until_it_is_let_in(bundles, fleet, state):
     assert (unknown.returncode, "no node 'z'" in unknown.stderr) == (3, True)
 
 
-def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_socket(bundles, fleet, state):
+def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_socket(
+    bundles: Any, fleet: Any, state: Any
+) -> None:
     fleet.aggregator(bundles[0], "--state", state)
     assert (state / "control.sock").stat().st_mode & 0o777 == 0o600
     second = run("nonn", "serve", bundles[0].path, "--joins", "--join-token-file", fleet.token, "--state", state)
     assert (second.returncode, "another aggregator runs with this folder" in second.stderr) == (3, True)
 
 
-def test_wrong_use_is_told(bundles, tmp_path, state):
+def test_wrong_use_is_told(bundles: Any, tmp_path: Path, state: Any) -> None:
     for arguments, code, text in (
         (("status", "--state", state), 4, "start the aggregator with: nonn serve --joins --state"),
         (("push", bundles[0].path, "--state", state, "--floor", "2"), 3, "an accuracy is 0 to 1"),
@@ -228,7 +232,9 @@ exec "$@"
 """
 
 
-def test_with_an_inventory_the_same_is_done_on_the_aggregators_own_machine(bundles, fleet, state, monkeypatch):
+def test_with_an_inventory_the_same_is_done_on_the_aggregators_own_machine(
+    bundles: Any, fleet: Any, state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = bundles
     _, address = fleet.aggregator(first, "--state", state, *LEASE)
     client = fleet.client(address)
@@ -258,7 +264,7 @@ def test_with_an_inventory_the_same_is_done_on_the_aggregators_own_machine(bundl
     assert (ended.returncode, "main: no ssh to 10.0.0.9; try: ssh" in ended.stderr) == (4, True), ended.stderr
 
 
-def test_init_issues_what_is_missing_and_nothing_twice(tmp_path):
+def test_init_issues_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     inventory = tmp_path / "fleet.toml"
     inventory.write_text(INVENTORY.read_text())
     assert run("nonn", "fleet", "init", inventory).returncode == 0
@@ -281,7 +287,7 @@ def test_init_issues_what_is_missing_and_nothing_twice(tmp_path):
         (("[all.vars]", "[[all.vars]]"), "all.vars is no table"),
     ],
 )
-def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path, change, text):
+def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path: Path, change: Any, text: Any) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(INVENTORY.read_text().replace(*change))
     with pytest.raises(ConfigError, match=text) as caught:
@@ -289,7 +295,7 @@ def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path, change, text)
     assert str(path) in str(caught.value)
 
 
-def test_the_example_is_what_both_readers_take():
+def test_the_example_is_what_both_readers_take() -> None:
     inventory = load_hosts(INVENTORY)
     assert [host.id for host in inventory.nodes] == ["kitchen", "attic"]
     assert inventory.aggregators[0].ssh(["true"]) == [

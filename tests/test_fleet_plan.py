@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nonn.fleet.plan import Blocked, Done, Move, Situation, Switch, accuracy_of,
 
 
 @st.composite
-def situations(draw, replicas=True):
+def situations(draw: Any, replicas: bool = True) -> Any:
     """Two random tables, not even monotone, and a fleet whose nodes keep the number of their student."""
     students = draw(st.integers(1, 4))
     size = 1 << students
@@ -27,7 +28,7 @@ def situations(draw, replicas=True):
     )
 
 
-def after(here, step):
+def after(here: Any, step: Any) -> Any:
     """The situation while a step is under way, and that after it."""
     if isinstance(step, Switch):
         done = Situation(**{**vars(here), "switched": True})
@@ -37,7 +38,7 @@ def after(here, step):
     return Situation(**{**vars(here), "on_old": away}), Situation(**{**vars(here), "on_old": away, "on_new": back})
 
 
-def possible(here):
+def possible(here: Any) -> Any:
     """Whether some order of single moves and one switch keeps the floor: all orders, by brute force."""
     if here.accuracy < here.floor:
         return accuracy_of(here.new, here.on_new) >= here.floor
@@ -58,7 +59,7 @@ def possible(here):
 
 
 @given(situations())
-def test_the_floor_is_kept_at_every_moment_and_every_node_arrives_or_the_reason_is_told(start):
+def test_the_floor_is_kept_at_every_moment_and_every_node_arrives_or_the_reason_is_told(start: Any) -> None:
     here = start
     for _ in range(2 * len(start.on_old) + 3):
         step = next_step(here)
@@ -77,12 +78,12 @@ def test_the_floor_is_kept_at_every_moment_and_every_node_arrives_or_the_reason_
 
 
 @given(situations(replicas=False))
-def test_it_refuses_exactly_when_no_order_of_moves_would_keep_the_floor(start):
+def test_it_refuses_exactly_when_no_order_of_moves_would_keep_the_floor(start: Any) -> None:
     assert isinstance(next_step(start), Blocked) == (not possible(start))
 
 
 @given(situations(), st.data())
-def test_after_failures_no_step_of_ours_breaks_the_floor(start, data):
+def test_after_failures_no_step_of_ours_breaks_the_floor(start: Any, data: Any) -> None:
     here = start
     for _ in range(2 * len(start.on_old) + 3):
         nodes = sorted([*here.on_old, *here.on_new])
@@ -104,7 +105,7 @@ def test_after_failures_no_step_of_ours_breaks_the_floor(start, data):
 
 
 @given(situations(replicas=False))
-def test_the_floor_that_it_offers_instead_can_be_kept(start):
+def test_the_floor_that_it_offers_instead_can_be_kept(start: Any) -> None:
     step = next_step(start)
     if not isinstance(step, Blocked) or "highest floor" not in step.reason:
         return
@@ -113,7 +114,7 @@ def test_the_floor_that_it_offers_instead_can_be_kept(start):
     assert not isinstance(next_step(Situation(**{**vars(start), "floor": offered})), Blocked)
 
 
-def test_a_replica_moves_first_and_then_the_student_that_is_missed_least():
+def test_a_replica_moves_first_and_then_the_student_that_is_missed_least() -> None:
     table = np.zeros(8)
     for mask in range(8):
         table[mask] = sum(weight for bit, weight in enumerate((0.5, 0.3, 0.15)) if mask >> bit & 1)
@@ -133,7 +134,7 @@ def test_a_replica_moves_first_and_then_the_student_that_is_missed_least():
 
 
 @pytest.mark.parametrize("students", [12, 16])
-def test_a_large_fleet_is_planned_in_seconds(students):
+def test_a_large_fleet_is_planned_in_seconds(students: Any) -> None:
     masks = np.arange(1 << students)
     table = np.sqrt(sum(masks >> bit & 1 for bit in range(students)) / students)
     nodes = {f"n{i:02}": i for i in range(students)}

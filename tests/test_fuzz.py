@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import onnxruntime
 import psutil
 import pytest
+from numpy.typing import NDArray
 
-from nonn.bundle import write_bundle
+from nonn.bundle import Bundle, write_bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import InputError
@@ -41,7 +45,7 @@ OUTPUTS = ("logits", "confidence", "answered", "expected_accuracy")
 
 
 @pytest.fixture(scope="module")
-def aggregator(bundle, cluster, tmp_path_factory):
+def aggregator(bundle: Bundle, cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     addresses = [state.address for state in cluster.states()]
     folder = tmp_path_factory.mktemp("aggregator")
     with running_aggregator(bundle.path, addresses, folder, "--deadline", str(TIMEOUT_S)) as ready:
@@ -49,25 +53,27 @@ def aggregator(bundle, cluster, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def students(bundle):
+def students(bundle: Bundle) -> Any:
     sessions = [onnxruntime.InferenceSession(str(bundle.student_path(i))) for i in range(NUM_DEVICES)]
     return [lambda batch, s=session: s.run(["features"], {"input": batch})[0] for session in sessions]
 
 
 @pytest.fixture(params=["node", "aggregator"])
-def server(request, bundle, cluster, aggregator, students):
+def server(
+    request: pytest.FixtureRequest, bundle: Bundle, cluster: LocalCluster, aggregator: Any, students: Any
+) -> Any:
     """A live server and its process."""
     if request.param == "node":
         state = cluster.states()[1]
         return Server(state.address, "student-1", ("features",), bundle, students[1]), psutil.Process(state.pid)
 
-    def fused(batch):
+    def fused(batch: Any) -> Any:
         return bundle.head.logits({i: student(batch) for i, student in enumerate(students)})
 
     return Server(aggregator["address"], "nonn", OUTPUTS, bundle, fused), psutil.Process(aggregator["pid"])
 
 
-def test_every_changed_request_gets_the_status_that_it_deserves(server, inputs):
+def test_every_changed_request_gets_the_status_that_it_deserves(server: Any, inputs: NDArray[Any]) -> None:
     under_fire, process = server
     fuzz_requests(under_fire, inputs[:1], NUM_MESSAGES // 4, SEED)  # opens what is opened once
     before = process.memory_info().rss
@@ -79,7 +85,7 @@ def test_every_changed_request_gets_the_status_that_it_deserves(server, inputs):
     assert process.memory_info().rss < 1.1 * before
 
 
-def test_a_server_lives_through_connections_that_send_noise(server, inputs):
+def test_a_server_lives_through_connections_that_send_noise(server: Any, inputs: NDArray[Any]) -> None:
     under_fire, process = server
     fuzz_connections(under_fire.address, NUM_CONNECTIONS // 5, SEED)
     before = process.memory_info().rss
@@ -90,7 +96,7 @@ def test_a_server_lives_through_connections_that_send_noise(server, inputs):
 
 
 @pytest.fixture(scope="module")
-def lied_to(bundle, cluster, tmp_path_factory):
+def lied_to(bundle: Bundle, cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A liar in the place of node 0, and a client of the aggregator that asks it."""
     addresses = [state.address for state in cluster.states()]
     folder = tmp_path_factory.mktemp("lied-to")
@@ -103,14 +109,14 @@ def lied_to(bundle, cluster, tmp_path_factory):
         yield liar, client
 
 
-def test_no_changed_reply_is_fused_unless_it_is_a_valid_one(bundle, inputs, lied_to):
+def test_no_changed_reply_is_fused_unless_it_is_a_valid_one(bundle: Bundle, inputs: NDArray[Any], lied_to: Any) -> None:
     liar, client = lied_to
     seen = fuzz_replies(client, liar, bundle, inputs, NUM_LIES, SEED)
     assert min(seen["refused"], seen["fused"]) >= NUM_LIES // 20
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_a_node_may_fail_with_any_status_and_costs_only_itself(inputs, lied_to, code):
+def test_a_node_may_fail_with_any_status_and_costs_only_itself(inputs: NDArray[Any], lied_to: Any, code: Any) -> None:
     liar, client = lied_to
     details = "no\x00\n" + "é" * 500
     liar.lying = True
@@ -125,10 +131,12 @@ def test_a_node_may_fail_with_any_status_and_costs_only_itself(inputs, lied_to, 
     assert client.infer(inputs[:1]).mask == 0b111
 
 
-def test_a_node_that_is_no_grpc_server_costs_only_itself(bundle, cluster, inputs, tmp_path):
+def test_a_node_that_is_no_grpc_server_costs_only_itself(
+    bundle: Bundle, cluster: LocalCluster, inputs: NDArray[Any], tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def answer_noise():
+        def answer_noise() -> None:
             noise = np.random.default_rng(SEED)
             while True:
                 try:
@@ -153,7 +161,9 @@ def test_a_node_that_is_no_grpc_server_costs_only_itself(bundle, cluster, inputs
     assert masks == {0b110}
 
 
-def test_values_that_no_student_can_take_are_the_clients_fault_and_switch_no_node_off(bundle, tmp_path):
+def test_values_that_no_student_can_take_are_the_clients_fault_and_switch_no_node_off(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     """Finite, so the request is valid; but every student's features of them overflow."""
     loud = {i: linear_student(np.full((64, WIDTH), 10, np.float32)) for i in range(NUM_DEVICES)}
     arrays = {name: bundle.arrays(name) for name in bundle.manifest.files}
@@ -167,7 +177,7 @@ def test_values_that_no_student_can_take_are_the_clients_fault_and_switch_no_nod
         assert {node["state"] for node in client.metadata().nodes} == {"up"}
 
 
-def test_the_oracle_sees_what_it_should(bundle, inputs):
+def test_the_oracle_sees_what_it_should(bundle: Bundle, inputs: NDArray[Any]) -> None:
     """The fuzz tests are worth what their oracle is: it must refuse what each single rule refuses."""
     request = pb.ModelInferRequest(model_name="nonn", id="1")
     request.inputs.add(name="input", datatype="UINT8", shape=(1, 1, 8, 8))

@@ -8,6 +8,9 @@ import shutil
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,7 +18,7 @@ import onnx
 import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
-from nonn.bundle import load_bundle, write_bundle
+from nonn.bundle import Bundle, load_bundle, write_bundle
 from nonn.errors import NonnError, QuorumError
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc
@@ -26,17 +29,17 @@ from tests.toys import toy_bundle
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("membership") / "bundle", num_devices=4, num_parts=2)
 
 
 @pytest.fixture
-def fleet(tmp_path):
+def fleet(tmp_path: Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         yield Fleet(tmp_path, stack)
 
 
-def test_nodes_join_serve_and_leave_while_requests_go_on(bundle, fleet):
+def test_nodes_join_serve_and_leave_while_requests_go_on(bundle: Bundle, fleet: Any) -> None:
     aggregator, address = fleet.aggregator(bundle)
     client = fleet.client(address)
     with pytest.raises(QuorumError):
@@ -57,7 +60,9 @@ def test_nodes_join_serve_and_leave_while_requests_go_on(bundle, fleet):
     assert "b left" in aggregator.log.read_text()
 
 
-def test_an_aggregator_that_is_killed_and_restarted_gets_its_nodes_back_as_they_were(bundle, fleet):
+def test_an_aggregator_that_is_killed_and_restarted_gets_its_nodes_back_as_they_were(
+    bundle: Bundle, fleet: Any
+) -> None:
     aggregator, address = fleet.aggregator(bundle)
     client = fleet.client(address)
     nodes = [fleet.node(name, address) for name in ("a", "b", "c")]
@@ -71,12 +76,12 @@ def test_an_aggregator_that_is_killed_and_restarted_gets_its_nodes_back_as_they_
     assert all("the lease is no longer valid; joining again" in node.log.read_text() for node in nodes)
 
 
-def stamps(folder):
+def stamps(folder: Any) -> Any:
     """When each file of a student was written."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.onnx")}
 
 
-def test_two_aggregators_share_their_nodes_and_agree_about_them(bundle, fleet):
+def test_two_aggregators_share_their_nodes_and_agree_about_them(bundle: Bundle, fleet: Any) -> None:
     _, first = fleet.aggregator(bundle)
     other, second = fleet.aggregator(bundle)
     clients = fleet.client(first), fleet.client(second)
@@ -90,7 +95,7 @@ def test_two_aggregators_share_their_nodes_and_agree_about_them(bundle, fleet):
     until(lambda: len(members(clients[0])) == 2)
 
 
-def test_a_node_that_falls_silent_loses_its_lease_and_comes_back_by_itself(bundle, fleet):
+def test_a_node_that_falls_silent_loses_its_lease_and_comes_back_by_itself(bundle: Bundle, fleet: Any) -> None:
     aggregator, address = fleet.aggregator(bundle, "--lease", "1")
     client = fleet.client(address)
     node = fleet.node("a", address)
@@ -103,7 +108,7 @@ def test_a_node_that_falls_silent_loses_its_lease_and_comes_back_by_itself(bundl
     check_offline(bundle, client)
 
 
-def test_a_second_device_of_the_same_id_is_refused_loudly(bundle, fleet):
+def test_a_second_device_of_the_same_id_is_refused_loudly(bundle: Bundle, fleet: Any) -> None:
     aggregator, address = fleet.aggregator(bundle)
     client = fleet.client(address)
     first = fleet.node("a", address)
@@ -123,7 +128,7 @@ def test_a_second_device_of_the_same_id_is_refused_loudly(bundle, fleet):
     check_offline(bundle, client)
 
 
-def test_only_authorised_nodes_join(bundle, fleet, tmp_path):
+def test_only_authorised_nodes_join(bundle: Bundle, fleet: Any, tmp_path: Path) -> None:
     aggregator, address = fleet.aggregator(bundle)
     wrong = tmp_path / "wrong"
     wrong.write_text(TOKEN + "x")
@@ -140,7 +145,7 @@ def test_only_authorised_nodes_join(bundle, fleet, tmp_path):
 
 
 @pytest.fixture
-def registered(bundle, fleet):
+def registered(bundle: Bundle, fleet: Any) -> Iterator[Any]:
     """The stub of a device that has the token and a lease of student 2, what it sends along, and the lease."""
     _, address = fleet.aggregator(bundle)
     metadata = (("authorization", f"Bearer {TOKEN}"),)
@@ -150,7 +155,7 @@ def registered(bundle, fleet):
         yield stub, metadata, stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
 
 
-def test_a_member_gets_the_files_of_its_student_from_any_offset(bundle, registered):
+def test_a_member_gets_the_files_of_its_student_from_any_offset(bundle: Bundle, registered: Any) -> None:
     stub, metadata, lease = registered
     assert [artifact.path for artifact in lease.artifacts] == ["manifest.json", "students/student-2.onnx"]
     request = pb.GetArtifactRequest(lease=lease.lease, path="manifest.json", offset=9)
@@ -167,27 +172,27 @@ def test_a_member_gets_the_files_of_its_student_from_any_offset(bundle, register
         ({"offset": 1 << 40}, "the offset is"),
     ],
 )
-def test_requests_for_other_files_are_refused(registered, change, text):
+def test_requests_for_other_files_are_refused(registered: Any, change: Any, text: Any) -> None:
     stub, metadata, lease = registered
     request = pb.GetArtifactRequest(**{"lease": lease.lease, "path": "manifest.json"} | change)
     with pytest.raises(grpc.RpcError, match=text):
         list(stub.GetArtifact(request, metadata=metadata, timeout=TIMEOUT_S))
 
 
-def test_a_heartbeat_is_known_by_its_lease(registered):
+def test_a_heartbeat_is_known_by_its_lease(registered: Any) -> None:
     stub, metadata, lease = registered
     assert stub.Heartbeat(pb.HeartbeatRequest(lease=lease.lease), metadata=metadata, timeout=TIMEOUT_S).known
     assert not stub.Heartbeat(pb.HeartbeatRequest(lease="none"), metadata=metadata, timeout=TIMEOUT_S).known
 
 
-def test_an_address_that_is_none_is_refused(registered):
+def test_an_address_that_is_none_is_refused(registered: Any) -> None:
     stub, metadata, _ = registered
     request = pb.RegisterRequest(node="b", instance="i", fingerprint="f", address="x")
     with pytest.raises(grpc.RpcError, match="is not host:port"):
         stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
 
 
-def test_options_that_contradict_each_other_are_refused(bundle, tmp_path):
+def test_options_that_contradict_each_other_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="h:1", student=0)])
     token = tmp_path / "token"
     token.write_text(TOKEN)
@@ -201,7 +206,7 @@ def test_options_that_contradict_each_other_are_refused(bundle, tmp_path):
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
 
 
-def test_an_aggregator_without_joins_is_reported(bundle, fleet, tmp_path):
+def test_an_aggregator_without_joins_is_reported(bundle: Bundle, fleet: Any, tmp_path: Path) -> None:
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:1", student=0)])
     running = fleet._start("nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--deadline", "0.2")
     address = running.ready["address"]
@@ -210,7 +215,7 @@ def test_an_aggregator_without_joins_is_reported(bundle, fleet, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_node_that_waits_for_its_aggregator_ends_at_once_on_a_signal(fleet, number):
+def test_a_node_that_waits_for_its_aggregator_ends_at_once_on_a_signal(fleet: Any, number: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         address = f"127.0.0.1:{held.getsockname()[1]}"
     node = fleet.node("a", address)
@@ -218,7 +223,7 @@ def test_a_node_that_waits_for_its_aggregator_ends_at_once_on_a_signal(fleet, nu
     assert node.end(number) == 0
 
 
-def padded(bundle, path, num_bytes):
+def padded(bundle: Bundle, path: Any, num_bytes: Any) -> Any:
     """The same bundle with students as large as real ones."""
     students = {}
     for student in bundle.manifest.students:
@@ -232,7 +237,7 @@ def padded(bundle, path, num_bytes):
 class CuttingProxy:
     """Forwards connections, and cuts the first one after so many bytes of answers, once `arrived` says so."""
 
-    def __init__(self, upstream, cut_after, arrived):
+    def __init__(self, upstream: Any, cut_after: Any, arrived: Any) -> None:
         self.cuts, self.answered, self._cut_after, self._arrived = 0, 0, cut_after, arrived
         self._upstream, self._ends = upstream, []
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -240,7 +245,7 @@ class CuttingProxy:
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
-    def _accept(self):
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._server.accept()
@@ -251,7 +256,7 @@ class CuttingProxy:
                     self._threads.append(threading.Thread(target=self._pipe, args=(source, target, source is far)))
                     self._threads[-1].start()
 
-    def _pipe(self, source, target, answers):
+    def _pipe(self, source: Any, target: Any, answers: Any) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if answers:
@@ -264,12 +269,12 @@ class CuttingProxy:
         self._hang_up(source, target)
 
     @staticmethod
-    def _hang_up(*ends):
+    def _hang_up(*ends: Any) -> None:
         for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def close(self):
+    def close(self) -> None:
         self._hang_up(self._server, *self._ends)
         for thread in self._threads:
             thread.join(TIMEOUT_S)
@@ -277,11 +282,11 @@ class CuttingProxy:
             end.close()
 
 
-def test_a_download_that_is_cut_goes_on_and_the_whole_is_right(bundle, fleet, tmp_path):
+def test_a_download_that_is_cut_goes_on_and_the_whole_is_right(bundle: Bundle, fleet: Any, tmp_path: Path) -> None:
     large = padded(bundle, tmp_path / "large", 4_000_000)
     _, address = fleet.aggregator(large)
 
-    def most_is_on_disk():
+    def most_is_on_disk() -> Any:
         return any(part.stat().st_size > 2_000_000 for part in (fleet.folder / "a").rglob("*.part"))
 
     with contextlib.closing(CuttingProxy(address, 3_000_000, most_is_on_disk)) as proxy:
@@ -298,7 +303,7 @@ def test_a_download_that_is_cut_goes_on_and_the_whole_is_right(bundle, fleet, tm
 
 
 @pytest.fixture
-def secure(bundle, fleet, tmp_path):
+def secure(bundle: Bundle, fleet: Any, tmp_path: Path) -> Any:
     """An authority, and an aggregator with TLS: its process and address."""
     authority = Authority.create(tmp_path / "certs")
     for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
@@ -306,7 +311,7 @@ def secure(bundle, fleet, tmp_path):
     return authority, *fleet.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
 
 
-def test_with_tls_the_certificate_is_the_id(bundle, fleet, secure):
+def test_with_tls_the_certificate_is_the_id(bundle: Bundle, fleet: Any, secure: Any) -> None:
     authority, _, address = secure
     client = fleet.client(address, tls=authority.folder("client", "alice"))
     for name in ("a", "b"):
@@ -315,7 +320,7 @@ def test_with_tls_the_certificate_is_the_id(bundle, fleet, secure):
     check_offline(bundle, client)
 
 
-def test_a_certificate_that_cannot_join_is_refused_with_the_reason(secure, tmp_path):
+def test_a_certificate_that_cannot_join_is_refused_with_the_reason(secure: Any, tmp_path: Path) -> None:
     authority, _, address = secure
     authority.issue("node", "gone")
     stolen = shutil.copytree(authority.folder("node", "gone"), tmp_path / "stolen")
@@ -330,7 +335,7 @@ def test_a_certificate_that_cannot_join_is_refused_with_the_reason(secure, tmp_p
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
 
 
-def test_the_certificate_of_a_node_does_not_join_as_another_one(secure):
+def test_the_certificate_of_a_node_does_not_join_as_another_one(secure: Any) -> None:
     authority, aggregator, address = secure
     pem = (authority.folder("node", "a") / "identity.pem").read_bytes()
     credentials = grpc.ssl_channel_credentials((authority.path / "ca.pem").read_bytes(), pem, pem)
@@ -343,7 +348,7 @@ def test_the_certificate_of_a_node_does_not_join_as_another_one(secure):
     assert "does not let it join as 'b'" in aggregator.log.read_text()
 
 
-def test_a_node_that_is_revoked_while_it_serves_is_out_and_the_other_serves_on(fleet, secure):
+def test_a_node_that_is_revoked_while_it_serves_is_out_and_the_other_serves_on(fleet: Any, secure: Any) -> None:
     authority, _, address = secure
     client = fleet.client(address, tls=authority.folder("client", "alice"))
     nodes = [fleet.node(n, address, options=("--tls", authority.folder("node", n))) for n in ("a", "b")]
@@ -354,7 +359,9 @@ def test_a_node_that_is_revoked_while_it_serves_is_out_and_the_other_serves_on(f
     assert nodes[0].end() == 0
 
 
-def test_a_node_takes_another_bundle_from_the_aggregator_that_it_has(bundle, fleet, tmp_path):
+def test_a_node_takes_another_bundle_from_the_aggregator_that_it_has(
+    bundle: Bundle, fleet: Any, tmp_path: Path
+) -> None:
     aggregator, address = fleet.aggregator(bundle)
     node = fleet.node("a", address)
     assert node.ready["bundle"] == bundle.hash

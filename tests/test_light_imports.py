@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from tests.toys import toy_bundle
 
 
 @pytest.mark.parametrize("name", BLOCKED)
-def test_the_blocker_blocks(name):
+def test_the_blocker_blocks(name: Any) -> None:
     assert f"{name} is blocked" in python(f"import {name}").stderr
 
 
@@ -31,18 +33,18 @@ def test_the_blocker_blocks(name):
         "nonn.cli.predict",
     ],
 )
-def test_a_module_of_serving_imports_with_the_base_install_alone(module):
+def test_a_module_of_serving_imports_with_the_base_install_alone(module: Any) -> None:
     imported = python(f"import {module}")
     assert imported.returncode == 0, imported.stderr
 
 
-def test_every_option_is_printed_with_the_base_install_alone():
+def test_every_option_is_printed_with_the_base_install_alone() -> None:
     printed = python("import sys; from nonn.cli import main; sys.exit(main(['config']))")
     assert printed.returncode == 0, printed.stderr
     assert "dealt-eigenvector" in printed.stdout
 
 
-def test_a_node_serves_with_the_base_install_alone(tmp_path):
+def test_a_node_serves_with_the_base_install_alone(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
     # Standard input is empty, so the node ends as soon as it has said that it serves.
     program = "from nonn_device.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ from tests.toys import toy_bundle
 
 
 @pytest.fixture
-def root():
+def root() -> Iterator[Any]:
     """The root logger, put back as it was."""
     logger = logging.getLogger()
     handlers, level = list(logger.handlers), logger.level
@@ -24,7 +27,9 @@ def root():
     logger.setLevel(level)
 
 
-def test_a_line_of_json_has_the_fields_of_its_event_and_is_written_once(root, capsys):
+def test_a_line_of_json_has_the_fields_of_its_event_and_is_written_once(
+    root: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(3):
         configure_logging("json")
     logging.getLogger("nonn.x").warning("ä %s", "b", extra={"event": "e", "node": "n-1", "reason": "r"})
@@ -45,7 +50,7 @@ def test_a_line_of_json_has_the_fields_of_its_event_and_is_written_once(root, ca
     assert "ValueError: boom" in second["exception"]
 
 
-def test_text_is_one_line_too(root, capsys):
+def test_text_is_one_line_too(root: Any, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("json")
     configure_logging("text")
     logging.getLogger("nonn.x").info("hello")
@@ -54,7 +59,7 @@ def test_text_is_one_line_too(root, capsys):
     assert lines[0].endswith("INFO hello")
 
 
-def test_an_aggregator_logs_one_line_for_each_change_of_a_node(tmp_path):
+def test_an_aggregator_logs_one_line_for_each_change_of_a_node(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
     write_inventory(tmp_path / "nodes.toml", [Node(id="kitchen", address="127.0.0.1:9", student=0)])
     arguments = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--deadline", "0.1", "--watch-stdin"]

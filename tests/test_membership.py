@@ -7,6 +7,9 @@ import contextlib
 import dataclasses
 import hashlib
 import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from nonn.aggregator.membership.leases import JoinRequest, Membership
 from nonn.aggregator.membership.servicer import MembershipServicer
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
+from nonn.bundle import Bundle
 from nonn.errors import BundleError, DataError, MembershipError, UnreachableError
 from nonn.rpc.guard import Guard
 from nonn.rpc.v1 import fleet_pb2 as pb
@@ -31,15 +35,15 @@ from tests.toys import toy_bundle
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("membership") / "bundle", num_devices=4, num_parts=2)
 
 
-def joining(node, instance="i", fingerprint="f", **more):
+def joining(node: Any, instance: str = "i", fingerprint: str = "f", **more: Any) -> Any:
     return JoinRequest(node=node, instance=instance, fingerprint=fingerprint, **more)
 
 
-def test_a_new_node_gets_the_student_that_is_needed_most(bundle):
+def test_a_new_node_gets_the_student_that_is_needed_most(bundle: Bundle) -> None:
     membership = Membership(bundle)
     students = [membership.register(joining(f"n{i}"), 0.0).student for i in range(8)]
     assert sorted(students[:4]) == sorted(students[4:]) == [0, 1, 2, 3]  # nobody twice before everybody once
@@ -49,7 +53,7 @@ def test_a_new_node_gets_the_student_that_is_needed_most(bundle):
     assert value[students[0]] == max(value)
 
 
-def test_an_inventory_counts_when_students_are_given_out(bundle):
+def test_an_inventory_counts_when_students_are_given_out(bundle: Bundle) -> None:
     inventory = [Node(id=f"fixed-{i}", address=f"h:{i + 1}", student=i) for i in (0, 1, 2)]
     membership = Membership(bundle, inventory)
     assert membership.register(joining("a"), 0.0).student == 3
@@ -61,7 +65,7 @@ def test_an_inventory_counts_when_students_are_given_out(bundle):
             membership.register(wrong, 0.0)
 
 
-def test_a_node_keeps_the_student_that_it_brings_but_not_one_of_another_bundle(bundle):
+def test_a_node_keeps_the_student_that_it_brings_but_not_one_of_another_bundle(bundle: Bundle) -> None:
     membership = Membership(bundle)
     for node in "abc":
         assert membership.register(joining(node, student=3, bundle=bundle.hash), 0.0).student == 3
@@ -70,14 +74,14 @@ def test_a_node_keeps_the_student_that_it_brings_but_not_one_of_another_bundle(b
         membership.register(joining("e", student=7), 0.0)
 
 
-def test_a_node_that_brings_no_student_gets_the_one_that_is_reserved_for_it(bundle):
+def test_a_node_that_brings_no_student_gets_the_one_that_is_reserved_for_it(bundle: Bundle) -> None:
     membership, usual = Membership(bundle), Membership(bundle).register(joining("a"), 0.0).student
     membership.reserve("a", (usual + 1) % 4)
     assert membership.register(joining("a"), 0.0).student == (usual + 1) % 4
     assert membership.register(joining("a", student=usual, bundle=bundle.hash), 0.0).student == usual
 
 
-def test_a_student_that_does_not_fit_is_not_given(bundle):
+def test_a_student_that_does_not_fit_is_not_given(bundle: Bundle) -> None:
     sizes = [student.bytes for student in bundle.manifest.students]
     membership = Membership(bundle)
     assert membership.register(joining("a", max_model_bytes=max(sizes)), 0.0).student in range(4)
@@ -85,7 +89,7 @@ def test_a_student_that_does_not_fit_is_not_given(bundle):
         membership.register(joining("b", max_model_bytes=10), 0.0)
 
 
-def test_an_id_is_one_device(bundle):
+def test_an_id_is_one_device(bundle: Bundle) -> None:
     membership = Membership(bundle, lease_s=10.0)
     first = membership.register(joining("a", address="h:1"), 0.0)
     with pytest.raises(MembershipError, match=r"held by a device with another key, at h:1; .* or wait 9 s"):
@@ -102,7 +106,7 @@ def test_an_id_is_one_device(bundle):
     assert membership.register(joining("a", "i", "g"), 18.0).student == second.student
 
 
-def test_a_lease_lives_by_its_heartbeats(bundle):
+def test_a_lease_lives_by_its_heartbeats(bundle: Bundle) -> None:
     membership = Membership(bundle, lease_s=3.0)
     lease = membership.register(joining("a"), 0.0)
     assert membership.next_expiry_s(1.0) == 2.0
@@ -125,7 +129,7 @@ STEP = st.tuples(
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(STEP, max_size=40))
-def test_whatever_happens_an_id_has_one_live_lease_and_only_its_token_renews_it(bundle, steps):
+def test_whatever_happens_an_id_has_one_live_lease_and_only_its_token_renews_it(bundle: Bundle, steps: Any) -> None:
     membership, now, given_out = Membership(bundle, lease_s=3.0), 0.0, []
     for what, node, instance, key, passed in steps:
         now += passed
@@ -156,15 +160,15 @@ def test_whatever_happens_an_id_has_one_live_lease_and_only_its_token_renews_it(
     assert all(membership.find(lease.token) is None for lease in dead)
 
 
-def test_back_off_doubles_up_to_a_limit_with_jitter_and_starts_again_after_a_success():
+def test_back_off_doubles_up_to_a_limit_with_jitter_and_starts_again_after_a_success() -> None:
     waited = []
 
-    async def sleep(seconds):
+    async def sleep(seconds: Any) -> None:
         waited.append(seconds)
 
     backoff = Backoff(sleep, random.Random(0))
 
-    async def scenario():
+    async def scenario() -> None:
         for _ in range(8):
             await backoff.wait()
         backoff.reset()
@@ -182,35 +186,35 @@ def test_back_off_doubles_up_to_a_limit_with_jitter_and_starts_again_after_a_suc
 class Call:
     """As much of a call as the service looks at."""
 
-    def peer(self):
+    def peer(self) -> Any:
         return "somebody"
 
-    async def abort(self, code, details, trailing=()):
+    async def abort(self, code: Any, details: Any, trailing: Any = ()) -> None:
         raise AssertionError(details)
 
 
 @contextlib.asynccontextmanager
-async def service(bundle):
+async def service(bundle: Bundle) -> AsyncIterator[Any]:
     """The service and a function that registers nodes with it."""
     policy = PolicyConfig(deadline_s=1000.0)  # no test takes as long
     async with Aggregator(bundle, [], policy, connect=(work := WorkChannels()).or_else(connect_insecure)) as aggregator:
         fleet = MembershipServicer(aggregator, Membership(bundle), Guard(), work)
 
-        async def register(name, **more):
+        async def register(name: Any, **more: Any) -> Any:
             return await fleet.Register(pb.RegisterRequest(node=name, instance="i", fingerprint="f", **more), Call())
 
         yield aggregator, fleet, register
 
 
-def test_a_node_that_hangs_while_it_joins_holds_up_nobody_else(bundle):
-    async def scenario():
+def test_a_node_that_hangs_while_it_joins_holds_up_nobody_else(bundle: Bundle) -> None:
+    async def scenario() -> None:
         asked = asyncio.Event()
 
-        async def hangs(raw, context):
+        async def hangs(raw: Any, context: Any) -> None:
             asked.set()
             await asyncio.Event().wait()
 
-        async def refuses(raw, context):
+        async def refuses(raw: Any, context: Any) -> Any:
             return b"no reply"
 
         async with (
@@ -231,17 +235,19 @@ def test_a_node_that_hangs_while_it_joins_holds_up_nobody_else(bundle):
     asyncio.run(scenario())
 
 
-def test_a_node_that_dialled_in_and_cannot_be_added_is_logged_and_has_to_join_again(bundle, caplog, monkeypatch):
-    async def scenario():
+def test_a_node_that_dialled_in_and_cannot_be_added_is_logged_and_has_to_join_again(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
         async with service(bundle) as (aggregator, fleet, register), asyncio.timeout(TIMEOUT_S):
 
-            async def fails(node):
+            async def fails(node: Any) -> None:
                 raise RuntimeError("out of luck")
 
             monkeypatch.setattr(aggregator, "add_node", fails)
             lease = (await register("a", dials_out=True)).lease
 
-            async def replies():
+            async def replies() -> AsyncIterator[Any]:
                 yield pb.WorkReply(lease=lease)
                 await asyncio.Event().wait()
 
@@ -259,13 +265,13 @@ def test_a_node_that_dialled_in_and_cannot_be_added_is_logged_and_has_to_join_ag
 class Source:
     """What an aggregator would send: files of a bundle, cut or altered on request."""
 
-    def __init__(self, bundle, student):
+    def __init__(self, bundle: Bundle, student: Any) -> None:
         paths = ["manifest.json", bundle.manifest.students[student].file]
         self.bundle, self.student, self.asked, self.cut_at = bundle, student, [], None
         self.content = {path: (bundle.path / path).read_bytes() for path in paths}
         self.artifacts = [Artifact(p, hashlib.sha256(c).hexdigest(), len(c)) for p, c in self.content.items()]
 
-    async def read(self, path, offset):
+    async def read(self, path: Any, offset: Any) -> AsyncIterator[Any]:
         self.asked.append((path, offset))
         content = self.content[path]
         for start in range(offset, len(content), 100):
@@ -273,11 +279,11 @@ class Source:
                 raise UnreachableError("cut")
             yield content[start : start + 100]
 
-    def fetch(self, store):
+    def fetch(self, store: Any) -> Any:
         return asyncio.run(store.fetch(self.bundle.hash, self.student, self.artifacts, self.read))
 
 
-def test_a_fetch_goes_on_where_it_was_cut_and_nothing_is_fetched_twice(bundle, tmp_path):
+def test_a_fetch_goes_on_where_it_was_cut_and_nothing_is_fetched_twice(bundle: Bundle, tmp_path: Path) -> None:
     source, store = Source(bundle, 2), Store(tmp_path / "data")
     file = bundle.manifest.students[2].file
     source.cut_at = 300
@@ -296,7 +302,7 @@ def test_a_fetch_goes_on_where_it_was_cut_and_nothing_is_fetched_twice(bundle, t
     assert len(source.asked) == before
 
 
-def test_a_file_that_does_not_match_its_hash_is_deleted_and_fetched_again(bundle, tmp_path):
+def test_a_file_that_does_not_match_its_hash_is_deleted_and_fetched_again(bundle: Bundle, tmp_path: Path) -> None:
     source, store = Source(bundle, 0), Store(tmp_path / "data")
     file = bundle.manifest.students[0].file
     good = source.content[file]
@@ -310,14 +316,14 @@ def test_a_file_that_does_not_match_its_hash_is_deleted_and_fetched_again(bundle
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/evil", "students/../../evil", "a\\b"])
-def test_a_file_outside_the_bundle_is_refused(bundle, tmp_path, path):
+def test_a_file_outside_the_bundle_is_refused(bundle: Bundle, tmp_path: Path, path: Any) -> None:
     source, store = Source(bundle, 0), Store(tmp_path / "data")
     source.artifacts = [Artifact(path, "0" * 64, 1)]
     with pytest.raises(BundleError, match="is outside the bundle"):
         source.fetch(store)
 
 
-def test_a_full_disk_is_an_error_with_a_remedy(bundle, tmp_path):
+def test_a_full_disk_is_an_error_with_a_remedy(bundle: Bundle, tmp_path: Path) -> None:
     source, store = Source(bundle, 1), Store(tmp_path / "data")
     part = store.folder(bundle.hash) / f"{bundle.manifest.students[1].file}.part"
     part.parent.mkdir(parents=True)
@@ -335,7 +341,7 @@ def test_a_full_disk_is_an_error_with_a_remedy(bundle, tmp_path):
         Store(tmp_path / "data" / "node.key" / "below")
 
 
-def test_a_device_keeps_its_key_and_only_the_bundle_that_it_runs(bundle, tmp_path):
+def test_a_device_keeps_its_key_and_only_the_bundle_that_it_runs(bundle: Bundle, tmp_path: Path) -> None:
     store = Store(tmp_path / "data")
     assert (tmp_path / "data/node.key").stat().st_mode & 0o777 == 0o600
     assert Store(tmp_path / "data").fingerprint == store.fingerprint != Store(tmp_path / "other").fingerprint
@@ -359,5 +365,5 @@ def test_a_device_keeps_its_key_and_only_the_bundle_that_it_runs(bundle, tmp_pat
         ("[::]:7", "", "127.0.0.1:7"),
     ],
 )
-def test_the_advertised_address_leads_back(bound, wish, expected):
+def test_the_advertised_address_leads_back(bound: Any, wish: Any, expected: Any) -> None:
     assert Link("127.0.0.1:50051").advertised(bound, wish) == expected

@@ -10,9 +10,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.monitoring.drift import DriftNotice
@@ -21,6 +25,7 @@ from nonn.aggregator.monitoring.metrics import CODES, Metrics, code_of
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
@@ -47,29 +52,29 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("metrics") / "bundle", num_devices=NUM_DEVICES, num_parts=2)
 
 
 @pytest.fixture(scope="module")
-def cluster(bundle):
+def cluster(bundle: Bundle) -> Iterator[Any]:
     with LocalCluster(bundle.path, http_port=0, quorum=2) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def client(cluster):
+def client(cluster: LocalCluster) -> Iterator[Any]:
     with Client(cluster.address) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def inputs():
+def inputs() -> Any:
     return toy_data(50, seed=3)[0]
 
 
 @pytest.fixture
-def everybody(cluster):
+def everybody(cluster: LocalCluster) -> Any:
     """The cluster with every node up, whatever the test before did to it."""
     for known in cluster.states():
         if known.state == "dead":
@@ -79,7 +84,7 @@ def everybody(cluster):
 
 
 @pytest.fixture
-def without_node_2(everybody, client, inputs):
+def without_node_2(everybody: Any, client: Any, inputs: NDArray[Any]) -> Any:
     everybody.kill(2)
     until(lambda: client.infer(inputs[:1]).mask == 0b1011)
     until(lambda: metric(everybody.http_address, "nonn_nodes_up") == NUM_DEVICES - 1)
@@ -87,11 +92,11 @@ def without_node_2(everybody, client, inputs):
 
 
 @pytest.fixture
-def below_quorum(everybody, client, inputs):
+def below_quorum(everybody: Any, client: Any, inputs: NDArray[Any]) -> Any:
     for node in range(NUM_DEVICES - 1):
         everybody.kill(node)
 
-    def refused():
+    def refused() -> Any:
         try:
             client.infer(inputs[:1])
         except QuorumError:
@@ -102,16 +107,18 @@ def below_quorum(everybody, client, inputs):
     return everybody
 
 
-def calls(http, node, code):
+def calls(http: Any, node: Any, code: Any) -> Any:
     """How often a node has answered so."""
     labels = {"node": f"node-{node}", "part": str(node % 2), "code": code}
     return metric(http, "nonn_node_rpc_duration_seconds_count", **labels) or 0
 
 
-def test_a_request_is_counted_once_for_the_cluster_and_once_for_each_node(everybody, client, inputs):
+def test_a_request_is_counted_once_for_the_cluster_and_once_for_each_node(
+    everybody: Any, client: Any, inputs: NDArray[Any]
+) -> None:
     http = everybody.http_address
 
-    def counted():
+    def counted() -> Any:
         return [metric(http, "nonn_requests_total", model="nonn", outcome="ok") or 0] + [
             calls(http, node, "OK") for node in range(NUM_DEVICES)
         ]
@@ -123,7 +130,7 @@ def test_a_request_is_counted_once_for_the_cluster_and_once_for_each_node(everyb
     until(lambda: counted() == [count + 5 for count in before])
 
 
-def test_metrics_of_a_whole_cluster_say_that_nothing_is_wrong(bundle, everybody):
+def test_metrics_of_a_whole_cluster_say_that_nothing_is_wrong(bundle: Bundle, everybody: Any) -> None:
     http = everybody.http_address
     assert metric(http, "nonn_expected_accuracy") == bundle.table.accuracy[0b1111]
     for node in range(NUM_DEVICES):
@@ -131,7 +138,9 @@ def test_metrics_of_a_whole_cluster_say_that_nothing_is_wrong(bundle, everybody)
         assert metric(http, "nonn_late_replies_total", node=f"node-{node}") == 0
 
 
-def test_the_state_of_a_whole_cluster_shows_nodes_accuracy_and_memory(bundle, everybody, client, inputs):
+def test_the_state_of_a_whole_cluster_shows_nodes_accuracy_and_memory(
+    bundle: Bundle, everybody: Any, client: Any, inputs: NDArray[Any]
+) -> None:
     http, accuracy = everybody.http_address, bundle.table.accuracy
     client.infer(inputs[:1])
     until(lambda: [node["state"] for node in state(http)["nodes"]] == ["up"] * NUM_DEVICES)
@@ -145,14 +154,16 @@ def test_the_state_of_a_whole_cluster_shows_nodes_accuracy_and_memory(bundle, ev
     assert all(20e6 < node["rss_bytes"] < 1e9 for node in shown["nodes"])
 
 
-def test_metrics_follow_a_node_that_dies(bundle, without_node_2):
+def test_metrics_follow_a_node_that_dies(bundle: Bundle, without_node_2: Any) -> None:
     http = without_node_2.http_address
     until(lambda: (metric(http, "nonn_degraded_requests_total") or 0) > 0)
     assert metric(http, "nonn_expected_accuracy") == bundle.table.accuracy[0b1011]
     assert calls(http, 2, "UNAVAILABLE") >= 1
 
 
-def test_the_state_names_a_node_that_died_and_what_it_and_the_others_are_worth(bundle, without_node_2):
+def test_the_state_names_a_node_that_died_and_what_it_and_the_others_are_worth(
+    bundle: Bundle, without_node_2: Any
+) -> None:
     shown, accuracy = state(without_node_2.http_address), bundle.table.accuracy
     assert shown["nodes"][2]["state"] != "up"
     # What a dead node is worth is what its return would bring.
@@ -162,7 +173,7 @@ def test_the_state_names_a_node_that_died_and_what_it_and_the_others_are_worth(b
     assert (shown["accuracy"]["next_worst"], shown["accuracy"]["next_worst_node"]) == worst
 
 
-def test_the_state_keeps_the_fault_of_a_node_and_its_return(without_node_2):
+def test_the_state_keeps_the_fault_of_a_node_and_its_return(without_node_2: Any) -> None:
     http = without_node_2.http_address
     shown = state(http)
     assert shown["faults"][-1]["node"] == "node-2"
@@ -173,11 +184,11 @@ def test_the_state_keeps_the_fault_of_a_node_and_its_return(without_node_2):
     assert any(fault["after"] == "up" and fault["node"] == "node-2" for fault in state(http)["faults"])
 
 
-def test_a_degraded_cluster_is_ready(without_node_2):
+def test_a_degraded_cluster_is_ready(without_node_2: Any) -> None:
     assert fetch(f"{without_node_2.http_address}/readyz")[0] == 200
 
 
-def test_a_cluster_below_its_quorum_lives_and_is_not_ready(below_quorum):
+def test_a_cluster_below_its_quorum_lives_and_is_not_ready(below_quorum: Any) -> None:
     http = below_quorum.http_address
     until(lambda: (metric(http, "nonn_requests_total", model="nonn", outcome="below_quorum") or 0) >= 1)
     until(lambda: fetch(f"{http}/readyz")[0] == 503)
@@ -185,11 +196,11 @@ def test_a_cluster_below_its_quorum_lives_and_is_not_ready(below_quorum):
     assert not state(http)["ready"]
 
 
-def test_every_metric_of_the_documents_is_there(without_node_2):
+def test_every_metric_of_the_documents_is_there(without_node_2: Any) -> None:
     assert {sample[0] for sample in metrics(without_node_2.http_address)} >= NAMES
 
 
-def test_pages_say_nothing_to_other_origins_and_take_nothing(cluster):
+def test_pages_say_nothing_to_other_origins_and_take_nothing(cluster: LocalCluster) -> None:
     for path in ("/", "/app.js", "/style.css", "/api/state", "/metrics", "/healthz", "/none", "/../pyproject.toml"):
         status, body, headers = fetch(f"{cluster.http_address}{path}")
         assert status == (404 if path in ("/none", "/../pyproject.toml") else 200)
@@ -200,7 +211,7 @@ def test_pages_say_nothing_to_other_origins_and_take_nothing(cluster):
     assert fetch(f"{cluster.http_address}/api/state", method="POST")[0] == 405
 
 
-def test_a_scraper_gets_the_format_that_it_asks_for(cluster):
+def test_a_scraper_gets_the_format_that_it_asks_for(cluster: LocalCluster) -> None:
     plain = fetch(f"{cluster.http_address}/metrics")
     assert plain[2]["Content-Type"].startswith("text/plain; version=0.0.4")
     openmetrics = fetch(f"{cluster.http_address}/metrics", Accept="application/openmetrics-text; version=1.0.0")
@@ -208,7 +219,7 @@ def test_a_scraper_gets_the_format_that_it_asks_for(cluster):
     assert openmetrics[1].endswith("# EOF\n")
 
 
-def observed(bundle):
+def observed(bundle: Bundle) -> Any:
     """Metrics of an aggregator that nobody has started."""
     watched = Metrics(bundle.num_devices)
     nodes = [Node(id=f"node-{i}", address=f"127.0.0.1:{i + 1}", student=i) for i in range(bundle.num_devices)]
@@ -216,7 +227,7 @@ def observed(bundle):
     return watched, nodes
 
 
-def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle):
+def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle: Bundle) -> None:
     watched, _ = observed(bundle)
     before = len(watched.exposition("")[0])
     for i in range(200):
@@ -238,7 +249,7 @@ def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle):
     assert len(text) < before + 2000  # the figures of all requests, with more digits
 
 
-def test_every_failure_of_a_node_has_one_of_a_few_codes(bundle):
+def test_every_failure_of_a_node_has_one_of_a_few_codes(bundle: Bundle) -> None:
     watched, nodes = observed(bundle)
     failures = {
         ReplyStatus.SILENT: "DEADLINE_EXCEEDED",
@@ -255,7 +266,7 @@ def test_every_failure_of_a_node_has_one_of_a_few_codes(bundle):
         assert f'nonn_node_rpc_duration_seconds_count{{code="{code}",node="node-0",part="0"}} 1.0' in text
 
 
-def test_two_aggregators_in_one_process_count_for_themselves(bundle):
+def test_two_aggregators_in_one_process_count_for_themselves(bundle: Bundle) -> None:
     first, second = observed(bundle)[0], observed(bundle)[0]
     first.on_request(RequestEvent(1.0, 0, "invalid"))
     assert 'outcome="invalid"} 1.0' in first.exposition("")[0].decode()
@@ -263,7 +274,7 @@ def test_two_aggregators_in_one_process_count_for_themselves(bundle):
 
 
 @pytest.fixture(scope="module")
-def inventory(tmp_path_factory):
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("inventory") / "nodes.toml"
     write_inventory(path, [Node(id="a", address="127.0.0.1:9", student=0)])
     return path
@@ -277,12 +288,14 @@ def inventory(tmp_path_factory):
         (["--drift-rate", "-1"], "--drift-rate -1.0: must not be negative"),
     ],
 )
-def test_options_that_cannot_be_kept_end_the_aggregator_with_3(bundle, inventory, options, text):
+def test_options_that_cannot_be_kept_end_the_aggregator_with_3(
+    bundle: Bundle, inventory: Any, options: Any, text: Any
+) -> None:
     ended = run("nonn", "serve", bundle.path, "--inventory", inventory, *options)
     assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
 
 
-def test_a_taken_http_port_is_named(bundle, inventory):
+def test_a_taken_http_port_is_named(bundle: Bundle, inventory: Any) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         ended = run("nonn", "serve", bundle.path, "--inventory", inventory, "--http-port", str(port))
@@ -290,7 +303,9 @@ def test_a_taken_http_port_is_named(bundle, inventory):
     assert f"127.0.0.1:{port} cannot be bound for HTTP" in ended.stderr
 
 
-def test_without_the_extra_the_aggregator_says_how_to_get_it_and_serves_without_http(bundle, inventory):
+def test_without_the_extra_the_aggregator_says_how_to_get_it_and_serves_without_http(
+    bundle: Bundle, inventory: Any
+) -> None:
     program = "from nonn.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["serve", str(bundle.path), "--inventory", str(inventory), "--watch-stdin"]
     for module in ("aiohttp", "prometheus_client"):
@@ -303,7 +318,7 @@ def test_without_the_extra_the_aggregator_says_how_to_get_it_and_serves_without_
     assert '"event": "ready"' in served.stdout
 
 
-def test_beyond_loopback_http_takes_a_certificate_that_is_not_revoked(bundle, tmp_path):
+def test_beyond_loopback_http_takes_a_certificate_that_is_not_revoked(bundle: Bundle, tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "certs")
     for role, name in (("aggregator", "main"), ("client", "alice")):
         authority.issue(role, name)
@@ -316,7 +331,7 @@ def test_beyond_loopback_http_takes_a_certificate_that_is_not_revoked(bundle, tm
         assert http.startswith("https://0.0.0.0:")
         url = f"https://127.0.0.1:{http.rpartition(':')[2]}/healthz"
 
-        def get(identity):
+        def get(identity: Any) -> Any:
             context = ssl.create_default_context(cafile=certs / "client/alice/ca.pem")
             context.check_hostname = False
             if identity:

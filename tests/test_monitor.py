@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.monitor import Monitor
@@ -10,11 +14,13 @@ from nonn.aggregator.service import Aggregator
 from tests.toys import toy_bundle
 
 
-def test_what_goes_wrong_while_a_node_is_asked_about_itself_is_logged(tmp_path, caplog):
+def test_what_goes_wrong_while_a_node_is_asked_about_itself_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     bundle, asked = toy_bundle(tmp_path / "bundle", num_devices=1), asyncio.Event()
 
     class Broken:
-        def unary_unary(self, *args, **kwargs):
+        def unary_unary(self, *args: Any, **kwargs: Any) -> None:
             asked.set()
             raise RuntimeError("channel is closed")
 
@@ -22,7 +28,7 @@ def test_what_goes_wrong_while_a_node_is_asked_about_itself_is_logged(tmp_path, 
     monitor.attach(Aggregator(bundle, [Node(id="a", address="127.0.0.1:1", student=0)]))
     monitor._channels["a"] = Broken()
 
-    async def scenario():
+    async def scenario() -> None:
         async with monitor:
             await asked.wait()
             await asyncio.sleep(0)

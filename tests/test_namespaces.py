@@ -12,12 +12,16 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from nonn_sim.proxy import Proxies
 from nonn_sim.scenario import LinkConfig
 
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.reliability.subsets import mask_of
 from tests.serving import TIMEOUT_S, process, running_aggregator, until
@@ -28,11 +32,11 @@ PORT = 50053
 DEADLINE_S = "2"  # far more than an honest reply takes on a busy machine
 
 
-def command(*arguments):
+def command(*arguments: Any) -> Any:
     return subprocess.run(arguments, capture_output=True, text=True)
 
 
-def why_not():
+def why_not() -> Any:
     """Why there are no namespaces here; empty if there are."""
     if os.geteuid():
         return "network namespaces take root"
@@ -50,7 +54,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces:
 class Link:
     """The veth pair of one node: our end in this namespace, its end in its own."""
 
-    def __init__(self, index):
+    def __init__(self, index: Any) -> None:
         self.namespace = f"nonn-{os.getpid()}-{index}"
         self.device, inside = f"nn{os.getpid() % 100000}.{index}", f"nd{os.getpid() % 100000}.{index}"
         subnet = f"10.{213 + os.getpid() % 40}.{os.getpid() // 40 % 250}"
@@ -66,31 +70,31 @@ class Link:
             done = command(*line.split())
             assert done.returncode == 0, f"{line}: {done.stderr}"
 
-    def close(self):
+    def close(self) -> None:
         command("ip", "link", "delete", self.device)
         command("ip", "netns", "delete", self.namespace)
 
-    def cut(self):
+    def cut(self) -> None:
         assert command("ip", "link", "set", self.device, "down").returncode == 0
 
-    def restore(self):
+    def restore(self) -> None:
         assert command("ip", "link", "set", self.device, "up").returncode == 0
 
-    def narrow(self, kbit):
+    def narrow(self, kbit: Any) -> None:
         shaped = command(*f"tc qdisc replace dev {self.device} root tbf rate {kbit}kbit burst 2kb latency 10s".split())
         assert shaped.returncode == 0, shaped.stderr
 
-    def widen(self):
+    def widen(self) -> None:
         assert command("tc", "qdisc", "delete", "dev", self.device, "root").returncode == 0
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("namespaces") / "bundle", num_devices=NUM_DEVICES)
 
 
 @pytest.fixture(scope="module")
-def links():
+def links() -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         made = []
         for index in range(NUM_DEVICES):
@@ -100,7 +104,7 @@ def links():
 
 
 @pytest.fixture(scope="module")
-def addresses(bundle, links):
+def addresses(bundle: Bundle, links: Any) -> Iterator[Any]:
     """Real nodes, each in its namespace."""
     with contextlib.ExitStack() as stack:
         found = []
@@ -113,7 +117,7 @@ def addresses(bundle, links):
 
 
 @pytest.fixture
-def client(bundle, addresses, tmp_path):
+def client(bundle: Bundle, addresses: Any, tmp_path: Path) -> Iterator[Any]:
     """Of an aggregator that calls the nodes over their links."""
     with (
         running_aggregator(bundle.path, addresses, tmp_path, "--deadline", DEADLINE_S) as ready,
@@ -122,7 +126,7 @@ def client(bundle, addresses, tmp_path):
         yield client
 
 
-def measured(client, num=50):
+def measured(client: Any, num: int = 50) -> Any:
     """Masks that answered, and for each what was right and predicted; over the data of the bundle's table."""
     inputs, labels = toy_data(200, seed=3)
     found = {}
@@ -134,7 +138,7 @@ def measured(client, num=50):
     return found
 
 
-def check_measured_is_predicted(bundle, client, mask):
+def check_measured_is_predicted(bundle: Bundle, client: Any, mask: Any) -> None:
     until(lambda: client.infer(np.zeros((1, 1, 8, 8), np.uint8)).mask == mask)
     found = measured(client)
     assert found.keys() == {mask}
@@ -143,7 +147,9 @@ def check_measured_is_predicted(bundle, client, mask):
     assert right / 200 == pytest.approx(expected)
 
 
-def test_links_are_cut_and_restored_and_accuracy_is_as_predicted_for_whoever_is_left(bundle, links, client):
+def test_links_are_cut_and_restored_and_accuracy_is_as_predicted_for_whoever_is_left(
+    bundle: Bundle, links: Any, client: Any
+) -> None:
     check_measured_is_predicted(bundle, client, 0b111)
     try:
         links[1].cut()
@@ -159,7 +165,7 @@ def test_links_are_cut_and_restored_and_accuracy_is_as_predicted_for_whoever_is_
     check_measured_is_predicted(bundle, client, 0b111)
 
 
-def test_a_narrow_link_costs_its_time_and_beyond_the_deadline_its_node(bundle, links, client):
+def test_a_narrow_link_costs_its_time_and_beyond_the_deadline_its_node(bundle: Bundle, links: Any, client: Any) -> None:
     inputs, _ = toy_data(100, seed=3)  # 6.4 kB to each node
     try:
         links[2].narrow(256)  # 32 kB/s, of which a burst of 2 kB is free
@@ -174,7 +180,7 @@ def test_a_narrow_link_costs_its_time_and_beyond_the_deadline_its_node(bundle, l
     check_measured_is_predicted(bundle, client, 0b111)
 
 
-def test_the_cluster_answers_through_delay_jitter_and_stalls(bundle, addresses, tmp_path):
+def test_the_cluster_answers_through_delay_jitter_and_stalls(bundle: Bundle, addresses: Any, tmp_path: Path) -> None:
     slow = LinkConfig(latency_s=0.02, jitter_s=0.01)
     with (
         Proxies(addresses, [slow] * NUM_DEVICES, seed=0) as proxies,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from tests.policies import NODES, policy_of, practise, refused, silent
 
 
 @given(st.integers(1, 5), st.integers(5, 30), st.floats(0.1, 3.0))
-def test_a_node_that_hangs_costs_one_deadline_in_all(failures, requests, every_s):
+def test_a_node_that_hangs_costs_one_deadline_in_all(failures: Any, requests: Any, every_s: Any) -> None:
     """Requests come one every so often, also while others wait; only one of them may wait for the deadline."""
     policy = policy_of(breaker_failures=failures, deadline_s=1.0, breaker_reset_s=0.5)
     now, waited, open_sessions = 0.0, [], []
@@ -42,7 +44,7 @@ def test_a_node_that_hangs_costs_one_deadline_in_all(failures, requests, every_s
     assert policy.state("b") == "out"
 
 
-def test_a_node_that_failed_is_probed_at_once_and_then_once_in_every_reset_time():
+def test_a_node_that_failed_is_probed_at_once_and_then_once_in_every_reset_time() -> None:
     policy = policy_of(breaker_reset_s=2.0)
     policy.on_success("b", 0.1, 9.0)
     assert policy.next_probe_s(9.0) is None
@@ -57,7 +59,7 @@ def test_a_node_that_failed_is_probed_at_once_and_then_once_in_every_reset_time(
     assert policy.probes(13.0) == ("b",)
 
 
-def test_a_node_that_answers_probes_but_no_request_is_not_asked_again_and_again():
+def test_a_node_that_answers_probes_but_no_request_is_not_asked_again_and_again() -> None:
     policy = policy_of(breaker_reset_s=2.0)
     policy.on_success("b", 0.1, 9.0)
     silent(policy, "b", now=10.0)
@@ -68,7 +70,7 @@ def test_a_node_that_answers_probes_but_no_request_is_not_asked_again_and_again(
     assert policy.probes(13.2) == ("b",)
 
 
-def test_one_good_reply_brings_a_node_back():
+def test_one_good_reply_brings_a_node_back() -> None:
     policy = policy_of()
     silent(policy, "b", 1.0)
     assert policy.session(1.0).ask == ("a", "c")
@@ -78,7 +80,7 @@ def test_one_good_reply_brings_a_node_back():
     assert policy.next_probe_s(2.1) is None
 
 
-def test_refusals_leave_a_node_out_only_when_they_come_in_a_row():
+def test_refusals_leave_a_node_out_only_when_they_come_in_a_row() -> None:
     policy = policy_of(breaker_failures=2)
     for now in range(1, 20, 2):
         refused(policy, "b", float(now))
@@ -90,7 +92,7 @@ def test_refusals_leave_a_node_out_only_when_they_come_in_a_row():
     assert policy.state("b") == "out"
 
 
-def test_a_request_from_before_a_node_came_back_does_not_count_against_it():
+def test_a_request_from_before_a_node_came_back_does_not_count_against_it() -> None:
     policy = policy_of()
     silent(policy, "b", now=5.0)
     policy.on_probe("b", True, 0.01, 6.0)
@@ -100,7 +102,7 @@ def test_a_request_from_before_a_node_came_back_does_not_count_against_it():
     assert policy.state("b") == "out"
 
 
-def test_a_client_in_a_hurry_cannot_switch_a_slow_node_off():
+def test_a_client_in_a_hurry_cannot_switch_a_slow_node_off() -> None:
     policy = policy_of(deadline_s=1.0)
     policy.on_success("b", 0.2, 1.0)
     for now in range(2, 10):
@@ -108,14 +110,14 @@ def test_a_client_in_a_hurry_cannot_switch_a_slow_node_off():
     assert policy.state("b") == "up"
 
 
-def test_silence_counts_against_a_node_that_usually_answers_ten_times_faster():
+def test_silence_counts_against_a_node_that_usually_answers_ten_times_faster() -> None:
     policy = policy_of(deadline_s=1.0)
     practise(policy, "b", [0.002] * 20)
     silent(policy, "b", 2.0, waited_s=0.05)
     assert policy.state("b") == "out"
 
 
-def test_below_the_quorum_everybody_is_asked_since_there_is_nothing_to_lose():
+def test_below_the_quorum_everybody_is_asked_since_there_is_nothing_to_lose() -> None:
     policy = policy_of(quorum=2)
     silent(policy, "a", now=1.0)
     assert policy.session(1.0).ask == ("b", "c")
@@ -123,7 +125,7 @@ def test_below_the_quorum_everybody_is_asked_since_there_is_nothing_to_lose():
     assert policy.session(1.0).ask == NODES
 
 
-def test_ready_means_that_the_quorum_is_up():
+def test_ready_means_that_the_quorum_is_up() -> None:
     policy = policy_of(quorum=2)
     assert policy.ready
     silent(policy, "a", now=1.0)
@@ -134,13 +136,13 @@ def test_ready_means_that_the_quorum_is_up():
     assert policy.ready
 
 
-def test_replicas_of_one_student_make_no_quorum():
+def test_replicas_of_one_student_make_no_quorum() -> None:
     policy = policy_of({"a": 0, "a2": 0, "b": 1}, quorum=2)
     silent(policy, "b", now=1.0)
     assert not policy.ready
 
 
-def test_requests_are_counted_and_probes_are_not():
+def test_requests_are_counted_and_probes_are_not() -> None:
     policy = policy_of()
     policy.on_success("a", 0.2, 1.0)
     policy.on_success("a", 0.1, 2.0)
@@ -153,7 +155,7 @@ def test_requests_are_counted_and_probes_are_not():
 
 
 @given(st.lists(st.tuples(st.sampled_from(NODES), st.booleans(), st.booleans(), st.floats(0, 2)), max_size=60))
-def test_whatever_happens_requests_can_reach_the_quorum_and_failed_nodes_are_probed(outcomes):
+def test_whatever_happens_requests_can_reach_the_quorum_and_failed_nodes_are_probed(outcomes: Any) -> None:
     policy = policy_of(quorum=2)
     now = 0.0
     for node, ok, hangs, step in outcomes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from nonn.aggregator.policy import PolicyConfig
@@ -24,12 +27,12 @@ from nonn.errors import ConfigError
         ({"hedge_quantile": 1.1}, "hedge_quantile = 1.1"),
     ],
 )
-def test_an_impossible_policy_is_an_error_that_names_the_value(values, text):
+def test_an_impossible_policy_is_an_error_that_names_the_value(values: Any, text: Any) -> None:
     with pytest.raises(ConfigError, match=text):
         PolicyConfig(**values)
 
 
-def test_a_policy_is_read_as_it_was_written(tmp_path):
+def test_a_policy_is_read_as_it_was_written(tmp_path: Path) -> None:
     config = PolicyConfig(deadline_s=0.25, quorum=3, breaker_failures=7, breaker_reset_s=2.0, accuracy_per_ms=1e-5)
     write_policy(tmp_path / "policy.toml", config)
     assert load_policy(tmp_path / "policy.toml") == config
@@ -46,7 +49,7 @@ def test_a_policy_is_read_as_it_was_written(tmp_path):
         ("policy = 3", "no [policy] table"),
     ],
 )
-def test_a_wrong_policy_file_is_an_error_that_names_file_and_key(tmp_path, text, message):
+def test_a_wrong_policy_file_is_an_error_that_names_file_and_key(tmp_path: Path, text: Any, message: Any) -> None:
     file = tmp_path / "policy.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,26 +16,26 @@ from nonn.errors import ConfigError
 from tests.policies import NODES, ONE_EACH, PAIR, policy_of, practise, refused, silent
 
 
-def test_all_nodes_are_asked_until_the_deadline_while_nothing_is_known():
+def test_all_nodes_are_asked_until_the_deadline_while_nothing_is_known() -> None:
     session = policy_of(deadline_s=0.5).session(3.0)
     assert session.ask == NODES
     assert (session.deadline_at, session.look_at, session.done) == (3.5, 3.5, False)
 
 
-def test_the_clients_deadline_shortens_the_wait_by_what_fusing_takes():
+def test_the_clients_deadline_shortens_the_wait_by_what_fusing_takes() -> None:
     policy = policy_of(deadline_s=1.0, fusion_budget_s=0.01)
     assert policy.session(0.0, 0.25).deadline_at == pytest.approx(0.24)
     assert policy.session(0.0, 60.0).deadline_at == 1.0
 
 
-def test_a_client_whose_deadline_leaves_no_time_makes_no_work():
+def test_a_client_whose_deadline_leaves_no_time_makes_no_work() -> None:
     policy = policy_of(fusion_budget_s=0.01)
     session = policy.session(0.0, 0.01)
     assert (session.ask, session.done) == ((), True)
     assert [record.pending for record in policy.nodes.values()] == [0, 0, 0]
 
 
-def test_a_request_is_done_when_everybody_has_answered_or_failed():
+def test_a_request_is_done_when_everybody_has_answered_or_failed() -> None:
     session = policy_of().session(0.0)
     assert session.tell("a", True)
     assert not session.tell("b", False)
@@ -45,7 +46,7 @@ def test_a_request_is_done_when_everybody_has_answered_or_failed():
     assert (session.answered, session.early) == (0b101, False)
 
 
-def test_at_the_deadline_the_wait_is_over():
+def test_at_the_deadline_the_wait_is_over() -> None:
     session = policy_of(deadline_s=1.0).session(0.0)
     session.tell("a", True)
     session.decide(0.9)
@@ -56,7 +57,7 @@ def test_at_the_deadline_the_wait_is_over():
     assert set(session.waiting) == {"b", "c"}
 
 
-def test_nobody_waits_for_a_node_that_another_request_has_found_to_hang():
+def test_nobody_waits_for_a_node_that_another_request_has_found_to_hang() -> None:
     policy = policy_of()
     session = policy.session(0.5)
     session.tell("a", True)
@@ -67,7 +68,7 @@ def test_nobody_waits_for_a_node_that_another_request_has_found_to_hang():
     assert session.answered == 0b101
 
 
-def test_but_a_request_that_needs_it_for_the_quorum_waits_on():
+def test_but_a_request_that_needs_it_for_the_quorum_waits_on() -> None:
     policy = policy_of(quorum=3)
     session = policy.session(0.5)
     session.tell("a", True)
@@ -79,7 +80,7 @@ def test_but_a_request_that_needs_it_for_the_quorum_waits_on():
     assert session.answered == 0b111
 
 
-def test_whom_nobody_waits_for_is_fused_all_the_same_if_it_answers_before_the_others():
+def test_whom_nobody_waits_for_is_fused_all_the_same_if_it_answers_before_the_others() -> None:
     session = policy_of().session(0.0)
     session.leave_out("b")
     assert not session.done
@@ -89,7 +90,7 @@ def test_whom_nobody_waits_for_is_fused_all_the_same_if_it_answers_before_the_ot
     assert session.answered == 0b111
 
 
-def test_nodes_come_and_go_while_requests_are_under_way():
+def test_nodes_come_and_go_while_requests_are_under_way() -> None:
     policy = policy_of()
     session = policy.session(0.0)
     policy.add("d", 0)
@@ -105,7 +106,7 @@ def test_nodes_come_and_go_while_requests_are_under_way():
 # Hedging
 
 
-def test_of_two_replicas_the_faster_one_is_asked_and_the_other_after_its_95th_percentile():
+def test_of_two_replicas_the_faster_one_is_asked_and_the_other_after_its_95th_percentile() -> None:
     policy = policy_of(PAIR, deadline_s=1.0)
     practise(policy, "a", [0.02] * 19 + [0.5])
     practise(policy, "a2", [0.03] * 20)
@@ -124,7 +125,7 @@ def test_of_two_replicas_the_faster_one_is_asked_and_the_other_after_its_95th_pe
     assert session.answered == 0b11
 
 
-def test_a_replica_is_asked_at_once_when_the_first_one_fails():
+def test_a_replica_is_asked_at_once_when_the_first_one_fails() -> None:
     policy = policy_of(PAIR)
     practise(policy, "a", [0.01])
     practise(policy, "a2", [0.02])
@@ -141,7 +142,7 @@ def test_a_replica_is_asked_at_once_when_the_first_one_fails():
     assert session.answered == 0b10
 
 
-def test_a_replica_that_is_out_is_no_spare_and_one_that_is_up_goes_first():
+def test_a_replica_that_is_out_is_no_spare_and_one_that_is_up_goes_first() -> None:
     policy = policy_of(PAIR)
     practise(policy, "a", [0.01])
     practise(policy, "a2", [0.02])
@@ -153,7 +154,7 @@ def test_a_replica_that_is_out_is_no_spare_and_one_that_is_up_goes_first():
     assert session.decide(1.1) == ()
 
 
-def test_requests_under_way_are_shared_among_replicas():
+def test_requests_under_way_are_shared_among_replicas() -> None:
     policy = policy_of(PAIR)
     for node in PAIR:
         practise(policy, node, [0.01] * 5)
@@ -162,7 +163,7 @@ def test_requests_under_way_are_shared_among_replicas():
 
 
 @given(st.integers(0, 2**32), st.floats(0.01, 0.99))
-def test_every_student_is_fused_once_whatever_order_replies_and_failures_come_in(seed, p_ok):
+def test_every_student_is_fused_once_whatever_order_replies_and_failures_come_in(seed: Any, p_ok: Any) -> None:
     rng = random.Random(seed)
     nodes = {f"n{i}": i % 3 for i in range(7)}
     policy = policy_of(nodes, deadline_s=1.0, quorum=rng.randint(1, 3), hedge_quantile=0.5)
@@ -188,7 +189,7 @@ def test_every_student_is_fused_once_whatever_order_replies_and_failures_come_in
 # Early fusion
 
 
-def early(accuracy_per_ms, quorum=1):
+def early(accuracy_per_ms: Any, quorum: int = 1) -> Any:
     policy = policy_of(accuracy_per_ms=accuracy_per_ms, quorum=quorum, deadline_s=1.0)
     practise(policy, "a", [0.010] * WINDOW)
     practise(policy, "b", [0.020] * WINDOW)
@@ -196,7 +197,7 @@ def early(accuracy_per_ms, quorum=1):
     return policy.session(0.0)
 
 
-def test_without_a_price_of_time_everybody_is_waited_for():
+def test_without_a_price_of_time_everybody_is_waited_for() -> None:
     session = early(0.0)
     session.tell("a", True)
     session.tell("b", True)
@@ -204,7 +205,7 @@ def test_without_a_price_of_time_everybody_is_waited_for():
     assert (session.done, session.look_at) == (False, 1.0)
 
 
-def test_a_device_whose_gain_cannot_pay_for_the_wait_is_not_waited_for():
+def test_a_device_whose_gain_cannot_pay_for_the_wait_is_not_waited_for() -> None:
     # c is worth one point beside a and b, and takes 180 ms longer than b: 0.000055 a millisecond.
     for price, waits in ((0.00005, True), (0.00006, False)):
         session = early(price)
@@ -217,7 +218,7 @@ def test_a_device_whose_gain_cannot_pay_for_the_wait_is_not_waited_for():
         assert session.answered == 0b011
 
 
-def test_a_device_that_is_silent_for_longer_than_ever_has_no_chance_left():
+def test_a_device_that_is_silent_for_longer_than_ever_has_no_chance_left() -> None:
     session = early(0.00005)
     session.tell("a", True)
     session.tell("b", True)
@@ -228,7 +229,7 @@ def test_a_device_that_is_silent_for_longer_than_ever_has_no_chance_left():
     assert session.early
 
 
-def test_early_fusion_never_goes_below_the_quorum():
+def test_early_fusion_never_goes_below_the_quorum() -> None:
     session = early(1.0, quorum=3)
     session.tell("a", True)
     session.tell("b", True)
@@ -236,7 +237,7 @@ def test_early_fusion_never_goes_below_the_quorum():
     assert not session.done
 
 
-def test_two_devices_that_are_worth_nothing_alone_are_waited_for_together():
+def test_two_devices_that_are_worth_nothing_alone_are_waited_for_together() -> None:
     table = [0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9]
     policy = policy_of(accuracy=table, accuracy_per_ms=0.001)
     for node in NODES:
@@ -247,13 +248,13 @@ def test_two_devices_that_are_worth_nothing_alone_are_waited_for_together():
     assert not session.done
 
 
-def test_early_fusion_needs_a_table():
+def test_early_fusion_needs_a_table() -> None:
     with pytest.raises(ConfigError, match="needs the accuracy of every answering set"):
         Policy(ONE_EACH, PolicyConfig(accuracy_per_ms=0.1))
 
 
 @given(st.integers(0, 2**32), st.floats(1e-6, 0.1))
-def test_a_request_always_ends_and_never_after_its_deadline(seed, price):
+def test_a_request_always_ends_and_never_after_its_deadline(seed: Any, price: Any) -> None:
     rng = random.Random(seed)
     nodes = {f"n{i}": i for i in range(5)}
     table = [0.0, *sorted(rng.random() for _ in range(31))]
@@ -278,7 +279,7 @@ def test_a_request_always_ends_and_never_after_its_deadline(seed, price):
 
 
 @given(st.lists(st.floats(0, 10), max_size=200), st.floats(0.01, 1))
-def test_a_quantile_is_that_of_the_last_64_up_to_a_quarter_of_them(values, q):
+def test_a_quantile_is_that_of_the_last_64_up_to_a_quarter_of_them(values: Any, q: Any) -> None:
     latencies = Latencies()
     for value in values:
         latencies.add(value)
@@ -288,7 +289,7 @@ def test_a_quantile_is_that_of_the_last_64_up_to_a_quarter_of_them(values, q):
     assert latencies.quantile(q) == np.quantile(values[-WINDOW:], q, method="inverted_cdf")
 
 
-def test_what_is_left_to_expect_of_a_silent_node_is_counted():
+def test_what_is_left_to_expect_of_a_silent_node_is_counted() -> None:
     latencies = Latencies()
     assert latencies.rest(0.2, 1.0) == (0.5, 0.4)
     for tenth in range(1, 10):

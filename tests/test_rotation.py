@@ -8,7 +8,9 @@ import hashlib
 import shutil
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from nonn.aggregator.monitoring.dashboard import serve_dashboard
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.service import Aggregator
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import CredentialsError
@@ -34,11 +37,11 @@ TOKEN = "a-token-of-enough-characters"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("security") / "bundle", num_devices=2)
 
 
-def shown(address, tls):
+def shown(address: Any, tls: Any) -> Any:
     """Fingerprint of the certificate that a server shows to a new connection."""
     host, _, port = address.rpartition(":")
     with (
@@ -48,7 +51,9 @@ def shown(address, tls):
         return secure.getpeercert(binary_form=True)
 
 
-def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degraded(bundle, tmp_path):
+def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degraded(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     certs = tmp_path / "certs"
     with (
         LocalCluster(bundle.path, tls=certs, deadline_s=TIMEOUT_S) as cluster,
@@ -75,7 +80,7 @@ def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degrad
 
 
 @contextlib.asynccontextmanager
-async def http_port(bundle, tls):
+async def http_port(bundle: Bundle, tls: Any) -> AsyncIterator[Any]:
     """A dashboard that speaks TLS."""
     monitor, metrics = Monitor(bundle), Metrics(bundle.num_devices)
     async with serve_dashboard(monitor, metrics, host="0.0.0.0", port=0, insecure=False, tls=tls) as address:
@@ -83,7 +88,7 @@ async def http_port(bundle, tls):
 
 
 @contextlib.asynccontextmanager
-async def grpc_port(bundle, tls):
+async def grpc_port(bundle: Bundle, tls: Any) -> AsyncIterator[Any]:
     """A server of gRPC with nothing behind it."""
     server = aio.server()
     bound = server.add_secure_port("127.0.0.1:0", tls.server_credentials())
@@ -93,7 +98,9 @@ async def grpc_port(bundle, tls):
 
 
 @pytest.mark.parametrize("port", [http_port, grpc_port])
-def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(bundle, tmp_path, monkeypatch, port):
+def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: Any
+) -> None:
     monkeypatch.setattr("nonn.security.tls.LOOK_AGAIN_S", 0.0)
     authority, other = Authority.create(tmp_path / "certs"), Authority.create(tmp_path / "other")
     for issuer in (authority, other):
@@ -104,7 +111,7 @@ def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(bundle, 
     both = tmp_path / "both"
     both.write_bytes(b"".join((issuer.path / "ca.pem").read_bytes() for issuer in (authority, other)))
 
-    def lets_in(address, client):
+    def lets_in(address: Any, client: Any) -> Any:
         """Whether the handshake is made; the first byte shows it, since a client of TLS 1.3 is judged after it."""
         host, _, number = address.rpartition(":")
         context = ssl.create_default_context(cafile=both)
@@ -120,7 +127,7 @@ def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(bundle, 
             return hashlib.sha256(secure.getpeercert(binary_form=True)).hexdigest() if secure.recv(1) else None
         return None
 
-    async def scenario():
+    async def scenario() -> Any:
         tls = TlsFolder(folder)
         async with port(bundle, tls) as address:
             asked = [await asyncio.to_thread(lets_in, address, client) for client in (old, new)]
@@ -135,17 +142,17 @@ def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(bundle, 
     assert asked == [first, None, rotated, None, second]
 
 
-def until_more(answers, count):
+def until_more(answers: Any, count: Any) -> None:
     """Waits for as many answers more."""
     goal = len(answers) + count
     until(lambda: len(answers) >= goal)
 
 
-def log_of(cluster, name):
+def log_of(cluster: LocalCluster, name: Any) -> Any:
     return (Path(cluster._folder.name) / name).read_text()
 
 
-def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle, tmp_path):
+def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle: Bundle, tmp_path: Path) -> None:
     certs = tmp_path / "certs"
     with LocalCluster(bundle.path, tls=certs) as cluster, Client(cluster.address, tls=cluster.client_tls) as client:
         assert client.infer(SAMPLE).mask == 0b11
@@ -157,7 +164,7 @@ def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle, tmp
         until(lambda: client.infer(SAMPLE).mask == 0b11)
         authority.revoke("client", "local")
 
-        def refused():
+        def refused() -> Any:
             try:
                 client.infer(SAMPLE)
             except CredentialsError as exc:
@@ -167,7 +174,9 @@ def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle, tmp
         until(refused)
 
 
-def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_out(bundle, tmp_path, monkeypatch):
+def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_out(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nonn.security.tls.LOOK_AGAIN_S", 0.0)
     authority, certs = Authority.create(tmp_path / "certs"), tmp_path / "certs"
     authority.issue("aggregator", "main")
@@ -177,14 +186,14 @@ def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_
         port = server.getsockname()[1]
     kitchen, tls = Node(id="kitchen", address=f"127.0.0.1:{port}", student=0), TlsFolder(certs / "aggregator/main")
 
-    def switched_on(folder):
+    def switched_on(folder: Any) -> Any:
         options = ["--student", 0, "--tls", folder, "--port", port]
         return logged("nonn_device", "serve", bundle.path, *options, log=tmp_path / "node.log")
 
-    async def scenario():
+    async def scenario() -> None:
         async with Aggregator(bundle, [kitchen], connect=connect_tls(tls)) as aggregator:
 
-            async def up():
+            async def up() -> None:
                 await until_async(lambda: aggregator.policy.state("kitchen") == "up")
 
             watch = Watch(aggregator, tls)
@@ -205,16 +214,18 @@ def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_
     asyncio.run(scenario())
 
 
-def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newest(bundle, tmp_path, monkeypatch):
+def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newest(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nonn.security.tls.LOOK_AGAIN_S", 0.0)
     authority, main = Authority.create(tmp_path / "certs"), tmp_path / "certs/aggregator/main"
     authority.issue("aggregator", "main")
     authority.issue("node", "a")
 
-    def deliver():
+    def deliver() -> Any:
         return shutil.copytree(tmp_path / "certs/node/a", tmp_path / "device", dirs_exist_ok=True)
 
-    async def scenario(stack):
+    async def scenario(stack: Any) -> None:
         joining = Joining(JoiningOptions(tls=main, lease_s=3.0, joins=True))
         aggregator = Aggregator(bundle, [], connect=joining.connect(bundle))
         servicer = joining.servicer(aggregator)

@@ -8,14 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import CredentialsError, NonnError
@@ -32,12 +35,12 @@ TOKEN = "a-token-of-enough-characters"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("security") / "bundle", num_devices=2)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """TLS folders of everybody, good and bad."""
     path, now = tmp_path_factory.mktemp("tls"), datetime.now(UTC)
     old = Authority.create(path / "certs", clock=lambda: now - timedelta(days=100))
@@ -61,13 +64,13 @@ def folder(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def node(bundle, tls, log, *options, student=0):
+def node(bundle: Bundle, tls: Any, log: Any, *options: Any, student: int = 0) -> Iterator[Any]:
     with logged("nonn_device", "serve", bundle.path, "--student", student, "--tls", tls, *options, log=log) as started:
         yield started
 
 
 @contextlib.contextmanager
-def aggregator(bundle, tls, nodes, tmp_path, *options):
+def aggregator(bundle: Bundle, tls: Any, nodes: Any, tmp_path: Path, *options: Any) -> Iterator[Any]:
     write_inventory(tmp_path / "nodes.toml", nodes)
     arguments = ["nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--tls", tls, *options]
     with logged(*arguments, log=tmp_path / "aggregator.log") as started:
@@ -75,14 +78,14 @@ def aggregator(bundle, tls, nodes, tmp_path, *options):
 
 
 @pytest.fixture(scope="module")
-def kitchen(bundle, folder, tmp_path_factory):
+def kitchen(bundle: Bundle, folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A node with its address and log."""
     log = tmp_path_factory.mktemp("kitchen") / "log"
     with node(bundle, folder / "certs/node/kitchen", log) as (ready, log):
         yield ready["address"], log
 
 
-def ask(address, tls, name, *, method="ModelInfer"):
+def ask(address: Any, tls: Any, name: Any, *, method: str = "ModelInfer") -> Any:
     """One call with the files of a folder just as they are, whatever nonn would say of them; returns the error."""
     options = [("grpc.ssl_target_name_override", name)]
     if tls is None:
@@ -109,7 +112,9 @@ def ask(address, tls, name, *, method="ModelInfer"):
         (None, "uses plain text, this side TLS: give it --tls"),
     ],
 )
-def test_a_caller_that_tls_refuses_is_logged_with_the_reason(folder, kitchen, tmp_path, caller, text):
+def test_a_caller_that_tls_refuses_is_logged_with_the_reason(
+    folder: Any, kitchen: Any, tmp_path: Path, caller: Any, text: Any
+) -> None:
     address, log = kitchen
     tls = None
     if caller is not None:
@@ -130,14 +135,16 @@ def test_a_caller_that_tls_refuses_is_logged_with_the_reason(folder, kitchen, tm
         ("node/attic", grpc.StatusCode.PERMISSION_DENIED, "that needs a certificate of role aggregator"),
     ],
 )
-def test_an_unauthorised_caller_gets_an_error_and_the_node_logs_it(folder, kitchen, caller, code, text):
+def test_an_unauthorised_caller_gets_an_error_and_the_node_logs_it(
+    folder: Any, kitchen: Any, caller: Any, code: Any, text: Any
+) -> None:
     address, log = kitchen
     error = ask(address, folder / "certs" / caller, "kitchen.node.nonn.internal")
     assert (error.code(), text in error.details()) == (code, True), error.details()
     until(lambda: "refused ipv4:127.0.0.1:" in log.read_text() and text in log.read_text())
 
 
-def test_a_node_shows_its_own_certificate_and_no_other(folder, kitchen):
+def test_a_node_shows_its_own_certificate_and_no_other(folder: Any, kitchen: Any) -> None:
     address, _ = kitchen
     main = TlsFolder(folder / "certs/aggregator/main")
     assert explain(address, "kitchen.node.nonn.internal", main) == ""
@@ -156,7 +163,7 @@ def test_a_node_shows_its_own_certificate_and_no_other(folder, kitchen):
     )
 
 
-def test_what_tls_has_nothing_to_do_with_is_not_explained(folder):
+def test_what_tls_has_nothing_to_do_with_is_not_explained(folder: Any) -> None:
     main = TlsFolder(folder / "certs/aggregator/main")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -169,14 +176,16 @@ def test_what_tls_has_nothing_to_do_with_is_not_explained(folder):
 @pytest.mark.parametrize(
     "tls", ["certs/aggregator/expired", "certs/aggregator/future", "certs/client/alice", "nowhere"]
 )
-def test_an_aggregator_does_not_start_with_a_certificate_that_does_not_count(bundle, folder, tmp_path, tls):
+def test_an_aggregator_does_not_start_with_a_certificate_that_does_not_count(
+    bundle: Bundle, folder: Any, tmp_path: Path, tls: Any
+) -> None:
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:1", student=0)])
     ended = run("nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--tls", folder / tls)
     assert ended.returncode == 3, ended.stderr
     assert str(folder / tls) in ended.stderr
 
 
-def test_the_wrong_nodes_are_left_out_and_both_sides_say_why(bundle, folder, tmp_path):
+def test_the_wrong_nodes_are_left_out_and_both_sides_say_why(bundle: Bundle, folder: Any, tmp_path: Path) -> None:
     certs = folder / "certs"
     with (
         node(bundle, certs / "node/attic", tmp_path / "attic.log") as (attic, _),
@@ -215,14 +224,14 @@ def test_the_wrong_nodes_are_left_out_and_both_sides_say_why(bundle, folder, tmp
 
 
 @pytest.fixture(scope="module")
-def main(bundle, folder, kitchen, tmp_path_factory):
+def main(bundle: Bundle, folder: Any, kitchen: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The address and the log of an aggregator over the kitchen's node."""
     nodes = [Node(id="kitchen", address=kitchen[0], student=0)]
     with aggregator(bundle, folder / "certs/aggregator/main", nodes, tmp_path_factory.mktemp("main")) as (ready, log):
         yield ready["address"], log
 
 
-def test_a_client_with_a_certificate_is_answered(folder, main):
+def test_a_client_with_a_certificate_is_answered(folder: Any, main: Any) -> None:
     with Client(main[0], tls=folder / "certs/client/alice") as client:
         assert client.infer(SAMPLE).mask == 0b01
 
@@ -235,7 +244,7 @@ def test_a_client_with_a_certificate_is_answered(folder, main):
         ("certs/client/revoked", "client 'revoked' has been revoked; issue another"),
     ],
 )
-def test_a_refused_client_gets_the_reason(folder, main, caller, text):
+def test_a_refused_client_gets_the_reason(folder: Any, main: Any, caller: Any, text: Any) -> None:
     with (
         Client(main[0], tls=caller and folder / caller) as client,
         pytest.raises(CredentialsError, match=text) as caught,
@@ -244,20 +253,22 @@ def test_a_refused_client_gets_the_reason(folder, main, caller, text):
     assert main[0] in str(caught.value)
 
 
-def test_an_aggregator_logs_a_revoked_client(folder, main):
+def test_an_aggregator_logs_a_revoked_client(folder: Any, main: Any) -> None:
     address, log = main
     ask(address, folder / "certs/client/revoked", AGGREGATOR_NAME)
     until(lambda: "client 'revoked' has been revoked" in log.read_text())
 
 
-def test_the_certificate_of_a_node_is_none_of_a_client(folder, main):
+def test_the_certificate_of_a_node_is_none_of_a_client(folder: Any, main: Any) -> None:
     with pytest.raises(CredentialsError, match="certificate of node 'attic'; this needs one of role client"):
         Client(main[0], tls=folder / "certs/node/attic")
     refused = ask(main[0], folder / "certs/node/attic", AGGREGATOR_NAME)
     assert refused.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-def test_the_certificate_of_a_node_is_none_of_an_aggregator_though_the_same_authority_issued_it(folder, kitchen):
+def test_the_certificate_of_a_node_is_none_of_an_aggregator_though_the_same_authority_issued_it(
+    folder: Any, kitchen: Any
+) -> None:
     with (
         Client(kitchen[0], tls=folder / "certs/client/alice") as client,
         pytest.raises(CredentialsError, match="shows the certificate of nonn://node/kitchen, not of aggregator"),
@@ -265,7 +276,7 @@ def test_the_certificate_of_a_node_is_none_of_an_aggregator_though_the_same_auth
         client.infer(SAMPLE)
 
 
-def test_predict_accepts_a_certificate_and_reports_a_missing_one(folder, main, tmp_path):
+def test_predict_accepts_a_certificate_and_reports_a_missing_one(folder: Any, main: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "sample.npy", SAMPLE)
     asked = run("nonn", "predict", main[0], tmp_path / "sample.npy", "--tls", folder / "certs/client/alice")
     assert asked.returncode == 0, asked.stderr
@@ -273,7 +284,7 @@ def test_predict_accepts_a_certificate_and_reports_a_missing_one(folder, main, t
     assert (asked.returncode, "give --tls" in asked.stderr) == (3, True)
 
 
-def test_a_client_with_a_certificate_does_not_ask_in_plain_text(bundle, folder):
+def test_a_client_with_a_certificate_does_not_ask_in_plain_text(bundle: Bundle, folder: Any) -> None:
     with (
         LocalCluster(bundle.path) as plain,
         Client(plain.address, tls=folder / "certs/client/alice") as client,
@@ -283,7 +294,7 @@ def test_a_client_with_a_certificate_does_not_ask_in_plain_text(bundle, folder):
 
 
 @pytest.fixture
-def guarded(bundle, kitchen_in_plain_text, tmp_path):
+def guarded(bundle: Bundle, kitchen_in_plain_text: Any, tmp_path: Path) -> Iterator[Any]:
     """The address, the log and the tokens of an aggregator that takes one token."""
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{TOKEN}\n")
@@ -294,13 +305,13 @@ def guarded(bundle, kitchen_in_plain_text, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def kitchen_in_plain_text(bundle, tmp_path_factory):
+def kitchen_in_plain_text(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     log = tmp_path_factory.mktemp("plain") / "log"
     with logged("nonn_device", "serve", bundle.path, "--student", 0, log=log) as (ready, _):
         yield ready["address"]
 
 
-def test_a_client_without_the_token_is_refused_and_no_token_is_logged(guarded, tmp_path):
+def test_a_client_without_the_token_is_refused_and_no_token_is_logged(guarded: Any, tmp_path: Path) -> None:
     address, log, tokens = guarded
     wrong = tmp_path / "wrong"
     wrong.write_text(TOKEN[:-1] + "x")
@@ -313,7 +324,7 @@ def test_a_client_without_the_token_is_refused_and_no_token_is_logged(guarded, t
     assert TOKEN[:-1] not in log.read_text()
 
 
-def test_health_tells_nothing_and_needs_no_token(guarded):
+def test_health_tells_nothing_and_needs_no_token(guarded: Any) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(guarded[0]) as channel:
@@ -321,7 +332,7 @@ def test_health_tells_nothing_and_needs_no_token(guarded):
         until(lambda: health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def test_the_token_can_be_changed_while_the_aggregator_serves(guarded, tmp_path):
+def test_the_token_can_be_changed_while_the_aggregator_serves(guarded: Any, tmp_path: Path) -> None:
     address, _, tokens = guarded
     old = shutil.copy(tokens, tmp_path / "old")
     tokens.write_text("another-token-of-enough-characters")
@@ -330,7 +341,7 @@ def test_the_token_can_be_changed_while_the_aggregator_serves(guarded, tmp_path)
         assert not works(late)
 
 
-def test_a_token_file_that_cannot_be_used_is_refused_before_a_call(tmp_path):
+def test_a_token_file_that_cannot_be_used_is_refused_before_a_call(tmp_path: Path) -> None:
     short = tmp_path / "short"
     short.write_text("short")
     with pytest.raises(CredentialsError, match="16 or more ASCII characters"):
@@ -339,21 +350,21 @@ def test_a_token_file_that_cannot_be_used_is_refused_before_a_call(tmp_path):
     assert (asked.returncode, "nowhere: cannot be read" in asked.stderr) == (3, True)
 
 
-def works(client):
+def works(client: Any) -> Any:
     try:
         return client.infer(SAMPLE).mask == 0b01
     except NonnError:
         return False
 
 
-def test_tls_is_how_a_process_serves_beyond_loopback(bundle, folder, tmp_path):
+def test_tls_is_how_a_process_serves_beyond_loopback(bundle: Bundle, folder: Any, tmp_path: Path) -> None:
     with node(bundle, folder / "certs/node/kitchen", tmp_path / "log", "--host", "0.0.0.0") as (ready, _):
         assert ready["address"].startswith("0.0.0.0:")
     ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--host", "0.0.0.0")
     assert (ended.returncode, "without TLS; give a folder of nonn certs with --tls" in ended.stderr) == (3, True)
 
 
-def test_what_a_library_prints_on_standard_error_still_arrives_and_so_do_tracebacks(tmp_path):
+def test_what_a_library_prints_on_standard_error_still_arrives_and_so_do_tracebacks(tmp_path: Path) -> None:
     program = (
         "import os, logging, sys\n"
         "from nonn.security.handshake import log_failed_handshakes\n"
@@ -377,7 +388,7 @@ def test_what_a_library_prints_on_standard_error_still_arrives_and_so_do_traceba
     assert text.count(refused) == 1
 
 
-def test_a_signal_ends_a_tls_node_in_order(bundle, folder):
+def test_a_signal_ends_a_tls_node_in_order(bundle: Bundle, folder: Any) -> None:
     with process("nonn_device", "serve", bundle.path, "--student", "0", "--tls", folder / "certs/node/attic") as child:
         assert child.stdout.readline()
         child.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from nonn_sim.metrics import summary
 from nonn_sim.scenario import LinkConfig, LoadConfig
 from nonn_sim.simulate import simulate, simulate_once
 
+from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MissingExtraError
 from nonn.reliability.subsets import mask_of
 from tests.toys import toy_bundle
@@ -21,15 +23,15 @@ from tests.worlds import NUM_DEVICES, world
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("engine") / "bundle", num_devices=NUM_DEVICES)
 
 
-def trace_of(scenario, bundle, deployment=None, seed=0):
+def trace_of(scenario: Any, bundle: Bundle, deployment: Any = None, seed: int = 0) -> Any:
     return Engine(scenario, bundle.num_devices, deployment or bundle_deployment(bundle), seed).run()
 
 
-def test_without_a_fault_a_request_takes_what_its_slowest_device_takes(bundle):
+def test_without_a_fault_a_request_takes_what_its_slowest_device_takes(bundle: Bundle) -> None:
     scenario = world(
         load={"arrivals": "fixed", "rate_per_s": 20.0},
         aggregator={"overhead_s": 0.01, "per_node_s": 0.001},
@@ -41,7 +43,7 @@ def test_without_a_fault_a_request_takes_what_its_slowest_device_takes(bundle):
     np.testing.assert_allclose(trace.latency_s, 0.001 + 0.03 + 0.001 + 0.01 + NUM_DEVICES * 0.001)
 
 
-def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle):
+def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 10.0},
         load={"arrivals": "fixed", "rate_per_s": 10.0},
@@ -58,7 +60,7 @@ def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle):
     assert [(event.node, event.event) for event in trace.events] == [(1, "kill"), (3, "kill")]
 
 
-def test_a_node_that_hangs_is_waited_for_once_and_comes_back_by_a_probe(bundle):
+def test_a_node_that_hangs_is_waited_for_once_and_comes_back_by_a_probe(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 10.0},
         load={"arrivals": "fixed", "rate_per_s": 5.0},
@@ -71,7 +73,7 @@ def test_a_node_that_hangs_is_waited_for_once_and_comes_back_by_a_probe(bundle):
     assert 6.1 <= back <= 6.1 + scenario.policy.breaker_reset_s + scenario.policy.deadline_s + 0.2
 
 
-def test_below_the_quorum_a_request_is_lost_and_counts_against_availability(bundle):
+def test_below_the_quorum_a_request_is_lost_and_counts_against_availability(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 10.0},
         load={"arrivals": "fixed", "rate_per_s": 10.0},
@@ -85,7 +87,7 @@ def test_below_the_quorum_a_request_is_lost_and_counts_against_availability(bund
     assert row["windows"][-1]["accuracy"] is None
 
 
-def test_a_corrupt_reply_is_a_failure_of_its_node_and_is_not_fused(bundle):
+def test_a_corrupt_reply_is_a_failure_of_its_node_and_is_not_fused(bundle: Bundle) -> None:
     scenario = world(fault=[{"at_s": 0.0, "kind": "corrupt", "nodes": [2]}])
     _, trace = simulate_once(scenario, bundle)
     assert (trace.mask == 0b1011).all()
@@ -93,7 +95,7 @@ def test_a_corrupt_reply_is_a_failure_of_its_node_and_is_not_fused(bundle):
     assert trace.good[0, 2] == 0
 
 
-def test_a_delay_that_fits_into_the_deadline_only_costs_time(bundle):
+def test_a_delay_that_fits_into_the_deadline_only_costs_time(bundle: Bundle) -> None:
     scenario = world(load={"rate_per_s": 10.0}, fault=[{"at_s": 0.0, "kind": "delay", "nodes": [2], "delay_s": 0.05}])
     _, trace = simulate_once(scenario, bundle)
     assert (trace.mask == 0b1111).all()
@@ -101,7 +103,7 @@ def test_a_delay_that_fits_into_the_deadline_only_costs_time(bundle):
 
 
 @pytest.mark.parametrize("link", [{"p_loss": 0.1}, {"p_loss": 0.01, "p_loss_bad": 0.5, "good_s": 3.0, "bad_s": 1.0}])
-def test_a_link_loses_the_share_that_its_law_says(link):
+def test_a_link_loses_the_share_that_its_law_says(link: Any) -> None:
     link = LinkConfig(**link)
     channel, rng, num = Channel(link), np.random.default_rng(0), 100_000
     lost = sum(channel.lost(0.05 * k, *rng.random(2)) for k in range(num))
@@ -109,7 +111,7 @@ def test_a_link_loses_the_share_that_its_law_says(link):
     assert lost / num == pytest.approx((1 - p_bad) * link.p_loss + p_bad * link.p_loss_bad, rel=0.06)
 
 
-def test_losses_of_a_bursty_link_come_together():
+def test_losses_of_a_bursty_link_come_together() -> None:
     link = LinkConfig(p_loss=0.0, p_loss_bad=1.0, good_s=9.0, bad_s=1.0)
     channel, rng = Channel(link), np.random.default_rng(0)
     lost = np.array([channel.lost(0.1 * k, *rng.random(2)) for k in range(50_000)])
@@ -117,7 +119,7 @@ def test_losses_of_a_bursty_link_come_together():
     assert lost[1:][lost[:-1]].mean() == pytest.approx(0.1 + 0.9 * np.exp(-(1 / 9 + 1) * 0.1), abs=0.02)
 
 
-def test_churn_takes_as_much_time_off_as_its_means_say(bundle):
+def test_churn_takes_as_much_time_off_as_its_means_say(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 200_000.0}, load={"rate_per_s": 0.01}, nodes={"mtbf_s": 300.0, "mttr_s": 100.0}
     )
@@ -126,7 +128,7 @@ def test_churn_takes_as_much_time_off_as_its_means_say(bundle):
         assert node["on"] == pytest.approx(0.75, abs=0.04)
 
 
-def test_a_battery_lasts_as_long_as_its_energy(bundle):
+def test_a_battery_lasts_as_long_as_its_energy(bundle: Bundle) -> None:
     deployment = bundle_deployment(bundle)
     work = deployment.work[0]
     scenario = world(
@@ -144,7 +146,7 @@ def test_a_battery_lasts_as_long_as_its_energy(bundle):
     assert row["nodes"][1]["energy_j"] == pytest.approx(2000 * (10 * request_j + 0.02), rel=0.01)
 
 
-def test_a_group_shares_its_fate_in_every_cell_of_its_own(bundle):
+def test_a_group_shares_its_fate_in_every_cell_of_its_own(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 3000.0},
         load={"rate_per_s": 0.1},
@@ -160,7 +162,7 @@ def test_a_group_shares_its_fate_in_every_cell_of_its_own(bundle):
     assert times[0] != times[1]
 
 
-def test_the_front_tier_leaves_out_cells_that_cannot_reach_their_quorum(bundle):
+def test_the_front_tier_leaves_out_cells_that_cannot_reach_their_quorum(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 20.0},
         load={"arrivals": "fixed", "rate_per_s": 30.0},
@@ -175,7 +177,7 @@ def test_the_front_tier_leaves_out_cells_that_cannot_reach_their_quorum(bundle):
     assert trace.asked[0].min() > 1.4 * trace.asked[2].max()
 
 
-def test_clients_of_a_closed_load_wait_for_their_answers(bundle):
+def test_clients_of_a_closed_load_wait_for_their_answers(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 10.0},
         load={"arrivals": "closed", "concurrency": 3},
@@ -188,7 +190,7 @@ def test_clients_of_a_closed_load_wait_for_their_answers(bundle):
     np.testing.assert_allclose(trace.latency_s[3:], 0.02)  # the first three meet at the devices
 
 
-def test_the_same_seed_gives_the_same_json_and_another_seed_does_not(bundle):
+def test_the_same_seed_gives_the_same_json_and_another_seed_does_not(bundle: Bundle) -> None:
     scenario = world(nodes={"service_cv": 0.3, "mtbf_s": 3.0, "mttr_s": 0.5}, link={"jitter_s": 0.001, "p_loss": 0.01})
     first, again = (json.dumps(simulate(scenario, bundle)) for _ in range(2))
     assert first == again
@@ -196,7 +198,7 @@ def test_the_same_seed_gives_the_same_json_and_another_seed_does_not(bundle):
     assert json.dumps(simulate(other, bundle)) != first
 
 
-def test_runs_over_seeds_and_processes_are_those_of_each_seed_alone(bundle):
+def test_runs_over_seeds_and_processes_are_those_of_each_seed_alone(bundle: Bundle) -> None:
     scenario = world(scenario={"requests": 200}, nodes={"mtbf_s": 1.0, "mttr_s": 0.5})
     both = simulate(scenario, bundle, seeds=2, compare=False)["rows"][0]
     alone = [
@@ -207,15 +209,15 @@ def test_runs_over_seeds_and_processes_are_those_of_each_seed_alone(bundle):
     assert both["over_seeds"]["lost"]["sd"] == pytest.approx(np.std([row["lost"] for row in alone], ddof=1))
 
 
-def square(number):
+def square(number: Any) -> Any:
     return number * number
 
 
-def test_jobs_come_back_in_order_from_processes():
+def test_jobs_come_back_in_order_from_processes() -> None:
     assert map_jobs(square, range(5), workers=2) == [0, 1, 4, 9, 16]
 
 
-def test_an_unknown_backend_and_a_missing_ray_are_errors_that_say_what_to_do(monkeypatch):
+def test_an_unknown_backend_and_a_missing_ray_are_errors_that_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="backend 'cloud': unknown; choose one of: local, ray"):
         map_jobs(square, [1], "cloud")
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
@@ -223,7 +225,7 @@ def test_an_unknown_backend_and_a_missing_ray_are_errors_that_say_what_to_do(mon
         map_jobs(square, [1], "ray")
 
 
-def test_boundaries_of_a_wide_residual_network_follow_from_its_name():
+def test_boundaries_of_a_wide_residual_network_follow_from_its_name() -> None:
     # WRN-10-1 on 32 × 32: one convolution to 16 maps, then two in each of three stages.
     assert boundary_elements("wrn-10-1", (3, 32, 32)) == [16384, 16384, 16384, 8192, 8192, 4096, 4096]
     assert len(boundary_elements("wrn-40-4", (3, 32, 32))) == 37
@@ -233,13 +235,13 @@ def test_boundaries_of_a_wide_residual_network_follow_from_its_name():
     assert boundary_elements("prototypes", (1, 8, 8)) is None
 
 
-def wrn_bundle(bundle):
+def wrn_bundle(bundle: Bundle) -> Any:
     """The same bundle, whose teacher is said to be a wide residual network."""
     teacher = {"model": "wrn-16-2", "params": 1, "macs": 100_000, "accuracy": 0.99}
     return replace(bundle, manifest=replace(bundle.manifest, teacher=teacher))
 
 
-def test_alternatives_live_in_the_same_world_and_pay_for_it(bundle):
+def test_alternatives_live_in_the_same_world_and_pay_for_it(bundle: Bundle) -> None:
     scenario = world(
         scenario={"duration_s": 10.0},
         load={"arrivals": "fixed", "rate_per_s": 10.0},
@@ -266,7 +268,7 @@ def test_alternatives_live_in_the_same_world_and_pay_for_it(bundle):
     assert rows["NoNN fusion"]["accuracy"] <= rows["nonn"]["accuracy"]
 
 
-def test_the_first_answer_wins_where_every_device_has_the_whole_teacher(bundle):
+def test_the_first_answer_wins_where_every_device_has_the_whole_teacher(bundle: Bundle) -> None:
     nodes = world(node=[{"device": 1, "service_s": 0.002}], load={"rate_per_s": 5.0})
     rows, _ = alternatives(wrn_bundle(bundle), nodes.devices(NUM_DEVICES))
     [every] = [row for row in rows if row.first_wins]
@@ -279,7 +281,7 @@ def test_the_first_answer_wins_where_every_device_has_the_whole_teacher(bundle):
     assert (trace.mask == 0b0010).all()
 
 
-def test_a_bundle_without_features_says_why_a_row_is_missing(bundle):
+def test_a_bundle_without_features_says_why_a_row_is_missing(bundle: Bundle) -> None:
     bare = {name: digest for name, digest in bundle.manifest.files.items() if name != "features.npz"}
     poor = replace(bundle, manifest=replace(bundle.manifest, files=bare))
     _, missing = alternatives(poor, world().devices(NUM_DEVICES))
@@ -287,7 +289,7 @@ def test_a_bundle_without_features_says_why_a_row_is_missing(bundle):
     assert any("prototypes" in line for line in missing)
 
 
-def test_figures_of_nothing_are_none(bundle):
+def test_figures_of_nothing_are_none(bundle: Bundle) -> None:
     scenario = world(scenario={"duration_s": 1e-6}, load={"rate_per_s": 1.0})
     deployment = bundle_deployment(bundle)
     row = summary(trace_of(scenario, bundle), deployment, scenario, NUM_DEVICES)
@@ -298,7 +300,7 @@ def test_figures_of_nothing_are_none(bundle):
 
 
 @pytest.mark.alone
-def test_a_million_requests_fit_into_a_minute(bundle):
+def test_a_million_requests_fit_into_a_minute(bundle: Bundle) -> None:
     import time
 
     scenario = world(scenario={"requests": 20_000}, nodes={"service_cv": 0.2, "mtbf_s": 100.0, "mttr_s": 10.0})
@@ -308,14 +310,14 @@ def test_a_million_requests_fit_into_a_minute(bundle):
     assert time.process_time() - start < 20_000 * 60e-6
 
 
-def test_a_node_that_was_killed_is_back_after_its_start(bundle):
+def test_a_node_that_was_killed_is_back_after_its_start(bundle: Bundle) -> None:
     fault = {"at_s": 1.0, "kind": "kill", "nodes": [1], "for_s": 0.5}
     scenario = world(nodes={"restart_s": 0.25}, fault=[fault])
     _, trace = simulate_once(scenario, bundle)
     assert [(event.time_s, event.event) for event in trace.events] == [(1.0, "kill"), (1.75, "restart")]
 
 
-def test_clients_in_a_hurry_do_not_switch_a_slow_node_off_for_others(bundle):
+def test_clients_in_a_hurry_do_not_switch_a_slow_node_off_for_others(bundle: Bundle) -> None:
     late = {"at_s": 1.0, "kind": "delay", "nodes": [1], "delay_s": 0.05}
     scenario = world(load={"rate_per_s": 20.0, "timeout_s": 0.04}, nodes={"service_s": 0.02}, fault=[late])
     _, trace = simulate_once(scenario, bundle)
@@ -323,7 +325,7 @@ def test_clients_in_a_hurry_do_not_switch_a_slow_node_off_for_others(bundle):
     assert trace.asked[0].tolist() == [500] * NUM_DEVICES
 
 
-def test_faults_of_one_kind_that_overlap_end_with_the_last(bundle):
+def test_faults_of_one_kind_that_overlap_end_with_the_last(bundle: Bundle) -> None:
     overlap = [
         {"at_s": 1.0, "kind": "off", "nodes": [1], "for_s": 1.0},
         {"at_s": 1.5, "kind": "off", "nodes": [1], "for_s": 1.5},
@@ -335,7 +337,7 @@ def test_faults_of_one_kind_that_overlap_end_with_the_last(bundle):
     assert row["nodes"][1]["on"] == pytest.approx(6 / 8)
 
 
-def test_a_device_that_is_reachable_again_is_found_within_the_time_between_two_attempts(bundle):
+def test_a_device_that_is_reachable_again_is_found_within_the_time_between_two_attempts(bundle: Bundle) -> None:
     cut = {"at_s": 1.0, "kind": "partition", "nodes": [1], "for_s": 1.0}
     # A breaker that never leaves anybody out, so that requests themselves tell when the device is back.
     scenario = world(scenario={"duration_s": 5.0}, policy={"breaker_failures": 10_000}, fault=[cut])
@@ -348,7 +350,7 @@ def test_a_device_that_is_reachable_again_is_found_within_the_time_between_two_a
     assert max(waits) < 0.5 + 0.1
 
 
-def test_measured_times_are_drawn_as_they_were_measured_and_do_not_queue(bundle):
+def test_measured_times_are_drawn_as_they_were_measured_and_do_not_queue(bundle: Bundle) -> None:
     measured_s = np.array([[0.01, 0.001], [0.02, 0.002], [0.09, 0.0]])
     scenario = world(scenario={"requests": 3000}, load={"rate_per_s": 200.0})
     trace = Engine(scenario, NUM_DEVICES, bundle_deployment(bundle), 0, measured_s=measured_s).run()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_enumeration_is_several_times_faster_than_fusing_each_set_anew() -> None
     assert time.process_time() - start < one_by_one_s / 4  # 20 and more on an idle machine
 
 
-def test_a_bundles_table_is_what_its_features_give(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_bundles_table_is_what_its_features_give(tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     bundle = toy_bundle(tmp_path / "bundle", num_devices=4)
     stored, none = enumerate_bundle(bundle)
     counted, by_class = enumerate_bundle(bundle, recount=True, per_class=True)
@@ -214,7 +215,9 @@ def test_a_bundles_table_is_what_its_features_give(tmp_path) -> None:  # type: i
     assert by_class.shape == (16, 10)
 
 
-def test_more_than_sixteen_devices_point_to_sampling_and_missing_features_are_named(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_more_than_sixteen_devices_point_to_sampling_and_missing_features_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
     files = {name: digest for name, digest in bundle.manifest.files.items() if name != "features.npz"}
     object.__setattr__(bundle.manifest, "files", files)

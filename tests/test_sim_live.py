@@ -4,6 +4,8 @@ import argparse
 import itertools
 import json
 import tomllib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from nonn_sim.proxy import Proxies, _Frames
 from nonn_sim.scenario import LinkConfig
 from nonn_sim.scenario_file import load_scenario, parse_scenario
 
+from nonn.bundle import Bundle
 from nonn.errors import ConfigError, DataError, InputError, NonnError
 from nonn.rpc.wire import Array
 from tests.serving import TIMEOUT_S, running_node
@@ -74,11 +77,11 @@ nodes = [3]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("live") / "bundle", num_devices=NUM_DEVICES)
 
 
-def parse(text: str):
+def parse(text: str) -> Any:
     return parse_scenario(tomllib.loads(text), source="s.toml")
 
 
@@ -90,7 +93,9 @@ def command(*options: object) -> argparse.Namespace:
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_a_real_cluster_does_what_the_simulator_says_of_it(bundle, tmp_path, capsys):
+def test_a_real_cluster_does_what_the_simulator_says_of_it(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scenario, inputs, log = tmp_path / "live.toml", tmp_path / "test.npz", tmp_path / "log.csv"
     scenario.write_text(SCENARIO)
     samples, labels = toy_data(200, seed=3)
@@ -117,7 +122,7 @@ def test_a_real_cluster_does_what_the_simulator_says_of_it(bundle, tmp_path, cap
     assert happened == [(event.node, event.event) for event in timeline(load_scenario(scenario), NUM_DEVICES)]
 
 
-def test_an_interval_of_a_quantile_holds_it_about_as_often_as_it_says():
+def test_an_interval_of_a_quantile_holds_it_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(400):
@@ -138,7 +143,9 @@ def test_an_interval_of_a_quantile_holds_it_about_as_often_as_it_says():
         (0.11, None, False, False),
     ],
 )
-def test_a_comparison_is_judged_by_the_interval_and_a_wide_one_decides_nothing(p99, interval, conclusive, within):
+def test_a_comparison_is_judged_by_the_interval_and_a_wide_one_decides_nothing(
+    p99: Any, interval: Any, conclusive: Any, within: Any
+) -> None:
     simulated = {"accuracy": 0.9, "accuracy_of_sets": 0.9, "latency_s": {"p99": p99}}
     measured = {"accuracy": 0.902, "accuracy_of_sets": 0.9, "latency_s": {"p99": 0.1}, "p99_interval_s": interval}
     result = difference(simulated, measured, drift=1.1)
@@ -162,7 +169,7 @@ def ask(address: str, shape: tuple[int, ...]) -> Array:
         return read_tensors(reply.outputs, reply.raw_output_contents)["features"]
 
 
-def test_a_proxy_carries_delays_spoils_and_cuts(bundle):
+def test_a_proxy_carries_delays_spoils_and_cuts(bundle: Bundle) -> None:
     import time
 
     import grpc
@@ -198,7 +205,7 @@ def test_a_proxy_carries_delays_spoils_and_cuts(bundle):
     st.lists(st.integers(1, 30), min_size=1),
     st.booleans(),
 )
-def test_only_messages_are_spoilt_however_the_bytes_arrive(frames, sizes, spoil):
+def test_only_messages_are_spoilt_however_the_bytes_arrive(frames: Any, sizes: Any, spoil: Any) -> None:
     def stream(invert: bool) -> bytes:
         parts = []
         for kind, body in frames:
@@ -215,7 +222,7 @@ def test_only_messages_are_spoilt_however_the_bytes_arrive(frames, sizes, spoil)
     assert carried == stream(spoil)
 
 
-def test_a_proxy_is_as_slow_as_its_link(bundle):
+def test_a_proxy_is_as_slow_as_its_link(bundle: Bundle) -> None:
     import time
 
     link = LinkConfig(latency_s=0.05, bandwidth_bytes_per_s=1e5)
@@ -226,7 +233,7 @@ def test_a_proxy_is_as_slow_as_its_link(bundle):
         assert time.monotonic() - start >= 3 * 0.05  # the greeting, the request and the reply
 
 
-def test_behind_a_proxy_a_node_that_is_gone_refuses(bundle):
+def test_behind_a_proxy_a_node_that_is_gone_refuses(bundle: Bundle) -> None:
     import grpc
 
     shape = bundle.manifest.input.shape
@@ -246,19 +253,19 @@ def test_behind_a_proxy_a_node_that_is_gone_refuses(bundle):
         ("[fleet]\ncells = 2", "fleet.cells = 2: one cell runs live"),
     ],
 )
-def test_what_a_real_cluster_cannot_do_is_an_error_before_it_starts(text, message):
+def test_what_a_real_cluster_cannot_do_is_an_error_before_it_starts(text: str, message: Any) -> None:
     scenario = parse('[scenario]\nname = "s"\nduration_s = 10\n' + text)
     with pytest.raises(ConfigError) as caught:
         check_live(scenario, 4)
     assert message in str(caught.value)
 
 
-def test_a_live_run_needs_a_duration():
+def test_a_live_run_needs_a_duration() -> None:
     with pytest.raises(ConfigError, match=r"a live run needs scenario\.duration_s"):
         check_live(parse('[scenario]\nname = "s"\nrequests = 10'), 4)
 
 
-def test_churn_becomes_a_timeline_of_stops_that_is_the_seeds():
+def test_churn_becomes_a_timeline_of_stops_that_is_the_seeds() -> None:
     scenario = parse('[scenario]\nname = "s"\nduration_s = 100\n[nodes]\nmtbf_s = 20\nmttr_s = 5\nrestart_s = 3')
     events = timeline(scenario, 4)
     assert events == timeline(scenario, 4)
@@ -267,7 +274,7 @@ def test_churn_becomes_a_timeline_of_stops_that_is_the_seeds():
     assert events[-1].time_s < 100
 
 
-def test_inputs_that_do_not_fit_are_errors_that_name_the_file(bundle, tmp_path):
+def test_inputs_that_do_not_fit_are_errors_that_name_the_file(bundle: Bundle, tmp_path: Path) -> None:
     inputs, labels = toy_data(5, seed=0)
     file = tmp_path / "inputs.npz"
     with pytest.raises(DataError, match=r"inputs\.npz: no such file"):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ mttr_s = 0.5
 
 
 @pytest.fixture(scope="module")
-def ray_python():
+def ray_python() -> Any:
     """A Python with Ray; without a way to install it there is nothing to test."""
     ready, python = ENVIRONMENT / ".ready", ENVIRONMENT / "bin/python"
     if not ready.exists():
@@ -50,7 +51,7 @@ def ray_python():
 
 @pytest.mark.slow
 @pytest.mark.timeout(INSTALL_TIMEOUT_S + RUN_TIMEOUT_S + 60)
-def test_a_real_ray_cluster_computes_what_this_process_computes(ray_python, tmp_path):
+def test_a_real_ray_cluster_computes_what_this_process_computes(ray_python: Any, tmp_path: Path) -> None:
     bundle, scenario = toy_bundle(tmp_path / "bundle", num_devices=4), tmp_path / "ray.toml"
     scenario.write_text(SCENARIO)
     done = subprocess.run(

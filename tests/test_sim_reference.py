@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +20,13 @@ from nonn_sim.scenario import FAULT_ENDS
 
 from nonn.aggregator.policy import Policy
 from nonn.aggregator.policy.session import Session
+from nonn.bundle import Bundle
 from tests.toys import toy_bundle
 from tests.worlds import NUM_DEVICES, world
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("reference") / "bundle", num_devices=NUM_DEVICES)
 
 
@@ -33,7 +36,7 @@ GONE = (State.REFUSING, State.OFF)
 class Job:
     """What a device of the reference is asked for."""
 
-    def __init__(self, env, arrives, service_s, deadline_at, down_s, status):
+    def __init__(self, env: Any, arrives: Any, service_s: Any, deadline_at: Any, down_s: Any, status: Any) -> None:
         self.arrives, self.left_s, self.deadline_at, self.down_s, self.status = (
             arrives,
             service_s,
@@ -57,7 +60,7 @@ class Request:
 class Reference:
     """The same world as plainly as it can be said: a SimPy process for every request, exchange, device and probe."""
 
-    def __init__(self, scenario, deployment, seed):
+    def __init__(self, scenario: Any, deployment: Any, seed: Any) -> None:
         n = len(deployment.devices)
         nodes = scenario.devices(n)
         self.scenario, self.n, self.seed, self.rows = scenario, n, seed, []
@@ -76,17 +79,17 @@ class Reference:
         self.asked = [self.env.event() for _ in range(n)]
         self.wake = self.env.event()
 
-    def run(self):
+    def run(self) -> Any:
         for i in range(self.n):
             self.env.process(self.device(i))
         self.env.process(self.keep_probing())
         self.env.run(until=self.env.process(self.clients()))
         return self.rows
 
-    def state(self, i):
+    def state(self, i: Any) -> Any:
         return self.world.conditions[0][i].state
 
-    def changed(self, cell, i, before, after):
+    def changed(self, cell: Any, i: Any, before: Any, after: Any) -> None:
         if before is after:
             return
         if after in GONE and before not in GONE:
@@ -94,14 +97,14 @@ class Reference:
         change, self.changes[i] = self.changes[i], self.env.event()
         change.succeed(after)
 
-    def clients(self):
+    def clients(self) -> Iterator[Any]:
         under_way = []
         for at, _ in zip(arrivals(self.scenario.load, self.seed), range(self.scenario.scenario.requests), strict=False):
             yield self.env.timeout(at - self.env.now)
             under_way.append(self.env.process(self.request()))
         yield self.env.all_of(under_way)
 
-    def request(self):
+    def request(self) -> Iterator[Any]:
         now = self.env.now
         request = Request(
             now, self.policy.session(now, self.scenario.load.timeout_s), next(self.draws), self.env.event()
@@ -112,7 +115,7 @@ class Reference:
         self.decide(request)
         yield request.over
 
-    def ask(self, request, i):
+    def ask(self, request: pytest.FixtureRequest, i: Any) -> Iterator[Any]:
         """One exchange, and at once everything that follows from its outcome."""
         at, node, session = self.env.now, f"node-{i}", request.session
         end, status = yield self.env.process(self.exchange(i, session.deadline_at - at, request.row, False))
@@ -127,14 +130,14 @@ class Reference:
         self.decide(request)
         self.look_again()
 
-    def nobody_waits_for(self, node):
+    def nobody_waits_for(self, node: Any) -> None:
         if self.policy.state(node) == "out":
             for other in tuple(self.open):
                 other.session.leave_out(node)
                 if other.session.done:
                     self.decide(other)
 
-    def decide(self, request):
+    def decide(self, request: pytest.FixtureRequest) -> None:
         if request not in self.open:
             return
         session, now = request.session, self.env.now
@@ -147,12 +150,12 @@ class Reference:
         else:
             self.env.process(self.look(request, session.look_at))
 
-    def look(self, request, at):
+    def look(self, request: pytest.FixtureRequest, at: Any) -> Iterator[Any]:
         yield self.env.timeout(max(at - self.env.now, 0.0))
         if request.session.look_at == at:
             self.decide(request)
 
-    def exchange(self, i, deadline_s, row, probe):
+    def exchange(self, i: Any, deadline_s: Any, row: Any, probe: Any) -> Iterator[Any]:
         """Asks one device; returns the end and what came of it."""
         env, (service, up, down, uniform, _) = self.env, row
         deadline_at, expired = env.now + deadline_s, env.timeout(deadline_s)
@@ -187,7 +190,7 @@ class Reference:
                 yield expired
                 return env.now, SILENT
 
-    def device(self, i):
+    def device(self, i: Any) -> Iterator[Any]:
         """One inference after another, in the order in which they were asked for."""
         env, jobs = self.env, self.jobs[i]
         while True:
@@ -211,22 +214,22 @@ class Reference:
                     job.has_left = True
                     env.process(self.deliver(job))
 
-    def deliver(self, job):
+    def deliver(self, job: Any) -> Iterator[Any]:
         yield self.env.timeout(job.down_s)
         job.reply.succeed()
 
-    def probe(self, i):
+    def probe(self, i: Any) -> Iterator[Any]:
         at, row = self.env.now, next(self.probe_draws)
         end, status = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
         self.policy.on_probe(f"node-{i}", status == OK, end - at, end)
         self.nobody_waits_for(f"node-{i}")
         self.look_again()
 
-    def look_again(self):
+    def look_again(self) -> None:
         wake, self.wake = self.wake, self.env.event()
         wake.succeed()
 
-    def keep_probing(self):
+    def keep_probing(self) -> Iterator[Any]:
         while True:
             for node in self.policy.probes(self.env.now):
                 self.env.process(self.probe(int(node[5:])))
@@ -236,7 +239,7 @@ class Reference:
             yield self.env.timeout(1e-12)  # whoever fails in the same instant is probed in the order of the nodes
 
 
-def check_against_the_reference(scenario, deployment, seed):
+def check_against_the_reference(scenario: Any, deployment: Any, seed: Any) -> None:
     """Every request meets the same answering set in both, waits for the deadline in both, and takes as long."""
     trace = Engine(scenario, len(deployment.devices), deployment, seed).run()
     at, latency, mask, waited = (
@@ -250,7 +253,7 @@ def check_against_the_reference(scenario, deployment, seed):
     np.testing.assert_allclose(trace.latency_s[order], latency, rtol=0, atol=1e-9)
 
 
-def random_faults(rng, kinds, num):
+def random_faults(rng: Any, kinds: Any, num: Any) -> Any:
     faults = []
     for _ in range(num):
         kind, at_s, for_s = rng.choice(kinds), rng.uniform(0, 4), rng.uniform(0.01, 3)
@@ -260,7 +263,7 @@ def random_faults(rng, kinds, num):
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_the_loop_is_the_plain_simulation_of_every_request(bundle, seed):
+def test_the_loop_is_the_plain_simulation_of_every_request(bundle: Bundle, seed: Any) -> None:
     rng = random.Random(seed)
     loss = {"p_loss": 0.02, "p_loss_bad": 0.7, "good_s": 0.5, "bad_s": 0.2} if rng.random() < 0.5 else {}
     scenario = world(
@@ -274,7 +277,7 @@ def test_the_loop_is_the_plain_simulation_of_every_request(bundle, seed):
     check_against_the_reference(scenario, bundle_deployment(bundle), seed)
 
 
-def replicated(bundle, copies=2):
+def replicated(bundle: Bundle, copies: int = 2) -> Any:
     """Every student on several devices."""
     once = bundle_deployment(bundle)
     n = len(once.devices)
@@ -284,7 +287,7 @@ def replicated(bundle, copies=2):
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_early_fusion_decides_in_the_loop_as_in_the_plain_simulation(bundle, seed):
+def test_early_fusion_decides_in_the_loop_as_in_the_plain_simulation(bundle: Bundle, seed: Any) -> None:
     rng = random.Random(seed)
     scenario = world(
         scenario={"requests": 200},
@@ -298,7 +301,7 @@ def test_early_fusion_decides_in_the_loop_as_in_the_plain_simulation(bundle, see
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_replicas_are_hedged_in_the_loop_as_in_the_plain_simulation(bundle, seed):
+def test_replicas_are_hedged_in_the_loop_as_in_the_plain_simulation(bundle: Bundle, seed: Any) -> None:
     rng = random.Random(seed)
     scenario = world(
         scenario={"requests": 200},
@@ -315,7 +318,7 @@ def test_replicas_are_hedged_in_the_loop_as_in_the_plain_simulation(bundle, seed
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_the_queue_of_a_device_that_freezes_again_and_again_is_the_plain_simulations(bundle, seed):
+def test_the_queue_of_a_device_that_freezes_again_and_again_is_the_plain_simulations(bundle: Bundle, seed: Any) -> None:
     """Short freezes of overloaded devices: work that has begun, waits, is late or is dropped, all at once."""
     rng = random.Random(seed)
     faults = [

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from nonn_sim.faults import FaultEvent, read_log, write_log
 from nonn_sim.replay import replay
 from nonn_sim.scenario import FAULT_ENDS
 
+from nonn.bundle import Bundle
 from nonn.errors import ConfigError, DataError
 from tests.toys import toy_bundle
 
@@ -70,11 +73,11 @@ delay_s = 0.02
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("replay") / "bundle", num_devices=NUM_DEVICES)
 
 
-def json_of(command, capsys, *options):
+def json_of(command: Any, capsys: pytest.CaptureFixture[str], *options: Any) -> Any:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     assert command.run(parser.parse_args([*map(str, options), "--json"])) == 0
@@ -82,7 +85,9 @@ def json_of(command, capsys, *options):
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
-def test_a_recorded_run_is_replayed_bit_for_bit(bundle, tmp_path, capsys, name):
+def test_a_recorded_run_is_replayed_bit_for_bit(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: Any
+) -> None:
     scenario, log = tmp_path / "night.toml", tmp_path / name
     scenario.write_text(SCENARIO)
     ran = json_of(run_command, capsys, scenario, "--bundle", bundle.path, "--alone", "--record", log)
@@ -91,7 +96,7 @@ def test_a_recorded_run_is_replayed_bit_for_bit(bundle, tmp_path, capsys, name):
     assert again == ran
 
 
-def test_up_and_down_times_of_a_night_in_the_field_are_enough(bundle, tmp_path):
+def test_up_and_down_times_of_a_night_in_the_field_are_enough(bundle: Bundle, tmp_path: Path) -> None:
     log = tmp_path / "night.csv"
     log.write_text("time_s,node,event\n50,node-1,up\n20.5,node-1,down\n100,node-0,down\n")
     result = replay(log, bundle)
@@ -116,7 +121,7 @@ events = st.lists(
 
 
 @given(events, st.sampled_from([".csv", ".jsonl"]))
-def test_a_log_is_read_as_it_was_written(tmp_path_factory, events, suffix):
+def test_a_log_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, events: Any, suffix: Any) -> None:
     file = tmp_path_factory.mktemp("log") / f"log{suffix}"
     write_log(file, events)
     assert read_log(file) == sorted(events, key=lambda event: event.time_s)
@@ -135,7 +140,9 @@ def test_a_log_is_read_as_it_was_written(tmp_path_factory, events, suffix):
         ("a.jsonl", "[1, 2]\n", "a.jsonl, line 1"),
     ],
 )
-def test_a_log_that_cannot_be_read_is_an_error_that_names_file_and_line(tmp_path, name, text, message):
+def test_a_log_that_cannot_be_read_is_an_error_that_names_file_and_line(
+    tmp_path: Path, name: Any, text: Any, message: Any
+) -> None:
     file = tmp_path / name
     file.write_text(text)
     with pytest.raises(DataError) as caught:
@@ -144,7 +151,7 @@ def test_a_log_that_cannot_be_read_is_an_error_that_names_file_and_line(tmp_path
     assert caught.value.exit_code == 3
 
 
-def test_a_log_of_devices_that_are_not_there_is_an_error(bundle, tmp_path):
+def test_a_log_of_devices_that_are_not_there_is_an_error(bundle: Bundle, tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("time_s,node,event\n1,4,off\n")
     with pytest.raises(ConfigError, match="cell 0, node 4: the scenario has 1 cells and the bundle 4 devices"):

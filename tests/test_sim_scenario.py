@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nonn_sim.commands import run as run_command
@@ -40,22 +41,22 @@ SHIPPED = sorted((Path(__file__).parent.parent / "simulator" / "scenarios").glob
 BASE = '[scenario]\nname = "s"\nduration_s = 10\n'
 
 
-def parse(text: str):
+def parse(text: str) -> Any:
     return parse_scenario(tomllib.loads(BASE + text), source="s.toml")
 
 
-def test_there_are_scenarios_to_start_from():
+def test_there_are_scenarios_to_start_from() -> None:
     assert {path.stem for path in SHIPPED} >= {"pi-cluster", "wearables", "flaky-wifi", "fleet"}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_shipped_scenario_can_be_read_and_is_named_as_its_file(path):
+def test_a_shipped_scenario_can_be_read_and_is_named_as_its_file(path: Any) -> None:
     scenario = load_scenario(path)
     assert scenario.scenario.name == path.stem
     assert scenario.devices(8)
 
 
-def test_a_devices_table_overrides_the_defaults_key_by_key():
+def test_a_devices_table_overrides_the_defaults_key_by_key() -> None:
     scenario = parse(
         """
         [nodes]
@@ -78,12 +79,12 @@ def test_a_devices_table_overrides_the_defaults_key_by_key():
     assert plain.link.p_loss == special.link.p_loss == 0.2
 
 
-def test_a_devices_table_may_leave_the_time_of_an_inference_as_it_is():
+def test_a_devices_table_may_leave_the_time_of_an_inference_as_it_is() -> None:
     scenario = parse("[nodes]\nservice_s = 0.5\n[[node]]\ndevice = 0\nbattery_j = 3.0")
     assert (scenario.devices(1)[0].service_s, scenario.devices(1)[0].speed_macs_per_s) == (0.5, 0.0)
 
 
-def test_a_fault_of_a_group_is_of_its_devices_and_of_those_named():
+def test_a_fault_of_a_group_is_of_its_devices_and_of_those_named() -> None:
     scenario = parse(
         '[[group]]\nname = "g"\nnodes = [2, 0]\n[[fault]]\nat_s = 1\nkind = "kill"\ngroup = "g"\nnodes = [5]'
     )
@@ -137,7 +138,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("what", IMPOSSIBLE)
-def test_an_impossible_scenario_is_an_error_that_names_file_and_key(what):
+def test_an_impossible_scenario_is_an_error_that_names_file_and_key(what: Any) -> None:
     text, message = IMPOSSIBLE[what]
     with pytest.raises(ConfigError) as caught:
         parse(text)
@@ -146,12 +147,12 @@ def test_an_impossible_scenario_is_an_error_that_names_file_and_key(what):
     assert caught.value.exit_code == 3
 
 
-def test_a_scenario_without_a_length_is_an_error():
+def test_a_scenario_without_a_length_is_an_error() -> None:
     with pytest.raises(ConfigError, match="neither duration_s nor requests is given"):
         parse_scenario({"scenario": {"name": "s"}})
 
 
-def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
         load_scenario(tmp_path / "none.toml")
 
@@ -165,7 +166,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
         ("[policy]\nquorum = 5", "policy.quorum = 5: the bundle has only 4 devices"),
     ],
 )
-def test_a_device_that_the_bundle_does_not_have_is_found_when_the_two_meet(text, message):
+def test_a_device_that_the_bundle_does_not_have_is_found_when_the_two_meet(text: str, message: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text).devices(4)
     assert message in str(caught.value)
@@ -179,7 +180,7 @@ def test_a_device_that_the_bundle_does_not_have_is_found_when_the_two_meet(text,
         (["--inputs", "x.npz"], "add --live"),
     ],
 )
-def test_options_that_contradict_each_other_are_errors(options, message):
+def test_options_that_contradict_each_other_are_errors(options: Any, message: Any) -> None:
     import argparse
 
     parser = argparse.ArgumentParser()
@@ -190,7 +191,7 @@ def test_options_that_contradict_each_other_are_errors(options, message):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_option_of_a_scenario_policy_inventory_or_machine_says_what_it_means(kind):
+def test_every_option_of_a_scenario_policy_inventory_or_machine_says_what_it_means(kind: Any) -> None:
     options = [option for table in tables_of(kind) for option in table.options]
     assert options
     assert [option.key for option in options if not option.meaning] == []

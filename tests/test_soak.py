@@ -7,12 +7,17 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks import storm
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.reliability.subsets import members
 from tests.serving import TIMEOUT_S, process, running_aggregator, until
@@ -27,23 +32,23 @@ SEED = 39  # with it each of the six nodes begins with another kind of fault
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("soak") / "bundle", num_devices=NUM_DEVICES)
 
 
 @pytest.fixture(scope="module")
-def inputs():
+def inputs() -> Any:
     return toy_data(200, seed=3)[0]
 
 
 @pytest.fixture(scope="module")
-def site(bundle):
+def site(bundle: Bundle) -> Iterator[Any]:
     with storm.site(bundle, DEADLINE_S, SEED) as site:
         yield site
 
 
 @pytest.fixture(scope="module")
-def client(site, inputs):
+def client(site: Any, inputs: NDArray[Any]) -> Iterator[Any]:
     # Patient, since other tests may have the processors: what is in time is for the long form to say.
     with Client(site.address, TIMEOUT_S) as client:
         storm.load(client, inputs, 4, lambda number: number < 100)
@@ -52,7 +57,7 @@ def client(site, inputs):
 
 
 @pytest.fixture(scope="module")
-def weathered(site, client, inputs):
+def weathered(site: Any, client: Any, inputs: NDArray[Any]) -> Any:
     """What was asked and answered during a storm, and the storm."""
     until_s = time.monotonic() + STORM_S
     with storm.Weather(site, SEED, well_s=(2.5, 3.5), fault_s=(1.0, 2.5)) as weather:
@@ -60,7 +65,7 @@ def weathered(site, client, inputs):
     return records, weather
 
 
-def test_no_request_fails_in_a_storm_that_leaves_one_node_well(weathered):
+def test_no_request_fails_in_a_storm_that_leaves_one_node_well(weathered: Any) -> None:
     records, weather = weathered
     assert [record.error for record in records if record.error] == []
     assert len(records) >= 50
@@ -70,27 +75,29 @@ def test_no_request_fails_in_a_storm_that_leaves_one_node_well(weathered):
     assert len({record.answer.mask for record in records}) >= 5
 
 
-def test_every_answer_of_a_storm_is_the_offline_fusion_of_its_mask(bundle, weathered):
+def test_every_answer_of_a_storm_is_the_offline_fusion_of_its_mask(bundle: Bundle, weathered: Any) -> None:
     records, _ = weathered
     assert storm.wrong_answers(bundle, records) == []
 
 
-def test_no_answer_of_a_storm_names_a_node_that_could_not_answer(weathered):
+def test_no_answer_of_a_storm_names_a_node_that_could_not_answer(weathered: Any) -> None:
     records, weather = weathered
     assert storm.false_members(records, weather.outages) == []
 
 
-def test_every_node_that_comes_back_in_a_storm_is_used_again(weathered):
+def test_every_node_that_comes_back_in_a_storm_is_used_again(weathered: Any) -> None:
     records, weather = weathered
     # Twice what the long form, which has the machine to itself, allows.
     assert [pair for pair in storm.return_times(records, weather.outages) if pair[0] > 2 * storm.IN_USE_S] == []
 
 
-def test_a_node_that_hangs_costs_at_most_one_deadline_in_all(site, client, inputs, weathered):
+def test_a_node_that_hangs_costs_at_most_one_deadline_in_all(
+    site: Any, client: Any, inputs: NDArray[Any], weathered: Any
+) -> None:
     assert storm.hung_cost(site, client, inputs, 3, DEADLINE_S) <= 1.5
 
 
-def test_memory_is_flat(site, client, inputs, weathered):
+def test_memory_is_flat(site: Any, client: Any, inputs: NDArray[Any], weathered: Any) -> None:
     aggregator = psutil.Process(site.pid)
     storm.load(client, inputs, 8, lambda number: number < 300)
     before = aggregator.memory_info().rss
@@ -99,7 +106,7 @@ def test_memory_is_flat(site, client, inputs, weathered):
     assert aggregator.memory_info().rss < 1.1 * before
 
 
-def test_the_books_find_what_is_wrong(bundle, weathered):
+def test_the_books_find_what_is_wrong(bundle: Bundle, weathered: Any) -> None:
     """What the tests above rest on: a false answer, mask or return in the records is found."""
     records, _ = weathered
     good = records[0]
@@ -119,13 +126,13 @@ def test_the_books_find_what_is_wrong(bundle, weathered):
 
 
 @pytest.fixture
-def far_away(bundle):
+def far_away(bundle: Bundle) -> Iterator[Any]:
     """A node in a network namespace of its own, its address, and a switch for its link."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the ip command (iproute2)")
     name, network = f"nonn{os.getpid()}", f"10.213.{os.getpid() % 256}"
 
-    def ip(*arguments):
+    def ip(*arguments: Any) -> None:
         subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
     here, there = f"nh{os.getpid()}", f"nt{os.getpid()}"
@@ -148,7 +155,9 @@ def far_away(bundle):
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def test_a_node_whose_link_goes_down_is_left_out_and_used_again_when_it_is_up(bundle, inputs, site, far_away, tmp_path):
+def test_a_node_whose_link_goes_down_is_left_out_and_used_again_when_it_is_up(
+    bundle: Bundle, inputs: NDArray[Any], site: Any, far_away: Any, tmp_path: Path
+) -> None:
     address, link = far_away
     addresses = [address, *(state.address for state in site.cluster.states()[1:])]
     everybody = (1 << NUM_DEVICES) - 1

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
+from nonn.bundle import Bundle
 from nonn.fusion import head as head_module
 from tests.fanout import cluster
 from tests.serving import TIMEOUT_S
@@ -14,16 +18,18 @@ from tests.serving import TIMEOUT_S
 NUM_DEVICES = 4
 
 
-def test_a_head_that_is_not_solved_yet_does_not_stop_the_event_loop(bundle, inputs, monkeypatch):
+def test_a_head_that_is_not_solved_yet_does_not_stop_the_event_loop(
+    bundle: Bundle, inputs: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ticks, solving = 0, []
 
-    async def scenario():
+    async def scenario() -> Any:
         nonlocal ticks
         async with cluster(bundle) as aggregator:
             await aggregator._solver._ahead
             solve = type(bundle.head)._solve
 
-            def slowly(head, mask):
+            def slowly(head: Any, mask: Any) -> Any:
                 before = ticks
                 start = time.monotonic()
                 while ticks < before + 3 and time.monotonic() - start < TIMEOUT_S:
@@ -43,8 +49,8 @@ def test_a_head_that_is_not_solved_yet_does_not_stop_the_event_loop(bundle, inpu
     assert solving[0] >= 3
 
 
-def test_heads_of_up_to_two_failures_are_solved_before_anybody_fails(bundle, inputs):
-    async def scenario():
+def test_heads_of_up_to_two_failures_are_solved_before_anybody_fails(bundle: Bundle, inputs: NDArray[Any]) -> None:
+    async def scenario() -> None:
         async with cluster(bundle) as aggregator:
             await aggregator._solver._ahead
 
@@ -53,8 +59,8 @@ def test_heads_of_up_to_two_failures_are_solved_before_anybody_fails(bundle, inp
         assert bundle.head.is_solved(mask) or mask.bit_count() == 1
 
 
-def test_a_head_keeps_the_last_solutions_up_to_a_size(bundle, monkeypatch):
-    def fresh():
+def test_a_head_keeps_the_last_solutions_up_to_a_size(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fresh() -> Any:
         monkeypatch.setattr(bundle.head, "_solved", head_module._Solutions())
         return [bundle.head.weights(mask)[0] for mask in range(1, 16)]
 

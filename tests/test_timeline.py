@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nonn.aggregator.monitoring.timeline import SAMPLES_A_SECOND, Timeline, quantile
 
 
-def test_a_second_counts_its_requests_and_seconds_without_any_are_there_too():
+def test_a_second_counts_its_requests_and_seconds_without_any_are_there_too() -> None:
     timeline = Timeline(length_s=4)
     for now, latency, accuracy in ((10.0, 0.1, 0.9), (10.9, 0.3, 0.7), (12.5, 0.2, None), (13.1, 0.5, 0.5)):
         timeline.add(now, latency, accuracy)
@@ -17,7 +19,7 @@ def test_a_second_counts_its_requests_and_seconds_without_any_are_there_too():
     assert seconds[3].latencies_s == []
 
 
-def test_a_busy_second_keeps_a_fair_sample_and_memory_stays_flat():
+def test_a_busy_second_keeps_a_fair_sample_and_memory_stays_flat() -> None:
     timeline = Timeline(length_s=3)
     for second in range(50):
         for i in range(5000):
@@ -33,5 +35,5 @@ def test_a_busy_second_keeps_a_fair_sample_and_memory_stays_flat():
 @pytest.mark.parametrize(
     ("values", "q", "expected"), [([], 0.5, None), ([3.0], 0.99, 3.0), ([1.0, 3.0, 2.0], 0.5, 2.0)]
 )
-def test_quantiles_are_values_that_occurred(values, q, expected):
+def test_quantiles_are_values_that_occurred(values: Any, q: Any, expected: Any) -> None:
     assert quantile(values, q) == expected

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from tests.toys import toy_bundle
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     bundle = toy_bundle(tmp_path_factory.mktemp("top") / "bundle", num_devices=4, num_parts=2)
     with LocalCluster(bundle.path) as cluster, Client(cluster.address) as client:
         cluster.kill(3)
@@ -33,7 +35,7 @@ def cluster(tmp_path_factory):
         yield cluster
 
 
-def test_json_is_one_object_and_nothing_else(cluster):
+def test_json_is_one_object_and_nothing_else(cluster: LocalCluster) -> None:
     shown = run("nonn", "top", cluster.address, "--json")
     assert shown.returncode == 0, shown.stderr
     state = json.loads(shown.stdout)
@@ -42,7 +44,7 @@ def test_json_is_one_object_and_nothing_else(cluster):
     assert state["faults"][0]["node"] == "node-3"
 
 
-def test_once_prints_nodes_accuracy_and_faults(cluster):
+def test_once_prints_nodes_accuracy_and_faults(cluster: LocalCluster) -> None:
     shown = run("nonn", "top", cluster.address, "--once")
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
@@ -66,7 +68,7 @@ def test_once_prints_nodes_accuracy_and_faults(cluster):
     assert "unreachable" in text
 
 
-def test_a_narrow_screen_keeps_what_is_urgent(cluster, monkeypatch):
+def test_a_narrow_screen_keeps_what_is_urgent(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = run("nonn", "top", cluster.address, "--once")
     assert "…" not in shown.stdout
@@ -76,7 +78,7 @@ def test_a_narrow_screen_keeps_what_is_urgent(cluster, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster, number):
+def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster: LocalCluster, number: Any) -> None:
     primary, secondary = pty.openpty()
     command = [sys.executable, "-m", "nonn", "top", cluster.address]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
@@ -109,7 +111,7 @@ def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster, number):
         os.close(primary)
 
 
-def test_nobody_there_and_no_aggregator_are_told_apart(cluster):
+def test_nobody_there_and_no_aggregator_are_told_apart(cluster: LocalCluster) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"

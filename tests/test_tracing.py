@@ -7,12 +7,16 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request
@@ -26,12 +30,12 @@ NUM = 12  # their spans fit into the pipe that holds a log until its process has
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("tracing") / "bundle", num_devices=2)
 
 
 @contextlib.contextmanager
-def traced_cluster(bundle, folder, *options):
+def traced_cluster(bundle: Bundle, folder: Any, *options: Any) -> Iterator[Any]:
     """Two nodes and an aggregator; yields its address and a function that ends all and gives back their spans."""
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(running_node(bundle.path, i, *options)) for i in range(2)]
@@ -43,7 +47,7 @@ def traced_cluster(bundle, folder, *options):
         aggregator = stack.enter_context(process("nonn", *arguments))
         address = json.loads(aggregator.stdout.readline())["address"]
 
-        def spans():
+        def spans() -> Any:
             found = []
             for child in (aggregator, *(child for child, _ in nodes)):
                 child.send_signal(signal.SIGTERM)
@@ -55,13 +59,13 @@ def traced_cluster(bundle, folder, *options):
         yield address, spans
 
 
-def infer(address, metadata=()):
+def infer(address: Any, metadata: Any = ()) -> Any:
     with grpc.insecure_channel(address) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         return stub.ModelInfer(new_request("nonn", {"input": SAMPLE}, {}), timeout=TIMEOUT_S, metadata=metadata)
 
 
-def test_a_request_is_one_trace_from_the_client_to_every_node(bundle, tmp_path):
+def test_a_request_is_one_trace_from_the_client_to_every_node(bundle: Bundle, tmp_path: Path) -> None:
     with traced_cluster(bundle, tmp_path, "--trace", "console") as (address, end):
         infer(address, metadata=(("traceparent", f"00-{TRACE}-{PARENT}-01"),))
         spans = end()
@@ -87,7 +91,7 @@ def test_a_request_is_one_trace_from_the_client_to_every_node(bundle, tmp_path):
         assert request["start_time"] <= ask["start_time"] <= ask["end_time"] <= fuse["end_time"] <= request["end_time"]
 
 
-def test_requests_that_travel_together_are_below_one_that_is_under_way(bundle, tmp_path):
+def test_requests_that_travel_together_are_below_one_that_is_under_way(bundle: Bundle, tmp_path: Path) -> None:
     with traced_cluster(bundle, tmp_path, "--trace", "console") as (address, end):
         with Client(address, TIMEOUT_S) as client:
             client.infer_many([SAMPLE] * NUM, concurrency=NUM)
@@ -102,13 +106,13 @@ def test_requests_that_travel_together_are_below_one_that_is_under_way(bundle, t
         assert parent["start_time"] <= step["start_time"] <= parent["end_time"]
 
 
-def test_nothing_is_traced_unless_asked_for(bundle, tmp_path):
+def test_nothing_is_traced_unless_asked_for(bundle: Bundle, tmp_path: Path) -> None:
     with traced_cluster(bundle, tmp_path) as (address, end):
         infer(address, metadata=(("traceparent", f"00-{TRACE}-{PARENT}-01"),))
         assert end() == []
 
 
-def test_a_refused_request_is_a_trace_of_its_own_with_the_reason(bundle, tmp_path):
+def test_a_refused_request_is_a_trace_of_its_own_with_the_reason(bundle: Bundle, tmp_path: Path) -> None:
     with traced_cluster(bundle, tmp_path, "--trace", "console") as (address, end):
         request = new_request("nonn", {"input": np.zeros((1, 3, 3), np.uint8)}, {})
         with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
@@ -119,7 +123,7 @@ def test_a_refused_request_is_a_trace_of_its_own_with_the_reason(bundle, tmp_pat
     assert "expected [B, 1, 8, 8]" in spans[0]["status"]["description"]
 
 
-def test_without_a_trace_a_step_does_nothing_and_loads_nothing():
+def test_without_a_trace_a_step_does_nothing_and_loads_nothing() -> None:
     program = (
         "import sys; import nonn.telemetry.tracing; "
         "print(any(name.startswith('opentelemetry') for name in sys.modules))"
@@ -131,7 +135,7 @@ def test_without_a_trace_a_step_does_nothing_and_loads_nothing():
 
 
 @pytest.mark.parametrize("command", [("nonn_device", "serve", "--student", "0"), ("nonn", "serve", "--inventory")])
-def test_without_the_extra_the_message_has_the_install_command(bundle, tmp_path, command):
+def test_without_the_extra_the_message_has_the_install_command(bundle: Bundle, tmp_path: Path, command: Any) -> None:
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:9", student=0)])
     module, *arguments = command
     arguments += [str(tmp_path / "nodes.toml")] if module == "nonn" else []

@@ -15,12 +15,15 @@ import subprocess
 import sys
 import threading
 import venv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from nonn_device.node import StudentModel
 
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.telemetry.systemd import Watchdog
 from tests.fleets import members
@@ -35,7 +38,7 @@ ANSIBLE_CORE = "ansible-core==2.19.14"  # the last for Python 3.11
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("units") / "bundle", num_devices=2)
 
 
@@ -43,7 +46,7 @@ def bundle(tmp_path_factory):
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: f"{unit.parent.name}/{unit.name}")
-def test_systemd_understands_every_line(unit, tmp_path):
+def test_systemd_understands_every_line(unit: Any, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
     copy = tmp_path / unit.name
@@ -63,7 +66,7 @@ def test_systemd_understands_every_line(unit, tmp_path):
         assert score.returncode == 0, score.stdout[-400:]  # exposure of 2.0 of 10 at most
 
 
-def settings_of(unit):
+def settings_of(unit: Any) -> Any:
     """All values of each key."""
     found = {}
     for line in unit.read_text().splitlines():
@@ -73,7 +76,7 @@ def settings_of(unit):
     return found
 
 
-def test_a_unit_limits_restarts_and_watches_its_process():
+def test_a_unit_limits_restarts_and_watches_its_process() -> None:
     for unit in UNITS:
         found = settings_of(unit)
         assert found["Type"] == ["notify"]
@@ -89,12 +92,12 @@ def test_a_unit_limits_restarts_and_watches_its_process():
 class Notified:
     """A notify socket, and what comes to it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Any) -> None:
         self.path = folder / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
 
-    def take(self, timeout_s=TIMEOUT_S):
+    def take(self, timeout_s: Any = TIMEOUT_S) -> Any:
         """The next message; None if there is none in time."""
         self._socket.settimeout(timeout_s)
         try:
@@ -102,22 +105,22 @@ class Notified:
         except TimeoutError:
             return None
 
-    def until(self, start):
+    def until(self, start: Any) -> Any:
         while (message := self.take()) is not None:
             if message.startswith(start):
                 return message
         raise AssertionError(f"no {start}")
 
-    def drain(self):
+    def drain(self) -> None:
         while self.take(0.001) is not None:
             pass
 
-    def close(self):
+    def close(self) -> None:
         self._socket.close()
 
 
 @contextlib.contextmanager
-def started(unit, folder, tls, variables, watchdog_s=1.0):
+def started(unit: Any, folder: Any, tls: Any, variables: Any, watchdog_s: float = 1.0) -> Iterator[Any]:
     """The unit's ExecStart with its environment, its specifiers filled in; and its notify socket."""
     folder.mkdir()
     found, notified = settings_of(unit), Notified(folder)
@@ -142,7 +145,7 @@ def started(unit, folder, tls, variables, watchdog_s=1.0):
             notified.close()
 
 
-def test_the_lines_of_all_units_make_a_cluster_and_systemd_hears_of_it(bundle, tmp_path):
+def test_the_lines_of_all_units_make_a_cluster_and_systemd_hears_of_it(bundle: Bundle, tmp_path: Path) -> None:
     inventory = tmp_path / "fleet.toml"
     inventory.write_text('[aggregators.hosts.main]\nansible_host = "127.0.0.1"\n[nodes.hosts.a]\n[nodes.hosts.b]\n')
     assert run("nonn", "fleet", "init", inventory).returncode == 0
@@ -181,19 +184,19 @@ class Hanging:
 
     name = "hanging"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def run(self, batch):
+    def run(self, batch: Any) -> Any:
         assert self.go_on.wait(TIMEOUT_S)
         return np.zeros((len(batch), WIDTH), np.float32)
 
 
-def test_the_watchdog_is_not_fed_while_the_student_hangs_though_the_loop_lives(bundle, tmp_path):
+def test_the_watchdog_is_not_fed_while_the_student_hangs_though_the_loop_lives(bundle: Bundle, tmp_path: Path) -> None:
     notified, runtime = Notified(tmp_path), Hanging()
 
-    async def scenario():
+    async def scenario() -> None:
         environment = {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": "30000"}
         async with (
             StudentModel(bundle, 0, runtime, max_queue=1) as model,
@@ -215,8 +218,8 @@ def test_the_watchdog_is_not_fed_while_the_student_hangs_though_the_loop_lives(b
         notified.close()
 
 
-def test_the_watchdog_is_silent_where_it_is_not_asked_for(tmp_path):
-    async def scenario(environment):
+def test_the_watchdog_is_silent_where_it_is_not_asked_for(tmp_path: Path) -> None:
+    async def scenario(environment: Any) -> None:
         async with Watchdog(environment) as watchdog:
             watchdog.ready("x")
             await asyncio.sleep(0)
@@ -235,7 +238,7 @@ def test_the_watchdog_is_silent_where_it_is_not_asked_for(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def ansible():
+def ansible() -> Any:
     """``ansible-playbook`` of an environment that is kept between runs."""
     program = ANSIBLE / "bin/ansible-playbook"
     if not (ANSIBLE / ANSIBLE_CORE).exists():
@@ -247,7 +250,7 @@ def ansible():
             pytest.skip(f"{ANSIBLE_CORE} cannot be installed: {made.stderr.strip().splitlines()[-1]}")
         (ANSIBLE / ANSIBLE_CORE).touch()
 
-    def play(folder, *arguments):
+    def play(folder: Any, *arguments: Any) -> Any:
         environment = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
         environment["ANSIBLE_PIPELINING"] = "true"  # one process a task rather than five
         return subprocess.run(
@@ -257,7 +260,9 @@ def ansible():
     return play
 
 
-def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(ansible, bundle, tmp_path):
+def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
+    ansible: Any, bundle: Bundle, tmp_path: Path
+) -> None:
     prefix = tmp_path / "card"
     (tmp_path / "fleet.toml").write_text(
         "[all.vars]\n"

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -61,7 +62,7 @@ def read(request: pb.ModelInferRequest) -> dict[str, np.ndarray]:
 
 
 @given(arrays, arrays)
-def test_arrays_of_every_datatype_come_back_as_they_were_sent(first, second):
+def test_arrays_of_every_datatype_come_back_as_they_were_sent(first: Any, second: Any) -> None:
     sent = pb.ModelInferRequest.FromString(new_request("m", {"a": first, "b": second}, {}).SerializeToString())
     back = read(sent)
     assert list(back) == ["a", "b"]
@@ -71,7 +72,7 @@ def test_arrays_of_every_datatype_come_back_as_they_were_sent(first, second):
 
 
 @given(arrays)
-def test_typed_contents_give_the_same_array_as_raw_contents(array):
+def test_typed_contents_give_the_same_array_as_raw_contents(array: Any) -> None:
     (datatype,) = (name for name, dtype in DTYPES.items() if dtype == array.dtype)
     if datatype == "FP16":
         return  # the protocol has no typed field for it; see below
@@ -80,7 +81,7 @@ def test_typed_contents_give_the_same_array_as_raw_contents(array):
     np.testing.assert_array_equal(typed, array)
 
 
-def test_big_endian_and_strided_arrays_are_sent_by_value():
+def test_big_endian_and_strided_arrays_are_sent_by_value() -> None:
     array = np.arange(24, dtype=">i4").reshape(4, 6)[::2, ::3].T
     np.testing.assert_array_equal(read(new_request("m", {"input": array}, {}))["input"], array)
 
@@ -102,27 +103,27 @@ def test_big_endian_and_strided_arrays_are_sent_by_value():
         (tensor("UINT8", [1], uint_contents=[256]), "'input': values outside UINT8 (0 to 255)"),
     ],
 )
-def test_a_malformed_tensor_is_an_error_that_names_it(request_, text):
+def test_a_malformed_tensor_is_an_error_that_names_it(request_: Any, text: Any) -> None:
     with pytest.raises(InputError) as caught:
         read(request_)
     assert text in str(caught.value)
 
 
-def test_raw_contents_must_be_given_for_every_tensor_or_none():
+def test_raw_contents_must_be_given_for_every_tensor_or_none() -> None:
     request = new_request("m", {"a": np.zeros(2), "b": np.zeros(2)}, {})
     del request.raw_input_contents[1]
     with pytest.raises(InputError, match="1 raw contents for 2 tensors"):
         read(request)
 
 
-def test_a_tensor_given_twice_is_an_error():
+def test_a_tensor_given_twice_is_an_error() -> None:
     request = new_request("m", {"a": np.zeros(2)}, {})
     add_tensors(request.inputs, request.raw_input_contents, {"a": np.ones(2)})
     with pytest.raises(InputError, match="'a' is given twice"):
         read(request)
 
 
-def test_a_dtype_without_a_name_cannot_be_sent():
+def test_a_dtype_without_a_name_cannot_be_sent() -> None:
     with pytest.raises(InputError, match="'z': dtype complex128"):
         new_request("m", {"z": np.zeros(2, complex)}, {})
 
@@ -140,13 +141,13 @@ def test_a_dtype_without_a_name_cannot_be_sent():
         ({"input": np.full((1, 1, 8, 8), np.inf, np.float32)}, "NaN or infinity in sample 0"),
     ],
 )
-def test_a_batch_that_does_not_fit_the_model_is_an_error_with_the_expected_input(tensors, text):
+def test_a_batch_that_does_not_fit_the_model_is_an_error_with_the_expected_input(tensors: Any, text: Any) -> None:
     with pytest.raises(InputError) as caught:
         check_batch(tensors, (1, 8, 8))
     assert text in str(caught.value)
 
 
-def test_parameters_keep_their_types():
+def test_parameters_keep_their_types() -> None:
     message = pb.ModelInferResponse()
     parameters = {"flag": True, "count": 3, "share": 0.5, "name": "x"}
     write_parameters(message.parameters, parameters)
@@ -157,7 +158,7 @@ def test_parameters_keep_their_types():
 
 
 @pytest.mark.parametrize("name", [n for n in errors.__all__ if n != "MissingExtraError"])
-def test_every_error_survives_the_way_over_the_wire(name):
+def test_every_error_survives_the_way_over_the_wire(name: Any) -> None:
     code, details, trailing = to_status(getattr(errors, name)("the cause"))
     failed = aio.AioRpcError(code, aio.Metadata(), aio.Metadata(*trailing), details)
     back = from_status(failed, "host:1")
@@ -177,19 +178,19 @@ def test_every_error_survives_the_way_over_the_wire(name):
         (grpc.StatusCode.INTERNAL, NonnError),
     ],
 )
-def test_a_foreign_servers_status_becomes_the_nearest_error(code, cls):
+def test_a_foreign_servers_status_becomes_the_nearest_error(code: Any, cls: Any) -> None:
     back = from_status(aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), "why"), "host:1")
     assert type(back) is cls
     assert str(back).startswith("host:1: ")
 
 
-def test_unexpected_errors_are_internal_and_reveal_nothing():
+def test_unexpected_errors_are_internal_and_reveal_nothing() -> None:
     code, details, _ = to_status(RuntimeError("secret"))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in details
 
 
-def test_a_lost_quorum_differs_from_a_lost_server():
+def test_a_lost_quorum_differs_from_a_lost_server() -> None:
     code, details, trailing = to_status(QuorumError("node-3 is missing"))
     assert code is grpc.StatusCode.UNAVAILABLE
     assert isinstance(
@@ -197,7 +198,7 @@ def test_a_lost_quorum_differs_from_a_lost_server():
     )
 
 
-def test_another_copy_of_the_protocol_lives_in_the_same_process(tmp_path):
+def test_another_copy_of_the_protocol_lives_in_the_same_process(tmp_path: Path) -> None:
     shutil.copy(ROOT / "proto/nonn/rpc/v1/inference.proto", tmp_path / "foreign.proto")
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", f"-I{tmp_path}", f"--python_out={tmp_path}", "foreign.proto"],
@@ -218,12 +219,12 @@ def make_stubs(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_stubs_fit_the_protocol_files():
+def test_the_stubs_fit_the_protocol_files() -> None:
     checked = make_stubs(ROOT, "--check")
     assert checked.returncode == 0, checked.stderr
 
 
-def test_a_drifted_stub_is_found_named_and_regenerated(tmp_path):
+def test_a_drifted_stub_is_found_named_and_regenerated(tmp_path: Path) -> None:
     for part in ("proto", "scripts", "nonn/rpc"):
         shutil.copytree(ROOT / part, tmp_path / part)
     proto = tmp_path / "proto/nonn/rpc/v1/inference.proto"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ class Student:
         self.block: threading.Event | None = None
         self.started = threading.Event()
 
-    def clock(self):
+    def clock(self) -> Any:
         return self.now
 
-    def __call__(self, batch):
+    def __call__(self, batch: Any) -> Any:
         self.running += 1
         assert self.running == 1, "two runs at once"
         self.threads.append(threading.current_thread() is threading.main_thread())
@@ -36,8 +37,8 @@ class Student:
         return batch
 
 
-def test_short_runs_move_into_the_event_loop_and_long_ones_out_again():
-    async def scenario():
+def test_short_runs_move_into_the_event_loop_and_long_ones_out_again() -> None:
+    async def scenario() -> Any:
         student = Student()
         worker = Worker(student, 4, student.clock)
         student.takes_s = INLINE_S / 10
@@ -55,8 +56,8 @@ def test_short_runs_move_into_the_event_loop_and_long_ones_out_again():
     assert inline[-1] is False
 
 
-def test_a_full_queue_refuses_and_names_the_limit():
-    async def scenario():
+def test_a_full_queue_refuses_and_names_the_limit() -> None:
+    async def scenario() -> None:
         student = Student()
         student.block = threading.Event()
         worker = Worker(student, 2)
@@ -72,8 +73,8 @@ def test_a_full_queue_refuses_and_names_the_limit():
     asyncio.run(scenario())
 
 
-def test_no_run_starts_during_a_run_whose_caller_has_given_up():
-    async def scenario():
+def test_no_run_starts_during_a_run_whose_caller_has_given_up() -> None:
+    async def scenario() -> None:
         student = Student()
         worker = Worker(student, 4, student.clock)
         student.block = threading.Event()

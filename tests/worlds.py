@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nonn_sim.scenario_file import parse_scenario
 
 NUM_DEVICES = 4
@@ -14,7 +16,7 @@ QUIET = {
 }
 
 
-def world(**sections):
+def world(**sections: Any) -> Any:
     """A scenario: the quiet one, with keys of sections added or replaced."""
     tree = {name: dict(values) for name, values in QUIET.items()}
     for name, values in sections.items():
