@@ -187,7 +187,7 @@ def test_sigterm_sets_health_first_refuses_new_requests_and_answers_those_in_fli
         serving_status = health_pb2.HealthCheckResponse
         assert states == [serving_status.SERVING, serving_status.NOT_SERVING]
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
-        assert "takes no more requests" in refused.details()
+        assert "accepts no requests" in refused.details()
         assert was_pending
         assert answer.mask == 0b11
         assert aggregator.wait(TIMEOUT_S) == 0
