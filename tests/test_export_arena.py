@@ -128,6 +128,6 @@ def test_a_generator_with_another_output_is_named_with_its_version(monkeypatch: 
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
     with pytest.raises(
-        BundleError, match=rf"toy: emx-onnx-cgen {version('emx-onnx-cgen')} makes C .*no function void student"
+        BundleError, match=rf"toy: emx-onnx-cgen {version('emx-onnx-cgen')} writes C .*no function void student"
     ):
         generate_c(model.SerializeToString(), "toy")

@@ -147,7 +147,7 @@ def _check_batch_that_fits(spec: InputSpec) -> None:
     assert 60 <= mega <= 125
     assert 3.0 <= mega / batch_within(Hungry(4_000_000), spec, held_mb + 100, 10_000) <= 5.0
     assert batch_within(Hungry(1_000_000), spec, held_mb + 100, 7) == 7
-    with pytest.raises(BudgetError, match="one sample takes"):
+    with pytest.raises(BudgetError, match="one sample needs"):
         batch_within(Hungry(4_000_000), spec, held_mb + 2, 10_000)
 
 
