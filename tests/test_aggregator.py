@@ -174,6 +174,7 @@ def test_fewer_than_the_quorum_is_an_error_that_names_who_is_missing_and_why(
     )
 
 
+@pytest.mark.alone
 def test_a_node_that_hangs_costs_one_deadline_and_is_used_again_when_it_answers(
     bundle: Bundle, inputs: NDArray[Any]
 ) -> None:

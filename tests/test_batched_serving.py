@@ -208,7 +208,8 @@ def test_an_oversized_message_is_refused_unread_and_the_cluster_goes_on(bundle: 
 
 def test_memory_stays_flat_over_some_thousand_requests(bundle: Bundle, tmp_path: Path) -> None:
     inputs = toy_data(64, seed=3)[0]
-    with running_cluster(bundle, tmp_path) as (aggregator, ready, _), Client(ready["address"]) as client:
+    patient = ("--deadline", str(TIMEOUT_S))
+    with running_cluster(bundle, tmp_path, *patient) as (aggregator, ready, _), Client(ready["address"]) as client:
 
         def resident_after(requests: Any) -> Any:
             client.infer_many([inputs[i % 60 : i % 60 + 1 + i % 4] for i in range(requests)], concurrency=16)

@@ -264,6 +264,7 @@ def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(b
         inventory = tmp_path / "nodes.toml"
         write_inventory(inventory, [Node(id=name, address=address, student=i) for name, i, address in ready])
         options = ["--inventory", inventory, "--http-port", "0", "--log-format", "json", "--drift-rate", "1000"]
+        options += ["--deadline", str(TIMEOUT_S)]
         aggregator = stack.enter_context(process("nonn", "serve", bundle.path, *options, "--watch-stdin"))
         line = json.loads(aggregator.stdout.readline())
         inputs, http = toy_data(4000, seed=7)[0], line["http"]
