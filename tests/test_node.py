@@ -246,7 +246,7 @@ def test_health_answers_while_the_student_computes(bundle: Bundle) -> None:
 def test_a_student_that_differs_from_the_manifest_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     file = tmp_path / "wide.onnx"
     file.write_bytes(linear_student(np.zeros((64, 5), np.float32)))
-    with pytest.raises(BundleError, match=r"wide\.onnx: gives float32 features \[1, 5\].*\[1, 4\]"):
+    with pytest.raises(BundleError, match=r"wide\.onnx: returns float32 features \[1, 5\].*\[1, 4\]"):
         OnnxRuntime(file, bundle.manifest.students[0], bundle.manifest.input)
     file.write_bytes(b"no network")
     with pytest.raises(BundleError, match=r"wide\.onnx: ONNX Runtime cannot run it"):
