@@ -13,6 +13,8 @@ What a program needs is here::
         cluster.kill(3)
         answer = client.infer(images)
 
+    result = nonn.run("examples/digits.toml", overrides=["distill.epochs=60"])    # result.bundle, result.report
+
 Each name is imported when it is first used, so ``import nonn`` stays light; only training imports torch. docs/api.md
 says which names are stable.
 """
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from nonn.errors import QuorumError as QuorumError
     from nonn.errors import ShapeError as ShapeError
     from nonn.errors import UnreachableError as UnreachableError
+    from nonn.experiment.run import run as run
+    from nonn.experiment.study import study as study
 
 __version__ = "0.1.0"
 
@@ -78,6 +82,8 @@ __all__ = [
     "__version__",
     "load",
     "load_experiment",
+    "run",
+    "study",
 ]
 
 # Where each name is; what is not here is an error.
@@ -89,6 +95,8 @@ _PLACES = {
     "LocalCluster": "nonn.cluster",
     "load": "nonn.bundle:load_bundle",
     "load_experiment": "nonn.config",
+    "run": "nonn.experiment.run",
+    "study": "nonn.experiment.study",
 }
 
 
@@ -96,7 +104,12 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'nonn' has no attribute '{name}'")
     module, _, attribute = _PLACES.get(name, "nonn.errors").partition(":")
-    value = getattr(importlib.import_module(module), attribute or name)
+    try:
+        value = getattr(importlib.import_module(module), attribute or name)
+    except ModuleNotFoundError as exc:
+        from nonn.cli.extras import missing_extra
+
+        raise missing_extra(exc) or exc from exc
     globals()[name] = value
     return value
 

@@ -51,3 +51,9 @@ def test_a_node_serves_with_the_base_install_alone(tmp_path: Path) -> None:
     served = python(program, "serve", str(bundle.path), "--student", "0", "--watch-stdin")
     assert served.returncode == 0, served.stderr
     assert json.loads(served.stdout)["event"] == "ready"
+
+
+def test_training_without_its_extra_gives_the_install_command() -> None:
+    ended = python("import nonn; nonn.run")
+    assert "MissingExtraError" in ended.stderr
+    assert "pip install 'nonn[train]'" in ended.stderr
