@@ -161,10 +161,10 @@ def test_the_fingerprint_follows_every_part_of_the_contents() -> None:
         (np.zeros((2, 3, 4), np.uint8), np.zeros(2, np.int64), r"\[2, 3, 4\] of uint8"),
         (np.zeros((2, 3, 4, 4), np.uint8), np.zeros(3, np.int64), "2 inputs need as many labels"),
         (np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.float32), "labels .* of float32"),
-        (np.zeros((0, 3, 4, 4), np.uint8), np.zeros(0, np.int64), "without a single value"),
+        (np.zeros((0, 3, 4, 4), np.uint8), np.zeros(0, np.int64), "the split is empty"),
         (np.zeros((2, 3, 4, 4), np.uint8), np.asarray([0, -1]), "label -1"),
-        (np.asarray([[[0.0]], [[np.nan]]], np.float32), np.zeros(2, np.int64), "input 1: holds NaN"),
-        (np.asarray([[[np.inf]], [[0.0]]], np.float32), np.zeros(2, np.int64), "input 0: holds NaN"),
+        (np.asarray([[[0.0]], [[np.nan]]], np.float32), np.zeros(2, np.int64), "input 1: contains NaN"),
+        (np.asarray([[[np.inf]], [[0.0]]], np.float32), np.zeros(2, np.int64), "input 0: contains NaN"),
     ],
 )
 def test_a_split_refuses_what_it_cannot_be(inputs: np.ndarray, labels: np.ndarray, message: str) -> None:

@@ -151,5 +151,5 @@ def test_negative_amounts_are_refused(option: str) -> None:
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2, 8, 8)])
 def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     call = Augment(DataConfig(), [0.0] * 3, [1.0] * 3)
-    with pytest.raises(ShapeError, match="augmentation takes images"):
+    with pytest.raises(ShapeError, match="augmentation accepts images"):
         call(torch.zeros(shape), torch.Generator())

@@ -83,7 +83,10 @@ def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[devices.classes]]\nname = 'a'\n[[devices.classes]]\nname = 'a'", "class 1 ('a'): give every class a name"),
+        (
+            "[[devices.classes]]\nname = 'a'\n[[devices.classes]]\nname = 'a'",
+            "class 1 ('a'): give every class a unique name",
+        ),
         ("[[devices.classes]]\nname = 'a'\ncount = 0", "count = 0: must be at least 1"),
         ("[[devices.classes]]\nname = 'a'\nmacs = -1", "devices.classes[0].macs = -1: must be at least 0"),
         (
@@ -95,14 +98,14 @@ def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64) ->
         ("[devices]\ncount = 3\n[[devices.classes]]\nname = 'a'\ncount = 8", "the classes have 8 devices; leave count"),
         (
             "[devices]\nbudget = { params = 5 }\n[[devices.classes]]\nname = 'a'\ncount = 8",
-            "every class has limits of its own",
+            "every class has its own limits",
         ),
         ("[devices]\nanswer_s = 0.1", "devices.answer_s = 0.1: is for device classes"),
         ("[devices]\ngoal = 1.5\n[[devices.classes]]\nname = 'a'\ncount = 8", "devices.goal = 1.5"),
         ("[student]\nmodel = 'auto'", "auto sizes students to device classes"),
-        ("[devices]\nviews = [[0], [1, 1]]\n[partition]\nparts = 2", "device 1: name at least one channel, each once"),
+        ("[devices]\nviews = [[0], [1, 1]]\n[partition]\nparts = 2", "device 1: list at least one channel, each once"),
         ("[devices]\ncount = 8\nviews = [[0], [1]]", "2 views for 8 devices"),
-        ("[devices]\nview = 'split'\nviews = [[0], [1]]\n[partition]\nparts = 2", "names the channels already"),
+        ("[devices]\nview = 'split'\nviews = [[0], [1]]\n[partition]\nparts = 2", "lists the channels already"),
         ("[devices]\nview = 'half'", "devices.view = 'half': unknown; choose one of: all, split"),
     ],
 )

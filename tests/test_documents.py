@@ -179,5 +179,5 @@ def test_a_field_without_a_text_or_of_no_json_type_has_no_schema() -> None:
 
     with pytest.raises(TypeError, match="has no attribute name"):
         schema(Silent)
-    with pytest.raises(TypeError, match="no type of a JSON document"):
+    with pytest.raises(TypeError, match="not a type of a JSON document"):
         schema(Foreign)

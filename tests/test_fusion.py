@@ -49,7 +49,7 @@ def heads() -> dict[str, Head]:
 
 
 def solution(mask: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Random W_S and b_S of one answering set."""
+    """Random W_S and b_S of one subset."""
     return rng.normal(size=(sum(WIDTHS[i] for i in members(mask)), K)), rng.normal(size=K)
 
 

@@ -69,7 +69,7 @@ def test_impossible_designs_are_refused() -> None:
         Design(3, 4)
     with pytest.raises(PartitionError, match="overlap = 0"):
         Design(3, 0)
-    with pytest.raises(PartitionError, match="4 devices with overlap 2 leave part 5 to nobody"):
+    with pytest.raises(PartitionError, match="4 devices with overlap 2 leave part 5 without a device"):
         Design(8, 2).parts_of_device(4)
     with pytest.raises(PartitionError, match="has 3 parts and the design 4"):
         filters_of_device(Design(4), cut(3), 4)

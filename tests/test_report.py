@@ -223,8 +223,8 @@ def test_live_rows_get_what_was_predicted_for_exactly_these_devices(three: Bundl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answered": [0, 3]}, r"no set of devices 0 to 2"),
-        ({"answered": [1, 1]}, r"no set of devices"),
+        ({"answered": [0, 3]}, r"not a set of devices 0 to 2"),
+        ({"answered": [1, 1]}, r"not a set of devices"),
         ({"accuracy": float("nan")}, "accuracy = nan"),
         ({"accuracy": 90.0}, r"accuracy = 90\.0"),
     ],
@@ -264,7 +264,7 @@ def test_the_text_table_lines_up_and_says_what_report_json_says(three: Bundle) -
     ]
 
 
-def test_live_measurements_stand_beside_the_prediction(three: Bundle) -> None:
+def test_live_measurements_stand_next_to_the_prediction(three: Bundle) -> None:
     assert "cluster" not in text_report(build_report(three))
     text = text_report(build_report(three, LIVE))
     assert re.search(r"1 +1,234 +3 +50\.00 % +60\.00 % +0 2\n", text)
@@ -373,8 +373,8 @@ def test_a_bundle_without_a_graph_says_so_instead_of_the_picture(toy: Bundle, pa
     assert filter_graph(toy) is None
     without = render_page(build_report(toy))
     assert without.count("<svg") == 7
-    assert "holds no filter graph" in without
-    assert "holds no filter graph" not in page
+    assert "has no filter graph" in without
+    assert "has no filter graph" not in page
 
 
 def test_the_filters_of_a_part_stand_together_in_the_picture() -> None:

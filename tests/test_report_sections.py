@@ -187,7 +187,7 @@ def test_too_many_sets_are_sampled_with_a_seed_and_the_page_says_so(
     assert [row.sets for row in report.by_class.by_failures] == [1, *[5] * 7]
     assert [row.subsets for row in report.by_class.by_failures] == [1, 8, 28, 56, 70, 56, 28, 8]
     text = re.sub(r"<[^>]+>|\s+", " ", render_page(report))
-    assert re.search(r"all sets, or +5 +of them drawn with seed +0 +, on +200 +recorded samples", text)
+    assert re.search(r"all subsets, or +5 +of them drawn with seed +0 +, on +200 +recorded samples", text)
 
 
 def test_a_class_without_a_test_sample_is_left_out(toy: Bundle, tmp_path: Path) -> None:
@@ -221,9 +221,9 @@ def test_a_bundle_without_features_says_so_instead(three: Bundle, tmp_path: Path
     report = build_report(bare)
     assert report.by_class is None
     page = render_page(report)
-    assert "holds no recorded test features" in page
+    assert "has no recorded test features" in page
     assert not {"table-classes", "table-bias", "table-calibration"} & set(Page(page).tables)
-    assert "holds no recorded test features" not in render_page(build_report(three))
+    assert "has no recorded test features" not in render_page(build_report(three))
     assert "calibration" not in markdown_report(report)
 
 
@@ -346,4 +346,4 @@ def test_the_command_names_a_file_that_cannot_be_written(three: Bundle, tmp_path
 def test_the_pipelines_report_takes_other_bundles_too(three: Bundle, toy: Bundle, both: Report, tmp_path: Path) -> None:
     assert write_report(three, tmp_path, others=[toy]) == both
     assert read(Report, tmp_path / "report.json") == both
-    assert "Methods side by side" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Comparison of methods" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ def test_text_shows_what_the_json_holds(bundle: Bundle, tmp_path: Path, capsys: 
     assert re.search(r"first missed after [\d.]+ (days|years) on average", shown)
     assert days > 1
     assert f"{found['placement']['latency_ms']:.2f} ms" in shown
-    assert "classes that suffer most" in shown
+    assert "classes that lose most" in shown
     assert "Shapley" in shown
 
 
@@ -138,7 +138,7 @@ def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[
         (["--guarantee", "be good"], 3, "guarantee 'be good'"),
         (["--csv", "/dev/null/x.csv"], 3, "--csv /dev/null/x.csv"),
         (["--place", "/no/machines.toml"], 3, "/no/machines.toml"),
-        (["--samples", "3", "--per-class"], 3, "--per-class needs every answering set"),
+        (["--samples", "3", "--per-class"], 3, "--per-class needs every subset"),
         (["--samples", "1"], 3, "at least two"),
         (["--samples", "3", "--seed", "-1"], 3, "--seed -1: must not be negative"),
     ],

@@ -81,10 +81,10 @@ def test_promises_that_hold_return_and_others_raise_with_every_broken_one() -> N
     [
         ("accuracy>0.7", "write 'accuracy>=0.70 failed<=4'"),
         ("accuracy>=0.7", "write 'accuracy>=0.70 failed<=4'"),
-        ("accuracy>=70 failed<=1", "must lie between 0 and 1"),
+        ("accuracy>=70 failed<=1", "must be between 0 and 1"),
         ("accuracy>=. failed<=1", "'.' is not a number"),
         ("accuracy>=0.7 failed<=4", "only 3 devices"),
-        ("P(accuracy>=0.7)>=1.5", "must lie between 0 and 1"),
+        ("P(accuracy>=0.7)>=1.5", "must be between 0 and 1"),
         ("P(accuracy>=0.7)>=0.9", "needs a failure law"),
         ("expected>=0.7", "needs a failure law"),
     ],

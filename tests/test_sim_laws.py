@@ -317,7 +317,7 @@ def test_a_law_in_a_file_is_the_law_on_the_command_line(trace: Path) -> None:
         ("independent p=0.1 p=0.2", "'p' is given twice"),
         ("independent p=0.1 q=0.2", "unknown key 'q'"),
         ("groups [] p_group=0.1", "list of lists"),
-        ("groups [[]] p_group=0.1", "group 0 is a group of nobody"),
+        ("groups [[]] p_group=0.1", "group 0 is empty"),
         ("groups [[0,4]] p_group=0.1", "unknown node 4; there are nodes 0 to 3"),
         ("groups [[0,true]] p_group=0.1", "unknown node True"),
         ("groups [[0,1]] p_group=[0.1,0.2]", "has 2 values for 1"),

@@ -283,7 +283,7 @@ def test_inputs_that_do_not_fit_are_errors_that_name_the_file(bundle: Bundle, tm
     with pytest.raises(DataError, match="arrays 'inputs' and 'labels'"):
         run_command._samples(file, bundle)
     np.savez(file, inputs=inputs[:, :, :4], labels=labels)
-    with pytest.raises(InputError, match=r"the bundle takes uint8 \[n, 1, 8, 8\]"):
+    with pytest.raises(InputError, match=r"the bundle accepts uint8 \[n, 1, 8, 8\]"):
         run_command._samples(file, bundle)
     np.savez(file, inputs=inputs, labels=labels[:3])
     with pytest.raises(InputError, match=r"labels int64 \[3\] for 5 inputs"):

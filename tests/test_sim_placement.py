@@ -182,8 +182,8 @@ def test_machines_come_from_a_file(tmp_path: Path) -> None:
     assert found["devices"][1]["student"] == int(bundle.table.accuracy[1:3].argmax())
     assert found["devices"][1]["latency_ms"] == pytest.approx(1000 * 64 * 4 / 1e6)
     for text, words in (
-        ("", r"must hold \[\[device\]\]"),
-        ("device = [1]", r"must hold \[\[device\]\]"),
+        ("", r"must contain only \[\[device\]\]"),
+        ("device = [1]", r"must contain only \[\[device\]\]"),
         ("other = 1\n[[device]]\nname='a'\np_fail=0.1", "not \\['other'\\]"),
         ("[[device]]\nname='a'", r"'device\[0\]\.p_fail' is missing"),
         ("[[device]]\nname='a'\np_fail=0.1\nspeed=3", r"unknown key 'device\[0\]\.speed'"),

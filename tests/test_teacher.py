@@ -128,7 +128,7 @@ def test_a_teacher_that_cannot_be_made_says_why(config: TeacherConfig, words: st
 
 def test_a_teacher_that_does_not_take_the_input_says_so() -> None:
     config = TeacherConfig(model="tests.test_teacher:TinyNet", features="trunk")
-    with pytest.raises(ConfigError, match=r"does not take inputs \[3, 8, 8\]"):
+    with pytest.raises(ConfigError, match=r"does not accept inputs \[3, 8, 8\]"):
         build_teacher(config, (3, 8, 8), 10, Normalise([0.0] * 3, [1.0] * 3, 2))
 
 

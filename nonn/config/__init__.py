@@ -1,4 +1,4 @@
-"""What an experiment file may say: one frozen object for each table, with its defaults.
+"""The options of an experiment file: one frozen object for each table, with its defaults.
 
 ``experiment`` has the tables that every experiment has, ``devices`` the device classes and views, ``objectives`` the
 objectives of distillation. torch-free.

@@ -1,4 +1,4 @@
-"""The devices of an experiment: a number of equal ones, or classes of them, and the channels that each one sees.
+"""The devices of an experiment: a number of equal devices or classes of devices, and the channels that each sees.
 
 ::
 
@@ -40,7 +40,7 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceClassConfig:
-    """Devices of one kind; 0 is no limit, or not known."""
+    """Devices of one kind; 0 is no limit, or unknown."""
 
     name: Annotated[str, NotEmpty(), "unique name of the class"]
     count: Annotated[Count, "number of devices"] = 1
@@ -61,8 +61,8 @@ class DevicesConfig:
 
     count: Annotated[
         int,
-        Range(ge=1, le=MAX_DEVICES, why="the table holds all 2^N subsets"),
-        "number of devices N; leave it out where there are classes or views",
+        Range(ge=1, le=MAX_DEVICES, why="the table has all 2^N subsets"),
+        "number of devices N; leave it out if there are classes or views",
     ] = 8
     budget: Annotated[BudgetConfig, "Limits of every device's student; 0 is no limit. Classes have their own."] = field(
         default_factory=BudgetConfig
@@ -82,7 +82,7 @@ class DevicesConfig:
 
     @staticmethod
     def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The table with ``count``, where it is left out and follows from classes or views."""
+        """Adds ``count`` to the table, if it is left out and follows from classes or views."""
         classes, views = values.get("classes"), values.get("views")
         counts = [kind.get("count", 1) if isinstance(kind, dict) else 0 for kind in _list(classes)]
         if counts and all(isinstance(count, int) and count > 0 for count in counts):
@@ -90,29 +90,29 @@ class DevicesConfig:
         return {"count": len(_list(views)), **values} if _list(views) else values
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         names = [kind.name for kind in self.classes]
         for number, name in enumerate(names):
-            yield "", name not in names[:number], f"class {number} ('{name}'): give every class a name of its own"
+            yield "", name not in names[:number], f"class {number} ('{name}'): give every class a unique name"
         total = sum(kind.count for kind in self.classes)
         yield "count", not self.classes or total == self.count, f"the classes have {total} devices; leave count out"
         yield (
             "",
             not self.classes or self.budget == BudgetConfig(),
-            "every class has limits of its own; leave budget out",
+            "every class has its own limits; leave budget out",
         )
         for key in ("answer_s", "goal"):
             rule = "is for device classes; list them as [[devices.classes]]"
             yield key, self.classes or not getattr(self, key), rule
-        yield "view", not self.views or self.view == "all", "devices.views names the channels already; leave view out"
+        yield "view", not self.views or self.view == "all", "devices.views lists the channels already; leave view out"
         yield (
             "views",
             not self.views or len(self.views) == self.count,
-            f"{len(self.views)} views for {self.count} devices; name one a device",
+            f"{len(self.views)} views for {self.count} devices; give one per device",
         )
         for device, view in enumerate(self.views):
             ascending = view and list(view) == sorted(set(view))
-            yield "views", ascending, f"device {device}: name at least one channel, each once and ascending"
+            yield "views", ascending, f"device {device}: list at least one channel, each once and ascending"
 
 
 def _list(value: Any) -> list[Any]:

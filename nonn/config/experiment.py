@@ -1,8 +1,8 @@
 """The experiment file: frozen, typed objects from TOML.
 
-Every field declares its default, what it may be and what it means; ``nonn config`` prints them. The defaults make the
-digits experiment, and a file names what differs. Unknown keys are errors that name the nearest known key.
-``--set distill.epochs=3`` overrides one value; it is read as a TOML value, and as a bare string where it is none.
+Every field declares its default, allowed values and meaning; ``nonn config`` prints them. The defaults are the digits
+experiment, and a file lists the differences. Unknown keys are errors that name the nearest known key.
+``--set distill.epochs=3`` overrides one value, which is parsed as TOML, or else used as a bare string.
 """
 
 from __future__ import annotations
@@ -66,20 +66,20 @@ class ExperimentConfig:
         Matches(r"\w[\w.-]*", "letters, digits, '.', '_' and '-', with a letter, digit or '_' first"),
         "name of its folder under runs/",
     ] = "digits"
-    seed: Annotated[Whole, "of everything random"] = 0
+    seed: Annotated[Whole, "seed of all random numbers"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which data, how they are split and how training inputs are varied."""
+    """The data, their splits and the augmentation of training inputs."""
 
     reader: Annotated[str, Choice("nonn.data:READERS"), "format of the data"] = "digits"
     path: Annotated[str, "file or folder; digits needs none"] = ""
-    held_out: Annotated[Inside, "share of train kept for choices: statistics of filters, regularisation"] = 0.1
+    held_out: Annotated[Inside, "share of train held out for selection: statistics of filters, regularisation"] = 0.1
     held_out_by: Annotated[
-        Literal["class", "group"], "the held-out split is that share of each class, or of the groups as wholes"
+        Literal["class", "group"], "the held-out split is that share of each class, or of whole groups"
     ] = "class"
-    test: Annotated[Inside, "share that is the test split, for readers whose files have none"] = 0.2
+    test: Annotated[Inside, "share of the test split, for readers whose files have none"] = 0.2
     size: Annotated[Count, "imagefolder: images become [3, size, size]"] = 32
     inputs: Annotated[str, "npz: name of the array of inputs [n, channels, time]"] = "windows"
     labels: Annotated[str, "npz: name of the array of labels [n]; parquet: column"] = "labels"
@@ -92,7 +92,7 @@ class DataConfig:
     flip: Annotated[bool, "augmentation: mirror left-right at random"] = False
     noise: Annotated[NotNegative, "augmentation: Gaussian noise, in standard deviations of the data"] = 0.2
     rotate: Annotated[
-        NotNegative, "augmentation of windows: turn each body-worn unit by this many degrees (standard deviation)"
+        NotNegative, "augmentation of windows: rotate each body-worn unit by this many degrees (standard deviation)"
     ] = 0.0
     unit: Annotated[
         int,
@@ -102,7 +102,7 @@ class DataConfig:
     cutout: Annotated[Whole, "augmentation of images: side of a random square set to the mean"] = 0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         yield (
             "held_out_by",
             self.held_out_by == "class" or self.group,
@@ -112,13 +112,13 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Options of the trainer, for the teacher as for the students."""
+    """Options of the trainer, for the teacher and for the students."""
 
     epochs: Epochs = 30
-    batch: Annotated[int, Range(ge=2, why="batch normalisation needs two"), "samples of a step"] = 128
+    batch: Annotated[int, Range(ge=2, why="batch normalisation needs two"), "samples per step"] = 128
     lr: Annotated[Positive, "highest learning rate"] = 0.1
     momentum: Annotated[NotNegative, "Nesterov momentum"] = 0.9
-    weight_decay: Annotated[NotNegative, "of all weights"] = 5e-4
+    weight_decay: Annotated[NotNegative, "weight decay of all weights"] = 5e-4
     schedule: Annotated[Literal["one-cycle", "step"], "course of the learning rate"] = "one-cycle"
     milestones: Annotated[tuple[float, ...], "step: learning rate × 0.1 at these shares of all steps"] = (
         0.625,
@@ -127,7 +127,7 @@ class TrainingConfig:
     )
     label_smoothing: Annotated[Share, "share of the target that is spread over all classes"] = 0.0
     ema: Annotated[Probability, "decay per step of the exponential moving average of the weights; 0 is off"] = 0.0
-    bf16: Annotated[Literal["auto", "on", "off"], "bfloat16 autocast; auto: where the processor has it"] = "auto"
+    bf16: Annotated[Literal["auto", "on", "off"], "bfloat16 autocast; auto: if the processor supports it"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class GraphConfig:
         "edges between filters that are active on the same images, or those of NoNN: unequally active",
     ] = "co-activation"
     top: Annotated[
-        int, Range(ge=2, why="an edge has two ends"), "nonn: only this many most active filters of an image count"
+        int, Range(ge=2, why="an edge has two ends"), "nonn: number of most active filters of an image that form edges"
     ] = 50
     percentile: Annotated[
         float, Range(ge=0, le=100), "nonn: edges below this percentile of the non-zero ones are dropped"
@@ -160,7 +160,7 @@ class GraphConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionConfig:
-    """How the filters are cut into parts."""
+    """The partition of the filters into parts."""
 
     method: Annotated[str, Choice("nonn.partition:METHODS"), "partitioner; docs/accuracy.md compares them"] = (
         "balanced-eigenvector"
@@ -177,7 +177,7 @@ class PartitionConfig:
         """M.
 
         Raises:
-            ConfigError: pilots have to choose it first.
+            ConfigError: it is ``auto``, and pilots have not chosen it yet.
         """
         if self.parts == AUTO:
             raise ConfigError(
@@ -190,17 +190,17 @@ class PartitionConfig:
 class StudentConfig:
     """The student that each device runs."""
 
-    model: Annotated[str, "wrn-DEPTH-WIDTH or strided-DEPTH-WIDTH; auto: the largest wrn that each device takes"] = (
+    model: Annotated[str, "wrn-DEPTH-WIDTH or strided-DEPTH-WIDTH; auto: the largest wrn that fits each device"] = (
         "wrn-10-1"
     )
     sends: Annotated[
         Literal["bridge", "penultimate"],
         "bridge: the filters of its part; penultimate: the backbone's own features, 64 · width",
     ] = "bridge"
-    send_width: Annotated[Whole, "penultimate: squeezed to this many features; 0 sends all"] = 0
+    send_width: Annotated[Whole, "penultimate: features are reduced to this many; 0 sends all"] = 0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         yield (
             "send_width",
             not self.send_width or self.sends == "penultimate",
@@ -214,37 +214,37 @@ class DistillConfig(TrainingConfig):
 
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     grouped: Annotated[
-        bool, "students train as one network of grouped convolutions where that is faster; false: never"
+        bool, "students train as one network of grouped convolutions if that is faster; false: never"
     ] = True
     failout: Annotated[
         Literal["none", "independent", "stratified", "groups"],
         "devices dropped in training: none, each one independently, to a uniform number of survivors (stratified), or "
-        "groups as wholes",
+        "whole groups",
     ] = "stratified"
-    p_failout: Annotated[Probability, "independent, groups: probability that a device is dropped by itself"] = 0.3
+    p_failout: Annotated[Probability, "independent, groups: probability that a single device is dropped"] = 0.3
     failout_groups: Annotated[tuple[tuple[Whole, ...], ...], "groups: devices that fail together"] = ()
     p_group: Annotated[Probability, "groups: probability that a group is dropped as a whole"] = 0.1
     assistants: Annotated[
-        tuple[str, ...], "teacher assistants, wrn-DEPTH-WIDTH, each distilled from the one before"
+        tuple[str, ...], "teacher assistants, wrn-DEPTH-WIDTH, each distilled from the previous one"
     ] = ()
     generations: Annotated[
         Count, "born again: students are trained this many times, each time from the logits of the last"
     ] = 1
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         grouped = [device for group in self.failout_groups for device in group]
         yield (
             "failout_groups",
             grouped or self.failout != "groups",
-            "name the groups that fail together, for example [[0, 1], [2, 3]]",
+            "list the groups that fail together, for example [[0, 1], [2, 3]]",
         )
-        yield "failout_groups", len(set(grouped)) == len(grouped), "name each device once at most"
+        yield "failout_groups", len(set(grouped)) == len(grouped), "list each device at most once"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """How features become one answer."""
+    """The fusion of features into one answer."""
 
     train: Annotated[
         Literal["zero-fill", "rescale", "replica-average", "logit-average"],
@@ -270,7 +270,7 @@ class FusionConfig:
         1e-1,
     )
     steps: Annotated[
-        tuple[Count, ...], NotEmpty(), "logistic: candidates for the L-BFGS steps from the ridge, chosen likewise"
+        tuple[Count, ...], NotEmpty(), "logistic: candidates for the L-BFGS steps from the ridge, chosen like ridge"
     ] = (2, 5, 10, 20)
     samples: Annotated[Count, "logistic: samples of the passes that it is fitted to"] = 50_000
     stored_mb: Annotated[
@@ -286,19 +286,19 @@ class FusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What devices run and send."""
+    """The formats of the students and of their replies."""
 
-    weights: Annotated[Literal["float32", "int8"], "of the students; int8 is a quarter of the size"] = "float32"
+    weights: Annotated[Literal["float32", "int8"], "type of weights; int8 is a quarter of the size"] = "float32"
     features: Annotated[
-        str, Choice("nonn.bundle.features:FEATURE_DTYPES"), "of the replies; int8 is one byte a feature"
+        str, Choice("nonn.bundle.features:FEATURE_DTYPES"), "type of sent features; int8 is one byte per feature"
     ] = "float32"
-    calibration: Annotated[Count, "training inputs that the ranges of int8 are taken from"] = 512
-    recorded: Annotated[bool, "the bundle holds its test features, for the simulator; nodes do not need them"] = True
+    calibration: Annotated[Count, "training inputs from which the ranges of int8 are measured"] = 512
+    recorded: Annotated[bool, "the bundle contains its test features, for the simulator; nodes do not need them"] = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuaranteesConfig:
-    """What a bundle must promise before it is written; the forms are those of `nonn-sim enumerate --guarantee`."""
+    """Promises that a bundle must keep to be written; the forms are those of `nonn-sim enumerate --guarantee`."""
 
     require: Annotated[
         tuple[str, ...], 'promises such as "accuracy>=0.70 failed<=4" or "P(accuracy>=0.70)>=0.999"'
@@ -310,9 +310,9 @@ class GuaranteesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What `nonn study` compares."""
+    """The comparison of `nonn study`."""
 
-    seeds: Annotated[tuple[Whole, ...], NotEmpty(), "every row is trained for each"] = (0,)
+    seeds: Annotated[tuple[Whole, ...], NotEmpty(), "seeds; every row is trained with each"] = (0,)
     rows: Annotated[
         tuple[Annotated[str, Choice("nonn.experiment.methods:METHODS")], ...],
         NotEmpty(),
@@ -320,7 +320,7 @@ class StudyConfig:
     ] = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "ours")
     folds: Annotated[
         tuple[Annotated[tuple[int, ...], NotEmpty()], ...],
-        "data.test_groups of each fold, every row is trained for each; without any there is one",
+        "data.test_groups of each fold; every row is trained for each fold; empty: a single fold",
     ] = ()
 
 
@@ -342,7 +342,7 @@ class Experiment:
     study: StudyConfig = field(default_factory=StudyConfig)
 
     def rules(self) -> Rules:
-        """What relates several tables."""
+        """Rules that relate several tables."""
         devices, partition, distill = self.devices, self.partition, self.distill
         yield (
             "student.model",
@@ -371,7 +371,7 @@ class Experiment:
         yield (
             "devices.count",
             not distill.objectives.mutual.weight or devices.count > 1,
-            "distill.objectives.mutual needs two devices at least",
+            "distill.objectives.mutual needs at least two devices",
         )
         yield "study.folds", not self.study.folds or self.data.group, "data.group must name the array of groups"
 
@@ -384,7 +384,7 @@ def load_experiment(path: Path | None = None, overrides: Sequence[str] = ()) -> 
         overrides: ``section.key=value``, applied in order.
 
     Raises:
-        ConfigError: the file is missing or no TOML, a key is unknown, a value has the wrong type or is impossible.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or is invalid.
     """
     tree = parse_toml(path) if path is not None else {}
     for text in overrides:

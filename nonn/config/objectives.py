@@ -1,4 +1,4 @@
-"""The objectives of distillation, as an experiment file selects and weighs them.
+"""The objectives of distillation, as selected and weighted by an experiment file.
 
 A table for each objective under ``[distill.objectives]``; every one has a weight and may warm up. Weight 0 leaves it
 out, and the defaults leave out all but cross entropy, KD and activation transfer::
@@ -28,7 +28,7 @@ Weight = Annotated[NotNegative, "0 leaves it out"]
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What every objective has."""
+    """Options of every objective."""
 
     weight: Weight = 0.0
     warm_up: Annotated[Share, "share of all steps over which the weight rises linearly from 0"] = 0.0
@@ -41,7 +41,7 @@ class LogitConfig(ObjectiveConfig):
     on: Annotated[
         Literal["fused", "device", "both", "partial"],
         "fused: logits of a sampled subset of devices; device: of each device alone; both: the sum of these two; "
-        "partial: what a device's part of the teacher's filters adds to the teacher's logits",
+        "partial: the contribution of a device's part of the teacher's filters to the teacher's logits",
     ] = "fused"
 
     @staticmethod
@@ -62,10 +62,10 @@ class SoftTargetConfig(LogitConfig):
     """An objective whose target is the teacher's softened output."""
 
     temperature: Annotated[Positive, "τ of the softened distributions"] = 4.0
-    label_revision: Annotated[Share, "η of label revision; 0 takes the teacher's output as it is"] = 0.0
+    label_revision: Annotated[Share, "η of label revision; 0 uses the teacher's output unchanged"] = 0.0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         yield (
             "label_revision",
             not self.label_revision or self.on != "partial",
@@ -86,7 +86,7 @@ class KdConfig(SoftTargetConfig):
 
     weight: Weight = 0.9
     standardise: Annotated[
-        bool, "logits to mean 0 and deviation 1 first; the paper then takes temperature 2 and weight 9"
+        bool, "standardise logits to mean 0 and deviation 1; the paper then uses temperature 2 and weight 9"
     ] = False
 
 
@@ -94,8 +94,8 @@ class KdConfig(SoftTargetConfig):
 class DkdConfig(SoftTargetConfig):
     """Decoupled knowledge distillation."""
 
-    tckd_weight: Annotated[NotNegative, "of the target class against the rest"] = 1.0
-    nckd_weight: Annotated[NotNegative, "of the distribution among the other classes"] = 8.0
+    tckd_weight: Annotated[NotNegative, "weight of the target class against the rest"] = 1.0
+    nckd_weight: Annotated[NotNegative, "weight of the distribution among the other classes"] = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +110,15 @@ class TransferConfig(ObjectiveConfig):
 class RkdConfig(ObjectiveConfig):
     """Relational knowledge distillation."""
 
-    distance_weight: Annotated[NotNegative, "of distances between two samples"] = 25.0
-    angle_weight: Annotated[NotNegative, "of angles between three samples"] = 50.0
+    distance_weight: Annotated[NotNegative, "weight of distances between two samples"] = 25.0
+    angle_weight: Annotated[NotNegative, "weight of angles between three samples"] = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VidConfig(ObjectiveConfig):
     """Variational information distillation."""
 
-    variance: Annotated[Positive, "σ² that every filter starts with"] = 5.0
+    variance: Annotated[Positive, "initial σ² of every filter"] = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +131,9 @@ class CrdConfig(ObjectiveConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SrrlConfig(ObjectiveConfig):
-    """Partial logits, and the features they are made of."""
+    """Partial logits, and the features from which they are computed."""
 
-    feature_weight: Annotated[NotNegative, "of ‖GAP(T) − GAP(S)‖², added to the partial logits; 0 leaves it out"] = 1.0
+    feature_weight: Annotated[NotNegative, "weight of ‖GAP(T) − GAP(S)‖², added to partial logits; 0 omits it"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class SrmConfig(ObjectiveConfig):
 class LckdConfig(ObjectiveConfig):
     """Lipschitz continuity guided knowledge distillation."""
 
-    iterations: Annotated[Count, "iterations of the power method; each one doubles its steps"] = 5
+    iterations: Annotated[Count, "iterations of the power method; each one doubles the steps"] = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class MutualConfig(ObjectiveConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
-    """What the students are trained for, a table for each objective."""
+    """The objectives of the students, a table for each."""
 
     ce: CeConfig = field(default_factory=CeConfig)
     kd: KdConfig = field(default_factory=KdConfig)
@@ -188,6 +188,6 @@ class ObjectivesConfig:
     simreg: SimregConfig = field(default_factory=SimregConfig)
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         weights = [getattr(self, spec.name).weight for spec in dataclasses.fields(self)]
         yield "", any(weights), "every weight is 0; there is nothing to train for"

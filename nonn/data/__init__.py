@@ -1,8 +1,8 @@
-"""Data in memory: one reader a file, one ``Dataset`` out of each.
+"""Data in memory: one module per reader, one ``Dataset`` class for all.
 
-A reader is imported by its name when it is asked for, so scikit-learn, pyarrow and Pillow load only where needed.
-Normalisation is not done here: it lives in the first layer of each network, so training and serving cannot differ.
-``nonn.data.augment``, the only module here with torch, is imported by the trainer alone.
+A reader is imported when it is requested, so scikit-learn, pyarrow and Pillow load only where needed. Normalisation is
+the first layer of each network and not done here, so training and serving cannot differ. ``nonn.data.augment``, the
+only module here with torch, is imported only by the trainer.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
     """Reads the data of an experiment and splits it; equal arguments and files give equal splits.
 
     Args:
-        config: which reader, which files, which shares.
-        seed: draws the held-out split, and the test split where the files have none; not negative.
+        config: reader, files and shares.
+        seed: seed of the held-out split, and the test split where the files have none; not negative.
 
     Raises:
         ConfigError: the reader is unknown, or the seed is negative.
-        DataError: files are missing, broken or not what the reader needs; the message names the file.
+        DataError: files are missing, broken or unsuitable for the reader; the message names the file.
         MissingExtraError: a package that the reader needs is not installed.
     """
     if config.reader not in READERS:

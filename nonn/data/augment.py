@@ -1,8 +1,8 @@
-"""Random variation of training inputs, a batch at a time.
+"""Random augmentation of training inputs, one batch at a time.
 
 Inputs and outputs have raw values: normalisation is the network's first layer. There is no loop over samples, and bytes
-stay bytes until the end. Every random number is drawn by a generator on the CPU, so that a seed gives the same
-batches on every device.
+stay bytes until the end. A generator on the CPU draws all random numbers, so that a seed gives the same batches on
+every device.
 
 Prior art: the batched augmentation of airbench (Jordan 2024, arXiv 2404.00498); cutout is DeVries and Taylor 2017,
 arXiv 1708.04552.
@@ -23,22 +23,22 @@ __all__ = ["Augment"]
 
 
 class Augment:
-    """The augmentation that an experiment file asks for.
+    """The augmentation of an experiment file.
 
     ========== ============================================================================================
-    ``crop``   shift by up to this many pixels or time steps along each axis. What enters is the reflection
-               of what is there: a constant border would add a step, hence frequencies that no sensor sent
+    ``crop``   shift by up to this many pixels or time steps along each axis. Edges are filled by reflection:
+               a constant border would add a step, hence frequencies that are not in the data
     ``flip``   mirror left and right with probability ½; images only
     ``noise``  add Gaussian noise of this many standard deviations of each channel; no clipping to 0 … 255
-    ``rotate`` turn every body-worn unit about a random axis; windows only. The sensors of a unit are turned as one,
-               as when somebody straps it on a little askew. Angles are normal with this standard deviation in
+    ``rotate`` rotate every body-worn unit about a random axis; windows only. All sensors of a unit rotate together,
+               as when the unit is worn slightly askew. Angles are normal with this standard deviation in
                degrees, about each of x, y and z
-    ``cutout`` set a square of this side to the mean; images only. Its middle is uniform over the image, so
-               it may stick out, as in the paper
+    ``cutout`` set a square of this side to the mean; images only. Its centre is uniform over the image, so
+               it may extend beyond the border, as in the paper
     ========== ============================================================================================
 
     Args:
-        config: which of them.
+        config: the options above.
         mean: of each channel [C], in raw units.
         std: of each channel [C], in raw units.
 
@@ -56,14 +56,14 @@ class Augment:
         self._std = torch.as_tensor(std, dtype=torch.float32)
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Varies a batch.
+        """Augments a batch.
 
         Args:
-            inputs: images [B, C, H, W] or windows [B, C, T], of uint8 or float32, on any device; left as they are.
-            generator: on the CPU; equal states give equal results.
+            inputs: images [B, C, H, W] or windows [B, C, T], of uint8 or float32, on any device; not modified.
+            generator: a generator on the CPU; equal states give equal results.
 
         Returns:
-            float32 of the same shape on the same device; ``inputs`` itself if it is float32 and nothing is asked.
+            float32 of the same shape on the same device; ``inputs`` itself if it is float32 and no option is set.
 
         Raises:
             ConfigError: ``flip`` or ``cutout`` on windows, or ``crop`` not smaller than the input.
@@ -90,12 +90,12 @@ class Augment:
     def _check(self, inputs: Tensor) -> None:
         if inputs.ndim not in (3, 4) or inputs.shape[1] != len(self._mean):
             raise ShapeError(
-                f"inputs {list(inputs.shape)}: augmentation takes images [B, {len(self._mean)}, H, W] "
+                f"inputs {list(inputs.shape)}: augmentation accepts images [B, {len(self._mean)}, H, W] "
                 f"or windows [B, {len(self._mean)}, T]"
             )
         if inputs.ndim == 3 and (self.flip or self.cutout):
             key = "flip" if self.flip else "cutout"
-            raise ConfigError(f"data.{key}: is for images; sensor windows take crop and noise")
+            raise ConfigError(f"data.{key}: is for images; sensor windows support crop, noise and rotate")
         if self.rotate and (inputs.ndim != 3 or inputs.shape[1] % self.unit):
             raise ConfigError(
                 f"data.rotate: is for windows of units of {self.unit} channels (data.unit); not {list(inputs.shape)}"
@@ -110,7 +110,7 @@ def _shift(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
     Args:
         inputs: [B, C, H, W] or [B, C, T].
         most: less than any of H, W or T.
-        generator: on the CPU.
+        generator: a generator on the CPU.
     """
     batch, device = len(inputs), inputs.device
     windows = inputs
@@ -118,21 +118,21 @@ def _shift(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
         length = inputs.shape[axis]
         place = torch.arange(-most, length + most, device=device).abs()
         windows = windows.index_select(axis, torch.where(place < length, place, 2 * (length - 1) - place))
-    # A view of all (2·most + 1)² shifts costs nothing; picking one a sample copies rows, not single pixels.
+    # A view of all (2·most + 1)² shifts costs nothing; choosing one per sample copies rows, not single pixels.
     for axis in range(2, inputs.ndim):
-        windows = windows.unfold(axis, inputs.shape[axis], 1)  # at last [B, C, shifts, shifts, H, W]
+        windows = windows.unfold(axis, inputs.shape[axis], 1)  # finally [B, C, shifts, shifts, H, W]
     shifts = torch.randint(2 * most + 1, (inputs.ndim - 2, batch), generator=generator).to(device)
     return windows[(torch.arange(batch, device=device), slice(None), *shifts)]
 
 
 def _turn(windows: Tensor, spread: float, unit: int, generator: torch.Generator) -> Tensor:
-    """Turns each unit of each window.
+    """Rotates each unit of each window.
 
     Args:
-        windows: [B, C, T], units of channels in threes x y z.
+        windows: [B, C, T]; the channels of a unit are groups of x, y, z.
         spread: standard deviation of the angle about each axis, in radians.
-        unit: channels of a unit.
-        generator: on the CPU.
+        unit: number of channels of a unit.
+        generator: a generator on the CPU.
     """
     batch, channels, length = windows.shape
     angles = spread * torch.randn((batch, channels // unit, 3), generator=generator).to(windows.device)
@@ -146,7 +146,7 @@ def _turn(windows: Tensor, spread: float, unit: int, generator: torch.Generator)
 
 
 def _square(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """True inside one square a sample [B, 1, H, W], cut off at the border."""
+    """True inside one square per sample [B, 1, H, W], clipped at the border."""
     inside = []
     for length in images.shape[2:]:
         start = torch.randint(length, (len(images), 1), generator=generator) - side // 2

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 in their "python version": folders of pickled dictionaries.
 
-A pickle can run any code when it is loaded. These are read by an unpickler that knows five names, none of which
-imports or calls anything: what the files say about NumPy arrays is answered by plain stand-ins that keep the bytes.
+A pickle can run any code when it is loaded. These are read by an unpickler that allows five names, none of which
+imports or calls anything: plain stand-ins for the names of NumPy keep the bytes of the arrays.
 
 Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -26,12 +26,12 @@ _TRAIN_10 = tuple(f"data_batch_{i}" for i in range(1, 6))
 
 
 def read(config: DataConfig, seed: int) -> Source:
-    """Reads the folder itself or the one it lies in; the files fix the test split, so ``seed`` is unused.
+    """Reads the folder, given itself or by its parent; the files fix the test split, so ``seed`` is unused.
 
-    CIFAR-100 is read with its 100 fine classes; ``data.labels = "coarse_labels"`` asks for the 20 coarse ones.
+    CIFAR-100 is read with its 100 fine classes; ``data.labels = "coarse_labels"`` selects the 20 coarse ones.
 
     Raises:
-        DataError: a file is missing, truncated or not what these folders hold.
+        DataError: a file is missing, truncated or not a CIFAR file.
     """
     path = find(
         config,
@@ -55,7 +55,7 @@ def read(config: DataConfig, seed: int) -> Source:
 def _assemble(
     name: str, folder: Path, train_files: tuple[str, ...], test_file: str, meta_file: str, labels: str, names: str
 ) -> Source:
-    """Puts the files of a folder together."""
+    """Combines the files of a folder."""
     batches = [_read_batch(folder / file, labels) for file in (*train_files, test_file)]
     classes = [
         entry.decode() if isinstance(entry, bytes) else str(entry)
@@ -73,7 +73,7 @@ def _read_batch(file: Path, labels: str) -> tuple[NDArray[np.uint8], NDArray[Any
         pixels = _entry(batch, "data", _Array, file).pixels()
         numbers = np.asarray(_entry(batch, labels, list, file))
     except (TypeError, ValueError) as exc:
-        raise DataError(f"{file}: {exc}; it should hold bytes [n, 3072] and n labels") from exc
+        raise DataError(f"{file}: {exc}; it must contain bytes [n, 3072] and n labels") from exc
     if pixels.ndim != 2 or pixels.shape[1] != 3072 or numbers.shape != pixels.shape[:1]:
         raise DataError(
             f"{file}: data {list(pixels.shape)} and labels {list(numbers.shape)}; should be [n, 3072] and [n]"
@@ -82,7 +82,7 @@ def _read_batch(file: Path, labels: str) -> tuple[NDArray[np.uint8], NDArray[Any
 
 
 def _entry(content: dict[str, Any], key: str, kind: type, file: Path) -> Any:
-    """One entry of a file, checked to be there and of its kind."""
+    """One entry of a file; an error if it is missing or has the wrong type."""
     if not isinstance(content.get(key), kind):
         raise DataError(f"{file}: no usable entry '{key}'; entries: {', '.join(content)}")
     return content[key]
@@ -99,7 +99,7 @@ def _load(file: Path) -> dict[str, Any]:
     except DataError as exc:
         raise DataError(f"{file}: {exc}") from None
     except Exception as exc:  # a broken pickle raises nearly anything: EOFError, KeyError, AttributeError, …
-        raise DataError(f"{file}: truncated, or no file of CIFAR; unpack the archive again ({exc!r})") from exc
+        raise DataError(f"{file}: truncated, or not a CIFAR file; unpack the archive again ({exc!r})") from exc
 
 
 class _Dtype:
@@ -109,11 +109,11 @@ class _Dtype:
         self.code = code.decode() if isinstance(code, bytes) else code
 
     def __setstate__(self, state: object) -> None:
-        """Drops the rest: byte order and alignment mean nothing for single bytes."""
+        """Drops the rest: byte order and alignment are irrelevant for single bytes."""
 
 
 class _Array:
-    """Stand-in for ``numpy.ndarray``: keeps what its pickle says about shape, dtype and bytes."""
+    """Stand-in for ``numpy.ndarray``: keeps the shape, dtype and bytes of its pickle."""
 
     def __init__(self, *_: object) -> None:
         self.state: Any = None
@@ -125,7 +125,7 @@ class _Array:
         """The array.
 
         Raises:
-            TypeError, ValueError: not an array of bytes whose number fits its shape.
+            TypeError, ValueError: not an array of bytes, or their number does not match its shape.
         """
         _, shape, dtype, is_fortran, content = self.state
         if not isinstance(dtype, _Dtype) or dtype.code != "u1":
@@ -134,9 +134,9 @@ class _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand-in for ``_codecs.encode``: how Python 3 writes bytes in protocol 2."""
+    """Stand-in for ``_codecs.encode``, with which Python 3 writes bytes in protocol 2."""
     if encoding != "latin1":
-        raise DataError(f"refused: encoding {encoding!r} has no place in a file of CIFAR")
+        raise DataError(f"refused: encoding {encoding!r} does not belong in a CIFAR file")
     return text.encode("latin1")
 
 
@@ -153,11 +153,11 @@ class _Unpickler(pickle.Unpickler):
     """Unpickles containers, numbers, text, bytes, and the stand-ins above."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Answers with a stand-in.
+        """Returns a stand-in.
 
         Raises:
-            DataError: the name is not one that these files use.
+            DataError: CIFAR files do not use this name.
         """
         if (module, name) not in _ALLOWED:
-            raise DataError(f"refused: it asks for {module}.{name}, which has no place in a file of CIFAR")
+            raise DataError(f"refused: it uses {module}.{name}, which does not belong in a CIFAR file")
         return _ALLOWED[module, name]

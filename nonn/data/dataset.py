@@ -1,7 +1,7 @@
-"""What a data set is: three splits in memory, class names, and the statistics of the training split.
+"""A data set: three splits in memory, class names, and the statistics of the training split.
 
-Images stay uint8: 60,000 of 32×32 are 184 MB, a quarter of what float32 needs, and batches are cut and varied from
-memory by index. A worker-based loader is slower than training itself at this size.
+Images stay uint8: 60,000 of 32×32 are 184 MB, a quarter of float32. Batches are indexed and augmented in memory; a
+worker-based loader is slower than training itself at this size.
 """
 
 from __future__ import annotations
@@ -49,31 +49,31 @@ class Split:
                 f"{len(self.inputs)} inputs need as many labels of int64"
             )
         if 0 in self.inputs.shape:
-            raise DataError(f"inputs {list(self.inputs.shape)}: a split without a single value")
+            raise DataError(f"inputs {list(self.inputs.shape)}: the split is empty")
         if self.labels.min() < 0:
             raise DataError(f"label {self.labels.min()}: classes are counted from 0")
         if self.inputs.dtype == np.float32:
             finite = np.isfinite(self.inputs).all(axis=(1, 2))
             if not finite.all():
-                raise DataError(f"input {int(finite.argmin())}: holds NaN or infinity")
+                raise DataError(f"input {int(finite.argmin())}: contains NaN or infinity")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: IntArray) -> Split:
-        """The samples at these places [k], copied."""
+        """A copy of the samples at these indices [k]."""
         return Split(self.inputs[index], self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, split once and for all.
+    """A data set with fixed splits.
 
     Attributes:
-        name: what reports call it.
-        train: what networks are fitted to.
-        held_out: a share of the training data for choosing between models; disjoint from ``train``.
-        test: for the report alone; nothing here is computed from it.
+        name: name in reports.
+        train: the split that networks are fitted to.
+        held_out: a share of the training data for model selection; disjoint from ``train``.
+        test: the split for the report only; no statistics are computed from it.
         classes: class names [K].
         mean: per channel of ``train`` [C], in units of the raw inputs.
         std: per channel of ``train`` [C]; 1 for a constant channel, so that dividing by it leaves zeros.
@@ -119,7 +119,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """K, also counting classes that no sample shows."""
+        """K, including classes without a sample."""
         return len(self.classes)
 
     @property
@@ -132,10 +132,10 @@ class Dataset:
         sha = hashlib.sha256()
         for split in (self.train, self.held_out, self.test):
             for array in (split.inputs, split.labels):
-                # The header keeps a [2, 3] array from passing for a [3, 2] one with the same bytes.
+                # The header distinguishes a [2, 3] array from a [3, 2] one with the same bytes.
                 sha.update(f"{array.dtype.str}{array.shape};".encode())
                 sha.update(np.ascontiguousarray(array).data)
-        # Classes are counted and measured too: a name may hold any character.
+        # Number and lengths of the class names are hashed too: a name may contain any character.
         for text in (str(len(self.classes)), *self.classes):
             encoded = text.encode()
             sha.update(f"{len(encoded)}:".encode() + encoded)
@@ -143,7 +143,7 @@ class Dataset:
 
 
 def channel_statistics(inputs: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of each channel over samples and places, accumulated in float64.
+    """Mean and standard deviation of each channel over samples and positions, accumulated in float64.
 
     Args:
         inputs: images [n, C, H, W] of uint8 or windows [n, C, T] of float32.
@@ -153,7 +153,7 @@ def channel_statistics(inputs: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
     """
     num_channels = inputs.shape[1]
     mean, std = np.empty(num_channels), np.empty(num_channels)
-    # A channel at a time: a float64 copy of all images would take eight times their memory.
+    # One channel at a time: a float64 copy of all images would take eight times their memory.
     for c in range(num_channels):
         channel = inputs[:, c]
         if channel.dtype == np.uint8:

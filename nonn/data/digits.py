@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1797 images of 8×8, ten classes, part of its wheel, so always at hand.
+"""scikit-learn's handwritten digits: 1797 images of 8×8, ten classes, included in its wheel.
 
 The test split is drawn: the data has no official one.
 

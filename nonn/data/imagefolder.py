@@ -1,10 +1,10 @@
-"""A folder of images, one subfolder a class.
+"""A folder of images, one subfolder per class.
 
 ``PATH/train/CLASS/*.jpg`` and ``PATH/test/CLASS/*.jpg``, or ``PATH/CLASS/*.jpg`` with the test split drawn. Each image
-becomes [3, size, size]: the largest square from its middle, scaled, so that nothing is squeezed. Photographs are
-turned as their EXIF orientation says.
+becomes [3, size, size]: the largest centre square, scaled, so that the aspect ratio is kept. Photographs are rotated
+by their EXIF orientation.
 
-Limits: everything is held in memory: 10,000 images of 224×224 are 1.5 GB.
+Limits: all images are in memory: 10,000 images of 224×224 are 1.5 GB.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def read(config: DataConfig, seed: int) -> Source:
 
     Raises:
         ConfigError: ``data.size`` is not positive.
-        DataError: a folder is missing or empty, test classes differ from the trained ones, or an image is broken.
+        DataError: a folder is missing or empty, a test class is not in train, or an image is broken.
     """
     if config.size < 1:
         raise ConfigError(f"data.size = {config.size}: must be at least 1 pixel")
     path = find(
         config,
         "a folder train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg",
-        "put the images of each class into a folder of its own",
+        "put the images of each class into a separate folder",
     )
     name = path.resolve().name
     parts = [part for part in ("train", "test") if (path / part).is_dir()]
@@ -49,28 +49,28 @@ def read(config: DataConfig, seed: int) -> Source:
     if len(parts) == 1:
         missing = path / ("test" if parts == ["train"] else "train")
         raise DataError(
-            f"{missing}: no such folder beside {parts[0]}; make it, or name the folder of classes itself "
+            f"{missing}: no such folder next to {parts[0]}; create it, or name the folder of classes itself "
             f"with --set data.path={path / parts[0]} to have the test split drawn from it"
         )
     classes = _class_names(path / "train")
     unknown = sorted(set(_class_names(path / "test")) - set(classes))
     if unknown:
-        raise DataError(f"{path / 'test' / unknown[0]}: no such class in {path / 'train'}, so nobody can learn it")
+        raise DataError(f"{path / 'test' / unknown[0]}: no such class in {path / 'train'}, so it cannot be learned")
     train, test = (_read_split(path / part, classes, config.size) for part in ("train", "test"))
     return Source(name, train, test, classes)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders, sorted; hidden ones are none.
+    """Names of the class folders, sorted; hidden folders are ignored.
 
     Raises:
-        DataError: there is none.
+        DataError: there are no class folders.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; the imagefolder reader needs a folder of class folders")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise DataError(f"{folder}: no class folders in it; put the images of each class into a folder of its own")
+        raise DataError(f"{folder}: no class folders in it; put the images of each class into a separate folder")
     return tuple(names)
 
 

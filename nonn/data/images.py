@@ -1,10 +1,10 @@
-"""Decoding many images into one array.
+"""Decodes many images into one array.
 
-Small images are decoded one after another: at 32×32 most of the time is Python's own, under its lock, and two threads
-take 1.5 times as long as one (10,000 WebP: 1.9 s against 1.4 s). From about 96×96 Pillow's decoders, which release
-the lock, weigh more, and every core helps.
+Small images are decoded sequentially: at 32×32 most of the time is spent in Python under its lock, and two threads take
+1.5 times as long as one (10,000 WebP: 1.9 s against 1.4 s). From about 96×96 Pillow's decoders, which release the lock,
+dominate, and threads help.
 
-Limits: 8 bits a channel. Transparency is dropped, not blended.
+Limits: 8 bits per channel. Transparency is dropped, not blended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["decode_all", "to_rgb"]
 
 _GREY = ("1", "L")
 _COLOUR = ("P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-_CHUNK = 32  # images a task
+_CHUNK = 32  # images per task
 _LARGE = 96 * 96  # pixels from which threads were faster: 1.4 times at 96×96, 1.8 times at 224×224 on two cores
 
 
@@ -33,16 +33,16 @@ def decode_all(
     """Decodes images of one size.
 
     Args:
-        num: how many.
+        num: number of images.
         load: opens image i; called from several threads.
-        describe: names image i in errors.
-        large: ``load`` makes small images from large files, so decoding is worth threads.
+        describe: name of image i in errors.
+        large: ``load`` makes small images from large files, so that threads help.
 
     Returns:
         [num, 1, H, W] if every image is grey, else [num, 3, H, W] in RGB.
 
     Raises:
-        DataError: names the image that cannot be decoded, is not 8-bit or has another size than the first.
+        DataError: an image cannot be decoded, is not 8-bit or differs in size from the first; the message names it.
     """
     first = _pixels(0, load, describe)
     height, width = first.shape[:2]
@@ -71,10 +71,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB.
 
     Raises:
-        ValueError: more than 8 bits a channel, which would be clipped.
+        ValueError: more than 8 bits per channel, which would be clipped.
     """
     if image.mode not in _GREY + _COLOUR:
-        raise ValueError(f"mode {image.mode}: only 8 bits a channel are read")
+        raise ValueError(f"mode {image.mode}: only 8 bits per channel are supported")
     # Pillow warns about a palette with transparency unless it goes through RGBA.
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -87,5 +87,5 @@ def _pixels(i: int, load: Callable[[int], Image.Image], describe: Callable[[int]
         image = load(i)
         image = image.convert("L") if image.mode in _GREY else to_rgb(image)
     except Exception as exc:  # Pillow's plugins raise OSError, SyntaxError, struct.error and more for broken files
-        raise DataError(f"{describe(i)}: not an image that can be read: {exc}") from exc
+        raise DataError(f"{describe(i)}: not a readable image: {exc}") from exc
     return np.asarray(image)

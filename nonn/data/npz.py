@@ -1,12 +1,12 @@
 """Arrays in a NumPy ``.npz`` file: sensor windows [n, channels, time], or images [n, C, H, W] of uint8.
 
-Windows become float32, times ``data.scale`` if that names an array. Class names are an array ``classes``, or one
-named like the labels in the plural (``activity``: ``activities``); else labels name themselves. A file whose samples
-come from persons or machines names that array as ``data.group``: windows of one person are almost copies of each
-other, so a split that cuts through a person measures memory.
+Windows become float32, multiplied by ``data.scale`` if that names an array. Class names are an array ``classes``, or
+one with the name of the labels in the plural (``activity``: ``activities``); otherwise the labels are the names. If
+samples come from persons or machines, ``data.group`` names that array: windows of one person are almost copies of each
+other, so a split that divides a person's windows measures memory.
 
-The held-out split is drawn by class from the training groups and cuts through them, unless ``data.held_out_by`` says
-group: then whole groups are held out.
+The held-out split is drawn by class from the training groups and divides them, unless ``data.held_out_by`` is
+``group``: then whole groups are held out.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def read(config: DataConfig, seed: int) -> Source:
     """Reads the arrays; ``seed`` draws the test split unless ``data.test_groups`` names it.
 
     Raises:
-        DataError: the file is broken, an array is missing, holds Python objects or does not fit the others.
+        DataError: the file is broken, an array is missing, contains Python objects or does not fit the others.
     """
     path = find(config, "an .npz file", "write one with numpy.savez")
     with contextlib.ExitStack() as stack:
         try:
-            # Opened here: NumPy leaves a file that it opened itself open when it is a broken archive.
+            # Opened here, because NumPy does not close a file that it opened if the archive is broken.
             stream = stack.enter_context(path.open("rb"))
             archive = np.load(stream, allow_pickle=False)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-            raise DataError(f"{path}: truncated, or no .npz file ({exc})") from exc
+            raise DataError(f"{path}: truncated, or not an .npz file ({exc})") from exc
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: a single array; write inputs and labels into one file with numpy.savez")
         stack.enter_context(archive)
@@ -67,7 +67,7 @@ def read(config: DataConfig, seed: int) -> Source:
 
 
 def _inputs(archive: Any, config: DataConfig, path: str) -> NDArray[Any]:
-    """Images as they are, windows as float32 and scaled."""
+    """Images unchanged, windows as float32 and scaled."""
     inputs = _array(archive, config.inputs, "inputs", path)
     if inputs.ndim == 4 and inputs.dtype == np.uint8:
         if config.scale:
@@ -78,7 +78,7 @@ def _inputs(archive: Any, config: DataConfig, path: str) -> NDArray[Any]:
             f"{path}: array '{config.inputs}' is {list(inputs.shape)} of {inputs.dtype.name}; it must be windows "
             "[n, channels, time] or images [n, channels, height, width] of uint8"
         )
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which Split refuses by name
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which Split rejects
         windows = inputs.astype(np.float32)
     if config.scale:
         scale = _array(archive, config.scale, "scale", path)
@@ -92,7 +92,7 @@ def _inputs(archive: Any, config: DataConfig, path: str) -> NDArray[Any]:
 
 
 def _class_names(archive: Any, name: str, labels: NDArray[Any], path: str) -> list[str] | None:
-    """The array of class names for integer labels, if there is one long enough."""
+    """The array of class names for integer labels, if there is one with enough names."""
     if labels.dtype.kind not in "iu" or not labels.size:
         return None
     plural = name[:-1] + "ies" if name.endswith("y") else name + "s"

@@ -1,7 +1,7 @@
 """The layout of the Hugging Face hub: parquet files of encoded images and labels.
 
-Needed are ``train*.parquet`` and ``test*.parquet``, whole or in shards (``train-00000-of-00004.parquet``), in the
-folder or in its subfolder ``data``. The image column is a struct {bytes, path}; class names come from the schema's
+The folder or its subfolder ``data`` has ``train*.parquet`` and ``test*.parquet``, as single files or in shards
+(``train-00000-of-00004.parquet``). The image column is a struct {bytes, path}; class names come from the schema's
 ``huggingface`` metadata. 60,000 images of 32×32 take 9 to 14 seconds.
 
 Source: https://huggingface.co/docs/datasets/image_dataset
@@ -37,7 +37,7 @@ _SHARD = re.compile(r"-\d{5}-of-(\d{5})")
 
 @dataclass(frozen=True)
 class _Table:
-    """One split as it is stored: encoded images [n], their places, labels [n], class names if there are any."""
+    """One split as stored: encoded images [n], their locations, labels [n], class names if there are any."""
 
     images: list[bytes | None]
     places: list[tuple[Path, int]]
@@ -48,7 +48,7 @@ class _Table:
         """Opens image i."""
         content = self.images[i]
         if content is None:
-            raise ValueError("the row holds no bytes")
+            raise ValueError("the row has no bytes")
         return Image.open(io.BytesIO(content))
 
     def describe(self, i: int) -> str:
@@ -61,8 +61,8 @@ def read(config: DataConfig, seed: int) -> Source:
     """Reads both splits; the files fix the test split, so ``seed`` is unused.
 
     Raises:
-        DataError: a file is missing, truncated, without an image or label column, or holds images that cannot be
-            read or differ in size.
+        DataError: a file is missing, truncated or without an image or label column, or images cannot be read or differ
+            in size.
     """
     folder = find(
         config,
@@ -82,7 +82,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
     """The files of a split in order.
 
     Raises:
-        DataError: there is none, or a shard is missing.
+        DataError: there are no files, or a shard is missing.
     """
     for place in (folder, folder / "data"):
         files = sorted(place.glob(f"{split}*.parquet"))
@@ -91,7 +91,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
         totals = {int(match[1]) for match in map(_SHARD.search, (file.name for file in files)) if match}
         if totals and totals != {len(files)}:
             raise DataError(
-                f"{place}: {len(files)} files {split}*.parquet, but their names speak of "
+                f"{place}: {len(files)} files {split}*.parquet, but their names require "
                 f"{' or '.join(map(str, sorted(totals)))} shards; download the missing ones or remove the others"
             )
         return files
@@ -117,9 +117,9 @@ def _read_split(files: list[Path], config: DataConfig) -> _Table:
             image, label = _image_column(schema, file), _label_column(schema, config, file)
             table = pq.read_table(file, columns=[image, label])
         except (pa.ArrowException, OSError) as exc:
-            raise DataError(f"{file}: truncated, or no parquet file; download it again ({exc})") from exc
+            raise DataError(f"{file}: truncated, or not a parquet file; download it again ({exc})") from exc
         if not _are_labels(schema.field(label).type):
-            raise DataError(f"{file}: column '{label}' of {schema.field(label).type} is not one label a row")
+            raise DataError(f"{file}: column '{label}' of {schema.field(label).type} is not one label per row")
         if table.column(label).null_count:
             raise DataError(f"{file}: column '{label}' has rows without a label")
         for chunk in table.column(image).chunks:
@@ -130,7 +130,7 @@ def _read_split(files: list[Path], config: DataConfig) -> _Table:
         names = names or _class_names(schema, label)
     if not images:
         raise DataError(f"{files[0]}: no rows")
-    # An empty shard gives float64 labels, so only the others say what labels are.
+    # An empty shard gives float64 labels, so the type is that of the other shards.
     return _Table(images, places, np.concatenate([array for array in labels if array.size]), names)
 
 
@@ -146,7 +146,7 @@ def _image_column(schema: Any, file: Path) -> str:
 
 
 def _label_column(schema: Any, config: DataConfig, file: Path) -> str:
-    """The column that the configuration names; if it names none, a usual one."""
+    """The configured column, or a usual one if none is configured."""
     if config.labels in schema.names:
         return config.labels
     if config.labels == DataConfig().labels:
@@ -160,7 +160,7 @@ def _label_column(schema: Any, config: DataConfig, file: Path) -> str:
 
 
 def _are_labels(kind: Any) -> bool:
-    """Whether a column of this type can hold one label a row."""
+    """Whether a column of this type can contain one label per row."""
     types = pa.types
     if types.is_dictionary(kind):
         return _are_labels(kind.value_type)
@@ -168,7 +168,7 @@ def _are_labels(kind: Any) -> bool:
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
-    """Class names from the metadata that the hub's tools write, if they are there."""
+    """Class names from the metadata that the hub's tools write, if present."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[label]["names"]]

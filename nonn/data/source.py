@@ -1,4 +1,4 @@
-"""What readers share: what they give back, finding the path, and turning labels into class numbers."""
+"""Shared by readers: their result, the lookup of the path, and the conversion of labels to class numbers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Source", "find", "number_classes"]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a reader gives back: training data not yet divided, test data, class names [K].
+    """The result of a reader: training data not yet divided, test data, class names [K].
 
     Attributes:
-        groups: the group of each training sample, a person say; None where the data have none.
+        groups: group of each training sample, such as a person; None where the data have none.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Source:
 
 
 def find(config: DataConfig, needed: str, get: str) -> Path:
-    """The path of the configuration.
+    """Resolves the configured path.
 
     Args:
-        config: its ``path`` may start with ``~``.
+        config: the configuration; its ``path`` may start with ``~``.
         needed: what the path must be, for the message.
         get: how to get it, for the message.
 
     Raises:
-        DataError: no path is given, or nothing is there.
+        DataError: no path is configured, or it does not exist.
     """
     if not config.path:
         raise DataError(
@@ -62,7 +62,7 @@ def number_classes(
     """Class numbers from 0 for labels of any integers or strings.
 
     Args:
-        labels: arrays of labels [n_i], one a split.
+        labels: arrays of labels [n_i], one per split.
         names: class names [K] that integer labels index; without them, each value that occurs is a class, named
             by its text, in ascending order.
         what: file and array or column, for the messages.
@@ -71,7 +71,7 @@ def number_classes(
         The class numbers of each array [n_i], and the class names [K].
 
     Raises:
-        DataError: labels are neither integers nor strings, not one a sample, or have no name.
+        DataError: labels are neither integers nor strings, not one per sample, or have no name.
     """
     kinds = {array.dtype.kind.replace("u", "i") for array in labels}
     if kinds not in ({"i"}, {"U"}) or any(array.ndim != 1 for array in labels):

@@ -1,7 +1,7 @@
 """Seeded splits: stratified by class, or by groups that stay whole.
 
-The test split and the held-out split draw from streams of their own, so neither follows from the other. Within a
-split samples keep the order of their file; shuffling is the trainer's.
+The test split and the held-out split are drawn from separate random streams, so that they are independent. Within a
+split samples keep the order of their file; the trainer shuffles.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def hold_out(source: Source, share: float, seed: int, by: str = "class") -> Data
     """Divides the training data of a source into ``train`` and ``held_out``.
 
     Args:
-        source: what a reader gave.
-        share: of each class, or of the groups.
-        seed: draws samples, or groups.
+        source: result of a reader.
+        share: share of each class, or of the groups.
+        seed: seed of the draw of samples or groups.
         by: ``class`` or ``group``.
 
     Raises:
-        DataError: too few samples a class or groups for this share, or splits that do not fit each other.
+        DataError: too few samples per class or groups for this share, or splits that do not fit each other.
     """
     generator = np.random.default_rng([seed, _HELD_OUT])
     if by == "group":
@@ -57,29 +57,29 @@ def split_by_share(data: Split, share: float, seed: int, name: str) -> tuple[Spl
     """Training and test split of data whose files have none, stratified by class.
 
     Raises:
-        DataError: too few samples a class for this share.
+        DataError: too few samples per class for this share.
     """
     train, test = stratified(data.labels, share, np.random.default_rng([seed, _TEST]), f"{name}: data.test")
     return data.take(train), data.take(test)
 
 
 def stratified(labels: IntArray, share: float, generator: np.random.Generator, what: str) -> tuple[IntArray, IntArray]:
-    """Draws ⌈share · n⌉ samples so that each class gives its share, to within one sample.
+    """Draws ⌈share · n⌉ samples so that each class contributes its share, to within one sample.
 
-    Whole samples go to the classes with the largest remainders, the first class first among equals. A class keeps
-    at least one sample out of the draw.
+    Whole samples go to the classes with the largest remainders, the first class first among equals. At least one sample
+    of each class is not drawn.
 
     Args:
         labels: classes [n].
         share: between 0 and 1.
         generator: draws which samples of a class.
-        what: named in the error.
+        what: name in the error.
 
     Returns:
-        Places of the samples left and of those drawn, each ascending.
+        Indices of the remaining samples and of the drawn ones, each ascending.
 
     Raises:
-        DataError: no class can give a sample.
+        DataError: no class has a sample to spare.
     """
     counts = np.bincount(labels)
     quota = counts * share
@@ -101,11 +101,11 @@ def choose_groups(groups: NDArray[Any], wanted: Sequence[int], share: float, see
     """Which samples belong to the groups that are the test split.
 
     Args:
-        groups: the group of each sample, a person say [n].
-        wanted: the groups of the test split; none draws ⌈share · number of groups⌉ of them.
-        share: of groups, between 0 and 1.
-        seed: draws the groups.
-        what: named in the errors.
+        groups: group of each sample, such as a person [n].
+        wanted: the groups of the test split; if empty, ⌈share · number of groups⌉ of them are drawn.
+        share: share of groups, between 0 and 1.
+        seed: seed of the draw.
+        what: name in the errors.
 
     Returns:
         True for samples of the test split [n].
@@ -126,5 +126,5 @@ def choose_groups(groups: NDArray[Any], wanted: Sequence[int], share: float, see
         generator = np.random.default_rng([seed, _TEST])
         chosen = np.isin(groups, generator.choice(present, size=number, replace=False))
     if chosen.all():
-        raise DataError(f"{what}: all of the {len(present)} groups are in the test split, none is left to train on")
+        raise DataError(f"{what}: all of the {len(present)} groups are in the test split, so none is left to train on")
     return chosen

@@ -1,4 +1,4 @@
-"""What the annotation of a field says: its key, its type in JSON and the limits of a number."""
+"""The fields of a document, from their annotations: key, JSON type and limits of a number."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Between:
 
 Count = Annotated[int, Between(0)]
 Share = Annotated[float, Between(0, 1)]  # an accuracy or a probability
-Difference = Annotated[float, Between(-1, 1)]  # of two shares
+Difference = Annotated[float, Between(-1, 1)]  # difference of two shares
 
 
 OPTIONAL = {"optional": True}  # metadata of a field that is None where the document lacks its key
-REST = {"rest": True}  # metadata of a field that holds the keys that no other field has
+REST = {"rest": True}  # metadata of the field for all keys that no other field has
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Field:
     """One field of a document.
 
     Attributes:
-        name: of the attribute.
-        key: in JSON.
+        name: name of the attribute.
+        key: key in JSON.
         hint: its annotation.
         is_required: a document without it is an error.
         is_optional: its metadata is ``OPTIONAL``.
@@ -94,12 +94,12 @@ def fields(cls: Any) -> tuple[Field, ...]:
 
 
 def is_document(value: Any) -> bool:
-    """Whether a value is a document, or an annotation the class of one."""
+    """Whether a value is a document, or an annotation is the class of one."""
     return dataclasses.is_dataclass(value)
 
 
 def json_type(hint: Any) -> str:
-    """The JSON type of an annotation that is no union; empty for any."""
+    """The JSON type of an annotation that is not a union; empty for any."""
     origin = typing.get_origin(hint)
     if origin is Annotated:
         return json_type(typing.get_args(hint)[0])
@@ -110,7 +110,7 @@ def json_type(hint: Any) -> str:
     if origin is Mapping or is_document(hint):
         return "object"
     if hint not in _JSON_TYPES:
-        raise TypeError(f"{hint} is no type of a JSON document")
+        raise TypeError(f"{hint} is not a type of a JSON document")
     return _JSON_TYPES[hint]
 
 

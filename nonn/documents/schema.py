@@ -15,10 +15,10 @@ __all__ = ["schema"]
 
 
 def schema(cls: type[Any]) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a document; documents inside it are under ``$defs`` by their class.
+    """The JSON Schema (draft 2020-12) of a document; nested documents are under ``$defs`` by their class.
 
     Raises:
-        TypeError: a docstring does not describe a field under ``Attributes:``, or a type is no JSON.
+        TypeError: a docstring does not describe a field under ``Attributes:``, or a type is not a JSON type.
     """
     definitions: dict[str, Any] = {}
     root = _of_document(cls, definitions)
@@ -26,7 +26,7 @@ def schema(cls: type[Any]) -> dict[str, Any]:
 
 
 def _of_document(cls: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a document; those of the documents inside it are put into the definitions."""
+    """The schema of a document; the schemas of nested documents are added to the definitions."""
     summary, texts = _documentation(cls)
     properties: dict[str, Any] = {}
     for field in fields(cls):
@@ -56,7 +56,7 @@ def _of_type(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if is_document(hint):
         name = hint.__name__
         if name not in definitions:
-            definitions[name] = {}  # keeps its place before those inside it
+            definitions[name] = {}  # keeps its place before nested documents
             definitions[name] |= _of_document(hint, definitions)
         return {"$ref": f"#/$defs/{name}"}
     if kind == "array":

@@ -27,7 +27,7 @@ _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "array": (list, tuple),
     "object": (Mapping,),
 }
-_SCALARS = (str, float, int, types.NoneType)  # first, since most values are one
+_SCALARS = (str, float, int, types.NoneType)  # checked first, since most values are scalars
 _NAMES = {"integer": "a whole number", "array": "a list", "object": "an object", "null": "null"}
 
 
@@ -56,7 +56,7 @@ def from_json(cls: type[T], value: object, source: str) -> T:
 
     Args:
         cls: class of the document.
-        value: what ``json`` gives.
+        value: parsed JSON.
         source: name of the file, for messages.
 
     Raises:
@@ -70,7 +70,7 @@ def read(cls: type[T], path: Path) -> T:
 
     Raises:
         OSError: the file cannot be read.
-        DataError: it is not JSON, or see ``from_json``.
+        DataError: it is not JSON, or invalid; see ``from_json``.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def write(path: Path, document: object) -> None:
 
 
 def _read(hint: Any, value: object, source: str, path: str) -> object:
-    """One value, checked against its annotation."""
+    """Checks one value against its annotation."""
     for choice in choices(hint):
         kind = json_type(choice)
         if not kind or (isinstance(value, _PYTHON_TYPES[kind]) and (kind == "boolean") == isinstance(value, bool)):
@@ -95,7 +95,7 @@ def _read(hint: Any, value: object, source: str, path: str) -> object:
 
 
 def _read_one(hint: Any, value: Any, source: str, path: str) -> object:
-    """A value of the right JSON type."""
+    """Reads a value of the right JSON type."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is Annotated:
         base, *limits = arguments
@@ -113,7 +113,7 @@ def _read_one(hint: Any, value: Any, source: str, path: str) -> object:
 
 
 def _read_object(cls: Any, value: Mapping[str, object], source: str, path: str) -> object:
-    """A document inside another one."""
+    """Reads a nested document."""
     missing = [field.key for field in fields(cls) if field.is_required and field.key not in value]
     if missing:
         raise DataError(f"{source}{': ' * bool(path)}{path} lacks {', '.join(missing)}")

@@ -1,16 +1,16 @@
-"""How many test samples each of the 2^N answering sets gets right, without fusing each set anew.
+"""Exact counts of the test samples that each of the 2^N subsets of devices classifies correctly, with shared work.
 
-The plain loop fuses 2^N times over all samples. Here a depth-first tree decides one device after the other and
-hands what is known of the prefix down to all its completions, for blocks of samples that stay in the cache:
+A plain loop fuses 2^N times over all samples. Here a depth-first tree decides one device at a time and reuses the
+partial result of a prefix for all its completions, on blocks of samples that stay in the cache:
 
 - heads whose logits are a sum over devices or parts (``nonn.enumeration.additive``) cost one addition and one
-  maximum a set;
+  maximum per subset;
 - the ridge head (``nonn.enumeration.ridge``) shares the elimination of the devices decided so far;
-- the logistic heads (``nonn.enumeration.linear``) share nothing: one product in float32 a set;
-- any other head is fused set by set.
+- the logistic heads (``nonn.enumeration.linear``) share nothing: one product in float32 per subset;
+- any other head is fused separately for each subset.
 
-Sums run in float32 with a bound on their rounding error. A sample whose margin is not safely beyond that bound is
-fused by the head itself, so the counts are those of ``head.logits(…).astype(np.float32).argmax(axis=1)`` over all
+Sums are in float32 with a bound on their rounding error. A sample whose margin is not safely beyond that bound is
+fused by the head itself, so the counts equal those of ``head.logits(…).astype(np.float32).argmax(axis=1)`` over all
 samples, ties included: the lowest class wins.
 """
 
@@ -43,17 +43,17 @@ def count_correct(
     per_class: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> IntArray:
-    """Correct answers of every answering set.
+    """Counts the correct answers of every subset.
 
     Args:
         head: the fusion, N ≤ 16.
         features: features of each device over the same samples, N arrays [n, d_i].
-        labels: the truth [n]; a label that is no class of the head is never met.
+        labels: true classes [n]; a label that is no class of the head is never correct.
         per_class: count by the true class.
-        progress: called now and then with the share that is done, 0 to 1.
+        progress: called periodically with the completed share, 0 to 1.
 
     Returns:
-        Counts by mask [2^N], or by mask and class [2^N, K]; the empty set has no correct answer.
+        Counts by mask [2^N], or by mask and class [2^N, K]; the empty subset has no correct answer.
 
     Raises:
         ShapeError: too many devices to enumerate, or features or labels that do not fit the head.
@@ -61,7 +61,7 @@ def count_correct(
     all_masks(head.num_devices)
     counter = _counter(head, features, labels, per_class, progress)
     form = additive_form(head)
-    # np.errstate: values beyond float32 become infinite here, are in doubt, and go to the head in float64.
+    # np.errstate: values beyond float32 become infinite here, are in doubt, and are fused by the head in float64.
     with np.errstate(over="ignore", invalid="ignore"):
         if form is not None and head.num_classes > 1:
             count_additive(form, counter)
@@ -84,15 +84,15 @@ def count_one_by_one(
     per_class: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> IntArray:
-    """Correct answers of answering sets, each fused anew: any head, any N, and the reference for ``count_correct``.
+    """Counts correct answers by fusing each subset separately: any head, any N; the reference for ``count_correct``.
 
     Args:
         head: the fusion.
         features: N arrays [n, d_i].
         labels: [n].
-        masks: the answering sets to fuse; None is all 2^N.
+        masks: the subsets to fuse; None is all 2^N.
         per_class: count by the true class.
-        progress: called with the share that is done, 0 to 1.
+        progress: called with the completed share, 0 to 1.
 
     Returns:
         Counts in the order of ``masks``, [m] or [m, K].
@@ -118,7 +118,7 @@ def _counter(
     progress: Callable[[float], None] | None,
     sets: int | None = None,
 ) -> Counter:
-    """Checks shapes and makes an empty counter."""
+    """Checks shapes and creates an empty counter."""
     if len(features) != head.num_devices:
         raise ShapeError(f"features of {len(features)} devices for a head of {head.num_devices}")
     for i, (given, width) in enumerate(zip(features, head.widths, strict=True)):
@@ -130,14 +130,14 @@ def _counter(
 
 
 def enumerate_subsets(head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> SubsetTable:
-    """Fuses every one of the 2^N answering sets and counts the correct answers.
+    """Fuses every one of the 2^N subsets and counts the correct answers.
 
     Args:
         head: the fusion.
         features: features of each device over the same samples, N arrays [n, d_i].
-        labels: the truth [n].
+        labels: true classes [n].
 
     Returns:
-        The exact table; the empty set has no correct answer.
+        The exact table; the empty subset has no correct answer.
     """
     return SubsetTable(count_correct(head, features, labels), len(labels))

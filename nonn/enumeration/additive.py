@@ -1,11 +1,11 @@
-"""Enumeration for heads whose logits add up: over devices, or over parts whose replicas are averaged.
+"""Enumeration for additive heads: logits that are a sum over devices, or over parts whose replicas are averaged.
 
-With ``T_i = (f_i − c_i) W_i`` a set has logits ``b + Σ_parts mean(T_i, i of the part that answered)``: for zero-fill
-and mean-fill every device is a part of its own; for rescaling all devices are one part, since N/|S| Σ f_i W_i is the
-mean of N f_i W_i. With a single part, |S| z_S = Σ_{i∈S} (b + T_i) decides the same and needs no mean. What decides an
-answer is the margin of every other class over the true one, which adds up in the same way. Depth first, each answering
-set costs one addition to its prefix and one maximum over classes. Classes that could not win in any set, even if every
-device spoke for them, are dropped beforehand; how many that are depends on the data.
+With ``T_i = (f_i − c_i) W_i`` a subset has logits ``b + Σ_parts mean(T_i, i of the part that answered)``: for zero-fill
+and mean-fill every device is a separate part; for rescaling all devices are one part, since N/|S| Σ f_i W_i is the mean
+of N f_i W_i. With a single part, |S| z_S = Σ_{i∈S} (b + T_i) gives the same answers without a mean. The margins of the
+other classes over the true one decide an answer, and they add up in the same way. Depth first, each subset costs one
+addition to its prefix and one maximum over classes. Classes that cannot win in any subset, even with every device in
+their favour, are dropped first; their number depends on the data.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Float32 = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_STATE = 100_000  # floats of one partial sum: larger leaves the cache, smaller is lost in calls (measured)
-_TERMS = 1 << 25  # floats of all terms of the samples at hand: 134 MB
-_LEAVES = 8  # margins of 2^8 sets are judged at once
+_STATE = 100_000  # floats of one partial sum: larger exceeds the cache, smaller spends its time in calls (measured)
+_TERMS = 1 << 25  # floats of all terms of the current samples: 134 MB
+_LEAVES = 8  # margins of 2^8 subsets are judged at once
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class AdditiveForm:
 
 
 def additive_form(head: Head) -> AdditiveForm | None:
-    """The head as a sum; None where it is none, or of a kind that is not known."""
+    """The head as a sum; None for any other kind of head."""
     devices = range(head.num_devices)
-    # Subclasses are asked by name: one that fuses in another way must not pass for its parent.
+    # Exact types only: a subclass that fuses in another way must not be treated as its parent.
     if type(head) not in (ZeroFill, MeanFill, Rescale, ReplicaAverage):
         return None
     parts: Sequence[int] = devices
@@ -61,7 +61,7 @@ def additive_form(head: Head) -> AdditiveForm | None:
     centres = [np.zeros(width) for width in head.widths]
     if isinstance(head, MeanFill):
         centres = [head.mean[head.rows(1 << i)] for i in devices]
-    # A device alone is the mean of itself; Rescale multiplies it by N there, as its mean over S needs.
+    # The weights of a single device are W_i; with Rescale they are N W_i, as its mean over S needs.
     weights = [head.weights(1 << i, keep=False)[0] for i in devices]
     return AdditiveForm(parts, head.weights(0, keep=False)[1], weights, centres)
 
@@ -71,7 +71,7 @@ def count_additive(form: AdditiveForm, counter: Counter) -> None:
 
     Args:
         form: the counter's head as a sum.
-        counter: takes the counts.
+        counter: receives the counts.
     """
     pooled = len(set(form.parts)) == 1
     parts = range(len(form.parts)) if pooled else form.parts
@@ -101,7 +101,7 @@ def _margins(
     """Margins over the true class that the bias and every device contribute.
 
     Returns:
-        Of the bias [n, K − 1], of the devices in order [N, n, K − 1], and what a sum of them may be wrong by [n].
+        Margins of the bias [n, K − 1] and of the devices in order [N, n, K − 1], and the error bound of a sum [n].
     """
     labels = counter.labels[rows]
     # Column c of the other classes: c, or c + 1 from the true class on.
@@ -130,10 +130,10 @@ def _margins(
 
 
 def _blocks(base: Float32, terms: Float32, closes: Sequence[bool], doubt: Float32) -> list[tuple[IntArray, int]]:
-    """Sorts each sample's classes by how far they could get, in place, and samples by how many could win.
+    """Sorts each sample's classes by their largest possible margin, in place, and samples by how many could win.
 
     Returns:
-        Samples of each block and how many of their first classes must be kept.
+        Samples of each block and the number of their first classes to keep.
     """
     ceiling, best = base.copy(), np.zeros_like(base)
     for p in reversed(range(len(terms))):
@@ -203,7 +203,7 @@ class _Tree:
     def _decide(
         self, p: int, answered: bool, settled: Float32, partial: Float32 | None, count: int
     ) -> tuple[Float32, Float32 | None, int]:
-        """Lets one device answer or not, and averages its part when that completes it."""
+        """Decides whether one device answers, and averages its part once it is complete."""
         if answered:
             term = self._terms[p]
             partial = term if partial is None else np.add(partial, term, out=self._partial[p])

@@ -1,8 +1,8 @@
 """The fast part of the ridge enumeration: margins of all completions of a prefix in float32, and their error bounds.
 
-Rounding: an error e in a residual r_j, made at any step, ends as ``e W_{S,j}`` in the logits, because the coefficient
-of a residual in the regression on what remains is that of the feature in the whole. So local errors add up, weighted by
-the final W, instead of multiplying along the path. How large residuals get is recorded while they are made.
+Rounding: an error e in a residual r_j, made at any step, becomes ``e W_{S,j}`` in the logits, because the coefficient
+of a residual in the regression on the rest equals that of the feature in the full regression. Local errors therefore
+add up, weighted by the final W, instead of multiplying along the path. The peaks of the residuals are recorded.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Peaks:
     """Largest absolute residuals over all samples so far.
 
     Attributes:
-        root: of the low devices' features after the prefix [D'].
-        steps: of the features that are undecided after each step [D' − d_i].
+        root: peaks of the low devices' features after the prefix [D'].
+        steps: peaks of the features that are undecided after each step [D' − d_i].
     """
 
     root: FloatArray
@@ -47,10 +47,10 @@ class CellRun:
     """Margins of every completion of one prefix, block by block of samples.
 
     Args:
-        plan: of the completions.
+        plan: plan of the completions.
 
     Attributes:
-        peaks: largest residuals met, for the error bound.
+        peaks: largest residuals so far, for the error bound.
     """
 
     def __init__(self, plan: CellPlan) -> None:
@@ -66,7 +66,7 @@ class CellRun:
             bottom: centred features of the low devices [D', b].
             target_mean: [K].
             own: flat index of each sample's true logit in [K, b].
-            margins: takes the result [2^low, b].
+            margins: receives the result [2^low, b].
         """
         state = self._plan.root @ kept
         state[: len(bottom)] += bottom
@@ -76,8 +76,8 @@ class CellRun:
 
     def _walk(self, device: int, mask: int, state: Float32, own: IntArray, margins: Float32) -> None:
         if device < 0:
-            # The true class leaves the race. A state is judged last of all that is made from it, so that it may be
-            # spoilt: with a device comes before without it, at every level.
+            # The true class is excluded from the maximum. This overwrites the state, which is safe: states derived
+            # from it are judged before it (at every level, with a device comes before without it).
             flat, row = state.reshape(-1), margins[mask]
             true_logit = flat[own]
             flat[own] = -np.inf
@@ -99,13 +99,13 @@ class CellRun:
 def margin_bounds(
     plan: CellPlan, peaks: Peaks, kept: FloatArray, bottom: FloatArray, target_mean: FloatArray
 ) -> Float32:
-    """What the margins of each completion may be wrong by, to first order, times two [2^low].
+    """Error bounds of the margins of each completion: to first order, times two [2^low].
 
     Args:
-        plan: of the completions.
-        peaks: of the residuals of all samples.
+        plan: plan of the completions.
+        peaks: peaks of the residuals of all samples.
         kept: largest |feature| of the prefix [D_S].
-        bottom: of the low devices [D'].
+        bottom: largest |feature| of the low devices [D'].
         target_mean: |mean logit| [K].
     """
     bounds = np.empty(len(plan.weights), dtype=np.float32)
@@ -114,10 +114,10 @@ def margin_bounds(
     def walk(
         device: int, mask: int, peak: FloatArray, error: FloatArray, height: FloatArray, taken: FloatArray
     ) -> None:
-        """Follows errors of the state, heights of the logits, and errors of the residuals taken into the set."""
+        """Tracks errors of the state, sizes of the logits, and errors of the residuals taken into the set."""
         if device < 0:
             final = error + taken @ np.abs(plan.weights[mask][1])
-            # Twice for the two logits of a margin, twice for what a first-order bound leaves out.
+            # Twice for the two logits of a margin, twice for the terms that a first-order bound omits.
             bounds[mask] = 4 * float(final.max()) + 2 * unit * float(height.max())
             return
         width, rest = plan.widths[device], len(peak) - plan.widths[device]

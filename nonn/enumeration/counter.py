@@ -1,4 +1,4 @@
-"""Turning margins in float32 into exact counts: what is in doubt is fused again by the head itself."""
+"""Exact counts from margins in float32: samples in doubt are fused again by the head itself."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from nonn.reliability.subsets import members
 __all__ = ["UNIT_ROUNDOFF", "Counter", "Settle"]
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
-_NOISE = 2.0**-40  # of the summands' size: far above the rounding of a float64 product, far below that of float32
+_NOISE = 2.0**-40  # relative to the summands: far above the rounding of a float64 product, far below that of float32
 
 IntArray = NDArray[np.int64]
 Settle = Callable[[int, IntArray], NDArray[np.bool_]]
 
 
 class Counter:
-    """Correct answers by answering set.
+    """Correct answers by subset.
 
     Args:
         head: the fusion.
         features: N arrays [n, d_i].
         labels: [n].
-        sets: how many answering sets are counted.
+        sets: number of subsets that are counted.
         per_class: count by the true class too.
-        progress: called with the share that is done.
+        progress: called with the completed share.
 
     Attributes:
         correct: the counts [sets] or [sets, K].
-        rows: all samples [n]; those whose label is a class of the head can be met.
+        rows: all samples [n].
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Counter:
         return np.flatnonzero((self.labels >= 0) & (self.labels < self.head.num_classes))
 
     def count(self, masks: IntArray, rows: IntArray, right: NDArray[np.bool_]) -> None:
-        """Adds samples ``rows`` [b] that the sets ``masks`` [m] got right [m, b]."""
+        """Adds samples ``rows`` [b]; ``right`` [m, b] is true where the subset of ``masks`` [m] is correct."""
         if self._one_hot is None:
             self.correct[masks] += np.count_nonzero(right, axis=1)
         else:
@@ -75,14 +75,14 @@ class Counter:
         """Counts answers from the margins of the best wrong class over the true one.
 
         Args:
-            masks: answering sets [m]; the empty one is left out.
+            masks: subsets [m]; the empty one is ignored.
             rows: samples [b].
             margins: best wrong logit less the true logit [m, b].
-            doubt: no margin is wrong by more than this, [m, 1] or [1, b].
-            settle: (mask, samples) → which of them are right, for margins within the doubt; None is ``fuse``.
+            doubt: error bound of the margins, [m, 1] or [1, b].
+            settle: (mask, samples) → which of them are right, for margins within the bound; None is ``fuse``.
         """
         right = margins < -doubt
-        # Written so that a NaN is in doubt.
+        # This form of the comparison treats a NaN as in doubt.
         unsure = ~(right | (margins > doubt))
         unsure[masks == 0] = right[masks == 0] = False
         for place in np.flatnonzero(unsure.any(axis=1)).tolist():
@@ -91,10 +91,10 @@ class Counter:
         self.count(masks, rows, right)
 
     def fuse(self, mask: int, rows: IntArray) -> NDArray[np.bool_]:
-        """Which samples the head itself gets right with the devices in ``mask`` [b].
+        """Which samples the head itself classifies correctly with the devices in ``mask`` [b].
 
-        A product of few rows may differ in its last bits from that of the whole batch. Where that could decide, which
-        is next to never but for exact ties, the whole batch is fused, once.
+        A product of few rows may differ in its last bits from that of the whole batch. If that could change an answer,
+        which is rare apart from exact ties, the whole batch is fused once.
         """
         arrived = {i: self.features[i][rows] for i in members(mask)}
         logits = self.head.logits(arrived, keep=False)
@@ -114,14 +114,14 @@ class Counter:
         return right
 
     def _whole(self, mask: int) -> NDArray[np.bool_]:
-        """Which of all samples the head gets right [n]."""
+        """Which of all samples the head classifies correctly [n]."""
         if mask not in self._fused:
             logits = self.head.logits({i: self.features[i] for i in members(mask)}, keep=False)
-            # Bits, because data full of ties asks for every set: 82 MB for N = 16 and 10,000 samples.
+            # Packed bits, because data full of ties needs every subset: 82 MB for N = 16 and 10,000 samples.
             self._fused[mask] = np.packbits(logits.astype(np.float32).argmax(axis=1) == self.labels)
         return np.unpackbits(self._fused[mask], count=len(self.labels)).astype(bool)
 
     def report(self, share: float) -> None:
-        """Tells how far the work is, 0 to 1."""
+        """Reports the completed share, 0 to 1."""
         if self.progress is not None:
             self.progress(share)

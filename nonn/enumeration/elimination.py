@@ -1,4 +1,4 @@
-"""The exact part of the ridge enumeration: block elimination in float64, and what it leaves for float32.
+"""The exact part of the ridge enumeration: block elimination in float64, and the plan that it makes for float32.
 
 Let S be the devices taken so far and r_j the features of an undecided device j less their regression on f_S. Taking
 device i with ``[P B] = Σ_ii|S⁻¹ [Σ_iy|S  Σ_ij|S]`` adds ``r_i P`` to the logits and subtracts ``r_i B`` from r_j
@@ -26,8 +26,8 @@ class Prefix:
     """A set of the high devices.
 
     Attributes:
-        mask: of the set, without the low devices' bits.
-        columns: of the set's features [D_S].
+        mask: mask of the set, without the low devices' bits.
+        columns: columns of the set's features [D_S].
         system: [Σ + λ s I | Σ_y] of the low devices given the set [D', D' + K].
         solution: coefficients of the low features and the targets on the set's [D_S, D' + K].
     """
@@ -42,16 +42,16 @@ class Prefix:
 class CellPlan:
     """All completions of one prefix by the low devices.
 
-    A state is [residual features of the undecided devices | logits] over samples, [D' + K, b]. A step is the product
-    that takes a device: times the device's residuals, it is added to the rest of the state. It belongs to the device
-    and to the mask of the low devices taken before it.
+    A state is [residual features of the undecided devices | logits] over samples, [D' + K, b]. A step is the matrix
+    that takes a device: multiplied by the device's residuals, it is added to the rest of the state. It depends on the
+    device and on the mask of the low devices taken before it.
 
     Attributes:
         widths: d_i of the low devices.
         num_features: D', features of all low devices.
         root: maps the prefix's features to a state [D' + K, D_S].
-        steps: by device and mask [D' − d_i + K, d_i].
-        weights: by completion, the low columns it uses and its exact W_S, the prefix's rows first.
+        steps: step by device and mask [D' − d_i + K, d_i].
+        weights: by completion, the low columns that it uses and its exact W_S, the prefix's rows first.
     """
 
     widths: Sequence[int]
@@ -72,7 +72,7 @@ def prefixes(system: FloatArray, widths: Sequence[int], low: int) -> Iterator[Pr
     Args:
         system: [Σ + λ s I | Σ_y], columns from the last device to the first [D, D + K].
         widths: d_i of all devices.
-        low: how many devices stay undecided.
+        low: number of devices that stay undecided.
     """
 
     def walk(
@@ -82,7 +82,7 @@ def prefixes(system: FloatArray, widths: Sequence[int], low: int) -> Iterator[Pr
             yield Prefix(mask, columns, left, solution)
             return
         width = widths[device]
-        # Leaving a device out: strike its rows and columns.
+        # Leaving a device out removes its rows and columns.
         yield from walk(device - 1, mask, columns, start + width, left[width:, width:], solution[:, width:])
         reduced, grown, _ = _take(left, solution, width)
         taken = np.concatenate([columns, np.arange(start, start + width)])
@@ -96,12 +96,12 @@ def plan_cell(widths: Sequence[int], system: FloatArray, solution: FloatArray) -
 
     Args:
         widths: d_i of the low devices.
-        system: what the prefix leaves of the system [D', D' + K].
+        system: the system given the prefix [D', D' + K].
         solution: coefficients on the prefix's features [D_S, D' + K].
     """
     steps: dict[tuple[int, int], Float32] = {}
     weights: list[tuple[IntArray, FloatArray]] = [(np.empty(0, np.int64), solution)] * (1 << len(widths))
-    # Residuals shrink by what is explained, logits grow by it.
+    # The explained part is subtracted from residuals and added to logits.
     sign = np.ones(system.shape[1])
     sign[: len(system)] = -1
 
@@ -124,7 +124,7 @@ def _take(system: FloatArray, solution: FloatArray, width: int) -> tuple[FloatAr
     """Takes the first undecided device into the set.
 
     Args:
-        system: what is left of [Σ + λ s I | Σ_y] given the set [D', D' + K].
+        system: [Σ + λ s I | Σ_y] given the set [D', D' + K].
         solution: coefficients of the undecided features and the targets on the set's [D_S, D' + K].
         width: d_i of the device.
 
@@ -139,5 +139,5 @@ def _take(system: FloatArray, solution: FloatArray, width: int) -> tuple[FloatAr
 
 
 def _to_step(coefficients: FloatArray, sign: FloatArray) -> Float32:
-    """Coefficients [d, D' + K] as a product that is added to a state [D' + K, d]."""
+    """Coefficients [d, D' + K] as a step [D' + K, d]."""
     return np.ascontiguousarray((coefficients * sign).T.astype(np.float32))

@@ -1,8 +1,8 @@
-"""Enumeration for heads with weights of their own for every answering set, of which nothing can be shared.
+"""Enumeration for heads with separate weights for each subset, which share no work.
 
-The floor is one product a set: Σ_{i∈S} d_i · K multiplications a sample, where an additive head needs K additions and
-a ridge d_i · K. What is saved is the rest: features are gathered and converted once, the product runs in float32 and
-in blocks that stay in the cache, and its result is compared where it lies.
+The lower bound is one product per subset: Σ_{i∈S} d_i · K multiplications per sample, where an additive head needs K
+additions and a ridge d_i · K. The savings are elsewhere: features are gathered and converted once, the product runs in
+float32 and in blocks that stay in the cache, and its result is compared in place.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def count_linear(head: Head, counter: Counter) -> None:
     """Counts the correct answers of all 2^N sets.
 
     Args:
-        head: ``z_S = concat(f_i, i in S) · W_S + b_S`` and no more.
-        counter: takes the counts.
+        head: a head with ``z_S = concat(f_i, i in S) · W_S + b_S``.
+        counter: receives the counts.
     """
     rows, sets = counter.answerable, 1 << head.num_devices
     features = np.concatenate([f[rows].astype(np.float64) for f in counter.features], axis=1)
-    # Less their mean, which the bias takes: an offset would cost digits.
+    # Features less their mean, which moves into the bias: an offset would cost digits.
     mean = features.mean(axis=0) if len(rows) else np.zeros(features.shape[1])
     centred = np.ascontiguousarray((features - mean).astype(np.float32).T)
     blocks = [slice(start, min(start + _BLOCK, len(rows))) for start in range(0, len(rows), _BLOCK)]

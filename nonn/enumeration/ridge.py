@@ -1,7 +1,7 @@
 """Enumeration for the ridge head, by block elimination along a depth-first tree.
 
-A set costs one product of inner size d_i with the state of its prefix instead of Σ_{i∈S} d_i, and one small solve.
-Coefficients are exact (float64, ``elimination``); states are float32 (``cell``). What is in doubt is fused from the
+A subset costs one product of inner size d_i with the state of its prefix instead of Σ_{i∈S} d_i, and one small solve.
+Coefficients are exact (float64, ``elimination``); states are float32 (``cell``). Samples in doubt are fused from the
 exact weights in float64, and within 1e-5 of a tie by the head's own solve.
 """
 
@@ -23,10 +23,10 @@ Float32 = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_STATE = 100_000  # floats of one state: larger leaves the cache, smaller is lost in calls (measured)
-_WEIGHTS = 1 << 22  # floats of the exact weights that are held at once: 34 MB
-_CONDITION = 1e10  # beyond it two ways of solving may differ by more than the last test allows
-_TIE = 1e-5  # margins below this share of the largest logit go to the head's own solve
+_STATE = 100_000  # floats of one state: larger exceeds the cache, smaller spends its time in calls (measured)
+_WEIGHTS = 1 << 22  # floats of the exact weights in memory at once: 34 MB
+_CONDITION = 1e10  # beyond it two ways of solving may differ by more than _TIE
+_TIE = 1e-5  # margins below this share of the largest logit are decided by the head's own solve
 
 
 def is_well_conditioned(head: RidgePerSet) -> bool:
@@ -41,7 +41,7 @@ def count_ridge(head: RidgePerSet, counter: Counter) -> None:
 
     Args:
         head: the fusion, well conditioned.
-        counter: takes the counts.
+        counter: receives the counts.
     """
     num_devices, num_classes = head.num_devices, head.num_classes
     # Devices are decided from the last to the first, so that the low bits of a mask change fastest; columns likewise.
@@ -80,8 +80,8 @@ class _Samples:
     """Features of all samples, and answers from exact weights.
 
     Args:
-        counter: holds features and labels.
-        mean: of the features, in the order of the columns [D].
+        counter: the counter with features and labels.
+        mean: mean of the features, in the order of the columns [D].
         target_mean: mean logits [K].
     """
 
@@ -95,7 +95,7 @@ class _Samples:
         return result
 
     def settle(self, plan: CellPlan, kept: IntArray, bottom: IntArray, mask: int, rows: IntArray) -> NDArray[np.bool_]:
-        """Which samples a set gets right, from its weights in float64; near a tie from the head's own solve [b]."""
+        """Which samples a subset gets right [b]: by its weights in float64, near a tie by the head's own solve."""
         chosen, weight = plan.weights[mask & (len(plan.weights) - 1)]
         columns = np.concatenate([kept, bottom[chosen]])
         x = self._features[np.ix_(rows, columns)].astype(np.float64) - self._mean[columns]
@@ -106,7 +106,7 @@ class _Samples:
         np.put_along_axis(logits, true_class, -np.inf, axis=1)
         margin = logits.max(axis=1) - true_logit
         right: NDArray[np.bool_] = np.asarray(margin < 0)
-        # Also where float32, in which the head's answer is taken, knows no such numbers; a NaN is tied.
+        # Also where the logits exceed float32, in which the head's answer is taken; a NaN counts as a tie.
         tied = ~((np.abs(margin) > _TIE * scale) & (scale > 1e-30) & (scale < 1e38))
         if tied.any():
             right[tied] = self._counter.fuse(mask, rows[tied])

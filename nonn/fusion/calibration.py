@@ -1,10 +1,10 @@
-"""Is a confidence of 90 % right nine times out of ten? Temperature scaling, and the error that is left.
+"""Calibration of the confidence: temperature scaling, and the expected calibration error that remains.
 
-A temperature T of its own for every answering set divides the fused logits before the softmax: the fewer devices
-answer, the less the largest probability is worth, and one temperature cannot say so for all sets. Fitted by negative
-log-likelihood on a split that neither students nor head were fitted to; the answers do not change.
+A separate temperature T for each subset of devices divides the fused logits before the softmax: the largest
+probability is less reliable the fewer devices answer, so one temperature does not fit all subsets. Fitted by negative
+log-likelihood on a split that neither students nor head were fitted to. Answers do not change.
 
-NumPy only: the simulator measures with the same lines.
+NumPy only: the simulator measures with the same code.
 
 References: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", arXiv 1706.04599
 (temperature scaling); Naeini, Cooper, Hauskrecht 2015, "Obtaining well calibrated probabilities using Bayesian
@@ -32,11 +32,11 @@ __all__ = [
     "fit_temperatures",
 ]
 
-SCOPES = ("auto", "set", "survivors")  # what a temperature is fitted for; see ``fit_temperatures``
-MIN_SAMPLES = 1000  # fewer than this a set share one temperature for each number of answering devices
-_LOWEST, _HIGHEST = 0.05, 20.0  # where every sample is right (or none is), no temperature would be the best one
-_SETS = 128  # answering sets of one number of devices that are looked at; all of them up to N = 9
-_SAMPLES = 200_000  # samples of several sets together that one temperature is fitted to
+SCOPES = ("auto", "set", "survivors")  # the subsets that share a temperature; see ``fit_temperatures``
+MIN_SAMPLES = 1000  # with fewer, subsets of the same size share one temperature
+_LOWEST, _HIGHEST = 0.05, 20.0  # if every sample is right (or none is), the likelihood has no minimum
+_SETS = 128  # subsets of each size that are used; all of them up to N = 9
+_SAMPLES = 200_000  # samples, over several subsets, that one temperature is fitted to
 _ROUNDS = 60
 
 FloatArray = NDArray[np.float64]
@@ -50,13 +50,13 @@ def expected_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], 
     Args:
         confidence: probability of the answer, in [0, 1] [n].
         correct: whether it was right [n].
-        bins: how many.
+        bins: number of bins.
 
     Returns:
         In [0, 1].
 
     Raises:
-        ShapeError: no sample, different lengths, or a confidence outside of [0, 1].
+        ShapeError: no sample, different lengths, or a confidence outside [0, 1].
 
     Source: Naeini et al. 2015; 15 bins after Guo et al. 2017, arXiv 1706.04599.
     """
@@ -64,7 +64,7 @@ def expected_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], 
     if confidence.ndim != 1 or confidence.shape != correct.shape or not confidence.size:
         raise ShapeError(f"confidence {list(confidence.shape)} and correct {list(correct.shape)}: both must be [n]")
     if not (confidence.min() >= 0 and confidence.max() <= 1):
-        raise ShapeError("a confidence must lie between 0 and 1")
+        raise ShapeError("a confidence must be between 0 and 1")
     number = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     gaps = np.bincount(number, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
@@ -97,12 +97,12 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
         p = softmax(beta * z)
         mean = (p * z).sum(axis=1)
         slope = float(mean.mean())
-        if slope == 0:  # the minimum, or every temperature is as good
+        if slope == 0:  # the minimum, or all temperatures are equally good
             break
         curvature = float(((p * z**2).sum(axis=1) - mean**2).mean())
         low, high = (low, beta) if slope > 0 else (beta, high)
         step = beta - slope / curvature if curvature > 0 else math.nan
-        # A step out of the bracket (or none, where every probability is 0 or 1) halves it instead, in log β.
+        # A step that leaves the bracket (or none, with all probabilities 0 or 1) is replaced by bisection in log β.
         following = step if low < step < high else math.sqrt(low * high)
         if abs(following - beta) <= 1e-10 * beta:
             break
@@ -113,19 +113,19 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
 def fit_temperatures(
     head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64], *, by: str = "auto", seed: int = 0
 ) -> FloatArray:
-    """Temperatures for every answering set.
+    """Fits temperatures for every subset.
 
     Args:
-        head: the fusion; its own temperatures do not matter.
+        head: the fusion; its own temperatures are ignored.
         features: of each device over the same samples, N arrays [n, d_i]; not those the head was fitted to.
         labels: [n].
-        by: one of ``SCOPES``: ``set`` (one for every set), ``survivors`` (one for each number of answering devices,
-            fitted to at most 128 of their sets together) or ``auto``: by set from 1,000 samples and up to eight
-            devices.
-        seed: of the choice of sets, where there are more than 128.
+        by: one of ``SCOPES``: ``set`` (one for each subset), ``survivors`` (one for each number of answering devices,
+            fitted to at most 128 of their subsets together) or ``auto``: ``set`` from 1,000 samples and up to eight
+            devices, else ``survivors``.
+        seed: seed of the choice of subsets, where there are more than 128.
 
     Returns:
-        [2^N]; 1 for the empty set, which answers nothing.
+        Temperatures [2^N]; 1 for the empty subset, which gives no answer.
 
     Raises:
         ShapeError: ``by`` is none of these.
@@ -148,12 +148,12 @@ def fit_temperatures(
 
 
 def _logits(head: Head, features: Sequence[NDArray[Any]], mask: int) -> FloatArray:
-    """Fused logits [n, K] of one answering set."""
+    """Fused logits [n, K] of one subset."""
     return head.logits({i: features[i] for i in members(mask)})
 
 
 def _sets_by_survivors(num_devices: int, seed: int) -> list[tuple[int, list[int]]]:
-    """Number of answering devices, from N down to 1, and the sets of that size: all, or 128 drawn of them."""
+    """Number of answering devices, from N down to 1, and the subsets of that size: all, or 128 drawn at random."""
     survivors = membership(num_devices).sum(axis=1)
     rng = np.random.default_rng(seed)
     result = []

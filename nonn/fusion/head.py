@@ -1,4 +1,4 @@
-"""What every fusion head is: linear in the features that arrived, solved once for every answering set."""
+"""The base class of fusion heads: linear in the features that arrived, solved once for each subset of devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ __all__ = ["Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
 FloatArray = NDArray[np.float64]
 Features = Mapping[int, NDArray[Any]]
 
-# Solutions that a head keeps: at eight devices of 64 features and 100 classes all 255 sets fit, of 16 the last 160.
+# Limit of the solutions that a head keeps: all 255 subsets of eight devices with 64 features and 100 classes fit; with
+# 16 devices the last 160.
 MAX_SOLVED_BYTES = 64 * 1024 * 1024
 
 
@@ -33,7 +34,7 @@ def softmax(logits: NDArray[Any]) -> FloatArray:
 
 
 class _Solutions:
-    """The last solutions, up to a number of bytes; may be used by several threads."""
+    """A cache of the most recent solutions, limited in bytes; thread-safe."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, tuple[FloatArray, FloatArray]] = OrderedDict()
@@ -68,7 +69,7 @@ class Head(ABC):
     Attributes:
         widths: feature width d_i of each device [N].
         num_classes: K.
-        temperatures: of the confidence, for each answering set [2^N]; None is 1 everywhere.
+        temperatures: temperatures of the confidence, for each subset [2^N]; None is 1 everywhere.
     """
 
     temperatures: FloatArray | None = None
@@ -90,51 +91,51 @@ class Head(ABC):
         return len(self.widths)
 
     def rows(self, mask: int) -> NDArray[np.int64]:
-        """Indices into the concatenated features of all devices that a mask keeps [D_S]."""
+        """Indices into the concatenated features of all devices that belong to a mask [D_S]."""
         return np.concatenate(
             [np.arange(self.offsets[i], self.offsets[i + 1], dtype=np.int64) for i in members(mask)]
             or [np.empty(0, np.int64)]
         )
 
     def weights(self, mask: int, *, keep: bool = True) -> tuple[FloatArray, FloatArray]:
-        """The linear map of one answering set, solved once and kept until 64 MiB of others have been used since.
+        """The linear map of one subset, solved once and kept in a cache of 64 MiB.
 
         Args:
             mask: the devices that answered.
-            keep: remember a new solution; off for who visits each of 2^N sets once (gigabytes at N = 16).
+            keep: cache a new solution; off for callers that visit each of 2^N subsets once (gigabytes at N = 16).
 
         Returns:
             W_S [D_S, K], rows in device order, and b_S [K].
 
         Raises:
-            ShapeError: the mask names a device that does not exist.
+            ShapeError: the mask has a device that does not exist.
         """
         if not 0 <= mask < 1 << self.num_devices:
-            raise ShapeError(f"answering set {members(mask)}: there are only devices 0 to {self.num_devices - 1}")
+            raise ShapeError(f"subset {members(mask)}: there are only devices 0 to {self.num_devices - 1}")
         solved = self._solved.get(mask)
         if solved is None:
-            # Without a lock: who asks for another set must not wait for this one. Two may solve the same set at once.
+            # No lock, so that requests for other subsets do not wait. Two threads may solve the same subset at once.
             solved = self._solve(mask)
             if keep:
                 self._solved.keep(mask, solved)
         return solved
 
     def is_solved(self, mask: int) -> bool:
-        """Whether the weights of a set are there already."""
+        """Whether the weights of a subset are cached."""
         return mask in self._solved
 
     def logits(self, features: Features, *, keep: bool = True) -> FloatArray:
-        """Fuses what arrived.
+        """Fuses the features that arrived.
 
         Args:
             features: device number → its features [B, d_i]; absent devices are left out.
-            keep: remember the weights of this answering set.
+            keep: cache the weights of this subset.
 
         Returns:
             Fused logits [B, K].
 
         Raises:
-            ShapeError: nobody answered, a device is unknown, or a width or batch size is wrong.
+            ShapeError: no device answered, a device is unknown, or a width or batch size is wrong.
         """
         devices = sorted(features)
         if not devices:
@@ -151,14 +152,14 @@ class Head(ABC):
         return result
 
     def temperature(self, mask: int) -> float:
-        """What the logits of one answering set are divided by for its confidence; 1 where none was fitted."""
+        """Divisor of one subset's logits for its confidence; 1 where none was fitted."""
         return 1.0 if self.temperatures is None else float(self.temperatures[mask])
 
     def probabilities(self, logits: NDArray[Any], mask: int) -> FloatArray:
         """Calibrated probabilities of fused logits; the most probable class is that of the largest logit.
 
         Args:
-            logits: of this head [B, K].
+            logits: logits of this head [B, K].
             mask: the devices that answered.
 
         Returns:
@@ -173,7 +174,7 @@ class Head(ABC):
         return result
 
     def with_temperatures(self, temperatures: NDArray[Any] | None) -> Self:
-        """The same head with other temperatures, one an answering set [2^N]; None takes them away.
+        """The same head with other temperatures, one per subset [2^N]; None removes them.
 
         Raises:
             ShapeError: there are not 2^N of them, or one is not a positive number.
@@ -193,10 +194,10 @@ class Head(ABC):
 
     @abstractmethod
     def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
-        """W_S [D_S, K] and b_S [K] of one answering set."""
+        """W_S [D_S, K] and b_S [K] of one subset."""
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """All that ``head_from_arrays`` needs to make this head again."""
+        """The arrays from which ``head_from_arrays`` restores this head."""
         arrays = {"kind": np.array(self.kind), "widths": np.array(self.widths), **self._arrays()}
         return arrays if self.temperatures is None else arrays | {"temperatures": self.temperatures}
 
@@ -211,7 +212,7 @@ class Head(ABC):
 
 
 def head_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Head:
-    """Makes a head from its ``to_arrays``.
+    """Restores a head from the result of ``to_arrays``.
 
     Raises:
         BundleError: the kind is unknown or an array is missing.

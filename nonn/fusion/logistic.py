@@ -1,4 +1,4 @@
-"""A multinomial logistic regression for every answering set, solved when it was fitted and stored small."""
+"""A multinomial logistic regression for each subset of devices, solved at fitting time and stored compactly."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["LogisticPerSet"]
 
 
 class LogisticPerSet(Head):
-    """A multinomial logistic regression for as many answering sets as were solved; the ridge for all others.
+    """A multinomial logistic regression for each solved subset; the ridge for all others.
 
-    The aggregator has NumPy alone and no training features, so nothing is solved on demand: ``pack`` stores solutions
+    The aggregator has only NumPy and no training features, so nothing is solved on demand: ``pack`` stores solutions
     as float16 with a scale for each set, 2 bytes a weight. Eight devices of 32 features and 100 classes take 6.6 MB
     for all 255 sets. A head computes with the stored precision, so it gives the same logits before storage and after.
 
     Args:
-        ridge: answers for the sets that are not stored.
-        masks: the stored sets, ascending [m].
-        weights: of the stored sets one after the other, each [D_S · K], divided by its scale; float16 [Σ D_S · K].
+        ridge: head of the subsets that are not stored.
+        masks: the stored subsets, ascending [m].
+        weights: weights of the stored subsets in order, each [D_S · K], divided by its scale; float16 [Σ D_S · K].
         scales: [m], float32.
-        centres: logits at the mean of the features, float32 [m, K]. A bias would hold the features' offset times
-            weights that are rounded, and that product is often larger than the logits.
+        centres: logits at the mean of the features, float32 [m, K]. A bias would contain the features' offset times
+            rounded weights, and that product is often larger than the logits.
 
     Raises:
         ShapeError: the arrays do not fit each other.
@@ -61,13 +61,13 @@ class LogisticPerSet(Head):
         """Stores solutions compactly.
 
         Args:
-            ridge: answers for all other sets.
+            ridge: head of all other subsets.
             solved: mask → W_S [D_S, K], rows in device order, and b_S [K].
         """
         masks = sorted(solved)
         heads = [(solved[m][0], solved[m][1] + ridge.mean[ridge.rows(m)] @ solved[m][0]) for m in masks]
         scales = np.array([np.abs(weight).max(initial=0.0) or 1.0 for weight, _ in heads], dtype=np.float32)
-        # Divided by its largest weight a set keeps 11 bits from 1 down to 6e-5, and 6e-8 absolutely below.
+        # Divided by the largest weight, weights from 1 to 6e-5 keep 11 bits; smaller ones have an error of 6e-8.
         flat = [(w / scale).astype(np.float16).ravel() for (w, _), scale in zip(heads, scales, strict=True)]
         centres = np.array([c for _, c in heads], dtype=np.float32).reshape(len(masks), ridge.num_classes)
         weights = np.concatenate(flat) if flat else np.empty(0, np.float16)
@@ -75,7 +75,7 @@ class LogisticPerSet(Head):
 
     def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
         if mask not in self._places:
-            return self.ridge.weights(mask, keep=False)  # kept here, if at all
+            return self.ridge.weights(mask, keep=False)  # this head caches it
         number, start = self._places[mask]
         rows = self.rows(mask)
         flat = self._weights[start : start + len(rows) * self.num_classes].astype(np.float64)

@@ -1,4 +1,4 @@
-"""A ridge regression to the teacher's logits for every answering set, from one Gram matrix."""
+"""A ridge regression to the teacher's logits for each subset of devices, from one Gram matrix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RidgePerSet", "gram"]
 
 
 def gram(features: NDArray[Any], targets: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
-    """Sums that a ridge head is solved from; add those of several batches together.
+    """Sums from which a ridge head is solved; the sums of several batches add up.
 
     Args:
         features: concatenated features of all devices φ [B, D].
@@ -29,7 +29,7 @@ def gram(features: NDArray[Any], targets: NDArray[Any]) -> tuple[FloatArray, Flo
 
 
 class RidgePerSet(Head):
-    """A ridge regression to the teacher's logits for every answering set, from one Gram matrix.
+    """A ridge regression to the teacher's logits for each subset of devices, from one Gram matrix.
 
     ``W_S = (Σ_SS + λ s I)⁻¹ Σ_Sy`` with Σ the covariance in the Gram matrix and s its mean variance, so that λ has no
     unit; the intercept is not shrunk.
@@ -41,7 +41,7 @@ class RidgePerSet(Head):
         widths: d_i of each device [N].
 
     Attributes:
-        mean: of each feature over the samples that were summed [D].
+        mean: mean of each feature over the summed samples [D].
 
     Raises:
         ShapeError: the arrays do not fit each other.
@@ -64,7 +64,7 @@ class RidgePerSet(Head):
         self._target_mean = self.cross[-1] / count
         self._covariance = self.gram_matrix[:-1, :-1] / count - np.outer(self.mean, self.mean)
         self._target_covariance = self.cross[:-1] / count - np.outer(self.mean, self._target_mean)
-        # A floor keeps a set of dead devices solvable: it then answers with the mean of the teacher's logits.
+        # A floor keeps a subset with constant features solvable: its logits are then the mean of the teacher's.
         self._shrink = self.ridge * max(float(np.trace(self._covariance)) / max(side - 1, 1), 1e-12)
 
     def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
@@ -74,7 +74,7 @@ class RidgePerSet(Head):
         return weight, self._target_mean - self.mean[rows] @ weight
 
     def normal_equations(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """What every set's head is solved from.
+        """The system from which each subset's head is solved.
 
         Returns:
             Σ + λ s I [D, D], Σ_y [D, K], the mean of the features [D] and of the teacher's logits [K].
@@ -94,7 +94,7 @@ class RidgePerSet(Head):
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> RidgePerSet:
         matrix, cross = arrays["gram"], arrays["cross"]
-        if matrix.ndim == 1:  # a whole one is of a bundle before this form
+        if matrix.ndim == 1:  # older bundles store the full matrix
             lower, side = np.tril_indices(len(cross)), len(cross)
             if len(matrix) != len(lower[0]):
                 raise ShapeError(

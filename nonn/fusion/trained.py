@@ -1,4 +1,4 @@
-"""Heads with one fully connected layer, which differ in what an absent device counts as."""
+"""Heads with trained layers, which differ in what an absent device contributes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["LogitAverage", "MeanFill", "ReplicaAverage", "Rescale", "ZeroFill"]
 
 
 class ZeroFill(Head):
-    """One fully connected layer over all devices' features; an absent device counts as zeros.
+    """One fully connected layer over all devices' features; an absent device contributes zeros.
 
     Args:
         weight: [D, K], rows in device order.
@@ -58,11 +58,11 @@ class Rescale(ZeroFill):
 
 
 class LogitAverage(Head):
-    """Every device's own classifier; those that arrived are averaged: ``z_S = 1/|S| Σ (b_i + f_i W_i)``.
+    """Averages the classifiers of the devices that answered: ``z_S = 1/|S| Σ (b_i + f_i W_i)``.
 
     Args:
         weight: [D, K], rows in device order.
-        biases: of each device [N, K].
+        biases: bias of each device [N, K].
         widths: d_i of each device [N].
 
     Raises:
@@ -94,13 +94,13 @@ class LogitAverage(Head):
 
 
 class MeanFill(ZeroFill):
-    """One fully connected layer; an absent device counts as the mean of its features.
+    """One fully connected layer; an absent device contributes the mean of its features.
 
     Args:
         weight: [D, K], rows in device order.
         bias: [K].
         widths: d_i of each device [N].
-        mean: of each feature over the training split [D].
+        mean: mean of each feature over the training split [D].
 
     Raises:
         ShapeError: the arrays do not fit each other.
@@ -128,9 +128,9 @@ class MeanFill(ZeroFill):
 
 
 class ReplicaAverage(Head):
-    """Averages the devices that learned the same part over those that arrived, then one fully connected layer.
+    """Averages the answers of the devices that learned the same part, then applies one fully connected layer.
 
-    A part none of whose devices arrived counts as zeros.
+    A part without an answer contributes zeros.
 
     Args:
         weight: [Σ_j width of part j, K], rows in part order.

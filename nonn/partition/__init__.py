@@ -1,20 +1,20 @@
-"""Which student learns which filters: cuts of the filter graph into parts.
+"""Partitions of the teacher's filters: cuts of the filter graph into parts, which the students learn.
 
 A partitioner is one module of this package with one function ``partition(graph, parts, seed) -> Partition``. It is
-imported when its method is asked for; ``nonn.partition.measures`` says how good a cut is.
+imported when its method is requested; ``nonn.partition.measures`` measures the quality of a cut.
 
 ========================  =======================================  ==============================================
 method                    module                                   parts
 ========================  =======================================  ==============================================
 ``balanced-eigenvector``  ``nonn.partition.balanced_eigenvector``  correlated filters together, sizes ± 1
-``dealt-eigenvector``     ``nonn.partition.dealt_eigenvector``     the same clusters dealt out, sizes ± 1
+``dealt-eigenvector``     ``nonn.partition.dealt_eigenvector``     the same clusters spread out, sizes ± 1
 ``louvain``               ``nonn.partition.louvain``               NoNN's rule: unbalanced, prunes
 ``metis``                 ``nonn.partition.metis``                 lightest cut at nearly equal sizes
 ``random``                ``nonn.partition.random``                the control, sizes ± 1
-``spectral``              ``nonn.partition.spectral``              clusters as they come: unbalanced
+``spectral``              ``nonn.partition.spectral``              plain clusters: unbalanced
 ========================  =======================================  ==============================================
 
-A further method is a module and a line in ``METHODS``, which ``partition.method`` is chosen from.
+A new method is a module and a line in ``METHODS``, the choices of ``partition.method``.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ class Partition:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Partition:
-        """Reads what ``to_json`` gave.
+        """Reads the result of ``to_json``.
 
         Raises:
-            PartitionError: a key is missing or holds something else, or the partition is not valid.
+            PartitionError: a key is missing or has a wrong value, or the partition is invalid.
         """
         try:
             return cls(
@@ -138,17 +138,17 @@ Partitioner: TypeAlias = "Callable[[FilterGraph, int, int], Partition]"
 def make_partition(
     config: PartitionConfig, graph: FilterGraph, seed: int, sizes: Sequence[int] | None = None
 ) -> Partition:
-    """Cuts a filter graph as the experiment file asks for; the same input and seed give the same parts.
+    """Cuts a filter graph as configured; the same input and seed give the same parts.
 
     Args:
         config: method and number of parts.
-        graph: of C filters.
-        seed: of the cut.
-        sizes: filters of each part [M], for devices of unlike capacity; None is the method's own rule.
+        graph: graph of C filters.
+        seed: seed of the cut.
+        sizes: filters of each part [M], for devices of unequal capacity; None is the method's own rule.
 
     Raises:
-        PartitionError: the method is unknown, or the parts asked for cannot be made.
-        MissingExtraError: what the method computes with is not installed.
+        PartitionError: the method is unknown, or cannot make these parts.
+        MissingExtraError: a package that the method needs is not installed.
     """
     if sizes is None:
         return load_partitioner(config.method)(graph, config.num_parts, seed)
@@ -162,7 +162,7 @@ def check_takes_sizes(method: str) -> None:
     """Raises PartitionError where a method cannot make parts of given sizes."""
     if method != "balanced-eigenvector":
         raise PartitionError(
-            f"partition.method = {method!r}: does not take the sizes of parts that devices of unlike capacity need; "
+            f"partition.method = {method!r}: does not accept the sizes of parts that devices of unequal capacity need; "
             "choose balanced-eigenvector"
         )
 
@@ -172,7 +172,7 @@ def load_partitioner(method: str) -> Partitioner:
 
     Raises:
         PartitionError: the method is unknown.
-        MissingExtraError: what the method computes with is not installed.
+        MissingExtraError: a package that the method needs is not installed.
     """
     if method not in METHODS:
         raise PartitionError(f"partition.method = {method!r}: unknown; {did_you_mean(method, METHODS)}")
@@ -192,16 +192,16 @@ def check_parts(num_filters: int, parts: int) -> None:
     if parts > num_filters:
         raise PartitionError(
             f"partition.parts = {parts}: the teacher's final layer has only {num_filters} filters; "
-            f"ask for at most {num_filters} parts or take a wider teacher"
+            f"use at most {num_filters} parts or a wider teacher"
         )
 
 
 def parts_of_labels(labels: NDArray[np.integer[Any]], parts: int) -> tuple[tuple[int, ...], ...]:
-    """Parts, ordered by their lowest filter, of a clustering that may have left some of them empty.
+    """Parts of a clustering, which may have empty clusters, ordered by their lowest filter.
 
     Args:
         labels: cluster of each filter [C], from 0 to M − 1.
-        parts: M, at most C. An empty part takes the last filter of the part that is largest by then.
+        parts: M, at most C. An empty part gets the last filter of the part that is then the largest.
     """
     members = [np.flatnonzero(labels == part).tolist() for part in range(parts)]
     for part in members:

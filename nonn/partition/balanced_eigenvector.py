@@ -1,4 +1,4 @@
-"""Balanced eigenvector partitioning: filters that work together share a part, and all parts are equally large.
+"""Balanced eigenvector partitioning: correlated filters share a part, and all parts have the same size.
 
 1. Normalised adjacency N = D^-½ W D^-½ of the filters that have an edge; the leading eigenvectors of N are the last
    of the normalised Laplacian I − N.
@@ -8,9 +8,9 @@
 3. Balanced k-means: assign all filters at once by minimum-cost assignment to slots (each part has as many slots as
    its size), then move the centres to the means, until nothing changes. Both steps lower the sum of squared
    distances, so it ends. The best of several seeded starts (k-means++) wins.
-4. Filters without an edge (never active, or dropped by the NoNN graph's percentile) say nothing about where they
-   belong; they are dealt to the smallest parts. As the others are balanced before, no part is made of them alone
-   while there are enough others.
+4. Filters without an edge (never active, or dropped by the NoNN graph's percentile) belong to no cluster; they are
+   dealt to the smallest parts. Since the others are balanced first, no part consists only of such filters while there
+   are enough others.
 
 Every filter is in a part and sizes differ by at most 1. Parts are ordered by their lowest filter.
 
@@ -46,7 +46,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.intp]
 
 _RESTARTS = 10
-_MAX_ROUNDS = 100  # it settles in 10 to 40; the bound only stops ties from circling by rounding
+_MAX_ROUNDS = 100  # it converges in 10 to 40; the bound only stops cycles of ties by rounding
 
 
 def partition(graph: FilterGraph, parts: int, seed: int, sizes: Sequence[int] | None = None) -> Partition:
@@ -55,7 +55,7 @@ def partition(graph: FilterGraph, parts: int, seed: int, sizes: Sequence[int] | 
     Args:
         graph: filter graph of C filters; may be disconnected and have filters without an edge.
         parts: M, from 1 to C.
-        seed: of the starts of k-means; not negative.
+        seed: seed of the starts of k-means; not negative.
         sizes: filters of each part [M], positive, with sum C; parts then keep this order.
 
     Raises:
@@ -82,7 +82,7 @@ def _partition_to_sizes(graph: FilterGraph, parts: int, seed: int, sizes: Sequen
     if len(sizes) != parts or min(sizes) < 1 or sum(sizes) != graph.num_filters:
         raise PartitionError(f"sizes {list(sizes)}: need {parts} positive numbers with sum {graph.num_filters}")
     tied = np.flatnonzero(graph.weights.any(axis=1))
-    # Filters without an edge leave room in every part in proportion; each keeps one that has an edge while there are.
+    # Each part reserves room for filters without an edge in proportion to its size, but keeps one with an edge if any.
     room = np.array(_share_room(len(tied), sizes))
     members: list[list[int]] = [[] for _ in range(parts)]
     used = np.flatnonzero(room)
@@ -97,7 +97,7 @@ def _partition_to_sizes(graph: FilterGraph, parts: int, seed: int, sizes: Sequen
 
 
 def _share_room(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divides a number over parts in proportion to their sizes, none above its size; it is at most their sum."""
+    """Divides a number, at most the sum of the sizes, over parts in proportion to their sizes, none above its size."""
     quota = np.asarray(sizes) * (total / sum(sizes))
     room = np.floor(quota + 1e-9).astype(int)
     for part in np.argsort(room - quota, kind="stable")[: total - int(room.sum())]:
@@ -117,7 +117,7 @@ def _embed(weights: Matrix, num_vectors: int) -> Matrix:
         deflated = adjacency - 3.0 * np.outer(trivial, trivial)
         size = len(weights)
         _, leading = eigh(deflated, subset_by_index=[size - num_vectors + 1, size - 1])
-        # Signs stay as LAPACK gives them: distances, all that follows looks at, are the same for either sign.
+        # Signs stay as LAPACK returns them: only distances are used, which are the same for either sign.
         vectors = np.hstack([vectors, leading])
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
@@ -125,7 +125,7 @@ def _embed(weights: Matrix, num_vectors: int) -> Matrix:
 def _balanced_kmeans(points: Matrix, num_clusters: int, seed: int, sizes: NDArray[Any] | None = None) -> Labels:
     """Labels [C] of clusters with a low sum of squared distances to their means.
 
-    Sizes differ by at most 1, or are those given.
+    Sizes are those given, or differ by at most 1.
     """
     rng = np.random.default_rng(seed)
     best, lowest = np.zeros(len(points), dtype=np.intp), math.inf
@@ -151,7 +151,7 @@ def _spread_centres(points: Matrix, num_clusters: int, rng: np.random.Generator)
         nearest = np.minimum(nearest, _squared_distances(points, points[chosen[-1:]])[:, 0])
         nearest[chosen] = 0.0
         total = nearest.sum()
-        chance = nearest / total if total > 0 else None  # None: all points are one, any will do
+        chance = nearest / total if total > 0 else None  # None: all points are equal, so any is a centre
         chosen.append(int(rng.choice(len(points), p=chance)))
     return points[chosen]
 
@@ -165,8 +165,8 @@ def _squared_distances(points: Matrix, centres: Matrix) -> Matrix:
 def _assign(costs: Matrix, sizes: NDArray[Any] | None = None) -> Labels:
     """Cheapest labels [C] for costs [C, M] with ⌊C/M⌋ or ⌈C/M⌉ filters a part, or with the sizes given [M].
 
-    Every part offers ⌈C/M⌉ slots. Where C is no multiple of M, dummies take the last slot of the parts that stay
-    smaller: which parts those are is chosen by cost, and none can lose more than one slot.
+    Every part has ⌈C/M⌉ slots. If C is no multiple of M, dummies occupy the last slot of the smaller parts; these parts
+    are chosen by cost, and none loses more than one slot.
     """
     num_points, num_clusters = costs.shape
     if sizes is not None:

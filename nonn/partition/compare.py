@@ -1,15 +1,15 @@
-"""All partitioners side by side, before a student is trained.
+"""Comparison of all partitioners, before a student is trained.
 
-Beside the measures of a cut (``nonn.partition.measures``) two that say more about what it is good for:
+In addition to the measures of a cut (``nonn.partition.measures``), two measures of its use:
 
 - Stability: the mean adjusted Rand index of all pairs of ten cuts with different seeds. 1 is the same cut every time,
-  0 what chance gives.
-- The probe: accuracy of the teacher's own filters when whole parts are missing, through a ridge regression to the
-  teacher's logits for every set of parts that is left. It is what perfect students would reach. Fitted
-  on the training split, evaluated on the held-out split; nothing is trained and the test split is not touched.
+  0 is the agreement expected by chance.
+- The probe: accuracy of the teacher's own filters when whole parts are missing, by a ridge regression to the teacher's
+  logits for each set of remaining parts. Perfect students would reach it. Fitted on the training split, evaluated on
+  the held-out split; no network is trained and the test split is not used.
 
-The probe is an upper bound that knows nothing of how hard a part is to learn: correlated filters may be easier for a
-small student. Filters that a method drops are missing for its probe even where no part is.
+The probe is an upper bound that ignores how hard a part is to learn: correlated filters may be easier for a small
+student. Filters that a method drops are missing from its probe even when no part is.
 
 References: Hubert, Arabie 1985 (adjusted Rand index).
 """
@@ -51,13 +51,13 @@ __all__ = [
 SCHEMA = 1
 SEEDS = 10
 
-_RIDGE = 1e-3  # λ of the probe, relative to the mean variance of a filter: one for all rows, so that none is favoured
+_RIDGE = 1e-3  # λ of the probe, relative to the mean variance of a filter; the same for all rows
 _SETS = 256  # sets of missing parts of one size; all of them up to M = 10
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the teacher says about a split.
+    """The teacher's outputs on a split.
 
     Attributes:
         activations: spatial means of the final filters [n, C].
@@ -76,7 +76,7 @@ class ProbeRow:
 
     Attributes:
         missing: parts that are missing.
-        subsets: sets of missing parts that were looked at.
+        subsets: number of sets of missing parts that were evaluated.
         mean: mean accuracy of these sets.
         worst: accuracy of the worst set.
     """
@@ -92,13 +92,13 @@ class Row:
     """One method on one graph.
 
     Attributes:
-        method: of the partition.
+        method: the partitioner.
         graph: kind of the filter graph.
-        measures: of the cut with the experiment's seed; None where the method could not cut this graph.
+        measures: measures of the cut with the experiment's seed; None where the method could not cut this graph.
         stability: mean adjusted Rand index over all pairs of ten seeds, in [−1, 1].
-        seconds: of one cut, mean over the seeds.
+        seconds: time of one cut, mean over the seeds.
         probe: accuracy with 0, half and all but one of the parts missing; see ``probe``.
-        error: why there is nothing to measure.
+        error: why the method could not cut this graph.
     """
 
     method: str
@@ -115,10 +115,10 @@ class ComparedData:
     """The samples of a comparison.
 
     Attributes:
-        name: of the data set.
-        split: that the probe is evaluated on.
-        samples: of that split.
-        fit: training samples that the probe is fitted to.
+        name: name of the data set.
+        split: the split that the probe is evaluated on.
+        samples: number of samples of that split.
+        fit: number of training samples that the probe is fitted to.
     """
 
     name: str
@@ -135,10 +135,10 @@ class Comparison:
         schema: version of this document.
         experiment: name of the experiment.
         teacher: network of the teacher.
-        teacher_accuracy: on the same samples.
+        teacher_accuracy: accuracy of the teacher on the same samples.
         data: the samples.
         parts: M.
-        seed: of the cut that is measured.
+        seed: seed of the cut that is measured.
         machine: processor and versions.
         code_version: version of nonn, with the commit.
         rows: by graph, then by method.
@@ -164,21 +164,21 @@ def compare(
     seed: int,
     progress: Callable[[int, str], None] | None = None,
 ) -> list[Row]:
-    """Every method on every graph.
+    """Compares every method on every graph.
 
     Args:
         fit: the teacher on the training split; the probe is fitted to it.
-        held_out: on the held-out split; graphs are made of it and the probe is evaluated on it.
-        config: options of the graphs; its kind does not matter.
+        held_out: the teacher on the held-out split; graphs are built from it and the probe is evaluated on it.
+        config: options of the graphs; its kind is ignored.
         parts: M.
-        seed: of the cut that is measured; the stability looks at this and the nine that follow.
+        seed: seed of the cut that is measured; stability uses this seed and the next nine.
         progress: called with rows done and the method.
 
     Returns:
         Rows by graph, then by method. A method that cannot cut a graph gives a row with its error.
 
     Raises:
-        MissingExtraError: a method's library is not installed.
+        MissingExtraError: a package that a method needs is not installed.
     """
     strength = correlation(held_out.activations)
     rows: list[Row] = []
@@ -219,7 +219,7 @@ def _row(
 
 
 def stability(partitions: Sequence[Partition]) -> float:
-    """Mean adjusted Rand index over all pairs of partitions of the same filters; dropped filters are one more part.
+    """Mean adjusted Rand index over all pairs of partitions of the same filters; dropped filters form a further part.
 
     Args:
         partitions: at least two.
@@ -234,7 +234,7 @@ def stability(partitions: Sequence[Partition]) -> float:
 
 
 def missing_levels(parts: int) -> tuple[int, ...]:
-    """Numbers of missing parts that the probe looks at: 0, half (rounded down), all but one."""
+    """Numbers of missing parts that the probe evaluates: 0, half (rounded down), all but one."""
     return tuple(sorted({0, parts // 2, parts - 1}))
 
 
@@ -242,10 +242,10 @@ def probe(partition: Partition, fit: Outputs, held_out: Outputs, seed: int) -> t
     """Accuracy of the teacher's filters on the held-out split when whole parts are missing.
 
     Args:
-        partition: of the C filters.
-        fit: what the ridge to the teacher's logits is fitted to.
-        held_out: what it is evaluated on.
-        seed: of the choice of sets, where there are more than 256 of one size.
+        partition: partition of the C filters.
+        fit: outputs that the ridge is fitted to.
+        held_out: outputs that the ridge is evaluated on.
+        seed: seed of the choice of sets, where there are more than 256 of one size.
 
     Returns:
         A row for each number of missing parts.
@@ -254,7 +254,7 @@ def probe(partition: Partition, fit: Outputs, held_out: Outputs, seed: int) -> t
         PartitionError: more parts than sets are enumerated for.
     """
     if partition.num_parts > MAX_DEVICES:
-        raise PartitionError(f"partition.parts = {partition.num_parts}: the probe takes at most {MAX_DEVICES}")
+        raise PartitionError(f"partition.parts = {partition.num_parts}: the probe supports at most {MAX_DEVICES}")
     order = np.concatenate([np.array(part) for part in partition.parts])
     sums = gram(fit.activations[:, order], fit.logits)
     head = RidgePerSet(*sums, _RIDGE, partition.sizes)

@@ -1,17 +1,17 @@
-"""Dealt eigenvector partitioning: filters that work together are spread, so that every part knows something of all.
+"""Dealt eigenvector partitioning: correlated filters are spread over the parts, so that every part has some of each.
 
 The clusters are those of balanced eigenvector partitioning with the same seed. Each is then dealt out over the parts:
-the filters with the heaviest edges first, each to the part that has the fewest of this cluster, of these the part
-that is smallest, of these the one whose filters carry the least edge weight so far. No two parts then differ by more
-than one filter, neither of a cluster nor in all, and the activity of the filters is shared out evenly too.
+the filters with the heaviest edges first, each to the part that has the fewest of this cluster, then the smallest part,
+then the one whose filters have the least edge weight so far. Parts then differ by at most one filter, in each cluster
+and in total, and the activity of the filters is also divided evenly.
 
-A part that holds a cluster loses a concept with its device; a part that holds a piece of every cluster does not
-(anti-clustering). Whether such a part is as easy to learn for a small student is another question: train both.
+If a part is a cluster, a concept is lost with its device; if it has a piece of every cluster, none is
+(anti-clustering). Whether a small student learns such a part as easily is a separate question: train both.
 
 Limits: with fewer filters in a cluster than there are parts, some parts get none of it. Filters without an edge are
-dealt like the others, since balanced eigenvector partitioning gives each of them a cluster.
+dealt like the others, since balanced eigenvector partitioning assigns each of them to a cluster.
 
-Reference: Späth 1986, "Anticlustering: maximizing the variance criterion", for the aim; the rule is ours.
+Reference: Späth 1986, "Anticlustering: maximizing the variance criterion", for the aim; the rule is new here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
     Args:
         graph: filter graph of C filters; may be disconnected and have filters without an edge.
         parts: M, from 1 to C.
-        seed: of the clusters; not negative.
+        seed: seed of the clusters; not negative.
 
     Raises:
         PartitionError: fewer than one part, or more parts than filters.

@@ -1,19 +1,20 @@
-"""Which of the teacher's filters work together: graphs over its final convolutional layer.
+"""Filter graphs: which filters of the teacher's final convolutional layer are active together.
 
-Input is one matrix of activations [n, C]: for each held-out training image the spatial mean of every final filter after
-BN and ReLU. Output is a weighted graph over the C filters, which ``nonn.partition`` cuts into parts.
+The input is one matrix of activations [n, C]: for each held-out training image the spatial mean of every final filter
+after BN and ReLU. The output is a weighted graph over the C filters, which ``nonn.partition`` cuts into parts.
 
 ==================  =======================================================================================
-``co-activation``   W_ij = Σ a_i a_j: filters active on the same images are tied
+``co-activation``   W_ij = Σ a_i a_j: filters active on the same images are connected
 ``nonn``            W_ij = Σ a_i a_j |a_i − a_j| over each image's ``top`` filters, weak edges dropped (NoNN)
 ==================  =======================================================================================
 
-Both clip negatives and divide each image by its maximum first, so that they differ in the edge rule alone and a bright
-image counts no more than a dim one. Co-activation is NoNN's edge without |a_i − a_j|, the factor that by Jeong et al.
-compromises the correlation between filters. Their own edge and scaling were not available to us: both are our choice.
+Both first clip negatives and divide each image by its maximum, so that they differ only in the edge rule and a bright
+image weighs no more than a dim one. Co-activation is NoNN's edge without |a_i − a_j|, the factor that according to
+Jeong et al. compromises the correlation between filters. Their own edge and scaling were not available; both are
+chosen here.
 
 Limits: a filter that is never active has no edge; it stays in the graph and the partitioners place it. Images are read
-in chunks, so beside the activations memory is a few C × C matrices and about 100 MB.
+in chunks, so that memory in addition to the activations is a few C × C matrices and about 100 MB.
 
 References: Bhardwaj et al. 2019, arXiv 1907.11804 (NoNN); Jeong, Park, Yang, Electronics 2021, 10(14), 1614.
 """
@@ -35,7 +36,7 @@ __all__ = ["GRAPHS", "FilterGraph", "build_graph", "co_activation_graph", "corre
 
 Matrix = NDArray[np.float64]
 
-_CHUNK_ELEMENTS = 2**21  # float64 elements of one temporary: 16 MB, of which a few live at once
+_CHUNK_ELEMENTS = 2**21  # float64 elements of one temporary: 16 MB, of which a few exist at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +45,11 @@ class FilterGraph:
 
     Attributes:
         weights: edge weights [C, C], symmetric, non-negative, zero on the diagonal; kept as a read-only copy.
-        kind: the rule that made it, for reports.
+        kind: the edge rule, for reports.
 
     Raises:
         ShapeError: the weights are not a square matrix with at least one row.
-        DataError: a weight is not finite, negative, differs from its mirror, or lies on the diagonal.
+        DataError: a weight is not finite, negative, differs from its mirror, or is on the diagonal.
     """
 
     weights: Matrix
@@ -75,7 +76,7 @@ class FilterGraph:
 
 
 def build_graph(config: GraphConfig, activations: NDArray[Any]) -> FilterGraph:
-    """Builds the graph that the experiment file asks for.
+    """Builds the configured graph.
 
     Args:
         config: kind of graph and its options.
@@ -83,7 +84,7 @@ def build_graph(config: GraphConfig, activations: NDArray[Any]) -> FilterGraph:
 
     Raises:
         ConfigError: the kind is unknown, or an option is out of range.
-        ShapeError, DataError: the activations cannot be used; see the graph's own function.
+        ShapeError, DataError: the activations are invalid; see the function of the graph.
     """
     if config.kind not in GRAPHS:
         raise ConfigError(f"graph.kind = {config.kind!r}: unknown; {did_you_mean(config.kind, GRAPHS)}")
@@ -91,7 +92,7 @@ def build_graph(config: GraphConfig, activations: NDArray[Any]) -> FilterGraph:
 
 
 def co_activation_graph(activations: NDArray[Any]) -> FilterGraph:
-    """Ties filters that are active on the same images: W_ij = Σ a_i a_j, scaled to a largest weight of 1.
+    """Connects filters that are active on the same images: W_ij = Σ a_i a_j, scaled to a largest weight of 1.
 
     Args:
         activations: spatial means of the final filters [n, C]; negatives count as 0.
@@ -100,7 +101,7 @@ def co_activation_graph(activations: NDArray[Any]) -> FilterGraph:
         ShapeError: not a matrix, or empty.
         DataError: NaN or infinite, no filter is ever active, or no two filters are active on one image.
 
-    Source: ours, after the criticism of NoNN's edge in Jeong, Park, Yang 2021.
+    Source: new here, after the criticism of NoNN's edge in Jeong, Park, Yang 2021.
     """
     activations = _checked(activations)
     num_filters = activations.shape[1]
@@ -113,13 +114,13 @@ def co_activation_graph(activations: NDArray[Any]) -> FilterGraph:
 def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.0) -> FilterGraph:
     """NoNN's filter activation network: W_ij = Σ a_i a_j |a_i − a_j|, strongest edges only.
 
-    An edge is strong where two filters are both active but unequally so. Only filters among the ``top`` most active
-    of an image meet in it; equal activations are ranked by filter index. After dividing by the largest weight,
-    entries below the percentile of all non-zero entries of W are dropped, so most filters end without an edge.
+    An edge is strong where two filters are both active but unequally so. Only the ``top`` most active filters of
+    an image form edges; equal activations are ranked by filter index. After division by the largest weight, entries
+    below the percentile of all non-zero entries of W are dropped, so that most filters have no edge.
 
     Args:
         activations: spatial means of the final filters [n, C]; negatives count as 0.
-        top: how many filters of an image count, at least 2; more than C means all.
+        top: number of filters per image that form edges, at least 2; more than C means all.
         percentile: in [0, 100]; 0 keeps every edge.
 
     Raises:
@@ -132,7 +133,7 @@ def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.
     if top < 2:
         raise ConfigError(f"graph.top = {top}: must be at least 2, an edge needs two filters")
     if not 0 <= percentile <= 100:
-        raise ConfigError(f"graph.percentile = {percentile}: must lie between 0 and 100")
+        raise ConfigError(f"graph.percentile = {percentile}: must be between 0 and 100")
     activations = _checked(activations)
     num_filters = activations.shape[1]
     top = min(top, num_filters)
@@ -144,7 +145,7 @@ def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.
         higher, lower = active[:, first], active[:, second]  # ranks descend, so the difference is never negative
         edges = ranked[:, first] * num_filters + ranked[:, second]
         weights += np.bincount(edges.ravel(), (higher * lower * (higher - lower)).ravel(), minlength=weights.size)
-    directed = weights.reshape(num_filters, num_filters)  # an edge lies at [more active, less active]
+    directed = weights.reshape(num_filters, num_filters)  # an edge is at [more active, less active]
     scaled = _scaled(np.triu(directed + directed.T, 1))
     scaled[scaled < np.percentile(scaled[scaled > 0], percentile)] = 0.0
     return FilterGraph(scaled, kind="nonn")
@@ -177,7 +178,7 @@ def correlation(activations: NDArray[Any]) -> Matrix:
     varies = spread > 0
     spread[~varies] = 1.0
     rows = max(1, _CHUNK_ELEMENTS // num_filters)
-    # Scaled to [0, 1] first: correlation does not change, and neither tiny nor huge activations leave float64.
+    # Scaled to [0, 1] first: correlation does not change, and tiny or huge activations stay within float64.
     mean = np.zeros(num_filters)
     for images in _chunks(activations, rows):
         mean += ((images - low) / spread).sum(axis=0)
@@ -194,7 +195,7 @@ def correlation(activations: NDArray[Any]) -> Matrix:
 
 
 def _checked(activations: NDArray[Any]) -> NDArray[Any]:
-    """Returns the activations as an array [n, C] that every graph can be made of, or says why not."""
+    """Returns the activations as a valid array [n, C], or raises an error."""
     activations = np.asarray(activations)
     if activations.ndim != 2:
         raise ShapeError(
@@ -202,7 +203,7 @@ def _checked(activations: NDArray[Any]) -> NDArray[Any]:
             "average feature maps [n, C, H, W] over H and W first"
         )
     if not activations.size:
-        raise ShapeError(f"activations {list(activations.shape)} are empty: need an image and a filter at least")
+        raise ShapeError(f"activations {list(activations.shape)} are empty: need at least one image and one filter")
     if activations.dtype.kind not in "fiub":
         raise DataError(f"activations must be real numbers, not {activations.dtype}")
     bad = ~np.isfinite(activations)

@@ -3,22 +3,21 @@
 1. Louvain communities with resolution γ = 0.7.
 2. Communities of one filter are pooled and dropped: on NoNN's graph these are the low-activity filters, which no
    student learns.
-3. The M largest communities seed the parts. Each community left over, largest first, goes whole to the part that is
-   smallest by then.
+3. The M largest communities seed the parts. Each remaining community, largest first, goes whole to the part that is
+   then the smallest.
 
-The result is what the paper's baseline is: filters are dropped, sizes differ (2.3 to 2.6 times on the published
-WRN-40-4 graph, 12 communities for 8 students) and another seed gives another cut. Meant for ``graph.kind = "nonn"``;
-a dense graph has few communities and
-no singletons but the filters that are never active.
+The result has the properties of the paper's baseline: filters are dropped, sizes differ (2.3 to 2.6 times on the
+published WRN-40-4 graph, 12 communities for 8 students) and another seed gives another cut. Intended for
+``graph.kind = "nonn"``; a dense graph has few communities and its only singletons are filters that are never active.
 
 Deviations from the published code, which
 
-- discards the largest cluster after pooling, whatever it is. On NoNN's graph that is the pool; elsewhere it would be
-  the most important community, so here the pool goes and a real community never does;
-- keeps clusters by their size, which merges communities of equal size. Here they stay apart, ordered by their lowest
-  filter;
+- discards the largest cluster after pooling. On NoNN's graph that is the pool; elsewhere it would be the most important
+  community, so here always the pool is dropped and never a real community;
+- indexes clusters by their size, which merges communities of equal size. Here they stay separate, ordered by their
+  lowest filter;
 - needs as many communities as students. Here the largest are halved (by balanced eigenvector partitioning, so that
-  the halves hold together) until there are enough.
+  the halves stay correlated) until there are enough.
 
 Reference: Bhardwaj et al. 2019, arXiv 1907.11804; Blondel et al. 2008 (Louvain).
 """
@@ -47,10 +46,10 @@ def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
     Args:
         graph: filter graph of C filters.
         parts: M, from 1 to the number of filters that share a community with another.
-        seed: of Louvain's order of visits and of the halving; not negative.
+        seed: seed of Louvain's order of visits and of the halving; not negative.
 
     Raises:
-        PartitionError: fewer than one part, or more parts than filters that are left after dropping the singletons.
+        PartitionError: fewer than one part, or more parts than filters remain after dropping the singletons.
     """
     check_parts(graph.num_filters, parts)
     network = nx.from_numpy_array(graph.weights)
@@ -71,7 +70,7 @@ def communities_to_parts(
     parts: int,
     halve: Callable[[Community], tuple[Community, Community]],
 ) -> tuple[tuple[Community, ...], Community]:
-    """Steps 2 and 3 of the rule, free of Louvain's randomness.
+    """Steps 2 and 3 of the rule, without Louvain's randomness.
 
     Args:
         communities: disjoint sets of filter indices, in any order.
@@ -82,7 +81,7 @@ def communities_to_parts(
         The parts, largest seed first, and the dropped filters; all ascending.
 
     Raises:
-        PartitionError: fewer filters than parts are left after dropping the singletons.
+        PartitionError: fewer filters than parts remain after dropping the singletons.
     """
     members = [tuple(sorted(community)) for community in communities]
     dropped = tuple(sorted(community[0] for community in members if len(community) == 1))
@@ -91,7 +90,7 @@ def communities_to_parts(
     if left < parts:
         raise PartitionError(
             f"partition.parts = {parts}: only {left} filters share a community with another "
-            f"({len(dropped)} are single and dropped); lower graph.percentile, ask for fewer parts "
+            f"({len(dropped)} are single and dropped); lower graph.percentile, use fewer parts "
             "or use partition.method = 'balanced-eigenvector'"
         )
     kept.sort(key=_largest_first)
@@ -105,5 +104,5 @@ def communities_to_parts(
 
 
 def _largest_first(community: Community) -> tuple[int, int]:
-    """Order of communities: size, then lowest filter, so that equal sizes have one order and stay apart."""
+    """Sort key of communities: size, then lowest filter, so that equal sizes have a fixed order."""
     return -len(community), min(community)

@@ -1,12 +1,12 @@
-"""How good a cut of the filters is, before any student is trained.
+"""Quality of a cut of the filters, before any student is trained.
 
-Four numbers that pull in different directions: equal sizes keep devices alike, a low normalised cut and a high
-modularity keep filters of the graph together, and kept correlation says the same of the activations themselves,
-whichever graph made the cut. None of them is accuracy: parts that hold correlated filters lose a concept when their
-device fails, so the study measures what they are worth.
+Four measures that conflict: equal sizes keep devices alike, a low normalised cut and a high modularity keep connected
+filters together, and kept correlation measures the same on the activations themselves, whichever graph was cut. None of
+them is accuracy: when a part consists of correlated filters, a concept is lost with its device, so the study measures
+accuracy.
 
-Dropped filters (NoNN's rule prunes) are part of the graph and in no part: their edges are cut, their correlation is
-lost, and for modularity each is a community by itself.
+Dropped filters (NoNN's rule prunes) are in the graph but in no part: their edges are cut, their correlation is lost,
+and for modularity each is a separate community.
 
 References: Shi, Malik 2000 (normalised cut); Newman 2004 (weighted modularity).
 """
@@ -36,7 +36,7 @@ class Measures:
         normalised_cut: Σ over parts of the weight of edges that leave the part ÷ the weight of all its edge ends, in
             [0, M]; a part without edges adds 0.
         modularity: of the weighted graph at resolution 1, in [−½, 1]; 0 for a graph without edges.
-        kept_correlation: share of the summed |correlation| of all pairs of filters that lies inside parts, in [0, 1]; 1
+        kept_correlation: share of the summed |correlation| of all pairs of filters that is inside parts, in [0, 1]; 1
             where there is none to lose.
     """
 
@@ -55,10 +55,10 @@ def measure(partition: Partition, graph: FilterGraph, correlation: NDArray[np.fl
         partition: parts of C filters.
         graph: graph of the same filters.
         correlation: absolute correlation of the same filters [C, C], from ``nonn.partition.graph.correlation``; the
-            diagonal does not count.
+            diagonal is ignored.
 
     Raises:
-        ShapeError: the three are not about the same number of filters.
+        ShapeError: the three have different numbers of filters.
     """
     num_filters = partition.num_filters
     if graph.num_filters != num_filters or correlation.shape != (num_filters, num_filters):

@@ -1,13 +1,13 @@
 """METIS: multilevel recursive bisection of the filter graph, balanced, with few and light edges cut.
 
 METIS shrinks the graph by merging heavy edges, bisects the small graph and refines the cut while it grows back. It
-minimises the weight of the cut itself where the spectral methods minimise it relative to the parts' volume, and it
-holds the balance by construction. Recursive bisection and not its direct k-way mode: the latter leaves parts empty
-when there are few filters a part.
+minimises the weight of the cut itself, whereas the spectral methods minimise it relative to the parts' volume, and it
+keeps the balance by construction. It is used in recursive bisection mode, since the direct k-way mode leaves parts
+empty with few filters per part.
 
 Sizes differ by a few filters: METIS balances each bisection within 0.1 % or a filter, and the bisections add up.
-Edge weights become whole numbers, at 1e-6 of the heaviest; a lighter edge counts as one such unit. Filters without an
-edge go where the balance needs them.
+Edge weights become whole numbers, at 1e-6 of the heaviest; a lighter edge becomes one such unit. Filters without an
+edge are placed by the balance.
 
 Limits: METIS is a heuristic; another seed gives another cut. Eight parts of 2,048 filters take 1 s.
 
@@ -34,7 +34,7 @@ def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
     Args:
         graph: filter graph of C filters; may be disconnected and have filters without an edge.
         parts: M, from 1 to C.
-        seed: of METIS's choices; not negative.
+        seed: seed of METIS; not negative.
 
     Raises:
         PartitionError: fewer than one part, or more parts than filters.

@@ -1,6 +1,6 @@
-"""Random partitioning: the control that every other cut has to beat.
+"""Random partitioning: the control for every other cut.
 
-All filters are shuffled and cut into parts whose sizes differ by at most 1. The graph is not looked at.
+All filters are shuffled and cut into parts whose sizes differ by at most 1. The graph is not used.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
     """Cuts C filters at random.
 
     Args:
-        graph: only its number of filters counts.
+        graph: only its number of filters is used.
         parts: M, from 1 to C.
-        seed: of the shuffle; not negative.
+        seed: seed of the shuffle; not negative.
 
     Raises:
         PartitionError: fewer than one part, or more parts than filters.

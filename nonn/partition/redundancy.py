@@ -1,4 +1,4 @@
-"""Redundancy: which device learns which parts, so that a lost device does not take its filters along.
+"""Redundancy: the parts that each device learns, so that its filters are not lost with it.
 
 Device i of N learns the parts i, i + 1, …, i + r − 1, all modulo M: M parts and an overlap of r.
 
@@ -12,10 +12,11 @@ M = 1 or r = M       full-task copies: every device learns every filter
 ===================  =============================================================================================
 
 At the same N, M = N with overlap r and M = N/r replicas teach every filter to r devices and send the same number of
-features. Where devices fail independently and alike, the same share of filters survives on average; the worst case is
-the overlap's: half of eight devices lost, r = 2, leave at least five eighths of the filters and replicas one half.
+features. Where devices fail independently and alike, the same share of filters survives on average; with
+overlap the worst case is better: if half of eight devices fail and r = 2, at least five eighths of the filters remain,
+with replicas one half.
 
-NumPy only; a design is a rule, so nothing is drawn and nothing is stored but M and r.
+NumPy only; a design is a rule, so nothing is random and only M and r are stored.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = ["Design", "filters_of_device"]
 
 @dataclass(frozen=True)
 class Design:
-    """M parts, of which every device learns r in a row.
+    """M parts, of which every device learns r consecutive ones.
 
     Attributes:
         num_parts: M.
@@ -48,21 +49,21 @@ class Design:
             raise PartitionError(f"partition.parts = {self.num_parts}: must be at least 1")
         if not 1 <= self.overlap <= self.num_parts:
             raise PartitionError(
-                f"partition.overlap = {self.overlap}: must lie between 1 and the number of parts ({self.num_parts})"
+                f"partition.overlap = {self.overlap}: must be between 1 and the number of parts ({self.num_parts})"
             )
 
     def parts_of_device(self, num_devices: int) -> tuple[tuple[int, ...], ...]:
         """Parts that each device learns, its own first: N tuples of r.
 
         Raises:
-            PartitionError: there are so few devices that nobody learns some part.
+            PartitionError: there are too few devices, so that no device learns some part.
         """
         taught = tuple(tuple((i + k) % self.num_parts for k in range(self.overlap)) for i in range(num_devices))
         untaught = sorted(set(range(self.num_parts)).difference(*taught))
         if untaught:
             raise PartitionError(
                 f"partition.parts = {self.num_parts}: {num_devices} devices with overlap {self.overlap} leave "
-                f"part {untaught[0]} to nobody; ask for fewer parts or a larger overlap"
+                f"part {untaught[0]} without a device; use fewer parts or a larger overlap"
             )
         return taught
 
@@ -70,16 +71,16 @@ class Design:
         """Devices that learn each part, ascending: M tuples.
 
         Raises:
-            PartitionError: nobody learns some part.
+            PartitionError: no device learns some part.
         """
         taught = self.parts_of_device(num_devices)
         return tuple(tuple(i for i, parts in enumerate(taught) if j in parts) for j in range(self.num_parts))
 
     def group_of_device(self, num_devices: int) -> tuple[int, ...]:
-        """Devices of one group learn exactly the same filters, and only they can be averaged: N groups from 0.
+        """Group of each device [N], from 0. Devices of one group learn the same filters, so they can be averaged.
 
         Raises:
-            PartitionError: nobody learns some part.
+            PartitionError: no device learns some part.
         """
         self.parts_of_device(num_devices)
         return tuple(0 if self.overlap == self.num_parts else i % self.num_parts for i in range(num_devices))
@@ -89,7 +90,7 @@ def filters_of_device(design: Design, partition: Partition, num_devices: int) ->
     """Filters that each device learns, ascending: N tuples.
 
     Raises:
-        PartitionError: the partition has another number of parts than the design, or nobody learns some part.
+        PartitionError: the partition has another number of parts than the design, or no device learns some part.
     """
     if partition.num_parts != design.num_parts:
         raise PartitionError(

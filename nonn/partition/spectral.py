@@ -1,12 +1,12 @@
-"""Spectral clustering as scikit-learn does it: the normalised cut without a balance.
+"""Spectral clustering by scikit-learn: the normalised cut without balance.
 
 The same graph and the same leading eigenvectors of the normalised Laplacian as balanced eigenvector partitioning, then
-plain k-means: parts follow the clusters, however unequal they are. Beside it, ``balanced-eigenvector`` shows what
-the balance costs.
+plain k-means: parts follow the clusters, however unequal they are. The difference to ``balanced-eigenvector`` is the
+cost of the balance.
 
-A graph of several components has no unique leading eigenvectors; a tie of 1e-6 of the mean edge between all filters
-makes it connected. Filters without an edge belong nowhere; they are dealt to the smallest parts. A part that k-means
-leaves empty takes a filter from the largest.
+A graph of several components has no unique leading eigenvectors; an edge of 1e-6 of the mean edge between all filters
+makes it connected. Filters without an edge belong to no cluster; they are dealt to the smallest parts. A part that
+k-means leaves empty gets a filter from the largest.
 
 Source: Shi, Malik 2000 (normalised cut); Pedregosa et al. 2011 (scikit-learn).
 """
@@ -28,12 +28,12 @@ _TIE = 1e-6
 
 
 def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
-    """Cuts the graph into clusters, one a part.
+    """Cuts the graph into clusters, one per part.
 
     Args:
         graph: filter graph of C filters; may be disconnected and have filters without an edge.
         parts: M, from 1 to C.
-        seed: of the eigensolver's start and of k-means; not negative.
+        seed: seed of the eigensolver's start and of k-means; not negative.
 
     Raises:
         PartitionError: fewer than one part, or more parts than filters.
@@ -48,7 +48,7 @@ def partition(graph: FilterGraph, parts: int, seed: int) -> Partition:
         affinity = weights + _TIE * weights.mean()
         clustering = SpectralClustering(parts, affinity="precomputed", random_state=seed)
         with warnings.catch_warnings():
-            # Filters with the same edges are one point to k-means; the empty parts are filled below.
+            # k-means sees filters with the same edges as one point; the empty parts are filled below.
             warnings.simplefilter("ignore", ConvergenceWarning)
             labels[tied] = clustering.fit_predict(affinity)
     for index in np.flatnonzero(labels < 0):

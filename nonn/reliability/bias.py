@@ -1,6 +1,6 @@
-"""Which classes pay for failed devices: class-level bias against the intact network.
+"""Class-level bias under failures, compared with the intact network.
 
-A mean accuracy hides that one class can lose everything. For every class c the false positive rate and the false
+A mean accuracy can hide a class that loses everything. For every class c the false positive rate and the false
 negative rate change relative to the intact network, ``δ_c = ((FPR'_c − FPR_c) / FPR_c, (FNR'_c − FNR_c) / FNR_c)``.
 
 - combined error variance ``CEV = mean_c ‖δ_c − mean δ‖²``: classes change by different amounts;
@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ClassBias:
-    """Class-level change of errors against the intact network.
+    """Class-level change of errors compared with the intact network.
 
     Attributes:
         cev: combined error variance.
@@ -72,9 +72,9 @@ def class_bias(intact: IntArray, degraded: IntArray, labels: IntArray, num_class
     """CEV and SDE of a degraded network.
 
     Args:
-        intact: classes that the intact network gives [n].
-        degraded: classes that the degraded one gives [n].
-        labels: the truth [n].
+        intact: classes predicted by the intact network [n].
+        degraded: classes predicted by the degraded one [n].
+        labels: true classes [n].
         num_classes: K.
 
     Raises:

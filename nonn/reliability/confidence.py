@@ -1,4 +1,4 @@
-"""The confidence level of every interval that nonn gives."""
+"""The confidence level of every interval in nonn."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from statistics import NormalDist
 __all__ = ["CONFIDENCE", "NORMAL_QUANTILE"]
 
 CONFIDENCE = 0.95
-# Standard errors that the interval of a normal estimate reaches to each side: 1.96.
+# Half-width of the interval of a normal estimate, in standard errors: 1.96.
 NORMAL_QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)

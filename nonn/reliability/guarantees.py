@@ -1,13 +1,13 @@
-"""Promises about accuracy under failures, checked against the table of all answering sets.
+"""Promises about accuracy under failures, checked against the table of all subsets.
 
 ::
 
-    accuracy>=0.70 failed<=4        whichever four devices are gone: the worst case over sets
-    P(accuracy>=0.70)>=0.999        under a failure law; a share of time where the law knows time
+    accuracy>=0.70 failed<=4        for any four failed devices: the worst case over subsets
+    P(accuracy>=0.70)>=0.999        under a failure law; a share of time where the law has a clock
     expected>=0.70                  expected accuracy under a failure law
 
-Exact, since the table is. A promise that is broken names the answering set that breaks it: the worst one, the likeliest
-one below the level, or the one that costs the most.
+Checks are exact, since the table is. The verdict on a broken promise names the subset that breaks it: the worst one,
+the likeliest one below the level, or the one that costs the most.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Verdict:
     Attributes:
         text: the promise.
         holds: whether it is kept.
-        value: what is reached: an accuracy or a probability.
-        bound: what was promised.
-        breaking: devices of the answering set that breaks it; None where it holds.
-        accuracy: of that set.
+        value: the accuracy or probability reached.
+        bound: the accuracy or probability promised.
+        breaking: devices of the subset that breaks it; None where it is kept.
+        accuracy: accuracy of that subset.
     """
 
     text: str
@@ -67,12 +67,12 @@ def judge(table: SubsetTable, law: Law | None, text: str) -> Verdict:
     """Checks one promise.
 
     Args:
-        table: accuracy of every answering set.
+        table: accuracy of every subset.
         law: failure law; only the promises about probabilities and expectations need one.
         text: the promise; see the module.
 
     Raises:
-        ConfigError: it cannot be read, asks for the impossible, or needs a law.
+        ConfigError: the promise cannot be parsed, is impossible, or needs a law.
     """
     text = " ".join(text.split())
     accuracy = table.accuracy
@@ -108,19 +108,19 @@ def judge(table: SubsetTable, law: Law | None, text: str) -> Verdict:
 
 
 def check_guarantees(table: SubsetTable, law: Law | None, texts: Sequence[str]) -> list[Verdict]:
-    """Checks promises, and says so where one is broken.
+    """Checks promises and raises an error if one is broken.
 
     Args:
-        table: accuracy of every answering set.
+        table: accuracy of every subset.
         law: failure law, for the promises that need one.
         texts: the promises.
 
     Returns:
-        A verdict for each; all hold.
+        A verdict for each promise; all are kept.
 
     Raises:
-        GuaranteeError: some do not hold; each is named with the answering set that breaks it.
-        ConfigError: a promise cannot be read or checked.
+        GuaranteeError: a promise is broken; the message names each with the subset that breaks it.
+        ConfigError: a promise cannot be parsed or checked.
     """
     verdicts = [judge(table, law, text) for text in texts]
     broken = [verdict for verdict in verdicts if not verdict.holds]
@@ -136,7 +136,7 @@ def _share(text: str, promise: str) -> float:
     except ValueError:
         raise ConfigError(f"guarantee '{promise}': '{text}' is not a number") from None
     if not 0 <= value <= 1:
-        raise ConfigError(f"guarantee '{promise}': {text} must lie between 0 and 1")
+        raise ConfigError(f"guarantee '{promise}': {text} must be between 0 and 1")
     return value
 
 

@@ -1,7 +1,8 @@
-"""What every device is worth: sums over the table of answering sets, exact. NumPy only.
+"""Importance of each device: exact sums over the table of subsets. NumPy only.
 
-``shapley_values`` share out the accuracy of all devices fairly, whatever fails; ``pair_losses`` say which two must not
-fail together. What hangs on a device under independent failures is ``SubsetTable.importance``.
+``shapley_values`` divide the accuracy of all devices fairly, under no failure law; ``pair_losses`` give the accuracy
+without each pair of devices. ``SubsetTable.importance`` is the accuracy lost if a device fails, under independent
+failures.
 
 Limits: as many devices as ``nonn.reliability.subsets`` enumerates.
 """
@@ -24,7 +25,7 @@ def shapley_values(table: SubsetTable) -> FloatArray:
     """Mean gain in accuracy when a device joins, over all orders in which devices can join.
 
     Returns:
-        Accuracy of each device [N]; their sum is the accuracy of all less that of none.
+        Share of accuracy of each device [N]; their sum is the accuracy of all devices less that of none.
 
     Source: Shapley 1953, "A value for n-person games".
     """
@@ -39,7 +40,7 @@ def shapley_values(table: SubsetTable) -> FloatArray:
 
 
 def pair_losses(table: SubsetTable) -> FloatArray:
-    """Accuracy when exactly two devices are gone [N, N]; on the diagonal when only that one is."""
+    """Accuracy when exactly two devices have failed [N, N]; on the diagonal when only that one has."""
     everyone = len(table.correct) - 1
     bits = 1 << np.arange(table.num_devices)
     result: FloatArray = table.accuracy[everyone & ~(bits[:, None] | bits)]

@@ -1,7 +1,7 @@
-"""What every device is worth under any failure law: sums over the table of answering sets, exact.
+"""Importance of each device under any failure law: exact sums over the table of subsets.
 
-``shapley_values`` and ``pair_losses`` need no law; they are in ``nonn.reliability.importance``, and the report of a
-bundle shows them too.
+``shapley_values`` and ``pair_losses`` need no law; they come from ``nonn.reliability.importance`` and are also in the
+report of a bundle.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def marginal_values(table: SubsetTable, probability: FloatArray) -> FloatArray:
     """Expected accuracy with a device forced up, less that with it forced down.
 
     Args:
-        table: accuracy of each answering set.
-        probability: of each answering set under a failure law [2^N].
+        table: accuracy of each subset.
+        probability: probability of each subset under a failure law [2^N].
 
     Returns:
         [N]; the Birnbaum importance where devices fail independently.

@@ -1,11 +1,11 @@
-"""Which student runs where, and what one more device would bring.
+"""Placement of students on devices, and the gain from one more device.
 
-Devices differ in reliability, speed, memory and link; students in what they need and in what the answer loses without
-them. A placement gives every device one student or none; several devices may hold the same student, which then
-answers if any of them does. Devices fail independently, so student i answers with ``u_i = 1 − Π p_q`` over the devices
-q that hold it, and expected accuracy is multilinear in u.
+Devices differ in reliability, speed, memory and link; students differ in cost and in the accuracy lost without them. A
+placement assigns each device one student or none. Several devices may run the same student, which answers if any of
+them does. Devices fail independently, so student i answers with probability ``u_i = 1 − Π p_q`` over the devices q that
+run it, and expected accuracy is multilinear in u.
 
-``place`` is exact for small problems (branch and bound) and a local search from a linear assignment beyond.
+``place`` is exact for small problems (branch and bound); larger ones use a local search from a linear assignment.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ __all__ = [
 
 EXACT_CHOICES = 300_000  # placements up to which the search is exact; a search takes seconds at most
 _RESTARTS = 10
-_GAIN = 1e-12  # less is rounding
+_GAIN = 1e-12  # smaller gains are rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast a device answers; what is not known takes no time."""
+    """How fast a device answers; an unknown part takes no time."""
 
     macs_per_s: Annotated[Positive, "measured speed of the device"] = math.inf
     link_bytes_per_s: Annotated[Positive, "bandwidth of its link"] = math.inf
@@ -75,9 +75,9 @@ class Work:
     """What a student needs.
 
     Attributes:
-        macs: of one answer.
-        model_bytes: of its file.
-        feature_bytes: that it sends.
+        macs: multiply-accumulates of one answer.
+        model_bytes: size of its file, bytes.
+        feature_bytes: size of the features that it sends for one answer, bytes.
     """
 
     macs: int
@@ -89,17 +89,17 @@ class Work:
         return device.latency_s(self.macs, self.feature_bytes)
 
     def fits(self, device: Machine, latency_limit_s: float) -> bool:
-        """Whether a device can hold the student and answers in time."""
+        """Whether a device has memory for the student and answers in time."""
         return self.model_bytes <= device.memory_bytes and self.latency_s(device) <= latency_limit_s
 
 
 class StudentCost(Protocol):
-    """What is read of a student: ``nonn.bundle.Student`` has it.
+    """The costs of a student that placement reads, as in ``nonn.bundle.Student``.
 
     Attributes:
         macs: multiply-accumulates of one answer.
-        bytes: of its file.
-        feature_bytes: that it sends.
+        bytes: size of its file, bytes.
+        feature_bytes: size of the features that it sends for one answer, bytes.
     """
 
     @property
@@ -120,10 +120,10 @@ class Placement:
     """Where students run.
 
     Attributes:
-        students: student of each device; None where it holds none.
+        students: student of each device; None for a device without one.
         expected: expected accuracy.
-        latency_s: of the slowest device in use.
-        exact: whether no placement is better; else none was found.
+        latency_s: latency of the slowest device in use.
+        exact: whether the placement is proven optimal; otherwise no better one was found.
     """
 
     students: tuple[int | None, ...]
@@ -134,12 +134,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class Replica:
-    """One more device, holding a student that others hold already, or not.
+    """One more device that runs a student, which other devices may run already.
 
     Attributes:
-        student: which.
-        expected: expected accuracy with it.
-        gain: accuracy it brings.
+        student: number of the student.
+        expected: expected accuracy with the device.
+        gain: gain in expected accuracy.
     """
 
     student: int
@@ -159,14 +159,14 @@ def expected_accuracy(table: SubsetTable, p_up: FloatArray) -> float:
 def price_of_one_more(
     table: SubsetTable, p_up: FloatArray, device: Machine, works: Sequence[Work] = (), latency_limit_s: float = math.inf
 ) -> list[Replica]:
-    """Which student one more device should hold.
+    """Ranks the students that one more device could run.
 
     Args:
-        table: accuracy of every answering set of students.
+        table: accuracy of every subset of students.
         p_up: probability that student i answers now [N].
-        device: the one to add.
+        device: the device to add.
         works: what each student needs [N]; without them every student fits.
-        latency_limit_s: time within which an answer counts.
+        latency_limit_s: time within which the device must answer.
 
     Returns:
         The students that fit, the best first. Exact: expected accuracy is linear in each u_i.
@@ -191,24 +191,24 @@ def place(
     latency_limit_s: float = math.inf,
     seed: int = 0,
 ) -> Placement:
-    """The placement with the highest expected accuracy.
+    """Finds the placement with the highest expected accuracy.
 
     Args:
-        table: accuracy of every answering set of students.
+        table: accuracy of every subset of students.
         works: what each student needs [N].
         devices: machines, more or fewer than students.
         latency_limit_s: every device in use must answer within it.
-        seed: of the local search.
+        seed: seed of the local search.
 
     Returns:
-        Exact where there are at most 300,000 placements, counting for each device the students that fit it and none.
-        Beyond, the best of 10 local searches: the first from the linear assignment of the students that matter most
-        to the devices that are most reliable, the others from random placements; each moves one device's student
-        or swaps two until nothing is gained.
+        The optimum where there are at most 300,000 placements, counting for each device the students that fit it and
+        none. Otherwise the best of 10 local searches: the first starts from the linear assignment of the most
+        important students to the most reliable devices, the others from random placements. Each changes one device's
+        student or swaps two until nothing improves.
 
     Raises:
-        ShapeError: works are not one a student.
-        ConfigError: no device can hold any student within the limits.
+        ShapeError: ``works`` does not have one entry per student.
+        ConfigError: no device can run any student within the limits.
     """
     if len(works) != table.num_devices:
         raise ShapeError(f"{len(works)} works for a table of {table.num_devices} students")
@@ -218,7 +218,7 @@ def place(
     if not fits.any():
         raise ConfigError(
             f"no student fits any of the {len(devices)} devices within {latency_limit_s:g} s: "
-            "raise the latency limit, or take devices with more speed or memory"
+            "raise the latency limit, or use devices with more speed or memory"
         )
     p_fail = np.array([d.p_fail for d in devices])
     problem = _Problem(table, p_fail, fits)
@@ -237,7 +237,7 @@ def place(
 
 
 class _Problem:
-    """A placement is one number a device: a student, or −1 for none."""
+    """The search problem. A placement is one number per device: a student, or −1 for none."""
 
     def __init__(self, table: SubsetTable, p_fail: FloatArray, fits: NDArray[np.bool_]) -> None:
         self.table, self.p_fail, self.fits = table, p_fail, fits
@@ -254,10 +254,10 @@ class _Problem:
         return expected_accuracy(self.table, self.p_up(students))
 
     def assignment(self) -> list[int]:
-        """Students that matter on reliable devices: one to one, by scipy's linear assignment."""
+        """Assigns important students to reliable devices, one to one, by scipy's linear assignment."""
         from scipy.optimize import linear_sum_assignment
 
-        # What hangs on a student when the others are as reliable as the devices are on average.
+        # Accuracy lost if a student fails while the others are as reliable as the average device.
         middle = np.full(self.table.num_devices, 1 - self.p_fail.mean())
         worth = []
         for student in range(self.table.num_devices):
@@ -279,7 +279,7 @@ class _Problem:
         return [int(rng.choice(options)) for options in self.options]
 
     def climb(self, students: list[int]) -> list[int]:
-        """Moves one student or swaps two until nothing is gained."""
+        """Changes one device's student or swaps two until nothing improves."""
         best, value = list(students), self.value(students)
         while True:
             found = None
@@ -304,9 +304,9 @@ class _Problem:
         return result
 
     def branch_and_bound(self, students: list[int]) -> list[int]:
-        """Decides one device after the other, the most reliable first, and leaves what cannot beat the best."""
-        # Accuracy need not grow with the set, so the bound takes the best subset of each set: that grows, and is no
-        # less than the accuracy. With it, more reliability is never worse: let undecided devices hold every student.
+        """Decides one device at a time, the most reliable first, and prunes branches that cannot beat the best."""
+        # Accuracy may fall as a set grows, so the bound uses the best subset of each set: it is monotone and no less
+        # than the accuracy. More reliability is then never worse, so undecided devices are taken to run every student.
         closure = self.table.correct.copy()
         sets = np.arange(len(closure))
         for student in range(self.table.num_devices):

@@ -1,10 +1,10 @@
-"""Sets of answering devices, and the accuracy of each.
+"""Subsets of devices, and the accuracy of each.
 
-A set S of the N devices is a bit mask: bit i is set when device i answered. A ``SubsetTable`` holds how many test
-samples each of the 2^N sets gets right; accuracy against failures, expected accuracy under a failure law and the
-importance of a device are sums over it, exact and without running a device again.
+A subset S of the N devices is a bit mask: bit i is set when device i answered. A ``SubsetTable`` has the number of test
+samples that each of the 2^N subsets classifies correctly; accuracy against failures, expected accuracy under a failure
+law and the importance of a device are exact sums over it, without running a device again.
 
-Limits: N ≤ 16 (65,536 sets). The empty set answers nothing, so it is right about nothing.
+Limits: N ≤ 16 (65,536 subsets). The empty subset gives no answer, so it has no correct sample.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def members(mask: int) -> tuple[int, ...]:
 
 
 def membership(num_devices: int) -> NDArray[np.bool_]:
-    """Which device is in which subset [2^N, N]."""
+    """Whether each device is in each subset [2^N, N]."""
     return (all_masks(num_devices)[:, None] >> np.arange(num_devices) & 1).astype(bool)
 
 
 def probabilities(p_fail: FloatArray) -> FloatArray:
-    """Probability of each answering set when devices fail independently.
+    """Probability of each subset when devices fail independently.
 
     Args:
         p_fail: probability that device i does not answer [N].
@@ -88,15 +88,15 @@ def independent_law(p_fail: Sequence[float]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FailureRow:
-    """Accuracy at one number of failures, over all sets of devices that still answer.
+    """Accuracy at one number of failures, over all subsets of devices that still answer.
 
     Attributes:
         failed: devices that have failed.
-        subsets: sets of answering devices that there are.
-        mean: mean accuracy of these sets.
-        worst: accuracy of the worst set.
-        best: accuracy of the best set.
-        worst_subset: devices that answer in the worst set, the lowest mask of equals; empty where none has failed.
+        subsets: number of these subsets.
+        mean: mean accuracy of these subsets.
+        worst: accuracy of the worst subset.
+        best: accuracy of the best subset.
+        worst_subset: devices of the worst subset, the lowest mask among equals; empty where no device has failed.
     """
 
     failed: Count
@@ -109,11 +109,11 @@ class FailureRow:
 
 @dataclass(frozen=True)
 class SubsetTable:
-    """How many samples each answering set gets right.
+    """Number of samples that each subset classifies correctly.
 
     Attributes:
         correct: correct samples of each mask [2^N].
-        samples: how many samples were tried.
+        samples: number of samples evaluated.
     """
 
     correct: IntArray
@@ -137,7 +137,7 @@ class SubsetTable:
         return self.correct / self.samples
 
     def by_failures(self) -> tuple[FailureRow, ...]:
-        """Accuracy against failed devices: over all subsets with 0 … N − 1 devices gone."""
+        """Accuracy against failed devices: over all subsets with 0 … N − 1 devices failed."""
         accuracy, count = self.accuracy, membership(self.num_devices).sum(axis=1)
         rows = []
         for failed in range(self.num_devices):
@@ -168,7 +168,7 @@ class SubsetTable:
             p_fail: probability that device i does not answer [N].
 
         Returns:
-            Accuracy that hangs on each device [N].
+            Accuracy lost if each device fails [N].
 
         Source: Birnbaum 1969, "On the importance of different components in a multicomponent system".
         """

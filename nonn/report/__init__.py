@@ -1,4 +1,4 @@
-"""The report of a bundle: accuracy against failed devices as JSON, table and page. NumPy only until it draws."""
+"""The report of a bundle: accuracy against failed devices as JSON, table and page. NumPy only, except for drawing."""
 
 from nonn.report.build import build_report
 from nonn.report.html import write_report

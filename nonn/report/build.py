@@ -1,7 +1,7 @@
-"""Makes report.json of a bundle.
+"""Builds report.json of a bundle.
 
-Numbers come from the bundle's table of all 2^N answering sets, those of classes and calibration from its recorded test
-features, so no device is run again; measurements of a live cluster are passed in and stand next to the prediction.
+Accuracies come from the bundle's table of all 2^N subsets of devices, classes and calibration from its recorded test
+features, so no device runs again. Measurements of a live cluster are passed in and shown next to the prediction.
 
 Limits: as many devices as ``nonn.reliability.subsets`` enumerates. NumPy only.
 """
@@ -50,14 +50,14 @@ def build_report(
     """Reports a bundle.
 
     Args:
-        bundle: what to report.
-        measured_live: measurements of a cluster; in a mapping with the keys of ``LiveMeasurement``, ``failed`` and
-            ``predicted`` may be left out.
+        bundle: the bundle to report.
+        measured_live: measurements of a cluster; a mapping has the keys of ``LiveMeasurement``, of which ``failed``
+            and ``predicted`` are optional.
         others: bundles to compare with this one, as further methods.
 
     Raises:
-        BundleError: the bundle lacks something that belongs into a report, or its failure law is none.
-        InputError: a measurement lacks a key, or its values cannot be.
+        BundleError: the bundle lacks something that the report needs, or its failure law is invalid.
+        InputError: a measurement lacks a key, or a value is invalid.
     """
     manifest, table = bundle.manifest, bundle.table
     p_fail = bundle.p_fail
@@ -87,10 +87,10 @@ def build_report(
 
 
 def filter_graph(bundle: Bundle) -> Weights | None:
-    """Weights of the filter graph [C, C], or None where the bundle holds none.
+    """Weights of the filter graph [C, C], or None where the bundle has none.
 
     Raises:
-        BundleError: the graph cannot be read, or has fewer filters than the parts name.
+        BundleError: the graph cannot be read, or has fewer filters than the parts refer to.
     """
     if "graph.npz" not in bundle.manifest.files:
         return None
@@ -103,7 +103,7 @@ def filter_graph(bundle: Bundle) -> Weights | None:
 
 
 def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport, ...]:
-    """Every device, as the manifest and the table of answering sets have it."""
+    """A row for each device, from the manifest and the table of subsets."""
     table = bundle.table
     value, shapley = table.importance(p_fail), shapley_values(table)
     return tuple(
@@ -126,7 +126,7 @@ def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport,
 
 
 def _num_filters(bundle: Bundle, student: Student) -> int:
-    """How many of the teacher's filters a student learns."""
+    """Number of the teacher's filters that a student learns."""
     learned = student.parts or (student.part,)
     for part in (student.part, *learned):
         if not 0 <= part < len(bundle.manifest.parts):
@@ -135,7 +135,7 @@ def _num_filters(bundle: Bundle, student: Student) -> int:
 
 
 def _precision(bundle: Bundle) -> Precision | None:
-    """Size and accuracy against the same students in float; None for a bundle in float."""
+    """Size and accuracy compared with the same students in float; None for a bundle in float."""
     floats = bundle.manifest.provenance.get("float32")
     if floats is None:
         return None
@@ -156,7 +156,7 @@ def _precision(bundle: Bundle) -> Precision | None:
 
 
 def _section(cls: type[T], bundle: Bundle, section: str, values: Mapping[str, object]) -> T:
-    """A document made of one section of the manifest."""
+    """Reads one section of the manifest into a document."""
     try:
         return from_json(cls, values, f"{bundle.path}: the manifest's '{section}'")
     except DataError as exc:
@@ -164,7 +164,7 @@ def _section(cls: type[T], bundle: Bundle, section: str, values: Mapping[str, ob
 
 
 def _live(row: LiveMeasurement | Mapping[str, object], table: SubsetTable) -> LiveMeasurement:
-    """One live measurement, checked, with what was left out."""
+    """One live measurement, checked, with defaults for optional keys."""
     given = to_json(row)
     try:
         live = from_json(LiveMeasurement, {"failed": 0, "predicted": 0.0, **given}, "measured_live: a row")
@@ -172,7 +172,7 @@ def _live(row: LiveMeasurement | Mapping[str, object], table: SubsetTable) -> Li
         raise InputError(str(exc)) from exc
     answered = sorted(live.answered)
     if len(set(answered)) < len(answered) or not set(answered) <= set(range(table.num_devices)):
-        raise InputError(f"measured_live: answered {answered} are no set of devices 0 to {table.num_devices - 1}")
+        raise InputError(f"measured_live: answered {answered} is not a set of devices 0 to {table.num_devices - 1}")
     return dataclasses.replace(
         live,
         answered=tuple(answered),

@@ -1,11 +1,11 @@
-"""Which classes pay for failed devices, and whether confidence still holds: from the recorded test features.
+"""Accuracy by class and calibration of confidence under failures, from the recorded test features.
 
-Each answering set that is looked at is fused once, and its answers are compared with those of all devices: combined
-error variance (CEV) and symmetric distance error (SDE) of ``nonn.reliability.bias``, accuracy of every class, expected
-calibration error (ECE) of ``nonn.fusion.calibration``.
+Each evaluated subset is fused once, and its answers are compared with those of all devices: combined error variance
+(CEV) and symmetric distance error (SDE) of ``nonn.reliability.bias``, accuracy of every class, expected calibration
+error (ECE) of ``nonn.fusion.calibration``.
 
-Limits: at most 64 sets of each number of failures, fewer where there are many samples and classes (both bounds are in
-the result), drawn with a fixed seed. Bundles without features have no such part. NumPy only, until a figure is drawn.
+Limits: at most 64 subsets for each number of failures, fewer with many samples and classes (both bounds are in the
+result), drawn with a fixed seed. A bundle without features has no such section. Only figures need more than NumPy.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = [
     "class_table",
 ]
 
-_SETS = 64  # of one number of failures
+_SETS = 64  # for each number of failures
 _LEAST_SETS = 4
-_LOGITS = 120_000_000  # that are fused altogether: about five seconds of one core
+_LOGITS = 120_000_000  # fused in total: about five seconds on one core
 _SEED = 0
-_SHOWN = 10  # classes that table and figure show
+_SHOWN = 10  # classes shown in table and figure
 
 
 def class_report(bundle: Bundle) -> ClassReport | None:
-    """Classes and calibration by number of failures; None where the bundle holds no features.
+    """Classes and calibration by number of failures; None where the bundle has no features.
 
     Classes without a test sample are left out.
 
@@ -109,7 +109,7 @@ def class_report(bundle: Bundle) -> ClassReport | None:
 
 
 def class_table(report: ClassReport, limit: int | None = _SHOWN) -> Table:
-    """The classes with the lowest accuracy while half of the devices are gone; None for all classes."""
+    """The classes with the lowest accuracy with half of the devices failed; limit None for all classes."""
     columns = (
         TextColumn("class", "name", str),
         Column("samples", "samples"),
@@ -121,7 +121,7 @@ def class_table(report: ClassReport, limit: int | None = _SHOWN) -> Table:
 
 
 def bias_table(report: ClassReport) -> Table:
-    """How unevenly the classes pay, against failed devices."""
+    """How unevenly failures affect the classes, against failed devices."""
     columns = (
         Column("failed", "failed"),
         Column("sets looked at", "sets"),
@@ -133,7 +133,7 @@ def bias_table(report: ClassReport) -> Table:
 
 
 def calibration_table(report: ClassReport) -> Table:
-    """Confidence beside accuracy, against failed devices."""
+    """Confidence and accuracy against failed devices."""
     columns = (
         Column("failed", "failed"),
         Column("sets looked at", "sets"),
@@ -146,7 +146,7 @@ def calibration_table(report: ClassReport) -> Table:
 
 
 def class_plot(report: ClassReport) -> str:
-    """The worst classes as SVG: accuracy with all devices, and with half of them gone.
+    """The worst classes as SVG: accuracy with all devices, and with half of them failed.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -204,20 +204,20 @@ def _recorded(bundle: Bundle) -> tuple[list[NDArray[np.float32]], NDArray[np.int
     if found != expected or labels.ndim != 1 or not len(labels) or len(widths) != bundle.num_devices:
         raise BundleError(f"{bundle.path}/features.npz: arrays {found} for {len(labels)} labels; expected {expected}")
     if labels.min() < 0 or labels.max() >= len(bundle.manifest.classes):
-        raise BundleError(f"{bundle.path}/features.npz: a label is none of {len(bundle.manifest.classes)} classes")
+        raise BundleError(f"{bundle.path}/features.npz: a label is outside the {len(bundle.manifest.classes)} classes")
     return [arrays[name] for name in expected], labels
 
 
 def _answers(
     bundle: Bundle, features: list[NDArray[np.float32]], mask: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Class and confidence that one answering set gives [n]."""
+    """Class and confidence of each answer of one subset [n]."""
     try:
         logits = bundle.head.logits({i: features[i] for i in members(mask)}, keep=False)
     except ShapeError as exc:
         raise BundleError(f"{bundle.path}: features.npz does not fit the fusion: {exc}") from exc
     answer: NDArray[np.int64] = logits.argmax(axis=1)
-    # The largest probability alone: the softmax of the whole row would be divided for nothing.
+    # Only the largest probability is needed, so the rest of the softmax is not computed.
     scaled = (logits - logits.max(axis=1, keepdims=True)) / bundle.head.temperature(mask)
     confidence: NDArray[np.float64] = 1 / np.exp(scaled).sum(axis=1)
     return answer, confidence

@@ -1,4 +1,4 @@
-"""The comparison of partitioners as a table and a figure; see ``nonn.partition.compare`` for what is compared."""
+"""The comparison of partitioners as a table and a figure; ``nonn.partition.compare`` defines what is compared."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The table with where it comes from, for a document."""
+    """The table with its provenance, for a document."""
     data = comparison.data
     return (
         f"Teacher {comparison.teacher}: {percent(comparison.teacher_accuracy)} on the {data.split} split of "
@@ -98,7 +98,7 @@ def _flat(row: Row) -> dict[str, object]:
 
 
 def _sizes(value: tuple[Sequence[int], int] | None) -> str:
-    """Smallest to largest part, and how many filters no part has."""
+    """Smallest to largest part, and the number of filters in no part."""
     if value is None:
         return "–"
     sizes, dropped = value

@@ -1,9 +1,8 @@
-"""report.json as dataclasses: all that a bundle knows about its accuracy.
+"""report.json as dataclasses: the accuracy of a bundle under failures.
 
-``nonn.report.build_report`` makes a ``Report``; tables, figures and page read it and nothing else, apart from the
-filter graph, which is too big for it. ``scripts/tables.py`` makes ``report.schema.json`` and the fields in
-docs/report.md from these classes and their docstrings. A field that is added gets a default, so that older reports can
-be read.
+``nonn.report.build_report`` makes a ``Report``. Tables, figures and page read only it and the filter graph, which is
+too big for it. ``scripts/tables.py`` makes ``report.schema.json`` and the fields in docs/report.md from these classes
+and their docstrings. A new field gets a default, so that older reports can be read.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class TeacherReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceReport:
-    """What one device holds, sends and is worth.
+    """What one device runs, sends and contributes.
 
     Attributes:
         node: number of the device.
@@ -143,7 +142,7 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedAccuracy:
-    """Accuracy over all answering sets, weighted with their probability.
+    """Accuracy over all subsets of devices, weighted with their probability.
 
     Attributes:
         law: the failure law as text.
@@ -184,14 +183,14 @@ class Availability:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledSets:
-    """Calibration and bias between classes at one number of failures, means over the sets looked at.
+    """Calibration and bias between classes at one number of failures, means over the evaluated subsets.
 
     Attributes:
         failed: devices that have failed.
-        subsets: sets of answering devices that there are.
-        sets: how many of them were looked at.
+        subsets: number of subsets of devices with that many failures.
+        sets: how many of them were evaluated.
         accuracy: mean accuracy.
-        confidence: mean probability of the class that is answered.
+        confidence: mean probability of the answered class.
         ece: mean expected calibration error.
         cev: mean combined error variance against the answers of all devices; 0 when no class changes.
         sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
@@ -218,7 +217,7 @@ class ClassRow:
         name: name of the class.
         samples: samples of this class.
         intact: accuracy of the class with all devices.
-        degraded: its mean accuracy over the sets with `failed` devices gone.
+        degraded: its mean accuracy over the evaluated subsets with `failed` devices failed.
         loss: `intact` less `degraded`.
     """
 
@@ -236,10 +235,10 @@ class ClassReport:
 
     Attributes:
         samples: recorded samples.
-        sets_at_most: sets looked at for one number of failures; all of them where there are no more.
-        seed: seed of the choice of sets.
+        sets_at_most: most subsets evaluated for one number of failures; all of them where there are no more.
+        seed: seed of the choice of subsets.
         by_failures: one row each for 0 to N − 1 failed devices.
-        failed: devices gone for `classes`: half of them, rounded down.
+        failed: failed devices for `classes`: half of them, rounded down.
         classes: the classes that have samples, the lowest `degraded` first.
     """
 
@@ -253,10 +252,10 @@ class ClassReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRow:
-    """One of several bundles that are compared.
+    """One of the compared bundles.
 
     Attributes:
-        method: experiment and kind of fusion; bundles that share both also show their hash.
+        method: experiment and kind of fusion, with the hash where several bundles share both.
         bundle: SHA-256 of the manifest as hex.
         devices: number of its devices.
         teacher_accuracy: accuracy of its teacher; 0 where the bundle does not record it.
@@ -298,7 +297,7 @@ class LiveMeasurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """report.json: all that a bundle knows about its accuracy.
+    """report.json: the accuracy of a bundle under failures.
 
     Attributes:
         schema: version of this document.
@@ -310,12 +309,12 @@ class Report:
         traffic: size of one answer on the network.
         precision: size and accuracy compared with float; null for a bundle in float.
         fusion: kind of the fusion head.
-        accuracy_by_failures: accuracy over all sets of answering devices, for 0 to N − 1 failed devices.
+        accuracy_by_failures: accuracy over all subsets of devices, for 0 to N − 1 failed devices.
         expected_accuracy: accuracy under the bundle's failure law.
         pair_losses: accuracy when exactly two devices have failed, on the diagonal when one has [N, N].
         availability: share of the time in which accuracy reaches a level.
         by_class: classes and calibration; null for a bundle without recorded test features.
-        methods: this bundle and those that it is compared with; empty without a comparison.
+        methods: this bundle and those compared with it; empty without a comparison.
         measured_live: measurements of a running cluster; empty without one.
         provenance: the bundle's record of its origin: configuration, code version, measures of the partition.
     """

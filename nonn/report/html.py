@@ -1,8 +1,8 @@
-"""The report as one page that opens from disk: no script, no network, readable on a phone and in the dark.
+"""The report as one self-contained page: no script, no network, readable on a phone and in a dark scheme.
 
-The page is a template, ``report.html.j2``, over report.json and the figures. Numbers of tables and tiles stand in
-``<data value="…">`` with all their digits, so that a program reads the same values that report.json holds. Everything
-that comes from a manifest is escaped; a content security policy forbids scripts and loads besides.
+The template ``report.html.j2`` renders report.json and the figures. Numbers in tables and tiles are in
+``<data value="…">`` with all their digits, so that a program reads the same values as in report.json. All text from
+a manifest is escaped; a content security policy also forbids scripts and loads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nonn.report.document import LiveMeasurement, Report
 __all__ = ["render_page", "write_page", "write_report"]
 
 _TEMPLATE = "report.html.j2"
-# Colours that the page swaps for a dark scheme; as a style, var() falls back to what was drawn.
+# Colours that the page replaces in a dark scheme; var() falls back to the drawn colour.
 _THEMED = {plots.INK: "ink", plots.BLUE: "blue", plots.GREEN: "green", plots.VERMILION: "vermilion"}
 
 
@@ -36,9 +36,9 @@ def write_report(
     """Writes report.json and report.html, each whole or not at all.
 
     Args:
-        bundle: what to report.
-        folder: where to; it is made where it is missing.
-        measured_live: see ``nonn.report.build_report``; None keeps what an earlier report of this very bundle holds.
+        bundle: the bundle to report.
+        folder: the folder to write to; created if missing.
+        measured_live: see ``nonn.report.build_report``; None keeps those of an earlier report of the same bundle.
         others: bundles to compare with this one.
 
     Raises:
@@ -75,10 +75,10 @@ def write_page(bundle: Bundle, report: Report, file: Path) -> None:
 
 
 def render_page(report: Report, graph: plots.Weights | None = None, parts: Sequence[Sequence[int]] = ()) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-        report: what to show.
+        report: the report to show.
         graph: weights of the filter graph [C, C]; without it, that figure is left out.
         parts: filters of each part.
 
@@ -137,7 +137,7 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
 
 
 def _themed(svg: str) -> str:
-    """Names a figure's colours, so that the page's style sheet chooses them."""
+    """Replaces a figure's colours by CSS variables, so that the page's style sheet sets them."""
     for colour, name in _THEMED.items():
         svg = re.sub(rf"\b(stroke|fill): {colour}\b", rf"\1: var(--{name}, {colour})", svg)
     return svg

@@ -1,4 +1,4 @@
-"""Several bundles side by side: accuracy against failed devices of each, as data, a table and a figure."""
+"""Comparison of several bundles: accuracy of each against failed devices, as data, a table and a figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STROKES: tuple[plots.Stroke, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 
 
 
 def method_rows(bundles: Sequence[Bundle]) -> tuple[MethodRow, ...]:
-    """A row for each bundle; the hash distinguishes bundles of one name."""
+    """A row for each bundle; the hash distinguishes bundles of the same name."""
     names = [f"{bundle.manifest.experiment}, {bundle.head.kind}" for bundle in bundles]
     return tuple(
         MethodRow(
@@ -37,7 +37,7 @@ def method_rows(bundles: Sequence[Bundle]) -> tuple[MethodRow, ...]:
 
 
 def methods_table(report: Report) -> Table:
-    """Mean accuracy of every method, a column for each number of failures; a dash where none would be left."""
+    """Mean accuracy of every method, a column for each number of failures; a dash where no device is left."""
     most = max(row.devices for row in report.methods)
     columns = (
         TextColumn("method", "method", str),

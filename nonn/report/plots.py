@@ -1,9 +1,9 @@
-"""The report's figures as SVG: one look, readable text, and the same bytes for the same report.
+"""The report's figures as SVG: one style, readable text, and the same bytes for the same report.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; lines differ in stroke and marker too.
-Backgrounds are transparent and ``INK`` is the only neutral colour, so that a page can swap colours for a dark scheme.
-Ids depend on nothing but the drawing (no date, no random salt) and carry the figure's name, so that several
-figures live in one page. matplotlib is imported when a figure is drawn, without pyplot and its global state.
+Colours are Okabe and Ito's, which stay distinct with any colour vision; lines also differ in stroke and marker.
+Backgrounds are transparent and ``INK`` is the only neutral colour, so that a page can replace colours in a dark scheme.
+Ids depend only on the drawing (no date, no random salt) and include the figure's name, so that one page can contain
+several figures. matplotlib is imported when a figure is drawn, without pyplot and its global state.
 
 Reference: Okabe, Ito 2008, "Color Universal Design".
 """
@@ -61,7 +61,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans",  # matplotlib's own, so that every machine lays text out alike
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so that the layout is the same on every machine
     "font.size": 11.5,
     "legend.frameon": False,
     "path.simplify": False,
@@ -73,7 +73,7 @@ _STYLE: dict[Any, Any] = {
 }
 GRID: Look = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
 
-# Colour, marker and stroke of each row of a study; what shares a colour differs in both others.
+# Colour, marker and stroke of each row of a study; rows with the same colour differ in the other two.
 _METHOD_LOOKS: dict[str, tuple[str, str, Stroke]] = {
     "nonn": (VERMILION, "v", (0, (1, 1))),
     "jeong-4": (ORANGE, "s", (0, (4, 2))),
@@ -84,11 +84,11 @@ _METHOD_LOOKS: dict[str, tuple[str, str, Stroke]] = {
     "ours-cut": (BLUE, "P", (0, (3, 1))),
     "ours": (BLUE, "o", "-"),
 }
-_OTHER_LOOK: tuple[str, str, Stroke] = (INK, "P", (0, (2, 2)))  # of a method that has no look here
+_OTHER_LOOK: tuple[str, str, Stroke] = (INK, "P", (0, (2, 2)))  # of any other method
 
 
 def accuracy_plot(report: Report) -> str:
-    """Accuracy against failed devices: mean, worst to best, the teacher, and what was measured live.
+    """Accuracy against failed devices: mean, worst to best, the teacher, and live measurements.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -147,9 +147,9 @@ def value_plot(report: Report, key: Literal["value", "shapley"] = "value") -> st
     """The value of each device as bars, in points of accuracy.
 
     Args:
-        report: what to show.
-        key: of a device. Values and Shapley values get separate figures, since their scales are far apart: redundant
-            devices share much that depends on none of them alone.
+        report: the report to show.
+        key: attribute of a device. Values and Shapley values get separate figures, since their scales differ: much of
+            the accuracy of redundant devices depends on no single one of them.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -192,7 +192,7 @@ def graph_plot(weights: Weights, parts: Sequence[Sequence[int]]) -> str:
     ordered = weights[np.ix_(order, order)].astype(np.float64)
     ends = np.cumsum([len(block) for block in blocks])
     starts = np.concatenate([[0], ends[:-1]])
-    # A few edges are far heavier than the rest; the percentile keeps them from washing out the picture.
+    # A few edges are far heavier than the rest; without the percentile the others would be invisible.
     heavy = float(np.percentile(ordered[ordered > 0], 99)) if (ordered > 0).any() else 1.0
 
     def draw(axes: Axes) -> None:
@@ -215,7 +215,7 @@ def graph_plot(weights: Weights, parts: Sequence[Sequence[int]]) -> str:
 
 
 def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """Draws one figure of a size in inches and gives its <svg> element."""
+    """Draws one figure, its size in inches, and returns its <svg> element."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

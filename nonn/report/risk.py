@@ -1,9 +1,9 @@
-"""How often an accuracy is kept, and which two devices must not fail together: numbers, tables and figures.
+"""Availability of an accuracy, and accuracy without each pair of devices: numbers, tables and figures.
 
-Both come from the table of all answering sets, exact. Availability of a level is the probability of the sets whose
-accuracy reaches it; over a long time, with devices that come and go by themselves, it is the share of the time.
+Both are exact, from the table of all subsets. The availability of a level is the probability of the subsets whose
+accuracy reaches it; with devices that fail and recover independently, it is the long-run share of the time.
 
-Limits: NumPy only, until a figure is drawn.
+Limits: only figures need more than NumPy.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["availability", "availability_plot", "availability_table", "one_or_all", "pair_plot", "pair_table"]
 
 _LEVELS = 1000  # steps from 0 to 100 % of accuracy
-_HARDER = (0.3, 0.5)  # laws that are shown beside the bundle's own
-_SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)  # levels that the table shows
-_PAIRS = 10  # worst pairs that the table shows
+_HARDER = (0.3, 0.5)  # laws shown next to the bundle's own
+_SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)  # levels shown in the table
+_PAIRS = 10  # worst pairs shown in the table
 _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 
 
 def one_or_all(p_fail: Sequence[float]) -> float | tuple[float, ...]:
-    """Probability of failure of every device [N], or one number where it is the same."""
+    """Probability of failure of every device [N], or one number where it is the same for all."""
     return p_fail[0] if len(set(p_fail)) == 1 else tuple(p_fail)
 
 
@@ -40,7 +40,7 @@ def availability(table: SubsetTable, p_fail: Sequence[float]) -> Availability:
     """Share of the time in which accuracy reaches a level, over the levels 0, 0.001 … 1.
 
     Args:
-        table: accuracy of each answering set.
+        table: accuracy of each subset.
         p_fail: probability with which each device does not answer, independently [N].
 
     Returns:
@@ -53,13 +53,13 @@ def availability(table: SubsetTable, p_fail: Sequence[float]) -> Availability:
     for law_p in dict.fromkeys([tuple(map(float, p_fail)), *((p,) * table.num_devices for p in _HARDER)]):
         law = probabilities(np.array(law_p))[order]
         share = np.append(law[::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
-        share[0] = 1.0  # every set reaches it; the sum is off by rounding
+        share[0] = 1.0  # every subset reaches it; the sum would differ by rounding
         curves.append(AvailabilityCurve(p_fail=one_or_all(law_p), share=tuple(share.tolist())))
     return Availability(levels=tuple(levels.tolist()), curves=tuple(curves))
 
 
 def availability_table(availability: Availability) -> Table:
-    """Share of the time with at least so much accuracy, a row a level."""
+    """Share of the time in which accuracy reaches each level, one row per level."""
     curves, levels = availability.curves, availability.levels
     columns = [Column("accuracy at least", "level", lambda value: percent(value, 0))]
     columns += [Column(f"time, {_law(curve.p_fail)}", f"share_{i}", _share) for i, curve in enumerate(curves)]
@@ -71,7 +71,7 @@ def availability_table(availability: Availability) -> Table:
 
 
 def pair_table(report: Report, limit: int | None = _PAIRS) -> Table:
-    """The pairs of devices whose loss costs most, worst first; None for all of them."""
+    """The pairs of devices whose loss costs most, worst first; limit None for all pairs."""
     intact, pairs = report.accuracy_by_failures[0].mean, report.pair_losses
     nodes = [device.node for device in report.devices]
     rows = [
@@ -89,7 +89,7 @@ def pair_table(report: Report, limit: int | None = _PAIRS) -> Table:
 
 
 def availability_plot(availability: Availability) -> str:
-    """Availability curves as SVG: the bundle's law strong, harder ones lighter.
+    """Availability curves as SVG: the bundle's law as a strong line, harder laws lighter.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -110,7 +110,7 @@ def availability_plot(availability: Availability) -> str:
             share = [100 * value for value in curve.share]
             colour = plots.VERMILION if number else plots.BLUE
             line: plots.Look = {"linestyle": stroke, "linewidth": width, "alpha": alpha, "color": colour}
-            axes.step(levels, share, where="pre", label=f"each away {_often(curve.p_fail)}", **line)
+            axes.step(levels, share, where="pre", label=f"each down {_often(curve.p_fail)}", **line)
         axes.set_xlim(start, 100)
         axes.set_ylim(0, 102)
         axes.set_xlabel("accuracy of at least, %")
@@ -122,14 +122,14 @@ def availability_plot(availability: Availability) -> str:
 
 
 def pair_plot(report: Report) -> str:
-    """Heat map of pairs of losses as SVG: the stronger the colour, the more accuracy goes with both devices.
+    """Heat map of pairs of devices as SVG: the stronger the colour, the more accuracy is lost without both.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     accuracy = np.array(report.pair_losses)
     loss = np.maximum(report.accuracy_by_failures[0].mean - accuracy, 0.0)
-    # At more than 0.6 the number in the cell could not be read in both colour schemes.
+    # Above 0.6 the number in the cell is unreadable in one of the colour schemes.
     opacity = 0.6 * loss / (loss.max() or 1.0)
     names = [str(device.node) for device in report.devices]
 
@@ -159,9 +159,9 @@ def _law(p_fail: float | tuple[float, ...]) -> str:
 
 
 def _often(p_fail: float | tuple[float, ...]) -> str:
-    return "as often as its kind is" if isinstance(p_fail, tuple) else f"{100 * p_fail:g} % of the time"
+    return "as often as its class" if isinstance(p_fail, tuple) else f"{100 * p_fail:g} % of the time"
 
 
 def _share(value: float) -> str:
-    """A share of the time, to minutes in a month."""
+    """A share of the time, with digits down to minutes in a month."""
     return percent(value, 3)

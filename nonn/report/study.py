@@ -1,4 +1,4 @@
-"""A study as tables: what each method reaches with the head it serves, and what every head makes of its students."""
+"""A study as tables: accuracy of each method with its served head, and of every head on the same students."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def study_text(study: Study) -> str:
 
 
 def study_markdown(study: Study) -> str:
-    """Both tables with where they come from, for a document."""
+    """Both tables with their provenance, for a document."""
     machine = ", ".join(f"{key} {study.machine[key]}" for key in sorted(study.machine))
     config = study.config
     epochs = f"teacher {config['teacher']['epochs']} epochs, students {config['distill']['epochs']} epochs"
@@ -42,24 +42,24 @@ def study_markdown(study: Study) -> str:
 
 
 def short_markdown(study: Study) -> str:
-    """The short table with where it comes from, for a document."""
+    """The short table with its provenance, for a document."""
     return f"{_origin(study)}\n\n{as_markdown(short_table(study))}"
 
 
 def heads_markdown(study: Study) -> str:
-    """The table of every head with where it comes from, for a document."""
+    """The table of every head with its provenance, for a document."""
     return f"{_origin(study)}\n\n{as_markdown(heads_table(study))}"
 
 
 def short_table(study: Study) -> Table:
-    """Each method with the head that it serves and with the one that the experiment serves, up to the accuracies."""
+    """Each method with its served head and with the experiment's served head, columns up to the accuracies."""
     same = study.config["fusion"]["head"]
     shown = heads_table(replace(study, rows=tuple(row for row in study.rows if row.own or row.head == same)))
     return Table(shown.columns[:_ACCURACIES], shown.rows)
 
 
 def ladder_table(study: Study) -> Table:
-    """Accuracy by the number of failed devices, mean and worst set, and what an answer costs."""
+    """Accuracy by the number of failed devices, mean and worst subset, and the cost of an answer."""
     own = [row for row in study.rows if row.own]
     count = len(study.rows[0].sd)
     rows = []
@@ -89,7 +89,7 @@ def ladder_table(study: Study) -> Table:
 
 
 def heads_table(study: Study) -> Table:
-    """Every method with every head, at none, half and all but one failed, under laws, and how well it is calibrated."""
+    """Every method with every head: accuracy with none, half and all but one failed and under laws, and calibration."""
     levels = len(study.rows[0].sd)
     half, laws = levels // 2, list(study.rows[0].expected)
     columns = (
@@ -131,7 +131,7 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, object]]:
 
 
 def _origin(study: Study) -> str:
-    """Teacher, students, epochs, seeds, machine and version; a partial study says that it is."""
+    """Teacher, students, epochs, seeds, machine and version, with a note if the study is incomplete."""
     config = study.config
     seeds = f"seed{'s' * (len(study.seeds) > 1)} {', '.join(map(str, study.seeds))}"
     return (

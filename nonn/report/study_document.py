@@ -1,4 +1,4 @@
-"""study.json as dataclasses: what ``nonn study`` found, for its tables and figure."""
+"""study.json as dataclasses: the results of ``nonn study``, for its tables and figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LevelRow:
 
     Attributes:
         failed: devices that have failed.
-        mean: mean accuracy over all sets of answering devices.
+        mean: mean accuracy over all subsets of devices.
         worst: accuracy of the worst set.
         best: accuracy of the best set.
         ece: mean expected calibration error.

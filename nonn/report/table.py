@@ -1,7 +1,7 @@
 """The report as short tables: plain text for terminals, Markdown for documents, columns for the page.
 
-Each table is defined once, as columns that know their key in report.json and the format of a value; text, Markdown and
-HTML only lay it out. No dependency, so that ``nonn report`` works on the base install.
+Each table is defined once, as columns with a key in report.json and a format; text, Markdown and HTML only lay it out.
+No dependency, so that ``nonn report`` works with the base install.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def percent(value: float, digits: int = 2) -> str:
-    """An accuracy in [0, 1] as per cent; nothing short of 1 is rounded up to 100."""
+    """An accuracy in [0, 1] as per cent; a value below 1 is never rounded up to 100."""
     shown = min(100 * value, 100 - 10**-digits) if value < 1 else 100.0
     return f"{shown:.{digits}f} %"
 
@@ -70,12 +70,12 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        """Whether cells are numbers, which stand on the right."""
+        """Whether cells are numbers, which are right-aligned."""
         return self.show is not _devices
 
 
 class TextColumn(Column):
-    """A column of words, which stand on the left."""
+    """A column of words, which are left-aligned."""
 
     @property
     def is_number(self) -> bool:
@@ -85,7 +85,7 @@ class TextColumn(Column):
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and the rows that they show: parts of a document, or mappings."""
+    """Columns and their rows: parts of a document, or mappings."""
 
     columns: tuple[Column, ...]
     rows: Sequence[object]
@@ -95,7 +95,7 @@ class Table:
         return [[column.of(row) for column in self.columns] for row in self.rows]
 
     def cells(self) -> list[list[str]]:
-        """What is printed, row by row."""
+        """The printed texts, row by row."""
         return [[column.show(column.of(row)) for column in self.columns] for row in self.rows]
 
 
@@ -109,7 +109,7 @@ def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int]) ->
 
     Args:
         by_failures: for 0 to N − 1 failed devices.
-        devices: all of them; where none has failed, they answer.
+        devices: all devices, shown where none has failed.
     """
     columns = (
         Column("failed", "failed"),
@@ -119,14 +119,14 @@ def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int]) ->
         Column("best", "best", percent),
         Column("answering in the worst case", "worst_subset", _devices),
     )
-    # With no failure every device answers; report.json leaves that list empty.
+    # Without failures every device answers; report.json leaves that list empty.
     everyone = tuple(devices)
     rows = [row if row.failed else replace(row, worst_subset=everyone) for row in by_failures]
     return Table(columns, rows)
 
 
 def live_table(report: Report) -> Table:
-    """What a live cluster measured, beside what the bundle predicted."""
+    """Measurements of a live cluster next to the bundle's predictions."""
     columns = (
         Column("failed", "failed"),
         Column("requests", "requests"),
@@ -139,7 +139,7 @@ def live_table(report: Report) -> Table:
 
 
 def device_table(report: Report) -> Table:
-    """What each device holds, sends and is worth."""
+    """What each device runs, sends and contributes."""
     columns = (
         Column("device", "node"),
         Column("part", "part"),
@@ -156,7 +156,7 @@ def device_table(report: Report) -> Table:
 
 
 def half_gone(report: Report) -> FailureRow:
-    """Accuracy with half of the devices gone, rounded down."""
+    """Accuracy with half of the devices failed, rounded down."""
     return report.accuracy_by_failures[len(report.devices) // 2]
 
 
@@ -174,7 +174,7 @@ def headline(report: Report) -> str:
 
 
 def network_line(report: Report) -> str:
-    """What an answer puts on the network, and what fewer bits cost where there are fewer."""
+    """Bytes of an answer on the network, and the cost of 8 bits where the bundle has them."""
     traffic, precision = report.traffic, report.precision
     line = (
         f"One answer puts {traffic.bytes_per_answer:,} bytes on the network; the same features as floats, as in "
@@ -217,7 +217,7 @@ def as_markdown(table: Table) -> str:
 
 
 def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
-    """Headline, accuracy against failures and devices; the live table only where there is one."""
+    """Headline, accuracy against failures and devices, and the live table if there are measurements."""
     expected = report.expected_accuracy
     blocks = [f"{headline(report)}.", lay_out(failure_table(report))]
     blocks.append(f"Expected accuracy, failures {expected.law}: {percent(expected.value)}")

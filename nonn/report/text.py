@@ -15,7 +15,7 @@ __all__ = ["csv_report", "markdown_report", "report_tables", "text_report"]
 
 
 def text_report(report: Report) -> str:
-    """What ``nonn report`` prints: the short tables, and the methods where there are several."""
+    """What ``nonn report`` prints: the short tables, and the compared methods if there are any."""
     text = short_report(report, as_text)
     return f"{text}\n{as_text(methods_table(report))}\n" if report.methods else text
 
@@ -31,7 +31,7 @@ def markdown_report(report: Report) -> str:
 
 
 def report_tables(report: Report) -> dict[str, Table]:
-    """Every table of the report by its name, as far as the report has it."""
+    """Every table that the report has, by name."""
     tables = {"failures": failure_table(report), "availability": availability_table(report.availability)}
     tables["devices"] = device_table(report)
     if len(report.devices) > 1:
@@ -48,10 +48,10 @@ def report_tables(report: Report) -> dict[str, Table]:
 
 
 def csv_report(report: Report) -> str:
-    """All numbers of the tables with all their digits, a value a line: ``table,row,quantity,value``.
+    """All numbers of the tables with all their digits, one value per line: ``table,row,quantity,value``.
 
-    ``row`` counts from 0 in the order of the table; ``quantity`` is the key in report.json. Pairs and classes are all
-    there, not just the worst; device lists are separated by spaces.
+    ``row`` counts from 0 in the order of the table; ``quantity`` is the key in report.json. All pairs and classes are
+    included, not just the worst; device lists are separated by spaces.
     """
     tables = report_tables(report)
     if "pairs" in tables:

@@ -1,4 +1,4 @@
-"""Students, and what they cost a device."""
+"""Students, and their cost on a device."""
 
 from nonn.students.budget import Cost, check_budget, measure_cost
 from nonn.students.grouped import GroupedStudents, grouping_pays

@@ -1,4 +1,4 @@
-"""What a network costs a device, and whether the device can take it."""
+"""The cost of a network on a device, and the check against the device's budget."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Cost:
     """Cost of one answer of one network.
 
     Attributes:
-        params: learned numbers, without those that only training needs.
+        params: number of parameters, without those that only training needs.
         macs: multiply-accumulates of convolutions and linear layers; the rest is below 2 %.
-        peak_bytes: fp32 weights and the largest input and output that one layer holds at once.
+        peak_bytes: fp32 weights and the largest input and output of one layer together.
     """
 
     params: int
@@ -33,13 +33,13 @@ class Cost:
 
 
 def measure_cost(network: nn.Module, input_shape: Sequence[int]) -> Cost:
-    """Counts by running one all-zero sample through the network.
+    """Measures the cost by running one all-zero sample through the network.
 
-    ``torch.utils.flop_counter`` gives the same ``macs`` here. The hooks stay for ``peak_bytes`` and count both.
+    ``torch.utils.flop_counter`` gives the same ``macs`` here. ``peak_bytes`` needs hooks, so they count both.
 
     Args:
-        network: takes [1, *input_shape].
-        input_shape: of one sample.
+        network: a network with inputs [1, *input_shape].
+        input_shape: shape of one sample.
     """
     macs, largest = 0, 0
 
@@ -66,10 +66,10 @@ def measure_cost(network: nn.Module, input_shape: Sequence[int]) -> Cost:
 
 
 def check_budget(device: int | str, model: str, cost: Cost, budget: BudgetConfig) -> None:
-    """Refuses a student that its device cannot take.
+    """Checks a student against the budget of its device.
 
     Raises:
-        BudgetError: names the device, the student, what it needs and what there is.
+        BudgetError: it is over the budget; the message names device, student, costs and limits.
     """
     limits = asdict(budget)
     over = [

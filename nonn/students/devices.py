@@ -1,8 +1,8 @@
-"""Uneven devices: the limits of each, and how many filters its student gets.
+"""Unequal devices: the limits of each, and the number of filters of its student.
 
-A part's share of the teacher's filters follows the capacity of the students that learn it: the root of their
-parameters, which is what width grows as at a fixed depth (a linear bridge gives no more independent filters than the
-student is wide). Students are sized to their device in ``nonn.students.sizing``; here is what needs no torch.
+A part's share of the teacher's filters follows the capacity of the students that learn it: the square root of their
+parameters, as width grows at a fixed depth (a linear bridge gives no more independent filters than the student is
+wide). ``nonn.students.sizing`` sizes students to their device; this module needs no torch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Device(Speed):
 
     Attributes:
         number: i.
-        title: for messages: its number, and the name of its class where it has one.
+        title: its number, and the name of its class if it has one, for messages.
         budget: limits of its student.
-        p_fail: probability that it is away.
+        p_fail: probability that it does not answer.
         answer_s: time that an answer may take; 0 is no limit.
     """
 
@@ -65,17 +65,17 @@ def failure_law(config: DevicesConfig) -> str:
 
 
 def apportion_filters(num_filters: int, params: Sequence[float]) -> tuple[int, ...]:
-    """Filters of each part, in proportion to the root of the parameters behind it, at least one each.
+    """Number of filters of each part, in proportion to the root of its students' parameters, at least one each.
 
     Args:
         num_filters: C, at least M.
-        params: of the students that learn each part, their mean [M]; positive.
+        params: mean parameters of the students that learn each part [M]; positive.
 
     Returns:
         Sizes [M] with sum C; whole filters go to the largest remainders, the first part first among equals.
     """
     capacity = np.sqrt(np.asarray(params, dtype=float))
-    # One filter each first, so that no part is empty; the rest is divided by what a part's fair share lacks.
+    # One filter each first, so that no part is empty; the rest is divided by what each part lacks of its fair share.
     wanted = np.maximum(num_filters * capacity / capacity.sum() - 1, 0)
     spare = num_filters - len(capacity)
     quota = spare * wanted / wanted.sum() if wanted.sum() else np.full(len(capacity), spare / len(capacity))

@@ -1,12 +1,11 @@
-"""N students of one architecture as one network: their channels side by side, in groups that never mix.
+"""N students of one architecture as one network: their channels are concatenated, in groups that never mix.
 
 A convolution of N students is one convolution with N groups, a batch norm of N students is one batch norm over N times
-the channels, and whatever works on each channel by itself needs no change. Sums, gradients and SGD steps are those of
-N separate networks (tested in float64); what changes is that a GPU gets one kernel instead of N that are too small for
-it, and that a CPU gets loops that are long enough where the maps are small. Large maps are long enough by themselves,
-and there a CPU is faster with the students one by one: ``grouping_pays`` draws the line. Prior art: torch.func's
-stacked modules with vmap, the same grouped convolutions with more bookkeeping; `make bench` measures all three, and
-students compiled by torch.compile, which are slower on a CPU than as they are, so that nothing is compiled.
+the channels, and per-channel operations do not change. Sums, gradients and SGD steps are those of N separate networks
+(tested in float64). A GPU gets one kernel instead of N small ones, and a CPU gets longer loops where the maps are
+small. With large maps a CPU is faster with separate students: ``grouping_pays`` decides. Prior art: torch.func's
+stacked modules with vmap, the same grouped convolutions with more bookkeeping. `make bench` measures all three, and
+students compiled by torch.compile, which are slower on a CPU than uncompiled ones, so nothing is compiled.
 """
 
 from __future__ import annotations
@@ -39,23 +38,23 @@ def grouping_pays(device: str, input_shape: Sequence[int]) -> bool:
 
     Args:
         device: torch device name.
-        input_shape: of one sample [C, H, W] or [C, T].
+        input_shape: shape of one sample [C, H, W] or [C, T].
     """
     return torch.device(device).type != "cpu" or math.prod(input_shape[1:]) <= _CPU_POSITIONS
 
 
 def group(networks: Sequence[nn.Module]) -> nn.Module:
-    """One network that computes what N do.
+    """Merges N networks into one that computes the same.
 
     Args:
-        networks: N of one architecture, made of ungrouped convolutions without bias, batch norms and operations on
-            each channel by itself.
+        networks: N networks of one architecture, made of ungrouped convolutions without bias, batch norms and
+            per-channel operations.
 
     Returns:
         A network from [B, N · C, …] to [B, N · C', …], with the weights of the N in order.
 
     Raises:
-        ShapeError: their architectures differ, or hold a layer that cannot be grouped.
+        ShapeError: their architectures differ, or contain a layer that cannot be grouped.
     """
     merged, count = copy.deepcopy(networks[0]), len(networks)
     names = [[(name, type(m)) for name, m in network.named_modules()] for network in networks]
@@ -71,13 +70,13 @@ def group(networks: Sequence[nn.Module]) -> nn.Module:
             raise ShapeError(f"layer '{name}' ({type(module).__name__}) cannot be grouped")
     states = [network.state_dict() for network in networks]
     for name, value in [*merged.named_parameters(), *merged.named_buffers()]:
-        if value.ndim:  # the count of batches is one number for all
+        if value.ndim:  # the number of batches is one scalar for all
             value.data = torch.cat([state[name] for state in states])
     return merged
 
 
 def ungroup(merged: nn.Module, networks: Sequence[nn.Module]) -> None:
-    """Copies the weights of a grouped network back into the N it was made from."""
+    """Copies the weights of a grouped network back into its N original networks."""
     for name, value in merged.state_dict().items():
         pieces = value.chunk(len(networks)) if value.ndim else [value] * len(networks)
         for network, piece in zip(networks, pieces, strict=True):
@@ -85,7 +84,7 @@ def ungroup(merged: nn.Module, networks: Sequence[nn.Module]) -> None:
 
 
 def of_one_architecture(students: Sequence[Student]) -> list[list[int]]:
-    """Numbers of the students that can train as one network, group by group; all in one group where they are alike."""
+    """Groups of the numbers of students that can train as one network; a single group if all are alike."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, student in enumerate(students):
         modules = [nn.Module() if student.squeeze is None else student.squeeze, student.backbone]
@@ -98,7 +97,7 @@ class GroupedStudents(nn.Module):
     """All students as one network.
 
     Args:
-        students: N of one architecture; bridges may differ in width, they then run one by one.
+        students: N students of one architecture; bridges of different widths run one by one.
 
     Raises:
         ShapeError: their backbones differ.
@@ -106,7 +105,7 @@ class GroupedStudents(nn.Module):
 
     def __init__(self, students: Sequence[Student]) -> None:
         super().__init__()
-        # Whoever sees everything shares one normalisation; views are normalised side by side, each by its own channels.
+        # Students of the whole input share one normalisation; each view is normalised separately, by its own channels.
         self.view = tuple(channel for student in students for channel in student.view)
         self.normalise = copy.deepcopy(students[0].normalise)
         if self.view:
@@ -134,7 +133,7 @@ class GroupedStudents(nn.Module):
         return maps, list(squeezed(self.squeeze, pool(final)).chunk(len(self.filters), dim=1))
 
     def _final(self, x: Tensor) -> Tensor:
-        """The backbones' outputs side by side [B, N · C', …]."""
+        """The backbones' outputs, concatenated [B, N · C', …]."""
         normal = self.normalise(select_view(x, self.view))
         repeated = normal if self.view else normal.repeat(1, len(self.filters), *(1,) * (x.ndim - 2))
         if x.ndim == 4:
@@ -143,14 +142,14 @@ class GroupedStudents(nn.Module):
         return final
 
     def _bridged(self, final: Tensor) -> list[Tensor]:
-        """Each device's own bridge."""
+        """Applies each device's bridge."""
         if len(self.bridges) == 1:
             return list(self.bridges[0](final).float().chunk(len(self.filters), dim=1))
         pieces = final.chunk(len(self.filters), dim=1)
         return [bridge(piece).float() for bridge, piece in zip(self.bridges, pieces, strict=True)]
 
     def copy_to(self, students: Sequence[Student]) -> None:
-        """Writes the weights back into the students it was made from."""
+        """Copies the weights back into the original students."""
         ungroup(self.backbone, [student.backbone for student in students])
         if self.squeeze is not None:
             ungroup(self.squeeze, [student.squeeze for student in students if student.squeeze is not None])

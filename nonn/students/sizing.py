@@ -1,11 +1,12 @@
-"""The largest student that each device takes, and parts that follow from it.
+"""Sizing: the largest student that fits each device, and the sizes of the parts.
 
-The family is ``wrn-DEPTH-WIDTH`` in the depths and widths below; the largest is the one with the most parameters, of
-equals the one with the fewest multiply-accumulates. Candidates are built on torch's meta device: shapes without
-values, so trying them all takes a moment.
+The family is ``wrn-DEPTH-WIDTH`` in the depths and widths below; the largest is the one with the most parameters, among
+equals the one with the fewest multiply-accumulates. Candidates are built on torch's meta device (shapes without
+values), so that trying all of them is fast.
 
-Students decide the sizes of parts, and the bridge to its part is some of a student. So students are sized with equal
-parts first, the parts are sized to those, and then every device gets the largest student that fits with its own part.
+The sizes of parts depend on the students, and the bridge to its part counts towards a student. So students are first
+sized with equal parts, then the parts are sized to those students, and then each device gets the largest student that
+fits with its own part.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ Build = Callable[[int, str, int], Student]  # (device, model, filters) → an un
 
 @dataclass(frozen=True)
 class Sizing:
-    """What every device runs.
+    """The students of all devices.
 
     Attributes:
-        models: of each device [N].
-        params: of each device's student [N].
+        models: model of each device [N].
+        params: parameters of each device's student [N].
         sizes: filters of each part [M] where students differ; None leaves them to the partitioner.
     """
 
@@ -51,15 +52,15 @@ class Sizing:
 
 
 def feature_bytes(student: Student, dtype: str) -> int:
-    """What a student sends for one answer."""
+    """Size of the features that a student sends for one answer, bytes."""
     return student.width * np.dtype(dtype).itemsize
 
 
 def check_device(device: Device, model: str, cost: Cost, sent_bytes: int) -> None:
-    """Refuses a student that its device cannot take, or not answer with in time.
+    """Checks a student against the budget of its device and the latency limit.
 
     Raises:
-        BudgetError: names the device, the student, what it needs and what there is.
+        BudgetError: a limit is exceeded; the message names device, student, costs and limits.
     """
     check_budget(device.title, model, cost, device.budget)
     latency_s = device.latency_s(cost.macs, sent_bytes)
@@ -82,16 +83,16 @@ def size_students(
     """Chooses every device's student and the sizes of the parts.
 
     Args:
-        devices: with their limits [N].
-        views: channels that each of them sees [N].
+        devices: devices with their limits [N].
+        views: channels that each device sees [N].
         design: which device learns which of the M parts.
         num_filters: C of the teacher.
-        model: of every device, or ``auto``.
-        build: makes an untrained student.
-        dtype: of the features that are sent.
+        model: model of every device, or ``auto``.
+        build: creates an untrained student.
+        dtype: type of the sent features.
 
     Raises:
-        BudgetError: a student is over its device's budget, or even the smallest one of the family is.
+        BudgetError: a student is over its device's budget, or even the smallest model of the family is.
     """
     learned = design.parts_of_device(len(devices))
     equal = [math.ceil(num_filters / design.num_parts)] * design.num_parts
@@ -100,7 +101,7 @@ def size_students(
 
     def largest(device: Device, sizes: Sequence[int]) -> tuple[str, Cost]:
         filters = min(sum(sizes[j] for j in learned[device.number]), num_filters)
-        alike = (len(views[device.number]), filters)  # all that a student's size depends on beside its model
+        alike = (len(views[device.number]), filters)  # with the model, all that a student's size depends on
         if alike not in measured:
             measured[alike] = [_candidate(build, device.number, name, filters, dtype) for name in models]
         return _largest(device, measured[alike])
@@ -124,7 +125,7 @@ class _Candidate:
 
 
 def _candidate(build: Build, device: int, model: str, filters: int, dtype: str) -> _Candidate:
-    """A student measured without making its weights."""
+    """Measures a student without creating its weights."""
     with torch.device("meta"):
         student = build(device, model, filters)
     for module in student.modules():
@@ -134,10 +135,10 @@ def _candidate(build: Build, device: int, model: str, filters: int, dtype: str) 
 
 
 def _largest(device: Device, candidates: Sequence[_Candidate]) -> tuple[str, Cost]:
-    """The largest model that a device takes, and what it costs.
+    """The largest model that fits a device, and its cost.
 
     Raises:
-        BudgetError: none fits; says why the smallest does not.
+        BudgetError: none fits; the message explains why the smallest does not.
     """
     problem: BudgetError | None = None
     for candidate in sorted(candidates, key=lambda c: (-c.cost.params, c.cost.macs)):
@@ -148,4 +149,4 @@ def _largest(device: Device, candidates: Sequence[_Candidate]) -> tuple[str, Cos
             continue
         return candidate.model, candidate.cost
     assert problem is not None
-    raise problem if len(candidates) == 1 else BudgetError(f"no student is small enough; of the smallest: {problem}")
+    raise problem if len(candidates) == 1 else BudgetError(f"no student is small enough; the smallest: {problem}")

@@ -1,16 +1,16 @@
-"""A student: a small backbone, a bridge to its part of the teacher's filters, and what its device sends.
+"""A student: a small backbone, a bridge to its part of the teacher's filters, and the features that its device sends.
 
 The bridge is a 1-wide convolution to the part's width with BN and ReLU. Source: Bhardwaj et al. 2019, arXiv 1907.11804.
 
 ===============  ===================================================================================================
-``sends``        features on the air
+``sends``        features on the network
 ===============  ===================================================================================================
-``bridge``       the bridge's spatial mean, one float a filter of the part: what NoNN sends
-``penultimate``  the backbone's spatial mean, 64 · width floats whatever the part is; the bridge serves the training
-                 alone and is not on the device. ``send_width`` squeezes them to fewer by a linear map
+``bridge``       the bridge's spatial mean, one float per filter of the part, as in NoNN
+``penultimate``  the backbone's spatial mean, 64 · width floats for any part; the bridge is only used in training and
+                 is not on the device. ``send_width`` reduces the features to fewer by a linear map
 ===============  ===================================================================================================
 
-What a device sends decides accuracy when few devices are left, its part when most answer.
+Accuracy depends on the sent features when few devices answer, and on the part when most do.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ __all__ = ["Student", "squeezed"]
 
 
 class Student(nn.Module):
-    """Raw inputs to the filters of one part.
+    """A network from raw inputs to the filters of one part.
 
     Args:
-        model: a name of nonn.teacher.zoo.
-        input_shape: of one sample as the device sees it [C, H, W] or [C, T].
-        filters: of its part, C_j.
-        normalise: its first layer, of the channels it sees; every student gets one of its own.
+        model: a name in ``nonn.teacher.zoo``.
+        input_shape: shape of one sample as the device sees it [C, H, W] or [C, T].
+        filters: number of filters of its part, C_j.
+        normalise: its first layer, for the channels that it sees; not shared between students.
         sends: ``bridge`` or ``penultimate``.
-        send_width: penultimate: features that are sent; 0 is all of them.
-        view: channels of the whole input that it sees; empty is all. Whoever has the whole input cuts it.
+        send_width: penultimate: number of sent features; 0 is all of them.
+        view: channels of the whole input that it sees; empty is all. The caller selects them from the whole input.
 
     Attributes:
-        input_shape: of one sample as the device sees it.
+        input_shape: shape of one sample as the device sees it.
         filters: C_j.
-        width: features that the device sends, d_i.
+        width: number of features that the device sends, d_i.
         training_only: names of submodules that are not on the device.
 
     Raises:
@@ -74,7 +74,7 @@ class Student(nn.Module):
             natural = self.backbone.out_channels
             if send_width > natural:
                 raise ConfigError(
-                    f"student.send_width = {send_width}: '{model}' has {natural} penultimate features; ask for fewer"
+                    f"student.send_width = {send_width}: '{model}' has {natural} penultimate features; choose fewer"
                 )
             self.width = send_width or natural
             if send_width:
@@ -86,7 +86,7 @@ class Student(nn.Module):
         return maps.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the device sends: features [B, d_i] of raw inputs [B, C, …]."""
+        """Features that the device sends [B, d_i] for raw inputs [B, C, …]."""
         return pool(self.maps(x)) if self.sends == "bridge" else self.sent(self.backbone(self.normalise(x)))
 
     def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ class Student(nn.Module):
 
 
 def squeezed(squeeze: nn.Module | None, pooled: Tensor) -> Tensor:
-    """A 1-wide convolution applied to pooled features [B, C] → [B, C'], float32; none leaves them as they are."""
+    """A 1-wide convolution applied to pooled features [B, C] → [B, C'], float32; None returns them unchanged."""
     if squeeze is None:
         return pooled
     dims = next(squeeze.parameters()).ndim - 2

@@ -1,4 +1,4 @@
-"""What the families of the zoo share: their layers, and a classifier over pooled feature maps."""
+"""Layers that the families of the zoo share, and a classifier over pooled feature maps."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class ConvNet(nn.Module):
     """Convolutional layers and a linear classifier over the average of their last feature maps.
 
     Args:
-        layers: all up to the final convolutional stage after BN and ReLU.
-        out_channels: filters of that stage.
-        num_classes: K; 0 leaves the classifier away.
+        layers: all layers up to the final convolutional stage after BN and ReLU.
+        out_channels: number of filters of that stage.
+        num_classes: K; 0 omits the classifier.
 
     Attributes:
         features: the submodule whose output is the final convolutional stage.

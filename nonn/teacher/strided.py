@@ -1,8 +1,8 @@
 """Plain strided convolutions, for sensor windows on the smallest devices.
 
 ``strided-DEPTH-WIDTH``: DEPTH convolutions, 5 wide, each halving the resolution, with 16, 32, 64, 64 … times WIDTH
-channels, batch norm and ReLU. At 25 Hz four of them see 2.4 s. A third of the multiply-accumulates of a wrn-10 of the
-same width, and it reaches further back in time, which is what windows of movements ask for.
+channels, batch norm and ReLU. At 25 Hz four of them cover 2.4 s. It has a third of the multiply-accumulates of a wrn-10
+of the same width and a longer receptive field in time, which windows of movements need.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Strided(ConvNet):
         depth: number of convolutions.
         width: multiplier of the channels.
         in_channels: C of the input.
-        num_classes: K; 0 leaves the classifier away.
+        num_classes: K; 0 omits the classifier.
         dims: spatial axes, 2 for images, 1 for sensor windows.
     """
 
@@ -43,12 +43,12 @@ def parse_strided(name: str) -> tuple[int, float] | None:
     """Depth and width of ``strided-DEPTH-WIDTH``, None for another kind of name.
 
     Raises:
-        ConfigError: it is one of a depth or width that does not exist.
+        ConfigError: the depth or width is out of range.
     """
     match = re.fullmatch(r"strided-(\d+)-(\d+(?:\.\d+)?)", name)
     if match is None:
         return None
     depth, width = int(match[1]), float(match[2])
     if not 1 <= depth <= 8 or width < 0.125:
-        raise ConfigError(f"model '{name}': depth must lie between 1 and 8 and width be at least 0.125")
+        raise ConfigError(f"model '{name}': depth must be between 1 and 8 and width at least 0.125")
     return depth, width

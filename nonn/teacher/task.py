@@ -1,4 +1,4 @@
-"""What the trainer minimises for a teacher, and how good it is afterwards."""
+"""The training task of a teacher, and its accuracy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TeacherTask:
     """Cross entropy with label smoothing.
 
     Args:
-        teacher: what is trained.
+        teacher: the teacher to train.
         label_smoothing: share of the target that is spread over all classes.
     """
 
@@ -33,7 +33,7 @@ class TeacherTask:
 
 
 def measure_accuracy(teacher: Teacher, split: Split, device: str) -> float:
-    """Share of a split that the teacher gets right."""
+    """Accuracy of the teacher on a split, in [0, 1]."""
     teacher.to(device).eval()
     with torch.no_grad():
         predicted = torch.cat([teacher(x)[1].argmax(dim=1).cpu() for x in batches(split.inputs, device)])

@@ -1,4 +1,4 @@
-"""The teacher: any network, its final convolutional stage taken by a hook, its input normalised inside.
+"""The teacher: any network, with its final convolutional stage captured by a hook and its input normalised inside.
 
 The normalisation is part of the network, here and in the students, so training and serving cannot differ.
 """
@@ -41,25 +41,25 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, …] raw, of any dtype → float32."""
+        """Raw values [B, C, …] of any dtype → float32."""
         x = (x.float() - self.mean) / self.std
         # oneDNN's and cuDNN's convolutions are fastest with channels innermost.
         return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 class Teacher(nn.Module):
-    """A network that also gives its final convolutional stage.
+    """A network that also returns its final convolutional stage.
 
     Args:
-        network: raw inputs normalised [B, C, …] → logits [B, K].
+        network: normalised inputs [B, C, …] → logits [B, K].
         features: name of the submodule whose output [B, C, …] is the final convolutional stage, after BN and ReLU.
         normalise: the network's first layer.
 
     Attributes:
-        num_filters: C_T of the final convolutional stage; ``build_teacher`` finds it out by a forward pass.
+        num_filters: C_T of the final convolutional stage; ``build_teacher`` sets it by a forward pass.
 
     Raises:
-        ConfigError: there is no such submodule; the message lists those there are.
+        ConfigError: there is no such submodule; the message lists the existing ones.
     """
 
     def __init__(self, network: nn.Module, features: str, normalise: Normalise) -> None:
@@ -93,17 +93,17 @@ class Teacher(nn.Module):
 
 
 def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes: int, normalise: Normalise) -> Teacher:
-    """Makes an untrained teacher from the configuration.
+    """Creates an untrained teacher from the configuration.
 
     Args:
-        config: ``model`` is a name of the zoo or ``package.module:factory``; a factory is called with ``args`` and
-            must give a network from normalised inputs [B, C, …] to logits [B, num_classes].
-        input_shape: of one sample [C, H, W] or [C, T].
+        config: ``model`` is a name in the zoo or ``package.module:factory``; a factory is called with ``args`` and
+            must return a network from normalised inputs [B, C, …] to logits [B, num_classes].
+        input_shape: shape of one sample [C, H, W] or [C, T].
         num_classes: K.
         normalise: its first layer.
 
     Raises:
-        ConfigError: the model cannot be made, or does not give ``num_classes`` logits.
+        ConfigError: the model cannot be created, or does not return ``num_classes`` logits.
     """
     if is_known(config.model):
         network: nn.Module = make_network(config.model, input_shape[0], num_classes, len(input_shape) - 1)
@@ -119,7 +119,7 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
             maps, logits = teacher.eval()(torch.zeros(2, *input_shape))
         except (RuntimeError, TypeError, ValueError) as exc:
             raise ConfigError(
-                f"teacher.model = '{config.model}' does not take inputs {list(input_shape)}: {exc}"
+                f"teacher.model = '{config.model}' does not accept inputs {list(input_shape)}: {exc}"
             ) from exc
     if logits.shape != (2, num_classes):
         raise ConfigError(f"teacher.model = '{config.model}' gives {list(logits.shape)[1:]} logits, not {num_classes}")
@@ -136,7 +136,7 @@ def _from_path(path: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(f"teacher.model = '{path}': {exc}") from exc
     try:
         network = factory(**arguments)
-    except Exception as exc:  # somebody else's code: whatever it raises, the way out is the experiment file
+    except Exception as exc:  # foreign code may raise any error; the user can fix it in the experiment file
         raise ConfigError(f"teacher.model = '{path}' failed with teacher.args: {type(exc).__name__}: {exc}") from exc
     if not isinstance(network, nn.Module):
         raise ConfigError(f"teacher.model = '{path}': gave a {type(network).__name__}, not a torch.nn.Module")
@@ -147,13 +147,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """Loads a safetensors file into a network, strictly.
 
     Raises:
-        ConfigError: the file is missing or unreadable, or its tensors are not those of the network.
+        ConfigError: the file is missing or unreadable, or its tensors do not match the network.
     """
     try:
         tensors = load_file(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such weights file") from None
-    except Exception as exc:  # safetensors raises its own class for a truncated or foreign file
+    except Exception as exc:  # safetensors raises its own error class for a truncated or foreign file
         raise ConfigError(f"{path}: not a readable safetensors file ({exc})") from exc
     try:
         network.load_state_dict(tensors)

@@ -1,9 +1,9 @@
 """Wide residual networks, for images and for sensor windows.
 
 ``wrn-DEPTH-WIDTH``: depth 6n + 4, three stages of n pre-activation blocks with 16, 32 and 64 times WIDTH channels;
-the second and third stage halve the resolution. WIDTH may be a fraction, such as 0.5, for the smallest devices; the
-first convolution then shrinks along. The same network with one-dimensional convolutions serves sensor
-windows [B, C, T]. Source: Zagoruyko & Komodakis 2016, arXiv 1605.07146.
+the second and third stage halve the resolution. WIDTH may be a fraction, such as 0.5, for the smallest devices, which
+also narrows the first convolution. With one-dimensional convolutions the same network is used for sensor windows
+[B, C, T]. Source: Zagoruyko & Komodakis 2016, arXiv 1605.07146.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Block", "WideResNet", "parse_wrn", "wrn"]
 
 
 class Block(nn.Module):
-    """Pre-activation residual block: two 3-wide convolutions beside an identity or a 1-wide projection."""
+    """Pre-activation residual block: two 3-wide convolutions and an identity or 1-wide projection shortcut."""
 
     def __init__(self, dims: int, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class WideResNet(ConvNet):
         depth: 6n + 4.
         width: multiplier of the channels; the final convolutional stage has 64 · width filters.
         in_channels: C of the input.
-        num_classes: K; 0 leaves the classifier away.
+        num_classes: K; 0 omits the classifier.
         dims: spatial axes, 2 for images, 1 for sensor windows.
     """
 
@@ -66,7 +66,7 @@ def parse_wrn(name: str) -> tuple[int, float] | None:
     """Depth and width of ``wrn-DEPTH-WIDTH``, None for another kind of name.
 
     Raises:
-        ConfigError: it is a wrn of a depth or width that does not exist.
+        ConfigError: the depth or width is invalid.
     """
     match = re.fullmatch(r"wrn-(\d+)-(\d+(?:\.\d+)?)", name)
     if match is None:
@@ -81,7 +81,7 @@ def wrn(name: str, in_channels: int, num_classes: int, dims: int) -> WideResNet:
     """A wide residual network by its name.
 
     Raises:
-        ConfigError: the name is not one of a wide residual network.
+        ConfigError: the name is not that of a wide residual network.
     """
     parsed = parse_wrn(name)
     if parsed is None:

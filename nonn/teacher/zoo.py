@@ -1,4 +1,4 @@
-"""The networks that a name makes: a family a file, for teachers and students alike."""
+"""Networks by name, for teachers and students: one file per family."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ KNOWN = "wrn-DEPTH-WIDTH or strided-DEPTH-WIDTH"
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is of a family here.
+    """Whether a name belongs to a family of the zoo.
 
     Raises:
-        ConfigError: it is, but no such member exists.
+        ConfigError: it does, but the family has no such network.
     """
     return parse_wrn(name) is not None or parse_strided(name) is not None
 
 
 def make_network(name: str, in_channels: int, num_classes: int, dims: int) -> ConvNet:
-    """An untrained network by its name.
+    """Creates an untrained network by its name.
 
     Args:
-        name: of a family here.
+        name: a name of a family of the zoo.
         in_channels: C of the input.
-        num_classes: K; 0 leaves the classifier away.
+        num_classes: K; 0 omits the classifier.
         dims: spatial axes, 2 for images, 1 for sensor windows.
 
     Raises:
-        ConfigError: the name is of no family, or no such member exists.
+        ConfigError: the name belongs to no family, or the family has no such network.
     """
     if parse_wrn(name) is not None:
         return wrn(name, in_channels, num_classes, dims)

@@ -1,4 +1,4 @@
-"""Limits of one value: each says what is wrong, and how it reads in a listing."""
+"""Constraints of one value, with their texts for error messages and listings."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Rules = Iterator[tuple[str, object, str]]
 
 
 class Constraint(Protocol):
-    """A limit on one value; ``str()`` is what it allows, for listings; those of a ``Choice`` are its names."""
+    """A limit on one value; ``str()`` describes the allowed values in listings, except those of a ``Choice``."""
 
     def broken(self, value: Any) -> str:
-        """What the value must be; empty if it is."""
+        """The rule that a value breaks; empty if it is valid."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Bounds of a number. NaN lies outside of all, infinity is no number of a file.
+    """Bounds of a number. NaN is outside of all bounds; infinity is not allowed in a file.
 
     Attributes:
         ge: at least this.
@@ -59,7 +59,7 @@ class Range:
     why: str = ""
 
     def broken(self, value: float) -> str:
-        """What the value must be; empty if it is."""
+        """The rule that a value breaks; empty if it is valid."""
         inside = (
             math.isfinite(value)
             and (self.ge is None or value >= self.ge)
@@ -85,7 +85,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """A name from a registry, which is imported when a value is checked: registries lie above the configuration.
+    """A name from a registry, imported when a value is checked, since registries import the configuration.
 
     Attributes:
         registry: ``package.module:NAME`` of a mapping or sequence of names.
@@ -97,29 +97,29 @@ class Choice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """All names."""
         module, _, name = self.registry.partition(":")
         return (*self.besides, *getattr(importlib.import_module(module), name))
 
     def broken(self, value: str) -> str:
-        """What the value must be; empty if it is."""
+        """The rule that a value breaks; empty if it is valid."""
         return "" if value in self.names else f"unknown; {did_you_mean(value, self.names)}"
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Text of a pattern.
+    """Text that matches a pattern.
 
     Attributes:
         pattern: regular expression of the whole text.
-        words: the same for people.
+        words: description of the pattern for messages.
     """
 
     pattern: str
     words: str
 
     def broken(self, value: str) -> str:
-        """What the value must be; empty if it is."""
+        """The rule that a value breaks; empty if it is valid."""
         return "" if re.fullmatch(self.pattern, value) else f"must consist of {self.words}"
 
     def __str__(self) -> str:
@@ -128,10 +128,10 @@ class Matches:
 
 @dataclass(frozen=True)
 class NotEmpty:
-    """Text or a list that holds something."""
+    """Text or a list that is not empty."""
 
     def broken(self, value: str | tuple[object, ...]) -> str:
-        """What the value must be; empty if it is."""
+        """The rule that a value breaks; empty if it is valid."""
         return "" if value else "must not be empty"
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Reads what a configuration class declares: the types of its fields with their constraints, meanings and rules."""
+"""Reads the declarations of a configuration class: types of its fields with constraints, meanings and rules."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Field", "check", "check_rules", "choices", "describe", "fields_of", 
 
 @dataclass(frozen=True)
 class Field:
-    """A field as it is declared.
+    """A declared field.
 
     Attributes:
         hint: its type, with constraints.
-        default: what it is where it is left out; ``dataclasses.MISSING`` if it must be given.
-        meaning: for people.
+        default: its value if left out; ``dataclasses.MISSING`` if it is required.
+        meaning: description for users.
     """
 
     hint: Any
@@ -44,18 +44,18 @@ def fields_of(cls: type) -> Mapping[str, Field]:
 
 
 def unpack(hint: Any) -> tuple[Any, list[Constraint]]:
-    """A type without its annotations, and the constraints among those."""
+    """A type without its annotations, and the constraints among them."""
     if typing.get_origin(hint) is not Annotated:
         return hint, []
     return hint.__origin__, [each for each in hint.__metadata__ if not isinstance(each, str)]
 
 
 def choices(hint: Any, field: str = "") -> tuple[str, ...]:
-    """The names that a value, or each of a list, may be; none where it is no choice.
+    """The allowed names of a value, or of each item of a list; empty if it is not a choice.
 
     Args:
         hint: a type, or the class that has the field.
-        field: its name.
+        field: name of the field.
     """
     if field:
         hint = fields_of(hint)[field].hint
@@ -68,7 +68,7 @@ def choices(hint: Any, field: str = "") -> tuple[str, ...]:
 
 
 def describe(hint: Any) -> str:
-    """What a value of a type may be, for people: "a whole number ≥ 1"."""
+    """Description of the allowed values of a type for users: "a whole number ≥ 1"."""
     bare, constraints = unpack(hint)
     origin, arguments = typing.get_origin(bare), typing.get_args(bare)
     if origin in (typing.Union, types.UnionType):
@@ -81,19 +81,19 @@ def describe(hint: Any) -> str:
 
 
 def kind_of(bare: Any) -> str:
-    """The kind of value that a type is, for people."""
+    """Description of a type for users."""
     return _KINDS.get(typing.get_origin(bare) or bare, "a table")
 
 
 def check(config: Any, label: str = "") -> None:
-    """Checks an object that a program made; a default is never wrong.
+    """Checks an object created by a program; defaults are always valid.
 
     Args:
         config: an object of a dataclass without lists or tables, usually from its ``__post_init__``.
-        label: put before every message.
+        label: prefix of every message.
 
     Raises:
-        ConfigError: names the field, its value and what it may be.
+        ConfigError: a value is invalid; the message names the field, its value and the rule.
     """
     for name, field in fields_of(type(config)).items():
         value = getattr(config, name)
@@ -104,11 +104,11 @@ def check(config: Any, label: str = "") -> None:
 
 
 def check_rules(config: Any, prefix: str = "") -> None:
-    """Checks what relates several fields of an object.
+    """Checks the rules that relate several fields of an object.
 
     Args:
         config: an object of a dataclass, with or without ``rules``.
-        prefix: put before every key.
+        prefix: prefix of every key.
 
     Raises:
         ConfigError: as ``check``.
@@ -129,7 +129,7 @@ def _value_at(config: Any, key: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in a message."""
+    """A value as shown in a message."""
     return f"[{', '.join(map(shown, value))}]" if isinstance(value, tuple | list) else repr(value)
 
 

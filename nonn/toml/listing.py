@@ -1,6 +1,6 @@
-"""The options of a configuration class: every key with its value, default, meaning and what it may be.
+"""The options of a configuration class: every key with its value, default, allowed values and meaning.
 
-``nonn config`` prints them and ``scripts/configuration.py`` makes ``docs/configuration.md`` of them, so that
+``nonn config`` prints them and ``scripts/configuration.py`` writes them to ``docs/configuration.md``, so that
 declaration, command and document cannot differ.
 """
 
@@ -28,11 +28,11 @@ class Option:
 
     Attributes:
         key: its dotted path.
-        value: what it is.
-        default: what it is where it is left out; None if it must be given, which TOML has no word for.
-        allowed: what it may be.
-        choices: the names that it may be; empty where it is no choice.
-        meaning: for people.
+        value: its value.
+        default: its value if left out; None if it is required, since TOML has no null.
+        allowed: description of the allowed values.
+        choices: the allowed names; empty if it is not a choice.
+        meaning: description for users.
     """
 
     key: str
@@ -54,10 +54,10 @@ class Table:
 
     Attributes:
         key: its dotted path; empty for the top of the file.
-        meaning: for people.
+        meaning: description for users.
         options: its keys, without those that are tables.
-        repeated: it is one of a list of tables.
-        present: it stands in the file; false for the pattern of a list of tables that is empty.
+        repeated: whether it is one of a list of tables.
+        present: whether it is in the file; false for the template of an empty list of tables.
     """
 
     key: str
@@ -80,11 +80,11 @@ def tables_of(
 
     Args:
         cls: the dataclass.
-        config: an object of it, for values; None takes the defaults.
+        config: an object of it, for values; None uses the defaults.
         key: dotted path of the table.
-        meaning: of the table; empty takes the class's docstring.
-        repeated: it is one of a list of tables.
-        present: it stands in the file.
+        meaning: description of the table; empty uses the class's docstring.
+        repeated: whether it is one of a list of tables.
+        present: whether it is in the file.
     """
     options, below = [], []
     prefix = f"{key}." * bool(key)
@@ -122,13 +122,13 @@ def toml_value(value: Any) -> str:
         return f"{{ {', '.join(f'{_toml_key(name)} = {toml_value(each)}' for name, each in value.items())} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
-    if isinstance(value, bool | str):  # a JSON boolean is one of TOML; a JSON string is one too but for U+007F
+    if isinstance(value, bool | str):  # the same in JSON and TOML, except for U+007F
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 
 def as_toml(tables: Sequence[Table]) -> str:
-    """A file with every key, each under a comment that says what it means and what it may be."""
+    """A file with every key, each under a comment with its meaning and allowed values."""
     return "\n".join(filter(None, map(_toml_table, tables)))
 
 

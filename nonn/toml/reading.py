@@ -1,7 +1,7 @@
-"""Reads TOML strictly into frozen dataclasses: tables become objects, lists tuples, whole numbers floats where asked.
+"""Reads TOML strictly into frozen dataclasses: tables become objects, lists tuples, whole numbers floats if declared.
 
 Unknown keys are errors that name the nearest known key. A value that has the wrong type or breaks a constraint of its
-field is an error that names file, key, value and what it may be. NaN and infinity are no numbers of a file.
+field is an error that names file, key, value and allowed values. NaN and infinity are errors.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str, prefix
 
     Args:
         cls: the dataclass; a field with a default may be left out.
-        values: what the file says.
+        values: contents of the file.
         source: name of the file, for messages.
         prefix: dotted path of ``values`` inside the file, for messages.
-        rules: check what relates several fields too. Off for a tree that was checked and then changed.
+        rules: also check the rules that relate several fields. Off for a tree that was checked and then changed.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value has the wrong type or is impossible.
+        ConfigError: a key is unknown or missing, or a value has the wrong type or is invalid.
     """
     try:
         return _build(cls, values, prefix, rules)
@@ -76,7 +76,7 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str, rules: bool) ->
             raise ConfigError(f"'{prefix}{name}' is missing")
     try:
         config = cls(**built)
-    except ConfigError as exc:  # it checks itself, for programs that make one
+    except ConfigError as exc:  # the object checks itself in __post_init__
         raise ConfigError(f"{prefix}{exc}") from None
     if rules:
         check_rules(config, prefix)
@@ -124,10 +124,10 @@ def _typed(bare: Any, value: Any, key: str, rules: bool) -> Any:
 
 
 def override(tree: dict[str, Any], text: str) -> None:
-    """Puts one ``section.key=value`` into a tree of tables; the value is TOML, or a bare string where it is none.
+    """Sets one ``section.key=value`` in a tree of tables; the value is TOML, or else a bare string.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: the text does not have that form.
     """
     key, equals, literal = text.partition("=")
     *sections, last = key.strip().split(".")

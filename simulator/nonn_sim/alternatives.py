@@ -1,12 +1,12 @@
-"""The same task put on the same devices in other ways, for comparison rows.
+"""Alternative deployments of the same task on the same devices, for comparison rows.
 
-All rows share one world: devices, links, faults, arrivals, draws and policy. What each row assumes is in its note,
-chosen in favour of the alternative where there was a choice.
+All rows share one world: devices, links, faults, arrivals, draws and policy. The note of a row states its assumptions,
+which favour the alternative where there is a choice.
 
 - one device runs the whole teacher;
 - every device runs the whole teacher, and the first answer wins (replication);
 - every layer of the teacher is split over all devices (MoDNN, Mao et al., DATE 2017): compute is divided by N, and at
-  every layer boundary the feature map is gathered from the devices and handed out again, so one loss is fatal;
+  every layer boundary the feature map is gathered from the devices and distributed again, so one loss is fatal;
 - the bundle's students under one head whose absent inputs are zeros (NoNN, Bhardwaj et al. 2019, arXiv 1907.11804).
 """
 
@@ -28,7 +28,7 @@ from nonn_sim.scenario import NodeConfig
 __all__ = ["alternatives", "boundary_elements"]
 
 FLOAT_BYTES = 4
-# Enumerating the sets of the zero-fill head anew takes 2^N small products of the recorded features.
+# Enumerating the subsets of the zero-fill head takes 2^N small products of the recorded features.
 MAX_ZERO_FILL_DEVICES = 12
 
 
@@ -36,12 +36,12 @@ def alternatives(bundle: Bundle, nodes: Sequence[NodeConfig], batch: int = 1) ->
     """All comparison rows that the bundle has the numbers for.
 
     Args:
-        bundle: with the teacher's MACs and accuracy in its manifest.
+        bundle: a bundle with the teacher's MACs and accuracy in its manifest.
         nodes: settings of the devices [N].
         batch: samples in one request.
 
     Returns:
-        The deployments, and a line for each row that cannot be made, saying why.
+        The deployments, and a line for each missing row with the reason.
     """
     rows: list[Deployment] = []
     missing: list[str] = []
@@ -100,7 +100,7 @@ def _teacher_rows(
             tuple(student_macs),
             accuracy_if(n, accuracy, 1),
             first_wins=True,
-            note="every device is asked, the first answer wins, the rest compute for nothing",
+            note="a request goes to every device, the first answer wins, the others are wasted",
         ),
     ]
 
@@ -111,8 +111,8 @@ def _layer_splitting(bundle: Bundle, batch: int, macs: float, accuracy: float, e
     student_macs = tuple(float(s.macs) for s in bundle.manifest.students)
     request_bytes, _ = message_bytes(bundle, batch, bundle.manifest.input, len(bundle.manifest.classes))
     maps_bytes = batch * FLOAT_BYTES * sum(elements)
-    # A device gives its share of every map and is given its share of the next layer's input, which is as much in all;
-    # halos at the edges of shares are left out.
+    # A device sends its share of every map and receives its share of the next layer's input, which has the same total
+    # size; halos at the edges of shares are ignored.
     work = Work(batch * macs / n, (request_bytes + maps_bytes) / n, maps_bytes / n, crossings=len(elements))
     return Deployment(
         "layer splitting",
@@ -126,13 +126,13 @@ def _layer_splitting(bundle: Bundle, batch: int, macs: float, accuracy: float, e
 
 
 def _zero_fill_accuracy(bundle: Bundle) -> tuple[NDArray[np.float64] | None, str]:
-    """Accuracy of every answering set under one head with zeros for the absent [2^N], and what it assumes."""
+    """Accuracy of every subset under one head with zeros for absent devices [2^N], and its assumption."""
     if isinstance(bundle.head, ZeroFill):
         return bundle.table.accuracy, "the bundle's own head is this one"
     if "features.npz" not in bundle.manifest.files:
-        return None, "the bundle holds no features.npz to fuse anew"
+        return None, "the bundle has no features.npz to fuse again"
     if bundle.num_devices > MAX_ZERO_FILL_DEVICES:
-        return None, f"{bundle.num_devices} devices; fused anew for up to {MAX_ZERO_FILL_DEVICES}"
+        return None, f"{bundle.num_devices} devices; fused again for up to {MAX_ZERO_FILL_DEVICES}"
     weight, bias = bundle.head.weights((1 << bundle.num_devices) - 1)
     features, labels = bundle.features
     table = enumerate_subsets(ZeroFill(weight, bias, bundle.head.widths), features, labels)

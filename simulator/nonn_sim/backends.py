@@ -1,7 +1,7 @@
-"""Where runs are computed: in processes of this machine, or on a Ray cluster.
+"""Backends that compute runs: processes of this machine, or a Ray cluster.
 
-Runs share nothing, so they spread over any number of workers; results come back in the order of the jobs, and do not
-depend on where they were computed.
+Runs share nothing, so they can use any number of workers. Results are in the order of the jobs and do not depend on the
+backend.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def map_jobs(
     """Calls a function for every job.
 
     Args:
-        function: of a module, so that other processes can import it.
-        jobs: its arguments; jobs and outcomes travel between processes.
+        function: a function of a module, so that other processes can import it.
+        jobs: its arguments; jobs and outcomes are sent between processes.
         backend: ``local`` or ``ray``. Ray joins the cluster of ``RAY_ADDRESS``, or starts one on this machine.
         workers: local processes; 0 is one for each core. A single job, or a single worker, needs no process.
 

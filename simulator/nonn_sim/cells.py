@@ -1,9 +1,9 @@
-"""A cell in virtual time: what its devices make of the requests that they are given.
+"""A cell in virtual time: the devices of one aggregator and their queues of requests.
 
-A device computes one request after another, in the order in which it was asked. A reply's time is known when the
-request is made, unless something happens to the device meanwhile: then the ends of all flights that wait for it are
-worked out again. What waits in a queue when its deadline passes is dropped before it costs anything; what has begun is
-finished, even if nobody waits for it any more.
+A device computes one request at a time, in the order of arrival. The time of a reply is known when the request is sent,
+unless the state of the device changes meanwhile: then the ends of all flights that wait for it are computed again. A
+job still in the queue at its deadline is dropped without cost; a started job is finished, even if its reply is no
+longer needed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["MALFORMED", "OK", "SILENT", "UNREACHABLE", "Cell", "Flight", "Job"]
 
 OK, SILENT = ReplyStatus.OK, ReplyStatus.SILENT
 UNREACHABLE, MALFORMED = ReplyStatus.UNREACHABLE, ReplyStatus.MALFORMED
-LATE_JOBS = 256  # remembered before those that are over are forgotten
+LATE_JOBS = 256  # late jobs kept before finished ones are removed
 _NOTHING: dict[int, float] = {}
 
 
 class Flight:
-    """One request, or one probe, on its way."""
+    """One request, or one probe, in flight."""
 
     __slots__ = (
         "answered",
@@ -44,10 +44,10 @@ class Flight:
         "hedged",
         "ids",
         "nodes",
+        "reported",
         "row",
         "session",
         "statuses",
-        "told",
     )
 
     def __init__(
@@ -56,10 +56,10 @@ class Flight:
         self.cell, self.asked_at, self.deadline_at, self.row = cell, asked_at, deadline_at, row
         self.session = session  # a probe has none
         self.answered = self.eager = False
-        self.told = 0  # bit j: the policy knows what came of asking the j-th
-        self.hedged = _NOTHING  # device → when it was asked, if that was later
+        self.reported = 0  # bit j: the outcome of the j-th node was reported to the policy
+        self.hedged = _NOTHING  # device → time of its request, if later than that of the others
         self.begun = True  # a probe waits for a connection first
-        self.extra = _NOTHING  # device → what its request takes longer to arrive than the link says
+        self.extra = _NOTHING  # device → delay of its request in addition to the link's
         self.ids: Sequence[str] = ()
         self.nodes: list[int] = []
         self.ends: list[float] = []
@@ -68,29 +68,29 @@ class Flight:
 
     @property
     def probe(self) -> bool:
-        """Whether nobody waits for it."""
+        """Whether it is a probe, for whose reply no client waits."""
         return self.session is None
 
     def sent_at(self, i: int) -> float:
-        """When a device was asked."""
+        """Time at which the request to a device was sent."""
         return self.hedged.get(i, self.asked_at) if self.hedged else self.asked_at
 
-    def untold(self) -> list[int]:
-        """Positions of those of which the policy does not know yet what came of asking them."""
-        return [j for j in range(len(self.ends)) if not self.told >> j & 1]
+    def unreported(self) -> list[int]:
+        """Positions of the nodes whose outcome has not been reported to the policy."""
+        return [j for j in range(len(self.ends)) if not self.reported >> j & 1]
 
 
 class Job:
-    """What a device has still to do: for a frozen device, and for replies that are known to come too late."""
+    """Remaining work of a device: for a frozen device, and for replies that are known to be late."""
 
     __slots__ = ("arrives", "begun", "flight", "start", "status", "work_s")
 
     def __init__(self, flight: Flight, arrives: float, start: float, work_s: float, status: ReplyStatus) -> None:
         self.flight, self.arrives, self.start, self.work_s, self.status = flight, arrives, start, work_s, status
-        self.begun = False  # then it goes on, even if nobody waits for it any more
+        self.begun = False  # a started job is finished, even if its reply is no longer needed
 
     def over(self, now: float) -> bool:
-        """Whether it is done, or was dropped because its time had passed."""
+        """Whether it is done, or was dropped at its deadline."""
         dropped = not self.begun and self.start >= self.flight.deadline_at
         return now >= (self.flight.deadline_at if dropped else self.start + self.work_s)
 
@@ -99,20 +99,20 @@ class Cell:
     """N devices and the policy of their aggregator.
 
     Args:
-        number: of the cell.
-        scenario: the world.
-        deployment: what the devices do.
-        conditions: of each device that takes part [n].
-        channels: their links [n].
-        launch: told of a flight whose ends have changed.
+        number: number of the cell.
+        scenario: the scenario.
+        deployment: the deployment of the task on the devices.
+        conditions: condition of each device in use [n].
+        channels: link of each device [n].
+        launch: called with a flight whose ends have changed.
 
     Attributes:
-        free_at: when each device will have done all that it was asked for [n].
-        healthy: whether nothing is wrong with each device [n].
+        free_at: time at which each device finishes its queue [n].
+        healthy: whether each device has no fault [n].
         p_loss: an exchange whose uniform draw is at least this is not lost [n].
-        served: exchanges that it spent energy on [n].
-        flights: under way, by their identity.
-        probe_at: when the policy wants to probe next.
+        served: exchanges on which each device spent energy [n].
+        flights: requests in flight, by their identity.
+        probe_at: time of the policy's next probe.
         ready: whether the policy can reach its quorum.
     """
 
@@ -147,14 +147,14 @@ class Cell:
         self.ready = True
 
     def will_be_late(self, i: int, job: Job, now: float) -> None:
-        """Remembers a job whose reply will not be in time: if the device freezes, it still has to do it first."""
+        """Records a job whose reply will be late: if the device freezes, it still has to finish that job first."""
         late = self._late[i]
         late.append(job)
         if len(late) > LATE_JOBS:
             self._late[i] = [other for other in late if not other.over(now)]
 
     def exchange(self, flight: Flight, i: int, now: float) -> tuple[float, ReplyStatus]:
-        """When and how an exchange that begins now will end, as far as can be known now."""
+        """Time and status of the end of an exchange that begins now, as currently known."""
         service, up, _, uniform, _ = flight.row
         condition = self._conditions[i]
         state, silent = condition.state, (flight.deadline_at, SILENT)
@@ -176,7 +176,7 @@ class Cell:
         return self.queue(i, Job(flight, arrives, max(arrives, self.free_at[i]), service[i], status), now)
 
     def queue(self, i: int, job: Job, now: float) -> tuple[float, ReplyStatus]:
-        """Puts a job at the end of a device's queue; returns when and how its exchange will end."""
+        """Appends a job to a device's queue; returns time and status of the end of its exchange."""
         flight = job.flight
         if job.begun or job.start < flight.deadline_at:
             self.free_at[i] = job.start + job.work_s
@@ -187,7 +187,7 @@ class Cell:
         return flight.deadline_at, SILENT
 
     def lose(self, i: int, now: float, refused: bool) -> None:
-        """What the device holds is gone; replies that have left it still arrive."""
+        """The device loses its queue; replies that it has sent still arrive."""
         self.free_at[i] = now
         self._late[i], self._held[i] = [], []
         for flight, j in self._at(i, now):
@@ -200,7 +200,7 @@ class Cell:
             self._launch(flight)
 
     def freeze(self, i: int, now: float) -> None:
-        """What the device holds waits until it thaws, or until its deadline."""
+        """The jobs of the device wait until it thaws, or until their deadline."""
         jobs = [job for job in self._late[i] if not job.over(now)]
         for flight, j in self._at(i, now):
             service, up, down, _, _ = flight.row
@@ -216,7 +216,7 @@ class Cell:
         self._late[i], self._held[i] = [], sorted(jobs, key=lambda job: job.flight.sent_at(i))
 
     def thaw(self, i: int, now: float) -> None:
-        """The device goes on with what it holds; one that was gone meets the probes that wait for it."""
+        """The device continues its queue; one that was off receives the probes that wait for it."""
         self.free_at[i] = now
         jobs, self._held[i] = self._held[i], []
         for job in jobs:
@@ -233,7 +233,7 @@ class Cell:
                 self._launch(flight)
 
     def _at(self, i: int, now: float) -> list[tuple[Flight, int]]:
-        """Flights that wait for a device, in the order in which it was asked."""
+        """Flights that wait for a device, in the order of their requests."""
         waiting = [flight for flight in self.flights.values() if i in flight.nodes]
         pairs = [(flight, flight.nodes.index(i)) for flight in waiting]
         return [(flight, j) for flight, j in pairs if flight.ends[j] > now]

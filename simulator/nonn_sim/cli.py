@@ -1,4 +1,4 @@
-"""``nonn-sim``: the command line. Errors become exit codes as those of ``nonn`` do."""
+"""``nonn-sim``: the command line. Errors become the same exit codes as in ``nonn``."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``nonn-sim``."""
-    summary = "What happens to accuracy when devices fail?"
+    summary = "Accuracy of a bundle when devices fail."
     return command_parser("nonn-sim", summary, "nonn_sim.commands", COMMANDS)

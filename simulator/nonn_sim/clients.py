@@ -1,4 +1,4 @@
-"""Clients of a live cluster: they ask at given times and write down what they get."""
+"""Clients of a live cluster: they send requests at given times and record the answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Load", "Measured", "Order", "Samples"]
 
 @dataclass(frozen=True)
 class Samples:
-    """What is asked about.
+    """Samples of the requests.
 
     Attributes:
         inputs: raw inputs [n, …].
-        labels: the truth [n]; None if it is not known.
+        labels: true classes [n]; None if unknown.
     """
 
     inputs: NDArray[Any]
@@ -44,11 +44,11 @@ class Measured:
 
 
 class Order:
-    """Which samples each request asks about: in a random order that is the seed's, each as often as the others.
+    """The samples of each request: in a random order drawn from the seed, each sample equally often.
 
     Args:
-        scenario: with batch and seed.
-        num_samples: there are.
+        scenario: the scenario, with batch and seed.
+        num_samples: number of samples.
     """
 
     def __init__(self, scenario: Scenario, num_samples: int) -> None:
@@ -63,24 +63,24 @@ class Order:
 
 
 class Load:
-    """Clients that ask at given times.
+    """Clients that send requests at given times.
 
     Args:
-        scenario: with batch, seed and load.
-        client: of the aggregator.
-        samples: asked about.
+        scenario: the scenario, with batch, seed and load.
+        client: client of the aggregator.
+        samples: samples of the requests.
     """
 
     def __init__(self, scenario: Scenario, client: Client, samples: Samples) -> None:
         self._client, self._samples = client, samples
         self._order = Order(scenario, len(samples.inputs))
-        # Enough that a request waits for no thread while others wait for a silent node.
+        # Enough threads that no request waits for one while others wait for a silent node.
         waiting = scenario.load.rate_per_s * (scenario.policy.deadline_s + 1)
         self._threads = min(256, 8 + 2 * math.ceil(waiting))
         self._closed = scenario.load.concurrency if scenario.load.arrivals == "closed" else 0
 
     def send(self, times_s: Sequence[float]) -> list[Measured]:
-        """One request at each time from now on; for a closed load only their number counts."""
+        """Sends one request at each time, relative to now; a closed load uses only their number."""
         start = time.monotonic()
         with ThreadPoolExecutor(self._closed or self._threads, thread_name_prefix="client") as pool:
             waiting = []
@@ -91,7 +91,7 @@ class Load:
             return [future.result() for future in waiting]
 
     def send_for(self, duration_s: float) -> list[Measured]:
-        """A closed load: every client asks again as soon as it has its answer."""
+        """A closed load: every client sends its next request when it has its answer."""
         start = time.monotonic()
 
         def client(number: int) -> list[Measured]:
@@ -104,7 +104,7 @@ class Load:
             return [row for rows in pool.map(client, range(self._closed)) for row in rows]
 
     def _ask(self, number: int, start: float, at_s: float | None) -> Measured:
-        """One request; its latency counts from when it was due, so that a late client hides nothing."""
+        """Sends one request; latency is measured from its due time, so that a late client hides nothing."""
         chosen = self._order.of(number)
         asked_at_s = time.monotonic() - start if at_s is None else at_s
         mask = correct = 0

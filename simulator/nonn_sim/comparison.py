@@ -1,4 +1,4 @@
-"""Simulated beside measured: calibration, and both sides of the table."""
+"""Comparison of simulation and measurement: calibration, and both sides of the table."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from nonn_sim.trace import Trace
 __all__ = ["calibrate", "difference", "measured_figures", "quantile_interval", "simulated_figures"]
 
 SIMULATED_SEEDS = 15
-# Simulated and measured should be so close.
+# Largest differences between simulation and measurement that count as agreement.
 ACCURACY_POINTS, P99_SHARE = 0.5, 0.15
-MOST_DRIFT = 1.5  # beyond it the machine was another one before the run than after it
-WIDEST = 0.5  # an interval of the measured p99 that is wider than this share of it decides nothing
+MOST_DRIFT = 1.5  # a larger ratio means that the machine changed during the run
+WIDEST = 0.5  # an interval of the measured p99 wider than this share of it is inconclusive
 _LATENCIES = ("p50", "p95", "p99", "max")
 
 
 def calibrate(warm: Sequence[Measured], client: Client, deadline_s: float) -> NDArray[np.float64]:
-    """Times of whole fan-outs, and what requests took on top [R, 2].
+    """Times of whole fan-outs, and the remaining time of requests [R, 2].
 
-    A client sees only the sum. How much of it is the fan-out is known on average: the aggregator tells how long its
-    nodes take, and every request is split alike. A fan-out that everybody answered took less than the deadline.
+    A client measures only the sum. The share of the fan-out is known on average, from the node latencies that the
+    aggregator reports, and every request is split in the same ratio. A fan-out that every node answered took less than
+    the deadline.
 
     Raises:
         UnreachableError: no request was answered by every node.
@@ -59,19 +60,20 @@ def simulated_figures(
 ) -> dict[str, Any]:
     """The median of each figure over several runs with the same arrivals and faults.
 
-    When a probe finds a node that has come back is chance, and a second of it is a tenth of a point in half a minute.
+    The time at which a probe finds a recovered node is random, and a second of it is a tenth of a point in half a
+    minute.
 
     Args:
-        scenario: the world.
+        scenario: the scenario.
         bundle: the artifact.
-        events: what happens to devices.
+        events: faults of the devices.
         measured_s: see ``calibrate``.
-        samples: what the clients ask about.
+        samples: samples of the requests.
 
     Returns:
-        The figures. ``accuracy_of_sets`` is the table's for the sets that answer. ``accuracy`` is the same, unless the
-        samples are those whose features the bundle has recorded: then it is of the very samples that each request
-        asks about, and the chance of a thousand draws is not taken for an error of the simulator.
+        The figures. ``accuracy_of_sets`` is the table's accuracy of the subsets that answer. ``accuracy`` is the same,
+        unless the bundle has recorded features of the samples: then it is measured on the samples of each request, so
+        that sampling error does not appear as an error of the simulator.
     """
     deployment = bundle_deployment(bundle, scenario.load.batch)
     n, seed = bundle.num_devices, scenario.scenario.seed
@@ -103,7 +105,7 @@ def _are_recorded(samples: Samples, bundle: Bundle) -> bool:
 
 
 def _accuracy_on_samples(trace: Trace, scenario: Scenario, bundle: Bundle) -> float | None:
-    """Accuracy of answers on the samples that were asked about, each fused offline from the set that answered."""
+    """Accuracy of answers on the samples of the requests, each fused offline from the subset that answered."""
     features, labels = bundle.features
     order, right, shares = Order(scenario, len(labels)), dict[int, NDArray[np.bool_]](), []
     for number, row in enumerate(np.argsort(trace.asked_at_s, kind="stable").tolist()):
@@ -119,8 +121,8 @@ def _accuracy_on_samples(trace: Trace, scenario: Scenario, bundle: Bundle) -> fl
 def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: bool) -> dict[str, Any]:
     """The measured side of the table.
 
-    ``accuracy_of_sets`` is what the bundle's table says of the sets that answered: without the chance of which samples
-    were asked about. ``accuracy`` is of the samples themselves, with the standard error of as many of them.
+    ``accuracy_of_sets`` is the accuracy of the subsets that answered in the bundle's table, without sampling error.
+    ``accuracy`` is measured on the samples themselves, with its standard error.
     """
     answers = [row for row in measured if row.mask]
     masks = np.array([row.mask for row in answers], dtype=np.int64)
@@ -143,12 +145,12 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
 
 
 def quantile_interval(values: NDArray[np.float64], share: float) -> tuple[float, float] | None:
-    """95 % confidence interval of a quantile, free of any distribution.
+    """95 % confidence interval of a quantile, distribution-free.
 
-    How many of n values lie below the true quantile is binomial, so two of the ordered values enclose it.
+    The number of n values below the true quantile is binomial, so two of the ordered values enclose it.
 
     Returns:
-        The two; None where even the least and the greatest do not enclose it with so much certainty.
+        The two values; None if even the smallest and the largest do not enclose it with this confidence.
 
     Source: Conover 1999, "Practical nonparametric statistics", section 3.2.
     """
@@ -161,18 +163,17 @@ def quantile_interval(values: NDArray[np.float64], share: float) -> tuple[float,
 
 
 def difference(simulated: dict[str, Any], measured: dict[str, Any], drift: float) -> dict[str, Any]:
-    """How far the simulation is from the measurement, and whether that is near enough.
+    """Difference between simulation and measurement, and whether they agree.
 
     Args:
         simulated: see ``simulated_figures``.
         measured: see ``measured_figures``.
-        drift: median latency without a fault, after the run over before it.
+        drift: ratio of the median latency without a fault after the run to that before it.
 
     Returns:
-        ``accuracy_points``, ``sets_points``; ``p99_share``, simulated over measured less 1; ``p99_beyond``, by what
-        share the simulated p99 lies outside the 95 % interval of the measured one, 0 inside; ``conclusive``, whether
-        there were requests enough for an interval that is narrow enough to decide anything, on a machine that stayed
-        the same; ``within``, conclusive and both near enough.
+        ``accuracy_points``, ``sets_points``; ``p99_share``, simulated over measured less 1; ``p99_beyond``, the share
+        by which the simulated p99 is outside the 95 % interval of the measured one, 0 inside; ``conclusive``, whether
+        the interval is narrow enough and the machine did not change; ``within``, conclusive and both within the limits.
     """
     found = measured["accuracy"] if measured["accuracy"] is not None else measured["accuracy_of_sets"]
     p99, real, interval = simulated["latency_s"]["p99"], measured["latency_s"]["p99"], measured["p99_interval_s"]

@@ -1,7 +1,7 @@
-"""Ways to put a task on devices: the bundle's own, and the alternatives that it is compared with.
+"""Deployments of a task on devices: that of the bundle, and the alternatives compared with it.
 
-A deployment says what a request asks of each device and how accurate each answering set is; everything else, devices,
-links, faults, load and the policy, is the scenario's and the same for all.
+A deployment has the work of a request on each device and the accuracy of each subset of devices. All else (devices,
+links, faults, load and policy) is part of the scenario and the same for all deployments.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Deployment:
     """A task on some of the devices.
 
     Attributes:
-        name: of the row.
-        devices: that take part, by their number in the scenario [n].
-        work: what a request asks of each [n].
-        macs_of_service: what a device's ``service_s`` is the time of [n].
-        accuracy: of each answering set [2^n]; bit j is ``devices[j]``, or student j where ``students`` are given.
+        name: name of the row.
+        devices: numbers of the devices in use, as in the scenario [n].
+        work: work of a request on each device [n].
+        macs_of_service: multiply-accumulates that take ``service_s`` on each device [n].
+        accuracy: accuracy of each subset [2^n]; bit j is ``devices[j]``, or student j where ``students`` are given.
         needs_all: one missing device loses the answer.
         first_wins: the first good reply is the answer.
-        note: what the row assumes.
-        students: student that each device runs [n]; devices with the same one are replicas. Empty is one each.
+        note: assumptions of the row.
+        students: student of each device [n]; devices with the same student are replicas. Empty: one each.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Deployment:
 
 
 def bundle_deployment(bundle: Bundle, batch: int = 1) -> Deployment:
-    """The bundle as it is: one student a device, and the accuracy of its own table.
+    """The bundle itself: one student per device, and the accuracy of its own table.
 
     Args:
         bundle: the artifact.
@@ -66,7 +66,7 @@ def bundle_deployment(bundle: Bundle, batch: int = 1) -> Deployment:
 
 
 def student_work(bundle: Bundle, batch: int) -> tuple[Work, ...]:
-    """What a request asks of each device that runs its student: its view goes there, its features come back."""
+    """Work of a request on each device that runs its student: it receives its view and sends its features."""
     return tuple(
         Work(
             batch * student.macs,
@@ -82,11 +82,11 @@ def message_bytes(
     """Sizes of a request to a node and of its reply, as protobuf messages; without the headers of HTTP/2 and TCP.
 
     Args:
-        bundle: that the messages name.
-        batch: samples.
-        spec: of the input that is sent.
-        width: numbers that come back for each sample.
-        dtype: of those.
+        bundle: the bundle named in the messages.
+        batch: samples in one request.
+        spec: specification of the sent input.
+        width: numbers in the reply for each sample.
+        dtype: type of these numbers.
     """
     inputs = np.zeros((batch, *spec.shape), spec.dtype)
     hashed = {"nonn_bundle": bundle.hash}
@@ -98,6 +98,6 @@ def message_bytes(
 
 
 def accuracy_if(num_devices: int, accuracy: float, at_least: int) -> NDArray[np.float64]:
-    """A table that is right with this accuracy when enough devices answer, and never otherwise [2^N]."""
+    """A table with this accuracy if enough devices answer, and 0 otherwise [2^N]."""
     count = np.array([mask.bit_count() for mask in all_masks(num_devices).tolist()])
     return np.where(count >= at_least, accuracy, 0.0)

@@ -1,16 +1,16 @@
-"""Virtual time: a world that fails, and production's policy object that decides what each request does about it.
+"""Virtual time: a world with faults, in which the production policy object decides about each request.
 
-SimPy advances only from one change of the world to the next (nonn_sim.faults). Requests in between are met in a plain
-loop over three kinds of times, in order: arrivals, looks at requests, probes. At each arrival the loop asks the real
-``Policy`` for a ``Session``, tells it and the policy every outcome, and does what it decides, exactly as
-``nonn.aggregator.service`` does; nothing of the policy is guessed or skipped.
+SimPy advances only from one change of the world to the next (nonn_sim.faults). Requests in between are processed in a
+plain loop over three kinds of events, in order of time: arrivals, looks at requests, probes. At each arrival the loop
+gets a ``Session`` from the real ``Policy``, reports every outcome to both and follows their decisions, exactly as
+``nonn.aggregator.service`` does; the policy is neither approximated nor skipped.
 
-A request is looked at whenever something may be decided: at every reply, and when the session says, if it hedges or
-fuses early or if a node that it asked is not up. Otherwise a good reply decides nothing but the last one, and the
-policy only counts it; so one look at the end, or at the first failure, does for all of them. That is most requests, and
-what makes a request cost a dozen microseconds.
+If a session hedges or fuses early, or one of its nodes is not up, the loop looks at the request at every reply and at
+the times that the session sets. Otherwise only the last good reply decides, and the policy just counts the others, so a
+single look at the end, or at the first failure, is enough. That is the case for most requests, and the reason why a
+request costs about twelve microseconds.
 
-The answer is right with the accuracy that the deployment's table gives to exactly the set that answered.
+The probability that an answer is right is the accuracy of the subset that answered in the deployment's table.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Engine:
     """One deployment in one world, from one seed.
 
     Args:
-        scenario: the world.
+        scenario: the scenario.
         num_devices: N of the bundle.
-        deployment: what the devices do.
-        seed: of everything random.
-        events: recorded faults in place of the scenario's.
-        measured_s: times of whole fan-outs, and what requests took on top [R, 2], drawn from in place of service and
+        deployment: the deployment of the task on the devices.
+        seed: seed of all random numbers.
+        events: recorded faults instead of the scenario's.
+        measured_s: times of whole fan-outs, and the remaining time of requests [R, 2], sampled instead of service and
             link times.
-        arrivals_seed: of the arrivals, if they should not follow ``seed``.
+        arrivals_seed: seed of the arrivals, if different from ``seed``.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class Engine:
         return self._trace()
 
     def _waiting_to_arrive(self, until: float) -> bool:
-        """Whether a client of a closed load will still ask."""
+        """Whether a client of a closed load will send another request."""
         return any(kind == ARRIVE and time < until for time, _, kind, _ in self._heap)
 
     def _route(self) -> Cell:
-        """The front tier: the next cell that can reach its quorum, or simply the next if none can."""
+        """The front tier: the next cell that can reach its quorum, or the next cell if none can."""
         cells, count = self._cells, len(self._cells)
         for _ in range(count):
             self._turn = (self._turn + 1) % count
@@ -177,27 +177,27 @@ class Engine:
         self._launch(flight)
 
     def _ask_troubled(self, flight: Flight, i: int, now: float) -> None:
-        """Asks a device that something is wrong with, or whose link may lose what it is given."""
+        """Sends a request to a device with a fault or a lossy link."""
         end, status = flight.cell.exchange(flight, i, now)
         flight.ends.append(end)
         flight.statuses.append(status)
 
     def _hedge(self, flight: Flight, node: str, now: float) -> None:
-        """Asks a replica as well."""
+        """Sends the request to a replica too."""
         i = flight.cell.index[node]
         flight.ids, flight.hedged = (*flight.ids, node), {**flight.hedged, i: now}
         flight.nodes.append(i)
         self._ask_troubled(flight, i, now)
 
     def _launch(self, flight: Flight) -> None:
-        """Waits for the next time at which a flight is to be looked at, as it is known now."""
+        """Schedules the next look at a flight, as currently known."""
         ends, statuses = flight.ends, flight.statuses
-        if not flight.told and not flight.eager and not any(statuses):
+        if not flight.reported and not flight.eager and not any(statuses):
             due = max(ends, default=flight.asked_at)
         else:
-            told, eager, due, last = flight.told, flight.eager, inf, flight.asked_at
+            reported, eager, due, last = flight.reported, flight.eager, inf, flight.asked_at
             for j, end in enumerate(ends):
-                if not told >> j & 1:
+                if not reported >> j & 1:
                     if (eager or statuses[j] != OK) and end < due:
                         due = end
                     if end > last:
@@ -211,15 +211,15 @@ class Engine:
         heapq.heappush(self._heap, (due, self._sequence, LOOK, flight))
 
     def _look(self, flight: Flight, now: float) -> None:
-        """Something has come of a flight, or its session wants to decide again."""
+        """Processes new outcomes of a flight, or a time that its session has set."""
         cell, session = flight.cell, flight.session
         if session is None:
             del cell.flights[id(flight)]
             self._learn_of_probe(flight, now)
             return
-        ends, told = flight.ends, flight.told
+        ends, reported = flight.ends, flight.reported
         for j in range(len(ends)):
-            if ends[j] <= now and not told >> j & 1:
+            if ends[j] <= now and not reported >> j & 1:
                 self._learn(flight, j, now)
         if not flight.answered:
             for node in session.decide(now):
@@ -229,19 +229,19 @@ class Engine:
         self._go_on(flight, now)
 
     def _go_on(self, flight: Flight, now: float) -> None:
-        """Answers if the session is done, and waits for what is still to come."""
+        """Answers if the session is done, and waits for the outstanding outcomes."""
         session = flight.session
         if session is not None and session.done and not flight.answered:
             self._answer(flight, session, now)
-        if flight.told + 1 == 1 << len(flight.ends):
+        if flight.reported + 1 == 1 << len(flight.ends):
             flight.cell.flights.pop(id(flight), None)
         else:
             self._launch(flight)
 
     def _learn(self, flight: Flight, j: int, now: float) -> None:
-        """The session and the policy take what came of asking one node."""
+        """Reports the outcome of one node to the session and the policy."""
         cell, node, end, status = flight.cell, flight.ids[j], flight.ends[j], flight.statuses[j]
-        flight.told |= 1 << j
+        flight.reported |= 1 << j
         late, latency = flight.answered, end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at)
         if not late and flight.session is not None:
             flight.session.tell(node, status == OK)
@@ -256,7 +256,7 @@ class Engine:
         self._plan_probe(cell, now)
 
     def _learn_of_probe(self, flight: Flight, now: float) -> None:
-        """The policy takes what came of a probe."""
+        """Reports the outcome of a probe to the policy."""
         cell, node, end, ok = flight.cell, flight.ids[0], flight.ends[0], flight.statuses[0] == OK
         others = [] if ok else self._others(flight, flight.nodes[0], now)
         if cell.policy.on_probe(node, ok, end - flight.asked_at, end if ok else now):
@@ -266,19 +266,19 @@ class Engine:
         self._plan_probe(cell, now)
 
     def _others(self, flight: Flight, i: int, now: float) -> list[Flight]:
-        """Flights that have asked a device that fails now; what they have of anybody is told before it counts."""
+        """Flights with a request to a device that fails now; their earlier outcomes are reported first."""
         cell, found = flight.cell, []
         for other in tuple(cell.flights.values()):
             if other is flight or other.session is None or i not in other.nodes:
                 continue
             found.append(other)
-            for j in other.untold():
+            for j in other.unreported():
                 if other.statuses[j] == OK and other.ends[j] <= now:
                     self._learn(other, j, now)
         return found
 
     def _now_troubled(self, cell: Cell, node: str, others: Sequence[Flight], now: float) -> None:
-        """A node is not up: from now on the time of its replies matters, and if it is out nobody waits for it."""
+        """A node is not up: the times of its replies matter from now on, and no flight waits for a node that is out."""
         state = cell.policy.state(node)
         for other in others:
             other.eager = other.eager or state != "up"
@@ -287,7 +287,7 @@ class Engine:
             self._go_on(other, now)
 
     def _answer(self, flight: Flight, session: Session, now: float) -> None:
-        """The client learns of it."""
+        """Delivers the answer to the client."""
         flight.answered = True
         self._under_way -= 1
         spent = self._scenario.aggregator
@@ -301,9 +301,9 @@ class Engine:
             self._push(flight.asked_at + latency, ARRIVE, None)
 
     def _plan_probe(self, cell: Cell, now: float) -> None:
-        """Sets the clock to when the policy wants to probe next."""
+        """Schedules the policy's next probe."""
         wait_s = cell.policy.next_probe_s(now)
-        # At least one step of the clock ahead: a wait can be too short for the sum to show it.
+        # At least one step of the clock ahead: a wait can be too short to change the sum.
         at = inf if wait_s is None else max(now + wait_s, nextafter(now, inf))
         if at < cell.probe_at:
             cell.probe_at = at
@@ -316,14 +316,14 @@ class Engine:
         self._plan_probe(cell, now)
 
     def _probe(self, cell: Cell, i: int, now: float) -> None:
-        """Asks one device for an answer that nobody waits for."""
+        """Sends a probe to one device."""
         flight = Flight(cell, now, now + cell.policy.config.deadline_s, next(self._probe_rows))
         flight.ids, flight.nodes = (cell.ids[i],), [i]
         self._ask_troubled(flight, i, now)
         self._launch(flight)
 
     def _on_change(self, cell_number: int, device: int, before: State, after: State) -> None:
-        """Something has happened to a device: what is on its way there may end otherwise."""
+        """Handles a state change of a device: its requests in flight may end differently."""
         i = self._local.get(device)
         if i is None:
             return
@@ -340,12 +340,12 @@ class Engine:
             cell.thaw(i, now)
 
     def _used_j(self, cell: int, device: int) -> float:
-        """What requests have cost a device so far."""
+        """Energy that requests have cost a device so far, in joules."""
         i = self._local.get(device)
         return 0.0 if i is None else self._cells[cell].served[i] * self._joules[i]
 
     def _trace(self) -> Trace:
-        """Everything that was written down."""
+        """The trace of the run."""
         cells, devices = self._cells, self._deployment.devices
         ended_s = max(self._now, self._scenario.scenario.duration_s)
         records = [[cell.policy.nodes[node] for node in cell.ids] for cell in cells]

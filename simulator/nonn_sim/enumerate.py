@@ -1,7 +1,7 @@
-"""Accuracy of the answering sets of a bundle: all of them up to N = 16, a stratified sample of them beyond.
+"""Accuracy of the subsets of a bundle's devices: all of them up to N = 16, a stratified sample beyond.
 
-What is sampled carries a 95 % confidence interval for the sampling of answering sets. The test samples are taken as
-they are: how well they stand for the world is another question, which ``wilson`` answers for a single accuracy.
+Sampled figures have a 95 % confidence interval for the sampling of subsets. The test samples are taken as given; their
+own sampling error is the subject of ``wilson``, for a single accuracy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that was estimated.
+    """An estimated number.
 
     Attributes:
         estimate: the number.
@@ -58,13 +58,13 @@ class Stratum:
     """Accuracy with a given number of failures.
 
     Attributes:
-        failed: devices gone.
-        subsets: how many answering sets there are.
+        failed: number of failed devices.
+        subsets: number of subsets.
         sampled: how many of them were fused.
-        mean: over the sets.
-        worst: lowest accuracy that was seen; that of any set may be lower unless all were fused.
-        best: highest that was seen.
-        worst_subset: devices that answered in the worst case that was seen.
+        mean: mean accuracy over the subsets.
+        worst: lowest observed accuracy; unless all subsets were fused, another one may be lower.
+        best: highest observed accuracy.
+        worst_subset: devices of the worst observed subset.
     """
 
     failed: int
@@ -78,10 +78,10 @@ class Stratum:
 
 @dataclass(frozen=True)
 class SampledLaw:
-    """Accuracy under a failure law, from draws of answering sets.
+    """Accuracy under a failure law, from draws of subsets.
 
     Attributes:
-        draws: how many.
+        draws: number of draws.
         expected: expected accuracy.
         availability: probability that each level is reached: level → estimate.
     """
@@ -107,7 +107,7 @@ def mean_estimate(values: NDArray[np.float64], population: int | None = None) ->
 
     Args:
         values: [m].
-        population: how many there are when they were drawn without repetition; the interval closes on the last one.
+        population: size of the population, if drawn without repetition; the interval has width 0 once all are drawn.
     """
     from scipy.stats import t
 
@@ -124,24 +124,24 @@ def mean_estimate(values: NDArray[np.float64], population: int | None = None) ->
 def enumerate_bundle(
     bundle: Bundle, *, recount: bool = False, per_class: bool = False, progress: Progress | None = None
 ) -> tuple[SubsetTable, NDArray[np.int64] | None]:
-    """All answering sets of a bundle.
+    """All subsets of a bundle.
 
     Args:
-        bundle: with N ≤ 16.
+        bundle: a bundle with N ≤ 16.
         recount: count from the recorded features instead of reading the bundle's table.
         per_class: count by class too, which needs the features.
-        progress: called with the share that is done, 0 to 1.
+        progress: called with the completed share, 0 to 1.
 
     Returns:
-        The table, and the correct answers by mask and class [2^N, K] if asked for.
+        The table, and the correct answers by mask and class [2^N, K] if requested.
 
     Raises:
         ConfigError: more than 16 devices.
-        BundleError: features are needed and the bundle holds none.
+        BundleError: features are needed and the bundle has none.
     """
     if bundle.num_devices > MAX_DEVICES:
         raise ConfigError(
-            f"{bundle.path}: {bundle.num_devices} devices; all answering sets are enumerated up to {MAX_DEVICES}. "
+            f"{bundle.path}: {bundle.num_devices} devices; all subsets are enumerated up to {MAX_DEVICES}. "
             "Sample them with --samples 64"
         )
     if not recount and not per_class:
@@ -161,21 +161,21 @@ def sample_failures(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Stratum]:
-    """Accuracy against failures from some answering sets of each size, any N.
+    """Accuracy against failures from some subsets of each size, any N.
 
     Args:
         head: the fusion.
         features: N arrays [n, d_i].
         labels: [n].
-        samples: answering sets to fuse for each number of failures; where there are no more, all are.
-        seed: of the draw.
-        progress: called with the share that is done, 0 to 1.
+        samples: number of subsets to fuse for each number of failures; all of them if there are no more.
+        seed: seed of the draw.
+        progress: called with the completed share, 0 to 1.
 
     Raises:
         ConfigError: fewer than two samples.
     """
     if samples < 2:
-        raise ConfigError(f"{samples} samples: an interval needs at least two answering sets")
+        raise ConfigError(f"{samples} samples: an interval needs at least two subsets")
     rng, n = np.random.default_rng(seed), head.num_devices
     strata = []
     for failed in range(n):
@@ -200,7 +200,7 @@ def sample_failures(
 
 
 def _draw(rng: np.random.Generator, n: int, size: int, count: int) -> list[int]:
-    """Different sets of ``size`` of n devices, as masks; all of them where there are no more than ``count``."""
+    """Distinct subsets of ``size`` of n devices, as masks; all of them if there are no more than ``count``."""
     if math.comb(n, size) <= 4 * count:
         every = [mask_of(chosen) for chosen in combinations(range(n), size)]
         return every if len(every) <= count else [every[i] for i in rng.choice(len(every), count, replace=False)]
@@ -220,7 +220,7 @@ def sample_law(
     levels: Sequence[float] = (),
     seed: int = 0,
 ) -> SampledLaw:
-    """Accuracy under a failure law from draws of answering sets, any N; a set that comes again is fused once.
+    """Accuracy under a failure law from draws of subsets, any N; a repeated subset is fused once.
 
     Raises:
         ConfigError: fewer than two draws.

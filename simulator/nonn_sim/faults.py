@@ -1,8 +1,8 @@
-"""What goes wrong and when: schedules, churn, shared fates and batteries, as SimPy processes.
+"""Faults over time: schedules, churn, groups that fail together and batteries, as SimPy processes.
 
-SimPy advances only from one change of the world to the next; requests between two changes are the engine's business.
-Everything that happens is written down as ``FaultEvent``; a log of them, of a simulation or of a real night in the
-field, can take the place of all the processes (``nonn-sim replay``).
+SimPy advances only from one change of the world to the next; the engine processes the requests between two changes.
+Every fault is recorded as a ``FaultEvent``; a log of them, from a simulation or from the field, can replace all
+processes (``nonn-sim replay``).
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from nonn_sim.scenario import FAULT_ENDS, Fault, Scenario
 
 __all__ = ["Condition", "FaultEvent", "State", "World", "read_log", "write_log"]
 
-# The aggregator tries a lost connection again after at most this long (its channel options); where in that time the
-# device comes back is chance.
+# The aggregator retries a lost connection after at most this long (its channel options); the moment within that time at
+# which a device reconnects is random.
 RECONNECT_S = 0.5
-BATTERY_STEP_S = 1.0  # a battery that is empty is noticed no later than this
+BATTERY_STEP_S = 1.0  # an empty battery is detected after at most this long
 
-# Other people's logs say up and down.
+# Other logs use up and down.
 _ALIASES = {"down": "off", "up": "on"}
 
 
 @dataclass(frozen=True)
 class FaultEvent:
-    """Something that happened to a device.
+    """The start or end of a fault of a device.
 
     Attributes:
-        time_s: since the start of the run.
-        node: device.
-        event: a kind of fault, or what ends it; see ``FAULT_ENDS``.
+        time_s: time since the start of the run, in seconds.
+        node: number of the device.
+        event: a kind of fault, or the event that ends it; see ``FAULT_ENDS``.
         value: seconds, for ``delay``.
-        cell: of a fleet.
+        cell: number of the cell in a fleet.
     """
 
     time_s: float
@@ -55,21 +55,21 @@ class FaultEvent:
 
 
 class State(IntEnum):
-    """What a request meets at a device."""
+    """State of a device, as seen by a request."""
 
     UP = 0
-    FROZEN = 1  # silent; what it holds goes on later
+    FROZEN = 1  # silent; its jobs continue later
     REFUSING = 2  # fails at once
-    OFF = 3  # silent; what it held is lost
+    OFF = 3  # silent; its jobs are lost
 
 
 class Condition:
-    """All that is wrong with one device.
+    """The current faults of one device.
 
     Attributes:
-        corrupt: its replies cannot be used.
-        delay_s: its exchanges take so much longer.
-        reconnecting: it is back, and the aggregator has not found it yet.
+        corrupt: its replies are unusable.
+        delay_s: additional time of its exchanges.
+        reconnecting: it is up again, but the aggregator has not reconnected yet.
     """
 
     __slots__ = ("_counts", "corrupt", "delay_s", "reconnecting")
@@ -92,7 +92,7 @@ class Condition:
 
     @property
     def state(self) -> State:
-        """The worst of what is wrong."""
+        """The worst state of all current faults."""
         counts = self._counts
         if counts["off"]:
             return State.OFF
@@ -104,19 +104,19 @@ class Condition:
 _STARTS = {end: start for start, end in FAULT_ENDS.items()}
 
 OnChange = Callable[[int, int, State, State], None]  # cell, device, before, after
-UsedJoules = Callable[[int, int], float]  # cell, device → by requests so far
+UsedJoules = Callable[[int, int], float]  # cell, device → energy used by requests so far
 
 
 class World:
-    """The devices of all cells and what happens to them.
+    """The devices of all cells and their faults.
 
     Args:
-        scenario: with its schedule, churn and batteries.
+        scenario: the scenario, with schedule, churn and batteries.
         num_devices: N.
-        seed: of the run.
-        on_change: called when something has happened to a device, with its state before and after.
-        used_j: what requests have cost a device so far, for batteries.
-        events: happen in place of schedule, churn and batteries.
+        seed: seed of the run.
+        on_change: called after an event of a device, with its state before and after.
+        used_j: energy that requests have cost a device so far, for batteries.
+        events: recorded events, instead of schedule, churn and batteries.
     """
 
     def __init__(
@@ -156,13 +156,13 @@ class World:
                     self.env.process(self._battery(cell, device))
 
     def on_s(self, cell: int, device: int, now: float) -> float:
-        """How long a device has been on, from the start until now."""
+        """Total time that a device has been on, from the start until now."""
         key = (cell, device)
         off_since = self._off_since.get(key)
         return now - self._off_s.get(key, 0.0) - (max(0.0, now - off_since) if off_since is not None else 0.0)
 
     def apply(self, event: FaultEvent) -> None:
-        """Makes something happen now."""
+        """Applies an event now."""
         self.log.append(event)
         cell, device, now = event.cell, event.node, self.env.now
         condition = self.conditions[cell][device]
@@ -186,7 +186,7 @@ class World:
         self._on_change(cell, device, before, condition.state)
 
     def _scheduled(self, fault: Fault, cell: int, device: int) -> Generator[Any, Any, None]:
-        """One fault of the schedule, once or again and again."""
+        """One fault of the schedule, once or periodically."""
         at_s = fault.at_s
         lasting_s = fault.for_s + (self._nodes[device].restart_s if fault.kind == "kill" else 0.0)
         while True:
@@ -202,7 +202,7 @@ class World:
     def _churn(
         self, cell: int, devices: Sequence[int], mtbf_s: float, mttr_s: float, rng: np.random.Generator
     ) -> Generator[Any, Any, None]:
-        """Up and down for ever, all these devices together."""
+        """Endless up and down periods of these devices, together."""
         while True:
             for mean_s, event in ((mtbf_s, "off"), (mttr_s, "on")):
                 yield self.env.timeout(rng.exponential(mean_s))
@@ -210,7 +210,7 @@ class World:
                     self.apply(FaultEvent(self.env.now, device, event, 0.0, cell))
 
     def _battery(self, cell: int, device: int) -> Generator[Any, Any, None]:
-        """Waits until the battery is empty, looking as often as the greatest possible drain makes necessary."""
+        """Waits until the battery is empty, and checks as often as the greatest possible drain requires."""
         node = self._nodes[device]
         looked_at, looked_j = 0.0, 0.0
         while True:
@@ -219,13 +219,13 @@ class World:
             if left_j <= 0:
                 self.apply(FaultEvent(self.env.now, device, "off", 0.0, cell))
                 return
-            # Twice the drain since the last look: a steady drain is met after a handful of looks.
+            # Twice the drain since the last check: a steady drain needs only a few checks.
             drain_w = 2 * (used_j - looked_j) / (self.env.now - looked_at) if self.env.now > looked_at else 0.0
             looked_at, looked_j = self.env.now, used_j
             yield self.env.timeout(max(BATTERY_STEP_S, left_j / drain_w if drain_w else BATTERY_STEP_S))
 
     def _replay(self, events: Sequence[FaultEvent], scenario: Scenario) -> None:
-        """Schedules recorded events; all of them from time 0, so that their times are met to the last bit."""
+        """Schedules recorded events, all from time 0, so that their times are exact to the last bit."""
         for event in events:
             if not event.cell < scenario.fleet.cells or not event.node < len(self._nodes):
                 raise ConfigError(
@@ -250,8 +250,8 @@ def write_log(path: Path, events: Sequence[FaultEvent]) -> None:
 def read_log(path: Path) -> list[FaultEvent]:
     """Reads a fault log: CSV with a header, or JSON lines.
 
-    Columns ``time_s``, ``node`` (a number, or a name that ends in one) and ``event``; ``value`` and ``cell`` may be
-    left out. ``up`` and ``down`` are taken for ``on`` and ``off``. The order of the lines does not matter.
+    Columns are ``time_s``, ``node`` (a number, or a name that ends in one) and ``event``; ``value`` and ``cell`` are
+    optional. ``up`` and ``down`` are aliases of ``on`` and ``off``. The order of the lines does not matter.
 
     Raises:
         DataError: the file is missing or cannot be read; the message names the line.
@@ -275,7 +275,7 @@ def read_log(path: Path) -> list[FaultEvent]:
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Each line's number and what it holds; JSON that cannot be parsed is None."""
+    """Number and contents of each line; JSON that cannot be parsed is None."""
     lines = text.splitlines()
     if path.suffix != ".jsonl":
         reader = csv.DictReader(lines)

@@ -1,7 +1,7 @@
-"""What chance does to each exchange: service times, link times and loss, drawn in blocks.
+"""Random service times, link times and loss of each exchange, drawn in blocks.
 
-Every device has random streams of its own, drawn whether it is asked or not. So two deployments that are compared in
-one world meet the same draws (common random numbers), and a result does not depend on the size of a block.
+Every device has separate random streams, which are drawn whether it is used or not. So two deployments in one world
+share their draws (common random numbers), and a result does not depend on the size of a block.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from nonn_sim.scenario import LinkConfig, LoadConfig, NodeConfig
 
 __all__ = ["BLOCK", "Channel", "Exchange", "Work", "arrivals", "exchanges"]
 
-BLOCK = 4096  # requests drawn at once: long enough that NumPy's call costs nothing, short enough to stay in the cache
+BLOCK = 4096  # requests drawn at once: large enough to amortise NumPy's calls, small enough for the cache
 
-# Tags that keep the streams of one seed apart.
+# Tags that separate the streams of one seed.
 ARRIVALS, SERVICE, PROBES, FAULTS = range(4)
 
-# Of one request: service, up and down times [N], uniform draws of links and of their states [2N] or None, time on top.
+# Of one request: service, up and down times [N], uniform draws of links and of their states [2N] or None, overhead.
 Exchange = tuple[list[float], list[float], list[float], list[float] | None, float]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one request asks of one device.
+    """Work of one request on one device.
 
     Attributes:
         macs: multiply-accumulates.
-        request_bytes: that it receives.
-        reply_bytes: that it sends.
-        crossings: messages in each direction; more than 1 where devices wait for each other at every layer.
+        request_bytes: bytes that it receives.
+        reply_bytes: bytes that it sends.
+        crossings: messages in each direction; more than 1 if devices wait for each other at every layer.
     """
 
     macs: float
@@ -47,7 +47,7 @@ class Work:
 
         Args:
             node: its speed, or its time for an inference of ``macs_of_service``.
-            macs_of_service: what ``node.service_s`` is the time of.
+            macs_of_service: multiply-accumulates that take ``node.service_s``.
         """
         if node.speed_macs_per_s:
             return self.macs / node.speed_macs_per_s
@@ -57,9 +57,9 @@ class Work:
 class Channel:
     """Whether exchanges over one link are lost: Bernoulli, or Gilbert–Elliott in continuous time.
 
-    The state of the channel is drawn when an exchange asks for it, from its distribution given the last one: for two
-    states with rates a (good to bad) and b, P(bad at t + Δ | s) = π + (s − π) e^−(a+b)Δ with π = a / (a + b). That
-    is the chain itself, seen only where it matters, so a quiet month costs nothing.
+    The state of the channel is drawn when an exchange needs it, from its distribution given the last state: for two
+    states with rates a (good to bad) and b, P(bad at t + Δ | s) = π + (s − π) e^−(a+b)Δ with π = a / (a + b). This is
+    the exact chain, observed only at exchanges, so idle time costs nothing.
     """
 
     def __init__(self, link: LinkConfig) -> None:
@@ -72,11 +72,11 @@ class Channel:
 
     @property
     def lossy(self) -> bool:
-        """Whether anything can be lost at all."""
+        """Whether an exchange can be lost."""
         return self._two_states or self._p[0] > 0
 
     def most(self, crossings: int = 1) -> float:
-        """Probability that an exchange is lost in the worse of the states."""
+        """Probability that an exchange is lost in the worse state."""
         p_loss = max(self._p) if self._two_states else self._p[0]
         return p_loss if crossings == 1 else 1 - (1 - p_loss) ** crossings
 
@@ -84,13 +84,13 @@ class Channel:
         """Whether an exchange at this time is lost.
 
         Args:
-            now: not before the last call.
+            now: time, not before that of the last call.
             uniform: drawn from [0, 1).
             uniform_of_state: drawn from [0, 1), independent of it.
             crossings: exchanges that must all succeed, in the state of the first.
         """
         if uniform >= self.most(crossings):
-            return False  # whatever the state, which can wait to be drawn until it matters
+            return False  # in any state, so the state need not be drawn yet
         if self._two_states:
             p_bad = self._p_bad + (self._bad - self._p_bad) * exp(-self._rate * (now - self._at))
             self._bad, self._at = int(uniform_of_state < p_bad), now
@@ -107,17 +107,17 @@ def exchanges(
     tag: int = SERVICE,
     measured_s: NDArray[np.float64] | None = None,
 ) -> Iterator[Exchange]:
-    """An endless row of draws, one for each request.
+    """An endless sequence of draws, one for each request.
 
     Args:
         nodes: the devices [N].
-        work: what a request asks of each [N].
-        services_s: mean service time of each [N].
-        streams: number of each device, which names its random stream [N].
-        seed: of the run.
-        tag: which purpose; draws of different tags are independent.
-        measured_s: times of whole fan-outs, and what requests took on top [R, 2]; a row is drawn for each request, in
-            place of service and link times.
+        work: work of a request on each device [N].
+        services_s: mean service time of each device [N].
+        streams: number of each device, which selects its random stream [N].
+        seed: seed of the run.
+        tag: purpose of the draws; draws of different tags are independent.
+        measured_s: times of whole fan-outs, and the remaining time of requests [R, 2]; a row is drawn for each request,
+            instead of service and link times.
     """
     n = len(nodes)
     rngs = [np.random.default_rng([seed, tag, stream]) for stream in streams]
@@ -133,7 +133,7 @@ def exchanges(
             service[:, i] = _service(rng, services_s[i], node.service_cv)
             up[:, i], down[:, i] = up_s[i], down_s[i]
             if node.link.jitter_s:
-                # A sum of as many exponentials as there are messages.
+                # The sum of one exponential per message.
                 up[:, i] += rng.gamma(work[i].crossings, node.link.jitter_s, BLOCK)
                 down[:, i] += rng.gamma(work[i].crossings, node.link.jitter_s, BLOCK)
             if lossy:
@@ -141,7 +141,7 @@ def exchanges(
         on_top = [0.0] * BLOCK
         if measured_s is not None:
             drawn = rngs[0].choice(measured_s, BLOCK)
-            # On the way back, where nothing queues: what was measured has waited in the queues already.
+            # Added to the reply, where nothing queues: measured times include the queues already.
             down[:], on_top = drawn[:, :1], drawn[:, 1].tolist()
             service[:] = up[:] = 0.0
         varying = jitter or measured_s is not None
@@ -152,7 +152,7 @@ def exchanges(
 
 
 def arrivals(load: LoadConfig, seed: int) -> Iterator[float]:
-    """Arrival times of an open load, without end."""
+    """Endless arrival times of an open load."""
     if load.arrivals == "fixed":
         number = 0
         while True:
@@ -166,7 +166,7 @@ def arrivals(load: LoadConfig, seed: int) -> Iterator[float]:
 
 
 def _constant_s(link: LinkConfig, crossings: int, payload_bytes: float) -> float:
-    """Link time without chance."""
+    """The constant part of the link time."""
     sending_s = payload_bytes / link.bandwidth_bytes_per_s if link.bandwidth_bytes_per_s else 0.0
     return crossings * link.latency_s + sending_s
 

@@ -1,14 +1,14 @@
-"""The same scenario on a real cluster: simulated beside measured.
+"""The same scenario on a real cluster: simulation compared with measurement.
 
-Nodes are processes of this machine (``LocalCluster``): ``kill`` and ``stop`` are signals. Between aggregator and nodes
-stands a proxy each (``nonn_sim.proxy``) that makes the links, and the faults of the network. Clients ask at the very
-times at which they ask in the simulation, since both draw them from the same seed.
+Nodes are processes of this machine (``LocalCluster``): ``kill`` and ``stop`` are signals. A proxy between the
+aggregator and each node (``nonn_sim.proxy``) imitates its link and the faults of the network. Clients send their
+requests at the same times as in the simulation, since both draw them from the same seed.
 
-What the machine is like is measured on the very cluster, before the first fault and after the last, since a machine
-that others use too does not stay the same: under the scenario's load and without a fault, how long whole fan-outs take,
-and how long a node takes to start. The simulation then draws from these measurements in place of the scenario's service
-and link times. So the comparison is of what the simulator says about *failures*: whom the policy asks, waits for and
-leaves out, and which sets answer how often.
+The speed of the machine is measured on the same cluster, before the first fault and after the last, since a shared
+machine changes: under the scenario's load and without a fault, the time of whole fan-outs, and the time that a node
+takes to start. The simulation then samples these measurements instead of the scenario's service and link times. So the
+comparison tests the simulation of *failures*: the nodes that the policy uses, waits for and leaves out, and the
+frequency of each subset that answers.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ from nonn_sim.scenario import Scenario
 __all__ = ["Samples", "check_live", "run_live", "timeline"]
 
 CALIBRATION_REQUESTS = 250  # before the faults, and again after them
-WARM_UP_SKIPPED = 30  # connections are opened and caches filled
+WARM_UP_SKIPPED = 30  # while connections open and caches fill
 FloatArray = NDArray[np.float64]
-SETTLE_S = 15.0  # for every node to be up again before the clock starts
+SETTLE_S = 15.0  # time for every node to be up again before the clock starts
 
 
 def check_live(scenario: Scenario, num_devices: int) -> None:
-    """Whether a real cluster on this machine can do what the scenario says.
+    """Checks that a real cluster on this machine can run the scenario.
 
     Raises:
-        ConfigError: names what it cannot.
+        ConfigError: it cannot; the message names the option.
     """
     source = scenario.source
     for device, node in enumerate(scenario.devices(num_devices)):
         if node.battery_j:
             raise ConfigError(f"{source}: device {device} has battery_j; processes of this machine have no battery")
         if node.link.p_loss or node.link.good_s:
-            raise ConfigError(f"{source}: the link of device {device} loses exchanges; TCP would make that good")
+            raise ConfigError(f"{source}: the link of device {device} loses exchanges; TCP would repeat them")
     if scenario.fleet.cells > 1:
         raise ConfigError(f"{source}: fleet.cells = {scenario.fleet.cells}: one cell runs live")
     if not scenario.scenario.duration_s:
@@ -72,9 +72,9 @@ def check_live(scenario: Scenario, num_devices: int) -> None:
 
 
 def timeline(scenario: Scenario, num_devices: int) -> list[FaultEvent]:
-    """Everything that the scenario's schedule and churn do to a live cluster while it lasts.
+    """All events of the scenario's schedule and churn for a live cluster.
 
-    A device that goes off is a process that is stopped: both are silent. A restart is told when it begins.
+    A device that is off becomes a stopped process: both are silent. A restart is recorded when it begins.
     """
     quick = {i: dataclasses.replace(node, restart_s=0.0) for i, node in enumerate(scenario.devices(num_devices))}
     world = World(
@@ -88,17 +88,17 @@ def timeline(scenario: Scenario, num_devices: int) -> list[FaultEvent]:
 def run_live(
     scenario: Scenario, bundle: Bundle, samples: Samples, say: Callable[[str], None] = lambda line: None
 ) -> tuple[dict[str, Any], list[FaultEvent]]:
-    """Drives a real cluster through the scenario, and the simulator beside it.
+    """Runs the scenario on a real cluster and in the simulator.
 
     Args:
-        scenario: checked by ``check_live``.
+        scenario: a scenario checked by ``check_live``.
         bundle: the artifact.
-        samples: what is asked about; all have the bundle's input shape.
-        say: told what is going on.
+        samples: samples of the requests, with the bundle's input shape.
+        say: called with progress messages.
 
     Returns:
-        ``simulated``, ``measured``, ``calibration``, ``difference`` and the faults as they really happened.
-        ``measured.disturbed`` counts requests that took longer than the cluster of the calibration can have made them.
+        ``simulated``, ``measured``, ``calibration``, ``difference`` and the faults at their actual times.
+        ``measured.disturbed`` counts requests that took longer than the calibrated cluster can explain.
 
     Raises:
         ConfigError: the scenario cannot run live.
@@ -122,7 +122,7 @@ def run_live(
         _wait_until_up(client)
         say(f"live: {scenario.scenario.duration_s:g} s, {len(events)} faults and their ends")
         happened, measured = _drive(scenario, cluster, proxies, load, events)
-        say(f"calibration: everything mended, {CALIBRATION_REQUESTS} requests again")
+        say(f"calibration: all faults ended, {CALIBRATION_REQUESTS} requests again")
         _mend(cluster, proxies, events)
         _wait_until_up(client)
         measured_s = np.concatenate([before_s, _calibrated(scenario, load, client, 2)])
@@ -131,7 +131,8 @@ def run_live(
     shifted = [dataclasses.replace(event, time_s=event.time_s + late.get(event.event, 0.0)) for event in events]
     simulated = simulated_figures(scenario, bundle, shifted, measured_s, samples)
     figures = measured_figures(measured, bundle, samples.labels is not None)
-    # Nobody waits longer than the deadline and what came on top in the calibration, unless the machine has got busier.
+    # No request takes longer than the deadline and the largest remaining time in the calibration, unless the machine is
+    # busier.
     longest_s = scenario.policy.deadline_s + float(measured_s[:, 1].max())
     figures["disturbed"] = sum(row.latency_s > longest_s for row in measured)
     drift = float(np.median(measured_s[len(before_s) :].sum(axis=1)) / np.median(before_s.sum(axis=1)))
@@ -156,7 +157,7 @@ def run_live(
 def _drive(
     scenario: Scenario, cluster: LocalCluster, proxies: Proxies, load: Load, events: Sequence[FaultEvent]
 ) -> tuple[list[FaultEvent], list[Measured]]:
-    """Load and faults side by side; returns what really happened and every request."""
+    """Runs load and faults concurrently; returns the actual faults and every request."""
     run, happened, failures = scenario.scenario, list[FaultEvent](), list[NonnError]()
     start, over = time.monotonic(), threading.Event()
 
@@ -168,7 +169,7 @@ def _drive(
             failures.append(exc)
 
     def injure() -> None:
-        # A restart waits until the node is ready; the next fault does not wait for that.
+        # A restart waits until the node is ready; the next fault must not wait for it.
         with ThreadPoolExecutor(len(cluster.states()), thread_name_prefix="restart") as restarts:
             for event in events:
                 if over.wait(max(0.0, start + event.time_s - time.monotonic())):
@@ -194,7 +195,7 @@ def _drive(
 
 
 def _inject(cluster: LocalCluster, proxies: Proxies, event: FaultEvent) -> None:
-    """Makes one fault real."""
+    """Applies one fault to the cluster."""
     signals = {"kill": cluster.kill, "stop": cluster.stop, "resume": cluster.resume, "restart": cluster.restart}
     if event.event in signals:
         signals[event.event](event.node)
@@ -232,13 +233,13 @@ def _aggregator(bundle: Bundle, addresses: Sequence[str], policy: PolicyConfig) 
 
 
 def _calibrated(scenario: Scenario, load: Load, client: Client, offset: int) -> FloatArray:
-    """Fan-out and overhead of requests without a fault, at times of their own [R, 2]."""
+    """Fan-out and overhead of requests without a fault, at separate times [R, 2]."""
     times_s = islice(arrivals(scenario.load, scenario.scenario.seed + offset), CALIBRATION_REQUESTS)
     return calibrate(load.send(list(times_s))[WARM_UP_SKIPPED:], client, scenario.policy.deadline_s)
 
 
 def _mend(cluster: LocalCluster, proxies: Proxies, events: Sequence[FaultEvent]) -> None:
-    """Undoes what is left of the faults when the clock stops."""
+    """Ends the remaining faults when the clock stops."""
     last = {event.node: event.event for event in events if event.event in ("kill", "restart", "stop", "resume")}
     for node in range(len(cluster.states())):
         proxies.change(node, _heal)
@@ -249,14 +250,14 @@ def _mend(cluster: LocalCluster, proxies: Proxies, events: Sequence[FaultEvent])
 
 
 def _heal(proxy: Proxy) -> None:
-    """A proxy that carries everything as it is."""
+    """Makes a proxy forward everything unchanged."""
     proxy.partition(False)
     proxy.silence(False)
     proxy.corrupt, proxy.delay_s = False, 0.0
 
 
 def _time_restart(cluster: LocalCluster) -> float:
-    """How long a node takes from its start until it is ready."""
+    """Time from the start of a node until it is ready, in seconds."""
     cluster.kill(0)
     start = time.monotonic()
     cluster.restart(0)
@@ -264,10 +265,10 @@ def _time_restart(cluster: LocalCluster) -> float:
 
 
 def _wait_until_up(client: Client) -> None:
-    """Waits until the aggregator has found every node.
+    """Waits until the aggregator has connected to every node.
 
     Raises:
-        UnreachableError: one is still missing.
+        UnreachableError: a node is still missing.
     """
     until = time.monotonic() + SETTLE_S
     while missing := [node["id"] for node in client.metadata().nodes if node["state"] != "up"]:

@@ -1,8 +1,7 @@
-"""What a run says: accuracy, latency, availability, energy and bytes, from its trace.
+"""Figures of a run: accuracy, latency, availability, energy and bytes, from its trace.
 
-Accuracy of an answer is that of exactly the set that was fused, from the deployment's table. A request below the
-quorum has no answer: it counts against availability, not against the accuracy of answers; ``accuracy_per_request``
-counts it as wrong.
+The accuracy of an answer is that of the fused subset in the deployment's table. A request below the quorum has no
+answer: it lowers availability, not the accuracy of answers; ``accuracy_per_request`` counts it as wrong.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     """The figures of one run, ready for JSON.
 
     Args:
-        trace: what happened.
-        deployment: what the devices did.
-        scenario: the world.
+        trace: trace of the run.
+        deployment: the deployment that ran.
+        scenario: the scenario.
         num_devices: N of the bundle.
 
     Returns:
@@ -36,7 +35,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         ``degraded`` (share of answers with a device missing), ``lost`` (requests), ``deadline_hits`` (requests that
         waited to the deadline), ``latency_s`` of answers at percentiles, ``energy_j_per_answer``,
         ``bytes_per_answer``, ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
-        ``worst_cell``. Figures of nothing are None.
+        ``worst_cell``. Undefined figures are None.
     """
     answered = trace.answered
     accuracy = deployment.accuracy[trace.mask]
@@ -84,7 +83,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
 
 
 def percentiles(latency_s: NDArray[np.float64]) -> dict[str, float | None]:
-    """p50, p95, p99 and the greatest."""
+    """p50, p95, p99 and the maximum."""
     if not len(latency_s):
         return {**{f"p{p}": None for p in PERCENTILES}, "max": None}
     values = np.percentile(latency_s, PERCENTILES)
@@ -120,7 +119,7 @@ def _window_s(scenario: Scenario, ended_s: float) -> float:
 
 
 def _energy_j(trace: Trace, deployment: Deployment, nodes: list[NodeConfig]) -> NDArray[np.float64]:
-    """What each device has used: for requests, and for being on [cells, n]."""
+    """Energy of each device, for requests and for being on, in joules [cells, n]."""
     work = deployment.work
     request_j = np.array(
         [
@@ -133,7 +132,7 @@ def _energy_j(trace: Trace, deployment: Deployment, nodes: list[NodeConfig]) -> 
 
 
 def _bytes(trace: Trace, deployment: Deployment) -> NDArray[np.float64]:
-    """What crossed each link: requests to devices that were reached, and good replies [cells, n]."""
+    """Bytes on each link: requests to reached devices, and good replies [cells, n]."""
     work = deployment.work
     result: NDArray[np.float64] = trace.served * np.array([w.request_bytes for w in work])
     result += trace.good * np.array([w.reply_bytes for w in work])

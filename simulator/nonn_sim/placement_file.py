@@ -32,24 +32,22 @@ def load_devices(path: Path) -> list[Machine]:
     """Reads the machines.
 
     Raises:
-        ConfigError: the file is missing or no TOML, names no device, or a device's values are impossible.
+        ConfigError: the file is missing or not TOML, has no device, or a value is invalid.
     """
     tree = parse_toml(path)
     rows = tree.pop("device", None)
     if tree or not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(
-            f"{path}: must hold [[device]] tables and nothing else" + (f", not {list(tree)}" if tree else "")
-        )
+        raise ConfigError(f"{path}: must contain only [[device]] tables" + (f", not {list(tree)}" if tree else ""))
     return [from_mapping(Machine, row, source=str(path), prefix=f"device[{i}].") for i, row in enumerate(rows)]
 
 
 def placement_summary(
     bundle: Bundle, table: SubsetTable, devices: Sequence[Machine], latency_limit_s: float
 ) -> dict[str, Any]:
-    """The best placement, and which student to give to one more machine like the best of these.
+    """The best placement, and the gain from one more machine like the best of these for each student.
 
     Raises:
-        ConfigError: nothing fits.
+        ConfigError: no student fits any machine.
     """
     works = works_of(bundle.manifest.students)
     found = place(table, works, devices, latency_limit_s=latency_limit_s)

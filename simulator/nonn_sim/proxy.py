@@ -1,13 +1,14 @@
-"""A TCP proxy in front of each node: where a live cluster gets its links and its network faults.
+"""A TCP proxy in front of each node, which imitates links and network faults in a live cluster.
 
-It stands between aggregator and node. It delays bytes by the link's latency, jitter and bandwidth, and on request
-delays replies further, spoils them, goes silent for a while, or cuts every connection and refuses new ones. A node that
-is killed or stopped is so through it as well: it opens and closes connections as the node does.
+The proxy is between aggregator and node. It delays bytes by the link's latency, jitter and bandwidth, and on request
+delays replies further, corrupts them, is silent for a while, or closes every connection and refuses new ones. A killed
+or stopped node looks the same through it: the proxy opens and closes connections as the node does.
 
-Spoilt are only the messages inside HTTP/2's DATA frames (RFC 9113, section 4.1): a node that answers garbage, on a
-connection that is as good as before.
+Only messages inside HTTP/2's DATA frames are corrupted (RFC 9113, section 4.1): the node answers garbage on an intact
+connection.
 
-Timers of an event loop are a millisecond coarse, so a link of a few hundred microseconds is slower than it says.
+Timers of an event loop have a resolution of a millisecond, so a link of a few hundred microseconds is slower than
+configured.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from nonn_sim.scenario import LinkConfig
 __all__ = ["Proxies", "Proxy"]
 
 CHUNK = 65536
-QUEUED_CHUNKS = 1024  # on their way in one direction; then the sender waits, as behind a full buffer
+QUEUED_CHUNKS = 1024  # in flight in one direction; then the sender waits, as with a full buffer
 FRAME_HEADER, DATA = 9, 0  # HTTP/2: length in 3 bytes, type in the fourth
-GRPC_PREFIX = 5  # compressed or not, length: kept, or the connection's own error handling would be tested
+GRPC_PREFIX = 5  # compression flag and length: kept, so that the connection itself stays intact
 _INVERT = bytes(255 - value for value in range(256))
 
 
@@ -39,7 +40,7 @@ class _Frames:
         self._header, self._left, self._message, self._prefix = b"", 0, False, 0
 
     def carry(self, data: bytes, spoil: bool) -> bytes:
-        """The next bytes, with the bits of messages inverted if they are to be spoilt."""
+        """The next bytes, with the bits of messages inverted if ``spoil`` is set."""
         carried, at = bytearray(data), 0
         while at < len(data):
             if not self._left:
@@ -62,12 +63,12 @@ class Proxy:
 
     Args:
         upstream: ``host:port`` of the node.
-        link: how slow it is; loss is not made, since TCP would make it good.
-        seed: of the jitter.
+        link: options of the link; loss is ignored, since TCP would repeat lost bytes.
+        seed: seed of the jitter.
 
     Attributes:
-        delay_s: that replies take longer.
-        corrupt: whether replies are spoilt.
+        delay_s: additional delay of replies.
+        corrupt: whether replies are corrupted.
     """
 
     def __init__(self, upstream: str, link: LinkConfig, seed: int) -> None:
@@ -92,28 +93,28 @@ class Proxy:
         return "127.0.0.1:" + str(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Ends every connection."""
+        """Closes every connection."""
         assert self._server is not None
         self._server.close()
         self.partition(True)
         await self._tasks.close()
 
     def partition(self, on: bool) -> None:
-        """Cuts every connection and each new one at once, or stops doing so."""
+        """Closes every connection and refuses new ones, or stops doing so."""
         self._partitioned = on
         if on:
             for writer in tuple(self._connections):
                 writer.transport.abort()
 
     def silence(self, on: bool) -> None:
-        """Carries nothing in either direction; later delivers what it held back, as TCP does after an outage."""
+        """Forwards nothing in either direction; later delivers the retained bytes, as TCP does after an outage."""
         if on:
             self._passing.clear()
         else:
             self._passing.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until either side ends it."""
+        """Serves one connection until either side closes it."""
         if self._partitioned:
             writer.transport.abort()
             return
@@ -127,14 +128,14 @@ class Proxy:
                 replies = tasks.start(self._pipe(node_reader, writer, True), "replies of a connection")
                 await asyncio.wait((requests, replies), return_when=asyncio.FIRST_COMPLETED)
         except OSError:
-            pass  # the node refuses, and so do we
+            pass  # the node refuses the connection, so the proxy does too
         finally:
             self._connections -= both
             for each in both:
                 each.transport.abort()
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
-        """Carries one direction; returns when its sender ends or its receiver is gone."""
+        """Forwards one direction; returns when its sender has finished or its receiver has closed."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUED_CHUNKS)
         loop, link, free_at, last_at = asyncio.get_running_loop(), self._link, 0.0, 0.0
         frames = _Frames()
@@ -152,7 +153,7 @@ class Proxy:
                     await queue.put((last_at, frames.carry(data, self.corrupt) if replies else data))
 
     async def _send(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
-        """Hands chunks over when their time has come."""
+        """Writes chunks when they are due."""
         loop = asyncio.get_running_loop()
         while True:
             at, data = await queue.get()
@@ -166,12 +167,12 @@ class Proxy:
 
 
 class Proxies:
-    """A proxy for each node, in a thread of their own.
+    """A proxy for each node, in a separate thread.
 
     Args:
         upstreams: addresses of the nodes [N].
         links: their links [N].
-        seed: of the jitter.
+        seed: seed of the jitter.
     """
 
     def __init__(self, upstreams: Sequence[str], links: Sequence[LinkConfig], seed: int = 0) -> None:

@@ -1,7 +1,7 @@
-"""Recorded faults again in virtual time.
+"""Replays recorded faults in virtual time.
 
-A log of a simulation (``nonn-sim run … --record``) gives that simulation again, bit for bit, when it is replayed under
-the same scenario; a log of a live run or of a real night gives what the simulator makes of those faults.
+A log of a simulation (``nonn-sim run … --record``), replayed under the same scenario, reproduces that simulation bit
+for bit; a log of a live run or from the field gives the simulator's figures for those faults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIN_DURATION_S = 1.0  # of a log whose only event is at its start
 
 
 def replay(log: Path, bundle: Bundle, scenario_path: Path | None = None) -> dict[str, Any]:
-    """The bundle under recorded faults.
+    """Runs the bundle under recorded faults.
 
     Args:
         log: see ``nonn_sim.faults.read_log``.
@@ -33,7 +33,7 @@ def replay(log: Path, bundle: Bundle, scenario_path: Path | None = None) -> dict
 
     Raises:
         DataError: the log cannot be read.
-        ConfigError: the scenario cannot be read, or the log names a device or cell that is not there.
+        ConfigError: the scenario cannot be read, or the log has a device or cell that does not exist.
     """
     events = read_log(log)
     if scenario_path is not None:

@@ -14,8 +14,8 @@ One file drives the simulator and, with ``--live``, a real cluster; ``nonn_sim.s
     [link]                          for_s = 10
     latency_s = 0.002
 
-``[nodes]`` holds for every device, a ``[[node]]`` table with ``device = i`` for one; ``[link]`` for every link. How
-many devices there are is the bundle's business, so a device that does not exist is found when the two meet.
+``[nodes]`` applies to every device, a ``[[node]]`` table with ``device = i`` to one; ``[link]`` applies to every link.
+The bundle has the number of devices, so an unknown device is an error only when scenario and bundle are combined.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ __all__ = [
     "Scenario",
 ]
 
-# What a fault does → what ends it. Both may stand in a schedule and in a fault log.
+# Fault → event that ends it. Schedules and fault logs may contain both.
 FAULT_ENDS: Mapping[str, str] = {
     "kill": "restart",  # the process is gone: connections are refused, its work is lost
-    "stop": "resume",  # the process is frozen: silence, and its work goes on afterwards
+    "stop": "resume",  # the process is frozen: silence, and its work continues afterwards
     "off": "on",  # no power or out of range: silence, its work is lost
-    "partition": "reconnect",  # the network says no: connections are refused, the process knows nothing
-    "corrupt": "clean",  # replies arrive in time and cannot be used
+    "partition": "reconnect",  # the network fails: connections are refused, the process keeps running
+    "corrupt": "clean",  # replies arrive in time but are unusable
     "delay": "undelay",  # every exchange takes delay_s longer
 }
 
 
 FAULT_KINDS = (*FAULT_ENDS, *FAULT_ENDS.values())
 
-# A cell takes 5 kB a device, a waiting client as much: beyond these memory ends a run.
+# A cell takes 5 kB per device, and so does a waiting client: beyond these limits a run exceeds memory.
 MAX_CELLS, MAX_CONCURRENCY = 10_000, 100_000
 MIN_WINDOW_S = 1e-6
 
@@ -77,13 +77,13 @@ class RunConfig:
     """Length and seed. Exactly one of duration_s and requests is given."""
 
     name: Annotated[str, NotEmpty(), "name of the scenario"]
-    seed: Annotated[Whole, "of everything random"] = 0
+    seed: Annotated[Whole, "seed of all random numbers"] = 0
     duration_s: Annotated[NotNegative, "time during which requests arrive"] = 0.0
     requests: Annotated[Whole, "number of requests"] = 0
     window_s: Annotated[NotNegative, "width of a window of accuracy over time; 0 is a twentieth of the run"] = 0.0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         lengths = f"duration_s = {self.duration_s:g} and requests = {self.requests} are both given"
         yield "", not (self.duration_s and self.requests), f"{lengths}; give one of the two"
         yield "", self.duration_s or self.requests, "neither duration_s nor requests is given; give one of the two"
@@ -96,7 +96,7 @@ class LoadConfig:
     """Requests of the clients."""
 
     arrivals: Annotated[
-        Literal["poisson", "fixed", "closed"], "closed: clients that each wait for their answer before they ask again"
+        Literal["poisson", "fixed", "closed"], "closed: each client waits for its answer before its next request"
     ] = "poisson"
     rate_per_s: Annotated[NotNegative, "poisson, fixed: requests per second, over all cells; above 0"] = 10.0
     concurrency: Annotated[int, Range(ge=1, le=MAX_CONCURRENCY), "closed: number of clients"] = 1
@@ -104,7 +104,7 @@ class LoadConfig:
     timeout_s: Annotated[Positive, "deadline of a client"] = 10.0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         yield "rate_per_s", self.arrivals == "closed" or self.rate_per_s, "must be above 0"
 
 
@@ -112,13 +112,13 @@ class LoadConfig:
 class AggregatorConfig:
     """Cost of a request, without the devices."""
 
-    overhead_s: Annotated[NotNegative, "client to aggregator and back, and fusing"] = 0.0
-    per_node_s: Annotated[NotNegative, "for each node that is asked: requests are serialised one after another"] = 0.0
+    overhead_s: Annotated[NotNegative, "time from client to aggregator and back, and of fusion"] = 0.0
+    per_node_s: Annotated[NotNegative, "time for each node of a request: messages are serialised in sequence"] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkConfig:
-    """The link of a device. Loss is of whole exchanges: what is lost is silent until the deadline.
+    """The link of a device. Whole exchanges are lost: a lost exchange is silent until the deadline.
 
     With ``good_s`` and ``bad_s`` the link is a Gilbert–Elliott channel: good and bad periods of exponential length
     with these means, ``p_loss`` in the good ones and ``p_loss_bad`` in the bad ones.
@@ -131,11 +131,11 @@ class LinkConfig:
     bandwidth_bytes_per_s: Annotated[NotNegative, "0 is no limit"] = 0.0
     p_loss: Annotated[Share, "probability that an exchange is lost"] = 0.0
     p_loss_bad: Annotated[Share, "the same in a bad period"] = 1.0
-    good_s: Annotated[NotNegative, "mean length of a good period; 0: there are no bad ones"] = 0.0
+    good_s: Annotated[NotNegative, "mean length of a good period; 0: no bad periods"] = 0.0
     bad_s: Annotated[NotNegative, "mean length of a bad period"] = 0.0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         yield "good_s", bool(self.good_s) == bool(self.bad_s), "good_s and bad_s go together"
 
 
@@ -144,13 +144,13 @@ class NodeConfig:
     """One device. Exactly one of speed_macs_per_s and service_s is above 0."""
 
     speed_macs_per_s: Annotated[
-        NotNegative, "speed; the default is a guess for a small single-board computer on one thread: measure yours"
+        NotNegative, "speed; the default is an estimate for a small single-board computer on one thread: measure yours"
     ] = 1e9
     service_s: Annotated[NotNegative, "time of one inference, instead of the speed"] = 0.0
     service_cv: Annotated[NotNegative, "standard deviation over mean of that time (log-normal); 0 is constant"] = 0.0
     mtbf_s: Annotated[NotNegative, "mean time up, exponential; 0 never fails"] = 0.0
     mttr_s: Annotated[NotNegative, "mean time down, exponential"] = 0.0
-    restart_s: Annotated[NotNegative, "from the end of a kill to ready"] = 0.0
+    restart_s: Annotated[NotNegative, "time from the end of a kill until ready"] = 0.0
     battery_j: Annotated[NotNegative, "energy of the battery; 0 is mains"] = 0.0
     joule_per_mac: Annotated[NotNegative, "energy of a multiply-accumulate"] = 0.0
     joule_per_byte: Annotated[NotNegative, "energy of a byte of requests and replies"] = 0.0
@@ -158,7 +158,7 @@ class NodeConfig:
     link: LinkConfig = field(default_factory=LinkConfig)
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Rules that relate several fields."""
         both = self.speed_macs_per_s and self.service_s
         yield "service_s", not both, "speed_macs_per_s is given too; give one of the two"
         yield "speed_macs_per_s", self.speed_macs_per_s or self.service_s, "must be above 0"
@@ -167,16 +167,16 @@ class NodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Devices that fail together: those of an access point, of a battery, of a person."""
+    """Devices that fail together, such as those of one access point, battery or person."""
 
     name: Annotated[str, NotEmpty(), "unique name of the group"]
     nodes: Annotated[tuple[Device, ...], NotEmpty(), "its devices"]
     mtbf_s: Annotated[NotNegative, "mean time until all of them go off together; 0 never"] = 0.0
-    mttr_s: Annotated[NotNegative, "mean time until they are back"] = 0.0
+    mttr_s: Annotated[NotNegative, "mean time until they are on again"] = 0.0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
-        yield "nodes", len(set(self.nodes)) == len(self.nodes), "a device is named twice"
+        """Rules that relate several fields."""
+        yield "nodes", len(set(self.nodes)) == len(self.nodes), "a device is listed twice"
         yield "mtbf_s", bool(self.mtbf_s) == bool(self.mttr_s), "mtbf_s and mttr_s go together"
 
 
@@ -189,18 +189,18 @@ class Fault:
     nodes: Annotated[tuple[Device, ...], "devices"] = ()
     group: Annotated[str, "name of a group, in addition to nodes"] = ""
     cells: Annotated[tuple[int, ...], "cells of a fleet; empty is all of them"] = ()
-    for_s: Annotated[NotNegative, "0 lasts until something ends it"] = 0.0
-    every_s: Annotated[NotNegative, "period of a fault that comes again; 0 is once"] = 0.0
+    for_s: Annotated[NotNegative, "duration; 0: until another event ends it"] = 0.0
+    every_s: Annotated[NotNegative, "period of a repeated fault; 0 is once"] = 0.0
     delay_s: Annotated[NotNegative, "kind = delay: added to every exchange"] = 0.0
 
     def rules(self) -> Rules:
-        """What relates several fields."""
-        yield "nodes", self.nodes or self.group, "name nodes or a group"
+        """Rules that relate several fields."""
+        yield "nodes", self.nodes or self.group, "list nodes or name a group"
         lasts = self.kind in FAULT_ENDS
         yield "for_s", lasts or not self.for_s, f"'{self.kind}' ends a fault and takes no time"
         yield "delay_s", (self.kind == "delay") == bool(self.delay_s), 'goes with kind = "delay", above 0'
         shorter = 0 < self.for_s < self.every_s
-        yield "every_s", not self.every_s or not lasts or shorter, "a fault that comes again needs a shorter for_s"
+        yield "every_s", not self.every_s or not lasts or shorter, "a repeated fault needs a shorter for_s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ class Scenario:
 
     Attributes:
         source: name of the file, for messages.
-        overrides: device → the devices' settings that differ from ``nodes``.
+        overrides: device → its settings, if they differ from ``nodes``.
     """
 
     source: str
@@ -234,7 +234,7 @@ class Scenario:
         """The settings of each device [N].
 
         Raises:
-            ConfigError: the file names a device that the bundle does not have, or a quorum that it cannot reach.
+            ConfigError: the file has a device that the bundle does not have, or a quorum that it cannot reach.
         """
         named: list[tuple[str, tuple[int, ...]]] = [(f"node with device = {i}", (i,)) for i in self.overrides]
         named += [(f"group '{group.name}'", group.nodes) for group in self.groups]
@@ -252,6 +252,6 @@ class Scenario:
         return tuple(self.overrides.get(i, self.nodes) for i in range(num_devices))
 
     def targets(self, fault: Fault) -> tuple[int, ...]:
-        """The devices that a fault is of, ascending."""
+        """The devices that a fault affects, ascending."""
         grouped = next((group.nodes for group in self.groups if group.name == fault.group), ())
         return tuple(sorted({*fault.nodes, *grouped}))

@@ -1,4 +1,4 @@
-"""Reading scenario files: strictly, so that a misspelt key or an impossible world is an error and not a result."""
+"""Reads scenario files strictly, so that a misspelt key or an invalid value is an error and not a result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["load_scenario", "parse_scenario"]
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """The file as it is written."""
+    """The file as written."""
 
     scenario: RunConfig
     load: LoadConfig = field(default_factory=LoadConfig)
@@ -40,7 +40,7 @@ class _File:
     fault: tuple[Fault, ...] = ()
 
     def rules(self) -> Rules:
-        """What relates several tables."""
+        """Rules that relate several tables."""
         names = [group.name for group in self.group]
         for index, name in enumerate(names):
             yield f"group[{index}].name", name not in names[:index], "give each group its own name"
@@ -55,7 +55,7 @@ def load_scenario(path: Path) -> Scenario:
     """Reads and checks a scenario file.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown, or a value is impossible; it names file and key.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid; it names file and key.
     """
     return parse_scenario(parse_toml(path), source=str(path))
 
@@ -64,8 +64,8 @@ def parse_scenario(tree: Mapping[str, Any], source: str = "scenario") -> Scenari
     """Builds a scenario from the parsed file.
 
     Args:
-        tree: what the file says.
-        source: its name, for messages.
+        tree: contents of the file.
+        source: name of the file, for messages.
 
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or is impossible.
@@ -103,7 +103,7 @@ def _node(table: Mapping[str, Any], defaults: Mapping[str, Any], source: str, pr
     for layer in (defaults, table):
         link = {**merged.get("link", {}), **layer.get("link", {})}
         for mine, other in (("service_s", "speed_macs_per_s"), ("speed_macs_per_s", "service_s")):
-            # One replaces the other; both in one table are for the check to refuse.
+            # One replaces the other; the check rejects both in one table.
             if mine in layer and other not in layer:
                 merged[other] = 0.0
         merged |= {**layer, "link": link}

@@ -1,4 +1,4 @@
-"""A scenario and a bundle in, figures out: every deployment, every seed."""
+"""Simulates a scenario with a bundle: the figures of every deployment and seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nonn_sim.trace import Trace
 
 __all__ = ["simulate", "simulate_once"]
 
-# Averaged over seeds; the others are told for the first seed only.
+# Averaged over seeds; the other figures are those of the first seed.
 _AVERAGED = (
     "accuracy",
     "accuracy_per_request",
@@ -46,12 +46,12 @@ class _Job:
 def simulate_once(
     scenario: Scenario, bundle: Bundle, events: Sequence[FaultEvent] | None = None
 ) -> tuple[dict[str, Any], Trace]:
-    """The bundle in one world, from the scenario's seed.
+    """Simulates the bundle in one world, from the scenario's seed.
 
     Args:
-        scenario: the world.
+        scenario: the scenario.
         bundle: the artifact.
-        events: recorded faults in place of the scenario's.
+        events: recorded faults instead of the scenario's.
 
     Returns:
         The figures and the trace.
@@ -67,18 +67,18 @@ def simulate_once(
 def simulate(
     scenario: Scenario, bundle: Bundle, *, seeds: int = 1, backend: str = "local", compare: bool = True
 ) -> dict[str, Any]:
-    """The bundle and its alternatives in one world, or in several that differ by their seed.
+    """Simulates the bundle and its alternatives in one world, or in several that differ by their seed.
 
     Args:
-        scenario: the world.
+        scenario: the scenario.
         bundle: the artifact.
-        seeds: how many, from the scenario's own upwards.
-        backend: where runs are computed.
-        compare: with rows for the alternatives.
+        seeds: number of seeds, from the scenario's own upwards.
+        backend: backend that computes the runs.
+        compare: add rows for the alternatives.
 
     Returns:
         ``rows``, the bundle's first, each with the figures of the first seed and, for several seeds, ``over_seeds``:
-        mean and standard deviation of each figure; ``not_compared``, why an alternative is missing; ``scenario``,
+        mean and standard deviation of each figure; ``not_compared``, why alternatives are missing; ``scenario``,
         ``bundle`` and ``seeds``.
 
     Raises:
@@ -108,7 +108,7 @@ def simulate(
 
 
 def _run(job: _Job) -> dict[str, Any]:
-    """One job, in whatever process it landed."""
+    """Runs one job, in any process."""
     trace = Engine(job.scenario, job.num_devices, job.deployment, job.seed).run()
     return summary(trace, job.deployment, job.scenario, job.num_devices)
 

@@ -1,4 +1,4 @@
-"""What ``nonn-sim enumerate`` found, as JSON and as text; the text shows what the JSON holds."""
+"""The results of ``nonn-sim enumerate`` as JSON, and as text with the same contents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nonn_sim.enumerate import Estimate, SampledLaw, Stratum
 __all__ = ["exact_summary", "exact_text", "sampled_summary", "sampled_text"]
 
 Summary = dict[str, Any]
-_WORST_CLASSES = 5  # that the text shows
+_WORST_CLASSES = 5  # shown in the text
 
 
 def exact_summary(
@@ -34,14 +34,14 @@ def exact_summary(
     verdicts: Sequence[Verdict],
     by_class: NDArray[np.int64] | None,
 ) -> Summary:
-    """Everything exact about a bundle.
+    """The exact results of a bundle.
 
     Args:
-        bundle: names devices and classes.
-        table: accuracy of all answering sets.
+        bundle: the bundle, with the names of devices and classes.
+        table: accuracy of all subsets.
         law: failure law.
-        levels: accuracies to keep.
-        verdicts: on promises.
+        levels: accuracies whose availability is computed.
+        verdicts: verdicts on promises.
         by_class: correct answers by mask and class [2^N, K], or None.
     """
     probability, outcome = law.probabilities(), assess(table, law, levels)
@@ -114,7 +114,7 @@ def exact_text(summary: Summary) -> str:
     """An exact summary for a terminal."""
     num_devices, law = len(summary["devices"]), summary["law"]
     blocks = [
-        f"{summary['experiment']}: {num_devices} devices, all {2**num_devices:,} answering sets, "
+        f"{summary['experiment']}: {num_devices} devices, all {2**num_devices:,} subsets, "
         f"{summary['samples']:,} test samples",
         as_text(failures_table(summary["accuracy_by_failures"], range(num_devices))),
         "\n".join(_law_lines(law)),
@@ -135,7 +135,7 @@ def exact_text(summary: Summary) -> str:
         blocks.append(_placement_text(summary["placement"]))
     if "per_class" in summary:
         blocks.append(_class_text(summary["per_class"], num_devices // 2))
-    # One that is broken ends the command with an error that says so.
+    # A broken promise ends the command with an error.
     if held := [f"guarantee {Verdict(**v)}" for v in summary.get("guarantees", ()) if v["holds"]]:
         blocks.append("\n".join(held))
     return "\n\n".join(blocks)
@@ -144,7 +144,7 @@ def exact_text(summary: Summary) -> str:
 def _law_lines(law: Mapping[str, Any]) -> list[str]:
     lines = [f"failures {law['law']}: expected accuracy {percent(law['expected'])}"]
     tail = ", ".join(f"{percent(q['accuracy'])} ({100 * q['share']:g} %)" for q in law["quantiles"])
-    lines.append(f"accuracy that is undercut at most so often: {tail}")
+    lines.append(f"accuracy that is undercut at most this often: {tail}")
     for kept in law["levels"]:
         line = f"accuracy of at least {percent(kept['level'])}: {percent(kept['availability'], 4)} of the time"
         fall = kept["first_fall"]
@@ -172,12 +172,12 @@ def _duration(seconds: float) -> str:
 
 def _worst_pair(pairs: Sequence[Sequence[float]]) -> str:
     value, i, j = min((pairs[i][j], i, j) for i in range(len(pairs)) for j in range(i))
-    return f"worst pair to lose: devices {j} and {i}, accuracy {percent(value)}"
+    return f"costliest pair: devices {j} and {i}, accuracy without both {percent(value)}"
 
 
 def _one_more(students: Sequence[Mapping[str, Any]], title: str) -> str:
     best = "; ".join(f"student {r['student']} {100 * r['gain']:+.2f}" for r in students[:3])
-    return f"{title}, points it brings by what it holds: {best or 'no student fits it'}"
+    return f"{title}, gain in points by the student that it runs: {best or 'no student fits it'}"
 
 
 def _placement_text(placement: Mapping[str, Any]) -> str:
@@ -206,11 +206,11 @@ def _class_text(classes: Sequence[Mapping[str, Any]], failed: int) -> str:
         Column("all answer", "all", percent),
         Column(f"{failed} failed", "half", percent),
     )
-    return "classes that suffer most:\n" + as_text(Table(columns, rows[:_WORST_CLASSES]))
+    return "classes that lose most:\n" + as_text(Table(columns, rows[:_WORST_CLASSES]))
 
 
 def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: SampledLaw, seed: int) -> Summary:
-    """Everything estimated about a bundle."""
+    """The estimated results of a bundle."""
     return {
         "schema": 1,
         "experiment": bundle.manifest.experiment,
@@ -249,7 +249,7 @@ def sampled_text(summary: Summary) -> str:
         f"accuracy of at least {percent(kept['level'])}: {_interval(kept['availability'])} of the time"
         for kept in law["levels"]
     ]
-    head = f"{summary['experiment']}: {summary['devices']} devices, answering sets sampled with seed {summary['seed']}"
+    head = f"{summary['experiment']}: {summary['devices']} devices, subsets sampled with seed {summary['seed']}"
     return "\n\n".join([head, as_text(Table(columns, summary["accuracy_by_failures"])), "\n".join(lines)])
 
 

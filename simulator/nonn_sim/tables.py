@@ -1,4 +1,4 @@
-"""Figures of runs as tables for people."""
+"""Figures of runs as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 __all__ = ["print_live", "print_rows"]
 
-MIN_WIDTH = 120  # a narrower terminal breaks lines, which is easier to read than broken cells
+MIN_WIDTH = 120  # in a narrower terminal lines wrap, which is easier to read than wrapped cells
 
 
 def print_rows(result: dict[str, Any]) -> None:
@@ -55,10 +55,10 @@ def print_rows(result: dict[str, Any]) -> None:
 
 
 def print_live(result: dict[str, Any]) -> None:
-    """Simulated beside measured."""
+    """Prints simulated and measured figures."""
     console = Console(soft_wrap=True)
     simulated, measured, difference = result["simulated"], result["measured"], result["difference"]
-    table = Table(title=f"{result['scenario']}: simulated beside measured")
+    table = Table(title=f"{result['scenario']}: simulated and measured")
     for column in ("", "simulated", "measured", "difference"):
         table.add_column(column, justify="left" if not column else "right")
     points, p99 = difference["accuracy_points"], difference["p99_share"]
@@ -81,24 +81,24 @@ def print_live(result: dict[str, Any]) -> None:
     console.print(table)
     if measured["disturbed"]:
         console.print(
-            f"{measured['disturbed']} requests took longer than deadline and calibration explain: this machine was "
-            "busy with something else; run again when it is idle",
+            f"{measured['disturbed']} requests took longer than deadline and calibration explain: other programs "
+            "used this machine; run again when it is idle",
             markup=False,
         )
     if measured["p99_interval_s"] is None:
-        console.print("too few answers for an interval of the p99: give the scenario a longer duration_s", markup=False)
+        console.print("too few answers for an interval of the p99: set a longer scenario.duration_s", markup=False)
     else:
         low, high = measured["p99_interval_s"]
         console.print(f"measured p99, 95 % interval: {_ms(low)} to {_ms(high)} ms", markup=False)
     if not difference["conclusive"]:
         console.print(
-            "nothing follows from this comparison: the interval is too wide, or the machine was not the same before "
-            "the faults and after them; run longer, or when it is idle",
+            "this comparison is inconclusive: the interval is too wide, or the speed of the machine changed during "
+            "the run; run longer, or when it is idle",
             markup=False,
         )
     calibration = result["calibration"]
     console.print(
-        f"service and link times from {calibration['requests']} requests of this very cluster before the first fault "
+        f"service and link times from {calibration['requests']} requests of this cluster before the first fault "
         f"and after the last (p50 {_ms(calibration['latency_s']['p50'])} ms, after / before "
         f"{calibration['drift']:.2f}); simulated: median over several draws",
         markup=False,

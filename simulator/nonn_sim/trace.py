@@ -1,4 +1,4 @@
-"""What happened to every request of a run."""
+"""The trace of a run: the outcome of every request."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["Trace"]
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What happened to every request, in the order in which they ended.
+    """The outcome of every request, in the order in which they ended.
 
     Attributes:
-        asked_at_s: arrival [R].
-        latency_s: until the answer, or until it was clear that there is none [R].
-        mask: the set that was fused [R].
-        waited: whether somebody was silent until the deadline [R].
+        asked_at_s: time of arrival [R].
+        latency_s: time until the answer, or until it was certain that there is none [R].
+        mask: the fused subset [R].
+        waited: whether a node was silent until the deadline [R].
         answered: whether the quorum was met [R].
         ended_s: length of the run.
-        asked: requests that asked each device [cells, n].
-        good: those that it answered well in time [cells, n].
-        served: exchanges that it spent energy on [cells, n].
-        on_s: how long each device was on [cells, n].
-        events: everything that happened to devices.
+        asked: requests sent to each device [cells, n].
+        good: requests with a good reply in time [cells, n].
+        served: exchanges on which each device spent energy [cells, n].
+        on_s: time that each device was on [cells, n].
+        events: all faults of the devices.
     """
 
     asked_at_s: NDArray[np.float64]

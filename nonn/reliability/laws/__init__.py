@@ -1,8 +1,9 @@
-"""Failure laws: how likely each set of devices is to answer.
+"""Failure laws: the probability that each subset of devices answers.
 
-``independent``, ``groups``, ``k-of-n`` and ``gilbert-elliott`` know single requests; ``markov``, ``battery`` and
-``trace`` also know time, so they tell when accuracy first falls below a level. All give the probability of each of
-the 2^N answering sets up to N = 16 and samples of sets for any N. ``parse_law`` reads them from text.
+``independent``, ``groups``, ``k-of-n`` and ``gilbert-elliott`` describe single requests; ``markov``, ``battery`` and
+``trace`` also have a clock, so they give the time at which accuracy first falls below a level. Each law gives the
+probability of each of the 2^N subsets up to N = 16, and samples of subsets for any N. ``parse_law`` reads them from
+text.
 """
 
 from nonn.reliability.laws.base import FirstPassage, Law, TimedLaw

@@ -1,4 +1,4 @@
-"""What every failure law can do, and what those that know time can do besides."""
+"""Base classes: failure laws, and failure laws with a clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IntArray = NDArray[np.int64]
 
 
 class Law(ABC):
-    """A distribution over answering sets.
+    """A distribution over subsets.
 
     Attributes:
         kind: name in experiment and scenario files and on the command line.
@@ -33,26 +33,26 @@ class Law(ABC):
 
     @abstractmethod
     def probabilities(self) -> FloatArray:
-        """Probability of each answering set [2^N], sums to 1.
+        """Probability of each subset [2^N], sums to 1.
 
         Raises:
             ShapeError: N > 16.
         """
 
     def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws answering sets, as masks [count]."""
+        """Draws subsets, as masks [count]."""
         return rng.choice(all_masks(self.num_devices), size=count, p=self.probabilities())
 
 
 @dataclass(frozen=True)
 class FirstPassage:
-    """When accuracy first falls below a level.
+    """First passage: the time at which accuracy first falls below a level.
 
     Attributes:
         mean_s: mean time from the start with every device up, in seconds; infinite if it never does.
-        method: how it was found: ``exact``, ``record`` or ``simulated``.
-        low_s: lower end of its 95 % interval; the mean itself where it is exact.
-        high_s: upper end.
+        method: how it was computed: ``exact``, ``record`` or ``simulated``.
+        low_s: lower end of its 95 % interval; the mean itself unless simulated.
+        high_s: upper end of the interval.
     """
 
     mean_s: float
@@ -67,16 +67,16 @@ class FirstPassage:
 
 
 class TimedLaw(Law):
-    """A law in which devices come and go over time; ``probabilities`` are shares of the time."""
+    """A law in which devices fail and may recover over time; ``probabilities`` are shares of the time."""
 
     @abstractmethod
     def probabilities_at(self, time_s: float) -> FloatArray:
-        """Probability of each answering set at a moment after the start, with every device up at 0 [2^N]."""
+        """Probability of each subset at a moment after the start, with every device up at 0 [2^N]."""
 
     @abstractmethod
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
-        """When the answering set first leaves the good ones.
+        """The time at which the subset of devices that are up is first not a good one.
 
         Args:
-            good: whether a set is good enough [2^N].
+            good: whether each subset is good enough [2^N].
         """

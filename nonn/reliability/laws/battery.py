@@ -14,19 +14,19 @@ from nonn.reliability.subsets import membership
 __all__ = ["Battery"]
 
 _MOMENTS = 500  # midpoints of the time average
-_DRAWS = 20_000  # of lifetimes, for the first passage where lifetimes are spread
+_DRAWS = 20_000  # of lifetimes, for the first passage with random lifetimes
 
 
 class Battery(TimedLaw):
     """Lifetimes, fixed or gamma-distributed.
 
-    ``probabilities`` are averages over the horizon, from everything charged.
+    ``probabilities`` are averages over the horizon, which starts with every battery charged.
 
     Args:
         life_s: mean lifetime of each device in seconds [N].
         sd_s: standard deviation of each lifetime [N]; 0 is a fixed lifetime.
-        horizon_s: time to average over.
-        seed: of the simulated first passage.
+        horizon_s: time to average over, in seconds.
+        seed: seed of the simulated first passage.
     """
 
     kind = "battery"
@@ -45,7 +45,7 @@ class Battery(TimedLaw):
         return np.where(self.sd_s > 0, gamma.cdf(late, shape, scale=scale), late >= self.life_s)
 
     def probabilities_at(self, time_s: float) -> FloatArray:
-        """Product over devices, which die independently."""
+        """Product over devices, which fail independently."""
         dead = self._p_dead(np.array([time_s]))[0]
         result: FloatArray = np.where(membership(self.num_devices), 1 - dead, dead).prod(axis=1)
         return result
@@ -74,16 +74,16 @@ class Battery(TimedLaw):
         return np.where(self.sd_s > 0, drawn, self.life_s)
 
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
-        """The death after which the set is not good: exact for fixed lifetimes, else the mean of 20,000 draws."""
+        """The failure after which the subset is not good: exact for fixed lifetimes, else the mean of 20,000 draws."""
         fixed = bool((self.sd_s == 0).all())
         draws = 1 if fixed else _DRAWS
         lives = self._lifetimes(np.random.default_rng(self.seed), draws)
         order = lives.argsort(axis=1, kind="stable")
         deaths = np.take_along_axis(lives, order, axis=1)
-        sets = len(good) - 1 - np.cumsum(1 << order, axis=1)  # [draws, N] after each death
+        sets = len(good) - 1 - np.cumsum(1 << order, axis=1)  # [draws, N] after each failure
         sets = np.concatenate([np.full((draws, 1), len(good) - 1), sets], axis=1)
         times = np.concatenate([np.zeros((draws, 1)), deaths], axis=1)
-        # Devices that die in the same moment leave together: only the set after the last of them is ever seen.
+        # Devices that fail at the same moment leave together: only the subset after the last of them occurs.
         last = np.concatenate([times[:, 1:] > times[:, :-1], np.ones((draws, 1), bool)], axis=1)
         bad = ~good[sets] & last
         falls = np.where(bad.any(axis=1), np.take_along_axis(times, bad.argmax(axis=1)[:, None], axis=1)[:, 0], np.inf)

@@ -1,10 +1,10 @@
-"""Mean first-passage time of many devices, by simulation that rare falls do not slow down.
+"""Mean first-passage time of many devices, by simulation with importance sampling.
 
-The chain is back at the start whenever every device is up again. So it lives through cycles that are independent of
-each other, and ``mean = E[length of a cycle, cut at its fall] / P(a cycle has a fall)``. Lengths are simulated as they
-are. Falls may be one in 10^12 cycles; in the cycles that look for them the next failure is made as likely as the next
-repair, and each cycle is weighted by how much likelier that has made it (balanced failure biasing). The error of a
-ratio of two independent means gives the interval.
+The chain restarts whenever every device is up again. Its cycles are therefore independent, and ``mean = E[length of a
+cycle, cut at its passage] / P(a cycle has a passage)``. Lengths are simulated without bias. A passage may occur once in
+10^12 cycles, so the cycles that estimate its probability make the next failure as likely as the next repair, and each
+is weighted by its likelihood ratio (balanced failure biasing). The error of a ratio of two independent means gives the
+interval.
 
 Source: Shahabuddin 1994, "Importance sampling for the simulation of highly reliable Markovian systems"; Goyal et al.
 1992, "A unified framework for simulating Markovian models of highly dependable systems".
@@ -24,27 +24,27 @@ __all__ = ["simulated_first_passage"]
 
 CYCLES = 100_000  # of each kind: intervals of a few per cent
 BIAS = 0.5  # probability that the next change is a failure, while both are possible
-ENOUGH = 1000  # falls in unbiased cycles: then weights would only add variance
+ENOUGH = 1000  # passages in unbiased cycles beyond which weights would only add variance
 _SEED = 0
 
 
 def simulated_first_passage(
     fail_rate: FloatArray, repair_rate: FloatArray, good: NDArray[np.bool_], *, cycles: int = CYCLES, seed: int = _SEED
 ) -> FirstPassage:
-    """Mean time until devices that fail and are repaired leave the good sets.
+    """Mean time until devices that fail and are repaired leave the good subsets.
 
     Args:
-        fail_rate: of each device, per second [N].
-        repair_rate: likewise [N].
-        good: whether a set is good enough, the full one among them [2^N].
-        cycles: simulated for the lengths, and again for the falls.
-        seed: of the draws.
+        fail_rate: failure rate of each device, per second [N].
+        repair_rate: repair rate of each device, per second [N].
+        good: whether each subset is good enough, which the full one must be [2^N].
+        cycles: number of cycles simulated for the lengths, and again for the passages.
+        seed: seed of the draws.
 
     Returns:
-        With its 95 % interval; its upper end is infinite where the falls that were found are too few to bound it.
+        The mean with its 95 % interval; the interval is [0, ∞) if no passage was found.
     """
     rng = np.random.default_rng(seed)
-    # Devices that are away half of the time are hardly ever all up: cycles are long, and fewer of them say as much.
+    # Devices that are down half of the time are rarely all up: cycles are long, and fewer of them suffice.
     p_full = float(np.prod(repair_rate / (fail_rate + repair_rate)))
     cycles = max(min(cycles, 1000), int(cycles * min(1.0, 30 * p_full)))
     length_s, seen = _cycles(rng, fail_rate, repair_rate, good, cycles, biased=False)
@@ -69,10 +69,10 @@ def _cycles(
     *,
     biased: bool,
 ) -> tuple[FloatArray, FloatArray]:
-    """Cycles from every device up to every device up, or to a fall.
+    """Simulates cycles that start with every device up and end when all are up again, or at a passage.
 
     Returns:
-        Expected length of each given its course, in seconds, and its weight if it ended in a fall, else 0; [count].
+        Expected length of each given its course, in seconds, and its weight if it ended in a passage, else 0; [count].
     """
     full = len(good) - 1
     length_s, fell = np.zeros(count), np.zeros(count)
@@ -81,7 +81,7 @@ def _cycles(
     while len(alive):
         rates = np.where(up, fail_rate, repair_rate)
         total = rates.sum(axis=1)
-        # The mean holding time in place of a drawn one: the same expectation with less variance.
+        # The mean holding time instead of a drawn one: the same expectation with less variance.
         length_s[alive] += 1 / total
         chances = rates / total[:, None]
         if biased:

@@ -20,7 +20,7 @@ class Markov(TimedLaw, Independent):
 
     Args:
         mtbf_s: mean time that device i stays up before it fails, in seconds [N].
-        mttr_s: mean time until it is back [N].
+        mttr_s: mean time until it is repaired, in seconds [N].
 
     ``p`` is the share of time that a device is down in the long run, mttr / (mtbf + mttr).
     """
@@ -36,14 +36,14 @@ class Markov(TimedLaw, Independent):
         return probabilities(self.p * -np.expm1(-(self.fail_rate + self.repair_rate) * time_s))
 
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
-        """Mean first passage out of the good sets, by eliminating one set after the other; beyond 12 devices simulated.
+        """Mean first passage out of the good subsets, by eliminating one subset at a time; simulated beyond 12 devices.
 
-        With rates q, ``h_i (Σ_j q_ij + leak_i) = t_i + Σ_j q_ij h_j`` over good sets j ≠ i, where t = 1 and leak is the
-        rate into bad sets. Times beyond 10^16 steps are usual, where a linear solver loses every digit, down to the
-        sign. Elimination that only ever adds positive numbers keeps them all.
+        With rates q, ``h_i (Σ_j q_ij + leak_i) = t_i + Σ_j q_ij h_j`` over good subsets j ≠ i, where t = 1 and leak is
+        the rate into bad subsets. Times beyond 10^16 steps are usual, where a linear solver loses every digit, even the
+        sign. Elimination that only adds positive numbers loses none.
 
         Source: Grassmann, Taksar, Heyman 1985, "Regenerative analysis and steady state distributions for Markov
-        chains"; here with leaks and times.
+        chains"; here extended by leaks and times.
         """
         n = self.num_devices
         if not good[-1]:
@@ -52,8 +52,8 @@ class Markov(TimedLaw, Independent):
             return FirstPassage.certain(float("inf"))
         if n > MAX_FIRST_FALL:
             return simulated_first_passage(self.fail_rate, self.repair_rate, good)
-        # Rare sets go first, all devices up is left. Rates join sets one device apart, so what is eliminated touches
-        # its own size and the next: [place + 1, reach) holds both.
+        # Rare subsets are eliminated first; the full one remains. Rates connect subsets one device apart, so a step
+        # affects subsets of its own size and the next: [place + 1, reach) covers both.
         sizes = membership(n).sum(axis=1)
         kept = np.flatnonzero(good)
         kept = kept[np.argsort(sizes[kept], kind="stable")]
@@ -71,7 +71,7 @@ class Markov(TimedLaw, Independent):
             rest = slice(first + 1, end)
             onward, into = rates[first, rest], rates[rest, first]
             share = into / (onward.sum() + leak[first])
-            # A set may come back to itself; that diagonal is never read.
+            # A subset may return to itself; that diagonal is never read.
             rates[rest, rest] += np.outer(share, onward)
             leak[rest] += share * leak[first]
             time_s[rest] += share * time_s[first]

@@ -1,4 +1,4 @@
-"""What a failure law makes of a table of accuracies: sums over the answering sets, exact."""
+"""Accuracy under a failure law: exact sums over the table of subsets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nonn.reliability.subsets import SubsetTable
 
 __all__ = ["Level", "Outcome", "assess", "availability", "distribution", "expected", "meets"]
 
-_SLACK = 1e-12  # of sums of 2^N probabilities
+_SLACK = 1e-12  # rounding of sums of 2^N probabilities
 
 
 def meets(accuracy: FloatArray, level: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -23,12 +23,12 @@ def meets(accuracy: FloatArray, level: float) -> np.ndarray[tuple[int], np.dtype
 
 
 def expected(accuracy: FloatArray, probability: FloatArray) -> float:
-    """Expected accuracy; both arguments by answering set [2^N]."""
+    """Expected accuracy; both arguments by subset [2^N]."""
     return float(probability @ accuracy)
 
 
 def availability(accuracy: FloatArray, probability: FloatArray, level: float) -> float:
-    """Probability, or share of time, that accuracy reaches a level; arguments by answering set [2^N]."""
+    """Probability, or share of time, that accuracy reaches a level; arguments by subset [2^N]."""
     return float(min(1.0, probability[meets(accuracy, level)].sum()))
 
 
@@ -46,12 +46,12 @@ def distribution(accuracy: FloatArray, probability: FloatArray) -> tuple[FloatAr
 
 @dataclass(frozen=True)
 class Level:
-    """How well one level of accuracy is kept.
+    """Availability of one level of accuracy.
 
     Attributes:
-        level: the accuracy asked for.
+        level: the level of accuracy.
         availability: probability, or share of time, that it is reached.
-        first_passage: when it is first missed; None where the law has no clock.
+        first_passage: time at which it is first missed; None where the law has no clock.
     """
 
     level: float
@@ -64,11 +64,11 @@ class Outcome:
     """Accuracy under a failure law.
 
     Attributes:
-        law: as it was written.
+        law: the law as it was written.
         expected: expected accuracy.
-        sd: standard deviation of accuracy over the answering sets.
-        quantiles: accuracy that is undercut with at most this probability: share → accuracy.
-        levels: each level asked for.
+        sd: standard deviation of accuracy over the subsets.
+        quantiles: share → accuracy that is undercut with at most this probability.
+        levels: availability of each requested level.
     """
 
     law: str
@@ -79,12 +79,12 @@ class Outcome:
 
 
 def assess(table: SubsetTable, law: Law, levels: Sequence[float] = ()) -> Outcome:
-    """Everything a law says about a table.
+    """Computes the accuracy of a table under a failure law.
 
     Args:
-        table: accuracy of each answering set.
-        law: for the same devices.
-        levels: accuracies to keep.
+        table: accuracy of each subset.
+        law: failure law of the same devices.
+        levels: accuracies whose availability is computed.
 
     Raises:
         ShapeError: the law is for another number of devices.

@@ -10,7 +10,7 @@
     gilbert-elliott p=0.01 r=0.2 loss_good=0.001 loss_bad=0.5
     trace FILE.csv
 
-Values are TOML; a number where a list of N is wanted holds for every device. In a file the same law is a table:
+Values are TOML; a number in place of a list of N applies to every device. In a file the same law is a table:
 ``law = { kind = "independent", p = 0.1 }``, with ``groups = [[0, 1], …]`` and ``file = "FILE.csv"`` by name.
 """
 
@@ -36,11 +36,11 @@ from nonn.toml import did_you_mean
 __all__ = ["LAWS", "law_from_mapping", "parse_law"]
 
 _KEY = re.compile(r"(?:^|\s)([A-Za-z_]\w*)\s*=(?!=)")
-_BARE = {"groups": "groups", "trace": "file"}  # what a law's value without a name is
+_BARE = {"groups": "groups", "trace": "file"}  # the key of a law's value without a name
 
 
 class _Values:
-    """Values of one law, taken one by one; what is left in the end is unknown."""
+    """Values of one law, read one at a time; keys that remain are unknown."""
 
     def __init__(self, values: Mapping[str, Any], num_devices: int, source: str) -> None:
         self.values, self.num_devices, self.source = dict(values), num_devices, source
@@ -72,7 +72,7 @@ class _Values:
     def each(
         self, key: str, count: int, default: float | None = None, *, probability: bool = False, positive: bool = False
     ) -> FloatArray:
-        """A number for each of ``count`` things, from a list or one number [count]."""
+        """A number for each of ``count`` items, from a list or a single number [count]."""
         value = self.get(key, default)
         items = value if isinstance(value, list | tuple) else [value] * count
         if not all(_is_number(v) for v in items):
@@ -87,7 +87,7 @@ class _Values:
         return numbers
 
     def done(self) -> None:
-        """Refuses what nobody asked for."""
+        """Rejects unknown keys."""
         for key in self.values:
             if key not in self.known:
                 raise ConfigError(f"{self.source}: unknown key '{key}'; {did_you_mean(key, self.known, 'it has')}")
@@ -107,7 +107,7 @@ def _groups(v: _Values, text: str) -> Law:
         raise v.error("groups", "must be a list of lists of node numbers, for example [[0, 1], [2, 3]]")
     for number, group in enumerate(groups):
         if not group:
-            raise v.error("groups", f"group {number} is a group of nobody")
+            raise v.error("groups", f"group {number} is empty")
         for node in group:
             if type(node) is not int or not 0 <= node < v.num_devices:
                 raise v.error("groups", f"unknown node {node!r}; there are nodes 0 to {v.num_devices - 1}")
@@ -134,7 +134,7 @@ def _gilbert_elliott(v: _Values, text: str) -> Law:
     n = v.num_devices
     p, r = v.each("p", n, probability=True), v.each("r", n, probability=True)
     if (p + r == 0).any():
-        raise v.error("r", "p and r are both 0: a link that never changes has no long run")
+        raise v.error("r", "p and r are both 0: a link that never changes has no long-run average")
     good, bad = v.each("loss_good", n, 0.0, probability=True), v.each("loss_bad", n, 1.0, probability=True)
     return GilbertElliott(p, r, good, bad, text)
 
@@ -155,17 +155,17 @@ LAWS: Mapping[str, Callable[[_Values, str], Law]] = {
 
 
 def parse_law(text: str, num_devices: int) -> Law:
-    """Reads a law as it stands on the command line.
+    """Parses a law in the form of the command line.
 
     Raises:
-        ConfigError: unknown law or key, unknown node, a negative rate, a group of nobody; says what is wrong.
+        ConfigError: unknown law or key, unknown node, a negative rate, or an empty group.
     """
     kind, _, rest = text.strip().partition(" ")
     rest, source = rest.strip(), f"law '{text.strip()}'"
     starts = list(_KEY.finditer(rest))
     bare = rest[: starts[0].start()].strip() if starts else rest
     if kind == "trace":
-        starts, bare = [], rest  # a file name may hold anything
+        starts, bare = [], rest  # a file name may contain anything
     values: dict[str, Any] = {}
     if bare:
         if kind in LAWS and kind not in _BARE:
@@ -186,8 +186,8 @@ def law_from_mapping(values: Mapping[str, Any], num_devices: int, *, source: str
     Args:
         values: the table.
         num_devices: N.
-        source: the file, for messages.
-        text: how the law is shown; made from the values if empty.
+        source: the file, for error messages.
+        text: the law as shown to users; made from the values if empty.
 
     Raises:
         ConfigError: as ``parse_law``.

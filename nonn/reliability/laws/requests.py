@@ -14,15 +14,15 @@ __all__ = ["GilbertElliott", "Groups", "Independent", "KOfN", "knock_out"]
 
 
 def knock_out(probability: FloatArray, mask: int, p: float) -> FloatArray:
-    """Takes the devices of a mask away, all at once, with probability p.
+    """Makes the devices of a mask fail together with probability p.
 
     Args:
-        probability: of each answering set [2^N].
+        probability: probability of each subset [2^N].
         mask: devices that share the cause.
-        p: of the cause.
+        p: probability of the cause.
 
     Returns:
-        [2^N].
+        The new probability of each subset [2^N].
     """
     result = (1 - p) * probability
     np.add.at(result, np.arange(len(probability)) & ~mask, p * probability)
@@ -30,7 +30,7 @@ def knock_out(probability: FloatArray, mask: int, p: float) -> FloatArray:
 
 
 class Independent(Law):
-    """Every device is away independently of the others.
+    """Every device fails independently of the others.
 
     Args:
         p: probability that device i does not answer [N].
@@ -48,14 +48,14 @@ class Independent(Law):
         return probabilities(self.p)
 
     def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws each device by itself, for any N."""
+        """Draws each device independently, for any N."""
         up = rng.random((count, self.num_devices)) >= self.p
         masks: IntArray = up @ (1 << np.arange(self.num_devices, dtype=np.int64))
         return masks
 
 
 class Groups(Law):
-    """Common causes on top of individual failures: a battery, an access point or a person that takes a group along.
+    """Common causes in addition to individual failures: a battery or access point whose failure takes a group down.
 
     Args:
         groups: devices of each group; a device may be in several.
@@ -70,7 +70,7 @@ class Groups(Law):
         self.groups, self.p_group, self.p = [mask_of(g) for g in groups], p_group, p
 
     def probabilities(self) -> FloatArray:
-        """One cause after the other; a device by itself is a group of one."""
+        """Applies one cause after the other; a single device is a group of one."""
         result = np.zeros(len(all_masks(self.num_devices)))
         result[-1] = 1
         causes = [*zip(self.groups, self.p_group, strict=True), *((1 << i, p) for i, p in enumerate(self.p))]
@@ -87,7 +87,7 @@ class Groups(Law):
 
 
 class KOfN(Law):
-    """Exactly k devices are away, any k equally likely."""
+    """Exactly k devices are down, any k equally likely."""
 
     kind = "k-of-n"
 
@@ -102,14 +102,14 @@ class KOfN(Law):
         return result
 
     def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws which devices stay, for any N."""
+        """Draws which devices stay up, for any N."""
         order = rng.random((count, self.num_devices)).argsort(axis=1)[:, self.k :]
         masks: IntArray = (1 << order.astype(np.int64)).sum(axis=1)
         return masks
 
 
 class GilbertElliott(Independent):
-    """Links that are good or bad for a while: the loss of one request in the long run.
+    """Links that alternate between good and bad: the long-run loss of one request.
 
     Links are independent of each other. A burst of bad requests lasts 1 / r requests on average.
 

@@ -1,4 +1,4 @@
-"""Recorded ups and downs of real devices."""
+"""A recorded trace of real devices going up and down."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _STATES = {"up": True, "down": False}
 def read_trace(path: Path, num_devices: int) -> tuple[FloatArray, IntArray]:
     """Reads a CSV file of ``time_s,device,state`` with states ``up`` and ``down``, in the order of time.
 
-    Every device is up until the record says otherwise.
+    Every device is up until its first row.
 
     Returns:
-        Moments at which something changed, from the first row's to the last row's [T], and the answering set from
-        each of them on [T].
+        Times of change from the first row to the last [T], and the subset of devices that is up from each of them on
+        [T].
 
     Raises:
-        ConfigError: the file cannot be read, or a row is not what it should be; names file and line.
+        ConfigError: the file cannot be read, or a row is invalid; the message names file and line.
     """
     try:
         text = path.read_text()
@@ -67,8 +67,8 @@ class Trace(TimedLaw):
     """Shares of the recorded time.
 
     Args:
-        times_s: moments of change [T]; the last one ends the record.
-        masks: answering set from each moment on [T].
+        times_s: times of change [T]; the last one ends the record.
+        masks: subset that is up from each time on [T].
         num_devices: N.
     """
 
@@ -79,25 +79,25 @@ class Trace(TimedLaw):
         self.times_s, self.masks = times_s, masks
 
     def probabilities(self) -> FloatArray:
-        """Share of the time that each set was up."""
+        """Share of the time in which each subset was up."""
         lasted = np.diff(self.times_s)
         result: FloatArray = np.bincount(self.masks[:-1], lasted, 1 << self.num_devices) / lasted.sum()
         return result
 
     def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws moments of the record, for any N."""
+        """Draws times in the record, for any N."""
         moments = rng.uniform(self.times_s[0], self.times_s[-1], count)
         return self.masks[np.searchsorted(self.times_s, moments, side="right") - 1]
 
     def probabilities_at(self, time_s: float) -> FloatArray:
-        """The set that was up so long after the first row; before and after the record, the nearest one."""
+        """The subset that was up at a time after the first row; outside of the record, the nearest one."""
         place = int(np.searchsorted(self.times_s - self.times_s[0], time_s, side="right")) - 1
         result = np.zeros(1 << self.num_devices)
         result[self.masks[max(place, 0)]] = 1
         return result
 
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
-        """The first passage in the record, after its first row; infinite if there is none in it."""
+        """The first passage in the record, after its first row; infinite if there is none."""
         bad = np.flatnonzero(~good[self.masks])
         fall = float(self.times_s[bad[0]] - self.times_s[0]) if len(bad) else float("inf")
         return FirstPassage.certain(fall, "record")

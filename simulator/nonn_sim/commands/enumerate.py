@@ -1,4 +1,4 @@
-"""``nonn-sim enumerate BUNDLE``: accuracy of every answering set, under failure laws, against promises."""
+"""``nonn-sim enumerate BUNDLE``: accuracy of every subset of devices, failure laws, promises."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nonn.reliability.laws import Law
     from nonn.reliability.subsets import SubsetTable
 
-SUMMARY = "exact accuracy of all answering sets, failure laws, guarantees, value of devices"
+SUMMARY = "exact accuracy of all subsets, failure laws, guarantees, value of devices"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or 'expected>=0.70'; exit code 7 where it does "
-        "not hold; may be given again",
+        help="'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or 'expected>=0.70'; exit code 7 if it does "
+        "not hold; repeatable",
     )
     parser.add_argument(
         "--level",
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_level,
         metavar="ACCURACY",
-        help="say how much of the time accuracy reaches this, and when it first does not; may be given again",
+        help="print the share of time in which accuracy reaches this level, and when it first does not; repeatable",
     )
     parser.add_argument("--per-class", action="store_true", help="accuracy of every class too; needs recorded features")
     parser.add_argument(
@@ -53,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="COUNT",
-        help="fuse so many answering sets for each number of failures, with intervals: beyond 16 devices",
+        help="fuse this many subsets for each number of failures, with intervals: beyond 16 devices",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
-        "--place", type=Path, metavar="DEVICES.toml", help="say which student runs best on which of these machines"
+        "--place", type=Path, metavar="DEVICES.toml", help="print the best placement of students on these machines"
     )
     parser.add_argument(
         "--deadline-ms",
@@ -66,14 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="--place: time for an answer (default: any)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone on stdout")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every answering set")
+    parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every subset")
 
 
 def _level(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
@@ -91,13 +91,13 @@ def run(args: argparse.Namespace) -> int:
     if args.samples:
         for option in ("guarantee", "per_class", "csv", "place"):
             if getattr(args, option):
-                raise ConfigError(f"--{option.replace('_', '-')} needs every answering set; leave out --samples")
+                raise ConfigError(f"--{option.replace('_', '-')} needs every subset; leave out --samples")
         return _sampled(args, bundle, law)
     return _exact(args, bundle, law)
 
 
 def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
-    """All answering sets."""
+    """All subsets."""
     from nonn.documents import to_json
     from nonn.reliability.guarantees import check_guarantees, judge
     from nonn_sim.enumerate import enumerate_bundle
@@ -105,7 +105,7 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     from nonn_sim.summary import exact_summary, exact_text
 
     counting = args.recount or args.per_class
-    with _progress("answering sets", shown=counting) as progress:
+    with _progress("subsets", shown=counting) as progress:
         table, by_class = enumerate_bundle(bundle, recount=args.recount, per_class=args.per_class, progress=progress)
     verdicts = [judge(table, law, text) for text in args.guarantee]
     summary = exact_summary(bundle, table, law, args.level, verdicts, by_class)
@@ -119,12 +119,12 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
 
 
 def _sampled(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
-    """Some answering sets of each size."""
+    """Some subsets of each size."""
     from nonn_sim.enumerate import sample_failures, sample_law
     from nonn_sim.summary import sampled_summary, sampled_text
 
     features, labels = bundle.features
-    with _progress("answering sets", shown=True) as progress:
+    with _progress("subsets", shown=True) as progress:
         strata = sample_failures(bundle.head, features, labels, args.samples, seed=args.seed, progress=progress)
         draws = args.samples * bundle.num_devices
         drawn = sample_law(bundle.head, features, labels, law, draws, levels=args.level, seed=args.seed)
@@ -134,7 +134,7 @@ def _sampled(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
 
 
 def _progress(description: str, *, shown: bool) -> Any:
-    """A bar on stderr that takes shares, or nothing where the work is short."""
+    """A progress bar on stderr that accepts shares, or nothing if the work is short."""
     import contextlib
 
     if not shown:
@@ -150,7 +150,7 @@ def _progress(description: str, *, shown: bool) -> Any:
 
 
 def _write_csv(path: Path, table: SubsetTable, probability: NDArray[np.float64]) -> None:
-    """A line for every answering set."""
+    """A line for every subset."""
     import csv
 
     from nonn.errors import ConfigError

@@ -1,11 +1,11 @@
-"""``nonn-sim replay``: recorded faults again, in virtual time."""
+"""``nonn-sim replay``: replays recorded faults in virtual time."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-SUMMARY = "run recorded faults again in virtual time"
+SUMMARY = "replay recorded faults in virtual time"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenario",
         type=Path,
         metavar="FILE",
-        help="devices, links, load and length; its own faults are left out (default: 10 requests per second until the "
+        help="devices, links, load and length; its own faults are ignored (default: 10 requests per second until the "
         "last event)",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``nonn-sim run``: a scenario in virtual time, or on a real cluster beside it."""
+"""``nonn-sim run``: a scenario in virtual time, and optionally on a real cluster."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from nonn_sim.live import Samples
     from nonn_sim.scenario import Scenario
 
-SUMMARY = "run a scenario of failing devices in virtual time, or with --live on a real cluster beside it"
+SUMMARY = "run a scenario of failing devices in virtual time, with --live also on a real cluster"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("scenario", type=Path, metavar="SCENARIO", help="scenario file (TOML)")
     parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE", help="bundle that the devices run")
-    parser.add_argument("--live", action="store_true", help="drive a real cluster of processes too, and compare")
+    parser.add_argument("--live", action="store_true", help="also run a real cluster of processes, and compare")
     parser.add_argument(
         "--inputs",
         type=Path,
         metavar="FILE",
-        help="with --live: .npz with arrays inputs [n, ...] and labels [n] to ask about; without it inputs are noise "
-        "and accuracy is what the bundle's table says of the sets that answered",
+        help="with --live: .npz with inputs [n, ...] and labels [n] of the requests; without it inputs are noise "
+        "and accuracy is that of the subsets that answered in the bundle's table",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="runs that differ by their seed (default: 1)")
     parser.add_argument(
-        "--backend", choices=("local", "ray"), default="local", help="where runs are computed (default: local)"
+        "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
     )
     parser.add_argument("--alone", action="store_true", help="without rows for the alternatives")
     parser.add_argument(
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 1:
         raise ConfigError(f"--seeds {args.seeds}: must be at least 1")
     if args.live and (args.seeds != 1 or args.backend != "local"):
-        raise ConfigError("--live is one run on this machine: leave --seeds and --backend away")
+        raise ConfigError("--live is one run on this machine: leave out --seeds and --backend")
     if args.inputs and not args.live:
-        raise ConfigError("--inputs: virtual time asks about nothing, accuracy is in the bundle's table; add --live")
+        raise ConfigError("--inputs: virtual time uses no inputs, accuracy is that of the bundle's table; add --live")
     scenario, bundle = load_scenario(args.scenario), load_bundle(args.bundle)
     scenario.devices(bundle.num_devices)
     if args.live:
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _live(scenario: Scenario, bundle: Bundle, args: argparse.Namespace) -> dict[str, Any]:
-    """The live run; what happened goes into the log."""
+    """Runs live and writes the actual faults to the log."""
     from nonn.cli.console import say
     from nonn_sim.faults import write_log
     from nonn_sim.live import check_live, run_live
@@ -87,7 +87,7 @@ def _live(scenario: Scenario, bundle: Bundle, args: argparse.Namespace) -> dict[
 
 
 def _samples(path: Path | None, bundle: Bundle) -> Samples:
-    """What is asked about: a file, or noise of the right shape.
+    """The samples of the requests: from a file, or noise of the right shape.
 
     Raises:
         DataError: the file cannot be read or lacks an array.
@@ -114,7 +114,7 @@ def _samples(path: Path | None, bundle: Bundle) -> Samples:
     if inputs.shape[1:] != spec.shape or not len(inputs) or inputs.dtype not in (np.uint8, np.float32):
         wanted = ", ".join(map(str, spec.shape))
         raise InputError(
-            f"{path}: inputs {inputs.dtype} {list(inputs.shape)}; the bundle takes {spec.dtype} [n, {wanted}]"
+            f"{path}: inputs {inputs.dtype} {list(inputs.shape)}; the bundle accepts {spec.dtype} [n, {wanted}]"
         )
     if labels.shape != (len(inputs),) or labels.dtype.kind not in "iu":
         raise InputError(f"{path}: labels {labels.dtype} {list(labels.shape)} for {len(inputs)} inputs")
