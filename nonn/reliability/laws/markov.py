@@ -10,9 +10,9 @@ from nonn.reliability.laws.first_passage import simulated_first_passage
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.subsets import membership, probabilities
 
-__all__ = ["MAX_FIRST_FALL", "Markov"]
+__all__ = ["MAX_FIRST_PASSAGE", "Markov"]
 
-MAX_FIRST_FALL = 12  # devices: 4,096 states, some 10 s; 13 would take eight times as long
+MAX_FIRST_PASSAGE = 12  # devices: 4,096 states, some 10 s; 13 would take eight times as long
 
 
 class Markov(TimedLaw, Independent):
@@ -50,7 +50,7 @@ class Markov(TimedLaw, Independent):
             return FirstPassage.certain(0.0)
         if good.all():
             return FirstPassage.certain(float("inf"))
-        if n > MAX_FIRST_FALL:
+        if n > MAX_FIRST_PASSAGE:
             return simulated_first_passage(self.fail_rate, self.repair_rate, good)
         # Rare subsets are eliminated first; the full one remains. Rates connect subsets one device apart, so a step
         # affects subsets of its own size and the next: [place + 1, reach) covers both.
