@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from nonn_sim.links import LinkConfig
 from nonn_sim.proxy import Proxies
+from nonn_sim.scenario import LinkConfig
 from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node, write_inventory
@@ -123,11 +123,11 @@ def site(bundle: Bundle, deadline_s: float, seed: int, options: Sequence[str] = 
         inventory, log = folder / "nodes.toml", folder / "aggregator.log"
         nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(proxies.addresses)]
         write_inventory(inventory, nodes)
-        command = [sys.executable, "-m", "nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin"]
+        command = [sys.executable, "-m", "nonn", "serve", str(bundle.path), "--inventory", str(inventory)]
         errors = stack.enter_context(log.open("wb"))
         process = stack.enter_context(
             subprocess.Popen(
-                [*command, "--deadline", str(deadline_s), *options],
+                [*command, "--watch-stdin", "--deadline", str(deadline_s), *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -258,7 +258,7 @@ def load(
     numbers, lock, interrupted = itertools.count(), threading.Lock(), threading.Event()
 
     def ask(_: int) -> list[Record]:
-        rows = []
+        rows: list[Record] = []
         while True:
             with lock:
                 number = next(numbers)

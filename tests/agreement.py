@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from nonn.answer import Answer
 from nonn.bundle import Bundle
@@ -24,7 +24,7 @@ REPORT = 1e-10
 FLOAT32 = 1e-5
 
 
-def assert_features_agree(found: ArrayLike, wanted: ArrayLike) -> None:
+def assert_features_agree(found: NDArray[Any], wanted: NDArray[Any]) -> None:
     """Features or logits in float32 are the same up to rounding."""
     np.testing.assert_allclose(found, wanted, rtol=FLOAT32, atol=FLOAT32 * np.abs(wanted).max(initial=0.0))
 

@@ -26,7 +26,9 @@ class Watcher:
     """An observer that remembers everything."""
 
     def __init__(self) -> None:
-        self.requests, self.states, self.late = [], [], []
+        self.requests: list[Any] = []
+        self.states: list[Any] = []
+        self.late: list[Any] = []
         self.on_request, self.on_state, self.on_late = self.requests.append, self.states.append, self.late.append
 
 

@@ -32,6 +32,7 @@ class Running:
     @property
     def ready(self) -> Any:
         """Of the next start of its server."""
+        assert self.child.stdout is not None
         line = self.child.stdout.readline()
         assert line, self.log.read_text()
         return json.loads(line)
@@ -43,7 +44,9 @@ class Running:
     def close(self) -> None:
         self.child.kill()
         self.child.wait()
+        assert self.child.stdin is not None
         self.child.stdin.close()
+        assert self.child.stdout is not None
         self.child.stdout.close()
 
 

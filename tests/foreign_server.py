@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 parser = argparse.ArgumentParser()
 parser.add_argument("stubs")
@@ -31,7 +32,7 @@ import open_inference_pb2_grpc  # noqa: E402
 DATATYPES = {"tensor(float)": ("FP32", np.float32), "tensor(uint8)": ("UINT8", np.uint8)}
 
 
-class Server(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+class Server(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """One ONNX network."""
 
     def __init__(self, network: str, model: str, typed: bool) -> None:
@@ -40,19 +41,19 @@ class Server(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self._session = onnxruntime.InferenceSession(network, options)
         self._model, self._typed = model, typed
 
-    def ServerLive(self, request, context):
+    def ServerLive(self, request: Any, context: Any) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request, context):
+    def ServerReady(self, request: Any, context: Any) -> Any:
         return pb.ServerReadyResponse(ready=True)
 
-    def ModelReady(self, request, context):
+    def ModelReady(self, request: Any, context: Any) -> Any:
         return pb.ModelReadyResponse(ready=request.name == self._model)
 
-    def ServerMetadata(self, request, context):
+    def ServerMetadata(self, request: Any, context: Any) -> Any:
         return pb.ServerMetadataResponse(name="stranger", version="7")
 
-    def ModelMetadata(self, request, context):
+    def ModelMetadata(self, request: Any, context: Any) -> Any:
         self._check(request.name, context)
         metadata = pb.ModelMetadataResponse(name=self._model, versions=["1"], platform="onnxruntime_onnx")
         for tensors, nodes in (
@@ -64,12 +65,12 @@ class Server(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
                 tensors.add(name=node.name, datatype=DATATYPES[node.type][0], shape=shape)
         return metadata
 
-    def ModelInfer(self, request, context):
+    def ModelInfer(self, request: Any, context: Any) -> Any:
         self._check(request.model_name, context)
         feeds = {}
         for i, node in enumerate(self._session.get_inputs()):
             datatype, dtype = DATATYPES[node.type]
-            given = next((t for t in request.inputs if t.name == node.name), None)
+            given: Any = next((t for t in request.inputs if t.name == node.name), None)
             if given is None or given.datatype != datatype:
                 found = given.datatype if given else "nothing"
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"input '{node.name}' is {datatype}, not {found}")
@@ -88,7 +89,7 @@ class Server(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
                 response.raw_output_contents.append(array.tobytes())
         return response
 
-    def _check(self, model, context):
+    def _check(self, model: str, context: Any) -> None:
         if model != self._model:
             context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model '{model}'")
 

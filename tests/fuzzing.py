@@ -97,7 +97,8 @@ def _change_bytes(draw: Any, raw: bytes) -> bytes:
         flipped = bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in raw[at : at + 1] or b"\0")
         return raw[:at] + flipped + raw[at + 1 :]
     if what == "insert":
-        return raw[:at] + draw(st.binary(max_size=12)) + raw[at:]
+        inserted: bytes = draw(st.binary(max_size=12))
+        return raw[:at] + inserted + raw[at:]
     if what == "delete":
         return raw[:at] + raw[at + length :]
     if what == "repeat":
@@ -127,10 +128,12 @@ def requests(model: str, inputs: Any, bundle_hash: str) -> st.SearchStrategy[byt
     """Requests for an inference, most of them wrong."""
 
     def valid() -> Message:
-        return new_request(model, {"input": inputs}, {"nonn_bundle": bundle_hash}, "7")
+        request: Message = new_request(model, {"input": inputs}, {"nonn_bundle": bundle_hash}, "7")
+        return request
 
     def of_another_bundle() -> Message:
-        return new_request(model, {"input": inputs}, {"nonn_bundle": bundle_hash[::-1]}, "7")
+        request: Message = new_request(model, {"input": inputs}, {"nonn_bundle": bundle_hash[::-1]}, "7")
+        return request
 
     def valid_typed() -> Message:
         request = pb.ModelInferRequest(model_name=model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def weighted(**weights: float | dict[str, Any]) -> ObjectivesConfig:
     return ObjectivesConfig(**changed)
 
 
-def distill(failout: str = "none", **weights: float | dict[str, Any]) -> DistillConfig:
+def distill(failout: Literal["none", "independent", "stratified", "groups"] = "none", **weights: Any) -> DistillConfig:
     """A configuration of the named objectives only; students train apart, so that each can be looked at."""
     return DistillConfig(objectives=weighted(**weights), failout=failout, grouped=False)
 

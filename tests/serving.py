@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.answer import Answer
 from nonn.client import Client
-from nonn.rpc import server as rpc_server
+from nonn.rpc.inference import InferenceServicer, Model
 
 TIMEOUT_S = 60.0  # for what takes a second on an idle machine
 LONGEST_PAUSE_S = 0.05  # between two looks at what may have changed
@@ -73,7 +73,7 @@ def running_aggregator(bundle: Path, addresses: Sequence[str], folder: Path, *op
     """A real aggregator process over nodes at these addresses, and its ready line; its log goes to a file."""
     inventory = folder / "nodes.toml"
     write_inventory(inventory, [Node(id=f"node-{i}", address=a, student=i) for i, a in enumerate(addresses)])
-    arguments = ["nonn", "serve", bundle, "--inventory", inventory, *options]
+    arguments: list[str | Path] = ["nonn", "serve", bundle, "--inventory", inventory, *options]
     with logged(*arguments, log=folder / "aggregator.log") as (ready, _):
         yield ready
 
@@ -145,7 +145,7 @@ async def until_async(condition: Callable[[], object], timeout_s: float = TIMEOU
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
-class _Generic(grpc.GenericRpcHandler):
+class _Generic(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
 
@@ -167,10 +167,10 @@ async def fake_node(behaviour: Behaviour, port: int = 0) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def serving(model: rpc_server.Model) -> AsyncIterator[str]:
+async def serving(model: Model) -> AsyncIterator[str]:
     """A model behind the protocol in this process."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    rpc_server.InferenceServicer(model).add_to(server)
+    InferenceServicer(model).add_to(server)
     bound = server.add_insecure_port("127.0.0.1:0")
     async with model:
         await server.start()

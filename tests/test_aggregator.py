@@ -73,7 +73,7 @@ async def refuses(raw: Any, context: Any) -> None:
     await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "other plans")
 
 
-BAD_REPLIES = {
+BAD_REPLIES: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"features": np.full((2, 4), np.nan, np.float32)}, "features hold NaN or infinity"),
     "infinity": ({"features": np.full((2, 4), np.inf, np.float32)}, "features hold NaN or infinity"),
     "wide": ({"features": np.ones((2, 5), np.float32)}, "float32 features [2, 5], expected float32 [2, 4]"),
@@ -384,7 +384,7 @@ async def serving_fused(aggregator: Any) -> AsyncIterator[Any]:
             return None
 
     async with serving(Entered(aggregator)) as address, aio.insecure_channel(address) as channel:
-        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 def test_an_inventory_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_node_serves_from_the_base_install(python: Path, bundle: Bundle) -> No
 
 
 def test_check_runs_from_the_base_install(python: Path, bundle: Bundle) -> None:
-    command = [python, "-m", "nonn_device", "check", bundle.path, "--student", "0"]
+    command: list[str | Path] = [python, "-m", "nonn_device", "check", bundle.path, "--student", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rss_mb"] < 90

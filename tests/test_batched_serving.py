@@ -61,7 +61,7 @@ async def fused(bundle: Bundle, config: Any = None, policy: Any = None, **fakes:
         model = FusedModel(Aggregator(bundle, nodes, policy), batching=config)
         address = await stack.enter_async_context(serving(model))
         channel = await stack.enter_async_context(aio.insecure_channel(address))
-        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 async def ask(stub: Any, inputs: NDArray[Any], timeout_s: Any = TIMEOUT_S) -> Any:
@@ -153,6 +153,7 @@ def running_cluster(bundle: Bundle, folder: Path, *options: str) -> Iterator[Any
         aggregator = stack.enter_context(
             process("nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin", *options)
         )
+        assert aggregator.stdout is not None
         yield aggregator, json.loads(aggregator.stdout.readline()), [child for child, _ in nodes]
 
 
@@ -163,7 +164,7 @@ def test_sigterm_sets_health_first_refuses_new_requests_and_answers_those_in_fli
 
     async def scenario(aggregator: Any, address: Any, nodes: Any) -> Any:
         async with aio.insecure_channel(address) as channel:
-            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
             await ask(stub, inputs)
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             states = [(await watch.read()).status]

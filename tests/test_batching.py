@@ -25,7 +25,7 @@ POLICY = PolicyConfig(deadline_s=1000.0)
 def answer_to(batch: Any, **changes: Any) -> Any:
     """What a cluster might make of a batch: rows depend on their own sample alone."""
     logits = batch.reshape(len(batch), -1)[:, :3].astype(np.float32) * 2 + 1
-    values = {"degraded": False, "bundle": "b", "expected_accuracy": 0.9, "failures": {}} | changes
+    values: dict[str, Any] = {"degraded": False, "bundle": "b", "expected_accuracy": 0.9, "failures": {}} | changes
     return Answer(logits=logits, confidence=logits.max(axis=1), answered=np.ones(4, np.bool_), **values)
 
 
@@ -39,7 +39,7 @@ async def settle() -> None:
 class Gate:
     """A cluster whose fan-outs end when they are told to."""
 
-    flights: list = field(default_factory=list)
+    flights: list[Any] = field(default_factory=list)
 
     async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
         done = asyncio.get_running_loop().create_future()
@@ -132,7 +132,7 @@ class Slow:
     slowest_s: float
     policy: PolicyConfig
     gate: asyncio.Event
-    asked: list = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
 
     async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
         self.asked.append((num_requests, remaining_s))

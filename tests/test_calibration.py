@@ -125,7 +125,7 @@ def test_temperatures_calibrate_samples_they_were_not_fitted_to_and_change_no_an
     others, truth = [f[3000:] for f in features], labels[3000:]
     for masks in ([7], [3, 5, 6], [1, 2, 4]):
         cold, hot = ([calibration(h, others, truth, mask) for mask in masks] for h in (head, warm))
-        assert np.mean([one.ece for one in hot]) < min(0.03, 0.5 * np.mean([one.ece for one in cold]))
+        assert np.mean([one.ece for one in hot]) < min(0.03, 0.5 * float(np.mean([one.ece for one in cold])))
         assert np.mean([one.nll for one in hot]) < np.mean([one.nll for one in cold])
         assert [one.accuracy for one in hot] == [one.accuracy for one in cold]
         assert abs(np.mean([one.confidence - one.accuracy for one in hot])) < 0.03

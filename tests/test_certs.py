@@ -67,7 +67,9 @@ def test_a_disk_that_is_full_leaves_no_half_a_certificate(
     assert ".tmp" not in caught.value.filename
     assert list(authority.path.glob("node/*")) == []
     Authority(authority.path).issue("node", "kitchen")
-    assert load_tls(authority.folder("node", "kitchen"), "node").identity.id == "kitchen"
+    tls = load_tls(authority.folder("node", "kitchen"), "node")
+    assert tls is not None
+    assert tls.identity.id == "kitchen"
 
 
 def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority: Any) -> None:
@@ -89,6 +91,7 @@ def test_the_id_is_in_the_certificate_and_a_client_cannot_be_a_server(authority:
 def test_a_folder_has_the_identity_of_its_certificate(authority: Any) -> None:
     authority.issue("node", "kitchen")
     tls = load_tls(authority.folder("node", "kitchen"), "node")
+    assert tls is not None
     assert tls.identity == Identity("node", "kitchen")
     assert tls.fingerprint == authority.issued[0].sha256
     with pytest.raises(CredentialsError, match="certificate of node 'kitchen'; this needs one of role client"):

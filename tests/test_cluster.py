@@ -167,7 +167,7 @@ def test_of_two_hundred_concurrent_requests_none_is_lost_while_devices_die(
             answered.release()
             return answer
 
-    def kill_three() -> None:
+    def kill_three(cluster: LocalCluster) -> None:
         for node in (0, 3, 6):
             for _ in range(30):  # so that requests are answered before, between and after
                 assert answered.acquire(timeout=TIMEOUT_S)
@@ -175,7 +175,7 @@ def test_of_two_hundred_concurrent_requests_none_is_lost_while_devices_die(
 
     # A deadline that two hundred requests at once can keep on a slow machine: only the kills are under test.
     with LocalCluster(bundle.path, deadline_s=TIMEOUT_S) as cluster, Counting(cluster.address, 2 * TIMEOUT_S) as client:
-        killer = threading.Thread(target=kill_three)
+        killer = threading.Thread(target=kill_three, args=(cluster,))
         killer.start()
         answers = client.infer_many((inputs[i % 200 : i % 200 + 1] for i in range(400)), concurrency=200)
         killer.join(TIMEOUT_S)
@@ -347,8 +347,10 @@ def test_a_wrong_inventory_ends_the_aggregator_with_3(small: Any, tmp_path: Path
 def running_up(bundle: Bundle) -> Iterator[Any]:
     """``nonn up`` with its table printed; yields the process and the address of its aggregator."""
     with process("nonn", "up", bundle.path) as child:
+        assert child.stdout is not None
         title = child.stdout.readline().decode()
         for _ in range(5 + bundle.num_devices):
+            assert child.stdout is not None
             title += child.stdout.readline().decode()
         yield child, title
 

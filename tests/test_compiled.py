@@ -50,7 +50,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     rng = np.random.default_rng(0)
     inputs = rng.normal(127, 70, (128, *SHAPE)).clip(0, 255).astype(np.uint8)
     data = export_onnx(network, SHAPE, inputs)
-    served = [deploy(ExportConfig(weights=weights), i, data, inputs) for i, weights in enumerate(("float32", "int8"))]
+    configs = (ExportConfig(weights="float32"), ExportConfig(weights="int8"))
+    served = [deploy(config, i, data, inputs) for i, config in enumerate(configs)]
     features, labels = [one.features(inputs) for one in served], rng.integers(0, 3, len(inputs))
     width = features[0].shape[1]
     head = RidgePerSet(*gram(np.concatenate(features, axis=1), np.eye(3)[labels]), ridge=1e-3, widths=[width] * 2)
@@ -149,7 +150,7 @@ def test_the_program_for_a_microcontroller_gives_the_same_on_this_machine(
     inputs = samples_like(bundle.manifest.input, 9)
     for device, weights in enumerate(("float32", "int8")):
         folder, program = library_path(bundle.path, device).parent, tmp_path / f"program-{device}"
-        command = ["cc", "-std=c11", "-Wall", "-Werror", *flags, f"-I{folder}", REPOSITORY / "devices/c/main.c"]
+        command = ["cc", "-std=c11", "-Wall", "-Werror", *flags, f"-I{folder}", str(REPOSITORY / "devices/c/main.c")]
         subprocess.run([*command, folder / "student.c", "-lm", "-o", program], check=True)
         done = subprocess.run([program], input=inputs.tobytes(), capture_output=True, timeout=TIMEOUT_S, check=True)
         got = np.frombuffer(done.stdout, np.float32).reshape(9, -1)
@@ -166,7 +167,7 @@ def test_a_node_of_compiled_c_serves_without_onnx_runtime_and_in_less_memory(
     for runtime in ("onnx", "c"):
         with running_node(bundle.path, 0, "--runtime", runtime) as (child, ready):
             with grpc.insecure_channel(ready["address"]) as channel:
-                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+                stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
                 response = stub.ModelInfer(new_request("student-0", {"input": inputs}, {}))
             got = read_tensors(response.outputs, response.raw_output_contents)["features"]
             process = Path(f"/proc/{child.pid}")
@@ -226,7 +227,7 @@ def test_a_missing_instruction_is_an_error_and_does_not_kill_the_node(
     assert call in source
     (tmp_path / "student.c").write_text(source.replace(call, f"{call} __builtin_trap();"))
     shutil.copy(folder / "student.h", tmp_path)
-    trap = ["-shared", "-fPIC", "-o", tmp_path / "student.so", tmp_path / "student.c", "-lm"]
+    trap: list[str | Path] = ["-shared", "-fPIC", "-o", tmp_path / "student.so", tmp_path / "student.c", "-lm"]
     subprocess.run(["cc", *trap], check=True)
     command = [sys.executable, "-m", "nonn_device", "check", str(bundle.path), "--student", "0", "--runtime", "c"]
     done = subprocess.run(
@@ -237,14 +238,14 @@ def test_a_missing_instruction_is_an_error_and_does_not_kill_the_node(
     assert "SIGILL" in done.stderr or "SIGTRAP" in done.stderr
     assert os.uname().machine in done.stderr
     assert "--cc" in done.stderr
-    serve = [*command, "--library", tmp_path / "student.so", "--self-test", "--watch-stdin"]
+    serve = [*command, "--library", str(tmp_path / "student.so"), "--self-test", "--watch-stdin"]
     serve[3] = "serve"
     served = subprocess.run(serve, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
     assert served.returncode == 3
     assert "ready" not in served.stdout
 
 
-def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: list[object]) -> None:
+def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: Sequence[int | str]) -> None:
     graph = helper.make_graph(
         nodes,
         "student",
@@ -303,8 +304,8 @@ def _run_source(source: str, header: str, inputs: NDArray[np.float32]) -> NDArra
         folder = Path(name)
         (folder / "student.c").write_text(source)
         (folder / "student.h").write_text(header)
-        command = ["cc", "-O2", f"-I{folder}", REPOSITORY / "devices/c/main.c", folder / "student.c", "-lm"]
-        subprocess.run([*command, "-o", folder / "program"], check=True)
+        sources = [REPOSITORY / "devices/c/main.c", folder / "student.c"]
+        subprocess.run(["cc", "-O2", f"-I{folder}", *sources, "-lm", "-o", folder / "program"], check=True)
         done = subprocess.run(
             [folder / "program"], input=inputs.tobytes(), capture_output=True, check=True, timeout=TIMEOUT_S
         )

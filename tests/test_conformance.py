@@ -21,6 +21,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle
@@ -67,12 +68,12 @@ def target(request: pytest.FixtureRequest, bundle: Bundle, cluster: LocalCluster
     features, _ = bundle.features
     if request.param == "node":
         address, model, output = cluster.states()[STUDENT].address, f"student-{STUDENT}", "features"
-        expected = features[STUDENT]
+        expected: NDArray[Any] = features[STUDENT]
     else:
         address, model, output = cluster.address, "nonn", "logits"
         expected = bundle.head.logits(dict(enumerate(features)))
     with grpc.insecure_channel(address) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         yield Target(address, model, output, inputs, expected, stub)
 
 
@@ -81,7 +82,7 @@ def check(target: Any, response: Any, rows: Any) -> None:
     np.testing.assert_allclose(outputs[target.output], target.expected[rows], rtol=1e-4, atol=1e-4)
 
 
-def refusal(call: Any, request: pytest.FixtureRequest) -> Any:
+def refusal(call: Any, request: Any) -> Any:
     with pytest.raises(grpc.RpcError) as caught:
         call(request, timeout=TIMEOUT_S)
     return caught.value.code(), caught.value.details()
@@ -223,7 +224,7 @@ def test_the_health_check_covers_the_server_and_its_service_only(target: Any) ->
 @contextlib.contextmanager
 def watching(address: Any, service: Any) -> Iterator[Any]:
     """A queue of the statuses that grpc.health.v1.Watch reports; None at its end."""
-    seen = queue.Queue()
+    seen: queue.Queue[Any] = queue.Queue()
 
     def follow(statuses: Any) -> None:
         with contextlib.suppress(grpc.RpcError):
@@ -259,7 +260,7 @@ def test_a_health_watch_of_an_aggregator_reports_a_lost_and_a_regained_quorum(bu
         watching(cluster.address, SERVICE) as seen,
         grpc.insecure_channel(cluster.address) as channel,
     ):
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         assert seen.get(timeout=TIMEOUT_S) == SERVING
         cluster.kill(0)
         code, details = refusal(stub.ModelInfer, new_request("nonn", {"input": inputs}, {}))
@@ -288,8 +289,9 @@ def reflecting(kind: Any, bundle: Bundle, cluster: LocalCluster, tmp_path: Path)
     elif kind == "joins":
         token = tmp_path / "token"
         token.write_text("a-token-of-enough-characters")
-        arguments = ("nonn", "serve", bundle.path, "--joins", "--join-token-file", token, "--reflection")
-        with process(*arguments, "--watch-stdin") as child:
+        arguments: tuple[str | Path, ...] = ("nonn", "serve", bundle.path, "--joins", "--join-token-file", token)
+        with process(*arguments, "--reflection", "--watch-stdin") as child:
+            assert child.stdout is not None
             yield json.loads(child.stdout.readline())["address"], "nonn"
     else:
         inventory = tmp_path / "nodes.toml"
@@ -298,6 +300,7 @@ def reflecting(kind: Any, bundle: Bundle, cluster: LocalCluster, tmp_path: Path)
         )
         arguments = ("nonn", "serve", bundle.path, "--inventory", inventory, "--reflection", "--watch-stdin")
         with process(*arguments) as child:
+            assert child.stdout is not None
             yield json.loads(child.stdout.readline())["address"], "nonn"
 
 

@@ -55,6 +55,7 @@ def served(bundle: Bundle, cluster: LocalCluster, tmp_path: Path, node: Any) -> 
     inventory = tmp_path / "nodes.toml"
     write_inventory(inventory, nodes)
     with process("nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin") as child:
+        assert child.stdout is not None
         ready = json.loads(child.stdout.readline())
         with Client(ready["address"], TIMEOUT_S) as client:
             yield client

@@ -35,7 +35,7 @@ def triton_python() -> Any:
     """A Python with tritonclient. Without a way to install it: an error in ``make conformance``, else a skip."""
     ready, python = ENVIRONMENT / ".ready", ENVIRONMENT / "bin/python"
     if not ready.exists() or ready.read_text() != REQUIREMENTS.read_text():
-        commands = (
+        commands: tuple[list[str | Path], ...] = (
             [sys.executable, "-m", "venv", "--clear", ENVIRONMENT],
             [python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS],
         )

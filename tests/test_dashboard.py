@@ -170,8 +170,9 @@ return [...document.querySelectorAll("body *")].flatMap((e) => {
 def test_a_hostile_node_id_is_text_and_no_markup(driver: Any, bundle: Bundle, tmp_path: Path) -> None:
     name = "<img src=x onerror=document.title=1>"
     write_inventory(tmp_path / "nodes.toml", [Node(id=name, address="127.0.0.1:9", student=0)])
-    arguments = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--watch-stdin", "--http-port", "0"]
-    with process("nonn", *arguments) as child:
+    arguments: list[str | Path] = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--http-port", "0"]
+    with process("nonn", *arguments, "--watch-stdin") as child:
+        assert child.stdout is not None
         http = json.loads(child.stdout.readline())["http"]
         driver.get(http)
         until(lambda: name in rows(driver))

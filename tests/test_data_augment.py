@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -43,7 +45,7 @@ def test_nothing_asked_is_nothing_done_but_the_conversion_to_float(inputs: Tenso
         (signals(), {"crop": 4, "noise": 0.1}),
     ],
 )
-def test_a_seed_fixes_the_batch_and_inputs_are_left_alone(inputs: Tensor, options: dict[str, object]) -> None:
+def test_a_seed_fixes_the_batch_and_inputs_are_left_alone(inputs: Tensor, options: dict[str, Any]) -> None:
     before = inputs.clone()
     first, again, other = (augment(inputs, seed, **options) for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -76,7 +78,8 @@ def reflected(inputs: Tensor, axis: int, shift: int) -> Tensor:
     """What a shift should be: place p shows p + shift, folded at the first and last place."""
     last = inputs.shape[axis] - 1
     places = [abs(p + shift) if p + shift <= last else 2 * last - p - shift for p in range(last + 1)]
-    return inputs[(*[slice(None)] * axis, places)]
+    index: tuple[Any, ...] = (*[slice(None)] * axis, places)
+    return inputs[index]
 
 
 def test_a_crop_shifts_images_along_both_axes_and_reflects_the_edges() -> None:
@@ -145,7 +148,7 @@ def test_what_is_for_images_is_refused_for_signals(option: str) -> None:
 @pytest.mark.parametrize("option", ["crop", "noise", "cutout"])
 def test_negative_amounts_are_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=f"data.{option} = -1"):
-        Augment(DataConfig(**{option: -1}), [0.0], [1.0])
+        Augment(DataConfig(**{option: -1}), [0.0], [1.0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2, 8, 8)])

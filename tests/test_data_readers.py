@@ -6,8 +6,9 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -46,8 +47,8 @@ def training_inputs(data: Dataset) -> set[bytes]:
 
 def write_parquet(
     file: Path,
-    images: list[bytes | None],
-    labels: list[object],
+    images: Sequence[bytes | None],
+    labels: Sequence[object],
     column: str = "label",
     names: list[str] | None = NAMES,
 ) -> None:
@@ -178,7 +179,8 @@ def write_pickle(file: Path, content: object, protocol: int = 4) -> None:
 class PicklerOfPython2(pickle._Pickler):
     """Writes text and bytes alike as the byte strings of Python 2, and NumPy's names of before 2.0."""
 
-    dispatch = pickle._Pickler.dispatch.copy()
+    dispatch: ClassVar[dict[Any, Any]] = pickle._Pickler.dispatch.copy()
+    write: Callable[[bytes], object]
 
     def save_string(self, text: str | bytes) -> None:
         content = text.encode() if isinstance(text, str) else text
@@ -387,7 +389,7 @@ def test_npz_scales_windows_and_finds_class_names(tmp_path: Path) -> None:
     data = load("npz", path, labels="activity", scale="scale", group="subject", test_groups=(4,))
     assert (data.name, data.input_shape, data.dtype, data.classes) == ("body", (3, 10), "float32", ("sit", "run"))
     raw = np.load(path)["windows"][18:]
-    np.testing.assert_array_equal(data.test.inputs, raw * np.float32([[0.5], [0.25], [2.0]]))
+    np.testing.assert_array_equal(data.test.inputs, raw * np.array([[0.5], [0.25], [2.0]], np.float32))
     assert data.test.labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 

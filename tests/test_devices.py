@@ -71,7 +71,7 @@ def build(device: int, model: str, filters: int) -> Student:
     return Student(model, (1, 8, 8), filters, Normalise([0.0], [1.0], 2))
 
 
-def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64) -> Any:  # type: ignore[no-untyped-def]
+def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64) -> Any:
     resolved = resolve_devices(devices)
     design = Design(len(resolved))
     return size_students(resolved, [()] * len(resolved), design, num_filters, model, build, "float32")

@@ -42,7 +42,8 @@ class FarEnd:
     """The node's side of a stream, in this process."""
 
     def __init__(self, channel: Any) -> None:
-        self._replies, self._requests = asyncio.Queue(), channel.stream(self._sent())
+        self._replies: asyncio.Queue[Any] = asyncio.Queue()
+        self._requests = channel.stream(self._sent())
 
     async def _sent(self) -> AsyncIterator[Any]:
         while (reply := await self._replies.get()) is not None:
@@ -52,7 +53,7 @@ class FarEnd:
         """The next request."""
         return await asyncio.wait_for(anext(self._requests, None), TIMEOUT_S)
 
-    def answer(self, request: pytest.FixtureRequest, payload: bytes = b"", **more: Any) -> None:
+    def answer(self, request: Any, payload: bytes = b"", **more: Any) -> None:
         self._replies.put_nowait(pb.WorkReply(call=request.call, payload=payload, **more))
 
     def hang_up(self) -> None:
@@ -184,7 +185,9 @@ def test_new_credentials_leave_the_stream_of_a_node_that_dials_out_alone(bundle:
             probe = asyncio.ensure_future(fanout.probe("a", SAMPLE, TIMEOUT_S))
             assert (await taking).method == METHOD
             end.answer(await taking, b"no reply at all")
-            assert (await probe).error.startswith("bad reply")
+            reply = await probe
+            assert reply is not None
+            assert reply.error.startswith("bad reply")
 
     asyncio.run(scenario())
 

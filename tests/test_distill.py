@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -233,7 +234,8 @@ def test_each_student_is_compared_with_its_own_part() -> None:
 def test_a_student_learns_from_its_own_share_as_it_would_alone() -> None:
     """A mean over devices would divide what each of them learns by their number."""
     teacher, students = make_teacher(), make_students("logit-average")
-    alone = Students(copy.deepcopy(list(students.students[:1])), FusionLayer("logit-average", [16], (0,), 10))
+    first: Any = students.students[:1]
+    alone = Students(copy.deepcopy(list(first)), FusionLayer("logit-average", [16], (0,), 10))
     assert alone.fusion.biases is not None
     assert students.fusion.biases is not None
     with torch.no_grad():
@@ -274,7 +276,7 @@ def test_a_ridge_head_repeats_the_teacher_better_than_an_untrained_layer() -> No
     teacher, students = make_teacher().eval(), make_students().eval()
     config = FusionConfig(passes=1)
 
-    def fitted(head: str) -> float:
+    def fitted(head: Literal["ridge", "trained"]) -> float:
         chosen = dataclasses.replace(config, head=head)
         fitter = HeadFitter(chosen, split(400, 1), split(100, 2), seed=0, augment=lambda x, _: x.float())
         made = fitter.fit(teacher, students)

@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def first_notice(watch: Any, features: Any, rows: Any, spoil: Any) -> Any:
     return None, len(rows)
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[Any, int, int], Any]] = {
     "stuck": lambda f, node, row: f[node][0],
     "zeros": lambda f, node, row: np.zeros(WIDTH, np.float32),
     "huge": lambda f, node, row: 1000 * f[node][0],
@@ -256,16 +257,20 @@ def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(b
         for i in range(NUM_DEVICES):
             arguments = ["serve", str(bundle.path), "--student", str(i), "--watch-stdin"]
             how = ["-c", STUCK_NODE] if i == bad else ["-m", "nonn_device"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            child = stack.enter_context(subprocess.Popen([sys.executable, *how, *arguments], **pipes))
+            command = [sys.executable, *how, *arguments]
+            child = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
             stack.callback(child.kill)
             nodes.append((f"node-{i}", i, child))
-        ready = [(name, i, json.loads(child.stdout.readline())["address"]) for name, i, child in nodes]
+        ready = []
+        for name, i, child in nodes:
+            assert child.stdout is not None
+            ready.append((name, i, json.loads(child.stdout.readline())["address"]))
         inventory = tmp_path / "nodes.toml"
         write_inventory(inventory, [Node(id=name, address=address, student=i) for name, i, address in ready])
-        options = ["--inventory", inventory, "--http-port", "0", "--log-format", "json", "--drift-rate", "1000"]
+        options = ["--inventory", str(inventory), "--http-port", "0", "--log-format", "json", "--drift-rate", "1000"]
         options += ["--deadline", str(TIMEOUT_S)]
         aggregator = stack.enter_context(process("nonn", "serve", bundle.path, *options, "--watch-stdin"))
+        assert aggregator.stdout is not None
         line = json.loads(aggregator.stdout.readline())
         inputs, http = toy_data(4000, seed=7)[0], line["http"]
         with Client(line["address"]) as client:

@@ -92,7 +92,7 @@ AS_FOREIGN = {"foreign": True, "model": "resnet", "input": "image", "output": "p
 
 def test_an_ordinary_server_stands_in_for_a_node_under_its_own_names(bundle: Bundle, inputs: NDArray[Any]) -> None:
     async def scenario() -> Any:
-        seen = []
+        seen: list[Any] = []
         async with cluster(bundle, fakes={1: foreign(bundle, seen)}, node_1=AS_FOREIGN) as aggregator:
             return await aggregator.infer(inputs[:3]), seen[-1]
 
@@ -142,11 +142,11 @@ def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle: Bundle, in
             for _ in range(5):
                 await aggregator.remove_node("node-2", "left")
                 done = len(answers)
-                await until_async(lambda done=done: len(answers) > done + 8)
+                await until_async(lambda done=done: len(answers) > done + 8)  # type: ignore[misc]
                 without = answers[-1][1]
                 await aggregator.add_node(node)
                 done = len(answers)
-                await until_async(lambda done=done: len(answers) > done + 8)
+                await until_async(lambda done=done: len(answers) > done + 8)  # type: ignore[misc]
                 assert members(without.mask) == (0, 1, 3)
                 assert answers[-1][1].answered.all()
             stop = True

@@ -69,7 +69,9 @@ class Asking:
 
     def __init__(self, address: Any, bundles: Any) -> None:
         self._address, self._bundles = address, {bundle.hash: bundle for bundle in bundles}
-        self.answers, self.lost, self._stop = [], [], threading.Event()
+        self.answers: list[Any] = []
+        self.lost: list[Exception] = []
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
     def _ask(self) -> None:
@@ -162,6 +164,7 @@ def test_a_push_that_loses_a_node_stops_and_is_undone(bundles: Any, fleet: Any, 
     floor = str(floor_of(*bundles))
     # Whoever is moved first hangs.
     with process("nonn", "fleet", "push", second.path, "--state", state, "--floor", floor, "--wait", "2") as push:
+        assert push.stdout is not None
         line = push.stdout.readline().decode()
         moving = line.split()[1]
         nodes[moving].child.send_signal(signal.SIGSTOP)
@@ -269,7 +272,9 @@ def test_init_issues_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     inventory.write_text(INVENTORY.read_text())
     assert run("nonn", "fleet", "init", inventory).returncode == 0
     node = tmp_path / "certs/node/kitchen"
-    assert load_tls(node, "node").identity.id == "kitchen"
+    tls = load_tls(node, "node")
+    assert tls is not None
+    assert tls.identity.id == "kitchen"
     before = (node / "identity.pem").read_bytes()
     inventory.write_text(INVENTORY.read_text() + '\n[nodes.hosts.cellar]\nansible_host = "192.168.1.22"\n')
     again = run("nonn", "fleet", "init", inventory)

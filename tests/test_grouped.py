@@ -58,7 +58,7 @@ def test_two_sgd_steps_of_the_group_are_those_of_separate_students(widths: tuple
     grouped.copy_to(trained)
     for one, two in zip(separate, trained, strict=True):
         for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
 
 
 def _maps(grouped: GroupedStudents, x: torch.Tensor) -> list[torch.Tensor]:

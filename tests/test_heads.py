@@ -39,6 +39,7 @@ class Prototypes(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stage = torch.nn.Flatten()
+        self.prototypes: torch.Tensor
         raw = np.random.default_rng(0).integers(0, 256, (10, *SHAPE))  # those of ``toy_data``
         self.register_buffer("prototypes", torch.from_numpy((raw.reshape(10, -1) - 127) / 70).float())
 

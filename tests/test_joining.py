@@ -150,7 +150,7 @@ def registered(bundle: Bundle, fleet: Any) -> Iterator[Any]:
     _, address = fleet.aggregator(bundle)
     metadata = (("authorization", f"Bearer {TOKEN}"),)
     with grpc.insecure_channel(address) as channel:
-        stub = fleet_pb2_grpc.FleetStub(channel)
+        stub = fleet_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]
         request = pb.RegisterRequest(node="a", instance="i", fingerprint="f", student=2)
         yield stub, metadata, stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
 
@@ -239,7 +239,8 @@ class CuttingProxy:
 
     def __init__(self, upstream: Any, cut_after: Any, arrived: Any) -> None:
         self.cuts, self.answered, self._cut_after, self._arrived = 0, 0, cut_after, arrived
-        self._upstream, self._ends = upstream, []
+        self._upstream = upstream
+        self._ends: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         self._threads = [threading.Thread(target=self._accept)]
@@ -341,7 +342,7 @@ def test_the_certificate_of_a_node_does_not_join_as_another_one(secure: Any) -> 
     credentials = grpc.ssl_channel_credentials((authority.path / "ca.pem").read_bytes(), pem, pem)
     override = [("grpc.ssl_target_name_override", "aggregator.nonn.internal")]
     with grpc.secure_channel(address, credentials, override) as channel:
-        stub = fleet_pb2_grpc.FleetStub(channel)
+        stub = fleet_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.RpcError, match="certificate of node 'a' does not let it join as 'b'") as caught:
             stub.Register(pb.RegisterRequest(node="b", instance="i", address="127.0.0.1:1"), timeout=TIMEOUT_S)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED

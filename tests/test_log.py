@@ -61,9 +61,11 @@ def test_text_is_one_line_too(root: Any, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_an_aggregator_logs_one_line_for_each_change_of_a_node(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
-    write_inventory(tmp_path / "nodes.toml", [Node(id="kitchen", address="127.0.0.1:9", student=0)])
-    arguments = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--deadline", "0.1", "--watch-stdin"]
-    with process("nonn", *arguments, "--log-format", "json") as child:
+    inventory = tmp_path / "nodes.toml"
+    write_inventory(inventory, [Node(id="kitchen", address="127.0.0.1:9", student=0)])
+    arguments: list[str | Path] = ["serve", bundle.path, "--inventory", inventory, "--deadline", "0.1"]
+    with process("nonn", *arguments, "--watch-stdin", "--log-format", "json") as child:
+        assert child.stdout is not None
         assert json.loads(child.stdout.readline())["event"] == "ready"
         child.send_signal(signal.SIGTERM)
         out, err = child.communicate(timeout=TIMEOUT_S)

@@ -142,7 +142,7 @@ def test_whatever_happens_an_id_has_one_live_lease_and_only_its_token_renews_it(
                 assert live
                 assert membership.leases[f"n{node}"] is before
                 continue
-            if live and before.request.instance != f"i{instance}":
+            if live and before is not None and before.request.instance != f"i{instance}":
                 assert before.request.fingerprint == f"f{key}"
             given_out.append(lease)
         elif what == "renew" and given_out:
@@ -210,9 +210,10 @@ def test_a_node_that_hangs_while_it_joins_holds_up_nobody_else(bundle: Bundle) -
     async def scenario() -> None:
         asked = asyncio.Event()
 
-        async def hangs(raw: Any, context: Any) -> None:
+        async def hangs(raw: Any, context: Any) -> bytes:
             asked.set()
             await asyncio.Event().wait()
+            return b""
 
         async def refuses(raw: Any, context: Any) -> Any:
             return b"no reply"
@@ -267,7 +268,9 @@ class Source:
 
     def __init__(self, bundle: Bundle, student: Any) -> None:
         paths = ["manifest.json", bundle.manifest.students[student].file]
-        self.bundle, self.student, self.asked, self.cut_at = bundle, student, [], None
+        self.bundle, self.student = bundle, student
+        self.asked: list[tuple[str, int]] = []
+        self.cut_at: int | None = None
         self.content = {path: (bundle.path / path).read_bytes() for path in paths}
         self.artifacts = [Artifact(p, hashlib.sha256(c).hexdigest(), len(c)) for p, c in self.content.items()]
 

@@ -232,8 +232,9 @@ def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle: Bundle) -> 
     before = len(watched.exposition("")[0])
     for i in range(200):
         node = Node(id=f"guest-{i}", address="127.0.0.1:9", student=0)
-        reply = Reply(node, ReplyStatus.OK, 0.01, np.zeros((1, 4), np.float32))
-        event = RequestEvent(float(i), 1, "degraded", 1, 0.5, 0.01, (reply,), features={0: reply.features})
+        features = np.zeros((1, 4), np.float32)
+        reply = Reply(node, ReplyStatus.OK, 0.01, features)
+        event = RequestEvent(float(i), 1, "degraded", 1, 0.5, 0.01, (reply,), features={0: features})
         watched.on_state(StateEvent(float(i), node.id, "", "up", "joined"))
         watched.on_request(event)
         watched.on_drift(DriftNotice("alarm", node.id, "stuck"))
@@ -324,9 +325,11 @@ def test_beyond_loopback_http_takes_a_certificate_that_is_not_revoked(bundle: Bu
         authority.issue(role, name)
     certs = tmp_path / "certs"
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="127.0.0.1:9", student=0)])
-    options = ["--tls", certs / "aggregator/main", "--http-port", "0", "--http-host", "0.0.0.0", "--deadline", "0.1"]
-    command = ["serve", bundle.path, "--inventory", tmp_path / "nodes.toml", *options, "--watch-stdin"]
+    tls = str(certs / "aggregator/main")
+    options = ["--tls", tls, "--http-port", "0", "--http-host", "0.0.0.0", "--deadline", "0.1"]
+    command = ["serve", str(bundle.path), "--inventory", str(tmp_path / "nodes.toml"), *options, "--watch-stdin"]
     with process("nonn", *command) as child:
+        assert child.stdout is not None
         http = json.loads(child.stdout.readline())["http"]
         assert http.startswith("https://0.0.0.0:")
         url = f"https://127.0.0.1:{http.rpartition(':')[2]}/healthz"

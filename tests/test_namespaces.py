@@ -112,6 +112,7 @@ def addresses(bundle: Bundle, links: Any) -> Iterator[Any]:
             options = ("--student", str(index), "--host", link.host, "--port", str(PORT), "--insecure", "--watch-stdin")
             prefix = ("ip", "netns", "exec", link.namespace)
             child = stack.enter_context(process("nonn_device", "serve", bundle.path, *options, prefix=prefix))
+            assert child.stdout is not None
             found.append(json.loads(child.stdout.readline())["address"])
         yield found
 
@@ -129,7 +130,7 @@ def client(bundle: Bundle, addresses: Any, tmp_path: Path) -> Iterator[Any]:
 def measured(client: Any, num: int = 50) -> Any:
     """Masks that answered, and for each what was right and predicted; over the data of the bundle's table."""
     inputs, labels = toy_data(200, seed=3)
-    found = {}
+    found: dict[int, tuple[int, float]] = {}
     for at in range(0, len(inputs), num):
         answer = client.infer(inputs[at : at + num])
         right, _ = found.get(answer.mask, (0, 0.0))

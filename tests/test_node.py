@@ -43,7 +43,7 @@ def node(bundle: Bundle) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def stub(node: Any) -> Iterator[Any]:
     with grpc.insecure_channel(node["address"]) as channel:
-        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 def infer(
@@ -160,7 +160,7 @@ def test_metadata_has_the_batch_limit_and_larger_batches_are_refused(bundle: Bun
         running_node(bundle.path, STUDENT, "--max-batch", "2") as (_, ready),
         grpc.insecure_channel(ready["address"]) as channel,
     ):
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name=f"student-{STUDENT}"))
         assert metadata.properties["nonn_max_batch"] == "2"
         infer(stub, np.zeros((2, 1, 8, 8), np.uint8))
@@ -187,7 +187,7 @@ def test_finite_inputs_that_overflow_the_student_are_the_callers_fault(bundle: B
             serving(StudentModel(bundle, 0, Overflows())) as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
-            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.ModelInfer(new_request("student-0", {"input": np.full((1, 1, 8, 8), 3e38, np.float32)}, {}))
         return caught.value
@@ -230,7 +230,7 @@ def test_health_answers_while_the_student_computes(bundle: Bundle) -> None:
     async def scenario() -> Any:
         runtime = SlowRuntime()
         async with serving(StudentModel(bundle, 0, runtime)) as address, grpc.aio.insecure_channel(address) as channel:
-            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
             request = new_request("student-0", {"input": np.zeros((1, 1, 8, 8), np.uint8)}, {})
             answer = asyncio.ensure_future(stub.ModelInfer(request))
             await asyncio.to_thread(runtime.started.wait, TIMEOUT_S)
@@ -309,7 +309,7 @@ def test_insecure_is_how_an_operator_serves_beyond_loopback(bundle: Bundle) -> N
     with running_node(bundle.path, 0, "--host", "0.0.0.0", "--insecure") as (_, ready):
         port = ready["address"].rpartition(":")[2]
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            assert inference_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest()).live
+            assert inference_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest()).live  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -321,12 +321,15 @@ def test_a_signal_ends_the_node_in_order(bundle: Bundle, number: Any) -> None:
 
 def test_a_node_that_watches_its_standard_input_ends_when_it_closes(bundle: Bundle) -> None:
     with running_node(bundle.path, 0) as (child, _):
+        assert child.stdin is not None
         child.stdin.close()
         assert child.wait(TIMEOUT_S) == 0
 
 
 def test_a_node_that_does_not_watch_serves_with_its_standard_input_closed(bundle: Bundle) -> None:
     with process("nonn_device", "serve", bundle.path, "--student", "0") as child:
+        assert child.stdin is not None
         child.stdin.close()
+        assert child.stdout is not None
         assert b'"ready"' in child.stdout.readline()
         assert child.poll() is None

@@ -96,7 +96,8 @@ def test_students_that_train_together_have_the_losses_of_students_apart(weights:
 
 @pytest.mark.parametrize("name", sorted(LEARNED))
 def test_parameters_of_objectives_live_beside_the_students_and_in_the_checkpoint(name: str, tmp_path: Path) -> None:
-    task = task_of(**{name: 0.05})
+    weights: dict[str, Any] = {name: 0.05}
+    task = task_of(**weights)
     own = {n for n, _ in task.module.named_parameters() if n.startswith(f"auxiliaries.{name}.devices.")}
     assert own
     assert {n.split(".")[3] for n in own} == {"0", "1", "2", "3"}
@@ -108,7 +109,8 @@ def test_parameters_of_objectives_live_beside_the_students_and_in_the_checkpoint
 
 
 def test_objectives_without_parameters_add_none() -> None:
-    task = task_of(**dict.fromkeys(set(NAMES) - LEARNED, 0.1))
+    weights: dict[str, Any] = dict.fromkeys(set(NAMES) - LEARNED, 0.1)
+    task = task_of(**weights)
     assert {n.removeprefix("students.") for n in task.module.state_dict()} == set(task.students.state_dict())
 
 
@@ -123,10 +125,10 @@ def test_an_interrupted_run_with_objectives_parameters_goes_on_to_the_very_same_
             left -= 1
             return losses(*args)
 
-        task.losses = stopping  # type: ignore[method-assign]
+        task.losses = stopping  # type: ignore[method-assign,assignment]
         return task
 
-    weights = dict.fromkeys([*LEARNED, "kd"], 0.05)
+    weights: dict[str, Any] = dict.fromkeys([*LEARNED, "kd"], 0.05)
     whole, resumed = task_of(**weights), task_of(**weights)
     train(whole, tmp_path / "whole", epochs=2)
     with pytest.raises(KeyboardInterrupt):
@@ -150,7 +152,8 @@ def test_parameters_of_objectives_start_from_the_seed_and_leave_other_draws_alon
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in {"ce", "kd", "dkd"}])
 def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> None:
-    task = task_of(**{name: 1.0})
+    weights: dict[str, Any] = {name: 1.0}
+    task = task_of(**weights)
     total(task.losses(raw(), LABELS, generator())).backward()  # type: ignore[no-untyped-call]
     for parameter_name, parameter in task.students.students.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -196,7 +199,8 @@ def batch() -> Batch:
 
 
 def value(b: Batch, name: str, **options: Any) -> float:
-    return build_terms(distill(**{name: options}), [4, 4])[name](b).item()
+    weights: dict[str, Any] = {name: options}
+    return build_terms(distill(**weights), [4, 4])[name](b).item()
 
 
 def summed(*losses: torch.Tensor) -> Any:
@@ -243,7 +247,8 @@ def test_options_reach_their_objectives() -> None:
     assert shapes["crd.devices.0.student.weight"] == (5, 4)
     assert shapes["srm.devices.0.dictionary"] == (4, 12)
     assert shapes["simreg.devices.0.mlp.0.weight"] == (16, 4)
-    assert torch.allclose(auxiliaries(learned)["vid"].devices[0].variance(), torch.tensor(3.0))
+    vid: Any = auxiliaries(learned)["vid"]
+    assert torch.allclose(vid.devices[0].variance(), torch.tensor(3.0))
 
 
 def test_lipschitz_terms_share_the_teachers_earlier_layers_without_a_difference() -> None:
@@ -342,7 +347,8 @@ def test_layers_of_a_wide_residual_network_are_its_stem_and_the_ends_of_its_stag
 
 @pytest.mark.parametrize("name", ["fsp", "lckd"])
 def test_no_hook_is_left_behind(name: str) -> None:
-    task = task_of(**{name: 1.0})
+    weights: dict[str, Any] = {name: 1.0}
+    task = task_of(**weights)
     task.losses(raw(), LABELS, generator())
     hooks = [len(m._forward_hooks) for network in (task.students, task.teacher) for m in network.modules()]
     assert sum(hooks) == 1  # the teacher's own, for its final stage
@@ -360,7 +366,7 @@ def test_a_stem_of_another_width_than_the_students_cannot_have_its_flow_compared
 
 
 @pytest.mark.parametrize("weights", [{n: 0.05} for n in NAMES if n != "at"], ids=lambda w: next(iter(w)))
-def test_sensor_windows_train_too(weights: dict[str, float]) -> None:
+def test_sensor_windows_train_too(weights: dict[str, Any]) -> None:
     layer = Normalise([0.0, 0.0], [1.0, 1.0], 1)
     torch.manual_seed(0)
     teacher = Teacher(wrn("wrn-10-1", 2, 5, 1), "features", layer)

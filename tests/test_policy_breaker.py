@@ -15,9 +15,10 @@ from tests.policies import NODES, policy_of, practise, refused, silent
 def test_a_node_that_hangs_costs_one_deadline_in_all(failures: Any, requests: Any, every_s: Any) -> None:
     """Requests come one every so often, also while others wait; only one of them may wait for the deadline."""
     policy = policy_of(breaker_failures=failures, deadline_s=1.0, breaker_reset_s=0.5)
-    now, waited, open_sessions = 0.0, [], []
+    now, open_sessions = 0.0, []
+    waited: list[Any] = []
     policy.on_success("b", 0.01, 0.0)
-    times = sorted([(k * every_s, "ask", None) for k in range(requests)], key=lambda item: item[0])
+    times: list[tuple[Any, str, Any]] = [(k * every_s, "ask", None) for k in range(requests)]
     while times:
         now, what, thing = times.pop(0)
         if what == "ask":

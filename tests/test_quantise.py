@@ -117,7 +117,7 @@ def test_a_float_bundle_has_no_8_bit_entries(tiny_runs: Path, tiny_bundle: Bundl
 def test_a_node_sends_one_byte_per_feature_and_reports_it(int8_bundle: Bundle, tiny: Experiment) -> None:
     test, recorded = Workspace(tiny, Path("unused")).data.test, int8_bundle.features[0]
     with running_node(int8_bundle.path, 1) as (_, ready), grpc.insecure_channel(ready["address"]) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="student-1"))
         response = stub.ModelInfer(new_request("student-1", {"input": test.inputs[:5]}, {}))
     sent = read_tensors(response.outputs, response.raw_output_contents)["features"]

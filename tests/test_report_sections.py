@@ -170,8 +170,8 @@ def test_calibration_is_that_of_the_calibration_module(tmp_path: Path) -> None:
             for kept in combinations(range(7), 7 - found.failed)
         ]
     )
-    for row in found.classes:
-        assert row.degraded == pytest.approx(answers[:, labels == row.class_].mean())
+    for each in found.classes:
+        assert each.degraded == pytest.approx(answers[:, labels == each.class_].mean())
 
 
 def test_too_many_sets_are_sampled_with_a_seed_and_the_page_says_so(
@@ -283,9 +283,10 @@ def test_csv_holds_every_number_with_all_its_digits(both: Report) -> None:
     assert found["failures", 1, "worst_subset"] == "0 2"
     for number, device in enumerate(both.devices):
         assert float(found["devices", number, "shapley"]) == device.shapley
-    for number, row in enumerate(both.by_class.classes):
-        assert found["classes", number, "name"] == row.name
-        assert float(found["classes", number, "degraded"]) == row.degraded
+    assert both.by_class is not None
+    for number, each in enumerate(both.by_class.classes):
+        assert found["classes", number, "name"] == each.name
+        assert float(found["classes", number, "degraded"]) == each.degraded
     assert found["methods", 0, "mean_7"] == ""
 
 

@@ -124,7 +124,9 @@ def test_on_either_port_a_changed_folder_counts_from_the_next_handshake(
             context.wrap_socket(plain) as secure,
         ):
             secure.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" if port is http_port else b"")
-            return hashlib.sha256(secure.getpeercert(binary_form=True)).hexdigest() if secure.recv(1) else None
+            shown = secure.getpeercert(binary_form=True)
+            assert shown is not None
+            return hashlib.sha256(shown).hexdigest() if secure.recv(1) else None
         return None
 
     async def scenario() -> Any:
@@ -149,6 +151,7 @@ def until_more(answers: Any, count: Any) -> None:
 
 
 def log_of(cluster: LocalCluster, name: Any) -> Any:
+    assert cluster._folder is not None
     return (Path(cluster._folder.name) / name).read_text()
 
 
@@ -199,7 +202,7 @@ def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_
             watch = Watch(aggregator, tls)
             await watch.look()
             authority.revoke("node", "kitchen")
-            assert aggregator.nodes == (kitchen,)  # nobody has shown anything yet
+            assert list(aggregator.nodes) == [kitchen]  # nobody has shown anything yet
             with switched_on(stolen):
                 await up()
                 await watch.look()
@@ -209,7 +212,7 @@ def test_a_revoked_node_that_was_away_is_taken_out_when_it_comes_back_and_stays_
             authority.issue("node", "kitchen")
             with switched_on(certs / "node/kitchen"):
                 await watch.look()
-                assert aggregator.nodes == (kitchen,)
+                assert list(aggregator.nodes) == [kitchen]
 
     asyncio.run(scenario())
 
@@ -229,6 +232,7 @@ def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newe
         joining = Joining(JoiningOptions(tls=main, lease_s=3.0, joins=True))
         aggregator = Aggregator(bundle, [], connect=joining.connect(bundle))
         servicer = joining.servicer(aggregator)
+        assert joining.tls is not None
         watch, leases = Watch(aggregator, joining.tls, servicer.release), servicer.membership.leases
         server = aio.server(interceptors=[joining.guard])
         servicer.add_to(server)
@@ -265,7 +269,7 @@ def test_a_node_that_joined_outlives_its_old_certificates_and_goes_with_the_newe
             authority.revoke("node", "a", keep_newest=True)
             await watch.look()
             for _ in range(2):
-                await until_async(lambda renewed=lease.expires_at: lease.expires_at > renewed)
+                await until_async(lambda renewed=lease.expires_at: lease.expires_at > renewed)  # type: ignore[misc]
             assert (len(aggregator.nodes), leases["a"]) == (1, lease)
             told = len(log.read_text())
             authority.revoke("node", "a")

@@ -111,7 +111,7 @@ def test_threads_of_an_idle_node_do_not_spin(bundle: Bundle) -> None:
 
     with running_node(bundle.path, 0, "--threads", "2") as (child, ready):
         with grpc.insecure_channel(ready["address"]) as channel:
-            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
             stub.ModelInfer(new_request("student-0", {"input": np.zeros((4, *SHAPE), np.uint8)}, {}), timeout=TIMEOUT_S)
         before = cpu_s(child.pid)
         time.sleep(2.0)  # what is measured is what happens while nothing happens

@@ -95,7 +95,7 @@ def ask(address: Any, tls: Any, name: Any, *, method: str = "ModelInfer") -> Any
         credentials = grpc.ssl_channel_credentials((tls / "ca.pem").read_bytes(), pem, pem)
         channel = grpc.secure_channel(address, credentials, options)
     with channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         request = getattr(pb, f"{method}Request")()
         with pytest.raises(grpc.RpcError) as caught:
             getattr(stub, method)(request, timeout=TIMEOUT_S)
@@ -154,9 +154,9 @@ def test_a_node_shows_its_own_certificate_and_no_other(folder: Any, kitchen: Any
     error = ask(address, folder / "certs/aggregator/main", "attic.node.nonn.internal")
     assert reason(error.details()) == "the other side's certificate has another identity"
     stranger = TlsFolder(folder / "stranger/aggregator/main")
-    assert "its certificate is not accepted: the certificate is not of the authority" in explain(
-        address, "kitchen.node.nonn.internal", stranger
-    )
+    cause = explain(address, "kitchen.node.nonn.internal", stranger)
+    assert cause is not None
+    assert "its certificate is not accepted: the certificate is not of the authority" in cause
     assert (
         explain(address, None, None)
         == "it uses TLS, this side plain text: give --tls with a folder of nonn certs issue"
@@ -219,7 +219,7 @@ def test_the_wrong_nodes_are_left_out_and_both_sides_say_why(bundle: Bundle, fol
                 f"node revoked at {revoked['address']}: its certificate has been revoked",
                 f"node plain at {plain['address']}: it uses plain text, this side TLS: give it --tls",
             ):
-                until(lambda text=text: text in log.read_text())
+                until(lambda text=text: text in log.read_text())  # type: ignore[misc]
             until(lambda: "it refused this side's certificate" in stranger_log.read_text())
 
 
@@ -299,8 +299,8 @@ def guarded(bundle: Bundle, kitchen_in_plain_text: Any, tmp_path: Path) -> Itera
     tokens = tmp_path / "tokens"
     tokens.write_text(f"{TOKEN}\n")
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address=kitchen_in_plain_text, student=0)])
-    arguments = ["nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml", "--token-file", tokens]
-    with logged(*arguments, log=tmp_path / "log") as (ready, log):
+    arguments: list[str | Path] = ["nonn", "serve", bundle.path, "--inventory", tmp_path / "nodes.toml"]
+    with logged(*arguments, "--token-file", tokens, log=tmp_path / "log") as (ready, log):
         yield ready["address"], log, tokens
 
 
@@ -375,9 +375,10 @@ def test_what_a_library_prints_on_standard_error_still_arrives_and_so_do_traceba
         "raise RuntimeError('from Python')\n"
     )
     refused = "a connection was refused: the other side's certificate has expired"
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as child:
-        lines = []
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        lines: list[str] = []
         while not lines or refused not in lines[-1]:
             lines.append(child.stderr.readline())
             assert lines[-1], lines
@@ -390,6 +391,7 @@ def test_what_a_library_prints_on_standard_error_still_arrives_and_so_do_traceba
 
 def test_a_signal_ends_a_tls_node_in_order(bundle: Bundle, folder: Any) -> None:
     with process("nonn_device", "serve", bundle.path, "--student", "0", "--tls", folder / "certs/node/attic") as child:
+        assert child.stdout is not None
         assert child.stdout.readline()
         child.send_signal(signal.SIGTERM)
         assert child.wait(TIMEOUT_S) == 0

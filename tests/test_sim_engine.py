@@ -228,7 +228,9 @@ def test_an_unknown_backend_and_a_missing_ray_are_errors_that_say_what_to_do(mon
 def test_boundaries_of_a_wide_residual_network_follow_from_its_name() -> None:
     # WRN-10-1 on 32 × 32: one convolution to 16 maps, then two in each of three stages.
     assert boundary_elements("wrn-10-1", (3, 32, 32)) == [16384, 16384, 16384, 8192, 8192, 4096, 4096]
-    assert len(boundary_elements("wrn-40-4", (3, 32, 32))) == 37
+    elements = boundary_elements("wrn-40-4", (3, 32, 32))
+    assert elements is not None
+    assert len(elements) == 37
     assert boundary_elements("wrn-10-2", (9, 5)) == [80, 160, 160, 192, 192, 256, 256]
     assert boundary_elements("strided-4-2", (45, 125)) == [32 * 63, 64 * 32, 128 * 16, 128 * 8]
     assert boundary_elements("wrn-11-1", (3, 32, 32)) is None
@@ -261,7 +263,9 @@ def test_alternatives_live_in_the_same_world_and_pay_for_it(bundle: Bundle) -> N
     assert rows["layer splitting"]["accuracy"] == pytest.approx(0.99)
     assert rows["teacher on every device"]["availability"] == 1.0
     assert rows["teacher on every device"]["accuracy"] == pytest.approx(0.99)
-    maps_bytes = 4 * sum(boundary_elements("wrn-16-2", (1, 8, 8)))
+    elements = boundary_elements("wrn-16-2", (1, 8, 8))
+    assert elements is not None
+    maps_bytes = 4 * sum(elements)
     before = rows["layer splitting"]["bytes_per_answer"] * rows["layer splitting"]["answers"]
     assert before >= 50 * 2 * maps_bytes
     assert rows["layer splitting"]["latency_s"]["p50"] > 26 * 0.001  # 13 boundaries, there and back

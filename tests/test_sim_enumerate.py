@@ -205,7 +205,7 @@ def test_enumeration_is_several_times_faster_than_fusing_each_set_anew() -> None
     assert time.process_time() - start < one_by_one_s / 4  # 20 and more on an idle machine
 
 
-def test_a_bundles_table_is_what_its_features_give(tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_bundles_table_is_what_its_features_give(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=4)
     stored, none = enumerate_bundle(bundle)
     counted, by_class = enumerate_bundle(bundle, recount=True, per_class=True)
@@ -217,7 +217,7 @@ def test_a_bundles_table_is_what_its_features_give(tmp_path: Path) -> None:  # t
 
 def test_more_than_sixteen_devices_point_to_sampling_and_missing_features_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
     files = {name: digest for name, digest in bundle.manifest.files.items() if name != "features.npz"}
     object.__setattr__(bundle.manifest, "files", files)
@@ -267,7 +267,7 @@ def test_sampled_sets_are_different_and_of_the_right_size() -> None:
 def test_a_law_is_sampled_beyond_sixteen_devices() -> None:
     rng = np.random.default_rng(0)
     features = [rng.normal(size=(40, 1)) for _ in range(20)]
-    labels = (sum(features)[:, 0] > 0).astype(np.int64)
+    labels = (sum(features, np.zeros((40, 1)))[:, 0] > 0).astype(np.int64)
     head = ZeroFill(np.tile([[-1.0, 1.0]], (20, 1)), np.zeros(2), [1] * 20)
     drawn = sample_law(head, features, labels, parse_law("k-of-n k=1", 20), 2000, levels=(0.9,))
     all_sets = [mask_of(s) for s in combinations(range(20), 19)]

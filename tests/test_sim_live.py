@@ -126,7 +126,9 @@ def test_an_interval_of_a_quantile_holds_it_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(400):
-        low, high = quantile_interval(rng.exponential(size=1000), 0.99)
+        interval = quantile_interval(rng.exponential(size=1000), 0.99)
+        assert interval is not None
+        low, high = interval
         hits += low <= -np.log(0.01) <= high
     assert 370 <= hits <= 398  # 380 and more: ranks are whole numbers, so it holds a little more often
     assert quantile_interval(rng.exponential(size=200), 0.99) is None
@@ -162,7 +164,7 @@ def ask(address: str, shape: tuple[int, ...]) -> Array:
     from nonn.rpc.wire import CHANNEL_OPTIONS, new_request, read_tensors
 
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         reply = stub.ModelInfer(
             new_request("student-0", {"input": np.ones((1, *shape), np.uint8)}, {}), timeout=TIMEOUT_S
         )

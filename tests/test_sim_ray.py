@@ -37,8 +37,10 @@ def ray_python() -> Any:
     """A Python with Ray; without a way to install it there is nothing to test."""
     ready, python = ENVIRONMENT / ".ready", ENVIRONMENT / "bin/python"
     if not ready.exists():
-        install = [python, "-m", "pip", "install", "--quiet", "-c", HERE.parent / "constraints.txt", "ray>=2.40"]
-        for command in ([sys.executable, "-m", "venv", "--clear", ENVIRONMENT], install):
+        venv: list[str | Path] = [sys.executable, "-m", "venv", "--clear", ENVIRONMENT]
+        constraints = HERE.parent / "constraints.txt"
+        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "-c", constraints, "ray>=2.40"]
+        for command in (venv, install):
             done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
             if done.returncode:
                 pytest.skip(f"{' '.join(map(str, command))}: {done.stderr[-1000:]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from nonn_sim.scenario import FAULT_ENDS
 
 from nonn.aggregator.policy import Policy
 from nonn.aggregator.policy.session import Session
+from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from tests.toys import toy_bundle
 from tests.worlds import NUM_DEVICES, world
@@ -31,6 +32,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 GONE = (State.REFUSING, State.OFF)
+
+Process = Generator[Any, Any, None]
 
 
 class Job:
@@ -53,7 +56,7 @@ class Request:
 
     at: float
     session: Session
-    row: tuple
+    row: tuple[Any, ...]
     over: simpy.Event
 
 
@@ -63,18 +66,19 @@ class Reference:
     def __init__(self, scenario: Any, deployment: Any, seed: Any) -> None:
         n = len(deployment.devices)
         nodes = scenario.devices(n)
-        self.scenario, self.n, self.seed, self.rows = scenario, n, seed, []
+        self.scenario, self.n, self.seed = scenario, n, seed
+        self.rows: list[tuple[float, float, Any, bool]] = []
         self.world = World(scenario, n, seed, self.changed)
         self.env = self.world.env
         self.students = deployment.students or tuple(range(n))
         students = {f"node-{i}": student for i, student in enumerate(self.students)}
         self.policy = Policy(students, scenario.policy, deployment.accuracy.tolist())
-        self.open = set()
+        self.open: set[Request] = set()
         self.channels = [Channel(node.link) for node in nodes]
         times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
         drawn = (nodes, deployment.work, [w.service_s(node, m) for w, node, m in times], range(n), seed)
         self.draws, self.probe_draws = exchanges(*drawn, SERVICE), exchanges(*drawn, PROBES)
-        self.jobs = [deque() for _ in range(n)]
+        self.jobs: list[deque[Job]] = [deque() for _ in range(n)]
         self.changes = [self.env.event() for _ in range(n)]
         self.asked = [self.env.event() for _ in range(n)]
         self.wake = self.env.event()
@@ -97,14 +101,14 @@ class Reference:
         change, self.changes[i] = self.changes[i], self.env.event()
         change.succeed(after)
 
-    def clients(self) -> Iterator[Any]:
+    def clients(self) -> Process:
         under_way = []
         for at, _ in zip(arrivals(self.scenario.load, self.seed), range(self.scenario.scenario.requests), strict=False):
             yield self.env.timeout(at - self.env.now)
             under_way.append(self.env.process(self.request()))
         yield self.env.all_of(under_way)
 
-    def request(self) -> Iterator[Any]:
+    def request(self) -> Process:
         now = self.env.now
         request = Request(
             now, self.policy.session(now, self.scenario.load.timeout_s), next(self.draws), self.env.event()
@@ -115,7 +119,7 @@ class Reference:
         self.decide(request)
         yield request.over
 
-    def ask(self, request: pytest.FixtureRequest, i: Any) -> Iterator[Any]:
+    def ask(self, request: Request, i: int) -> Process:
         """One exchange, and at once everything that follows from its outcome."""
         at, node, session = self.env.now, f"node-{i}", request.session
         end, status = yield self.env.process(self.exchange(i, session.deadline_at - at, request.row, False))
@@ -137,7 +141,7 @@ class Reference:
                 if other.session.done:
                     self.decide(other)
 
-    def decide(self, request: pytest.FixtureRequest) -> None:
+    def decide(self, request: Request) -> None:
         if request not in self.open:
             return
         session, now = request.session, self.env.now
@@ -150,12 +154,14 @@ class Reference:
         else:
             self.env.process(self.look(request, session.look_at))
 
-    def look(self, request: pytest.FixtureRequest, at: Any) -> Iterator[Any]:
+    def look(self, request: Request, at: Any) -> Process:
         yield self.env.timeout(max(at - self.env.now, 0.0))
         if request.session.look_at == at:
             self.decide(request)
 
-    def exchange(self, i: Any, deadline_s: Any, row: Any, probe: Any) -> Iterator[Any]:
+    def exchange(
+        self, i: int, deadline_s: float, row: Any, probe: bool
+    ) -> Generator[Any, Any, tuple[float, ReplyStatus]]:
         """Asks one device; returns the end and what came of it."""
         env, (service, up, down, uniform, _) = self.env, row
         deadline_at, expired = env.now + deadline_s, env.timeout(deadline_s)
@@ -190,7 +196,7 @@ class Reference:
                 yield expired
                 return env.now, SILENT
 
-    def device(self, i: Any) -> Iterator[Any]:
+    def device(self, i: Any) -> Process:
         """One inference after another, in the order in which they were asked for."""
         env, jobs = self.env, self.jobs[i]
         while True:
@@ -214,11 +220,11 @@ class Reference:
                     job.has_left = True
                     env.process(self.deliver(job))
 
-    def deliver(self, job: Any) -> Iterator[Any]:
+    def deliver(self, job: Job) -> Process:
         yield self.env.timeout(job.down_s)
         job.reply.succeed()
 
-    def probe(self, i: Any) -> Iterator[Any]:
+    def probe(self, i: Any) -> Process:
         at, row = self.env.now, next(self.probe_draws)
         end, status = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
         self.policy.on_probe(f"node-{i}", status == OK, end - at, end)
@@ -229,7 +235,7 @@ class Reference:
         wake, self.wake = self.wake, self.env.event()
         wake.succeed()
 
-    def keep_probing(self) -> Iterator[Any]:
+    def keep_probing(self) -> Process:
         while True:
             for node in self.policy.probes(self.env.now):
                 self.env.process(self.probe(int(node[5:])))

@@ -148,6 +148,7 @@ def far_away(bundle: Bundle) -> Iterator[Any]:
         options = ("--student", "0", "--host", f"{network}.2", "--port", "50051", "--insecure")
         command = ("nonn_device", "serve", bundle.path, *options, "--watch-stdin")
         with process(*command, prefix=("ip", "netns", "exec", name)) as child:
+            assert child.stdout is not None
             assert b'"ready"' in child.stdout.readline()
             yield f"{network}.2:50051", lambda up: ip("-n", name, "link", "set", there, "up" if up else "down")
     finally:

@@ -28,7 +28,7 @@ def test_a_student_can_send_its_penultimate_features_and_leaves_its_bridge_at_ho
     s = Student("wrn-10-1", (1, 8, 8), 16, Normalise([100.0], [50.0], 2), "penultimate", send_width).eval()
     raw = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     pooled = s.backbone(s.normalise(raw)).float().mean((2, 3))
-    expected = pooled if s.squeeze is None else pooled @ s.squeeze.weight[:, :, 0, 0].T
+    expected = pooled if s.squeeze is None else pooled @ s.squeeze.get_parameter("weight")[:, :, 0, 0].T
     assert s.width == (send_width or 64) == s(raw).shape[1]
     torch.testing.assert_close(s(raw), expected)
     without = measure_cost(bridged, (1, 8, 8)).params - sum(p.numel() for p in bridged.bridge.parameters())

@@ -175,7 +175,7 @@ def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(
     class KilledError(Exception):
         pass
 
-    calls = []
+    calls: list[int] = []
     original = HeadFitter.fit_all
 
     def fit_all(*args: Any, **kwargs: Any) -> Any:

@@ -107,6 +107,7 @@ def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster: LocalCluster, 
     finally:
         child.kill()
         child.wait()
+        assert child.stderr is not None
         child.stderr.close()
         os.close(primary)
 

@@ -45,6 +45,7 @@ def traced_cluster(bundle: Bundle, folder: Any, *options: Any) -> Iterator[Any]:
         )
         arguments = ["serve", bundle.path, "--inventory", folder / "nodes.toml", "--watch-stdin", *options]
         aggregator = stack.enter_context(process("nonn", *arguments))
+        assert aggregator.stdout is not None
         address = json.loads(aggregator.stdout.readline())["address"]
 
         def spans() -> Any:
@@ -61,7 +62,7 @@ def traced_cluster(bundle: Bundle, folder: Any, *options: Any) -> Iterator[Any]:
 
 def infer(address: Any, metadata: Any = ()) -> Any:
     with grpc.insecure_channel(address) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         return stub.ModelInfer(new_request("nonn", {"input": SAMPLE}, {}), timeout=TIMEOUT_S, metadata=metadata)
 
 
@@ -116,7 +117,7 @@ def test_a_refused_request_is_a_trace_of_its_own_with_the_reason(bundle: Bundle,
     with traced_cluster(bundle, tmp_path, "--trace", "console") as (address, end):
         request = new_request("nonn", {"input": np.zeros((1, 3, 3), np.uint8)}, {})
         with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
-            inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=TIMEOUT_S)
+            inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=TIMEOUT_S)  # type: ignore[no-untyped-call]
         spans = end()
     assert [one["name"] for one in spans] == ["nonn.request"]
     assert spans[0]["status"]["status_code"] == "ERROR"

@@ -68,7 +68,7 @@ def test_systemd_understands_every_line(unit: Any, tmp_path: Path) -> None:
 
 def settings_of(unit: Any) -> Any:
     """All values of each key."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for line in unit.read_text().splitlines():
         key, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
@@ -244,7 +244,7 @@ def ansible() -> Any:
     if not (ANSIBLE / ANSIBLE_CORE).exists():
         shutil.rmtree(ANSIBLE, ignore_errors=True)
         venv.create(ANSIBLE, with_pip=False, symlinks=True)
-        command = [sys.executable, "-m", "pip", "--python", ANSIBLE / "bin/python", "install", "-q", ANSIBLE_CORE]
+        command = [sys.executable, "-m", "pip", "--python", str(ANSIBLE / "bin/python"), "install", "-q", ANSIBLE_CORE]
         made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
             pytest.skip(f"{ANSIBLE_CORE} cannot be installed: {made.stderr.strip().splitlines()[-1]}")

@@ -157,7 +157,7 @@ def test_a_node_takes_its_channels_and_refuses_the_whole_input(bundle: Bundle, s
 
     inputs = load_data(small.data, 0).test.inputs[:3]
     with running_node(bundle.path, 2) as (_, ready), grpc.insecure_channel(ready["address"]) as channel:
-        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         reply = stub.ModelInfer(new_request("student-2", {"input": select_view(inputs, VIEWS[2])}, {}))
         features = read_tensors(reply.outputs, reply.raw_output_contents)["features"]
         assert features.shape == (3, bundle.manifest.students[2].width)

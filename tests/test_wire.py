@@ -49,7 +49,7 @@ arrays = st.sampled_from(sorted(DTYPES)).flatmap(
 )
 
 
-def tensor(datatype: str, shape: list[int], raw: bytes | None = None, **contents: list[object]) -> pb.ModelInferRequest:
+def tensor(datatype: str, shape: list[int], raw: bytes | None = None, **contents: Any) -> pb.ModelInferRequest:
     request = pb.ModelInferRequest()
     request.inputs.add(name="input", datatype=datatype, shape=shape, contents=pb.InferTensorContents(**contents))
     if raw is not None:
@@ -149,7 +149,7 @@ def test_a_batch_that_does_not_fit_the_model_is_an_error_with_the_expected_input
 
 def test_parameters_keep_their_types() -> None:
     message = pb.ModelInferResponse()
-    parameters = {"flag": True, "count": 3, "share": 0.5, "name": "x"}
+    parameters: dict[str, bool | int | float | str] = {"flag": True, "count": 3, "share": 0.5, "name": "x"}
     write_parameters(message.parameters, parameters)
     message.parameters["unset"].SetInParent()
     back = read_parameters(message.parameters)

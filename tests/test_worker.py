@@ -18,7 +18,8 @@ class Student:
     """Notes in which thread it runs, and takes as long on the clock as it is told."""
 
     def __init__(self) -> None:
-        self.now, self.takes_s, self.threads, self.running = 0.0, 0.0, [], 0
+        self.now, self.takes_s, self.running = 0.0, 0.0, 0
+        self.threads: list[bool] = []
         self.block: threading.Event | None = None
         self.started = threading.Event()
 

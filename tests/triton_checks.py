@@ -139,8 +139,8 @@ def infer_many_at_once(target: Target) -> None:
     for number, result in enumerate(results):
         if isinstance(result, Exception):
             raise result
-        row = number % len(target.inputs)
-        target.compare(result, slice(row, row + 1))
+        at = number % len(target.inputs)
+        target.compare(result, slice(at, at + 1))
 
 
 def infer_async_is_refused_through_its_callback(target: Target) -> None:

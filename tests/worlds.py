@@ -7,7 +7,7 @@ from typing import Any
 from nonn_sim.scenario_file import parse_scenario
 
 NUM_DEVICES = 4
-QUIET = {
+QUIET: dict[str, dict[str, Any]] = {
     "scenario": {"name": "quiet", "requests": 500},
     "load": {"rate_per_s": 100.0},
     "policy": {"deadline_s": 0.1},
