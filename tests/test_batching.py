@@ -142,7 +142,7 @@ class Slow:
         patience_s = max(0.0, min(self.policy.deadline_s, left - self.policy.fusion_budget_s))
         self.clock.now += min(patience_s, self.slowest_s)
         if patience_s == 0:
-            raise QuorumError("nobody was asked")
+            raise QuorumError("no node was asked")
         return answer_to(batch, degraded=patience_s < self.slowest_s)
 
 
@@ -296,7 +296,7 @@ def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers() -> None:
         if (batch > 100).any():
             if num_requests > 1 and batch[0, 0] > 0:  # some nodes refuse, others answer
                 return answer_to(batch, degraded=True, statuses={"node-1": ReplyStatus.REFUSED})
-            raise InputError("no node takes this request")
+            raise InputError("no node accepts this request")
         return answer_to(batch)
 
     async def scenario() -> Any:

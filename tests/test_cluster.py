@@ -250,7 +250,7 @@ def test_predict_refuses_files_that_it_cannot_ask_about(cluster: LocalCluster, t
     (tmp_path / "empty.npy").touch()
     np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
     for name, code, text in (
-        ("wide.png", 2, "shape [1, 1, 8, 9]; the cluster takes samples of shape [1, 8, 8]"),
+        ("wide.png", 2, "shape [1, 1, 8, 9]; the cluster accepts samples of shape [1, 8, 8]"),
         ("text.png", 3, "cannot be read as an image"),
         ("text.npy", 3, "cannot be read as a NumPy file"),
         ("empty.npy", 3, "cannot be read as a NumPy file"),

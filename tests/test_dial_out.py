@@ -87,7 +87,7 @@ def test_a_call_without_a_stream_fails_at_once_and_one_that_may_wait_waits() -> 
         channel = WorkChannel()
         call = channel.unary_unary(METHOD)
         refused = await failure(call(b"a", timeout=TIMEOUT_S))
-        assert (refused.code(), refused.details()) == (grpc.StatusCode.UNAVAILABLE, "it has not dialled in")
+        assert (refused.code(), refused.details()) == (grpc.StatusCode.UNAVAILABLE, "the node has not dialled in")
         waiting = call(b"b", timeout=TIMEOUT_S, wait_for_ready=True)
         end = FarEnd(channel)
         end.answer(await end.take(), b"c")
@@ -132,7 +132,7 @@ def test_errors_of_the_node_and_the_end_of_its_stream_become_status() -> None:
         assert garbage.code() is grpc.StatusCode.INTERNAL
         end.hang_up()
         broken = await failure(calls[2])
-        assert (broken.code(), broken.details()) == (grpc.StatusCode.UNAVAILABLE, "its stream has ended")
+        assert (broken.code(), broken.details()) == (grpc.StatusCode.UNAVAILABLE, "the node's stream has ended")
         assert await end.take() is None
 
     asyncio.run(scenario())
@@ -249,7 +249,7 @@ def test_a_node_dials_out_with_tls_and_its_lease_is_required(bundle: Bundle, fle
         work = channel.stream_stream(
             "/nonn.rpc.v1.Fleet/Work", pb.WorkReply.SerializeToString, pb.WorkRequest.FromString
         )
-        with pytest.raises(grpc.RpcError, match="no such lease") as caught:
+        with pytest.raises(grpc.RpcError, match="unknown lease") as caught:
             next(work(iter([pb.WorkReply(lease="guessed")]), timeout=TIMEOUT_S))
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert client.infer(SAMPLE).answered.sum() == 1

@@ -174,7 +174,7 @@ def test_an_early_answer_says_so_and_learns_from_the_late_reply(bundle: Bundle, 
     assert answer.degraded
     assert members(answer.mask) == (0, 2, 3)
     assert answer.latency_s < TIMEOUT_S / 4
-    assert answer.failures == {"node-1": "not waited for: it would cost more time than it is worth"}
+    assert answer.failures == {"node-1": "not waited for: the gain in accuracy is not worth the wait"}
     assert answer.statuses == {"node-1": ReplyStatus.NOT_AWAITED}
     assert answer.parameters()["nonn_early"] is True
     check_against_offline_fusion(bundle, answer, slice(2))

@@ -166,7 +166,7 @@ def test_a_member_gets_the_files_of_its_student_from_any_offset(bundle: Bundle, 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"lease": "none"}, "no such lease"),
+        ({"lease": "none"}, "unknown lease"),
         ({"path": "students/student-1.onnx"}, "is no file of student 2"),
         ({"path": "../secret"}, "is no file of student 2"),
         ({"offset": 1 << 40}, "the offset is"),
@@ -197,9 +197,9 @@ def test_options_that_contradict_each_other_are_refused(bundle: Bundle, tmp_path
     token = tmp_path / "token"
     token.write_text(TOKEN)
     for options, text in (
-        ((), "there would be no nodes: give --inventory, or let nodes join with --joins"),
-        (("--joins",), "--joins needs to know who may join"),
-        (("--inventory", tmp_path / "nodes.toml", "--lease", "3"), "--join-token-file and --lease go with --joins"),
+        ((), "there would be no nodes: add --inventory, or let nodes join with --joins"),
+        (("--joins",), "--joins needs a way to authenticate nodes"),
+        (("--inventory", tmp_path / "nodes.toml", "--lease", "3"), "--join-token-file and --lease require --joins"),
         (("--joins", "--join-token-file", token, "--lease", "0"), "--lease 0: must be 0.1 to 3600 seconds"),
     ):
         ended = run("nonn", "serve", bundle.path, *options)

@@ -249,7 +249,7 @@ def test_two_devices_that_are_worth_nothing_alone_are_waited_for_together() -> N
 
 
 def test_early_fusion_needs_a_table() -> None:
-    with pytest.raises(ConfigError, match="needs the accuracy of every answering set"):
+    with pytest.raises(ConfigError, match="needs the accuracy of every subset of devices"):
         Policy(ONE_EACH, PolicyConfig(accuracy_per_ms=0.1))
 
 

@@ -67,7 +67,7 @@ def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degrad
             for role, name in everybody:
                 authority.rotate(role, name)
             until(lambda: all(shown(a, cluster.client_tls) != old for a, old in zip(servers, before, strict=True)))
-            until(lambda: "every channel is made anew" in log_of(cluster, "aggregator.log"))
+            until(lambda: "opening every channel again" in log_of(cluster, "aggregator.log"))
             until_more(answers, 50)
             for role, name in everybody:
                 authority.revoke(role, name, keep_newest=True)

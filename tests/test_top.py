@@ -49,7 +49,7 @@ def test_once_prints_nodes_accuracy_and_faults(cluster: LocalCluster) -> None:
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
     assert "with 3 of 4 nodes;" in text
-    assert "dies next" in text
+    assert "fails next" in text
     for word in (
         "node-0",
         "part",

@@ -1,15 +1,15 @@
 """Dynamic batching across clients: requests that arrive while a fan-out is under way are sent as one batch.
 
-A lone request is sent at once. Requests that arrive before it is answered wait and share the next fan-out: eight calls
-then serve many clients, and calls are what an answer costs. No client is worse off:
+A lone request is sent at once. Requests that arrive before its answer wait and share the next fan-out: eight calls
+then serve many clients, and the calls are most of an answer's cost. No client is worse off:
 
-- Each client gets its own rows. The batch is sent with the tightest deadline; clients with time left whose wait that
-  cut short are asked about again.
+- Each client gets its own rows. The batch is sent with the tightest deadline; clients with more time whose wait was
+  cut short are sent again.
 - If the nodes refuse a shared batch, one client's values may be to blame: each request is then sent alone.
-- The rules of ``nonn.aggregator.pacing``: an overdue fan-out holds no other up, a batch waits briefly for the clients
-  of the last one, and batches grow only as long as the nodes are quick.
+- The rules of ``nonn.aggregator.pacing``: an overdue fan-out blocks no other one, a batch waits briefly for the clients
+  of the last one, and batches grow only while the nodes are quick.
 
-The queue is bounded. A request too many is refused at once: an answer after the client has left is of no use.
+The queue is bounded. A request beyond the bound is refused at once: an answer after the client has left is of no use.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from nonn.rpc.wire import MAX_SAMPLES, Array
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 
-CUT_SHARE = 0.9  # a fan-out that took this much of its deadline was ended by it
+CUT_SHARE = 0.9  # a fan-out that took this share of its deadline was ended by it
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """What the operator decides.
+    """Limits of batching, set by the operator.
 
     Attributes:
         max_batch: samples of several requests in one fan-out; 1 switches batching off.
-        max_delay_s: how long a request may wait for others although nothing is under way.
-        regroup_s: how long a batch waits at most for the clients of the last one to ask again; 0 is not at all.
-        max_queue: samples that may be waiting or under way.
-        max_samples: samples of one request; the nodes' ``--max-batch`` must allow as many.
+        max_delay_s: how long a request may wait for others while no fan-out is under way.
+        regroup_s: how long a batch waits at most for the clients of the last one to ask again; 0 does not wait.
+        max_queue: most samples that may be waiting or under way.
+        max_samples: most samples of one request; the nodes' ``--max-batch`` must allow as many.
     """
 
     max_batch: int = 64
@@ -66,7 +66,7 @@ class BatchConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be a number of seconds, 0 or more")
         if self.max_queue < self.max_samples:
             raise ConfigError(
-                f"max_queue = {self.max_queue}: less than max_samples = {self.max_samples}, so that the largest "
+                f"max_queue = {self.max_queue}: less than max_samples = {self.max_samples}, so the largest "
                 "request could never be answered"
             )
 
@@ -75,18 +75,18 @@ class Infer(Protocol):
     """Answers a checked batch, as ``Aggregator.infer_checked`` does."""
 
     async def __call__(self, batch: Array, remaining_s: float | None, *, num_requests: int) -> Answer:
-        """Answers it for so many requests at once."""
+        """Answers the batch of ``num_requests`` requests."""
         ...
 
 
 class Batcher:
-    """Puts requests together and takes answers apart.
+    """Joins requests into batches and splits the answers.
 
     Args:
         infer: answers a batch.
         config: the limits.
-        policy: how long a fan-out may take.
-        clock: seconds that never go back.
+        policy: its deadline limits a fan-out.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Batcher:
         self._long_s = policy.deadline_s / 4
         self._slot, self._regrouping = FanoutSlot(), Regrouping(config.regroup_s)
         self._limit = BatchLimit(config.max_batch, self._long_s)
-        # Its median: a node that hangs delays a dozen fan-outs, and must not make the next ones wait for each other.
+        # Its median is used: a hung node delays a dozen fan-outs, which must not make the next ones wait longer.
         self._usual = Latencies()
         self._tasks = Background()
 
     async def close(self) -> None:
-        """Ends what is under way; their requests are cancelled."""
+        """Cancels the requests under way."""
         await self._tasks.close()
 
     @property
@@ -117,7 +117,7 @@ class Batcher:
         return self._held
 
     async def infer(self, batch: Array, remaining_s: float | None = None) -> Answer:
-        """Answers one request, together with others if some wait.
+        """Answers one request, in a batch with others that wait.
 
         Args:
             batch: checked inputs [B, …], B at most ``max_samples``.
@@ -129,8 +129,8 @@ class Batcher:
         """
         if self._held + len(batch) > self.config.max_queue:
             raise OverloadError(
-                f"{self._held} samples are waiting for an answer, and {self.config.max_queue} may (--max-queue); "
-                "ask again later, or with fewer requests at once"
+                f"{self._held} samples are waiting for an answer, the limit is {self.config.max_queue} (--max-queue); "
+                "try again later, or send fewer requests at once"
             )
         self._held += len(batch)
         try:
@@ -148,14 +148,14 @@ class Batcher:
             self._held -= len(batch)
 
     def _may_go_alone(self, num_samples: int) -> bool:
-        """Whether a request is sent at once: nothing is under way, and no other request is to be waited for."""
+        """Whether a request is sent at once: no fan-out is under way, and no other request is expected."""
         if self._queue or self.config.max_delay_s:
             return False
         now = asyncio.get_running_loop().time()
         return self._slot.free(now) and self._regrouping.wait_until(num_samples) <= now
 
     async def _alone(self, batch: Array, remaining_s: float | None) -> Answer:
-        """Answers a request that shares its fan-out with no other."""
+        """Answers a request in a separate fan-out."""
         token, start, answer = self._take_slot(), self._clock(), None
         try:
             answer = await self._infer(batch, remaining_s, num_requests=1)
@@ -169,7 +169,7 @@ class Batcher:
         return self._slot.take(asyncio.get_running_loop().time(), self._usual.quantile(0.5) or self._long_s)
 
     def _release_slot(self, token: object, num_samples: int, num_requests: int) -> None:
-        """Ends a fan-out; the next one may go."""
+        """Ends a fan-out, so that the next one may start."""
         if self._slot.release(token):
             if num_requests > 1 or self._queue:
                 now, usual_s = asyncio.get_running_loop().time(), self._usual.quantile(0.5)
@@ -177,7 +177,7 @@ class Batcher:
             self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Sends as much of the queue as may go now, and sets the alarm to when more may."""
+        """Sends what the rules allow now, and sets the alarm to the time when they allow more."""
         loop = asyncio.get_running_loop()
         while self._queue:
             now = loop.time()
@@ -188,12 +188,12 @@ class Batcher:
             if go_at > now and self._queue.num_samples < self._limit.size:
                 return self._alarm.set(go_at)
             if members := self._queue.pop(self._limit.size, self._clock()):
-                # The slot is taken here and not when the task first runs, or this loop would empty the queue.
+                # The slot is taken here, not when the task first runs; otherwise this loop would empty the queue.
                 self._tasks.start(self._fly(members, self._take_slot()), "batch", context=members[0].context)
         return None
 
     async def _fly(self, members: Sequence[Member], token: object) -> None:
-        """One fan-out for some requests; every one of them has its answer or error afterwards."""
+        """One fan-out for some requests; afterwards each of them has its answer or error."""
         again: Sequence[Member] = ()
         try:
             again = await self._ask(members)
@@ -201,7 +201,7 @@ class Batcher:
             for member in members:
                 member.answer.cancel()
             raise
-        except Exception as exc:  # whatever it is, no client may wait for ever
+        except Exception as exc:  # any error ends the wait of every client
             for member in members:
                 if not member.answer.done():
                     member.answer.set_exception(exc)
@@ -211,7 +211,7 @@ class Batcher:
             await self._fly(again, self._take_slot())
 
     async def _ask(self, members: Sequence[Member]) -> Sequence[Member]:
-        """Asks once and gives each its answer; returns those whose wait was cut short by another's deadline."""
+        """Asks once and answers each request; returns those whose wait was cut short by another one's deadline."""
         start, tightest = self._clock(), min(member.deadline_at for member in members)
         batch = members[0].batch if len(members) == 1 else np.concatenate([member.batch for member in members])
         remaining_s = None if tightest == inf else tightest - start
@@ -237,13 +237,13 @@ class Batcher:
         return [member for member in members if member in again]
 
     def _was_cut(self, remaining_s: float | None, took_s: float) -> bool:
-        """Whether a client's deadline, rather than the policy's, has ended a fan-out."""
+        """Whether a client's deadline ended a fan-out, rather than the policy's."""
         if remaining_s is None or remaining_s >= self._policy.deadline_s:
             return False
         return took_s >= CUT_SHARE * (remaining_s - self._policy.fusion_budget_s)
 
     def _give(self, member: Member, rows: slice, answer: Answer | None, error: Exception | None) -> None:
-        """One client's part of an answer, or the error."""
+        """Gives one client its part of an answer, or the error."""
         if answer is None:
             assert error is not None
             member.answer.set_exception(error)
@@ -253,9 +253,9 @@ class Batcher:
         member.answer.set_result(dataclasses.replace(answer, logits=logits, confidence=confidence, latency_s=latency_s))
 
     def _learn(self, num_samples: int, took_s: float, answer: Answer | None) -> None:
-        """Takes note of how long a fan-out took."""
+        """Records how long a fan-out took."""
         self._usual.add(took_s)
-        if not _hung(answer):  # otherwise it says how long a node was silent, not what a batch costs
+        if not _hung(answer):  # otherwise the time is that of a silent node, not of the batch
             self._limit.on_fanout(num_samples, took_s)
 
 
@@ -266,10 +266,10 @@ def _hung(answer: Answer | None) -> bool:
 
 
 def _refused(answer: Answer | None, error: Exception | None) -> bool:
-    """Whether a node rejected the batch; a nonn node does so for values that its student cannot take."""
+    """Whether a node rejected the batch; a nonn node does so for values that its student does not accept."""
     return isinstance(error, InputError) or (answer is not None and ReplyStatus.REFUSED in answer.statuses.values())
 
 
 def _incomplete(answer: Answer | None, error: Exception | None) -> bool:
-    """Whether more time could have made a better answer."""
+    """Whether more time could have improved the answer."""
     return isinstance(error, QuorumError) if answer is None else answer.degraded

@@ -1,11 +1,11 @@
-"""One request to many nodes, decided reply by reply.
+"""Sends one request to many nodes and decides reply by reply.
 
-What nodes have in common of a request is serialised once. A node's own part is its model name, and a protobuf message
-may be concatenated from pieces (protobuf.dev, encoding, "Last One Wins"), so a request is two byte strings joined.
-Replies come back as bytes too: one that cannot be parsed is that node's failure, not the request's.
+The part of a request that nodes share is serialised once. The rest is the node's model name, and a protobuf message
+may be concatenated from pieces (protobuf.dev, encoding, "Last One Wins"), so a request is two joined byte strings.
+Replies are received as bytes too: one that cannot be parsed is a failure of its node, not of the request.
 
-grpc.aio runs every call in a separate task. Nothing is wrapped around those: a call's done callback puts it on a list
-and wakes the one coroutine of the request, which reads what has come, updates the session, and sleeps again.
+grpc.aio runs every call in a separate task; no second task is put around it. A call's done callback puts it on a list
+and wakes the one coroutine of the request, which reads the list, updates the session, and sleeps again.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from nonn.rpc.wire import INFER_METHOD, MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS,
 
 __all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "channel_options", "connect_insecure"]
 
-# A request's own deadline is what detects failures; keepalive is for links that are idle.
+# The deadline of a request detects failures; keepalive is for idle links.
 NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
 
 Connect = Callable[[Node], aio.Channel]
-# Called with every outcome and whether it came after the answer.
+# Called with every outcome, and whether it came after the answer.
 Learn = Callable[[Reply, bool], None]
 
 
 def channel_options(bundle: Bundle) -> tuple[tuple[str, int], ...]:
-    """Options of a channel to a node: gRPC refuses what is larger than a reply to the largest request, unread."""
+    """Options of a channel to a node: gRPC refuses messages larger than the reply to the largest request."""
     manifest = bundle.manifest
     samples = MAX_MESSAGE_BYTES // max(int(np.prod(manifest.input.shape)), 1)
     largest = max(reply_limit(samples, student.width) for student in manifest.students)
@@ -59,7 +59,7 @@ def connect_insecure(node: Node, options: Sequence[tuple[str, int]] = NODE_CHANN
 
 
 class _Recipe:
-    """How a batch becomes the part of a request that nodes share; those with the same recipe get the same bytes."""
+    """How a batch becomes the shared part of a request; nodes with the same recipe get the same bytes."""
 
     def __init__(self, node: Node, view: View, bundle_hash: str) -> None:
         self._input, self._foreign, self._view = node.input, node.foreign, view
@@ -67,10 +67,10 @@ class _Recipe:
         self._outputs = (node.output,) if node.foreign else ()
 
     def write(self, request_id: str, batch: Array) -> bytes:
-        """The part of a request."""
+        """The shared part of a request."""
         sent = select_view(batch, self._view)
         if self._foreign:
-            # The student's network takes raw values as float32; a node of ours converts them itself, since bytes are
+            # The student's network accepts raw values as float32; a nonn node converts them itself, since bytes are
             # a quarter of the traffic.
             sent = sent.astype(np.float32)
         return write_request(request_id, {self._input: sent}, self._parameters, self._outputs)
@@ -78,7 +78,7 @@ class _Recipe:
 
 @dataclass(frozen=True)
 class _Link:
-    """All that is fixed about asking one node."""
+    """The constants of calls to one node."""
 
     node: Node
     channel: Any
@@ -89,7 +89,7 @@ class _Link:
 
 
 class _Flight:
-    """One batch on its way to nodes; what has arrived waits on a list."""
+    """One batch sent to nodes, with a list of the replies that have arrived."""
 
     __slots__ = ("_timer", "_timer_at", "_waiter", "arrived", "batch", "bodies", "calls", "late", "loop", "request_id")
 
@@ -98,19 +98,19 @@ class _Flight:
         self.bodies: dict[_Recipe, bytes] = {}
         self.calls: dict[str, tuple[Any, _Link, float]] = {}  # under way: call, link, asked at
         self.arrived: list[tuple[str, float]] = []
-        self.late: Callable[[str], None] | None = None  # who takes what comes after the answer
+        self.late: Callable[[str], None] | None = None  # handles replies that come after the answer
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
     def wake(self) -> None:
-        """Lets the coroutine of the request look again."""
+        """Wakes the coroutine of the request."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def sleep(self, until: float, now: float) -> None:
-        """Until something arrives, ``wake`` is called, or the time has come."""
-        # Most requests need one timer, for the deadline, however often they wake up.
+        """Sleeps until ``wake`` is called (a reply calls it) or the time has come."""
+        # Most requests need one timer, for the deadline, no matter how often they wake up.
         if self._timer is None or self._timer_at != until:
             self.stop_timer()
             self._timer, self._timer_at = self.loop.call_later(max(0.0, until - now), self._ring), until
@@ -121,7 +121,7 @@ class _Flight:
             self._waiter = None
 
     def stop_timer(self) -> None:
-        """Nobody sleeps here any more."""
+        """Stops the timer, after the last sleep."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -135,11 +135,11 @@ class Fanout:
     """Channels to the nodes, and requests to them; entered in the event loop.
 
     Args:
-        nodes: to begin with.
-        bundle: that every reply must be of.
+        nodes: the initial nodes.
+        bundle: the bundle that every reply must name.
         learn: called with every outcome.
-        connect: makes the channel to a node.
-        clock: seconds that never go back.
+        connect: opens the channel to a node.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Fanout:
         self._links[node.id] = _Link(
             node=node,
             channel=channel,
-            # No serialisers: bytes go out and come in.
+            # No serialisers: requests and replies are bytes.
             call=channel.unary_unary(INFER_METHOD),
             prefix=pb.ModelInferRequest(model_name=node.model or f"student-{node.student}").SerializeToString(),
             recipe=self._recipe(node, student.view),
@@ -184,27 +184,27 @@ class Fanout:
         )
 
     def _recipe(self, node: Node, view: View) -> _Recipe:
-        """The recipe of a node, which others may share."""
+        """The recipe of a node, shared with similar nodes."""
         key = node.foreign, node.input, node.output if node.foreign else "", view
         if key not in self._recipes:
             self._recipes[key] = _Recipe(node, view, self._bundle.hash)
         return self._recipes[key]
 
     async def remove(self, node_id: str, grace_s: float) -> None:
-        """Closes the channel to a node; what is on its way there has some time to come back."""
+        """Closes the channel to a node; calls under way get ``grace_s`` to finish."""
         await self._links.pop(node_id).channel.close(grace_s)
 
     async def reconnect(self, grace_s: float) -> None:
-        """Makes every channel anew; what is on its way on the old ones has some time to come back."""
+        """Opens every channel again; calls on the old ones get ``grace_s`` to finish."""
         links = tuple(self._links.values())
         for link in links:
             self.add(link.node)
-        # A node that dials out keeps its channel, which is its own stream.
+        # A node that dials out keeps its channel: it uses the stream that the node opened.
         replaced = [link.channel for link in links if self._links[link.node.id].channel is not link.channel]
         await asyncio.gather(*(channel.close(grace_s) for channel in replaced))
 
     def asks(self, node: Node) -> bool:
-        """Whether this very node is asked, and not another one under its id, which came after it."""
+        """Whether this node is still asked, rather than a later one with the same id."""
         link = self._links.get(node.id)
         return link is not None and link.node is node
 
@@ -216,18 +216,18 @@ class Fanout:
                 flight.wake()
 
     async def ask(self, session: Session, batch: Array) -> tuple[dict[int, Float32], list[Reply]]:
-        """Asks the nodes that a session names and waits as long as it decides.
+        """Asks the nodes that a session chooses and waits as long as it decides.
 
-        A call that is still open when the answer is good enough goes on to its own deadline: its outcome goes to
-        ``learn`` as late, so that what is known of slow nodes stays true. At the deadline it is cancelled.
+        A call that is still open when the answer is good enough continues until its deadline, and its outcome goes to
+        ``learn`` as late, so that the statistics of slow nodes stay correct. At the deadline it is cancelled.
 
         Args:
-            session: of this request.
-            batch: checked inputs [B, …], sent in the dtype they have.
+            session: the session of this request.
+            batch: checked inputs [B, …], sent in their dtype.
 
         Returns:
-            What is to be fused: student → features [B, d_i]. And what came of every node that was asked, in the order
-            of arrival; those that still are on their way at the end are missing.
+            The features to fuse, student → [B, d_i], and the outcome of every node that was asked, in the order
+            of arrival; calls that are still open at the end are missing.
         """
         flight = _Flight(batch, str(next(self._ids)), asyncio.get_running_loop())
         features, replies = dict[int, Float32](), list[Reply]()
@@ -261,7 +261,7 @@ class Fanout:
         return features, replies
 
     async def probe(self, node_id: str, batch: Array, deadline_s: float) -> Reply | None:
-        """Asks one node alone, also waiting for its connection; None if it was removed meanwhile."""
+        """Asks one node, waiting for its connection too; None if it was removed meanwhile."""
         flight = _Flight(batch, str(next(self._ids)), asyncio.get_running_loop())
         if node_id not in self._links:
             return None
@@ -292,7 +292,7 @@ class Fanout:
             call.add_done_callback(done)
 
     async def _read(self, flight: _Flight, call: Any, link: _Link, asked_at: float, at: float | None = None) -> Reply:
-        """The outcome of a call; whatever goes wrong at the node becomes the reply."""
+        """The outcome of a call; any error at the node becomes a failed reply."""
         try:
             raw = await call
             took_s = (at or self._clock()) - asked_at
@@ -309,7 +309,7 @@ class Fanout:
             return Reply(link.node, ReplyStatus.REMOVED, took_s, error="it left the cluster")
 
     def _leave(self, flight: _Flight, session: Session) -> list[Reply]:
-        """At the deadline, who has not answered was silent; before it, what comes is learnt from when it comes."""
+        """At the deadline, nodes without a reply are silent; before it, their replies go to ``learn`` on arrival."""
         now, silent = self._clock(), list[Reply]()
         if session.timed_out(now):
             for call, link, asked_at in flight.calls.values():
@@ -325,5 +325,5 @@ class Fanout:
         return silent
 
     async def _take_late(self, flight: _Flight, node_id: str, at: float) -> None:
-        """Learns from a reply that came after the answer."""
+        """Passes a reply that came after the answer to ``learn``."""
         self._learn(await self._read(flight, *flight.calls.pop(node_id), at), True)

@@ -1,4 +1,4 @@
-"""The inventory: a TOML file that says which node runs which student, and where.
+"""The inventory: a TOML file that lists the nodes, with address and student of each.
 
 ::
 
@@ -7,16 +7,16 @@
     address = "192.168.1.20:50051"
     student = 0
 
-Several nodes may run the same student; they are replicas, and a slow or failed one is hedged with another.
+Several nodes may run the same student. They are replicas: a slow or failed one is hedged with another.
 
-An ordinary server of the Open Inference Protocol, such as Triton on a Jetson, may stand in for a node of ours::
+An ordinary server of the Open Inference Protocol, such as Triton on a Jetson, may replace a nonn node::
 
     [[node]]
     id = "jetson"
     address = "192.168.1.21:8001"
     student = 1
-    foreign = true          # it cannot prove which bundle its model is of: you vouch for it
-    model = "resnet-part-1" # its names; without them student-1, input and features
+    foreign = true          # it cannot prove the bundle of its model: the operator vouches for it
+    model = "resnet-part-1" # its names; the defaults are student-1, input and features
     input = "image"
     output = "embedding"
 """
@@ -45,9 +45,9 @@ _log = logging.getLogger(__name__)
 class Node:
     """One device of the cluster."""
 
-    id: Annotated[str, NotEmpty(), "stable, unique name, which messages and metrics use"]
+    id: Annotated[str, NotEmpty(), "stable, unique name, used in messages and metrics"]
     address: Annotated[str, "host:port"]
-    student: Annotated[Whole, "number of the student it runs"]
+    student: Annotated[Whole, "number of the student that it runs"]
     foreign: Annotated[
         bool, "an ordinary server of the protocol: it gets float32 inputs, and its replies need not name a bundle"
     ] = False
@@ -56,7 +56,7 @@ class Node:
     output: Annotated[str, "foreign: name of its output"] = "features"
 
     def rules(self) -> Rules:
-        """What relates several fields, and what a constraint has no word for."""
+        """Checks of several fields, and those that no constraint expresses."""
         yield "id", self.id.isprintable(), "has characters that cannot be printed"  # logs and terminals show it
         for key in ("model", "input", "output"):
             fixed = getattr(self, key) == getattr(Node, key)
@@ -68,17 +68,17 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
 
     Args:
         path: the TOML file.
-        num_students: N of the bundle.
+        num_students: number of students N of the bundle.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown or missing, an address or student is impossible,
+        ConfigError: the file is missing or not TOML, a key is unknown or missing, an address or student is invalid,
             two nodes share an id or an address, or a node that is not foreign names a model or tensor. The message
             names file, node and key.
     """
     tree = parse_toml(path)
     for key in tree:
         if key != "node":
-            raise ConfigError(f"{path}: unknown key '{key}'; an inventory holds [[node]] tables")
+            raise ConfigError(f"{path}: unknown key '{key}'; an inventory contains [[node]] tables")
     tables = tree.get("node", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{path}: no nodes; write a [[node]] table with id, address and student for each")
@@ -92,18 +92,18 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
         for key in ("id", "address"):
             other = seen.setdefault((key, getattr(node, key)), f"node[{index}]")
             if other != f"node[{index}]":
-                raise ConfigError(f"{name}: {key} {getattr(node, key)!r} is taken by {other}; each may occur once")
+                raise ConfigError(f"{name}: {key} {getattr(node, key)!r} is used by {other}; each may occur once")
     return nodes
 
 
 def warn_of_unknown_hosts(nodes: Sequence[Node]) -> None:
-    """Logs which hosts cannot be resolved, since such a node is merely silent; takes the seconds that DNS takes."""
+    """Logs hosts that cannot be resolved, since such a node is only silent otherwise; may take seconds (DNS)."""
     for node in nodes:
         try:
             resolve(split_address(node.address)[0])
         except AddressError as exc:
             _log.warning(
-                "node '%s': %s; it counts as down until it can be: is the name in the inventory right?",
+                "node '%s': %s; it is down until its host can be resolved: is the name in the inventory right?",
                 node.id,
                 exc,
                 extra={"event": "node_unresolved", "node": node.id, "reason": str(exc)},
@@ -111,12 +111,12 @@ def warn_of_unknown_hosts(nodes: Sequence[Node]) -> None:
 
 
 def write_inventory(path: Path, nodes: Sequence[Node]) -> None:
-    """Writes an inventory that ``load_inventory`` reads back."""
+    """An inventory as text that ``load_inventory`` reads."""
     with atomic_file(path) as temporary:
         temporary.write_text("\n".join(map(_table, nodes)))
 
 
 def _table(node: Node) -> str:
-    """A node's table; what has its default is left out."""
+    """The table of a node, without fields that have their default."""
     keys = [f for f in dataclasses.fields(Node) if getattr(node, f.name) != f.default]
     return "[[node]]\n" + "".join(f"{f.name} = {toml_value(getattr(node, f.name))}\n" for f in keys)

@@ -1,4 +1,4 @@
-"""Why nodes are missing from an answer, and why there is no answer: statuses for programs, texts for people."""
+"""Why nodes are missing from an answer, and why there is no answer: as statuses and as texts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["missing_nodes", "refusal"]
 def missing_nodes(
     nodes: Iterable[Node], policy: Policy, session: Session, replies: Iterable[Reply]
 ) -> dict[str, tuple[ReplyStatus, str]]:
-    """Why each node is missing whose student did not answer.
+    """Why each node whose student did not answer is missing.
 
     Args:
-        nodes: of the cluster.
-        policy: what is known of them.
-        session: of the request.
-        replies: of the nodes that were asked.
+        nodes: nodes of the cluster.
+        policy: their records.
+        session: session of the request.
+        replies: replies of the nodes that were asked.
 
     Returns:
         Node id → status and text, in the order of the nodes.
@@ -36,7 +36,7 @@ def missing_nodes(
         if reply := failed.get(node.id):
             reasons[node.id] = reply.status, reply.error
         elif node.id in session.waiting:
-            reasons[node.id] = ReplyStatus.NOT_AWAITED, "not waited for: it would cost more time than it is worth"
+            reasons[node.id] = ReplyStatus.NOT_AWAITED, "not waited for: the gain in accuracy is not worth the wait"
         elif failures := policy.nodes[node.id].breaker.failures:
             reasons[node.id] = ReplyStatus.LEFT_OUT, f"left out after {failures} failures in a row"
         else:
@@ -53,15 +53,15 @@ def refusal(
     num_devices: int,
     remaining_s: float | None,
 ) -> NonnError:
-    """Why there is no answer; arguments as of ``missing_nodes``.
+    """Why there is no answer.
 
     Args:
-        nodes: of the cluster.
-        policy: what is known of them.
-        session: of the request.
-        replies: of the nodes that were asked.
-        num_devices: N of the bundle.
-        remaining_s: that the client's deadline left when the request came; None if it had none.
+        nodes: nodes of the cluster.
+        policy: their records.
+        session: session of the request.
+        replies: replies of the nodes that were asked.
+        num_devices: number of devices N of the bundle.
+        remaining_s: time to the client's deadline when the request came; None without a deadline.
 
     Returns:
         ``InputError`` if every node rejects the request, else ``QuorumError``.
@@ -69,10 +69,10 @@ def refusal(
     if remaining_s is not None and not session.ask and nodes:
         return QuorumError(
             f"the client's deadline leaves {1e3 * remaining_s:.0f} ms, of which fusing takes "
-            f"{1e3 * policy.config.fusion_budget_s:g}: nobody was asked; allow more time"
+            f"{1e3 * policy.config.fusion_budget_s:g}: no node was asked; allow more time"
         )
     if replies and all(reply.blameless for reply in replies):
-        return InputError(f"no node takes this request; {replies[0].node.id}: {replies[0].error}")
+        return InputError(f"no node accepts this request; {replies[0].node.id}: {replies[0].error}")
     missing = [f"{node} ({text})" for node, (_, text) in missing_nodes(nodes, policy, session, replies).items()]
     if not nodes:
         missing.append("no node is in the cluster")

@@ -1,7 +1,7 @@
-"""The three rules by which the batcher paces fan-outs: pure logic, time is an argument.
+"""The three rules that pace the fan-outs of the batcher: pure logic, time is an argument.
 
 ``FanoutSlot`` sends one fan-out at a time, unless one is overdue. ``Regrouping`` waits for the clients of a batch to
-ask again. ``BatchLimit`` says how many samples one fan-out may carry.
+ask again. ``BatchLimit`` limits the samples of one fan-out.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from math import inf
 
 __all__ = ["BatchLimit", "FanoutSlot", "Regrouping"]
 
-MIN_PATIENCE_S = 0.02  # below this a fan-out is not late but interrupted
+MIN_PATIENCE_S = 0.02  # a shorter delay is a scheduling hiccup, not a hung node
 
 
 class FanoutSlot:
-    """Holds at most one fan-out; one that takes twice the usual time, because some node hangs, gives the slot up.
+    """Has room for one fan-out; one that takes twice the usual time, because some node hangs, gives up the slot.
 
     Attributes:
-        overdue_at: when the fan-out that holds the slot gives it up.
+        overdue_at: when the fan-out in the slot gives it up.
     """
 
     def __init__(self) -> None:
@@ -45,14 +45,14 @@ class FanoutSlot:
 
 
 class Regrouping:
-    """Clients that shared a batch ask again soon after the reply, but not at once, so the next batch waits for them.
+    """After a batched reply, the next batch waits briefly for the same clients, which ask again soon but not at once.
 
-    It waits until as many samples are there as were in the batch or waited when the reply came, for as long as a
-    fan-out usually takes and ``longest_s`` at most. Without this, requests that trickle in one by one would go a few
+    It waits until as many samples have arrived as were in the batch or waited when the reply came, for as long as a
+    fan-out usually takes and ``longest_s`` at most. Otherwise requests that arrive one by one would be sent a few
     at a time.
 
     Args:
-        longest_s: 0 never waits.
+        longest_s: longest wait; 0 never waits.
     """
 
     def __init__(self, longest_s: float) -> None:
@@ -60,29 +60,29 @@ class Regrouping:
         self._expected, self._until = 0, -inf
 
     def on_reply(self, num_samples: int, num_queued: int, now: float, usual_s: float) -> None:
-        """A batch was answered, or a lone request for which others have waited.
+        """Called when a batch was answered, or a lone request while others waited.
 
         Args:
-            num_samples: that were answered.
-            num_queued: samples that wait now.
+            num_samples: number of samples answered.
+            num_queued: number of samples that wait now.
             now: time of the reply.
-            usual_s: what a fan-out usually takes.
+            usual_s: usual duration of a fan-out.
         """
         self._expected, self._until = num_samples + num_queued, now + min(self._longest_s, usual_s)
 
     def wait_until(self, num_samples: int) -> float:
-        """How long so many samples wait for the others; the past if they are all there."""
+        """Time until which so many samples wait for the others; in the past if none are missing."""
         return self._until if num_samples < self._expected else -inf
 
 
 class BatchLimit:
-    """Samples that one fan-out may carry.
+    """Limit of the samples of one fan-out.
 
     A batch that takes longer than ``long_s`` halves the limit; a full one that does not doubles it, up to ``most``
     (Crankshaw et al. 2017, "Clipper", in larger steps).
 
     Attributes:
-        size: the limit now.
+        size: the current limit.
     """
 
     def __init__(self, most: int, long_s: float) -> None:
@@ -90,7 +90,7 @@ class BatchLimit:
         self.size = 1
 
     def on_fanout(self, num_samples: int, took_s: float) -> None:
-        """A fan-out for so many samples has ended and was held up by no silent node."""
+        """Called when a fan-out for so many samples has ended without a silent node."""
         if took_s > self._long_s:
             if num_samples > 1:  # a single one cannot be smaller
                 self.size = max(1, min(self.size, num_samples) // 2)

@@ -1,4 +1,4 @@
-"""Requests that wait to share a fan-out, and the timer that looks at them."""
+"""Queue of requests that wait to share a fan-out, and its timer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Member:
     arrived_at: float
     deadline_at: float
     answer: asyncio.Future[Answer]
-    context: Context  # its trace goes on in it
+    context: Context  # continues its trace
 
 
 class Queue:
     """Requests that wait, in the order of arrival.
 
     Attributes:
-        num_samples: of all of them.
+        num_samples: number of samples of all of them.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Queue:
 
     @property
     def oldest_at(self) -> float:
-        """When the first of them arrived."""
+        """Arrival time of the first request."""
         return self._members[0].arrived_at
 
     def push(self, member: Member) -> None:
@@ -54,7 +54,7 @@ class Queue:
     def pop(self, limit: int, now: float) -> list[Member]:
         """Takes the next requests that can share a fan-out: one dtype, at most ``limit`` samples, at least one request.
 
-        Those whose client has given up are dropped, those whose deadline has passed are refused.
+        Requests whose client has given up are dropped; those whose deadline has passed are refused.
         """
         taken, total = list[Member](), 0
         while self._members:
@@ -62,7 +62,7 @@ class Queue:
             if not member.answer.done():
                 if member.deadline_at <= now:
                     waited_s = now - member.arrived_at
-                    member.answer.set_exception(OverloadError(f"waited {waited_s:.2f} s, as long as the client would"))
+                    member.answer.set_exception(OverloadError(f"waited {waited_s:.2f} s, until the client's deadline"))
                 elif taken and (total + len(member.batch) > limit or member.batch.dtype != taken[0].batch.dtype):
                     break
                 else:
@@ -74,10 +74,10 @@ class Queue:
 
 
 class Alarm:
-    """One timer of the event loop, which rings at the earliest time that was asked for, or a little before.
+    """One timer of the event loop, which rings at the earliest requested time, or slightly before.
 
     Args:
-        ring: called then; asks again if it is too early, since uvloop rounds to milliseconds.
+        ring: called then; sets the alarm again if it is too early, since uvloop rounds to milliseconds.
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
@@ -86,7 +86,7 @@ class Alarm:
         self._at = inf
 
     def set(self, at: float) -> None:
-        """Rings at this time of the event loop."""
+        """Requests a ring at this time of the event loop."""
         if at < self._at:
             if self._timer is not None:
                 self._timer.cancel()

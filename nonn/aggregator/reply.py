@@ -1,10 +1,10 @@
 """The outcome of asking one node, checked before it may be fused.
 
-A reply is valid only if it is to this very request, of this bundle, of exactly the expected name, dtype and shape, not
-larger than that takes, and finite. Anything else is that node's failure, never the request's.
+A reply is valid only if it answers this request, names this bundle, has exactly the expected name, dtype and shape, is
+not larger than these need, and is finite. Anything else is a failure of the node, never of the request.
 
-A foreign node, an ordinary server of the Open Inference Protocol, cannot say which bundle its model is of. The
-operator vouches for it in the inventory; everything else is checked as strictly.
+A foreign node, an ordinary server of the Open Inference Protocol, cannot report the bundle of its model. The operator
+vouches for it in the inventory; all other checks are the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: ReplyStatus.REFUSED,
 }
 
-ENVELOPE_BYTES = 16 * 1024  # names, shape and parameters around the features; a nonn node takes 300
+ENVELOPE_BYTES = 16 * 1024  # names, shape and parameters around the features; a nonn node needs 300
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +44,11 @@ class Reply:
     """The outcome of asking one node.
 
     Attributes:
-        node: that was asked.
+        node: the node that was asked.
         status: whether it answered, or how it failed.
-        latency_s: from asking to the reply or the failure.
-        features: [B, d_i]; None if it failed.
-        error: why it failed, for people; empty if it did not.
+        latency_s: time from asking to the reply or the failure.
+        features: features [B, d_i]; None if it failed.
+        error: why it failed, as text; empty if it did not.
     """
 
     node: Node
@@ -59,17 +59,17 @@ class Reply:
 
     @property
     def ok(self) -> bool:
-        """Whether the node answered well."""
+        """Whether the reply is good."""
         return self.status is ReplyStatus.OK
 
     @property
     def blameless(self) -> bool:
-        """Whether the node is not to blame: the request was bad, or was given up."""
+        """Whether the node is not the cause: the request was bad, or was given up."""
         return self.status in _BLAMELESS
 
 
 def reply_limit(num_samples: int, width: int) -> int:
-    """Bytes of the largest reply: features of so many samples in float32, and what is around them."""
+    """Bytes of the largest reply: features of so many samples in float32, plus the envelope."""
     return 4 * num_samples * width + ENVELOPE_BYTES
 
 
@@ -77,15 +77,15 @@ class ReplyReader:
     """Reads the replies of one node.
 
     Args:
-        node: whose.
-        student: that it runs.
-        bundle_hash: that it must be of.
+        node: the node.
+        student: the student that it runs.
+        bundle_hash: hash of the bundle that replies must name.
     """
 
     def __init__(self, node: Node, student: Student, bundle_hash: str) -> None:
         self._student, self._bundle_hash, self._foreign = student, bundle_hash, node.foreign
         self._output = node.output
-        # What a foreign server sends is what the student's network gives: it knows no code for features.
+        # A foreign server sends the output of the student's network: it does not encode features.
         self._plain = node.foreign or student.code.dtype == "float32"
         self._dtype = np.dtype("<f4") if self._plain else student.code.wire
 
@@ -95,10 +95,10 @@ class ReplyReader:
         return reply_limit(MAX_SAMPLES, self._student.width)
 
     def read(self, raw: bytes, request_id: str, num_samples: int) -> Float32:
-        """Features of a reply [B, d_i].
+        """Checks a reply and returns its features [B, d_i].
 
         Raises:
-            InputError: too large, not a reply, not to this request, of another bundle, or not finite [B, d_i].
+            InputError: the reply is too large, malformed, to another request, of another bundle, or not finite.
         """
         width = self._student.width
         if len(raw) > reply_limit(num_samples, width):
@@ -106,7 +106,7 @@ class ReplyReader:
         try:
             response = pb.ModelInferResponse.FromString(raw)
         except DecodeError as exc:
-            raise InputError(f"{len(raw)} bytes that are no ModelInferResponse") from exc
+            raise InputError(f"{len(raw)} bytes that are not a ModelInferResponse") from exc
         if not self._foreign and response.parameters["nonn_bundle"].string_param != self._bundle_hash:
             bundle = read_parameters(response.parameters).get("nonn_bundle")
             raise InputError(f"of bundle {str(bundle)[:12]}…, not {self._bundle_hash[:12]}…")
@@ -122,12 +122,12 @@ class ReplyReader:
             )
         features: Float32 = sent if self._plain else self._student.code.decode(sent)
         if not np.isfinite(features).all():
-            raise InputError(f"{self._output} hold NaN or infinity")
+            raise InputError(f"{self._output} contain NaN or infinity")
         return features
 
 
 def failure(node: Node, exc: aio.AioRpcError, waited_s: float) -> Reply:
-    """A failed call as a reply, with a short text: gRPC nests the cause of a lost connection three colons deep."""
+    """A failed call as a reply, with a short text: gRPC puts the cause of a lost connection after three colons."""
     code, details = exc.code(), exc.details() or ""
     status = _STATUS.get(code, ReplyStatus.FAILED)
     if status is ReplyStatus.SILENT:
@@ -140,5 +140,5 @@ def failure(node: Node, exc: aio.AioRpcError, waited_s: float) -> Reply:
 
 
 def silence(node: Node, waited_s: float) -> Reply:
-    """The reply of a node that has sent nothing until the deadline."""
+    """The outcome for a node that sent nothing until the deadline."""
     return Reply(node, ReplyStatus.SILENT, waited_s, error=f"silent for {waited_s:.2f} s")

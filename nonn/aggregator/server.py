@@ -31,10 +31,10 @@ class FusedModel:
     """The model ``nonn``: all devices of a cluster as one.
 
     Args:
-        aggregator: that asks them.
-        state: what ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitoring.state``.
-        batching: how requests share a fan-out, and how many may wait.
-        answered: called with every answer, whose latency is what the client waited here.
+        aggregator: the aggregator of the cluster.
+        state: the state that ``nonn top`` shows, for the metadata; see ``nonn.aggregator.monitoring.state``.
+        batching: limits of dynamic batching and of the queue.
+        answered: called with every answer; its latency includes the wait in the queue.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FusedModel:
         return self._aggregator.readiness()
 
     def metadata(self) -> Any:
-        """Tensors, class names, and how each node is doing."""
+        """Tensors, class names, and the state of each node."""
         bundle, policy = self._aggregator.bundle, self._aggregator.policy
         spec, num_classes = bundle.manifest.input, len(bundle.manifest.classes)
         metadata = pb.ModelMetadataResponse(name=self.name, versions=[self.version], platform="nonn")
@@ -116,8 +116,8 @@ class FusedModel:
         """Fuses one batch.
 
         Raises:
-            InputError: the batch is not what the bundle takes.
-            BundleError: the caller means another bundle.
+            InputError: the bundle does not accept the batch.
+            BundleError: the request names another bundle.
             OverloadError: the queue is full.
             QuorumError: fewer devices answered than the quorum.
         """
@@ -142,5 +142,5 @@ class FusedModel:
         return Result(answer.outputs(), answer.parameters())
 
     def _tell_refused(self, outcome: Outcome, num_samples: int) -> None:
-        """Tells observers of a request that came to no node."""
+        """Reports a request that was sent to no node to the observers."""
         self._aggregator.observers.on_request(RequestEvent(time.monotonic(), num_samples, outcome))

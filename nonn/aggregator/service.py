@@ -1,7 +1,8 @@
-"""The aggregator itself: it asks nodes, learns from their replies, fuses them, and reports to its observers.
+"""The aggregator: asks nodes, updates its records from their replies, fuses them, and notifies its observers.
 
-A request costs what its slowest asked node costs, and at most the deadline. One failing node never fails a request:
-what arrived is fused with the head of exactly that set, and the answer states the set and its accuracy.
+A request takes as long as its slowest asked node, and at most the deadline. One failing node never fails a request:
+the features that arrived are fused with the head of exactly that subset, and the answer states the subset and its
+accuracy.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ __all__ = ["Aggregator"]
 
 @dataclass(frozen=True, slots=True)
 class _Fanout:
-    """One batch that nodes were asked about.
+    """One batch that was sent to nodes.
 
     Attributes:
-        start: when it came.
-        num_samples: B.
-        num_requests: clients whose requests these samples are.
-        session: that decided.
-        replies: of every node that was asked.
+        start: time of its arrival.
+        num_samples: number of samples B.
+        num_requests: number of requests in the batch.
+        session: the session that decided.
+        replies: replies of every node that was asked.
     """
 
     start: float
@@ -59,12 +60,12 @@ class Aggregator:
     """Fuses the answers of a cluster; an asynchronous context manager.
 
     Args:
-        bundle: that all nodes run.
+        bundle: the bundle that all nodes run.
         nodes: the inventory.
-        config: of the policy.
+        config: options of the policy.
         observers: called at every request, change of state and late reply.
-        connect: makes the channel to a node; in plain text by default.
-        clock: seconds that never go back.
+        connect: opens the channel to a node; in plain text by default.
+        clock: monotonic time in seconds.
 
     Raises:
         ConfigError: the quorum is larger than the number of devices.
@@ -96,9 +97,9 @@ class Aggregator:
 
     async def __aenter__(self) -> Self:
         await self._fanout.__aenter__()
-        # One probe of every node opens the channels and finds those that are not there or of another bundle.
+        # One probe of every node opens the channels and finds nodes that do not answer or run another bundle.
         await asyncio.gather(*(self._probe(node.id) for node in self.nodes))
-        # The first request finds the head of all nodes solved; other sets follow in the background.
+        # The head of all nodes is solved before the first request; other subsets follow in the background.
         await self._solver.ensure(mask_of(node.student for node in self.nodes))
         self._solver.look_ahead(node.student for node in self.nodes)
         self._tasks.start(self._keep_probing(), "probing of nodes that failed")
@@ -112,7 +113,7 @@ class Aggregator:
         await self._fanout.__aexit__(kind, exc, trace)
 
     async def add_node(self, node: Node) -> None:
-        """Takes one more node into the running cluster; it is probed before this returns, and used from then on.
+        """Adds a node to the running cluster and probes it before returning; requests use it from then on.
 
         Several nodes may run the same student: they are replicas.
 
@@ -120,7 +121,9 @@ class Aggregator:
             ConfigError: the id is taken, or the bundle has no such student.
         """
         if node.id in self.policy.nodes:
-            raise ConfigError(f"node '{node.id}' is there already; remove it first, or give this one another id")
+            raise ConfigError(
+                f"node '{node.id}' is already in the cluster; remove it first, or give this one another id"
+            )
         if not 0 <= node.student < self.bundle.num_devices:
             raise ConfigError(
                 f"node '{node.id}': student {node.student}; the bundle has 0 to {self.bundle.num_devices - 1}"
@@ -134,13 +137,13 @@ class Aggregator:
         await self._probe(node.id)
 
     async def remove_node(self, node_id: str, reason: str = "removed") -> None:
-        """Takes a node out of the running cluster; what it was asked already may still be answered.
+        """Removes a node from the running cluster; requests already sent to it may still be answered.
 
         Raises:
-            ConfigError: there is no such node.
+            ConfigError: the node does not exist.
         """
         if node_id not in self.policy.nodes:
-            raise ConfigError(f"there is no node '{node_id}'")
+            raise ConfigError(f"no node '{node_id}' in the cluster")
         was_ready, before = self.ready, self.policy.state(node_id)
         self.nodes = tuple(node for node in self.nodes if node.id != node_id)
         self.policy.remove(node_id)
@@ -149,12 +152,12 @@ class Aggregator:
         await self._fanout.remove(node_id, self.policy.config.deadline_s)
 
     async def reconnect(self) -> None:
-        """Makes every channel anew, since credentials have changed; no request notices."""
+        """Opens every channel again after credentials have changed; no request fails because of it."""
         await self._fanout.reconnect(self.policy.config.deadline_s)
 
     @property
     def ready(self) -> bool:
-        """Whether a request would reach its quorum, as far as is known."""
+        """Whether a request would reach its quorum, from the states of the nodes."""
         return self.policy.ready
 
     async def readiness(self) -> AsyncIterator[bool]:
@@ -172,14 +175,14 @@ class Aggregator:
             self._waiting.discard(changed)
 
     async def infer(self, inputs: Array, remaining_s: float | None = None) -> Answer:
-        """Answers one batch from whatever devices answer.
+        """Answers one batch from the devices that answer.
 
         Args:
             inputs: raw values [B, …], uint8 or float32.
             remaining_s: time until the client's deadline; None if it has none.
 
         Raises:
-            InputError: the batch is not what the bundle takes, or the nodes themselves say so.
+            InputError: the bundle or the nodes do not accept the batch.
             QuorumError: fewer devices answered than the quorum; the message names those missing and why.
         """
         start = self._clock()
@@ -192,10 +195,10 @@ class Aggregator:
         return await self.infer_checked(batch, remaining_s)
 
     async def infer_checked(self, batch: Array, remaining_s: float | None = None, *, num_requests: int = 1) -> Answer:
-        """The same for a batch that has been checked, of several requests if so.
+        """Like ``infer``, for a checked batch of one or several requests.
 
         Raises:
-            InputError: the nodes themselves say that they cannot take it.
+            InputError: the nodes do not accept it.
             QuorumError: fewer devices answered than the quorum; the message names those missing and why.
         """
         start = self._clock()
@@ -209,13 +212,13 @@ class Aggregator:
             raise error
         answer = await self._fuse(fanout, features)
         if self.observers:
-            # Once the answer has gone out, as far as the event loop allows.
+            # After the answer has been sent, as far as the event loop allows.
             outcome: Outcome = "degraded" if answer.degraded else "ok"
             asyncio.get_running_loop().call_soon(self._tell, fanout, outcome, answer, features)
         return answer
 
     async def _fuse(self, fanout: _Fanout, features: Mapping[int, NDArray[np.float32]]) -> Answer:
-        """Makes the answer of what has arrived: student → features [B, d_i]."""
+        """Builds the answer from the features that have arrived: student → [B, d_i]."""
         mask = mask_of(features)
         with span("nonn.fuse", nodes=len(features)):
             await self._solver.ensure(mask)
@@ -245,7 +248,7 @@ class Aggregator:
         answer: Answer | None = None,
         features: Mapping[int, NDArray[np.float32]] | None = None,
     ) -> None:
-        """Gives the observers what became of a fan-out."""
+        """Reports the outcome of a fan-out to the observers."""
         if not self.observers:
             return
         now = self._clock()
@@ -266,9 +269,9 @@ class Aggregator:
         )
 
     def _learn(self, reply: Reply, late: bool) -> None:
-        """Takes note of what came of asking a node for a request."""
+        """Records the outcome of a node for a request."""
         if not self._fanout.asks(reply.node):
-            return  # it left while it was asked, and the observers have forgotten it
+            return  # it left meanwhile, and the observers have forgotten it
         if reply.blameless:
             self.policy.dropped(reply.node.id)
             return
@@ -277,10 +280,10 @@ class Aggregator:
         self._record(reply, late=late)
 
     def _record(self, reply: Reply, *, probe: bool = False, late: bool = False) -> None:
-        """Gives the policy an outcome, and the observers a change of state."""
+        """Passes an outcome to the policy, and a change of state to the observers."""
         node, now = reply.node.id, self._clock()
         if not self._fanout.asks(reply.node):
-            return  # it left while it was probed
+            return  # it left meanwhile
         before, was_ready = self.policy.state(node), self.ready
         if probe:
             changed = self.policy.on_probe(node, reply.ok, reply.latency_s, now)
@@ -298,7 +301,7 @@ class Aggregator:
         self._changed(was_ready)
 
     def _changed(self, was_ready: bool) -> None:
-        """The set of nodes to be asked is another one: probes, solutions and readiness follow."""
+        """Updates probes, solved heads and readiness after the set of asked nodes has changed."""
         self._wake.set()
         up = [node.student for node in self.nodes if self.policy.state(node.id) != "out"]
         self._solver.look_ahead(up)
@@ -307,21 +310,21 @@ class Aggregator:
                 waiter.set()
 
     async def _probe(self, node_id: str) -> None:
-        """Sends one node a sample of zeros; its reply is checked like any other, and no client waits for it."""
+        """Sends one node a sample of zeros and checks the reply like any other; no client waits for it."""
         zeros = np.zeros((1, *self._shape), np.uint8)
-        # Waiting for the channel, so that a node that has just come up is found before the next probe.
+        # It waits for the channel, so that a node that has just come up is found before the next probe.
         reply = await self._fanout.probe(node_id, zeros, self.policy.config.deadline_s)
         if reply is not None:
             self._record(reply, probe=True)
         self._wake.set()
 
     async def _keep_probing(self) -> None:
-        """Probes nodes that failed whenever the policy says so; sleeps while there are none."""
+        """Probes failed nodes when the policy requires it; sleeps while there are none."""
         while True:
             for node in self.policy.probes(self._clock()):
                 self._tasks.start(self._probe(node), f"probe of node {node}")
             self._wake.clear()
-            # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event, and close() would hang.
+            # Not wait_for: in Python 3.11 it swallows a cancellation that coincides with the event; close() would hang.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.policy.next_probe_s(self._clock())):
                     await self._wake.wait()

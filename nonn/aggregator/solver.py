@@ -1,8 +1,8 @@
 """Fusion heads solved outside of the event loop.
 
-A ridge head solves a linear system for every new answering set: tens of milliseconds for wide features, in which no
-other request would be answered. So the sets that the next failures would make are solved ahead, in a thread; a request
-that meets another one waits for its own solution alone.
+A ridge head solves a linear system for every new subset of devices: tens of milliseconds for wide features, during
+which no other request would be answered. So a thread solves the subsets of the next likely failures ahead; a request
+with any other subset waits for its own solution only.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from nonn.rpc.background import Background
 __all__ = ["HeadSolver"]
 
 AHEAD_FAILURES = 2
-AHEAD_SETS = 256  # all sets with up to two failures of 16 devices are 137
+AHEAD_SETS = 256  # up to two failures of 16 devices give 137 subsets
 
 
 class HeadSolver:
-    """Keeps the solutions ready that requests will ask for.
+    """Solves heads before requests need them.
 
     Args:
-        head: of the bundle.
+        head: fusion head of the bundle.
     """
 
     def __init__(self, head: Head) -> None:
         self._head = head
-        # Two threads: a request's own set never queues behind those that are solved ahead.
+        # Two threads, so that the subset of a request never queues behind those that are solved ahead.
         self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="solve")
         self._tasks, self._ahead = Background(), None
 
     _ahead: asyncio.Task[None] | None
 
     async def ensure(self, mask: int) -> None:
-        """Solves a set unless it is solved."""
+        """Solves a subset unless it is already solved."""
         if mask and not self._head.is_solved(mask):
             await asyncio.get_running_loop().run_in_executor(self._executor, self._head.weights, mask)
 
     def look_ahead(self, devices: Iterable[int]) -> None:
-        """Begins to solve the sets that are left when few of these devices fail, the likeliest first."""
+        """Starts to solve the subsets left by few failures of these devices, most likely first."""
         if self._ahead is not None:
             self._ahead.cancel()
         self._ahead = self._tasks.start(self._solve(_sets(mask_of(devices))), "solving heads ahead")
@@ -53,13 +53,13 @@ class HeadSolver:
             await self.ensure(mask)
 
     async def close(self) -> None:
-        """Ends what is solved ahead."""
+        """Stops solving ahead."""
         await self._tasks.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _sets(everyone: int) -> Iterator[int]:
-    """A set, the same without one device, without two: at most 256."""
+    """A subset, the same without one device, without two: at most 256."""
     devices, count = members(everyone), 0
     for failed in range(AHEAD_FAILURES + 1):
         for gone in combinations(devices, failed):

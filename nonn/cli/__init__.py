@@ -1,4 +1,4 @@
-"""``nonn``: the command line. Errors become exit codes here; see nonn.errors for which."""
+"""``nonn``: the command line. Errors become exit codes here; ``nonn.errors`` lists them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nonn.threads import limit_spinning
 
 __all__ = ["COMMANDS", "build_parser", "command_parser", "main", "run_command"]
 
-# Each is a module nonn.cli.<name> with SUMMARY, add_arguments(parser) and run(args). They import what they need
-# when they run, so that `nonn --help` stays fast.
+# Each is a module nonn.cli.<name> with SUMMARY, add_arguments(parser) and run(args). Each imports what it needs
+# when it runs, so that `nonn --help` stays fast.
 COMMANDS = (
     "demo",
     "run",
@@ -35,7 +35,7 @@ COMMANDS = (
     "doctor",
 )
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in a shell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,13 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def command_parser(prog: str, summary: str, package: str, commands: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of a program of several commands.
+    """The parser of a program with several commands.
 
     Args:
         prog: name of the program.
-        summary: what it is, for its help.
-        package: where the commands' modules are.
-        commands: their names.
+        summary: description in its help.
+        package: package of the commands' modules.
+        commands: names of the commands.
     """
     limit_spinning(os.environ)  # before a command loads torch or NumPy
     parser = argparse.ArgumentParser(prog=prog, description=summary)
@@ -73,11 +73,11 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     """Runs a command line.
 
     Args:
-        parser: of the program, from ``command_parser``.
-        argv: arguments; None takes those of the process.
+        parser: parser of the program, from ``command_parser``.
+        argv: arguments; None uses those of the process.
 
     Returns:
-        The exit code: that of the command, or of the error that ended it, which is printed on stderr.
+        The exit code of the command, or of the error that ended it; the error is printed on stderr.
     """
     arguments = parser.parse_args(argv)
     title = f"{parser.prog} {arguments.command}"
@@ -93,12 +93,12 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
             raise
         return _fail(title, missing)
     except KeyboardInterrupt:
-        print(f"{title}: interrupted; what was finished is kept", file=sys.stderr)
+        print(f"{title}: interrupted; finished work is kept", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `nonn report … | head`: the reader has seen enough
+    except BrokenPipeError:  # `nonn report … | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as exc:  # a full disk, a folder that is read-only: at any file that is read or written
+    except OSError as exc:  # for example a full disk or a read-only folder
         if exc.strerror is None:
             raise
         where = f"{exc.filename}: " if exc.filename else ""

@@ -1,4 +1,4 @@
-"""Options of the commands that run an aggregator and let people watch it; light, since every ``nonn`` imports it."""
+"""Monitoring options of the commands that run an aggregator. Light, since every ``nonn`` command imports it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
         "--http-port",
         type=int,
         metavar="PORT",
-        help="serve the dashboard, /metrics, /healthz, /readyz and /api/state there; 0 is any free one (default: off)",
+        help="port of dashboard, /metrics, /healthz, /readyz and /api/state; 0 is any free one (default: off)",
     )
     group.add_argument("--http-host", default="127.0.0.1", help="address to bind for HTTP (default: %(default)s)")
     group.add_argument(
         "--drift-rate",
         type=float,
         metavar="HZ",
-        help="samples a second that the drift alarm judges, at most; 0 switches it off (default: 10)",
+        help="most samples per second that the drift alarm tests; 0 turns it off (default: 10)",
     )
 
 
 def observing_of(args: argparse.Namespace) -> ObservingOptions:
-    """The options as ``nonn.aggregator`` takes them.
+    """The options in the form that ``nonn.aggregator`` accepts.
 
     Raises:
-        ConfigError: one of them is impossible.
+        ConfigError: an option is invalid.
     """
     from nonn.aggregator.monitoring.options import ObservingOptions
 

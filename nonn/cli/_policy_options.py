@@ -1,4 +1,4 @@
-"""Options of the policy, for every command that starts an aggregator."""
+"""Policy options of every command that starts an aggregator."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds them."""
+    """Adds the options that ``policy_of`` reads."""
     parser.add_argument(
         "--policy",
         type=Path,
         metavar="FILE",
-        help="TOML file with a [policy] table: how nodes are waited for and hedged",
+        help="TOML file with a [policy] table: deadline, quorum, hedging",
     )
-    parser.add_argument("--deadline", type=float, metavar="S", help="seconds that a request waits (default: 1)")
-    parser.add_argument("--quorum", type=int, metavar="N", help="fewest devices that must answer (default: 1)")
+    parser.add_argument("--deadline", type=float, metavar="S", help="seconds a request waits at most (default: 1)")
+    parser.add_argument("--quorum", type=int, metavar="N", help="devices that must answer (default: 1)")
 
 
 def policy_of(args: argparse.Namespace) -> PolicyConfig:
-    """The file's policy, or the default one, with what the other options say.
+    """The policy of the file, or the default one, overridden by the other options.
 
     Raises:
-        ConfigError: the file or an option says something that cannot be done.
+        ConfigError: the file or an option is invalid.
     """
     import dataclasses
 

@@ -1,11 +1,11 @@
-"""``nonn bench``: what serving costs on this machine."""
+"""``nonn bench``: measures the cost of serving on this machine."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-SUMMARY = "measure what serving costs, beside a bare gRPC fan-out of the same bytes"
+SUMMARY = "measure the cost of serving, compared with a bare gRPC fan-out of the same bytes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,19 +13,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["serve"], help="what to measure")
     parser.add_argument("--devices", type=int, default=8, metavar="N", help="device nodes (default: %(default)s)")
     parser.add_argument(
-        "--requests", type=int, default=2000, metavar="N", help="of each system, in turn (default: %(default)s)"
+        "--requests",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="requests to each system, in turn (default: %(default)s)",
     )
     parser.add_argument(
-        "--clients", type=int, default=64, metavar="N", help="at once, for throughput (default: %(default)s)"
+        "--clients", type=int, default=64, metavar="N", help="concurrent clients, for throughput (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of throughput (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="throughput rounds (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="of each aggregator in a round (default: %(default)s)"
+        "--seconds", type=float, default=2.0, metavar="S", help="time per aggregator and round (default: %(default)s)"
     )
     parser.add_argument(
-        "--ray", type=Path, metavar="PYTHON", help="interpreter with ray[serve]: compare with Ray Serve too"
+        "--ray", type=Path, metavar="PYTHON", help="interpreter with ray[serve]: also compare with Ray Serve"
     )
-    parser.add_argument("--json", action="store_true", help="print figures, machine and date as JSON, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print only JSON: figures, machine and date")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     import os
     import tempfile
 
-    # Ending processes is part of it, and gRPC would write a line for each.
+    # The benchmark ends processes, and gRPC would log a line for each.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from nonn.bench.serve import Load, bench_serve
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(figures: dict[str, float]) -> list[str]:
-    """The figures for people."""
+    """The figures as a text table."""
     lines = [f"{'one client, one sample a request':34} {'p50':>9} {'p99':>9}"]
     names = {"floor": "bare gRPC fan-out", "nonn": "nonn", "ray": "Ray Serve"}
     for key, name in names.items():
@@ -79,7 +83,7 @@ def _table(figures: dict[str, float]) -> list[str]:
     batched, unbatched = figures["serve_batched_per_s"], figures["serve_unbatched_per_s"]
     lines += [
         "",
-        f"{'many clients, answers a second':34} {'batched':>9} {'alone':>9} {'speed-up':>9}",
+        f"{'many clients, answers per second':34} {'batched':>9} {'alone':>9} {'speed-up':>9}",
         f"{'nonn':34} {batched:9.0f} {unbatched:9.0f} {figures['serve_batched_speedup']:8.2f}x",
     ]
     return lines

@@ -1,6 +1,6 @@
-"""``nonn config [EXPERIMENT.toml] [KEY]``: every option with its value, default, meaning and what it may be.
+"""``nonn config [EXPERIMENT.toml] [KEY]``: every option with its value, default, meaning and allowed values.
 
-The output is TOML: all of it is a complete experiment file. ``policy`` and ``node`` show the tables of the files of
+The output is TOML; without a KEY it is a complete experiment file. ``policy`` and ``node`` show the tables of files for
 ``nonn serve``.
 """
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="*",
         metavar="EXPERIMENT.toml | KEY",
-        help="a file, to print its values; a table or key such as distill.objectives, to print no other; "
+        help="a file, to print its values; a table or key such as distill.objectives, to print only that; "
         "policy or node, for the files of nonn serve",
     )
     parser.add_argument(
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[Table]:
-    """The tables and keys at or below a key; all of an experiment file where there is none.
+    """The tables and keys at or below a key; without a key, those of a whole experiment file.
 
     Raises:
-        ConfigError: there is no such key.
+        ConfigError: the key does not exist.
     """
     from nonn.aggregator.inventory import Node
     from nonn.aggregator.policy import PolicyConfig

@@ -1,6 +1,6 @@
 """Progress on stderr: a line for each stage, and a progress bar on a terminal.
 
-This module is a ``nonn.experiment.progress.Progress``: commands hand it to the runs that they start.
+This module is a ``nonn.experiment.progress.Progress``: commands pass it to the runs that they start.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def say(text: str, /) -> None:
 
 @contextlib.contextmanager
 def bar(description: str, total: int, unit: str = "", /) -> Iterator[Tick]:
-    """A progress bar while the block runs and one line with the time it took afterwards.
+    """Shows a progress bar while the block runs, then one line with the time it took.
 
     Yields:
-        A function to call with the number done so far and a remark such as the current loss.
+        A function to call with the number of finished steps and a note such as the current loss.
     """
     started, last = time.monotonic(), ""
     columns = (

@@ -1,4 +1,4 @@
-"""``nonn demo``: digits, eight devices, killed one by one."""
+"""``nonn demo``: trains on digits, starts eight devices and kills them one by one."""
 
 from __future__ import annotations
 

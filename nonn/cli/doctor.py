@@ -1,6 +1,6 @@
-"""``nonn doctor``: what this machine has of what nonn needs, and what to do about the rest.
+"""``nonn doctor``: checks this machine for what nonn needs, and prints how to install the rest.
 
-With ``--device`` it measures the machine instead, and prints an entry for an experiment file.
+With ``--device`` it measures the machine instead, and prints a device entry for an experiment file.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ import argparse
 import json
 from pathlib import Path
 
-SUMMARY = "check this machine: Python, packages, runtime, a port to listen on"
+SUMMARY = "check this machine: Python, packages, runtime, a free port"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON alone on stdout")
+    parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
     parser.add_argument(
-        "--device", action="store_true", help="measure this device into a [[devices.classes]] entry to paste"
+        "--device", action="store_true", help="measure this device and print its [[devices.classes]] entry"
     )
-    parser.add_argument("--name", default="", help="of the device in that entry (default: this host's)")
-    parser.add_argument("--link", metavar="ADDRESS", help="measure the link to the aggregator at host:port, too")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="your folder of nonn certs, for --link")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that --link asks for")
+    parser.add_argument("--name", default="", help="name of the device in that entry (default: the host name)")
+    parser.add_argument("--link", metavar="ADDRESS", help="also measure the link to the aggregator at host:port")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs, for --link")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token for --link")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; exit code 6 when the base itself is not whole."""
+    """Runs the command; exit code 6 if something that nonn cannot run without is missing."""
     from nonn.errors import InputError, MissingExtraError
 
     if args.device:
         return _measure(args)
     for option in ("link", "name", "tls", "token_file"):
         if getattr(args, option):
-            raise InputError(f"--{option.replace('_', '-')} goes with --device")
+            raise InputError(f"--{option.replace('_', '-')} requires --device")
     findings = examine()
     if args.json:
         print(json.dumps(findings, indent=2))
@@ -53,7 +53,7 @@ def _measure(args: argparse.Namespace) -> int:
     from nonn.client import Client
 
     latency_s, bytes_per_s = 0.0, 0.0
-    if args.link:  # first: a wrong address should not cost the rest
+    if args.link:  # first, so that a wrong address fails at once
         with Client(args.link, tls=args.tls, token_file=args.token_file) as client:
             latency_s, bytes_per_s = measure_link(client)
     measured = Measured(measure_macs_per_s(), available_ram_bytes(), bytes_per_s, latency_s)
@@ -66,7 +66,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def examine() -> list[dict[str, object]]:
-    """Findings, each with ``what``, ``ok``, ``found`` and whether nonn cannot do without (``needed``)."""
+    """Findings, each with ``what``, ``ok``, ``found`` and ``needed`` (nonn cannot run without it)."""
     import importlib.metadata
     import os
     import platform

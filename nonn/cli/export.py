@@ -1,4 +1,4 @@
-"""``nonn export BUNDLE --target c``: students as C, compiled, compared with ONNX Runtime, and what they take."""
+"""``nonn export BUNDLE --target c``: compiles students to C, compares them with ONNX Runtime, prints flash and RAM."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-SUMMARY = "translate a bundle's students to C, compile them, and say what flash and RAM they take"
+SUMMARY = "translate a bundle's students to C, compile them, and print their flash and RAM"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--target", choices=("c",), required=True, help="what to make")
+    parser.add_argument("--target", choices=("c",), required=True, help="output language")
     parser.add_argument(
-        "--student", type=int, action="append", metavar="I", help="only this one; may be given again (default: all)"
+        "--student", type=int, action="append", metavar="I", help="only this student; may be repeated (default: all)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the results (default: BUNDLE/compiled, where nodes look)"
+        "--out", type=Path, metavar="DIR", help="folder of the results (default: BUNDLE/compiled, which nodes read)"
     )
     parser.add_argument("--cc", default="cc", metavar="COMMAND", help="C compiler with its options (default: cc)")
-    parser.add_argument(
-        "--no-library", action="store_true", help="no shared object: for compilers of devices that load none"
-    )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON alone on stdout")
+    parser.add_argument("--no-library", action="store_true", help="no shared object, for devices that cannot load one")
+    parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     rows: list[dict[str, Any]] = []
     for device in sorted(set(args.student)) if args.student is not None else range(bundle.num_devices):
-        bundle.student_path(device)  # says which there are
+        bundle.student_path(device)  # raises an error that lists the students
         folder = (args.out or bundle.path / "compiled") / f"student-{device}"
-        print(f"student {device}: to C, and {args.cc} …", file=sys.stderr, flush=True)
+        print(f"student {device}: translating to C, compiling with {args.cc} …", file=sys.stderr, flush=True)
         try:
             row = export_student(bundle, device, folder, compiler, target, library=not args.no_library)
         except OSError as exc:
@@ -60,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
         Column("flash, bytes", "flash_bytes"),
         Column("RAM, bytes", "ram_bytes"),
         Column("of it stack", "stack_bytes", lambda stack: "unknown" if stack is None else f"{stack:,}"),
-        Column("off ONNX Runtime by", "gap", lambda gap: "not run here" if gap is None else f"{gap:.1e}"),
+        Column("error vs ONNX Runtime", "gap", lambda gap: "not run here" if gap is None else f"{gap:.1e}"),
         Column("ms", "run_ms", lambda ms: "–" if ms is None else f"{ms:.2f}"),
     )
     print(as_text(Table(columns, rows)))
     print(
-        f"\nFlash and RAM with -Os for {target}. Off: mean error of the features, relative to their mean. ms: one "
+        f"\nFlash and RAM with -Os for {target}. Error: mean error of the features, relative to their mean. ms: one "
         f"answer of the shared object on this machine.\n{rows[0]['folder']}{'' if len(rows) == 1 else ' …'}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""Which optional dependency belongs to which extra, read from the installed distribution's own metadata."""
+"""Which optional dependency belongs to which extra, read from the metadata of the installed distribution."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from nonn.errors import MissingExtraError
 
 __all__ = ["missing_extra", "requirements"]
 
-# Where the name to import is not the name to install.
+# Packages whose import name differs from their distribution name.
 _DISTRIBUTION = {"PIL": "pillow", "sklearn": "scikit-learn", "opentelemetry": "opentelemetry-sdk"}
 
 
 def requirements() -> dict[str, list[str]]:
     """Distributions that each extra needs, by extra; the base install is ``""``.
 
-    Left out are ``all``, ``dev`` and ``docs``, which no command needs.
+    ``all``, ``dev`` and ``docs`` are left out: no command needs them.
     """
-    import importlib.metadata  # 30 ms that only those pay who ask
+    import importlib.metadata  # here, since it takes 30 ms
 
     found: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("nonn") or []:
@@ -30,7 +30,7 @@ def requirements() -> dict[str, list[str]]:
 
 
 def missing_extra(exc: ModuleNotFoundError) -> MissingExtraError | None:
-    """The error to show for a module that could not be imported; None where it is none of ours."""
+    """The error to show for a module that could not be imported; None if no extra of nonn contains it."""
     module = (exc.name or "").partition(".")[0]
     wanted = _DISTRIBUTION.get(module, module).replace("_", "-").lower()
     for extra, names in requirements().items():

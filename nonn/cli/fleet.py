@@ -1,4 +1,4 @@
-"""``nonn fleet``: certificates, state and rolling updates of a fleet, over the inventory that Ansible reads too."""
+"""``nonn fleet``: certificates, status and rolling updates of a fleet, from the inventory that Ansible also reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nonn.fleet.hosts import Host, Hosts
 
-SUMMARY = "look after a fleet: init, status, push, drain, rollback"
+SUMMARY = "manage a fleet: init, status, push, drain, rollback"
 
 DEFAULT_WAIT_S = 120.0
 
@@ -24,22 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("inventory", type=Path, metavar="INVENTORY", help="TOML, see devices/pi/fleet.toml")
             return sub
         where = sub.add_mutually_exclusive_group(required=True)
-        where.add_argument("--inventory", type=Path, metavar="FILE", help="asks its aggregators, by ssh")
-        where.add_argument("--state", type=Path, metavar="DIR", help="asks the aggregator that runs here with it")
+        where.add_argument("--inventory", type=Path, metavar="FILE", help="call its aggregators over ssh")
+        where.add_argument("--state", type=Path, metavar="DIR", help="call the local aggregator with this state folder")
         return sub
 
-    action("init", "issue a certificate to everybody who has none")
-    status = action("status", "which node runs what, and how accurate that is")
+    action("init", "issue the certificates that are missing")
+    status = action("status", "show bundle and state of each node, and the accuracy")
     status.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
-    push = action("push", "move the fleet to another bundle, never below an accuracy")
+    push = action("push", "move the fleet to another bundle without falling below an accuracy")
     push.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
-    drain = action("drain", "take a node out, or let it in again")
+    drain = action("drain", "take a node out of service, or put it back")
     drain.add_argument("node", metavar="NODE", help="its id")
-    drain.add_argument("--undo", action="store_true", help="let it in again")
-    rollback = action("rollback", "go back to the bundle before, or undo a push that stopped")
+    drain.add_argument("--undo", action="store_true", help="put it back")
+    rollback = action("rollback", "return to the previous bundle, or undo a push that stopped")
     for sub in (push, drain, rollback):
         sub.add_argument(
-            "--floor", type=float, required=sub is push, default=0.0, metavar="A", help="accuracy to keep, as 0.9"
+            "--floor",
+            type=float,
+            required=sub is push,
+            default=0.0,
+            metavar="A",
+            help="lowest accuracy allowed, for example 0.9",
         )
     for sub in (push, rollback):
         sub.add_argument(
@@ -47,16 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=float,
             default=DEFAULT_WAIT_S,
             metavar="S",
-            help="how long a node may take to come back (default: %(default)s)",
+            help="time that a node may take to come back (default: %(default)s)",
         )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what was asked."""
+    """Runs the action."""
     from nonn.errors import ConfigError
 
     if not 0 <= getattr(args, "floor", 0.0) <= 1:
-        raise ConfigError(f"--floor {args.floor:g}: an accuracy is 0 to 1")
+        raise ConfigError(f"--floor {args.floor:g}: must be an accuracy, 0 to 1")
     if not getattr(args, "wait", 1.0) > 0:
         raise ConfigError(f"--wait {args.wait:g}: must be more than 0 seconds")
     if args.action == "init":
@@ -66,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
     from nonn.fleet.hosts import load_hosts
 
     code = 0
-    # One aggregator after the other: all of them share the nodes.
+    # One aggregator after the other, since they share the nodes.
     for host in load_hosts(args.inventory).aggregators:
         code = code or (_act(args, Path(host.state)) if host.local else _over_ssh(args, host))
     return code
 
 
 def _init(path: Path) -> int:
-    """Issues what is missing."""
+    """Issues the certificates that are missing."""
     from nonn.fleet.hosts import load_hosts, names_of
     from nonn.security.authority import Authority
 
@@ -88,7 +93,9 @@ def _init(path: Path) -> int:
             issued += 1
     if not (authority.folder("client", "operator") / "identity.pem").exists():
         authority.issue("client", "operator")
-    print(f"{folder}: {issued} issued, {len(wanted) - issued} there already; keep {folder / 'ca.key'} here")
+    print(
+        f"{folder}: {issued} issued, {len(wanted) - issued} already present; keep {folder / 'ca.key'} on this machine"
+    )
     print(f"next: ansible-playbook -i {path} devices/pi/site.yml")
     _hint(inventory, authority.folder("client", "operator"))
     return 0
@@ -101,7 +108,7 @@ def _hint(inventory: Hosts, client: Path) -> None:
 
 
 def _act(args: argparse.Namespace, state: Path) -> int:
-    """Asks the aggregator of a state folder on this machine."""
+    """Calls the aggregator of a state folder on this machine."""
     import json
 
     from nonn.fleet.control import ask
@@ -118,7 +125,7 @@ def _act(args: argparse.Namespace, state: Path) -> int:
     if args.action == "drain":
         request: dict[str, Any] = {"do": "drain", "node": args.node, "floor": args.floor, "undo": args.undo}
     else:
-        next(ask(folder.socket, do="status"))  # before a bundle is copied: is anybody there?
+        next(ask(folder.socket, do="status"))  # before a bundle is copied: does it answer?
         bundle = folder.take(args.bundle).hash if args.action == "push" else ""
         request = {"do": "roll", "bundle": bundle, "floor": args.floor, "wait_s": args.wait}
     for message in ask(folder.socket, **request):
@@ -127,7 +134,7 @@ def _act(args: argparse.Namespace, state: Path) -> int:
 
 
 def _over_ssh(args: argparse.Namespace, host: Host) -> int:
-    """Does the same on the aggregator's own machine; the bundle goes there first."""
+    """Runs the same command on the aggregator's machine, after copying the bundle there."""
     import subprocess
 
     from nonn.errors import UnreachableError
@@ -139,10 +146,10 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
             subprocess.run(host.ssh(["rm", "-r", target]), check=False)
     except FileNotFoundError as exc:
         raise UnreachableError(
-            f"{host.id}: {exc.filename} is not installed here; or give --state on its machine"
+            f"{host.id}: {exc.filename} is not installed here; install it, or use --state on the aggregator's machine"
         ) from exc
     if code == 255:  # of ssh itself
-        raise UnreachableError(f"{host.id}: no ssh to {host.address}; try: {' '.join(host.ssh(['true']))}")
+        raise UnreachableError(f"{host.id}: ssh to {host.address} failed; try: {' '.join(host.ssh(['true']))}")
     return code
 
 
@@ -163,7 +170,7 @@ def _copy_over_ssh(folder: Path, host: Host) -> str:
 
 
 def _remote_command(args: argparse.Namespace, host: Host, bundle: str) -> list[str]:
-    """The same command for the machine of an aggregator; ``bundle`` is the folder there, empty for none."""
+    """The same command on the machine of an aggregator; ``bundle`` is the folder there, empty for none."""
     from nonn.fleet.hosts import NONN
 
     command = [NONN, "fleet", args.action, "--state", host.state, *([bundle] if bundle else [])]

@@ -1,4 +1,4 @@
-"""``nonn partition EXPERIMENT.toml``: cuts the teacher's filters and says how good the cut is."""
+"""``nonn partition EXPERIMENT.toml``: partitions the teacher's filters and prints measures of the partition."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nonn.experiment.training import Cut
     from nonn.partition.compare import Comparison
 
-SUMMARY = "train the teacher if need be, cut its filters into parts, print how good the cut is"
+SUMMARY = "train the teacher if needed, partition its filters, print measures of the partition"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="compare every method on every filter graph; writes compare.json and compare.svg beside the partition",
+        help="compare every method on every filter graph; writes compare.json and compare.svg next to the partition",
     )
     add_run_options(parser)
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_cut(cut: Cut, *, as_json: bool) -> None:
-    """Prints partition.json alone, or its measures and where it lies."""
+    """Prints partition.json only, or its measures and its path."""
     file = cut.stage.folder / "partition.json"
     if as_json:
         print(json.dumps(json.loads(file.read_text()), indent=2))
@@ -59,7 +59,7 @@ def _show_cut(cut: Cut, *, as_json: bool) -> None:
 
 
 def _show_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:
-    """Prints compare.json alone, or its table, what could not be cut and where it lies."""
+    """Prints compare.json only, or its table, the methods that failed and its path."""
     from nonn.documents import to_json
     from nonn.report.comparison import comparison_table
     from nonn.report.table import as_text

@@ -1,4 +1,4 @@
-"""``nonn predict``: ask a running cluster about images or arrays."""
+"""``nonn predict``: sends images or arrays to a running cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nonn.client import Metadata
     from nonn.rpc.wire import Array
 
-SUMMARY = "ask a running cluster about images or arrays"
+SUMMARY = "send images or arrays to a running cluster"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,21 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", type=Path, nargs="+", metavar="FILE", help="images, or .npy/.npz arrays of one sample or a batch"
     )
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds (default: %(default)s)")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="your folder of nonn certs")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that is asked for")
-    parser.add_argument("--json", action="store_true", help="print one JSON list, and nothing else, on standard output")
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, metavar="S", help="seconds per request (default: %(default)s)"
+    )
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
+    )
+    parser.add_argument("--json", action="store_true", help="print only one JSON list on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Asks and prints."""
+    """Sends the requests and prints the answers."""
     import json
 
     from nonn.client import Client
 
     with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file) as client:
         metadata = client.metadata()
-        # Every file is read before anything is asked: a wrong last file should not cost the others' answers.
+        # Every file is read before the first request, so that a bad file fails at once.
         batches = [(file, _read(file, metadata)) for file in args.files]
         rows = [row for file, batch in batches for row in _rows(file, client.infer(batch), metadata)]
     if args.json:
@@ -64,13 +68,13 @@ def _rows(file: Path, answer: Answer, metadata: Metadata) -> Iterator[dict[str, 
 
 
 def _line(row: dict[str, Any], num_devices: int) -> str:
-    """A row for people."""
-    who = f"{len(row['answered'])} of {num_devices} devices answered"
+    """A row as text."""
+    devices = f"{len(row['answered'])} of {num_devices} devices answered"
     if row["degraded"]:
-        who += f" ({', '.join(map(str, row['answered']))})"
+        devices += f" ({', '.join(map(str, row['answered']))})"
     return (
         f"{row['file']}[{row['index']}]: {row['class']}, confidence {row['confidence']:.1%}; "
-        f"{who}, expected accuracy {row['expected_accuracy']:.1%}"
+        f"{devices}, expected accuracy {row['expected_accuracy']:.1%}"
     )
 
 
@@ -79,7 +83,7 @@ def _read(file: Path, metadata: Metadata) -> Array:
 
     Raises:
         DataError: the file cannot be read.
-        InputError: what it holds is not what the cluster takes.
+        InputError: the cluster does not accept its contents.
     """
     import numpy as np
 
@@ -88,8 +92,8 @@ def _read(file: Path, metadata: Metadata) -> Array:
     array = _read_array(file) if file.suffix in (".npy", ".npz") else _read_image(file, metadata)[None]
     if array.dtype != np.uint8:
         if array.dtype.kind not in "iuf":
-            raise InputError(f"{file}: an array of {array.dtype}; numbers are needed")
-        with np.errstate(over="ignore"):  # a value too large becomes infinite, which is an error of its own
+            raise InputError(f"{file}: array of {array.dtype}; send an array of numbers")
+        with np.errstate(over="ignore"):  # a value too large becomes infinite, which is reported below
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise InputError(f"{file}: NaN, infinity or a value beyond float32; send finite numbers")
@@ -98,7 +102,7 @@ def _read(file: Path, metadata: Metadata) -> Array:
     if array.shape[1:] != metadata.shape:
         expected = ", ".join(map(str, metadata.shape))
         raise InputError(
-            f"{file}: shape {list(array.shape)}; the cluster takes samples of shape [{expected}], or batches "
+            f"{file}: shape {list(array.shape)}; the cluster accepts samples of shape [{expected}], or batches "
             f"[B, {expected}]"
         )
     return array
@@ -124,12 +128,12 @@ def _read_array(file: Path) -> Array:
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
         raise DataError(f"{file}: cannot be read as a NumPy file ({exc})") from exc
     if "inputs" not in arrays and len(arrays) != 1:
-        raise DataError(f"{file}: holds {', '.join(arrays) or 'nothing'}; name the array to ask about 'inputs'")
+        raise DataError(f"{file}: contains {', '.join(arrays) or 'nothing'}; name the array to send 'inputs'")
     return arrays.get("inputs", next(iter(arrays.values())))
 
 
 def _read_image(file: Path, metadata: Metadata) -> Array:
-    """An image as uint8 [C, H, W], in gray for one channel and RGB for three."""
+    """An image as uint8 [C, H, W]: gray for one channel, RGB for three."""
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
@@ -137,7 +141,7 @@ def _read_image(file: Path, metadata: Metadata) -> Array:
 
     mode = {1: "L", 3: "RGB"}.get(metadata.shape[0]) if len(metadata.shape) == 3 else None
     if mode is None or metadata.dtype != "uint8":
-        raise InputError(f"{file}: the cluster takes {metadata.dtype} {list(metadata.shape)}, not images; send .npy")
+        raise InputError(f"{file}: the cluster accepts {metadata.dtype} {list(metadata.shape)}, not images; send .npy")
     try:
         with Image.open(file) as image:
             pixels = np.asarray(image.convert(mode))

@@ -1,4 +1,4 @@
-"""``nonn report BUNDLE [BUNDLE…]``: what bundles know about their accuracy, as tables, JSON, CSV or a page."""
+"""``nonn report BUNDLE [BUNDLE…]``: the accuracy of bundles against failed devices, as tables, JSON, CSV or HTML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-SUMMARY = "show a bundle's accuracy against failed devices: table, JSON, CSV, Markdown or page"
+SUMMARY = "show a bundle's accuracy against failed devices: table, JSON, CSV, Markdown or HTML"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="BUNDLE",
-        help="folder of the bundle; further ones are shown beside the first as other methods",
+        help="folder of the bundle; further ones are compared with the first as other methods",
     )
-    parser.add_argument("--json", action="store_true", help="print report.json alone on stdout")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page that opens from disk")
+    parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one self-contained HTML file")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report's tables as Markdown")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers as table,row,quantity,value")
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(option: str, file: Path | None, write: Callable[[Path], None]) -> None:
-    """Writes one file and says so on stderr; without a file, nothing."""
+    """Writes one file and prints its path on stderr; does nothing without a file."""
     from nonn.errors import ConfigError
 
     if file is None:

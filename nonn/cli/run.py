@@ -1,4 +1,4 @@
-"""``nonn run EXPERIMENT.toml``: every stage of an experiment that is not done yet."""
+"""``nonn run EXPERIMENT.toml``: runs every unfinished stage of an experiment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nonn.report.document import Report
     from nonn.report.table import Table
 
-SUMMARY = "train, partition, distil, bundle and report an experiment; goes on where it stopped"
+SUMMARY = "train, partition, distil, bundle and report an experiment; resumes where it stopped"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options that every command with an experiment has."""
+    """Adds the options of every command that runs an experiment."""
     parser.add_argument(
         "--set",
         action="append",
@@ -34,7 +34,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
     )
-    parser.add_argument("--json", action="store_true", help="print report.json alone on stdout")
+    parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(report: Report, table: Callable[[Report], Table], bundle: Path, *, as_json: bool) -> None:
-    """Prints report.json alone, or its headline, one table of it and where everything lies."""
+    """Prints report.json only, or its headline, one of its tables and the paths of the results."""
     from nonn.documents import to_json
     from nonn.report.table import as_text, headline
 

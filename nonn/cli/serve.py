@@ -1,6 +1,6 @@
 """``nonn serve``: the aggregator as a process.
 
-When it answers requests it prints one line of JSON on standard output, and nothing else ever; its log is on standard
+When it is ready it prints one line of JSON on standard output, its only output there; its log is on standard
 error.
 """
 
@@ -27,26 +27,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle that all nodes run")
     parser.add_argument("--inventory", type=Path, metavar="FILE", help="TOML file with a [[node]] for each node")
-    parser.add_argument("--joins", action="store_true", help="let nodes join: nonn-device join")
+    parser.add_argument("--joins", action="store_true", help="accept nodes that join with nonn-device join")
     parser.add_argument(
-        "--state", type=Path, metavar="DIR", help="keep bundles there, for nonn fleet push and rollback"
+        "--state", type=Path, metavar="DIR", help="folder of its bundles, for nonn fleet push and rollback"
     )
-    parser.add_argument("--lease", type=float, metavar="S", help="seconds that a silent node stays (default: 4.5)")
+    parser.add_argument(
+        "--lease", type=float, metavar="S", help="seconds until a silent node is removed (default: 4.5)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, is any free one")
     add_policy_arguments(parser)
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="the aggregator's folder of nonn certs; TLS only")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="tokens, one of which clients must show")
-    parser.add_argument("--join-token-file", type=Path, metavar="FILE", help="tokens of nodes; needed without TLS")
     parser.add_argument(
-        "--max-batch", type=int, default=64, metavar="B", help="samples of several clients in one batch"
+        "--tls", type=Path, metavar="DIR", help="the aggregator's folder written by nonn certs; enables TLS"
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="accepted tokens of clients")
+    parser.add_argument(
+        "--join-token-file", type=Path, metavar="FILE", help="accepted tokens of nodes; required without TLS"
+    )
+    parser.add_argument(
+        "--max-batch", type=int, default=64, metavar="B", help="most samples of several clients in one batch"
     )
     parser.add_argument(
         "--max-delay-ms",
         type=float,
         default=0.0,
         metavar="MS",
-        help="how long a request to an idle cluster waits for others",
+        help="time that a request to an idle cluster waits for others",
     )
     parser.add_argument(
         "--max-queue", type=int, default=4096, metavar="N", help="samples that may wait (default: %(default)s)"
@@ -54,22 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-samples", type=int, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
     )
-    parser.add_argument("--insecure", action="store_true", help="serve beyond loopback without TLS")
-    parser.add_argument("--reflection", action="store_true", help="tell clients what there is to call")
-    parser.add_argument("--watch-stdin", action="store_true", help="end when standard input closes")
+    parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
+    parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
+    parser.add_argument("--watch-stdin", action="store_true", help="exit when standard input closes")
     add_log_arguments(parser)
     add_observing_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until the process is told to end."""
+    """Serves until the process gets a signal to end."""
     import os
 
     if args.tls:
         from nonn.security.handshake import log_failed_handshakes
 
         log_failed_handshakes()
-    # gRPC's own log tells a taken port in C++; our error tells it too.
+    # gRPC logs a port in use from C++; our error reports it too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from nonn.errors import ConfigError
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     check_bind(args.host, args.port)
     if args.state is not None and (args.inventory or args.trace or not args.joins):
         raise ConfigError(
-            "--state is for a fleet whose nodes all join: give --joins, and leave --inventory and --trace out"
+            "--state is for a fleet whose nodes all join: add --joins, and leave out --inventory and --trace"
         )
     run_loop(_serve_one(args, options) if args.state is None else _serve_fleet(args, options))
     return 0
@@ -92,7 +98,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     """The options that concern the bundle.
 
     Raises:
-        ConfigError: one of them is impossible, or two contradict each other.
+        ConfigError: an option is invalid, or two contradict each other.
     """
     import math
 
@@ -134,7 +140,7 @@ async def _serve_one(args: argparse.Namespace, options: ServeOptions) -> None:
     from nonn.telemetry.systemd import Watchdog
 
     served = ServedBundle(load_bundle(args.bundle), options)
-    # In a thread that the end does not wait for: DNS may take seconds, or for ever.
+    # In a thread that is not joined at exit: DNS may take seconds, or never return.
     threading.Thread(target=warn_of_unknown_hosts, args=(served.aggregator.nodes,), daemon=True).start()
     async with Watchdog() as watchdog, served.watching() as http:
         ready = _announce(args, bundle=served.bundle.hash, nodes=len(served.aggregator.nodes), http=http)
@@ -144,7 +150,7 @@ async def _serve_one(args: argparse.Namespace, options: ServeOptions) -> None:
 
 
 async def _serve_fleet(args: argparse.Namespace, options: ServeOptions) -> None:
-    """Serves the bundles of a state folder, one after the other."""
+    """Serves the current bundle of a state folder, and switches when it changes."""
     from nonn.fleet.control import controlled
     from nonn.fleet.rollout import Rollout
     from nonn.fleet.state import State
@@ -161,7 +167,7 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions) -> None:
 
 
 def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
-    """Arguments of ``serve`` that every aggregator has, with the line that it prints when it is ready."""
+    """Arguments of ``serve`` common to all aggregators, including the line printed when ready."""
     import json
     import os
 
@@ -179,7 +185,7 @@ def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
 
 
 def _watched(watchdog: Watchdog, attend: Attend | None = None) -> Attend:
-    """What runs next to the requests; once it does, systemd hears that they are answered."""
+    """Context that runs next to the requests; once it is entered, systemd is notified that the service is ready."""
     import contextlib
 
     @contextlib.asynccontextmanager

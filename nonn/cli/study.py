@@ -1,4 +1,4 @@
-"""``nonn study EXPERIMENT.toml``: the experiment beside the published methods, at equal budget."""
+"""``nonn study EXPERIMENT.toml``: compares the experiment with published methods at equal budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nonn.cli.run import add_run_options
 
-SUMMARY = "compare the experiment with the published methods at equal budget; goes on where it stopped"
+SUMMARY = "compare the experiment with published methods at equal budget; resumes where it stopped"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,5 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(to_json(study), indent=2, ensure_ascii=False))
         return 0
     print(study_text(study))
-    print(
-        f"study    {args.runs / experiment.experiment.name / 'study' / 'study.json'}, study.md, .csv and .svg beside it"
-    )
+    print(f"study    {args.runs / experiment.experiment.name / 'study' / 'study.json'}, .md, .csv and .svg next to it")
     return 0

@@ -16,28 +16,30 @@ if TYPE_CHECKING:
     from nonn.aggregator.monitoring.state import ClusterState
     from nonn.client import Client
 
-SUMMARY = "watch a running cluster: its nodes, and how accurate it is right now"
+SUMMARY = "watch a running cluster: its nodes and its accuracy now"
 
 REFRESH_S = 1.0
 FAULTS = 5
-FILE_WIDTH = 140  # a file or a pipe has no edge
-NARROW = 110  # columns of a terminal, below which the least urgent figures are left out
-STYLES = {"up": "blue", "suspect": "yellow", "out": "red"}  # each beside its word
+FILE_WIDTH = 140  # for a file or a pipe
+NARROW = 110  # terminals with fewer columns do not show the last figures
+STYLES = {"up": "blue", "suspect": "yellow", "out": "red"}  # next to the state's name
 SPARKS = " ▁▂▃▄▅▆▇█"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator")
-    parser.add_argument("--once", action="store_true", help="print one table and end")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, and end")
+    parser.add_argument("--once", action="store_true", help="print one table and exit")
+    parser.add_argument("--json", action="store_true", help="print only one JSON object and exit")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (default: %(default)s)")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="your folder of nonn certs")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that is asked for")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows the cluster until Ctrl-C, which is the way to end it and no error; once, where there is no terminal."""
+    """Shows the cluster until Ctrl-C, which is not an error; shows it once if stdout is not a terminal."""
     import json
     import os
     import signal
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         def interrupt(number: int, frame: object) -> None:
             raise KeyboardInterrupt
 
-        signal.signal(signal.SIGTERM, interrupt)  # or the terminal would stay on the other screen
+        signal.signal(signal.SIGTERM, interrupt)  # so that the terminal leaves the alternate screen
         forever = threading.Event()
         try:
             with Live(
@@ -80,19 +82,21 @@ def _reported(client: Client) -> Mapping[str, object]:
     """The state in the aggregator's metadata.
 
     Raises:
-        ConfigError: there is none.
-        UnreachableError: nobody answers at the address.
+        ConfigError: the server does not report one.
+        UnreachableError: the address does not answer.
     """
     from nonn.errors import ConfigError
 
     state = client.metadata().state
     if not state:
-        raise ConfigError(f"{client.address}: this server does not say how its nodes do; is it a `nonn serve`?")
+        raise ConfigError(
+            f"{client.address}: this server does not report the state of its nodes; is it a `nonn serve`?"
+        )
     return state
 
 
 def _state(client: Client) -> ClusterState:
-    """The same as a document.
+    """The state as a document.
 
     Raises:
         DataError: it lacks a field, or a value is malformed.
@@ -104,7 +108,7 @@ def _state(client: Client) -> ClusterState:
 
 
 def _next(client: Client, address: str, width: int) -> Group | Text:
-    """The view now, or why there is none: an aggregator that restarts should not end those who watch it."""
+    """The current view, or the error as text, so that a restart of the aggregator does not end `nonn top`."""
     from rich.text import Text
 
     from nonn.errors import NonnError
@@ -123,7 +127,7 @@ def _view(state: ClusterState, address: str, width: int) -> Group:
 
 
 def _summary(state: ClusterState, address: str) -> Text:
-    """What the cluster is worth, and what it does."""
+    """Accuracy, alarms and requests of the cluster."""
     from rich.text import Text
 
     accuracy, requests = state.accuracy, state.requests
@@ -133,13 +137,13 @@ def _summary(state: ClusterState, address: str) -> Text:
     text.append(f" with {up} of {len(state.nodes)} nodes; ")
     if accuracy.next_worst_node:
         text.append(f"{accuracy.next_worst:.2%}", style="bold")
-        text.append(f" if {accuracy.next_worst_node} dies next, {accuracy.next_mean:.2%} on average\n")
+        text.append(f" if {accuracy.next_worst_node} fails next, {accuracy.next_mean:.2%} on average\n")
     else:
-        text.append("nobody is left to answer\n", style="red")
+        text.append("no node is up\n", style="red")
     if not state.ready:
         text.append(f"below the quorum of {state.quorum}: requests fail\n", style="red")
     for node in state.drift.alarms:
-        text.append(f"{node} answers, but no longer agrees with the others as built\n", style="red")
+        text.append(f"{node} answers, but agrees less with the others than as built\n", style="red")
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in requests.by_outcome.items()) or "none yet"
     text.append(f"requests {requests.per_second:.1f}/s ({outcomes}); latency ")
     text.append(f"p50 {_ms(requests.latency_p50_s)}, p99 {_ms(requests.latency_p99_s)} ")
@@ -152,7 +156,7 @@ def _table(state: ClusterState, width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption="value: points of accuracy that hang on the node right now")
+    table = Table(caption="value: points of accuracy lost if the node fails, or gained if it returns")
     columns = ["node", "part", "state", "p50", "p99", "answered", "value", "agrees", "memory", "version", "address"]
     for name in columns if width >= NARROW else columns[:7]:
         table.add_column(name, justify="left" if name in ("node", "state", "version", "address") else "right")
@@ -172,13 +176,13 @@ def _table(state: ClusterState, width: int) -> Table:
             node.version or "–",
             node.address,
         ]
-        # As text: an id or address is not markup.
+        # As text, so that an id or address is not read as markup.
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells[: len(table.columns)]))
     return table
 
 
 def _faults(state: ClusterState) -> list[Text]:
-    """The newest faults, a line each."""
+    """The newest faults, one line each."""
     from datetime import datetime
 
     from rich.text import Text

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nonn.client import Client
     from nonn.cluster import LocalCluster
 
-SUMMARY = "run a whole cluster on this machine: one process a device, and the aggregator"
+SUMMARY = "run a whole cluster on this machine: one process per device, and the aggregator"
 
 REFRESH_S = 0.5
 
@@ -26,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=0, help="port of the aggregator; 0, the default, is any free one")
     add_policy_arguments(parser)
     parser.add_argument(
-        "--http-port", type=int, metavar="PORT", help="serve dashboard and metrics there; 0 is any free one"
+        "--http-port", type=int, metavar="PORT", help="serve dashboard and metrics on this port; 0 is any free one"
     )
     parser.add_argument(
-        "--tls", type=Path, metavar="DIR", help="speak TLS; an authority in this folder, made if it is not there"
+        "--tls", type=Path, metavar="DIR", help="use TLS with the authority in this folder, created if missing"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Starts the cluster and shows it until Ctrl-C or SIGTERM, which is the way to end it and no error."""
+    """Starts the cluster and shows it until Ctrl-C or SIGTERM, neither of which is an error."""
     import signal
     import threading
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    # As an exception, so that it also ends a start that is under way; the cluster's exit then ends every child. SIGINT
+    # An exception also ends a start that is under way; the cluster's exit then ends every child. SIGINT
     # too, since a shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
@@ -74,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
             console.print(_table(bundle, cluster, client))
             forever.wait()
     except KeyboardInterrupt:
-        console.print("ended: every process is down")
+        console.print("stopped: every process has ended")
     return 0
 
 
 def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
-    """A row for each node: what its process does, and what the aggregator knows of it."""
+    """A row for each node: state of its process, and what the aggregator reports about it."""
     import numpy as np
     from rich.table import Table
 
@@ -88,11 +88,11 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
     try:
         known = {node["student"]: node for node in client.metadata().nodes}
     except NonnError:
-        known = {}  # the aggregator is gone; the processes are still worth showing
+        known = {}  # the aggregator is down; the processes are still shown
     value = bundle.table.importance(np.array(bundle.p_fail))
     table = Table(
         title=f"{bundle.manifest.experiment} at {cluster.address}",
-        caption="value: points of accuracy that hang on the device\n"
+        caption="value: points of accuracy lost if the device fails\n"
         + (f"dashboard: {cluster.http_address}/\n" if cluster.http_address else "")
         + f"try: nonn predict {cluster.address} IMAGE"
         + (f" --tls {cluster.client_tls}" if cluster.client_tls else ""),

@@ -1,11 +1,11 @@
-"""TLS channels to nodes, and a watch over what gRPC does not check.
+"""TLS channels to nodes, and a watch for what gRPC does not check.
 
-A channel asks for the name in the certificate of exactly its node, so gRPC refuses every other node there. The watch
-adds the rest, apart from the requests: a node whose certificate was revoked is taken out, and let in again when it has
-shown another; channels are made anew when the aggregator's own certificate or ``ca.pem`` changes; and the log says why
-a node cannot be reached, which gRPC does not.
+A channel requires the certificate name of exactly its node, so gRPC refuses any other node at that address. The watch
+adds the rest, independently of requests: a node whose certificate was revoked is taken out, and put back when it has
+shown another; channels are opened again when the aggregator's certificate or ``ca.pem`` changes; and the log says why
+a node cannot be reached, which gRPC does not report.
 
-Limit: revocation of a *server's* certificate is seen by a second connection, within seconds after the list has changed
+Limit: revocation of a *server's* certificate is found by a second connection, within seconds after the list has changed
 or the node has come up; an attacker with a revoked key between aggregator and node could pass that connection on to the
 real node. A revoked *caller* is refused at its next call.
 """
@@ -30,23 +30,23 @@ from nonn.security.tls import Identity, TlsFolder
 
 __all__ = ["Watch", "connect_tls"]
 
-LOOK_S = 2.0  # between two looks at a node that fails
-TICK_S = 0.5  # between two looks at the folder
+LOOK_S = 2.0  # between two checks of a node that fails
+TICK_S = 0.5  # between two checks of the folder
 
 _log = logging.getLogger(__name__)
 
 
 def server_name(node: Node) -> str:
-    """The name that a node's certificate must have: its own, or for a foreign server that of its host."""
+    """The name that a node's certificate must have: that of the node, or of the host for a foreign server."""
     return node.address.rpartition(":")[0].strip("[]") if node.foreign else Identity("node", node.id).dns_name
 
 
 def connect_tls(tls: TlsFolder, options: Sequence[tuple[str, Any]] = NODE_CHANNEL_OPTIONS) -> Connect:
-    """Makes channels that show the aggregator's certificate and take only the right node's.
+    """Opens channels that show the aggregator's certificate and accept only that of the right node.
 
     Args:
-        tls: of the aggregator.
-        options: of every channel.
+        tls: certificates of the aggregator.
+        options: options of every channel.
     """
 
     def connect(node: Node) -> aio.Channel:
@@ -57,13 +57,13 @@ def connect_tls(tls: TlsFolder, options: Sequence[tuple[str, Any]] = NODE_CHANNE
 
 
 class Watch:
-    """Keeps the aggregator's channels in step with certificates and revocations.
+    """Keeps the aggregator's channels consistent with certificates and revocations.
 
     Args:
-        aggregator: that uses ``connect_tls``.
-        tls: its folder.
-        release: takes a node out that joined, and lets it join again.
-        look_s: time between two looks at a node that fails.
+        aggregator: the aggregator that uses ``connect_tls``.
+        tls: its certificates.
+        release: takes out a node that joined, and lets it join again.
+        look_s: time between two checks of a node that fails.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Watch:
         self._aggregator, self._tls, self._look_s = aggregator, tls, look_s
         self._release = release or aggregator.remove_node
         self._credentials = tls.credentials_version
-        self._inventory = frozenset(node.id for node in aggregator.nodes)  # one that joined comes back by itself
-        self._out: dict[str, Node] = {}  # taken out since their certificate was revoked
-        self._seen: dict[str, object] = {}  # of nodes whose certificate is valid: what would have to change first
+        self._inventory = frozenset(node.id for node in aggregator.nodes)  # a node that joined comes back by itself
+        self._out: dict[str, Node] = {}  # taken out because their certificate was revoked
+        self._seen: dict[str, object] = {}  # nodes with a valid certificate → what must change before the next check
         self._said: dict[str, str] = {}
 
     @contextlib.asynccontextmanager
     async def attend(self, end: Callable[[], object]) -> AsyncIterator[None]:
-        """Looks while the block runs; calls ``end`` if that is no longer possible."""
+        """Checks while the block runs; calls ``end`` if that is no longer possible."""
         async with Background(end) as tasks:
             tasks.start(self._keep_looking(), "watch over certificates")
             yield
@@ -96,21 +96,21 @@ class Watch:
                 look_at, version = now + self._look_s, self._tls.version
                 try:
                     await self.look()
-                except NonnError as exc:  # its own certificate has expired, for example
+                except NonnError as exc:  # for example, its own certificate has expired
                     _log.error("%s", exc)
             await asyncio.sleep(TICK_S)
             if self._tls.credentials_version != self._credentials:
                 self._credentials = self._tls.credentials_version
                 await self._aggregator.reconnect()
-                _log.info("%s: every channel is made anew with it", self._tls.path)
+                _log.info("%s: opening every channel again with it", self._tls.path)
 
     async def look(self) -> None:
-        """Looks once, at nodes that fail, that came up since they were last seen, or that were taken out."""
+        """Checks once the nodes that fail, that came up since their last check, or that were taken out."""
         present = {node.id: node for node in self._aggregator.nodes}
         for known in (self._seen, self._said):
             for gone in known.keys() - present.keys() - self._out.keys():
                 del known[gone]
-        # A healthy node is looked at once: a handshake costs it a signature.
+        # A healthy node is checked once: a handshake costs it a signature.
         due = [
             node
             for node in present.values()
@@ -119,11 +119,11 @@ class Watch:
         await asyncio.gather(*(self._look_at(node) for node in (*due, *self._out.values())))
 
     def _state(self, node: Node) -> object:
-        """Equal as long as a look at a node's certificate holds: neither folder nor node has changed since."""
+        """Equal while a check of a node's certificate stays valid: neither folder nor node has changed since."""
         return self._tls.version, node.address, self._aggregator.policy.nodes[node.id].breaker.up_since
 
     async def _look_at(self, node: Node) -> None:
-        """Takes a node out whose certificate was revoked, or lets it in again."""
+        """Takes out a node whose certificate was revoked, or puts it back."""
         before = self._state(node) if self._is_here(node) else None
         text = await asyncio.to_thread(explain, node.address, self._name(node), self._tls)
         if text and self._said.get(node.id) != text:
@@ -136,7 +136,7 @@ class Watch:
             if self._is_here(node):
                 await remove(node.id, f"{REVOKED_TEXT} ({node.address})")
         elif text == "":
-            # Seen, and not merely away: a revoked node that is switched off must not be let in for when it comes back.
+            # It has shown its certificate and is not just down: a revoked node that is off must not be put back.
             self._seen[node.id] = before
             if self._out.pop(node.id, None) and not self._is_here(node):
                 await self._aggregator.add_node(node)
@@ -145,5 +145,5 @@ class Watch:
         return any(other.id == node.id for other in self._aggregator.nodes)
 
     def _name(self, node: Node) -> str | None:
-        """What the second look compares; a foreign server's host is left to gRPC."""
+        """The name that a check compares; gRPC itself checks the host of a foreign server."""
         return None if node.foreign else server_name(node)

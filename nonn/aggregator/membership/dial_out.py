@@ -1,8 +1,8 @@
-"""Requests to nodes that cannot be called: they dial out, and work comes over the stream that they opened.
+"""Requests to nodes that cannot be called: they dial out and receive requests over the stream that they opened.
 
-A ``WorkChannel`` stands where a gRPC channel to the node would: the fan-out, the probes and the monitor use it without
-knowing. It lasts as long as the node is in the cluster, across several streams; while there is none, calls fail at
-once as they do when a node refuses a connection.
+A ``WorkChannel`` replaces the gRPC channel to the node: the fan-out, the probes and the monitor use both alike. It
+lasts as long as the node is in the cluster, across several streams; while there is no stream, calls fail at once, as
+they do when a node refuses a connection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Metadata = Iterable[tuple[str, str]]
 
 
 def dialled(node: str, student: int) -> Node:
-    """A node that dials out; its address only says so."""
+    """The entry of a node that dials out; its address is only a marker."""
     return Node(id=node, address=f"{_PREFIX}{node}", student=student)
 
 
@@ -50,28 +50,28 @@ class WorkChannels:
             del self._channels[node]
 
     def or_else(self, connect: Connect) -> Connect:
-        """Makes the channel to any node: ours to those that dial out, ``connect``'s to the others."""
+        """The channel to any node: a ``WorkChannel`` if it dials out, otherwise ``connect`` opens it."""
         return lambda node: self[node.id] if node.address.startswith(_PREFIX) else connect(node)
 
 
 class WorkChannel:
-    """A node's end of all calls to it.
+    """The channel of all calls to one node that dials out.
 
     Args:
-        forget: called with the channel when it begins to close: a node that comes back meanwhile gets a new one.
+        forget: called with the channel when it begins to close, so that a node that comes back gets a new one.
     """
 
     def __init__(self, forget: Callable[[WorkChannel], object] = lambda channel: None) -> None:
         self._forget, self._ids = forget, count(1)
         self._pending: dict[int, tuple[asyncio.Future[Any], Callable[[bytes], Any]]] = {}
-        self._unsent: dict[int, Any] = {}  # requests that no stream has taken yet, the oldest first
+        self._unsent: dict[int, Any] = {}  # requests that no stream has sent yet, oldest first
         self._wake = asyncio.Event()
         self._stream: object = None
 
     def unary_unary(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
     ) -> Callable[..., asyncio.Future[Any]]:
-        """What makes a call, as that of a gRPC channel does; what it returns can be awaited and cancelled."""
+        """A callable like that of a gRPC channel; its calls can be awaited and cancelled."""
 
         def call(
             request: Any,
@@ -86,7 +86,7 @@ class WorkChannel:
             self._pending[number] = future, response_deserializer or (lambda raw: raw)
             future.add_done_callback(lambda _: self._drop(number))
             if self._stream is None and not wait_for_ready:
-                _fail(future, grpc.StatusCode.UNAVAILABLE, "it has not dialled in")
+                _fail(future, grpc.StatusCode.UNAVAILABLE, "the node has not dialled in")
                 return future
             texts = {key: value for key, value in metadata or () if isinstance(value, str)}
             milliseconds = 0 if timeout is None else max(1, round(timeout * 1e3))
@@ -102,13 +102,13 @@ class WorkChannel:
         return call
 
     async def stream(self, replies: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
-        """Requests for the node, for as long as its stream lasts; a newer stream of the node ends this one.
+        """Requests for the node while its stream lasts; a newer stream of the node ends this one.
 
         Args:
-            replies: what the node sends.
+            replies: the node's replies.
         """
         self._stream = mine = object()
-        self._wake.set()  # an older stream looks up and goes
+        self._wake.set()  # an older stream wakes up and ends
         try:
             async with Background() as tasks:
                 tasks.start(self._read(replies, mine), "reading from a node that dials out")
@@ -122,14 +122,14 @@ class WorkChannel:
             self._hang_up(mine)
 
     async def close(self, grace: float | None = None) -> None:
-        """Ends every call; those under way have some time to be answered."""
+        """Ends every call; those under way get ``grace_s`` to be answered."""
         self._forget(self)
         if self._pending and grace:
             await asyncio.wait([future for future, _ in self._pending.values()], timeout=grace)
         self._hang_up(self._stream)
 
     async def _read(self, replies: AsyncIterator[Any], stream: object) -> None:
-        """Gives each reply to the call that waits for it; a reply without one is late."""
+        """Gives each reply to the call that waits for it; a reply without a call is late."""
         try:
             async for reply in replies:
                 future, deserialise = self._pending.get(reply.call, (None, None))
@@ -140,7 +140,7 @@ class WorkChannel:
                     continue
                 try:
                     future.set_result(deserialise(reply.payload))
-                except Exception as exc:  # whatever a deserialiser makes of a bad message
+                except Exception as exc:  # any error of a deserialiser for a bad message
                     _fail(future, grpc.StatusCode.INTERNAL, f"bad reply: {exc}")
         except aio.AioRpcError:
             pass
@@ -154,7 +154,7 @@ class WorkChannel:
         self._stream = None
         self._wake.set()
         for future, _ in tuple(self._pending.values()):
-            _fail(future, grpc.StatusCode.UNAVAILABLE, "its stream has ended")
+            _fail(future, grpc.StatusCode.UNAVAILABLE, "the node's stream has ended")
 
     def _drop(self, number: int) -> None:
         self._pending.pop(number, None)
@@ -162,7 +162,7 @@ class WorkChannel:
 
 
 def _fail(future: asyncio.Future[Any], code: grpc.StatusCode, details: str) -> None:
-    """Ends a call as gRPC does."""
+    """Ends a call with an error, as gRPC does."""
     with contextlib.suppress(asyncio.InvalidStateError):
         future.set_exception(aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details))
-        future.exception()  # retrieved: a call that is no longer awaited need not be logged
+        future.exception()  # mark as retrieved: asyncio would log a call that is no longer awaited

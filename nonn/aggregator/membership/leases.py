@@ -1,15 +1,15 @@
-"""Leases: which nodes are in the cluster, with which student, and until when; without clock, network or threads.
+"""Leases: which nodes are in the cluster, with which student, and until when. No clock, network or threads.
 
-A node is in while it holds a lease. Each id is one device:
+A node is in the cluster while it has a lease. Each id is one device:
 
-- with another key it is refused while the lease lives, since that is another device under the same name;
-- with the same key and another start of the process it is the device itself after a restart, and takes its old
-  lease over. Should the one that lost the lease come back, there are two devices with one identity, as after the copy
-  of a memory card: it is refused with that reason.
+- a request with another key comes from another device of the same name: it is refused while the lease lasts;
+- a request with the same key and another process start comes from the same device after a restart: it gets its old
+  lease. If the process that lost the lease comes back, there are two devices with one identity, as after the copy of a
+  memory card: it is refused with that reason.
 
-A new node gets a student that no node runs, else the one that fewest run; of equals the one whose part has the fewest
-nodes; of equals the one on which most accuracy depends. A node that brings a student of our bundle keeps it, so that
-the restart of an aggregator moves nothing and two aggregators agree about the nodes that they share.
+A new node gets the student that the fewest nodes run; of equals, the one whose part has the fewest nodes; of equals,
+the one on which most accuracy depends. A node that already has a student of our bundle keeps it, so that the restart
+of an aggregator moves nothing and two aggregators agree about the nodes that they share.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from nonn.errors import MembershipError
 
 __all__ = ["DEFAULT_LEASE_S", "JoinRequest", "Lease", "Membership"]
 
-# Three heartbeats: two may be lost. A node that dies in between is left out by the breaker long before.
+# Three heartbeats: two may be lost. The breaker leaves out a node that dies in between long before.
 DEFAULT_LEASE_S = 4.5
-MAX_SUPERSEDED = 16  # a node that restarts again and again must not fill the memory either
-MAX_NODES = 1024  # leases at once; nodes that may join could otherwise fill the memory
+MAX_SUPERSEDED = 16  # bounds memory if a node restarts again and again
+MAX_NODES = 1024  # concurrent leases; bounds memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class JoinRequest:
-    """A node that asks for a place.
+    """Request of a node to join.
 
     Attributes:
         node: its id.
         instance: random for each start of its process.
-        fingerprint: of its key.
-        address: ``host:port``; empty while it does not serve.
-        bundle: hash of the bundle that it has a student of; empty for none.
-        student: that it has or wants; None for any.
-        version: of nonn.
-        runtime: that runs the student.
-        machine: for example ``aarch64``.
-        max_model_bytes: largest student that it can hold; 0 for any.
-        dials_out: it has no address, it serves over a stream that it opens.
+        fingerprint: fingerprint of its key.
+        address: ``host:port``; empty while it does not serve yet.
+        bundle: hash of the bundle of its student; empty if it has none.
+        student: the student that it has or wants; None for any.
+        version: its version of nonn.
+        runtime: the runtime of its student.
+        machine: processor architecture, for example ``aarch64``.
+        max_model_bytes: largest student that it can store; 0 for any.
+        dials_out: it has no address and serves over a stream that it opens.
     """
 
     node: str
@@ -67,13 +67,13 @@ class JoinRequest:
 
 @dataclass
 class Lease:
-    """A place in the cluster.
+    """The right of one node to be in the cluster.
 
     Attributes:
-        token: known to its holder alone.
-        request: of its holder.
-        student: that it runs.
-        expires_at: on the clock of the calls.
+        token: secret of the node.
+        request: its last request to join.
+        student: the student that it runs.
+        expires_at: end of the lease, on the clock of the calls.
         rss_bytes: memory of its process, from its last heartbeat; 0 before the first.
     """
 
@@ -88,8 +88,8 @@ class Membership:
     """The leases of a cluster.
 
     Args:
-        bundle: whose students are given out.
-        inventory: nodes that are in without a lease.
+        bundle: the bundle whose students are assigned.
+        inventory: nodes that need no lease.
         lease_s: how long a lease lasts without a heartbeat.
     """
 
@@ -98,7 +98,7 @@ class Membership:
         self._bundle, self._inventory = bundle, tuple(inventory)
         self._leases: dict[str, Lease] = {}  # by node
         self._tokens: dict[str, str] = {}  # token → node
-        self._superseded: dict[str, deque[str]] = {}  # node → instances that lost its lease, the latest
+        self._superseded: dict[str, deque[str]] = {}  # node → the latest instances that lost its lease
         self._reserved: dict[str, int] = {}  # node → student
         self._value = bundle.table.importance(np.array(bundle.p_fail))
 
@@ -108,7 +108,7 @@ class Membership:
         return self._leases
 
     def register(self, request: JoinRequest, now: float) -> Lease:
-        """Gives a place to a node, or renews and changes the one that it has.
+        """Gives a node a lease, or renews and changes the one that it has.
 
         Raises:
             MembershipError: the id or address is taken, or no student fits.
@@ -135,11 +135,11 @@ class Membership:
         return lease
 
     def reserve(self, node: str, student: int) -> None:
-        """From now on a node that brings none gets this student, rather than the one that is needed most."""
+        """Reserves a student for a node: it gets this one if it has none, rather than the one that is needed most."""
         self._reserved[node] = student
 
     def renew(self, token: str, now: float, rss_bytes: int = 0) -> bool:
-        """Prolongs a lease; false if there is none, and its former holder must register again."""
+        """Extends a lease; false if there is none: the node must register again."""
         lease = self.find(token)
         if lease is None or lease.expires_at <= now:
             return False
@@ -147,7 +147,7 @@ class Membership:
         return True
 
     def find(self, token: str) -> Lease | None:
-        """The lease with this token."""
+        """The lease with this token, None if there is none."""
         return self._leases.get(self._tokens.get(token, ""))
 
     def end(self, token: str) -> Lease | None:
@@ -166,21 +166,21 @@ class Membership:
         return ended
 
     def next_expiry_s(self, now: float) -> float | None:
-        """Time until the next lease ends; None while there is none."""
+        """Seconds until the next lease ends; None without leases."""
         first = min((lease.expires_at for lease in self._leases.values()), default=inf)
         return None if first == inf else max(0.0, first - now)
 
     def _check(self, request: JoinRequest, now: float) -> Lease | None:
-        """The lease that the node holds already, if any.
+        """The lease that the node already has, if any.
 
         Raises:
             MembershipError: the id or address is taken, or the cluster is full.
         """
         name = f"node '{request.node}'"
         if any(request.node == node.id for node in self._inventory):
-            raise MembershipError(f"{name}: the inventory has a node of that id; join under another one: --id")
+            raise MembershipError(f"{name}: the inventory has a node with that id; join with another --id")
         if request.address and any(request.address == node.address for node in self._inventory):
-            raise MembershipError(f"{name}: {request.address} is the address of a node of the inventory")
+            raise MembershipError(f"{name}: {request.address} is the address of a node in the inventory")
         old = self._leases.get(request.node)
         if old is not None and old.expires_at <= now:
             old = None if self.end(old.token) else old
@@ -190,18 +190,18 @@ class Membership:
             return None
         if request.instance in self._superseded.get(request.node, ()):
             raise MembershipError(
-                f"{name}: two devices share this identity, and the other one, {_where(old)}, has taken the place; "
-                "was a memory card copied? Give each device an id and a key of its own"
+                f"{name}: two devices share this identity, and the other one, {_where(old)}, has the lease; "
+                "was a memory card copied? Give each device a separate id and key"
             )
         if old.request.instance != request.instance and old.request.fingerprint != request.fingerprint:
             raise MembershipError(
-                f"{name}: the id is held by a device with another key, {_where(old)}; join under another id, or, if "
-                f"this device replaces that one, end that one or wait {old.expires_at - now:.0f} s"
+                f"{name}: the id belongs to a device with another key, {_where(old)}; join with another id, or, if "
+                f"this device replaces that one, stop that one or wait {old.expires_at - now:.0f} s"
             )
         return old
 
     def _assign(self, request: JoinRequest) -> int:
-        """The student that the cluster needs most and the node can hold."""
+        """The student that the cluster needs most and that fits the node."""
         students = self._bundle.manifest.students
         running = [lease.student for node, lease in self._leases.items() if node != request.node]
         running += [node.student for node in self._inventory]

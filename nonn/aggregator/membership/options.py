@@ -1,4 +1,4 @@
-"""Security and membership of an aggregator: the options, checked, and what they make."""
+"""Security and membership of an aggregator: checked options, and the objects built from them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class JoiningOptions:
 
     Attributes:
         tls: the aggregator's folder of ``nonn certs``; None for plain text.
-        token_file: tokens of clients; None requires none.
-        join_token_file: tokens of nodes that join.
-        lease_s: how long a node that joined may be silent; None for the usual.
+        token_file: accepted tokens of clients; None requires none.
+        join_token_file: accepted tokens of nodes that join.
+        lease_s: how long a node that joined may be silent; None for the default.
         joins: whether nodes may join.
 
     Raises:
@@ -48,20 +48,20 @@ class JoiningOptions:
 
     def __post_init__(self) -> None:
         if not self.joins and (self.join_token_file or self.lease_s is not None):
-            raise ConfigError("--join-token-file and --lease go with --joins")
+            raise ConfigError("--join-token-file and --lease require --joins")
         if self.joins and self.tls is None and self.join_token_file is None:
             raise ConfigError(
-                "--joins needs to know who may join: give --tls with a folder of nonn certs, or --join-token-file"
+                "--joins needs a way to authenticate nodes: add --tls with a folder of nonn certs, or --join-token-file"
             )
         if self.lease_s is not None and not 0.1 <= self.lease_s <= 3600:
             raise ConfigError(f"--lease {self.lease_s:g}: must be 0.1 to 3600 seconds")
 
 
 class Joining:
-    """Who may ask the aggregator, how it reaches its nodes, and whether nodes may join.
+    """Access to the aggregator, channels to its nodes, and whether nodes may join.
 
     Args:
-        options: of the operator.
+        options: options of the operator.
 
     Raises:
         CredentialsError: a file cannot be used.
@@ -79,26 +79,26 @@ class Joining:
         )
 
     def connect(self, bundle: Bundle) -> Connect:
-        """What makes the channel to a node."""
+        """Opens the channel to a node."""
         options = channel_options(bundle)
         if self.tls is None:
             return self._work.or_else(functools.partial(connect_insecure, options=options))
         return self._work.or_else(connect_tls(self.tls, options))
 
     def inventory(self, path: Path | None, num_students: int) -> tuple[Node, ...]:
-        """The nodes that are there from the start; none where all of them join.
+        """The nodes of the inventory; none if all nodes join.
 
         Raises:
-            ConfigError: there is neither inventory nor join, or the inventory is wrong.
+            ConfigError: there is neither an inventory nor ``joins``, or the inventory is invalid.
         """
         if path is not None:
             return load_inventory(path, num_students)
         if not self._options.joins:
-            raise ConfigError("there would be no nodes: give --inventory, or let nodes join with --joins")
+            raise ConfigError("there would be no nodes: add --inventory, or let nodes join with --joins")
         return ()
 
     def servicer(self, aggregator: Aggregator) -> MembershipServicer:
-        """The service by which nodes join."""
+        """The service with which nodes join."""
         lease_s = DEFAULT_LEASE_S if self._options.lease_s is None else self._options.lease_s
         membership = Membership(aggregator.bundle, aggregator.nodes, lease_s)
         return MembershipServicer(aggregator, membership, self.guard, self._work)

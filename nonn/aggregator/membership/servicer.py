@@ -1,8 +1,8 @@
 """The Fleet service: nodes join a running cluster, fetch their student, and leave.
 
-``Membership`` decides and this carries it out: a lease with an address is a node of the aggregator until it ends.
-Nothing is kept on disk. After a restart the aggregator knows no lease and says so at the first heartbeat, and each node
-registers again with the student that it has.
+``Membership`` decides and this module carries it out: a lease with an address is a node of the aggregator until it
+ends. Nothing is stored on disk. After a restart the aggregator has no leases and rejects the first heartbeats, and
+each node registers again with the student that it has.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class MembershipServicer:
     """Servicer of ``nonn.rpc.v1.Fleet``.
 
     Args:
-        aggregator: that nodes join.
-        membership: that decides.
-        guard: of the server; knows the identity of a caller that came with TLS.
-        work: channels to nodes that dial out; the aggregator connects by them.
-        clock: seconds that never go back.
+        aggregator: the aggregator that nodes join.
+        membership: decides about leases.
+        guard: guard of the server, which gives the identity of a TLS caller.
+        work: channels to nodes that dial out, used by the aggregator.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class MembershipServicer:
         self._work = work
         self._aggregator, self.membership, self._guard, self._clock = aggregator, membership, guard, clock
         self._changed = asyncio.Event()
-        # One change of the cluster at a time: a node that registers twice in a row would otherwise be added twice.
-        # Not held while a node that was added is probed: one that hangs would hold up all others for a deadline.
+        # One change of the cluster at a time; otherwise a node that registers twice in a row would be added twice.
+        # Not held while an added node is probed: a hung node would block all others for a deadline.
         self._lock = asyncio.Lock()
 
     def add_to(self, server: Any) -> Any:
-        """Puts the service on a server that has not been started; returns the descriptor of its .proto file."""
+        """Adds the service to a server that has not started; returns the descriptor of its .proto file."""
         add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
         return pb.DESCRIPTOR
 
@@ -75,7 +75,7 @@ class MembershipServicer:
             yield
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Gives a place, or another address to a node that has one."""
+        """Gives a node a lease, or a new address if it has one."""
         try:
             joining, node = self._join_request(request, context), None
             async with self._lock:
@@ -110,9 +110,9 @@ class MembershipServicer:
         try:
             lease = self._holder(request.lease, context)
             if lease is None:
-                raise CredentialsError("no such lease; register first")
+                raise CredentialsError("unknown lease; register first")
             if request.path not in self._paths(lease.student):
-                raise ForbiddenError(f"'{request.path}' is no file of student {lease.student}")
+                raise ForbiddenError(f"'{request.path}' is not a file of student {lease.student}")
             path = self._aggregator.bundle.path / request.path
             size = path.stat().st_size
             if request.offset > size:
@@ -123,10 +123,10 @@ class MembershipServicer:
             file.seek(request.offset)
             while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 yield pb.ArtifactChunk(data=data)
-                self.membership.renew(request.lease, self._clock())  # a slow link must not cost the lease
+                self.membership.renew(request.lease, self._clock())  # so that a slow link does not end the lease
 
     async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Takes a node out; returns when what it was asked is answered."""
+        """Takes a node out; returns when its pending requests are answered."""
         if self._holder(request.lease, context) is not None:
             async with self._lock:
                 lease = self.membership.end(request.lease)
@@ -135,15 +135,15 @@ class MembershipServicer:
         return pb.DrainResponse()
 
     async def Work(self, replies: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Sends requests to a node that dialled in, and takes its replies."""
+        """Sends requests to a node that dialled in, and receives its replies."""
         first = await anext(aiter(replies), None)
         lease = self._holder(first.lease, context) if first is not None else None
         if lease is None or not lease.request.dials_out:
-            await context.abort(*to_status(CredentialsError("no such lease of a node that dials out; register first")))
+            await context.abort(*to_status(CredentialsError("unknown lease of a node that dials out; register first")))
             return
         name, stream = lease.request.node, self._work[lease.request.node].stream(replies)
         async with Background() as tasks, contextlib.aclosing(stream) as requests:
-            # In the background: the node is probed over this very stream before it is in the cluster.
+            # In the background, since the node is probed over this same stream before it is in the cluster.
             tasks.start(self._admit_dialled(lease), f"admission of node {name}")
             async for request in requests:
                 yield request
@@ -155,16 +155,16 @@ class MembershipServicer:
             async with self._lock:
                 if self.membership.find(lease.token) is lease:
                     node = await self._make_way(lease)
-                else:  # it has registered again meanwhile, and dials again with that lease
+                else:  # the node has registered again meanwhile, and dials in with the new lease
                     await self._work[name].close()
             await self._add(node)
-        except Exception:  # otherwise the node would wait for ever
-            _log.exception("node %s dialled in and could not be added; it is told to join again", name)
+        except Exception:  # otherwise the node would wait forever
+            _log.exception("node %s dialled in and could not be added; it must join again", name)
             await self.release(name, "could not be added")
             await self._work[name].close()
 
     async def release(self, node: str, reason: str) -> None:
-        """Takes a node out; at its next heartbeat it learns that it must register again."""
+        """Takes a node out; its next heartbeat fails, and it registers again."""
         async with self._lock:
             lease = self.membership.leases.get(node)
             if lease is not None and self.membership.end(lease.token) is not None:
@@ -174,8 +174,8 @@ class MembershipServicer:
         """The request, with the identity of the connection rather than the one in the message.
 
         Raises:
-            ConfigError: the id or address is none.
-            ForbiddenError: the certificate is of another id.
+            ConfigError: the id or address is invalid.
+            ForbiddenError: the certificate has another id.
         """
         check_id(request.node)
         host, _, port = request.address.rpartition(":")
@@ -205,7 +205,7 @@ class MembershipServicer:
         )
 
     def _holder(self, token: str, context: Any) -> Lease | None:
-        """The lease, if the caller is its holder: a lease is worth nothing with another node's certificate."""
+        """The lease, if it belongs to the caller: it is not accepted with another node's certificate."""
         lease = self.membership.find(token)
         if lease is not None and self._guard.tls is not None:
             return lease if self._guard.caller(context).id == lease.request.node else None
@@ -231,7 +231,7 @@ class MembershipServicer:
         ]
 
     async def _make_way(self, lease: Lease) -> Node | None:
-        """Takes out the nodes that a new one replaces; returns the node to be added, None if it is there."""
+        """Takes out the nodes that a new one replaces; returns the node to add, None if it is already there."""
         holder = lease.request
         wanted = Node(id=holder.node, address=holder.address, student=lease.student)
         if holder.dials_out:
@@ -241,18 +241,18 @@ class MembershipServicer:
             return None
         for node in present.values():
             if node.id == wanted.id or node.address == wanted.address:
-                # The node that was at this address is gone, or this one could not have bound it.
+                # The node that was at this address has ended; otherwise this one could not have bound it.
                 await self._aggregator.remove_node(node.id, f"replaced by node '{wanted.id}' at {wanted.address}")
         return wanted
 
     async def _add(self, node: Node | None) -> None:
-        """Adds what ``_make_way`` returned; nothing may be awaited between the two, or another node comes first."""
+        """Adds the result of ``_make_way``; nothing may be awaited in between, or another node could come first."""
         if node is not None:
-            await self._aggregator.add_node(node)  # it is in at once, and then probed
+            await self._aggregator.add_node(node)  # added at once, then probed
             _log.info("node %s joined at %s with student %d", node.id, node.address, node.student)
 
     async def _dismiss(self, lease: Lease, reason: str) -> None:
-        """Takes a node out of the aggregator, if it is there."""
+        """Takes a node out of the aggregator, if it is in it."""
         name = lease.request.node
         if any(node.id == name for node in self._aggregator.nodes):
             _log.info("node %s %s", name, reason)
@@ -260,16 +260,16 @@ class MembershipServicer:
 
     async def _end_expired(self) -> None:
         for lease in self.membership.expire(self._clock()):
-            with contextlib.suppress(ConfigError):  # it has been taken out otherwise at the same moment
+            with contextlib.suppress(ConfigError):  # it was taken out in another way at the same moment
                 await self._dismiss(lease, "was silent until its lease ended")
 
     async def _keep_expiring(self) -> None:
-        """Ends leases when their time has come; sleeps while there are none."""
+        """Ends leases when they expire; sleeps while there are none."""
         while True:
             async with self._lock:
                 await self._end_expired()
             self._changed.clear()
-            # Not wait_for: in Python 3.11 it swallows a cancellation that meets the event.
+            # Not wait_for: in Python 3.11 it swallows a cancellation that coincides with the event.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.membership.next_expiry_s(self._clock())):
                     await self._changed.wait()

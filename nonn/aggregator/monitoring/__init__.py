@@ -1,8 +1,8 @@
-"""What people and machines see of a running aggregator.
+"""Monitoring of a running aggregator.
 
-``events`` is what observers receive, ``monitor`` makes the ``state`` that is shown (``snapshot``, ``timeline``,
-``faultlog``), ``drift`` names a node that answers but has gone bad (``baseline``: what it is compared with),
-``metrics`` is Prometheus, ``dashboard`` HTTP, ``options`` what ``nonn serve`` can be told of all this.
+``events`` defines what observers receive, ``monitor`` builds the ``state`` that is shown (``snapshot``, ``timeline``,
+``faultlog``), ``drift`` detects a node that answers but has gone bad (``baseline``: its reference), ``metrics`` exports
+to Prometheus, ``dashboard`` serves HTTP, ``options`` has the options of ``nonn serve`` for all of this.
 """
 
 __all__: list[str] = []

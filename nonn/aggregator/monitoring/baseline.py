@@ -1,7 +1,7 @@
-"""What the nodes of a bundle said when they were built, which the drift alarm compares them with.
+"""Reference of the drift alarm: how the nodes of a bundle answered when they were built.
 
-Counted on the recorded test features: for each node beside each set of others, how it ranks the class that those agree
-on. ``nonn.aggregator.monitoring.drift`` has the method and its limits.
+Counted on the recorded test features: for each node and each set of other nodes, how the node ranks the class that the
+others agree on. ``nonn.aggregator.monitoring.drift`` has the method and its limits.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ IntArray = NDArray[np.int64]
 
 CAP = 2.0
 TOLERANCE = 0.1
-PRIOR_SAMPLES = 10  # weight of a node's ranks over all classes in those of one class
-# Nats a sample that a node which knows nothing any more must yield; below, an alarm would take thousands of samples.
+PRIOR_SAMPLES = 10  # weight of a node's ranks over all classes in its ranks of one class
+# Nats per sample that a node with random answers must yield; below, an alarm would take thousands of samples.
 MIN_INFORMATION = 0.01
-MAX_RECORDED = 4_000_000  # logits that are kept, 16 MB
+MAX_RECORDED = 4_000_000  # stored logits, 16 MB
 CACHED_BASELINES = 1024  # of (node, other nodes)
 
 
 @dataclass(frozen=True, eq=False)
 class Expectation:
-    """What is expected of one node beside certain others.
+    """What is expected of one node, given a set of other nodes.
 
     Attributes:
         ratio: log-likelihood ratio of going bad, for each class of the others and bin of ranks [K, R].
@@ -45,10 +45,10 @@ class Expectation:
 
 
 class Baseline:
-    """What each node said when it was built.
+    """How each node answered when it was built.
 
     Args:
-        logits: of each device alone for the recorded samples [N, n, K].
+        logits: logits of each device alone for the recorded samples [N, n, K].
     """
 
     def __init__(self, logits: Float32) -> None:
@@ -63,7 +63,7 @@ class Baseline:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Baseline:
-        """From the test features in a bundle.
+        """Builds it from the test features in a bundle.
 
         Raises:
             BundleError: the bundle was written without features.
@@ -74,11 +74,11 @@ class Baseline:
         return cls(np.stack(logits).astype(np.float32))
 
     def bounded(self, devices: Iterable[int], logits: Float32) -> Float32:
-        """What each of some devices contributes to a class that several agree on.
+        """Votes of some devices for the class that they agree on.
 
         Args:
             devices: the V devices.
-            logits: of each alone [V, n, K].
+            logits: logits of each device alone [V, n, K].
 
         Returns:
             Deviations from the mean as built, at most ``CAP`` standard deviations [V, n, K].
@@ -89,7 +89,7 @@ class Baseline:
         return result
 
     def bins(self, own: Float32, others: IntArray) -> IntArray:
-        """Bins of the ranks that a node gives to classes; equals count against it.
+        """Bins of the ranks that a node gives to classes; ties rank the class last.
 
         Args:
             own: the node's logits [n, K].
@@ -100,14 +100,14 @@ class Baseline:
         return bins
 
     def expect(self, device: int, rest: int) -> Expectation | None:
-        """What is expected of a device beside others.
+        """What is expected of a device, given other devices.
 
         Args:
-            device: that is judged.
-            rest: the others, a mask.
+            device: the device to test.
+            rest: mask of the other devices.
 
         Returns:
-            None where its ranks would tell too little.
+            None if its ranks would give too little evidence.
         """
         key = (device, rest)
         if key not in self._known:

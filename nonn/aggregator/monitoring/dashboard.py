@@ -1,12 +1,12 @@
 """The aggregator over HTTP: dashboard, /api/state, /metrics, /healthz and /readyz, all read-only.
 
-In the aggregator's own event loop, by aiohttp: its ``AppRunner`` starts and stops inside a running loop and leaves
+It runs in the aggregator's event loop with aiohttp: its ``AppRunner`` starts and stops inside a running loop and leaves
 signals alone. Starlette with uvicorn is half the size (6 MB installed, 7 MB resident, against 15 and 15), but uvicorn
-takes over the process's signals, which end an aggregator here, and can be kept from it only through private methods.
+takes over the process's signals, which end an aggregator here, and only private methods prevent that.
 
-The page is three files beside this module and loads nothing from elsewhere; a content security policy holds it to
-that. Nobody logs in: on loopback it is plain HTTP, beyond loopback HTTPS for whoever has a certificate of the cluster's
-authority that is not revoked, or plain HTTP if the operator says ``--insecure``.
+The page is three files next to this module and loads nothing from elsewhere; a content security policy enforces that.
+There is no login: on loopback it is plain HTTP; beyond loopback it is HTTPS for clients with a valid certificate of the
+cluster's authority, or plain HTTP with ``--insecure``.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-SHUTDOWN_S = 0.5  # for requests in flight; a page that asks every second needs no more
+SHUTDOWN_S = 0.5  # for requests in flight; enough for a page that polls every second
 
 
 @contextlib.asynccontextmanager
 async def serve_dashboard(
     monitor: Monitor, metrics: Metrics, *, host: str, port: int, insecure: bool, tls: TlsFolder | None = None
 ) -> AsyncIterator[str]:
-    """Serves while the block runs.
+    """Serves HTTP while the block runs.
 
     Args:
-        monitor: what there is to show.
-        metrics: what there is to scrape.
+        monitor: source of the state.
+        metrics: source of /metrics.
         host: address to bind; beyond loopback only with ``tls`` or ``insecure``.
         port: 0 lets the system choose.
-        insecure: the operator knows that there is no TLS.
-        tls: of the aggregator; used beyond loopback.
+        insecure: allow plain HTTP beyond loopback.
+        tls: certificates of the aggregator; used beyond loopback.
 
     Yields:
         Its address, ``http://host:port``.
 
     Raises:
-        AddressError: the address is taken, not of this machine, or beyond loopback without TLS or ``insecure``.
+        AddressError: the address is in use, not of this machine, or beyond loopback without TLS or ``insecure``.
         MissingExtraError: aiohttp is not installed.
     """
     try:
@@ -70,10 +70,10 @@ async def serve_dashboard(
     if not (insecure or tls or is_loopback(host)):
         raise AddressError(
             f"{host}: refusing to serve HTTP beyond loopback without TLS; leave --http-host at 127.0.0.1, give the "
-            "aggregator a certificate, or say --insecure on a network that you trust"
+            "aggregator a certificate, or use --insecure on a network that you trust"
         )
-    if not 0 <= port < 65536:  # getaddrinfo would take it modulo 65536
-        raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any that is free")
+    if not 0 <= port < 65536:  # getaddrinfo would use it modulo 65536
+        raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any free port")
     if is_loopback(host):
         tls = None
     runner = web.AppRunner(_application(monitor, metrics, tls), access_log=None, shutdown_timeout=SHUTDOWN_S)
@@ -84,7 +84,7 @@ async def serve_dashboard(
             await site.start()
         except (OSError, OverflowError) as exc:
             raise AddressError(
-                f"{host}:{port} cannot be bound for HTTP ({exc}); choose another --http-port, or 0 for any"
+                f"{host}:{port} cannot be bound for HTTP ({exc}); choose another --http-port, or 0 for any free one"
             ) from exc
         bound = runner.addresses[0][1]
         yield f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
@@ -113,7 +113,7 @@ def _application(monitor: Monitor, metrics: Metrics, tls: TlsFolder | None) -> w
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def healthz(request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")  # the event loop turns, since it answers
+        return web.Response(text="ok\n")  # an answer proves that the event loop runs
 
     async def readyz(request: web.Request) -> web.Response:
         ready = monitor.ready
@@ -127,7 +127,7 @@ def _application(monitor: Monitor, metrics: Metrics, tls: TlsFolder | None) -> w
             if tls and _certificate(request) in tls.revoked:
                 raise web.HTTPForbidden(text="your certificate has been revoked; issue another: nonn certs issue\n")
             response = await handler(request)
-        except web.HTTPException as exc:  # 404 and 405 are pages of this origin too
+        except web.HTTPException as exc:  # 404 and 405 get the same headers
             exc.headers.update(_HEADERS)
             raise
         response.headers.update(_HEADERS)

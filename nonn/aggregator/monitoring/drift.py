@@ -1,26 +1,26 @@
-"""Drift alarm: names a node that answers in time and in form, but no longer says what it said when it was built.
+"""Drift alarm: detects a node whose replies are valid and in time but no longer agree with the others as built.
 
-Stuck features, the wrong weights or a sensor that wanders pass every check of a reply. They do not pass the other
-nodes. The features of one node alone give it an order of the classes (the fusion head of the set {i}), those of the
-other nodes together give one class; the *rank* of that class in the node's order is what is watched, in bins of
-doubling size. How ranks spread, for each class, is counted on the recorded test features of the bundle; live, a
-cumulative sum (CUSUM) of log-likelihood ratios tests for each node
+Stuck features, wrong weights or a drifting sensor pass every check of a reply, but not a comparison with the other
+nodes. The features of one node alone order the classes (the fusion head of the set {i}), those of the other nodes
+together give one class; the alarm watches the *rank* of that class in the node's order, in bins of doubling size. The
+distribution of ranks, for each class, is counted on the recorded test features of the bundle; live, a cumulative sum
+(CUSUM) of log-likelihood ratios tests for each node
 
-    p₀(rank | class), as built    against    p₁ = (p₀ + chance) / 2, half of what it knew is gone.
+    p₀(rank | class), as built    against    p₁ = (p₀ + chance) / 2, half of its information lost.
 
-- The others' class is that of the sum of what each says alone, and no node may say more than ``baseline.CAP`` standard
-  deviations as built: a bad node cannot outvote the good ones, however large its features are.
-- Given the class, so that a camera that sees only cats is no drift. p₀ already grants a loss of ``baseline.TOLERANCE``,
-  and more for a class of which the test split has few samples.
+- The others' class is the maximum of the sum of their separate votes, each limited to ``baseline.CAP`` standard
+  deviations as built: a bad node cannot outvote the good ones, no matter how large its features are.
+- Ranks are compared given the class, so a camera that sees only cats is no drift. p₀ already allows a loss of
+  ``baseline.TOLERANCE``, and more for a class with few samples in the test split.
 - The mean time to a false alarm of a CUSUM with threshold h is at least e^h samples (Lorden 1971, "Procedures for
   reacting to a change in distribution"). h follows from the false alarms a day that the operator accepts.
-- A bad node spoils the judgement of its neighbours a little, so who crosses the threshold need not be the culprit.
-  Named is the node without which the others, over the samples since then, agree as built. If there is none, the inputs
-  changed or several nodes went bad: that is told without naming anybody.
+- A bad node also lowers the scores of the others a little, so the node that crosses the threshold may not be the cause.
+  The alarm names the node without which the others agree as built over the samples since then. If there is no such
+  node, the inputs changed or several nodes went bad: the alarm then names no node.
 
-Limits: at least four answering nodes; a node that lost less than about two fifths of what it knew stays unnamed; inputs
-that are alike for minutes are not independent samples, though one that is repeated exactly is skipped. Pure logic: no
-clock, no threads.
+Limits: at least four answering nodes; a node that lost less than about two fifths of its information is not detected;
+inputs that are similar for minutes are not independent samples, though exact repeats are skipped. Pure logic: no clock,
+no threads.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ FloatArray = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 SECONDS_A_DAY = 86_400
-# Of two nodes that differ nobody knows which is wrong; of three, a good one that leans on a bad one looks as bad.
+# With two nodes that differ, either may be wrong; with three, a good one compared with a bad one looks as bad.
 MIN_NODES = 4
-QUIET_SAMPLES = 10_000  # before "the inputs changed" is said again: a quarter of an hour at full rate
-REMEMBERED = 512  # samples to find the culprit by
-REPEATS = 32  # inputs that are remembered, so that a still picture is not many samples
-SMOOTHING = 0.05  # of the newest sample in the agreement that people are shown
+QUIET_SAMPLES = 10_000  # before "the inputs changed" is repeated: a quarter of an hour at full rate
+REMEMBERED = 512  # samples to find the bad node with
+REPEATS = 32  # inputs that are remembered, so that a still image is not many samples
+SMOOTHING = 0.05  # weight of the newest sample in the agreement that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftConfig:
-    """What the operator decides.
+    """Options of the drift alarm.
 
     Attributes:
-        samples_per_s: at most so many samples are judged.
-        false_alarms_per_day: of the whole cluster, at most, while its nodes are as built.
+        samples_per_s: most samples per second that are tested.
+        false_alarms_per_day: most false alarms of the whole cluster while its nodes are as built.
     """
 
     samples_per_s: float = 10.0
@@ -78,13 +78,13 @@ class DriftConfig:
 
 @dataclass
 class NodeDrift:
-    """What is known of one node.
+    """Record of one node.
 
     Attributes:
-        score: CUSUM; towards an alarm, or, while there is one, towards its end.
+        score: CUSUM towards an alarm or, during one, towards its end.
         rising: samples since the score was last 0.
         alarm: whether the node has gone bad.
-        samples: that it was judged by.
+        samples: number of samples that it was tested with.
         agreement: how often it puts the others' class first, smoothed.
         expected: how often it did as built, smoothed.
     """
@@ -99,12 +99,12 @@ class NodeDrift:
 
 @dataclass(frozen=True)
 class DriftNotice:
-    """Something to tell people.
+    """A change to report.
 
     Attributes:
-        kind: ``alarm`` a node has gone bad, ``clear`` it is well again, ``inputs`` most nodes are unlike they were.
+        kind: ``alarm`` a node has gone bad, ``clear`` it is good again, ``inputs`` most nodes are not as built.
         node: id; empty for ``inputs``.
-        reason: in a few words.
+        reason: reason in a few words.
     """
 
     kind: Literal["alarm", "clear", "inputs"]
@@ -113,18 +113,18 @@ class DriftNotice:
 
 
 _Nodes = tuple[tuple[str, int], ...]  # id and device number
-_Sample = tuple[_Nodes, Float32]  # and the logits of each alone [V, 1, K]
+_Sample = tuple[_Nodes, Float32]  # nodes, and the logits of each alone [V, 1, K]
 
 
 @dataclass
 class DriftWatch:
-    """Judges the nodes of a cluster, one sample at a time.
+    """Tests the nodes of a cluster, one sample at a time.
 
     Attributes:
-        bundle: that they run.
-        baseline: what they said as built.
-        config: what the operator decides.
-        nodes: what is known of each, by id.
+        bundle: the bundle that they run.
+        baseline: how they answered as built.
+        config: options of the alarm.
+        nodes: records by node id.
     """
 
     bundle: Bundle
@@ -136,20 +136,20 @@ class DriftWatch:
     _quiet: int = 0
 
     def forget(self, node: str) -> None:
-        """A node has left; one that comes under its id is judged, and blamed, by its own samples alone."""
+        """Forgets a node that has left; a later one with the same id is tested with its own samples only."""
         self.nodes.pop(node, None)
         for index, (nodes, logits) in enumerate(self._samples):
             stay = [i for i, (other, _) in enumerate(nodes) if other != node]
             self._samples[index] = tuple(nodes[i] for i in stay), logits[stay]
 
     def observe(self, sample: Mapping[str, tuple[int, NDArray[Any]]]) -> list[DriftNotice]:
-        """Judges every node by one sample.
+        """Tests every node with one sample.
 
         Args:
-            sample: node id → its device number and what it sent for one and the same input [d_i].
+            sample: node id → its device number and its features of the same input [d_i].
 
         Returns:
-            What people should be told, mostly nothing.
+            Changes to report, mostly none.
         """
         repeat = hash(tuple(row.tobytes() for _, row in sample.values()))
         if repeat in self._seen or len(sample) < MIN_NODES:
@@ -163,7 +163,7 @@ class DriftWatch:
         self._quiet = max(0, self._quiet - 1)
         threshold = self.config.threshold(len(sample))
         crossed = [node for node in self.nodes if self.nodes[node].score >= threshold]
-        # The first may clear the score of the next.
+        # The first finding may clear the score of the next node.
         notices = (self._notice(node) for node in crossed if self.nodes[node].score >= threshold)
         return [notice for notice in notices if notice]
 
@@ -174,14 +174,14 @@ class DriftWatch:
 
         Args:
             nodes: id and device number of each.
-            logits: of each alone [V, n, K].
+            logits: logits of each node alone [V, n, K].
             without: a node to leave out.
 
         Returns:
-            For each node that can be judged the log-likelihood ratios [n], whether it puts the others' class first [n],
-            and how likely that was as built [n].
+            For each node that can be tested: log-likelihood ratios [n], whether it puts the others' class first [n],
+            and the probability of that as built [n].
         """
-        # A node that has gone bad is judged, but has no say: it would spoil the judgement of the others.
+        # A node that has gone bad is tested, but has no vote: it would distort the tests of the others.
         says = [i for i, (node, _) in enumerate(nodes) if node != without and not self._alarm(node)]
         bounded = self.baseline.bounded((nodes[i][1] for i in says), logits[says])
         together, found = bounded.sum(axis=0), {}
@@ -209,27 +209,27 @@ class DriftWatch:
         record.rising = record.rising + 1 if record.score else 0
 
     def _notice(self, node: str) -> DriftNotice | None:
-        """What a score beyond the threshold means."""
+        """The finding for a score beyond the threshold."""
         ends, culprit = self.nodes[node].alarm, node
         if not ends:
             culprit = self._culprit(self.nodes[node].rising)
-            # Until now they were judged beside a bad node, or by inputs that say nothing about nodes.
+            # Until now they were compared with a bad node, or tested with inputs that say nothing about nodes.
             for record in self.nodes.values():
                 record.score = record.score if record.alarm else 0.0
         if not culprit:
             told, self._quiet = self._quiet > 0, QUIET_SAMPLES
-            reason = "most nodes agree less than as built: inputs unlike the test data, or several went bad"
+            reason = "most nodes agree less than as built: inputs differ from the test data, or several nodes went bad"
             return None if told else DriftNotice("inputs", "", reason)
         record = self.nodes[culprit]
         record.alarm, record.score = not ends, 0.0
-        reason = f"agrees with the others in {record.agreement:.0%} of samples, as built in {record.expected:.0%}"
+        reason = f"agrees with the others in {record.agreement:.0%} of samples, {record.expected:.0%} as built"
         return DriftNotice("clear" if ends else "alarm", culprit, reason)
 
     def _culprit(self, num_samples: int) -> str:
         """The node without which the others agree best; empty if most of them still disagree.
 
         Args:
-            num_samples: how many of the last samples to look at.
+            num_samples: number of the last samples to use.
         """
         groups: dict[_Nodes, list[Float32]] = {}
         for nodes, logits in list(self._samples)[-num_samples:]:

@@ -1,7 +1,7 @@
 """Events of an aggregator, for its observers: metrics, traces, drift alarm, fault log.
 
-An observer is called in the event loop after the answer is ready, so it must be cheap and must not block. What it
-raises is logged and goes no further: observing never costs an answer.
+An observer is called in the event loop after the answer is ready, so it must be cheap and must not block. Its
+exceptions are logged and go no further: observing never fails a request.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class RequestEvent:
     """One request, or several in one batch, has been answered or refused.
 
     Attributes:
-        time_s: of the end, on the aggregator's clock.
+        time_s: end of the request, on the aggregator's clock.
         num_samples: B; 0 if the request could not be read.
         outcome: ``ok`` every device answered, ``degraded`` some did; ``below_quorum``, ``invalid`` (a bad request) and
             ``exhausted`` (the queue was full) are errors.
-        mask: the set of devices that was fused; 0 without an answer.
-        expected_accuracy: of that set, in [0, 1]; 0 without an answer.
-        latency_s: from request to answer.
-        replies: of every node that was asked, hedges included.
-        early: fused although a device might still have answered in time.
-        hedges: replicas that were asked in place of a slow or failed node.
-        features: device → what was fused [B, d_i]; None without an answer.
-        num_requests: clients whose requests these samples are.
+        mask: mask of the fused devices; 0 without an answer.
+        expected_accuracy: accuracy of that subset, in [0, 1]; 0 without an answer.
+        latency_s: time from request to answer.
+        replies: replies of every node that was asked, hedges included.
+        early: whether it was fused while a device might still have answered in time.
+        hedges: number of replicas asked in place of a slow or failed node.
+        features: device → fused features [B, d_i]; None without an answer.
+        num_requests: number of requests in the batch.
     """
 
     time_s: float
@@ -62,11 +62,11 @@ class StateEvent:
     """The state of a node has changed.
 
     Attributes:
-        time_s: on the aggregator's clock.
-        node: id.
-        before: ``up``, ``suspect``, ``out``; empty for a node that is new.
-        after: the same; empty for a node that was removed.
-        reason: why, in a few words; empty for a node that came back.
+        time_s: time on the aggregator's clock.
+        node: id of the node.
+        before: ``up``, ``suspect`` or ``out``; empty for a new node.
+        after: the same; empty for a removed node.
+        reason: reason in a few words; empty for a node that came back.
     """
 
     time_s: float
@@ -81,9 +81,9 @@ class LateEvent:
     """A reply came after its request had been answered; it updates statistics but never changes an answer.
 
     Attributes:
-        time_s: on the aggregator's clock.
-        node: id.
-        latency_s: from asking to the reply.
+        time_s: time on the aggregator's clock.
+        node: id of the node.
+        latency_s: time from asking to the reply.
     """
 
     time_s: float
@@ -105,7 +105,7 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several observers as one; an error in one of them is logged and stops there."""
+    """Several observers as one; an error in one of them is logged and does not reach the others."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
@@ -133,5 +133,5 @@ class Observers:
         """Calls one hook."""
         try:
             hook(event)
-        except Exception:  # whatever an observer raises, no answer is lost for it
+        except Exception:  # no error of an observer may fail a request
             _log.exception("an observer failed at %s; requests go on", type(event).__name__)

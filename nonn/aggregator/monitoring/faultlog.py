@@ -1,4 +1,4 @@
-"""The last faults of a cluster: kept for display, and each is one line in the log when it happens."""
+"""The last faults of a cluster, kept for display; each is also one line in the log when it happens."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Fault:
     """Something that happened to a node.
 
     Attributes:
-        time_s: on the aggregator's clock.
-        event: ``state`` it is treated otherwise than before; ``drift`` what it says has changed.
-        node: id; empty if it concerns all.
-        before: the state before; empty for a node that is new.
-        after: the state after; empty for a node that was removed.
-        reason: why, in a few words.
+        time_s: time on the aggregator's clock.
+        event: ``state`` for a change of its state; ``drift`` for a change of its answers.
+        node: id of the node; empty if it concerns all.
+        before: the state before; empty for a new node.
+        after: the state after; empty for a removed node.
+        reason: reason in a few words.
     """
 
     time_s: float
@@ -37,7 +37,7 @@ class Fault:
 
     @property
     def is_good_news(self) -> bool:
-        """Whether the node is better off than before."""
+        """Whether the node improved."""
         return self.after in ("up", "clear")
 
 
@@ -51,7 +51,7 @@ class FaultLog:
         return iter(self._faults)
 
     def add(self, fault: Fault) -> None:
-        """Keeps a fault and logs it."""
+        """Stores a fault and logs it."""
         self._faults.appendleft(fault)
         level = logging.INFO if fault.is_good_news else logging.WARNING
         change = " → ".join(filter(None, (fault.before, fault.after or "removed")))

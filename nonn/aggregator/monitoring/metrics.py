@@ -8,12 +8,12 @@
 ``nonn_answered_nodes``                                 histogram  nodes fused in one answer
 ``nonn_degraded_requests_total``                        counter    answers without all devices
 ``nonn_expected_accuracy``                              gauge      of the last answer, in [0, 1]
-``nonn_late_replies_total{node}``                       counter    replies after the answer had gone out
-``nonn_early_fusions_total``                            counter    answers that did not wait for a device on purpose
+``nonn_late_replies_total{node}``                       counter    replies after the answer was sent
+``nonn_early_fusions_total``                            counter    answers that did not wait for a device by policy
 ``nonn_node_drift{node}``                               gauge      1 while the node no longer answers as built
 ======================================================  =========  ==================================================
 
-Cardinality is bounded: outcomes and codes are fixed sets, and the series of a node go when the node leaves.
+Cardinality is bounded: outcomes and codes are fixed sets, and the series of a node are removed when the node leaves.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Metrics:
     """An observer that counts.
 
     Args:
-        num_devices: N of the bundle.
+        num_devices: number of devices N of the bundle.
 
     Raises:
         MissingExtraError: prometheus-client is not installed.
@@ -83,23 +83,25 @@ class Metrics:
             "nonn_answered_nodes", "Nodes fused in one answer.", buckets=range(1, num_devices + 1), registry=registry
         )
         self._degraded = Counter("nonn_degraded_requests", "Answers without all devices.", registry=registry)
-        self._accuracy = Gauge("nonn_expected_accuracy", "Of the last answer's devices.", registry=registry)
+        self._accuracy = Gauge("nonn_expected_accuracy", "Expected accuracy of the last answer.", registry=registry)
         self._late = Counter("nonn_late_replies", "Replies after the answer.", ("node",), registry=registry)
-        self._early = Counter("nonn_early_fusions", "Answers that did not wait on purpose.", registry=registry)
+        self._early = Counter(
+            "nonn_early_fusions", "Answers that did not wait for a device by policy.", registry=registry
+        )
         self._drift = Gauge("nonn_node_drift", "1 while a node is not as built.", ("node",), registry=registry)
         self._part: Callable[[int], int] = lambda student: student
         self._nodes: set[str] = set()
         self._series: dict[tuple[str, str], Histogram] = {}  # labels() locks and formats, eight times a request
 
     def attach(self, aggregator: Aggregator) -> None:
-        """Says whose nodes there are."""
+        """Sets the aggregator whose nodes are measured."""
         self._part = lambda student: aggregator.bundle.manifest.students[student].part
         self._up.set_function(lambda: sum(aggregator.policy.state(node.id) == "up" for node in aggregator.nodes))
         for node in aggregator.nodes:
             self._add(node.id)
 
     def _add(self, node: str) -> None:
-        """Begins the series of a node at zero, so that a rate can be taken of its first event."""
+        """Starts the series of a node at zero, so that a rate includes its first event."""
         self._nodes.add(node)
         self._late.labels(node)
         self._drift.labels(node)
@@ -121,11 +123,11 @@ class Metrics:
             self._early.inc(event.num_requests * event.early)
 
     def answered(self, answer: Answer) -> None:
-        """Takes the time of one client's answer; several may have come of one request to the nodes."""
+        """Records the latency of one client's answer; one fan-out may serve several clients."""
         self._duration.observe(answer.latency_s)
 
     def on_state(self, event: StateEvent) -> None:
-        """Begins and ends the series of nodes that join and leave."""
+        """Starts and removes the series of nodes that join and leave."""
         if not event.before:
             self._add(event.node)
         if not event.after:
@@ -148,7 +150,7 @@ class Metrics:
         """All metrics, in the format that a scraper accepts.
 
         Args:
-            accept: its Accept header.
+            accept: Accept header of the scraper.
 
         Returns:
             The body and its content type.

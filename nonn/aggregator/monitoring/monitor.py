@@ -1,7 +1,7 @@
 """Watches an aggregator and gives the state of its cluster, for /api/state, ``nonn top`` and the dashboard.
 
-An observer that keeps little: the last seconds and the last faults. It also asks each node now and then for its memory
-and version, and samples requests for the drift alarm, which is judged in a separate thread. ``snapshot`` makes the
+It is an observer that stores only the last seconds and the last faults. It also asks each node periodically for its
+memory and version, and samples requests for the drift alarm, which runs in a separate thread. ``snapshot`` builds the
 parts of the state.
 """
 
@@ -50,10 +50,10 @@ class Monitor:
     """Watches one aggregator; an asynchronous context manager around its serving.
 
     Args:
-        bundle: that the cluster runs.
-        drift: how to watch for drift; None does not.
-        on_drift: called whenever a node goes bad or is well again.
-        clock: that of the aggregator.
+        bundle: the bundle that the cluster runs.
+        drift: options of the drift alarm; None turns it off.
+        on_drift: called when a node goes bad or is good again.
+        clock: the clock of the aggregator.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Monitor:
         self._watch, self._unwatched = self._make_watch(drift)
 
     def _make_watch(self, config: DriftConfig | None) -> tuple[DriftWatch | None, str]:
-        """The drift alarm, or why there is none."""
+        """The drift alarm, or the reason why it is off."""
         if config is None:
             return None, "switched off"
         try:
@@ -88,11 +88,11 @@ class Monitor:
             return None, str(exc)
 
     def attach(self, aggregator: Aggregator) -> None:
-        """Says which aggregator to watch; it must have this monitor among its observers."""
+        """Sets the aggregator to watch; it must have this monitor among its observers."""
         self._aggregator = aggregator
 
     def remembering(self, connect: Connect) -> Connect:
-        """The same as ``connect``, and the monitor may use the channels too."""
+        """Like ``connect``; the monitor also uses the channels."""
 
         def remember(node: Node) -> Any:
             self._channels[node.id] = channel = connect(node)
@@ -111,7 +111,7 @@ class Monitor:
         self._executor.shutdown(cancel_futures=True)
 
     def on_request(self, event: RequestEvent) -> None:
-        """Counts a request and perhaps judges the nodes by it."""
+        """Counts a request, and may test the nodes with it."""
         self._outcomes[event.outcome] += event.num_requests
         answered = event.features is not None
         for _ in range(0 if answered else event.num_requests):
@@ -122,11 +122,11 @@ class Monitor:
             self._tasks.start(self._judge(self._watch, event), "drift alarm")
 
     def answered(self, answer: Answer) -> None:
-        """Takes note of one client's answer; several may have come of one request to the nodes."""
+        """Records one client's answer; one fan-out may serve several clients."""
         self._timeline.add(self._clock(), answer.latency_s, answer.expected_accuracy)
 
     def on_state(self, event: StateEvent) -> None:
-        """Logs the change; forgets a node that has left, so that memory does not grow with those that come and go."""
+        """Logs the change; forgets a node that has left, so that memory stays bounded."""
         self.faults.add(Fault(event.time_s, "state", event.node, event.before, event.after, event.reason))
         if not event.after:
             known: tuple[dict[str, Any], ...] = (self._late, self._channels, self._vitals)
@@ -140,16 +140,16 @@ class Monitor:
         self._late[event.node] += 1
 
     async def _judge(self, watch: DriftWatch, event: RequestEvent) -> None:
-        """Judges the nodes by one sample of a request."""
+        """Tests the nodes with one sample of a request."""
         assert event.features is not None
         before = self._nodes()
         row = self._random.randrange(event.num_samples)
         sample = {
             reply.node.id: (reply.node.student, reply.features[row])
             for reply in event.replies
-            # Of replicas that both answered only one was fused, and only that one is judged.
+            # If two replicas answered, only one was fused, and only that one is tested.
             if reply.features is not None and event.features.get(reply.node.student) is reply.features
-            # It may have left since, and has been forgotten, or another one came under its id.
+            # It may have left and been forgotten since, or another one may have come with its id.
             if before.get(reply.node.id) is reply.node
         }
         try:
@@ -169,16 +169,16 @@ class Monitor:
         return {node.id: node for node in self._aggregator.nodes} if self._aggregator else {}
 
     async def _keep_asking(self) -> None:
-        """Asks the nodes about themselves, apart from the requests."""
+        """Asks the nodes for their metadata, independently of requests."""
         while True:
             for node in self._nodes().values():
                 if node.id in self._channels:
                     self._tasks.start(self._ask(node, self._channels[node.id]), f"metadata of node {node.id}")
-            # Nodes are connected soon after the start; the first figures should not take ten seconds.
+            # Nodes connect soon after the start, and the first figures should not take ten seconds.
             await asyncio.sleep(VITALS_EVERY_S if self._vitals else VITALS_EVERY_S / 10)
 
     async def _ask(self, node: Node, channel: Any) -> None:
-        """Asks one node; one that does not say is no fault, since a foreign server need not."""
+        """Asks one node; no reply is not a fault, since a foreign server may not report anything."""
         call = channel.unary_unary(
             METADATA_METHOD,
             request_serializer=pb.ModelMetadataRequest.SerializeToString,
@@ -190,7 +190,7 @@ class Monitor:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would reach its quorum, as far as is known."""
+        """Whether a request would reach its quorum, from the states of the nodes."""
         return self._aggregator is not None and self._aggregator.ready
 
     def state(self) -> ClusterState:

@@ -1,4 +1,4 @@
-"""Everything that watches an aggregator, put together: monitor, drift alarm, metrics, dashboard, traces."""
+"""Monitoring of an aggregator, assembled: monitor, drift alarm, metrics, dashboard, traces."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Observing", "ObservingOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class ObservingOptions:
-    """Options of ``nonn serve`` about watching.
+    """Monitoring options of ``nonn serve``.
 
     Attributes:
         http_host: address to bind for HTTP.
         http_port: 0 is any free one; None serves no HTTP.
-        drift_rate: samples a second that the drift alarm judges at most; 0 switches it off, None is the usual.
-        trace: where traces go, see ``nonn.telemetry.tracing``; None writes none.
+        drift_rate: most samples per second that the drift alarm tests; 0 turns it off, None is the default.
+        trace: destination of traces, see ``nonn.telemetry.tracing``; None writes none.
         insecure: HTTP beyond loopback without TLS.
 
     Raises:
-        ConfigError: an option is impossible.
+        ConfigError: an option is invalid.
     """
 
     http_host: str = "127.0.0.1"
@@ -44,22 +44,22 @@ class ObservingOptions:
 
     def __post_init__(self) -> None:
         if self.drift_rate is not None and self.drift_rate < 0:
-            raise ConfigError(f"--drift-rate {self.drift_rate}: must not be negative; 0 switches the alarm off")
+            raise ConfigError(f"--drift-rate {self.drift_rate}: must not be negative; 0 turns the alarm off")
 
     @property
     def drift(self) -> DriftConfig | None:
-        """How to watch for drift; None does not."""
+        """Options of the drift alarm; None if it is off."""
         if self.drift_rate is None:
             return DriftConfig()
         return DriftConfig(samples_per_s=self.drift_rate) if self.drift_rate else None
 
 
 class Observing:
-    """What watches one aggregator.
+    """Monitoring of one aggregator.
 
     Args:
-        bundle: that the cluster runs.
-        options: of the operator.
+        bundle: the bundle that the cluster runs.
+        options: options of the operator.
 
     Raises:
         MissingExtraError: a library that HTTP needs is not installed.
@@ -80,7 +80,7 @@ class Observing:
 
     @property
     def observers(self) -> list[Observer]:
-        """For the aggregator."""
+        """Observers of the aggregator."""
         return [self.monitor, self._metrics] if self._metrics else [self.monitor]
 
     def answered(self, answer: Answer) -> None:
@@ -90,7 +90,7 @@ class Observing:
             self._metrics.answered(answer)
 
     def connect(self, connect: Connect) -> Connect:
-        """For the aggregator, in place of ``connect``."""
+        """The aggregator's ``connect``, replaced by one that also gives the monitor the channels."""
         tracing = self.tracing
         if tracing is None:
             return self.monitor.remembering(connect)
@@ -106,11 +106,11 @@ class Observing:
         """Watches while the block runs.
 
         Args:
-            aggregator: that has the observers.
-            tls: of the aggregator; HTTP beyond loopback uses it too.
+            aggregator: the aggregator that has the observers.
+            tls: certificates of the aggregator, also used for HTTP beyond loopback.
 
         Yields:
-            The address of HTTP; None without.
+            The address of HTTP; None without HTTP.
 
         Raises:
             AddressError: see ``serve_dashboard``.

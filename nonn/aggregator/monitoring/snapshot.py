@@ -1,4 +1,4 @@
-"""Makes the parts of a cluster's state from what the aggregator and its monitor know. Pure functions."""
+"""Builds the parts of a cluster's state from the aggregator and its monitor. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nonn.reliability.subsets import mask_of
 
 __all__ = ["accuracy_now", "fault_state", "node_agreement", "node_state", "request_state"]
 
-_RECENT = 10  # seconds that the rate of requests is a mean of
+_RECENT = 10  # seconds over which the request rate is averaged
 
 
 def node_state(
@@ -38,13 +38,13 @@ def node_state(
     """One node.
 
     Args:
-        bundle: that the cluster runs.
-        policy: has its record.
+        bundle: the bundle that the cluster runs.
+        policy: the policy, which has its record.
         node: the node.
-        up: nodes that are up, with or without this one.
-        late: replies that came after the answer.
-        vitals: properties that the node reports of itself.
-        drift: what is known of its agreement with the others.
+        up: the nodes that are up, with or without this one.
+        late: number of replies that came after the answer.
+        vitals: properties that the node reports.
+        drift: record of its agreement with the others.
     """
     record, accuracy = policy.nodes[node.id], bundle.table.accuracy
     rss = vitals.get("nonn_rss_bytes", "")
@@ -69,7 +69,7 @@ def node_state(
 
 
 def node_agreement(drift: NodeDrift | None) -> NodeAgreement:
-    """How often a node agrees with the others; None of a node that was never judged."""
+    """How often a node agrees with the others; its figures are None if it was never tested."""
     if drift is None or not drift.samples:
         alarm = drift is not None and drift.alarm
         return NodeAgreement(watched=False, alarm=alarm, agreement=None, expected=None, samples=0)
@@ -116,7 +116,7 @@ def request_state(outcomes: Mapping[str, int], seconds: Sequence[Second]) -> Req
 
 
 def fault_state(fault: Fault, offset_s: float) -> FaultState:
-    """A fault, whose time is the clock's plus an offset."""
+    """A fault; ``offset_s`` turns its time on the clock into seconds since 1970."""
     return FaultState(
         time=fault.time_s + offset_s,
         event=fault.event,

@@ -31,11 +31,11 @@ class NodeAgreement:
     """How often a node agrees with the others.
 
     Attributes:
-        watched: whether samples of it were judged.
+        watched: whether the alarm has tested it.
         alarm: whether it has gone bad.
         agreement: how often it puts the others' class first, smoothed, in [0, 1]; null unless watched.
         expected: how often it did as built, smoothed, in [0, 1]; null unless watched.
-        samples: that it was judged by.
+        samples: number of samples it was tested with.
     """
 
     watched: bool
@@ -61,8 +61,8 @@ class NodeState:
         late: replies after the answer was given.
         latency_p50_s: median time to reply; null before the first reply.
         latency_p99_s: 99th percentile of it; null before the first reply.
-        version: of its software; null where it does not report it.
-        rss_bytes: resident memory; null where it does not report it.
+        version: version of its software; null if it does not report it.
+        rss_bytes: resident memory; null if it does not report it.
         value: accuracy lost if it fails now, or gained if it returns.
         drift: how often it agrees with the others.
     """
@@ -89,12 +89,12 @@ class AccuracyNow:
     """Expected accuracy of the nodes that are up.
 
     Attributes:
-        now: of these nodes.
-        all: with all devices.
-        teacher: of the teacher; null where the bundle does not record it.
-        next_worst: when the most important of these nodes fails next; 0 without nodes.
+        now: accuracy of these nodes.
+        all: accuracy with all devices.
+        teacher: accuracy of the teacher; null if the bundle does not record it.
+        next_worst: accuracy if the most important of these nodes fails next; 0 without nodes.
         next_worst_node: that node; empty without nodes.
-        next_mean: when any one of these nodes fails next, mean over the nodes.
+        next_mean: accuracy if one of these nodes fails next, mean over the nodes.
     """
 
     now: Share
@@ -110,7 +110,7 @@ class RecentSeconds:
     """The last seconds, oldest first, one value a second.
 
     Attributes:
-        requests: in this second.
+        requests: number of requests in this second.
         failed: requests without an answer.
         latency_p50_s: median latency; null without an answer.
         accuracy: mean expected accuracy of the answers; null without an answer.
@@ -127,11 +127,11 @@ class RequestState:
     """Requests since the start and in the last seconds.
 
     Attributes:
-        total: since the start.
+        total: number since the start.
         by_outcome: the same by outcome.
-        per_second: mean of the last ten seconds.
-        latency_p50_s: median of the last seconds; null without an answer.
-        latency_p99_s: 99th percentile of the last seconds; null without an answer.
+        per_second: mean rate of the last ten seconds.
+        latency_p50_s: median latency of the last seconds; null without an answer.
+        latency_p99_s: 99th percentile of the latency in the last seconds; null without an answer.
         seconds: the last seconds one by one.
     """
 
@@ -149,7 +149,7 @@ class ClusterDrift:
 
     Attributes:
         watching: whether it is on.
-        reason: why it is off; empty where it is on.
+        reason: why it is off; empty if it is on.
         alarms: nodes that have gone bad.
     """
 
@@ -163,7 +163,7 @@ class FaultState:
     """A change of a node, or of all of them.
 
     Attributes:
-        time: of the change.
+        time: time of the change.
         event: its kind.
         node: its id; empty for all nodes.
         before: state before; empty where there was none.
@@ -187,12 +187,12 @@ class ClusterState:
         schema: version of this document.
         experiment: name of the experiment.
         bundle: SHA-256 of the served bundle's manifest as hex.
-        version: of the aggregator.
-        time: of this state.
-        uptime_s: since the aggregator started.
+        version: version of the aggregator.
+        time: time of this state.
+        uptime_s: time since the aggregator started.
         ready: whether a request would reach its quorum.
-        quorum: devices that an answer needs.
-        devices: that the bundle has.
+        quorum: number of devices that an answer needs.
+        devices: number of devices of the bundle.
         accuracy: expected accuracy of the nodes that are up.
         nodes: one entry for each node.
         requests: since the start and in the last seconds.

@@ -1,6 +1,6 @@
 """What happened in each of the last seconds: requests, their latency and expected accuracy.
 
-A second keeps a uniform sample of its latencies (Vitter 1985, "Random sampling with a reservoir", algorithm R), so that
+Each second stores a uniform sample of its latencies (Vitter 1985, "Random sampling with a reservoir", algorithm R), so
 memory and the work for a request do not depend on the load.
 """
 
@@ -17,7 +17,7 @@ SAMPLES_A_SECOND = 64
 
 
 def quantile(values: Sequence[float], q: float) -> float | None:
-    """The value that a share q of all values does not exceed (nearest rank); None of nothing."""
+    """The value that a share q of all values does not exceed (nearest rank); None without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None
 
@@ -27,9 +27,9 @@ class Second:
     """One second.
 
     Attributes:
-        number: whole seconds of the clock.
-        requests: that ended in it.
-        failed: those without an answer.
+        number: time of the clock in whole seconds.
+        requests: number of requests that ended in it.
+        failed: number of requests without an answer.
         accuracy: sum of the expected accuracy of the answers.
         latencies_s: a sample of the answers' latencies.
     """
@@ -45,21 +45,21 @@ class Timeline:
     """The last seconds.
 
     Args:
-        length_s: how many are kept.
+        length_s: number of seconds stored.
     """
 
     def __init__(self, length_s: int = 60) -> None:
         self.length_s = length_s
         self._seconds: deque[Second] = deque(maxlen=length_s)
-        self._random = random.Random(0)  # of the samples that are kept, which need not be secret
+        self._random = random.Random(0)  # chooses the stored samples; no need for a secure generator
 
     def add(self, now: float, latency_s: float, expected_accuracy: float | None) -> None:
         """Counts one request.
 
         Args:
-            now: when it ended.
-            latency_s: that it took.
-            expected_accuracy: of its answer; None without one.
+            now: time when it ended.
+            latency_s: its latency.
+            expected_accuracy: expected accuracy of its answer; None without one.
         """
         if not self._seconds or self._seconds[-1].number < int(now):
             self._seconds.append(Second(int(now)))
@@ -75,6 +75,6 @@ class Timeline:
             second.latencies_s[place] = latency_s
 
     def seconds(self, now: float) -> list[Second]:
-        """The last whole seconds, oldest first; those without requests are there too [length_s]."""
+        """The last whole seconds, oldest first, including those without requests [length_s]."""
         known = {second.number: second for second in self._seconds}
         return [known.get(number) or Second(number) for number in range(int(now) - self.length_s, int(now))]

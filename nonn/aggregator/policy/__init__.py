@@ -2,9 +2,9 @@
 
 ::
 
-    config      what the operator decides                      (PolicyConfig; file: the same as a TOML file)
+    config      options of the operator                        (PolicyConfig; file: the same as a TOML file)
     policy      the state of every node, and new sessions      (Policy)
-    session     one request: hedging, early fusion, its end    (Session; knows a policy only by a protocol)
+    session     one request: hedging, early fusion, its end    (Session; depends on a policy only by a protocol)
     breaker     circuit breaker of one node                    (Breaker)
     latencies   last latencies of one node                     (Latencies)
 """

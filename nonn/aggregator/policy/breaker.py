@@ -2,11 +2,11 @@
 
 A node is
 
-- *up* while its last reply was good, or nothing is known of it yet;
-- *suspect* after a failure that cost no time, such as a refused connection or a bad reply: requests still ask it;
-- *out* after ``limit`` of those in a row, or after one silence: requests no longer ask it.
+- *up* while its last reply was good, or before the first reply;
+- *suspect* after a fast failure, such as a refused connection or a bad reply: requests still ask it;
+- *out* after ``limit`` of those in a row, or after one silence (no reply in time): requests no longer ask it.
 
-Suspect and out nodes are probed outside of the requests; one good reply and the node is up again. The first probe is
+Suspect and out nodes are probed apart from requests; after one good reply the node is up again. The first probe is
 sent at once, so that a node whose link has lost a single message is back within a round trip; later probes are
 ``reset_s`` apart. A node that fails again before it has answered a request waits ``reset_s`` for its next probe. This
 is a circuit breaker (Nygard 2007, Release It!) whose half-open state costs no request.
@@ -29,11 +29,11 @@ class Breaker:
     Attributes:
         limit: failures in a row after which the node is out.
         reset_s: time between probes.
-        failures: in a row, up to now; 0 is up.
+        failures: failures in a row so far; 0 is up.
         probe_at: when to probe next; infinity while the node is up.
-        probing: a probe is under way.
+        probing: whether a probe is under way.
         up_since: when the node last came back.
-        proven: it has answered a request since then.
+        proven: whether it has answered a request since then.
     """
 
     limit: int

@@ -13,23 +13,23 @@ __all__ = ["PolicyConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """What the operator decides: which nodes the aggregator waits for, and how long.
+    """Options of the operator: which nodes the aggregator waits for, and how long.
 
     Raises:
-        ConfigError: a value is impossible; the message names it.
+        ConfigError: a value is invalid; the message names it.
     """
 
     deadline_s: Annotated[Positive, "how long one request waits for its nodes"] = 1.0
-    quorum: Annotated[Count, "a request that fewer students answer fails"] = 1
+    quorum: Annotated[Count, "fewest students for an answer; with fewer, the request fails"] = 1
     breaker_failures: Annotated[Count, "failures in a row that open a node's breaker; silence opens it at once"] = 2
     breaker_reset_s: Annotated[Positive, "time between probes of a node that failed"] = 0.5
     fusion_budget_s: Annotated[NotNegative, "subtracted from a client's deadline for fusing and sending"] = 0.005
     hedge_quantile: Annotated[
         float,
         Range(gt=0, le=1),
-        "quantile of a node's latency after which a replica is asked too; 1 waits for its slowest answer",
+        "quantile of a node's latency after which a replica is also asked; 1 waits for its slowest answer",
     ] = 0.95
-    # Off by default: only the operator can know what a millisecond is worth, and without it the same devices answer
+    # Off by default: only the operator can judge what a millisecond is worth, and without it the same devices answer
     # every request.
     accuracy_per_ms: Annotated[
         NotNegative,
@@ -41,7 +41,7 @@ class PolicyConfig:
         check(self)
 
     def rules(self) -> Rules:
-        """What relates several fields."""
+        """Checks of several fields."""
         yield (
             "fusion_budget_s",
             self.fusion_budget_s <= self.deadline_s,

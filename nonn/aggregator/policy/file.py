@@ -7,7 +7,7 @@
     quorum = 3
     accuracy_per_ms = 0.0001    # a hundredth of a point of accuracy is worth a millisecond
 
-What is left out has its default; every key is an attribute of ``nonn.aggregator.policy.PolicyConfig``. It is the same
+Missing keys have their defaults; every key is an attribute of ``nonn.aggregator.policy.PolicyConfig``. It is the same
 table as in a scenario file of the simulator.
 """
 
@@ -28,7 +28,7 @@ def load_policy(path: Path) -> PolicyConfig:
     """Reads and checks a policy.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown, or a value is impossible; it names file and key.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid; it names file and key.
     """
     tree = parse_toml(path)
     for key in tree:
@@ -41,7 +41,7 @@ def load_policy(path: Path) -> PolicyConfig:
 
 
 def write_policy(path: Path, config: PolicyConfig) -> None:
-    """Writes a policy that ``load_policy`` reads back."""
+    """A policy as text that ``load_policy`` reads."""
     lines = (f"{spec.name} = {toml_value(getattr(config, spec.name))}\n" for spec in dataclasses.fields(config))
     with atomic_file(path) as temporary:
         temporary.write_text("[policy]\n" + "".join(lines))

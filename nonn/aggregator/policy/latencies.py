@@ -1,9 +1,9 @@
-"""What a node's recent answers say about how long the next one takes.
+"""Latency statistics of one node, from its recent answers.
 
-A window of the last 64 latencies and its order statistics. Not a moving average, which knows no tail, and not a sketch
-of quantiles (P², t-digest), which forgets slowly and cannot say what a silence of so many milliseconds means: a window
-answers that by counting. 64, because three of them lie above the 95th percentile, so that one hiccup does not decide
-when to hedge, and because a device whose clock, load or link has changed is known again after as many answers.
+A window of the last 64 latencies and its order statistics. A moving average has no tail; a quantile sketch (P²,
+t-digest) forgets slowly and cannot give the probability of an answer after a silence of so many milliseconds, which a
+window gives by counting. With 64, three latencies are above the 95th percentile, so one hiccup does not decide when to
+hedge, and the statistics of a device whose clock, load or link has changed are right again after as many answers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from math import ceil
 __all__ = ["WINDOW", "Latencies"]
 
 WINDOW = 64
-ROUNDING_S = 1e-9  # who looks when a latency is over must find it over, whatever sums of times round to
-STALE = 4  # sorted anew when a quarter of the window has changed: half a microsecond for each answer
+ROUNDING_S = 1e-9  # a check at the end of a latency must find it over, despite rounding of sums
+STALE = 4  # sorted again when a quarter of the window has changed: half a microsecond for each answer
 
 
 class Latencies:
@@ -33,12 +33,12 @@ class Latencies:
         return len(self._recent)
 
     def add(self, latency_s: float) -> None:
-        """One more answer; the oldest of more than 64 is forgotten."""
+        """Adds one answer; beyond 64, the oldest is dropped."""
         self._recent.append(latency_s)
         self._changed += 1
 
     def quantile(self, q: float) -> float:
-        """The smallest latency that at least a share q of the window does not exceed; 0 while nothing is known."""
+        """The smallest latency that at least a share q of the window does not exceed; 0 while the window is empty."""
         ordered = self._ordered()
         return ordered[max(ceil(q * len(ordered)), 1) - 1] if ordered else 0.0
 
@@ -46,13 +46,13 @@ class Latencies:
         """What to expect of a node that has been silent for some time.
 
         Args:
-            elapsed_s: since it was asked.
-            limit_s: what comes later than this after asking is of no use.
+            elapsed_s: time since it was asked.
+            limit_s: latest useful time of a reply, since it was asked.
 
         Returns:
-            The probability that it answers between the two, and the median of how much longer that takes. By the rule
+            The probability that it answers between the two, and the median remaining time. By the rule
             of succession one answer more than those in the window is beyond all of them, so a node that has been
-            silent for longer than ever has no chance, and one of which nothing is known has an even one.
+            silent for longer than ever has probability 0, and one without latencies 1/2.
         """
         ordered = self._ordered()
         if not ordered:

@@ -1,9 +1,9 @@
-"""What is known of every node, and the sessions that are opened with it: logic without clock, network or threads.
+"""The records of all nodes, and the sessions opened from them: logic without clock, network or threads.
 
 Time is an argument, so the same object runs in the aggregator and in the simulator. A ``Session`` decides for one
-request (nonn.aggregator.policy.session); the policy holds what all of them share. The request itself is the failure
+request (nonn.aggregator.policy.session); the policy has the state that they share. The request itself is the failure
 detector: each outcome goes to the node's circuit breaker (nonn.aggregator.policy.breaker), and a node that is out is
-no longer asked, nor waited for, so that a node that hangs costs one deadline in all.
+neither asked nor waited for, so a hung node costs one deadline in total.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from nonn.errors import ConfigError
 
 __all__ = ["NodeRecord", "Policy"]
 
-# A client may wait less than the deadline. Silence then counts against a node only if 95 % of its answers come this
-# many times faster; otherwise clients with short deadlines could switch healthy nodes off for all clients.
+# A client may wait less than the deadline. Silence is then a failure of a node only if 95 % of its answers come this
+# many times faster; otherwise clients with short deadlines could take healthy nodes out for all clients.
 HURRY_FACTOR = 10.0
 
 
 @dataclass(slots=True)
 class NodeRecord:
-    """What is known of one node.
+    """Record of one node.
 
     Attributes:
-        breaker: whether it is asked and probed.
-        asked: requests that asked it and whose outcome is known.
-        answered: those that it answered well and in time for the answer.
-        pending: requests that it has been asked and that are still open.
-        latencies: of its last good replies.
+        breaker: decides whether it is asked and probed.
+        asked: number of requests to it with a known outcome.
+        answered: number of them with a good reply in time.
+        pending: number of its open requests.
+        latencies: latencies of its last good replies.
     """
 
     breaker: Breaker
@@ -54,11 +54,11 @@ class _Roster:
     """The nodes that requests ask while no node changes its state.
 
     Attributes:
-        groups: nodes of each student that is asked, those that are up before those that are suspect.
-        ask: the only node of each student; empty if one has several, and the load decides.
-        below_quorum: fewer students are left than the quorum, so every node is asked.
-        all_up: all that are asked are up.
-        ready: as many students as the quorum requires are up.
+        groups: nodes of each student that is asked, up nodes before suspect ones.
+        ask: the only node of each student; empty if a student has several, since the load then decides.
+        below_quorum: whether fewer students are left than the quorum, so that every node is asked.
+        all_up: whether all nodes that are asked are up.
+        ready: whether as many students as the quorum requires are up.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -73,21 +73,23 @@ class Policy:
 
     Args:
         nodes: id → student that the node runs, in the order in which they are asked.
-        config: what the operator decides.
-        accuracy: of each set of students [2^N]; early fusion needs it.
+        config: options of the operator.
+        accuracy: accuracy of each subset of students [2^N]; early fusion needs it.
 
     Attributes:
-        nodes: what is known of each.
+        nodes: record of each node, by id.
         bits: id → bit of its student in a mask.
-        replicated: several nodes run the same student.
+        replicated: whether several nodes run the same student.
 
     Raises:
-        ConfigError: ``accuracy_per_ms`` without a table.
+        ConfigError: ``accuracy_per_ms`` is set without ``accuracy``.
     """
 
     def __init__(self, nodes: Mapping[str, int], config: PolicyConfig, accuracy: Sequence[float] = ()) -> None:
         if config.accuracy_per_ms and not accuracy:
-            raise ConfigError(f"accuracy_per_ms = {config.accuracy_per_ms}: needs the accuracy of every answering set")
+            raise ConfigError(
+                f"accuracy_per_ms = {config.accuracy_per_ms}: needs the accuracy of every subset of devices"
+            )
         self.config, self.accuracy = config, accuracy
         self.nodes: dict[str, NodeRecord] = {}
         self.bits: dict[str, int] = {}
@@ -97,7 +99,7 @@ class Policy:
             self.add(node, student)
 
     def add(self, node: str, student: int) -> None:
-        """Takes a node into the cluster; it is up until something else is known."""
+        """Adds a node to the cluster; it is up until its first failure."""
         breaker = Breaker(self.config.breaker_failures, self.config.breaker_reset_s)
         self.nodes[node], self.bits[node] = NodeRecord(breaker), 1 << student
         self._changed()
@@ -133,15 +135,15 @@ class Policy:
         return self.nodes[node].breaker.state
 
     def session(self, now: float, remaining_s: float | None = None) -> Session:
-        """The decisions of a request that arrives now.
+        """The session of a request that arrives now.
 
         Args:
-            now: on any clock that does not go back.
+            now: time, on any monotonic clock.
             remaining_s: time until the client's deadline; None if it has none.
 
         Returns:
-            It asks the nodes that are not out, one of each student. If those are fewer than the quorum it asks all
-            nodes: there is nothing to lose. If the client's deadline leaves no time, it asks none.
+            A session that asks the nodes that are not out, one of each student. Below the quorum it asks
+            all nodes, since there is nothing to lose. If the client's deadline leaves no time, it asks none.
         """
         roster, deadline_s = self.roster, self.config.deadline_s
         if remaining_s is not None and remaining_s - self.config.fusion_budget_s < deadline_s:
@@ -158,14 +160,14 @@ class Policy:
         return Session(self, ask, spares, now, deadline_s, roster.below_quorum)
 
     def asked(self, node: str) -> bool:
-        """A session asks one node more. Returns whether it may: the node is still in the cluster and not out."""
+        """A session asks one more node. Returns whether it may: the node is still in the cluster and not out."""
         if node not in self.nodes or self.state(node) == "out":
             return False
         self.nodes[node].pending += 1
         return True
 
     def dropped(self, node: str) -> None:
-        """A request was given up before this node answered; that says nothing about the node."""
+        """A request was given up before this node answered; the node's state does not change."""
         if node in self.nodes:
             self.nodes[node].pending -= 1
 
@@ -173,10 +175,10 @@ class Policy:
         """A node has answered a request.
 
         Args:
-            node: that was asked; one that has left meanwhile is ignored.
-            latency_s: from asking to the reply.
-            now: time of the reply, on any clock that does not go back.
-            late: the answer had been given without it.
+            node: the node that was asked; one that has left meanwhile is ignored.
+            latency_s: time from asking to the reply.
+            now: time of the reply, on any monotonic clock.
+            late: whether the answer was given without it.
 
         Returns:
             Whether the state of the node has changed.
@@ -195,9 +197,9 @@ class Policy:
 
         Args:
             node: that was asked.
-            waited_s: from asking to the failure.
+            waited_s: time from asking to the failure.
             now: time of the failure.
-            silent: nothing came until the deadline.
+            silent: whether nothing came until the deadline.
         """
         record = self.nodes.get(node)
         if record is None:
@@ -227,7 +229,7 @@ class Policy:
         return self.nodes[node].latencies
 
     def hedge_after_s(self, node: str) -> float:
-        """How long a node may be silent before a replica is asked too; half the deadline while nothing is known."""
+        """How long a node may be silent before a replica is also asked; half the deadline without latencies."""
         record = self.nodes.get(node)
         if record is None:
             return 0.0
@@ -247,12 +249,12 @@ class Policy:
         return None if first == inf else max(0.0, first - now)
 
     def _hurried(self, record: NodeRecord, waited_s: float) -> bool:
-        """Whether the wait was too short for silence to count."""
+        """Whether the wait was too short for silence to be a failure."""
         usual_s = record.latencies.quantile(0.95) or inf
         return waited_s < min(self.config.deadline_s - self.config.fusion_budget_s, HURRY_FACTOR * usual_s)
 
     def _by_load(self, group: tuple[str, ...]) -> tuple[str, ...]:
-        """Nodes of one student, the one that should answer first in front; a node that is not up comes last."""
+        """Nodes of one student, by expected time of the answer; nodes that are not up come last."""
 
         def expected(node: str) -> tuple[bool, float]:
             record = self.nodes[node]
@@ -276,7 +278,7 @@ class Policy:
         up = {self.bits[node] for node, state in states.items() if state == "up"}
         return _Roster(
             groups=tuple(map(tuple, groups.values())),
-            # All replicas at once where there is nothing to lose.
+            # Below the quorum, all replicas at once: there is nothing to lose.
             ask=tuple(asked) if below_quorum or len(asked) == len(groups) else (),
             below_quorum=below_quorum,
             all_up=all(states[node] == "up" for node in asked),

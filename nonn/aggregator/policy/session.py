@@ -1,24 +1,23 @@
-"""One request's decisions: which nodes to ask, which in addition, and when the answer is good enough.
+"""Decisions for one request: which nodes to ask, which to ask in addition, and when the answer is good enough.
 
-A session takes every reply and every failure, and says after each of them, and at ``look_at`` at the latest, which
+A session receives every reply and failure, and decides after each of them, and at ``look_at`` at the latest, which
 nodes to ask now and whether to go on waiting. No clock, no network: time is an argument.
 
-**Hedging.** A student that several nodes run is asked of one of them: the one that will answer first by its median
-latency and what it has still to do. If it fails, or is silent for longer than 95 % of its answers take, the next one
-is asked too, and the first good reply counts (Dean and Barroso 2013, "The tail at scale"). By construction that asks
-one node more in one request of twenty.
+**Hedging.** If several nodes run a student, one of them is asked: the one that is expected to answer first by its
+median latency and its open requests. If it fails, or is silent for longer than 95 % of its answers take, the next one
+is also asked, and the first good reply is used (Dean and Barroso 2013, "The tail at scale"). By construction this asks
+one extra node in one request of twenty.
 
-**Early fusion.** With ``accuracy_per_ms`` above 0 the operator says how much accuracy a millisecond is worth. The
-devices that are still missing are put into the order in which they are expected. Waiting for the first k of them is
-worth
+**Early fusion.** ``accuracy_per_ms`` above 0 is the accuracy that the operator considers a millisecond worth. The
+devices that are still missing are ordered by their expected time. The value of waiting for the first k of them is
 
     Π p_i · (a(S ∪ {1 … k}) − a(S)) − accuracy_per_ms · w_k
 
 with S the set that has answered, a its accuracy in the bundle's table, p_i the chance that device i answers before the
-deadline although it has been silent for so long, and w_k the median of how much longer the k-th takes; both are of its
-own last latencies. Sets grow device by device, since a single one of two missing replicas of a part may be worth
-nothing alone. The session waits for the k that is worth most, until its time is over or what has arrived meanwhile
-has made the rest not worth it; then it decides again. If no k is worth anything, the answer is fused from S.
+deadline given how long it has been silent, and w_k the median remaining time of the k-th; both come from its last
+latencies. The sum over k grows device by device, since one of two missing replicas of a part may be worth nothing
+alone. The session waits for the k of the highest value, until its time is over or the replies that have arrived make
+the rest not worth it; then it decides again. If no k has a positive value, the answer is fused from S.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ __all__ = ["Session", "SessionPolicy"]
 
 # Timers of an event loop may fire this early.
 EPSILON_S = 1e-6
-# Between two looks at the same silence; decisions finer than this are not worth waking up for.
+# Least time between two decisions about the same silence; finer ones are not worth waking up for.
 MIN_LOOK_S = 2e-4
 _NONE: frozenset[str] = frozenset()
 
 
 class SessionPolicy(Protocol):
-    """What a session needs to know of all nodes; ``Policy`` is one."""
+    """The interface that a session needs; ``Policy`` implements it."""
 
     @property
     def config(self) -> PolicyConfig:
-        """What the operator decides."""
+        """Options of the operator."""
         ...
 
     @property
     def accuracy(self) -> Sequence[float]:
-        """Of each set of students [2^N]; early fusion needs it."""
+        """Accuracy of each subset of students [2^N]; early fusion needs it."""
         ...
 
     @property
@@ -67,19 +66,19 @@ class SessionPolicy(Protocol):
         ...
 
     def hedge_after_s(self, node: str) -> float:
-        """How long a node may be silent before a replica is asked too."""
+        """How long a node may be silent before a replica is also asked."""
         ...
 
     def asked(self, node: str) -> bool:
-        """A session asks one node more. Returns whether it may."""
+        """A session asks one more node. Returns whether it may."""
         ...
 
 
 class Session:
-    """One request; made by ``Policy.session``.
+    """The decisions for one request; created by ``Policy.session``.
 
     Args:
-        policy: what is known of all nodes.
+        policy: records of all nodes.
         ask: nodes to ask first.
         spares: further replicas of a student, in the order in which they are asked.
         now: time of the request.
@@ -88,14 +87,14 @@ class Session:
 
     Attributes:
         ask: nodes to ask first.
-        asked_at: when.
+        asked_at: time of the request.
         deadline_at: when waiting ends in any case.
         waiting: nodes that have neither answered nor failed → when they were asked.
         answered: mask of the students that answered.
-        done: nothing is waited for any more.
-        early: done although a node might still have answered in time.
-        hedges: nodes that were asked in place of a slow or failed one.
-        look_at: when to decide again if nothing comes.
+        done: whether the wait has ended.
+        early: whether it ended while a node might still have answered in time.
+        hedges: number of nodes asked in place of a slow or failed one.
+        look_at: when to decide again if nothing arrives.
         eager: whether decisions may depend on the time of single replies; otherwise only on the last of them.
     """
 
@@ -136,16 +135,16 @@ class Session:
         self.answered = self.hedges = 0
         self.done, self.early = not ask, False
         self._until, self._wanted, self._chance = -inf, 0, 0.0  # the last decision to wait
-        # With replicas also because the next node to ask depends on what is still under way.
+        # With replicas also because the next node to ask depends on the calls under way.
         self.eager = below_quorum or policy.replicated or policy.config.accuracy_per_ms > 0
         if self.eager:
             self._look(now)
 
     def tell(self, node: str, ok: bool) -> bool:
-        """Takes note of a reply or a failure; ``decide`` comes next.
+        """Records a reply or a failure; call ``decide`` next.
 
         Returns:
-            Whether the reply is to be fused: it is good, waited for, and the first of its student.
+            Whether to fuse the reply: it is good, in time, and the first of its student.
         """
         if self.waiting.pop(node, None) is None:
             return False
@@ -166,7 +165,7 @@ class Session:
             self._settle()
 
     def _settle(self) -> None:
-        """Ends the wait if only hung nodes are left and the quorum does without them."""
+        """Ends the wait if only hung nodes are left and the quorum is reached without them."""
         if self.answered.bit_count() >= self._policy.config.quorum and not self._spares:
             self.done = self.done or self.waiting.keys() <= self._hung
 
@@ -175,10 +174,10 @@ class Session:
         return now >= self.deadline_at - EPSILON_S
 
     def decide(self, now: float) -> tuple[str, ...]:
-        """What to do now.
+        """Decides what to do now.
 
         Returns:
-            Nodes to ask as well. ``done`` and ``look_at`` say whether and until when to wait.
+            Nodes to ask in addition. ``done`` and ``look_at`` tell whether and until when to wait.
         """
         if self.done:
             return ()
@@ -188,7 +187,7 @@ class Session:
         if not self.eager:
             return ()
         more = self._hedge(now) if self._spares else ()
-        # Where every student has one node, the last reply of all has set ``done``.
+        # If every student has one node, the last reply has set ``done``.
         if (self._below_quorum or self._policy.replicated) and not self._missing():
             self.done = True
         else:
@@ -217,7 +216,7 @@ class Session:
         return tuple(more)
 
     def _hedge_at(self, student: int) -> float:
-        """When the next replica of a student is due; the past if no node is left to wait for."""
+        """When the next replica of a student is due; in the past if no node is left to wait for."""
         bit, policy = 1 << student, self._policy
         waiting = [item for item in self.waiting.items() if item[0] not in self._hung]
         asked = [(at, node) for node, at in waiting if policy.bits.get(node, 0) == bit]
@@ -227,7 +226,7 @@ class Session:
         return at + policy.hedge_after_s(node)
 
     def _look(self, now: float) -> None:
-        """Sets the time of the next decision, or ends the wait because nothing that may come is worth it."""
+        """Sets the time of the next decision, or ends the wait because no missing reply is worth it."""
         config, self.look_at = self._policy.config, self.deadline_at
         if self._spares:
             self.look_at = min(self.look_at, *(self._hedge_at(student) for student in self._spares))
@@ -238,7 +237,7 @@ class Session:
                 self.look_at = self._until
 
     def _worth_waiting(self, now: float) -> bool:
-        """Whether to wait on: for the devices of the last decision, or for those of a new one."""
+        """Whether to keep waiting: for the devices of the last decision, or for those of a new one."""
         accuracy, price_s = self._policy.accuracy, 1000 * self._policy.config.accuracy_per_ms
         base = accuracy[self.answered]
         if now < self._until and self._chance * (accuracy[self.answered | self._wanted] - base) > price_s * (
@@ -255,7 +254,7 @@ class Session:
         return best > 0
 
     def _expected(self, now: float) -> list[tuple[float, float, int]]:
-        """How much longer each missing student takes, how likely it answers at all, and its bit."""
+        """For each missing student: expected remaining time, probability of an answer, and its bit."""
         policy, answered, best = self._policy, self.answered, dict[int, tuple[float, float, int]]()
         for node, asked_at in self.waiting.items():
             bit = policy.bits.get(node, 0)

@@ -1,4 +1,4 @@
-// The dashboard: asks /api/state every second and draws what it says. Text goes in as text, never as HTML.
+// The dashboard: polls /api/state every second and draws the result. Text is inserted as text, never as HTML.
 "use strict";
 
 const EVERY_MS = 1000;
@@ -32,8 +32,8 @@ function headline(state) {
   const up = state.nodes.filter((node) => node.state === "up").length;
   const all = state.nodes.length;
   if (!state.ready) return `Only ${up} of ${all} nodes are up: below the quorum of ${state.quorum}, requests fail.`;
-  const who = up === all ? `All ${all} nodes are up` : `${up} of ${all} nodes are up`;
-  return `${who}: answers should be right ${percent(state.accuracy.now)} of the time.`;
+  const nodes = up === all ? `All ${all} nodes are up` : `${up} of ${all} nodes are up`;
+  return `${nodes}: expected accuracy ${percent(state.accuracy.now)}.`;
 }
 
 function tiles(state) {
@@ -42,7 +42,7 @@ function tiles(state) {
   write("accuracy-of", `${percent(accuracy.all)} with all, ${percent(accuracy.teacher)} the teacher`);
   write("accuracy-next", percent(accuracy.next_worst));
   write("accuracy-next-node", accuracy.next_worst_node
-    ? `at worst, ${accuracy.next_worst_node}; ${percent(accuracy.next_mean)} on average` : "nobody is left to die");
+    ? `at worst, ${accuracy.next_worst_node}; ${percent(accuracy.next_mean)} on average` : "no node is up");
   const failed = (requests.by_outcome.below_quorum || 0) + (requests.by_outcome.exhausted || 0);
   write("rate", requests.per_second.toFixed(1));
   write("totals", `${requests.total} in all, ${requests.by_outcome.degraded || 0} degraded, ${failed} failed`);
@@ -79,7 +79,7 @@ function picture(state) {
   byId("cluster").replaceChildren(...links, hub, ...shapes);
 }
 
-// Gaps where a second has no value; the scale is the data's own, written beside the line.
+// Seconds without a value are gaps; the scale is that of the data, written next to the line.
 function spark(id, values, low, high) {
   const runs = [[]];
   values.forEach((value, i) => {
@@ -145,7 +145,7 @@ function show(state) {
   write("headline", headline(state));
   const bad = state.drift.alarms;
   byId("drift").hidden = !bad.length;
-  write("drift", `${bad.join(", ")} ${bad.length === 1 ? "answers" : "answer"} but no longer ${bad.length === 1 ? "agrees" : "agree"} with the others as built: look at sensor, weights and inputs.`);
+  write("drift", `${bad.join(", ")} ${bad.length === 1 ? "answers" : "answer"} but no longer ${bad.length === 1 ? "agrees" : "agree"} with the other nodes as built: check sensor, weights and inputs.`);
   tiles(state);
   picture(state);
   sparks(state.requests.seconds);
@@ -162,7 +162,7 @@ async function refresh() {
     show(await response.json());
     byId("lost").hidden = true;
   } catch (error) {
-    if (byId("lost").hidden) write("lost", `The aggregator has not answered since ${new Date().toLocaleTimeString()}; what you see is from before.`);
+    if (byId("lost").hidden) write("lost", `The aggregator has not answered since ${new Date().toLocaleTimeString()}; the page shows the last state.`);
     byId("lost").hidden = false;
   }
   setTimeout(refresh, EVERY_MS);
