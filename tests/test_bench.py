@@ -29,7 +29,7 @@ def test_serving_is_measured_beside_its_floor_and_batching_beside_none() -> None
 def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     ended = run("nonn", "bench", "serve", "--ray", tmp_path / "python")
     assert ended.returncode == 3
-    assert f"{tmp_path / 'python'}: no such interpreter" in ended.stderr
+    assert f"{tmp_path / 'python'}: interpreter not found" in ended.stderr
 
 
 def test_a_student_that_does_nothing_sends_the_first_values_of_its_input(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_sock
     fleet.aggregator(bundles[0], "--state", state)
     assert (state / "control.sock").stat().st_mode & 0o777 == 0o600
     second = run("nonn", "serve", bundles[0].path, "--joins", "--join-token-file", fleet.token, "--state", state)
-    assert (second.returncode, "another aggregator runs with this folder" in second.stderr) == (3, True)
+    assert (second.returncode, "another aggregator uses this folder" in second.stderr) == (3, True)
 
 
 def test_wrong_use_is_told(bundles: Any, tmp_path: Path, state: Any) -> None:

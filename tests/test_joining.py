@@ -115,8 +115,8 @@ def test_a_second_device_of_the_same_id_is_refused_loudly(bundle: Bundle, fleet:
     until(lambda: len(members(client)) == 1)
     second = fleet.node("a", address, data=fleet.folder / "elsewhere")
     assert second.child.wait(TIMEOUT_S) == 3
-    assert "node 'a': the id is held by a device with another key" in second.log.read_text()
-    assert "node 'a': the id is held by a device with another key" in aggregator.log.read_text()
+    assert "node 'a': the id belongs to a device with another key" in second.log.read_text()
+    assert "node 'a': the id belongs to a device with another key" in aggregator.log.read_text()
     assert members(client).keys() == {"a"}
     # The copy of a memory card has the same key: the last one to start has the id, and the other one is told.
     copied = shutil.copytree(fleet.folder / "a", fleet.folder / "copy")

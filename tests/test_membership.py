@@ -92,7 +92,7 @@ def test_a_student_that_does_not_fit_is_not_given(bundle: Bundle) -> None:
 def test_an_id_is_one_device(bundle: Bundle) -> None:
     membership = Membership(bundle, lease_s=10.0)
     first = membership.register(joining("a", address="h:1"), 0.0)
-    with pytest.raises(MembershipError, match=r"held by a device with another key, at h:1; .* or wait 9 s"):
+    with pytest.raises(MembershipError, match=r"belongs to a device with another key, at h:1; .* or wait 9 s"):
         membership.register(joining("a", "j", "g"), 1.0)
     assert membership.renew(first.token, 5.0)
     # With the same key it is the device after a restart, which may come with another address.

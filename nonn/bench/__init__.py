@@ -1,7 +1,7 @@
-"""What serving costs: nonn beside a bare gRPC fan-out of the same bytes, and beside Ray Serve.
+"""Cost of serving: nonn compared with a bare gRPC fan-out of the same bytes, and with Ray Serve.
 
-``bundle`` makes students that do nothing, ``floor`` is the bare fan-out, ``ray_app`` the same students in Ray Serve,
-``serve`` measures them all in one run.
+``bundle`` writes students that do nothing, ``floor`` is the bare fan-out, ``ray_app`` runs the students in Ray Serve,
+``serve`` measures all of them in one run.
 """
 
 __all__: list[str] = []

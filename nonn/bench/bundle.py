@@ -1,6 +1,6 @@
-"""A bundle whose students do nothing: what is left of an answer's time is the cost of serving it.
+"""A bundle whose students do nothing, so that the time of an answer is the cost of serving it.
 
-Each student sends the first ``WIDTH`` values of its input back as its features, a slice and no arithmetic.
+Each student returns the first ``WIDTH`` values of its input as its features, a slice without arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["CLASSES", "SHAPE", "WIDTH", "idle_bundle"]
 
 SHAPE = (3, 32, 32)  # CIFAR
 CLASSES = 10
-WIDTH = 32  # a filter's mean each, of a part of a 256-filter teacher over eight devices
+WIDTH = 32  # one mean per filter, for a 256-filter teacher over eight devices
 SAMPLES = 500
 
 
@@ -28,8 +28,8 @@ def idle_bundle(path: Path, num_devices: int = 8, seed: int = 0) -> Bundle:
 
     Args:
         path: its folder.
-        num_devices: N.
-        seed: of the random samples that its ridge head and its accuracy table are made of.
+        num_devices: number of devices N.
+        seed: seed of the random samples for its ridge head and its accuracy table.
 
     Raises:
         ModuleNotFoundError: the onnx package is missing (extra ``train``).

@@ -1,8 +1,8 @@
 """The floor: a bare grpc.aio server that fans out to bare grpc.aio servers, bytes in and bytes out.
 
 ``python -m nonn.bench.floor REPLY_BYTES [BYTES_TO_EACH ADDRESS …]`` prints its address as a line of JSON and ends when
-its standard input closes. Without addresses it answers any call with that many bytes, as a node does. With addresses
-it first sends that many bytes to each of them and waits for all, as an aggregator does. There is nothing else here:
+its standard input closes. Without addresses it answers any call with REPLY_BYTES bytes, as a node does. With addresses
+it first sends BYTES_TO_EACH bytes to each and waits for all, as an aggregator does. It has nothing else:
 no deadline, no check, no arithmetic, no serialiser.
 """
 
@@ -22,7 +22,7 @@ from nonn.rpc.wire import INFER_METHOD
 
 
 class _Bare(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """One method, bytes to bytes, whatever its name."""
+    """Handles any method, bytes to bytes."""
 
     def __init__(self, answer: Any) -> None:
         self._handler = grpc.unary_unary_rpc_method_handler(answer)
@@ -34,7 +34,7 @@ class _Bare(grpc.GenericRpcHandler):  # type: ignore[misc]
 async def serve(reply_bytes: int, bytes_to_each: int, addresses: list[str]) -> None:
     """Serves until standard input closes."""
     reply, request = bytes(reply_bytes), bytes(bytes_to_each)
-    # Requests and replies are no secrets and have no meaning: zeros of the right length.
+    # Requests and replies have no meaning: zeros of the right length.
     calls = [aio.insecure_channel(address).unary_unary(INFER_METHOD) for address in addresses]
 
     async def answer(body: bytes, context: Any) -> bytes:

@@ -1,12 +1,12 @@
-"""The students of a bundle composed in Ray Serve: what ``nonn bench serve --ray`` compares with.
+"""The students of a bundle composed in Ray Serve, for ``nonn bench serve --ray``.
 
-``python ray_app.py HEAD.npz STUDENT.onnx …`` runs in an environment of its own, without nonn. Each student is a
+``python ray_app.py HEAD.npz STUDENT.onnx …`` runs in a separate environment without nonn. Each student is a
 deployment of one replica; a front deployment calls all of them through handles, concatenates and fuses. It prints its
 HTTP address as a line of JSON and ends when standard input closes.
 """
 
 # mypy: ignore-errors
-# Ray is not in the environment that types are checked in.
+# Ray is not in the environment of the type checker.
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import onnxruntime
 import ray
 from ray import serve
 
-CPUS = 0.05  # of each replica, for Ray's bookkeeping only: all of them must fit on one core
+CPUS = 0.05  # per replica, for Ray's bookkeeping only: all of them must fit on one core
 
 
 @serve.deployment(ray_actor_options={"num_cpus": CPUS})

@@ -1,12 +1,12 @@
-"""Whole answers beside a bare gRPC fan-out of the same bytes, in one run.
+"""Measures complete answers and a bare gRPC fan-out of the same bytes in one run.
 
-Everything is a process of its own on loopback, as on a fleet: N device nodes, an aggregator over them, another one
-over the same nodes that does not batch; N bare echo servers and a bare front (``floor``). Students do nothing
-(``bundle``), so only serving is measured. One client asks them in turn, request by request, with the same bytes and the
-same call, so that whatever else the machine does meets all alike; the order changes from round to round.
+As in a fleet, each part is a separate process, here on loopback: N device nodes, an aggregator over them, a second one
+over the same nodes without batching; N bare echo servers and a bare front (``floor``). Students do nothing
+(``bundle``), so only serving is measured. One client calls the systems in turn, request by request, with the same bytes
+and the same call, so that other load of the machine affects all alike; the order changes from round to round.
 
-For throughput many clients, each with a connection of its own, ask as fast as they are answered: the batching
-aggregator for a while, then the other, and so on.
+For throughput many clients, each with a separate connection, send as fast as they get answers: to the batching
+aggregator for a while, then to the other, and so on.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How much is measured.
+    """Size of the measurement.
 
     Attributes:
-        num_devices: N.
-        requests: of each system, one after another.
-        clients: at once, for throughput.
-        rounds: of throughput.
-        round_s: of each aggregator in a round.
+        num_devices: number of devices N.
+        requests: requests to each system, one after another.
+        clients: concurrent clients, for throughput.
+        rounds: rounds of throughput.
+        round_s: time of each aggregator in a round.
         ray: interpreter of an environment with ``ray[serve]`` and onnxruntime; None leaves Ray Serve out.
     """
 
@@ -70,23 +70,25 @@ class Load:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be positive")
         if self.ray is not None and not self.ray.exists():
-            raise ConfigError(f"{self.ray}: no such interpreter; make bench-ray makes an environment with Ray Serve")
+            raise ConfigError(
+                f"{self.ray}: interpreter not found; make bench-ray creates an environment with Ray Serve"
+            )
 
 
 def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda text: None) -> Figures:
-    """Measures it all.
+    """Measures all systems.
 
     Args:
-        folder: for the bundle, the inventory and logs.
-        load: how much.
-        say: told what happens.
+        folder: folder for the bundle, the inventory and logs.
+        load: size of the measurement.
+        say: called with lines of progress.
 
     Returns:
-        Milliseconds, ratios and requests a second, by name with the unit.
+        Milliseconds, ratios and requests per second; names contain the unit.
 
     Raises:
         ConfigError: a process refused to start; the message ends with its log.
-        NonnError: an answer is not of all devices, so that it cost less than it should.
+        NonnError: an answer is not from all devices, which would make the comparison unfair.
     """
     bundle = idle_bundle(folder / "bundle", load.num_devices)
     sample = np.random.default_rng(0).integers(0, 256, (1, *SHAPE), np.uint8)
@@ -114,16 +116,16 @@ def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda te
         if load.ray is not None:
             say("starting Ray Serve")
             systems["ray"] = stack.enter_context(_ray(folder, bundle, load.ray, sample))
-        say(f"{load.requests} requests each, in turn")
+        say(f"{load.requests} requests to each system, in turn")
         times = _in_turn(systems, load.requests)
         _check(ask(), load.num_devices)
-        say(f"{load.clients} clients at once")
+        say(f"{load.clients} concurrent clients")
         rates = run_loop(_throughput({"batched": aggregator, "unbatched": unbatched}, request, load))
     return _figures(times, rates, len(request), len(reply), to_node, len(node_reply))
 
 
 def _figures(times: dict[str, list[float]], rates: dict[str, list[float]], *sizes: int) -> Figures:
-    """What the times and rates say."""
+    """Percentiles and ratios of the times and rates."""
     figures: Figures = {}
     for name, seconds in times.items():
         for q in (50, 99):
@@ -156,7 +158,7 @@ def _in_turn(systems: dict[str, Callable[[], bytes]], requests: int) -> dict[str
 
 
 async def _throughput(addresses: dict[str, str], request: bytes, load: Load) -> dict[str, list[float]]:
-    """Answers a second of each aggregator, a number for each round."""
+    """Answers per second of each aggregator, one number for each round."""
     rates: dict[str, list[float]] = {name: [] for name in addresses}
     async with contextlib.AsyncExitStack() as stack:
         calls = {}
@@ -166,7 +168,7 @@ async def _throughput(addresses: dict[str, str], request: bytes, load: Load) -> 
                 await stack.enter_async_context(aio.insecure_channel(address, options=own)) for _ in range(load.clients)
             ]
             calls[name] = [channel.unary_unary(INFER_METHOD) for channel in channels]
-        for index in range(-1, load.rounds):  # the first is for warming up
+        for index in range(-1, load.rounds):  # the first is a warm-up
             for name in addresses:
                 rate = await _rate(calls[name], request, load.round_s)
                 if index >= 0:
@@ -175,7 +177,7 @@ async def _throughput(addresses: dict[str, str], request: bytes, load: Load) -> 
 
 
 async def _rate(calls: Sequence[Any], request: bytes, seconds: float) -> float:
-    """Answers a second when each client asks again as soon as it is answered."""
+    """Answers per second when each client asks again as soon as it is answered."""
     start, answers = time.perf_counter(), 0
 
     async def client(call: Any) -> None:
@@ -189,21 +191,21 @@ async def _rate(calls: Sequence[Any], request: bytes, seconds: float) -> float:
 
 
 def _check(reply: bytes, num_devices: int) -> None:
-    """An answer of all devices, or the comparison would be unfair."""
+    """Checks that an answer is from all devices; otherwise the comparison would be unfair."""
     mask = pb.ModelInferResponse.FromString(reply).parameters["nonn_mask"].int64_param
     if mask != mask_of(range(num_devices)):
-        raise NonnError(f"the answer is of the set {mask:b} of {num_devices} devices; is this machine overloaded?")
+        raise NonnError(f"the answer is from the subset {mask:b} of {num_devices} devices; is this machine overloaded?")
 
 
 def _node_request(bundle: Bundle, sample: np.ndarray[Any, Any]) -> bytes:
-    """What the aggregator sends to a node, to a byte or two."""
+    """The bytes that the aggregator sends to a node, to within a byte or two."""
     request = new_request("student-0", {"input": sample}, {"nonn_bundle": bundle.hash}, id="1000")
     return bytes(request.SerializeToString())
 
 
 @contextlib.contextmanager
 def _asking(address: str, request: bytes) -> Iterator[Callable[[], bytes]]:
-    """A client of its own connection that asks the same again and again; bytes in, bytes out."""
+    """A client with a separate connection that repeats one request; bytes in, bytes out."""
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = channel.unary_unary(INFER_METHOD)
 
@@ -228,7 +230,7 @@ def _aggregator(folder: Path, bundle: Bundle, addresses: Sequence[str], name: st
 
 @contextlib.contextmanager
 def _ray(folder: Path, bundle: Bundle, python: Path, sample: np.ndarray[Any, Any]) -> Iterator[Callable[[], bytes]]:
-    """The same students composed in Ray Serve, asked over HTTP, its own way in."""
+    """The same students composed in Ray Serve, called over HTTP, its native interface."""
     weights, bias = bundle.head.weights(mask_of(range(bundle.num_devices)))
     np.savez(folder / "head.npz", weights=weights, bias=bias)
     students = [bundle.student_path(i) for i in range(bundle.num_devices)]
@@ -250,7 +252,7 @@ def _ray(folder: Path, bundle: Bundle, python: Path, sample: np.ndarray[Any, Any
 
 @contextlib.contextmanager
 def _process(folder: Path, name: str, *command: object, python: Path | None = None) -> Iterator[str]:
-    """A process that prints a ready line; yields its address. It ends when its standard input closes."""
+    """Runs a process that prints a ready line; yields its address. It ends when its standard input closes."""
     arguments = [str(python), *map(str, command)] if python else [sys.executable, "-m", *map(str, command)]
     log = folder / f"{name}.log"
     with log.open("wb") as stderr:

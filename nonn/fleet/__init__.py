@@ -1,5 +1,5 @@
-"""Operating a fleet remotely: its hosts, its certificates, and rolling updates that keep an accuracy.
+"""Operating a fleet remotely: its hosts, its certificates, and rolling updates that keep an accuracy floor.
 
-``hosts`` reads the file that Ansible reads too, ``plan`` decides which nodes may move to another bundle when,
-``rollout`` does it inside the aggregator, ``control`` is how a command reaches it.
+``hosts`` reads the inventory that Ansible also reads, ``plan`` decides when which nodes may move to another bundle,
+``rollout`` carries it out inside the aggregator, ``control`` connects commands to it.
 """

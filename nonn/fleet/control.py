@@ -1,7 +1,7 @@
-"""How ``nonn fleet`` talks to an aggregator: lines of JSON over a socket in its state folder.
+"""Protocol between ``nonn fleet`` and an aggregator: lines of JSON over a socket in its state folder.
 
-A user who may open the socket, which the file system decides, is the operator. A request is one line with ``do``; what
-comes back is a line for each step, the last of which has ``event`` ``done`` or ``error``.
+Any user that may open the socket, by file permissions, is the operator. A request is one line with ``do``; the reply
+is one line for each step, the last of which has ``event`` ``done`` or ``error``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def controlled(rollout: Rollout, path: Path) -> AsyncIterator[None]:
 
 
 def _make_room(path: Path) -> None:
-    """Removes what an ended process left at the socket's path.
+    """Removes a socket left by an ended process.
 
     Raises:
         ConfigError: another process listens there.
@@ -58,7 +58,7 @@ def _make_room(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.connect(str(path))
-        raise ConfigError(f"{path}: another aggregator runs with this folder; give each one of its own: --state")
+        raise ConfigError(f"{path}: another aggregator uses this folder; give each one a separate --state")
     path.unlink(missing_ok=True)
 
 
@@ -86,7 +86,7 @@ async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asynci
         elif do == "drain":
             await say(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"]))
         elif do == "roll":
-            # A step is finished even if its client goes away; the next is then not begun.
+            # A step is finished even if the client disconnects; the next one is then not started.
             steps = rollout.roll(asked["bundle"], asked["floor"], asked["wait_s"])
             async with contextlib.aclosing(steps) as said:  # type: ignore[type-var]
                 async for step in said:
@@ -94,19 +94,19 @@ async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asynci
                         return
                     await say(step)
         else:
-            raise ConfigError(f"'{do}': no such request; are both sides of the same version of nonn?")
+            raise ConfigError(f"unknown request '{do}'; do both sides have the same version of nonn?")
     except NonnError as exc:
         await say({"event": "error", "kind": type(exc).__name__, "text": str(exc)})
     except (ValueError, KeyError, TypeError) as exc:
-        await say({"event": "error", "kind": "ConfigError", "text": f"not a request ({type(exc).__name__}: {exc})"})
+        await say({"event": "error", "kind": "ConfigError", "text": f"invalid request ({type(exc).__name__}: {exc})"})
 
 
 def ask(path: Path, **request: Any) -> Iterator[dict[str, Any]]:
-    """Asks an aggregator, and gives what it says, the last message being that it is done.
+    """Sends a request to an aggregator and yields its messages; the last one has ``event`` ``done``.
 
     Raises:
         UnreachableError: no aggregator listens.
-        NonnError: what the aggregator answers instead.
+        NonnError: the aggregator answers with an error.
     """
     with socket.socket(socket.AF_UNIX) as sock:
         try:
@@ -115,7 +115,7 @@ def ask(path: Path, **request: Any) -> Iterator[dict[str, Any]]:
             raise ConfigError(f"{path}: not allowed; run this as the user of the aggregator, or with sudo") from None
         except OSError as exc:
             raise UnreachableError(
-                f"{path}: nobody listens ({exc.strerror}); start the aggregator with: nonn serve --joins --state "
+                f"{path}: no aggregator listens ({exc.strerror}); start one with: nonn serve --joins --state "
                 f"{path.parent}"
             ) from exc
         sock.sendall(json.dumps(request).encode() + b"\n")
@@ -127,4 +127,6 @@ def ask(path: Path, **request: Any) -> Iterator[dict[str, Any]]:
                 yield message
                 if message["event"] == "done":
                     return
-    raise UnreachableError(f"{path}: the aggregator ended before it was done; see nonn fleet status once it is back")
+    raise UnreachableError(
+        f"{path}: the aggregator ended before the request was done; run nonn fleet status when it is back"
+    )

@@ -11,7 +11,7 @@
     [nodes.hosts.kitchen]
     ansible_host = "192.168.1.20"
 
-``devices/pi/fleet.toml`` is one to start from.
+``devices/pi/fleet.toml`` is a template.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Host:
 
     Attributes:
         id: its name in the inventory and in its certificate.
-        variables: Ansible's, those of its groups included.
+        variables: Ansible variables, including those of its groups.
     """
 
     id: str
@@ -47,21 +47,21 @@ class Host:
 
     @property
     def address(self) -> str:
-        """Where it is found."""
+        """Its address."""
         return str(self.variables.get("ansible_host", self.id))
 
     @property
     def local(self) -> bool:
-        """It is this machine."""
+        """Whether it is this machine."""
         return self.variables.get("ansible_connection") == "local"
 
     @property
     def state(self) -> str:
-        """Aggregators: the folder of ``nonn serve --state``."""
+        """Folder of ``nonn serve --state``, for aggregators."""
         return str(self.variables.get("nonn_state", DEFAULT_STATE))
 
     def ssh(self, command: list[str]) -> list[str]:
-        """The command that runs one on it, as root."""
+        """The ssh command line that runs ``command`` on it, as root."""
         user = self.variables.get("ansible_user")
         options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
         if port := self.variables.get("ansible_port"):
@@ -75,8 +75,8 @@ class Hosts:
     """The machines of a fleet.
 
     Attributes:
-        path: of the file.
-        aggregators: usually one.
+        path: path of the file.
+        aggregators: the aggregators, usually one.
         nodes: the devices.
     """
 
@@ -86,7 +86,7 @@ class Hosts:
 
     @property
     def certs(self) -> Path:
-        """Where its certificates are, as the Ansible role looks for them."""
+        """Folder of its certificates, as the Ansible role expects it."""
         return self.path.parent / str(self.aggregators[0].variables.get("nonn_certs", "certs"))
 
 
@@ -94,7 +94,7 @@ def load_hosts(path: Path) -> Hosts:
     """Reads and checks an inventory.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a group is missing, an id is no id, or a host is in it twice. The
+        ConfigError: the file is missing or not TOML, a group is missing, an id is invalid, or a host occurs twice. The
             message names file and host.
     """
     tree = parse_toml(path)
@@ -107,7 +107,7 @@ def load_hosts(path: Path) -> Hosts:
         for host in hosts:
             other = addresses.setdefault((name, host.address), host.id)
             if other != host.id and not host.local:
-                raise ConfigError(f"{path}: '{other}' and '{host.id}' have one address, {host.address}")
+                raise ConfigError(f"{path}: '{other}' and '{host.id}' have the same address, {host.address}")
     return Hosts(path, groups["aggregators"], groups["nodes"])
 
 
@@ -116,7 +116,7 @@ def _hosts(path: Path, tree: Mapping[str, Any], group: str) -> tuple[Host, ...]:
     hosts = []
     for name, variables in _table(path, tree, group, "hosts").items():
         if not isinstance(variables, Mapping):
-            raise ConfigError(f"{path}: {group}.hosts.{name} is no table; write [{group}.hosts.{name}]")
+            raise ConfigError(f"{path}: {group}.hosts.{name} is not a table; write [{group}.hosts.{name}]")
         try:
             check_id(name)
         except ConfigError as exc:
@@ -126,17 +126,17 @@ def _hosts(path: Path, tree: Mapping[str, Any], group: str) -> tuple[Host, ...]:
 
 
 def _table(path: Path, tree: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """A table of the file, empty where there is none."""
+    """A table of the file, empty if it is missing."""
     found: Any = tree
     for key in keys:
         found = found.get(key, {})
         if not isinstance(found, Mapping):
-            raise ConfigError(f"{path}: {'.'.join(keys)} is no table")
+            raise ConfigError(f"{path}: {'.'.join(keys)} is not a table")
     return dict(found)
 
 
 def names_of(host: Host) -> list[str]:
-    """What a client may compare with an aggregator's certificate: its address, if that is one."""
+    """Names that a client may compare with an aggregator's certificate: its address, if that is one."""
     try:
         ipaddress.ip_address(host.address)
     except ValueError:

@@ -1,14 +1,13 @@
-"""Which nodes may move to another bundle next, so that accuracy never falls below a floor: logic without a clock.
+"""Decides which nodes move to another bundle next, so that accuracy never falls below a floor: logic without a clock.
 
 While a fleet moves from one bundle to another, two clusters exist. Answers of different bundles are never fused, so
 only nodes on the served bundle contribute. The old bundle is served until the nodes on the new one reach the floor by
 themselves; then the new one is served at once, and the remaining nodes move.
 
-So a set of nodes must be found that the old bundle can spare and that suffices for the new one. Both subset tables are
-known, hence all 2^N choices are looked at: those that can be reached by taking one student at a time, with the old
-bundle at the floor all the way, and of these the one whose weaker side is the strongest. Of a student that several
-nodes run, one replica moves first: it costs the old bundle nothing. After a failure the plan is simply made again from
-what is left.
+So the plan needs a set of nodes that the old bundle can spare and that suffices for the new one. Both subset tables are
+known, so it checks all 2^N choices: of those reachable by moving one student at a time with the old bundle never below
+the floor, it takes the one with the highest accuracy of the weaker bundle. If several nodes run a student, one replica
+moves first, at no cost for the old bundle. After a failure the plan is computed again from the remaining nodes.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ class Situation:
     """The state of the fleet now.
 
     Attributes:
-        old: accuracy of every answering set of the bundle that is served [2^N].
-        new: the same of the bundle that the fleet moves to [2^M].
+        old: accuracy of every subset of devices of the served bundle [2^N].
+        new: the same for the bundle that the fleet moves to [2^M].
         on_old: student of each node that answers with the old bundle.
         on_new: student of each node that answers with the new one.
         becomes: student of the new bundle that each node of ``on_old`` will run.
-        floor: that the served accuracy must keep.
-        switched: the new bundle is served already.
+        floor: lowest accuracy allowed for the served bundle.
+        switched: whether the new bundle is already served.
     """
 
     old: NDArray[np.float64]
@@ -50,13 +49,13 @@ class Situation:
 
     @property
     def accuracy(self) -> float:
-        """Of what is served."""
+        """Accuracy of the served bundle."""
         return accuracy_of(self.new, self.on_new) if self.switched else accuracy_of(self.old, self.on_old)
 
 
 @dataclass(frozen=True)
 class Move:
-    """These nodes get the new bundle now; the next step comes when they are back.
+    """These nodes get the new bundle now; the next step follows when they are back.
 
     Attributes:
         nodes: their ids.
@@ -80,7 +79,7 @@ class Blocked:
     """The floor cannot be kept.
 
     Attributes:
-        reason: which accuracy there would be instead.
+        reason: text with the accuracy that is possible instead.
     """
 
     reason: str
@@ -90,14 +89,14 @@ Step = Move | Switch | Done | Blocked
 
 
 def accuracy_of(table: NDArray[np.float64], nodes: Mapping[str, int]) -> float:
-    """Accuracy of the set of students that these nodes run."""
+    """Accuracy of the subset of students that these nodes run."""
     return float(table[mask_of(nodes.values())])
 
 
 def next_step(situation: Situation) -> Step:
-    """What to do next, when no node is on its way.
+    """The next step, when no node is moving.
 
-    A step is safe: once its nodes are away, or the other bundle is served, the accuracy is still at the floor.
+    A step is safe: without its nodes, or after the switch, the accuracy is still at or above the floor.
     """
     here = situation
     if here.switched:
@@ -109,7 +108,7 @@ def next_step(situation: Situation) -> Step:
     if now < here.floor:
         return Blocked(
             f"{_students(here.on_old)} answer with {now:.2%} now, which is below the floor of {here.floor:.2%}; bring "
-            "nodes back, or give a lower --floor"
+            "nodes back, or choose a lower --floor"
         )
     spare = _spare_replicas(here.on_old, here.on_new, here.becomes)
     if spare:
@@ -118,7 +117,7 @@ def next_step(situation: Situation) -> Step:
     if target is None:
         if later >= here.floor:
             return Switch()
-        best = math.floor(1e4 * _best(here)) / 1e4  # as it may be typed
+        best = math.floor(1e4 * _best(here)) / 1e4  # in the digits of --floor
         return Blocked(
             f"the old bundle and the new one cannot both stay at {here.floor:.2%} with {len(here.on_old)} and "
             f"{len(here.on_new)} nodes; the highest floor that can be kept is {best:.4f}"
@@ -135,7 +134,7 @@ def _students(nodes: Mapping[str, int]) -> str:
 def _spare_replicas(
     on_old: Mapping[str, int], on_new: Mapping[str, int], becomes: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """Nodes that the old bundle does not miss and that bring the new one a student that it does not have."""
+    """Nodes that the old bundle can spare and whose students the new one does not have yet."""
     left, brought, chosen = Counter(on_old.values()), set(on_new.values()), []
     for node in sorted(on_old):
         if left[on_old[node]] > 1 and becomes[node] not in brought:
@@ -146,9 +145,9 @@ def _spare_replicas(
 
 
 def _outcomes(here: Situation) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
-    """The old students that may go, and for each choice of them [2^k] the accuracy of either bundle then.
+    """The old students that may move, and for each choice of them [2^k] the resulting accuracy of either bundle.
 
-    Replicas of a student go together: it is only away when all of them are.
+    Replicas of a student move together: the old bundle loses it only with the last of them.
     """
     students = sorted(set(here.on_old.values()))
     old_masks = np.full(1 << len(students), mask_of(students), np.int64)
@@ -163,18 +162,18 @@ def _outcomes(here: Situation) -> tuple[list[int], NDArray[np.float64], NDArray[
 
 
 def _target(here: Situation) -> frozenset[int] | None:
-    """Students that go before the switch, with both bundles at the floor; None if there is no such choice."""
+    """Students that move before the switch with both bundles at the floor; None if there is no such choice."""
     students, old, new = _outcomes(here)
     reached = _reachable(old >= here.floor)
     weaker = np.where(reached & (new >= here.floor), np.minimum(old, new), -1.0)
-    choice = int(weaker.argmax())  # of equals the first
+    choice = int(weaker.argmax())  # the first of equals
     if weaker[choice] < 0:
         return None
     return frozenset(student for bit, student in enumerate(students) if choice >> bit & 1)
 
 
 def _best(here: Situation) -> float:
-    """The highest floor that could be kept."""
+    """The highest floor that can be kept."""
     _, old, new = _outcomes(here)
     candidates = np.unique(np.concatenate([old, new]))
     low, high = 0, len(candidates) - 1  # a lower floor is never harder to keep
@@ -188,7 +187,7 @@ def _best(here: Situation) -> float:
 
 
 def _reachable(allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which choices [2^k] can be reached from none by adding one student at a time, over allowed ones only."""
+    """Which choices [2^k] are reachable from none by adding one student at a time, through allowed ones only."""
     reached = np.zeros_like(allowed)
     reached[0] = allowed[0]
     bits = len(allowed).bit_length() - 1
@@ -204,12 +203,12 @@ def _reachable(allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _first(here: Situation, target: Collection[int]) -> tuple[str, ...]:
-    """The nodes of one student of the target, whose going costs least and leads to the target all the same."""
+    """The nodes of the student whose move costs least and still leads to the target."""
     students, old, _ = _outcomes(here)
     within = np.array([all(s in target for b, s in enumerate(students) if c >> b & 1) for c in range(len(old))])
     goal = sum(1 << bit for bit, student in enumerate(students) if student in target)
     allowed = within & (old >= here.floor)
-    # Backwards from the goal: from which choices it can be reached.
+    # Backwards from the goal: choices from which it can be reached.
     leads = _reachable(allowed[goal ^ np.arange(len(old))] & within)[goal ^ np.arange(len(old))]
     first = [bit for bit in range(len(students)) if goal >> bit & 1 and leads[1 << bit] and allowed[1 << bit]]
     bit = max(first, key=lambda b: float(old[1 << b]))

@@ -1,8 +1,8 @@
-"""Rolling updates inside the aggregator: the steps of ``nonn.servicer.plan``, done.
+"""Rolling updates inside the aggregator: carries out the steps of ``nonn.fleet.plan``.
 
-To move a node is to end its lease: its next heartbeat finds that, it registers again, and is given the student of the
-same number in the other bundle. Until it is back with that it serves no client. Each bundle has a separate aggregator,
-so answers of different bundles never meet.
+A node is moved by ending its lease: its next heartbeat fails, it registers again, and gets the student of the same
+number in the other bundle. Until it is back with that student it serves no client. Each bundle has a separate
+aggregator, so answers of different bundles are never fused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nonn.rpc.wire import to_status
 
 __all__ = ["Rollout"]
 
-LOOK_S = 0.05  # how often it is looked whether nodes are back
+LOOK_S = 0.05  # time between checks whether nodes are back
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ class Rollout:
 
     Args:
         state: folder with the bundles.
-        first: that is served at the start.
-        options: of every bundle; all of its nodes join.
+        first: the bundle that is served at the start.
+        options: options of every bundle; all nodes join.
     """
 
     def __init__(self, state: State, first: Bundle, options: ServeOptions) -> None:
@@ -44,7 +44,7 @@ class Rollout:
         self.served, self.other = ServedBundle(first, options), None
         self.model = ServedModel(self.served)
         self.http: str | None = None
-        self._on_other: set[str] = set()  # nodes that are to run the other bundle
+        self._on_other: set[str] = set()  # nodes that should run the other bundle
         self._drained: set[str] = set()
         self._open: dict[ServedBundle, contextlib.AsyncExitStack] = {}
         self._end: Callable[[], object] = lambda: None
@@ -54,7 +54,7 @@ class Rollout:
     other: ServedBundle | None
 
     def add_to(self, server: Any) -> Any:
-        """Puts the service by which nodes join on a server; returns the descriptor of its .proto file."""
+        """Adds the service with which nodes join to a server; returns the descriptor of its .proto file."""
         add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
         return pb.DESCRIPTOR
 
@@ -71,12 +71,12 @@ class Rollout:
                 await self._close(served)
             await self._watching.aclose()
 
-    # What nodes call: each is passed on to the aggregator that the node belongs to.
+    # Methods that nodes call: each call goes to the aggregator of the node.
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Gives a place with the bundle that the node is to run."""
+        """Gives a lease for the bundle that the node should run."""
         if request.node in self._drained:
-            error = UnreachableError(f"node '{request.node}' is drained; let it in again: nonn fleet drain --undo")
+            error = UnreachableError(f"node '{request.node}' is drained; put it back with: nonn fleet drain --undo")
             await context.abort(*to_status(error))
         served = self.other if self.other and request.node in self._on_other else self.served
         return await served.servicer.Register(request, context)
@@ -86,7 +86,7 @@ class Rollout:
         return await self._holding(request.lease).servicer.Heartbeat(request, context)
 
     async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Takes a node out that leaves."""
+        """Takes out a node that leaves."""
         return await self._holding(request.lease).servicer.Drain(request, context)
 
     async def GetArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -114,7 +114,7 @@ class Rollout:
             return self.other
         return self.served
 
-    # What the operator calls.
+    # Methods that the operator calls.
 
     def status(self) -> dict[str, Any]:
         """Bundles and nodes as they are now."""
@@ -129,21 +129,21 @@ class Rollout:
         }
 
     async def roll(self, bundle: str, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
-        """Moves the fleet to a bundle of the state folder, and says each step.
+        """Moves the fleet to a bundle of the state folder, and yields each step.
 
         Args:
-            bundle: its hash; empty for the one before.
-            floor: accuracy, in [0, 1], that what is served keeps.
-            wait_s: how long a node may take until it is back.
+            bundle: its hash; empty for the previous one.
+            floor: lowest accuracy of the served bundle, in [0, 1].
+            wait_s: how long a node may take to come back.
 
         Raises:
             ConfigError: the bundle does not fit, or the floor cannot be kept.
             MembershipError: a node did not come back.
         """
         if self._busy.locked():
-            raise ConfigError("another push or rollback is running; wait for it, or end it with Ctrl-C")
+            raise ConfigError("another push or rollback is running; wait for it, or stop it with Ctrl-C")
         async with self._busy:
-            if not bundle:  # in the middle of a push back to what is served still, else to what was before
+            if not bundle:  # during a push, back to the served bundle; otherwise to the previous one
                 bundle = self.served.bundle.hash if self.other else self._state.read("previous")
             async for said in self._roll(self._state.load(bundle), floor, wait_s):
                 _log.info("%s", said["text"])
@@ -156,21 +156,19 @@ class Rollout:
         yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
 
     async def _go_back(self, wait_s: float) -> AsyncIterator[dict[str, Any]]:
-        """Moves the nodes of the other bundle, which serve no client, to the one that is served."""
+        """Moves the nodes of the other bundle, which serve no client, to the served one."""
         if self.other is not None:
             moved = await self._retire(self.other)
-            yield _said(
-                "move", f"{_names(moved)} to bundle {self.served.bundle.hash[:12]}, which is served", nodes=moved
-            )
+            yield _said("move", f"{_names(moved)} to the served bundle {self.served.bundle.hash[:12]}", nodes=moved)
             await self._until_back(self.served, moved, wait_s)
 
     async def _go_on(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
-        """Moves nodes to another bundle step by step, and serves it as soon as it can."""
+        """Moves nodes to another bundle step by step, and serves it as soon as it reaches the floor."""
         await self._open_other(target)
         while not isinstance(step := next_step(self._situation(floor)), Done):
             assert self.other is not None
             if isinstance(step, Blocked):
-                if not self.other.servicer.membership.leases:  # nothing has moved: nothing is to be undone
+                if not self.other.servicer.membership.leases:  # nothing has moved, so nothing must be undone
                     await self._retire(self.other)
                 raise ConfigError(f"{step.reason}; bundle {self.served.bundle.hash[:12]} is still served")
             if isinstance(step, Switch):
@@ -192,37 +190,37 @@ class Rollout:
         self.model.switch(new)
         self.served, self.other = new, old
         self._state.served(new.bundle.hash, old.bundle.hash)
-        await self.model.finished(old)  # their nodes must not leave under them
+        await self.model.finished(old)  # their nodes must stay until then
         moved = await self._retire(old)
         await self._watching.aclose()
         await self._watch()
         accuracy = self.served.accuracy()
         yield _said("switch", f"bundle {new.bundle.hash[:12]} is served: {accuracy:.2%}", served=accuracy)
         if moved:
-            yield _said("move", f"{_names(moved)}, which served nobody any more", nodes=moved)
+            yield _said("move", f"{_names(moved)}, which no longer served clients", nodes=moved)
         await self._until_back(self.served, moved, wait_s)
 
     async def drain(self, node: str, floor: float, *, undo: bool) -> dict[str, Any]:
-        """Takes a node out and keeps it out, or lets it in again.
+        """Takes a node out and keeps it out, or puts it back.
 
         Raises:
-            ConfigError: there is no such node, or without it the accuracy would fall below the floor.
+            ConfigError: the node does not exist, or without it the accuracy would fall below the floor.
         """
         if undo:
             if node not in self._drained:
-                raise ConfigError(f"node '{node}' is not drained; nonn fleet status lists those that are")
+                raise ConfigError(f"node '{node}' is not drained; nonn fleet status lists drained nodes")
             self._drained.discard(node)
-            return _said("done", f"node {node} may join again; it asks at least every 1.5 s")
+            return _said("done", f"node {node} may join again; it tries at least every 1.5 s")
         both = (self.served, self.other)
         holding = next((each for each in both if each and node in each.servicer.membership.leases), None)
         if holding is None:
-            raise ConfigError(f"there is no node '{node}' in the cluster; nonn fleet status lists them")
+            raise ConfigError(f"no node '{node}' in the cluster; nonn fleet status lists them")
         left = {other: student for other, student in self.served.up().items() if other != node}
         accuracy = self.served.aggregator.policy.accuracy[sum({1 << student for student in left.values()})]
         if holding is self.served and accuracy < floor:
             raise ConfigError(
                 f"without node '{node}' the accuracy would be {accuracy:.2%}, below the floor of {floor:.2%}; bring "
-                "another node in first, or give a lower --floor"
+                "another node in first, or choose a lower --floor"
             )
         self._drained.add(node)
         await holding.servicer.release(node, "is drained")
@@ -241,20 +239,20 @@ class Rollout:
         )
 
     async def _open_other(self, target: Bundle) -> None:
-        """Starts the aggregator of the bundle to move to, unless an earlier push has."""
+        """Starts the aggregator of the target bundle, unless an earlier push has."""
         if self.other is not None:
             if self.other.bundle.hash == target.hash:
                 return
             raise ConfigError(
-                f"the fleet is on its way to bundle {self.other.bundle.hash[:12]}; push that one again, or go back "
+                f"the fleet is moving to bundle {self.other.bundle.hash[:12]}; push that one again, or go back "
                 "first: nonn fleet rollback"
             )
         ours = self.served.bundle.manifest
         if (target.manifest.input.shape, target.manifest.classes) != (ours.input.shape, ours.classes):
             raise ConfigError(
-                f"bundle {target.hash[:12]} takes {list(target.manifest.input.shape)} and knows "
-                f"{len(target.manifest.classes)} classes; what is served takes {list(ours.input.shape)} and knows "
-                f"{len(ours.classes)}: clients would not understand it; serve it as a cluster of its own"
+                f"bundle {target.hash[:12]} has input {list(target.manifest.input.shape)} and "
+                f"{len(target.manifest.classes)} classes; the served one has input {list(ours.input.shape)} and "
+                f"{len(ours.classes)} classes: it would break clients; serve it as a separate cluster"
             )
         other = ServedBundle(target, self._options)
         await self._start(other)
@@ -280,12 +278,12 @@ class Rollout:
             missing = tuple(sorted(set(nodes) - set(served.up())))
             raise MembershipError(
                 f"{_names(missing)} did not come back with bundle {served.bundle.hash[:12]} within {wait_s:g} s; "
-                f"bundle {self.served.bundle.hash[:12]} is served with {self.served.accuracy():.2%}. See what the node "
-                "says (journalctl -u nonn-device), then push again, or: nonn fleet rollback"
+                f"bundle {self.served.bundle.hash[:12]} is served with {self.served.accuracy():.2%}. See the node's log "
+                "(journalctl -u nonn-device), then push again, or: nonn fleet rollback"
             ) from None
 
     async def _retire(self, old: ServedBundle) -> tuple[str, ...]:
-        """Moves the nodes of the bundle that is not served to the one that is, and ends it; returns the nodes."""
+        """Moves the nodes of the other bundle to the served one and closes it; returns the nodes."""
         leases = old.servicer.membership.leases
         nodes = tuple(sorted(leases))
         for node in nodes:
@@ -307,9 +305,9 @@ class Rollout:
         await self._open.pop(served).aclose()
 
     async def _watch(self) -> None:
-        """Dashboard and metrics are of the bundle that is served."""
+        """Starts dashboard and metrics of the served bundle."""
         self.http = await self._watching.enter_async_context(self.served.watching())
-        if self.http:  # the next one takes the same port
+        if self.http:  # the next one uses the same port
             port = int(self.http.rpartition(":")[2])
             observing = dataclasses.replace(self._options.observing, http_port=port)
             self._options = dataclasses.replace(self._options, observing=observing)
@@ -329,7 +327,7 @@ def _bundle(of: ServedBundle, *, served: bool) -> dict[str, Any]:
 
 
 def _nodes(of: ServedBundle) -> list[dict[str, Any]]:
-    """The nodes of ``status`` that hold a lease of one bundle."""
+    """The nodes of ``status`` that have a lease of one bundle."""
     policy, up, nodes = of.aggregator.policy, of.up(), []
     for lease in of.servicer.membership.leases.values():
         node = lease.request

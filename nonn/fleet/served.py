@@ -1,4 +1,4 @@
-"""One bundle as an aggregator process serves it, and the model that stands for whichever bundle is served now."""
+"""One bundle as served by an aggregator process, and the model that forwards to the currently served bundle."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class ServeOptions:
     """Options of ``nonn serve`` that concern one bundle.
 
     Attributes:
-        inventory: file of the nodes that are there from the start; None where all of them join.
+        inventory: file of the initial nodes; None if all nodes join.
         joining: security and membership.
-        observing: what watches.
-        policy: how nodes are waited for.
-        batching: how requests share a fan-out, and how many may wait.
+        observing: monitoring.
+        policy: deadline, quorum and hedging.
+        batching: limits of dynamic batching and of the queue.
     """
 
     inventory: Path | None
@@ -45,11 +45,11 @@ class ServeOptions:
 
 
 class ServedBundle:
-    """An aggregator of one bundle with all that belongs to it.
+    """An aggregator of one bundle with its security, membership and monitoring.
 
     Args:
-        bundle: that its nodes run.
-        options: of the operator.
+        bundle: the bundle that its nodes run.
+        options: options of the operator.
 
     Raises:
         ConfigError: options contradict the bundle or the inventory.
@@ -79,7 +79,7 @@ class ServedBundle:
         self.servicer = self.joining.servicer(self.aggregator)
 
     def watching(self) -> contextlib.AbstractAsyncContextManager[str | None]:
-        """Monitor, dashboard and metrics while the block runs; yields the address of HTTP, None without."""
+        """Runs monitor, dashboard and metrics during the block; yields the address of HTTP, None without."""
         return self.observing.watching(self.aggregator, self.joining.tls)
 
     def options(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class ServedBundle:
         return self.joining.options(self.aggregator, self.servicer) | {"interceptors": self.observing.interceptors}
 
     def accuracy(self) -> float:
-        """Of the nodes that would answer now."""
+        """Accuracy of the nodes that would answer now."""
         return self.aggregator.policy.accuracy[sum({1 << student for student in self.up().values()})]
 
     def up(self) -> dict[str, int]:
@@ -103,10 +103,10 @@ class ServedBundle:
 
 
 class ServedModel:
-    """The model of the bundle that is served now; requests under way keep the one that they began with.
+    """The model of the currently served bundle; requests under way keep the bundle that they started with.
 
     Args:
-        first: that is served first.
+        first: the bundle that is served first.
     """
 
     def __init__(self, first: ServedBundle) -> None:
@@ -125,14 +125,14 @@ class ServedModel:
         pass
 
     def switch(self, served: ServedBundle) -> None:
-        """From the next request on another one is served."""
+        """Serves another bundle from the next request on."""
         self._current = served
         self._switched.set()
         self._switched = asyncio.Event()
 
     @property
     def version(self) -> str:
-        """Of the bundle that is served."""
+        """That of the served bundle."""
         return self._current.model.version
 
     @property
@@ -160,7 +160,7 @@ class ServedModel:
                 flip.cancel()
 
     def metadata(self) -> Any:
-        """Of the bundle that is served."""
+        """That of the served bundle."""
         return self._current.model.metadata()
 
     async def infer(self, request: Request, remaining_s: float | None) -> Result:

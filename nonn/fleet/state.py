@@ -1,12 +1,12 @@
-"""What an aggregator remembers of its bundles between starts.
+"""State folder of an aggregator: its bundles, kept between starts.
 
 ::
 
     STATE/
-        bundles/<hash>/    whole bundles: the one that is served, the one before, the one that is pushed
-        current            hash of the bundle that is served
-        previous           hash of the one before, which a rollback goes back to
-        control.sock       where `nonn fleet` talks to the process
+        bundles/<hash>/    complete bundles: the served one, the previous one, the one that is pushed
+        current            hash of the served bundle
+        previous           hash of the previous one, used by a rollback
+        control.sock       socket between `nonn fleet` and the process
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class State:
         path: the folder.
 
     Raises:
-        ConfigError: its name is too long for a socket in it.
+        ConfigError: its path is too long for a socket in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.socket = path, path / SOCKET
         if len(str(self.socket.absolute())) > MAX_SOCKET_PATH:
-            raise ConfigError(f"{path}: too long a name for a socket in it; choose a shorter one")
+            raise ConfigError(f"{path}: the path is too long for a socket in it; choose a shorter one")
 
     def first(self, bundle: Path) -> Bundle:
         """The bundle to serve after a start: the last one that was served, or this one."""
@@ -49,10 +49,10 @@ class State:
         return self.load(current)
 
     def take(self, bundle: Path) -> Bundle:
-        """Copies a bundle into the folder, whole and verified.
+        """Copies a bundle into the folder, atomically and verified.
 
         Raises:
-            BundleError: it is none.
+            BundleError: the bundle is invalid.
             DataError: it cannot be copied.
         """
         taken = load_bundle(bundle)
@@ -70,7 +70,7 @@ class State:
         return load_bundle(folder)
 
     def _give(self, folder: Path) -> None:
-        """What root copies belongs to the aggregator, which is to delete it some day."""
+        """Gives files copied by root to the aggregator's user, which deletes them later."""
         if os.geteuid() == 0:
             owner = self.path.stat()
             for path in (folder, *folder.rglob("*")):
@@ -80,14 +80,14 @@ class State:
         """A bundle of the folder by its hash.
 
         Raises:
-            BundleError: it is not there or not whole.
+            BundleError: it is missing or incomplete.
         """
         if not name or not (self.path / "bundles" / name).is_dir():
-            raise BundleError(f"{self.path}: holds no bundle {name[:12] or 'before this one'}; push one first")
+            raise BundleError(f"{self.path}: contains no bundle {name[:12] or 'before this one'}; push one first")
         return load_bundle(self.path / "bundles" / name)
 
     def served(self, current: str, previous: str) -> None:
-        """Another bundle is served from now on; what is neither of the two is deleted."""
+        """Records another bundle as served; deletes bundles that are neither this nor the previous one."""
         self.write("previous", previous)
         self.write("current", current)
         for folder in (self.path / "bundles").iterdir():
@@ -95,7 +95,7 @@ class State:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def read(self, name: str) -> str:
-        """One of the small files; empty if it is not there."""
+        """Reads one of the small files; empty if it is missing."""
         try:
             return (self.path / name).read_text().strip()
         except FileNotFoundError:
