@@ -1,4 +1,4 @@
-"""Distillation: objectives, failout, the fusion trained through, and the students' training task."""
+"""Distillation: objectives, failout, the differentiable fusion, and the training task of the students."""
 
 from nonn.distill.failout import sample_answering
 from nonn.distill.fusion import FusionLayer

@@ -1,15 +1,15 @@
-"""Failout: whole devices dropped in training, so that students learn to do without each other.
+"""Failout: drops whole devices in training, so that students learn to work without each other.
 
 =============== ========================================================================================
-``none``        all answer
+``none``        all devices answer
 ``independent`` each device is dropped with probability ``p``
-``stratified``  the number of survivors is uniform over 1 … N, then which ones: every row of the report,
-                one for each number of failures, weighs the same
-``groups``      each group of devices (one power strip, one radio cell) is dropped as a whole with
-                probability ``p_group``, and each device besides, or alone, with ``p``
+``stratified``  the number of survivors is uniform over 1 … N, then the subset: every row of the report,
+                one for each number of failures, has the same weight
+``groups``      each group of devices (for example on one power strip) is dropped as a whole with
+                probability ``p_group``; each device is also dropped by itself with ``p``
 =============== ========================================================================================
 
-A set that would be empty is one device instead, each with the same probability: nobody's answer trains nobody.
+An empty set is replaced by one device, each with the same probability: without an answer nothing is trained.
 
 Source: Yousefpour et al. 2020, ResiliNet, arXiv 2002.07386.
 """
@@ -40,14 +40,14 @@ def sample_answering(
     groups: Sequence[Sequence[int]] = (),
     p_group: float = 0.0,
 ) -> Tensor:
-    """Draws an answering set for every sample of a batch; no set is empty.
+    """Draws a subset of answering devices for every sample of a batch; no subset is empty.
 
     Args:
         law: one of ``LAWS``.
-        batch: B.
-        num_devices: N.
+        batch: number of samples B.
+        num_devices: number of devices N.
         p: probability that a device is dropped by itself, for ``independent`` and ``groups``.
-        generator: on the CPU.
+        generator: random generator on the CPU.
         groups: devices that fail together, for ``groups``; a device in none of them only fails by itself.
         p_group: probability that a group is dropped.
 
@@ -61,7 +61,7 @@ def sample_answering(
         return torch.ones(batch, num_devices, dtype=torch.bool)
     if law not in LAWS:
         raise ConfigError(f"distill.failout = '{law}': unknown; {did_you_mean(law, LAWS)}")
-    # A random order of the devices for each sample; the first ones of it survive.
+    # A random order of the devices for each sample; the first ones survive.
     rank = torch.rand(batch, num_devices, generator=generator).argsort(dim=1).argsort(dim=1)
     if law == "stratified":
         survivors = torch.randint(1, num_devices + 1, (batch, 1), generator=generator)

@@ -1,6 +1,6 @@
-"""The torch twin of ``nonn.fusion`` that students are trained through.
+"""The torch version of ``nonn.fusion``, through which students are trained.
 
-One fully connected layer over the features that arrived, with an answering set of its own for every sample. Its
+One fully connected layer over the features that arrived, with a separate subset of devices for every sample. Its
 weights become a ``ZeroFill``, ``Rescale``, ``ReplicaAverage`` or ``LogitAverage`` head, which gives the same logits
 (tested).
 """
@@ -23,18 +23,18 @@ __all__ = ["FusionLayer"]
 class FusionLayer(nn.Module):
     """Zero-fill, rescale or replica-average fusion with a linear layer.
 
-    Zero-fill and rescale are sums of what each device says by itself, ``z_S = b + s Σ f_i W_i`` with s = 1 or N/|S|.
-    Logit-average has a bias for each device: N classifiers that share nothing.
+    Zero-fill and rescale are sums of the contributions of devices, ``z_S = b + s Σ f_i W_i`` with s = 1 or N/|S|.
+    Logit-average has a bias for each device: N independent classifiers.
 
     Args:
         kind: ``zero-fill``, ``rescale``, ``replica-average`` or ``logit-average``.
         widths: feature width d_i of each device [N].
-        parts: part of each device [N], or whatever number tells apart devices that learn different filters; only
-            replica-average looks at it.
-        num_classes: K.
+        parts: part of each device [N], or any number that differs between devices that learn different filters; only
+            replica-average uses it.
+        num_classes: number of classes K.
 
     Raises:
-        ShapeError: the kind is none of these.
+        ShapeError: the kind is not one of these.
     """
 
     membership: Tensor

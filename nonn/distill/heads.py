@@ -1,20 +1,20 @@
-"""Fitting the fusion heads that can be served.
+"""Fits the fusion heads that can be served.
 
 ====================  ================================================================================================
-``fusion.head``       what it is
+``fusion.head``       meaning
 ====================  ================================================================================================
-``trained``           the fusion the students were trained through
+``trained``           the fusion through which the students were trained
 ``zero-fill``         the trained layer of all devices; an absent one counts as zeros
 ``rescale``           the same, scaled by N/|S|
 ``mean-fill``         the same; an absent device counts as the mean of its features
-``ridge``             a ridge regression for every answering set, to the teacher's logits or to the labels
-``logistic``          a logistic regression for every answering set, a few steps from the ridge
-``best``              of all of these the one that is most often right on the held-out split
+``ridge``             a ridge regression for every subset of devices, to the teacher's logits or to the labels
+``logistic``          a logistic regression for every subset of devices, a few steps from the ridge
+``best``              the one of these with the highest accuracy on the held-out split
 ====================  ================================================================================================
 
-Regressions are fitted to augmented passes over the training split, since students overfit the images they saw as they
-are; λ, the number of steps, the head and the temperatures are chosen on the held-out split. The features of all
-passes are computed once, however many heads are fitted to them.
+Regressions are fitted to augmented passes over the training split, since students overfit the original images; the
+values of λ, the number of steps, the head and the temperatures are chosen on the held-out split. The features of all
+passes are computed once for all heads.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = ["KINDS", "HeadFitter", "choose_ridge", "held_out_accuracy"]
 
 KINDS = tuple(kind for kind in choices(FusionConfig, "head") if kind != "best")
 
-_PASS = 1_000_000  # passes draw from other epochs' generators than training did
-_SETS = 256  # answering sets that λ is chosen over; all of them up to N = 8
+_PASS = 1_000_000  # passes use generators of other epochs than training
+_SETS = 256  # subsets of devices on which λ is chosen; all of them up to N = 8
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class HeadFitter:
     """Fits heads to the students of one experiment.
 
     Attributes:
-        config: which head; passes, candidates, storage and temperatures of all of them.
-        train: what heads are fitted to, augmented.
-        held_out: chooses λ, the number of steps and the ``best`` head, and fits the temperatures.
-        seed: of the augmentation and of the sample of answering sets.
+        config: the head, and passes, candidates, storage and temperatures of all heads.
+        train: split that heads are fitted to, augmented.
+        held_out: split for choosing λ, the number of steps and the ``best`` head, and for the temperatures.
+        seed: seed of the augmentation and of the sample of subsets.
         augment: (raw batch, generator) → varied raw batch.
         device: torch device name.
     """
@@ -67,11 +67,11 @@ class HeadFitter:
     device: str = "cpu"
 
     def fit(self, teacher: Teacher, students: Students) -> Head:
-        """The head that ``fusion.head`` names; of equally good ones the simplest.
+        """Fits the head that ``fusion.head`` names; of equally good ones the simplest.
 
         Args:
             teacher: gives the targets of the ridge.
-            students: give the features, and the fusion that they were trained through.
+            students: gives the features and the fusion through which they were trained.
         """
         if self.config.head != "best":
             return self.fit_all(teacher, students, (self.config.head,))[self.config.head]
@@ -80,20 +80,20 @@ class HeadFitter:
         return heads[max(KINDS, key=lambda kind: score[kind])]
 
     def fit_all(self, teacher: Teacher, students: Students, kinds: Sequence[str] = KINDS) -> dict[str, Head]:
-        """Several heads for the same students.
+        """Fits several heads to the same students.
 
         Args:
             teacher: gives the targets of the ridge.
-            students: give the features, and the fusion that they were trained through.
-            kinds: which heads, of ``KINDS``.
+            students: gives the features and the fusion through which they were trained.
+            kinds: heads to fit, of ``KINDS``.
 
         Returns:
-            The heads, by kind. ``trained`` has the kind of head that the students' fusion is.
+            The heads, by kind. ``trained`` is a head of the kind of the students' fusion.
         """
         students.to(self.device).eval()
         teacher.to(self.device).eval()
         trained = students.fusion.head()
-        # Whatever the fusion, all devices together are one linear layer over all features.
+        # With any fusion, all devices together are one linear layer over all features.
         weight, bias = trained.weights((1 << trained.num_devices) - 1)
         heads: dict[str, Head] = {
             "trained": trained,
@@ -113,7 +113,7 @@ class HeadFitter:
         return {kind: self._calibrated(heads[kind], recorded) for kind in kinds}
 
     def held_out_features(self, students: Students) -> list[NDArray[np.float32]]:
-        """Features of each device over the held-out split as it is, N arrays [n, d_i]."""
+        """Features of each device over the original held-out split, N arrays [n, d_i]."""
         with torch.no_grad():
             chunks = [students.features(raw) for raw in batches(self.held_out.inputs, self.device)]
         return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
@@ -138,7 +138,7 @@ class HeadFitter:
 
     @torch.no_grad()
     def _passes(self, teacher: Teacher, students: Students, kept: int) -> _Passes:
-        """Runs students and teacher over augmented passes; keeps the features of about the first ``kept`` samples."""
+        """Runs students and teacher over augmented passes; stores the features of about the first ``kept`` samples."""
         width, classes = sum(students.fusion.widths), students.fusion.linear.out_features
         passes = _Passes(width, classes)
         for number in range(self.config.passes):
@@ -159,13 +159,13 @@ class HeadFitter:
 def held_out_accuracy(
     head: Head, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], seed: int
 ) -> float:
-    """Mean accuracy of a head over answering sets, every number of failures weighing the same.
+    """Mean accuracy of a head over subsets of devices; every number of failures has the same weight.
 
     Args:
         head: the fusion.
-        features: of each device, N arrays [n, d_i].
-        labels: [n].
-        seed: of the sample of answering sets where there are more than 256.
+        features: features of each device, N arrays [n, d_i].
+        labels: labels [n].
+        seed: seed of the sample of subsets if there are more than 256.
     """
     masks = all_masks(head.num_devices)[1:]
     if len(masks) > _SETS:
@@ -186,14 +186,14 @@ def choose_ridge(
     candidates: Sequence[float],
     seed: int,
 ) -> float:
-    """The λ with the best ``held_out_accuracy``; the largest of equals.
+    """The λ with the highest ``held_out_accuracy``; the largest of equals.
 
     Args:
-        head: any λ.
-        features: of each device, N arrays [n, d_i].
-        labels: [n].
+        head: a ridge head with any λ.
+        features: features of each device, N arrays [n, d_i].
+        labels: labels [n].
         candidates: values of λ.
-        seed: of the sample of answering sets where there are more than 256.
+        seed: seed of the sample of subsets if there are more than 256.
     """
     return max((held_out_accuracy(head.with_ridge(ridge), features, labels, seed), ridge) for ridge in candidates)[1]
 
@@ -202,8 +202,8 @@ class _Passes:
     """Sums over all augmented passes, with features [n, D] and labels [n] of the first samples.
 
     Args:
-        width: D.
-        classes: K.
+        width: width D of all features together.
+        classes: number of classes K.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -214,7 +214,7 @@ class _Passes:
         self._samples = 0
 
     def add(self, features: NDArray[np.float32], targets: NDArray[Any], labels: NDArray[np.int64], kept: int) -> None:
-        """Adds a batch; its features are kept while fewer than ``kept`` samples were seen."""
+        """Adds a batch; its features are stored while fewer than ``kept`` samples were seen."""
         gram_matrix, cross = gram(features, targets)
         self.gram_matrix += gram_matrix
         self.cross += cross
@@ -225,10 +225,10 @@ class _Passes:
 
     @property
     def features(self) -> NDArray[np.float32]:
-        """Of the kept samples [n, D]."""
+        """Features of the stored samples [n, D]."""
         return np.concatenate(self._features)
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Of the kept samples [n]."""
+        """Labels of the stored samples [n]."""
         return np.concatenate(self._labels)

@@ -1,15 +1,15 @@
-"""Multinomial logistic regression for every answering set, started from that set's ridge.
+"""Multinomial logistic regression for every subset of devices, started from the ridge of that subset.
 
-The ridge repeats the teacher's logits, which is not yet the best answer of few devices: most of what it spends its
-squared error on does not change which class is largest. A few L-BFGS steps on the labels from there do, and most
-where few devices are left. A few, since they overfit: how many is chosen on the held-out split, for each number of
-answering devices by itself on up to 16 of their sets, and none (the ridge) is a candidate.
+The ridge fits the teacher's logits, which does not give the best answer of few devices: most of its squared error does
+not change which class is largest. A few L-BFGS steps on the labels improve that, most with few devices left. Many
+steps overfit, so their number is chosen on the held-out split, separately for each number of answering devices on up
+to 16 of their subsets; no step (the ridge) is a candidate.
 
-Stored is as much as fits: the sets without a failure, then those with one, and so on, whole or not at all, since fewer
-failures are likelier. Sets with more keep their ridge.
+Subsets are stored while they fit: those without a failure, then those with one, and so on, all of a number or none,
+since fewer failures are more likely. Subsets with more failures keep their ridge.
 
-Limits: each step of a set costs about 8 n D_S K operations. Measured on two shared cores: 20 steps of 128 features,
-100 classes and 50,000 samples take 5 to 8 s, so all 255 sets of eight such devices half an hour at worst; a GPU or
+Limits: each step of a subset costs about 8 n D_S K operations. Measured on two shared cores: 20 steps of 128 features,
+100 classes and 50,000 samples take 5 to 8 s, so all 255 subsets of eight such devices half an hour at worst; a GPU or
 fewer samples help.
 
 Source: L-BFGS with strong Wolfe line search (Nocedal, Wright 2006), as in PyTorch.
@@ -30,8 +30,8 @@ from nonn.reliability.subsets import all_masks, members, membership
 
 __all__ = ["fit_logistic", "refine", "stored_levels"]
 
-_TRIED = 16  # sets of one number of devices that the number of steps is chosen on
-_MOST_SETS = 4096  # bounds the time of fitting where heads are so small that many would fit
+_TRIED = 16  # subsets of one size on which the number of steps is chosen
+_MOST_SETS = 4096  # bounds the time of fitting if heads are so small that many would fit
 
 Solution = tuple[NDArray[np.float64], NDArray[np.float64]]  # W_S [D_S, K] and b_S [K]
 
@@ -47,21 +47,21 @@ def fit_logistic(
     limit_bytes: int,
     device: str = "cpu",
 ) -> LogisticPerSet:
-    """Fits as many sets as may be stored.
+    """Fits as many subsets as may be stored.
 
     Args:
-        ridge: where every set starts, and what all other sets answer with.
+        ridge: start of every subset, and the head of all other subsets.
         features: concatenated features of all devices [n, D].
         labels: [n].
         held_out: features of each device over the held-out split, N arrays [h, d_i].
         held_out_labels: [h].
         steps: candidates for the number of L-BFGS steps.
-        limit_bytes: of the stored weights.
+        limit_bytes: limit of the stored weights.
         device: torch device name.
     """
     mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     std = np.maximum(std, 1e-3 * max(float(std.max(initial=0.0)), 1e-12))  # a dead feature stays small
-    # Features of one scale: L-BFGS starts from the gradient's direction and has only a few steps.
+    # Features are scaled alike: L-BFGS starts in the direction of the gradient and has only a few steps.
     scaled = torch.from_numpy(((features - mean) / std).astype(np.float32)).to(device)
     targets = torch.from_numpy(labels).to(device)
 
@@ -83,7 +83,7 @@ def fit_logistic(
         hits = [
             sum(right(mask, solutions[place]) for mask, solutions in tried.items()) for place in range(len(candidates))
         ]
-        best = int(np.argmax(hits))  # the fewest steps of equals
+        best = int(np.argmax(hits))  # of equals, the fewest steps
         if candidates[best]:
             kept |= {m: tried[m][best] if m in tried else solve(m, [candidates[best]])[0] for m in level}
     return LogisticPerSet.pack(ridge, kept)
@@ -95,13 +95,13 @@ def refine(
     """Minimises the mean negative log-likelihood of the labels from a start.
 
     Args:
-        features: [n, D], float32, of about unit variance.
+        features: features [n, D], float32, of about unit variance.
         labels: [n].
         start: W [D, K] and b [K].
         counts: numbers of L-BFGS steps, ascending.
 
     Returns:
-        W and b after each number of steps, never worse than the start: what rounding lifts again is not taken.
+        W and b after each number of steps, never worse than the start: a step that rounding makes worse is not used.
     """
     parameters = torch.from_numpy(np.concatenate([start[0], start[1][None]]).astype(np.float32)).to(features.device)
     parameters.requires_grad_(True)
@@ -129,11 +129,11 @@ def refine(
 
 
 def stored_levels(head: Head, limit_bytes: int) -> list[list[int]]:
-    """Answering sets whose weights fit into a limit as float16, by number of devices, the most devices first.
+    """Subsets whose weights fit into a limit as float16, by number of devices, the most devices first.
 
     Args:
-        head: gives widths and classes.
-        limit_bytes: of the weights of all sets together.
+        head: head with the widths and classes.
+        limit_bytes: limit of the weights of all subsets together.
     """
     masks = all_masks(head.num_devices)
     survivors = membership(head.num_devices).sum(axis=1)

@@ -1,4 +1,4 @@
-"""What objectives look at inside a network: earlier layers, and the teacher's classifier."""
+"""Access of objectives to the inside of a network: earlier layers, and the teacher's classifier."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nonn.teacher.wrn import Block
 __all__ = ["classifier_weight", "layers", "tapped"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-_TOLERANCE = 0.05  # of the logits' norm; bfloat16 has three digits
+_TOLERANCE = 0.05  # relative to the logits' norm; bfloat16 has three digits
 
 
 def layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Layers that two networks can be compared at, by name, from the input on.
+    """Layers at which two networks can be compared, by name, in order from the input.
 
     ``stem`` is the first convolution; wide residual networks also have ``stage-1`` and ``stage-2``, the last block
     before each halving of the resolution.
 
     Raises:
-        ConfigError: there is no convolution.
+        ConfigError: the network has no convolution.
     """
     stem = next((m for m in network.modules() if isinstance(m, _CONVOLUTIONS)), None)
     if stem is None:
@@ -49,7 +49,7 @@ def _stride(convolution: nn.Module) -> int:
 def tapped(networks: Sequence[nn.Module]) -> Iterator[list[Mapping[str, Tensor]]]:
     """Records the ``layers`` of networks while they run inside this context.
 
-    Hooks are on these very modules and gone afterwards: hooks left on a class are a mistake of public code.
+    Hooks are set on these module instances and removed afterwards: some public code leaves hooks on a class.
 
     Yields:
         For each network a mapping, filled by its forward pass, from a layer's name to its output [B, C, …].
@@ -77,12 +77,12 @@ def classifier_weight(teacher: Teacher, maps: Tensor, logits: Tensor) -> Tensor:
     """The weights [K, C_T] of the linear layer that turns the teacher's mean filters into its logits.
 
     Args:
-        teacher: searched for such a layer.
-        maps: what it gave for a batch [B, C_T, …].
-        logits: what it gave for the same batch [B, K]; a layer that does not explain them is not the one.
+        teacher: network to search for such a layer.
+        maps: its filters for a batch [B, C_T, …].
+        logits: its logits for the same batch [B, K]; a layer that does not reproduce them is rejected.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such layer.
     """
     pooled, answer = pool(maps), logits.float()
     for layer in reversed([m for m in teacher.network.modules() if isinstance(m, nn.Linear)]):

@@ -1,12 +1,12 @@
-"""Schedules around the objectives: sequences of distillations, each one learning from those before it.
+"""Schedules around the objectives: sequences of distillations, each of which learns from earlier ones.
 
-- Teacher assistants (Mirzadeh et al. 2020, arXiv 1902.03393): networks of a size in between are distilled one from
-  the other; the last one's filters are cut into parts and its answers are the students' target.
-- Born-again networks (Furlanello et al. 2018, arXiv 1805.04770): students are trained anew, from the answers of the
-  students before them.
+- Teacher assistants (Mirzadeh et al. 2020, arXiv 1902.03393): networks of intermediate sizes are distilled one from
+  the other; the filters of the last one are cut into parts, and its answers are the target of the students.
+- Born-again networks (Furlanello et al. 2018, arXiv 1805.04770): students are trained again, from the answers of the
+  students of the previous generation.
 
-Both go with any set of objectives. Mutual learning is no schedule but an objective, since its students learn at the
-same time: ``distill.objectives.mutual``.
+Both work with any objectives. Mutual learning is an objective and not a schedule, since its students learn at the same
+time: ``distill.objectives.mutual``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Step:
     """One distillation.
 
     Attributes:
-        name: of the step and of its folder.
-        teacher: name of the step whose network teaches, ``teacher`` for the teacher itself.
-        model: what an assistant is; empty where the students are trained.
-        previous: name of the students whose answers replace the teacher's; empty where there are none.
+        name: name of the step and of its folder.
+        teacher: name of the step whose network is the teacher; ``teacher`` for the original teacher.
+        model: network of an assistant; empty if the step trains the students.
+        previous: name of the students whose answers replace those of the teacher; empty if there are none.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Step:
 
 
 def plan(config: DistillConfig) -> tuple[Step, ...]:
-    """The steps that a configuration asks for, in order; the last one is always called ``students``.
+    """The steps of a configuration, in order; the last one is always called ``students``.
 
     One assistant and two generations give ``assistant-1``, ``students-1``, ``students``.
     """
@@ -65,19 +65,19 @@ def plan(config: DistillConfig) -> tuple[Step, ...]:
 class AssistantTask:
     """Distils a whole teacher into an assistant.
 
-    Of the objectives that the students have, those on whole answers apply: an assistant has no parts.
+    Only objectives on complete answers apply, since an assistant has no parts.
 
     Args:
         teacher: frozen here.
-        assistant: what is trained.
-        config: objectives.
+        assistant: the network to train.
+        config: the objectives.
 
     Attributes:
         module: the assistant.
-        progress: share of all steps that are done, in [0, 1].
+        progress: share of finished steps, in [0, 1].
 
     Raises:
-        ConfigError: no objective is on whole answers.
+        ConfigError: no objective is on complete answers.
     """
 
     def __init__(self, teacher: Teacher, assistant: Teacher, config: DistillConfig) -> None:

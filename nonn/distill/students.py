@@ -19,8 +19,8 @@ class Students(nn.Module):
     """All students and the fusion that they are trained through.
 
     Args:
-        students: one a device [N].
-        fusion: over their features.
+        students: one student per device [N].
+        fusion: fusion of their features.
     """
 
     def __init__(self, students: Sequence[Student], fusion: FusionLayer) -> None:
@@ -29,7 +29,7 @@ class Students(nn.Module):
         self.fusion = fusion
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
+        """Sent features of each device, N tensors [B, d_i], for raw inputs [B, C, …]."""
         return [student(select_view(x, student.view)) for student in self.individual()]
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -47,12 +47,12 @@ class Students(nn.Module):
 
 
 class JointStudents(nn.Module):
-    """The students as one network while they train, or as one for each architecture among them.
+    """The students as one network for training, or as one for each architecture among them.
 
-    See nonn.students.grouped for why.
+    ``nonn.students.grouped`` has the reasons.
 
     Args:
-        students: their fusion is shared, not copied.
+        students: the students; their fusion is shared, not copied.
     """
 
     def __init__(self, students: Students) -> None:
@@ -67,7 +67,7 @@ class JointStudents(nn.Module):
         return self.maps_and_features(x)[0]
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What each device sends, N tensors [B, d_i], for raw inputs [B, C, …]."""
+        """Sent features of each device, N tensors [B, d_i], for raw inputs [B, C, …]."""
         return self.maps_and_features(x)[1]
 
     def maps_and_features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -81,7 +81,7 @@ class JointStudents(nn.Module):
         return [maps for maps, _ in in_order], [features for _, features in in_order]
 
     def copy_back(self, students: Students) -> None:
-        """Writes the weights into the students that this was made from."""
+        """Writes the weights into the original students."""
         individual = students.individual()
         for members, grouped in zip(self._members, self.groups, strict=True):
             cast("GroupedStudents", grouped).copy_to([individual[i] for i in members])

@@ -1,8 +1,8 @@
-"""What the trainer minimises for the students: all of them and their fusion, jointly.
+"""Training task of the students: the losses of all students and their fusion, minimised jointly.
 
-The teacher runs once a batch and is no part of the trained module. Every student is a network of its own, built one
-by one: a shared trunk by accident (one deep copy outside of the loop) is a mistake of public code, tested against.
-Parameters that belong to objectives are trained beside the students, never inside them.
+The teacher runs once per batch and is not part of the trained module. Students are separate networks, built one by
+one: a test excludes an accidentally shared trunk (one deep copy outside of the loop), which occurs in public code.
+Parameters of objectives are trained next to the students, never inside them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class DistillTask:
 
     Args:
         teacher: frozen here.
-        students: what is trained.
+        students: the students to train.
         filters: the teacher's filters that each device learns, N lists.
-        config: objectives and failout.
-        previous: students of the generation before, frozen here; their fused answer with every device present
-            replaces the teacher's logits (born-again networks), its filters stay the teacher's.
-        seed: of the parameters that objectives start with.
+        config: the objectives and failout.
+        previous: students of the previous generation, frozen here; their fused answer with all devices
+            replaces the teacher's logits (born-again networks); the filters stay those of the teacher.
+        seed: seed of the initial parameters of objectives.
 
     Attributes:
-        module: the students, and beside them the parameters of objectives.
-        progress: share of all steps that are done, in [0, 1]; the trainer sets it before every step, for warm-ups.
+        module: the students and the parameters of objectives.
+        progress: share of finished steps, in [0, 1]; the trainer sets it before every step, for warm-ups.
 
     Raises:
-        ConfigError: an objective cannot be had with these students.
+        ConfigError: an objective is not possible with these students.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class DistillTask:
         return {name: term(batch) for name, term in self.terms.items()}
 
     def finish(self) -> None:
-        """Writes what was learned into the students."""
+        """Writes the learned weights into the students."""
         if isinstance(self._learners, JointStudents):
             self._learners.copy_back(self.students)
 
@@ -116,7 +116,7 @@ class DistillTask:
         return maps, logits, taps[0] if taps else None
 
     def _study(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor], Sequence[Mapping[str, Tensor]]]:
-        """The students' maps [B, C_j, …], what they send [B, d_i] and their earlier layers, N of each."""
+        """The students' maps [B, C_j, …], sent features [B, d_i] and earlier layers, N of each."""
         with self._tapping([student.backbone for student in self.students.individual()]) as taps:
             return *self._learners.maps_and_features(inputs), taps
 

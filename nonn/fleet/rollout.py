@@ -278,7 +278,7 @@ class Rollout:
             missing = tuple(sorted(set(nodes) - set(served.up())))
             raise MembershipError(
                 f"{_names(missing)} did not come back with bundle {served.bundle.hash[:12]} within {wait_s:g} s; "
-                f"bundle {self.served.bundle.hash[:12]} is served with {self.served.accuracy():.2%}. See the node's log "
+                f"bundle {self.served.bundle.hash[:12]} is served with {self.served.accuracy():.2%}. See its log "
                 "(journalctl -u nonn-device), then push again, or: nonn fleet rollback"
             ) from None
 
