@@ -1,4 +1,4 @@
-# One command a job; every job makes its own virtual environment from constraints.txt when there is none.
+# One command per job; a job creates its virtual environment from constraints.txt if it is missing.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DOCS   := .venv-docs
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-# Tests that compute with floats. `make test-portable` runs them as on two other machines: kernels of processors without
+# Tests that compute with floats. `make test-portable` runs them like on two other machines: kernels of processors without
 # AVX-512 and without AVX in OpenBLAS, NumPy, torch, oneDNN and MKL, two threads, and another home, locale, time zone,
 # proxy, colours and file permissions. Threads wait without spinning, so that two runs share two cores.
 PORTABLE := aggregator base_install bias bundle calibration drift examples export features filters fusion grouped heads \
@@ -28,7 +28,7 @@ test: $(READY)            ## all tests; fails below 85 % of lines and branches c
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not alone' --cov --cov-report=term
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
-test-portable: test-haswell test-prescott ## the tests of numbers, as on two other machines; -j2: at the same time
+test-portable: test-haswell test-prescott ## numerical tests, like on two other machines; -j2: at the same time
 test-haswell test-prescott: test-%: $(READY)
 	umask 077; $(ELSEWHERE) $($*) $(BIN)/python -m pytest -q -p no:cacheprovider -m 'not alone' $(PORTABLE:%=tests/test_%.py)
 
@@ -39,7 +39,7 @@ check: $(READY)           ## format, lint, types, import contract, stub drift
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/make_stubs.py --check
 
-conformance: $(READY)     ## somebody else's client and somebody else's server of the protocol, live
+conformance: $(READY)     ## third-party client and server of the protocol, live
 	NONN_CONFORMANCE=required OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/test_conformance*.py
 
 soak: $(READY)            ## faults under load, memory, fuzzing; writes benchmarks/results/soak.json
@@ -48,7 +48,7 @@ soak: $(READY)            ## faults under load, memory, fuzzing; writes benchmar
 bench: $(READY)           ## measure; writes benchmarks/results/bench.json
 	$(BIN)/python benchmarks/bench.py
 
-bench-ray: $(READY)       ## serving beside Ray Serve too; 600 MB in an environment of its own
+bench-ray: $(READY)       ## serving compared with Ray Serve too; 600 MB in a separate environment
 	test -x .venv-ray-serve/bin/python || $(PYTHON) -m venv .venv-ray-serve
 	.venv-ray-serve/bin/python -m pip install --quiet -r benchmarks/ray-serve-requirements.txt
 	OMP_NUM_THREADS=1 $(BIN)/nonn bench serve --ray .venv-ray-serve/bin/python

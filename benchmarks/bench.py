@@ -1,8 +1,7 @@
-"""``make bench``: what nonn costs, on this machine, in one run.
+"""``make bench``: measures the cost of nonn on this machine in one run.
 
-Writes ``benchmarks/results/bench.json``: flat keys with units in the name, and the machine, versions, code version
-and date that they belong to. Machines are noisy: times are medians, and where two things are compared they are
-interleaved and their ratio is given.
+Writes ``benchmarks/results/bench.json``: flat keys with units in the name, with machine, versions, code version and
+date. Machines are noisy: times are medians, and things that are compared are interleaved and reported as a ratio.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Figures = dict[str, float]
 
 
 def bench_cli(bundle: Bundle) -> Figures:
-    """Start of the command line."""
+    """Start time of the command line."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -47,13 +46,13 @@ def bench_cli(bundle: Bundle) -> Figures:
 
 
 def bench_serving(bundle: Bundle) -> Figures:
-    """Whole answers over gRPC beside a bare fan-out of the same bytes; students that do nothing, eight devices."""
+    """Complete answers over gRPC compared with a bare fan-out of the same bytes; eight devices, students do nothing."""
     with tempfile.TemporaryDirectory() as folder:
         return bench_serve(Path(folder), Load())
 
 
 def bench_enumerate(bundle: Bundle) -> Figures:
-    """All answering sets, every head, on one core: a process of its own, since BLAS takes its threads at its start."""
+    """All subsets, every head, on one core; in a separate process, since BLAS reads its number of threads at start."""
     command = [sys.executable, str(Path(__file__).with_name("enumeration.py")), "--sixteen"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures: Figures = json.loads(done.stdout)
@@ -61,7 +60,7 @@ def bench_enumerate(bundle: Bundle) -> Figures:
 
 
 def bench_simulate(bundle: Bundle) -> Figures:
-    """A million requests in virtual time: the shipped cluster at its own load, on one core."""
+    """A million requests in virtual time: the shipped cluster at its load, on one core."""
     from nonn_sim.scenario_file import load_scenario
     from nonn_sim.simulate import simulate_once
 
@@ -87,9 +86,9 @@ BENCHES: dict[str, Callable[[Bundle], Figures]] = {
 
 
 def main() -> None:
-    """Runs the benches asked for; writes the file only if they are all of them, since it speaks of one run."""
+    """Runs the chosen benchmarks; writes the file only after all of them, since it describes one run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("only", nargs="*", choices=[[], *BENCHES], help="benches to run (default: all)")
+    parser.add_argument("only", nargs="*", choices=[[], *BENCHES], help="benchmarks to run (default: all)")
     parser.add_argument("--bundle", type=Path, help="bundle to serve (default: a digits bundle of one epoch)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

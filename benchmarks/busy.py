@@ -1,14 +1,14 @@
-"""One epoch of training beside two busy processes: ``python benchmarks/bench.py busy``.
+"""One epoch of training next to two busy processes: ``python benchmarks/bench.py busy``.
 
-Two child processes train the same epochs in turn: one as the command line does (``nonn.threads``), one with PyTorch's
-own waiting and placing. ``digits`` distils eight students in one grouped network on 8×8 pixels, ``images`` trains
-a teacher wrn-16-2 on 32×32. Slowdowns are medians beside two busy processes ÷ medians without, costs are medians of the
-ratios of neighbours in time; the larger of the two works is the figure. Random images, seed 0.
+Two child processes train the same epochs in turn: one like the command line (``nonn.threads``), one with PyTorch's
+defaults for waiting and placement. ``digits`` distils eight students in one grouped network on 8×8 pixels, ``images``
+trains a teacher wrn-16-2 on 32×32. A slowdown is the median with two busy processes ÷ the median without, a cost the
+median of the ratios of neighbours in time; the figure is the larger of the two workloads. Random images, seed 0.
 
 =====================================  ================================================================================
 ``train_busy_slowdown``                as ``nonn`` trains
-``train_busy_slowdown_plain``          with PyTorch's own; depends on where the scheduler puts the threads
-``train_idle_cost_percent``            what ``nonn``'s way costs where nothing else runs
+``train_busy_slowdown_plain``          with PyTorch's defaults; depends on where the scheduler puts the threads
+``train_idle_cost_percent``            cost of ``nonn.threads`` on an idle machine
 =====================================  ================================================================================
 """
 
@@ -32,7 +32,7 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_THREAD_TIMEOUT", "OMP
 
 
 def bench_busy() -> Figures:
-    """The figures of this page."""
+    """The figures of the table above."""
     clean = {name: value for name, value in os.environ.items() if name not in _WAITING}
     ours, plain = dict(clean), clean | {"OMP_PROC_BIND": "false"}
     limit_spinning(ours)
@@ -40,7 +40,7 @@ def bench_busy() -> Figures:
         train = {name: stack.enter_context(_child(env)) for name, env in (("nonn", ours), ("plain", plain))}
         for epoch in train.values():
             for work in WORKS:
-                epoch(work)  # warms up
+                epoch(work)  # warm-up
         idle: dict[str, dict[str, list[float]]] = {way: {work: [] for work in WORKS} for way in train}
         for number in range(IDLE_ROUNDS):
             for work in WORKS:
@@ -67,7 +67,7 @@ def bench_busy() -> Figures:
 
 @contextmanager
 def _child(environment: dict[str, str]) -> Iterator[Callable[[str], float]]:
-    """A process that trains an epoch of a work on demand and gives its seconds."""
+    """A process that trains an epoch of a workload on demand and returns its seconds."""
     command = [sys.executable, __file__, "--child"]
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -88,10 +88,10 @@ def _child(environment: dict[str, str]) -> Iterator[Callable[[str], float]]:
 
 @contextmanager
 def _busy(number: int) -> Iterator[None]:
-    """So many processes that only count, while the block runs."""
+    """Runs ``number`` busy processes while the block runs."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
-        time.sleep(0.2)  # Python has started
+        time.sleep(0.2)  # until Python has started
         yield
     finally:
         for process in busy:
@@ -100,7 +100,7 @@ def _busy(number: int) -> Iterator[None]:
 
 
 def _serve() -> None:
-    """The child: reads names of works, prints seconds."""
+    """The child: reads names of workloads, prints seconds."""
     import tempfile
     from pathlib import Path
 

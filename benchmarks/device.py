@@ -1,8 +1,8 @@
-"""What a device pays: size, start, memory, idle processor time and inference, for ONNX Runtime and for compiled C.
+"""Cost on a device: size, start, memory, idle processor time and inference, for ONNX Runtime and for compiled C.
 
 The student is a WRN-16-1 for 32×32 images with 32 features, 0.18 million parameters, the published size for CIFAR, with
-random weights: size, time and memory do not depend on them. What 8 bits cost in accuracy is measured on digits,
-trained for fewer epochs than by default; benchmarks/int8.py has it for fully trained students.
+random weights: size, time and memory do not depend on them. The cost of 8 bits in accuracy is measured on digits,
+trained for fewer epochs than by default; benchmarks/int8.py measures it for fully trained students.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def device_bundle(folder: Path) -> Bundle:
 
 
 def bench_device(_: Bundle) -> Figures:
-    """Everything about one device but accuracy."""
+    """All figures of one device except accuracy."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = device_bundle(Path(folder))
         command = [sys.executable, "-m", "nonn", "export", str(bundle.path), "--target", "c", "--json"]
@@ -99,7 +99,7 @@ def bench_device(_: Bundle) -> Figures:
 
 
 def bench_int8(_: Bundle) -> Figures:
-    """Accuracy that 8 bits cost, the worse of none and half failed, on the same trained students."""
+    """Accuracy lost by 8 bits on the same trained students: the larger loss of none and half failed."""
     from nonn.experiment.run import run
     from nonn.report import build_report
 
@@ -108,8 +108,8 @@ def bench_int8(_: Bundle) -> Figures:
         bundle = run(load_experiment(None, settings), runs=Path(folder)).bundle
         report = build_report(bundle)
     precision, traffic = report.precision, report.traffic
-    assert precision is not None, "the experiment makes an int8 bundle"
-    assert traffic.layer_maps is not None, "the shapes of its teacher are known"
+    assert precision is not None, "the experiment builds an int8 bundle"
+    assert traffic.layer_maps is not None, "the teacher has known shapes"
     drop = {row.failed: row.drop for row in precision.drop_by_failures}
     return {
         "int8_accuracy_drop_points": 100 * max(drop[0], drop[4]),

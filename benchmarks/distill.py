@@ -1,13 +1,13 @@
 """Speed of distillation: eight students as one grouped network against a loop over them, vmap, and a worker loader.
 
-All in one run, interleaved, on random images of CIFAR's size; throughput is counted in student-images a second (a
-batch of B images for N students is B · N). Medians over rounds, after a round that only warms up.
+All in one run, interleaved, on random images of CIFAR's size; throughput is in student-images per second (a
+batch of B images for N students is B · N). Medians over rounds, after one warm-up round.
 
 =================  =================================================================================================
 ``grouped``        one network of grouped convolutions, one teacher pass, data on the device
-``loop``           the same step with the students one after another; ``nonn run`` takes the one or the other
-                   (``nonn.students.grouping_pays``), and ``distill_images_per_s`` is that one's
-``worker-loader``  one student at a time with a teacher pass of its own and a loader with two worker processes that
+``loop``           the same step with the students one after another; ``nonn run`` chooses one of the two
+                   (``nonn.students.grouping_pays``), which ``distill_images_per_s`` reports
+``worker-loader``  one student at a time, each with a teacher pass and a loader with two worker processes that
                    crop and flip sample by sample, as public distillation code is written (RepDistiller)
 ``students``       forward and backward of the students alone at three sizes: one after another, grouped, stacked
                    with torch.func under vmap, and one after another compiled (which needs a C++ compiler)
@@ -45,11 +45,11 @@ Figures = dict[str, float]
 
 
 def bench_distill(rounds: int = 2, batches: int = 0) -> Figures:
-    """Student-images a second of every way, and their ratios.
+    """Student-images per second of every method, and their ratios.
 
     Args:
-        rounds: that count.
-        batches: of one measurement; 0 is 8 on a CPU and 64 on a GPU.
+        rounds: rounds after the warm-up.
+        batches: batches per measurement; 0 is 8 on a CPU and 64 on a GPU.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     samples = BATCH * (batches or (64 if device == "cuda" else 8))
@@ -107,7 +107,7 @@ def _students() -> list[Student]:
 
 
 def _fit(inputs: np.ndarray, labels: np.ndarray, device: str, *, grouped: bool) -> None:
-    """One epoch of the one trainer."""
+    """One epoch of the trainer."""
     students = _students()
     joint = Students(students, FusionLayer("zero-fill", [16] * N, list(range(N)), CLASSES))
     filters = [list(range(16 * i, 16 * i + 16)) for i in range(N)]
@@ -137,7 +137,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
 
 def _worker_loader(inputs: np.ndarray, labels: np.ndarray, device: str) -> None:
-    """One epoch for each student by itself: a loader with workers, a teacher pass, KD and cross entropy."""
+    """One epoch for each student separately: a loader with workers, a teacher pass, KD and cross entropy."""
     teacher, config = _teacher(device), DistillConfig()
     for student in _students():
         network = nn.Sequential(student, nn.Linear(16, CLASSES)).to(device).train()
@@ -162,7 +162,7 @@ def _students_alone(inputs: np.ndarray, device: str) -> dict[str, Callable[[], N
     for student in compiled:
         student.backbone.compile()
     grouped = GroupedStudents(_students()).to(device).train()
-    # vmap cannot ask for channels_last, which the normalisation does: it comes before, once for all.
+    # vmap does not support channels_last, which the normalisation requests: it runs before, once for all.
     x = apart[0].normalise(raw).contiguous()
     networks = [nn.Sequential(student.backbone, student.bridge) for student in _students()]
     for network in networks:

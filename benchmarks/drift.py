@@ -1,12 +1,12 @@
-"""How soon the drift alarm names a bad node, and how often it cries wolf, on the recorded features of a bundle.
+"""Detection delay and false alarms of the drift alarm, on the recorded features of a bundle.
 
 ::
 
     python benchmarks/drift.py runs/digits/bundle --json
 
 Even rows of the recorded test features are the baseline, odd rows are drawn at random as the live stream, so that the
-two share no sample. A false alarm takes years to come at the default setting, so the rate is measured at one that
-allows for many and compared with what that setting promises; the default must then stay silent over the same stream.
+two share no sample. A false alarm takes years at the default setting, so the rate is measured at a setting that allows
+many and compared with its bound; the default setting must then stay silent over the same stream.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def split(bundle: Bundle) -> tuple[Baseline, Features]:
 
 
 def alarms(watch: DriftWatch, live: Features, num_samples: int, rng: np.random.Generator) -> int:
-    """Notices while every node is as built."""
+    """Findings while every node is as built."""
     rows = rng.integers(0, len(live[0]), num_samples)
     return sum(len(watch.observe({f"node-{i}": (i, f[row]) for i, f in enumerate(live)})) for row in rows)
 
 
 def delay(watch: DriftWatch, live: Features, node: int, fault: Fault, rng: np.random.Generator) -> tuple[str, int]:
-    """Who is named first when one node goes bad, and after how many samples."""
+    """The node that is named first when one goes bad, and after how many samples."""
     for count, row in enumerate(rng.integers(0, len(live[0]), GIVE_UP), start=1):
         sample = {f"node-{i}": (i, f[row]) for i, f in enumerate(live)}
         sample[f"node-{node}"] = (node, fault(live, node, int(row), rng))
@@ -70,7 +70,7 @@ def main() -> None:
     bundle = load_bundle(args.bundle)
     baseline, live = split(bundle)
     rng = np.random.default_rng(args.seed)
-    # One false alarm in a thousand samples is what this setting accepts.
+    # This setting accepts one false alarm in a thousand samples.
     loose = DriftConfig(false_alarms_per_day=DriftConfig.samples_per_s * SECONDS_A_DAY / 1000)
     rows = [
         {"fault": name, "node": node, "named": named, "samples": count}

@@ -1,10 +1,9 @@
-"""What counting all answering sets costs, on one core: ``python benchmarks/enumeration.py [--sixteen]``.
+"""Cost of counting all subsets of devices on one core: ``python benchmarks/enumeration.py [--sixteen]``.
 
-Prints flat JSON; seconds are those of the processor, so that what else the machine does hardly counts. 10,000 samples,
-100 classes, seed 0; features are noisy rectified views of the same 64 latent variables that a linear teacher's logits
-come from, so that accuracy grows with every device that answers, as it does in a real bundle. ``speedup`` is against
-``head.logits`` over all samples for each set, timed on 48 random sets, half of them before the fast count and half
-after it, and scaled to all.
+Prints flat JSON; seconds are processor time, so that other load hardly matters. 10,000 samples, 100 classes, seed 0;
+features are noisy rectified views of the same 64 latent variables as the logits of a linear teacher, so that accuracy
+grows with every device that answers, as in a real bundle. ``speedup`` is compared with ``head.logits`` over all samples
+for each subset, timed on 48 random subsets, half of them before the fast count and half after it, and scaled to all.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Problem = tuple[list[NDArray[np.float32]], NDArray[np.int64], RidgePerSet]
 
 
 def problem(num_devices: int, width: int) -> Problem:
-    """Features, labels and the ridge head that is fitted to the teacher."""
+    """Features, labels and the ridge head fitted to the teacher."""
     rng = np.random.default_rng(SEED)
     labels = rng.integers(0, CLASSES, SAMPLES)
     centres = rng.normal(size=(CLASSES, LATENT))
@@ -69,7 +68,7 @@ def head_of(kind: str, ridge: RidgePerSet) -> Head:
 def one_by_one_s(
     head: Head, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], masks: Sequence[int]
 ) -> tuple[float, dict[int, int]]:
-    """Seconds for all sets, from some of them, and what those got right."""
+    """Seconds for all subsets, extrapolated from some, and the correct answers of those."""
     right, start = {}, time.process_time()
     for mask in masks:
         logits = head.logits({i: features[i] for i in members(mask)}, keep=False)
@@ -78,7 +77,7 @@ def one_by_one_s(
 
 
 def measure(kind: str, num_devices: int, width: int) -> tuple[float, float]:
-    """Seconds of the fast count, and how many times longer fusing each set anew takes."""
+    """Seconds of the fast count, and its speed-up over fusing each subset separately."""
     features, labels, ridge = problem(num_devices, width)
     head = head_of(kind, ridge)
     masks = np.random.default_rng(SEED).integers(1, 1 << num_devices, NAIVE_SETS).tolist()
@@ -90,22 +89,22 @@ def measure(kind: str, num_devices: int, width: int) -> tuple[float, float]:
     for mask, count in (right | more).items():
         if correct[mask] != count:
             raise SystemExit(
-                f"{kind}, width {width}: set {members(mask)} has {correct[mask]} right, fused anew {count}"
+                f"{kind}, width {width}: set {members(mask)} has {correct[mask]} right, fused separately {count}"
             )
     return fast, (before + after) / 2 / fast
 
 
 def main() -> None:
-    """Measures every head at every width, and sixteen devices if asked for."""
+    """Measures every head at every width, and sixteen devices with ``--sixteen``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--sixteen", action="store_true", help="sixteen devices too: a minute or two more")
+    parser.add_argument("--sixteen", action="store_true", help="also sixteen devices: a minute or two more")
     args = parser.parse_args()
     figures: dict[str, float] = {}
     for kind in HEADS:
         for width in WIDTHS:
             seconds, speedup = measure(kind, 12, width)
             figures |= {f"enumerate_n12_{kind}_w{width}_s": seconds, f"enumerate_speedup_{kind}_w{width}": speedup}
-    # The default head, at the width that costs most.
+    # The default head, at the most expensive width.
     figures["enumerate_n12_s"] = figures["enumerate_n12_ridge_w16_s"]
     figures["enumerate_speedup"] = figures["enumerate_speedup_ridge_w16"]
     if args.sixteen:

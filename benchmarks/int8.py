@@ -1,10 +1,10 @@
-"""What 8 bits cost in accuracy: the same students in float and in int8, over all answering sets.
+"""Cost of 8 bits in accuracy: the same students in float and in int8, over all subsets of devices.
 
     python benchmarks/int8.py                              # digits, as `nonn demo` trains them
     python benchmarks/int8.py --cifar FOLDER               # ten classes of CIFAR-100, briefly trained
 
-``FOLDER`` holds train.parquet and test.parquet in the hub's layout (uoft-cs/cifar100). Of them the images of the first
-ten fine classes are taken, 5,000 to train and 1,000 to test, so that eight students train in minutes on a CPU; they are
+``FOLDER`` contains train.parquet and test.parquet in the hub's layout (uoft-cs/cifar100). The images of the first
+ten fine classes are used, 5,000 to train and 1,000 to test, so that eight students train in minutes on a CPU; they are
 far from converged. Writes benchmarks/results/int8-<name>.json: configuration, machine, and for each number of failed
 devices the mean and the worst accuracy in float and in int8 (weights and features), paired on the same students.
 """
@@ -34,8 +34,10 @@ def main() -> None:
     """Trains, quantises and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, metavar="FOLDER", help="CIFAR-100 in the hub's layout (default: digits)")
-    parser.add_argument("--runs", type=Path, help="folder of runs to go on with (default: a temporary one)")
-    parser.add_argument("--epochs", type=int, default=6, help="CIFAR: of teacher and students (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, help="folder of runs to resume (default: a temporary one)")
+    parser.add_argument(
+        "--epochs", type=int, default=6, help="CIFAR: epochs of teacher and students (default: %(default)s)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         runs = args.runs or Path(scratch)
@@ -48,14 +50,14 @@ def main() -> None:
     write_json(RESULTS / f"int8-{name}.json", figures)
     for row in figures["accuracy_by_failures"]:
         print(f"{row['failed']} failed: {100 * row['float32']:.2f} % in float, {100 * row['int8']:.2f} % in int8")
-    print(f"size {figures['size_ratio']:.3f} of float; {figures['bytes_per_answer']} bytes an answer")
+    print(f"size {figures['size_ratio']:.3f} of float; {figures['bytes_per_answer']} bytes per answer")
 
 
 def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
     """Runs an int8 experiment and compares its bundle with the same students in float."""
     bundle = run(experiment, runs=runs).bundle
     precision, floats = build_report(bundle).precision, bundle.manifest.provenance["float32"]
-    assert precision is not None, "the experiment makes an int8 bundle"
+    assert precision is not None, "the experiment builds an int8 bundle"
     rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True)
     return {
         "config": dataclasses.asdict(experiment),

@@ -1,14 +1,14 @@
-"""``make soak``: does the cluster keep its promises for hours of bad weather, compressed into minutes?
+"""``make soak``: checks the guarantees of a cluster under hours of faults, compressed into minutes.
 
 ::
 
     storm     requests under load while nodes are killed, stopped, slowed ten times, made to answer garbage, cut off and
-              made silent, by a seeded schedule that leaves at least one node well
-    memory    the same aggregator goes on in good weather
-    hung      what one node that hangs costs, one request after another
-    fuzz      changed and random messages to a node and to the aggregator, and a node that lies
+              made silent, by a seeded schedule that leaves at least one node without a fault
+    memory    the same aggregator continues without faults
+    hung      cost of one hung node, one request after another
+    fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
-Writes ``benchmarks/results/soak.json`` with machine, seed and code version, and ends with 1 if a promise was broken.
+Writes ``benchmarks/results/soak.json`` with machine, seed and code version, and exits with 1 if a guarantee was broken.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tests.toys import toy_bundle, toy_data
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 NUM_DEVICES = 8
-DEADLINE_S = 1.0  # of the aggregator for its nodes
-CLIENT_DEADLINE_S = 2.0  # of a client for its answer
+DEADLINE_S = 1.0  # deadline of the aggregator for its nodes
+CLIENT_DEADLINE_S = 2.0  # deadline of a client for its answer
 HUNG_NODES = (1, 4, 6)
 MEMORY_GROWTH = 1.05
 
@@ -46,7 +46,7 @@ Figures = dict[str, Any]
 
 
 def storm_and_memory(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> Figures:
-    """Bad weather, then good weather, then nodes that hang, all with one aggregator."""
+    """A phase with faults, one without, then hung nodes, all with one aggregator."""
     rss: dict[int, int] = {}
     with (
         storm.site(bundle, DEADLINE_S, args.seed) as site,
@@ -87,12 +87,12 @@ def storm_and_memory(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> F
 
 
 def reasons(records: list[storm.Record]) -> list[str]:
-    """Why requests failed, a few of them."""
+    """Errors of a few failed requests."""
     return sorted({record.error for record in records if record.error})[:5]
 
 
 def weigh(bundle: Bundle, records: list[storm.Record], weather: storm.Weather) -> Figures:
-    """What the storm did to whom."""
+    """Counts of the faults, and of their effects."""
     latency_s = np.array([record.done_s - record.asked_s for record in records])
     returns = storm.return_times(records, weather.outages)
     kinds = [outage.kind for outage in weather.outages]
@@ -117,7 +117,7 @@ def weigh(bundle: Bundle, records: list[storm.Record], weather: storm.Weather) -
 
 
 def fuzz(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> Figures:
-    """Messages that nobody would send on purpose."""
+    """Fuzzes both servers with malformed messages."""
     sessions = [onnxruntime.InferenceSession(str(bundle.student_path(i))) for i in range(bundle.num_devices)]
 
     def features(device: int, batch: Any) -> Any:
@@ -157,7 +157,7 @@ def fuzz(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> Figures:
 
 
 def broken(figures: Figures) -> list[str]:
-    """The promises that were not kept."""
+    """The guarantees that were broken."""
     promises = {
         "no request fails": figures["failed"] == 0 and figures["calm_failed"] == 0,
         "every answer comes by its deadline": figures["in_time_percent"] == 100,
@@ -183,13 +183,19 @@ def report(title: str, figures: Figures) -> None:
 
 
 def main() -> int:
-    """Runs everything and writes what came of it."""
+    """Runs all phases and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=20_000, help="in the storm (default: %(default)s)")
-    parser.add_argument("--total", type=int, default=100_000, help="with those after it (default: %(default)s)")
-    parser.add_argument("--rss-from", type=int, default=10_000, help="memory counts from here (default: %(default)s)")
-    parser.add_argument("--messages", type=int, default=10_000, help="to each server (default: %(default)s)")
-    parser.add_argument("--concurrency", type=int, default=16, help="clients (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=20_000, help="requests in the storm (default: %(default)s)")
+    parser.add_argument(
+        "--total", type=int, default=100_000, help="all requests, including those after it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rss-from", type=int, default=10_000, help="request from which memory is measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--messages", type=int, default=10_000, help="fuzzed messages to each server (default: %(default)s)"
+    )
+    parser.add_argument("--concurrency", type=int, default=16, help="concurrent clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -218,5 +224,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("soak: interrupted; nothing is written", file=sys.stderr)
+        print("soak: interrupted; no results were written", file=sys.stderr)
         sys.exit(130)

@@ -1,8 +1,8 @@
-"""Bad weather for a live cluster, and the books that show whether anybody was lied to.
+"""Fault injection for a live cluster, and a record of every request to check the answers afterwards.
 
-Real processes and sockets: nodes are killed, stopped and started again, and between each node and the aggregator is a
-TCP proxy that slows the link, spoils replies, cuts connections or goes silent. Every request is written down, and
-afterwards compared with what was true at the time and with fusion done offline.
+Real processes and sockets: nodes are killed, stopped and started again, and a TCP proxy between each node and the
+aggregator slows the link, corrupts replies, cuts connections or goes silent. Every request is recorded, and afterwards
+compared with the state of the nodes at the time and with offline fusion.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from nonn.cluster import LocalCluster
 from nonn.errors import NonnError
 from nonn.reliability.subsets import members
 
-# What ends each fault is the injection of the same kind with ``on=False``.
+# The injection of the same kind with ``on=False`` ends a fault.
 KINDS = ("kill", "stop", "slow", "garbage", "cut", "silent")
-ANSWERS_THROUGH = ("slow",)  # the others must keep a node out of every answer
+ANSWERS_THROUGH = ("slow",)  # with any other fault a node must be in no answer
 SLOWDOWN = 10
-# A node counts as one that others may rely on once it has been well for this long.
+# A node is settled when it has been without a fault for this long.
 SETTLED_S = 3.0
-IN_USE_S = 2.0  # the promise
+IN_USE_S = 2.0  # the guarantee
 # A signal takes effect after it is sent, and bytes that were on their way arrive.
 TAKES_EFFECT_S = 0.2
 STALL_LOOK_S = 0.02
@@ -55,9 +55,9 @@ class Outage:
     Attributes:
         node: device.
         kind: of ``KINDS``.
-        start_s: when it was certainly there.
+        start_s: when it was certainly in effect.
         end_s: when it was about to end.
-        back_s: when the node was well again, and for a killed one ready.
+        back_s: when the node was without a fault again, and ready if it was killed.
         next_s: when its next fault began; infinite if there was none.
     """
 
@@ -71,7 +71,7 @@ class Outage:
 
 @dataclass(frozen=True)
 class Record:
-    """One request: which sample, when, and the answer or why there was none."""
+    """One request: its sample and times, and the answer or the error."""
 
     row: int
     asked_s: float
@@ -82,7 +82,7 @@ class Record:
 
 @dataclass
 class Site:
-    """A running cluster with a proxy before each node, and an aggregator of its own."""
+    """A running cluster with a proxy before each node, and a separate aggregator."""
 
     bundle: Bundle
     cluster: LocalCluster
@@ -142,16 +142,16 @@ def site(bundle: Bundle, deadline_s: float, seed: int, options: Sequence[str] = 
 
 
 class Weather:
-    """Faults by a seeded schedule, a thread for each node, while the block runs.
+    """Injects faults by a seeded schedule, with a thread for each node, while the block runs.
 
-    Each node is well for a while, then has a fault of the next kind of a shuffled deck, so that no kind is left out.
-    A fault waits while without it no node would be left that has been well for ``SETTLED_S``.
+    Each node runs without a fault for a while, then has a fault of the next kind of a shuffled deck, so that every kind
+    occurs. A fault is delayed while it would leave no node that has been without a fault for ``SETTLED_S``.
 
     Args:
-        site: to injure.
-        seed: of the schedule.
-        well_s: how long a node is well between faults, from and to.
-        fault_s: how long a fault lasts, from and to.
+        site: cluster to inject faults into.
+        seed: seed of the schedule.
+        well_s: shortest and longest time between faults of a node.
+        fault_s: shortest and longest time of a fault.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Weather:
 
     @property
     def outages(self) -> list[Outage]:
-        """All faults so far, once the block has ended."""
+        """All faults, after the block has ended."""
         return [outage for rows in self._outages for outage in rows]
 
     def _injure(self, node: int) -> None:
@@ -205,7 +205,7 @@ class Weather:
             self._over.wait(rng.uniform(*self._well_s))
 
     def _may_fail(self, node: int) -> bool:
-        """Whether somebody to rely on is left; if so the node counts as gone from now on."""
+        """Whether a settled node would be left; if so, this node is marked as faulty from now on."""
         with self._lock:
             now = time.monotonic()
             settled = [i for i, since in enumerate(self._well_since) if now - since >= SETTLED_S and i != node]
@@ -216,10 +216,10 @@ class Weather:
 
 
 class Stalls:
-    """How long this process was kept from running while the block ran: what the machine, not the cluster, did.
+    """How long this process could not run during the block, because of the machine and not of the cluster.
 
     Attributes:
-        longest_s: the longest that a thread slept longer than it wanted to.
+        longest_s: longest time that a thread slept beyond its timer.
     """
 
     def __init__(self) -> None:
@@ -250,10 +250,10 @@ def load(
     """Clients that ask again as soon as they have an answer.
 
     Args:
-        client: of the aggregator.
+        client: client of the aggregator.
         inputs: samples [n, …]; each request asks about one.
-        concurrency: how many ask at once.
-        more: given how many requests were sent, whether to send another.
+        concurrency: number of concurrent clients.
+        more: whether to send another request, given the number of sent ones.
     """
     numbers, lock, interrupted = itertools.count(), threading.Lock(), threading.Event()
 
@@ -281,7 +281,7 @@ def load(
 
 
 def wrong_answers(bundle: Bundle, records: Sequence[Record]) -> list[Record]:
-    """Answers that are not the offline fusion of the recorded features of exactly the devices that they name."""
+    """Answers that differ from the offline fusion of the recorded features of exactly the devices that they name."""
     features, _ = bundle.features
     by_mask: dict[int, list[Record]] = {}
     for record in records:
@@ -315,9 +315,9 @@ def false_members(records: Sequence[Record], outages: Sequence[Outage]) -> list[
 
 
 def return_times(records: Sequence[Record], outages: Sequence[Outage]) -> list[tuple[float, Outage]]:
-    """Seconds from each node's return until it is in an answer, or until it failed again without having been.
+    """Seconds from each node's return until it is in an answer, or until it failed again before that.
 
-    Left out are returns after which nobody asked for as long as a return may take.
+    Returns are left out if no client asked for as long as a return may take.
     """
     found = []
     for outage in outages:
@@ -330,7 +330,7 @@ def return_times(records: Sequence[Record], outages: Sequence[Outage]) -> list[t
 
 
 def hung_cost(site: Site, client: Client, inputs: NDArray[Any], node: int, deadline_s: float) -> float:
-    """What a node that hangs costs all requests together, in deadlines: one client, one request after another."""
+    """Cost of a hung node over all requests together, in deadlines: one client, one request after another."""
 
     def ask(row: int) -> float:
         start = time.monotonic()
@@ -344,6 +344,6 @@ def hung_cost(site: Site, client: Client, inputs: NDArray[Any], node: int, deadl
         waited_s = [ask(row) - usual_s for row in range(30)]
     finally:
         site.inject(node, "stop", False)
-    # What is less than a tenth of a deadline, or came before the fault too, is the machine's, not a wait for the node.
+    # Delays below a tenth of a deadline, or as long as before the fault, come from the machine and not from the node.
     noise_s = max(deadline_s / 10, max(before_s) - usual_s)
     return sum(wait for wait in waited_s if wait > noise_s) / deadline_s

@@ -1,4 +1,4 @@
-"""Where a number comes from: the version of the code and the machine."""
+"""Provenance of results: the version of the code and the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["code_version", "machine"]
 
 
 def code_version() -> str:
-    """The version of nonn, with the commit where it runs from a checkout, and ``.dirty`` where that was changed."""
+    """The version of nonn; in a checkout also the commit, and ``.dirty`` if files were changed."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return __version__
@@ -27,7 +27,7 @@ def code_version() -> str:
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, GPU where torch sees one, and the versions that speed and results depend on."""
+    """Processor, cores, GPU if torch finds one, and the versions on which speed and results depend."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

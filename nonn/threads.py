@@ -1,21 +1,21 @@
-"""Where compute threads run and how long they spin, for training on a machine that does other work too.
+"""Placement and spinning of compute threads, for training on a machine with other load.
 
-The threads of a layer meet at barriers, hundreds of times a step. A thread that arrives early spins. Beside other
-processes that costs in two ways:
+The threads of a layer meet at barriers, hundreds of times per step. A thread that arrives early spins. If other
+processes run, this has two costs:
 
-- oneDNN's generated kernels spin without end, so no wait policy of OpenMP reaches them. Two busy processes on one core
-  and two threads on the other look balanced to the scheduler. Each barrier then lasts a time slice, and a step takes
-  tens of times as long. ``pinned_threads`` gives each thread a core.
-- libgomp spins for 300,000 rounds (about 16 ms), OpenBLAS for 2^26 cycles. A thread that has spun away its slice waits
-  longer for the next one. ``limit_spinning`` ends that after one or two milliseconds, in which an idle machine nearly
-  always gets to the next barrier.
+- oneDNN's generated kernels spin without end, whatever the wait policy of OpenMP. Two busy processes on one core and
+  two threads on the other look balanced to the scheduler. Each barrier then lasts a time slice, and a step takes tens
+  of times as long. ``pinned_threads`` gives each thread a core.
+- libgomp spins for 300,000 rounds (about 16 ms), OpenBLAS for 2^26 cycles. A thread that has used up its slice by
+  spinning waits longer for the next one. ``limit_spinning`` ends spinning after one or two milliseconds, in which an
+  idle machine nearly always gets to the next barrier.
 
-Neither changes the number of threads, so neither changes a result: sums over other chunks round differently, which
-choosing the number of threads by the load would do.
+Neither changes the number of threads, so neither changes a result. Choosing the number of threads by the load would:
+sums over other chunks round differently.
 
-Limits: Linux with libgomp, which PyTorch's own wheels bring; elsewhere ``pinned_threads`` does nothing. Settings of the
-user win: ``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT`` and ``OPENBLAS_THREAD_TIMEOUT`` for spinning, ``OMP_PROC_BIND`` and
-``GOMP_CPU_AFFINITY`` for places, ``OMP_NUM_THREADS`` for the number of threads. This module does not import torch.
+Limits: Linux with libgomp, which PyTorch's wheels contain; elsewhere ``pinned_threads`` does nothing. User settings
+take precedence: ``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT`` and ``OPENBLAS_THREAD_TIMEOUT`` for spinning, ``OMP_PROC_BIND``
+and ``GOMP_CPU_AFFINITY`` for places, ``OMP_NUM_THREADS`` for the number of threads. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def limit_spinning(environment: MutableMapping[str, str]) -> None:
-    """Has waiting threads sleep after a millisecond or two.
+    """Lets waiting threads sleep after a millisecond or two.
 
     Args:
-        environment: of this process before it loads torch or NumPy, which read it once, or of a child.
+        environment: environment of this process before it loads torch or NumPy, which read it once, or of a child.
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "40000")
@@ -53,7 +53,7 @@ def assign_cores(threads: int, cores: Sequence[frozenset[int]]) -> list[frozense
         cores: logical processors of each physical core that the process may use.
 
     Returns:
-        Disjoint sets, one for each thread; empty where threads stay free. They stay free unless there is one for each
+        Disjoint sets, one for each thread; empty if threads stay free. They stay free unless there is one for each
         core or for each logical processor: two processes with fewer threads would be pinned to the same cores.
     """
     if threads < 2:
@@ -68,14 +68,14 @@ def assign_cores(threads: int, cores: Sequence[frozenset[int]]) -> list[frozense
 def pinned_threads(threads: int) -> Iterator[Callable[[], None]]:
     """Keeps the OpenMP threads of the calling thread on different cores.
 
-    Threads and processes that start meanwhile inherit the core of the thread that starts them.
+    Threads and processes started meanwhile inherit the core of the thread that starts them.
 
     Args:
         threads: number of threads of one parallel region, ``torch.get_num_threads()``.
 
     Yields:
-        A check to call before each step, about 20 µs. libgomp ends threads that a smaller region leaves over and starts
-        them again on the first thread's core; then the check frees all threads until the context ends.
+        A check to call before each step, about 20 µs. libgomp ends threads that a smaller region does not need and
+        starts them again on the first thread's core; then the check frees all threads until the context ends.
     """
     team = _team(threads)
     if team is None:
@@ -120,13 +120,13 @@ class _Team:
 
 
 def _team(threads: int) -> _Team | None:
-    """The team to pin; none where threads stay free."""
+    """The team to pin; none if threads stay free."""
     if sys.platform != "linux" or any(name in os.environ for name in _PLACED_BY_USER):
         return None
     allowed = frozenset(os.sched_getaffinity(0))
     places = assign_cores(threads, _cores(allowed))
     try:
-        # The one that torch has loaded. Another OpenMP runtime has other threads.
+        # The library that torch has loaded; another OpenMP runtime has other threads.
         library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD) if places else None
     except OSError:
         return None

@@ -1,11 +1,11 @@
-"""The one trainer: teacher and students go through the same loop.
+"""The training loop of teacher and students.
 
 SGD with Nesterov momentum, one-cycle or step schedule, bf16 autocast, EMA of the weights, a checkpoint after every
 epoch and exact resume: all randomness of an epoch comes from a generator seeded by (seed, epoch), so a run that was
-killed and resumed gives the same weights, bit for bit, as one that was not. That holds for one number of threads
-(``OMP_NUM_THREADS``; all cores by default): another number splits sums in other places. The machine's load changes
-nothing but the time (``nonn.threads``). Checkpoints are safetensors files; there is no pickle. The whole split is kept
-in memory as one tensor and augmented in batches: a loader with workers is the bottleneck for small images.
+killed and resumed gives the same weights, bit for bit, as an uninterrupted one. This requires the same number of
+threads (``OMP_NUM_THREADS``; all cores by default), since another number splits sums differently. The load of the
+machine changes only the time (``nonn.threads``). Checkpoints are safetensors files; there is no pickle. The whole split
+is in memory as one tensor and augmented in batches: a loader with workers is the bottleneck for small images.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ __all__ = ["Augmentation", "Progress", "Task", "batches", "epoch_generator", "fi
 CHECKPOINT = "checkpoint.safetensors"
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-Progress = Callable[[int, int, dict[str, float]], None]  # epochs done, epochs in all, mean losses of the last one
+Progress = Callable[[int, int, dict[str, float]], None]  # finished epochs, all epochs, mean losses of the last one
 
 
 class Task(Protocol):
-    """What the trainer trains.
+    """The interface of a training task.
 
     Attributes:
-        progress: share of all steps that are done, in [0, 1); set before every step, for objectives that warm up.
+        progress: share of finished steps, in [0, 1); set before every step, for objectives that warm up.
     """
 
     progress: float
 
     @property
     def module(self) -> nn.Module:
-        """Holds every trained parameter, and nothing else that changes."""
+        """Contains every trained parameter, and no other state that changes."""
         ...
 
     def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -69,15 +69,15 @@ def fit(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
-    """Trains, or goes on training from the last checkpoint in ``folder``.
+    """Trains, or resumes from the last checkpoint in ``folder``.
 
     Args:
-        task: what is trained; its module holds the last epoch's weights (their EMA where it is on) afterwards.
+        task: the task; afterwards its module has the weights of the last epoch (their EMA if it is on).
         inputs: raw training inputs [n, C, …].
-        labels: [n].
+        labels: labels [n].
         config: optimiser and schedule.
-        folder: where the checkpoint is kept, one file, replaced after every epoch.
-        seed: of the order, the augmentation and whatever the task draws.
+        folder: folder of the checkpoint, one file that is replaced after every epoch.
+        seed: seed of the order, the augmentation and the random draws of the task.
         augment: (raw batch, generator) → varied raw batch.
         device: torch device name.
         progress: called after every epoch.
@@ -86,10 +86,10 @@ def fit(
         Mean losses of each epoch.
 
     Raises:
-        DataError: there are fewer samples than a batch norm can use.
+        DataError: there are fewer samples than batch norm needs, or the loss is not finite.
     """
     if len(inputs) < 2:
-        raise DataError(f"{len(inputs)} training samples: at least 2 are needed")
+        raise DataError(f"{len(inputs)} training samples; at least 2 are needed")
     tune_allocator()
     module = task.module.to(device).train()
     x, y = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
@@ -107,7 +107,7 @@ def fit(
     history = _resume(folder / CHECKPOINT, module, optimizer, ema)
     for epoch in range(len(history), config.epochs):
         generator = epoch_generator(seed, epoch)
-        sums: dict[str, Tensor] = {}  # on the device: reading a loss at every step would wait for it
+        sums: dict[str, Tensor] = {}  # on the device, since reading a loss at every step would wait for it
         order = torch.randperm(len(x), generator=generator)[: per_epoch * batch].to(device)
         with _pinned(device) as check_threads:
             for step, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
@@ -137,13 +137,13 @@ def fit(
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The CPU generator that all randomness of an epoch comes from."""
+    """The CPU generator of all randomness of an epoch."""
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> 1))
 
 
 def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
-    """Learning rate of one step of ``total``: a pure function, so that resuming needs no state.
+    """Learning rate of one step of ``total``; a pure function, so that resuming needs no state.
 
     ``one-cycle``: linear warm-up over the first 20 % of the steps, then a cosine to zero (Smith & Topin 2017, arXiv
     1708.07120, without the momentum cycle). ``step``: × 0.1 at each milestone.
@@ -158,22 +158,22 @@ def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
 
 
 def autocast(config: TrainingConfig, device: str) -> AbstractContextManager[Any]:
-    """bfloat16 autocast where it is on, or where it pays."""
+    """bfloat16 autocast if it is on, or ``auto`` and fast on this device."""
     kind = torch.device(device).type
     return torch.autocast(kind, torch.bfloat16, enabled=use_bf16(config.bf16, kind))
 
 
 def use_bf16(choice: str, kind: str) -> bool:
-    """Whether to compute in bfloat16: ``auto`` asks the processor whether it multiplies bfloat16 itself."""
+    """Whether to compute in bfloat16; ``auto`` checks for native bfloat16 multiplication."""
     if choice != "auto":
         return choice == "on"
     return kind == "cuda" or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def batches(inputs: NDArray[Any], device: str = "cpu") -> Iterator[Tensor]:
-    """The inputs in order as raw tensors [B, C, …], of as many samples as suit the device."""
+    """The inputs in order as raw tensors [B, C, …], in batches that suit the device."""
     tune_allocator()
-    # On a processor few enough that feature maps stay in the cache.
+    # On a CPU, batches small enough that feature maps stay in the cache.
     size = 128 if device == "cpu" else 512
     with _pinned(device) as check_threads:
         for start in range(0, len(inputs), size):
@@ -182,9 +182,9 @@ def batches(inputs: NDArray[Any], device: str = "cpu") -> Iterator[Tensor]:
 
 
 def tune_allocator() -> None:
-    """Lets glibc keep freed memory: it hands large blocks back to the kernel, which zeroes them for every batch.
+    """Lets glibc keep freed memory; otherwise it returns large blocks to the kernel, which zeroes them for every batch.
 
-    Elsewhere than on glibc this does nothing.
+    Does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -197,15 +197,15 @@ def tune_allocator() -> None:
 
 
 def _pinned(device: str) -> AbstractContextManager[Callable[[], None]]:
-    """``pinned_threads`` where the processor does the work."""
+    """``pinned_threads`` when training on the CPU."""
     return pinned_threads(torch.get_num_threads() if torch.device(device).type == "cpu" else 1)
 
 
 def _average(ema: dict[str, Tensor], module: nn.Module, decay: float, step: int) -> None:
-    """One step of the exponential moving average; young averages use a shorter memory.
+    """One step of the exponential moving average, with a shorter memory in the first steps.
 
-    ``torch.optim.swa_utils.AveragedModel`` is not used: it starts from the first step's weights, its wrapper renames
-    the tensors of checkpoints, and its decay takes a function as long as this one.
+    ``torch.optim.swa_utils.AveragedModel`` is not used: it starts from the weights of the first step, its wrapper
+    renames the tensors of checkpoints, and its decay needs a function as long as this one.
     """
     if not ema:
         return
@@ -234,14 +234,14 @@ def _checkpoint(
             tensors[f"momentum.{name}"] = buffer
     with atomic_file(path) as temporary:
         contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        # Not save_file, whose error of a full disk is none of the system's and names no file.
+        # Not save_file: its error for a full disk is not an OSError and names no file.
         temporary.write_bytes(save(contiguous, metadata={"history": json.dumps(history)}))
 
 
 def _resume(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
 ) -> list[dict[str, float]]:
-    """Reads a checkpoint if there is one; returns the history of the epochs that are done."""
+    """Reads a checkpoint if there is one; returns the history of the finished epochs."""
     if not path.exists():
         return []
     with safe_open(path, framework="pt") as file:

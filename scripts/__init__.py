@@ -1,1 +1,1 @@
-"""What a command of the Makefile runs, one file a command."""
+"""Commands of the Makefile, one file per command."""

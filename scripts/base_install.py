@@ -1,9 +1,9 @@
-"""A virtual environment with the base install alone, what a device has, and what it takes on disk.
+"""Creates a virtual environment with only the base install, as on a device, and measures its size on disk.
 
-    python scripts/base_install.py            # makes .venv-base, prints its size as JSON
+    python scripts/base_install.py            # creates .venv-base, prints its size as JSON
 
-The environment is kept and made anew when the dependencies or their pins change. It has no pip and no extras, and
-runs this checkout. Its size is that of all files in site-packages, byte code included, and of nonn's own packages.
+The environment is kept, and created again when the dependencies or their pins change. It has no pip and no extras, and
+runs this checkout. Its size is that of all files in site-packages, including byte code, and of nonn's packages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PACKAGES = ("nonn", "devices/nonn_device", "simulator/nonn_sim")
 
 
 def base_install(folder: Path = ENVIRONMENT) -> Path:
-    """Makes the environment unless it is there, and returns its Python.
+    """Creates the environment if it is missing, and returns its Python.
 
     Raises:
         CalledProcessError: pip cannot install it.
@@ -46,7 +46,7 @@ def base_install(folder: Path = ENVIRONMENT) -> Path:
 
 
 def bare_environment(folder: Path, *requirement: str) -> Path:
-    """Makes an environment that has one requirement and its pinned dependencies, no pip; returns its Python.
+    """Creates an environment with one requirement and its pinned dependencies, without pip; returns its Python.
 
     Raises:
         CalledProcessError: pip cannot install it.
@@ -61,21 +61,21 @@ def bare_environment(folder: Path, *requirement: str) -> Path:
 
 
 def features_from_node(python: Path, bundle: Path, student: int, inputs: Array, timeout_s: float = 60.0) -> Array:
-    """Starts a node in an environment, asks it once, and ends it.
+    """Starts a node in an environment, sends it one request, and stops it.
 
     Args:
         python: interpreter of the environment; the node sees neither this folder nor PYTHONPATH.
         bundle: folder of the bundle.
         student: number of the student.
         inputs: samples [B, *shape].
-        timeout_s: for the answer.
+        timeout_s: time for the answer.
 
     Returns:
         The student's features [B, d].
 
     Raises:
-        RuntimeError: the node does not start; the message is what it wrote.
-        RpcError: it does not answer.
+        RuntimeError: the node does not start; the message is its output.
+        RpcError: the node does not answer.
     """
     command = [str(python), "-I", "-m", "nonn_device", "serve", str(bundle), "--student", str(student), "--watch-stdin"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as node:
@@ -94,7 +94,7 @@ def features_from_node(python: Path, bundle: Path, student: int, inputs: Array, 
 
 
 def installed_mb(folder: Path = ENVIRONMENT) -> float:
-    """Megabytes of the environment's packages and of nonn itself."""
+    """Size in megabytes of the environment's packages and of nonn."""
     roots = [*folder.glob("lib/python*/site-packages"), *(HERE / package for package in PACKAGES)]
     files = (path for root in roots for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     return sum(path.stat().st_size for path in files) / 1e6

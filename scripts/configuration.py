@@ -1,7 +1,7 @@
 """Writes ``docs/configuration.md`` from the declarations of the configuration classes.
 
-python scripts/configuration.py            # writes it
-python scripts/configuration.py --check    # writes nothing, ends with 1 if it would change
+python scripts/configuration.py            # writes the file
+python scripts/configuration.py --check    # writes nothing, exits with 1 if the file would change
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
 _HEAD = """# Configuration
 
-Every file that people write is TOML. A key that is left out has its default; an unknown key is an error that names the
-nearest known one, and an impossible value is an error that names the file, the key and what the value may be.
+Every input file is TOML. A missing key has its default; an unknown key is an error that names the nearest known one,
+and an invalid value is an error that names the file, the key and the allowed values.
 
 This document is generated from the code: `python scripts/configuration.py`. `nonn config` prints the same options of an
 experiment file as TOML, `nonn config distill.objectives` those of a table, and `nonn config EXPERIMENT.toml` the values
@@ -43,13 +43,13 @@ that an experiment uses.
 _EXPERIMENT = """
 ## Experiment file
 
-For `nonn run`, `study` and `partition`. `--set distill.epochs=3` overrides a value. The defaults are the digits
-experiment; [`examples/digits.toml`](../examples/digits.toml) names the main ones.
+For `nonn run`, `study` and `partition`. `--set distill.epochs=3` overrides a value. The defaults are those of the
+digits experiment; [`examples/digits.toml`](../examples/digits.toml) names the main ones.
 """
 _POLICY = """
 ## Policy
 
-For `nonn serve --policy`, and a table of a scenario; [policy.md](policy.md) explains it.
+For `nonn serve --policy`, and as a table of a scenario; [policy.md](policy.md) explains it.
 """
 _INVENTORY = """
 ## Inventory
@@ -59,13 +59,13 @@ For `nonn serve --inventory`: the nodes, one table each.
 _SCENARIO = """
 ## Scenario
 
-For `nonn-sim run`, with a `[policy]` as above. `[nodes]` holds for every device, a `[[node]]` table with `device = i`
-for one, with the same keys; `[link]` holds for every link and `link = { … }` in a node's table for one.
+For `nonn-sim run`, with a `[policy]` as above. `[nodes]` applies to every device, a `[[node]]` table with `device = i`
+to one, with the same keys; `[link]` applies to every link, and `link = { … }` in a node's table to one.
 """
 _MACHINES = """
 ## Machines
 
-For `nonn-sim enumerate --place`: the machines that students are placed on.
+For `nonn-sim enumerate --place`: the machines on which students are placed.
 """
 
 
@@ -92,7 +92,7 @@ def document() -> str:
 
 
 def main() -> int:
-    """Writes or compares."""
+    """Writes or compares the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Builds wheel and sdist into ``dist/``, and runs a node from the wheel in an environment that has nothing else.
+"""Builds wheel and sdist into ``dist/``, and runs a node from the wheel in an otherwise empty environment.
 
-    python -m scripts.dist              # what `make dist` runs
+    python -m scripts.dist              # run by `make dist`
 
-The wheel is built from the sdist, so that the sdist is known to be complete. Both are checked against the tree: the
-wheel has every file of the three packages and no other, the sdist all that the tests need. The wheel is then installed
-with the base dependencies only; from there each program prints its version and a node answers a request for a student
-of ``examples/bundles/cifar100-small``. An answer equals that of the same student in this process.
+The wheel is built from the sdist, which proves that the sdist is complete. Both are checked against the tree: the wheel
+has exactly the files of the three packages, the sdist all files that the tests need. The wheel is then installed with
+the base dependencies only; there each program must print its version, and a node must answer a request for a student of
+``examples/bundles/cifar100-small`` like the same student in this process.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from scripts.base_install import HERE, PACKAGES, bare_environment, features_from
 
 DIST = HERE / "dist"
 BUNDLE = HERE / "examples" / "bundles" / "cifar100-small"
-# What packaging loses first, since no import names it: a marker, a network, a template, a page, stubs.
+# Files that packaging easily loses, since no import names them: a marker, a network, a template, a page, stubs.
 NOT_CODE = (
     *(f"{package}/py.typed" for package in ("nonn", "nonn_device", "nonn_sim")),
     *("nonn_device/probe.onnx", ".html.j2", "/web/index.html", "/web/app.js", "/web/style.css", "_pb2.pyi"),
 )
-# What the tests need next to the packages.
+# Files that the tests need in addition to the packages.
 IN_SDIST = (
     *("pyproject.toml", "constraints.txt", "Makefile", "README.md", "LICENSE", "CHANGELOG.md"),
     *("benchmarks/", "devices/pi/", "docs/", "examples/", "proto/", "scripts/", "tests/"),
@@ -42,11 +42,11 @@ IN_SDIST = (
 
 
 class DistError(Exception):
-    """A built file is not what it should be."""
+    """A built file is wrong."""
 
 
 def package_files() -> set[str]:
-    """Files of the three packages in this tree, as a wheel names them."""
+    """Files of the three packages in this tree, with their names in a wheel."""
     roots = [HERE / package for package in PACKAGES]
     files = (path.relative_to(root.parent) for root in roots for path in root.rglob("*") if path.is_file())
     return {path.as_posix() for path in files if "__pycache__" not in path.parts}
@@ -56,11 +56,11 @@ def check_wheel(names: Collection[str], expected: Collection[str]) -> None:
     """Checks the names in a wheel.
 
     Args:
-        names: of its files.
-        expected: files of the packages.
+        names: names of its files.
+        expected: names of the files of the packages.
 
     Raises:
-        DistError: names the files that are missing or should not be there.
+        DistError: files are missing or unexpected; the message names them.
     """
     metadata = f"nonn-{__version__}.dist-info/"
     found = {name for name in names if not name.startswith(metadata)}
@@ -72,7 +72,7 @@ def check_sdist(names: Iterable[str], expected: Collection[str]) -> None:
     """Checks the names in an sdist, which are below one folder.
 
     Raises:
-        DistError: names the files that are missing.
+        DistError: files are missing; the message names them.
     """
     found = {name.partition("/")[2] for name in names}
     missing = [name for name in IN_SDIST if not any(x == name or x.startswith(name) for x in found)]
@@ -92,14 +92,14 @@ def _refuse(kind: str, missing: Collection[str], unexpected: Collection[str]) ->
 
 
 def build(folder: Path = DIST) -> tuple[Path, Path]:
-    """Builds both with the hatchling that is installed, and checks what is in them.
+    """Builds both with the installed hatchling, and checks their files.
 
     Returns:
         The wheel and the sdist.
 
     Raises:
-        CalledProcessError: it cannot be built.
-        DistError: it has not the files that it should have.
+        CalledProcessError: the build fails.
+        DistError: files are missing or unexpected.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("nonn-*"):
@@ -121,8 +121,8 @@ def try_out(wheel: Path, folder: Path) -> None:
     """Installs a wheel in a new environment, asks each program for its version and a node for an answer.
 
     Raises:
-        CalledProcessError: it cannot be installed, or a program fails.
-        DistError: a program or the node answers something else than it should.
+        CalledProcessError: the installation or a program fails.
+        DistError: a program or the node gives a wrong answer.
     """
     python = bare_environment(folder, str(wheel))
     for program in ("nonn", "nonn-device", "nonn-sim"):
@@ -134,19 +134,19 @@ def try_out(wheel: Path, folder: Path) -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (4, *spec.shape)).astype(np.uint8)
     answered = features_from_node(python, BUNDLE, 0, inputs)
     code = bundle.manifest.students[0].code
-    expected = code.encode(open_runtime("onnx", bundle, 0).run(inputs)).astype(int)  # sent as bytes, here and there
+    expected = code.encode(open_runtime("onnx", bundle, 0).run(inputs)).astype(int)  # both are sent as bytes
     if answered.shape != expected.shape or np.abs(answered.astype(int) - expected).max() > 1:
-        raise DistError(f"the node of the wheel answers otherwise than this process for a student of {BUNDLE}")
+        raise DistError(f"the node of the wheel and this process give different answers for a student of {BUNDLE}")
 
 
 def _run(*command: str | Path, cwd: Path = HERE) -> str:
-    """Runs a command without Python's own variables, and returns what it prints."""
+    """Runs a command without Python's environment variables, and returns its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(command, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> int:
-    """Builds, checks, tries and says what lies in dist/."""
+    """Builds, checks and tries both, and lists dist/."""
     try:
         wheel, sdist = build()
         with tempfile.TemporaryDirectory() as folder:

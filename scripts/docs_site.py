@@ -1,9 +1,9 @@
 """Pages of the site of ``make docs``: a hook of MkDocs, and an extension of Griffe, which reads the docstrings.
 
 The site mirrors the repository, so that one relative link works on a code host and in the site: ``README.md`` is the
-first page, documents keep their paths, other files of the repository that a document links to are copied. Links to a
-module or package lead to its API page, links to another folder become text. Pages of the API are made from the package
-tree; the order of the documents is that of ``docs/README.md``, so that nothing is listed twice.
+first page, documents keep their paths, other files that a document links to are copied. Links to a
+module or package lead to its API page, links to another folder become text. API pages are generated from the package
+tree; documents are in the order of ``docs/README.md``, so that nothing is listed twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REMOTE = re.compile(r"""<(?:script|img|link|iframe)\b[^>]*(?:src|href)=["']?htt
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Replaces the pages that MkDocs found by those of the repository."""
+    """Replaces the pages that MkDocs found with those of the repository."""
     shown = Files([file for file in files if file.src_dir != config.docs_dir])  # those of the theme
     sources = [*FRONT, *BACK, *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*")))]
     pages = [name for name in dict.fromkeys(sources) if (ROOT / name).is_file()]
@@ -43,7 +43,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to Python files and packages lead to the API; those to other folders, which have no page, are text."""
+    """Redirects links to Python files and packages to the API; links to other folders, without a page, become text."""
     folder, modules = posixpath.dirname(page.file.src_uri), {module: name for name, module in api_pages().items()}
 
     def replace(match: re.Match[str]) -> str:
@@ -57,16 +57,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Raises a PluginError where a page would load something from elsewhere."""
+    """Raises a PluginError if a page would load something from another host."""
     for path in Path(config.site_dir).rglob("*.html"):
         found = _REMOTE.search(path.read_text())
         if found:
-            raise PluginError(f"{path}: loads something from elsewhere: {found[0]}")
+            raise PluginError(f"{path}: loads something from another host: {found[0]}")
 
 
 @cache
 def api_pages() -> dict[str, str]:
-    """Module of each page of the API: all that are not private, generated or only run."""
+    """Module of each API page: all except private, generated and script modules."""
     pages = {}
     for package in PACKAGES:
         root = ROOT / package
@@ -80,7 +80,7 @@ def api_pages() -> dict[str, str]:
 
 
 def _module(target: str) -> str:
-    """The module that a path of the repository is, were it one."""
+    """The module name for a path of the repository."""
     for package in PACKAGES:
         if target == package or target.startswith(f"{package}/"):
             inside = target[len(posixpath.dirname(package)) :].strip("/")
@@ -89,7 +89,7 @@ def _module(target: str) -> str:
 
 
 def _linked_files(name: str) -> set[str]:
-    """Files of the repository, of no page, that a document links to."""
+    """Files of the repository that a document links to and that are not pages."""
     text = (ROOT / name).read_text()
     targets = [match[2] for match in _LINK.finditer(text)] + _SOURCE.findall(text)
     inside = {posixpath.normpath(posixpath.join(posixpath.dirname(name), target)) for target in targets}
@@ -107,7 +107,7 @@ def _navigation(pages: list[str]) -> list[Any]:
 
 
 def _tree(pages: dict[str, str]) -> list[Any]:
-    """Pages of the API, each package a section that begins with its own page."""
+    """API pages; each package is a section that starts with its page."""
     sections: dict[str, list[Any]] = {"": []}
     for page, module in sorted(pages.items(), key=lambda item: item[1]):
         parent, _, name = module.rpartition(".")
@@ -119,13 +119,13 @@ def _tree(pages: dict[str, str]) -> list[Any]:
     return sections[""]
 
 
-class PlainTables(griffe.Extension):  # type: ignore[misc]  # Griffe is there when the site is built only
-    """Docstrings have tables of reStructuredText and shapes in brackets; the site shows both as they are written."""
+class PlainTables(griffe.Extension):  # type: ignore[misc]  # Griffe is only installed to build the site
+    """Shows the reStructuredText tables and the shapes in brackets of docstrings as written."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Makes Markdown of an object's docstring."""
+        """Converts the docstring of an object to Markdown."""
         if obj.docstring is not None:
-            # "in [0, 1] [n]" would be a link to n.
+            # Otherwise "in [0, 1] [n]" would be a link to n.
             obj.docstring.value = fence_tables(obj.docstring.value).replace("] [", "] \\[")
 
 

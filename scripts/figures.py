@@ -1,9 +1,9 @@
 """Draws the README's figure from the reports of shipped results, for light and for dark pages.
 
     python scripts/figures.py           # writes docs/images/failures-light.svg and failures-dark.svg
-    python scripts/figures.py --check   # writes nothing, ends with 1 if a figure is older than its reports
+    python scripts/figures.py --check   # writes nothing, exits with 1 if a figure is older than its reports
 
-Each figure carries a hash of the numbers that it shows. ``--check`` compares that hash, not the drawing, which differs
+Each figure contains a hash of its numbers. ``--check`` compares that hash, not the drawing, which differs
 between versions of matplotlib.
 """
 
@@ -33,7 +33,7 @@ LIGHT_INK = "#e6e9ee"  # on GitHub's dark page
 
 
 def main() -> int:
-    """Writes or compares."""
+    """Writes or compares the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
@@ -56,7 +56,7 @@ def digest(reports: Mapping[str, Any]) -> str:
 
 
 def figure(reports: Mapping[str, Any], *, dark: bool) -> str:
-    """Accuracy against failed devices, one panel a report: mean, worst to best subset, the teacher."""
+    """Accuracy against failed devices, one panel per report: mean, worst to best subset, the teacher."""
     panels = list(reports.items())
 
     def draw(axes: Axes) -> None:

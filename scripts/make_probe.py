@@ -1,7 +1,7 @@
-"""Writes ``devices/nonn_device/probe.onnx``, the network that ``nonn doctor --device`` measures a device with.
+"""Writes ``devices/nonn_device/probe.onnx``, the network with which ``nonn doctor --device`` measures a device.
 
-Four 3-wide convolutions of 32 filters on 32 × 32 positions: the work of a student in the middle of its network. All
-four share their weights, so that the file stays small. The weights are multiples of 1/256, the same on every machine.
+Four 3-wide convolutions of 32 filters on 32 × 32 positions, typical of the middle of a student. All
+four share their weights to keep the file small. The weights are multiples of 1/256, the same on every machine.
 """
 
 from __future__ import annotations

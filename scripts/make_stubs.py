@@ -1,6 +1,6 @@
-"""Generates ``nonn/rpc/v1`` from ``proto/``; ``--check`` only says whether that would change anything.
+"""Generates ``nonn/rpc/v1`` from ``proto/``; ``--check`` only reports whether that would change anything.
 
-The messages are moved into a descriptor pool of nonn's own (``nonn.rpc.POOL``). Two copies of the Open Inference
+The messages are moved into a separate descriptor pool (``nonn.rpc.POOL``). Two copies of the Open Inference
 Protocol in the default pool end a process with ``duplicate symbol 'inference.ServerLiveRequest'``, and a client of
 Triton, MLServer or KServe brings its own copy (triton-inference-server/client #730, SeldonIO/MLServer #1730).
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STUBS = Path("nonn/rpc/v1")
-# What protoc writes → what we need; each must occur exactly once in a _pb2.py.
+# Text written by protoc → replacement; each must occur exactly once in a _pb2.py.
 TO_PRIVATE_POOL = {
     "from google.protobuf import descriptor_pool as _descriptor_pool\n": "from nonn.rpc import POOL as _POOL\n",
     "_descriptor_pool.Default()": "_POOL",
@@ -62,7 +62,9 @@ def _to_private_pool(name: str, text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Generates or checks the stubs."""
     parser = argparse.ArgumentParser(description="Generate nonn/rpc/v1 from proto/.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the stubs do not fit proto/")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if the stubs do not match proto/"
+    )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         stubs = generate(Path(folder))
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     drifted = sorted(name for name in stubs.keys() | present.keys() if stubs.get(name) != present.get(name))
     if arguments.check:
         for name in drifted:
-            print(f"{STUBS / name} does not fit proto/; run: make stubs", file=sys.stderr)
+            print(f"{STUBS / name} does not match proto/; run: make stubs", file=sys.stderr)
         return 1 if drifted else 0
     for name in drifted:
         if name in stubs:

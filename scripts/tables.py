@@ -1,22 +1,22 @@
-"""Puts the tables of results and of fields into the README and the documents; writes the JSON Schema of report.json.
+"""Writes the tables of results and fields in the README and the documents, and the JSON Schema of report.json.
 
     python scripts/tables.py            # writes them
-    python scripts/tables.py --check    # writes nothing, ends with 1 if it would change one
+    python scripts/tables.py --check    # writes nothing, exits with 1 if a table would change
 
-A table stands between ``<!-- KIND FILE … -->`` and ``<!-- end -->``:
+A table is between ``<!-- KIND FILE … -->`` and ``<!-- end -->``:
 
 ============  ===========================================================================
-kind          made of
+kind          source
 ============  ===========================================================================
 study         ``study.json`` of ``nonn study``: the head a method serves, and the same for all
 study-heads   the same file: every head on the same students
 partitioners  ``compare.json`` of ``nonn partition --compare``
 report        ``report.json`` of ``nonn demo``: its tables
-results       several files of that kind: a line each
+results       several such files: one line each
 fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
 
-The schema is made of the dataclasses of ``nonn.report.document`` and their docstrings.
+The schema is generated from the dataclasses of ``nonn.report.document`` and their docstrings.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NAMES = {"integer": "whole number", "null": "null"}
 
 
 def main() -> int:
-    """Writes or compares."""
+    """Writes or compares all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _put(path: Path, wanted: str, *, check: bool) -> bool:
-    """Whether a file differs from what it should hold; it is written unless this is a check."""
+    """Whether a file differs from its expected content; it is written unless this is a check."""
     if path.exists() and path.read_text() == wanted:
         return False
     if not check:
@@ -65,10 +65,10 @@ def _put(path: Path, wanted: str, *, check: bool) -> bool:
 
 
 def with_tables(text: str) -> str:
-    """The text with every table made anew.
+    """The text with every table generated again.
 
     Raises:
-        OSError: a file that it names is not there.
+        OSError: a file that it names is missing.
     """
 
     def made(match: re.Match[str]) -> str:
@@ -94,7 +94,7 @@ def report_markdown(report: Report) -> str:
 
 
 def results_markdown(*reports: Report) -> str:
-    """A line for each report: the teacher, and accuracy with none, half and all but one of the devices failed."""
+    """One line per report: the teacher, and accuracy with none, half and all but one of the devices failed."""
     lines = [
         "| data | teacher | students | none failed | half failed, mean | worst | all but one failed |",
         "| :--- | ---: | :--- | ---: | ---: | ---: | ---: |",
@@ -110,7 +110,7 @@ def results_markdown(*reports: Report) -> str:
 
 
 def fields_markdown(described: Mapping[str, Any]) -> str:
-    """Every field of a document and of those inside it: a heading and a table for each class."""
+    """Every field of a document and of its nested classes: a heading and a table for each class."""
     blocks = [_fields_table(described)]
     for name, inner in described["$defs"].items():
         blocks.append(f"### {name}\n\n{inner['description']}\n\n{_fields_table(inner)}")
@@ -141,7 +141,7 @@ def _type(value: Mapping[str, Any]) -> str:
     return f"{name} ≥ {value['minimum']}" if "minimum" in value else name
 
 
-# The class of the documents that a table is made of, None for any JSON, and what makes it.
+# For each kind of table: the class of its documents, None for any JSON, and the function that writes it.
 KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "study": (Study, short_markdown),
     "study-heads": (Study, heads_markdown),

@@ -1,11 +1,11 @@
-"""All wheels of a device in one folder, so that it needs neither compiler nor network.
+"""Collects all wheels of a device in one folder, so that the device needs neither compiler nor network.
 
     python scripts/wheelhouse.py                       # ./wheelhouse for 64-bit Pi OS bookworm and trixie
-    python scripts/wheelhouse.py --extra serve         # with what the aggregator needs
-    python scripts/wheelhouse.py --dry-run             # only: are there wheels of everything?
+    python scripts/wheelhouse.py --extra serve         # also the packages of the aggregator
+    python scripts/wheelhouse.py --dry-run             # only checks that every package has a wheel
 
-``pip download`` with the tags of the target: it takes wheels only, so a package that would have to be compiled on the
-device is an error here. What differs between Python versions is there once for each.
+It runs ``pip download`` with the tags of the target and for wheels only, so a package that would be compiled on the
+device is an error here. Wheels that depend on the Python version are present for each version.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
-PYTHONS = ("3.11", "3.13")  # of Pi OS bookworm and trixie
-# Newest first, up to the glibc 2.36 of bookworm; pip takes none that is not named.
+PYTHONS = ("3.11", "3.13")  # Pi OS bookworm and trixie
+# Newest first, up to the glibc 2.36 of bookworm; pip accepts only the tags listed here.
 GLIBCS = ("2_34", "2_31", "2_28", "2_27", "2_26", "2_24", "2_17")
 
 
@@ -26,7 +26,7 @@ def pip_download(folder: Path, python: str, machine: str, wanted: list[str], *, 
     """Fetches the wheels for one version of Python.
 
     Raises:
-        CalledProcessError: something has no wheel for it; pip has said what.
+        CalledProcessError: a package has no wheel for it; pip prints which.
     """
     command = [sys.executable, "-m", "pip"]
     command += ["install", "--dry-run", "--ignore-installed", "--target", str(folder)] if dry_run else ["download"]
@@ -40,17 +40,17 @@ def pip_download(folder: Path, python: str, machine: str, wanted: list[str], *, 
 
 
 def main() -> None:
-    """Builds the wheel of nonn, and fetches what it needs."""
+    """Builds the wheel of nonn, and downloads its dependencies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("wheelhouse"), help="default: %(default)s")
     parser.add_argument("--python", action="append", choices=("3.11", "3.12", "3.13"), help="default: 3.11 and 3.13")
     parser.add_argument("--machine", default="aarch64", choices=("aarch64", "x86_64"), help="default: %(default)s")
-    parser.add_argument("--extra", action="append", default=[], help="an extra of nonn too, such as serve")
-    parser.add_argument("--dry-run", action="store_true", help="resolve, and fetch nothing but metadata")
+    parser.add_argument("--extra", action="append", default=[], help="also an extra of nonn, such as serve")
+    parser.add_argument("--dry-run", action="store_true", help="only resolve; download nothing but metadata")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for old in args.folder.glob("nonn-*.whl"):
-        old.unlink()  # of an older checkout: pip on the device would have a choice
+        old.unlink()  # of an older checkout; pip on the device could choose it
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(args.folder), str(HERE)]
     subprocess.run(build, check=True)
     wheel = next(args.folder.glob("nonn-*.whl")).resolve()
