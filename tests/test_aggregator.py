@@ -74,8 +74,8 @@ async def refuses(raw: Any, context: Any) -> None:
 
 
 BAD_REPLIES: dict[str, tuple[dict[str, Any], str]] = {
-    "NaN": ({"features": np.full((2, 4), np.nan, np.float32)}, "features hold NaN or infinity"),
-    "infinity": ({"features": np.full((2, 4), np.inf, np.float32)}, "features hold NaN or infinity"),
+    "NaN": ({"features": np.full((2, 4), np.nan, np.float32)}, "features contain NaN or infinity"),
+    "infinity": ({"features": np.full((2, 4), np.inf, np.float32)}, "features contain NaN or infinity"),
     "wide": ({"features": np.ones((2, 5), np.float32)}, "float32 features [2, 5], expected float32 [2, 4]"),
     "short": ({"features": np.ones((1, 4), np.float32)}, "float32 features [1, 4], expected float32 [2, 4]"),
     "double": ({"features": np.ones((2, 4))}, "float64 features [2, 4], expected float32 [2, 4]"),
@@ -131,7 +131,7 @@ def test_garbage_and_errors_are_failures_of_their_nodes(bundle: Bundle, inputs: 
 
     answer = asyncio.run(scenario())
     assert members(answer.mask) == (3,)
-    assert answer.failures["node-0"] == "bad reply: 100 bytes that are no ModelInferResponse"
+    assert answer.failures["node-0"] == "bad reply: 100 bytes that are not a ModelInferResponse"
     assert answer.failures["node-1"] == "FAILED_PRECONDITION: other plans"
     assert answer.failures["node-2"].startswith("UNKNOWN: ")
     check_against_offline_fusion(bundle, answer, slice(2))
@@ -417,8 +417,8 @@ GOOD = '[[node]]\nid = "a"\naddress = "h:1"\nstudent = 0\n'
         (GOOD.replace("h:1", "unix:/tmp/s:5"), "address 'unix:/tmp/s:5' is not host:port"),
         (GOOD.replace('"a"', r'"a\u001b[31m"'), "node[0].id = 'a\\x1b[31m': has characters that cannot be printed"),
         (GOOD.replace("= 0", "= 4"), "node[0] 'a': student 4; the bundle has 0 to 3"),
-        (GOOD + GOOD.replace("h:1", "h:2").replace("= 0", "= 1"), "node[1] 'a': id 'a' is taken by node[0]"),
-        (GOOD + GOOD.replace('"a"', '"b"').replace("= 0", "= 1"), "node[1] 'b': address 'h:1' is taken by node[0]"),
+        (GOOD + GOOD.replace("h:1", "h:2").replace("= 0", "= 1"), "node[1] 'a': id 'a' is used by node[0]"),
+        (GOOD + GOOD.replace('"a"', '"b"').replace("= 0", "= 1"), "node[1] 'b': address 'h:1' is used by node[0]"),
         (GOOD + 'model = "m"', "node[0].model = 'm': goes with foreign = true"),
         (GOOD + 'output = "o"', "node[0].output = 'o': goes with foreign = true"),
         (GOOD + "foreign = 1", "'node[0].foreign' must be true or false, not 1"),

@@ -357,7 +357,7 @@ def test_a_full_queue_refuses_at_once_and_names_its_limit() -> None:
         batcher = Batcher(gate, BatchConfig(max_queue=5, max_samples=3), POLICY)
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((2, 4), np.uint8))) for _ in range(2)]
         await settle()
-        with pytest.raises(OverloadError, match=r"4 samples are waiting for an answer, and 5 may \(--max-queue\)"):
+        with pytest.raises(OverloadError, match=r"4 samples are waiting for an answer, the limit is 5 \(--max-queue\)"):
             await batcher.infer(np.zeros((2, 4), np.uint8))
         clients[1].cancel()  # gives its place back
         await settle()

@@ -254,7 +254,7 @@ def test_predict_refuses_files_that_it_cannot_ask_about(cluster: LocalCluster, t
         ("text.png", 3, "cannot be read as an image"),
         ("text.npy", 3, "cannot be read as a NumPy file"),
         ("empty.npy", 3, "cannot be read as a NumPy file"),
-        ("two.npz", 3, "holds a, b; name the array to ask about 'inputs'"),
+        ("two.npz", 3, "contains a, b; name the array to send 'inputs'"),
         ("gone.png", 3, "no such file"),
     ):
         asked = run("nonn", "predict", cluster.address, tmp_path / name)

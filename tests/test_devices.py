@@ -384,4 +384,4 @@ def test_doctor_says_when_nobody_is_at_the_other_end_and_when_options_go_togethe
     assert main(["doctor", "--device", "--link", "127.0.0.1:1"]) == 4
     assert "127.0.0.1:1" in capsys.readouterr().err
     assert main(["doctor", "--link", "127.0.0.1:1"]) == 2
-    assert "--link goes with --device" in capsys.readouterr().err
+    assert "--link requires --device" in capsys.readouterr().err

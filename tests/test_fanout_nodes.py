@@ -62,7 +62,7 @@ def test_a_request_that_every_node_finds_invalid_is_the_clients_fault_and_switch
         watcher = Watcher()
         async with cluster(bundle, fakes=dict.fromkeys(range(NUM_DEVICES), picky), watcher=watcher) as aggregator:
             for _ in range(5):
-                with pytest.raises(InputError, match=r"no node takes this request; node-\d: INVALID_ARGUMENT"):
+                with pytest.raises(InputError, match=r"no node accepts this request; node-\d: INVALID_ARGUMENT"):
                     await aggregator.infer(inputs[:1])
             assert {aggregator.policy.state(node.id) for node in aggregator.nodes} == {"up"}
             assert {record.pending for record in aggregator.policy.nodes.values()} == {0}
@@ -108,7 +108,7 @@ def test_an_ordinary_server_stands_in_for_a_node_under_its_own_names(bundle: Bun
     ("wrong", "error"),
     [
         ({"id": "7777"}, "bad reply: to request '7777'"),
-        ({"scale": np.float32("nan")}, "bad reply: pooled hold NaN or infinity"),
+        ({"scale": np.float32("nan")}, "bad reply: pooled contain NaN or infinity"),
         ({"scale": np.float64(1)}, "bad reply: float64 pooled"),
     ],
 )
@@ -151,11 +151,11 @@ def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle: Bundle, in
                 assert answers[-1][1].answered.all()
             stop = True
             await asyncio.gather(*clients)
-            with pytest.raises(ConfigError, match="node 'node-2' is there already"):
+            with pytest.raises(ConfigError, match="node 'node-2' is already in the cluster"):
                 await aggregator.add_node(node)
             with pytest.raises(ConfigError, match="student 9; the bundle has 0 to 3"):
                 await aggregator.add_node(replace(node, id="x", student=9))
-            with pytest.raises(ConfigError, match="there is no node 'x'"):
+            with pytest.raises(ConfigError, match="no node 'x' in the cluster"):
                 await aggregator.remove_node("x")
         return answers, watcher
 

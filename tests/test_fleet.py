@@ -211,7 +211,7 @@ def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_sock
 
 def test_wrong_use_is_told(bundles: Any, tmp_path: Path, state: Any) -> None:
     for arguments, code, text in (
-        (("status", "--state", state), 4, "start the aggregator with: nonn serve --joins --state"),
+        (("status", "--state", state), 4, "start one with: nonn serve --joins --state"),
         (("push", bundles[0].path, "--state", state, "--floor", "2"), 3, "must be an accuracy, 0 to 1"),
         (("push", bundles[0].path, "--state", state), 2, "--floor"),
         (("status", "--inventory", tmp_path / "none.toml"), 3, "no such file"),
@@ -264,7 +264,7 @@ def test_with_an_inventory_the_same_is_done_on_the_aggregators_own_machine(
     assert {path.name for path in state.iterdir()} == {"bundles", "current", "previous", "control.sock"}
     inventory.write_text(inventory.read_text().replace("10.0.0.8", "10.0.0.9").replace('"pi"', '"nobody"'))
     ended = run("nonn", "fleet", "status", "--inventory", inventory)
-    assert (ended.returncode, "main: no ssh to 10.0.0.9; try: ssh" in ended.stderr) == (4, True), ended.stderr
+    assert (ended.returncode, "main: ssh to 10.0.0.9 failed; try: ssh" in ended.stderr) == (4, True), ended.stderr
 
 
 def test_init_issues_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_init_issues_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     before = (node / "identity.pem").read_bytes()
     inventory.write_text(INVENTORY.read_text() + '\n[nodes.hosts.cellar]\nansible_host = "192.168.1.22"\n')
     again = run("nonn", "fleet", "init", inventory)
-    assert (again.returncode, "1 issued, 3 there already" in again.stdout) == (0, True), again.stdout
+    assert (again.returncode, "1 issued, 3 already present" in again.stdout) == (0, True), again.stdout
     assert (node / "identity.pem").read_bytes() == before
     assert (tmp_path / "certs/node/cellar/identity.pem").stat().st_mode & 0o077 == 0
 
@@ -287,9 +287,9 @@ def test_init_issues_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     ("change", "text"),
     [
         (("[nodes.hosts.kitchen]", "[nodes.hosts.Kitchen]"), "lower-case letters"),
-        (('"192.168.1.21"', '"192.168.1.20"'), "'kitchen' and 'attic' have one address"),
+        (('"192.168.1.21"', '"192.168.1.20"'), "'kitchen' and 'attic' have the same address"),
         (("[aggregators.hosts.main]", "[others.hosts.main]"), r"no aggregators; write \[aggregators.hosts.ID\]"),
-        (("[all.vars]", "[[all.vars]]"), "all.vars is no table"),
+        (("[all.vars]", "[[all.vars]]"), "all.vars is not a table"),
     ],
 )
 def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path: Path, change: Any, text: Any) -> None:

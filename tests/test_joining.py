@@ -167,8 +167,8 @@ def test_a_member_gets_the_files_of_its_student_from_any_offset(bundle: Bundle, 
     ("change", "text"),
     [
         ({"lease": "none"}, "unknown lease"),
-        ({"path": "students/student-1.onnx"}, "is no file of student 2"),
-        ({"path": "../secret"}, "is no file of student 2"),
+        ({"path": "students/student-1.onnx"}, "is not a file of student 2"),
+        ({"path": "../secret"}, "is not a file of student 2"),
         ({"offset": 1 << 40}, "the offset is"),
     ],
 )

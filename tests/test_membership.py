@@ -59,7 +59,7 @@ def test_an_inventory_counts_when_students_are_given_out(bundle: Bundle) -> None
     assert membership.register(joining("a"), 0.0).student == 3
     for wrong, text in (
         (joining("fixed-0"), "the inventory has a node with that id; join with another --id"),
-        (joining("b", address="h:1"), "h:1 is the address of a node of the inventory"),
+        (joining("b", address="h:1"), "h:1 is the address of a node in the inventory"),
     ):
         with pytest.raises(MembershipError, match=text):
             membership.register(wrong, 0.0)

@@ -231,6 +231,6 @@ def test_a_drifted_stub_is_found_named_and_regenerated(tmp_path: Path) -> None:
     proto.write_text(proto.read_text().replace("bool live = 1;", "bool live = 1; bool well = 2;"))
     drifted = make_stubs(tmp_path, "--check")
     assert drifted.returncode == 1
-    assert "nonn/rpc/v1/inference_pb2.py does not fit proto/; run: make stubs" in drifted.stderr
+    assert "nonn/rpc/v1/inference_pb2.py does not match proto/; run: make stubs" in drifted.stderr
     assert make_stubs(tmp_path).returncode == 0
     assert make_stubs(tmp_path, "--check").returncode == 0
