@@ -1,17 +1,17 @@
-"""Runs an experiment file, stage by stage, and keeps what is done.
+"""Runs an experiment file stage by stage, and keeps finished stages.
 
 ::
 
     run        design → teacher → partition → students → bundle → placement → report
-    workspace  what all stages share                                (progress: what a run reports to)
-    pilot      partition.parts = "auto": short runs choose the design
+    workspace  state that all stages share                          (progress: the interface for reporting)
+    pilot      partition.parts = "auto": chooses the design by short runs
     training   teacher → teacher assistants → partition → students  (stages: folders keyed by a hash of their inputs)
-    networks   the untrained networks                               (seeds: random numbers of each part)
-    bundling   students and heads become a bundle
-    placement  which device runs which student
+    networks   the untrained networks                               (seeds: a random stream per purpose)
+    bundling   builds the bundle from students and heads
+    placement  chooses which device runs which student
     comparison every partitioner on the same filters
-    study      the published methods and ours, at equal budget (methods: what each changes; evaluation, summary)
-    demo       a run, then devices that are killed one by one
+    study      published methods and ours at equal budget           (methods: their changes; evaluation, summary)
+    demo       a run, then kills its devices one by one
 """
 
 __all__: list[str] = []

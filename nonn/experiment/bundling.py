@@ -1,6 +1,6 @@
-"""From trained students to a bundle: the fusion head, the exported students and the accuracy of every answering set.
+"""From trained students to a bundle: the fusion head, the exported students and the accuracy of every subset.
 
-All that is measured here is measured through the exported files, in the precision in which devices run them.
+All measurements use the exported files, in the precision in which devices run them.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from nonn.teacher import measure_accuracy
 
 __all__ = ["bundle_students"]
 
-FORMAT = 1  # raised when the bundle changes so that older ones must be built again
+FORMAT = 1  # increased when the bundle changes so that older ones must be built again
 
-_CHECKED = 64  # held-out samples that every exported student is checked with
+_CHECKED = 64  # held-out samples with which every exported student is checked
 
 
 def bundle_students(space: Workspace, trained: Trained) -> Bundle:
-    """The bundle, with the accuracy of every answering set on the test split; built unless it is there.
+    """The bundle, with the accuracy of every subset of devices on the test split; built if it does not exist.
 
     Raises:
-        BundleError: a student does not survive its export.
-        GuaranteeError: the bundle would break a promise; nothing is written.
+        BundleError: an exported student differs from the original.
+        GuaranteeError: the bundle would break a guarantee; nothing is written.
     """
     config = space.experiment
     stage = space.stage(
@@ -77,7 +77,7 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
 
 
 def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
-    """Fits the head, exports the students, records test features, enumerates all answering sets and writes it all."""
+    """Fits the head, exports the students, records test features, enumerates all subsets and writes the bundle."""
     config, labels = space.experiment, space.data.test.labels
     students = trained.students.network
     with space.progress.bar("fusion", 1) as tick:
@@ -106,7 +106,7 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
 
 
 def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head) -> Manifest:
-    """What the bundle says about itself."""
+    """The manifest of the bundle."""
     config, data, teacher = space.experiment, space.data, trained.teacher.network
     cost = measure_cost(teacher, data.input_shape)
     provenance = {
@@ -143,8 +143,8 @@ class _Exported:
 
     Attributes:
         deployed: files and how they were measured.
-        entries: in the manifest.
-        features: of the test split [n, d_i].
+        entries: their entries in the manifest.
+        features: features of the test split [n, d_i].
     """
 
     deployed: list[Deployed]
@@ -153,7 +153,7 @@ class _Exported:
 
 
 def _export(space: Workspace, students: Students, partition: Partition) -> _Exported:
-    """Exports every student and runs its file over the test split; the students are on the CPU afterwards."""
+    """Exports every student and runs its file over the test split; moves the students to the CPU."""
     config, data = space.experiment, space.data
     learned = space.networks.design(partition).parts_of_device(config.devices.count)
     calibration = calibration_sample(data.train.inputs, config.export.calibration, config.experiment.seed)
@@ -187,15 +187,15 @@ def _export(space: Workspace, students: Students, partition: Partition) -> _Expo
 
 
 def _check_guarantees(config: Experiment, table: SubsetTable) -> None:
-    """Refuses to write a bundle that breaks a promise.
+    """Refuses to write a bundle that breaks a guarantee.
 
     Raises:
-        GuaranteeError: names the answering set that breaks it.
+        GuaranteeError: a guarantee is broken; the message names the subset.
     """
     promised = config.guarantees
     if not promised.require:
         return
-    from nonn.reliability.guarantees import check_guarantees  # it judges bundles of any origin, after the fact too
+    from nonn.reliability.guarantees import check_guarantees  # it also checks existing bundles
     from nonn.reliability.laws import parse_law
 
     law = parse_law(promised.law or failure_law(config.devices), table.num_devices)

@@ -1,4 +1,4 @@
-"""``nonn partition``: the cut of an experiment, and every partitioner compared with it on the same filters."""
+"""``nonn partition``: the partition of an experiment, compared with all partitioners on the same filters."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from nonn.trainer import batches
 
 __all__ = ["compare_partitioners", "cut"]
 
-_FIT = 20_000  # training images that the probe is fitted to: 78 for each filter of a WRN-40-4
+_FIT = 20_000  # training images for fitting the probe: 78 for each filter of a WRN-40-4
 
 
 def cut(space: Workspace) -> Cut:
-    """Runs every stage up to the partition that is not done yet."""
+    """Runs every unfinished stage up to the partition."""
     return _cut(space)[2]
 
 
@@ -34,7 +34,7 @@ def compare_partitioners(space: Workspace) -> tuple[Comparison, Path]:
     """Compares all partitioners on all filter graphs.
 
     Returns:
-        The comparison and its folder: ``compare.json`` and ``compare.svg`` lie next to the experiment's own cut.
+        The comparison and its folder: ``compare.json`` and ``compare.svg`` are next to the experiment's partition.
     """
     space, teacher, made = _cut(space)
     config, data = space.experiment, space.data
@@ -61,7 +61,7 @@ def compare_partitioners(space: Workspace) -> tuple[Comparison, Path]:
 
 
 def _cut(space: Workspace) -> tuple[Workspace, Teacher, Cut]:
-    """The workspace with its design, the network whose filters are cut, and the cut."""
+    """The workspace with its design, the network whose filters are cut, and the partition."""
     space = choose_design(space)
     space.check()
     teacher = train_teacher(space)
@@ -70,7 +70,7 @@ def _cut(space: Workspace) -> tuple[Workspace, Teacher, Cut]:
 
 
 def _outputs(space: Workspace, teacher: Teacher, split: Split, limit: int = 0) -> Outputs:
-    """The teacher's filters and logits over a split, or over so many samples spread over it."""
+    """The teacher's filters and logits over a split, or over a number of samples spread over it."""
     teacher.to(space.device).eval()
     every = -(-len(split) // limit) if limit else 1
     activations, logits = [], []

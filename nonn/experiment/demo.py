@@ -1,8 +1,8 @@
 """The demonstration: a trained bundle on real device processes that are killed one after another.
 
-At every number of failures the whole test split goes through the aggregator, one sample a request, while the next
-node process gets SIGKILL in the middle of the stream. Every answer is compared with the offline fusion of the very
-set that it says it came from; the accuracy of a full pass is compared with the bundle's table.
+At every number of failures the whole test split is sent to the aggregator, one sample per request, while the next
+node process gets SIGKILL in the middle of the stream. Every answer is compared with the offline fusion of exactly the
+subset that it reports; the accuracy of a full pass is compared with the bundle's table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nonn.report.document import LiveMeasurement
 __all__ = ["demo", "kill_one_by_one"]
 
 _CONCURRENCY = 8
-_ROUNDS = 5  # passes over what a kill left with another answering set; one is enough unless a node flickers
+_ROUNDS = 5  # passes over samples answered by another subset; one is enough unless a node fails briefly
 
 
 def demo(
@@ -47,10 +47,10 @@ def demo(
     """Runs an experiment, then streams its test split through a live cluster whose devices are killed.
 
     Args:
-        experiment: file, or an experiment that is loaded; None is the digits experiment.
+        experiment: file or loaded experiment; None is the digits experiment.
         runs: folder of all runs.
-        overrides: ``section.key=value``, as ``--set`` takes them.
-        progress: reported to; None shows nothing.
+        overrides: ``section.key=value``, as for ``--set``.
+        progress: receives the progress; None shows nothing.
 
     Returns:
         The result of the run; its report has ``measured_live``.
@@ -75,10 +75,10 @@ def kill_one_by_one(
     """Measures a live cluster while its nodes get SIGKILL.
 
     Args:
-        bundle: with recorded features of the same samples.
+        bundle: bundle with recorded features of the same samples.
         inputs: test inputs [n, …].
         order: devices to kill, in this order.
-        progress: called with the number of levels done.
+        progress: called with the number of finished levels.
 
     Returns:
         A measurement for 0 … len(order) failures; ``requests`` includes those in flight at the kill.
@@ -100,7 +100,7 @@ def _level(
     answering: frozenset[int],
     victim: int | None,
 ) -> LiveMeasurement:
-    """Sends every sample until all have an answer of exactly the devices left; the victim dies in the first pass."""
+    """Sends every sample until all are answered by exactly the remaining devices; the victim dies in the first pass."""
     features, labels = bundle.features
     predicted: dict[int, int] = {}
     sent = lost = mismatched = 0
@@ -135,7 +135,7 @@ def _level(
 def _stream(
     client: Client, cluster: LocalCluster, samples: Sequence[NDArray[Any]], victim: int | None
 ) -> list[Answer | NonnError]:
-    """Sends every sample; a victim gets SIGKILL when a tenth of them are answered, with others in flight."""
+    """Sends every sample; a victim gets SIGKILL when a tenth of them are answered, while others are in flight."""
     kill_at, done = len(samples) // 10, itertools.count(1)
 
     def ask(sample: NDArray[Any]) -> Answer | NonnError:

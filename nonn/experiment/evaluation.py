@@ -1,4 +1,4 @@
-"""How well a fusion head does on every set of surviving devices: accuracy, calibration and class-level bias."""
+"""Evaluates a fusion head on every subset of surviving devices: accuracy, calibration and class-level bias."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nonn.report.study_document import LevelRow
 
 __all__ = ["P_FAIL", "Evaluation", "HeadResult", "evaluate_head"]
 
-P_FAIL = (0.1, 0.3, 0.5)  # laws of the expected accuracy: every device fails independently
+P_FAIL = (0.1, 0.3, 0.5)  # failure probabilities of the expected accuracy: every device fails independently
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadResult:
-    """A head on every set of surviving devices.
+    """Result of a head on every subset of surviving devices.
 
     Attributes:
-        samples: of the test split.
-        correct: right answers of each set of devices, by mask [2^N].
-        by_failures: for 0 to N − 1 failed devices.
+        samples: number of samples of the test split.
+        correct: correct answers of each subset of devices, by mask [2^N].
+        by_failures: results for 0 to N − 1 failed devices.
         expected: expected accuracy by the probability with which every device fails, independently.
     """
 
@@ -67,12 +67,12 @@ class Evaluation:
 def evaluate_head(
     head: Head, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], student_of: Sequence[int]
 ) -> HeadResult:
-    """Accuracy, calibration and class-level bias of a head over every set of surviving devices.
+    """Accuracy, calibration and class-level bias of a head over every subset of surviving devices.
 
     Args:
-        head: over M students.
-        features: of each student over the test split, M arrays [n, d_i].
-        labels: [n].
+        head: head of M students.
+        features: features of each student over the test split, M arrays [n, d_i].
+        labels: labels [n].
         student_of: the student that each device runs [N].
     """
     num_devices, full = len(student_of), (1 << head.num_devices) - 1

@@ -1,8 +1,8 @@
-"""The methods that ``nonn study`` compares, one entry each: a published method is a change to the experiment file.
+"""The methods that ``nonn study`` compares, one entry each; a published method is a change to the experiment file.
 
 All methods share the student's architecture, the number of devices, the data and the epochs. To compare another
 method, add an entry to ``METHODS``: its name becomes a value of ``study.rows``, and its changes are overrides as
-``--set`` takes them, for a given number of devices::
+for ``--set``, for a given number of devices::
 
     Method("halves", "two halves", lambda devices: ("partition.parts=2", "fusion.train=rescale"), head="trained"),
 
@@ -23,7 +23,7 @@ __all__ = ["METHODS", "Method"]
 
 
 def _nothing(devices: int) -> tuple[str, ...]:
-    """The experiment file as it is."""
+    """The unchanged experiment file."""
     return ()
 
 
@@ -32,11 +32,11 @@ class Method:
     """One row of a study.
 
     Attributes:
-        name: in ``study.rows``, in the result document and in folder names.
-        title: in tables and plots.
-        changes: number of devices → overrides of the experiment file.
+        name: name in ``study.rows``, in the result document and in folder names.
+        title: title in tables and plots.
+        changes: function from the number of devices to overrides of the experiment file.
         head: the fusion head that the method serves, of ``nonn.distill.heads.KINDS``; empty for ``fusion.head``.
-        shared: whether the devices of a part run one and the same student, which is then trained once.
+        shared: whether the devices of a part run the same student, which is then trained once.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Method:
     shared: bool = False
 
     def applied_to(self, experiment: Experiment, seed: int, fold: tuple[int, ...]) -> Experiment:
-        """The experiment with this method's changes.
+        """The experiment with the changes of this method.
 
         Args:
-            experiment: to change.
+            experiment: experiment to change.
             seed: replaces its seed.
             fold: replaces ``data.test_groups``.
 
@@ -61,13 +61,13 @@ class Method:
         tree["data"]["test_groups"] = fold
         for text in self.changes(experiment.devices.count):
             override(tree, text)
-        if self.shared:  # one student a part is trained; its copies are made when the row is evaluated
+        if self.shared:  # one student per part is trained; its copies are added when the row is evaluated
             tree["devices"]["count"] = tree["partition"]["parts"]
-        # Fewer devices still have the classes, views and failout groups of all of them.
+        # With fewer devices, the classes, views and failout groups are still those of all devices.
         return from_mapping(Experiment, tree, source=f"row '{self.name}' of the study", rules=False)
 
 
-# Sets of changes that several methods have.
+# Changes that several methods share.
 _NO_OBJECTIVES = tuple(f"distill.objectives.{spec.name}.weight=0" for spec in dataclasses.fields(ObjectivesConfig))
 # The weights of NoNN's code: 1e4 on a mean over the 256 filters of its teacher is 39 on the sum over them.
 _PUBLISHED_LOSS = (
@@ -79,7 +79,7 @@ _PUBLISHED_LOSS = (
 
 
 def _nonn(devices: int) -> tuple[str, ...]:
-    """As published: Louvain on its own graph, one student a part, no failout."""
+    """As published: Louvain on its own graph, one student per part, no failout."""
     return (
         "graph.kind=nonn",
         "partition.method=louvain",
@@ -92,7 +92,7 @@ def _nonn(devices: int) -> tuple[str, ...]:
 
 
 def _jeong(parts: int) -> tuple[str, ...]:
-    """Balanced eigenvector cut in so many parts, replicas averaged; NoNN's loss."""
+    """Balanced eigenvector cut in a number of parts, replicas averaged; NoNN's loss."""
     return (
         f"partition.parts={max(1, parts)}",
         *_PUBLISHED_LOSS,
@@ -105,7 +105,7 @@ def _jeong(parts: int) -> tuple[str, ...]:
 
 
 def _copies(devices: int) -> tuple[str, ...]:
-    """M = 1: every device a copy for the whole task, trained separately with the experiment's objectives."""
+    """M = 1: every device has a copy for the whole task, trained separately with the experiment's objectives."""
     return (
         "partition.parts=1",
         "partition.overlap=1",
@@ -117,7 +117,7 @@ def _copies(devices: int) -> tuple[str, ...]:
 
 
 def _units(devices: int) -> tuple[str, ...]:
-    """Every device a separate classifier, trained on labels alone: the control for ``devices.view``."""
+    """Every device is a separate classifier, trained on labels only: the control for ``devices.view``."""
     return (
         "fusion.train=logit-average",
         "distill.failout=none",
@@ -129,7 +129,7 @@ def _units(devices: int) -> tuple[str, ...]:
 
 
 def _ours_cut(devices: int) -> tuple[str, ...]:
-    """N parts, each filter taught to N/2 devices, answers averaged: what a cut costs or saves."""
+    """N parts, each filter taught to N/2 devices, answers averaged: measures the effect of the partition."""
     return (
         f"partition.parts={devices}",
         f"partition.overlap={max(1, devices // 2)}",

@@ -1,6 +1,6 @@
 """The untrained networks of an experiment: its teacher, teacher assistants, and students sized to their devices.
 
-Every one is made with a seed of its own, so the weights that training starts from do not depend on what else is made.
+Each one is built with a separate seed, so the initial weights do not depend on the other networks.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["Networks"]
 
 @dataclass(frozen=True)
 class Networks:
-    """Makes the networks of one experiment.
+    """Builds the networks of one experiment.
 
     Attributes:
-        experiment: its number of parts is settled.
-        data: which inputs they take, and how those are normalised.
+        experiment: experiment with a known number of parts.
+        data: determines the inputs and their normalisation.
     """
 
     experiment: Experiment
@@ -41,7 +41,7 @@ class Networks:
         """The untrained teacher.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: it cannot be built.
         """
         return self._teacher("", 0)
 
@@ -49,7 +49,7 @@ class Networks:
         """An untrained teacher assistant of another model.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: it cannot be built.
         """
         return self._teacher(model, 4, number)
 
@@ -73,17 +73,17 @@ class Networks:
         return Students(students, fusion)
 
     def design(self, partition: Partition) -> Design:
-        """Which device learns which parts."""
+        """The parts that each device learns."""
         return Design(partition.num_parts, self.experiment.partition.overlap)
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """Channels that each device sees [N]."""
+        """Channels that each device receives [N]."""
         return resolve_views(self.experiment.devices, self.data.input_shape[0])
 
     @cached_property
     def num_filters(self) -> int:
-        """Filters that are cut: of the last teacher assistant, or of the teacher where there is none."""
+        """Number of filters to cut: of the last teacher assistant, or of the teacher if there is none."""
         teacher = self.teacher()
         for number, step in enumerate(s for s in plan(self.experiment.distill) if s.model):
             teacher = self.assistant(step.model, number)
@@ -91,7 +91,7 @@ class Networks:
 
     @cached_property
     def sizing(self) -> Sizing:
-        """Which model each device runs, and how many filters each part has where that follows from it."""
+        """The model of each device, and the number of filters of each part if it follows from the models."""
         config = self.experiment
         return size_students(
             resolve_devices(config.devices),
@@ -108,7 +108,7 @@ class Networks:
         return self.experiment.experiment.seed
 
     def _teacher(self, model: str, *stream: int) -> Teacher:
-        """The teacher, or where a model is named another one in its place."""
+        """The teacher, or another model if one is named."""
         config = self.experiment.teacher
         with seeded(self._seed, *stream):
             return build_teacher(
@@ -119,7 +119,7 @@ class Networks:
             )
 
     def _student(self, device: int, model: str, filters: int) -> Student:
-        """An untrained student of a device, with so many filters."""
+        """An untrained student of a device, with a number of filters."""
         config, view = self.experiment.student, self.views[device]
         return Student(
             model,
@@ -132,6 +132,6 @@ class Networks:
         )
 
     def _normalise(self, view: View = ()) -> Normalise:
-        """The first layer of a network that sees these channels; none named is all."""
+        """The first layer of a network that receives these channels; an empty list is all channels."""
         mean, std = (values[list(view)] if view else values for values in (self.data.mean, self.data.std))
         return Normalise(mean.tolist(), std.tolist(), len(self.data.input_shape) - 1)

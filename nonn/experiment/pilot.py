@@ -1,13 +1,13 @@
-"""``partition.parts = "auto"``: which redundancy design serves best under the experiment's failure law.
+"""``partition.parts = "auto"``: chooses the best redundancy design under the experiment's failure law.
 
-How many parts there should be cannot be read off the teacher: a probe of its own filters says what perfect students
-would reach, and there one part (full-task copies) always wins, since nothing is ever lost. What small students can
-learn decides. So every design is tried: its students are distilled for ``partition.pilot_epochs``, the experiment's
-head is fitted, and all answering sets are enumerated on the held-out split and weighed by the failure law
-(``guarantees.law``; without one every device fails independently with its ``p_fail``).
+The best number of parts cannot be derived from the teacher: a probe of its filters gives the accuracy of perfect
+students, for which one part (full-task copies) always wins, since nothing is lost. It depends on what small students
+can learn. So every design is tried: its students are distilled for ``partition.pilot_epochs``, the experiment's head is
+fitted, and all subsets are enumerated on the held-out split and weighted by the failure law (``guarantees.law``;
+without one every device fails independently with its ``p_fail``).
 
-Limits: a pilot ranks designs by how they start. The split that chooses the design also chose λ, for every design
-alike; the test split is not looked at.
+Limits: a pilot ranks designs after few epochs. The split that chooses the design also chose λ, for every design alike;
+the test split is not used.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Trial:
-    """What a pilot found of one design.
+    """Result of a pilot for one design.
 
     Attributes:
-        parts: M.
-        overlap: r.
-        expected_accuracy: on the held-out split under the failure law.
-        bytes_per_answer: that all devices send.
+        parts: number of parts M.
+        overlap: overlap r.
+        expected_accuracy: expected accuracy on the held-out split under the failure law.
+        bytes_per_answer: bytes that all devices send for an answer.
     """
 
     parts: int
@@ -51,7 +51,7 @@ class Trial:
 
 
 def designs(num_devices: int) -> tuple[Design, ...]:
-    """Designs that are tried: M parts for every divisor M of N, and N parts with an overlap of 2 and of N/2."""
+    """Designs to try: M parts for every divisor M of N, and N parts with an overlap of 2 and of N/2."""
     found = [Design(m) for m in range(1, num_devices + 1) if num_devices % m == 0]
     found += [Design(num_devices, r) for r in sorted({2, num_devices // 2}) if 1 < r < num_devices]
     return tuple(found)
@@ -61,14 +61,14 @@ def choose_design(space: Workspace) -> Workspace:
     """The workspace with a number of parts and an overlap: the first stage of every run.
 
     Args:
-        space: of an experiment with ``partition.parts = "auto"``; any other comes back as it is. Pilots are kept and
+        space: workspace with ``partition.parts = "auto"``; any other is returned unchanged. Pilots are kept and
             resumed under ``pilot/`` in its folder.
 
     Returns:
-        The workspace with the design of the best expected accuracy; of equals, the one that sends the fewest bytes.
+        The workspace with the design of the highest expected accuracy; of equals, the one that sends the fewest bytes.
 
     Raises:
-        NonnError: a design cannot be trained; what was done is kept.
+        NonnError: a design cannot be trained; finished work is kept.
     """
     experiment = space.experiment
     if experiment.partition.parts != AUTO:
@@ -79,7 +79,7 @@ def choose_design(space: Workspace) -> Workspace:
         trial = _trial(space.changed(_pilot(experiment, design), place), design)
         space.progress.say(
             f"pilot: {trial.parts} parts, overlap {trial.overlap}: expected accuracy "
-            f"{100 * trial.expected_accuracy:.2f} % held out, {trial.bytes_per_answer:,} bytes an answer"
+            f"{100 * trial.expected_accuracy:.2f} % held out, {trial.bytes_per_answer:,} bytes per answer"
         )
         trials.append(trial)
     best = max(trials, key=lambda trial: (trial.expected_accuracy, -trial.bytes_per_answer))
@@ -92,7 +92,7 @@ def choose_design(space: Workspace) -> Workspace:
             "trials": [dataclasses.asdict(t) for t in trials],
         },
     )
-    space.progress.say(f"pilot: chosen are {best.parts} parts with overlap {best.overlap}; {file}")
+    space.progress.say(f"pilot: chose {best.parts} parts with overlap {best.overlap}; {file}")
     chosen = dataclasses.replace(experiment.partition, parts=best.parts, overlap=best.overlap)
     return space.changed(dataclasses.replace(experiment, partition=chosen))
 
@@ -108,7 +108,7 @@ def _pilot(experiment: Experiment, design: Design) -> Experiment:
 
 
 def _trial(space: Workspace, design: Design) -> Trial:
-    """Trains and judges one design unless that is done."""
+    """Trains and evaluates one design unless it is done."""
     config = space.experiment
     trained = train(space)
     students = trained.students.network

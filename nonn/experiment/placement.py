@@ -1,6 +1,6 @@
-"""Which machine runs which student, once the accuracy of every subset of students is known.
+"""Chooses which machine runs which student, from the accuracy of every subset of students.
 
-The most accurate placement, or with an accuracy goal the fastest one that reaches it; the search is
+It is the most accurate placement or, with an accuracy goal, the fastest one that reaches it; the search is
 ``nonn.reliability.placement``.
 """
 
@@ -29,9 +29,9 @@ class Assignment:
 
     Attributes:
         machine: number of the device.
-        title: of the device.
-        student: number of the student; None where the machine is better left out.
-        latency_s: of its answer.
+        title: title of the device.
+        student: number of the student; None if the machine should be left out.
+        latency_s: latency of its answer.
     """
 
     machine: int
@@ -55,15 +55,15 @@ def placed(space: Workspace, bundle: Bundle) -> list[Assignment]:
 
 
 def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:
-    """Which machine should run which student, now that the accuracy of every answering set is known.
+    """The student that each machine should run, from the accuracy of every subset of devices.
 
     Args:
-        bundle: with one student a device.
-        config: classes; with a ``goal`` the fastest placement that reaches it is chosen, else the most accurate one.
+        bundle: bundle with one student per device.
+        config: device classes; with a ``goal`` the fastest placement that reaches it is chosen, else the most accurate.
 
     Raises:
         ConfigError: no student fits any machine.
-        GuaranteeError: no placement reaches the goal within ``answer_s``; the message says what can be reached.
+        GuaranteeError: no placement reaches the goal within ``answer_s``; the message has the best accuracy.
     """
     devices = resolve_devices(config)
     machines = [
@@ -87,7 +87,7 @@ def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:
     if best.expected < config.goal:
         raise GuaranteeError(
             f"devices.goal = {config.goal:g}: the best placement on these devices has an expected accuracy of "
-            f"{best.expected:.4f}; lower the goal, raise devices.answer_s, or take more reliable devices"
+            f"{best.expected:.4f}; lower the goal, raise devices.answer_s, or use more reliable devices"
         )
     if config.goal:
         best = _fastest(config.goal, {w.latency_s(m) for w in works for m in machines}, limit, within)
@@ -98,15 +98,15 @@ def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:
 
 
 def _fastest(goal: float, latencies_s: Set[float], limit_s: float, within: Callable[[float], Placement]) -> Placement:
-    """The best placement within the least latency that reaches the goal; the limit reaches it.
+    """The best placement within the least latency that reaches the goal; ``limit_s`` must reach it.
 
-    More time is more choices: the best expected accuracy grows with the latency, so bisection finds the least.
+    More time gives more choices: the best expected accuracy grows with the latency, so bisection finds the least.
     """
 
     def reaches(latency_s: float) -> bool:
         try:
             return within(latency_s).expected >= goal
-        except ConfigError:  # nothing fits in so little time
+        except ConfigError:  # no student fits into this latency
             return False
 
     candidates = sorted(latency for latency in latencies_s if latency <= limit_s)

@@ -1,4 +1,4 @@
-"""How a run reports its progress: the library calls a ``Progress``, and whoever starts the run decides what is shown.
+"""Progress reports of a run: the library calls a ``Progress``, and the caller of the run decides what is shown.
 
 ``nonn.cli.console`` shows it on the terminal; ``Silent`` shows nothing and is the default.
 """
@@ -12,11 +12,11 @@ from typing import Protocol
 
 __all__ = ["Progress", "Silent", "Tick"]
 
-Tick = Callable[[int, str], None]  # the number done so far, a short remark such as the current loss
+Tick = Callable[[int, str], None]  # number of finished steps, a short note such as the current loss
 
 
 class Progress(Protocol):
-    """What a run reports. A module with these two functions is one, too."""
+    """Receiver of the reports of a run. A module with these two functions is also one."""
 
     def say(self, text: str, /) -> None:
         """Reports one line: a stage's result or a decision."""
@@ -26,12 +26,12 @@ class Progress(Protocol):
         """Reports work of ``total`` steps while the block runs.
 
         Args:
-            description: of the work.
+            description: description of the work.
             total: number of steps.
-            unit: what a step is, in the plural.
+            unit: name of the steps, in the plural.
 
         Returns:
-            A context manager that gives the function to call after every step.
+            A context manager that yields the function to call after every step.
         """
         ...
 
@@ -44,5 +44,5 @@ class Silent:
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int, unit: str = "", /) -> Iterator[Tick]:
-        """Gives a function that does nothing."""
+        """Yields a function that does nothing."""
         yield lambda done, remark: None

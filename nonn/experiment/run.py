@@ -4,8 +4,8 @@
 
     data → design → teacher → teacher assistants → partition → students → bundle → placement → report
 
-Each stage gets the results of those before it and writes a folder under ``runs/<experiment>/``, which a later run with
-the same inputs takes as it is. The test split is looked at once, at the end, by the bundle stage.
+Each stage gets the results of earlier ones and writes a folder under ``runs/<experiment>/``, which a later run with the
+same inputs reuses. The test split is used once, at the end, by the bundle stage.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = ["Result", "execute", "run"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves.
+    """Result of a run.
 
     Attributes:
-        bundle: to serve, with the accuracy of every answering set.
-        report: what ``report/report.json`` in the folder holds.
-        folder: of the run.
+        bundle: bundle to serve, with the accuracy of every subset of devices.
+        report: content of ``report/report.json`` in the folder.
+        folder: folder of the run.
     """
 
     bundle: Bundle
@@ -51,7 +51,7 @@ def run(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
-    """Runs every stage of an experiment that is not done yet.
+    """Runs every unfinished stage of an experiment.
 
     ::
 
@@ -59,14 +59,14 @@ def run(
         print(result.bundle.path, result.bundle.table.by_failures()[1].mean)
 
     Args:
-        experiment: file, or an experiment that is loaded.
+        experiment: file or loaded experiment.
         runs: folder of all runs; this one is ``<runs>/<experiment.name>``.
-        overrides: ``section.key=value``, as ``--set`` takes them.
-        progress: reported to; None shows nothing, ``nonn.cli.console`` shows it on stderr.
+        overrides: ``section.key=value``, as for ``--set``.
+        progress: receives the progress; None shows nothing, ``nonn.cli.console`` shows it on stderr.
 
     Raises:
-        NonnError: something is wrong with the configuration, the data or a file; what was done is kept, and the next
-            run goes on from there.
+        NonnError: something is wrong with the configuration, the data or a file; finished work is kept, and the next
+            run resumes from it.
     """
     space = Workspace(resolve(experiment, overrides), Path(runs), progress=progress or Silent())
     with exclusive(space.root):
@@ -74,7 +74,7 @@ def run(
 
 
 def execute(space: Workspace) -> Result:
-    """Runs every stage that is not done yet, in a folder that this process holds.
+    """Runs every unfinished stage, in a folder that this process has locked.
 
     Raises:
         NonnError: see ``run``.

@@ -1,7 +1,7 @@
-"""A seed for every purpose, from the seed of the experiment: whatever is drawn for one leaves the others as they were.
+"""A separate seed for every purpose, from the seed of the experiment, so that draws for one do not change the others.
 
 ===============  ===================================================================
-stream           what is drawn
+stream           purpose
 ===============  ===================================================================
 ``0``            weights of the teacher
 ``1``            training of the teacher
@@ -9,7 +9,7 @@ stream           what is drawn
 ``2``            weights of the fusion
 ``3 + 1000 g``   training of generation g
 ``4, a``         weights of assistant a
-``5, g``         parameters that the objectives of generation g start with
+``5, g``         initial parameters of the objectives of generation g
 ``100 + a``      training of assistant a
 ===============  ===================================================================
 """
@@ -26,13 +26,13 @@ __all__ = ["seed_of", "seeded"]
 
 
 def seed_of(*stream: int) -> int:
-    """A seed for one purpose, unrelated to those of the others: the experiment's, then a stream of the table above."""
+    """A seed for one purpose, independent of the others, from the experiment's seed and a stream of the table above."""
     return int(np.random.SeedSequence(stream).generate_state(1)[0])
 
 
 @contextlib.contextmanager
 def seeded(*stream: int) -> Iterator[None]:
-    """Gives a block torch's global generator with a seed of its own, and puts the old state back."""
+    """Seeds torch's global generator for a block, then restores its state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(*stream))
         yield

@@ -1,8 +1,8 @@
-"""Stages of a run: a folder each, keyed by a hash of its inputs.
+"""Stages of a run: one folder each, keyed by a hash of its inputs.
 
-``runs/<experiment>/<stage>/stage.json`` holds the key. A stage whose key is unchanged and that is done is not run
-again; one that was interrupted goes on from what it left. When the inputs change, the old folder is set aside as
-``<stage>.<key>`` and comes back when the inputs do: a trained teacher is never lost to a changed flag.
+``runs/<experiment>/<stage>/stage.json`` contains the key. A finished stage with an unchanged key is not run again; an
+interrupted one resumes from its files. When the inputs change, the old folder is renamed to ``<stage>.<key>``, and back
+when the inputs return: a changed option never loses a trained teacher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Stage:
     """One stage of one run.
 
     Attributes:
-        folder: where its files are.
+        folder: folder of its files.
         key: hash of its inputs.
     """
 
@@ -46,12 +46,12 @@ class Stage:
 
 
 def open_stage(root: Path, name: str, inputs: Mapping[str, Any]) -> Stage:
-    """Opens the folder of a stage, with whatever an earlier run with the same inputs left in it.
+    """Opens the folder of a stage, with the files of an earlier run with the same inputs.
 
     Args:
         root: ``runs/<experiment>``.
-        name: of the stage.
-        inputs: all that its result depends on, as JSON values.
+        name: name of the stage.
+        inputs: all inputs of its result, as JSON values.
     """
     key, folder = digest(inputs), root / name
     if folder.exists():
@@ -70,10 +70,10 @@ def open_stage(root: Path, name: str, inputs: Mapping[str, Any]) -> Stage:
 
 @contextlib.contextmanager
 def exclusive(root: Path) -> Iterator[None]:
-    """Holds a run's folder for this process.
+    """Locks the folder of a run for this process.
 
     Raises:
-        ConfigError: another process is at work in it, or it cannot be written.
+        ConfigError: another process uses it, or it cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _free(path: Path) -> Path:
-    """The path, or the first numbered one beside it that is not taken."""
+    """The path, or the first unused numbered variant of it."""
     candidate, number = path, 1
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}.{number}"), number + 1

@@ -1,12 +1,10 @@
-"""``nonn study``: which idea buys what, at equal student architecture, epochs, data and number of devices.
+"""``nonn study``: compares methods at equal student architecture, epochs, data and number of devices.
 
 A row is a method of ``nonn.experiment.methods``; each is trained for every seed and evaluated with every fusion head
-on the same students, so that the gain of training and the gain of the head are told apart. What a method's paper
-serves is marked as its own head. With ``study.folds`` every row is trained for each fold, whose groups (people, say)
-are the test split.
+on the same students, which separates the gain of training from the gain of the head. The head of a method's paper is
+marked. With ``study.folds`` every row is trained for each fold, whose groups (for example people) are the test split.
 
-Every (row, fold, seed) has a separate folder of stages; a study that was killed goes on at the last epoch of the
-last row.
+Every (row, fold, seed) has a separate folder of stages; a killed study resumes at the last epoch of the last row.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ def study(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Study:
-    """Trains and evaluates every row for every seed that is not done yet.
+    """Trains and evaluates every row for every seed, except finished ones.
 
     ::
 
@@ -61,17 +59,17 @@ def study(
             print(row.title, row.head, row.accuracy_by_failures[2].mean)
 
     Args:
-        experiment: file, or one that is loaded; ``[study]`` names rows and seeds, the rest is the row ``ours``.
+        experiment: file or loaded experiment; ``[study]`` names rows and seeds, the rest is the row ``ours``.
         runs: folder of all runs.
-        overrides: ``section.key=value``, as ``--set`` takes them.
-        progress: reported to; None shows nothing.
+        overrides: ``section.key=value``, as for ``--set``.
+        progress: receives the progress; None shows nothing.
 
     Returns:
-        What ``runs/<experiment>/study/study.json`` holds; it is written after every row, marked as partial until all
+        Content of ``runs/<experiment>/study/study.json``; it is written after every row, marked as partial until all
         are done. ``study.csv``, ``study.md`` and ``study.svg`` are next to it.
 
     Raises:
-        NonnError: a row cannot be trained; what was done is kept.
+        NonnError: a row cannot be trained; finished work is kept.
     """
     config = resolve(experiment, overrides)
     space = Workspace(config, Path(runs), progress=progress or Silent())
@@ -100,7 +98,7 @@ def study(
 
 
 def _workspace(space: Workspace, method: Method, seed: int, fold: tuple[int, ...], data: Dataset | None) -> Workspace:
-    """Where one row is trained for one seed and fold."""
+    """The workspace of one row, seed and fold."""
     folds = space.experiment.study.folds
     place = f"study/{method.name}-{seed}" + "-".join(["-fold", *map(str, fold)] if folds else [])
     changed = method.applied_to(space.experiment, seed, fold)
@@ -108,7 +106,7 @@ def _workspace(space: Workspace, method: Method, seed: int, fold: tuple[int, ...
 
 
 def _evaluated(space: Workspace, method: Method, num_devices: int) -> Evaluation:
-    """Result of one row and seed, trained and evaluated unless that is done."""
+    """Result of one row and seed, trained and evaluated unless it is done."""
     space = choose_design(space)
     trained = train(space)
     fusion = dataclasses.asdict(space.experiment.fusion)
@@ -123,11 +121,11 @@ def _evaluated(space: Workspace, method: Method, num_devices: int) -> Evaluation
 
 
 def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices: int) -> Evaluation:
-    """Every head over all subsets of devices, and what the students cost."""
+    """Results of every head over all subsets of devices, and the cost of the students."""
     students, test = trained.students.network, space.data.test
     heads = space.heads.fit_all(trained.teacher.network, students)
     features, teacher_accuracy = _test_features(space, students, trained.teacher.network)
-    # Which student each device runs: its own, or the one that it shares with the others of its part.
+    # The student of each device: a separate one, or the one that the devices of its part share.
     student_of = [i % len(students.students) for i in range(num_devices)]
     costs = [measure_cost(student, student.input_shape) for student in students.individual()]
     return Evaluation(

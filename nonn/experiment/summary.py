@@ -23,9 +23,9 @@ def summarise(experiment: Experiment, results: Sequence[Evaluation], *, complete
     """The study as one document.
 
     Args:
-        experiment: that was studied.
-        results: of rows and seeds.
-        complete: whether these are all that the experiment asks for.
+        experiment: the experiment.
+        results: results of rows and seeds.
+        complete: whether these are all results of the study.
     """
     rows = []
     for name in dict.fromkeys(result.row for result in results):
@@ -73,7 +73,7 @@ def _row(experiment: Experiment, results: Sequence[Evaluation], head: str, *, is
 
 
 def to_csv(study: Study) -> str:
-    """The study's rows flat: a line for each method, head and number of failures."""
+    """The rows of the study as a flat table: one line for each method, head and number of failures."""
     named = ("method", "head", "own", "parts", "params", "feature_bytes", "bytes_per_answer")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,7 +1,7 @@
-"""The stages that learn: teacher → teacher assistants → partition → students, each from the result of the one before.
+"""The training stages: teacher → teacher assistants → partition → students, each from the result of the previous one.
 
-A stage is a function: it opens its folder, runs unless the folder is done, and gives its result. The key of a folder
-holds all that its result depends on, the key of the stage before included.
+A stage is a function: it opens its folder, runs unless the folder is finished, and returns its result. The key of a
+folder depends on all inputs of its result, including the key of the previous stage.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from nonn.trainer import batches
 __all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "train", "train_assistants",
            "train_students", "train_teacher"]  # fmt: skip
 
-FORMAT = 1  # raised when a stage's files change so that older ones must not be used again
-STUDENTS_FORMAT = 2  # the same, for what distillation makes
+FORMAT = 1  # increased when a stage's files change so that older ones must not be used again
+STUDENTS_FORMAT = 2  # the same, for results of distillation
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Cut:
     Attributes:
         partition: the parts.
         graph: weights of the filter graph that was cut [C, C].
-        measures: how good the cut is.
-        stage: that made it.
+        measures: quality measures of the partition.
+        stage: the stage that computed it.
     """
 
     partition: Partition
@@ -67,7 +67,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class TrainedStudents:
-    """The students of one generation with the fusion they were trained through, and the stage that trained them."""
+    """The students of one generation with the fusion used in training, and the stage that trained them."""
 
     network: Students
     stage: Stage
@@ -75,12 +75,12 @@ class TrainedStudents:
 
 @dataclass(frozen=True)
 class Trained:
-    """All that a bundle is made of.
+    """The inputs of a bundle.
 
     Attributes:
-        teacher: the teacher itself, whether or not an assistant taught the students.
+        teacher: the original teacher, even if the students learned from an assistant.
         cut: its filters in parts.
-        students: the last generation of them.
+        students: the last generation of students.
     """
 
     teacher: TrainedTeacher
@@ -89,10 +89,10 @@ class Trained:
 
 
 def train(space: Workspace) -> Trained:
-    """Runs every stage up to the students that is not done yet.
+    """Runs every unfinished stage up to the students.
 
     Raises:
-        NonnError: something is wrong with the configuration, the data or a file; what was done is kept.
+        NonnError: something is wrong with the configuration, the data or a file; finished work is kept.
     """
     space.check()
     teacher = train_teacher(space)
@@ -103,10 +103,10 @@ def train(space: Workspace) -> Trained:
 
 
 def train_teacher(space: Workspace) -> TrainedTeacher:
-    """The teacher, trained or with ready-made weights.
+    """The teacher, trained or with weights from a file.
 
     Raises:
-        ConfigError: ``teacher.weights`` names no file, or one that does not fit.
+        ConfigError: the file of ``teacher.weights`` does not exist or does not fit.
     """
     config, weights = space.experiment.teacher, Path(space.experiment.teacher.weights)
     teacher = space.networks.teacher()
@@ -137,7 +137,7 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
 
 
 def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeacher:
-    """The network that teaches the students: the last teacher assistant, or the teacher where there is none."""
+    """The network that teaches the students: the last teacher assistant, or the teacher if there is none."""
     config = space.experiment.distill
     for number, step in enumerate(step for step in plan(config) if step.model):
         assistant = space.networks.assistant(step.model, number)
@@ -156,7 +156,7 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
 
 
 def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
-    """The filters of the network that teaches, cut into parts.
+    """The filters of the teaching network, cut into parts.
 
     Raises:
         PartitionError: they cannot be cut as the experiment asks.
@@ -192,7 +192,7 @@ def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
 
 
 def train_students(space: Workspace, distillation_teacher: TrainedTeacher, cut: Cut) -> TrainedStudents:
-    """The distilled students: the last of ``distill.generations``, each of which learns from the one before."""
+    """The distilled students: the last of ``distill.generations``, each of which learns from the previous one."""
     generations = [step for step in plan(space.experiment.distill) if not step.model]
     students: TrainedStudents | None = None
     for number, step in enumerate(generations):
@@ -209,7 +209,7 @@ def _generation(
     cut: Cut,
     previous: TrainedStudents | None,
 ) -> TrainedStudents:
-    """One generation of students; the answers of the previous one, if any, take the place of the teacher's."""
+    """One generation of students; answers of the previous generation, if any, replace those of the teacher."""
     config, networks = space.experiment, space.networks
     stage = space.stage(
         step.name,
@@ -245,7 +245,7 @@ def _generation(
 
 
 def _distillation(config: DistillConfig) -> dict[str, Any]:
-    """The configuration as keys of stages have it: with the spelling of 0.1, so that finished stages are recognised."""
+    """The configuration for the keys of stages, in the spelling of 0.1, so that finished stages are recognised."""
     tree = dataclasses.asdict(config)
     for objective in tree["objectives"].values():
         if objective.get("on") == "device":
@@ -254,7 +254,7 @@ def _distillation(config: DistillConfig) -> dict[str, Any]:
 
 
 def _without(config: Any, key: str) -> dict[str, Any]:
-    """A configuration as a mapping, without what the result does not depend on."""
+    """A configuration as a mapping, without options that do not change the result."""
     return {k: v for k, v in dataclasses.asdict(config).items() if k != key}
 
 

@@ -1,4 +1,4 @@
-"""What every stage of a run shares: the experiment, its folder, its data and untrained networks, and one trainer."""
+"""State that all stages of a run share: the experiment, its folder, its data and untrained networks, the trainer."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def resolve(experiment: str | Path | Experiment | None, overrides: Sequence[str]
     """An experiment from a file or an object, with overrides.
 
     Args:
-        experiment: TOML file, or an experiment that is loaded; None is the digits experiment with every default.
+        experiment: TOML file or loaded experiment; None is the digits experiment with all defaults.
         overrides: ``section.key=value``, applied in order.
 
     Raises:
-        ConfigError: see ``load_experiment``; also overrides of an experiment that is loaded, which is changed by
+        ConfigError: see ``load_experiment``; also if there are overrides of a loaded experiment, which is changed by
             ``dataclasses.replace``.
     """
     if not isinstance(experiment, Experiment):
         return load_experiment(None if experiment is None else Path(experiment), overrides)
     if overrides:
         raise ConfigError(
-            "overrides go with an experiment file; give them to load_experiment, or use dataclasses.replace"
+            "overrides require an experiment file; pass them to load_experiment, or use dataclasses.replace"
         )
     return experiment
 
@@ -52,14 +52,14 @@ _SILENT = Silent()
 
 @dataclass(frozen=True)
 class Workspace:
-    """One experiment at work in one folder.
+    """One experiment in one folder.
 
     Attributes:
-        experiment: what to do.
+        experiment: the experiment.
         runs: folder of all runs.
-        place: folder inside the run's for all stages but the teacher, which all places share.
-        dataset: the data, where it was read already.
-        progress: what is reported to.
+        place: subfolder of the run for all stages except the teacher, which all places share.
+        dataset: the data, if already read.
+        progress: receives the progress.
     """
 
     experiment: Experiment
@@ -103,7 +103,7 @@ class Workspace:
 
     @cached_property
     def augment(self) -> Augment:
-        """Variation of training inputs."""
+        """Augmentation of training inputs."""
         return Augment(self.experiment.data, self.data.mean, self.data.std)
 
     @cached_property
@@ -121,18 +121,18 @@ class Workspace:
         """A workspace for a changed experiment with the same data.
 
         Args:
-            experiment: as changed.
-            place: of its stages; empty for the same place.
+            experiment: the changed experiment.
+            place: place of its stages; empty for the same place.
         """
         return dataclasses.replace(self, experiment=experiment, place=place or self.place, dataset=self.data)
 
     def check(self) -> None:
-        """Finds out before hours of training what cannot work after them.
+        """Finds errors before hours of training that would otherwise appear after them.
 
         Raises:
             PartitionError: more parts than the teacher has filters.
             BudgetError: a student is over its device's budget.
-            ConfigError: a model cannot be made, or ``partition.parts`` is still ``"auto"``.
+            ConfigError: a model cannot be built, or ``partition.parts`` is still ``"auto"``.
         """
         check_parts(self.networks.num_filters, self.experiment.partition.num_parts)
         sizing = self.networks.sizing
@@ -150,11 +150,11 @@ class Workspace:
         """Trains on the training split.
 
         Args:
-            task: what is trained.
+            task: the training task.
             config: optimiser and schedule.
-            stage: whose folder keeps the checkpoint.
-            stream: of random numbers; see ``nonn.experiment.seeds``.
-            title: of the progress bar.
+            stage: stage whose folder has the checkpoint.
+            stream: stream of random numbers; see ``nonn.experiment.seeds``.
+            title: title of the progress bar.
         """
         with self.progress.bar(title, config.epochs, "epochs") as tick:
             fit(
