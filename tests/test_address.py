@@ -1,4 +1,4 @@
-"""Addresses that are told to commands and clients, and what a command line says of numbers that cannot be."""
+"""Addresses in commands and clients, and errors of numbers that are out of range."""
 
 from __future__ import annotations
 

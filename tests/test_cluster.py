@@ -264,7 +264,7 @@ def test_predict_refuses_files_that_it_cannot_ask_about(cluster: LocalCluster, t
 
 @pytest.fixture
 def nobody() -> Iterator[Any]:
-    """An address at which nobody listens, held so that nobody can."""
+    """An address without a listener, reserved so that no process can bind it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{held.getsockname()[1]}"

@@ -81,7 +81,7 @@ def test_every_certificate_is_rotated_under_load_and_no_answer_is_lost_or_degrad
 
 @contextlib.asynccontextmanager
 async def http_port(bundle: Bundle, tls: Any) -> AsyncIterator[Any]:
-    """A dashboard that speaks TLS."""
+    """A dashboard with TLS."""
     monitor, metrics = Monitor(bundle), Metrics(bundle.num_devices)
     async with serve_dashboard(monitor, metrics, host="0.0.0.0", port=0, insecure=False, tls=tls) as address:
         yield f"127.0.0.1:{address.rpartition(':')[2]}"
