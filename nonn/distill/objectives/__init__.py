@@ -7,12 +7,11 @@ module          objectives                                     compares         
 ``activations`` activation transfer, hint, at, srrl            one part [B, C_j, …]   no
 ``relations``   sp, rkd, pkt                                   samples of one batch   yes
 ``flow``        fsp, lckd                                      two layers or more     no
-``learned``     vid, crd, srm, simreg: parameters of their own one part [B, C_j, …]   crd
+``learned``     vid, crd, srm, simreg: with parameters         one part [B, C_j, …]   crd
 =============== ============================================== ====================== ==========================
 
-Every objective sums over feature dimensions, averages over the batch, computes in float32 and lets no gradient into
-the teacher. ``registry`` has every objective by name; ``build_terms`` makes the weighted sum that a configuration asks
-for.
+Every objective sums over feature dimensions, averages over the batch, computes in float32 and passes no gradient to
+the teacher. ``registry`` has every objective by name; ``build_terms`` builds the weighted sum of a configuration.
 """
 
 from nonn.distill.objectives.activations import activation_transfer, joint_activation_transfer

@@ -1,4 +1,4 @@
-"""What the objectives share: precision, norms and spatial sizes."""
+"""Shared code of the objectives: precision, norms and spatial sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ P = ParamSpec("P")
 
 
 def full_precision(objective: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Makes an objective compute in float32, whatever it is given and under any autocast.
+    """Makes an objective compute in float32, for any input dtype and under any autocast.
 
     Casting the arguments is not enough: autocast would multiply matrices in bfloat16 again. Squared distances of
     relational losses overflow in half precision.
@@ -77,7 +77,7 @@ def same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
     """Checks that two tensors can be compared.
 
     Raises:
-        ShapeError: names the objective and both shapes.
+        ShapeError: shapes differ; the message names the objective and both shapes.
     """
     if student.shape != teacher.shape:
         raise ShapeError(f"{name}: student {list(student.shape)} and teacher {list(teacher.shape)} must agree")

@@ -1,7 +1,7 @@
 """Objectives on one part's activations: student [B, C_j, …] against teacher [B, C_j, …].
 
-The student's bridge has as many filters as its part, so nothing else has to translate between the two: where a paper
-learns a regressor, the bridge is it, and it is kept. Sums over features (filters and positions), means over the batch.
+The student's bridge has as many filters as its part, so no other layer translates between the two: the bridge replaces
+the regressor of a paper, and is kept. Sums over features (filters and positions), means over the batch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
     Source: Zagoruyko & Komodakis 2017, arXiv 1612.03928; their code averages over positions.
     """
     if student.ndim < 3 or student[0, 0].numel() < 2:
-        raise ShapeError(f"at: maps {list(student.shape)} have one position, whose attention is 1 whatever it holds")
+        raise ShapeError(f"at: maps {list(student.shape)} have one position, whose attention is always 1")
     s, t = student.square().sum(dim=1), teacher.detach().square().sum(dim=1)
     same_shape("at", s, t)
     return (unit(s.flatten(1)) - unit(t.flatten(1))).square().sum(dim=1).mean()
@@ -96,13 +96,13 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
 
 @full_precision
 def partial_logits(maps: Tensor, classifier: Tensor) -> Tensor:
-    """What a part adds to the teacher's logits: GAP(maps) · W_Tᵀ restricted to the part's filters.
+    """Contribution of a part to the teacher's logits: GAP(maps) · W_Tᵀ restricted to the part's filters.
 
     Logits of a teacher that ends in a global average and a linear layer are the sum of these over all parts and the
     bias, exactly.
 
     Args:
-        maps: of one part, the teacher's or a student's [B, C_j, …].
+        maps: maps of one part, from the teacher or a student [B, C_j, …].
         classifier: the teacher's weights of these filters [K, C_j]; no gradient flows into it.
 
     Returns:
@@ -115,13 +115,13 @@ def partial_logits(maps: Tensor, classifier: Tensor) -> Tensor:
 def srrl(student: Tensor, teacher: Tensor, classifier: Tensor, feature_weight: float = 1.0) -> Tensor:
     """Partial logits and pooled features: ‖z_T − W_T GAP(S)‖² + ‖GAP(T) − GAP(S)‖² for one part.
 
-    The first term weighs a filter by what the teacher's answer makes of it, without a new parameter.
+    The first term weights a filter by its effect on the teacher's answer, without a new parameter.
 
     Args:
         student: [B, C_j, …].
         teacher: [B, C_j, …]; no gradient flows into it.
         classifier: the teacher's weights of the part's filters [K, C_j]; no gradient flows into it.
-        feature_weight: of the second term; 0 leaves partial logits alone.
+        feature_weight: weight of the second term; 0 uses only partial logits.
 
     Returns:
         Scalar ≥ 0: summed over classes and filters, averaged over B.

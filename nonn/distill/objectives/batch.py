@@ -1,4 +1,4 @@
-"""What objectives look at."""
+"""The batch of tensors that objectives use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of distillation produced. The last four are there when a term needs them.
+    """Results of one step of distillation. The last four are present if a term needs them.
 
     Attributes:
         labels: [B].
@@ -20,7 +20,7 @@ class Batch:
         teacher_logits: [B, K].
         student_maps: feature maps of each device after its bridge, N tensors [B, C_j, …].
         teacher_maps: the teacher's filters of each device's part, N tensors [B, C_j, …].
-        progress: share of all steps that are done, in [0, 1]; warm-ups look at it.
+        progress: share of finished steps, in [0, 1]; used by warm-ups.
         device_logits: answer of each device alone, N tensors [B, K].
         classifier: the teacher's classifier over each device's part, N tensors [K, C_j].
         student_taps: earlier layers of each student by name, N mappings to [B, C, …].

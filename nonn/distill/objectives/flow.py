@@ -1,4 +1,4 @@
-"""Objectives on how one layer's activations become the next one's: they need two layers or more."""
+"""Objectives on the relation between the activations of layers: they need two layers or more."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def fsp(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tenso
 def lckd(student: Sequence[Tensor], teacher: Sequence[Tensor], iterations: int = 5) -> Tensor:
     """Lipschitz continuity: Σ_l 2^−(L−1−l) · (σ_max(TM_S^l) − σ_max(TM_T^l))², averaged over B.
 
-    TM^l [C_l, C_l+1] is the transmitting matrix between layers l and l + 1 of L + 1, so only spectral norms have to
-    agree and widths need not.
+    TM^l [C_l, C_l+1] is the transmitting matrix between layers l and l + 1 of L + 1, so only spectral norms must agree,
+    and widths may differ.
 
     Args:
         student: maps of its layers from input to output, L + 1 tensors [B, C_l, …].
         teacher: the same of the teacher; no gradient flows into them.
-        iterations: of the power method, see ``spectral_norm``.
+        iterations: iterations of the power method, see ``spectral_norm``.
 
     Raises:
         ShapeError: there are fewer than two layers, or not as many of both.
@@ -103,7 +103,7 @@ def spectral_norm(matrix: Tensor, iterations: int = 5) -> Tensor:
         for _ in range(iterations):
             powers = powers / powers.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
             powers = powers @ powers
-        # A fixed direction at random: no matrix of a trained network is orthogonal to it.
+        # A fixed random direction: no matrix of a trained network is orthogonal to it.
         start = torch.randn(k.shape[1], 1, generator=torch.Generator().manual_seed(0)).to(k.device)
         u = powers @ start
         u = u / u.norm(dim=1, keepdim=True).clamp_min(1e-30)

@@ -1,7 +1,7 @@
-"""Objectives with parameters of their own, for one device each.
+"""Objectives with trainable parameters, separate for each device.
 
-The parameters are trained with the students but are not theirs: they live beside them in the trained module, so that
-optimiser, checkpoints and resuming see them, and no exported student contains them.
+The parameters are trained with the students but are not part of them: they are next to them in the trained module, so
+optimiser, checkpoints and resuming include them, and no exported student contains them.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def vid(student: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
 
 
 class Vid(nn.Module):
-    """VID of one device; the σ² it ends with tell which filters the student cannot learn.
+    """VID of one device; the final σ² show which filters the student cannot learn.
 
     Args:
         width: C_j.
-        variance: σ² to start with.
+        variance: initial σ².
     """
 
     def __init__(self, width: int, variance: float) -> None:
@@ -76,14 +76,14 @@ def crd(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 0
     Args:
         student: projected features [B, dim]; brought to unit norm here.
         teacher: projected features [B, dim]; its projection learns too.
-        target: labels [B]; samples of the same class are no negatives.
+        target: labels [B]; samples of the same class are not negatives.
         temperature: t.
 
     Returns:
         Scalar ≥ 0; it grows with the batch, whose size is the number of negatives, and is not 0 for student == teacher.
 
     Source: Tian et al. 2020, arXiv 1910.10699, which draws 16,384 negatives from a memory of all training samples and
-    tells pairs apart one by one. Without that memory nothing has to be kept beside the weights.
+    classifies pairs one by one. Without that memory only the weights must be stored.
     """
     similarity = unit(student) @ unit(teacher).T / temperature
     same = (target[:, None] == target[None]) & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
@@ -97,7 +97,7 @@ class Crd(nn.Module):
 
     Args:
         width: C_j.
-        dim: of the common space.
+        dim: dimension of the common space.
         temperature: t.
     """
 
@@ -114,9 +114,9 @@ class Crd(nn.Module):
 
 @full_precision
 def srm(student_logits: Tensor, teacher: Tensor, dictionary: Tensor, top: int) -> Tensor:
-    """Sparse representation matching: the student tells which atoms the teacher's sparse codes use.
+    """Sparse representation matching: the student predicts which atoms the teacher's sparse codes use.
 
-    The code ψ of a position holds the ``top`` largest sigmoids of its products with the atoms. Cross entropy with the
+    The code ψ of a position has the ``top`` largest sigmoids of its products with the atoms. Cross entropy with the
     largest atom of each position, plus binary cross entropy with the ``top`` atoms of the image's mean code, plus
     the dictionary's own ‖T − Dψ‖². Positions count as samples, so everything is averaged over them and over B;
     binary cross entropies are summed over atoms and squares over filters.
@@ -131,7 +131,7 @@ def srm(student_logits: Tensor, teacher: Tensor, dictionary: Tensor, top: int) -
         Scalar ≥ 0.
 
     Source: Tran et al. 2021, arXiv 2103.17012, which learns the dictionary before the student. Here it is learned in
-    the same steps, so labels settle while it does: give the objective a warm-up.
+    the same steps, so labels change at first: give the objective a warm-up.
     """
     t = teacher.detach().flatten(2).transpose(1, 2) if teacher.ndim > 2 else teacher.detach()[:, None]
     product = t @ dictionary  # [B, positions, A]
@@ -148,7 +148,7 @@ def srm(student_logits: Tensor, teacher: Tensor, dictionary: Tensor, top: int) -
 
 
 class Srm(nn.Module):
-    """SRM of one device: the teacher's dictionary, and the student's atoms that tell its labels.
+    """SRM of one device: the dictionary of the teacher, and the layer with which the student predicts atoms.
 
     Args:
         width: C_j.
@@ -171,8 +171,8 @@ class Srm(nn.Module):
 class Simreg(nn.Module):
     """Regression through an MLP h: 2 − 2 cos(h(GAP(S)), GAP(T)), averaged over B, in [0, 4].
 
-    This is activation transfer of the pooled features with h in between. A device sends what h is given, so h is left
-    behind like every auxiliary; the paper, too, leaves it out after distillation.
+    This is activation transfer of the pooled features with h in between. A device sends the input of h, so h is dropped
+    like every auxiliary; the paper also drops it after distillation.
 
     Args:
         width: C_j.

@@ -1,7 +1,7 @@
 """Objectives on logits [B, K]: summed over classes, averaged over the batch.
 
-KL divided by B · K instead of B, a mistake of several public codes, is 100 times too small on 100 classes. Targets
-are revised before they come here, by ``nonn.distill.targets``.
+KL divided by B · K instead of B, as in some public code, is 100 times too small on 100 classes. Targets
+are revised before, by ``nonn.distill.targets``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 
 @full_precision
 def standardise(logits: Tensor) -> Tensor:
-    """Logits [B, K] at mean 0 and deviation 1 in every row, for a KD that does not ask for the teacher's scale.
+    """Logits [B, K] at mean 0 and deviation 1 in every row, for a KD without the teacher's scale.
 
     Source: Sun et al. 2024, "Logit Standardization in Knowledge Distillation", CVPR. They add 1e-7 to the deviation,
     which multiplies the gradient of equal logits by 1e7; here 1e-6 is added to the variance.
@@ -75,8 +75,8 @@ def dkd(
 ) -> Tensor:
     """Decoupled KD: τ² · (α · KL(b_T ‖ b_S) + β · KL(p̂_T ‖ p̂_S)), averaged over B.
 
-    b is the target class against all the rest, p̂ the rest among themselves. KD is the same with α = 1 and β the
-    teacher's probability of the rest, so it forgets p̂ where the teacher is sure.
+    b is the target class against all others, p̂ the distribution over the others. KD is the same with α = 1 and β the
+    teacher's probability of the others, so it ignores p̂ where the teacher is certain.
 
     Args:
         student_logits: [B, K], K ≥ 2.
@@ -89,12 +89,12 @@ def dkd(
     Raises:
         ShapeError: shapes differ, or there is one class only.
 
-    Source: Zhao et al. 2022, arXiv 2203.08679. Their code masks the target with −1000; here it is taken out.
+    Source: Zhao et al. 2022, arXiv 2203.08679. Their code masks the target with −1000; here it is removed.
     """
     same_shape("dkd", student_logits, teacher_logits)
     batch, classes = student_logits.shape
     if classes < 2:
-        raise ShapeError("dkd: one class has no others to be told from; use kd")
+        raise ShapeError("dkd: needs at least two classes; use kd")
     is_target = functional.one_hot(target, classes).bool()
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +114,7 @@ def dkd(
 def mutual(device_logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
     """Deep mutual learning: each device learns from the answers of the others.
 
-    τ² · mean over i of mean over j ≠ i of KL(p_j ‖ p_i), averaged over B. The one who teaches gets no gradient.
+    τ² · mean over i of mean over j ≠ i of KL(p_j ‖ p_i), averaged over B. The teaching device gets no gradient.
 
     Args:
         device_logits: answer of each device alone, N ≥ 2 tensors [B, K].
@@ -127,7 +127,7 @@ def mutual(device_logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
     """
     count = len(device_logits)
     if count < 2:
-        raise ShapeError("mutual: one device has nobody to learn from")
+        raise ShapeError("mutual: needs at least two devices")
     log_p = functional.log_softmax(torch.stack(list(device_logits)) / temperature, dim=2)  # [N, B, K]
     teacher = log_p.detach()
     p = teacher.exp()

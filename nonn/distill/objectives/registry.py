@@ -1,8 +1,8 @@
-"""Every objective by its name in ``[distill.objectives]``: how it is built from its options, and what it looks at.
+"""Every objective by its name in ``[distill.objectives]``: how it is built from its options, and its inputs.
 
-An objective is added here by one function, and by its options in ``nonn.config.objectives``. What an objective asks of
-each device is summed over devices: a student learns from its own share as fast as it would alone, however many others
-learn at the same time. A mean would divide its rate of learning by N.
+An objective is added here by one function, and by its options in ``nonn.config.objectives``. Losses of single devices
+are summed over devices: a student then learns as fast as it would alone, for any number of devices. A mean would divide
+its learning rate by N.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Objective:
     Attributes:
         build: (configuration, filters of each device's part [N]) → the function of a batch, a module where the
             objective has parameters.
-        needs: fields of ``Batch`` that it looks at besides the first five.
+        needs: fields of ``Batch`` that it uses in addition to the first five.
     """
 
     build: Build
@@ -213,7 +213,7 @@ def _simreg(config: DistillConfig, widths: Sequence[int]) -> Compute:
     return PerDevice([learned.Simreg(width, math.ceil(width * hidden)) for width in widths])
 
 
-# ---- what they share -------------------------------------------------------------------------------------------
+# ---- shared functions --------------------------------------------------------------------------------------------
 
 
 def _sum(losses: Sequence[Tensor]) -> Tensor:
@@ -226,7 +226,7 @@ def _on_parts(objective: Callable[[Tensor, Tensor], Tensor]) -> Compute:
 
 
 def _pairs(on: str, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of student and teacher logits [B, K] that a logit objective is summed over."""
+    """Pairs of student and teacher logits [B, K] over which a logit objective is summed."""
     if on != "partial":
         fused = [batch.fused] if on in ("fused", "both") else []
         alone = batch.device_logits if on in ("device", "both") else ()
@@ -236,7 +236,7 @@ def _pairs(on: str, batch: Batch) -> list[tuple[Tensor, Tensor]]:
 
 
 def _target(config: KdConfig | DkdConfig, teacher: Tensor, batch: Batch) -> Tensor:
-    """The teacher's logits, with its labels revised where that is asked for."""
+    """The teacher's logits, with label revision if configured."""
     if not config.label_revision:
         return teacher
     return revise_labels(teacher, batch.labels, config.temperature, config.label_revision)

@@ -1,4 +1,4 @@
-"""Objectives on how the samples of a batch lie to each other, in one part's features.
+"""Objectives on the relations between the samples of a batch, in the features of one part.
 
 All of them depend on the batch size: a relation is between two or three samples of the same batch. None needs a
 translation between the student's and the teacher's features.

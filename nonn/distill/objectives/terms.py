@@ -1,4 +1,4 @@
-"""The weighted sum of objectives that a configuration asks for.
+"""The weighted sum of objectives of a configuration.
 
 A term is a weighted objective of the registry, a function of a ``Batch``; the trainer minimises the sum of all terms.
 Objectives with parameters are modules; ``auxiliaries`` gathers them for the trained module.
@@ -20,7 +20,7 @@ from nonn.errors import ConfigError
 
 __all__ = ["Term", "auxiliaries", "build_terms"]
 
-# Fields of a batch that a logit objective looks at for each value of ``on``.
+# Fields of a batch that a logit objective uses for each value of ``on``.
 _NEEDS_ON = {"device": ("device_logits",), "both": ("device_logits",), "partial": ("classifier",)}
 
 
@@ -29,11 +29,11 @@ class Term:
     """One weighted objective.
 
     Attributes:
-        weight: of the objective after its warm-up.
+        weight: weight of the objective after its warm-up.
         warm_up: share of all steps over which the weight rises linearly from 0.
-        compute: the objective itself; a module where it has parameters.
-        needs: fields of ``Batch`` that it looks at besides the first five.
-        whole: whether it looks at the fused answer only, so that it suits one network as well as many.
+        compute: the objective; a module if it has parameters.
+        needs: fields of ``Batch`` that it uses in addition to the first five.
+        whole: whether it uses only the fused answer, so that it also suits a single network.
     """
 
     weight: float
@@ -49,7 +49,7 @@ class Term:
 
 
 def build_terms(config: DistillConfig, widths: Sequence[int] = ()) -> dict[str, Term]:
-    """The weighted terms that a configuration asks for, by name; those of weight 0 are left out.
+    """The weighted terms of a configuration, by name; those of weight 0 are left out.
 
     Args:
         config: weights and options.
@@ -64,7 +64,7 @@ def build_terms(config: DistillConfig, widths: Sequence[int] = ()) -> dict[str, 
         if not options.weight:
             continue
         if name == "mutual" and len(widths) == 1:
-            raise ConfigError("distill.objectives.mutual: one device has no other to learn from; set its weight to 0")
+            raise ConfigError("distill.objectives.mutual: needs at least two devices; set its weight to 0")
         on = options.on if isinstance(options, LogitConfig) else ""
         terms[name] = Term(
             options.weight,
