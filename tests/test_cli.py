@@ -35,6 +35,12 @@ def test_help_imports_nothing_that_takes_time() -> None:
     assert done.stderr == "[]\n"
 
 
+def test_a_command_without_standard_output_ends_as_usual() -> None:
+    command = '"$0" -m nonn config distill.epochs >&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -54,6 +54,10 @@ def test_overrides_are_toml_values_or_bare_strings_and_reach_nested_tables() -> 
         ("distill.lr=fast", ["distill.lr", "a number", "'fast'"]),
         ("data.noise=nan", ["data.noise", "a finite number, not nan"]),
         ("distill.milestones=[0.5, inf]", ["distill.milestones", "a finite number, not inf"]),
+        pytest.param("distill.epochs=" + 5000 * "9", ["distill.epochs", "a whole number"], id="digits"),
+        pytest.param("distill.epochs=" + 5000 * "[", ["distill.epochs", "a whole number"], id="brackets"),
+        ("teacher.args.since=2020-01-01", ["'teacher.args.since'", "not 2020-01-01"]),
+        ("teacher.args.x={a=[1, 07:00:00]}", ["'teacher.args.x.a[1]'", "not 07:00:00"]),
         ("distill.epochs=3.5", ["distill.epochs", "a whole number", "3.5"]),
         ("data.flip=1", ["data.flip", "true or false"]),
         ("data=3", ["section.key=value"]),
@@ -99,6 +103,9 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
             load_experiment(path)
     broken.write_text("a = " + 3000 * "[")
     with pytest.raises(ConfigError, match=r"broken\.toml: not a TOML file: nested too deep"):
+        load_experiment(broken)
+    broken.write_text("[teacher]\nlr = " + 5000 * "1")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not a TOML file: .*4300 digits"):
         load_experiment(broken)
     broken.write_text("[teacher]\nlr = 1" + 400 * "0")
     with pytest.raises(ConfigError, match=r"broken\.toml: 'teacher\.lr' is too large for a number"):

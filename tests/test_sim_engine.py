@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from nonn_sim.simulate import simulate, simulate_once
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MissingExtraError
 from nonn.reliability.subsets import mask_of
+from tests.serving import TIMEOUT_S
 from tests.toys import toy_bundle
 from tests.worlds import NUM_DEVICES, world
 
@@ -215,6 +218,16 @@ def square(number: Any) -> Any:
 
 def test_jobs_come_back_in_order_from_processes() -> None:
     assert map_jobs(square, range(5), workers=2) == [0, 1, 4, 9, 16]
+
+
+def test_processes_end_with_the_one_that_started_them() -> None:
+    job = "import time; print('up', flush=True); time.sleep(3600)"
+    program = f"from nonn_sim.backends import map_jobs; map_jobs(exec, 2 * [{job!r}], workers=2)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert [parent.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+        parent.kill()
+        assert parent.communicate(timeout=TIMEOUT_S)[0] == ""  # the end of the pipe, which the processes hold open
 
 
 def test_an_unknown_backend_and_a_missing_ray_are_errors_that_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

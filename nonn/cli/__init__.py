@@ -83,7 +83,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     title = f"{parser.prog} {arguments.command}"
     try:
         code = int(arguments.run(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is closed: `nonn report … >&-`
+            sys.stdout.flush()
         return code
     except NonnError as exc:
         return _fail(title, exc)

@@ -32,12 +32,12 @@ def parse_toml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read ({exc})") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # a TOMLDecodeError, or a whole number of more digits than Python reads
         raise ConfigError(f"{path}: not a TOML file: {exc}") from exc
     except RecursionError:
         raise ConfigError(f"{path}: not a TOML file: nested too deep") from None
@@ -104,6 +104,7 @@ def _typed(bare: Any, value: Any, key: str, rules: bool) -> Any:
         if dataclasses.is_dataclass(bare) and isinstance(bare, type):
             return _build(bare, value, key + ".", rules)
         if isinstance(origin, type) and issubclass(origin, Mapping):
+            _check_plain(value, key)
             return dict(value)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], each, f"{key}[{i}]", rules) for i, each in enumerate(value))
@@ -123,6 +124,18 @@ def _typed(bare: Any, value: Any, key: str, rules: bool) -> Any:
     raise ConfigError(f"'{key}' must be {kind_of(bare)}, not {shown(value)}")
 
 
+def _check_plain(value: Any, key: str) -> None:
+    """Checks a table without declared keys: the key of a stage is a hash of its JSON, which has no dates."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            _check_plain(each, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for i, each in enumerate(value):
+            _check_plain(each, f"{key}[{i}]")
+    elif not isinstance(value, str | int | float):
+        raise ConfigError(f"'{key}' must be a string, a number, true or false, a list or a table, not {value}")
+
+
 def override(tree: dict[str, Any], text: str) -> None:
     """Sets one ``section.key=value`` in a tree of tables; the value is TOML, or else a bare string.
 
@@ -135,7 +148,7 @@ def override(tree: dict[str, Any], text: str) -> None:
         raise ConfigError(f"--set {text}: write it as section.key=value, for example distill.epochs=3")
     try:
         value = tomllib.loads(f"value = {literal}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # not TOML, too many digits, nested too deep
         value = literal.strip()
     for section in sections:
         tree = tree.setdefault(section, {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -46,8 +47,21 @@ def map_jobs(
     if workers <= 1:
         return [function(job) for job in jobs]
     # Fresh processes: a fork would copy locks that threads of gRPC hold.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         return list(pool.map(function, jobs))
+
+
+def _end_with_parent() -> None:
+    """Ends this worker with its parent: after a SIGTERM or SIGKILL of the parent it would wait for jobs forever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _ray(function: Callable[[Job], Outcome], jobs: Sequence[Job]) -> list[Outcome]:
