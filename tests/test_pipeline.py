@@ -196,6 +196,18 @@ def test_a_damaged_bundle_is_built_again_from_the_trained_students(
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
 
 
+@pytest.mark.parametrize(
+    "name", ["teacher/teacher.safetensors", "partition/partition.json", "partition/graph.npz",
+             "students/students.safetensors"]
+)  # fmt: skip
+def test_a_damaged_file_of_a_finished_stage_is_named(runs: Path, tiny: Experiment, name: str) -> None:
+    file = runs / "tiny" / name
+    file.write_bytes(b"\xff")
+    with pytest.raises((ConfigError, DataError), match="not a readable") as caught:
+        run(tiny, runs=runs)
+    assert str(file.parent) in str(caught.value)
+
+
 def test_the_same_seed_gives_the_same_weights_even_after_a_kill_in_the_middle(
     tiny: Experiment, tiny_runs: Path, tmp_path: Path
 ) -> None:

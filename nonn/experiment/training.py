@@ -11,16 +11,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from nonn.config import DistillConfig
 from nonn.distill import DistillTask, Students
 from nonn.distill.schedule import AssistantTask, Step, plan
 from nonn.documents import to_json
+from nonn.errors import DataError
 from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
 from nonn.experiment.workspace import Workspace
@@ -124,7 +126,7 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
     stage = open_stage(space.root, "teacher", inputs)
     file = stage.folder / "teacher.safetensors"
     if stage.done:
-        teacher.load_state_dict(load_file(file))
+        load_weights(teacher, file)
         return TrainedTeacher(teacher.eval(), stage)
     if not config.weights:
         space.fit(TeacherTask(teacher, config.label_smoothing), config, stage, 1, f"teacher {config.model}")
@@ -145,7 +147,7 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
         stage = space.stage(step.name, inputs | {"format": STUDENTS_FORMAT, "seed": space.seed})
         file = stage.folder / "assistant.safetensors"
         if stage.done:
-            assistant.load_state_dict(load_file(file))
+            load_weights(assistant, file)
         else:
             task = AssistantTask(teacher.network, assistant, config)
             space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}")
@@ -160,6 +162,7 @@ def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
 
     Raises:
         PartitionError: they cannot be cut as the experiment asks.
+        DataError: the files of an earlier run are damaged.
     """
     config, sizes = space.experiment, space.networks.sizing.sizes
     stage = space.stage(
@@ -186,9 +189,12 @@ def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
             np.savez_compressed(target, weights=graph.weights.astype(np.float32))
         stage.finish()
         space.progress.say(f"partition {made.method}: sizes {', '.join(map(str, made.sizes))}")
-    values = json.loads((stage.folder / "partition.json").read_text())
-    with np.load(stage.folder / "graph.npz") as arrays:
-        return Cut(Partition.from_json(values), arrays["weights"], values["measures"], stage)
+    try:
+        values = json.loads((stage.folder / "partition.json").read_text())
+        with np.load(stage.folder / "graph.npz") as arrays:
+            return Cut(Partition.from_json(values), arrays["weights"], values["measures"], stage)
+    except (OSError, ValueError, KeyError, BadZipFile) as exc:
+        raise DataError(f"{stage.folder}: not a readable partition ({exc}); remove the folder and run again") from exc
 
 
 def train_students(space: Workspace, distillation_teacher: TrainedTeacher, cut: Cut) -> TrainedStudents:
@@ -228,7 +234,7 @@ def _generation(
     students = networks.students(cut.partition, number)
     file = stage.folder / "students.safetensors"
     if stage.done:
-        students.load_state_dict(load_file(file))
+        load_weights(students, file)
         return TrainedStudents(students.eval(), stage)
     filters = filters_of_device(networks.design(cut.partition), cut.partition, config.devices.count)
     grouped = config.distill.grouped and grouping_pays(space.device, space.data.input_shape)
