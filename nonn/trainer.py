@@ -86,7 +86,7 @@ def fit(
         Mean losses of each epoch.
 
     Raises:
-        DataError: there are fewer samples than batch norm needs, or the loss is not finite.
+        DataError: there are fewer samples than batch norm needs, the loss is not finite, or the checkpoint is damaged.
     """
     if len(inputs) < 2:
         raise DataError(f"{len(inputs)} training samples; at least 2 are needed")
@@ -241,12 +241,19 @@ def _checkpoint(
 def _resume(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
 ) -> list[dict[str, float]]:
-    """Reads a checkpoint if there is one; returns the history of the finished epochs."""
+    """Reads a checkpoint if there is one; returns the history of the finished epochs.
+
+    Raises:
+        DataError: it is damaged.
+    """
     if not path.exists():
         return []
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        history: list[dict[str, float]] = json.loads(file.metadata()["history"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            history: list[dict[str, float]] = json.loads(file.metadata()["history"])
+    except Exception as exc:  # safetensors raises its own error class for a truncated or foreign file
+        raise DataError(f"{path}: not a readable checkpoint ({exc}); remove it, and training starts again") from exc
     module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for name in ema:
         ema[name].copy_(tensors[f"ema.{name}"])

@@ -69,6 +69,12 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     assert same(train(tmp_path / "cut", config), whole)
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"checkpoint\.safetensors: not a readable checkpoint .* remove it"):
+        train(tmp_path)
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     whole = train(tmp_path)
     assert same(train(tmp_path, stop_at=0), whole)
