@@ -21,7 +21,7 @@ from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle, load_bundle, write_bundle
 from nonn.errors import NonnError, QuorumError
 from nonn.rpc.v1 import fleet_pb2 as pb
-from nonn.rpc.v1 import fleet_pb2_grpc
+from nonn.rpc.v1 import fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
 from nonn.security.authority import Authority
 from tests.fleets import SAMPLE, TOKEN, Fleet, check_offline, members
 from tests.serving import TIMEOUT_S, asking, run, until
@@ -326,6 +326,7 @@ def test_a_certificate_that_cannot_join_is_refused_with_the_reason(secure: Any, 
     authority.issue("node", "gone")
     stolen = shutil.copytree(authority.folder("node", "gone"), tmp_path / "stolen")
     authority.revoke("node", "gone")
+    until(lambda: _code_of_a_call(authority, address, stolen) is grpc.StatusCode.UNAUTHENTICATED)  # the list is read
     for options, text in (
         (("--tls", authority.folder("node", "a"), "--id", "b"), "is of node 'a'; omit --id"),
         (("--tls", authority.folder("client", "alice")), "of client 'alice'; this needs one of role node"),
@@ -334,6 +335,18 @@ def test_a_certificate_that_cannot_join_is_refused_with_the_reason(secure: Any, 
     ):
         ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+
+
+def _code_of_a_call(authority: Authority, address: str, folder: Path) -> grpc.StatusCode:
+    """Status of a call that no node may make: PERMISSION_DENIED as long as its certificate is accepted."""
+    pem = (folder / "identity.pem").read_bytes()
+    credentials = grpc.ssl_channel_credentials((authority.path / "ca.pem").read_bytes(), pem, pem)
+    override = [("grpc.ssl_target_name_override", "aggregator.nonn.internal")]
+    with grpc.secure_channel(address, credentials, override) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ServerMetadata(inference_pb2.ServerMetadataRequest(), timeout=TIMEOUT_S)
+        return caught.value.code()
 
 
 def test_the_certificate_of_a_node_does_not_join_as_another_one(secure: Any) -> None:
