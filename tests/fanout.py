@@ -59,8 +59,8 @@ async def cluster(
     async with contextlib.AsyncExitStack() as stack:
         nodes = []
         for i in range(bundle.num_devices):
-            fake = (fakes or {}).get(i)
-            server = fake_node(fake) if fake else serving(student(bundle, i))
+            replaced = i in (fakes or {})
+            server = fake_node(fakes[i]) if replaced else serving(student(bundle, i))
             nodes.append(Node(id=f"node-{i}", address=await stack.enter_async_context(server), student=i))
         for i, fake in (replicas or {}).items():
             address = await stack.enter_async_context(fake_node(fake))

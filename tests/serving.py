@@ -153,11 +153,22 @@ class _Generic(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(self._behaviour)
 
 
+class _WithoutMessage(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Ends every call with status OK and no message, which no unary call may."""
+
+    def service(self, details: Any) -> Any:
+        async def nothing(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            return
+            yield
+
+        return grpc.unary_stream_rpc_method_handler(nothing)
+
+
 @contextlib.asynccontextmanager
-async def fake_node(behaviour: Behaviour, port: int = 0) -> AsyncIterator[str]:
-    """A server that answers any call with what ``behaviour`` makes of the request's bytes."""
+async def fake_node(behaviour: Behaviour | None, port: int = 0) -> AsyncIterator[str]:
+    """A server that answers any call with what ``behaviour`` makes of the request's bytes; None: with no message."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((_Generic(behaviour),))
+    server.add_generic_rpc_handlers((_WithoutMessage() if behaviour is None else _Generic(behaviour),))
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nonn.aggregator.reply import Reply
+from nonn.aggregator.reply import Reply, ReplyReader
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
@@ -44,6 +44,38 @@ def test_an_oversized_reply_is_its_nodes_failure(bundle: Bundle, inputs: NDArray
     answer = asyncio.run(scenario())
     assert members(answer.mask) == (0, 2, 3)
     assert answer.failures["node-1"].startswith(error)
+
+
+def test_a_node_that_ends_calls_without_a_message_is_out_and_the_others_answer(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> tuple[list[Any], str]:
+        async with cluster(bundle, fakes={1: None}) as aggregator:
+            return [await aggregator.infer(inputs[:2]) for _ in range(3)], aggregator.policy.state("node-1")
+
+    answers, state = asyncio.run(scenario())
+    assert [members(answer.mask) for answer in answers] == [(0, 2, 3)] * 3
+    assert state == "out"
+
+
+def test_an_error_in_reading_a_reply_is_the_failure_of_that_node(
+    bundle: Bundle, inputs: NDArray[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = ReplyReader.read
+
+    def broken(self: ReplyReader, raw: bytes, request_id: str, num_samples: int) -> Any:
+        if self._student.device == 1:
+            raise IndexError("no such tensor")
+        return whole(self, raw, request_id, num_samples)
+
+    monkeypatch.setattr(ReplyReader, "read", broken)
+
+    async def scenario() -> Any:
+        async with cluster(bundle) as aggregator:
+            return await aggregator.infer(inputs[:2])
+
+    assert members(asyncio.run(scenario()).mask) == (0, 2, 3)
+    assert "node node-1: its reply cannot be read" in caplog.text
 
 
 def test_a_request_that_every_node_finds_invalid_is_the_clients_fault_and_switches_nobody_off(

@@ -11,6 +11,7 @@ and wakes the one coroutine of the request, which reads the list, updates the se
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import INFER_METHOD, MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS, Array, Parameter
 
 __all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "channel_options", "connect_insecure"]
+
+_log = logging.getLogger(__name__)
 
 # The deadline of a request detects failures; keepalive is for idle links.
 NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
@@ -292,10 +295,13 @@ class Fanout:
             call.add_done_callback(done)
 
     async def _read(self, flight: _Flight, call: Any, link: _Link, asked_at: float, at: float | None = None) -> Reply:
-        """The outcome of a call; any error at the node becomes a failed reply."""
+        """The outcome of a call; any error at the node, or in reading its reply, becomes a failed reply."""
+        took_s = 0.0
         try:
             raw = await call
             took_s = (at or self._clock()) - asked_at
+            if not isinstance(raw, bytes):  # gRPC gives no message where a server ends the call well without one
+                raise InputError("status OK without a message")
             features = link.reader.read(raw, flight.request_id, len(flight.batch))
             return Reply(link.node, ReplyStatus.OK, took_s, features)
         except aio.AioRpcError as exc:
@@ -307,6 +313,9 @@ class Fanout:
                 raise
             took_s = self._clock() - asked_at
             return Reply(link.node, ReplyStatus.REMOVED, took_s, error="it left the cluster")
+        except Exception as exc:  # a node can send anything: none may end the request or the probe
+            _log.exception("node %s: its reply cannot be read", link.node.id)
+            return Reply(link.node, ReplyStatus.MALFORMED, took_s, error=f"bad reply: {type(exc).__name__}: {exc}")
 
     def _leave(self, flight: _Flight, session: Session) -> list[Reply]:
         """At the deadline, nodes without a reply are silent; before it, their replies go to ``learn`` on arrival."""
