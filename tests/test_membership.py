@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +274,7 @@ class Source:
         self.content = {path: (bundle.path / path).read_bytes() for path in paths}
         self.artifacts = [Artifact(p, hashlib.sha256(c).hexdigest(), len(c)) for p, c in self.content.items()]
 
-    async def read(self, path: Any, offset: Any) -> AsyncIterator[Any]:
+    async def read(self, path: str, offset: int) -> AsyncGenerator[bytes, None]:
         self.asked.append((path, offset))
         content = self.content[path]
         for start in range(offset, len(content), 100):
@@ -324,6 +324,30 @@ def test_a_file_outside_the_bundle_is_refused(bundle: Bundle, tmp_path: Path, pa
     source.artifacts = [Artifact(path, "0" * 64, 1)]
     with pytest.raises(BundleError, match="is outside the bundle"):
         source.fetch(store)
+
+
+@pytest.mark.parametrize("name", ["", "..", "/etc/evil", "../../evil", "0" * 63, "A" * 64, "0" * 64 + "/..", "0" * 65])
+def test_what_is_not_the_hash_of_a_bundle_is_no_folder(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    source, store = Source(bundle, 0), Store(tmp_path / "data")
+    with pytest.raises(BundleError, match="is not the hash of a bundle"):
+        asyncio.run(store.fetch(name, 0, source.artifacts, source.read))
+    assert (source.asked, [file.name for file in (tmp_path / "data").iterdir()]) == ([], ["node.key"])
+
+
+def test_the_hash_of_a_bundle_is_that_of_its_manifest(bundle: Bundle, tmp_path: Path) -> None:
+    source, store = Source(bundle, 0), Store(tmp_path / "data")
+    for artifacts in (source.artifacts, source.artifacts[1:]):
+        with pytest.raises(BundleError, match=r"the hash of bundle 000000000000… is not that of one manifest\.json"):
+            asyncio.run(store.fetch("0" * 64, 0, artifacts, source.read))
+    assert source.asked == []
+
+
+def test_only_the_manifest_and_the_student_are_fetched(bundle: Bundle, tmp_path: Path) -> None:
+    source, store = Source(bundle, 0), Store(tmp_path / "data")
+    source.artifacts.append(Source(bundle, 1).artifacts[1])
+    with pytest.raises(BundleError, match=r"'students/student-1\.onnx' is not a file of student 0"):
+        source.fetch(store)
+    assert not (store.folder(bundle.hash) / "students/student-1.onnx").exists()
 
 
 def test_a_full_disk_is_an_error_with_a_remedy(bundle: Bundle, tmp_path: Path) -> None:

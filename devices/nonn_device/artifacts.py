@@ -18,18 +18,23 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nonn.bundle import Bundle, load_bundle
+from nonn.bundle import MANIFEST, Bundle, load_bundle
 from nonn.errors import BundleError, DataError
 from nonn.files import sha256_file, write_private
 
 __all__ = ["Artifact", "Store"]
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_DISTRUST = "check that the aggregator is trustworthy"
 
 Read = Callable[[str, int], AsyncGenerator[bytes, None]]  # path, offset → the rest of the file, in pieces
 
@@ -104,20 +109,22 @@ class Store:
             The bundle, loaded and verified.
 
         Raises:
-            BundleError: a file does not match its hash, or has a path outside the bundle.
+            BundleError: the hash of the bundle is not one, or not that of its manifest; a file does not match its
+                hash, or is neither the manifest nor the student.
             DataError: the files do not fit on the disk, or cannot be written.
         """
+        _check_names(bundle, artifacts)
         folder = self.folder(bundle)
-        for artifact in artifacts:
-            path = PurePosixPath(artifact.path)
-            if path.is_absolute() or ".." in path.parts or "\\" in artifact.path:
-                raise BundleError(f"'{artifact.path}' is outside the bundle; check that the aggregator is trustworthy")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             missing = sum(artifact.size for artifact in artifacts if not (folder / artifact.path).exists())
             if missing > shutil.disk_usage(folder).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            for artifact in artifacts:
+            manifest, *others = sorted(artifacts, key=lambda artifact: artifact.path != MANIFEST)
+            await _fetch(folder / MANIFEST, manifest, read)
+            for artifact in others:
+                if artifact.path not in _files_of(folder / MANIFEST, student):
+                    raise BundleError(f"'{artifact.path}' is not a file of student {student}; {_DISTRUST}")
                 await _fetch(folder / artifact.path, artifact, read)
             temporary = folder / "student.part"
             temporary.write_text(f"{student}\n")
@@ -135,6 +142,27 @@ class Store:
             if other != folder:  # a device's disk is small
                 shutil.rmtree(other, ignore_errors=True)
         return complete
+
+
+def _check_names(bundle: str, artifacts: Sequence[Artifact]) -> None:
+    """Refuses names that could lead outside the folder of bundles: an aggregator chooses them."""
+    if not _HASH.fullmatch(bundle):
+        raise BundleError(f"'{bundle[:80]}' is not the hash of a bundle; {_DISTRUST}")
+    for artifact in artifacts:
+        path = PurePosixPath(artifact.path)
+        if path.is_absolute() or ".." in path.parts or "\\" in artifact.path:
+            raise BundleError(f"'{artifact.path}' is outside the bundle; {_DISTRUST}")
+    if [artifact.sha256 for artifact in artifacts if artifact.path == MANIFEST] != [bundle]:
+        raise BundleError(f"the hash of bundle {bundle[:12]}… is not that of one {MANIFEST}; {_DISTRUST}")
+
+
+def _files_of(manifest: Path, student: int) -> list[str]:
+    """Files of a student, by a manifest whose hash has been verified."""
+    try:
+        students = json.loads(manifest.read_bytes())["students"]
+        return [str(entry["file"]) for entry in students if entry["device"] == student]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BundleError(f"{manifest}: not a manifest ({type(exc).__name__}: {exc})") from exc
 
 
 async def _fetch(target: Path, artifact: Artifact, read: Read) -> None:
