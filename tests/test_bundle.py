@@ -96,6 +96,13 @@ def test_a_manifest_cannot_point_outside_of_its_folder(bundle_path: Path) -> Non
         load_bundle(bundle_path)
 
 
+@pytest.mark.parametrize("name", ["", "*/ int x; /*", "<b>", "a b", "\x1b[2J", "../a", "a\nb", "$(id)"])
+def test_a_name_that_could_be_code_somewhere_is_refused(bundle_path: Path, name: str) -> None:
+    _edit(bundle_path, experiment=name)
+    with pytest.raises(BundleError, match=r"experiment .*: must be letters, digits"):
+        load_bundle(bundle_path)
+
+
 def test_a_newer_key_in_the_manifest_is_left_alone(bundle_path: Path) -> None:
     _edit(bundle_path, colour="green")
     assert load_bundle(bundle_path).num_devices == 8

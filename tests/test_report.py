@@ -332,14 +332,13 @@ def test_hostile_names_stay_text(toy: Bundle, tmp_path: Path) -> None:
     bundle = rewritten(
         toy,
         tmp_path / "bundle",
-        experiment=HOSTILE,
         classes=(HOSTILE,) * 10,
         data={**toy.manifest.data, "name": HOSTILE, "split": HOSTILE},
         teacher={**toy.manifest.teacher, "model": HOSTILE},
         provenance=provenance,
     )
     report = write_report(bundle, tmp_path)
-    assert report.experiment == HOSTILE
+    assert report.data.name == HOSTILE
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "script" not in Page(text).tags

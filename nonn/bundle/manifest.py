@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ __all__ = ["SCHEMA", "Bundle", "InputSpec", "Manifest", "Student", "load_bundle"
 SCHEMA = 1
 MANIFEST = "manifest.json"
 DEFAULT_P_FAIL = 0.1
+_NAME = re.compile(r"\w[\w.-]*")  # as in an experiment file: names reach C comments, pages and terminals
 
 
 @dataclass(frozen=True)
@@ -366,6 +368,8 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
     manifest = Manifest(**known)
     if [s.device for s in manifest.students] != list(range(len(manifest.students))) or not manifest.students:
         raise BundleError("students must be numbered 0, 1, 2 …")
+    if not _NAME.fullmatch(manifest.experiment):
+        raise BundleError(f"experiment {manifest.experiment!r}: must be letters, digits, '.', '_' and '-'")
     for student in manifest.students:
         if student.code.dtype == "int8" and len(student.scale) != student.width:
             raise BundleError(f"student {student.device}: {len(student.scale)} steps for {student.width} int8 features")
