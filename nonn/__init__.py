@@ -109,7 +109,10 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as exc:
         from nonn.cli.extras import missing_extra
 
-        raise missing_extra(exc) or exc from exc
+        missing = missing_extra(exc)
+        if missing is None:
+            raise
+        raise missing from exc
     globals()[name] = value
     return value
 

@@ -20,18 +20,20 @@ and ``GOMP_CPU_AFFINITY`` for places, ``OMP_NUM_THREADS`` for the number of thre
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = ["assign_cores", "limit_spinning", "pinned_threads"]
 
 _PLACED_BY_USER = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
 _TASKS = "/proc/self/task"
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def limit_spinning(environment: MutableMapping[str, str]) -> None:
@@ -111,18 +113,23 @@ class _Team:
 
     def _run_on(self, places: Sequence[frozenset[int]]) -> None:
         """Runs a parallel region in which every thread sets its own processors."""
+        import ctypes
+
+        callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
         def place(_: int | None) -> None:
             with suppress(OSError):  # a container may forbid it
                 os.sched_setaffinity(0, places[self._library.omp_get_thread_num()])
 
-        self._library.GOMP_parallel(_CALLBACK(place), None, len(places), 0)
+        self._library.GOMP_parallel(callback(place), None, len(places), 0)
 
 
 def _team(threads: int) -> _Team | None:
     """The team to pin; none if threads stay free."""
     if sys.platform != "linux" or any(name in os.environ for name in _PLACED_BY_USER):
         return None
+    import ctypes  # every command imports this module, and few train
+
     allowed = frozenset(os.sched_getaffinity(0))
     places = assign_cores(threads, _cores(allowed))
     try:

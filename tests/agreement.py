@@ -1,7 +1,7 @@
 """Numbers that two machines, or two programs, computed of the same thing: how far apart rounding may take them.
 
-Processors, their BLAS kernels and the number of threads decide in which order a sum is added, so its last bits are
-nobody's promise.
+Processors, their BLAS kernels and the number of threads decide in which order a sum is added, so its last bits
+cannot be promised.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import jsonschema
 import pytest
 
-from nonn.documents import OPTIONAL, REST, Between, Count, Share, from_json, read, schema, to_json, write
+from nonn.documents import OPTIONAL, REST, Between, Share, Whole, from_json, read, schema, to_json, write
 from nonn.errors import DataError
 
 
@@ -54,7 +54,7 @@ class Log:
     name: str
     is_open: bool = False
     readings: tuple[Reading, ...] = ()
-    counts: Mapping[str, Count] = field(default_factory=dict)
+    counts: Mapping[str, Whole] = field(default_factory=dict)
     parent: Reading | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     delay: Annotated[float, Between(1)] = 1.0

@@ -122,8 +122,9 @@ class Store:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             manifest, *others = sorted(artifacts, key=lambda artifact: artifact.path != MANIFEST)
             await _fetch(folder / MANIFEST, manifest, read)
+            files = _files_of(folder / MANIFEST, student)
             for artifact in others:
-                if artifact.path not in _files_of(folder / MANIFEST, student):
+                if artifact.path not in files:
                     raise BundleError(f"'{artifact.path}' is not a file of student {student}; {_DISTRUST}")
                 await _fetch(folder / artifact.path, artifact, read)
             temporary = folder / "student.part"

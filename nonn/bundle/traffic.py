@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from nonn.bundle import Manifest
-from nonn.documents import Count
+from nonn.documents import Whole
 
 __all__ = ["Traffic", "boundary_elements", "traffic"]
 
@@ -36,9 +36,9 @@ class Traffic:
             shapes.
     """
 
-    bytes_per_answer: Count
-    as_floats: Count
-    layer_maps: Count | None
+    bytes_per_answer: Whole
+    as_floats: Whole
+    layer_maps: Whole | None
 
 
 def traffic(manifest: Manifest) -> Traffic:

@@ -11,10 +11,12 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nonn.errors import ConfigError
-from nonn.toml import did_you_mean
-from nonn.toml.listing import Table, as_toml, tables_of
+
+if TYPE_CHECKING:
+    from nonn.toml.listing import Table
 
 SUMMARY = "print every option of an experiment file with its default, meaning and allowed values"
 
@@ -41,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
+    from nonn.toml.listing import as_toml
+
     files = [Path(what) for what in args.what if what.endswith(".toml")]
     keys = [what for what in args.what if not what.endswith(".toml")]
     if len(files) > 1 or len(keys) > 1:
@@ -63,6 +67,8 @@ def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[Table
     from nonn.aggregator.inventory import Node
     from nonn.aggregator.policy import PolicyConfig
     from nonn.config import Experiment, load_experiment
+    from nonn.toml import did_you_mean
+    from nonn.toml.listing import tables_of
 
     tables = list(tables_of(Experiment, load_experiment(file, overrides)))
     if not key:

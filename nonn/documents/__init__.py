@@ -15,7 +15,7 @@ describes it with the texts of the docstrings. All three use the same annotation
 Limits: the standard library only, since nodes and the aggregator load it; documents are in memory as a whole.
 """
 
-from nonn.documents.fields import OPTIONAL, REST, Between, Count, Difference, Share
+from nonn.documents.fields import OPTIONAL, REST, Between, Difference, Share, Whole
 from nonn.documents.schema import schema
 from nonn.documents.values import from_json, read, to_json, write
 
@@ -23,9 +23,9 @@ __all__ = [
     "OPTIONAL",
     "REST",
     "Between",
-    "Count",
     "Difference",
     "Share",
+    "Whole",
     "from_json",
     "read",
     "schema",

@@ -14,10 +14,10 @@ __all__ = [
     "OPTIONAL",
     "REST",
     "Between",
-    "Count",
     "Difference",
     "Field",
     "Share",
+    "Whole",
     "choices",
     "fields",
     "is_document",
@@ -46,7 +46,7 @@ class Between:
         return f"of at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
 
 
-Count = Annotated[int, Between(0)]
+Whole = Annotated[int, Between(0)]  # as in nonn.toml
 Share = Annotated[float, Between(0, 1)]  # an accuracy or a probability
 Difference = Annotated[float, Between(-1, 1)]  # difference of two shares
 

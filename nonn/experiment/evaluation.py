@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.documents import Count, Share
+from nonn.documents import Share, Whole
 from nonn.fusion import Head
 from nonn.fusion.calibration import expected_calibration_error
 from nonn.reliability.bias import class_bias
@@ -31,8 +31,8 @@ class HeadResult:
         expected: expected accuracy by the probability with which every device fails, independently.
     """
 
-    samples: Count
-    correct: tuple[Count, ...]
+    samples: Whole
+    correct: tuple[Whole, ...]
     by_failures: tuple[LevelRow, ...]
     expected: Mapping[str, float]
 
@@ -54,13 +54,13 @@ class Evaluation:
     """
 
     row: str
-    seed: Count
+    seed: Whole
     teacher_accuracy: Share
-    input_bytes: Count
-    part_sizes: tuple[Count, ...]
-    params: tuple[Count, ...]
-    macs: tuple[Count, ...]
-    feature_bytes: tuple[Count, ...]
+    input_bytes: Whole
+    part_sizes: tuple[Whole, ...]
+    params: tuple[Whole, ...]
+    macs: tuple[Whole, ...]
+    feature_bytes: tuple[Whole, ...]
     heads: Mapping[str, HeadResult]
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from nonn.config import GraphConfig
-from nonn.documents import Count, Share
+from nonn.documents import Share, Whole
 from nonn.errors import PartitionError
 from nonn.fusion import RidgePerSet, gram
 from nonn.partition import METHODS, Partition, load_partitioner
@@ -81,8 +81,8 @@ class ProbeRow:
         worst: accuracy of the worst set.
     """
 
-    missing: Count
-    subsets: Count
+    missing: Whole
+    subsets: Whole
     mean: Share
     worst: Share
 
@@ -123,8 +123,8 @@ class ComparedData:
 
     name: str
     split: str
-    samples: Count
-    fit: Count
+    samples: Whole
+    fit: Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +144,13 @@ class Comparison:
         rows: by graph, then by method.
     """
 
-    schema: Count
+    schema: Whole
     experiment: str
     teacher: str
     teacher_accuracy: Share
     data: ComparedData
-    parts: Count
-    seed: Count
+    parts: Whole
+    seed: Whole
     machine: Mapping[str, str]
     code_version: str
     rows: tuple[Row, ...]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.documents import Count, Share
+from nonn.documents import Share, Whole
 from nonn.errors import ShapeError
 
 __all__ = [
@@ -99,12 +99,12 @@ class FailureRow:
         worst_subset: devices of the worst subset, the lowest mask among equals; empty where no device has failed.
     """
 
-    failed: Count
-    subsets: Count
+    failed: Whole
+    subsets: Whole
     mean: Share
     worst: Share
     best: Share
-    worst_subset: tuple[Count, ...]
+    worst_subset: tuple[Whole, ...]
 
 
 @dataclass(frozen=True)

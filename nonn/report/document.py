@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nonn.bundle.traffic import Traffic
-from nonn.documents import OPTIONAL, REST, Count, Difference, Share
+from nonn.documents import OPTIONAL, REST, Difference, Share, Whole
 from nonn.reliability.subsets import FailureRow
 
 __all__ = [
@@ -50,8 +50,8 @@ class DataReport:
 
     name: str
     split: str
-    samples: Count
-    classes: Count
+    samples: Whole
+    classes: Whole
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
 
@@ -68,8 +68,8 @@ class TeacherReport:
     """
 
     model: str
-    params: Count
-    macs: Count
+    params: Whole
+    macs: Whole
     accuracy: Share
 
 
@@ -94,15 +94,15 @@ class DeviceReport:
             all devices is the accuracy with all of them; in [−1, 1] up to rounding.
     """
 
-    node: Count
-    part: Count
-    filters: Count
-    params: Count
-    macs: Count
-    model_bytes: Count
+    node: Whole
+    part: Whole
+    filters: Whole
+    params: Whole
+    macs: Whole
+    model_bytes: Whole
     weights: str
     features: str
-    feature_bytes: Count
+    feature_bytes: Whole
     accuracy_alone: Share
     value: float
     shapley: float
@@ -117,7 +117,7 @@ class Drop:
         drop: mean accuracy in float less that of this bundle.
     """
 
-    failed: Count
+    failed: Whole
     drop: Difference
 
 
@@ -133,8 +133,8 @@ class Precision:
         drop_alone: accuracy of each device alone in float less that of this bundle [N].
     """
 
-    model_bytes: Count
-    float32_model_bytes: Count
+    model_bytes: Whole
+    float32_model_bytes: Whole
     size_ratio: float
     drop_by_failures: tuple[Drop, ...]
     drop_alone: tuple[Difference, ...]
@@ -197,9 +197,9 @@ class SampledSets:
         ece_worst: expected calibration error of the worst set.
     """
 
-    failed: Count
-    subsets: Count
-    sets: Count
+    failed: Whole
+    subsets: Whole
+    sets: Whole
     accuracy: Share
     confidence: Share
     ece: Share
@@ -221,9 +221,9 @@ class ClassRow:
         loss: `intact` less `degraded`.
     """
 
-    class_: Count
+    class_: Whole
     name: str
-    samples: Count
+    samples: Whole
     intact: Share
     degraded: Share
     loss: Difference
@@ -242,11 +242,11 @@ class ClassReport:
         classes: the classes that have samples, the lowest `degraded` first.
     """
 
-    samples: Count
-    sets_at_most: Count
-    seed: Count
+    samples: Whole
+    sets_at_most: Whole
+    seed: Whole
     by_failures: tuple[SampledSets, ...]
-    failed: Count
+    failed: Whole
     classes: tuple[ClassRow, ...]
 
 
@@ -264,7 +264,7 @@ class MethodRow:
 
     method: str
     bundle: str
-    devices: Count
+    devices: Whole
     teacher_accuracy: Share
     accuracy_by_failures: tuple[FailureRow, ...]
 
@@ -285,13 +285,13 @@ class LiveMeasurement:
         more: further keys of the measurement.
     """
 
-    failed: Count
-    answered: tuple[Count, ...]
+    failed: Whole
+    answered: tuple[Whole, ...]
     accuracy: Share
     predicted: Share
-    requests: Count
-    lost: Count
-    mismatched: Count | None = field(default=None, metadata=OPTIONAL)
+    requests: Whole
+    lost: Whole
+    mismatched: Whole | None = field(default=None, metadata=OPTIONAL)
     more: Mapping[str, object] = field(default_factory=dict, metadata=REST)
 
 
@@ -319,7 +319,7 @@ class Report:
         provenance: the bundle's record of its origin: configuration, code version, measures of the partition.
     """
 
-    schema: Count
+    schema: Whole
     experiment: str
     bundle: str
     data: DataReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nonn.documents import Count, Share
+from nonn.documents import Share, Whole
 
 __all__ = ["LevelRow", "Study", "StudyRow", "StudyTeacher"]
 
@@ -24,7 +24,7 @@ class LevelRow:
         sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
     """
 
-    failed: Count
+    failed: Whole
     mean: Share
     worst: Share
     best: Share
@@ -62,15 +62,15 @@ class StudyRow:
     title: str
     head: str
     own: bool
-    parts: Count
-    part_sizes: tuple[Count, ...]
+    parts: Whole
+    part_sizes: tuple[Whole, ...]
     student: str
-    params: Count
-    macs: Count
-    feature_bytes: Count
-    bytes_per_answer: Count
-    input_bytes: Count
-    seeds: tuple[Count, ...]
+    params: Whole
+    macs: Whole
+    feature_bytes: Whole
+    bytes_per_answer: Whole
+    input_bytes: Whole
+    seeds: tuple[Whole, ...]
     accuracy_by_failures: tuple[LevelRow, ...]
     expected: Mapping[str, float]
     sd: tuple[float, ...]
@@ -109,7 +109,7 @@ class Study:
     experiment: str
     complete: bool
     config: Mapping[str, Mapping[str, object]]
-    seeds: tuple[Count, ...]
+    seeds: tuple[Whole, ...]
     folds: tuple[tuple[int, ...], ...] = ()
     machine: Mapping[str, str]
     code_version: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nonn.documents import Count, Difference, Share
+from nonn.documents import Difference, Share, Whole
 
 __all__ = [
     "SCHEMA",
@@ -42,7 +42,7 @@ class NodeAgreement:
     alarm: bool
     agreement: float | None
     expected: float | None
-    samples: Count
+    samples: Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +69,17 @@ class NodeState:
 
     id: str
     address: str
-    student: Count
-    part: Count
+    student: Whole
+    part: Whole
     state: str
-    asked: Count
-    answered: Count
+    asked: Whole
+    answered: Whole
     answered_share: float | None
-    late: Count
+    late: Whole
     latency_p50_s: float | None
     latency_p99_s: float | None
     version: str | None
-    rss_bytes: Count | None
+    rss_bytes: Whole | None
     value: Difference
     drift: NodeAgreement
 
@@ -116,8 +116,8 @@ class RecentSeconds:
         accuracy: mean expected accuracy of the answers; null without an answer.
     """
 
-    requests: tuple[Count, ...]
-    failed: tuple[Count, ...]
+    requests: tuple[Whole, ...]
+    failed: tuple[Whole, ...]
     latency_p50_s: tuple[float | None, ...]
     accuracy: tuple[float | None, ...]
 
@@ -135,8 +135,8 @@ class RequestState:
         seconds: the last seconds one by one.
     """
 
-    total: Count
-    by_outcome: Mapping[str, Count]
+    total: Whole
+    by_outcome: Mapping[str, Whole]
     per_second: float
     latency_p50_s: float | None
     latency_p99_s: float | None
@@ -200,15 +200,15 @@ class ClusterState:
         faults: the newest first.
     """
 
-    schema: Count
+    schema: Whole
     experiment: str
     bundle: str
     version: str
     time: float
     uptime_s: float
     ready: bool
-    quorum: Count
-    devices: Count
+    quorum: Whole
+    devices: Whole
     accuracy: AccuracyNow
     nodes: tuple[NodeState, ...]
     requests: RequestState
