@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nonn.config import GraphConfig
+from nonn.config import GraphConfig, load_experiment
 from nonn.errors import ConfigError, DataError, ShapeError
 from nonn.partition import graph as filters
 from nonn.partition.graph import FilterGraph, build_graph, co_activation_graph, correlation, nonn_graph
@@ -112,6 +112,21 @@ def test_the_percentile_keeps_the_strongest_edges() -> None:
     assert kept.sum() == pytest.approx(0.1 * (every > 0).sum(), abs=2)
     assert every[kept].min() > every[~kept].max()
     np.testing.assert_array_equal(few[kept], every[kept])
+
+
+@pytest.mark.parametrize(("filters", "percentile"), [(256, 99.0), (128, 98.0), (64, 96.0), (2, 0.0)])
+def test_the_percentile_of_equal_degree_is_that_of_the_published_teacher_and_falls_with_the_width(
+    filters: int, percentile: float
+) -> None:
+    activations = random_activations(60, filters)
+    equal = nonn_graph(activations, percentile="equal-degree").weights
+    np.testing.assert_array_equal(equal, nonn_graph(activations, percentile=percentile).weights)
+
+
+def test_an_experiment_file_may_ask_for_the_percentile_of_equal_degree() -> None:
+    assert load_experiment(None, ["graph.percentile=equal-degree"]).graph.percentile == "equal-degree"
+    with pytest.raises(ConfigError, match=r"graph\.percentile = 'equal'.*equal-degree"):
+        load_experiment(None, ["graph.percentile=equal"])
 
 
 def test_correlation_equals_numpy() -> None:

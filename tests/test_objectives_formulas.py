@@ -124,6 +124,15 @@ def test_the_true_class_leads_a_revised_answer_and_the_others_keep_their_order(
         assert torch.equal(row[others].argsort(stable=True), before[others].argsort(stable=True))
 
 
+def test_only_the_answers_that_the_teacher_gets_wrong_are_revised_if_asked() -> None:
+    z, right = tensor(ZT), torch.arange(B) % 2 == 0
+    labels = torch.where(right, z.argmax(1), z.argmin(1))
+    every, some = (revise_labels(z, labels, 4.0, 0.8, only_wrong=only) for only in (False, True))
+    assert not torch.allclose(every[right], z[right])
+    torch.testing.assert_close(some[right], z[right])
+    torch.testing.assert_close(some[~right], every[~right])
+
+
 def test_a_revised_label_stays_finite_where_the_teacher_is_sure_and_wrong() -> None:
     z = torch.zeros(2, 3)
     z[:, 0] = 1e4

@@ -15,7 +15,7 @@ from torch import nn
 from nonn.config import DistillConfig, load_experiment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
-from nonn.distill.objectives.activations import joint_activation_transfer, partial_logits, srrl
+from nonn.distill.objectives.activations import activation_transfer, joint_activation_transfer, partial_logits, srrl
 from nonn.distill.objectives.flow import fsp, lckd
 from nonn.distill.objectives.logits import cross_entropy, dkd, kd, mutual, standardise
 from nonn.distill.objectives.relations import rkd
@@ -55,6 +55,7 @@ def variants() -> list[Any]:
         pytest.param({"kd": {"standardise": True, "temperature": 2.0}}, id="standardised"),
         pytest.param({"dkd": {"label_revision": 0.8}}, id="revised"),
         pytest.param({"transfer": {"joint": True}}, id="joint"),
+        pytest.param({"transfer": {"pooled": True}}, id="pooled"),
         pytest.param(dict.fromkeys(NAMES, 0.01), id="all at once"),
     ]
 
@@ -230,6 +231,22 @@ def test_logits_are_standardised_and_then_labels_are_revised() -> None:
     assert both == summed(kd(student, revised, 2.0))
     revised = revise_labels(b.teacher_logits, b.labels, 2.0, 0.5)
     assert value(b, "dkd", temperature=2.0, label_revision=0.5) == summed(dkd(b.fused, revised, b.labels, 2.0))
+    wrong = revise_labels(b.teacher_logits, b.labels, 2.0, 0.5, only_wrong=True)
+    partly = value(b, "dkd", temperature=2.0, label_revision=0.5, only_wrong=True)
+    assert partly == summed(dkd(b.fused, wrong, b.labels, 2.0))
+    assert partly != value(b, "dkd", temperature=2.0, label_revision=0.5)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_pooled_transfer_takes_a_teachers_maps_of_any_size(joint: bool) -> None:
+    b = batch()
+    sizes = {"maps": b.teacher_maps, "means": [pool(t)[:, :, None, None] for t in b.teacher_maps]}
+    sizes["vectors"] = [pool(t) for t in b.teacher_maps]
+    losses = [
+        value(dataclasses.replace(b, teacher_maps=t), "transfer", pooled=True, joint=joint) for t in sizes.values()
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    assert losses[0] > 0
 
 
 def test_options_reach_their_objectives() -> None:
@@ -240,6 +257,10 @@ def test_options_reach_their_objectives() -> None:
     triples = zip(b.student_maps, b.teacher_maps, b.classifier, strict=True)
     assert value(b, "srrl", feature_weight=0.3) == summed(*(srrl(s, t, w, 0.3) for s, t, w in triples))
     assert value(b, "transfer", joint=True) == summed(joint_activation_transfer(b.student_maps, b.teacher_maps))
+    pooled = [(pool(s), pool(t)) for s, t in parts]
+    assert value(b, "transfer", pooled=True) == summed(*(activation_transfer(s, t) for s, t in pooled))
+    together = joint_activation_transfer(*zip(*pooled, strict=True))
+    assert value(b, "transfer", pooled=True, joint=True) == summed(together)
     learned = build_terms(
         distill(vid={"variance": 3.0}, crd={"dim": 5}, srm={"atoms": 3.0}, simreg={"hidden": 4.0}), [4]
     )

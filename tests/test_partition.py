@@ -193,6 +193,24 @@ class TestLouvain:
         # 5 and 3 are seeds; then 3 → 3 makes 6, 2 → 5 makes 7, 2 → 6 makes 8.
         assert parts == ((0, 1, 2, 3, 4, 11, 12), (5, 6, 7, 8, 9, 10, 13, 14))
 
+    def test_the_published_graph_of_a_wide_network_gives_the_sizes_of_the_published_code(self) -> None:
+        sizes, start = [35, 24, 22, 22, 21, 20, 19, 14, 2], 0
+        communities: list[set[int]] = []
+        for size in sizes:
+            communities.append(set(range(start, start + size)))
+            start += size
+        communities += [{i} for i in range(start, 256)]
+        parts, dropped = communities_to_parts(communities[::-1], 8, first_and_rest)
+        assert [len(part) for part in parts] == [35, 24, 22, 22, 21, 20, 19, 16]
+        assert dropped == tuple(range(179, 256))
+
+    def test_a_ring_of_cliques_is_cut_finer_than_at_the_resolution_of_python_louvain(self) -> None:
+        """Networkx merges neighbouring cliques at 0.7; at 1/0.7, which is python-louvain's 0.7, it keeps them apart."""
+        ring = nx.ring_of_cliques(24, 4)
+        network = FilterGraph(nx.to_numpy_array(ring), kind="test")
+        assert len(nx.community.louvain_communities(ring, resolution=0.7, seed=0)) < 24
+        assert sorted(louvain.partition(network, 24, 0).sizes) == [4] * 24
+
     def test_communities_of_equal_size_stay_apart(self) -> None:
         communities = [{6, 7, 8}, {0, 1, 2}, {3, 4, 5}]
         parts, _ = communities_to_parts(communities, 3, first_and_rest)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nonn.cli import main
-from nonn.config import Experiment, StudyConfig, load_experiment
+from nonn.config import Experiment, GraphConfig, StudyConfig, load_experiment
 from nonn.distill.heads import HeadFitter
 from nonn.documents import read, to_json
 from nonn.errors import ConfigError
@@ -146,8 +146,10 @@ def test_published_methods_have_their_own_loss_and_copies_share_nothing() -> Non
         published = objectives(row)
         assert {name: values["weight"] for name, values in published.items()} == {"ce": 0.1, "kd": 1.8, "transfer": 39}
         assert published["transfer"]["joint"]
+        assert published["transfer"]["pooled"]
         assert published["kd"]["on"] == "fused"
         assert published["kd"]["temperature"] == 4.0
+    assert METHODS["nonn"].applied_to(experiment, 0, ()).graph == GraphConfig(kind="nonn", percentile="equal-degree")
     copies, ours = objectives("copies"), objectives("ours")
     assert copies.keys() == ours.keys() - {"mutual"}
     assert copies["hint"] == ours["hint"]

@@ -154,7 +154,9 @@ class GraphConfig:
         int, Range(ge=2, why="an edge has two ends"), "nonn: number of most active filters of an image that form edges"
     ] = 50
     percentile: Annotated[
-        float, Range(ge=0, le=100), "nonn: edges below this percentile of the non-zero ones are dropped"
+        Annotated[float, Range(ge=0, le=100)] | Literal["equal-degree"],
+        "nonn: edges below this percentile of the non-zero ones are dropped; equal-degree: 100 − 256 / C, which keeps "
+        "as many edges per filter as 99 does on 256 filters",
     ] = 99.0
 
 

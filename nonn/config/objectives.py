@@ -63,6 +63,9 @@ class SoftTargetConfig(LogitConfig):
 
     temperature: Annotated[Positive, "τ of the softened distributions"] = 4.0
     label_revision: Annotated[Share, "η of label revision; 0 uses the teacher's output unchanged"] = 0.0
+    only_wrong: Annotated[
+        bool, "label_revision revises only the answers that the teacher gets wrong, as in the public code"
+    ] = False
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""
@@ -71,6 +74,7 @@ class SoftTargetConfig(LogitConfig):
             not self.label_revision or self.on != "partial",
             "revises whole answers; choose on = 'fused', 'device' or 'both'",
         )
+        yield "only_wrong", not self.only_wrong or self.label_revision, "set label_revision, which it restricts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,7 @@ class TransferConfig(ObjectiveConfig):
 
     weight: Weight = 1.0
     joint: Annotated[bool, "normalise all parts jointly, as NoNN does, instead of each one separately"] = False
+    pooled: Annotated[bool, "compare spatial means, as NoNN does, instead of feature maps"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,7 @@ class VidConfig(ObjectiveConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CrdConfig(ObjectiveConfig):
-    """Contrastive representation distillation with in-batch negatives."""
+    """Contrastive representation distillation: a variant with in-batch negatives."""
 
     temperature: Annotated[Positive, "τ of the contrast"] = 0.07
     dim: Annotated[Count, "dimensions of the space in which student and teacher are compared"] = 128
@@ -138,7 +143,7 @@ class SrrlConfig(ObjectiveConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SrmConfig(ObjectiveConfig):
-    """Sparse representation matching."""
+    """Sparse representation matching: a variant that learns the dictionary in the same steps."""
 
     atoms: Annotated[Positive, "atoms of the dictionary for each filter of the part"] = 2.0
     sparsity: Annotated[float, Range(gt=0, le=1), "share of the atoms that a sparse code uses"] = 0.05

@@ -69,12 +69,13 @@ class Method:
 
 # Changes that several methods share.
 _NO_OBJECTIVES = tuple(f"distill.objectives.{spec.name}.weight=0" for spec in dataclasses.fields(ObjectivesConfig))
-# The weights of NoNN's code: 1e4 on a mean over the 256 filters of its teacher is 39 on the sum over them.
+# NoNN's weights with α = 0.9: CE 1 − α; KD 2α = 1.8 as in the paper (its code divides KL by K, too: 1.8 / K in these
+# units); transfer of pooled features 1e4 on a mean over its teacher's 256 filters, which is 39 on the sum over them.
 _PUBLISHED_LOSS = (
     *_NO_OBJECTIVES,
     "distill.objectives.ce={weight=0.1}",
     "distill.objectives.kd={weight=1.8}",
-    "distill.objectives.transfer={weight=39.0, joint=true}",
+    "distill.objectives.transfer={weight=39.0, joint=true, pooled=true}",
 )
 
 
@@ -82,6 +83,7 @@ def _nonn(devices: int) -> tuple[str, ...]:
     """As published: Louvain on its own graph, one student per part, no failout."""
     return (
         "graph.kind=nonn",
+        "graph.percentile=equal-degree",
         "partition.method=louvain",
         f"partition.parts={devices}",
         "partition.overlap=1",

@@ -40,7 +40,7 @@ from nonn.trainer import batches
 
 __all__ = ["study"]
 
-FORMAT = 2
+FORMAT = 3
 
 
 def study(

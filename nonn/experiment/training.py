@@ -35,8 +35,8 @@ from nonn.students import grouping_pays
 from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
 from nonn.trainer import batches
 
-__all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "train", "train_assistants",
-           "train_students", "train_teacher"]  # fmt: skip
+__all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs", "train",
+           "train_assistants", "train_students", "train_teacher"]  # fmt: skip
 
 FORMAT = 1  # increased when a stage's files change so that older ones must not be used again
 STUDENTS_FORMAT = 2  # the same, for results of distillation
@@ -143,7 +143,7 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
     config = space.experiment.distill
     for number, step in enumerate(step for step in plan(config) if step.model):
         assistant = space.networks.assistant(step.model, number)
-        inputs = {"mentor": teacher.stage.key, "model": step.model, "distill": _distillation(config)}
+        inputs = {"mentor": teacher.stage.key, "model": step.model, "distill": distillation_inputs(config)}
         stage = space.stage(step.name, inputs | {"format": STUDENTS_FORMAT, "seed": space.seed})
         file = stage.folder / "assistant.safetensors"
         if stage.done:
@@ -168,7 +168,7 @@ def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
     stage = space.stage(
         "partition",
         {
-            "format": FORMAT,
+            "format": FORMAT + (config.partition.method == "louvain"),  # whose resolution has changed
             "teacher": distillation_teacher.stage.key,
             "graph": dataclasses.asdict(config.graph),
             "partition": {"method": config.partition.method, "parts": config.partition.parts},
@@ -226,7 +226,7 @@ def _generation(
             "views": networks.views,
             "sends": [config.student.sends, config.student.send_width],
             "overlap": config.partition.overlap,
-            "distill": _distillation(config.distill),
+            "distill": distillation_inputs(config.distill),
             "fusion": config.fusion.train,
             "seed": space.seed,
         },
@@ -250,12 +250,18 @@ def _generation(
     return TrainedStudents(students.eval(), stage)
 
 
-def _distillation(config: DistillConfig) -> dict[str, Any]:
-    """The configuration for the keys of stages, in the spelling of 0.1, so that finished stages are recognised."""
+def distillation_inputs(config: DistillConfig) -> dict[str, Any]:
+    """The configuration for the keys of stages, as 0.1 has it, so that finished stages are recognised.
+
+    Options that 0.1 does not have are left out at their defaults.
+    """
     tree = dataclasses.asdict(config)
     for objective in tree["objectives"].values():
         if objective.get("on") == "device":
             objective["on"] = "own"
+        for newer in ("only_wrong", "pooled"):
+            if objective.get(newer) is False:
+                del objective[newer]
     return tree
 
 

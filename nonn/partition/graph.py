@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,19 @@ from nonn.config import GraphConfig
 from nonn.errors import ConfigError, DataError, ShapeError
 from nonn.toml import did_you_mean
 
-__all__ = ["GRAPHS", "FilterGraph", "build_graph", "co_activation_graph", "correlation", "nonn_graph"]
+__all__ = [
+    "EQUAL_DEGREE",
+    "GRAPHS",
+    "FilterGraph",
+    "build_graph",
+    "co_activation_graph",
+    "correlation",
+    "nonn_graph",
+]
 
 Matrix = NDArray[np.float64]
+
+EQUAL_DEGREE: Final = "equal-degree"
 
 _CHUNK_ELEMENTS = 2**21  # float64 elements of one temporary: 16 MB, of which a few exist at once
 
@@ -111,7 +121,9 @@ def co_activation_graph(activations: NDArray[Any]) -> FilterGraph:
     return FilterGraph(_scaled(np.triu(weights, 1)), kind="co-activation")
 
 
-def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.0) -> FilterGraph:
+def nonn_graph(
+    activations: NDArray[Any], top: int = 50, percentile: float | Literal["equal-degree"] = 99.0
+) -> FilterGraph:
     """NoNN's filter activation network: W_ij = Σ a_i a_j |a_i − a_j|, strongest edges only.
 
     An edge is strong where two filters are both active but unequally so. Only the ``top`` most active filters of
@@ -121,7 +133,9 @@ def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.
     Args:
         activations: spatial means of the final filters [n, C]; negatives count as 0.
         top: number of filters per image that form edges, at least 2; more than C means all.
-        percentile: in [0, 100]; 0 keeps every edge.
+        percentile: in [0, 100]; 0 keeps every edge. ``equal-degree`` is ``100 − 256 / C``, which keeps as many edges
+            per filter as NoNN's 99 does on the 256 filters of its teacher; 99 leaves most filters of a narrower teacher
+            without an edge.
 
     Raises:
         ConfigError: ``top`` or ``percentile`` is out of range.
@@ -132,10 +146,11 @@ def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.
     """
     if top < 2:
         raise ConfigError(f"graph.top = {top}: must be at least 2, an edge needs two filters")
-    if not 0 <= percentile <= 100:
-        raise ConfigError(f"graph.percentile = {percentile}: must be between 0 and 100")
+    if percentile != EQUAL_DEGREE and not 0 <= percentile <= 100:
+        raise ConfigError(f"graph.percentile = {percentile}: must be between 0 and 100, or '{EQUAL_DEGREE}'")
     activations = _checked(activations)
     num_filters = activations.shape[1]
+    least = max(0.0, 100 - 256 / num_filters) if percentile == EQUAL_DEGREE else percentile
     top = min(top, num_filters)
     first, second = np.triu_indices(top, 1)  # pairs of ranks [top (top − 1) / 2]
     weights = np.zeros(num_filters * num_filters)
@@ -147,7 +162,7 @@ def nonn_graph(activations: NDArray[Any], top: int = 50, percentile: float = 99.
         weights += np.bincount(edges.ravel(), (higher * lower * (higher - lower)).ravel(), minlength=weights.size)
     directed = weights.reshape(num_filters, num_filters)  # an edge is at [more active, less active]
     scaled = _scaled(np.triu(directed + directed.T, 1))
-    scaled[scaled < np.percentile(scaled[scaled > 0], percentile)] = 0.0
+    scaled[scaled < np.percentile(scaled[scaled > 0], least)] = 0.0
     return FilterGraph(scaled, kind="nonn")
 
 

@@ -8,7 +8,8 @@ negative rate change relative to the intact network, ``δ_c = ((FPR'_c − FPR_c
   kind of error grows more than the other.
 
 Both are 0 when nothing changes, and grow without bound. Source: Blakeney, Huish, Yan, Zong 2021, arXiv 2106.07849.
-Deviation: an intact rate can be 0 on a small test split; both rates get one pseudo-error, so that δ stays finite.
+Deviation: an intact rate can be 0 on a small test split, where δ is infinite. Only there do both rates get one
+pseudo-error.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
 
-__all__ = ["ClassBias", "class_bias", "error_rates"]
+__all__ = ["ClassBias", "class_bias", "error_counts"]
 
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ClassBias:
     sde: float
 
 
-def error_rates(predicted: IntArray, labels: IntArray, num_classes: int) -> FloatArray:
-    """False positive and false negative rate of each class, with one pseudo-error each.
+def error_counts(predicted: IntArray, labels: IntArray, num_classes: int) -> IntArray:
+    """False positives and false negatives of each class.
 
     Args:
         predicted: classes [n].
@@ -58,14 +58,8 @@ def error_rates(predicted: IntArray, labels: IntArray, num_classes: int) -> Floa
     both = np.concatenate([predicted, labels])
     if len(both) == 0 or both.min() < 0 or both.max() >= num_classes:
         raise ShapeError(f"classes must lie in 0 … {num_classes - 1}")
-    of_class = np.bincount(labels, minlength=num_classes)
     wrong = predicted != labels
-    false_positive = np.bincount(predicted[wrong], minlength=num_classes)
-    false_negative = np.bincount(labels[wrong], minlength=num_classes)
-    rates: FloatArray = np.stack(
-        [(false_positive + 1) / (len(labels) - of_class + 1), (false_negative + 1) / (of_class + 1)], axis=1
-    )
-    return rates
+    return np.stack([np.bincount(classes[wrong], minlength=num_classes) for classes in (predicted, labels)], axis=1)
 
 
 def class_bias(intact: IntArray, degraded: IntArray, labels: IntArray, num_classes: int) -> ClassBias:
@@ -80,8 +74,10 @@ def class_bias(intact: IntArray, degraded: IntArray, labels: IntArray, num_class
     Raises:
         ShapeError: lengths differ, or a class is out of range.
     """
-    before, after = (error_rates(p, labels, num_classes) for p in (intact, degraded))
-    change = (after - before) / before
+    before, after = (error_counts(p, labels, num_classes) for p in (intact, degraded))
+    # Both networks answer the same samples, so that relative changes of rates are those of counts. With a pseudo-error
+    # where the intact count is 0, the change is ((after + 1) − 1) / 1.
+    change = (after - before) / np.maximum(before, 1)
     cev = float(np.square(change - change.mean(axis=0)).sum(axis=1).mean())
     sde = float((np.abs(change[:, 0] - change[:, 1]) / np.sqrt(2)).mean())
     return ClassBias(cev, sde)

@@ -82,8 +82,10 @@ def crd(student: Tensor, teacher: Tensor, target: Tensor, temperature: float = 0
     Returns:
         Scalar ≥ 0; it grows with the batch, whose size is the number of negatives, and is not 0 for student == teacher.
 
-    Source: Tian et al. 2020, arXiv 1910.10699, which draws 16,384 negatives from a memory of all training samples and
-    classifies pairs one by one. Without that memory only the weights must be stored.
+    Source: Tian et al. 2020, arXiv 1910.10699. This is a variant: the paper's code draws 16,384 negatives for each
+    sample from a memory of all training features and classifies pairs one by one (noise-contrastive estimation); here
+    the negatives are the other classes of the batch, under one softmax. Without that memory only the weights must be
+    stored. Results of the paper do not carry over to this term.
     """
     similarity = unit(student) @ unit(teacher).T / temperature
     same = (target[:, None] == target[None]) & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
@@ -130,8 +132,10 @@ def srm(student_logits: Tensor, teacher: Tensor, dictionary: Tensor, top: int) -
     Returns:
         Scalar ≥ 0.
 
-    Source: Tran et al. 2021, arXiv 2103.17012, which learns the dictionary before the student. Here it is learned in
-    the same steps, so labels change at first: give the objective a warm-up.
+    Source: Tran et al. 2021, arXiv 2103.17012. This is a variant: their code learns the dictionary before the student;
+    here it is learned in the same steps, so labels change at first: give the objective a warm-up. Their code has the
+    pixel's cross entropy on sigmoids and the soft mean code as the image's label; here they are on a softmax and the
+    ``top`` atoms of that code. Results of the paper do not carry over to this term.
     """
     t = teacher.detach().flatten(2).transpose(1, 2) if teacher.ndim > 2 else teacher.detach()[:, None]
     product = t @ dictionary  # [B, positions, A]

@@ -19,6 +19,7 @@ from nonn.config.objectives import DkdConfig, KdConfig
 from nonn.distill.objectives import activations, flow, learned, logits, relations
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.targets import revise_labels
+from nonn.teacher import pool
 
 __all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice"]
 
@@ -98,9 +99,17 @@ def _mutual(config: DistillConfig, widths: Sequence[int]) -> Compute:
 
 @_objective("transfer")
 def _transfer(config: DistillConfig, widths: Sequence[int]) -> Compute:
-    if config.objectives.transfer.joint:
-        return lambda b: activations.joint_activation_transfer(b.student_maps, b.teacher_maps)
-    return _on_parts(activations.activation_transfer)
+    c = config.objectives.transfer
+
+    def compute(batch: Batch) -> Tensor:
+        student, teacher = list(batch.student_maps), list(batch.teacher_maps)
+        if c.pooled:
+            student, teacher = list(map(pool, student)), list(map(pool, teacher))
+        if c.joint:
+            return activations.joint_activation_transfer(student, teacher)
+        return _sum([activations.activation_transfer(s, t) for s, t in zip(student, teacher, strict=True)])
+
+    return compute
 
 
 @_objective("hint")
@@ -239,7 +248,8 @@ def _target(config: KdConfig | DkdConfig, teacher: Tensor, batch: Batch) -> Tens
     """The teacher's logits, with label revision if configured."""
     if not config.label_revision:
         return teacher
-    return revise_labels(teacher, batch.labels, config.temperature, config.label_revision)
+    eta, only_wrong = config.label_revision, config.only_wrong
+    return revise_labels(teacher, batch.labels, config.temperature, eta, only_wrong=only_wrong)
 
 
 def _layers(batch: Batch) -> list[tuple[list[Tensor], list[Tensor]]]:
