@@ -32,9 +32,9 @@ class Watcher:
         self.on_request, self.on_state, self.on_late = self.requests.append, self.states.append, self.late.append
 
 
-def student(bundle: Bundle, device: Any) -> Any:
+def student(bundle: Bundle, device: Any, **more: Any) -> Any:
     runtime = OnnxRuntime(bundle.student_path(device), bundle.manifest.students[device], bundle.manifest.input)
-    return StudentModel(bundle, device, runtime)
+    return StudentModel(bundle, device, runtime, **more)
 
 
 def good_reply(bundle: Bundle, request_bytes: Any, **changes: Any) -> Any:

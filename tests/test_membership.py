@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import hashlib
 import random
@@ -19,18 +18,14 @@ from nonn_device.artifacts import Artifact, Store
 from nonn_device.join import Backoff
 from nonn_device.link import Link
 
-from nonn.aggregator.fanout import connect_insecure
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.membership.dial_out import WorkChannels
 from nonn.aggregator.membership.leases import JoinRequest, Membership
-from nonn.aggregator.membership.servicer import MembershipServicer
-from nonn.aggregator.policy import PolicyConfig
-from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, DataError, MembershipError, UnreachableError
-from nonn.rpc.guard import Guard
 from nonn.rpc.v1 import fleet_pb2 as pb
-from tests.serving import TIMEOUT_S, fake_node
+from tests.fanout import student
+from tests.memberships import Call, service
+from tests.serving import TIMEOUT_S, fake_node, serving
 from tests.toys import toy_bundle
 
 
@@ -183,29 +178,6 @@ def test_back_off_doubles_up_to_a_limit_with_jitter_and_starts_again_after_a_suc
 # The service, in this process.
 
 
-class Call:
-    """As much of a call as the service looks at."""
-
-    def peer(self) -> Any:
-        return "somebody"
-
-    async def abort(self, code: Any, details: Any, trailing: Any = ()) -> None:
-        raise AssertionError(details)
-
-
-@contextlib.asynccontextmanager
-async def service(bundle: Bundle) -> AsyncIterator[Any]:
-    """The service and a function that registers nodes with it."""
-    policy = PolicyConfig(deadline_s=1000.0)  # no test takes as long
-    async with Aggregator(bundle, [], policy, connect=(work := WorkChannels()).or_else(connect_insecure)) as aggregator:
-        fleet = MembershipServicer(aggregator, Membership(bundle), Guard(), work)
-
-        async def register(name: Any, **more: Any) -> Any:
-            return await fleet.Register(pb.RegisterRequest(node=name, instance="i", fingerprint="f", **more), Call())
-
-        yield aggregator, fleet, register
-
-
 def test_a_node_that_hangs_while_it_joins_holds_up_nobody_else(bundle: Bundle) -> None:
     async def scenario() -> None:
         asked = asyncio.Event()
@@ -215,21 +187,18 @@ def test_a_node_that_hangs_while_it_joins_holds_up_nobody_else(bundle: Bundle) -
             await asyncio.Event().wait()
             return b""
 
-        async def refuses(raw: Any, context: Any) -> Any:
-            return b"no reply"
-
         async with (
             fake_node(hangs) as first,
-            fake_node(refuses) as second,
+            serving(student(bundle, 0, node="b")) as second,
             service(bundle) as (aggregator, fleet, register),
             asyncio.timeout(TIMEOUT_S),
         ):
             joining = asyncio.create_task(register("a", address=first))
             await asked.wait()
-            await register("b", address=second)
-            assert {node.id for node in aggregator.nodes} == fleet.membership.leases.keys() == {"a", "b"}
+            await register("b", address=second, student=0)
+            assert [node.id for node in aggregator.nodes] == list(fleet.membership.leases) == ["b"]
             await fleet.release("b", "is drained")
-            assert [node.id for node in aggregator.nodes] == ["a"]
+            assert not aggregator.nodes
             assert not joining.done()
             joining.cancel()
 

@@ -97,6 +97,7 @@ def test_metadata_has_part_bundle_and_runtime(bundle: Bundle, stub: Any) -> None
     assert int(properties.pop("nonn_rss_bytes")) > 0
     assert properties.pop("nonn_version")
     assert properties == {
+        "nonn_node": "",
         "nonn_bundle": bundle.hash,
         "nonn_part": str(student.part),
         "nonn_device": str(STUDENT),

@@ -153,8 +153,8 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 # The functions below import late, so that --help and wrong options do not wait for NumPy, gRPC and ONNX Runtime.
 
 
-def _model(arguments: argparse.Namespace, bundle: Bundle, device: int) -> StudentModel:
-    """A student of a bundle, ready to run."""
+def _model(arguments: argparse.Namespace, bundle: Bundle, device: int, node: str = "") -> StudentModel:
+    """A student of a bundle, ready to run; ``node`` is the id of a device that joins."""
     from nonn_device.node import StudentModel
     from nonn_device.runtime import batch_within, open_runtime
 
@@ -166,7 +166,7 @@ def _model(arguments: argparse.Namespace, bundle: Bundle, device: int) -> Studen
     max_batch = arguments.max_batch
     if arguments.memory:
         max_batch = batch_within(runtime, bundle.input_of(device), arguments.memory, max_batch)
-    return StudentModel(bundle, device, runtime, max_batch=max_batch, max_queue=arguments.max_queue)
+    return StudentModel(bundle, device, runtime, max_batch=max_batch, max_queue=arguments.max_queue, node=node)
 
 
 def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more: Any) -> dict[str, Any]:
@@ -300,7 +300,7 @@ async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
                 if prepared is None:
                     break
                 bundle, device = prepared
-                model, stop = _model(arguments, bundle, device), asyncio.Event()
+                model, stop = _model(arguments, bundle, device, member.node), asyncio.Event()
                 attend = _attend(watchdog, member, model, f"student {device} of bundle {bundle.hash[:12]}")
                 options = _options(arguments, bundle, device, attend=attend, stop=stop)
                 async with Background() as tasks:

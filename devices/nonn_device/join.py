@@ -90,11 +90,13 @@ class Member:
         sleep: waits a number of seconds.
 
     Attributes:
+        node: its id.
         moved: an aggregator has assigned another student.
         failure: the error with which an aggregator refused the node for good; None if none did.
     """
 
     def __init__(self, options: JoinOptions, links: list[Link], store: Store, sleep: Sleep = asyncio.sleep) -> None:
+        self.node = options.node
         self._options, self._links, self._store, self._sleep = options, links, store, sleep
         self._instance = secrets.token_hex(16)
         self._bundle, self._student, self._runtime = "", options.student, ""

@@ -38,6 +38,7 @@ class StudentModel:
         runtime: with the student loaded.
         max_batch: samples of one request.
         max_queue: requests that may wait while the student computes.
+        node: id of the device, which an aggregator that it joins asks for; empty if it joins none.
 
     Raises:
         ConfigError: a limit is less than 1.
@@ -51,6 +52,7 @@ class StudentModel:
         *,
         max_batch: int = MAX_SAMPLES,
         max_queue: int = MAX_QUEUE,
+        node: str = "",
     ) -> None:
         for name, value in (("--max-batch", max_batch), ("--max-queue", max_queue)):
             if value < 1:
@@ -60,7 +62,7 @@ class StudentModel:
         self._bundle, self._student, self._runtime = bundle, bundle.manifest.students[device], runtime
         self._spec = bundle.input_of(device)
         self.max_request_bytes = request_limit(self._spec.shape, max_batch)
-        self._max_batch = max_batch
+        self._max_batch, self._node = max_batch, node
         self._worker = Worker(self._run, max_queue)
 
     async def __aenter__(self) -> Self:
@@ -88,6 +90,7 @@ class StudentModel:
         metadata.inputs.add(name="input", datatype=datatype, shape=[-1, *spec.shape])
         metadata.outputs.add(name="features", datatype=_DATATYPE[student.dtype], shape=[-1, student.width])
         properties = {
+            "node": self._node,
             "bundle": self._bundle.hash,
             "part": student.part,
             "device": student.device,

@@ -32,7 +32,7 @@ from typing import Annotated
 
 from nonn.errors import AddressError, ConfigError
 from nonn.files import atomic_file
-from nonn.rpc.address import resolve, split_address
+from nonn.rpc.address import canonical, resolve, split_address
 from nonn.toml import from_mapping, parse_toml, toml_value
 from nonn.toml.constraints import NotEmpty, Rules, Whole
 
@@ -83,14 +83,14 @@ def load_inventory(path: Path, num_students: int) -> tuple[Node, ...]:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{path}: no nodes; write a [[node]] table with id, address and student for each")
     nodes = tuple(from_mapping(Node, table, source=str(path), prefix=f"node[{i}].") for i, table in enumerate(tables))
-    seen: dict[tuple[str, str | int], str] = {}
+    seen: dict[tuple[str, str], str] = {}
     for index, node in enumerate(nodes):
         name = f"{path}: node[{index}] '{node.id}'"
-        split_address(node.address, f"{name}: address")
+        address = canonical(node.address, f"{name}: address")
         if node.student >= num_students:
             raise ConfigError(f"{name}: student {node.student}; the bundle has 0 to {num_students - 1}")
-        for key in ("id", "address"):
-            other = seen.setdefault((key, getattr(node, key)), f"node[{index}]")
+        for key, value in (("id", node.id), ("address", address)):
+            other = seen.setdefault((key, value), f"node[{index}]")
             if other != f"node[{index}]":
                 raise ConfigError(f"{name}: {key} {getattr(node, key)!r} is used by {other}; each may occur once")
     return nodes

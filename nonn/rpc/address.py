@@ -9,7 +9,7 @@ from typing import Any
 
 from nonn.errors import AddressError, ConfigError
 
-__all__ = ["check_bind", "resolve", "split_address", "with_port"]
+__all__ = ["canonical", "check_bind", "resolve", "split_address", "with_port"]
 
 
 def split_address(text: str, what: str = "address") -> tuple[str, int]:
@@ -30,6 +30,31 @@ def split_address(text: str, what: str = "address") -> tuple[str, int]:
     if not ((bracketed or named) and numbered):
         raise ConfigError(f"{what} {text!r} is not host:port (IPv6: [::1]:50051) with a port of 1 to 65535")
     return host.strip("[]"), int(port)
+
+
+def canonical(text: str, what: str = "address") -> str:
+    """The usual spelling of an address, so that equal addresses are equal texts; resolves no names.
+
+    The C library reads ``127.1``, ``0x7f000001`` and ``2130706433`` as 127.0.0.1.
+
+    Args:
+        text: ``host:port``.
+        what: name of the address in the error.
+
+    Raises:
+        ConfigError: it is not ``host:port``.
+    """
+    host, port = split_address(text, what)
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            host = socket.inet_ntoa(socket.inet_aton(host))
+        except (OSError, UnicodeError):
+            host = host.lower().rstrip(".")
+    else:
+        host = str(getattr(ip, "ipv4_mapped", None) or ip)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def with_port(text: str, port: str) -> str:

@@ -7,6 +7,9 @@ A node is in the cluster while it has a lease. Each id is one device:
   lease. If the process that lost the lease comes back, there are two devices with one identity, as after the copy of a
   memory card: it is refused with that reason.
 
+An address, too, belongs to one node while its lease lasts: a request never ends the lease of another node. One network
+address may hold some leases only, since without TLS all nodes may share one token.
+
 A new node gets the student that the fewest nodes run; of equals, the one whose part has the fewest nodes; of equals,
 the one on which most accuracy depends. A node that already has a student of our bundle keeps it, so that the restart
 of an aggregator moves nothing and two aggregators agree about the nodes that they share.
@@ -24,14 +27,16 @@ import numpy as np
 
 from nonn.aggregator.inventory import Node
 from nonn.bundle import Bundle
-from nonn.errors import MembershipError
+from nonn.errors import MembershipError, UnreachableError
+from nonn.rpc.address import canonical
 
-__all__ = ["DEFAULT_LEASE_S", "JoinRequest", "Lease", "Membership"]
+__all__ = ["DEFAULT_LEASE_S", "MAX_OF_CALLER", "JoinRequest", "Lease", "Membership"]
 
 # Three heartbeats: two may be lost. The breaker leaves out a node that dies in between long before.
 DEFAULT_LEASE_S = 4.5
 MAX_SUPERSEDED = 16  # bounds memory if a node restarts again and again
 MAX_NODES = 1024  # concurrent leases; bounds memory
+MAX_OF_CALLER = 64  # concurrent leases of one caller; bounds what the owner of one token can do to others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,7 @@ class JoinRequest:
         machine: processor architecture, for example ``aarch64``.
         max_model_bytes: largest student that it can store; 0 for any.
         dials_out: it has no address and serves over a stream that it opens.
+        caller: owner of its certificate, or the network address that it comes from; for the quota of leases.
     """
 
     node: str
@@ -63,6 +69,7 @@ class JoinRequest:
     machine: str = ""
     max_model_bytes: int = 0
     dials_out: bool = False
+    caller: str = ""
 
 
 @dataclass
@@ -96,6 +103,7 @@ class Membership:
     def __init__(self, bundle: Bundle, inventory: Iterable[Node] = (), lease_s: float = DEFAULT_LEASE_S) -> None:
         self.lease_s = lease_s
         self._bundle, self._inventory = bundle, tuple(inventory)
+        self._fixed = {canonical(node.address): node.id for node in self._inventory}
         self._leases: dict[str, Lease] = {}  # by node
         self._tokens: dict[str, str] = {}  # token → node
         self._superseded: dict[str, deque[str]] = {}  # node → the latest instances that lost its lease
@@ -107,24 +115,19 @@ class Membership:
         """By node."""
         return self._leases
 
-    def register(self, request: JoinRequest, now: float) -> Lease:
-        """Gives a node a lease, or renews and changes the one that it has.
+    def choose(self, request: JoinRequest, now: float) -> int:
+        """The student that a node would get; changes nothing but leases that have expired.
 
         Raises:
-            MembershipError: the id or address is taken, or no student fits.
+            MembershipError: the id is taken, no student fits, or a limit of leases is reached.
+            UnreachableError: the address is that of another node; it is free when that node's lease ends.
         """
-        old = self._check(request, now)
-        ours = request.bundle in ("", self._bundle.hash)
-        if request.student is not None and ours:
-            student = request.student
-            if student >= self._bundle.num_devices:
-                raise MembershipError(
-                    f"node '{request.node}' wants student {student}; the bundle has 0 to {self._bundle.num_devices - 1}"
-                )
-        elif request.node in self._reserved:
-            student = self._reserved[request.node]
-        else:
-            student = self._assign(request)
+        self._check(request, now)
+        return self._student_for(request)
+
+    def register(self, request: JoinRequest, now: float) -> Lease:
+        """Gives a node a lease, or renews and changes the one that it has; raises as ``choose`` does."""
+        old, student = self._check(request, now), self._student_for(request)
         if old is not None:
             if old.request.instance != request.instance:
                 lost = self._superseded.setdefault(request.node, deque(maxlen=MAX_SUPERSEDED))
@@ -174,19 +177,33 @@ class Membership:
         """The lease that the node already has, if any.
 
         Raises:
-            MembershipError: the id or address is taken, or the cluster is full.
+            MembershipError, UnreachableError: see ``choose``.
         """
         name = f"node '{request.node}'"
         if any(request.node == node.id for node in self._inventory):
             raise MembershipError(f"{name}: the inventory has a node with that id; join with another --id")
-        if request.address and any(request.address == node.address for node in self._inventory):
+        if request.address in self._fixed:
             raise MembershipError(f"{name}: {request.address} is the address of a node in the inventory")
+        for lease in self._leases.values() if request.address else ():
+            other = lease.request
+            if other.address == request.address and other.node != request.node and lease.expires_at > now:
+                raise UnreachableError(
+                    f"{name}: {other.address} is the address of node '{other.node}', which has a lease; if that node "
+                    f"has ended, the address is free in {lease.expires_at - now:.1f} s, otherwise give another "
+                    "--port or --advertise"
+                )
         old = self._leases.get(request.node)
         if old is not None and old.expires_at <= now:
             old = None if self.end(old.token) else old
         if old is None:
             if len(self._leases) >= MAX_NODES:
                 raise MembershipError(f"{name}: the cluster is full, {MAX_NODES} nodes have joined")
+            mine = sum(lease.request.caller == request.caller for lease in self._leases.values())
+            if request.caller and mine >= MAX_OF_CALLER:
+                raise MembershipError(
+                    f"{name}: {request.caller} has {mine} nodes in the cluster, the limit of one caller without TLS; "
+                    "use certificates: --tls"
+                )
             return None
         if request.instance in self._superseded.get(request.node, ()):
             raise MembershipError(
@@ -199,6 +216,22 @@ class Membership:
                 f"this device replaces that one, stop that one or wait {old.expires_at - now:.0f} s"
             )
         return old
+
+    def _student_for(self, request: JoinRequest) -> int:
+        """The student that the node brings, that is reserved for it, or that the cluster needs most."""
+        if request.student is not None and self.runs_ours(request):
+            if request.student >= self._bundle.num_devices:
+                raise MembershipError(
+                    f"node '{request.node}' wants student {request.student}; the bundle has 0 to "
+                    f"{self._bundle.num_devices - 1}"
+                )
+            return request.student
+        reserved = self._reserved.get(request.node)
+        return self._assign(request) if reserved is None else reserved
+
+    def runs_ours(self, request: JoinRequest) -> bool:
+        """Whether the student of a node may be of our bundle; a node of another bundle has to get a new one first."""
+        return request.bundle in ("", self._bundle.hash)
 
     def _assign(self, request: JoinRequest) -> int:
         """The student that the cluster needs most and that fits the node."""

@@ -101,7 +101,7 @@ class Joining:
         """The service with which nodes join."""
         lease_s = DEFAULT_LEASE_S if self._options.lease_s is None else self._options.lease_s
         membership = Membership(aggregator.bundle, aggregator.nodes, lease_s)
-        return MembershipServicer(aggregator, membership, self.guard, self._work)
+        return MembershipServicer(aggregator, membership, self.guard, self._work, self.connect(aggregator.bundle))
 
     def options(self, aggregator: Aggregator, servicer: MembershipServicer | None = None) -> dict[str, Any]:
         """Arguments of ``nonn.rpc.server.serve``."""

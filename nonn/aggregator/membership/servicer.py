@@ -1,32 +1,36 @@
 """The Fleet service: nodes join a running cluster, fetch their student, and leave.
 
 ``Membership`` decides and this module carries it out: a lease with an address is a node of the aggregator until it
-ends. Nothing is stored on disk. After a restart the aggregator has no leases and rejects the first heartbeats, and
-each node registers again with the student that it has.
+ends. A node is called at its address before it gets that lease (``newcomers``). Nothing is stored on disk. After a
+restart the aggregator has no leases and rejects the first heartbeats, and each node registers again with the student
+that it has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from nonn.aggregator.fanout import Connect, connect_insecure
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.dial_out import WorkChannels, dialled
-from nonn.aggregator.membership.leases import JoinRequest, Lease, Membership
+from nonn.aggregator.membership.leases import MAX_OF_CALLER, JoinRequest, Lease, Membership
+from nonn.aggregator.membership.newcomers import check_answers, join_request
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import MANIFEST
-from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError
+from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError, OverloadError
 from nonn.files import sha256_file
 from nonn.rpc.background import Background
 from nonn.rpc.guard import Guard
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.wire import to_status
-from nonn.security.tls import check_id
 
 __all__ = ["MEMBERSHIP_SERVICE", "MembershipServicer"]
 
@@ -44,6 +48,7 @@ class MembershipServicer:
         membership: decides about leases.
         guard: guard of the server, which gives the identity of a TLS caller.
         work: channels to nodes that dial out, used by the aggregator.
+        connect: opens the channel on which a node is called before it is added; in plain text by default.
         clock: monotonic time in seconds.
     """
 
@@ -53,9 +58,11 @@ class MembershipServicer:
         membership: Membership,
         guard: Guard,
         work: WorkChannels,
+        connect: Connect = connect_insecure,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._work = work
+        self._work, self._connect = work, connect
+        self._calling = Counter[str]()  # nodes that are called now, by caller
         self._aggregator, self.membership, self._guard, self._clock = aggregator, membership, guard, clock
         self._changed = asyncio.Event()
         # One change of the cluster at a time; otherwise a node that registers twice in a row would be added twice.
@@ -77,7 +84,11 @@ class MembershipServicer:
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a node a lease, or a new address if it has one."""
         try:
-            joining, node = self._join_request(request, context), None
+            joining, node = join_request(request, context, self._guard), None
+            if joining.address and not self.membership.runs_ours(joining):
+                joining = dataclasses.replace(joining, address="")  # it learns of our bundle first, and comes back
+            if joining.address:
+                joining = await self._called(joining)
             async with self._lock:
                 await self._end_expired()
                 lease = self.membership.register(joining, self._clock())
@@ -170,39 +181,29 @@ class MembershipServicer:
             if lease is not None and self.membership.end(lease.token) is not None:
                 await self._dismiss(lease, reason)
 
-    def _join_request(self, request: Any, context: Any) -> JoinRequest:
-        """The request, with the identity of the connection rather than the one in the message.
+    async def _called(self, joining: JoinRequest) -> JoinRequest:
+        """Calls a node at its address, unless it is there already; returns its request, with the student it runs.
 
         Raises:
-            ConfigError: the id or address is invalid.
-            ForbiddenError: the certificate has another id.
+            MembershipError: no lease is possible.
+            OverloadError: the caller has too many of these calls under way.
+            UnreachableError: the address is that of another node, or the node does not answer there.
         """
-        check_id(request.node)
-        host, _, port = request.address.rpartition(":")
-        if request.address and not (host and port.isdecimal() and 0 < int(port) < 65536):
-            raise ConfigError(f"node '{request.node}': address '{request.address}' is not host:port")
-        fingerprint = request.fingerprint
-        if self._guard.tls is not None:
-            caller = self._guard.caller(context)
-            if caller.id != request.node:
-                raise ForbiddenError(f"the certificate of {caller} does not let it join as '{request.node}'")
-            fingerprint = self._guard.fingerprint(context)
-        if not fingerprint or not request.instance:
-            raise ConfigError(f"node '{request.node}': neither key nor instance; update nonn on the device")
-        capabilities = request.capabilities
-        return JoinRequest(
-            node=request.node,
-            instance=request.instance,
-            fingerprint=fingerprint,
-            address=request.address,
-            bundle=request.bundle,
-            student=request.student if request.HasField("student") else None,
-            version=capabilities.version,
-            runtime=capabilities.runtime,
-            machine=capabilities.machine,
-            max_model_bytes=capabilities.max_model_bytes,
-            dials_out=request.dials_out,
-        )
+        async with self._lock:
+            await self._end_expired()
+            student = self.membership.choose(joining, self._clock())
+        node = Node(id=joining.node, address=joining.address, student=student)
+        if node not in self._aggregator.nodes:
+            if self._calling[joining.caller] >= MAX_OF_CALLER:
+                raise OverloadError(
+                    f"node '{joining.node}': {MAX_OF_CALLER} other nodes of {joining.caller} are joining"
+                )
+            self._calling[joining.caller] += 1
+            try:
+                await check_answers(node, self._aggregator.bundle.hash, self._connect, self._guard.tls)
+            finally:
+                self._calling -= Counter([joining.caller])  # forgets a caller without calls
+        return dataclasses.replace(joining, student=student)
 
     def _holder(self, token: str, context: Any) -> Lease | None:
         """The lease, if it belongs to the caller: it is not accepted with another node's certificate."""
@@ -231,18 +232,16 @@ class MembershipServicer:
         ]
 
     async def _make_way(self, lease: Lease) -> Node | None:
-        """Takes out the nodes that a new one replaces; returns the node to add, None if it is already there."""
+        """Takes out a node that has moved; returns the node to add, None if it is already there."""
         holder = lease.request
         wanted = Node(id=holder.node, address=holder.address, student=lease.student)
         if holder.dials_out:
             wanted = dialled(holder.node, lease.student)
-        present = {node.id: node for node in self._aggregator.nodes}
-        if present.get(wanted.id) == wanted:
+        present = {node.id: node for node in self._aggregator.nodes}.get(wanted.id)
+        if present == wanted:
             return None
-        for node in present.values():
-            if node.id == wanted.id or node.address == wanted.address:
-                # The node that was at this address has ended; otherwise this one could not have bound it.
-                await self._aggregator.remove_node(node.id, f"replaced by node '{wanted.id}' at {wanted.address}")
+        if present is not None:
+            await self._aggregator.remove_node(wanted.id, f"moves to {wanted.address}")
         return wanted
 
     async def _add(self, node: Node | None) -> None:
