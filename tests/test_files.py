@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
 import re
 import resource
 from pathlib import Path
 
 import pytest
 
-from nonn.files import atomic_file, atomic_folder, canonical_json, digest, write_json, write_private
+from nonn import files
+from nonn.files import atomic_file, atomic_folder, canonical_json, digest, write_durable, write_json, write_private
 from nonn.provenance import code_version, machine
 
 
@@ -56,6 +58,81 @@ def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
         failing()
     assert [p.name for p in target.iterdir()] == ["two"]
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+class KilledError(BaseException):
+    """In place of SIGKILL, at a chosen point."""
+
+
+def write_folder(target: Path, text: str) -> None:
+    with atomic_folder(target) as folder:
+        (folder / text).write_text(text)
+
+
+def test_at_no_moment_of_a_replacement_is_there_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "bundle"
+    write_folder(target, "one")
+    seen, rename = [], Path.rename
+
+    def watched(self: Path, to: Path) -> Path:
+        result = rename(self, to)
+        seen.append(target.exists())
+        return result
+
+    monkeypatch.setattr(Path, "rename", watched)
+    write_folder(target, "two")
+    assert all(seen)
+    assert [p.name for p in target.iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_where_folders_cannot_be_exchanged_the_next_write_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    target = tmp_path / "bundle"
+    write_folder(target, "one")
+    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    write_folder(target, "two")
+    assert [p.name for p in target.iterdir()] == ["two"]
+    count, rename = 0, Path.rename
+
+    def killed(self: Path, to: Path) -> Path:
+        nonlocal count
+        result, count = rename(self, to), count + 1
+        if count == killed_at:
+            raise KilledError
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KilledError):
+            write_folder(target, "three")
+
+    def fails() -> None:
+        with atomic_folder(target):
+            raise OSError(errno.EIO, "error", "elsewhere")
+
+    with pytest.raises(OSError, match="elsewhere"):
+        fails()
+    assert [p.name for p in target.iterdir()] == [["two"], ["three"]][killed_at - 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_file_of_a_killed_process_of_the_same_number_is_no_obstacle(tmp_path: Path) -> None:
+    def killed() -> None:
+        with atomic_file(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            left.append(temporary)
+            raise KilledError
+
+    left: list[Path] = []
+    with pytest.raises(KilledError):
+        killed()
+    left[0].write_text("half")  # SIGKILL leaves it; a container gives the next process the same number
+    write_durable(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_equal_values_have_equal_digests_whatever_their_order(tmp_path: Path) -> None:

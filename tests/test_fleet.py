@@ -200,6 +200,21 @@ def test_a_drained_node_stays_out_until_it_is_let_in(bundles: Any, fleet: Any, s
     assert (unknown.returncode, "no node 'z'" in unknown.stderr) == (3, True)
 
 
+def test_a_drained_node_stays_out_over_a_restart_of_the_aggregator(bundles: Any, fleet: Any, state: Any) -> None:
+    aggregator, address = fleet.aggregator(bundles[0], "--state", state, *LEASE)
+    client = fleet.client(address)
+    nodes = {name: fleet.node(name, address) for name in ("a", "b")}
+    until(lambda: len(members(client)) == 2)
+    assert run("nonn", "fleet", "drain", "a", "--state", state).returncode == 0
+    aggregator.end(signal.SIGKILL)
+    fleet.aggregator(bundles[0], "--state", state, *LEASE, port=int(address.rpartition(":")[2]))
+    until(lambda: members(client).keys() == {"b"})
+    until(lambda: nodes["a"].log.read_text().count("node 'a' is drained") >= 1)
+    assert {n["node"]: n["state"] for n in status(state)["nodes"]} == {"a": "drained", "b": "up"}
+    assert run("nonn", "fleet", "drain", "--undo", "a", "--state", state).returncode == 0
+    until(lambda: members(client).keys() == {"a", "b"})
+
+
 def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_socket(
     bundles: Any, fleet: Any, state: Any
 ) -> None:
@@ -261,7 +276,7 @@ def test_with_an_inventory_the_same_is_done_on_the_aggregators_own_machine(
     assert pushed.returncode == 0, pushed.stderr
     shown = json.loads(run("nonn", "fleet", "status", "--inventory", inventory, "--json").stdout)
     assert [(b["bundle"], b["served"]) for b in shown["bundles"]] == [(second.hash, True)]
-    assert {path.name for path in state.iterdir()} == {"bundles", "current", "previous", "control.sock"}
+    assert {path.name for path in state.iterdir()} == {"bundles", "state.json", "control.sock"}
     inventory.write_text(inventory.read_text().replace("10.0.0.8", "10.0.0.9").replace('"pi"', '"nobody"'))
     ended = run("nonn", "fleet", "status", "--inventory", inventory)
     assert (ended.returncode, "main: ssh to 10.0.0.9 failed; try: ssh" in ended.stderr) == (4, True), ended.stderr

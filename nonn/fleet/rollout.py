@@ -45,11 +45,12 @@ class Rollout:
         self.model = ServedModel(self.served)
         self.http: str | None = None
         self._on_other: set[str] = set()  # nodes that should run the other bundle
-        self._drained: set[str] = set()
+        self._drained = set(state.read().drained)
         self._open: dict[ServedBundle, contextlib.AsyncExitStack] = {}
         self._end: Callable[[], object] = lambda: None
         self._watching = contextlib.AsyncExitStack()
         self._busy = asyncio.Lock()
+        self._recording = asyncio.Lock()  # one change of the state folder at a time
 
     other: ServedBundle | None
 
@@ -125,7 +126,7 @@ class Rollout:
         return {
             "bundles": [_bundle(each, served=each is self.served) for each in served],
             "nodes": sorted(nodes, key=lambda node: str(node["node"])),
-            "previous": self._state.read("previous"),
+            "previous": self._state.read().previous,
         }
 
     async def roll(self, bundle: str, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
@@ -144,7 +145,7 @@ class Rollout:
             raise ConfigError("another push or rollback is running; wait for it, or stop it with Ctrl-C")
         async with self._busy:
             if not bundle:  # during a push, back to the served bundle; otherwise to the previous one
-                bundle = self.served.bundle.hash if self.other else self._state.read("previous")
+                bundle = self.served.bundle.hash if self.other else self._state.read().previous
             async for said in self._roll(self._state.load(bundle), floor, wait_s):
                 _log.info("%s", said["text"])
                 yield said
@@ -189,7 +190,8 @@ class Rollout:
         old, new = self.served, self.other
         self.model.switch(new)
         self.served, self.other = new, old
-        self._state.served(new.bundle.hash, old.bundle.hash)
+        async with self._recording:
+            await asyncio.to_thread(self._state.served, new.bundle.hash, old.bundle.hash)
         await self.model.finished(old)  # their nodes must stay until then
         moved = await self._retire(old)
         await self._watching.aclose()
@@ -209,7 +211,7 @@ class Rollout:
         if undo:
             if node not in self._drained:
                 raise ConfigError(f"node '{node}' is not drained; nonn fleet status lists drained nodes")
-            self._drained.discard(node)
+            await self._record_drained(node, out=False)
             return _said("done", f"node {node} may join again; it tries at least every 1.5 s")
         both = (self.served, self.other)
         holding = next((each for each in both if each and node in each.servicer.membership.leases), None)
@@ -222,9 +224,16 @@ class Rollout:
                 f"without node '{node}' the accuracy would be {accuracy:.2%}, below the floor of {floor:.2%}; bring "
                 "another node in first, or choose a lower --floor"
             )
-        self._drained.add(node)
+        await self._record_drained(node, out=True)
         await holding.servicer.release(node, "is drained")
         return _said("done", f"node {node} is drained; served {self.served.accuracy():.2%}")
+
+    async def _record_drained(self, node: str, *, out: bool) -> None:
+        """Records that a node is drained or no longer, here and for the next start."""
+        async with self._recording:
+            nodes = self._drained | {node} if out else self._drained - {node}
+            await asyncio.to_thread(self._state.drained, sorted(nodes))
+            self._drained = nodes
 
     def _situation(self, floor: float) -> Situation:
         assert self.other is not None

@@ -1,28 +1,58 @@
-"""State folder of an aggregator: its bundles, kept between starts.
+"""State folder of an aggregator, kept between starts: its bundles, and which of them it serves.
 
 ::
 
     STATE/
         bundles/<hash>/    complete bundles: the served one, the previous one, the one that is pushed
-        current            hash of the served bundle
-        previous           hash of the previous one, used by a rollback
+        state.json         what is served, see ``Record``
         control.sock       socket between `nonn fleet` and the process
+
+``state.json`` is one document with a checksum, written atomically and durably, so that a kill or a power cut leaves the
+record before or after a change. A bundle is complete on the disk before the record names it, and is deleted only after
+the record no longer does. A document that is damaged nevertheless is refused: serving a bundle that the operator did
+not choose is worse than not starting.
+
+A folder of an older version has two files instead, ``current`` and ``previous``; they are read once and replaced.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nonn.bundle import MANIFEST, Bundle, load_bundle
 from nonn.errors import BundleError, ConfigError, DataError
-from nonn.files import atomic_file, atomic_folder
+from nonn.files import atomic_folder, digest, write_durable
 
-__all__ = ["SOCKET", "State"]
+__all__ = ["DOCUMENT", "SOCKET", "Record", "State"]
 
-SOCKET = "control.sock"
+DOCUMENT, SOCKET = "state.json", "control.sock"
+SCHEMA = 1
 MAX_SOCKET_PATH = 107  # sockaddr_un of Linux
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_OLD = ("current", "previous")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What an aggregator remembers.
+
+    Attributes:
+        current: hash of the served bundle; empty before the first start.
+        previous: hash of the bundle before it, for a rollback; empty if there is none.
+        drained: ids of drained nodes, in order.
+    """
+
+    current: str = ""
+    previous: str = ""
+    drained: tuple[str, ...] = ()
 
 
 class State:
@@ -36,20 +66,28 @@ class State:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.socket = path, path / SOCKET
+        self.path, self.socket, self._document = path, path / SOCKET, path / DOCUMENT
         if len(str(self.socket.absolute())) > MAX_SOCKET_PATH:
             raise ConfigError(f"{path}: the path is too long for a socket in it; choose a shorter one")
 
     def first(self, bundle: Path) -> Bundle:
-        """The bundle to serve after a start: the last one that was served, or this one."""
-        current = self.read("current")
-        if not current:
-            current = self.take(bundle).hash
-            self.write("current", current)
-        return self.load(current)
+        """The bundle to serve after a start: the last one that was served, or this one.
+
+        Raises:
+            BundleError: it is missing or altered.
+            DataError: the record is damaged, or cannot be read or written.
+        """
+        record = self.read()
+        if not record.current:
+            record = dataclasses.replace(record, current=self.take(bundle).hash)
+        self.write(record)  # also replaces the files of an older version
+        try:
+            return self.load(record.current)
+        except BundleError as exc:
+            raise BundleError(f"{exc}; or delete {self._document} to begin with the bundle of the command") from exc
 
     def take(self, bundle: Path) -> Bundle:
-        """Copies a bundle into the folder, atomically and verified.
+        """Copies a bundle into the folder, atomically, durably and verified.
 
         Raises:
             BundleError: the bundle is invalid.
@@ -59,7 +97,7 @@ class State:
         folder = self.path / "bundles" / taken.hash
         if not folder.exists():
             try:
-                with atomic_folder(folder) as temporary:
+                with atomic_folder(folder, durable=True) as temporary:
                     names = [MANIFEST, *(s.file for s in taken.manifest.students), *taken.manifest.files]
                     for name in names:
                         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,22 +126,68 @@ class State:
 
     def served(self, current: str, previous: str) -> None:
         """Records another bundle as served; deletes bundles that are neither this nor the previous one."""
-        self.write("previous", previous)
-        self.write("current", current)
+        self.write(dataclasses.replace(self.read(), current=current, previous=previous))
         for folder in (self.path / "bundles").iterdir():
             if folder.name not in (current, previous):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def read(self, name: str) -> str:
-        """Reads one of the small files; empty if it is missing."""
+    def drained(self, nodes: Sequence[str]) -> None:
+        """Records the drained nodes."""
+        self.write(dataclasses.replace(self.read(), drained=tuple(nodes)))
+
+    def read(self) -> Record:
+        """The record; empty before the first start.
+
+        Raises:
+            DataError: it is damaged or cannot be read; the message says what to do.
+        """
         try:
-            return (self.path / name).read_text().strip()
+            content = json.loads(self._document.read_bytes())
+            if content.pop("sha256") != digest(content):
+                raise ValueError("its checksum is wrong")
+            if content.pop("schema") != SCHEMA:
+                raise ValueError(f"this version of nonn reads schema {SCHEMA}")
+            return Record(**content | {"drained": tuple(content["drained"])})
         except FileNotFoundError:
-            return ""
+            return self._read_old()
         except OSError as exc:
             raise DataError(f"{exc.filename}: cannot be read ({exc.strerror})") from exc
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise DataError(f"{self._document}: damaged ({exc}); {self._remedy(DOCUMENT)}") from exc
 
-    def write(self, name: str, value: str) -> None:
-        """Replaces one of the small files."""
-        with atomic_file(self.path / name) as temporary:
-            temporary.write_text(f"{value}\n")
+    def write(self, record: Record) -> None:
+        """Replaces the record; on return it is on the disk.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        content = {"schema": SCHEMA, **dataclasses.asdict(record), "drained": list(record.drained)}
+        text = json.dumps(content | {"sha256": digest(content)}, indent=2) + "\n"
+        try:
+            write_durable(self._document, text.encode())
+            for name in _OLD:
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as exc:
+            raise DataError(f"{exc.filename or self._document}: cannot be written ({exc.strerror})") from exc
+
+    def _read_old(self) -> Record:
+        """The record of a folder of an older version."""
+        found = {}
+        for name in _OLD:
+            try:
+                found[name] = (self.path / name).read_bytes().decode(errors="replace").strip()
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                raise DataError(f"{exc.filename}: cannot be read ({exc.strerror})") from exc
+            if not _HASH.fullmatch(found[name]):
+                raise DataError(f"{self.path / name}: not the hash of a bundle; {self._remedy(name)}")
+        return Record(current=found.get("current", ""), previous=found.get("previous", ""))
+
+    def _remedy(self, name: str) -> str:
+        """What to do about a damaged file."""
+        held = sorted(folder.name for folder in (self.path / "bundles").glob("*/"))
+        return (
+            f"restore it from a backup, or delete {name} to begin with the bundle of the command and without drained "
+            f"nodes. The folder has the bundles {', '.join(held) or '(none)'}"
+        )

@@ -1,0 +1,163 @@
+"""What an aggregator remembers between starts, whatever happens to the process or the files."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nonn.bundle import Bundle
+from nonn.errors import BundleError, DataError
+from nonn.fleet.state import Record, State
+from tests.serving import run
+from tests.toys import toy_bundle
+
+NUM_DEVICES = 2
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("other") / "bundle", num_devices=3)
+
+
+def test_what_was_written_is_read(bundle: Bundle, other: Bundle, tmp_path: Path) -> None:
+    state = State(tmp_path)
+    assert state.read() == Record()
+    assert state.first(bundle.path).hash == bundle.hash
+    state.served(state.take(other.path).hash, bundle.hash)
+    state.drained(["a", "b"])
+    assert State(tmp_path).read() == Record(current=other.hash, previous=bundle.hash, drained=("a", "b"))
+    assert state.first(bundle.path).hash == other.hash  # whatever the command says
+
+
+def damaged(change: Callable[[bytes], bytes]) -> Any:
+    return pytest.param(change, id=change.__name__)
+
+
+def empty(raw: bytes) -> bytes:
+    return b""
+
+
+def cut(raw: bytes) -> bytes:
+    return raw[: len(raw) // 2]
+
+
+def zeros(raw: bytes) -> bytes:
+    return bytes(len(raw))
+
+
+def noise(raw: bytes) -> bytes:
+    return random.Random(0).randbytes(len(raw))
+
+
+def one_digit(raw: bytes) -> bytes:
+    text = raw.decode()
+    at = text.index('"current": "') + len('"current": "')
+    return (text[:at] + ("1" if text[at] != "1" else "2") + text[at + 1 :]).encode()
+
+
+def a_list(raw: bytes) -> bytes:
+    return b"[]"
+
+
+@pytest.mark.parametrize("change", list(map(damaged, (empty, cut, zeros, noise, one_digit, a_list))))
+def test_a_damaged_record_is_refused_with_the_remedy(
+    bundle: Bundle, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    state = State(tmp_path)
+    state.first(bundle.path)
+    document = tmp_path / "state.json"
+    document.write_bytes(change(document.read_bytes()))
+    token = tmp_path / "token"
+    token.write_text("a-token-for-those-who-join")
+    with pytest.raises(DataError, match=r"state\.json: damaged \(.*\); restore it from a backup, or delete") as caught:
+        state.first(bundle.path)
+    assert bundle.hash in str(caught.value)
+    if change is empty:
+        ended = run("nonn", "serve", bundle.path, "--joins", "--join-token-file", token, "--state", tmp_path)
+        assert (ended.returncode, "state.json: damaged" in ended.stderr) == (3, True)
+        assert "Traceback" not in ended.stderr
+    document.unlink()
+    assert state.first(bundle.path).hash == bundle.hash
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\xff\xfe", b"../../etc"])
+@pytest.mark.parametrize("name", ["current", "previous"])
+def test_a_damaged_file_of_an_older_version_is_refused(
+    bundle: Bundle, tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: not the hash of a bundle; restore"):
+        State(tmp_path).first(bundle.path)
+
+
+def test_a_folder_of_an_older_version_is_taken_over(bundle: Bundle, other: Bundle, tmp_path: Path) -> None:
+    state = State(tmp_path)
+    for name, taken in (("current", bundle), ("previous", other)):
+        (tmp_path / name).write_text(f"{state.take(taken.path).hash}\n")
+    assert state.first(other.path).hash == bundle.hash
+    assert {path.name for path in tmp_path.iterdir()} == {"bundles", "state.json"}
+    assert state.read() == Record(current=bundle.hash, previous=other.hash)
+
+
+def test_a_served_bundle_that_is_missing_is_an_error_with_the_remedy(bundle: Bundle, tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.first(bundle.path)
+    shutil.rmtree(tmp_path / "bundles" / bundle.hash)
+    with pytest.raises(BundleError, match=r"contains no bundle .*; or delete .*state\.json to begin with"):
+        state.first(bundle.path)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from nonn.fleet.state import State
+
+state, bundles = State(Path(sys.argv[1])), [Path(path) for path in sys.argv[2:]]
+print("ready", flush=True)
+while True:  # as a push and a rollback do, one after the other
+    for new in bundles:
+        record = state.read()
+        taken = state.take(new).hash
+        if taken != record.current:
+            state.served(taken, record.current)
+        state.drained([] if record.drained else ["a"])
+"""
+
+
+def test_sigkill_at_any_point_loses_neither_the_served_bundle_nor_the_one_to_roll_back_to(
+    bundle: Bundle, other: Bundle, tmp_path: Path
+) -> None:
+    third = toy_bundle(tmp_path / "third", num_devices=4)
+    paths, folder, rng, seen = [bundle.path, other.path, third.path], tmp_path / "state", random.Random(1), set()
+    state = State(folder)
+    state.first(bundle.path)
+    state.served(state.take(other.path).hash, bundle.hash)
+    for _ in range(15):
+        command = [sys.executable, "-c", CHILD, str(folder), *map(str, paths)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(rng.uniform(0, 0.25))
+            child.send_signal(signal.SIGKILL)
+        record = state.read()
+        assert record.current != record.previous
+        for name in (record.current, record.previous):
+            assert state.load(name).hash == name
+        seen.add(record.current)
+    assert len(seen) > 1  # it did something in between
+
+
+def test_the_document_is_plain_json(bundle: Bundle, tmp_path: Path) -> None:
+    State(tmp_path).first(bundle.path)
+    found = json.loads((tmp_path / "state.json").read_text())
+    assert found.keys() == {"schema", "current", "previous", "drained", "sha256"}
