@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import ssl
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from nonn.errors import ConfigError, CredentialsError
 from nonn.security.authority import Authority, describe
 from nonn.security.tls import Identity, TlsFolder, check_id, load_tls
-from tests.serving import run
+from tests.serving import TIMEOUT_S, run
 
 DAY = timedelta(days=1)
 
@@ -179,6 +181,59 @@ def test_a_revocation_reaches_every_folder_and_the_newest_can_be_kept(authority:
         authority.revoke("node", "kitchen")
     authority.issue("node", "kitchen")  # a new device under the old name
     assert len(json.loads((authority.folder("node", "kitchen") / "revoked.json").read_text())["revoked"]) == 2
+
+
+def test_commands_at_the_same_time_lose_no_certificate(authority: Any) -> None:
+    names = [f"n{i}" for i in range(6)]
+    command = [sys.executable, "-m", "nonn", "certs", "issue", "--dir", str(authority.path), "node"]
+    running = [subprocess.Popen([*command, name], stdout=subprocess.DEVNULL) for name in names]
+    assert [child.wait(TIMEOUT_S) for child in running] == [0] * 6
+    assert {entry.id for entry in Authority(authority.path).issued} == set(names)
+    # An index that was read before a change of another process is read again before it is written.
+    first, second = Authority(authority.path), Authority(authority.path)
+    first.issue("node", "first")
+    second.issue("node", "second")
+    first.revoke("node", "second")
+    assert {entry.id: entry.state for entry in Authority(authority.path).issued} == {
+        **dict.fromkeys((*names, "first"), "valid"),
+        "second": "revoked",
+    }
+    with pytest.raises(ConfigError, match="has a certificate already"):
+        second.issue("node", "first")
+
+
+def test_a_certificate_that_the_index_has_lost_is_revoked_by_its_file(authority: Any, tmp_path: Path) -> None:
+    for name in ("kitchen", "hall"):
+        authority.issue("node", name)
+    index = authority.path / "index.json"
+    lost = json.loads(index.read_text())
+    index.write_text(json.dumps(lost | {"issued": lost["issued"][1:]}))
+    folder = authority.folder("node", "kitchen")
+    with pytest.raises(ConfigError, match="no certificate to revoke"):
+        Authority(authority.path).revoke("node", "kitchen")
+    certificate = tmp_path / "stolen.pem"
+    certificate.write_bytes((folder / "identity.pem").read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2])
+    ended = run("nonn", "certs", "revoke", "--dir", authority.path, "--file", certificate, "--reason", "stolen")
+    assert (ended.returncode, "revoked node kitchen" in ended.stdout) == (0, True), ended.stderr
+    with pytest.raises(CredentialsError, match="this certificate has been revoked"):
+        load_tls(folder, "node")
+    tls = load_tls(authority.folder("node", "hall"), "node")
+    assert tls is not None
+    assert describe(folder)["sha256"] in tls.revoked
+    listed = {entry.id: (entry.state, entry.reason) for entry in Authority(authority.path).issued}
+    assert listed == {"hall": ("valid", ""), "kitchen": ("revoked", "stolen")}
+    other = Authority.create(tmp_path / "other")
+    other.issue("node", "kitchen")
+    for options, text in (
+        (("--file", certificate), "has been revoked on 2"),
+        (("--file", other.folder("node", "kitchen")), "not a certificate of a node, aggregator or client that the"),
+        (("--file", authority.path), "not a certificate of a node, aggregator or client that the"),
+        (("--file", tmp_path / "none.pem"), "No such file"),
+        (("node", "hall", "--file", certificate), "leave out ROLE, ID and --keep-newest"),
+        ((), "give ROLE and ID of what to revoke, or --file PATH"),
+    ):
+        ended = run("nonn", "certs", "revoke", "--dir", authority.path, *options)
+        assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
 
 
 def test_what_cannot_be_issued_is_refused_and_leaves_nothing(authority: Any) -> None:

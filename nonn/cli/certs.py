@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nonn.security.authority import Issued
+    from collections.abc import Sequence
+
+    from nonn.security.authority import Authority, Issued
 
 SUMMARY = "create, rotate and revoke the certificates of a fleet"
 
@@ -18,12 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    def action(name: str, text: str, *, subject: bool = False) -> argparse.ArgumentParser:
+    def action(name: str, text: str, *, subject: bool = False, needed: bool = True) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text)
         sub.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="folder of the authority (default: %(default)s)")
         if subject:
-            sub.add_argument("role", type=_role, metavar="ROLE", help="node, aggregator or client")
-            sub.add_argument("id", metavar="ID", help="lower-case letters, digits, hyphens; unique in its role")
+            count = None if needed else "?"
+            sub.add_argument("role", type=_role, nargs=count, metavar="ROLE", help="node, aggregator or client")
+            sub.add_argument(
+                "id", nargs=count, metavar="ID", help="lower-case letters, digits, hyphens; unique in its role"
+            )
         return sub
 
     init = action("init", "create a certificate authority")
@@ -36,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rotate = action("rotate", "issue a new certificate for an existing id", subject=True)
     for sub in (issue, rotate):
         sub.add_argument("--days", type=float, default=365, help="days that it is valid (default: %(default)s)")
-    revoke = action("revoke", "revoke the certificates of an id", subject=True)
+    revoke = action("revoke", "revoke the certificates of an id, or one by its file", subject=True, needed=False)
+    revoke.add_argument(
+        "--file", type=Path, metavar="PATH", help="revoke this certificate: a folder of nonn certs, or a PEM file"
+    )
     revoke.add_argument("--reason", default="", help="note for nonn certs list")
     revoke.add_argument("--keep-newest", action="store_true", help="after rotate: revoke all but the newest")
     listing = action("list", "list the issued certificates")
@@ -74,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             f"the older one is still valid; after replacing it: nonn certs revoke {args.role} {args.id} --keep-newest"
         )
     elif args.action == "revoke":
-        for entry in Authority(args.dir).revoke(args.role, args.id, reason=args.reason, keep_newest=args.keep_newest):
+        for entry in _revoke(Authority(args.dir), args):
             print(f"revoked {entry.role} {entry.id} {entry.sha256[:16]}…")
         print(f"copy {args.dir / 'revoked.json'} into the certificate folder of every process on another machine")
     elif args.action == "list":
@@ -85,6 +93,19 @@ def run(args: argparse.Namespace) -> int:
             json.dumps(certificate) if args.json else "\n".join(f"{k:<11} {_text(v)}" for k, v in certificate.items())
         )
     return 0
+
+
+def _revoke(authority: Authority, args: argparse.Namespace) -> Sequence[Issued]:
+    """Revokes what the options name."""
+    from nonn.errors import ConfigError
+
+    if args.file is None:
+        if args.id is None:
+            raise ConfigError("give ROLE and ID of what to revoke, or --file PATH")
+        return authority.revoke(args.role, args.id, reason=args.reason, keep_newest=args.keep_newest)
+    if args.role is not None or args.keep_newest:
+        raise ConfigError("--file names one certificate: leave out ROLE, ID and --keep-newest")
+    return authority.revoke_file(args.file, reason=args.reason)
 
 
 def _summary(folder: Path, entry: Issued) -> str:

@@ -15,6 +15,10 @@ The certificate contains the id (``nonn://node/kitchen``), so a stolen certifica
 it is revoked. Keys are P-256: a Raspberry Pi signs with it in about a millisecond. Keys are stored without a passphrase
 and with mode 0600; read access to ``ca.key`` is enough to issue any certificate.
 
+Every change locks the folder, reads the index again and writes it durably, so that commands that run at the same time
+lose no entry. A certificate that is not in the index all the same, for example after a backup was restored, is revoked
+by its file.
+
 ``revoked.json`` is not an X.509 CRL: gRPC's Python API accepts no CRL, and a node, which checks its callers against the
 list, has no library to read one.
 """
@@ -22,21 +26,24 @@ list, has no library to read one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nonn.errors import ConfigError, CredentialsError
-from nonn.files import atomic_file, atomic_folder, write_json, write_private
+from nonn.files import atomic_file, atomic_folder, write_durable, write_private
 from nonn.security.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
 
 __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
@@ -103,8 +110,7 @@ class Authority:
         try:
             self._certificate: x509.Certificate = x509.load_pem_x509_certificate((path / AUTHORITY).read_bytes())
             self._key: Any = serialization.load_pem_private_key((path / KEY).read_bytes(), password=None)
-            entries = json.loads((path / INDEX).read_text())["issued"]
-            self._issued = [Issued(**{**entry, "hosts": tuple(entry["hosts"])}) for entry in entries]
+            self._issued = self._read_index()
         except FileNotFoundError as exc:
             raise CredentialsError(f"{exc.filename}: no such file; make an authority: nonn certs init") from None
         except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -146,8 +152,8 @@ class Authority:
             write_private(path / KEY, _key_pem(key))
             with atomic_file(path / AUTHORITY) as temporary:
                 temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-            write_json(path / INDEX, {"schema": 1, "issued": []})
-            write_json(path / REVOKED, {"schema": 1, "revoked": []})
+            _write(path / INDEX, {"schema": 1, "issued": []})
+            _write(path / REVOKED, {"schema": 1, "revoked": []})
         return cls(path, clock)
 
     @property
@@ -172,11 +178,13 @@ class Authority:
             ConfigError: unknown role, an invalid id or host, or the id has a valid certificate already.
         """
         identity = self._identity(role, name)
-        if any(entry.state == "valid" for entry in self._of(identity)):
-            raise ConfigError(
-                f"{identity} has a certificate already; renew it: nonn certs rotate {role} {name}, or revoke it first"
-            )
-        return self._issue(identity, tuple(dict.fromkeys(hosts)), days)
+        with self._changing():
+            if any(entry.state == "valid" for entry in self._of(identity)):
+                raise ConfigError(
+                    f"{identity} has a certificate already; renew it: nonn certs rotate {role} {name}, or revoke it "
+                    "first"
+                )
+            return self._issue(identity, tuple(dict.fromkeys(hosts)), days)
 
     def rotate(self, role: str, name: str, *, days: float = DAYS) -> Issued:
         """Issues a certificate with a new key to an existing id, for the same hosts.
@@ -187,9 +195,10 @@ class Authority:
             ConfigError: the id has no certificate.
         """
         identity = self._identity(role, name)
-        if not self._of(identity):
-            raise ConfigError(f"{identity} has no certificate; make one: nonn certs issue {role} {name}")
-        return self._issue(identity, self._of(identity)[-1].hosts, days)
+        with self._changing():
+            if not self._of(identity):
+                raise ConfigError(f"{identity} has no certificate; make one: nonn certs issue {role} {name}")
+            return self._issue(identity, self._of(identity)[-1].hosts, days)
 
     def revoke(self, role: str, name: str, *, reason: str = "", keep_newest: bool = False) -> Sequence[Issued]:
         """Revokes the certificates of an id, in every ``revoked.json`` below the folder.
@@ -207,18 +216,66 @@ class Authority:
             ConfigError: there is nothing to revoke.
         """
         identity = self._identity(role, name)
-        mine = self._of(identity)
-        doomed = [entry for entry in (mine[:-1] if keep_newest else mine) if not entry.revoked]
-        if not doomed:
-            raise ConfigError(f"{identity} has no {'older ' if keep_newest else ''}certificate to revoke")
+        with self._changing():
+            mine = self._of(identity)
+            doomed = [entry for entry in (mine[:-1] if keep_newest else mine) if not entry.revoked]
+            if not doomed:
+                raise ConfigError(f"{identity} has no {'older ' if keep_newest else ''}certificate to revoke")
+            return self._revoke(doomed, reason)
+
+    def revoke_file(self, path: Path, *, reason: str = "") -> Sequence[Issued]:
+        """Revokes one certificate by its file, whether or not the index has it.
+
+        Args:
+            path: a TLS folder, or a PEM file with the certificate.
+            reason: for people.
+
+        Returns:
+            The certificate.
+
+        Raises:
+            ConfigError: it has been revoked already.
+            CredentialsError: the file has no certificate of a process, or one of another authority.
+        """
+        file, certificate = _load(path)
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            found = names.get_values_for_type(x509.UniformResourceIdentifier)
+            (identity,) = filter(None, map(Identity.from_uri, found))
+        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as exc:
+            raise CredentialsError(
+                f"{file}: not a certificate of a node, aggregator or client that the authority in {self.path} issued"
+            ) from exc
+        entry = _entry(identity, (), certificate)
+        with self._changing():
+            known = next((each for each in self._issued if each.sha256 == entry.sha256), None)
+            if known is None:
+                self._issued.append(entry)
+            elif known.revoked:
+                raise ConfigError(f"{file}: the certificate of {identity} has been revoked on {known.revoked[:10]}")
+            return self._revoke([known or entry], reason)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keeps other processes from changing the folder, with the index as they left it."""
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self._issued = self._read_index()
+            yield
+        finally:
+            os.close(folder)
+
+    def _revoke(self, doomed: Sequence[Issued], reason: str) -> Sequence[Issued]:
+        """Marks entries of the index as revoked and writes every list."""
         now = self._clock().isoformat(timespec="seconds")
-        revoked = [Issued(**{**asdict(entry), "revoked": now, "reason": reason}) for entry in doomed]
+        revoked = [replace(entry, revoked=now, reason=reason) for entry in doomed]
         replaced = {entry.sha256: entry for entry in revoked}
         self._issued = [replaced.get(entry.sha256, entry) for entry in self._issued]
         self._write_index()
-        lists = [self.path / REVOKED, *self.path.glob(f"*/*/{REVOKED}")]
-        for file in lists:
-            write_json(file, self._revocations())
+        for file in (self.path / REVOKED, *self.path.glob(f"*/*/{REVOKED}")):
+            _write(file, self._revocations())
         return revoked
 
     def _issue(self, identity: Identity, hosts: tuple[str, ...], days: float) -> Issued:
@@ -240,15 +297,7 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        entry = Issued(
-            identity.role,
-            identity.id,
-            hosts,
-            certificate.fingerprint(hashes.SHA256()).hex(),
-            f"{certificate.serial_number:x}",
-            certificate.not_valid_before_utc.isoformat(),
-            certificate.not_valid_after_utc.isoformat(),
-        )
+        entry = _entry(identity, hosts, certificate)
         pem = _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
         folder = self.folder(identity.role, identity.id)
         # The index is written before the certificate: a certificate that is not in the index could not be revoked.
@@ -275,7 +324,7 @@ class Authority:
         folder.chmod(0o700)
         with atomic_file(folder / AUTHORITY) as temporary:
             temporary.write_bytes((self.path / AUTHORITY).read_bytes())
-        write_json(folder / REVOKED, self._revocations())
+        _write(folder / REVOKED, self._revocations())
         write_private(folder / IDENTITY, pem)
 
     @staticmethod
@@ -287,8 +336,12 @@ class Authority:
     def _of(self, identity: Identity) -> list[Issued]:
         return [entry for entry in self._issued if (entry.role, entry.id) == (identity.role, identity.id)]
 
+    def _read_index(self) -> list[Issued]:
+        entries = json.loads((self.path / INDEX).read_text())["issued"]
+        return [Issued(**{**entry, "hosts": tuple(entry["hosts"])}) for entry in entries]
+
     def _write_index(self) -> None:
-        write_json(self.path / INDEX, {"schema": 1, "issued": [asdict(entry) for entry in self._issued]})
+        _write(self.path / INDEX, {"schema": 1, "issued": [asdict(entry) for entry in self._issued]})
 
     def _revocations(self) -> dict[str, Any]:
         keys = ("role", "id", "serial", "sha256", "revoked", "reason")
@@ -305,14 +358,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         CredentialsError: there is no certificate.
     """
-    candidates = [path / IDENTITY, path / AUTHORITY] if path.is_dir() else [path]
-    file = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
-    try:
-        certificate = x509.load_pem_x509_certificates(file.read_bytes())[0]
-    except OSError as exc:
-        raise CredentialsError(f"{file}: {exc.strerror}; name a folder of nonn certs, or a PEM file") from exc
-    except ValueError as exc:
-        raise CredentialsError(f"{file}: contains no certificate in PEM form") from exc
+    file, certificate = _load(path)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         texts = [str(name.value) for name in names]
@@ -328,6 +374,36 @@ def describe(path: Path) -> dict[str, Any]:
         "serial": f"{certificate.serial_number:x}",
         "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
     }
+
+
+def _load(path: Path) -> tuple[Path, x509.Certificate]:
+    """The certificate in a folder or PEM file, and the file; raises as ``describe`` does."""
+    candidates = [path / IDENTITY, path / AUTHORITY] if path.is_dir() else [path]
+    file = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    try:
+        return file, x509.load_pem_x509_certificates(file.read_bytes())[0]
+    except OSError as exc:
+        raise CredentialsError(f"{file}: {exc.strerror}; name a folder of nonn certs, or a PEM file") from exc
+    except ValueError as exc:
+        raise CredentialsError(f"{file}: contains no certificate in PEM form") from exc
+
+
+def _entry(identity: Identity, hosts: tuple[str, ...], certificate: x509.Certificate) -> Issued:
+    """The entry of a certificate in the index."""
+    return Issued(
+        identity.role,
+        identity.id,
+        hosts,
+        certificate.fingerprint(hashes.SHA256()).hex(),
+        f"{certificate.serial_number:x}",
+        certificate.not_valid_before_utc.isoformat(),
+        certificate.not_valid_after_utc.isoformat(),
+    )
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """Writes JSON durably: a revocation must not be lost."""
+    write_durable(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextlib.contextmanager
