@@ -72,7 +72,7 @@ def test_a_runtime_that_this_processor_cannot_run_is_an_error_with_processor_and
     assert "SIGILL" in text
     assert processor() in text
     assert "--runtime c" in text
-    assert "1.22" in text
+    assert "1.24.1" in text
     ended = run("nonn_device", "serve", bundle.path, "--student", "0", "--self-test", "--watch-stdin")
     assert ended.returncode == 3
     assert "SIGILL" in ended.stderr

@@ -30,7 +30,7 @@ _SAMPLES = 8
 _MEASURED_S = 0.5
 _TOLERANCE = 0.02  # of the largest feature: in 8 bits a value may round to a neighbouring step
 _REMEDY = {
-    "onnx": "install an onnxruntime that is built for it (1.22 or later on a Raspberry Pi 4), or compile the student "
+    "onnx": "install an onnxruntime that is built for it (1.24.1 or later), or compile the student "
     "with `nonn export BUNDLE --target c` and serve it with --runtime c",
     "c": "compile the student on this device, or with a --cc for exactly this processor",
 }

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle.features import FeatureCode
+from nonn.bundle.self_contained import check_self_contained
 from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, NonnError
 from nonn.files import atomic_folder, sha256_file
@@ -306,7 +307,8 @@ def load_bundle(path: str | Path, *, device: int | None = None) -> Bundle:
         device: verify only this device's student; the other files may be missing, as on a node.
 
     Raises:
-        BundleError: a file is missing, truncated or altered, or the manifest is invalid; the message names the file.
+        BundleError: a file is missing, truncated or altered, the manifest is invalid, or a student has values in a file
+            that is not in the bundle; the message names the file.
     """
     path = Path(path)
     file = path / MANIFEST
@@ -328,6 +330,9 @@ def load_bundle(path: str | Path, *, device: int | None = None) -> Bundle:
     wanted = {s.file: s.sha256 for s in manifest.students if device in (None, s.device)}
     for name, expected in wanted.items() if device is not None else (wanted | dict(manifest.files)).items():
         _verify(path, name, expected)
+    for student in manifest.students:
+        if device in (None, student.device):
+            check_self_contained(path / student.file)
     return bundle
 
 
