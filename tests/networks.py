@@ -9,13 +9,18 @@ from nonn.students import Student
 from nonn.teacher import Normalise
 
 
-def trained_looking_student(dims: int = 2) -> Student:
+def trained_looking_student(dims: int = 2, model: str = "wrn-10-1") -> Student:
     """A student of images [1, 8, 8] or windows [9, 25] whose normalisation layers are not the identity."""
     shape = (1, 8, 8) if dims == 2 else (9, 25)
     torch.manual_seed(0)
-    student = Student("wrn-10-1", shape, 12, Normalise([127.0] * shape[0], [70.0] * shape[0], dims))
-    for module in student.modules():
+    student = Student(model, shape, 12, Normalise([127.0] * shape[0], [70.0] * shape[0], dims))
+    randomise_norms(student)
+    return student.eval()
+
+
+def randomise_norms(network: nn.Module) -> None:
+    """Gives every normalisation layer statistics as after training."""
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    return student.eval()

@@ -12,9 +12,10 @@ from tests.networks import trained_looking_student
 from tests.toys import toy_data
 
 
+@pytest.mark.parametrize("model", ["wrn-10-1", "se-wrn-10-1", "densenet-bc-16-6", "inverted-11-1", "se-inverted-11-1"])
 @pytest.mark.parametrize("dims", [1, 2])
-def test_an_exported_student_gives_what_torch_gives_for_any_batch(dims: int) -> None:
-    student = trained_looking_student(dims)
+def test_an_exported_student_gives_what_torch_gives_for_any_batch(dims: int, model: str) -> None:
+    student = trained_looking_student(dims, model)
     shape = (1, 8, 8) if dims == 2 else (9, 25)
     raw = toy_data(7, seed=1)[0] if dims == 2 else np.random.default_rng(0).normal(size=(7, 9, 25)).astype(np.float32)
     data = export_onnx(student, shape, raw)

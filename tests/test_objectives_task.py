@@ -23,7 +23,7 @@ from nonn.distill.probes import classifier_weight, layers, tapped
 from nonn.distill.targets import revise_labels
 from nonn.errors import ConfigError, ShapeError
 from nonn.students import Student
-from nonn.teacher import Normalise, Teacher, pool, wrn
+from nonn.teacher import Normalise, Teacher, make_network, pool
 from nonn.trainer import CHECKPOINT, fit
 from tests.objectives import NAMES, PARTS, distill, make_students, make_teacher, normalise, raw, total, weighted
 from tests.toys import toy_data
@@ -356,7 +356,7 @@ def test_the_classifier_is_found_by_what_it_explains_and_not_by_its_shape() -> N
 
 
 def test_layers_of_a_wide_residual_network_are_its_stem_and_the_ends_of_its_stages() -> None:
-    network = wrn("wrn-16-2", 3, 0, 2)
+    network = make_network("wrn-16-2", 3, 0, 2)
     with tapped([network]) as (outputs,):
         network(torch.rand(2, 3, 16, 16))
     shapes = {name: tuple(o.shape[1:]) for name, o in outputs.items()}
@@ -390,7 +390,7 @@ def test_a_stem_of_another_width_than_the_students_cannot_have_its_flow_compared
 def test_sensor_windows_train_too(weights: dict[str, Any]) -> None:
     layer = Normalise([0.0, 0.0], [1.0, 1.0], 1)
     torch.manual_seed(0)
-    teacher = Teacher(wrn("wrn-10-1", 2, 5, 1), "features", layer)
+    teacher = Teacher(make_network("wrn-10-1", 2, 5, 1), "features", layer)
     members = [Student("wrn-10-1", (2, 16), 32, layer) for _ in range(2)]
     students = Students(members, FusionLayer("zero-fill", [32] * 2, (0, 1), 5))
     task = DistillTask(teacher, students, [range(32), range(32, 64)], distill(**weights))

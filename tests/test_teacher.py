@@ -11,7 +11,7 @@ from torch import nn
 from nonn.config import TeacherConfig
 from nonn.errors import ConfigError
 from nonn.students import measure_cost
-from nonn.teacher import Normalise, Teacher, WideResNet, build_teacher, load_weights, pool, wrn
+from nonn.teacher import Normalise, Teacher, WideResNet, build_teacher, load_weights, make_network, pool
 
 
 class TinyNet(nn.Module):
@@ -44,7 +44,7 @@ def normalise(dims: int = 2) -> Normalise:
     ],
 )
 def test_wide_residual_networks_have_the_published_sizes(name: str, params: int, mmacs: float, features: int) -> None:
-    network = wrn(name, 3, 100, 2)
+    network = make_network(name, 3, 100, 2)
     cost = measure_cost(network, (3, 32, 32))
     assert cost.params == params
     assert cost.macs / 1e6 == pytest.approx(mmacs, abs=0.06)
@@ -52,7 +52,7 @@ def test_wide_residual_networks_have_the_published_sizes(name: str, params: int,
 
 
 def test_the_same_network_serves_sensor_windows() -> None:
-    network = wrn("wrn-10-1", 45, 19, 1)
+    network = make_network("wrn-10-1", 45, 19, 1)
     maps = network.features(torch.zeros(2, 45, 125))
     assert maps.shape == (2, 64, 32)
     assert network(torch.zeros(2, 45, 125)).shape == (2, 19)
@@ -61,7 +61,7 @@ def test_the_same_network_serves_sensor_windows() -> None:
 @pytest.mark.parametrize("name", ["wrn-11-1", "wrn-4-1", "wrn-16-0"])
 def test_depths_that_do_not_exist_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"6n \+ 4"):
-        wrn(name, 3, 10, 2)
+        make_network(name, 3, 10, 2)
 
 
 def test_pooling_is_the_spatial_mean_in_float32() -> None:
@@ -101,7 +101,7 @@ def test_any_module_factory_serves_by_its_dotted_path() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (TeacherConfig(model="resnet"), "write wrn-DEPTH-WIDTH or strided-DEPTH-WIDTH, or package.module:factory"),
+        (TeacherConfig(model="resnet"), "write wrn-DEPTH-WIDTH, .* or strided-DEPTH-WIDTH, or package.module:factory"),
         (TeacherConfig(model="no.such.module:x"), "No module named"),
         (TeacherConfig(model="tests.test_teacher:Nothing"), "has no attribute"),
         (

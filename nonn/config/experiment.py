@@ -135,7 +135,7 @@ class TeacherConfig(TrainingConfig):
     """The teacher and its training."""
 
     epochs: Epochs = 20
-    model: Annotated[str, "wrn-DEPTH-WIDTH, strided-DEPTH-WIDTH, or package.module:factory"] = "wrn-16-2"
+    model: Annotated[str, "a name as student.model has it, or package.module:factory"] = "wrn-16-2"
     features: Annotated[str, "dotted path: name of the submodule whose output is the final convolutional stage"] = ""
     args: Annotated[Mapping[str, Any], "dotted path: keyword arguments of the factory"] = field(default_factory=dict)
     weights: Annotated[str, "safetensors file to load instead of training"] = ""
@@ -192,9 +192,14 @@ class PartitionConfig:
 class StudentConfig:
     """The student that each device runs."""
 
-    model: Annotated[str, "wrn-DEPTH-WIDTH or strided-DEPTH-WIDTH; auto: the largest wrn that fits each device"] = (
-        "wrn-10-1"
-    )
+    model: Annotated[
+        str,
+        "wrn-, se-wrn-, inverted-, se-inverted- or strided-DEPTH-WIDTH, densenet-bc-DEPTH-GROWTH, or "
+        "package.module:factory; auto: the largest wrn that fits each device",
+    ] = "wrn-10-1"
+    args: Annotated[
+        Mapping[str, Any], "dotted path: keyword arguments of the factory, which is called with in_channels as well"
+    ] = field(default_factory=dict)
     sends: Annotated[
         Literal["bridge", "penultimate"],
         "bridge: the filters of its part; penultimate: the backbone's own features, 64 · width",

@@ -129,6 +129,7 @@ class Networks:
             config.sends,
             config.send_width,
             view,
+            config.args,
         )
 
     def _normalise(self, view: View = ()) -> Normalise:

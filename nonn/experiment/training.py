@@ -223,6 +223,7 @@ def _generation(
             "format": STUDENTS_FORMAT,
             "before": (previous or cut).stage.key,
             "students": networks.sizing.models,
+            **({"args": config.student.args} if config.student.args else {}),  # 0.1 has none
             "views": networks.views,
             "sends": [config.student.sends, config.student.send_width],
             "overlap": config.partition.overlap,

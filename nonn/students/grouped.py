@@ -21,6 +21,7 @@ from nonn.bundle.views import select_view
 from nonn.errors import ShapeError
 from nonn.students.student import Student, squeezed
 from nonn.teacher.convnet import pool
+from nonn.teacher.dotted import is_path
 
 __all__ = ["GroupedStudents", "group", "grouping_pays", "of_one_architecture", "ungroup"]
 
@@ -47,30 +48,34 @@ def group(networks: Sequence[nn.Module]) -> nn.Module:
     """Merges N networks into one that computes the same.
 
     Args:
-        networks: N networks of one architecture, made of ungrouped convolutions without bias, batch norms and
-            per-channel operations.
+        networks: N networks of one architecture, made of convolutions, batch norms, per-channel operations, and layers
+            with a method ``widen``, which is called with N.
 
     Returns:
-        A network from [B, N · C, …] to [B, N · C', …], with the weights of the N in order.
+        A network from [B, N · C, …] to [B, N · C', …], with the weights of the N in order; of a single network, a copy.
 
     Raises:
         ShapeError: their architectures differ, or contain a layer that cannot be grouped.
     """
     merged, count = copy.deepcopy(networks[0]), len(networks)
+    if count == 1:
+        return merged
     names = [[(name, type(m)) for name, m in network.named_modules()] for network in networks]
     if any(other != names[0] for other in names[1:]):
         raise ShapeError("only students of one architecture can be trained as one network")
     for name, module in merged.named_modules():
-        if isinstance(module, _CONV) and module.groups == 1 and module.bias is None:
+        if isinstance(module, _CONV):
             module.in_channels, module.out_channels = count * module.in_channels, count * module.out_channels
-            module.groups = count
+            module.groups *= count
         elif isinstance(module, _NORM):
             module.num_features *= count
+        elif callable(widen := getattr(module, "widen", None)):
+            widen(count)
         elif any(True for _ in module.parameters(recurse=False)):
             raise ShapeError(f"layer '{name}' ({type(module).__name__}) cannot be grouped")
     states = [network.state_dict() for network in networks]
     for name, value in [*merged.named_parameters(), *merged.named_buffers()]:
-        if value.ndim:  # the number of batches is one scalar for all
+        if value.ndim and name in states[0]:  # the number of batches is one scalar for all; constants are widened
             value.data = torch.cat([state[name] for state in states])
     return merged
 
@@ -84,12 +89,16 @@ def ungroup(merged: nn.Module, networks: Sequence[nn.Module]) -> None:
 
 
 def of_one_architecture(students: Sequence[Student]) -> list[list[int]]:
-    """Groups of the numbers of students that can train as one network; a single group if all are alike."""
+    """Groups of the numbers of students that can train as one network; a single group if all are alike.
+
+    A network by dotted path is alone: what its forward pass does to the channels of several networks is not known.
+    """
     groups: dict[tuple[object, ...], list[int]] = {}
     for number, student in enumerate(students):
         modules = [nn.Module() if student.squeeze is None else student.squeeze, student.backbone]
         shapes = tuple((name, tuple(value.shape)) for m in modules for name, value in m.state_dict().items())
-        groups.setdefault((shapes, student.sends, bool(student.view)), []).append(number)
+        alone = number if is_path(student.model) else None
+        groups.setdefault((alone, shapes, student.sends, bool(student.view)), []).append(number)
     return list(groups.values())
 
 

@@ -15,13 +15,16 @@ Accuracy depends on the sent features when few devices answer, and on the part w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nonn.bundle.views import View
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import conv, norm_relu, pool
+from nonn.teacher.dotted import from_path, is_path
 from nonn.teacher.teacher import Normalise
 from nonn.teacher.zoo import make_network
 
@@ -32,22 +35,26 @@ class Student(nn.Module):
     """A network from raw inputs to the filters of one part.
 
     Args:
-        model: a name in ``nonn.teacher.zoo``.
+        model: a name in ``nonn.teacher.zoo``, or ``package.module:factory``; a factory is called with ``in_channels``
+            and ``args``, and returns a network from normalised inputs [B, C, …] to feature maps [B, C', …].
         input_shape: shape of one sample as the device sees it [C, H, W] or [C, T].
         filters: number of filters of its part, C_j.
         normalise: its first layer, for the channels that it sees; not shared between students.
         sends: ``bridge`` or ``penultimate``.
         send_width: penultimate: number of sent features; 0 is all of them.
         view: channels of the whole input that it sees; empty is all. The caller selects them from the whole input.
+        args: keyword arguments of a factory.
 
     Attributes:
+        model: as given.
         input_shape: shape of one sample as the device sees it.
         filters: C_j.
         width: number of features that the device sends, d_i.
         training_only: names of submodules that are not on the device.
 
     Raises:
-        ConfigError: the model is unknown, or it cannot send that many features.
+        ConfigError: the model is unknown, is no network from such inputs to feature maps, or cannot send that many
+            features.
     """
 
     def __init__(
@@ -59,19 +66,19 @@ class Student(nn.Module):
         sends: str = "bridge",
         send_width: int = 0,
         view: View = (),
+        args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         dims = len(input_shape) - 1
-        self.input_shape, self.view = tuple(input_shape), view
+        self.model, self.input_shape, self.view = model, tuple(input_shape), view
         self.normalise = normalise
-        self.backbone = make_network(model, input_shape[0], 0, dims)
-        self.bridge = nn.Sequential(conv(dims, self.backbone.out_channels, filters, 1), norm_relu(dims, filters))
+        self.backbone, natural = _backbone(model, input_shape, args or {})
+        self.bridge = nn.Sequential(conv(dims, natural, filters, 1), norm_relu(dims, filters))
         self.squeeze: nn.Module | None = None
         self.filters, self.width, self.sends = filters, filters, sends
         self.training_only: tuple[str, ...] = ()
         if sends == "penultimate":
             self.training_only = ("bridge",)
-            natural = self.backbone.out_channels
             if send_width > natural:
                 raise ConfigError(
                     f"student.send_width = {send_width}: '{model}' has {natural} penultimate features; choose fewer"
@@ -98,6 +105,27 @@ class Student(nn.Module):
     def sent(self, final: Tensor) -> Tensor:
         """Penultimate features [B, d_i] of the backbone's output [B, 64 · width, …]."""
         return squeezed(self.squeeze, pool(final))
+
+
+def _backbone(model: str, input_shape: Sequence[int], args: Mapping[str, Any]) -> tuple[nn.Module, int]:
+    """A network from normalised inputs [B, C, …] to its final feature maps [B, C', …], and C'."""
+    if not is_path(model):
+        network = make_network(model, input_shape[0], 0, len(input_shape) - 1)
+        return network, network.out_channels
+    foreign = from_path("student", model, {"in_channels": input_shape[0], **args})
+    training = foreign.training
+    try:
+        with torch.no_grad():
+            maps = foreign.eval()(torch.zeros(2, *input_shape))
+    except (RuntimeError, TypeError, ValueError) as exc:
+        raise ConfigError(f"student.model = '{model}' does not accept inputs {list(input_shape)}: {exc}") from exc
+    if not isinstance(maps, Tensor) or maps.ndim != len(input_shape) + 1 or len(maps) != 2:
+        found = list(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
+        raise ConfigError(
+            f"student.model = '{model}' gave {found} for a batch of 2 inputs {list(input_shape)}, not feature maps "
+            f"with {len(input_shape) - 1} spatial axes; leave out its pooling and its classifier"
+        )
+    return foreign.train(training), maps.shape[1]
 
 
 def squeezed(squeeze: nn.Module | None, pooled: Tensor) -> Tensor:

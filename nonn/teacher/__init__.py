@@ -3,7 +3,8 @@
 from nonn.teacher.convnet import pool
 from nonn.teacher.task import TeacherTask, measure_accuracy
 from nonn.teacher.teacher import Normalise, Teacher, build_teacher, load_weights
-from nonn.teacher.wrn import WideResNet, wrn
+from nonn.teacher.wrn import WideResNet
+from nonn.teacher.zoo import make_network
 
 __all__ = [
     "Normalise",
@@ -12,7 +13,7 @@ __all__ = [
     "WideResNet",
     "build_teacher",
     "load_weights",
+    "make_network",
     "measure_accuracy",
     "pool",
-    "wrn",
 ]

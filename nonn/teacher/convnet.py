@@ -1,27 +1,83 @@
-"""Layers that the families of the zoo share, and a classifier over pooled feature maps."""
+"""Layers that the families of the zoo share, and a classifier over pooled feature maps.
+
+``nonn.students.grouped`` trains several networks of one architecture as one network, with their channels side by side.
+A layer of the zoo therefore has parameters with one row per channel, and a layer that depends on the order of the
+channels has a method ``widen``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvNet", "conv", "norm_relu", "pool"]
+__all__ = ["Concat", "ConvNet", "SqueezeExcitation", "conv", "norm", "norm_relu", "pool"]
 
 _CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 _NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 
 
-def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
     """A padded convolution without bias over ``dims`` spatial axes, He-initialised."""
-    layer = _CONV[dims](inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    layer = _CONV[dims](inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if groups > 1:  # the line above counts the outputs of all groups, but an input reaches those of one
+        layer.weight.data.mul_(groups**0.5)
     return layer
+
+
+def norm(dims: int, channels: int, *, affine: bool = True) -> nn.Module:
+    """Batch normalisation."""
+    return _NORM[dims](channels, affine=affine)
 
 
 def norm_relu(dims: int, channels: int) -> nn.Sequential:
     """Batch normalisation and ReLU."""
-    return nn.Sequential(_NORM[dims](channels), nn.ReLU(inplace=True))
+    return nn.Sequential(norm(dims, channels), nn.ReLU(inplace=True))
+
+
+class SqueezeExcitation(nn.Module):
+    """A gate for each channel, computed from the mean of all channels. Source: Hu et al. 2018, arXiv 1709.01507.
+
+    Args:
+        dims: spatial axes.
+        channels: C.
+        reduction: the gates are computed through C / reduction hidden channels, at least four.
+    """
+
+    def __init__(self, dims: int, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        layer = _CONV[dims]
+        self.gates = nn.Sequential(layer(channels, hidden, 1), nn.ReLU(inplace=True), layer(hidden, channels, 1))
+        self.axes = tuple(range(2, 2 + dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, …] → [B, C, …]."""
+        gates: Tensor = self.gates(x.mean(self.axes, keepdim=True))
+        return x * gates.sigmoid()
+
+
+class Concat(nn.Module):
+    """Concatenates feature maps along their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 1
+
+    def widen(self, count: int) -> None:
+        """From now on every map has the channels of ``count`` networks side by side, which stay together."""
+        self.count *= count
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps [B, C_i, …] → [B, ΣC_i, …]; of N networks [B, N · C_i, …] → [B, N · ΣC_i, …], network by network."""
+        if self.count == 1:
+            return torch.cat(list(maps), dim=1)
+        # Images have their channels innermost in memory, so moving them to the end is free, and there is one copy.
+        last = [m.movedim(1, -1) for m in maps]
+        pieces = [m.reshape(*m.shape[:-1], self.count, -1) for m in last]
+        return torch.cat(pieces, dim=-1).flatten(-2).movedim(-1, 1)
 
 
 def pool(maps: Tensor) -> Tensor:

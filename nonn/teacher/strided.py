@@ -8,14 +8,13 @@ of the same width and a longer receptive field in time, which windows of movemen
 from __future__ import annotations
 
 import itertools
-import re
 
 from torch import nn
 
-from nonn.errors import ConfigError
 from nonn.teacher.convnet import ConvNet, conv, norm_relu
+from nonn.teacher.family import Family
 
-__all__ = ["Strided", "parse_strided"]
+__all__ = ["FAMILY", "Strided"]
 
 _KERNEL = 5
 
@@ -39,16 +38,10 @@ class Strided(ConvNet):
         super().__init__(layers, channels[-1], num_classes)
 
 
-def parse_strided(name: str) -> tuple[int, float] | None:
-    """Depth and width of ``strided-DEPTH-WIDTH``, None for another kind of name.
-
-    Raises:
-        ConfigError: the depth or width is out of range.
-    """
-    match = re.fullmatch(r"strided-(\d+)-(\d+(?:\.\d+)?)", name)
-    if match is None:
-        return None
-    depth, width = int(match[1]), float(match[2])
-    if not 1 <= depth <= 8 or width < 0.125:
-        raise ConfigError(f"model '{name}': depth must be between 1 and 8 and width at least 0.125")
-    return depth, width
+FAMILY = Family(
+    "strided",
+    "WIDTH",
+    Strided,
+    lambda depth, width: 1 <= depth <= 8 and width >= 0.125,
+    "depth must be between 1 and 8 and width at least 0.125",
+)

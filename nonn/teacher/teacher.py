@@ -5,8 +5,7 @@ The normalisation is part of the network, here and in the students, so training 
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from nonn.config import TeacherConfig
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import pool
+from nonn.teacher.dotted import from_path, is_path
 from nonn.teacher.zoo import KNOWN, is_known, make_network
 
 __all__ = ["Normalise", "Teacher", "build_teacher", "load_weights"]
@@ -108,8 +108,8 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
     if is_known(config.model):
         network: nn.Module = make_network(config.model, input_shape[0], num_classes, len(input_shape) - 1)
         features = "features"
-    elif ":" in config.model:
-        network, features = _from_path(config.model, config.args), config.features
+    elif is_path(config.model):
+        network, features = from_path("teacher", config.model, config.args), config.features
     else:
         raise ConfigError(f"teacher.model = '{config.model}': write {KNOWN}, or package.module:factory")
     teacher = Teacher(network, features, normalise)
@@ -125,22 +125,6 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
         raise ConfigError(f"teacher.model = '{config.model}' gives {list(logits.shape)[1:]} logits, not {num_classes}")
     teacher.num_filters = maps.shape[1]
     return teacher.train(training)
-
-
-def _from_path(path: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Calls the factory at ``package.module:factory``."""
-    module_name, _, name = path.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError(f"teacher.model = '{path}': {exc}") from exc
-    try:
-        network = factory(**arguments)
-    except Exception as exc:  # foreign code may raise any error; the user can fix it in the experiment file
-        raise ConfigError(f"teacher.model = '{path}' failed with teacher.args: {type(exc).__name__}: {exc}") from exc
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"teacher.model = '{path}': gave a {type(network).__name__}, not a torch.nn.Module")
-    return network
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -8,15 +8,12 @@ also narrows the first convolution. With one-dimensional convolutions the same n
 
 from __future__ import annotations
 
-import re
-
-import torch
 from torch import Tensor, nn
 
-from nonn.errors import ConfigError
 from nonn.teacher.convnet import ConvNet, conv, norm_relu
+from nonn.teacher.family import Family
 
-__all__ = ["Block", "WideResNet", "parse_wrn", "wrn"]
+__all__ = ["FAMILY", "Block", "WideResNet"]
 
 
 class Block(nn.Module):
@@ -35,7 +32,12 @@ class Block(nn.Module):
         """[B, inputs, …] → [B, outputs, …]."""
         activated = self.pre(x)
         shortcut = x if self.project is None else self.project(activated)
-        result: Tensor = shortcut + self.second(self.between(self.first(activated)))
+        result: Tensor = shortcut + self.residual(activated)
+        return result
+
+    def residual(self, activated: Tensor) -> Tensor:
+        """[B, inputs, …] → [B, outputs, …]."""
+        result: Tensor = self.second(self.between(self.first(activated)))
         return result
 
 
@@ -48,43 +50,33 @@ class WideResNet(ConvNet):
         in_channels: C of the input.
         num_classes: K; 0 omits the classifier.
         dims: spatial axes, 2 for images, 1 for sensor windows.
+        block: kind of its blocks.
     """
 
-    def __init__(self, depth: int, width: float, in_channels: int, num_classes: int, dims: int = 2) -> None:
+    def __init__(
+        self,
+        depth: int,
+        width: float,
+        in_channels: int,
+        num_classes: int,
+        dims: int = 2,
+        block: type[Block] = Block,
+    ) -> None:
         blocks = (depth - 4) // 6
         channels = [round(base * scale) for base, scale in ((16, min(width, 1)), (16, width), (32, width), (64, width))]
         layers: list[nn.Module] = [conv(dims, in_channels, channels[0], 3)]
         for stage in range(3):
-            for block in range(blocks):
-                inputs = channels[stage] if block == 0 else channels[stage + 1]
-                stride = 2 if block == 0 and stage > 0 else 1
-                layers.append(Block(dims, inputs, channels[stage + 1], stride))
+            for number in range(blocks):
+                inputs = channels[stage] if number == 0 else channels[stage + 1]
+                stride = 2 if number == 0 and stage > 0 else 1
+                layers.append(block(dims, inputs, channels[stage + 1], stride))
         super().__init__([*layers, norm_relu(dims, channels[-1])], channels[-1], num_classes)
 
 
-def parse_wrn(name: str) -> tuple[int, float] | None:
-    """Depth and width of ``wrn-DEPTH-WIDTH``, None for another kind of name.
-
-    Raises:
-        ConfigError: the depth or width is invalid.
-    """
-    match = re.fullmatch(r"wrn-(\d+)-(\d+(?:\.\d+)?)", name)
-    if match is None:
-        return None
-    depth, width = int(match[1]), float(match[2])
-    if depth < 10 or (depth - 4) % 6 or width < 0.125:
-        raise ConfigError(f"model '{name}': depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and width at least 0.125")
-    return depth, width
-
-
-def wrn(name: str, in_channels: int, num_classes: int, dims: int) -> WideResNet:
-    """A wide residual network by its name.
-
-    Raises:
-        ConfigError: the name is not that of a wide residual network.
-    """
-    parsed = parse_wrn(name)
-    if parsed is None:
-        raise ConfigError(f"model '{name}': unknown; write wrn-DEPTH-WIDTH, for example wrn-16-1")
-    network = WideResNet(*parsed, in_channels, num_classes, dims)
-    return network.to(memory_format=torch.channels_last) if dims == 2 else network  # type: ignore[call-overload]
+FAMILY = Family(
+    "wrn",
+    "WIDTH",
+    WideResNet,
+    lambda depth, width: depth >= 10 and (depth - 4) % 6 == 0 and width >= 0.125,
+    "depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and width at least 0.125",
+)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import torch
+
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import ConvNet
-from nonn.teacher.strided import Strided, parse_strided
-from nonn.teacher.wrn import parse_wrn, wrn
+from nonn.teacher.densenet import FAMILY as DENSENET
+from nonn.teacher.family import Family
+from nonn.teacher.inverted import FAMILY as INVERTED
+from nonn.teacher.inverted import SE_FAMILY as SE_INVERTED
+from nonn.teacher.se_wrn import FAMILY as SE_WRN
+from nonn.teacher.strided import FAMILY as STRIDED
+from nonn.teacher.wrn import FAMILY as WRN
 
-__all__ = ["KNOWN", "is_known", "make_network"]
+__all__ = ["FAMILIES", "KNOWN", "is_known", "make_network"]
 
-KNOWN = "wrn-DEPTH-WIDTH or strided-DEPTH-WIDTH"
+FAMILIES: tuple[Family, ...] = (WRN, SE_WRN, DENSENET, INVERTED, SE_INVERTED, STRIDED)
+
+_FORMS = [family.form for family in FAMILIES]
+KNOWN = f"{', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
 
 
 def is_known(name: str) -> bool:
@@ -18,7 +28,7 @@ def is_known(name: str) -> bool:
     Raises:
         ConfigError: it does, but the family has no such network.
     """
-    return parse_wrn(name) is not None or parse_strided(name) is not None
+    return any(family.parse(name) is not None for family in FAMILIES)
 
 
 def make_network(name: str, in_channels: int, num_classes: int, dims: int) -> ConvNet:
@@ -33,8 +43,9 @@ def make_network(name: str, in_channels: int, num_classes: int, dims: int) -> Co
     Raises:
         ConfigError: the name belongs to no family, or the family has no such network.
     """
-    if parse_wrn(name) is not None:
-        return wrn(name, in_channels, num_classes, dims)
-    if (parsed := parse_strided(name)) is not None:
-        return Strided(*parsed, in_channels, num_classes, dims)
-    raise ConfigError(f"model '{name}': unknown; write {KNOWN}, for example wrn-16-1")
+    for family in FAMILIES:
+        if (numbers := family.parse(name)) is not None:
+            network = family.build(*numbers, in_channels, num_classes, dims)
+            # oneDNN's and cuDNN's convolutions are fastest with channels innermost.
+            return network.to(memory_format=torch.channels_last) if dims == 2 else network  # type: ignore[call-overload]
+    raise ConfigError(f"model '{name}': unknown; write {KNOWN}, for example wrn-16-1, or package.module:factory")

@@ -1,0 +1,50 @@
+"""A family of networks: the names of its members, such as ``wrn-16-1``, and the function that builds one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nonn.errors import ConfigError
+from nonn.teacher.convnet import ConvNet
+
+__all__ = ["Family"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks of one kind.
+
+    Attributes:
+        prefix: of their names.
+        second: what the second number of a name is, ``WIDTH`` or ``GROWTH``; the first one is the depth.
+        build: (depth, second number, C of the input, K, spatial axes) → an untrained network.
+        exists: whether there is a network with these two numbers.
+        rule: describes the numbers that exist, for messages.
+    """
+
+    prefix: str
+    second: str
+    build: Callable[[int, float, int, int, int], ConvNet]
+    exists: Callable[[int, float], bool]
+    rule: str
+
+    @property
+    def form(self) -> str:
+        """The form of their names."""
+        return f"{self.prefix}-DEPTH-{self.second}"
+
+    def parse(self, name: str) -> tuple[int, float] | None:
+        """The two numbers of a name; None for a name of another family.
+
+        Raises:
+            ConfigError: the family has no such network.
+        """
+        match = re.fullmatch(rf"{self.prefix}-(\d+)-(\d+(?:\.\d+)?)", name)
+        if match is None:
+            return None
+        depth, second = int(match[1]), float(match[2])
+        if not self.exists(depth, second):
+            raise ConfigError(f"model '{name}': {self.rule}")
+        return depth, second

@@ -1,0 +1,247 @@
+"""The families of the zoo: sizes, equality with plain implementations, and training as one network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nonn.errors import ConfigError
+from nonn.students import GroupedStudents, Student, measure_cost
+from nonn.students.grouped import group, of_one_architecture, ungroup
+from nonn.teacher import Normalise, make_network
+from nonn.teacher.zoo import FAMILIES, is_known
+from tests.networks import randomise_norms
+
+SMALL = ["densenet-bc-16-4", "se-wrn-10-0.5", "inverted-11-0.5", "se-inverted-20-0.5", "wrn-10-0.5", "strided-2-0.5"]
+
+
+# Parameters at 3×32×32: DenseNet-BC as published, with K = 100; the others as students with a bridge to 256 filters.
+def test_densenet_bc_has_the_published_size() -> None:
+    assert measure_cost(make_network("densenet-bc-40-12", 3, 100, 2), (3, 32, 32)).params == 188_092
+    backbone = make_network("densenet-bc-40-12", 3, 0, 2)
+    assert measure_cost(backbone, (3, 32, 32)).params == 188_092 - (132 * 100 + 100)
+    assert backbone.out_channels == 132
+    assert measure_cost(make_network("densenet-bc-100-12", 3, 10, 2), (3, 32, 32)).params == 769_162
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [("inverted-38-1", 185_616), ("inverted-29-2.5", 728_472), ("se-wrn-16-1", 194_384), ("se-wrn-16-2", 734_920)],
+)
+def test_students_of_a_family_fit_the_two_budgets(model: str, params: int) -> None:
+    student = Student(model, (3, 32, 32), 256, Normalise([0.0] * 3, [1.0] * 3, 2))
+    assert measure_cost(student, (3, 32, 32)).params == params
+    assert params < (200_000 if params < 500_000 else 750_000)
+
+
+class PlainLayer(nn.Module):
+    """A layer of DenseNet-BC as the paper describes it: a batch norm over all maps so far."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.new = nn.Sequential(
+            *_norm_relu_conv(inputs, 4 * growth, 1),
+            *_norm_relu_conv(4 * growth, growth, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, self.new(x)], dim=1)
+
+
+def _norm_relu_conv(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return [nn.BatchNorm2d(inputs), nn.ReLU(), conv]
+
+
+def _plain_densenet(depth: int, growth: int, inputs: int) -> nn.Sequential:
+    """DenseNet-BC with the average after the convolution of a transition."""
+    channels = 2 * growth
+    layers: list[nn.Module] = [nn.Conv2d(inputs, channels, 3, padding=1, bias=False)]
+    for stage in range(3):
+        if stage:
+            layers += [*_norm_relu_conv(channels, channels // 2, 1), nn.AvgPool2d(2)]
+            channels //= 2
+        for _ in range((depth - 4) // 6):
+            layers.append(PlainLayer(channels, growth))
+            channels += growth
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def test_densenet_learns_and_answers_as_the_plain_implementation() -> None:
+    torch.manual_seed(0)
+    ours = make_network("densenet-bc-16-4", 3, 0, 2).double()
+    plain = _plain_densenet(16, 4, 3).double()
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        if mine.ndim == 1:
+            nn.init.uniform_(mine, -1.0, 1.0)
+        theirs.data.copy_(mine.data)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9) for network in (ours, plain)]
+    for _ in range(3):
+        x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+        outputs = [network(x) for network in (ours, plain)]
+        torch.testing.assert_close(*outputs)
+        for optimizer, output in zip(optimizers, outputs, strict=True):
+            optimizer.zero_grad()
+            output.sin().sum().backward()
+            optimizer.step()
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("model", SMALL)
+def test_a_family_has_the_channels_that_it_says_and_a_quarter_of_the_resolution(model: str, dims: int) -> None:
+    network = make_network(model, 2, 0, dims)
+    maps = network(torch.zeros(2, 2, *[16] * dims))
+    assert maps.shape == (2, network.out_channels, *[4] * dims)
+    assert (maps >= 0).all()
+    assert make_network(model, 2, 7, dims)(torch.zeros(2, 2, *[16] * dims)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("model", SMALL)
+def test_two_sgd_steps_of_the_group_are_those_of_separate_networks(model: str, dims: int) -> None:
+    torch.manual_seed(0)
+    separate = [make_network(model, 2, 0, dims).double() for _ in range(3)]
+    for network in separate:
+        randomise_norms(network)
+    trained = copy.deepcopy(separate)
+    grouped = group(trained)
+    for parameters, forward in [
+        (
+            [p for network in separate for p in network.parameters()],
+            lambda xs: [n(x) for n, x in zip(separate, xs, strict=True)],
+        ),
+        (list(grouped.parameters()), lambda xs: grouped(torch.cat(xs, dim=1)).chunk(3, dim=1)),
+    ]:
+        torch.manual_seed(1)
+        optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            maps = forward([torch.randn(6, 2, *([8] * 2 if dims == 2 else [25])).double() for _ in range(3)])  # type: ignore[no-untyped-call]
+            torch.stack([((i + 1) * m.sin()).sum() for i, m in enumerate(maps)]).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    ungroup(grouped, trained)
+    for one, two in zip(separate, trained, strict=True):
+        for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("sends", ["bridge", "penultimate"])
+@pytest.mark.parametrize("model", SMALL)
+def test_students_of_a_family_are_one_group_and_send_the_same(model: str, sends: str) -> None:
+    torch.manual_seed(0)
+    students = [Student(model, (2, 8, 8), 5 + i, Normalise([1.0] * 2, [3.0] * 2, 2), sends).eval() for i in range(3)]
+    assert of_one_architecture(students) == [[0, 1, 2]]
+    x = torch.randn(4, 2, 8, 8)
+    maps, features = GroupedStudents(students).eval().maps_and_features(x)
+    for student, m, f in zip(students, maps, features, strict=True):
+        torch.testing.assert_close(m, student.maps(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(f, student(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_a_group_of_images_stays_channels_last(model: str) -> None:
+    students = [Student(model, (3, 16, 16), 5, Normalise([0.0] * 3, [1.0] * 3, 2)) for _ in range(2)]
+    grouped = GroupedStudents(students)
+    final = grouped.backbone(torch.zeros(2, 6, 16, 16).contiguous(memory_format=torch.channels_last))
+    assert final.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_students_are_one_graph_without_breaks(model: str) -> None:
+    """As torch.compile and CUDA graphs need it: no step back to Python inside the forward pass."""
+    students = [Student(model, (3, 16, 16), 5, Normalise([0.0] * 3, [1.0] * 3, 2)) for _ in range(2)]
+    grouped = GroupedStudents(students)
+    x = torch.rand(4, 3, 16, 16)
+    compiled = torch.compile(grouped.maps_and_features, backend="aot_eager", fullgraph=True)
+    again = copy.deepcopy(grouped)
+    for left, right in zip(compiled(x), again.maps_and_features(x), strict=True):
+        for a, b in zip(left, right, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_gate_scales_each_channel_by_the_mean_of_all() -> None:
+    torch.manual_seed(0)
+    network = make_network("se-wrn-10-0.5", 2, 0, 2).eval()
+    gate = network.get_submodule("features.1.gate")
+    x = torch.rand(2, 8, 4, 4)
+    weights = [p.flatten(1) if p.ndim > 1 else p for p in gate.parameters()]
+    hidden = (x.mean((2, 3)) @ weights[0].T + weights[1]).relu()
+    expected = torch.sigmoid(hidden @ weights[2].T + weights[3])
+    torch.testing.assert_close(gate(x), x * expected[:, :, None, None])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "densenet-bc-41-12",
+        "densenet-bc-40-1.5",
+        "densenet-bc-40-0",
+        "inverted-30-1",
+        "se-inverted-11-0.1",
+        "se-wrn-12-1",
+    ],
+)
+def test_a_member_that_does_not_exist_is_refused_with_the_rule(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model '{name}': depth must be"):
+        is_known(name)
+
+
+def test_an_unknown_name_lists_every_family() -> None:
+    with pytest.raises(ConfigError) as raised:
+        make_network("vgg-16", 3, 10, 2)
+    assert all(family.form in str(raised.value) for family in FAMILIES)
+
+
+class Trunk(nn.Module):
+    """A network of another package: feature maps, in a layout that cannot be grouped."""
+
+    def __init__(self, in_channels: int, channels: int = 6) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(in_channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.one(x), self.two(x)], dim=1).relu()
+
+
+class Pooled(Trunk):
+    """A network whose output has no spatial axes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).mean((2, 3))
+
+
+def _by_path(model: str, **args: Any) -> Student:
+    return Student(model, (2, 8, 8), 5, Normalise([1.0] * 2, [3.0] * 2, 2), "penultimate", args=args)
+
+
+def test_a_student_by_dotted_path_trains_next_to_others() -> None:
+    torch.manual_seed(0)
+    path = "tests.test_families:Trunk"
+    students = [_by_path(path, channels=4), _by_path("wrn-10-0.5"), _by_path(path, channels=4), _by_path("wrn-10-0.5")]
+    assert [s.width for s in students] == [8, 32, 8, 32]
+    assert sorted(of_one_architecture(students)) == [[0], [1, 3], [2]]
+    x = torch.randn(4, 2, 8, 8)
+    for numbers in of_one_architecture(students):
+        members = [students[i].eval() for i in numbers]
+        _, features = GroupedStudents(members).eval().maps_and_features(x)
+        for student, sent in zip(members, features, strict=True):
+            torch.testing.assert_close(sent, student(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "words"),
+    [
+        ("tests.test_families:Nothing", {}, "has no attribute"),
+        ("tests.test_families:Trunk", {"depth": 3}, r"failed with student\.args: TypeError"),
+        ("tests.test_families:Pooled", {}, r"gave \[2, 12\] for a batch of 2 inputs \[2, 8, 8\]"),
+    ],
+)
+def test_a_dotted_path_that_is_no_student_says_why(path: str, args: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        _by_path(path, **args)
