@@ -69,14 +69,21 @@ class Client:
         timeout_s: of each call; also bounds the deadline of the devices.
         tls: the client's TLS folder, made by ``nonn certs``; None for plain text.
         token_file: file with the bearer token; None sends none.
+        insecure: send the token beyond loopback in plain text.
 
     Raises:
         ConfigError: the address is not ``host:port``, or the timeout is not a positive number.
-        CredentialsError: the folder or file cannot be used.
+        CredentialsError: the folder or file cannot be used, or the token would be sent beyond loopback in plain text.
     """
 
     def __init__(
-        self, address: str, timeout_s: float = 10.0, *, tls: Path | None = None, token_file: Path | None = None
+        self,
+        address: str,
+        timeout_s: float = 10.0,
+        *,
+        tls: Path | None = None,
+        token_file: Path | None = None,
+        insecure: bool = False,
     ) -> None:
         if not 0 < timeout_s < math.inf:
             raise ConfigError(f"timeout {timeout_s}: must be a positive number of seconds")
@@ -84,6 +91,8 @@ class Client:
         self.address, self.timeout_s = address, timeout_s
         self._tls, self._looked = load_tls(tls, "client", "aggregator"), False
         self._tokens = Tokens(token_file) if token_file else None
+        if self._tokens is not None:
+            self._tokens.check_link(address, self._tls, insecure=insecure)
         if self._tls is None:
             self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         else:

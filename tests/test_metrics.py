@@ -32,7 +32,7 @@ from nonn.errors import QuorumError
 from nonn.security.authority import Authority
 from tests.light import python
 from tests.observing import fetch, metric, metrics, state
-from tests.serving import TIMEOUT_S, process, run, until
+from tests.serving import TIMEOUT_S, logged, process, run, until
 from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES = 4
@@ -209,6 +209,37 @@ def test_pages_say_nothing_to_other_origins_and_take_nothing(cluster: LocalClust
         assert "Access-Control-Allow-Origin" not in headers
         assert body
     assert fetch(f"{cluster.http_address}/api/state", method="POST")[0] == 405
+
+
+def test_a_page_whose_name_points_here_reads_nothing(cluster: LocalCluster) -> None:
+    assert cluster.http_address is not None
+    port = cluster.http_address.rpartition(":")[2]
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        f"127.0.0.1.evil.example:{port}",
+        "localhost.evil.example",
+        "",
+    ):
+        for path in ("/", "/api/state", "/metrics"):
+            status, body, _ = fetch(cluster.http_address + path, Host=host)
+            assert (status, "--http-name" in body) == (421, True), host
+    for host in (
+        f"127.0.0.1:{port}",
+        f"localhost:{port}",
+        "localhost",
+        "[::1]:80",
+        "192.168.1.10",
+        socket.gethostname(),
+    ):
+        assert fetch(f"{cluster.http_address}/healthz", Host=host)[0] == 200, host
+
+
+def test_the_operator_names_a_proxy(bundle: Bundle, inventory: Any, tmp_path: Path) -> None:
+    options = ("--inventory", inventory, "--http-port", "0", "--http-name", "Fleet.example", "--deadline", "0.2")
+    with logged("nonn", "serve", bundle.path, *options, log=tmp_path / "log") as (ready, _):
+        assert fetch(f"{ready['http']}/healthz", Host="fleet.example:443")[0] == 200
+        assert fetch(f"{ready['http']}/healthz", Host="other.example")[0] == 421
 
 
 def test_a_scraper_gets_the_format_that_it_asks_for(cluster: LocalCluster) -> None:

@@ -122,7 +122,7 @@ def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--self-test", action="store_true", help="run the student in a separate process first")
     parser.add_argument("--tls", type=Path, metavar="DIR", help="this node's TLS folder; serves TLS only")
-    parser.add_argument("--insecure", action="store_true", help="serve beyond loopback without TLS")
+    parser.add_argument("--insecure", action="store_true", help="serve, and send a token, beyond loopback without TLS")
     parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
     parser.add_argument("--watch-stdin", action="store_true", help="shut down when standard input closes")
     add_log_arguments(parser)
@@ -246,6 +246,9 @@ def _join(arguments: argparse.Namespace) -> int:
     if arguments.advertise:
         split_address(with_port(arguments.advertise, "1"), "--advertise")
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
+    if token is not None:
+        for address in arguments.aggregators:
+            token.check_link(address, tls, insecure=arguments.insecure)
     options = JoinOptions(
         node=name,
         student=arguments.student,

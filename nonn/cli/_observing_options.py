@@ -22,6 +22,13 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--http-host", default="127.0.0.1", help="address to bind for HTTP (default: %(default)s)")
     group.add_argument(
+        "--http-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="further host name under which plain HTTP is asked, for example of a proxy; may be repeated",
+    )
+    group.add_argument(
         "--drift-rate",
         type=float,
         metavar="HZ",
@@ -40,6 +47,7 @@ def observing_of(args: argparse.Namespace) -> ObservingOptions:
     return ObservingOptions(
         http_host=args.http_host,
         http_port=args.http_port,
+        http_names=tuple(args.http_name),
         drift_rate=args.drift_rate,
         trace=args.trace,
         insecure=args.insecure,

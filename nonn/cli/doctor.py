@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--link", metavar="ADDRESS", help="also measure the link to the aggregator at host:port")
     parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs, for --link")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token for --link")
+    parser.add_argument(
+        "--insecure", action="store_true", help="send the token of --token-file beyond loopback without TLS"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +57,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     latency_s, bytes_per_s = 0.0, 0.0
     if args.link:  # first, so that a wrong address fails at once
-        with Client(args.link, tls=args.tls, token_file=args.token_file) as client:
+        with Client(args.link, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
             latency_s, bytes_per_s = measure_link(client)
     measured = Measured(measure_macs_per_s(), available_ram_bytes(), bytes_per_s, latency_s)
     name = args.name or platform.node() or "device"

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
     )
+    parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
     parser.add_argument("--json", action="store_true", help="print only one JSON list on standard output")
 
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nonn.client import Client
 
-    with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file) as client:
+    with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         metadata = client.metadata()
         # Every file is read before the first request, so that a bad file fails at once.
         batches = [(file, _read(file, metadata)) for file in args.files]

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
     )
+    parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nonn.client import Client
 
-    with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file) as client:
+    with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         if args.json:
             print(json.dumps(_reported(client)))
             return 0

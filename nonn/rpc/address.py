@@ -9,7 +9,7 @@ from typing import Any
 
 from nonn.errors import AddressError, ConfigError
 
-__all__ = ["canonical", "check_bind", "resolve", "split_address", "with_port"]
+__all__ = ["canonical", "check_bind", "is_loopback", "peer_host", "resolve", "split_address", "with_port"]
 
 
 def split_address(text: str, what: str = "address") -> tuple[str, int]:
@@ -73,6 +73,29 @@ def resolve(host: str) -> list[Any]:
     except (OSError, UnicodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "no host name"
         raise AddressError(f"host '{host}' cannot be resolved ({why})") from exc
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reachable only from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def peer_host(peer: str) -> str:
+    """The network address in gRPC's text about a caller, such as ``ipv4:10.0.0.9:51234``.
+
+    Of IPv6 it is the /64 network, since one caller has all addresses of it.
+    """
+    host = peer.partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return peer[:64]
+    return str(ipaddress.ip_network(f"{ip}/64", strict=False)) if ip.version == 6 else str(ip)
 
 
 def check_bind(host: str, port: int) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 from grpc import aio
 
 from nonn.errors import CredentialsError, ForbiddenError, NonnError
+from nonn.rpc.address import is_loopback, split_address
+from nonn.rpc.brake import Brake
 from nonn.rpc.wire import to_status
 from nonn.security.tls import Identity, TlsFolder, Watched, fingerprint
 
@@ -45,6 +47,24 @@ class Tokens:
     def first(self) -> str:
         """The token that a client sends."""
         return self._tokens.get()[0].decode()
+
+    def check_link(self, address: str, tls: TlsFolder | None, *, insecure: bool) -> None:
+        """Refuses to send a token where anyone on the network path can read it.
+
+        Args:
+            address: ``host:port`` of the server.
+            tls: of the caller; None for plain text.
+            insecure: the operator accepts that.
+
+        Raises:
+            CredentialsError: the token would be sent in plain text beyond loopback.
+        """
+        if tls is None and not insecure and not is_loopback(split_address(address)[0]):
+            raise CredentialsError(
+                f"{address}: refusing to send the token of {self._path} beyond loopback in plain text, where anyone on "
+                "the network path can read it; use --tls with a folder of nonn certs, or --insecure on a network that "
+                "you trust"
+            )
 
     def accept(self, authorization: str) -> bool:
         """Whether a header ``Bearer …`` has one of the tokens; compares in constant time."""
@@ -84,6 +104,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         self.tls = tls
         self._roles, self._tokens = dict(roles or {}), dict(tokens or {})
         self._logged: dict[str, float] = {}
+        self._brake = Brake()
 
     @property
     def needed(self) -> bool:
@@ -113,14 +134,29 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
                 if roles is not None and caller.role not in roles:
                     wanted = " or ".join(sorted(roles))
                     raise ForbiddenError(f"{caller} may not call {service}: that needs a certificate of role {wanted}")
-            if service in self._tokens and not self._tokens[service].accept(authorization):
-                what = "no token" if not authorization else "a token that this server does not accept"
-                raise CredentialsError(
-                    f"{service}: the call has {what}; give the file with it: --token-file, or --join-token-file to join"
-                )
+            if service in self._tokens:
+                await self._check_token(service, authorization, context.peer())
         except NonnError as exc:
             self._log_refusal(str(exc), context.peer())
             await context.abort(*to_status(exc))
+
+    async def _check_token(self, service: str, authorization: str, peer: str) -> None:
+        """Compares the caller's token, after a wait if wrong ones came from its address before.
+
+        Raises:
+            CredentialsError: the service does not accept it.
+            OverloadError: too many calls with wrong tokens wait.
+        """
+        if authorization:
+            await self._brake.wait(peer)
+            if self._tokens[service].accept(authorization):
+                self._brake.passed(peer)
+                return
+            self._brake.failed(peer)
+        what = "no token" if not authorization else "a token that this server does not accept"
+        raise CredentialsError(
+            f"{service}: the call has {what}; give the file with it: --token-file, or --join-token-file to join"
+        )
 
     def caller(self, context: Any) -> Identity:
         """The identity in the caller's certificate.

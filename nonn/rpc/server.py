@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
 import threading
@@ -24,6 +23,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nonn.errors import AddressError
+from nonn.rpc.address import is_loopback
 from nonn.rpc.background import Background
 from nonn.rpc.guard import Guard
 from nonn.rpc.inference import InferenceServicer, Model
@@ -32,7 +32,7 @@ from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, SERVICE
 from nonn.security.tls import TlsFolder
 
-__all__ = ["Attend", "is_loopback", "serve", "shutdown_event"]
+__all__ = ["Attend", "serve", "shutdown_event"]
 
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
 DRAIN_S = 10.0  # for requests in flight at shutdown; a request's own deadline is shorter
@@ -154,16 +154,6 @@ def _bind(server: Any, host: str, port: int, insecure: bool, tls: TlsFolder | No
             "choose another --port, or 0 for any"
         ) from exc
     return f"{name}:{bound}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reachable only from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _wait_for_eof(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -23,7 +23,7 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.credentials import server_name
 from nonn.aggregator.membership.leases import JoinRequest
 from nonn.errors import ConfigError, ForbiddenError, UnreachableError
-from nonn.rpc.address import canonical
+from nonn.rpc.address import canonical, peer_host
 from nonn.rpc.guard import Guard
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import METADATA_METHOD
@@ -64,7 +64,7 @@ def join_request(request: Any, context: Any, guard: Guard) -> JoinRequest:
         with contextlib.suppress(ValueError):
             if ipaddress.ip_address(fields["address"].rpartition(":")[0].strip("[]")).is_unspecified:
                 raise ConfigError(f"{name}: {fields['address']} is every address of a machine; advertise one of them")
-    caller = _host(context.peer())
+    caller = peer_host(context.peer())
     if guard.tls is not None:
         identity = guard.caller(context)
         caller = str(identity)
@@ -82,16 +82,6 @@ def join_request(request: Any, context: Any, guard: Guard) -> JoinRequest:
         caller=caller,
         **fields,
     )
-
-
-def _host(peer: str) -> str:
-    """The network address in gRPC's text about a peer, such as ``ipv4:10.0.0.9:51234``; of IPv6 the /64 network."""
-    host = peer.partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return peer[:64]
-    return str(ipaddress.ip_network(f"{ip}/64", strict=False)) if ip.version == 6 else str(ip)
 
 
 async def check_answers(node: Node, bundle: str, connect: Connect, tls: TlsFolder | None = None) -> None:

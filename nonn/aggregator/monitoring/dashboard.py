@@ -6,14 +6,18 @@ takes over the process's signals, which end an aggregator here, and only private
 
 The page is three files next to this module and loads nothing from elsewhere; a content security policy enforces that.
 There is no login: on loopback it is plain HTTP; beyond loopback it is HTTPS for clients with a valid certificate of the
-cluster's authority, or plain HTTP with ``--insecure``.
+cluster's authority, or plain HTTP with ``--insecure``. Over plain HTTP the Host header must be an IP address or a name
+of this machine. Otherwise a page elsewhere whose name is changed to our address (DNS rebinding) could read the state
+from the browser of anyone who may.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +25,7 @@ from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.documents import to_json
 from nonn.errors import AddressError, MissingExtraError
-from nonn.rpc.server import is_loopback
+from nonn.rpc.address import is_loopback
 from nonn.security.tls import TlsFolder
 
 if TYPE_CHECKING:
@@ -44,7 +48,14 @@ SHUTDOWN_S = 0.5  # for requests in flight; enough for a page that polls every s
 
 @contextlib.asynccontextmanager
 async def serve_dashboard(
-    monitor: Monitor, metrics: Metrics, *, host: str, port: int, insecure: bool, tls: TlsFolder | None = None
+    monitor: Monitor,
+    metrics: Metrics,
+    *,
+    host: str,
+    port: int,
+    insecure: bool,
+    tls: TlsFolder | None = None,
+    names: Sequence[str] = (),
 ) -> AsyncIterator[str]:
     """Serves HTTP while the block runs.
 
@@ -55,6 +66,7 @@ async def serve_dashboard(
         port: 0 lets the system choose.
         insecure: allow plain HTTP beyond loopback.
         tls: certificates of the aggregator; used beyond loopback.
+        names: further names in the Host header, for example of a proxy.
 
     Yields:
         Its address, ``http://host:port``.
@@ -76,7 +88,8 @@ async def serve_dashboard(
         raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any free port")
     if is_loopback(host):
         tls = None
-    runner = web.AppRunner(_application(monitor, metrics, tls), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    known = None if tls else _own_names(host, names)
+    runner = web.AppRunner(_application(monitor, metrics, tls, known), access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=tls.server_context() if tls else None)
@@ -98,8 +111,28 @@ def _certificate(request: web.Request) -> str:
     return hashlib.sha256(connection.getpeercert(binary_form=True) if connection else b"").hexdigest()
 
 
-def _application(monitor: Monitor, metrics: Metrics, tls: TlsFolder | None) -> web.Application:
-    """The routes."""
+def _own_names(host: str, names: Sequence[str]) -> frozenset[str]:
+    """Names under which this machine is asked."""
+    own = socket.gethostname().lower()
+    return frozenset({"localhost", own, own.partition(".")[0], f"{own}.local", host.lower(), *map(str.lower, names)})
+
+
+def _is_ours(header: str | None, names: frozenset[str]) -> bool:
+    """Whether a Host header is an IP address or one of these names; a browser always sends one."""
+    if header is None:
+        return True
+    host = header.rpartition(":")[0] if header.rpartition(":")[2].isdecimal() else header
+    host = host.strip("[]").lower().rstrip(".")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return host in names
+
+
+def _application(
+    monitor: Monitor, metrics: Metrics, tls: TlsFolder | None, names: frozenset[str] | None
+) -> web.Application:
+    """The routes; without ``names`` every Host header is accepted."""
     from aiohttp import web
 
     async def asset(request: web.Request) -> web.StreamResponse:
@@ -126,6 +159,10 @@ def _application(monitor: Monitor, metrics: Metrics, tls: TlsFolder | None) -> w
         try:
             if tls and _certificate(request) in tls.revoked:
                 raise web.HTTPForbidden(text="your certificate has been revoked; issue another: nonn certs issue\n")
+            if names is not None and not _is_ours(request.headers.get("Host"), names):
+                raise web.HTTPMisdirectedRequest(
+                    text="unknown host name; use the IP address, or start nonn serve with --http-name NAME\n"
+                )
             response = await handler(request)
         except web.HTTPException as exc:  # 404 and 405 get the same headers
             exc.headers.update(_HEADERS)

@@ -28,6 +28,7 @@ class ObservingOptions:
     Attributes:
         http_host: address to bind for HTTP.
         http_port: 0 is any free one; None serves no HTTP.
+        http_names: further names of this machine in the Host header.
         drift_rate: most samples per second that the drift alarm tests; 0 turns it off, None is the default.
         trace: destination of traces, see ``nonn.telemetry.tracing``; None writes none.
         insecure: HTTP beyond loopback without TLS.
@@ -38,6 +39,7 @@ class ObservingOptions:
 
     http_host: str = "127.0.0.1"
     http_port: int | None = None
+    http_names: tuple[str, ...] = ()
     drift_rate: float | None = None
     trace: str | None = None
     insecure: bool = False
@@ -127,6 +129,12 @@ class Observing:
             self._metrics.attach(aggregator)
             options, port = self._options, self._options.http_port or 0
             dashboard = serve_dashboard(
-                self.monitor, self._metrics, host=options.http_host, port=port, insecure=options.insecure, tls=tls
+                self.monitor,
+                self._metrics,
+                host=options.http_host,
+                port=port,
+                insecure=options.insecure,
+                tls=tls,
+                names=options.http_names,
             )
             yield await stack.enter_async_context(dashboard)
