@@ -25,7 +25,7 @@ from nonn.experiment.summary import summarise
 from nonn.fusion import RidgePerSet, gram
 from nonn.reliability.subsets import members
 from nonn.report.plots import study_plot
-from nonn.report.study import heads_markdown, short_markdown, short_table
+from nonn.report.study import heads_markdown, short_markdown, short_table, study_text
 from nonn.report.study_document import Study
 from nonn.report.table import percent
 from tests.toys import TINY
@@ -39,6 +39,9 @@ SETS = (
     "graph.percentile=50",
     "study.seeds=[0, 1]",
 )
+
+
+RIVALS = ("parity", "imputation", "synthesised", "best-single")
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +65,17 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
     assert {row.method for row in result.rows} == set(names)
     for name in names:
         rows = [row for row in result.rows if row.method == name]
-        assert {row.head for row in rows} == {"trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"}
-        assert [row.head for row in rows if row.own] == ["ridge" if name == "ours" else "trained"]
+        if name in RIVALS:  # with a fusion of their own
+            assert [(row.head, row.own) for row in rows] == [(name, True)]
+        else:
+            assert {row.head for row in rows} == {"trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"}
+            assert [row.head for row in rows if row.own] == ["ridge" if name == "ours" else "trained"]
         for row in rows:
             assert [line.failed for line in row.accuracy_by_failures] == [0, 1, 2, 3]
             assert set(row.expected) == {"0.1", "0.3", "0.5"}
             assert len(row.sd) == 4
+            assert 0 <= (row.disagreement or -1) <= 1
+            assert -1 <= (row.error_correlation or -2) <= 1
     assert read(Study, runs / "ladder" / "study" / "study.json") == result
     plot = (runs / "ladder" / "study" / "study.svg").read_text()
     for title in {row.title for row in result.rows} | {"teacher"}:
@@ -81,6 +89,7 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
             assert f"{mean:.1f} ± {sd:.1f} ({worst:.1f})" in page
     lines = list(csv.DictReader((runs / "ladder" / "study" / "study.csv").read_text().splitlines()))
     assert len(lines) == 4 * len(result.rows)
+    assert float(lines[0]["error_correlation"]) == result.rows[0].error_correlation
     assert float(lines[0]["mean"]) == result.rows[0].accuracy_by_failures[0].mean
 
 
@@ -98,7 +107,7 @@ def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
     shown = short_table(result).cells()
     served = [row for row in shown if row[1].endswith("*")]
     assert [row[0] for row in served] == list(dict.fromkeys(row.title for row in result.rows))
-    assert sum(row[1] == "ridge" for row in shown) == len(served) - 1  # it is what ours serves
+    assert sum(row[1] == "ridge" for row in shown) == len(served) - len(RIVALS) - 1  # it is what ours serves
     assert [column.title for column in short_table(result).columns][-4:] == [
         "0 failed",
         "2 failed",
@@ -125,6 +134,7 @@ def test_rows_have_the_parts_and_budgets_their_methods_say(finished: tuple[Path,
     rows = {row.method: row for row in finished[1].rows if row.own}
     assert {name: row.parts for name, row in rows.items()} == {
         "nonn": 4, "jeong-4": 2, "jeong-2": 1, "rocoin": 2, "copies": 1, "ours": 4,
+        "parity": 3, "imputation": 2, "synthesised": 2, "best-single": 1,
     }  # fmt: skip
     assert rows["copies"].part_sizes == (64,)
     assert rows["ours"].part_sizes == (16,) * 4
@@ -169,6 +179,39 @@ def test_a_finished_study_trains_and_evaluates_nothing_again(
     monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(HeadFitter, "fit_all", lambda *a, **k: pytest.fail("fitted again"))
     assert study(ladder, runs=finished[0]).rows == finished[1].rows
+
+
+def test_rivals_on_the_students_of_another_row_train_nothing_and_answer_from_as_many_devices(
+    finished: tuple[Path, Study],
+) -> None:
+    study_folder = finished[0] / "ladder" / "study"
+    assert not any((study_folder / f"{name}-0").exists() for name in ("imputation", "synthesised", "best-single"))
+    rows = {row.method: row for row in finished[1].rows if row.own}
+    for name, base in {"imputation": "jeong-4", "synthesised": "jeong-4", "best-single": "copies"}.items():
+        rival, other = rows[name], rows[base]
+        assert (rival.params, rival.bytes_per_answer) == (other.params, other.bytes_per_answer)
+        # All devices together: the trained fusion, except for the best single student.
+        if name != "best-single":
+            assert rival.accuracy_by_failures[0].mean == pytest.approx(other.accuracy_by_failures[0].mean)
+    result = read(Evaluation, study_folder / "parity-0" / "evaluation" / "result.json")
+    assert len(result.params) == len(result.feature_bytes) == 4
+    assert max(result.params) == result.params[-1]
+    best = rows["best-single"].accuracy_by_failures
+    assert best[0].mean >= max(line.worst for line in best[1:])
+
+
+def test_diversity_is_that_of_the_answers_of_single_devices(finished: tuple[Path, Study]) -> None:
+    shared = next(row for row in finished[1].rows if row.method == "rocoin" and row.own)
+    alone = next(row for row in finished[1].rows if row.method == "jeong-4" and row.own)
+    assert shared.disagreement is not None
+    assert alone.disagreement is not None
+    assert shared.disagreement < alone.disagreement  # two of six pairs run the same student
+    assert "disagreement" in study_text(finished[1])
+    older = dataclasses.replace(
+        finished[1],
+        rows=tuple(dataclasses.replace(row, disagreement=None, error_correlation=None) for row in finished[1].rows),
+    )
+    assert "disagreement" not in study_text(older)
 
 
 def test_a_killed_study_keeps_the_rows_it_had_and_says_that_it_is_partial(

@@ -324,7 +324,7 @@ class StudyConfig:
         tuple[Annotated[str, Choice("nonn.experiment.methods:METHODS")], ...],
         NotEmpty(),
         "methods; nonn/experiment/methods.py describes them",
-    ] = ("nonn", "jeong-4", "jeong-2", "rocoin", "copies", "ours")
+    ] = ("nonn", "jeong-4", "jeong-2", "rocoin", "parity", "imputation", "synthesised", "best-single", "copies", "ours")
     folds: Annotated[
         tuple[Annotated[tuple[int, ...], NotEmpty()], ...],
         "data.test_groups of each fold; every row is trained for each fold; empty: a single fold",

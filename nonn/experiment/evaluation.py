@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.documents import Share, Whole
-from nonn.fusion import Head
-from nonn.fusion.calibration import expected_calibration_error
+from nonn.documents import OPTIONAL, Share, Whole
+from nonn.fusion.calibration import Fusion, expected_calibration_error
+from nonn.fusion.head import FloatArray
 from nonn.reliability.bias import class_bias
+from nonn.reliability.diversity import diversity
 from nonn.reliability.subsets import SubsetTable, all_masks, mask_of, members, membership
 from nonn.report.study_document import LevelRow
 
-__all__ = ["P_FAIL", "Evaluation", "HeadResult", "evaluate_head"]
+__all__ = ["P_FAIL", "Evaluated", "Evaluation", "HeadResult", "evaluate_head"]
 
 P_FAIL = (0.1, 0.3, 0.5)  # failure probabilities of the expected accuracy: every device fails independently
+
+
+class Evaluated(Fusion, Protocol):
+    """A head, or another fusion, as it is evaluated."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        ...
+
+    def probabilities(self, logits: NDArray[Any], mask: int) -> FloatArray:
+        """Calibrated probabilities [n, K] of logits of one subset."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +44,16 @@ class HeadResult:
         correct: correct answers of each subset of devices, by mask [2^N].
         by_failures: results for 0 to N − 1 failed devices.
         expected: expected accuracy by the probability with which every device fails, independently.
+        disagreement: share of samples that two devices answer differently by themselves, mean over all pairs.
+        error_correlation: correlation of the errors of two devices by themselves, mean over all pairs.
     """
 
     samples: Whole
     correct: tuple[Whole, ...]
     by_failures: tuple[LevelRow, ...]
     expected: Mapping[str, float]
+    disagreement: Share | None = field(default=None, metadata=OPTIONAL)
+    error_correlation: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +84,9 @@ class Evaluation:
 
 
 def evaluate_head(
-    head: Head, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], student_of: Sequence[int]
+    head: Evaluated, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], student_of: Sequence[int]
 ) -> HeadResult:
-    """Accuracy, calibration and class-level bias of a head over every subset of surviving devices.
+    """Accuracy, calibration and class-level bias of a head over every subset of surviving devices, and its diversity.
 
     Args:
         head: head of M students.
@@ -78,9 +97,12 @@ def evaluate_head(
     num_devices, full = len(student_of), (1 << head.num_devices) - 1
     intact = head.logits(dict(enumerate(features))).argmax(axis=1)
     measured: dict[int, tuple[int, float, float, float]] = {0: (0, 0.0, 0.0, 0.0)}
+    alone: dict[int, NDArray[np.int64]] = {}  # the answer of each student by itself
     for mask in range(1, full + 1):
         logits = head.logits({i: features[i] for i in members(mask)}).astype(np.float32)
         predicted = logits.argmax(axis=1)
+        if mask.bit_count() == 1:
+            alone[mask.bit_length() - 1] = predicted
         confidence = head.probabilities(logits, mask).max(axis=1)
         bias = class_bias(intact, predicted, labels, head.num_classes)
         ece = expected_calibration_error(confidence, predicted == labels)
@@ -96,9 +118,12 @@ def evaluate_head(
         rows.append(
             LevelRow(failed=row.failed, mean=row.mean, worst=row.worst, best=row.best, ece=ece, cev=cev, sde=sde)
         )
+    pairs = diversity(np.stack([alone[i] for i in student_of]), labels)
     return HeadResult(
         samples=len(labels),
         correct=tuple(table.correct.tolist()),
         by_failures=tuple(rows),
         expected={str(p): table.expected(np.full(num_devices, p)) for p in P_FAIL},
+        disagreement=pairs.disagreement,
+        error_correlation=pairs.error_correlation,
     )

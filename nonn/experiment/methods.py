@@ -6,18 +6,30 @@ for ``--set``, for a given number of devices::
 
     Method("halves", "two halves", lambda devices: ("partition.parts=2", "fusion.train=rescale"), head="trained"),
 
-References: NoNN, Bhardwaj et al. 2019, arXiv 1907.11804; Jeong et al. 2021; RoCoIn, arXiv 2406.14185.
+A method with a fusion of its own kind has a ``build`` function (``nonn.experiment.rival``); one that only needs another
+fusion on the students of a method names that as ``base``, and trains nothing. docs/adding-a-method.md has examples.
+
+References: NoNN, Bhardwaj et al. 2019, arXiv 1907.11804; Jeong et al. 2021; RoCoIn, arXiv 2406.14185; those of
+``nonn.experiment.rivals``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nonn.config import Experiment
 from nonn.config.objectives import ObjectivesConfig
+from nonn.errors import ConfigError
 from nonn.toml import from_mapping, override
+
+if TYPE_CHECKING:  # the names of methods are values of a configuration, which loads without torch
+    from nonn.experiment.rival import Rival
+    from nonn.experiment.training import Trained
+    from nonn.experiment.workspace import Workspace
 
 __all__ = ["METHODS", "Method"]
 
@@ -37,6 +49,10 @@ class Method:
         changes: function from the number of devices to overrides of the experiment file.
         head: the fusion head that the method serves, of ``nonn.distill.heads.KINDS``; empty for ``fusion.head``.
         shared: whether the devices of a part run the same student, which is then trained once.
+        base: name of the method whose trained students it uses, in the place of ``changes``; empty for students of the
+            method itself.
+        build: function of workspace and trained students that gives the method's fusion, or its ``module:name``; empty
+            for the heads of nonn.
     """
 
     name: str
@@ -44,6 +60,26 @@ class Method:
     changes: Callable[[int], tuple[str, ...]] = _nothing
     head: str = ""
     shared: bool = False
+    base: str = ""
+    build: Callable[[Workspace, Trained], Rival] | str = ""
+
+    @property
+    def trained_as(self) -> Method:
+        """The method whose students this one uses: its base, or itself."""
+        return METHODS[self.base] if self.base else self
+
+    def served(self, experiment: Experiment) -> str:
+        """The head that it serves in an experiment; the method's name for a fusion of its own."""
+        return self.name if self.build else self.head or experiment.fusion.head
+
+    def rival(self, space: Workspace, trained: Trained) -> Rival:
+        """The fusion that ``build`` gives for trained students."""
+        build = self.build
+        if isinstance(build, str):
+            module, _, name = build.partition(":")
+            build = getattr(importlib.import_module(module), name)
+        rival: Rival = build(space, trained)
+        return rival
 
     def applied_to(self, experiment: Experiment, seed: int, fold: tuple[int, ...]) -> Experiment:
         """The experiment with the changes of this method.
@@ -59,12 +95,13 @@ class Method:
         tree = dataclasses.asdict(experiment)
         tree["experiment"]["seed"] = seed
         tree["data"]["test_groups"] = fold
-        for text in self.changes(experiment.devices.count):
+        method = self.trained_as
+        for text in method.changes(experiment.devices.count):
             override(tree, text)
-        if self.shared:  # one student per part is trained; its copies are added when the row is evaluated
+        if method.shared:  # one student per part is trained; its copies are added when the row is evaluated
             tree["devices"]["count"] = tree["partition"]["parts"]
         # With fewer devices, the classes, views and failout groups are still those of all devices.
-        return from_mapping(Experiment, tree, source=f"row '{self.name}' of the study", rules=False)
+        return from_mapping(Experiment, tree, source=f"row '{method.name}' of the study", rules=False)
 
 
 # Changes that several methods share.
@@ -104,6 +141,13 @@ def _jeong(parts: int) -> tuple[str, ...]:
         "fusion.train=replica-average",
         "distill.failout=none",
     )
+
+
+def _parity(devices: int) -> tuple[str, ...]:
+    """A part for each device but the last, whose student learns the sum of the others' features; NoNN's loss."""
+    if devices < 2:
+        raise ConfigError("row 'parity' of the study: needs at least two devices, one of them for the parity")
+    return (*_jeong(devices - 1), f"devices.count={devices - 1}", "fusion.train=zero-fill")
 
 
 def _copies(devices: int) -> tuple[str, ...]:
@@ -146,7 +190,11 @@ METHODS: dict[str, Method] = {
         Method("jeong-4", "Jeong, M = N/2", lambda devices: _jeong(devices // 2), head="trained"),
         Method("jeong-2", "Jeong, M = N/4", lambda devices: _jeong(devices // 4), head="trained"),
         Method("rocoin", "shared replicas", lambda devices: _jeong(devices // 2), head="trained", shared=True),
+        Method("parity", "parity part", _parity, build="nonn.experiment.rivals.parity:build"),
+        Method("imputation", "imputation", base="jeong-4", build="nonn.experiment.rivals.imputation:build"),
+        Method("synthesised", "synthesised features", base="jeong-4", build="nonn.experiment.rivals.synthesised:build"),
         Method("copies", "copies, M = 1", _copies, head="trained"),
+        Method("best-single", "best single student", base="copies", build="nonn.experiment.rivals.best_single:build"),
         Method("units", "units by themselves", _units, head="trained"),
         Method("ours-cut", "ours, cut in N parts", _ours_cut),
         Method("ours", "ours"),

@@ -10,6 +10,7 @@ stream           purpose
 ``3 + 1000 g``   training of generation g
 ``4, a``         weights of assistant a
 ``5, g``         initial parameters of the objectives of generation g
+``6``            training of a parity student; its weights are those of generation 9001
 ``100 + a``      training of assistant a
 ===============  ===================================================================
 """

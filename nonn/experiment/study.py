@@ -2,7 +2,10 @@
 
 A row is a method of ``nonn.experiment.methods``; each is trained for every seed and evaluated with every fusion head
 on the same students, which separates the gain of training from the gain of the head. The head of a method's paper is
-marked. With ``study.folds`` every row is trained for each fold, whose groups (for example people) are the test split.
+marked. A rival with a fusion of its own kind is evaluated with that alone; where it needs only the students of another
+method, those are trained once for both.
+
+With ``study.folds`` every row is trained for each fold, whose groups (for example people) are the test split.
 
 Every (row, fold, seed) has a separate folder of stages; a killed study resumes at the last epoch of the last row.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +25,11 @@ from nonn import documents
 from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import Students
-from nonn.experiment.evaluation import Evaluation, evaluate_head
+from nonn.experiment.evaluation import Evaluated, Evaluation, evaluate_head
 from nonn.experiment.methods import METHODS, Method
 from nonn.experiment.pilot import choose_design
 from nonn.experiment.progress import Progress, Silent
+from nonn.experiment.rival import SubsetFunction
 from nonn.experiment.stages import exclusive
 from nonn.experiment.summary import summarise, to_csv
 from nonn.experiment.training import Trained, train
@@ -100,7 +104,7 @@ def study(
 def _workspace(space: Workspace, method: Method, seed: int, fold: tuple[int, ...], data: Dataset | None) -> Workspace:
     """The workspace of one row, seed and fold."""
     folds = space.experiment.study.folds
-    place = f"study/{method.name}-{seed}" + "-".join(["-fold", *map(str, fold)] if folds else [])
+    place = f"study/{method.trained_as.name}-{seed}" + "-".join(["-fold", *map(str, fold)] if folds else [])
     changed = method.applied_to(space.experiment, seed, fold)
     return dataclasses.replace(space, experiment=changed, place=place, dataset=data)
 
@@ -111,10 +115,12 @@ def _evaluated(space: Workspace, method: Method, num_devices: int) -> Evaluation
     trained = train(space)
     fusion = dataclasses.asdict(space.experiment.fusion)
     key = trained.students.stage.key
-    stage = space.stage("evaluation", {"format": FORMAT, "students": key, "fusion": fusion, "row": method.name})
+    name = f"evaluation-{method.name}" if method.base else "evaluation"
+    stage = space.stage(name, {"format": FORMAT, "students": key, "fusion": fusion, "row": method.name})
     file = stage.folder / "result.json"
     if not stage.done:
-        space.progress.say(f"study: {method.title}, seed {space.seed}: every head over all subsets")
+        heads = "its fusion" if method.build else "every head"
+        space.progress.say(f"study: {method.title}, seed {space.seed}: {heads} over all subsets")
         documents.write(file, _evaluation(space, trained, method, num_devices))
         stage.finish()
     return documents.read(Evaluation, file)
@@ -123,7 +129,14 @@ def _evaluated(space: Workspace, method: Method, num_devices: int) -> Evaluation
 def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices: int) -> Evaluation:
     """Results of every head over all subsets of devices, and the cost of the students."""
     students, test = trained.students.network, space.data.test
-    heads = space.heads.fit_all(trained.teacher.network, students)
+    heads: Mapping[str, Evaluated]
+    if method.build:
+        rival = method.rival(space, trained)
+        students = rival.students.to(space.device).eval()
+        fusion = SubsetFunction(len(students.students), space.data.num_classes, rival.answer)
+        heads = {method.name: fusion.calibrated(space, students)}
+    else:
+        heads = space.heads.fit_all(trained.teacher.network, students)
     features, teacher_accuracy = _test_features(space, students, trained.teacher.network)
     # The student of each device: a separate one, or the one that the devices of its part share.
     student_of = [i % len(students.students) for i in range(num_devices)]
@@ -136,7 +149,7 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
         part_sizes=trained.cut.partition.sizes,
         params=tuple(costs[i].params for i in student_of),
         macs=tuple(costs[i].macs for i in student_of),
-        feature_bytes=tuple(4 * students.fusion.widths[i] for i in student_of),
+        feature_bytes=tuple(4 * features[i].shape[1] for i in student_of),
         heads={kind: evaluate_head(head, features, test.labels, student_of) for kind, head in heads.items()},
     )
 

@@ -30,7 +30,7 @@ def summarise(experiment: Experiment, results: Sequence[Evaluation], *, complete
     rows = []
     for name in dict.fromkeys(result.row for result in results):
         mine = [result for result in results if result.row == name]
-        own = METHODS[name].head or experiment.fusion.head
+        own = METHODS[name].served(experiment)
         rows += [_row(experiment, mine, head, is_own=head == own) for head in mine[0].heads]
     return Study(
         experiment=experiment.experiment.name,
@@ -69,19 +69,22 @@ def _row(experiment: Experiment, results: Sequence[Evaluation], head: str, *, is
         expected={p: _mean([table.expected[p] for table in tables]) for p in tables[0].expected},
         sd=tuple(_sd(of_runs) for of_runs in zip(*means, strict=True)),
         by_run=means,
+        disagreement=_mean_of_known([table.disagreement for table in tables]),
+        error_correlation=_mean_of_known([table.error_correlation for table in tables]),
     )
 
 
 def to_csv(study: Study) -> str:
     """The rows of the study as a flat table: one line for each method, head and number of failures."""
     named = ("method", "head", "own", "parts", "params", "feature_bytes", "bytes_per_answer")
+    pairs = ("disagreement", "error_correlation")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*named, "failed", "mean", "sd", "worst", "best", "ece", "cev", "sde"])
+    writer.writerow([*named, "failed", "mean", "sd", "worst", "best", "ece", "cev", "sde", *pairs])
     for row in study.rows:
         for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True):
             figures = (line.failed, line.mean, sd, line.worst, line.best, line.ece, line.cev, line.sde)
-            writer.writerow([*(getattr(row, key) for key in named), *figures])
+            writer.writerow([*(getattr(row, k) for k in named), *figures, *(getattr(row, k) for k in pairs)])
     return text.getvalue()
 
 
@@ -96,6 +99,11 @@ def _mean_rows(runs: Sequence[Sequence[LevelRow]]) -> tuple[LevelRow, ...]:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
 
 
 def _sd(values: Sequence[float]) -> float:

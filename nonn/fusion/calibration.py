@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
-from nonn.fusion import Head, softmax
+from nonn.fusion import softmax
+from nonn.fusion.head import Features
 from nonn.reliability.subsets import all_masks, members, membership
 
 __all__ = [
     "MIN_SAMPLES",
     "SCOPES",
+    "Fusion",
     "expected_calibration_error",
     "fit_temperature",
     "fit_temperatures",
@@ -40,6 +42,19 @@ _SAMPLES = 200_000  # samples, over several subsets, that one temperature is fit
 _ROUNDS = 60
 
 FloatArray = NDArray[np.float64]
+
+
+class Fusion(Protocol):
+    """The part of a head that is measured."""
+
+    @property
+    def num_devices(self) -> int:
+        """N."""
+        ...
+
+    def logits(self, features: Features) -> FloatArray:
+        """Logits [n, K] of the features that arrived, device number → [n, d_i]."""
+        ...
 
 
 def expected_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 15) -> float:
@@ -111,7 +126,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
 
 
 def fit_temperatures(
-    head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64], *, by: str = "auto", seed: int = 0
+    head: Fusion, features: Sequence[NDArray[Any]], labels: NDArray[np.int64], *, by: str = "auto", seed: int = 0
 ) -> FloatArray:
     """Fits temperatures for every subset.
 
@@ -147,7 +162,7 @@ def fit_temperatures(
     return result
 
 
-def _logits(head: Head, features: Sequence[NDArray[Any]], mask: int) -> FloatArray:
+def _logits(head: Fusion, features: Sequence[NDArray[Any]], mask: int) -> FloatArray:
     """Fused logits [n, K] of one subset."""
     return head.logits({i: features[i] for i in members(mask)})
 

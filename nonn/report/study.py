@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from nonn.report.study_document import Study
+from nonn.report.study_document import Study, StudyRow
 from nonn.report.table import Column, Table, TextColumn, as_markdown, as_text, percent
 
 __all__ = [
@@ -35,7 +35,8 @@ def study_markdown(study: Study) -> str:
     return (
         f"# Study: {study.experiment}\n\n{_title(study)}; {epochs}. Last epoch, test split, means over all sets of "
         f"surviving devices and over seeds.{state}\n\n"
-        f"## Each method with the head that it serves\n\n{as_markdown(ladder_table(study))}\n\n"
+        f"## Each method with the head that it serves\n\nDisagreement and error correlation are those of two "
+        f"devices that answer by themselves, mean over all pairs.\n\n{as_markdown(ladder_table(study))}\n\n"
         f"## Every head on the same students\n\nA star marks the head that the method serves.\n\n"
         f"{as_markdown(heads_table(study))}\n\nCode version {study.code_version}; {machine}.\n"
     )
@@ -69,7 +70,7 @@ def ladder_table(study: Study) -> Table:
             for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
         }
         flat = {"method": row.title, "head": row.head, "params": row.params, "bytes": row.bytes_per_answer}
-        rows.append(flat | cells)
+        rows.append(flat | cells | _pairs(row))
     several = len(study.rows[0].by_run) > 1
 
     def cell(value: tuple[float, float, float]) -> str:
@@ -83,6 +84,7 @@ def ladder_table(study: Study) -> Table:
             Column("params", "params"),
             Column("bytes/answer", "bytes"),
             *(TextColumn(f"{k} failed: mean (worst)", f"failed {k}", cell) for k in range(count)),
+            *_pair_columns(study),
         ),
         rows,
     )
@@ -105,6 +107,7 @@ def heads_table(study: Study) -> Table:
         Column(f"ECE at {half}", "ece", percent),
         Column(f"CEV at {half}", "cev", lambda value: f"{value:.3f}"),
         Column(f"SDE at {half}", "sde", lambda value: f"{value:.3f}"),
+        *_pair_columns(study),
     )
     return Table(columns, list(_head_rows(study, half)))
 
@@ -126,8 +129,23 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, object]]:
             "ece": lines[half].ece,
             "cev": lines[half].cev,
             "sde": lines[half].sde,
+            **_pairs(row),
         }
         method = row.method
+
+
+def _pairs(row: StudyRow) -> dict[str, object]:
+    return {"disagreement": row.disagreement, "error_correlation": row.error_correlation}
+
+
+def _pair_columns(study: Study) -> tuple[Column, ...]:
+    """Diversity of the devices; no columns for an older study without it."""
+    if all(row.disagreement is None for row in study.rows):
+        return ()
+    return (
+        Column("disagreement", "disagreement", lambda value: "–" if value is None else percent(value)),
+        Column("error correlation", "error_correlation", lambda value: "–" if value is None else f"{value:.2f}"),
+    )
 
 
 def _origin(study: Study) -> str:

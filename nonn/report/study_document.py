@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nonn.documents import Share, Whole
+from nonn.documents import OPTIONAL, Share, Whole
 
 __all__ = ["LevelRow", "Study", "StudyRow", "StudyTeacher"]
 
@@ -56,6 +56,9 @@ class StudyRow:
         expected: expected accuracy by the probability with which every device fails, independently.
         sd: standard deviation of the mean accuracy over runs, for 0 to N − 1 failed devices; 0 for a single run.
         by_run: mean accuracy of each run, for 0 to N − 1 failed devices.
+        disagreement: share of samples that two devices answer differently by themselves, with this head; mean over all
+            pairs and runs. None in older studies.
+        error_correlation: correlation of the errors of two devices by themselves, in the same way.
     """
 
     method: str
@@ -75,6 +78,8 @@ class StudyRow:
     expected: Mapping[str, float]
     sd: tuple[float, ...]
     by_run: tuple[tuple[Share, ...], ...]
+    disagreement: Share | None = field(default=None, metadata=OPTIONAL)
+    error_correlation: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
