@@ -6,6 +6,7 @@
               made silent, by a seeded schedule that leaves at least one node without a fault
     memory    the same aggregator continues without faults
     hung      cost of one hung node, one request after another
+    slow      throughput with one node slow by 0.2, 0.3 and 0.9 s, compared with the same node dead
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
 Writes ``benchmarks/results/soak.json`` with machine, seed and code version, and exits with 1 if a guarantee was broken.
@@ -25,7 +26,7 @@ import numpy as np
 import onnxruntime
 import psutil
 
-from benchmarks import storm
+from benchmarks import slow, storm
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -40,6 +41,7 @@ NUM_DEVICES = 8
 DEADLINE_S = 1.0  # deadline of the aggregator for its nodes
 CLIENT_DEADLINE_S = 2.0  # deadline of a client for its answer
 HUNG_NODES = (1, 4, 6)
+SLOW_NODE = 1  # the most valuable one
 MEMORY_GROWTH = 1.05
 
 Figures = dict[str, Any]
@@ -83,6 +85,7 @@ def storm_and_memory(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> F
         report("memory", {key: value for key, value in figures.items() if key.startswith(("calm", "aggregator"))})
         costs = [storm.hung_cost(site, client, inputs, node, DEADLINE_S) for node in HUNG_NODES]
         figures["hung_node_costs_deadlines"] = max(costs)
+        figures |= slow.straggler(site, client, inputs, SLOW_NODE, concurrency=args.concurrency)
     return figures
 
 
@@ -166,6 +169,9 @@ def broken(figures: Figures) -> list[str]:
         "every kind of fault happened": min(figures["faults"].values()) > 0,
         "a node that is back is in use within 2 s": figures["slowest_return_s"] <= storm.IN_USE_S,
         "a node that hangs costs at most one deadline": figures["hung_node_costs_deadlines"] <= 1.1,
+        "a slow node leaves half of the throughput without it": min(figures["straggler_ratio"].values()) >= 0.5,
+        "with a slow node p99 is below the deadline": max(figures["straggler_p99_ms"].values()) < 1e3 * DEADLINE_S,
+        "no request fails because of a slow node": figures["straggler_failed"] == 0,
         "memory is flat": figures["aggregator_rss_growth"] <= MEMORY_GROWTH,
         "descriptors are flat": figures["aggregator_descriptors_gained"] <= 2,
         "fuzz: both servers live": figures["fuzz_node_alive"] and figures["fuzz_aggregator_alive"],

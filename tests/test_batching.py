@@ -41,7 +41,7 @@ class Gate:
 
     flights: list[Any] = field(default_factory=list)
 
-    async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
+    async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
         done = asyncio.get_running_loop().create_future()
         self.flights.append((batch, num_requests, done))
         await done
@@ -134,7 +134,7 @@ class Slow:
     gate: asyncio.Event
     asked: list[Any] = field(default_factory=list)
 
-    async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
+    async def __call__(self, batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
         self.asked.append((num_requests, remaining_s))
         await asyncio.sleep(0)
         await self.gate.wait()
@@ -263,7 +263,7 @@ def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobo
         took_s, statuses = 0.01, dict[str, ReplyStatus]()
         asked = []
 
-        async def infer(batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
+        async def infer(batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
             asked.append(num_requests)
             clock.now += took_s
             if took_s == 0:
@@ -290,8 +290,31 @@ def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobo
     asyncio.run(scenario())
 
 
+def test_a_stragglers_delay_holds_up_no_batch_and_makes_none_smaller() -> None:
+    async def scenario() -> None:
+        clock, policy, arrived = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
+        asked = []
+
+        async def infer(batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
+            asked.append(num_requests)
+            await asyncio.sleep(0)
+            clock.now += 900.0
+            on_prompt(0.01)
+            await arrived.wait()
+            return answer_to(batch)
+
+        batcher = Batcher(infer, BatchConfig(max_batch=16, regroup_s=0), policy, clock)
+        clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(40)]
+        await until_async(lambda: sum(asked) == 40)  # all are under way, though none has an answer
+        arrived.set()
+        await asyncio.gather(*clients)
+        assert batcher._limit.size == 16
+
+    asyncio.run(scenario())
+
+
 def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers() -> None:
-    async def fussy(batch: Any, remaining_s: Any, *, num_requests: Any) -> Any:
+    async def fussy(batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
         await asyncio.sleep(0)
         if (batch > 100).any():
             if num_requests > 1 and batch[0, 0] > 0:  # some nodes refuse, others answer

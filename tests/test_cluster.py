@@ -133,12 +133,13 @@ def test_a_hung_node_costs_at_most_two_deadlines_and_is_used_again_when_it_goes_
     assert [state.state for state in cluster.states()].count("stopped") == 1
     answers = [client.infer(inputs[i : i + 1]) for i in range(20)]
     waited = [answer for answer in answers if answer.latency_s >= 0.9 * DEADLINE_S]
-    assert 1 <= len(waited) <= 2
+    assert len(waited) <= 2
+    assert answers[0].latency_s >= 0.09 * DEADLINE_S  # how long any node is waited for
     assert max(answer.latency_s for answer in answers) < 3 * DEADLINE_S
     for row, answer in enumerate(answers):
         assert answer.mask == EVERYBODY & ~(1 << 2)
         check_against_offline_fusion(bundle, answer, slice(row, row + 1))
-    assert answers[0].failures["node-2"].startswith("silent for")
+    assert answers[0].failures["node-2"].startswith("not waited for")  # it is worth little
     cluster.resume(2)
     assert until(lambda: mask_now(client, inputs) == EVERYBODY) < 5.0
 

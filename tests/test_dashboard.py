@@ -103,7 +103,7 @@ def test_the_page_says_when_the_aggregator_has_gone_and_when_it_is_below_its_quo
 ) -> None:
     with LocalCluster(bundle.path, http_port=0, quorum=NUM_DEVICES) as cluster:
         driver.get(cluster.http_address)
-        until(lambda: rows(driver)["node-0"] == "up")
+        until(lambda: rows(driver).get("node-0") == "up")
         cluster.kill(0)
         with Client(cluster.address) as client:
             until(lambda: not client.ready() or _ask(client))

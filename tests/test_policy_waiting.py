@@ -189,8 +189,8 @@ def test_every_student_is_fused_once_whatever_order_replies_and_failures_come_in
 # Early fusion
 
 
-def early(accuracy_per_ms: Any, quorum: int = 1) -> Any:
-    policy = policy_of(accuracy_per_ms=accuracy_per_ms, quorum=quorum, deadline_s=1.0)
+def early(accuracy_per_ms: Any, quorum: int = 1, early_loss: float = 0.0) -> Any:
+    policy = policy_of(accuracy_per_ms=accuracy_per_ms, quorum=quorum, early_loss=early_loss, deadline_s=1.0)
     practise(policy, "a", [0.010] * WINDOW)
     practise(policy, "b", [0.020] * WINDOW)
     practise(policy, "c", [0.200] * WINDOW)
@@ -202,6 +202,7 @@ def test_without_a_price_of_time_everybody_is_waited_for() -> None:
     session.tell("a", True)
     session.tell("b", True)
     session.decide(0.02)
+    session.decide(0.9)
     assert (session.done, session.look_at) == (False, 1.0)
 
 
@@ -223,6 +224,7 @@ def test_a_device_that_is_silent_for_longer_than_ever_has_no_chance_left() -> No
     session.tell("a", True)
     session.tell("b", True)
     session.decide(0.020)
+    session.decide(0.12)
     assert session.look_at == pytest.approx(0.2)
     session.decide(0.2)
     assert session.done
@@ -273,6 +275,81 @@ def test_a_request_always_ends_and_never_after_its_deadline(seed: Any, price: An
         assert session.done or session.look_at > now
         assert looks < 200
     assert now <= 1.0 + 1e-6
+
+
+# Stragglers: by the table, c is worth one point after a and b, and a is worth 20 after b and c.
+
+
+def asked(policy: Any, now: float, *replies: Any) -> Any:
+    """A session in which nodes answer at these times after its start."""
+    session = policy.session(now)
+    for node, after_s in replies:
+        lag_s = now + after_s - session.prompt_at if session.prompt_done else 0.0
+        session.tell(node, True)
+        policy.on_success(node, after_s, now + after_s, lag_s=lag_s)
+        session.decide(now + after_s)
+    return session
+
+
+def test_a_node_that_is_a_tenth_of_the_deadline_later_than_the_others_is_not_waited_for_if_it_is_worth_little() -> None:
+    policy = policy_of(early_loss=0.02, deadline_s=1.0)
+    session = asked(policy, 0.0, ("a", 0.010), ("b", 0.020))
+    assert (session.done, session.look_at) == (False, pytest.approx(0.12))
+    session.decide(0.12)
+    assert (session.done, session.early, session.answered) == (True, True, 0b011)
+    assert policy.stragglers == {"c"}
+
+
+def test_a_straggler_costs_its_patience_once_and_is_waited_for_again_after_a_reply_in_time() -> None:
+    policy = policy_of(early_loss=0.02, deadline_s=1.0)
+    asked(policy, 0.0, ("a", 0.01), ("b", 0.02)).decide(0.2)
+    late = asked(policy, 1.0, ("a", 0.01), ("b", 0.02))
+    assert (late.done, late.prompt_at) == (True, pytest.approx(1.02))
+    policy.on_success("c", 0.3, 1.3, late=True, lag_s=0.28)
+    assert asked(policy, 2.0, ("a", 0.01), ("b", 0.02)).done
+    assert asked(policy, 3.0, ("a", 0.01), ("c", 0.015), ("b", 0.02)).answered == 0b111
+    assert not asked(policy, 4.0, ("a", 0.01), ("b", 0.02)).done
+
+
+def test_a_straggler_that_is_worth_more_than_the_loss_is_waited_for_but_holds_up_no_batch() -> None:
+    policy = policy_of(early_loss=0.02, deadline_s=1.0)
+    first = asked(policy, 0.0, ("b", 0.01), ("c", 0.02))
+    first.decide(0.12)
+    assert (first.done, first.prompt_done, first.prompt_at) == (False, True, pytest.approx(0.02))
+    second = asked(policy, 1.0, ("b", 0.01), ("c", 0.02))
+    assert (second.done, second.prompt_done, second.look_at) == (False, True, 2.0)
+    assert asked(policy, 3.0, ("b", 0.01), ("c", 0.02), ("a", 0.5)).answered == 0b111
+    assert policy.stragglers == {"a"}
+
+
+def test_one_of_two_nodes_can_be_a_straggler_but_not_half_of_four() -> None:
+    for num_nodes, prompt in ((2, 1), (4, 3), (5, 3), (8, 5)):
+        nodes = {f"n{i}": i for i in range(num_nodes)}
+        for count in range(1, num_nodes):
+            policy = policy_of(nodes, [0.9] * 2**num_nodes, early_loss=0.02, deadline_s=1.0)
+            session = asked(policy, 0.0, *((f"n{i}", 0.01) for i in range(count)))
+            session.decide(0.5)
+            assert session.done is (count >= prompt), (num_nodes, count)
+
+
+def test_stragglers_never_leave_an_answer_below_the_quorum() -> None:
+    policy = policy_of(early_loss=0.02, quorum=3, deadline_s=1.0)
+    session = asked(policy, 0.0, ("a", 0.01), ("b", 0.02))
+    session.decide(0.9)
+    assert not session.done
+
+
+def test_a_straggler_with_four_open_requests_is_not_asked_if_it_is_worth_little() -> None:
+    policy = policy_of(early_loss=0.02, deadline_s=1.0)
+    for now in range(4):
+        asked(policy, float(now), ("a", 0.01), ("b", 0.02)).decide(now + 0.2)
+    assert policy.session(4.0).ask == ("a", "b")
+    policy.on_success("c", 4.0, 4.1, late=True, lag_s=3.9)
+    assert policy.session(4.2).ask == NODES
+    policy = policy_of(early_loss=0.005, deadline_s=1.0)
+    for now in range(9):
+        asked(policy, float(now), ("a", 0.01), ("b", 0.02)).decide(now + 0.2)
+    assert policy.session(9.0).ask == NODES
 
 
 # Latencies

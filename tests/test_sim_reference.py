@@ -58,6 +58,7 @@ class Request:
     session: Session
     row: tuple[Any, ...]
     over: simpy.Event
+    done_at: float = 0.0
 
 
 class Reference:
@@ -124,10 +125,11 @@ class Reference:
         at, node, session = self.env.now, f"node-{i}", request.session
         end, status = yield self.env.process(self.exchange(i, session.deadline_at - at, request.row, False))
         late = request not in self.open
+        lag = end - session.prompt_at if session.prompt_done else end - request.done_at if late else 0.0
         if not late:
             session.tell(node, status == OK)
         if status == OK:
-            self.policy.on_success(node, end - at, end, late=late)
+            self.policy.on_success(node, end - at, end, late=late, lag_s=lag)
         else:
             self.policy.on_failure(node, end - at, end, silent=status == SILENT)
         self.nobody_waits_for(node)
@@ -149,6 +151,7 @@ class Reference:
             self.env.process(self.ask(request, int(node[5:])))
         if session.done:
             self.open.remove(request)
+            request.done_at = now
             self.rows.append((request.at, now - request.at, session.answered, session.timed_out(now)))
             request.over.succeed()
         else:

@@ -20,11 +20,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Protocol
 
 import numpy as np
 
+from nonn.aggregator.fanout import OnPrompt
 from nonn.aggregator.pacing import BatchLimit, FanoutSlot, Regrouping
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
@@ -74,9 +76,28 @@ class BatchConfig:
 class Infer(Protocol):
     """Answers a checked batch, as ``Aggregator.infer_checked`` does."""
 
-    async def __call__(self, batch: Array, remaining_s: float | None, *, num_requests: int) -> Answer:
-        """Answers the batch of ``num_requests`` requests."""
+    async def __call__(
+        self, batch: Array, remaining_s: float | None, *, num_requests: int, on_prompt: OnPrompt
+    ) -> Answer:
+        """Answers the batch of ``num_requests`` requests; ``on_prompt`` is called if only stragglers are missing."""
         ...
+
+
+@dataclass(eq=False, slots=True)
+class _Turn:
+    """The turn of one fan-out; while it holds the slot, the next one waits.
+
+    Attributes:
+        token: of the slot.
+        num_samples: number of samples.
+        num_requests: number of requests.
+        prompt_s: time that all nodes but stragglers took; None while others are missing.
+    """
+
+    token: object
+    num_samples: int
+    num_requests: int
+    prompt_s: float | None = None
 
 
 class Batcher:
@@ -135,7 +156,7 @@ class Batcher:
         self._held += len(batch)
         try:
             if self.config.max_batch == 1:
-                return await self._infer(batch, remaining_s, num_requests=1)
+                return await self._infer(batch, remaining_s, num_requests=1, on_prompt=lambda prompt_s: None)
             if self._may_go_alone(len(batch)):
                 return await self._alone(batch, remaining_s)
             now = self._clock()
@@ -156,25 +177,37 @@ class Batcher:
 
     async def _alone(self, batch: Array, remaining_s: float | None) -> Answer:
         """Answers a request in a separate fan-out."""
-        token, start, answer = self._take_slot(), self._clock(), None
+        turn, start, answer = self._take_slot(len(batch), 1), self._clock(), None
         try:
-            answer = await self._infer(batch, remaining_s, num_requests=1)
+            answer = await self._infer(batch, remaining_s, num_requests=1, on_prompt=partial(self._on_prompt, turn))
             return answer
         finally:
-            self._learn(len(batch), self._clock() - start, answer)
-            self._release_slot(token, len(batch), 1)
+            self._learn(turn, len(batch), self._clock() - start, answer)
+            self._release_slot(turn)
 
-    def _take_slot(self) -> object:
+    def _take_slot(self, num_samples: int, num_requests: int) -> _Turn:
         """Begins a fan-out."""
-        return self._slot.take(asyncio.get_running_loop().time(), self._usual.quantile(0.5) or self._long_s)
+        now, usual_s = asyncio.get_running_loop().time(), self._usual.quantile(0.5) or self._long_s
+        return _Turn(self._slot.take(now, usual_s), num_samples, num_requests)
 
-    def _release_slot(self, token: object, num_samples: int, num_requests: int) -> None:
+    def _on_prompt(self, turn: _Turn, prompt_s: float) -> None:
+        """Only stragglers are missing from a fan-out: the other nodes are free for the next one."""
+        if turn.prompt_s is None:
+            turn.prompt_s = prompt_s
+            self._usual.add(prompt_s)
+            self._limit.on_fanout(turn.num_samples, prompt_s)
+        self._release_slot(turn)
+
+    def _release_slot(self, turn: _Turn) -> None:
         """Ends a fan-out, so that the next one may start."""
-        if self._slot.release(token):
-            if num_requests > 1 or self._queue:
+        if self._slot.release(turn.token):
+            if turn.num_requests > 1 or self._queue:
                 now, usual_s = asyncio.get_running_loop().time(), self._usual.quantile(0.5)
-                self._regrouping.on_reply(num_samples, self._queue.num_samples, now, usual_s)
+                self._regrouping.on_reply(turn.num_samples, self._queue.num_samples, now, usual_s)
             self._send_waiting()
+
+    def _turn_of(self, members: Sequence[Member]) -> _Turn:
+        return self._take_slot(sum(len(member.batch) for member in members), len(members))
 
     def _send_waiting(self) -> None:
         """Sends what the rules allow now, and sets the alarm to the time when they allow more."""
@@ -189,14 +222,14 @@ class Batcher:
                 return self._alarm.set(go_at)
             if members := self._queue.pop(self._limit.size, self._clock()):
                 # The slot is taken here, not when the task first runs; otherwise this loop would empty the queue.
-                self._tasks.start(self._fly(members, self._take_slot()), "batch", context=members[0].context)
+                self._tasks.start(self._fly(members, self._turn_of(members)), "batch", context=members[0].context)
         return None
 
-    async def _fly(self, members: Sequence[Member], token: object) -> None:
+    async def _fly(self, members: Sequence[Member], turn: _Turn) -> None:
         """One fan-out for some requests; afterwards each of them has its answer or error."""
         again: Sequence[Member] = ()
         try:
-            again = await self._ask(members)
+            again = await self._ask(members, turn)
         except asyncio.CancelledError:
             for member in members:
                 member.answer.cancel()
@@ -206,24 +239,25 @@ class Batcher:
                 if not member.answer.done():
                     member.answer.set_exception(exc)
         finally:
-            self._release_slot(token, sum(len(member.batch) for member in members), len(members))
+            self._release_slot(turn)
         if again:
-            await self._fly(again, self._take_slot())
+            await self._fly(again, self._turn_of(again))
 
-    async def _ask(self, members: Sequence[Member]) -> Sequence[Member]:
+    async def _ask(self, members: Sequence[Member], turn: _Turn) -> Sequence[Member]:
         """Asks once and answers each request; returns those whose wait was cut short by another one's deadline."""
         start, tightest = self._clock(), min(member.deadline_at for member in members)
         batch = members[0].batch if len(members) == 1 else np.concatenate([member.batch for member in members])
         remaining_s = None if tightest == inf else tightest - start
         answer, error = None, None
         try:
-            answer = await self._infer(batch, remaining_s, num_requests=len(members))
+            on_prompt = partial(self._on_prompt, turn)
+            answer = await self._infer(batch, remaining_s, num_requests=len(members), on_prompt=on_prompt)
         except Exception as exc:
             error = exc
         took_s = self._clock() - start
-        self._learn(len(batch), took_s, answer)
+        self._learn(turn, len(batch), took_s, answer)
         if len(members) > 1 and _refused(answer, error):
-            await asyncio.gather(*(self._ask([member]) for member in members))
+            await asyncio.gather(*(self._ask([member], turn) for member in members))
             return ()
         again: set[Member] = set()
         if self._was_cut(remaining_s, took_s) and _incomplete(answer, error):
@@ -252,17 +286,17 @@ class Batcher:
         latency_s = self._clock() - member.arrived_at
         member.answer.set_result(dataclasses.replace(answer, logits=logits, confidence=confidence, latency_s=latency_s))
 
-    def _learn(self, num_samples: int, took_s: float, answer: Answer | None) -> None:
-        """Records how long a fan-out took."""
-        self._usual.add(took_s)
-        if not _hung(answer):  # otherwise the time is that of a silent node, not of the batch
-            self._limit.on_fanout(num_samples, took_s)
+    def _learn(self, turn: _Turn, num_samples: int, took_s: float, answer: Answer | None) -> None:
+        """Records how long a fan-out took, unless it was prompt: the delay of stragglers is not the batch's."""
+        if turn.prompt_s is None:
+            self._usual.add(took_s)
+            if not _hung(answer):  # otherwise the time is that of a silent node
+                self._limit.on_fanout(num_samples, took_s)
 
 
 def _hung(answer: Answer | None) -> bool:
     """Whether an answer came late because a node was silent."""
-    statuses = answer.statuses.values() if answer else ()
-    return ReplyStatus.SILENT in statuses or ReplyStatus.NOT_AWAITED in statuses
+    return answer is not None and ReplyStatus.SILENT in answer.statuses.values()
 
 
 def _refused(answer: Answer | None, error: Exception | None) -> bool:

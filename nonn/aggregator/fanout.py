@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from types import TracebackType
@@ -35,7 +35,16 @@ from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import INFER_METHOD, MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS, Array, Parameter
 
-__all__ = ["NODE_CHANNEL_OPTIONS", "Connect", "Fanout", "Learn", "Reply", "channel_options", "connect_insecure"]
+__all__ = [
+    "NODE_CHANNEL_OPTIONS",
+    "Connect",
+    "Fanout",
+    "Learn",
+    "OnPrompt",
+    "Reply",
+    "channel_options",
+    "connect_insecure",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +54,8 @@ NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_c
 Connect = Callable[[Node], aio.Channel]
 # Called with every outcome, and whether it came after the answer.
 Learn = Callable[[Reply, bool], None]
+# Called once if only stragglers are missing, with the seconds that all other nodes took.
+OnPrompt = Callable[[float], None]
 
 
 def channel_options(bundle: Bundle) -> tuple[tuple[str, int], ...]:
@@ -218,7 +229,9 @@ class Fanout:
             if session.done:
                 flight.wake()
 
-    async def ask(self, session: Session, batch: Array) -> tuple[dict[int, Float32], list[Reply]]:
+    async def ask(
+        self, session: Session, batch: Array, on_prompt: OnPrompt | None = None
+    ) -> tuple[dict[int, Float32], list[Reply]]:
         """Asks the nodes that a session chooses and waits as long as it decides.
 
         A call that is still open when the answer is good enough continues until its deadline, and its outcome goes to
@@ -227,6 +240,7 @@ class Fanout:
         Args:
             session: the session of this request.
             batch: checked inputs [B, …], sent in their dtype.
+            on_prompt: called if only stragglers are missing.
 
         Returns:
             The features to fuse, student → [B, d_i], and the outcome of every node that was asked, in the order
@@ -241,6 +255,8 @@ class Fanout:
             while not session.done or flight.arrived:
                 for node_id, at in flight.arrived:
                     reply = await self._read(flight, *flight.calls.pop(node_id), at)
+                    if session.prompt_done:
+                        reply = replace(reply, lag_s=at - session.prompt_at)
                     if session.tell(node_id, reply.features is not None) and reply.features is not None:
                         features[reply.node.student] = reply.features
                     replies.append(reply)
@@ -248,6 +264,9 @@ class Fanout:
                 flight.arrived.clear()
                 for node_id in session.decide(self._clock()):
                     self._send(flight, node_id, session.deadline_at)
+                if session.prompt_done and on_prompt is not None:
+                    on_prompt(session.prompt_at - session.asked_at)
+                    on_prompt = None
                 if not session.done and not flight.arrived:
                     await flight.sleep(session.look_at, self._clock())
         except BaseException:
@@ -320,6 +339,7 @@ class Fanout:
     def _leave(self, flight: _Flight, session: Session) -> list[Reply]:
         """At the deadline, nodes without a reply are silent; before it, their replies go to ``learn`` on arrival."""
         now, silent = self._clock(), list[Reply]()
+        prompt_at = session.prompt_at if session.prompt_done else now
         if session.timed_out(now):
             for call, link, asked_at in flight.calls.values():
                 call.cancel()
@@ -328,11 +348,14 @@ class Fanout:
             return silent
 
         def late(node_id: str) -> None:
-            self._tasks.start(self._take_late(flight, node_id, self._clock()), f"late reply of node {node_id}")
+            self._tasks.start(
+                self._take_late(flight, node_id, self._clock(), prompt_at), f"late reply of node {node_id}"
+            )
 
         flight.late = late
         return silent
 
-    async def _take_late(self, flight: _Flight, node_id: str, at: float) -> None:
+    async def _take_late(self, flight: _Flight, node_id: str, at: float, prompt_at: float) -> None:
         """Passes a reply that came after the answer to ``learn``."""
-        self._learn(await self._read(flight, *flight.calls.pop(node_id), at), True)
+        reply = await self._read(flight, *flight.calls.pop(node_id), at)
+        self._learn(replace(reply, lag_s=at - prompt_at), True)

@@ -39,6 +39,8 @@ def missing_nodes(
             reasons[node.id] = ReplyStatus.NOT_AWAITED, "not waited for: the gain in accuracy is not worth the wait"
         elif failures := policy.nodes[node.id].breaker.failures:
             reasons[node.id] = ReplyStatus.LEFT_OUT, f"left out after {failures} failures in a row"
+        elif node.id in policy.stragglers:
+            reasons[node.id] = ReplyStatus.NOT_ASKED, "not asked: earlier requests to it are open"
         else:
             reasons[node.id] = ReplyStatus.NOT_ASKED, "not asked"
     return reasons

@@ -49,6 +49,7 @@ class Reply:
         latency_s: time from asking to the reply or the failure.
         features: features [B, d_i]; None if it failed.
         error: why it failed, as text; empty if it did not.
+        lag_s: how much later it came than the replies of all nodes but stragglers.
     """
 
     node: Node
@@ -56,6 +57,7 @@ class Reply:
     latency_s: float
     features: Float32 | None = None
     error: str = ""
+    lag_s: float = 0.0
 
     @property
     def ok(self) -> bool:

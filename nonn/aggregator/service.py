@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.aggregator.fanout import Connect, Fanout
+from nonn.aggregator.fanout import Connect, Fanout, OnPrompt
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.missing import missing_nodes, refusal
 from nonn.aggregator.monitoring.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
@@ -194,8 +194,21 @@ class Aggregator:
             raise
         return await self.infer_checked(batch, remaining_s)
 
-    async def infer_checked(self, batch: Array, remaining_s: float | None = None, *, num_requests: int = 1) -> Answer:
+    async def infer_checked(
+        self,
+        batch: Array,
+        remaining_s: float | None = None,
+        *,
+        num_requests: int = 1,
+        on_prompt: OnPrompt | None = None,
+    ) -> Answer:
         """Like ``infer``, for a checked batch of one or several requests.
+
+        Args:
+            batch: checked inputs [B, …].
+            remaining_s: time until the client's deadline; None if it has none.
+            num_requests: number of requests in the batch.
+            on_prompt: called if only stragglers are missing, with the time that the other nodes took.
 
         Raises:
             InputError: the nodes do not accept it.
@@ -203,7 +216,7 @@ class Aggregator:
         """
         start = self._clock()
         session = self.policy.session(start, remaining_s)
-        features, replies = await self._fanout.ask(session, batch)
+        features, replies = await self._fanout.ask(session, batch, on_prompt)
         fanout = _Fanout(start, len(batch), num_requests, session, tuple(replies))
         if len(features) < self.policy.config.quorum:
             num_devices = self.bundle.num_devices
@@ -288,7 +301,7 @@ class Aggregator:
         if probe:
             changed = self.policy.on_probe(node, reply.ok, reply.latency_s, now)
         elif reply.ok:
-            changed = self.policy.on_success(node, reply.latency_s, now, late=late)
+            changed = self.policy.on_success(node, reply.latency_s, now, late=late, lag_s=reply.lag_s)
         else:
             silent = reply.status is ReplyStatus.SILENT
             changed = self.policy.on_failure(node, reply.latency_s, now, silent=silent)

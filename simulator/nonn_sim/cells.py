@@ -33,6 +33,7 @@ class Flight:
 
     __slots__ = (
         "answered",
+        "answered_at",
         "asked_at",
         "begun",
         "cell",
@@ -56,6 +57,7 @@ class Flight:
         self.cell, self.asked_at, self.deadline_at, self.row = cell, asked_at, deadline_at, row
         self.session = session  # a probe has none
         self.answered = self.eager = False
+        self.answered_at = inf
         self.reported = 0  # bit j: the outcome of the j-th node was reported to the policy
         self.hedged = _NOTHING  # device → time of its request, if later than that of the others
         self.begun = True  # a probe waits for a connection first

@@ -192,6 +192,10 @@ class Engine:
     def _launch(self, flight: Flight) -> None:
         """Schedules the next look at a flight, as currently known."""
         ends, statuses = flight.ends, flight.statuses
+        patience_s = flight.cell.policy.config.patience_s
+        if not flight.eager and flight.session is not None and ends and max(ends) - min(ends) > patience_s:
+            # A reply that is much later than another one makes its node a straggler: the times of both matter.
+            self._catch_up(flight, self._now)
         if not flight.reported and not flight.eager and not any(statuses):
             due = max(ends, default=flight.asked_at)
         else:
@@ -218,12 +222,18 @@ class Engine:
             self._learn_of_probe(flight, now)
             return
         ends, reported = flight.ends, flight.reported
+        if not flight.eager and any(flight.statuses):
+            self._catch_up(flight, now)
+            reported = flight.reported
         for j in range(len(ends)):
             if ends[j] <= now and not reported >> j & 1:
                 self._learn(flight, j, now)
         if not flight.answered:
+            known = len(cell.policy.stragglers)
             for node in session.decide(now):
                 self._hedge(flight, node, now)
+            if len(cell.policy.stragglers) > known:
+                self._now_straggling(flight, now)
             if self._deployment.first_wins and session.answered:
                 session.done = True
         self._go_on(flight, now)
@@ -242,11 +252,19 @@ class Engine:
         """Reports the outcome of one node to the session and the policy."""
         cell, node, end, status = flight.cell, flight.ids[j], flight.ends[j], flight.statuses[j]
         flight.reported |= 1 << j
-        late, latency = flight.answered, end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at)
-        if not late and flight.session is not None:
-            flight.session.tell(node, status == OK)
+        session, late, latency = (
+            flight.session,
+            flight.answered,
+            end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at),
+        )
+        lag = 0.0
+        if session is not None:
+            if session.prompt_done or late:
+                lag = end - (session.prompt_at if session.prompt_done else flight.answered_at)
+            if not late:
+                session.tell(node, status == OK)
         if status == OK:
-            if cell.policy.on_success(node, latency, end, late=late):
+            if cell.policy.on_success(node, latency, end, late=late, lag_s=lag):
                 cell.ready = cell.policy.ready
             return
         others = self._others(flight, flight.nodes[j], now)
@@ -267,15 +285,28 @@ class Engine:
 
     def _others(self, flight: Flight, i: int, now: float) -> list[Flight]:
         """Flights with a request to a device that fails now; their earlier outcomes are reported first."""
-        cell, found = flight.cell, []
-        for other in tuple(cell.flights.values()):
-            if other is flight or other.session is None or i not in other.nodes:
-                continue
-            found.append(other)
-            for j in other.unreported():
-                if other.statuses[j] == OK and other.ends[j] <= now:
-                    self._learn(other, j, now)
+        found = []
+        for other in tuple(flight.cell.flights.values()):
+            if other is not flight and other.session is not None and i in other.nodes:
+                found.append(other)
+                self._catch_up(other, now)
         return found
+
+    def _catch_up(self, flight: Flight, now: float) -> None:
+        """Reports the replies of a flight that have come so far; the times of the others matter from now on."""
+        for j in sorted(flight.unreported(), key=flight.ends.__getitem__):
+            if flight.statuses[j] == OK and flight.ends[j] <= now:
+                self._learn(flight, j, now)
+                if not flight.eager and not flight.answered and flight.session is not None:
+                    flight.session.decide(flight.ends[j])
+        flight.eager = True
+
+    def _now_straggling(self, flight: Flight, now: float) -> None:
+        """A node is a straggler from now on: the times of all replies matter."""
+        for other in tuple(flight.cell.flights.values()):
+            if other is not flight and other.session is not None and not other.eager:
+                self._catch_up(other, now)
+                self._go_on(other, now)
 
     def _now_troubled(self, cell: Cell, node: str, others: Sequence[Flight], now: float) -> None:
         """A node is not up: the times of its replies matter from now on, and no flight waits for a node that is out."""
@@ -288,7 +319,7 @@ class Engine:
 
     def _answer(self, flight: Flight, session: Session, now: float) -> None:
         """Delivers the answer to the client."""
-        flight.answered = True
+        flight.answered, flight.answered_at = True, now
         self._under_way -= 1
         spent = self._scenario.aggregator
         latency = now - flight.asked_at + flight.row[4] + spent.overhead_s + spent.per_node_s * len(flight.ids)

@@ -10,6 +10,9 @@ from nonn.toml.constraints import Count, NotNegative, Positive, Range, Rules
 
 __all__ = ["PolicyConfig"]
 
+# Of the deadline: far above the jitter of healthy nodes, and no request that meets a new straggler is late for it.
+STRAGGLER_SHARE = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
@@ -36,6 +39,16 @@ class PolicyConfig:
         "accuracy that one millisecond of waiting is worth, 0.0001 for a hundredth of a point; 0 waits for every node "
         "whose breaker is closed",
     ] = 0.0
+    early_loss: Annotated[
+        NotNegative,
+        "accuracy that an answer may lose by not waiting for stragglers, 0.03 for three points; 0 waits for every node "
+        "whose breaker is closed",
+    ] = 0.03
+
+    @property
+    def patience_s(self) -> float:
+        """A node that is this much later than the others is a straggler."""
+        return self.deadline_s * STRAGGLER_SHARE
 
     def __post_init__(self) -> None:
         check(self)

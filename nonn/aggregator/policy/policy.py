@@ -23,6 +23,9 @@ __all__ = ["NodeRecord", "Policy"]
 # A client may wait less than the deadline. Silence is then a failure of a node only if 95 % of its answers come this
 # many times faster; otherwise clients with short deadlines could take healthy nodes out for all clients.
 HURRY_FACTOR = 10.0
+ROUNDING = 1e-9  # of differences of accuracies
+# A straggler with as many open requests gets no further ones that can be answered without it: it would only queue them.
+STRAGGLER_OPEN = 4
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class Policy:
         nodes: record of each node, by id.
         bits: id → bit of its student in a mask.
         replicated: whether several nodes run the same student.
+        stragglers: nodes whose last reply came much later than those of the others, or has not come yet.
 
     Raises:
         ConfigError: ``accuracy_per_ms`` is set without ``accuracy``.
@@ -94,6 +98,7 @@ class Policy:
         self.nodes: dict[str, NodeRecord] = {}
         self.bits: dict[str, int] = {}
         self.replicated = False
+        self.stragglers: set[str] = set()
         self._roster: _Roster | None = None
         for node, student in nodes.items():
             self.add(node, student)
@@ -107,6 +112,7 @@ class Policy:
     def remove(self, node: str) -> None:
         """Forgets a node."""
         del self.nodes[node], self.bits[node]
+        self.stragglers.discard(node)
         self._changed()
 
     def _changed(self) -> None:
@@ -155,6 +161,8 @@ class Policy:
             chosen = [self._by_load(group) for group in roster.groups]
             ask = tuple(group[0] for group in chosen)
             spares = {self.bits[group[0]].bit_length() - 1: group[1:] for group in chosen if len(group) > 1}
+        if self.stragglers:
+            ask = self._without_busy_stragglers(ask)
         for node in ask:
             self.nodes[node].pending += 1
         return Session(self, ask, spares, now, deadline_s, roster.below_quorum)
@@ -171,7 +179,17 @@ class Policy:
         if node in self.nodes:
             self.nodes[node].pending -= 1
 
-    def on_success(self, node: str, latency_s: float, now: float, *, late: bool = False) -> bool:
+    def fell_behind(self, node: str) -> None:
+        """A node is much later than the others: it is a straggler until a reply comes with theirs."""
+        if node in self.nodes:
+            self.stragglers.add(node)
+
+    def cheap(self, mask: int, missing: int) -> bool:
+        """Whether an answer of the students in ``mask`` loses at most ``early_loss`` without those in ``missing``."""
+        accuracy, loss = self.accuracy, self.config.early_loss
+        return bool(loss and accuracy) and accuracy[mask | missing] - accuracy[mask] <= loss + ROUNDING
+
+    def on_success(self, node: str, latency_s: float, now: float, *, late: bool = False, lag_s: float = 0.0) -> bool:
         """A node has answered a request.
 
         Args:
@@ -179,6 +197,7 @@ class Policy:
             latency_s: time from asking to the reply.
             now: time of the reply, on any monotonic clock.
             late: whether the answer was given without it.
+            lag_s: how much later than those of the other nodes it came.
 
         Returns:
             Whether the state of the node has changed.
@@ -190,6 +209,8 @@ class Policy:
         record.asked += 1
         record.answered += not late
         record.latencies.add(latency_s)
+        if lag_s <= self.config.patience_s:
+            self.stragglers.discard(node)
         return self._noted(record.breaker.on_success(now))
 
     def on_failure(self, node: str, waited_s: float, now: float, *, silent: bool = False) -> bool:
@@ -217,6 +238,8 @@ class Policy:
             return False
         if ok and not len(record.latencies):  # a probe's latency includes connecting, so requests' are preferred
             record.latencies.add(latency_s)
+        if ok and record.breaker.failures:
+            self.stragglers.discard(node)
         return self._noted(record.breaker.on_probe(ok, now - latency_s, now))
 
     def _noted(self, changed: bool) -> bool:
@@ -256,11 +279,25 @@ class Policy:
     def _by_load(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """Nodes of one student, by expected time of the answer; nodes that are not up come last."""
 
-        def expected(node: str) -> tuple[bool, float]:
+        def expected(node: str) -> tuple[bool, bool, float]:
             record = self.nodes[node]
-            return record.breaker.failures > 0, (1 + record.pending) * record.latency_s
+            return record.breaker.failures > 0, node in self.stragglers, (1 + record.pending) * record.latency_s
 
         return group if len(group) == 1 else tuple(sorted(group, key=expected))
+
+    def _without_busy_stragglers(self, ask: tuple[str, ...]) -> tuple[str, ...]:
+        """The nodes to ask, without stragglers that have enough requests, if the answer loses little without them."""
+        kept = tuple(n for n in ask if n not in self.stragglers or self.nodes[n].pending < STRAGGLER_OPEN)
+        if len(kept) == len(ask) or len(kept) < self.config.quorum:
+            return ask
+        mask, missing = self._mask(kept), self._mask(ask) & ~self._mask(kept)
+        return kept if self.cheap(mask, missing) else ask
+
+    def _mask(self, nodes: Sequence[str]) -> int:
+        mask = 0
+        for node in nodes:
+            mask |= self.bits[node]
+        return mask
 
     def _new_roster(self) -> _Roster:
         """Groups nodes by student and leaves out those that are out."""

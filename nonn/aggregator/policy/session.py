@@ -18,11 +18,18 @@ deadline given how long it has been silent, and w_k the median remaining time of
 latencies. The sum over k grows device by device, since one of two missing replicas of a part may be worth nothing
 alone. The session waits for the k of the highest value, until its time is over or the replies that have arrived make
 the rest not worth it; then it decides again. If no k has a positive value, the answer is fused from S.
+
+**Stragglers.** Without a price of time, the wait ends early for one reason: most students have answered, the rest is
+later by ``patience_s``, a tenth of the deadline, and a(S with the rest) − a(S) is at most ``early_loss``. A node that
+is found late is a straggler until one of its replies comes with those of the others; meanwhile nothing waits for it at
+all, if the loss allows, so that a straggler costs its patience once and not in every request. If the loss forbids it,
+the session waits on, but the next batch need not wait for it (``prompt_done``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from math import inf
 from typing import Protocol
 
@@ -65,6 +72,19 @@ class SessionPolicy(Protocol):
         """The last latencies of a node."""
         ...
 
+    @property
+    def stragglers(self) -> AbstractSet[str]:
+        """Nodes that are known to be later than the others."""
+        ...
+
+    def fell_behind(self, node: str) -> None:
+        """A node is much later than the others."""
+        ...
+
+    def cheap(self, mask: int, missing: int) -> bool:
+        """Whether an answer of ``mask`` loses at most ``early_loss`` without ``missing``."""
+        ...
+
     def hedge_after_s(self, node: str) -> float:
         """How long a node may be silent before a replica is also asked."""
         ...
@@ -95,13 +115,19 @@ class Session:
         early: whether it ended while a node might still have answered in time.
         hedges: number of nodes asked in place of a slow or failed one.
         look_at: when to decide again if nothing arrives.
-        eager: whether decisions may depend on the time of single replies; otherwise only on the last of them.
+        eager: whether decisions may depend on the time of single replies; otherwise only on the last of them, as long
+            as no reply is later than another one by ``patience_s``.
+        prompt_done: whether only stragglers are missing.
+        prompt_at: when the last of the other nodes had answered, if so.
     """
 
     __slots__ = (
         "_below_quorum",
         "_chance",
+        "_heard",
         "_hung",
+        "_majority",
+        "_patient_until",
         "_policy",
         "_spares",
         "_until",
@@ -115,6 +141,8 @@ class Session:
         "early",
         "hedges",
         "look_at",
+        "prompt_at",
+        "prompt_done",
         "waiting",
     )
 
@@ -135,8 +163,10 @@ class Session:
         self.answered = self.hedges = 0
         self.done, self.early = not ask, False
         self._until, self._wanted, self._chance = -inf, 0, 0.0  # the last decision to wait
+        self._majority, self._heard = len(ask) // 2 + (len(ask) > 2), False
+        self._patient_until, self.prompt_at, self.prompt_done = inf, now, False
         # With replicas also because the next node to ask depends on the calls under way.
-        self.eager = below_quorum or policy.replicated or policy.config.accuracy_per_ms > 0
+        self.eager = below_quorum or policy.replicated or policy.config.accuracy_per_ms > 0 or bool(policy.stragglers)
         if self.eager:
             self._look(now)
 
@@ -148,6 +178,7 @@ class Session:
         """
         if self.waiting.pop(node, None) is None:
             return False
+        self._heard = True
         bit = self._policy.bits.get(node, 0)
         fused = ok and bool(bit) and not self.answered & bit
         if fused:
@@ -184,14 +215,17 @@ class Session:
         if self.timed_out(now):
             self.done = True
             return ()
-        if not self.eager:
-            return ()
-        more = self._hedge(now) if self._spares else ()
-        # If every student has one node, the last reply has set ``done``.
-        if (self._below_quorum or self._policy.replicated) and not self._missing():
-            self.done = True
-        else:
-            self._look(now)
+        more, self.look_at = tuple[str, ...](), self.deadline_at
+        if self.eager:
+            more = self._hedge(now) if self._spares else ()
+            # If every student has one node, the last reply has set ``done``.
+            if (self._below_quorum or self._policy.replicated) and not self._missing():
+                self.done = True
+            else:
+                self._look(now)
+        if self._heard or more or now >= self._patient_until - EPSILON_S:
+            self._mind_stragglers(now, bool(more))
+        self.look_at = min(self.look_at, self._patient_until)
         return more
 
     def _missing(self) -> bool:
@@ -235,6 +269,33 @@ class Session:
                 self.done = self.early = True
             elif self._until < self.look_at:
                 self.look_at = self._until
+
+    def _mind_stragglers(self, now: float, asked_more: bool) -> None:
+        """Finds out whether only stragglers are missing, and ends the wait if the answer loses little without them."""
+        if self._heard or asked_more:
+            if not self.prompt_done:
+                self.prompt_at = now
+            self._heard = False
+        policy, config, answered = self._policy, self._policy.config, self.answered
+        count = answered.bit_count()
+        if self.done or self._below_quorum or self._spares or count < max(config.quorum, self._majority):
+            return
+        bits = policy.bits
+        late = [node for node in self.waiting if bits.get(node, 0) & ~answered and node not in self._hung]
+        if not all(node in policy.stragglers for node in late):
+            patient_until = self.prompt_at + config.patience_s
+            if now < patient_until - EPSILON_S:
+                if not now < self._patient_until <= patient_until:  # an earlier look sets the timer less often
+                    self._patient_until = patient_until
+                return
+            for node in late:
+                policy.fell_behind(node)
+        self._patient_until, self.prompt_done = inf, True
+        missing = 0
+        for node in late:
+            missing |= bits[node]
+        if not config.accuracy_per_ms and policy.cheap(answered, missing):
+            self.done = self.early = True
 
     def _worth_waiting(self, now: float) -> bool:
         """Whether to keep waiting: for the devices of the last decision, or for those of a new one."""

@@ -1,0 +1,89 @@
+"""Throughput with slow nodes and with greedy clients, as ratios within one run.
+
+The machine is shared, so no number of requests a second is a guarantee. Periods with the fault and periods of
+comparison alternate, each of some seconds, and the sums of both are compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import storm
+from nonn.client import Client
+
+__all__ = ["DELAYS_S", "rate", "straggler"]
+
+DELAYS_S = (0.2, 0.3, 0.9)  # of a node's replies, at a deadline of one second
+PERIOD_S = 3.0
+SETTLE_S = 1.0  # until the cluster has found out about the fault, or a node is back in use
+
+
+def period(client: Client, inputs: NDArray[Any], concurrency: int, seconds: float) -> list[storm.Record]:
+    """Requests of so many clients for some seconds."""
+    until = time.monotonic() + seconds
+    return storm.load(client, inputs, concurrency, lambda number: time.monotonic() < until)
+
+
+def rate(records: list[storm.Record]) -> float:
+    """Answers a second."""
+    answered = sum(record.answer is not None for record in records)
+    return answered / (records[-1].done_s - min(record.asked_s for record in records))
+
+
+def straggler(
+    site: storm.Site,
+    client: Client,
+    inputs: NDArray[Any],
+    node: int,
+    *,
+    concurrency: int,
+    rounds: int = 2,
+    delays_s: Sequence[float] = DELAYS_S,
+) -> dict[str, Any]:
+    """Answers a second with one node slow, compared with the same node dead.
+
+    The requests at the start of the fault count towards latencies and failures, as in a real cluster.
+
+    Args:
+        site: cluster with a proxy before each node.
+        client: client of its aggregator.
+        inputs: samples.
+        node: node that is slow, or dead.
+        concurrency: number of clients.
+        rounds: periods of each kind for each delay.
+        delays_s: delays of the node's replies.
+
+    Returns:
+        Ratio and 99th percentile for each delay, and the number of failed requests.
+    """
+
+    def measured(inject: Callable[[bool], object]) -> list[storm.Record]:
+        inject(True)
+        records = period(client, inputs, concurrency, PERIOD_S)
+        inject(False)
+        time.sleep(SETTLE_S)
+        period(client, inputs, concurrency, SETTLE_S)
+        return records
+
+    def slow(delay_s: float, on: bool) -> None:
+        site.proxies.change(node, lambda proxy: setattr(proxy, "delay_s", delay_s if on else 0.0))
+
+    figures: dict[str, Any] = {"straggler_ratio": {}, "straggler_p99_ms": {}, "straggler_failed": 0}
+    for delay_s in delays_s:
+        rates: dict[str, list[float]] = {"slow": [], "dead": []}
+        latency_s: list[float] = []
+        for _ in range(rounds):
+            records = measured(partial(slow, delay_s))
+            rates["slow"].append(rate(records))
+            latency_s += [record.done_s - record.asked_s for record in records]
+            figures["straggler_failed"] += sum(record.answer is None for record in records)
+            rates["dead"].append(rate(measured(partial(site.inject, node, "kill"))))
+        figures["straggler_ratio"][str(delay_s)] = sum(rates["slow"]) / sum(rates["dead"])
+        figures["straggler_p99_ms"][str(delay_s)] = 1e3 * float(np.percentile(latency_s, 99))
+    return figures
