@@ -117,6 +117,13 @@ def test_a_study_of_one_device_has_no_parity() -> None:
         METHODS["parity"].applied_to(load_experiment(None, ["devices.count=1", "partition.parts=1"]), 0, ())
 
 
+@pytest.mark.parametrize("row", ["parity", "rocoin"])
+def test_a_row_of_fewer_students_needs_devices_that_see_the_whole_input(row: str) -> None:
+    views = load_experiment(None, ["devices.view=split", "devices.count=4", "partition.parts=4"])
+    with pytest.raises(ConfigError, match=f"row '{row}' of the study: its students need the whole input"):
+        METHODS[row].applied_to(views, 0, ())
+
+
 def test_absent_features_are_imputed_by_their_conditional_mean(runs: Path) -> None:
     row = Row("imputation", runs)
     ridge: Any = row.space.heads.fit_all(row.trained.teacher.network, row.trained.students.network, ("ridge",))["ridge"]

@@ -90,7 +90,8 @@ class Method:
             fold: replaces ``data.test_groups``.
 
         Raises:
-            ConfigError: a change names an unknown key or gives it a value of the wrong type.
+            ConfigError: a change names an unknown key or gives it a value of the wrong type, or the method needs
+                devices that all see the whole input.
         """
         tree = dataclasses.asdict(experiment)
         tree["experiment"]["seed"] = seed
@@ -100,7 +101,13 @@ class Method:
             override(tree, text)
         if method.shared:  # one student per part is trained; its copies are added when the row is evaluated
             tree["devices"]["count"] = tree["partition"]["parts"]
-        # With fewer devices, the classes, views and failout groups are still those of all devices.
+        devices = experiment.devices
+        if tree["devices"]["count"] != devices.count and (devices.view != "all" or devices.views):
+            raise ConfigError(
+                f"row '{method.name}' of the study: its students need the whole input; remove it from study.rows, or "
+                "devices.view and devices.views"
+            )
+        # With fewer devices, the classes and failout groups are still those of all devices.
         return from_mapping(Experiment, tree, source=f"row '{method.name}' of the study", rules=False)
 
 

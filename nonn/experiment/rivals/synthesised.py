@@ -32,21 +32,23 @@ def build(space: Workspace, trained: Trained) -> Rival:
     features = torch.from_numpy(training_features(space, students))
     mean, sd = features.mean(0), features.std(0) + 1e-6
     device_of = torch.repeat_interleave(torch.arange(fusion.num_devices), torch.tensor(fusion.widths))  # [D]
-    x, width = (features - mean) / sd, len(device_of)
+    x, width = ((features - mean) / sd).to(space.device), len(device_of)
     generator = torch.Generator().manual_seed(space.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(space.seed)
-        network = nn.Sequential(nn.Linear(2 * width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, width))
+        network = nn.Sequential(nn.Linear(2 * width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, width)).to(x.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=_LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * -(-len(x) // _BATCH))
     for _ in range(_EPOCHS):
         for batch in torch.split(torch.randperm(len(x), generator=generator), _BATCH):
-            there = sample_answering("stratified", len(batch), fusion.num_devices, 0.0, generator)[:, device_of].float()
-            error = (network(torch.cat([x[batch] * there, there], dim=1)) - x[batch]).square() * (1 - there)
+            there = sample_answering("stratified", len(batch), fusion.num_devices, 0.0, generator)[:, device_of].to(x)
+            given = x[batch.to(x.device)]
+            error = (network(torch.cat([given * there, there], dim=1)) - given).square() * (1 - there)
             optimizer.zero_grad()
             (error.sum() / (1 - there).sum().clamp_min(1)).backward()
             optimizer.step()
             schedule.step()
+    network.cpu()
 
     @torch.no_grad()
     def answer(arrived: Features) -> FloatArray:
