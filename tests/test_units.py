@@ -25,6 +25,7 @@ from nonn_device.node import StudentModel
 
 from nonn.bundle import Bundle
 from nonn.client import Client
+from nonn.errors import CredentialsError
 from nonn.telemetry.systemd import Watchdog
 from tests.fleets import members
 from tests.serving import TIMEOUT_S, run, until, until_async
@@ -86,6 +87,35 @@ def test_a_unit_limits_restarts_and_watches_its_process() -> None:
         assert "TMPDIR=/var/tmp" in found["Environment"][0]
 
 
+def test_units_read_the_folder_of_certificates_itself_and_only_their_group_may(tmp_path: Path) -> None:
+    """Copies of ``LoadCredential=`` stay as they were at the start: a revocation would need a restart."""
+    for unit in UNITS:
+        found = settings_of(unit)
+        assert "LoadCredential" not in found
+        assert "--tls %E/nonn/tls " in found["ExecStart"][0]
+        assert found.get("SupplementaryGroups", ["nonn-tls"]) == ["nonn-tls"]
+        assert ("SupplementaryGroups" in found) is (unit.parent == PI)
+    if shutil.which("systemd-sysusers") is None or os.geteuid():
+        pytest.skip("systemd-sysusers and systemd-tmpfiles as root (Debian: apt-get install systemd)")
+    for kind in ("sysusers", "tmpfiles"):
+        (tmp_path / f"etc/{kind}.d").mkdir(parents=True)
+        shutil.copy(PI / f"nonn-tls.{kind}", tmp_path / f"etc/{kind}.d/nonn-tls.conf")
+    for name in ("passwd", "group"):
+        (tmp_path / "etc" / name).write_text("root:x:0:0::/root:/bin/sh\n" if name == "passwd" else "root:x:0:\n")
+    folder = tmp_path / "etc/nonn/tls"
+    folder.mkdir(parents=True)
+    for name in ("identity.pem", "ca.pem", "revoked.json"):
+        (folder / name).touch(0o600)
+    for command in (("systemd-sysusers",), ("systemd-tmpfiles", "--create")):
+        done = subprocess.run([*command, f"--root={tmp_path}", "nonn-tls.conf"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "etc/group").read_text().splitlines()
+    group = next(int(line.split(":")[2]) for line in lines if line.startswith("nonn-tls:"))
+    for path, mode in ((folder, 0o750), *((folder / name, 0o640) for name in ("identity.pem", "ca.pem"))):
+        stat = path.stat()
+        assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o777) == (0, group, mode), path
+
+
 # The lines in them, started as systemd would.
 
 
@@ -125,7 +155,7 @@ def started(unit: Any, folder: Any, tls: Any, variables: Any, watchdog_s: float 
     folder.mkdir()
     found, notified = settings_of(unit), Notified(folder)
     line = found["ExecStart"][0]
-    for specifier, value in (("%d", tls), ("%E/nonn/tls", tls), ("%S", folder), ("%h/.local/share/nonn/bin", "BIN")):
+    for specifier, value in (("%E/nonn/tls", tls), ("%S", folder), ("%h/.local/share/nonn/bin", "BIN")):
         line = line.replace(specifier, str(value))
     line = line.replace("/opt/nonn/bin", "BIN").replace("BIN", str(Path(sys.executable).parent))
     for name, value in variables.items():
@@ -191,6 +221,33 @@ class Hanging:
     def run(self, batch: Any) -> Any:
         assert self.go_on.wait(TIMEOUT_S)
         return np.zeros((len(batch), WIDTH), np.float32)
+
+
+def test_a_unit_refuses_a_certificate_that_is_revoked_while_it_runs(bundle: Bundle, tmp_path: Path) -> None:
+    inventory = tmp_path / "fleet.toml"
+    inventory.write_text('[aggregators.hosts.main]\nansible_host = "127.0.0.1"\n[nodes.hosts.a]\n')
+    assert run("nonn", "fleet", "init", inventory).returncode == 0
+    certs, tls = tmp_path / "certs", tmp_path / "etc/nonn/tls"
+    shutil.copytree(certs / "aggregator/main", tls)  # what the unit reads, as the playbook copies it
+    variables = {"NONN_BUNDLE": str(bundle.path), "NONN_OPTIONS": "--port 0"}
+    with started(UNITS[1], tmp_path / "m", tls, variables) as (aggregator, _):
+        address = json.loads(aggregator.stdout.readline())["address"].replace("0.0.0.0", "127.0.0.1")
+        client = shutil.copytree(certs / "client/operator", tmp_path / "client")
+        with Client(address, TIMEOUT_S, tls=client) as allowed:
+            allowed.metadata()
+            assert run("nonn", "certs", "revoke", "client", "operator", "--dir", certs).returncode == 0
+            copied = shutil.copy(certs / "revoked.json", tls / ".new")
+            Path(copied).rename(tls / "revoked.json")
+
+            def refused() -> bool:
+                try:
+                    allowed.metadata()
+                except CredentialsError:
+                    return True
+                return False
+
+            until(refused)
+        assert aggregator.poll() is None
 
 
 def test_the_watchdog_is_not_fed_while_the_student_hangs_though_the_loop_lives(bundle: Bundle, tmp_path: Path) -> None:
@@ -285,7 +342,9 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     )
     identity = prefix / "etc/nonn/tls/identity.pem"
     assert identity.read_bytes() == (tmp_path / "certs/node/kitchen/identity.pem").read_bytes()
-    assert identity.stat().st_mode & 0o777 == 0o600
+    assert identity.stat().st_mode & 0o777 == 0o640
+    assert (prefix / "etc/sysusers.d/nonn-tls.conf").read_bytes() == (PI / "nonn-tls.sysusers").read_bytes()
+    assert (prefix / "etc/tmpfiles.d/nonn-tls.conf").read_bytes() == (PI / "nonn-tls.tmpfiles").read_bytes()
     assert (prefix / "etc/systemd/system/nonn-device.service").read_bytes() == UNITS[0].read_bytes()
     assert (prefix / "opt/nonn/bin/nonn-device").exists()
     again = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
