@@ -25,7 +25,7 @@ from nonn.experiment.summary import summarise
 from nonn.fusion import RidgePerSet, gram
 from nonn.reliability.subsets import members
 from nonn.report.plots import study_plot
-from nonn.report.study import heads_markdown, short_markdown, short_table, study_text
+from nonn.report.study import heads_markdown, ladder_table, short_markdown, short_table, study_text
 from nonn.report.study_document import Study
 from nonn.report.table import percent
 from tests.toys import TINY
@@ -207,6 +207,9 @@ def test_diversity_is_that_of_the_answers_of_single_devices(finished: tuple[Path
     assert alone.disagreement is not None
     assert shared.disagreement < alone.disagreement  # two of six pairs run the same student
     assert "disagreement" in study_text(finished[1])
+    ridge = next(row for row in finished[1].rows if row.method == "jeong-4" and row.head == "ridge")
+    line = next(line for line in ladder_table(finished[1]).cells() if line[0] == alone.title)
+    assert line[-2:] == [percent(ridge.disagreement or 0), f"{ridge.error_correlation:.2f}"]
     older = dataclasses.replace(
         finished[1],
         rows=tuple(dataclasses.replace(row, disagreement=None, error_correlation=None) for row in finished[1].rows),

@@ -36,7 +36,8 @@ def study_markdown(study: Study) -> str:
         f"# Study: {study.experiment}\n\n{_title(study)}; {epochs}. Last epoch, test split, means over all sets of "
         f"surviving devices and over seeds.{state}\n\n"
         f"## Each method with the head that it serves\n\nDisagreement and error correlation are those of two "
-        f"devices that answer by themselves, mean over all pairs.\n\n{as_markdown(ladder_table(study))}\n\n"
+        f"devices that answer by themselves, through the ridge head or the method's fusion if it has none; mean over "
+        f"all pairs.\n\n{as_markdown(ladder_table(study))}\n\n"
         f"## Every head on the same students\n\nA star marks the head that the method serves.\n\n"
         f"{as_markdown(heads_table(study))}\n\nCode version {study.code_version}; {machine}.\n"
     )
@@ -62,6 +63,8 @@ def short_table(study: Study) -> Table:
 def ladder_table(study: Study) -> Table:
     """Accuracy by the number of failed devices, mean and worst subset, and the cost of an answer."""
     own = [row for row in study.rows if row.own]
+    # The answers of single devices: of the ridge head, which is fitted to single devices in every row that has it.
+    alone = {row.method: row for row in study.rows if row.own} | {r.method: r for r in study.rows if r.head == "ridge"}
     count = len(study.rows[0].sd)
     rows = []
     for row in own:
@@ -70,7 +73,7 @@ def ladder_table(study: Study) -> Table:
             for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
         }
         flat = {"method": row.title, "head": row.head, "params": row.params, "bytes": row.bytes_per_answer}
-        rows.append(flat | cells | _pairs(row))
+        rows.append(flat | cells | _pairs(alone[row.method]))
     several = len(study.rows[0].by_run) > 1
 
     def cell(value: tuple[float, float, float]) -> str:
