@@ -21,6 +21,7 @@ from nonn.teacher import Teacher
 from nonn.trainer import batches
 from tests.objectives import PARTS, distill, make_students, make_teacher, normalise, raw
 from tests.toys import toy_data
+from tests.training import losses_of
 
 # ---- objectives ------------------------------------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ def test_the_gradient_reaches_every_student_and_nothing_of_the_teacher(
 ) -> None:
     teacher, students = make_teacher(), make_students(kind, parts)
     task = DistillTask(teacher, students, [PARTS[p] for p in parts], DistillConfig(grouped=grouped))
-    losses = task.losses(raw(), torch.arange(12) % 10, torch.Generator().manual_seed(0))
+    losses = losses_of(task, raw(), torch.arange(12) % 10, torch.Generator().manual_seed(0))
     assert set(losses) == {"ce", "kd", "transfer"}
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in task.module.named_parameters():
@@ -188,7 +189,7 @@ def test_students_trained_together_become_what_they_become_apart() -> None:
         task = DistillTask(teacher, students, PARTS, DistillConfig(grouped=grouped))
         optimizer = torch.optim.SGD(task.module.parameters(), lr=0.01, momentum=0.9)
         for step in range(2):
-            losses = task.losses(raw(), torch.arange(12) % 10, torch.Generator().manual_seed(step))
+            losses = losses_of(task, raw(), torch.arange(12) % 10, torch.Generator().manual_seed(step))
             optimizer.zero_grad()
             torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -214,7 +215,7 @@ def test_the_teacher_runs_once_a_batch_and_keeps_its_statistics(monkeypatch: pyt
     task = DistillTask(teacher, make_students(), PARTS, DistillConfig())
     teacher.register_forward_hook(lambda *_: calls.append(1))
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    task.losses(raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())
+    losses_of(task, raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())
     assert len(calls) == 1
     assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
 
@@ -224,7 +225,7 @@ def test_each_student_is_compared_with_its_own_part() -> None:
     config = distill(transfer=1.0)
     task = DistillTask(teacher, students, PARTS, config)
     with torch.no_grad():
-        got = float(task.losses(raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())["transfer"])
+        got = float(losses_of(task, raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())["transfer"])
         maps = teacher(raw())[0]
         pairs = zip(students.maps(raw()), PARTS, strict=True)
         expected = sum(float(activation_transfer(m, maps[:, p])) for m, p in pairs)
@@ -243,7 +244,7 @@ def test_a_student_learns_from_its_own_share_as_it_would_alone() -> None:
     own = {"on": "device"}
     config = distill(ce=own, kd=own, dkd=own, transfer=1.0, hint=1.0, at=1.0, sp=1.0, rkd=1.0, pkt=1.0, srrl=1.0)
     for made, parts in ((students, PARTS), (alone, PARTS[:1])):
-        losses = DistillTask(teacher, made, parts, config).losses(raw(), torch.arange(12) % 10, torch.Generator())
+        losses = losses_of(DistillTask(teacher, made, parts, config), raw(), torch.arange(12) % 10, torch.Generator())
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     for beside, by_itself in zip(students.students[0].parameters(), alone.students[0].parameters(), strict=True):
         torch.testing.assert_close(beside.grad, by_itself.grad, rtol=1e-4, atol=1e-6)
@@ -262,7 +263,7 @@ def test_maps_of_another_resolution_are_averaged_to_the_students() -> None:
 
     teacher = Teacher(Coarse(), "stage", normalise())
     task = DistillTask(teacher, make_students(), PARTS, DistillConfig())
-    assert torch.isfinite(task.losses(raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())["transfer"])
+    assert torch.isfinite(losses_of(task, raw(), torch.zeros(12, dtype=torch.int64), torch.Generator())["transfer"])
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from nonn.teacher import Teacher, build_teacher
 from nonn.trainer import fit
 from tests.objectives import PARTS, distill, make_students, make_teacher, normalise, raw, total
 from tests.toys import toy_data
+from tests.training import Unchanged, losses_of
 
 LABELS = torch.arange(12) % 10
 
@@ -52,9 +53,9 @@ def test_a_born_again_generation_learns_the_intact_answer_of_the_one_before_and_
         for parameter in previous.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     config = distill("stratified", kd=1.0, transfer=1.0)
-    plain = DistillTask(teacher, students, PARTS, config).losses(raw(), LABELS, generator())
+    plain = losses_of(DistillTask(teacher, students, PARTS, config), raw(), LABELS, generator())
     task = DistillTask(teacher, make_students(), PARTS, config, previous=previous)
-    again = task.losses(raw(), LABELS, generator())
+    again = losses_of(task, raw(), LABELS, generator())
     assert again["transfer"].item() == plain["transfer"].item()
     assert again["kd"].item() != pytest.approx(plain["kd"].item(), rel=1e-3)
     total(again).backward()  # type: ignore[no-untyped-call]
@@ -64,7 +65,7 @@ def test_a_born_again_generation_learns_the_intact_answer_of_the_one_before_and_
     same = make_students().eval()
     config = distill(kd=1.0)
     task = DistillTask(teacher, same, PARTS, config, previous=make_students())
-    assert task.losses(raw(), LABELS, generator())["kd"].item() == pytest.approx(0, abs=1e-6)
+    assert losses_of(task, raw(), LABELS, generator())["kd"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_generation_trains_through_the_trainer_and_leaves_the_one_before_alone(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_generation_trains_through_the_trainer_and_leaves_the_one_before_alone
     before = {name: t.clone() for name, t in previous.state_dict().items()}
     config = dataclasses.replace(distill("stratified", kd=1.0, srrl=0.01), epochs=6, batch=50, lr=0.05)
     task = DistillTask(make_teacher(), make_students(), PARTS, config, previous=previous)
-    history = fit(task, *toy_data(200, seed=1), config, tmp_path, seed=0, augment=lambda x, _: x.float())
+    history = fit(task, *toy_data(200, seed=1), config, tmp_path, seed=0, augment=Unchanged())
     assert history[-1]["kd"] < history[0]["kd"]
     assert all(torch.equal(t, before[name]) for name, t in previous.state_dict().items())
 
@@ -88,14 +89,14 @@ def test_an_assistant_learns_the_teachers_answers_by_the_objectives_on_whole_ans
     task = AssistantTask(teacher, made, config)
     assert set(task.terms) == {"ce", "kd"}
     assert task.module is made
-    history = fit(task, *toy_data(200, seed=1), config, tmp_path, seed=0, augment=lambda x, _: x.float())
+    history = fit(task, *toy_data(200, seed=1), config, tmp_path, seed=0, augment=Unchanged())
     assert history[-1]["kd"] < 0.7 * history[0]["kd"]
     assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_an_assistant_teaches_students_like_any_teacher() -> None:
     task = DistillTask(assistant(), make_students(), PARTS, distill(kd=1.0, srrl=1.0, lckd=1.0))
-    losses = task.losses(raw(), LABELS, generator())
+    losses = losses_of(task, raw(), LABELS, generator())
     assert all(torch.isfinite(v) for v in losses.values())
 
 

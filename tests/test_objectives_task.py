@@ -24,9 +24,11 @@ from nonn.distill.targets import revise_labels
 from nonn.errors import ConfigError, ShapeError
 from nonn.students import Student
 from nonn.teacher import Normalise, Teacher, make_network, pool
-from nonn.trainer import CHECKPOINT, fit
+from nonn.trainer import fit
+from nonn.trainer.checkpoint import FILE as CHECKPOINT
 from tests.objectives import NAMES, PARTS, distill, make_students, make_teacher, normalise, raw, total, weighted
 from tests.toys import toy_data
+from tests.training import Unchanged, losses_of
 
 LEARNED = {"vid", "crd", "srm", "simreg"}
 LABELS = torch.arange(12) % 10
@@ -42,7 +44,7 @@ def task_of(teacher: Teacher | None = None, **weights: Any) -> DistillTask:
 
 def train(task: DistillTask, folder: Path, epochs: int = 1, **changes: Any) -> list[dict[str, float]]:
     config = dataclasses.replace(task.config, epochs=epochs, batch=24, lr=0.01, **changes)
-    return fit(task, *toy_data(48, seed=1), config, folder, seed=0, augment=lambda x, _: x.float())
+    return fit(task, *toy_data(48, seed=1), config, folder, seed=0, augment=Unchanged())
 
 
 def variants() -> list[Any]:
@@ -86,8 +88,11 @@ def test_students_that_train_together_have_the_losses_of_students_apart(weights:
     config = distill("stratified", **weights)
     with torch.no_grad():
         apart, together = (
-            DistillTask(make_teacher(), make_students(), PARTS, dataclasses.replace(config, grouped=grouped)).losses(
-                raw(), LABELS, generator()
+            losses_of(
+                DistillTask(make_teacher(), make_students(), PARTS, dataclasses.replace(config, grouped=grouped)),
+                raw(),
+                LABELS,
+                generator(),
             )
             for grouped in (False, True)
         )
@@ -155,7 +160,7 @@ def test_parameters_of_objectives_start_from_the_seed_and_leave_other_draws_alon
 def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> None:
     weights: dict[str, Any] = {name: 1.0}
     task = task_of(**weights)
-    total(task.losses(raw(), LABELS, generator())).backward()  # type: ignore[no-untyped-call]
+    total(losses_of(task, raw(), LABELS, generator())).backward()  # type: ignore[no-untyped-call]
     for parameter_name, parameter in task.students.students.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert float(parameter.grad.abs().sum()) > 0, parameter_name
@@ -169,7 +174,7 @@ def test_a_weight_rises_linearly_over_its_warm_up() -> None:
     seen = []
     for progress in (0.0, 0.125, 0.25, 0.5, 0.9):
         task.progress = progress
-        losses = task.losses(raw(), LABELS, generator())
+        losses = losses_of(task, raw(), LABELS, generator())
         seen.append((losses["kd"].item(), losses["ce"].item()))
     full = seen[-1][0]
     assert [kd for kd, _ in seen] == pytest.approx([0.0, full / 4, full / 2, full, full], rel=1e-5)
@@ -178,7 +183,7 @@ def test_a_weight_rises_linearly_over_its_warm_up() -> None:
 
 
 def test_before_the_trainer_says_how_far_it_is_weights_are_whole() -> None:
-    losses = [task_of(kd={"warm_up": w}).losses(raw(), LABELS, generator())["kd"].item() for w in (0.0, 0.9)]
+    losses = [losses_of(task_of(kd={"warm_up": w}), raw(), LABELS, generator())["kd"].item() for w in (0.0, 0.9)]
     assert losses[0] == losses[1] > 0
 
 
@@ -306,7 +311,7 @@ def test_own_answers_are_those_of_a_fusion_where_only_that_device_answered() -> 
 
     task.terms["mutual"] = dataclasses.replace(term, compute=watched)
     with torch.no_grad():
-        task.losses(raw(), LABELS, generator())
+        losses_of(task, raw(), LABELS, generator())
         features = task.students.features(raw())
         for i, own in enumerate(seen[0].device_logits):
             answered = torch.zeros(12, 4, dtype=torch.bool)
@@ -316,7 +321,7 @@ def test_own_answers_are_those_of_a_fusion_where_only_that_device_answered() -> 
 
 def test_partial_logits_of_the_parts_and_the_bias_are_the_teachers_answer() -> None:
     task = task_of(srrl=1.0)
-    task.losses(raw(), LABELS, generator())
+    losses_of(task, raw(), LABELS, generator())
     with torch.no_grad():
         maps, logits = task.teacher(raw())
         pieces = [pool(maps[:, part]) @ w.T for part, w in zip(PARTS, task._classifier, strict=True)]
@@ -342,7 +347,7 @@ class Odd(nn.Module):
 def test_partial_logits_are_refused_where_they_do_not_sum_to_the_answer(weights: dict[str, Any]) -> None:
     task = task_of(teacher=Teacher(Odd(), "stage", normalise()), **weights)
     with pytest.raises(ConfigError, match="one linear layer over the mean"):
-        task.losses(raw(), LABELS, generator())
+        losses_of(task, raw(), LABELS, generator())
 
 
 def test_the_classifier_is_found_by_what_it_explains_and_not_by_its_shape() -> None:
@@ -370,20 +375,20 @@ def test_layers_of_a_wide_residual_network_are_its_stem_and_the_ends_of_its_stag
 def test_no_hook_is_left_behind(name: str) -> None:
     weights: dict[str, Any] = {name: 1.0}
     task = task_of(**weights)
-    task.losses(raw(), LABELS, generator())
+    losses_of(task, raw(), LABELS, generator())
     hooks = [len(m._forward_hooks) for network in (task.students, task.teacher) for m in network.modules()]
     assert sum(hooks) == 1  # the teacher's own, for its final stage
 
 
 def test_lipschitz_kd_takes_the_layers_that_both_networks_have() -> None:
     task = task_of(teacher=Teacher(Odd(), "stage", normalise()), lckd=1.0)
-    assert torch.isfinite(task.losses(raw(), LABELS, generator())["lckd"])
+    assert torch.isfinite(losses_of(task, raw(), LABELS, generator())["lckd"])
 
 
 def test_a_stem_of_another_width_than_the_students_cannot_have_its_flow_compared() -> None:
     task = task_of(teacher=Teacher(Odd(), "stage", normalise()), fsp=1.0)
     with pytest.raises(ShapeError, match="lckd compares layers of any widths"):
-        task.losses(raw(), LABELS, generator())
+        losses_of(task, raw(), LABELS, generator())
 
 
 @pytest.mark.parametrize("weights", [{n: 0.05} for n in NAMES if n != "at"], ids=lambda w: next(iter(w)))
@@ -394,7 +399,7 @@ def test_sensor_windows_train_too(weights: dict[str, Any]) -> None:
     members = [Student("wrn-10-1", (2, 16), 32, layer) for _ in range(2)]
     students = Students(members, FusionLayer("zero-fill", [32] * 2, (0, 1), 5))
     task = DistillTask(teacher, students, [range(32), range(32, 64)], distill(**weights))
-    losses = task.losses(torch.randn(6, 2, 16), torch.arange(6) % 5, generator())
+    losses = losses_of(task, torch.randn(6, 2, 16), torch.arange(6) % 5, generator())
     assert all(torch.isfinite(v) for v in losses.values())
 
 
@@ -470,7 +475,7 @@ def test_groups_reach_the_answering_sets_of_training() -> None:
     config = dataclasses.replace(distill("groups", ce=1.0), failout_groups=((0, 1), (2, 3)), p_group=0.5, p_failout=0.0)
     task, seen = DistillTask(make_teacher(), make_students(), PARTS, config), []
     task.students.fusion.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
-    task.losses(raw(200), torch.zeros(200, dtype=torch.int64), generator())
+    losses_of(task, raw(200), torch.zeros(200, dtype=torch.int64), generator())
     survivors = seen[0].sum(dim=1)
     assert set(survivors.tolist()) == {1, 2, 4}  # 1: both groups gone, and one device stands in
     two = seen[0][survivors == 2]

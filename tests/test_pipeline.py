@@ -217,12 +217,13 @@ def test_the_same_seed_gives_the_same_weights_even_after_a_kill_in_the_middle(
     for item in TINY:
         command += ["--set", item]
     killer = (
-        "import os, signal, sys, nonn.trainer as t\n"
-        "original = t._checkpoint\n"
+        "import os, signal, sys\n"
+        "from nonn.trainer import checkpoint as t\n"
+        "original = t.save\n"
         "def checkpoint(path, *rest):\n"
         "    original(path, *rest)\n"
         "    if 'students' in str(path) or len(rest[-1]) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "t._checkpoint = checkpoint\n"
+        "t.save = checkpoint\n"
         "from nonn.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch.nn import functional
 from nonn.cli import main
 from nonn.config import TrainingConfig
 from nonn.threads import assign_cores, limit_spinning, pinned_threads
-from nonn.trainer import batches, fit
+from nonn.trainer import Target, batches, fit
 from tests.toys import toy_data
+from tests.training import Unchanged
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 several_cores = pytest.mark.skipif(CPUS < 2, reason="needs Linux and two processors")
@@ -156,7 +157,12 @@ class _ConvolutionTask:
         self.progress = 0.0
         self.processors: set[frozenset[int]] = set()
 
-    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {}
+
+    def losses(
+        self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
+    ) -> dict[str, Tensor]:
         self.processors.add(frozenset(os.sched_getaffinity(0)))
         return {"ce": functional.cross_entropy(self.module(inputs), labels)}
 
@@ -164,7 +170,7 @@ class _ConvolutionTask:
 def _train(folder: Path) -> _ConvolutionTask:
     task, (inputs, labels) = _ConvolutionTask(), toy_data(128, seed=1)
     config = TrainingConfig(epochs=2, batch=32, bf16="off")
-    fit(task, inputs, labels, config, folder, seed=0, augment=lambda x, _: x.float())
+    fit(task, inputs, labels, config, folder, seed=0, augment=Unchanged())
     return task
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from nonn.config import TrainingConfig
 from nonn.errors import DataError
-from nonn.trainer import epoch_generator, fit, learning_rate, use_bf16
+from nonn.trainer import Target, epoch_generator, fit, learning_rate, use_bf16
 from tests.toys import toy_data
 
 CONFIG = TrainingConfig(epochs=4, batch=32, lr=0.05, bf16="off")
@@ -29,18 +30,31 @@ class LinearTask:
         self.progress = 1.0
         self.seen: list[float] = []
 
-    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"noise": torch.randn(batch, 1, 8, 8, generator=generator)}
+
+    def losses(
+        self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
+    ) -> dict[str, Tensor]:
         if self.left is not None:
             if not self.left:
                 raise KeyboardInterrupt
             self.left -= 1
         self.seen.append(self.progress)
-        noisy = inputs + torch.randn(inputs.shape, generator=generator)
-        return {"ce": functional.cross_entropy(self.module(noisy), labels)}
+        return {"ce": functional.cross_entropy(self.module(inputs + draws["noise"]), labels)}
 
 
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    return x.float() + 4 * torch.rand(len(x), 1, 1, 1, generator=generator)
+class Brighter:
+    """An augmentation that adds a random brightness to every image."""
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
+        return {"brightness": 4 * torch.rand(shape[0], 1, 1, 1, generator=generator)}
+
+    def apply(self, inputs: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        return inputs.float() + draws["brightness"]
+
+
+augment = Brighter()
 
 
 def train(folder: Path, config: TrainingConfig = CONFIG, stop_at: int | None = None, seed: int = 0) -> LinearTask:

@@ -34,6 +34,7 @@ from nonn.teacher import Normalise
 from nonn.teacher.zoo import make_network
 from tests.reports import check_report
 from tests.serving import running_node
+from tests.training import losses_of
 
 UNITS, CHANNELS, STEPS, PEOPLE, ACTIVITIES, WINDOWS = 5, 9, 40, 4, 5, 12
 VIEWS = tuple(tuple(range(9 * i, 9 * i + 9)) for i in range(UNITS))
@@ -255,7 +256,7 @@ def test_the_row_of_units_trains_each_as_if_it_were_alone(small: Experiment, tmp
     teacher = Workspace(small, tmp_path).networks.teacher()
     task = DistillTask(teacher, made, [range(4)] * UNITS, config)
     x, y = torch.randn(16, 45, STEPS), torch.randint(ACTIVITIES, (16,))
-    losses = task.losses(x, y, torch.Generator().manual_seed(0))
+    losses = losses_of(task, x, y, torch.Generator().manual_seed(0))
     assert set(losses) == {"ce"}
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     joint: Any = task.module["students"]

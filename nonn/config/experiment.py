@@ -128,6 +128,7 @@ class TrainingConfig:
     label_smoothing: Annotated[Share, "share of the target that is spread over all classes"] = 0.0
     ema: Annotated[Probability, "decay per step of the exponential moving average of the weights; 0 is off"] = 0.0
     bf16: Annotated[Literal["auto", "on", "off"], "bfloat16 autocast; auto: if the processor supports it"] = "auto"
+    captured: Annotated[bool, "on a GPU, steps are recorded once as a CUDA graph and replayed"] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +224,15 @@ class DistillConfig(TrainingConfig):
     grouped: Annotated[
         bool, "students train as one network of grouped convolutions if that is faster; false: never"
     ] = True
+    compiled: Annotated[
+        bool, "students train as separate networks that torch.compile has fused; only worth it on a GPU"
+    ] = False
+    teacher_views: Annotated[
+        Whole,
+        "augmentations stored for each training sample with the teacher's answers, so that the teacher runs once for "
+        "all epochs and methods; 0: new augmentations, and the teacher in every step",
+    ] = 0
+    failout_draws: Annotated[Count, "subsets drawn for every sample of a batch; the loss is their mean"] = 1
     failout: Annotated[
         Literal["none", "independent", "stratified", "groups"],
         "devices dropped in training: none, each one independently, to a uniform number of survivors (stratified), or "

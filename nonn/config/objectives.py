@@ -43,6 +43,7 @@ class LogitConfig(ObjectiveConfig):
         "fused: logits of a sampled subset of devices; device: of each device alone; both: the sum of these two; "
         "partial: the contribution of a device's part of the teacher's filters to the teacher's logits",
     ] = "fused"
+    device_weight: Annotated[NotNegative, "both, device: weight of the logits of each device alone"] = 1.0
 
     @staticmethod
     def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 Inputs and outputs have raw values: normalisation is the network's first layer. There is no loop over samples, and bytes
 stay bytes until the end. A generator on the CPU draws all random numbers, so that a seed gives the same batches on
-every device.
+every device; drawing (``draw``) and augmenting (``apply``) are separate, so that stored draws repeat a batch.
 
 Prior art: the batched augmentation of airbench (Jordan 2024, arXiv 2404.00498); cutout is DeVries and Taylor 2017,
 arXiv 1708.04552.
@@ -11,6 +11,7 @@ arXiv 1708.04552.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from numpy.typing import ArrayLike
@@ -56,11 +57,38 @@ class Augment:
         self._std = torch.as_tensor(std, dtype=torch.float32)
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Augments a batch.
+        """Augments a batch with new random numbers: ``apply`` of ``draw``."""
+        draws = {name: value.to(inputs.device) for name, value in self.draw(inputs.shape, generator).items()}
+        return self.apply(inputs, draws)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
+        """The random numbers of one batch, by option; the first axis of each is the batch.
+
+        Args:
+            shape: of the batch, [B, C, H, W] or [B, C, T].
+            generator: a generator on the CPU; equal states give equal results.
+        """
+        batch, axes = shape[0], shape[2:]
+        draws: dict[str, Tensor] = {}
+        if self.flip:
+            draws["flip"] = torch.randint(2, (batch, 1, 1, 1), generator=generator, dtype=torch.bool)
+        if self.crop:
+            draws["crop"] = torch.randint(2 * self.crop + 1, (len(axes), batch), generator=generator).T
+        if self.rotate:
+            draws["rotate"] = torch.randn((batch, shape[1] // self.unit, 3), generator=generator)
+        if self.noise:
+            draws["noise"] = torch.randn(tuple(shape), generator=generator)
+        if self.cutout:
+            corners = [torch.randint(length, (batch, 1), generator=generator) for length in axes]
+            draws["cutout"] = torch.cat(corners, dim=1)
+        return draws
+
+    def apply(self, inputs: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        """Augments a batch with given random numbers.
 
         Args:
             inputs: images [B, C, H, W] or windows [B, C, T], of uint8 or float32, on any device; not modified.
-            generator: a generator on the CPU; equal states give equal results.
+            draws: result of ``draw`` for as many inputs, on their device.
 
         Returns:
             float32 of the same shape on the same device; ``inputs`` itself if it is float32 and no option is set.
@@ -71,19 +99,17 @@ class Augment:
         """
         self._check(inputs)
         if self.flip:
-            mirrored = torch.randint(2, (len(inputs), 1, 1, 1), generator=generator, dtype=torch.bool)
-            inputs = torch.where(mirrored.to(inputs.device), inputs.flip(-1), inputs)
+            inputs = torch.where(draws["flip"], inputs.flip(-1), inputs)
         if self.crop:
-            inputs = _shift(inputs, self.crop, generator)
+            inputs = _shift(inputs, self.crop, draws["crop"])
         outputs = inputs.to(torch.float32)
         if self.rotate:
-            outputs = _turn(outputs, self.rotate, self.unit, generator)
+            outputs = _turn(outputs, self.rotate * draws["rotate"])
         per_channel = (-1, *[1] * (inputs.ndim - 2))
         if self.noise:
-            noise = torch.randn(inputs.shape, generator=generator).to(inputs.device)
-            outputs = outputs + noise * (self.noise * self._std.to(inputs.device)).view(per_channel)
+            outputs = outputs + draws["noise"] * (self.noise * self._std.to(inputs.device)).view(per_channel)
         if self.cutout:
-            mask = _square(inputs, self.cutout, generator)
+            mask = _square(inputs, self.cutout, draws["cutout"])
             outputs = torch.where(mask, self._mean.to(inputs.device).view(per_channel), outputs)
         return outputs
 
@@ -104,13 +130,13 @@ class Augment:
             raise ConfigError(f"data.crop = {self.crop}: must be less than the input, {list(inputs.shape[2:])}")
 
 
-def _shift(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def _shift(inputs: Tensor, most: int, shifts: Tensor) -> Tensor:
     """Moves each sample by −most … most along each axis after the channels; edges are reflected.
 
     Args:
         inputs: [B, C, H, W] or [B, C, T].
         most: less than any of H, W or T.
-        generator: a generator on the CPU.
+        shifts: 0 … 2·most for each sample and axis [B, axes].
     """
     batch, device = len(inputs), inputs.device
     windows = inputs
@@ -121,36 +147,34 @@ def _shift(inputs: Tensor, most: int, generator: torch.Generator) -> Tensor:
     # A view of all (2·most + 1)² shifts costs nothing; choosing one per sample copies rows, not single pixels.
     for axis in range(2, inputs.ndim):
         windows = windows.unfold(axis, inputs.shape[axis], 1)  # finally [B, C, shifts, shifts, H, W]
-    shifts = torch.randint(2 * most + 1, (inputs.ndim - 2, batch), generator=generator).to(device)
-    return windows[(torch.arange(batch, device=device), slice(None), *shifts)]
+    rows: tuple[Tensor | slice, ...] = (torch.arange(batch, device=device), slice(None), *shifts.unbind(1))
+    return windows[rows]
 
 
-def _turn(windows: Tensor, spread: float, unit: int, generator: torch.Generator) -> Tensor:
+def _turn(windows: Tensor, angles: Tensor) -> Tensor:
     """Rotates each unit of each window.
 
     Args:
         windows: [B, C, T]; the channels of a unit are groups of x, y, z.
-        spread: standard deviation of the angle about each axis, in radians.
-        unit: number of channels of a unit.
-        generator: a generator on the CPU.
+        angles: about each axis, in radians [B, units, 3].
     """
     batch, channels, length = windows.shape
-    angles = spread * torch.randn((batch, channels // unit, 3), generator=generator).to(windows.device)
+    units = angles.shape[1]
     # The matrix exponential of the skew-symmetric matrix of an axis-angle vector is its rotation (Rodrigues).
     x, y, z = angles.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(*x.shape, 3, 3)
     turns = torch.linalg.matrix_exp(skew)  # [B, units, 3, 3]
-    vectors = windows.view(batch, channels // unit, unit // 3, 3, length)
+    vectors = windows.view(batch, units, channels // units // 3, 3, length)
     return torch.einsum("buij,busjt->busit", turns, vectors).reshape(windows.shape)
 
 
-def _square(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """True inside one square per sample [B, 1, H, W], clipped at the border."""
+def _square(images: Tensor, side: int, centres: Tensor) -> Tensor:
+    """True inside one square per sample [B, 1, H, W] around its centre [B, 2], clipped at the border."""
     inside = []
-    for length in images.shape[2:]:
-        start = torch.randint(length, (len(images), 1), generator=generator) - side // 2
-        place = torch.arange(length)
+    for axis, length in enumerate(images.shape[2:]):
+        start = centres[:, axis, None] - side // 2
+        place = torch.arange(length, device=images.device)
         inside.append((place >= start) & (place < start + side))
     rows, columns = inside
-    return (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
+    return rows[:, None, :, None] & columns[:, None, None, :]

@@ -19,7 +19,7 @@ passes are computed once for all heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from nonn.fusion.calibration import fit_temperatures
 from nonn.reliability.subsets import all_masks, members, membership
 from nonn.teacher import Teacher
 from nonn.toml import choices
-from nonn.trainer import Augmentation, batches, epoch_generator
+from nonn.trainer import batches, epoch_generator
 
 __all__ = ["KINDS", "HeadFitter", "choose_ridge", "held_out_accuracy"]
 
@@ -63,7 +63,7 @@ class HeadFitter:
     train: Split
     held_out: Split
     seed: int
-    augment: Augmentation
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
     device: str = "cpu"
 
     def fit(self, teacher: Teacher, students: Students) -> Head:

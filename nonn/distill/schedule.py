@@ -11,7 +11,7 @@ time: ``distill.objectives.mutual``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from nonn.config import DistillConfig
 from nonn.distill.objectives import Batch, Term, build_terms
 from nonn.errors import ConfigError
 from nonn.teacher import Teacher
+from nonn.trainer import Target
 
 __all__ = ["AssistantTask", "Step", "plan"]
 
@@ -88,10 +89,22 @@ class AssistantTask:
             raise ConfigError("distill.assistants: an assistant learns from answers; give ce, kd or dkd a weight")
         self.progress = 1.0
 
-    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named, weighted losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
-        with torch.no_grad():
-            _, teacher_logits = self.teacher.to(inputs.device)(inputs)
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Nothing is random."""
+        return {}
+
+    def losses(
+        self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
+    ) -> dict[str, Tensor]:
+        """Named, weighted losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised.
+
+        ``nonn.trainer.Task`` describes the arguments.
+        """
+        if target is None:
+            with torch.no_grad():
+                _, teacher_logits = self.teacher.to(inputs.device)(inputs)
+        else:
+            teacher_logits = target.logits
         _, logits = self.module(inputs)
         nothing: Sequence[Tensor] = ()
         batch = Batch(labels, logits, teacher_logits, nothing, nothing, progress=self.progress)

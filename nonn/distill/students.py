@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from nonn.bundle.views import select_view
@@ -12,7 +13,7 @@ from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
 from nonn.students.grouped import of_one_architecture
 
-__all__ = ["JointStudents", "Students"]
+__all__ = ["CompiledStudents", "JointStudents", "Students"]
 
 
 class Students(nn.Module):
@@ -85,3 +86,33 @@ class JointStudents(nn.Module):
         individual = students.individual()
         for members, grouped in zip(self._members, self.groups, strict=True):
             cast("GroupedStudents", grouped).copy_to([individual[i] for i in members])
+
+
+class CompiledStudents(nn.Module):
+    """The students as separate networks, each a few fused kernels.
+
+    torch.compile fuses normalisation, activation and addition, which are most of the memory traffic of small networks.
+    Students of one architecture share the compiled code.
+
+    Args:
+        students: the students; shared, not copied.
+    """
+
+    def __init__(self, students: Students) -> None:
+        super().__init__()
+        self.all = students
+        self.fusion = students.fusion
+        self._run = torch.compile(_run, dynamic=False)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
+        return self.maps_and_features(x)[0]
+
+    def maps_and_features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
+        pairs = [self._run(student, select_view(x, student.view)) for student in self.all.individual()]
+        return [maps for maps, _ in pairs], [features for _, features in pairs]
+
+
+def _run(student: Student, x: Tensor) -> tuple[Tensor, Tensor]:
+    return student.maps_and_features(x)

@@ -1,7 +1,8 @@
 """Training task of the students: the losses of all students and their fusion, minimised jointly.
 
-The teacher runs once per batch and is not part of the trained module. Students are separate networks, built one by
-one: a test excludes an accidentally shared trunk (one deep copy outside of the loop), which occurs in public code.
+The teacher runs once per batch, or not at all if its answers are stored, and is not part of the trained module.
+Students are separate networks, built one by one: a test excludes an accidentally shared trunk (one deep copy outside of
+the loop), which occurs in public code.
 Parameters of objectives are trained next to the students, never inside them.
 """
 
@@ -19,8 +20,10 @@ from nonn.distill.failout import sample_answering
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
 from nonn.distill.probes import classifier_weight, tapped
-from nonn.distill.students import JointStudents, Students
-from nonn.teacher import Teacher
+from nonn.distill.students import CompiledStudents, JointStudents, Students
+from nonn.errors import ConfigError
+from nonn.teacher import Teacher, pool
+from nonn.trainer import Target
 
 __all__ = ["DistillTask"]
 
@@ -65,25 +68,56 @@ class DistillTask:
             self.terms = build_terms(config, [len(f) for f in filters])
         self._needs: frozenset[str] = frozenset().union(*(term.needs for term in self.terms.values()))
         # Objectives that look into a student need it as an individual network.
-        joint = config.grouped and "student_taps" not in self._needs
-        self._learners: Students | JointStudents = JointStudents(students) if joint else students
+        if "student_taps" in self._needs:
+            self._learners: Students | JointStudents | CompiledStudents = students
+        elif config.compiled:
+            self._learners = CompiledStudents(students)
+        else:
+            self._learners = JointStudents(students) if config.grouped else students
         self.module = nn.ModuleDict({"students": self._learners, "auxiliaries": auxiliaries(self.terms)})
         self.progress = 1.0
         self._classifier: list[Tensor] = []
 
-    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named, weighted losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
-        teacher_maps, teacher_logits, teacher_taps = self._teach(inputs)
-        maps, features, taps = self._study(inputs)
-        c = self.config
-        answered = sample_answering(
-            c.failout, len(inputs), len(maps), c.p_failout, generator, groups=c.failout_groups, p_group=c.p_group
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The devices that answer each sample, ``answered`` [R, B, N] for R subsets of each, on the CPU."""
+        c, devices = self.config, len(self.filters)
+        rows = sample_answering(
+            c.failout,
+            c.failout_draws * batch,
+            devices,
+            c.p_failout,
+            generator,
+            groups=c.failout_groups,
+            p_group=c.p_group,
         )
-        fused = self._learners.fusion(features, answered.to(inputs.device))
-        parts = [teacher_maps.index_select(1, f.to(inputs.device)) for f in self.filters]
+        return {"answered": rows.view(c.failout_draws, batch, devices)}
+
+    def losses(
+        self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
+    ) -> dict[str, Tensor]:
+        """Named, weighted losses of a batch; their sum is minimised.
+
+        Args:
+            inputs: raw values [B, C, …].
+            labels: [B].
+            draws: result of ``draw``.
+            target: stored answers of the teacher; objectives then compare mean activations, not maps.
+
+        Raises:
+            ConfigError: an objective needs more of the teacher than its stored answers.
+        """
+        if target is None:
+            teacher_maps, teacher_logits, teacher_taps = self._teach(inputs)
+        else:
+            teacher_maps, teacher_logits, teacher_taps = self._recall(inputs, target)
+        maps, features, taps = self._study(inputs)
+        if target is not None:
+            maps = [pool(m)[(..., *[None] * (m.ndim - 2))] for m in maps]
+        fused = [self._learners.fusion(features, answered) for answered in draws["answered"]]
+        parts = [teacher_maps.index_select(1, f) for f in self._filters_on(inputs.device)]
         batch = Batch(
             labels,
-            fused.float(),
+            torch.cat(fused).float(),
             teacher_logits,
             maps,
             [pool_to(t, m.shape[2:]) for t, m in zip(parts, maps, strict=True)],
@@ -106,14 +140,34 @@ class DistillTask:
         teacher = self.teacher.to(inputs.device)
         with self._tapping([teacher.network]) as taps:
             maps, logits = teacher(inputs)
+        return maps, self._answers(inputs, maps, logits), taps[0] if taps else None
+
+    @torch.no_grad()
+    def _recall(self, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor, None]:
+        """The same from stored answers; the maps are mean activations, with spatial axes of length 1."""
+        if "teacher_taps" in self._needs:
+            raise ConfigError(
+                "distill.teacher_views: fsp and lckd compare the teacher's earlier layers, which are not stored; "
+                "set teacher_views = 0, or the weights of fsp and lckd to 0"
+            )
+        maps = target.pooled[(..., *[None] * (inputs.ndim - 2))]
+        return maps, self._answers(inputs, maps, target.logits), None
+
+    def _answers(self, inputs: Tensor, maps: Tensor, logits: Tensor) -> Tensor:
+        """The logits to learn from: the teacher's, or those of the previous generation."""
         if "classifier" in self._needs and not self._classifier:
-            weight = classifier_weight(teacher, maps, logits)
-            self._classifier = [weight.index_select(1, f.to(weight.device)) for f in self.filters]
+            weight = classifier_weight(self.teacher, maps, logits)
+            self._classifier = [weight.index_select(1, f.to(weight.device)).to(inputs.device) for f in self.filters]
         if self.previous is not None:
             features = self.previous.to(inputs.device).features(inputs)
             everyone = torch.ones(len(inputs), len(features), dtype=torch.bool, device=inputs.device)
             logits = self.previous.fusion(features, everyone).float()
-        return maps, logits, taps[0] if taps else None
+        return logits
+
+    def _filters_on(self, device: torch.device) -> list[Tensor]:
+        """The filters of each device, copied to the device of the batch once."""
+        self.filters = [f.to(device) for f in self.filters]
+        return self.filters
 
     def _study(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor], Sequence[Mapping[str, Tensor]]]:
         """The students' maps [B, C_j, …], sent features [B, d_i] and earlier layers, N of each."""

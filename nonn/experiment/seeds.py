@@ -11,6 +11,7 @@ stream           purpose
 ``4, a``         weights of assistant a
 ``5, g``         initial parameters of the objectives of generation g
 ``6``            training of a parity student; its weights are those of generation 9001
+``7``            stored augmentations with the teacher's answers
 ``100 + a``      training of assistant a
 ===============  ===================================================================
 """

@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from nonn.config import DistillConfig
 from nonn.distill import DistillTask, Students
+from nonn.distill.answers import TeacherAnswers, ask
 from nonn.distill.schedule import AssistantTask, Step, plan
 from nonn.documents import to_json
 from nonn.errors import DataError
@@ -35,8 +36,8 @@ from nonn.students import grouping_pays
 from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
 from nonn.trainer import batches
 
-__all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs", "train",
-           "train_assistants", "train_students", "train_teacher"]  # fmt: skip
+__all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs",
+           "stored_answers", "train", "train_assistants", "train_students", "train_teacher"]  # fmt: skip
 
 FORMAT = 1  # increased when a stage's files change so that older ones must not be used again
 STUDENTS_FORMAT = 2  # the same, for results of distillation
@@ -150,11 +151,43 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
             load_weights(assistant, file)
         else:
             task = AssistantTask(teacher.network, assistant, config)
-            space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}")
+            answers = stored_answers(space, teacher)
+            space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}", answers)
             _save(assistant, file)
             stage.finish()
         teacher = TrainedTeacher(assistant.eval(), stage)
     return teacher
+
+
+def stored_answers(space: Workspace, teacher: TrainedTeacher) -> TeacherAnswers | None:
+    """The teacher's answers to ``distill.teacher_views`` augmentations of each training sample; None for 0.
+
+    Every method, seed and student family reads the same ones.
+
+    Raises:
+        ConfigError: the augmentation cannot be stored.
+        DataError: the file is damaged.
+    """
+    config, train = space.experiment.distill, space.data.train
+    if not config.teacher_views:
+        return None
+    inputs = {
+        "format": FORMAT,
+        "teacher": teacher.stage.key,
+        "data": space.data.fingerprint(),
+        "augment": _without(space.experiment.data, "path"),
+        "views": config.teacher_views,
+        "bf16": config.bf16,
+    }
+    stage = open_stage(space.root, "answers", inputs)
+    file = stage.folder / "answers.safetensors"
+    if not stage.done:
+        seed = seed_of(space.seed, 6)
+        answers = ask(teacher.network, train.inputs, space.augment, config, seed=seed, device=space.device)
+        answers.save(file)
+        stage.finish()
+        space.progress.say(f"teacher's answers to {config.teacher_views} views of {len(train):,} samples stored")
+    return TeacherAnswers.load(file, len(train), config.teacher_views)
 
 
 def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
@@ -244,7 +277,7 @@ def _generation(
     seed = seed_of(space.seed, 5, number)
     task = DistillTask(teacher.network, students, filters, distill, previous=earlier, seed=seed)
     title = f"{step.name} {config.devices.count} × {'/'.join(dict.fromkeys(networks.sizing.models))}"
-    space.fit(task, config.distill, stage, 3 + 1000 * number, title)
+    space.fit(task, config.distill, stage, 3 + 1000 * number, title, stored_answers(space, teacher))
     task.finish()
     _save(students, file)
     stage.finish()
@@ -256,19 +289,38 @@ def distillation_inputs(config: DistillConfig) -> dict[str, Any]:
 
     Options that 0.1 does not have are left out at their defaults.
     """
-    tree = dataclasses.asdict(config)
+    tree = _without_defaults(dataclasses.asdict(config))
     for objective in tree["objectives"].values():
         if objective.get("on") == "device":
             objective["on"] = "own"
-        for newer in ("only_wrong", "pooled"):
-            if objective.get(newer) is False:
-                del objective[newer]
     return tree
 
 
 def _without(config: Any, key: str) -> dict[str, Any]:
     """A configuration as a mapping, without options that do not change the result."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k != key}
+    return _without_defaults({k: v for k, v in dataclasses.asdict(config).items() if k != key})
+
+
+# Options that 0.1 did not have, with the values at which a result is that of 0.1; how steps are executed does not
+# change a result.
+_LATER: dict[str, Any] = {
+    "teacher_views": 0,
+    "failout_draws": 1,
+    "device_weight": 1.0,
+    "only_wrong": False,
+    "pooled": False,
+    "captured": ...,
+    "compiled": ...,
+}
+
+
+def _without_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without later options at their defaults, so that stages that finished before are recognised."""
+    return {
+        key: _without_defaults(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if key not in _LATER or _LATER[key] not in (..., value)
+    }
 
 
 def _save(module: torch.nn.Module, path: Path) -> None:

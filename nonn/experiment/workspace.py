@@ -22,7 +22,7 @@ from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
 from nonn.partition import check_parts, check_takes_sizes
 from nonn.students.devices import resolve_devices
-from nonn.trainer import Task, fit
+from nonn.trainer import Replay, Task, fit
 
 __all__ = ["Workspace", "resolve"]
 
@@ -146,7 +146,9 @@ class Workspace:
         """Opens a stage in this place; see ``open_stage``."""
         return open_stage(self.folder, name, inputs)
 
-    def fit(self, task: Task, config: TrainingConfig, stage: Stage, stream: int, title: str) -> None:
+    def fit(
+        self, task: Task, config: TrainingConfig, stage: Stage, stream: int, title: str, replay: Replay | None = None
+    ) -> None:
         """Trains on the training split.
 
         Args:
@@ -155,6 +157,7 @@ class Workspace:
             stage: stage whose folder has the checkpoint.
             stream: stream of random numbers; see ``nonn.experiment.seeds``.
             title: title of the progress bar.
+            replay: stored augmentations; None for new ones.
         """
         with self.progress.bar(title, config.epochs, "epochs") as tick:
             fit(
@@ -165,6 +168,7 @@ class Workspace:
                 stage.folder,
                 seed=seed_of(self.seed, stream),
                 augment=self.augment,
+                replay=replay,
                 device=self.device,
                 progress=lambda done, _, losses: tick(done, "  ".join(f"{k} {v:.3f}" for k, v in losses.items())),
             )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from nonn.data import Split
 from nonn.teacher.teacher import Teacher
-from nonn.trainer import batches
+from nonn.trainer import Target, batches
 
 __all__ = ["TeacherTask", "measure_accuracy"]
 
@@ -26,8 +28,17 @@ class TeacherTask:
         self.label_smoothing = label_smoothing
         self.progress = 0.0
 
-    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Nothing is random."""
+        return {}
+
+    def losses(
+        self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
+    ) -> dict[str, Tensor]:
+        """Named losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised.
+
+        ``nonn.trainer.Task`` describes the arguments.
+        """
         _, logits = self.module(inputs)
         return {"ce": functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
 

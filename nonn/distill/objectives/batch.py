@@ -16,7 +16,7 @@ class Batch:
 
     Attributes:
         labels: [B].
-        fused: logits of the fused answer [B, K].
+        fused: logits of the fused answers of R sampled subsets [R · B, K], one subset after the other.
         teacher_logits: [B, K].
         student_maps: feature maps of each device after its bridge, N tensors [B, C_j, …].
         teacher_maps: the teacher's filters of each device's part, N tensors [B, C_j, …].

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nonn.config import DistillConfig
-from nonn.config.objectives import DkdConfig, KdConfig
+from nonn.config.objectives import DkdConfig, KdConfig, LogitConfig
 from nonn.distill.objectives import activations, flow, learned, logits, relations
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.targets import revise_labels
@@ -60,32 +60,30 @@ def _objective(name: str, *needs: str) -> Callable[[Build], Build]:
 
 @_objective("ce")
 def _ce(config: DistillConfig, widths: Sequence[int]) -> Compute:
-    on, smoothing = config.objectives.ce.on, config.label_smoothing
-    return lambda b: _sum([logits.cross_entropy(s, b.labels, smoothing) for s, _ in _pairs(on, b)])
+    smoothing = config.label_smoothing
+    return _on_logits(config.objectives.ce, lambda s, _, labels: logits.cross_entropy(s, labels, smoothing))
 
 
 @_objective("kd")
 def _kd(config: DistillConfig, widths: Sequence[int]) -> Compute:
     c = config.objectives.kd
 
-    def compute(batch: Batch) -> Tensor:
-        pairs = _pairs(c.on, batch)
+    def one(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         if c.standardise:
-            pairs = [(logits.standardise(s), logits.standardise(t)) for s, t in pairs]
-        return _sum([logits.kd(s, _target(c, t, batch), c.temperature) for s, t in pairs])
+            student, teacher = logits.standardise(student), logits.standardise(teacher)
+        return logits.kd(student, _target(c, teacher, labels), c.temperature)
 
-    return compute
+    return _on_logits(c, one)
 
 
 @_objective("dkd")
 def _dkd(config: DistillConfig, widths: Sequence[int]) -> Compute:
     c = config.objectives.dkd
 
-    def one(batch: Batch, student: Tensor, teacher: Tensor) -> Tensor:
-        target = _target(c, teacher, batch)
-        return logits.dkd(student, target, batch.labels, c.temperature, c.tckd_weight, c.nckd_weight)
+    def one(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return logits.dkd(student, _target(c, teacher, labels), labels, c.temperature, c.tckd_weight, c.nckd_weight)
 
-    return lambda b: _sum([one(b, s, t) for s, t in _pairs(c.on, b)])
+    return _on_logits(c, one)
 
 
 @_objective("mutual", "device_logits")
@@ -234,22 +232,31 @@ def _on_parts(objective: Callable[[Tensor, Tensor], Tensor]) -> Compute:
     return lambda b: _sum([objective(s, t) for s, t in zip(b.student_maps, b.teacher_maps, strict=True)])
 
 
-def _pairs(on: str, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of student and teacher logits [B, K] over which a logit objective is summed."""
-    if on != "partial":
-        fused = [batch.fused] if on in ("fused", "both") else []
-        alone = batch.device_logits if on in ("device", "both") else ()
-        return [(answer, batch.teacher_logits) for answer in [*fused, *alone]]
-    parts = zip(batch.student_maps, batch.teacher_maps, batch.classifier, strict=True)
-    return [(activations.partial_logits(s, w), activations.partial_logits(t, w)) for s, t, w in parts]
+def _on_logits(config: LogitConfig, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Compute:
+    """A loss of student logits, teacher logits and labels, summed over the answers that ``on`` names."""
+
+    def compute(b: Batch) -> Tensor:
+        if config.on == "partial":
+            parts = zip(b.student_maps, b.teacher_maps, b.classifier, strict=True)
+            pairs = [(activations.partial_logits(s, w), activations.partial_logits(t, w)) for s, t, w in parts]
+            return _sum([loss(s, t, b.labels) for s, t in pairs])
+        losses = []
+        if config.on in ("fused", "both"):
+            subsets = len(b.fused) // len(b.labels)
+            losses.append(loss(b.fused, b.teacher_logits.repeat(subsets, 1), b.labels.repeat(subsets)))
+        if config.on in ("device", "both"):
+            losses += [config.device_weight * loss(s, b.teacher_logits, b.labels) for s in b.device_logits]
+        return _sum(losses)
+
+    return compute
 
 
-def _target(config: KdConfig | DkdConfig, teacher: Tensor, batch: Batch) -> Tensor:
+def _target(config: KdConfig | DkdConfig, teacher: Tensor, labels: Tensor) -> Tensor:
     """The teacher's logits, with label revision if configured."""
     if not config.label_revision:
         return teacher
     eta, only_wrong = config.label_revision, config.only_wrong
-    return revise_labels(teacher, batch.labels, config.temperature, eta, only_wrong=only_wrong)
+    return revise_labels(teacher, labels, config.temperature, eta, only_wrong=only_wrong)
 
 
 def _layers(batch: Batch) -> list[tuple[list[Tensor], list[Tensor]]]:

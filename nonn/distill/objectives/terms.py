@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from nonn.config import DistillConfig
@@ -44,8 +45,10 @@ class Term:
 
     def __call__(self, batch: Batch) -> Tensor:
         """The weighted loss of a batch, a scalar."""
-        share = min(1.0, batch.progress / self.warm_up) if self.warm_up else 1.0
-        return self.weight * share * self.compute(batch)
+        loss = self.weight * self.compute(batch)
+        if not self.warm_up:
+            return loss
+        return loss * torch.as_tensor(batch.progress / self.warm_up).clamp(max=1.0)
 
 
 def build_terms(config: DistillConfig, widths: Sequence[int] = ()) -> dict[str, Term]:

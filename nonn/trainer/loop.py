@@ -11,50 +11,26 @@ is in memory as one tensor and augmented in batches: a loader with workers is th
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from nonn.config import TrainingConfig
 from nonn.errors import DataError
-from nonn.files import atomic_file
 from nonn.threads import pinned_threads
+from nonn.trainer import checkpoint
+from nonn.trainer.step import Augmentation, CapturedStep, Replay, Step, Task, autocast, use_bf16
 
-__all__ = ["Augmentation", "Progress", "Task", "batches", "epoch_generator", "fit", "learning_rate", "tune_allocator"]
+__all__ = ["Progress", "autocast", "batches", "epoch_generator", "fit", "learning_rate", "tune_allocator", "use_bf16"]
 
-CHECKPOINT = "checkpoint.safetensors"
-
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Progress = Callable[[int, int, dict[str, float]], None]  # finished epochs, all epochs, mean losses of the last one
-
-
-class Task(Protocol):
-    """The interface of a training task.
-
-    Attributes:
-        progress: share of finished steps, in [0, 1); set before every step, for objectives that warm up.
-    """
-
-    progress: float
-
-    @property
-    def module(self) -> nn.Module:
-        """Contains every trained parameter, and no other state that changes."""
-        ...
-
-    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named losses of a batch of raw inputs [B, C, …] and labels [B]; their sum is minimised."""
-        ...
 
 
 def fit(
@@ -66,6 +42,7 @@ def fit(
     *,
     seed: int,
     augment: Augmentation,
+    replay: Replay | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
@@ -78,7 +55,8 @@ def fit(
         config: optimiser and schedule.
         folder: folder of the checkpoint, one file that is replaced after every epoch.
         seed: seed of the order, the augmentation and the random draws of the task.
-        augment: (raw batch, generator) → varied raw batch.
+        augment: augmentation of every batch.
+        replay: stored augmentations and answers of the teacher; None augments anew and asks the teacher.
         device: torch device name.
         progress: called after every epoch.
 
@@ -96,38 +74,36 @@ def fit(
     batch = min(config.batch, len(x))
     per_epoch = len(x) // batch
     total = per_epoch * config.epochs
+    captured = config.captured and torch.device(device).type == "cuda"
     optimizer = torch.optim.SGD(
         module.parameters(),
-        lr=config.lr,
+        lr=torch.tensor(config.lr, device=device) if captured else config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
+        fused=captured,
     )
     ema = {k: v.detach().clone() for k, v in module.state_dict().items()} if config.ema else {}
-    history = _resume(folder / CHECKPOINT, module, optimizer, ema)
+    history = checkpoint.resume(folder / checkpoint.FILE, module, optimizer, ema)
+    stored = None if replay is None else replay.to(device)
+    plain = Step(task, x, y, augment, optimizer, config, device, stored)
+    step = CapturedStep(plain) if captured else plain
     for epoch in range(len(history), config.epochs):
         generator = epoch_generator(seed, epoch)
         sums: dict[str, Tensor] = {}  # on the device, since reading a loss at every step would wait for it
         order = torch.randperm(len(x), generator=generator)[: per_epoch * batch].to(device)
         with _pinned(device) as check_threads:
-            for step, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
+            for number, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
                 check_threads()
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step, total)
-                task.progress = step / total
-                varied = augment(x[index], generator)
-                with autocast(config, device):
-                    losses = task.losses(varied, y[index], generator)
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                _average(ema, module, config.ema, step)
+                draws = step.draw(batch, generator)
+                losses = step(index, draws, learning_rate(config, number, total), number / total)
+                _average(ema, module, config.ema, number)
                 for name, loss in losses.items():
-                    sums[name] = sums.get(name, 0.0) + loss.detach().double()
+                    sums[name] = sums.get(name, 0.0) + loss.double()
         history.append({name: float(value) / per_epoch for name, value in sums.items()})
         if not all(math.isfinite(v) for v in history[-1].values()):
             raise DataError(f"epoch {epoch + 1}: the loss is not finite ({history[-1]}); lower the learning rate")
-        _checkpoint(folder / CHECKPOINT, module, optimizer, ema, history)
+        checkpoint.save(folder / checkpoint.FILE, module, optimizer, ema, history)
         if progress is not None:
             progress(epoch + 1, config.epochs, history[-1])
     if ema:
@@ -155,19 +131,6 @@ def learning_rate(config: TrainingConfig, step: int, total: int) -> float:
     if done < warm_up:
         return config.lr * (0.04 + 0.96 * done / warm_up)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
-
-
-def autocast(config: TrainingConfig, device: str) -> AbstractContextManager[Any]:
-    """bfloat16 autocast if it is on, or ``auto`` and fast on this device."""
-    kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=use_bf16(config.bf16, kind))
-
-
-def use_bf16(choice: str, kind: str) -> bool:
-    """Whether to compute in bfloat16; ``auto`` checks for native bfloat16 multiplication."""
-    if choice != "auto":
-        return choice == "on"
-    return kind == "cuda" or bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def batches(inputs: NDArray[Any], device: str = "cpu") -> Iterator[Tensor]:
@@ -216,49 +179,3 @@ def _average(ema: dict[str, Tensor], module: nn.Module, decay: float, step: int)
                 ema[name].lerp_(value, 1 - decay)
             else:
                 ema[name].copy_(value)
-
-
-def _checkpoint(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: dict[str, Tensor],
-    history: list[dict[str, float]],
-) -> None:
-    """Writes weights, momentum, average and history."""
-    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.items()}
-    for name, parameter in module.named_parameters():
-        buffer = optimizer.state[parameter].get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum.{name}"] = buffer
-    with atomic_file(path) as temporary:
-        contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        # Not save_file: its error for a full disk is not an OSError and names no file.
-        temporary.write_bytes(save(contiguous, metadata={"history": json.dumps(history)}))
-
-
-def _resume(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]
-) -> list[dict[str, float]]:
-    """Reads a checkpoint if there is one; returns the history of the finished epochs.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    if not path.exists():
-        return []
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-            history: list[dict[str, float]] = json.loads(file.metadata()["history"])
-    except Exception as exc:  # safetensors raises its own error class for a truncated or foreign file
-        raise DataError(f"{path}: not a readable checkpoint ({exc}); remove it, and training starts again") from exc
-    module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for name in ema:
-        ema[name].copy_(tensors[f"ema.{name}"])
-    for name, parameter in module.named_parameters():
-        if f"momentum.{name}" in tensors:
-            like = torch.empty_like(parameter)
-            optimizer.state[parameter]["momentum_buffer"] = like.copy_(tensors[f"momentum.{name}"])
-    return history
