@@ -206,6 +206,11 @@ class StudentConfig:
         "bridge: the filters of its part; penultimate: the backbone's own features, 64 · width",
     ] = "bridge"
     send_width: Annotated[Whole, "penultimate: features are reduced to this many; 0 sends all"] = 0
+    weights: Annotated[
+        str,
+        "students.safetensors of an earlier run, to start from (distill.epochs = 0: to use as they are); {row} and "
+        "{seed} stand for the row and seed of a study",
+    ] = ""
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""
@@ -220,6 +225,7 @@ class StudentConfig:
 class DistillConfig(TrainingConfig):
     """Objectives and failout of the joint training of all students."""
 
+    epochs: Annotated[Whole, "passes over the training split; 0 needs student.weights"] = 30
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     grouped: Annotated[
         bool, "students train as one network of grouped convolutions if that is faster; false: never"
@@ -389,6 +395,11 @@ class Experiment:
             "devices.count",
             not distill.objectives.mutual.weight or devices.count > 1,
             "distill.objectives.mutual needs at least two devices",
+        )
+        yield (
+            "distill.epochs",
+            distill.epochs or self.student.weights,
+            "0 epochs train nothing; name trained students with student.weights",
         )
         yield "study.folds", not self.study.folds or self.data.group, "data.group must name the array of groups"
 

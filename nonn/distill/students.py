@@ -102,7 +102,8 @@ class CompiledStudents(nn.Module):
         super().__init__()
         self.all = students
         self.fusion = students.fusion
-        self._run = torch.compile(_run, dynamic=False)
+        # Bridges have other widths in every part, and each would be compiled again.
+        self._final = torch.compile(_final, dynamic=False)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
@@ -110,9 +111,10 @@ class CompiledStudents(nn.Module):
 
     def maps_and_features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
-        pairs = [self._run(student, select_view(x, student.view)) for student in self.all.individual()]
+        students = self.all.individual()
+        pairs = [student.bridged(self._final(student, select_view(x, student.view))) for student in students]
         return [maps for maps, _ in pairs], [features for _, features in pairs]
 
 
-def _run(student: Student, x: Tensor) -> tuple[Tensor, Tensor]:
-    return student.maps_and_features(x)
+def _final(student: Student, x: Tensor) -> Tensor:
+    return student.final(x)

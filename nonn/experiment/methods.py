@@ -101,6 +101,8 @@ class Method:
             override(tree, text)
         if method.shared:  # one student per part is trained; its copies are added when the row is evaluated
             tree["devices"]["count"] = tree["partition"]["parts"]
+        named = tree["student"]["weights"]
+        tree["student"]["weights"] = named.replace("{row}", method.name).replace("{seed}", str(seed))
         devices = experiment.devices
         if tree["devices"]["count"] != devices.count and (devices.view != "all" or devices.views):
             raise ConfigError(

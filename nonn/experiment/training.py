@@ -26,6 +26,7 @@ from nonn.documents import to_json
 from nonn.errors import DataError
 from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
+from nonn.experiment.weights import given_students, partition_of, save_students
 from nonn.experiment.workspace import Workspace
 from nonn.files import atomic_file, sha256_file, write_json
 from nonn.partition import Partition, make_partition
@@ -198,6 +199,7 @@ def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
         DataError: the files of an earlier run are damaged.
     """
     config, sizes = space.experiment, space.networks.sizing.sizes
+    weights = given_students(config.student)
     stage = space.stage(
         "partition",
         {
@@ -207,6 +209,7 @@ def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
             "partition": {"method": config.partition.method, "parts": config.partition.parts},
             "sizes": sizes,
             "seed": space.seed,
+            **({"weights": sha256_file(weights)} if weights else {}),
         },
     )
     if not stage.done:
@@ -215,7 +218,8 @@ def cut_filters(space: Workspace, distillation_teacher: TrainedTeacher) -> Cut:
             chunks = [teacher.activations(x).cpu() for x in batches(space.data.held_out.inputs, space.device)]
         activations = torch.cat(chunks).numpy()
         graph = build_graph(config.graph, activations)
-        made = make_partition(config.partition, graph, space.seed, sizes)
+        made = partition_of(weights) if weights else None
+        made = made or make_partition(config.partition, graph, space.seed, sizes)
         measures = measure(made, graph, correlation(activations))
         write_json(stage.folder / "partition.json", made.to_json() | {"measures": to_json(measures)})
         with atomic_file(stage.folder / "graph.npz") as file, file.open("wb") as target:
@@ -250,6 +254,7 @@ def _generation(
 ) -> TrainedStudents:
     """One generation of students; answers of the previous generation, if any, replace those of the teacher."""
     config, networks = space.experiment, space.networks
+    weights = given_students(config.student)
     stage = space.stage(
         step.name,
         {
@@ -263,6 +268,7 @@ def _generation(
             "distill": distillation_inputs(config.distill),
             "fusion": config.fusion.train,
             "seed": space.seed,
+            **({"weights": sha256_file(weights)} if weights else {}),
         },
     )
     students = networks.students(cut.partition, number)
@@ -275,11 +281,14 @@ def _generation(
     distill = dataclasses.replace(config.distill, grouped=grouped)
     earlier = None if previous is None else previous.network
     seed = seed_of(space.seed, 5, number)
+    if weights:
+        load_weights(students, weights)
     task = DistillTask(teacher.network, students, filters, distill, previous=earlier, seed=seed)
     title = f"{step.name} {config.devices.count} × {'/'.join(dict.fromkeys(networks.sizing.models))}"
-    space.fit(task, config.distill, stage, 3 + 1000 * number, title, stored_answers(space, teacher))
-    task.finish()
-    _save(students, file)
+    if distill.epochs:
+        space.fit(task, distill, stage, 3 + 1000 * number, title, stored_answers(space, teacher))
+        task.finish()
+    save_students(students, cut.partition, file)
     stage.finish()
     return TrainedStudents(students.eval(), stage)
 

@@ -1,17 +1,19 @@
 """The training loop of teacher and students.
 
 SGD with Nesterov momentum, one-cycle or step schedule, bf16 autocast, EMA of the weights, a checkpoint after every
-epoch and exact resume: all randomness of an epoch comes from a generator seeded by (seed, epoch), so a run that was
-killed and resumed gives the same weights, bit for bit, as an uninterrupted one. This requires the same number of
-threads (``OMP_NUM_THREADS``; all cores by default), since another number splits sums differently. The load of the
-machine changes only the time (``nonn.threads``). Checkpoints are safetensors files; there is no pickle. The whole split
-is in memory as one tensor and augmented in batches: a loader with workers is the bottleneck for small images.
+epoch (on a GPU every 20 s) and exact resume: all randomness of an epoch comes from a generator seeded by (seed, epoch),
+so a run that was killed and resumed gives the same weights, bit for bit, as an uninterrupted one. This requires the
+same number of threads (``OMP_NUM_THREADS``; all cores by default), since another number splits sums differently. The
+load of the machine changes only the time (``nonn.threads``). Checkpoints are safetensors files; there is no pickle. The
+whole split is in memory as one tensor and augmented in batches: a loader with workers is the bottleneck for small
+images.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,6 +31,8 @@ from nonn.trainer import checkpoint
 from nonn.trainer.step import Augmentation, CapturedStep, Replay, Step, Task, autocast, use_bf16
 
 __all__ = ["Progress", "autocast", "batches", "epoch_generator", "fit", "learning_rate", "tune_allocator", "use_bf16"]
+
+_CHECKPOINT_S = 20.0  # least time between two checkpoints on a GPU
 
 Progress = Callable[[int, int, dict[str, float]], None]  # finished epochs, all epochs, mean losses of the last one
 
@@ -74,7 +78,11 @@ def fit(
     batch = min(config.batch, len(x))
     per_epoch = len(x) // batch
     total = per_epoch * config.epochs
-    captured = config.captured and torch.device(device).type == "cuda"
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True  # the same shapes in every step
+        torch.set_float32_matmul_precision("high")
+    captured = config.captured and on_gpu
     optimizer = torch.optim.SGD(
         module.parameters(),
         lr=torch.tensor(config.lr, device=device) if captured else config.lr,
@@ -88,6 +96,7 @@ def fit(
     stored = None if replay is None else replay.to(device)
     plain = Step(task, x, y, augment, optimizer, config, device, stored)
     step = CapturedStep(plain) if captured else plain
+    saved = time.monotonic()
     for epoch in range(len(history), config.epochs):
         generator = epoch_generator(seed, epoch)
         sums: dict[str, Tensor] = {}  # on the device, since reading a loss at every step would wait for it
@@ -103,7 +112,10 @@ def fit(
         history.append({name: float(value) / per_epoch for name, value in sums.items()})
         if not all(math.isfinite(v) for v in history[-1].values()):
             raise DataError(f"epoch {epoch + 1}: the loss is not finite ({history[-1]}); lower the learning rate")
-        checkpoint.save(folder / checkpoint.FILE, module, optimizer, ema, history)
+        # An epoch on a GPU may take as long as its checkpoint.
+        if not on_gpu or epoch + 1 == config.epochs or time.monotonic() > saved + _CHECKPOINT_S:
+            checkpoint.save(folder / checkpoint.FILE, module, optimizer, ema, history)
+            saved = time.monotonic()
         if progress is not None:
             progress(epoch + 1, config.epochs, history[-1])
     if ema:
