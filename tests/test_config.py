@@ -15,7 +15,7 @@ from nonn.config import Experiment, load_experiment
 from nonn.config.objectives import ObjectivesConfig
 from nonn.distill.objectives.registry import OBJECTIVES
 from nonn.errors import ConfigError
-from nonn.experiment.training import distillation_inputs
+from nonn.experiment.training import distillation_inputs, stage_inputs
 from nonn.files import digest
 from nonn.toml import from_mapping
 from nonn.toml.listing import Option, as_toml, tables_of
@@ -130,7 +130,7 @@ TABLES = {
 
 @pytest.mark.parametrize("table", TABLES)
 def test_a_finished_run_of_the_defaults_is_recognised(table: str) -> None:
-    inputs = {"distill": distillation_inputs}.get(table, dataclasses.asdict)
+    inputs = {"distill": distillation_inputs, "teacher": stage_inputs}.get(table, dataclasses.asdict)
     assert digest(inputs(getattr(Experiment(), table))).startswith(TABLES[table])
 
 

@@ -37,7 +37,7 @@ from nonn.students import grouping_pays
 from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
 from nonn.trainer import batches
 
-__all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs",
+__all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs", "stage_inputs",
            "stored_answers", "train", "train_assistants", "train_students", "train_teacher"]  # fmt: skip
 
 FORMAT = 1  # increased when a stage's files change so that older ones must not be used again
@@ -120,8 +120,8 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
         "format": FORMAT,
         "seed": space.seed,
         "data": space.data.fingerprint(),
-        "augment": _without(space.experiment.data, "path"),
-        "teacher": _without(config, "weights"),
+        "augment": stage_inputs(space.experiment.data, "path"),
+        "teacher": stage_inputs(config, "weights"),
     }
     if config.weights:
         inputs["weights"] = sha256_file(weights)
@@ -176,7 +176,7 @@ def stored_answers(space: Workspace, teacher: TrainedTeacher) -> TeacherAnswers 
         "format": FORMAT,
         "teacher": teacher.stage.key,
         "data": space.data.fingerprint(),
-        "augment": _without(space.experiment.data, "path"),
+        "augment": stage_inputs(space.experiment.data, "path"),
         "views": config.teacher_views,
         "bf16": config.bf16,
     }
@@ -298,20 +298,14 @@ def distillation_inputs(config: DistillConfig) -> dict[str, Any]:
 
     Options that 0.1 does not have are left out at their defaults.
     """
-    tree = _without_defaults(dataclasses.asdict(config))
+    tree = stage_inputs(config)
     for objective in tree["objectives"].values():
         if objective.get("on") == "device":
             objective["on"] = "own"
     return tree
 
 
-def _without(config: Any, key: str) -> dict[str, Any]:
-    """A configuration as a mapping, without options that do not change the result."""
-    return _without_defaults({k: v for k, v in dataclasses.asdict(config).items() if k != key})
-
-
-# Options that 0.1 did not have, with the values at which a result is that of 0.1; how steps are executed does not
-# change a result.
+# Options that 0.1 did not have, with the values at which a result is that of 0.1. How steps are executed never matters.
 _LATER: dict[str, Any] = {
     "teacher_views": 0,
     "failout_draws": 1,
@@ -323,10 +317,20 @@ _LATER: dict[str, Any] = {
 }
 
 
-def _without_defaults(tree: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without later options at their defaults, so that stages that finished before are recognised."""
+def stage_inputs(config: Any, *without: str) -> dict[str, Any]:
+    """A table of the configuration for the key of a stage, as 0.1 has it, so that finished stages are recognised.
+
+    Args:
+        config: the table.
+        without: options that do not change the result.
+    """
+    return _as_before({k: v for k, v in dataclasses.asdict(config).items() if k not in without})
+
+
+def _as_before(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without later options at their defaults."""
     return {
-        key: _without_defaults(value) if isinstance(value, dict) else value
+        key: _as_before(value) if isinstance(value, dict) else value
         for key, value in tree.items()
         if key not in _LATER or _LATER[key] not in (..., value)
     }
