@@ -183,7 +183,7 @@ def stored_answers(space: Workspace, teacher: TrainedTeacher) -> TeacherAnswers 
     stage = open_stage(space.root, "answers", inputs)
     file = stage.folder / "answers.safetensors"
     if not stage.done:
-        seed = seed_of(space.seed, 6)
+        seed = seed_of(space.seed, 7)
         answers = ask(teacher.network, train.inputs, space.augment, config, seed=seed, device=space.device)
         answers.save(file)
         stage.finish()
