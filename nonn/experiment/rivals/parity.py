@@ -12,6 +12,9 @@ gets the sum of several queries; here all devices see the same input, and what i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +27,7 @@ from nonn.experiment.training import Trained
 from nonn.experiment.workspace import Workspace
 from nonn.fusion.head import Features, FloatArray
 from nonn.students import Student
+from nonn.trainer import Target
 
 __all__ = ["ParityTask", "build"]
 
@@ -38,12 +42,18 @@ class ParityTask:
         parity: as wide as the widest of them.
     """
 
-    progress = 0.0
+    progress: Any = 0.0
 
     def __init__(self, students: Students, parity: Student) -> None:
         self.students, self.module = students.eval().requires_grad_(False), parity
 
-    def losses(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Nothing is random."""
+        return {}
+
+    def losses(
+        self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
+    ) -> dict[str, Tensor]:
         """The squared error, summed over features, in units of their mean square."""
         features = self.students.to(inputs.device).features(inputs)
         target = torch.stack([pad(f, (0, self.module.width - f.shape[1])) for f in features]).sum(dim=0)
