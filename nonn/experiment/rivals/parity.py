@@ -56,9 +56,9 @@ class ParityTask:
     ) -> dict[str, Tensor]:
         """The squared error, summed over features, in units of their mean square."""
         features = self.students.to(inputs.device).features(inputs)
-        target = torch.stack([pad(f, (0, self.module.width - f.shape[1])) for f in features]).sum(dim=0)
-        error = self.module(select_view(inputs, self.module.view)) - target
-        return {"parity": error.square().sum(dim=1).mean() / target.square().mean().clamp_min(1e-12)}
+        total = torch.stack([pad(f, (0, self.module.width - f.shape[1])) for f in features]).sum(dim=0)
+        error = self.module(select_view(inputs, self.module.view)) - total
+        return {"parity": error.square().sum(dim=1).mean() / total.square().mean().clamp_min(1e-12)}
 
 
 def build(space: Workspace, trained: Trained) -> Rival:
