@@ -47,6 +47,8 @@ class ReplyStatus(IntEnum):
     """No request was sent: the node is out after earlier failures."""
     NOT_ASKED = 10
     """No request was sent for another reason, for example to a replica of its student instead."""
+    INCONSISTENT = 11
+    """Its features contradict those of the other devices, and were not fused."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -168,3 +168,63 @@ def test_whatever_happens_requests_can_reach_the_quorum_and_failed_nodes_are_pro
         assert len(policy.session(now).ask) >= 2
     down = {node for node in NODES if policy.state(node) != "up"}
     assert set(policy.probes(now + policy.config.breaker_reset_s)) == down
+
+
+def test_a_quarantined_node_comes_back_only_through_its_test_and_waits_longer_each_time() -> None:
+    policy = policy_of(quarantine_s=10.0)
+    assert policy.on_contradiction("b", 100.0)
+    assert not policy.on_contradiction("b", 100.0)
+    assert policy.state("b") == "out"
+    assert policy.session(100.0).ask == ("a", "c")
+    assert not policy.on_success("b", 0.1, 101.0), "a reply to an earlier request"
+    assert not policy.on_failure("b", 0.1, 101.0)
+    waits, now = [], 100.0
+    for _ in range(4):
+        waits.append(policy.next_probe_s(now))
+        now += waits[-1]
+        assert policy.probes(now) == ("b",)
+        policy.on_probe("b", False, 0.1, now)
+        assert policy.state("b") == "out"
+    assert waits == [10.0, 20.0, 40.0, 80.0]
+    now += 160.0
+    assert policy.probes(now) == ("b",)
+    assert policy.on_probe("b", True, 0.1, now)
+    assert policy.state("b") == "up"
+    policy.on_contradiction("b", now + 1.0)
+    assert policy.next_probe_s(now + 1.0) == 320.0
+
+
+def test_quarantines_are_forgiven_after_a_long_time_and_last_an_hour_at_most() -> None:
+    policy = policy_of(quarantine_s=10.0)
+    policy.on_contradiction("b", 0.0)
+    now = 0.0
+    for _ in range(20):
+        wait = policy.next_probe_s(now)
+        assert wait <= 3600.0
+        now += wait
+        policy.probes(now)
+        policy.on_probe("b", False, 0.0, now)
+    now += 3600.0
+    policy.probes(now)
+    policy.on_probe("b", True, 0.0, now)
+    policy.on_contradiction("b", now + 3600.0 * 10.1)
+    assert policy.next_probe_s(now + 3600.0 * 10.1) == 10.0
+
+
+def test_a_quarantined_node_is_not_asked_below_the_quorum() -> None:
+    policy = policy_of(quorum=2)
+    policy.on_contradiction("b", 0.0)
+    silent(policy, "a", 1.0)
+    silent(policy, "c", 1.0)
+    assert policy.session(1.0).ask == ("a", "c")
+
+
+def test_leaving_does_not_end_a_quarantine() -> None:
+    policy = policy_of(quarantine_s=10.0)
+    policy.on_contradiction("b", 0.0)
+    policy.remove("b")
+    policy.add("b", 1)
+    assert policy.state("b") == "out"
+    assert policy.next_probe_s(1.0) == 9.0
+    policy.add("d", 1)
+    assert policy.state("d") == "up"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,8 +11,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
+from nonn.bundle.known import FILE as KNOWN
+from nonn.bundle.known import draw_inputs
+from nonn.bundle.manifest import CONSISTENCY
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import RidgePerSet, gram
+from nonn.fusion.consistency import fit_consistency
 
 # The digits experiment with everything small: four devices, two parts, two epochs.
 TINY = (
@@ -56,11 +61,16 @@ def toy_data(samples: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int
     return inputs.clip(0, 255).astype(np.uint8), labels.astype(np.int64)
 
 
-def toy_bundle(path: Path, num_devices: int = 8, num_parts: int | None = None) -> Bundle:
-    """A real bundle with random linear students, a ridge head fitted for them, its table and test features."""
+def toy_bundle(
+    path: Path, num_devices: int = 8, num_parts: int | None = None, *, tested: bool = False, width: int = WIDTH
+) -> Bundle:
+    """A real bundle with random linear students, a ridge head fitted for them, its table and test features.
+
+    ``tested`` adds the test of devices against each other, and known inputs.
+    """
     num_parts = num_parts or num_devices
     rng = np.random.default_rng(1)
-    weights = [rng.normal(0, 0.01, (64, WIDTH)).astype(np.float32) for _ in range(num_devices)]
+    weights = [rng.normal(0, 0.01, (64, width)).astype(np.float32) for _ in range(num_devices)]
 
     def features(inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         flat = inputs.reshape(len(inputs), -1).astype(np.float32)
@@ -68,19 +78,26 @@ def toy_bundle(path: Path, num_devices: int = 8, num_parts: int | None = None) -
 
     fit_inputs, fit_labels = toy_data(2000, seed=2)
     sums = gram(np.concatenate(features(fit_inputs), axis=1), 8.0 * np.eye(CLASSES)[fit_labels])
-    head = RidgePerSet(*sums, ridge=1e-4, widths=[WIDTH] * num_devices)
+    head = RidgePerSet(*sums, ridge=1e-4, widths=[width] * num_devices)
     inputs, labels = toy_data(200, seed=3)
     recorded = features(inputs)
     table = enumerate_subsets(head, recorded, labels)
+    further: dict[str, dict[str, NDArray[Any]]] = {}
+    spec = InputSpec(SHAPE, "uint8", (127.0,), (70.0,))
+    if tested:
+        known, test = draw_inputs(spec, 0), fit_consistency(head, features(fit_inputs), features(toy_data(500, 4)[0]))
+        assert test is not None
+        further[CONSISTENCY] = test.to_arrays()
+        further[KNOWN] = {"inputs": known, **{f"device_{i}": f for i, f in enumerate(features(known))}}
     students = tuple(
-        Student(i, i % num_parts, f"students/student-{i}.onnx", "", 64 * WIDTH, 64 * WIDTH, 0, WIDTH)
+        Student(i, i % num_parts, f"students/student-{i}.onnx", "", 64 * width, 64 * width, 0, width)
         for i in range(num_devices)
     )
     manifest = Manifest(
         experiment="toy",
-        input=InputSpec(SHAPE, "uint8", (127.0,), (70.0,)),
+        input=spec,
         classes=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-        parts=tuple(tuple(range(j * WIDTH, (j + 1) * WIDTH)) for j in range(num_parts)),
+        parts=tuple(tuple(range(j * width, (j + 1) * width)) for j in range(num_parts)),
         students=students,
         files={},
         teacher={"model": "prototypes", "params": 640, "macs": 640, "accuracy": 1.0},
@@ -96,5 +113,6 @@ def toy_bundle(path: Path, num_devices: int = 8, num_parts: int | None = None) -
             "fusion.npz": head.to_arrays(),
             "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
             "features.npz": {"labels": labels, **{f"device_{i}": f for i, f in enumerate(recorded)}},
+            **further,
         },
     )

@@ -37,6 +37,8 @@ def missing_nodes(
             reasons[node.id] = reply.status, reply.error
         elif node.id in session.waiting:
             reasons[node.id] = ReplyStatus.NOT_AWAITED, "not waited for: the gain in accuracy is not worth the wait"
+        elif policy.nodes[node.id].breaker.quarantined:
+            reasons[node.id] = ReplyStatus.LEFT_OUT, "in quarantine: its features contradicted the other devices"
         elif failures := policy.nodes[node.id].breaker.failures:
             reasons[node.id] = ReplyStatus.LEFT_OUT, f"left out after {failures} failures in a row"
         elif node.id in policy.stragglers:

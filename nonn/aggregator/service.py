@@ -1,5 +1,7 @@
 """The aggregator: asks nodes, updates its records from their replies, fuses them, and notifies its observers.
 
+Features that contradict those of the other devices are not fused (nonn.aggregator.screening).
+
 A request takes as long as its slowest asked node, and at most the deadline. One failing node never fails a request:
 the features that arrived are fused with the head of exactly that subset, and the answer states the subset and its
 accuracy.
@@ -11,7 +13,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -25,9 +28,11 @@ from nonn.aggregator.monitoring.events import LateEvent, Observer, Observers, Ou
 from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Reply
+from nonn.aggregator.screening import EXCLUDED, QUARANTINED, Screen
 from nonn.aggregator.solver import HeadSolver
 from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
+from nonn.bundle.known import TOLERANCE
 from nonn.errors import ConfigError, InputError
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.background import Background
@@ -89,6 +94,8 @@ class Aggregator:
         self.policy = Policy({node.id: node.student for node in nodes}, config, bundle.table.accuracy.tolist())
         self._fanout = Fanout(nodes, bundle, self._learn, connect, clock)
         self._head, self._solver = bundle.head, HeadSolver(bundle.head)
+        self._screen = Screen(bundle.consistency, config.exclusion_rate)
+        self._random = np.random.default_rng()  # nodes must not know which known inputs they are asked
         self._clock = clock
         self._shape = bundle.manifest.input.shape
         self._waiting: set[asyncio.Event] = set()
@@ -147,6 +154,7 @@ class Aggregator:
         was_ready, before = self.ready, self.policy.state(node_id)
         self.nodes = tuple(node for node in self.nodes if node.id != node_id)
         self.policy.remove(node_id)
+        self._screen.suspicion.forget(node_id)
         self.observers.on_state(StateEvent(self._clock(), node_id, before, "", reason))
         self._changed(was_ready)
         await self._fanout.remove(node_id, self.policy.config.deadline_s)
@@ -216,7 +224,7 @@ class Aggregator:
         """
         start = self._clock()
         session = self.policy.session(start, remaining_s)
-        features, replies = await self._fanout.ask(session, batch, on_prompt)
+        features, replies = self._screened(session, *await self._fanout.ask(session, batch, on_prompt))
         fanout = _Fanout(start, len(batch), num_requests, session, tuple(replies))
         if len(features) < self.policy.config.quorum:
             num_devices = self.bundle.num_devices
@@ -229,6 +237,32 @@ class Aggregator:
             outcome: Outcome = "degraded" if answer.degraded else "ok"
             asyncio.get_running_loop().call_soon(self._tell, fanout, outcome, answer, features)
         return answer
+
+    def _screened(
+        self, session: Session, features: Mapping[int, NDArray[np.float32]], replies: list[Reply]
+    ) -> tuple[Mapping[int, NDArray[np.float32]], list[Reply]]:
+        """Leaves out features that contradict the others, and quarantines nodes that send such features repeatedly."""
+        if not self._screen:
+            return features, replies
+        senders = {
+            reply.node.student: reply.node.id
+            for reply in replies
+            # If two replicas answered, only one is fused.
+            if reply.features is not None and features.get(reply.node.student) is reply.features
+        }
+        screened = self._screen.examine(features, senders, self.policy.roster.quarantined)
+        for student in screened.excluded:
+            session.exclude(student)
+        for node in screened.quarantine:
+            self._note(node, partial(self.policy.on_contradiction, node), QUARANTINED)
+        if screened.excluded:
+            out = {senders[student] for student in screened.excluded}
+            status = ReplyStatus.INCONSISTENT
+            replies = [
+                replace(reply, status=status, features=None, error=EXCLUDED) if reply.node.id in out else reply
+                for reply in replies
+            ]
+        return screened.features, replies
 
     async def _fuse(self, fanout: _Fanout, features: Mapping[int, NDArray[np.float32]]) -> Answer:
         """Builds the answer from the features that have arrived: student → [B, d_i]."""
@@ -294,21 +328,24 @@ class Aggregator:
 
     def _record(self, reply: Reply, *, probe: bool = False, late: bool = False) -> None:
         """Passes an outcome to the policy, and a change of state to the observers."""
-        node, now = reply.node.id, self._clock()
         if not self._fanout.asks(reply.node):
             return  # it left meanwhile
-        before, was_ready = self.policy.state(node), self.ready
+        policy, node, took_s = self.policy, reply.node.id, reply.latency_s
         if probe:
-            changed = self.policy.on_probe(node, reply.ok, reply.latency_s, now)
+            self._note(node, lambda now: policy.on_probe(node, reply.ok, took_s, now), reply.error)
         elif reply.ok:
-            changed = self.policy.on_success(node, reply.latency_s, now, late=late, lag_s=reply.lag_s)
+            self._note(node, lambda now: policy.on_success(node, took_s, now, late=late, lag_s=reply.lag_s))
         else:
             silent = reply.status is ReplyStatus.SILENT
-            changed = self.policy.on_failure(node, reply.latency_s, now, silent=silent)
-        if not changed:
+            self._note(node, lambda now: policy.on_failure(node, took_s, now, silent=silent), reply.error)
+
+    def _note(self, node: str, outcome: Callable[[float], bool], reason: str = "") -> None:
+        """Tells the policy an outcome and the observers a change of state, with its reason."""
+        now, before, was_ready = self._clock(), self.policy.state(node), self.ready
+        if not outcome(now):
             return
         after = self.policy.state(node)
-        self.observers.on_state(StateEvent(now, node, before, after, reply.error))
+        self.observers.on_state(StateEvent(now, node, before, after, reason))
         if after == "out":
             self._fanout.leave_out(node)
         self._changed(was_ready)
@@ -323,10 +360,25 @@ class Aggregator:
                 waiter.set()
 
     async def _probe(self, node_id: str) -> None:
-        """Sends one node a sample of zeros and checks the reply like any other; no client waits for it."""
-        zeros = np.zeros((1, *self._shape), np.uint8)
+        """Sends one node a sample of zeros and checks the reply like any other; no client waits for it.
+
+        In quarantine it must answer known inputs.
+        """
+        record = self.policy.nodes.get(node_id)
+        if record is None:
+            return
+        breaker = record.breaker
+        if breaker.quarantined and not breaker.probing:
+            return  # its test is not due: it came back under the same id
+        known = self.bundle.known if breaker.quarantined else None
+        chosen, batch = known.draw(self._random) if known else (None, np.zeros((1, *self._shape), np.uint8))
         # It waits for the channel, so that a node that has just come up is found before the next probe.
-        reply = await self._fanout.probe(node_id, zeros, self.policy.config.deadline_s)
+        reply = await self._fanout.probe(node_id, batch, self.policy.config.deadline_s)
+        if known and chosen is not None and reply is not None and reply.features is not None:
+            error = known.error(reply.node.student, chosen, reply.features)
+            if error > TOLERANCE:
+                text = f"known inputs: features are off by {error:.2f} of their spread"
+                reply = replace(reply, status=ReplyStatus.INCONSISTENT, features=None, error=text)
         if reply is not None:
             self._record(reply, probe=True)
         self._wake.set()

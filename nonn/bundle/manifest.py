@@ -9,6 +9,8 @@
     accuracy.npz              accuracy of all 2^N subsets of devices: correct counts and sample size
     features.npz              optional: recorded test features and labels, for the simulator
     graph.npz                 optional: the filter graph, for the report
+    consistency.npz           optional: constants of the test of devices against each other, for the aggregator
+    known.npz                 optional: known inputs and the students' features, to test a node
 
 The manifest contains the SHA-256 of every other file, so one hash identifies the whole bundle, even on a node that has
 only its own student. Needs NumPy only, since devices load it.
@@ -31,17 +33,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle.features import FeatureCode
+from nonn.bundle.known import FILE as KNOWN
+from nonn.bundle.known import KnownInputs
 from nonn.bundle.self_contained import check_self_contained
 from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, NonnError
 from nonn.files import atomic_folder, sha256_file
 from nonn.fusion import Head, head_from_arrays
+from nonn.fusion.consistency import Consistency
 from nonn.reliability.subsets import SubsetTable
 
 __all__ = ["SCHEMA", "Bundle", "InputSpec", "Manifest", "Student", "load_bundle", "write_bundle"]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+CONSISTENCY = "consistency.npz"
 DEFAULT_P_FAIL = 0.1
 _NAME = re.compile(r"\w[\w.-]*")  # as in an experiment file: names reach C comments, pages and terminals
 
@@ -232,6 +238,22 @@ class Bundle:
                 f"{self.path}/accuracy.npz: a table of {table.num_devices} devices, not {self.num_devices}"
             )
         return table
+
+    @cached_property
+    def consistency(self) -> Consistency | None:
+        """Test of the devices against each other; None in bundles without one.
+
+        Raises:
+            BundleError: the file does not fit the bundle.
+        """
+        if CONSISTENCY not in self.manifest.files:
+            return None
+        return Consistency(self.arrays(CONSISTENCY), [student.width for student in self.manifest.students])
+
+    @cached_property
+    def known(self) -> KnownInputs | None:
+        """Inputs with known features; None in bundles without them."""
+        return KnownInputs(self.arrays(KNOWN)) if KNOWN in self.manifest.files else None
 
     @cached_property
     def features(self) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
 from nonn.bundle import Student as StudentEntry
+from nonn.bundle.known import FILE as KNOWN
+from nonn.bundle.known import draw_inputs
+from nonn.bundle.manifest import CONSISTENCY
 from nonn.bundle.views import select_view
 from nonn.config import Experiment
 from nonn.distill import Students
@@ -27,6 +30,7 @@ from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
 from nonn.files import atomic_file
 from nonn.fusion import Head
+from nonn.fusion.consistency import fit_consistency
 from nonn.partition import Partition
 from nonn.provenance import code_version
 from nonn.reliability.subsets import SubsetTable
@@ -36,9 +40,10 @@ from nonn.teacher import measure_accuracy
 
 __all__ = ["bundle_students"]
 
-FORMAT = 1  # increased when the bundle changes so that older ones must be built again
+FORMAT = 2  # increased when the bundle changes so that older ones must be built again
 
 _CHECKED = 64  # held-out samples with which every exported student is checked
+_TRAINING = 4096  # training samples that the consistency test is fitted to
 
 
 def bundle_students(space: Workspace, trained: Trained) -> Bundle:
@@ -88,7 +93,9 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
         table = enumerate_subsets(head, exported.features, labels)
         tick(1, f"{len(table.correct):,} × {table.samples:,} samples")
     _check_guarantees(config, table)
-    recorded: dict[str, Mapping[str, NDArray[Any]]] = {}
+    with space.progress.bar("consistency test", 1) as tick:
+        recorded = _tests(space, exported, head)
+        tick(1, "" if CONSISTENCY in recorded else "too few devices, classes or held-out samples")
     if config.export.recorded:
         recorded["features.npz"] = {"labels": labels, **{f"device_{i}": f for i, f in enumerate(exported.features)}}
     return write_bundle(
@@ -103,6 +110,24 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
         },
         {f"students/student-{i}.onnx": s.original for i, s in enumerate(exported.deployed) if s.data != s.original},
     )
+
+
+def _tests(space: Workspace, exported: _Exported, head: Head) -> dict[str, Mapping[str, NDArray[Any]]]:
+    """The test of devices against each other, if there are enough of them, and inputs with known features."""
+    config, data = space.experiment, space.data
+    seed = config.experiment.seed
+    spec = InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist()))
+
+    def features(inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        pairs = zip(exported.deployed, space.networks.views, strict=True)
+        return [served.features(select_view(inputs, view)) for served, view in pairs]
+
+    known = draw_inputs(spec, seed)
+    found: dict[str, Mapping[str, NDArray[Any]]]
+    found = {KNOWN: {"inputs": known, **{f"device_{i}": f for i, f in enumerate(features(known))}}}
+    training = calibration_sample(data.train.inputs, _TRAINING, seed)
+    test = fit_consistency(head, features(training), features(data.held_out.inputs), seed)
+    return found if test is None else found | {CONSISTENCY: test.to_arrays()}
 
 
 def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head) -> Manifest:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["print_live", "print_rows"]
+from nonn_sim.liars import Honest, Lied
+
+__all__ = ["print_liars", "print_live", "print_rows"]
 
 MIN_WIDTH = 120  # in a narrower terminal lines wrap, which is easier to read than wrapped cells
 
@@ -52,6 +55,48 @@ def print_rows(result: dict[str, Any]) -> None:
             _percent(window["accuracy"]),
         )
     console.print(over_time)
+
+
+def print_liars(honest: Honest, rows: Sequence[Lied]) -> None:
+    """A row for each lie, then what the test costs honest devices."""
+    console = Console(soft_wrap=True)
+    console.width = max(console.width, MIN_WIDTH)
+    table = Table(title="accuracy when devices send wrong features")
+    columns = (
+        "lie",
+        "liars",
+        "dead",
+        "without test",
+        "with test",
+        "worst loss",
+        "stated",
+        "caught",
+        "quarantine after",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "lie" else "right")
+    for row in rows:
+        table.add_row(
+            row.lie,
+            str(row.liars),
+            *map(_percent, (row.dead, row.unscreened, row.screened)),
+            f"{100 * row.worst:+.2f}",
+            *map(_percent, (row.stated, row.caught)),
+            "–" if row.first_quarantine is None else f"{row.first_quarantine:,.0f}",
+        )
+    console.print(table)
+    excluded, quarantines = (sum(getattr(row, f"honest_{key}") for row in rows) for key in ("excluded", "quarantines"))
+    console.print(
+        "dead: the liars do not answer; worst loss: in points against dead, of the worst set of liars; caught: lies "
+        "that were not fused; quarantine after: requests until every liar was in quarantine",
+        markup=False,
+    )
+    console.print(f"honest devices next to liars: {excluded} exclusions, {quarantines} quarantines", markup=False)
+    console.print(
+        f"without a lie, {honest.requests:,} requests: {honest.excluded} exclusions, {honest.quarantines} quarantines; "
+        f"the distinct samples support a rate of at most {honest.rate_bound:.1e} (95 % confidence)",
+        markup=False,
+    )
 
 
 def print_live(result: dict[str, Any]) -> None:

@@ -11,6 +11,11 @@ sent at once, so that a node whose link has lost a single message is back within
 ``reset_s`` apart. A node that fails again before it has answered a request waits ``reset_s`` for its next probe. This
 is a circuit breaker (Nygard 2007, Release It!) whose half-open state costs no request.
 
+A node that contradicts the other devices again and again (nonn.reliability.suspicion) is put into *quarantine*: it is
+out, requests do not ask it even below the quorum, and only a probe with known inputs ends that. The first such probe
+comes after ``quarantine_s``; the time doubles with each failed test and each new quarantine, up to an hour. It starts
+again once the node has been up for ten times as long without another quarantine.
+
 A request that was sent before the node came back says nothing about the node now, so its failure is not counted.
 """
 
@@ -21,6 +26,9 @@ from math import inf
 
 __all__ = ["Breaker"]
 
+MAX_QUARANTINE_S = 3600.0
+FORGIVEN_AFTER = 10  # last quarantines without another one
+
 
 @dataclass(slots=True)
 class Breaker:
@@ -29,11 +37,14 @@ class Breaker:
     Attributes:
         limit: failures in a row after which the node is out.
         reset_s: time between probes.
+        quarantine_s: time until the first probe of a quarantine.
         failures: failures in a row so far; 0 is up.
         probe_at: when to probe next; infinity while the node is up.
         probing: whether a probe is under way.
         up_since: when the node last came back.
         proven: whether it has answered a request since then.
+        quarantined: whether only a probe with known inputs brings it back.
+        quarantines: quarantines and failed tests in a row.
     """
 
     limit: int
@@ -43,6 +54,9 @@ class Breaker:
     probing: bool = False
     up_since: float = -inf
     proven: bool = False
+    quarantine_s: float = 10.0
+    quarantined: bool = False
+    quarantines: int = 0
 
     @property
     def state(self) -> str:
@@ -51,12 +65,14 @@ class Breaker:
 
     def on_success(self, now: float) -> bool:
         """A request was answered."""
+        if self.quarantined:
+            return False
         self.proven = True
         return self._close(now) if self.failures else False
 
     def on_failure(self, asked_at: float, now: float, *, silent: bool) -> bool:
         """A request that was sent at ``asked_at`` failed; silence leaves the node out at once."""
-        if asked_at < self.up_since:
+        if asked_at < self.up_since or self.quarantined:
             return False
         self.probe_at = min(self.probe_at, now if self.proven else now + self.reset_s)
         self.proven = False
@@ -65,6 +81,8 @@ class Breaker:
     def on_probe(self, ok: bool, asked_at: float, now: float) -> bool:
         """A probe that was sent at ``asked_at`` has ended. Its silence counts once: it may have had no connection."""
         self.probing = False
+        if self.quarantined:
+            return self._tested(ok, now)
         if ok and self.failures:
             self.proven = False
             return self._close(now)
@@ -74,6 +92,32 @@ class Breaker:
         if self.failures or not stale:
             self.probe_at = now + self.reset_s
         return False if stale else self._count(self.failures + 1)
+
+    def quarantine(self, now: float) -> bool:
+        """The node contradicts the others: out until a probe with known inputs."""
+        if self.quarantined:
+            return False
+        if now - self.up_since > FORGIVEN_AFTER * self._quarantine_s():
+            self.quarantines = 0
+        self.quarantined, self.proven = True, False
+        self._extend(now)
+        return self._count(max(self.failures + 1, self.limit))
+
+    def _tested(self, ok: bool, now: float) -> bool:
+        """A probe with known inputs has ended."""
+        if not ok:
+            self._extend(now)
+            return False
+        self.quarantined = False
+        return self._close(now)
+
+    def _extend(self, now: float) -> None:
+        """Sets the next test, twice as late as the last one."""
+        self.quarantines += 1
+        self.probe_at = now + self._quarantine_s()
+
+    def _quarantine_s(self) -> float:
+        return min(self.quarantine_s * 2.0 ** min(max(self.quarantines - 1, 0), 64), MAX_QUARANTINE_S)
 
     def due(self, now: float) -> bool:
         """Whether to send a probe now."""

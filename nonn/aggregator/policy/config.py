@@ -50,6 +50,17 @@ class PolicyConfig:
         """A node that is this much later than the others is a straggler."""
         return self.deadline_s * STRAGGLER_SHARE
 
+    exclusion_rate: Annotated[
+        float,
+        Range(ge=0, lt=1),
+        "share of requests in which an honest device may be left out because its features contradict the others'; 0 "
+        "turns the test off",
+    ] = 1e-5
+    quarantine_s: Annotated[
+        Positive,
+        "time until a node that contradicted the others again and again is tested with known inputs; doubles each time",
+    ] = 10.0
+
     def __post_init__(self) -> None:
         check(self)
 

@@ -8,6 +8,7 @@ neither asked nor waited for, so a hung node costs one deadline in total.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -26,6 +27,7 @@ HURRY_FACTOR = 10.0
 ROUNDING = 1e-9  # of differences of accuracies
 # A straggler with as many open requests gets no further ones that can be answered without it: it would only queue them.
 STRAGGLER_OPEN = 4
+EXPELLED = 1024  # nodes that left in quarantine and are remembered
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class _Roster:
         below_quorum: whether fewer students are left than the quorum, so that every node is asked.
         all_up: whether all nodes that are asked are up.
         ready: whether as many students as the quorum requires are up.
+        quarantined: nodes in quarantine.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -69,6 +72,7 @@ class _Roster:
     below_quorum: bool
     all_up: bool
     ready: bool
+    quarantined: frozenset[str]
 
 
 class Policy:
@@ -100,17 +104,26 @@ class Policy:
         self.replicated = False
         self.stragglers: set[str] = set()
         self._roster: _Roster | None = None
+        self._expelled: OrderedDict[str, Breaker] = OrderedDict()  # who leaves in quarantine comes back in quarantine
         for node, student in nodes.items():
             self.add(node, student)
 
     def add(self, node: str, student: int) -> None:
-        """Adds a node to the cluster; it is up until its first failure."""
-        breaker = Breaker(self.config.breaker_failures, self.config.breaker_reset_s)
+        """Adds a node to the cluster; it is up until its first failure, unless it left in quarantine."""
+        config = self.config
+        breaker = self._expelled.pop(node, None) or Breaker(
+            config.breaker_failures, config.breaker_reset_s, quarantine_s=config.quarantine_s
+        )
         self.nodes[node], self.bits[node] = NodeRecord(breaker), 1 << student
         self._changed()
 
     def remove(self, node: str) -> None:
-        """Forgets a node."""
+        """Forgets a node, but not a quarantine."""
+        if (breaker := self.nodes[node].breaker).quarantined:
+            breaker.probing = False
+            self._expelled[node] = breaker
+            if len(self._expelled) > EXPELLED:
+                self._expelled.popitem(last=False)
         del self.nodes[node], self.bits[node]
         self.stragglers.discard(node)
         self._changed()
@@ -231,6 +244,11 @@ class Policy:
             return False
         return self._noted(record.breaker.on_failure(now - waited_s, now, silent=silent))
 
+    def on_contradiction(self, node: str, now: float) -> bool:
+        """A node contradicts the others again and again: it goes into quarantine. Result as of ``on_success``."""
+        record = self.nodes.get(node)
+        return record is not None and self._noted(record.breaker.quarantine(now))
+
     def on_probe(self, node: str, ok: bool, latency_s: float, now: float) -> bool:
         """A probe has ended, with a good reply or without; arguments and result as of ``on_success``."""
         record = self.nodes.get(node)
@@ -302,6 +320,7 @@ class Policy:
     def _new_roster(self) -> _Roster:
         """Groups nodes by student and leaves out those that are out."""
         states = {node: self.state(node) for node in self.nodes}
+        quarantined = frozenset(node for node, record in self.nodes.items() if record.breaker.quarantined)
         groups: dict[int, list[str]] = {}
         for node, state in states.items():
             if state != "out":
@@ -310,7 +329,8 @@ class Policy:
         if below_quorum:
             groups = {}
             for node, bit in self.bits.items():
-                groups.setdefault(bit, []).append(node)
+                if node not in quarantined:
+                    groups.setdefault(bit, []).append(node)
         asked = [node for group in groups.values() for node in group]
         up = {self.bits[node] for node, state in states.items() if state == "up"}
         return _Roster(
@@ -320,4 +340,5 @@ class Policy:
             below_quorum=below_quorum,
             all_up=all(states[node] == "up" for node in asked),
             ready=len(up) >= self.config.quorum,
+            quarantined=quarantined,
         )

@@ -189,6 +189,10 @@ class Session:
             self._settle()
         return fused
 
+    def exclude(self, student: int) -> None:
+        """A student's features are not fused after all."""
+        self.answered &= ~(1 << student)
+
     def leave_out(self, node: str) -> None:
         """Stops waiting for a node that another request has found to hang, unless the quorum needs it."""
         if not self._below_quorum and node in self.waiting:

@@ -1,0 +1,219 @@
+"""Nodes that send wrong features: left out of the answer, quarantined, tested with known inputs, taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from nonn_device.node import StudentModel
+
+from nonn.aggregator.inventory import Node
+from nonn.aggregator.monitoring.metrics import code_of
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.service import Aggregator
+from nonn.answer import ReplyStatus
+from nonn.bundle import Bundle
+from nonn.rpc.inference import Result
+from tests.agreement import check_against_offline_fusion
+from tests.fanout import Watcher, student
+from tests.serving import TIMEOUT_S, serving, until_async
+from tests.toys import toy_bundle, toy_data
+
+NUM_DEVICES = 8
+QUICK = PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=0.02)
+
+Change = Callable[[Any], Any]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("liars") / "bundle", num_devices=NUM_DEVICES, tested=True, width=16)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Any:
+    return toy_data(200, seed=3)[0]
+
+
+class Liar:
+    """A student whose features are changed before they are sent."""
+
+    def __init__(self, model: StudentModel) -> None:
+        self._model, self.change = model, None
+
+    change: Change | None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._model.__aexit__(None, None, None)
+
+    async def infer(self, request: Any, remaining_s: float | None) -> Result:
+        result = await self._model.infer(request, remaining_s)
+        if self.change is None:
+            return result
+        return Result({"features": self.change(np.array(result.outputs["features"]))}, result.parameters)
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    bundle: Bundle, config: PolicyConfig = QUICK, watcher: Any = None
+) -> AsyncIterator[tuple[Aggregator, list[Liar]]]:
+    async with contextlib.AsyncExitStack() as stack:
+        liars = [Liar(student(bundle, i)) for i in range(NUM_DEVICES)]
+        addresses = [await stack.enter_async_context(serving(liar)) for liar in liars]
+        nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(addresses)]
+        observers = [watcher] if watcher else []
+        yield await stack.enter_async_context(Aggregator(bundle, nodes, config, observers=observers)), liars
+
+
+def huge(features: Any) -> Any:
+    return np.where(np.arange(features.shape[1]) % 2, 3e38, -3e38).astype(np.float32) + 0 * features
+
+
+def hundredfold(features: Any) -> Any:
+    return 100 * features
+
+
+@pytest.mark.parametrize("lie", [huge, hundredfold])
+def test_lies_of_two_of_eight_are_not_fused_and_the_answer_says_so(bundle: Bundle, inputs: Any, lie: Change) -> None:
+    watcher = Watcher()
+
+    async def scenario() -> Any:
+        async with cluster(bundle, watcher=watcher) as (aggregator, liars):
+            liars[2].change = liars[5].change = lie
+            return await aggregator.infer(inputs[:3])
+
+    answer = asyncio.run(scenario())
+    assert answer.answered.tolist() == [True, True, False, True, True, False, True, True]
+    assert answer.degraded
+    assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
+    assert answer.statuses == {"node-2": ReplyStatus.INCONSISTENT, "node-5": ReplyStatus.INCONSISTENT}
+    assert "contradict" in answer.failures["node-2"]
+    check_against_offline_fusion(bundle, answer, slice(3))
+    codes = {reply.node.id: code_of(reply.status) for reply in watcher.requests[0].replies}
+    assert codes["node-2"] == codes["node-5"] == "INCONSISTENT"
+    assert codes["node-0"] == "OK"
+
+
+def test_honest_nodes_are_fused(bundle: Bundle, inputs: Any) -> None:
+    async def scenario() -> Any:
+        async with cluster(bundle) as (aggregator, _):
+            return [await aggregator.infer(inputs[i : i + 1]) for i in range(50)] + [await aggregator.infer(inputs)]
+
+    assert all(answer.answered.all() for answer in asyncio.run(scenario()))
+
+
+def test_a_repeated_liar_is_quarantined_and_its_test_ends_that_when_it_is_honest_again(
+    bundle: Bundle, inputs: Any
+) -> None:
+    watcher = Watcher()
+
+    async def scenario() -> None:
+        async with cluster(bundle, watcher=watcher) as (aggregator, liars):
+            breaker, policy = aggregator.policy.nodes["node-4"].breaker, aggregator.policy
+            liars[4].change = hundredfold
+            for row in range(100):
+                answer = await aggregator.infer(inputs[row : row + 1])
+                assert not answer.answered[4]
+                if breaker.quarantined:
+                    break
+            assert breaker.quarantined
+            assert policy.state("node-4") == "out"
+            answer = await aggregator.infer(inputs[:1])
+            assert answer.statuses["node-4"] is ReplyStatus.LEFT_OUT
+            assert "quarantine" in answer.failures["node-4"]
+            await until_async(lambda: breaker.quarantines >= 3)  # it fails its tests too
+            assert breaker.quarantined
+            liars[4].change = None
+            await until_async(lambda: not breaker.quarantined)
+            assert (await aggregator.infer(inputs[:1])).answered.all()
+
+    asyncio.run(scenario())
+    states = [(event.node, event.before, event.after) for event in watcher.states]
+    assert states == [("node-4", "up", "out"), ("node-4", "out", "up")]
+    assert "contradict" in watcher.states[0].reason
+
+
+def test_a_node_that_lies_to_its_test_only_stays_in_quarantine(bundle: Bundle, inputs: Any) -> None:
+    async def scenario() -> None:
+        async with cluster(bundle) as (aggregator, liars):
+            breaker = aggregator.policy.nodes["node-1"].breaker
+            aggregator.policy.on_contradiction("node-1", aggregator._clock())
+            liars[1].change = lambda features: features[::-1]  # right answers to other inputs
+            aggregator._wake.set()
+            await until_async(lambda: breaker.quarantines >= 4)
+            assert breaker.quarantined
+
+    asyncio.run(scenario())
+
+
+def test_leaving_and_joining_again_is_no_way_out_of_quarantine(bundle: Bundle, inputs: Any) -> None:
+    config = PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=1000.0)
+
+    async def scenario() -> None:
+        async with cluster(bundle, config) as (aggregator, _):
+            node = aggregator.nodes[3]
+            aggregator.policy.on_contradiction(node.id, aggregator._clock())
+            await aggregator.remove_node(node.id)
+            await aggregator.add_node(node)
+            answer = await aggregator.infer(inputs[:1])
+            assert answer.statuses == {node.id: ReplyStatus.LEFT_OUT}
+
+    asyncio.run(scenario())
+
+
+def test_the_test_can_be_turned_off(bundle: Bundle, inputs: Any) -> None:
+    async def scenario() -> Any:
+        config = PolicyConfig(deadline_s=TIMEOUT_S, exclusion_rate=0.0)
+        async with cluster(bundle, config) as (aggregator, liars):
+            liars[2].change = hundredfold
+            return await aggregator.infer(inputs[:1])
+
+    assert asyncio.run(scenario()).answered.all()
+
+
+def test_a_bundle_without_the_test_serves_as_before(tmp_path: Any, inputs: Any) -> None:
+    plain = toy_bundle(tmp_path / "bundle", num_devices=NUM_DEVICES, width=16)
+    assert plain.consistency is None
+    assert plain.known is None
+
+    async def scenario() -> Any:
+        async with cluster(plain) as (aggregator, liars):
+            liars[2].change = hundredfold
+            return await aggregator.infer(inputs[:1])
+
+    assert asyncio.run(scenario()).answered.all()
+
+
+def test_exclusion_below_the_quorum_is_an_error_that_names_the_node(bundle: Bundle, inputs: Any) -> None:
+    from nonn.errors import QuorumError
+
+    async def scenario() -> None:
+        config = PolicyConfig(deadline_s=TIMEOUT_S, quorum=NUM_DEVICES)
+        async with cluster(bundle, config) as (aggregator, liars):
+            liars[6].change = hundredfold
+            with pytest.raises(QuorumError, match=r"7 of 8 devices .* node-6 \(excluded: its features contradict"):
+                await aggregator.infer(inputs[:1])
+
+    asyncio.run(scenario())
+
+
+def test_failures_on_the_wire_name_the_excluded_node(bundle: Bundle, inputs: Any) -> None:
+    async def scenario() -> Any:
+        async with cluster(bundle) as (aggregator, liars):
+            liars[0].change = huge
+            return (await aggregator.infer(inputs[:1])).parameters()
+
+    parameters = asyncio.run(scenario())
+    assert "contradict" in json.loads(parameters["nonn_failures"])["node-0"]
+    assert parameters["nonn_mask"] == 0b11111110
