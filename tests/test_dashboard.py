@@ -74,14 +74,16 @@ def test_the_page_follows_a_node_that_dies_and_comes_back(driver: Any, bundle: B
         assert text(driver, "#accuracy-now") == percent(accuracy[everybody])
         worst = min(accuracy[everybody & ~(1 << i)] for i in range(NUM_DEVICES))
         assert text(driver, "#accuracy-next") == percent(worst)
-        assert text(driver, "#headline").startswith(f"All {NUM_DEVICES} nodes are up")
+        assert text(driver, "#headline").startswith(
+            f"All {NUM_DEVICES} students are up, on {NUM_DEVICES} of {NUM_DEVICES} nodes"
+        )
         assert text(driver, "#faults") == "None since the start."
 
         cluster.kill(1)
         until(lambda: client.infer(SAMPLE).mask == 0b1101)
         until(lambda: rows(driver)["node-1"] != "up")
         until(lambda: text(driver, "#accuracy-now") == percent(accuracy[0b1101]))
-        assert "3 of 4 nodes are up" in text(driver, "#headline")
+        assert "3 of 4 students are up, on 3 of 4 nodes" in text(driver, "#headline")
         assert "node-1 up → suspect: unreachable" in text(driver, "#faults")
         assert rows(driver)["node-0"] == "up"
 

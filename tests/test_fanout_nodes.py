@@ -195,7 +195,7 @@ def test_nodes_join_and_leave_under_load_and_no_request_fails(bundle: Bundle, in
     for offset, answer in answers:
         check_against_offline_fusion(bundle, answer, slice(offset, offset + 1))
     changes = [(event.before, event.after, event.reason) for event in watcher.states if event.node == "node-2"]
-    assert changes == [("up", "", "left"), ("", "up", "joined")] * 5
+    assert changes == [("up", "", "left"), ("", "unknown", "joined"), ("unknown", "up", "")] * 5
 
 
 def test_a_cluster_without_nodes_says_so(bundle: Bundle, inputs: NDArray[Any]) -> None:

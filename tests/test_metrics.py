@@ -42,6 +42,7 @@ NAMES = {
     "nonn_request_duration_seconds_count",
     "nonn_node_rpc_duration_seconds_count",
     "nonn_nodes_up",
+    "nonn_students_up",
     "nonn_answered_nodes_count",
     "nonn_degraded_requests_total",
     "nonn_expected_accuracy",
@@ -266,7 +267,7 @@ def test_the_series_of_nodes_that_come_and_go_do_not_pile_up(bundle: Bundle) -> 
         features = np.zeros((1, 4), np.float32)
         reply = Reply(node, ReplyStatus.OK, 0.01, features)
         event = RequestEvent(float(i), 1, "degraded", 1, 0.5, 0.01, (reply,), features={0: features})
-        watched.on_state(StateEvent(float(i), node.id, "", "up", "joined"))
+        watched.on_state(StateEvent(float(i), node.id, "", "unknown", "joined"))
         watched.on_request(event)
         watched.on_drift(DriftNotice("alarm", node.id, "stuck"))
         watched.on_late(LateEvent(float(i), node.id, 0.1))

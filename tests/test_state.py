@@ -17,14 +17,15 @@ from nonn.errors import DataError
 from tests.toys import toy_bundle
 
 KEYS = {
-    "": "schema experiment bundle version time uptime_s ready quorum devices accuracy nodes requests drift faults",
+    "": "schema experiment bundle version time uptime_s ready quorum devices students_up accuracy nodes requests drift "
+    "faults",
     "accuracy": "now all teacher next_worst next_worst_node next_mean",
     "requests": "total by_outcome per_second latency_p50_s latency_p99_s seconds",
     "drift": "watching reason alarms",
 }
 NODE_KEYS = (
     "id address student part state asked answered answered_share late latency_p50_s latency_p99_s version rss_bytes "
-    "value drift"
+    "value drift heard_s"
 )
 
 

@@ -48,7 +48,7 @@ def test_once_prints_nodes_accuracy_and_faults(cluster: LocalCluster) -> None:
     shown = run("nonn", "top", cluster.address, "--once")
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
-    assert "with 3 of 4 nodes;" in text
+    assert "with 3 of 4 students on 3 of 4 nodes;" in text
     assert "fails next" in text
     for word in (
         "node-0",

@@ -5,6 +5,9 @@ Features that contradict those of the other devices are not fused (nonn.aggregat
 A request takes as long as its slowest asked node, and at most the deadline. One failing node never fails a request:
 the features that arrived are fused with the head of exactly that subset, and the answer states the subset and its
 accuracy.
+
+Requests are the failure detector, but a cluster without requests would believe what it last knew for ever. So a node
+that no request has asked for some seconds is probed.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Self
 
@@ -40,6 +44,8 @@ from nonn.rpc.wire import Array, check_batch
 from nonn.telemetry.tracing import span
 
 __all__ = ["Aggregator"]
+
+IDLE_S = 2.0  # a node that has answered nothing for this time is probed, at most half of it later
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +97,17 @@ class Aggregator:
         config = config or PolicyConfig()
         if config.quorum > bundle.num_devices:
             raise ConfigError(f"quorum = {config.quorum}: the bundle has only {bundle.num_devices} devices")
-        self.policy = Policy({node.id: node.student for node in nodes}, config, bundle.table.accuracy.tolist())
+        self.policy = Policy(
+            {node.id: node.student for node in nodes}, config, bundle.table.accuracy.tolist(), heard=False
+        )
         self._fanout = Fanout(nodes, bundle, self._learn, connect, clock)
         self._head, self._solver = bundle.head, HeadSolver(bundle.head)
         self._screen = Screen(bundle.consistency, config.exclusion_rate)
         self._random = np.random.default_rng()  # nodes must not know which known inputs they are asked
         self._clock = clock
         self._shape = bundle.manifest.input.shape
+        self._heard: dict[str, float] = {}  # when each node last gave a good reply
+        self._started = False
         self._waiting: set[asyncio.Event] = set()
         self._wake = asyncio.Event()
         self._tasks = Background()
@@ -109,7 +119,9 @@ class Aggregator:
         # The head of all nodes is solved before the first request; other subsets follow in the background.
         await self._solver.ensure(mask_of(node.student for node in self.nodes))
         self._solver.look_ahead(node.student for node in self.nodes)
+        self._started = True
         self._tasks.start(self._keep_probing(), "probing of nodes that failed")
+        self._tasks.start(self._keep_hearing(), "probing of nodes without requests")
         return self
 
     async def __aexit__(
@@ -138,8 +150,8 @@ class Aggregator:
         was_ready = self.ready
         self.nodes = (*self.nodes, node)
         self._fanout.add(node)
-        self.policy.add(node.id, node.student)
-        self.observers.on_state(StateEvent(self._clock(), node.id, "", "up", "joined"))
+        self.policy.add(node.id, node.student, heard=False)
+        self.observers.on_state(StateEvent(self._clock(), node.id, "", self.policy.state(node.id), "joined"))
         self._changed(was_ready)
         await self._probe(node.id)
 
@@ -155,6 +167,7 @@ class Aggregator:
         self.nodes = tuple(node for node in self.nodes if node.id != node_id)
         self.policy.remove(node_id)
         self._screen.suspicion.forget(node_id)
+        self._heard.pop(node_id, None)
         self.observers.on_state(StateEvent(self._clock(), node_id, before, "", reason))
         self._changed(was_ready)
         await self._fanout.remove(node_id, self.policy.config.deadline_s)
@@ -167,6 +180,16 @@ class Aggregator:
     def ready(self) -> bool:
         """Whether a request would reach its quorum, from the states of the nodes."""
         return self.policy.ready
+
+    @property
+    def students_up(self) -> int:
+        """Number of students that at least one node runs that is up."""
+        return len({node.student for node in self.nodes if self.policy.state(node.id) == "up"})
+
+    def heard_s(self, node_id: str) -> float | None:
+        """Seconds since the last good reply of a node; None before the first."""
+        heard = self._heard.get(node_id)
+        return None if heard is None else self._clock() - heard
 
     async def readiness(self) -> AsyncIterator[bool]:
         """``ready`` now and again at every change."""
@@ -331,6 +354,8 @@ class Aggregator:
         if not self._fanout.asks(reply.node):
             return  # it left meanwhile
         policy, node, took_s = self.policy, reply.node.id, reply.latency_s
+        if reply.ok:
+            self._heard[node] = self._clock()
         if probe:
             self._note(node, lambda now: policy.on_probe(node, reply.ok, took_s, now), reply.error)
         elif reply.ok:
@@ -345,7 +370,8 @@ class Aggregator:
         if not outcome(now):
             return
         after = self.policy.state(node)
-        self.observers.on_state(StateEvent(now, node, before, after, reason))
+        if self._started or after != "up":  # that the nodes of the inventory answer at the start is no event
+            self.observers.on_state(StateEvent(now, node, before, after, reason))
         if after == "out":
             self._fanout.leave_out(node)
         self._changed(was_ready)
@@ -370,7 +396,8 @@ class Aggregator:
         breaker = record.breaker
         if breaker.quarantined and not breaker.probing:
             return  # its test is not due: it came back under the same id
-        known = self.bundle.known if breaker.quarantined else None
+        quarantined = breaker.quarantined
+        known = self.bundle.known if quarantined else None
         chosen, batch = known.draw(self._random) if known else (None, np.zeros((1, *self._shape), np.uint8))
         # It waits for the channel, so that a node that has just come up is found before the next probe.
         reply = await self._fanout.probe(node_id, batch, self.policy.config.deadline_s)
@@ -379,7 +406,9 @@ class Aggregator:
             if error > TOLERANCE:
                 text = f"known inputs: features are off by {error:.2f} of their spread"
                 reply = replace(reply, status=ReplyStatus.INCONSISTENT, features=None, error=text)
-        if reply is not None:
+        if breaker.quarantined and not quarantined:
+            breaker.probing = False  # it has been put there meanwhile, and zeros are no test
+        elif reply is not None:
             self._record(reply, probe=True)
         self._wake.set()
 
@@ -393,3 +422,16 @@ class Aggregator:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.policy.next_probe_s(self._clock())):
                     await self._wake.wait()
+
+    async def _keep_hearing(self) -> None:
+        """Probes nodes that no request has asked for a while, so that their states are true without requests too."""
+        while True:
+            await asyncio.sleep(IDLE_S / 2)
+            now = self._clock()
+            for node in self.nodes:
+                breaker = self.policy.nodes[node.id].breaker
+                # A failed node is probed anyway.
+                idle = not breaker.failures and now - self._heard.get(node.id, -inf) >= IDLE_S
+                if idle and not breaker.probing:
+                    breaker.probing = True
+                    self._tasks.start(self._probe(node.id), f"probe of idle node {node.id}")

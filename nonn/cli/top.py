@@ -22,7 +22,7 @@ REFRESH_S = 1.0
 FAULTS = 5
 FILE_WIDTH = 140  # for a file or a pipe
 NARROW = 110  # terminals with fewer columns do not show the last figures
-STYLES = {"up": "blue", "suspect": "yellow", "out": "red"}  # next to the state's name
+STYLES = {"up": "blue", "unknown": "dim", "suspect": "yellow", "out": "red"}  # next to the state's name
 SPARKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -135,7 +135,7 @@ def _summary(state: ClusterState, address: str) -> Text:
     up = sum(node.state == "up" for node in state.nodes)
     text = Text(f"{state.experiment} at {address}, bundle {state.bundle[:12]}\n")
     text.append(f"accuracy now {accuracy.now:.2%}", style="bold")
-    text.append(f" with {up} of {len(state.nodes)} nodes; ")
+    text.append(f" with {state.students_up} of {state.devices} students on {up} of {len(state.nodes)} nodes; ")
     if accuracy.next_worst_node:
         text.append(f"{accuracy.next_worst:.2%}", style="bold")
         text.append(f" if {accuracy.next_worst_node} fails next, {accuracy.next_mean:.2%} on average\n")

@@ -149,8 +149,8 @@ def _application(
         return web.Response(text="ok\n")  # an answer proves that the event loop runs
 
     async def readyz(request: web.Request) -> web.Response:
-        ready = monitor.ready
-        return web.Response(text="ready\n" if ready else "below the quorum\n", status=200 if ready else 503)
+        ready, text = monitor.readiness()
+        return web.Response(text=f"{text}\n", status=200 if ready else 503)
 
     @web.middleware
     async def guarded(

@@ -38,7 +38,7 @@ class Fault:
     @property
     def is_good_news(self) -> bool:
         """Whether the node improved."""
-        return self.after in ("up", "clear")
+        return self.after in ("up", "unknown", "clear")
 
 
 class FaultLog:

@@ -80,11 +80,14 @@ class Metrics:
             registry=registry,
         )
         self._up = Gauge("nonn_nodes_up", "Nodes whose last reply was good.", registry=registry)
+        self._students = Gauge("nonn_students_up", "Students that such a node runs.", registry=registry)
         self._answered = Histogram(
             "nonn_answered_nodes", "Nodes fused in one answer.", buckets=range(1, num_devices + 1), registry=registry
         )
         self._degraded = Counter("nonn_degraded_requests", "Answers without all devices.", registry=registry)
-        self._accuracy = Gauge("nonn_expected_accuracy", "Expected accuracy of the last answer.", registry=registry)
+        # Without a value until the first answer: 0 would be an alarm.
+        self._accuracy = Gauge("nonn_expected_accuracy", "Expected accuracy of the last answer.", registry=None)
+        self._answers = False
         self._late = Counter("nonn_late_replies", "Replies after the answer.", ("node",), registry=registry)
         self._early = Counter(
             "nonn_early_fusions", "Answers that did not wait for a device by policy.", registry=registry
@@ -97,6 +100,7 @@ class Metrics:
     def attach(self, aggregator: Aggregator) -> None:
         """Sets the aggregator whose nodes are measured."""
         self._part = lambda student: aggregator.bundle.manifest.students[student].part
+        self._students.set_function(lambda: aggregator.students_up)
         self._up.set_function(lambda: sum(aggregator.policy.state(node.id) == "up" for node in aggregator.nodes))
         for node in aggregator.nodes:
             self._add(node.id)
@@ -120,6 +124,9 @@ class Metrics:
         if event.features is not None:
             self._answered.observe(len(event.features))
             self._accuracy.set(event.expected_accuracy)
+            if not self._answers:
+                self._answers = True
+                self.registry.register(self._accuracy)
             self._degraded.inc(event.num_requests * (event.outcome == "degraded"))
             self._early.inc(event.num_requests * event.early)
 

@@ -188,10 +188,14 @@ class Monitor:
             request = pb.ModelMetadataRequest(name=node.model or f"student-{node.student}")
             self._vitals[node.id] = dict((await call(request, timeout=VITALS_TIMEOUT_S)).properties)
 
-    @property
-    def ready(self) -> bool:
-        """Whether a request would reach its quorum, from the states of the nodes."""
-        return self._aggregator is not None and self._aggregator.ready
+    def readiness(self) -> tuple[bool, str]:
+        """Whether a request would reach its quorum, and how many students are up, in words."""
+        aggregator = self._aggregator
+        if aggregator is None:
+            return False, "starting"
+        text = f"{aggregator.students_up} of {self._bundle.num_devices} students are up"
+        quorum = aggregator.policy.config.quorum
+        return aggregator.ready, f"ready: {text}" if aggregator.ready else f"below the quorum of {quorum}: {text}"
 
     def state(self) -> ClusterState:
         """The state of the cluster now.
@@ -213,6 +217,7 @@ class Monitor:
                 late=self._late[node.id],
                 vitals=self._vitals.get(node.id, {}),
                 drift=drift.get(node.id),
+                heard_s=aggregator.heard_s(node.id),
             )
             for node in aggregator.nodes
         )
@@ -226,6 +231,7 @@ class Monitor:
             ready=aggregator.ready,
             quorum=policy.config.quorum,
             devices=bundle.num_devices,
+            students_up=aggregator.students_up,
             accuracy=accuracy_now(bundle, up),
             nodes=nodes,
             requests=request_state(self._outcomes, self._timeline.seconds(now)),

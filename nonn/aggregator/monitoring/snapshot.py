@@ -34,6 +34,7 @@ def node_state(
     late: int,
     vitals: Mapping[str, str],
     drift: NodeDrift | None,
+    heard_s: float | None,
 ) -> NodeState:
     """One node.
 
@@ -45,6 +46,7 @@ def node_state(
         late: number of replies that came after the answer.
         vitals: properties that the node reports.
         drift: record of its agreement with the others.
+        heard_s: seconds since its last good reply; None before the first.
     """
     record, accuracy = policy.nodes[node.id], bundle.table.accuracy
     rss = vitals.get("nonn_rss_bytes", "")
@@ -65,6 +67,7 @@ def node_state(
         rss_bytes=int(rss) if rss.isdecimal() and int(rss) else None,
         value=float(accuracy[others | 1 << node.student] - accuracy[others]),
         drift=node_agreement(drift),
+        heard_s=heard_s,
     )
 
 

@@ -54,7 +54,7 @@ class NodeState:
         address: host:port.
         student: number of its student.
         part: number of its part.
-        state: up, suspect or out.
+        state: unknown (it has never answered), up, suspect or out.
         asked: requests sent to it.
         answered: replies in time.
         answered_share: `answered` ÷ `asked`; null before the first request.
@@ -65,6 +65,7 @@ class NodeState:
         rss_bytes: resident memory; null if it does not report it.
         value: accuracy lost if it fails now, or gained if it returns.
         drift: how often it agrees with the others.
+        heard_s: seconds since its last good reply; null before the first.
     """
 
     id: str
@@ -82,6 +83,7 @@ class NodeState:
     rss_bytes: Whole | None
     value: Difference
     drift: NodeAgreement
+    heard_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +195,7 @@ class ClusterState:
         ready: whether a request would reach its quorum.
         quorum: number of devices that an answer needs.
         devices: number of devices of the bundle.
+        students_up: number of students that at least one node runs that is up.
         accuracy: expected accuracy of the nodes that are up.
         nodes: one entry for each node.
         requests: since the start and in the last seconds.
@@ -209,6 +212,7 @@ class ClusterState:
     ready: bool
     quorum: Whole
     devices: Whole
+    students_up: Whole = 0
     accuracy: AccuracyNow
     nodes: tuple[NodeState, ...]
     requests: RequestState

@@ -1,8 +1,9 @@
-"""The circuit breaker of one node: up, suspect or out, and when to probe it.
+"""The circuit breaker of one node: unknown, up, suspect or out, and when to probe it.
 
 A node is
 
-- *up* while its last reply was good, or before the first reply;
+- *unknown* before its first reply: requests ask it, but nothing is known of it;
+- *up* while its last reply was good;
 - *suspect* after a fast failure, such as a refused connection or a bad reply: requests still ask it;
 - *out* after ``limit`` of those in a row, or after one silence (no reply in time): requests no longer ask it.
 
@@ -37,8 +38,9 @@ class Breaker:
     Attributes:
         limit: failures in a row after which the node is out.
         reset_s: time between probes.
+        heard: whether it has ever answered; true for a node that is taken to be up from the start.
         quarantine_s: time until the first probe of a quarantine.
-        failures: failures in a row so far; 0 is up.
+        failures: failures in a row so far.
         probe_at: when to probe next; infinity while the node is up.
         probing: whether a probe is under way.
         up_since: when the node last came back.
@@ -49,6 +51,7 @@ class Breaker:
 
     limit: int
     reset_s: float
+    heard: bool = True
     failures: int = 0
     probe_at: float = inf
     probing: bool = False
@@ -60,15 +63,17 @@ class Breaker:
 
     @property
     def state(self) -> str:
-        """``up``, ``suspect`` or ``out``."""
-        return "up" if self.failures == 0 else "suspect" if self.failures < self.limit else "out"
+        """``unknown``, ``up``, ``suspect`` or ``out``."""
+        if self.failures == 0:
+            return "up" if self.heard else "unknown"
+        return "suspect" if self.failures < self.limit else "out"
 
     def on_success(self, now: float) -> bool:
         """A request was answered."""
         if self.quarantined:
             return False
         self.proven = True
-        return self._close(now) if self.failures else False
+        return self._close(now) if self.failures or not self.heard else False
 
     def on_failure(self, asked_at: float, now: float, *, silent: bool) -> bool:
         """A request that was sent at ``asked_at`` failed; silence leaves the node out at once."""
@@ -83,7 +88,7 @@ class Breaker:
         self.probing = False
         if self.quarantined:
             return self._tested(ok, now)
-        if ok and self.failures:
+        if ok and (self.failures or not self.heard):
             self.proven = False
             return self._close(now)
         if ok:
@@ -124,7 +129,9 @@ class Breaker:
         return self.probe_at <= now and not self.probing
 
     def _close(self, now: float) -> bool:
-        self.up_since, self.failures, self.probe_at = now, 0, inf
+        self.heard = True
+        if self.failures:
+            self.up_since, self.failures, self.probe_at = now, 0, inf
         return True
 
     def _count(self, failures: int) -> bool:

@@ -82,6 +82,7 @@ class Policy:
         nodes: id → student that the node runs, in the order in which they are asked.
         config: options of the operator.
         accuracy: accuracy of each subset of students [2^N]; early fusion needs it.
+        heard: whether the nodes are taken to be up from the start; otherwise they are unknown until they answer.
 
     Attributes:
         nodes: record of each node, by id.
@@ -93,7 +94,9 @@ class Policy:
         ConfigError: ``accuracy_per_ms`` is set without ``accuracy``.
     """
 
-    def __init__(self, nodes: Mapping[str, int], config: PolicyConfig, accuracy: Sequence[float] = ()) -> None:
+    def __init__(
+        self, nodes: Mapping[str, int], config: PolicyConfig, accuracy: Sequence[float] = (), *, heard: bool = True
+    ) -> None:
         if config.accuracy_per_ms and not accuracy:
             raise ConfigError(
                 f"accuracy_per_ms = {config.accuracy_per_ms}: needs the accuracy of every subset of devices"
@@ -106,13 +109,19 @@ class Policy:
         self._roster: _Roster | None = None
         self._expelled: OrderedDict[str, Breaker] = OrderedDict()  # who leaves in quarantine comes back in quarantine
         for node, student in nodes.items():
-            self.add(node, student)
+            self.add(node, student, heard=heard)
 
-    def add(self, node: str, student: int) -> None:
-        """Adds a node to the cluster; it is up until its first failure, unless it left in quarantine."""
+    def add(self, node: str, student: int, *, heard: bool = True) -> None:
+        """Adds a node to the cluster; requests ask it until it fails, unless it left in quarantine.
+
+        Args:
+            node: its id.
+            student: the student that it runs.
+            heard: whether it is up; otherwise it is unknown until it answers.
+        """
         config = self.config
         breaker = self._expelled.pop(node, None) or Breaker(
-            config.breaker_failures, config.breaker_reset_s, quarantine_s=config.quarantine_s
+            config.breaker_failures, config.breaker_reset_s, heard, quarantine_s=config.quarantine_s
         )
         self.nodes[node], self.bits[node] = NodeRecord(breaker), 1 << student
         self._changed()
@@ -150,7 +159,7 @@ class Policy:
         return self._roster
 
     def state(self, node: str) -> str:
-        """``up``, ``suspect`` or ``out``."""
+        """``unknown``, ``up``, ``suspect`` or ``out``."""
         return self.nodes[node].breaker.state
 
     def session(self, now: float, remaining_s: float | None = None) -> Session:

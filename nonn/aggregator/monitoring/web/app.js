@@ -14,6 +14,8 @@ const clock = (t) => new Date(1000 * t).toLocaleTimeString();
 const look = (node) => (node.drift.alarm && node.state === "up" ? "drift" : node.state);
 const word = (node) => (node.drift.alarm ? `${node.state}, drifting` : node.state);
 
+const heard = (node) => (node.heard_s === null ? "never heard of" : `heard of ${Math.round(node.heard_s)} s ago`);
+
 function svg(name, attributes, text) {
   const element = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -30,10 +32,10 @@ function html(name, attributes, ...children) {
 
 function headline(state) {
   const up = state.nodes.filter((node) => node.state === "up").length;
-  const all = state.nodes.length;
-  if (!state.ready) return `Only ${up} of ${all} nodes are up: below the quorum of ${state.quorum}, requests fail.`;
-  const nodes = up === all ? `All ${all} nodes are up` : `${up} of ${all} nodes are up`;
-  return `${nodes}: expected accuracy ${percent(state.accuracy.now)}.`;
+  const students = `${state.students_up} of ${state.devices} students`;
+  if (!state.ready) return `Only ${students} are up: below the quorum of ${state.quorum}, requests fail.`;
+  const whole = state.students_up === state.devices ? `All ${state.devices} students are up` : `${students} are up`;
+  return `${whole}, on ${up} of ${state.nodes.length} nodes: expected accuracy ${percent(state.accuracy.now)}.`;
 }
 
 function tiles(state) {
@@ -62,7 +64,7 @@ function picture(state) {
     links.push(svg("line", { class: `link ${node.state}`, x1: 0, y1: 0, x2: x, y2: y }));
     const group = svg("g", { transform: `translate(${x} ${y})`, "data-node": node.id, "data-state": word(node) });
     group.append(
-      svg("title", {}, `${node.id}: ${word(node)}, part ${node.part}, ${points(node.value)} points`),
+      svg("title", {}, `${node.id}: ${word(node)}, ${heard(node)}, part ${node.part}, ${points(node.value)} points`),
       svg("use", { href: `#shape-${look(node)}`, transform: `scale(${size})` }),
     );
     if (count <= 16) {
@@ -121,7 +123,7 @@ function table(state) {
     const number = (text) => html("td", { class: "number" }, text);
     return html("tr", { "data-node": node.id, "data-state": word(node) },
       html("td", {}, node.id),
-      html("td", {}, shape, word(node)),
+      html("td", { title: heard(node) }, shape, word(node)),
       number(String(node.part)),
       html("td", {}, valueBar(node, most), points(node.value)),
       number(millis(node.latency_p50_s)), number(millis(node.latency_p99_s)), number(share),
