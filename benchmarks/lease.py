@@ -8,8 +8,8 @@ taken away. So the work is a plan (``lease.toml``) in the order of its importanc
 - measures an epoch of every way to train a student (compiled, grouped, one by one) and takes the fastest;
 - runs short pilots of the variants that the plan lists, and uses the one that is best on the held-out split;
 - trains the groups of methods in order, with as many epochs as their share of the remaining time allows;
-- writes students and results after every method, in files of limited size; the same command with ``--resume FOLDER``
-  (those files) goes on with the methods that are missing.
+- writes students and results after every method, in files of limited size; the same command with these files in
+  ``--out`` goes on with the methods that are missing.
 
 Without a GPU the same command trains on the CPU; there a method is resumed at its last epoch, from ``--runs``.
 
@@ -72,7 +72,8 @@ PLAIN_WAYS: Mapping[str, tuple[str, ...]] = {
     f"{way}, no graph": (*changes, "distill.captured=false") for way, changes in WAYS.items() if way != "compiled"
 }
 ALL_WAYS = {**WAYS, **PLAIN_WAYS}
-MARGIN = 0.96  # share of the remaining time that is planned for
+MARGIN = 0.97  # share of the remaining time that is planned for
+OVERHEAD_S = 5.0  # of a method, for its cut, its files and its accuracy
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -283,14 +284,13 @@ class Lease:
     ) -> None:
         self.plan, self.data, self.overrides, self.runs, self.outbox = plan, data, tuple(overrides), runs, outbox
         self._start, self._seconds = time.monotonic(), seconds
-        self.ways: dict[str, tuple[str, float]] = {}  # by students' model: fastest way, seconds of an epoch
         self.chosen: tuple[str, ...] = ()
         self.results: dict[str, Any] = {
             "machine": machine(),
             "code_version": code_version(),
             "train": len(data.train),
             "held_out": len(data.held_out),
-            "epoch_s": {},
+            "image_us": {},
             "pilots": {},
             "rows": {},
         }
@@ -324,12 +324,20 @@ class Lease:
         experiment = METHODS[method].applied_to(base, seed, base.data.test_groups)
         return Workspace(experiment, self.runs, place, self.data, self)
 
-    def run(self, done: Mapping[str, Any]) -> None:
-        """Works through the plan; rows in ``done`` are finished."""
-        self.results["rows"] |= done.get("rows", {})
-        self.results["pilots"] |= done.get("pilots", {})
-        self._pilots()
-        groups = self.plan.groups
+    def run(self, done: Mapping[str, Any], only: Sequence[str] = (), variant: str = "") -> None:
+        """Works through the plan.
+
+        Args:
+            done: results of an earlier stay; what is in them is not done again.
+            only: names of the groups to train; empty is all of them.
+            variant: the pilot to use for "ours"; empty is the best one.
+        """
+        for name in ("rows", "pilots", "image_us"):
+            self.results[name] |= done.get(name, {})
+        for group in self.plan.groups:
+            self.fastest(self.workspace("ours", group.seeds[0], group.set, f"lease/{group.name}/probe"))
+        self._pilots(variant)
+        groups = [group for group in self.plan.groups if not only or group.name in only]
         for number, group in enumerate(groups):
             todo = [(s, r) for s in group.seeds for r in group.rows if _title(group, r, s) not in self.results["rows"]]
             share = group.share / sum(g.share for g in groups[number:])
@@ -350,7 +358,7 @@ class Lease:
         probe = self.workspace(row, seed, changes, f"lease/{group.name}/probe")
         way, epoch_s = self.fastest(probe)
         known = [r["epochs"] for r in self.results["rows"].values() if r["group"] == group.name]
-        epochs = group.epochs or (known[0] if known else max(1, int(seconds / epoch_s)))
+        epochs = group.epochs or (known[0] if known else max(1, int((seconds - OVERHEAD_S) / epoch_s)))
         changes = (*changes, *ALL_WAYS[way], f"distill.epochs={epochs}")
         space = self.workspace(row, seed, changes, f"lease/{group.name}/{row}-{seed}")
         start = time.monotonic()
@@ -378,8 +386,8 @@ class Lease:
         cut = cut_filters(space, teacher)
         return train_students(space, teacher, cut), cut
 
-    def _pilots(self) -> None:
-        """Tries the variants of "ours" that are not known yet, and chooses the best on the held-out split."""
+    def _pilots(self, variant: str) -> None:
+        """Tries the variants of "ours" that are not known yet, and chooses the named one or the best held out."""
         known = self.results["pilots"]
         for name, variant in self.plan.pilots.items():
             if name in known or self.left < 20:
@@ -398,33 +406,37 @@ class Lease:
         usable = [name for name in self.plan.pilots if name in known]
         if usable:
             best = max(usable, key=lambda name: float(np.mean(known[name])))
-            self.chosen = self.plan.pilots[best]
             self.say(f"pilots: {best} is best over all numbers of failures")
+            self.chosen = self.plan.pilots[variant or best]
 
     def fastest(self, space: Workspace) -> tuple[str, float]:
         """The fastest way to train the students of a workspace, and the seconds of an epoch; measured once a model."""
+        model, known = space.experiment.student.model, self.results["image_us"]
+        if model not in known:
+            known[model] = self._times(space)
+            self.outbox.write("lease.json", self.results)
+        best = min(known[model], key=lambda way: float(known[model][way]))
+        return best, 1e-6 * known[model][best] * len(self.data.train)
+
+    def _times(self, space: Workspace) -> dict[str, float]:
+        """Microseconds of a training image for each way that works."""
         model = space.experiment.student.model
-        if model in self.ways:
-            return self.ways[model]
         teacher = train_teacher(space)
         cut = cut_filters(space, teacher)
         times: dict[str, float] = {}
         for ways in (WAYS, PLAIN_WAYS) if space.device == "cuda" else ({"separate": WAYS["separate"]},):
             for way in ways if not times else ():
                 try:
-                    times[way] = self._epoch_s(space, teacher, cut, way)
+                    times[way] = self._image_us(space, teacher, cut, way)
                 except Exception as exc:
                     traceback.print_exc()
                     self.say(f"{model} {way}: {type(exc).__name__}: {str(exc)[:300]}")
         if not times:
             raise ConfigError(f"{model}: cannot be trained in any way")
-        self.results["epoch_s"][model] = times
-        best = min(times, key=lambda way: times[way])
-        self.ways[model] = best, times[best]
-        return self.ways[model]
+        return times
 
-    def _epoch_s(self, space: Workspace, teacher: TrainedTeacher, cut: Any, way: str) -> float:
-        """Seconds of an epoch, from the second and third epoch over a part of the data."""
+    def _image_us(self, space: Workspace, teacher: TrainedTeacher, cut: Any, way: str) -> float:
+        """Microseconds of a training image, from the second and third epoch over a part of the data."""
         config, data = _with(space.experiment, ALL_WAYS[way]), self.data.train
         samples = min(len(data), 24 * config.distill.batch)
         students = space.networks.students(cut.partition, 0)
@@ -443,9 +455,12 @@ class Lease:
             task, data.inputs[:samples], data.labels[:samples], replace(config.distill, epochs=3), folder,
             seed=0, augment=space.augment, replay=stored_answers(space, teacher), device=space.device, progress=tick,
         )  # fmt: skip
-        seconds = (marks[3] - marks[1]) / 2 * len(data) / samples
-        self.say(f"{config.student.model} {way}: first {marks[1] - marks[0]:.1f} s, then {seconds:.2f} s an epoch")
-        return seconds
+        seconds = (marks[3] - marks[1]) / 2
+        self.say(
+            f"{config.student.model} {way}: first {marks[1] - marks[0]:.1f} s, then "
+            f"{seconds * len(data) / samples:.2f} s an epoch of {len(data):,} images"
+        )
+        return 1e6 * seconds / samples
 
 
 def _with(experiment: Experiment, changes: Sequence[str]) -> Experiment:
@@ -468,18 +483,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=Path, nargs="+", default=(), help="parts of the data; else data.path is read")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--runs", type=Path, default=Path("runs/lease"))
-    parser.add_argument("--out", type=Path, default=Path("runs/lease/out"), help="folder of what to take home")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/lease/out"),
+        help="folder of what to take home; what is there already is not done again",
+    )
     parser.add_argument("--limit-mb", type=float, default=16.0, help="largest file to take home")
-    parser.add_argument("--resume", type=Path, help="folder with the results of an earlier stay")
-    parser.add_argument("--only", nargs="+", help="groups to train; pilots: only the pilots")
+    parser.add_argument("--only", nargs="+", default=(), help="groups to train; none: only the pilots")
+    parser.add_argument("--variant", default="", help="pilot to use for 'ours' (default: the best)")
     parser.add_argument("--pack", type=Path, help="only write the parts of the data to this folder")
     parser.add_argument("--shares", type=float, nargs="+", default=(0.4, 0.6), help="pack: share of each part")
     args = parser.parse_args(arguments)
     start = time.monotonic()
     try:
         plan = read_plan(args.plan)
-        if args.only:
-            plan = replace(plan, groups=tuple(group for group in plan.groups if group.name in args.only))
+        unknown = {*args.only} - {"none", *(group.name for group in plan.groups)}
+        if unknown or (args.variant and args.variant not in plan.pilots):
+            raise ConfigError(f"{args.plan}: no group or pilot {', '.join(sorted(unknown) or [args.variant])}")
         if args.pack:
             base = load_experiment(Path(plan.experiment), (*plan.set, *args.set))
             pack(load_data(base.data, base.experiment.seed), args.pack, args.shares)
@@ -489,12 +510,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             base = load_experiment(Path(plan.experiment), (*plan.set, *args.set))
             data = load_data(base.data, base.experiment.seed)
-        done = json.loads((args.resume / "lease.json").read_text()) if args.resume else {}
+        results = args.out / "lease.json"
+        done = json.loads(results.read_text()) if results.exists() else {}
         outbox = Outbox(args.out, int(args.limit_mb * 2**20))
         seconds = 60 * args.minutes - (time.monotonic() - start)
         lease = Lease(plan, data, args.set, args.runs, outbox, seconds)
         lease.say(f"{len(data.train):,} training images read in {time.monotonic() - start:.1f} s")
-        lease.run(done)
+        lease.run(done, args.only, args.variant)
     except NonnError as exc:
         print(f"lease: {exc}", file=sys.stderr)
         return 2
