@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ from nonn.telemetry.tracing import span
 __all__ = ["Aggregator"]
 
 IDLE_S = 2.0  # a node that has answered nothing for this time is probed, at most half of it later
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,9 @@ class Aggregator:
         self._fanout = Fanout(nodes, bundle, self._learn, connect, clock)
         self._head, self._solver = bundle.head, HeadSolver(bundle.head)
         self._screen = Screen(bundle.consistency, config.exclusion_rate)
+        if bundle.consistency is None:
+            reason = "the bundle has no consistency.npz; build it again"
+            _log.warning("no test for liars: %s", reason, extra={"event": "liars_off", "reason": reason})
         self._random = np.random.default_rng()  # nodes must not know which known inputs they are asked
         self._clock = clock
         self._shape = bundle.manifest.input.shape

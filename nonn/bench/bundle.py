@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
+from nonn.bundle.manifest import CONSISTENCY
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import RidgePerSet, gram
+from nonn.fusion.consistency import fit_consistency
 
 __all__ = ["CLASSES", "SHAPE", "WIDTH", "idle_bundle"]
 
@@ -65,6 +67,8 @@ def idle_bundle(path: Path, num_devices: int = 8, seed: int = 0) -> Bundle:
         "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
         "features.npz": {"labels": labels, **{f"device_{i}": f for i, f in enumerate(features)}},
     }
+    if test := fit_consistency(head, features, features):  # answers should cost what they cost in service
+        arrays[CONSISTENCY] = test.to_arrays()
     return write_bundle(path, manifest, dict.fromkeys(range(num_devices), student), arrays)
 
 

@@ -1,9 +1,10 @@
 """Measures complete answers and a bare gRPC fan-out of the same bytes in one run.
 
-As in a fleet, each part is a separate process, here on loopback: N device nodes, an aggregator over them, a second one
-over the same nodes without batching; N bare echo servers and a bare front (``floor``). Students do nothing
-(``bundle``), so only serving is measured. One client calls the systems in turn, request by request, with the same bytes
-and the same call, so that other load of the machine affects all alike; the order changes from round to round.
+As in a fleet, each part is a separate process, here on loopback: N device nodes, an aggregator over them, two more
+over the same nodes, one without batching and one without the test for liars; N bare echo servers and a bare front
+(``floor``). Students do nothing (``bundle``), so only serving is measured. One client calls the systems in turn,
+request by request, with the same bytes and the same call, so that other load of the machine affects all alike; the
+order changes from round to round.
 
 For throughput many clients, each with a separate connection, send as fast as they get answers: to the batching
 aggregator for a while, then to the other, and so on.
@@ -29,6 +30,8 @@ import numpy as np
 from grpc import aio
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.policy.file import write_policy
 from nonn.bench.bundle import SHAPE, idle_bundle
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, NonnError, UnreachableError
@@ -94,7 +97,7 @@ def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda te
     sample = np.random.default_rng(0).integers(0, 256, (1, *SHAPE), np.uint8)
     request = new_request("nonn", {"input": sample}, {}).SerializeToString()
     with contextlib.ExitStack() as stack:
-        say(f"starting {2 * load.num_devices + 3} processes")
+        say(f"starting {2 * load.num_devices + 4} processes")
         addresses = [
             stack.enter_context(
                 _process(folder, f"node-{i}", "nonn_device", "serve", bundle.path, "--student", i, "--watch-stdin")
@@ -103,6 +106,9 @@ def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda te
         ]
         aggregator = stack.enter_context(_aggregator(folder, bundle, addresses, "batching"))
         unbatched = stack.enter_context(_aggregator(folder, bundle, addresses, "unbatched", "--max-batch", 1))
+        policy = folder / "untested-policy.toml"
+        write_policy(policy, PolicyConfig(exclusion_rate=0.0))
+        untested = stack.enter_context(_aggregator(folder, bundle, addresses, "untested", "--policy", policy))
         ask = stack.enter_context(_asking(aggregator, request))
         to_node = len(_node_request(bundle, sample))
         reply, node_reply = ask(), stack.enter_context(_asking(addresses[0], _node_request(bundle, sample)))()
@@ -112,7 +118,11 @@ def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda te
             for i in range(load.num_devices)
         ]
         front = stack.enter_context(_process(folder, "front", "nonn.bench.floor", len(reply), to_node, *echoes))
-        systems: dict[str, Callable[[], bytes]] = {"floor": stack.enter_context(_asking(front, request)), "nonn": ask}
+        systems: dict[str, Callable[[], bytes]] = {
+            "floor": stack.enter_context(_asking(front, request)),
+            "nonn": ask,
+            "untested": stack.enter_context(_asking(untested, request)),
+        }
         if load.ray is not None:
             say("starting Ray Serve")
             systems["ray"] = stack.enter_context(_ray(folder, bundle, load.ray, sample))
@@ -130,6 +140,7 @@ def _figures(times: dict[str, list[float]], rates: dict[str, list[float]], *size
     for name, seconds in times.items():
         for q in (50, 99):
             figures[f"serve_{name}_p{q}_ms"] = 1e3 * float(np.percentile(seconds, q))
+    figures["serve_test_p50_ratio"] = figures["serve_nonn_p50_ms"] / figures["serve_untested_p50_ms"]
     for q in (50, 99):
         figures[f"serve_p{q}_ratio"] = figures[f"serve_nonn_p{q}_ms"] / figures[f"serve_floor_p{q}_ms"]
     if "ray" in times:

@@ -71,13 +71,19 @@ def run(args: argparse.Namespace) -> int:
 def _table(figures: dict[str, float]) -> list[str]:
     """The figures as a text table."""
     lines = [f"{'one client, one sample a request':34} {'p50':>9} {'p99':>9}"]
-    names = {"floor": "bare gRPC fan-out", "nonn": "nonn", "ray": "Ray Serve"}
+    names = {
+        "floor": "bare gRPC fan-out",
+        "nonn": "nonn",
+        "untested": "nonn without test for liars",
+        "ray": "Ray Serve",
+    }
     for key, name in names.items():
         if f"serve_{key}_p50_ms" in figures:
             p50, p99 = figures[f"serve_{key}_p50_ms"], figures[f"serve_{key}_p99_ms"]
             lines.append(f"{name:34} {p50:6.2f} ms {p99:6.2f} ms")
     p50, p99 = figures["serve_p50_ratio"], figures["serve_p99_ratio"]
     lines.append(f"{'nonn ÷ bare fan-out':34} {p50:8.2f}x {p99:8.2f}x")
+    lines.append(f"{'nonn ÷ without test for liars':34} {figures['serve_test_p50_ratio']:8.2f}x")
     if "serve_ray_p50_ratio" in figures:
         lines.append(f"{'Ray Serve ÷ nonn':34} {figures['serve_ray_p50_ratio']:8.2f}x")
     batched, unbatched = figures["serve_batched_per_s"], figures["serve_unbatched_per_s"]

@@ -55,7 +55,8 @@ MIN_SAMPLES = 40  # held-out samples below which no threshold is set
 
 _BODY = 0.9  # quantile above which the tail is fitted
 _SHRINK = 1e-2  # λ of the estimates, in mean variances
-_FLOOR = 1e-2  # least σ, in standard deviations of the estimates: replicas may agree exactly
+_LEAST = 0.1  # least 90 % quantile, in σ: replicas may agree exactly
+_FLOOR = 1e-2  # least σ, in standard deviations of the estimates, for the same reason
 _MARGIN = 1.4  # threshold over the largest held-out value
 _SUBSETS = 6  # sets of devices in which each number of answering devices is calibrated
 _CALIBRATED = 2000  # held-out samples that are used
@@ -314,11 +315,11 @@ def _set_thresholds(
             sets = [tuple(sorted(rng.choice(num, size, replace=False).tolist())) for _ in range(_SUBSETS)]
         sets = [sets[k] for k in rng.permutation(len(sets))[:_SUBSETS]]
         found = [(devices, test._deviations(devices, {i: recorded[i] for i in devices})[0]) for devices in sets]
-        everything = np.concatenate([values.ravel() for _, values in found])
-        arrays["level"][size] = np.quantile(everything, _BODY)  # of devices that are in none of the sets
+        everything = [values for _, values in found]  # for devices that are in none of the sets
         for i in range(num):
-            if own := [values[devices.index(i)] for devices, values in found if i in devices]:
-                arrays["level"][size, i] = max(float(np.quantile(np.concatenate(own), _BODY)), 1e-6)
+            own = [values[devices.index(i)] for devices, values in found if i in devices]
+            level = np.quantile(np.concatenate(own or everything, axis=None), _BODY)
+            arrays["level"][size, i] = max(float(level), _LEAST)
         scaled = [values / arrays["level"][size, list(devices)][:, None] for devices, values in found]
         pooled = np.concatenate([values.ravel() for values in scaled])
         excess = [_mean_excess(pooled, level) for level in (_BODY, 0.95)]
