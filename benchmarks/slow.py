@@ -6,6 +6,7 @@ comparison alternate, each of some seconds, and the sums of both are compared.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,11 +17,15 @@ from numpy.typing import NDArray
 
 from benchmarks import storm
 from nonn.client import Client
+from nonn.errors import NonnError
 
-__all__ = ["DELAYS_S", "rate", "straggler"]
+__all__ = ["BYTES_PER_S", "DELAYS_S", "greedy", "straggler"]
 
 DELAYS_S = (0.2, 0.3, 0.9)  # of a node's replies, at a deadline of one second
 PERIOD_S = 3.0
+CLIENT_DEADLINE_S = 2.0
+BYTES_PER_S = 16_000.0  # of the links in ``greedy``: a toy sample has 64 bytes, so it takes a node 4 ms
+LARGE = 1000  # samples of a legal request
 SETTLE_S = 1.0  # until the cluster has found out about the fault, or a node is back in use
 
 
@@ -87,3 +92,47 @@ def straggler(
         figures["straggler_ratio"][str(delay_s)] = sum(rates["slow"]) / sum(rates["dead"])
         figures["straggler_p99_ms"][str(delay_s)] = 1e3 * float(np.percentile(latency_s, 99))
     return figures
+
+
+def greedy(address: str, inputs: NDArray[Any], *, concurrency: int, seconds: float) -> dict[str, Any]:
+    """What one client with requests of 1,000 samples does to the others, at nodes that take milliseconds a sample.
+
+    Args:
+        address: of an aggregator whose nodes are limited by their links.
+        inputs: samples.
+        concurrency: number of other clients, with one sample per request.
+        seconds: duration.
+
+    Returns:
+        Failed, degraded and late requests of the others, and failed requests of the greedy client.
+    """
+    large = np.resize(inputs, (LARGE, *inputs.shape[1:]))
+    sent, failed, over = 0, list[str](), threading.Event()
+
+    def ask() -> None:
+        nonlocal sent
+        with Client(address, 60.0) as client:
+            while not over.is_set():
+                sent += 1
+                try:
+                    client.infer(large)
+                except NonnError as exc:
+                    failed.append(str(exc))
+
+    with Client(address, CLIENT_DEADLINE_S) as client:
+        period(client, inputs, concurrency, SETTLE_S)
+        thread = threading.Thread(target=ask, name="greedy")
+        thread.start()
+        records = period(client, inputs, concurrency, seconds)
+        over.set()
+        thread.join()
+    latency_s = [record.done_s - record.asked_s for record in records]
+    degraded = [record.answer.degraded for record in records if record.answer is not None]
+    return {
+        "greedy_requests": sent,
+        "greedy_failed": failed,
+        "others_requests": len(records),
+        "others_failed": sum(record.answer is None for record in records),
+        "others_degraded_percent": 100 * float(np.mean(degraded)),
+        "others_p99_ms": 1e3 * float(np.percentile(latency_s, 99)),
+    }

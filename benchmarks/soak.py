@@ -7,6 +7,7 @@
     memory    the same aggregator continues without faults
     hung      cost of one hung node, one request after another
     slow      throughput with one node slow by 0.2, 0.3 and 0.9 s, compared with the same node dead
+    greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
 Writes ``benchmarks/results/soak.json`` with machine, seed and code version, and exits with 1 if a guarantee was broken.
@@ -41,6 +42,7 @@ NUM_DEVICES = 8
 DEADLINE_S = 1.0  # deadline of the aggregator for its nodes
 CLIENT_DEADLINE_S = 2.0  # deadline of a client for its answer
 HUNG_NODES = (1, 4, 6)
+GREEDY_OTHERS, GREEDY_S = 4, 30.0
 SLOW_NODE = 1  # the most valuable one
 MEMORY_GROWTH = 1.05
 
@@ -172,6 +174,10 @@ def broken(figures: Figures) -> list[str]:
         "a slow node leaves half of the throughput without it": min(figures["straggler_ratio"].values()) >= 0.5,
         "with a slow node p99 is below the deadline": max(figures["straggler_p99_ms"].values()) < 1e3 * DEADLINE_S,
         "no request fails because of a slow node": figures["straggler_failed"] == 0,
+        "large requests of one client fail none": not figures["greedy_failed"] and figures["others_failed"] == 0,
+        "large requests of one client cost the others no device": figures["others_degraded_percent"] <= 1,
+        "with large requests of one client p99 of the others is below the deadline": figures["others_p99_ms"]
+        < 1e3 * DEADLINE_S,
         "memory is flat": figures["aggregator_rss_growth"] <= MEMORY_GROWTH,
         "descriptors are flat": figures["aggregator_descriptors_gained"] <= 2,
         "fuzz: both servers live": figures["fuzz_node_alive"] and figures["fuzz_aggregator_alive"],
@@ -211,6 +217,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bundle = toy_bundle(Path(folder) / "bundle", NUM_DEVICES)
         figures = storm_and_memory(bundle, inputs, args)
+        with storm.site(bundle, DEADLINE_S, args.seed, bandwidth_bytes_per_s=slow.BYTES_PER_S) as site:
+            figures |= slow.greedy(site.address, inputs, concurrency=GREEDY_OTHERS, seconds=GREEDY_S)
         figures |= fuzz(bundle, inputs, args)
     report("all", figures)
     failed = broken(figures)

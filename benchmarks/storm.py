@@ -113,12 +113,15 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(bundle: Bundle, deadline_s: float, seed: int, options: Sequence[str] = ()) -> Iterator[Site]:
-    """Starts nodes, proxies and an aggregator."""
+def site(
+    bundle: Bundle, deadline_s: float, seed: int, options: Sequence[str] = (), bandwidth_bytes_per_s: float = 0.0
+) -> Iterator[Site]:
+    """Starts nodes, proxies and an aggregator; a bandwidth of 0 does not limit the links."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn-storm-")))
         cluster = stack.enter_context(LocalCluster(bundle.path))
-        links = [LinkConfig(latency_s=0.0, jitter_s=0.0, bandwidth_bytes_per_s=0.0)] * bundle.num_devices
+        link = LinkConfig(latency_s=0.0, jitter_s=0.0, bandwidth_bytes_per_s=bandwidth_bytes_per_s)
+        links = [link] * bundle.num_devices
         proxies = stack.enter_context(Proxies([state.address for state in cluster.states()], links, seed))
         inventory, log = folder / "nodes.toml", folder / "aggregator.log"
         nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(proxies.addresses)]

@@ -64,6 +64,7 @@ class Answer:
         expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
         failures: reason for each missing node, by node id; for people.
         statuses: the same for programs; set only in the aggregator's process, empty elsewhere.
+        features: device → its features [B, d_i]; set only in the aggregator's process, empty elsewhere.
         early: fused before the deadline without a device that might still have answered.
         latency_s: from request to answer, measured where this object was created.
     """
@@ -76,6 +77,7 @@ class Answer:
     expected_accuracy: float
     failures: Mapping[str, str] = field(default_factory=dict)
     statuses: Mapping[str, ReplyStatus] = field(default_factory=dict)
+    features: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     early: bool = False
     latency_s: float = 0.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,12 @@ def answer_to(batch: Any, **changes: Any) -> Any:
     logits = batch.reshape(len(batch), -1)[:, :3].astype(np.float32) * 2 + 1
     values: dict[str, Any] = {"degraded": False, "bundle": "b", "expected_accuracy": 0.9, "failures": {}} | changes
     return Answer(logits=logits, confidence=logits.max(axis=1), answered=np.ones(4, np.bool_), **values)
+
+
+async def concatenated(answers: Any) -> Any:
+    """What ``Aggregator.join`` does if the same devices have answered all parts."""
+    logits = np.concatenate([answer.logits for answer in answers])
+    return replace(answers[0], logits=logits, confidence=np.concatenate([a.confidence for a in answers]))
 
 
 async def settle() -> None:
@@ -66,7 +72,7 @@ requests = st.lists(
 def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events: Any, max_batch: Any) -> None:
     async def scenario() -> None:
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(max_batch=max_batch, regroup_s=0), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_batch=max_batch, regroup_s=0), POLICY, join=concatenated)
         clients, count = [], 0
         for kind, number, dtype in events:
             if kind == "arrive":
@@ -86,8 +92,8 @@ def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events: Any, max
                 alone = answer_to(batch)
                 np.testing.assert_array_equal(client.result().logits, alone.logits)
                 np.testing.assert_array_equal(client.result().confidence, alone.confidence)
-        for batch, num_requests, _ in gate.flights:
-            assert num_requests == 1 or len(batch) <= max_batch
+        for batch, _, _ in gate.flights:
+            assert max_batch == 1 or len(batch) <= max_batch
         assert batcher.held == 0
 
     asyncio.run(scenario())
@@ -96,7 +102,7 @@ def test_in_any_order_of_arrivals_each_client_gets_its_own_rows(events: Any, max
 def test_a_lone_request_is_sent_at_once_and_what_comes_meanwhile_travels_together() -> None:
     async def scenario() -> None:
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(max_batch=8, regroup_s=0), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_batch=8, regroup_s=0), POLICY, join=concatenated)
         sizes = []
         for wave in range(5):
             clients = [asyncio.ensure_future(batcher.infer(np.full((1, 4), i, np.uint8))) for i in range(9)]
@@ -151,7 +157,7 @@ def test_clients_that_travelled_together_are_waited_for_and_a_lone_one_never_wai
 
     async def scenario() -> Any:
         clock, gate = Clock(), Gate()
-        batcher = Batcher(gate, BatchConfig(regroup_s=0.2), POLICY, clock)
+        batcher = Batcher(gate, BatchConfig(regroup_s=0.2), POLICY, clock, join=concatenated)
         batcher._limit.size = 8
 
         def ask(count: Any) -> Any:
@@ -190,7 +196,7 @@ def test_the_tightest_deadline_is_kept_and_costs_the_others_nothing() -> None:
     async def scenario() -> None:
         clock, policy, gate = Clock(), PolicyConfig(deadline_s=1000.0), asyncio.Event()
         cluster = Slow(clock, 500.0, policy, gate)
-        batcher = Batcher(cluster, BatchConfig(max_batch=8), policy, clock)
+        batcher = Batcher(cluster, BatchConfig(max_batch=8), policy, clock, join=concatenated)
         batcher._limit.size = 8
         first = asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8)))
         await settle()
@@ -220,7 +226,7 @@ def test_a_fan_out_that_hangs_holds_nobody_up() -> None:
     async def scenario() -> None:
         gate = Gate()
         # The usual time begins at a quarter of the deadline: twice that is soon over.
-        batcher = Batcher(gate, BatchConfig(), PolicyConfig(deadline_s=0.2))
+        batcher = Batcher(gate, BatchConfig(), PolicyConfig(deadline_s=0.2), join=concatenated)
         hangs = asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8)))
         await settle()
         waits = asyncio.ensure_future(batcher.infer(np.ones((1, 4), np.uint8)))
@@ -239,7 +245,7 @@ def test_batches_shrink_when_they_take_too_long_and_grow_again() -> None:
         clock, gate = Clock(), asyncio.Event()
         gate.set()
         cluster = Slow(clock, 1.0, POLICY, gate)
-        batcher = Batcher(cluster, BatchConfig(max_batch=16), POLICY, clock)
+        batcher = Batcher(cluster, BatchConfig(max_batch=16), POLICY, clock, join=concatenated)
 
         async def crowd() -> None:
             await asyncio.gather(*(batcher.infer(np.zeros((1, 4), np.uint8)) for _ in range(65)))
@@ -270,7 +276,7 @@ def test_after_nodes_have_hung_batches_are_as_large_and_the_next_hang_holds_nobo
                 await blocked.wait()
             return answer_to(batch, degraded=bool(statuses), statuses=statuses)
 
-        batcher = Batcher(infer, BatchConfig(max_batch=16), policy, clock)
+        batcher = Batcher(infer, BatchConfig(max_batch=16), policy, clock, join=concatenated)
         one = np.zeros((1, 4), np.uint8)
         for _ in range(40):
             await batcher.infer(one)
@@ -303,7 +309,7 @@ def test_a_stragglers_delay_holds_up_no_batch_and_makes_none_smaller() -> None:
             await arrived.wait()
             return answer_to(batch)
 
-        batcher = Batcher(infer, BatchConfig(max_batch=16, regroup_s=0), policy, clock)
+        batcher = Batcher(infer, BatchConfig(max_batch=16, regroup_s=0), policy, clock, join=concatenated)
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(40)]
         await until_async(lambda: sum(asked) == 40)  # all are under way, though none has an answer
         arrived.set()
@@ -323,7 +329,7 @@ def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers() -> None:
         return answer_to(batch)
 
     async def scenario() -> Any:
-        batcher = Batcher(fussy, BatchConfig(), POLICY)
+        batcher = Batcher(fussy, BatchConfig(), POLICY, join=concatenated)
         batcher._limit.size = 8
         batches = [np.full((1, 4), value, np.float32) for value in (0, 1, 2, 1000, 3)]
         return await asyncio.gather(*map(batcher.infer, batches), return_exceptions=True)
@@ -340,7 +346,7 @@ def test_whatever_goes_wrong_between_queue_and_cluster_is_told_to_every_client(m
 
     async def scenario() -> Any:
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(), POLICY)
+        batcher = Batcher(gate, BatchConfig(), POLICY, join=concatenated)
         batcher._limit.size = 8
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(3)]
         await settle()
@@ -361,7 +367,7 @@ def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept() -> None:
     async def scenario() -> Any:
         gate = Gate()
         # Below half a millisecond uvloop calls back at once, by a handle that knows no time.
-        batcher = Batcher(gate, BatchConfig(max_delay_s=4e-4), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_delay_s=4e-4), POLICY, join=concatenated)
         batcher._limit.size = 8
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((1, 4), np.uint8))) for _ in range(3)]
         await until_async(lambda: gate.flights)
@@ -374,10 +380,104 @@ def test_in_uvloop_a_delay_of_less_than_its_clock_tells_is_kept() -> None:
         assert runner.run(scenario()) == [3]
 
 
+def test_a_large_request_is_sent_in_pieces_between_the_others_and_answered_as_one() -> None:
+    async def scenario() -> Any:
+        gate = Gate()
+        batcher = Batcher(gate, BatchConfig(max_batch=8, regroup_s=0), POLICY, join=concatenated)
+        batcher._limit.size = 8
+        large = np.arange(4 * 30).reshape(30, 4).astype(np.uint8)
+        greedy = asyncio.ensure_future(batcher.infer(large, None, "greedy"))
+        others = [asyncio.ensure_future(batcher.infer(np.full((1, 4), i, np.uint8), None, f"c{i}")) for i in range(6)]
+        sizes = []
+        while not greedy.done():
+            await until_async(lambda: gate.open() or greedy.done())
+            for done in gate.open():
+                sizes.append((len(gate.flights[-1][0]), sum(other.done() for other in others)))
+                done.set_result(None)
+            await settle()
+        np.testing.assert_array_equal((await greedy).logits, answer_to(large).logits)
+        return sizes, [(await other).logits[0, 0] for other in others]
+
+    sizes, answers = asyncio.run(scenario())
+    assert answers == [2 * i + 1 for i in range(6)]
+    assert max(size for size, _ in sizes) <= 8
+    assert sizes[2][1] == 6  # all others are answered with the second batch
+
+
+def test_a_piece_that_fails_fails_its_request_and_no_other() -> None:
+    async def scenario() -> Any:
+        async def infer(batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
+            await asyncio.sleep(0)
+            if (batch == 200).any():
+                raise InputError("no node accepts this request")
+            return answer_to(batch)
+
+        batcher = Batcher(infer, BatchConfig(max_batch=4), POLICY, join=concatenated)
+        large = np.arange(9, dtype=np.float32)[:, None].repeat(4, axis=1)
+        large[7] = 200
+        calls = [batcher.infer(large, None, "large"), *(batcher.infer(large[:1], None, f"{i}") for i in range(5))]
+        return await asyncio.gather(*calls, return_exceptions=True), batcher.held
+
+    (bad, *good), held = asyncio.run(scenario())
+    assert isinstance(bad, InputError)
+    assert [answer.logits[0, 0] for answer in good] == [1] * 5
+    assert held == 0
+
+
+def test_batches_are_as_large_as_the_slowest_node_can_take_within_its_patience() -> None:
+    async def scenario() -> Any:
+        gate, tolerable = Gate(), []
+
+        def sample_s(tolerable_s: float) -> float:
+            tolerable.append(tolerable_s)
+            return 0.02
+
+        config = PolicyConfig(deadline_s=1.0)
+        batcher = Batcher(gate, BatchConfig(max_batch=64), config, join=concatenated, sample_s=sample_s)
+        batcher._limit.size = 64
+        answer = asyncio.ensure_future(batcher.infer(np.zeros((20, 4), np.uint8)))
+        while not answer.done():
+            await until_async(lambda: gate.open() or answer.done())
+            for done in gate.open():
+                done.set_result(None)
+            await settle()
+        return [len(batch) for batch, _, _ in gate.flights], [num for _, num, _ in gate.flights], tolerable[0]
+
+    sizes, num_requests, tolerable_s = asyncio.run(scenario())
+    assert sizes == [5, 5, 5, 5]  # 0.1 s is a tenth of the deadline
+    assert num_requests == [1, 0, 0, 0]  # one request
+    assert tolerable_s == pytest.approx(0.1 / 16)
+
+
+def test_who_waits_with_the_most_loses_its_newest_request_when_the_queue_is_full() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        batcher = Batcher(gate, BatchConfig(max_queue=10, max_samples=4), POLICY, join=concatenated)
+        one, four = np.zeros((1, 4), np.uint8), np.zeros((4, 4), np.uint8)
+        greedy = [asyncio.ensure_future(batcher.infer(one, None, "greedy"))]
+        await settle()
+        greedy += [asyncio.ensure_future(batcher.infer(four, None, "greedy")) for _ in range(2)]
+        await settle()
+        modest = asyncio.ensure_future(batcher.infer(four[:2], None, "modest"))
+        await settle()
+        with pytest.raises(OverloadError, match=r"--max-queue"):
+            await greedy[-1]
+        with pytest.raises(OverloadError, match=r"--max-queue"):
+            await batcher.infer(four, None, "greedy")
+        while gate.open():
+            gate.open()[0].set_result(None)
+            await settle()
+        assert (await modest).logits.shape == (2, 3)
+        assert [(await client).logits.shape for client in greedy[:2]] == [(1, 3), (4, 3)]
+        assert batcher.held == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_full_queue_refuses_at_once_and_names_its_limit() -> None:
     async def scenario() -> None:
         gate = Gate()
-        batcher = Batcher(gate, BatchConfig(max_queue=5, max_samples=3), POLICY)
+        batcher = Batcher(gate, BatchConfig(max_queue=5, max_samples=3), POLICY, join=concatenated)
         clients = [asyncio.ensure_future(batcher.infer(np.zeros((2, 4), np.uint8))) for _ in range(2)]
         await settle()
         with pytest.raises(OverloadError, match=r"4 samples are waiting for an answer, the limit is 5 \(--max-queue\)"):
@@ -385,10 +485,11 @@ def test_a_full_queue_refuses_at_once_and_names_its_limit() -> None:
         clients[1].cancel()  # gives its place back
         await settle()
         clients[1] = asyncio.ensure_future(batcher.infer(np.zeros((3, 4), np.uint8)))
-        while gate.open():
-            gate.open()[0].set_result(None)
+        while not all(client.done() for client in clients):
+            await until_async(lambda: gate.open() or clients[1].done())
+            for done in gate.open():
+                done.set_result(None)
             await settle()
-        assert all(client.done() for client in clients)
         assert batcher.held == 0
 
     asyncio.run(scenario())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,36 @@ def test_a_node_that_early_fusion_does_not_wait_for_is_found_to_hang_all_the_sam
             gate.set()
 
     asyncio.run(scenario())
+
+
+# Requests in pieces
+
+
+def test_parts_with_different_devices_become_one_answer_of_those_that_are_in_all(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> Any:
+        fails = False
+
+        async def at_times(raw: Any, context: Any) -> Any:
+            return b"\xff" if fails else good_reply(bundle, raw)
+
+        async with cluster(bundle, PATIENT, fakes={3: at_times}) as aggregator:
+            parts = [await aggregator.infer(inputs[:5])]
+            fails = True
+            parts.append(await aggregator.infer(inputs[5:7]))
+            whole, same = await aggregator.join(parts), await aggregator.join(parts[1:] * 2)
+            few = [replace(part, answered=part.answered & (i == np.arange(4))) for i, part in enumerate(parts)]
+            with pytest.raises(QuorumError, match="0 of 4 devices answered every part"):
+                await aggregator.join(few)
+            return parts, whole, same
+
+    parts, whole, same = asyncio.run(scenario())
+    assert [members(part.mask) for part in (*parts, whole, same)] == [(0, 1, 2, 3), *[(0, 1, 2)] * 3]
+    check_against_offline_fusion(bundle, whole, slice(7))
+    assert whole.degraded
+    assert set(whole.failures) == {"node-3"}
+    np.testing.assert_array_equal(same.logits, np.concatenate([parts[1].logits] * 2))
 
 
 # Clients

@@ -10,14 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nonn.aggregator.queueing import Alarm, Member, Queue
 from nonn.errors import OverloadError
 
 
-def member(num_samples: int = 1, dtype: Any = np.uint8, arrived_at: float = 0.0, deadline_at: float = inf) -> Member:
+def member(
+    num_samples: int = 1, dtype: Any = np.uint8, arrived_at: float = 0.0, deadline_at: float = inf, caller: str = ""
+) -> Member:
     answer = asyncio.get_running_loop().create_future()
-    return Member(np.zeros((num_samples, 4), dtype), arrived_at, deadline_at, answer, copy_context())
+    return Member(np.zeros((num_samples, 4), dtype), arrived_at, deadline_at, answer, copy_context(), caller)
+
+
+def popped(queue: Queue, limit: int, now: float = 0.0) -> list[tuple[Member, int, int]]:
+    """The pieces of the next batch."""
+    return [(piece.member, piece.start, piece.stop) for piece in queue.pop(limit, now)]
 
 
 def queued(check: Callable[[Queue], None]) -> None:
@@ -35,20 +44,106 @@ def test_requests_go_in_the_order_of_arrival_up_to_the_limit() -> None:
         for each in (first, second, third):
             queue.push(each)
         assert queue.num_samples == 6
-        assert queue.pop(5, now=0.0) == [first, second]
+        assert popped(queue, 5) == [(first, 0, 2), (second, 0, 3)]
         assert queue.num_samples == 1
-        assert queue.pop(5, now=0.0) == [third]
+        assert popped(queue, 5) == [(third, 0, 1)]
         assert not queue
 
     queued(check)
 
 
-def test_a_request_above_the_limit_goes_alone() -> None:
+def test_a_request_above_the_limit_goes_in_pieces() -> None:
     def check(queue: Queue) -> None:
         large, small = member(9), member(1)
         queue.push(large)
         queue.push(small)
-        assert queue.pop(4, now=0.0) == [large]
+        assert popped(queue, 4) == [(large, 0, 4)]
+        assert popped(queue, 4) == [(large, 4, 8)]
+        assert queue.num_samples == 2
+        assert popped(queue, 4) == [(large, 8, 9), (small, 0, 1)]
+        assert not queue
+
+    queued(check)
+
+
+def test_callers_share_a_batch_fairly_whatever_the_sizes_of_their_requests() -> None:
+    def check(queue: Queue) -> None:
+        large, many = member(100, caller="large"), [member(2, caller="many") for _ in range(50)]
+        for each in (large, *many):
+            queue.push(each)
+        modest = []
+        for turn in range(4):
+            modest.append(member(1, caller="modest"))
+            queue.push(modest[-1])
+            shares = {"large": 0, "many": 0, "modest": 0}
+            for each, start, stop in popped(queue, 12):
+                shares[each.caller] += stop - start
+            assert shares["modest"] == 1, turn  # nobody with few requests ever waits for a second batch
+            assert abs(shares["large"] - shares["many"]) <= 4
+            assert sum(shares.values()) == 12
+
+    queued(check)
+
+
+def test_a_request_that_is_larger_than_a_share_is_not_starved_by_small_ones() -> None:
+    def check(queue: Queue) -> None:
+        seven = member(7, caller="seven")
+        queue.push(seven)
+        for _ in range(8):
+            for i in range(8):
+                queue.push(member(1, caller=f"c{i}"))
+            if any(each is seven for each, _, _ in popped(queue, 8)):
+                break
+        assert seven.num_left == 0
+
+    queued(check)
+
+
+def test_the_caller_that_waits_with_the_most_makes_room() -> None:
+    def check(queue: Queue) -> None:
+        first, second = member(3, caller="a"), member(3, caller="a")
+        for each in (first, second, member(1, caller="b")):
+            queue.push(each)
+        assert queue.push_out("a", 1) is None
+        assert queue.push_out("c", 6) is None
+        assert queue.push_out("c", 2) is second
+        assert queue.num_samples == 4
+        assert queue.push_out("c", 2) is first
+        assert queue.push_out("c", 2) is None
+
+    queued(check)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30), st.booleans()), max_size=40),
+    st.lists(st.integers(1, 20), min_size=1, max_size=5),
+)
+def test_every_sample_is_sent_once_in_the_order_of_its_caller(
+    arrivals: list[tuple[int, int, bool]], limits: list[int]
+) -> None:
+    def check(queue: Queue) -> None:
+        members = [member(size, np.uint8 if small else np.float32, caller=f"c{who}") for who, size, small in arrivals]
+        sent: dict[int, list[int]] = {id(each): [] for each in members}
+        order: dict[str, list[Member]] = {}
+        for each in members:
+            queue.push(each)
+        for k in range(5000):
+            limit = limits[k % len(limits)]
+            pieces = queue.pop(limit, 0.0)
+            assert sum(map(len, pieces)) <= limit
+            assert len({piece.member.batch.dtype for piece in pieces}) <= 1
+            for piece in pieces:
+                assert piece.batch.shape == (len(piece), 4)
+                sent[id(piece.member)] += range(piece.start, piece.stop)
+                line = order.setdefault(piece.member.caller, [])
+                line.append(piece.member) if piece.member not in line else None
+            if not queue:
+                break
+            assert pieces
+        assert queue.num_samples == 0
+        assert all(sent[id(each)] == list(range(len(each.batch))) for each in members)
+        for caller, line in order.items():
+            assert line == [each for each in members if each.caller == caller]
 
     queued(check)
 
@@ -58,8 +153,8 @@ def test_requests_of_different_dtypes_do_not_mix() -> None:
         integers, floats = member(dtype=np.uint8), member(dtype=np.float32)
         queue.push(integers)
         queue.push(floats)
-        assert queue.pop(8, now=0.0) == [integers]
-        assert queue.pop(8, now=0.0) == [floats]
+        assert popped(queue, 8) == [(integers, 0, 1)]
+        assert popped(queue, 8) == [(floats, 0, 1)]
 
     queued(check)
 
@@ -70,7 +165,7 @@ def test_a_request_whose_client_has_given_up_is_dropped() -> None:
         queue.push(gone)
         queue.push(stays)
         gone.answer.cancel()
-        assert queue.pop(8, now=0.0) == [stays]
+        assert popped(queue, 8) == [(stays, 0, 1)]
         assert queue.num_samples == 0
 
     queued(check)

@@ -1,4 +1,4 @@
-"""Throughput of a real cluster with a slow node; the long form is in ``make soak``."""
+"""A real cluster with a slow node, or with one client that asks for too much; the long form is in ``make soak``."""
 
 from __future__ import annotations
 
@@ -36,3 +36,15 @@ def test_a_slow_node_leaves_most_of_the_throughput_without_it(
     # The target is 0.5; before, the ratio was 0.003 to 0.08.
     assert figures["straggler_ratio"][str(delay_s)] > 0.35
     assert figures["straggler_p99_ms"][str(delay_s)] < 1e3 * DEADLINE_S
+
+
+def test_a_client_with_large_requests_costs_the_others_no_request_and_no_device(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    with storm.site(bundle, DEADLINE_S, seed=0, bandwidth_bytes_per_s=slow.BYTES_PER_S) as site:
+        figures = slow.greedy(site.address, inputs, concurrency=4, seconds=8.0)
+    assert figures["greedy_failed"] == []
+    assert figures["others_failed"] == 0
+    assert figures["others_degraded_percent"] <= 5.0  # 50, before requests were cut into pieces
+    assert figures["others_p99_ms"] < 1e3 * DEADLINE_S
+    assert figures["others_requests"] > 50

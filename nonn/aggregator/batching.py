@@ -5,6 +5,8 @@ then serve many clients, and the calls are most of an answer's cost. No client i
 
 - Each client gets its own rows. The batch is sent with the tightest deadline; clients with more time whose wait was
   cut short are sent again.
+- A request that is larger than a batch is sent in pieces, between the requests of other callers, who share the batches
+  fairly (``nonn.aggregator.queueing``). Its answer is fused from the devices that answered all pieces.
 - If the nodes refuse a shared batch, one client's values may be to blame: each request is then sent alone.
 - The rules of ``nonn.aggregator.pacing``: an overdue fan-out blocks no other one, a batch waits briefly for the clients
   of the last one, and batches grow only while the nodes are quick.
@@ -17,20 +19,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nonn.aggregator.fanout import OnPrompt
 from nonn.aggregator.pacing import BatchLimit, FanoutSlot, Regrouping
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
-from nonn.aggregator.queueing import Alarm, Member, Queue
+from nonn.aggregator.queueing import Alarm, Member, Piece, Queue
 from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
 from nonn.rpc.background import Background
@@ -38,6 +42,7 @@ from nonn.rpc.wire import MAX_SAMPLES, Array
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 
+PLENTY = 4  # a node that is worth little makes batches no smaller than this fraction of the largest
 CUT_SHARE = 0.9  # a fan-out that took this share of its deadline was ended by it
 
 
@@ -46,11 +51,11 @@ class BatchConfig:
     """Limits of batching, set by the operator.
 
     Attributes:
-        max_batch: samples of several requests in one fan-out; 1 switches batching off.
+        max_batch: samples of one fan-out; 1 switches batching off, and then no request is sent in pieces.
         max_delay_s: how long a request may wait for others while no fan-out is under way.
         regroup_s: how long a batch waits at most for the clients of the last one to ask again; 0 does not wait.
         max_queue: most samples that may be waiting or under way.
-        max_samples: most samples of one request; the nodes' ``--max-batch`` must allow as many.
+        max_samples: most samples of one request.
     """
 
     max_batch: int = 64
@@ -108,6 +113,8 @@ class Batcher:
         config: the limits.
         policy: its deadline limits a fan-out.
         clock: monotonic time in seconds.
+        join: makes one answer from those to consecutive parts of a request, as ``Aggregator.join`` does.
+        sample_s: time that a node takes for each further sample, as of ``Policy.sample_s``.
     """
 
     def __init__(
@@ -116,8 +123,12 @@ class Batcher:
         config: BatchConfig,
         policy: PolicyConfig,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        join: Callable[[Sequence[Answer]], Awaitable[Answer]],
+        sample_s: Callable[[float], float] = lambda tolerable_s: 0.0,
     ) -> None:
         self.config = config
+        self._join, self._sample_s = join, sample_s
         self._infer, self._policy, self._clock = infer, policy, clock
         self._held = 0  # samples that wait or are under way
         self._queue, self._alarm = Queue(), Alarm(self._send_waiting)
@@ -137,40 +148,66 @@ class Batcher:
         """Samples that wait or are under way."""
         return self._held
 
-    async def infer(self, batch: Array, remaining_s: float | None = None) -> Answer:
-        """Answers one request, in a batch with others that wait.
+    async def infer(self, batch: Array, remaining_s: float | None = None, caller: str = "") -> Answer:
+        """Answers one request, in a batch with others that wait, or in pieces if it is larger than a batch.
 
         Args:
             batch: checked inputs [B, …], B at most ``max_samples``.
             remaining_s: time until the client's deadline; None if it has none.
+            caller: callers share the fan-outs fairly.
 
         Raises:
             OverloadError: the queue is full.
             NonnError: as ``infer`` raises it.
         """
-        if self._held + len(batch) > self.config.max_queue:
-            raise OverloadError(
-                f"{self._held} samples are waiting for an answer, the limit is {self.config.max_queue} (--max-queue); "
-                "try again later, or send fewer requests at once"
-            )
-        self._held += len(batch)
+        now = self._clock()
+        deadline_at = inf if remaining_s is None else now + remaining_s
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        member = Member(batch, now, deadline_at, answer, copy_context(), caller)
+        self._hold(member)
         try:
             if self.config.max_batch == 1:
                 return await self._infer(batch, remaining_s, num_requests=1, on_prompt=lambda prompt_s: None)
             if self._may_go_alone(len(batch)):
                 return await self._alone(batch, remaining_s)
-            now = self._clock()
-            deadline_at = inf if remaining_s is None else now + remaining_s
-            answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self._queue.push(Member(batch, now, deadline_at, answer, copy_context()))
+            self._queue.push(member)
             self._send_waiting()
             return await answer
         finally:
-            self._held -= len(batch)
+            self._release(member)
+
+    def _hold(self, member: Member) -> None:
+        """Counts a request as waiting; if the queue is full, the caller that waits with the most makes room."""
+        num_samples = len(member.batch)
+        while self._held + num_samples > self.config.max_queue:
+            error = OverloadError(
+                f"{self._held} samples are waiting for an answer, the limit is {self.config.max_queue} (--max-queue); "
+                "try again later, or send fewer requests at once"
+            )
+            other = self._queue.push_out(member.caller, num_samples)
+            if other is None:
+                raise error
+            self._release(other)
+            if not other.answer.done():
+                other.answer.set_exception(error)
+        member.held = num_samples
+        self._held += num_samples
+
+    def _release(self, member: Member) -> None:
+        """A request is answered, or refused."""
+        self._held -= member.held
+        member.held = 0
+
+    @property
+    def _batch_limit(self) -> int:
+        """Samples of the next fan-out: no node that it waits for should need more than its patience for them."""
+        patience_s, size = self._policy.patience_s, self._limit.size
+        sample_s = self._sample_s(patience_s / max(1, self.config.max_batch // PLENTY))
+        return size if sample_s * size <= patience_s else max(1, int(patience_s / sample_s))
 
     def _may_go_alone(self, num_samples: int) -> bool:
         """Whether a request is sent at once: no fan-out is under way, and no other request is expected."""
-        if self._queue or self.config.max_delay_s:
+        if self._queue or self.config.max_delay_s or num_samples > self._batch_limit:
             return False
         now = asyncio.get_running_loop().time()
         return self._slot.free(now) and self._regrouping.wait_until(num_samples) <= now
@@ -206,8 +243,8 @@ class Batcher:
                 self._regrouping.on_reply(turn.num_samples, self._queue.num_samples, now, usual_s)
             self._send_waiting()
 
-    def _turn_of(self, members: Sequence[Member]) -> _Turn:
-        return self._take_slot(sum(len(member.batch) for member in members), len(members))
+    def _turn_of(self, pieces: Sequence[Piece]) -> _Turn:
+        return self._take_slot(sum(map(len, pieces)), len(pieces))
 
     def _send_waiting(self) -> None:
         """Sends what the rules allow now, and sets the alarm to the time when they allow more."""
@@ -216,59 +253,65 @@ class Batcher:
             now = loop.time()
             if not self._slot.free(now):
                 return self._alarm.set(self._slot.overdue_at)
-            waited_s = self._clock() - self._queue.oldest_at
-            go_at = max(now + self.config.max_delay_s - waited_s, self._regrouping.wait_until(self._queue.num_samples))
-            if go_at > now and self._queue.num_samples < self._limit.size:
+            go_at, limit = self._regrouping.wait_until(self._queue.num_samples), self._batch_limit
+            if self.config.max_delay_s:
+                go_at = max(go_at, now + self.config.max_delay_s - (self._clock() - self._queue.oldest_at))
+            if go_at > now and self._queue.num_samples < limit:
                 return self._alarm.set(go_at)
-            if members := self._queue.pop(self._limit.size, self._clock()):
+            if pieces := self._queue.pop(limit, self._clock()):
                 # The slot is taken here, not when the task first runs; otherwise this loop would empty the queue.
-                self._tasks.start(self._fly(members, self._turn_of(members)), "batch", context=members[0].context)
+                task = self._fly(pieces, self._turn_of(pieces))
+                self._tasks.start(task, "batch", context=pieces[0].member.context)
         return None
 
-    async def _fly(self, members: Sequence[Member], turn: _Turn) -> None:
+    async def _fly(self, pieces: Sequence[Piece], turn: _Turn) -> None:
         """One fan-out for some requests; afterwards each of them has its answer or error."""
-        again: Sequence[Member] = ()
+        again: Sequence[Piece] = ()
         try:
-            again = await self._ask(members, turn)
+            again = await self._ask(pieces, turn)
         except asyncio.CancelledError:
-            for member in members:
-                member.answer.cancel()
+            for piece in pieces:
+                piece.member.answer.cancel()
             raise
         except Exception as exc:  # any error ends the wait of every client
-            for member in members:
-                if not member.answer.done():
-                    member.answer.set_exception(exc)
+            for piece in pieces:
+                if not piece.member.answer.done():
+                    piece.member.answer.set_exception(exc)
         finally:
             self._release_slot(turn)
         if again:
             await self._fly(again, self._turn_of(again))
 
-    async def _ask(self, members: Sequence[Member], turn: _Turn) -> Sequence[Member]:
+    async def _ask(self, pieces: Sequence[Piece], turn: _Turn) -> Sequence[Piece]:
         """Asks once and answers each request; returns those whose wait was cut short by another one's deadline."""
-        start, tightest = self._clock(), min(member.deadline_at for member in members)
-        batch = members[0].batch if len(members) == 1 else np.concatenate([member.batch for member in members])
+        start, tightest = self._clock(), min(piece.member.deadline_at for piece in pieces)
+        batch = pieces[0].batch if len(pieces) == 1 else np.concatenate([piece.batch for piece in pieces])
         remaining_s = None if tightest == inf else tightest - start
         answer, error = None, None
         try:
-            on_prompt = partial(self._on_prompt, turn)
-            answer = await self._infer(batch, remaining_s, num_requests=len(members), on_prompt=on_prompt)
+            num_requests, on_prompt = sum(piece.start == 0 for piece in pieces), partial(self._on_prompt, turn)
+            answer = await self._infer(batch, remaining_s, num_requests=num_requests, on_prompt=on_prompt)
         except Exception as exc:
             error = exc
         took_s = self._clock() - start
         self._learn(turn, len(batch), took_s, answer)
-        if len(members) > 1 and _refused(answer, error):
-            await asyncio.gather(*(self._ask([member], turn) for member in members))
+        if len(pieces) > 1 and _refused(answer, error):
+            await asyncio.gather(*(self._ask([piece], turn) for piece in pieces))
             return ()
-        again: set[Member] = set()
-        if self._was_cut(remaining_s, took_s) and _incomplete(answer, error):
-            again = {member for member in members if member.deadline_at > tightest and not member.answer.done()}
-        row = 0
-        for member in members:
-            rows = slice(row, row + len(member.batch))
-            if member not in again and not member.answer.done():  # its client may have given up
-                self._give(member, rows, answer, error)
+        cut = self._was_cut(remaining_s, took_s) and _incomplete(answer, error)
+        again, row = list[Piece](), 0
+        for piece in pieces:
+            rows = slice(row, row + len(piece))
             row = rows.stop
-        return [member for member in members if member in again]
+            if piece.member.answer.done():  # its client may have given up
+                continue
+            if cut and piece.member.deadline_at > tightest:
+                again.append(piece)
+            elif error is not None:
+                piece.member.answer.set_exception(error)
+            elif answer is not None:
+                self._give(piece, answer, rows)
+        return again
 
     def _was_cut(self, remaining_s: float | None, took_s: float) -> bool:
         """Whether a client's deadline ended a fan-out, rather than the policy's."""
@@ -276,15 +319,31 @@ class Batcher:
             return False
         return took_s >= CUT_SHARE * (remaining_s - self._policy.fusion_budget_s)
 
-    def _give(self, member: Member, rows: slice, answer: Answer | None, error: Exception | None) -> None:
-        """Gives one client its part of an answer, or the error."""
-        if answer is None:
-            assert error is not None
-            member.answer.set_exception(error)
-            return
+    def _give(self, piece: Piece, answer: Answer, rows: slice) -> None:
+        """Gives one client its part of an answer; a request in pieces waits for the last of them."""
+        member, features = piece.member, dict[int, NDArray[np.float32]]()
+        if not piece.whole:
+            features = {device: values[rows] for device, values in answer.features.items()}
         logits, confidence = answer.logits[rows], answer.confidence[rows]
         latency_s = self._clock() - member.arrived_at
-        member.answer.set_result(dataclasses.replace(answer, logits=logits, confidence=confidence, latency_s=latency_s))
+        part = dataclasses.replace(answer, logits=logits, confidence=confidence, features=features, latency_s=latency_s)
+        if piece.whole:
+            member.answer.set_result(part)
+            return
+        member.parts.append((piece.start, part))
+        if sum(len(part.logits) for _, part in member.parts) == len(member.batch):
+            self._tasks.start(self._put_together(member), "request in pieces", context=member.context)
+
+    async def _put_together(self, member: Member) -> None:
+        """Answers a request from its parts."""
+        try:
+            answer = await self._join([part for _, part in sorted(member.parts, key=itemgetter(0))])
+        except Exception as exc:
+            if not member.answer.done():
+                member.answer.set_exception(exc)
+            return
+        if not member.answer.done():
+            member.answer.set_result(dataclasses.replace(answer, latency_s=self._clock() - member.arrived_at))
 
     def _learn(self, turn: _Turn, num_samples: int, took_s: float, answer: Answer | None) -> None:
         """Records how long a fan-out took, unless it was prompt: the delay of stragglers is not the batch's."""

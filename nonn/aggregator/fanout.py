@@ -322,9 +322,10 @@ class Fanout:
             if not isinstance(raw, bytes):  # gRPC gives no message where a server ends the call well without one
                 raise InputError("status OK without a message")
             features = link.reader.read(raw, flight.request_id, len(flight.batch))
-            return Reply(link.node, ReplyStatus.OK, took_s, features)
+            return Reply(link.node, ReplyStatus.OK, took_s, features, num_samples=len(flight.batch))
         except aio.AioRpcError as exc:
-            return failure(link.node, exc, (at or self._clock()) - asked_at)
+            reply = failure(link.node, exc, (at or self._clock()) - asked_at)
+            return replace(reply, num_samples=len(flight.batch))
         except InputError as exc:
             return Reply(link.node, ReplyStatus.MALFORMED, took_s, error=f"bad reply: {exc}")
         except asyncio.CancelledError:
@@ -343,7 +344,7 @@ class Fanout:
         if session.timed_out(now):
             for call, link, asked_at in flight.calls.values():
                 call.cancel()
-                silent.append(silence(link.node, now - asked_at))
+                silent.append(replace(silence(link.node, now - asked_at), num_samples=len(flight.batch)))
                 self._learn(silent[-1], False)
             return silent
 

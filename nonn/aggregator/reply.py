@@ -50,6 +50,7 @@ class Reply:
         features: features [B, d_i]; None if it failed.
         error: why it failed, as text; empty if it did not.
         lag_s: how much later it came than the replies of all nodes but stragglers.
+        num_samples: number of samples of the request.
     """
 
     node: Node
@@ -58,6 +59,7 @@ class Reply:
     features: Float32 | None = None
     error: str = ""
     lag_s: float = 0.0
+    num_samples: int = 1
 
     @property
     def ok(self) -> bool:

@@ -50,7 +50,13 @@ class FusedModel:
         shape = aggregator.bundle.manifest.input.shape
         self.max_request_bytes = request_limit(shape, batching.max_samples)
         self._shape, self._max_samples = shape, batching.max_samples
-        self._batcher = Batcher(aggregator.infer_checked, batching, aggregator.policy.config)
+        self._batcher = Batcher(
+            aggregator.infer_checked,
+            batching,
+            aggregator.policy.config,
+            join=aggregator.join,
+            sample_s=aggregator.policy.sample_s,
+        )
         self._aggregator, self._state, self._answered = aggregator, state, answered
 
     async def __aenter__(self) -> Self:
@@ -133,7 +139,7 @@ class FusedModel:
             self._tell_refused("invalid", 0)
             raise
         try:
-            answer = await self._batcher.infer(batch, remaining_s)
+            answer = await self._batcher.infer(batch, remaining_s, request.caller)
         except OverloadError:
             self._tell_refused("exhausted", len(batch))
             raise

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from nonn.aggregator.fanout import Connect, Fanout, OnPrompt
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.joined import joined
 from nonn.aggregator.missing import missing_nodes, refusal
 from nonn.aggregator.monitoring.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
 from nonn.aggregator.policy import Policy, PolicyConfig
@@ -314,8 +315,17 @@ class Aggregator:
             failures={node: text for node, (_, text) in missing.items()},
             statuses={node: status for node, (status, _) in missing.items()},
             early=fanout.session.early,
+            features=features,
             latency_s=self._clock() - fanout.start,
         )
+
+    async def join(self, answers: Sequence[Answer]) -> Answer:
+        """One answer from those to consecutive parts of a request: of the devices that are in all of them.
+
+        Raises:
+            QuorumError: these are fewer than the quorum.
+        """
+        return await joined(answers, self._solver, self._head, self.policy.accuracy, self.policy.config.quorum)
 
     def _tell(
         self,
@@ -365,10 +375,18 @@ class Aggregator:
         if probe:
             self._note(node, lambda now: policy.on_probe(node, reply.ok, took_s, now), reply.error)
         elif reply.ok:
-            self._note(node, lambda now: policy.on_success(node, took_s, now, late=late, lag_s=reply.lag_s))
+            lag_s, num_samples = reply.lag_s, reply.num_samples
+            self._note(
+                node,
+                lambda now: policy.on_success(node, took_s, now, late=late, lag_s=lag_s, num_samples=num_samples),
+            )
         else:
-            silent = reply.status is ReplyStatus.SILENT
-            self._note(node, lambda now: policy.on_failure(node, took_s, now, silent=silent), reply.error)
+            silent, num_samples = reply.status is ReplyStatus.SILENT, reply.num_samples
+            self._note(
+                node,
+                lambda now: policy.on_failure(node, took_s, now, silent=silent, num_samples=num_samples),
+                reply.error,
+            )
 
     def _note(self, node: str, outcome: Callable[[float], bool], reason: str = "") -> None:
         """Tells the policy an outcome and the observers a change of state, with its reason."""

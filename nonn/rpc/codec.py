@@ -25,15 +25,17 @@ class Request:
         bundle: requested bundle hash (parameter ``nonn_bundle``); None for any.
         outputs: names of the requested outputs; empty for all.
         id: the response repeats it.
+        caller: connection that sent it; empty if unknown.
     """
 
-    __slots__ = ("_message", "bundle", "id", "model_name", "model_version", "outputs")
+    __slots__ = ("_message", "bundle", "caller", "id", "model_name", "model_version", "outputs")
 
     def __init__(self, message: Any) -> None:
         self._message = message
         self.model_name, self.model_version, self.id = message.model_name, message.model_version, message.id
         named = "nonn_bundle" in message.parameters
         self.bundle: str | None = message.parameters["nonn_bundle"].string_param if named else None
+        self.caller = ""
         self.outputs = tuple(output.name for output in message.outputs)
 
     @classmethod

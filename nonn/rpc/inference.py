@@ -139,6 +139,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             if self._draining:
                 raise UnreachableError(f"{self._model.name} is shutting down and accepts no requests; try again later")
+            request.caller = context.peer()
             version = self._model.version  # may change while the answer is computed
             result = await self._model.infer(request, context.time_remaining())
             response = write_response(self._model.name, version, request, result.outputs, result.parameters)

@@ -16,6 +16,7 @@ from math import inf
 from nonn.aggregator.policy.breaker import Breaker
 from nonn.aggregator.policy.config import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
+from nonn.aggregator.policy.pace import Pace
 from nonn.aggregator.policy.session import Session
 from nonn.errors import ConfigError
 
@@ -40,6 +41,7 @@ class NodeRecord:
         answered: number of them with a good reply in time.
         pending: number of its open requests.
         latencies: latencies of its last good replies.
+        pace: time that it takes for each sample of a batch.
     """
 
     breaker: Breaker
@@ -47,6 +49,7 @@ class NodeRecord:
     answered: int = 0
     pending: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def latency_s(self) -> float:
@@ -211,7 +214,9 @@ class Policy:
         accuracy, loss = self.accuracy, self.config.early_loss
         return bool(loss and accuracy) and accuracy[mask | missing] - accuracy[mask] <= loss + ROUNDING
 
-    def on_success(self, node: str, latency_s: float, now: float, *, late: bool = False, lag_s: float = 0.0) -> bool:
+    def on_success(
+        self, node: str, latency_s: float, now: float, *, late: bool = False, lag_s: float = 0.0, num_samples: int = 1
+    ) -> bool:
         """A node has answered a request.
 
         Args:
@@ -220,6 +225,7 @@ class Policy:
             now: time of the reply, on any monotonic clock.
             late: whether the answer was given without it.
             lag_s: how much later than those of the other nodes it came.
+            num_samples: number of samples of the request.
 
         Returns:
             Whether the state of the node has changed.
@@ -231,11 +237,12 @@ class Policy:
         record.asked += 1
         record.answered += not late
         record.latencies.add(latency_s)
+        record.pace.add(num_samples, latency_s)
         if lag_s <= self.config.patience_s:
             self.stragglers.discard(node)
         return self._noted(record.breaker.on_success(now))
 
-    def on_failure(self, node: str, waited_s: float, now: float, *, silent: bool = False) -> bool:
+    def on_failure(self, node: str, waited_s: float, now: float, *, silent: bool = False, num_samples: int = 1) -> bool:
         """A node has failed a request; arguments and result as of ``on_success``.
 
         Args:
@@ -243,6 +250,7 @@ class Policy:
             waited_s: time from asking to the failure.
             now: time of the failure.
             silent: whether nothing came until the deadline.
+            num_samples: number of samples of the request; silence counts as any failure if so many take that long.
         """
         record = self.nodes.get(node)
         if record is None:
@@ -251,6 +259,7 @@ class Policy:
         record.asked += 1
         if silent and self._hurried(record, waited_s):
             return False
+        silent = silent and record.pace.sample_s * num_samples < waited_s
         return self._noted(record.breaker.on_failure(now - waited_s, now, silent=silent))
 
     def on_contradiction(self, node: str, now: float) -> bool:
@@ -273,6 +282,25 @@ class Policy:
         if changed:
             self._roster = None
         return changed
+
+    def sample_s(self, tolerable_s: float) -> float:
+        """How long the slowest node that answers should wait for takes for each further sample of a batch.
+
+        Args:
+            tolerable_s: a node that takes longer counts only if answers lose more than ``early_loss`` without it.
+
+        Returns:
+            0 while nothing is known.
+        """
+        nodes = [n for group in self.roster.groups for n in group if n not in self.stragglers]
+        paces = sorted((self.nodes[n].pace.sample_s, n) for n in nodes)
+        everyone = self._mask(nodes)
+        while len(paces) > self.config.quorum and paces[-1][0] > tolerable_s:
+            kept = self._mask([n for _, n in paces[:-1]])
+            if not self.cheap(kept, everyone & ~kept):
+                break
+            paces.pop()
+        return paces[-1][0] if paces else 0.0
 
     def latencies(self, node: str) -> Latencies:
         """The last latencies of a node."""

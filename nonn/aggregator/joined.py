@@ -1,0 +1,62 @@
+"""One answer from those to the parts of a request that was sent in pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from nonn.aggregator.solver import HeadSolver
+from nonn.answer import Answer
+from nonn.errors import QuorumError
+from nonn.fusion import Head
+from nonn.reliability.subsets import members
+
+__all__ = ["joined"]
+
+
+async def joined(
+    answers: Sequence[Answer], solver: HeadSolver, head: Head, accuracy: Sequence[float], quorum: int
+) -> Answer:
+    """One answer of the devices that are in all parts; fused again if other devices are in some of them.
+
+    Args:
+        answers: to consecutive parts of a request, with features.
+        solver: solves heads outside the event loop.
+        head: fuses features.
+        accuracy: accuracy of each subset of devices [2^N].
+        quorum: fewest devices for an answer.
+
+    Raises:
+        QuorumError: the devices that are in all parts are fewer than the quorum.
+    """
+    first, masks = answers[0], {answer.mask for answer in answers}
+    logits, confidence = [answer.logits for answer in answers], [answer.confidence for answer in answers]
+    mask, num_devices = functools.reduce(operator.and_, masks), len(first.answered)
+    if mask.bit_count() < quorum:
+        raise QuorumError(
+            f"{mask.bit_count()} of {num_devices} devices answered every part of the request, the quorum is {quorum}; "
+            "send it again, or fewer samples per request"
+        )
+    if len(masks) > 1:
+        await solver.ensure(mask)
+        fused = [head.logits({i: answer.features[i] for i in members(mask)}) for answer in answers]
+        logits = [part.astype(np.float32) for part in fused]
+        confidence = [head.confidence(part, mask).astype(np.float32) for part in fused]
+    answered = np.zeros(num_devices, np.bool_)
+    answered[list(members(mask))] = True
+    return dataclasses.replace(
+        first,
+        logits=np.concatenate(logits),
+        confidence=np.concatenate(confidence),
+        answered=answered,
+        degraded=mask.bit_count() < num_devices,
+        expected_accuracy=accuracy[mask],
+        failures={node: text for answer in answers for node, text in answer.failures.items()},
+        statuses={node: status for answer in answers for node, status in answer.statuses.items()},
+        early=any(answer.early for answer in answers),
+        features={},
+    )
