@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def test_the_parity_student_learns_the_sum_and_leaves_the_others_alone(parity: R
 def test_a_study_of_one_device_has_no_parity() -> None:
     with pytest.raises(ConfigError, match="'parity' of the study: needs at least two devices"):
         METHODS["parity"].applied_to(load_experiment(None, ["devices.count=1", "partition.parts=1"]), 0, ())
+
+
+def test_a_parity_student_without_an_epoch_is_refused(parity: Row) -> None:
+    config = parity.space.experiment
+    space = dataclasses.replace(
+        parity.space, experiment=dataclasses.replace(config, distill=dataclasses.replace(config.distill, epochs=0))
+    )
+    with pytest.raises(ConfigError, match=r"row 'parity' of the study: distill\.epochs = 0"):
+        METHODS["parity"].rival(space, parity.trained)
 
 
 @pytest.mark.parametrize("row", ["parity", "rocoin"])

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from nonn.bundle.views import select_view
 from nonn.distill import Students
+from nonn.errors import ConfigError
 from nonn.experiment.rival import Rival
 from nonn.experiment.training import Trained
 from nonn.experiment.workspace import Workspace
@@ -62,7 +63,13 @@ class ParityTask:
 
 
 def build(space: Workspace, trained: Trained) -> Rival:
-    """The students with one more for the parity, and the trained fusion behind the reconstruction."""
+    """The students with one more for the parity, and the trained fusion behind the reconstruction.
+
+    Raises:
+        ConfigError: ``distill.epochs`` is 0, so that nothing trains the parity student.
+    """
+    if not space.experiment.distill.epochs:
+        raise ConfigError("row 'parity' of the study: distill.epochs = 0 leaves its parity student untrained")
     students, partition = trained.students.network, trained.cut.partition
     fusion = space.heads.fit_all(trained.teacher.network, students, ("trained",))["trained"]
     widest = max(range(len(fusion.widths)), key=lambda i: fusion.widths[i])
