@@ -120,21 +120,33 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> No
     assert "python" in capsys.readouterr().out
 
 
-def test_ctrl_c_in_training_keeps_the_epochs_done_and_goes_on_from_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nonn", "demo", "--runs", str(tmp_path), *SETS, "--set", "teacher.epochs=2000"]
+@pytest.mark.parametrize(
+    ("number", "code", "text"),
+    [
+        (signal.SIGINT, 130, "nonn demo: interrupted; finished work is kept"),
+        (signal.SIGTERM, -signal.SIGTERM, "nonn run: terminated; finished work is kept"),
+    ],
+)
+def test_a_signal_in_training_keeps_the_epochs_done_and_says_so(
+    tmp_path: Path, number: signal.Signals, code: int, text: str
+) -> None:
+    (tmp_path / "tiny.toml").write_text("")
+    name = ["run", str(tmp_path / "tiny.toml")] if "nonn run" in text else ["demo"]
+    arguments = ["--runs", str(tmp_path), *SETS, "--set", "teacher.epochs=2000"]
+    command = [sys.executable, "-m", "nonn", *name, *arguments]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     checkpoint = tmp_path / "tiny" / "teacher" / "checkpoint.safetensors"
     try:
         until(lambda: checkpoint.exists() or process.poll() is not None, timeout_s=10 * TIMEOUT_S)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=TIMEOUT_S)
     finally:
         process.kill()
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert out == ""
-    assert "interrupted" in err
+    assert text in err
     assert "Traceback" not in err
     assert checkpoint.exists()
     assert not list(tmp_path.rglob("*.tmp"))

@@ -9,7 +9,7 @@ import pytest
 
 from nonn.cli import main
 from nonn.config import AUTO, Experiment, load_experiment
-from nonn.errors import ConfigError
+from nonn.errors import ConfigError, DataError
 from nonn.experiment import pilot, workspace
 from nonn.experiment.pilot import choose_design, designs
 from nonn.experiment.workspace import Workspace
@@ -107,6 +107,19 @@ def test_a_demo_chooses_its_design_before_it_runs(
     assert [row["failed"] for row in report["measured_live"]] == [0, 1, 2, 3]
     assert [row["lost"] for row in report["measured_live"]] == [0] * 4
     assert {device["part"] for device in report["devices"]} == {0, 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"{", b"[]", b'{"parts": 2}', b'{"parts": "two"}'])
+def test_a_damaged_result_of_a_pilot_is_named_with_the_remedy(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(pilot, "designs", lambda _: (Design(2),))
+    choose_design(Workspace(auto(), runs))
+    (file,) = (runs / "tiny" / "pilot").rglob("trial.json")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"not a readable pilot \(.*; remove the folder and run again") as caught:
+        choose_design(Workspace(auto(), runs))
+    assert str(file.parent) in str(caught.value)
 
 
 def test_a_pilot_trains_no_longer_than_the_experiment() -> None:

@@ -220,6 +220,17 @@ def test_jobs_come_back_in_order_from_processes() -> None:
     assert map_jobs(square, range(5), workers=2) == [0, 1, 4, 9, 16]
 
 
+def test_no_more_processes_start_than_the_cores_that_this_one_may_use() -> None:
+    program = (
+        "import os\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from nonn_sim.backends import map_jobs\n"
+        "pids = map_jobs(eval, 4 * ['__import__(\"os\").getpid()'])\n"
+        "print(set(pids) == {os.getpid()})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"
+
+
 def test_processes_end_with_the_one_that_started_them() -> None:
     job = "import time; print('up', flush=True); time.sleep(3600)"
     program = f"from nonn_sim.backends import map_jobs; map_jobs(exec, 2 * [{job!r}], workers=2)"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from nonn import __version__
 from nonn.cli.extras import missing_extra
@@ -35,7 +38,7 @@ COMMANDS = (
     "doctor",
 )
 
-INTERRUPTED = 130  # 128 + SIGINT, as in a shell
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM, as in a shell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,12 +80,14 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         argv: arguments; None uses those of the process.
 
     Returns:
-        The exit code of the command, or of the error that ended it; the error is printed on stderr.
+        The exit code of the command, or of the error that ended it; the error is printed on stderr. SIGTERM ends a
+        command that can be resumed with a message, and the process by that signal.
     """
     arguments = parser.parse_args(argv)
     title = f"{parser.prog} {arguments.command}"
     try:
-        code = int(arguments.run(arguments))
+        with _terminable() if getattr(arguments, "resumable", False) else contextlib.nullcontext():
+            code = int(arguments.run(arguments))
         if sys.stdout is not None:  # it is closed: `nonn report … >&-`
             sys.stdout.flush()
         return code
@@ -96,6 +101,10 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     except KeyboardInterrupt:
         print(f"{title}: interrupted; finished work is kept", file=sys.stderr)
         return INTERRUPTED
+    except _TerminatedError:
+        print(f"{title}: terminated; finished work is kept, the same command continues it", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)  # so that the caller sees how it ended
+        return TERMINATED
     except BrokenPipeError:  # `nonn report … | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -104,6 +113,28 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
             raise
         where = f"{exc.filename}: " if exc.filename else ""
         return _fail(title, ConfigError(f"{where}{exc.strerror}; make room or choose another path, and try again"))
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM; like KeyboardInterrupt no error of the program."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises an exception in the block, unless the process ignores it or a thread runs the command."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(title: str, error: NonnError) -> int:

@@ -35,6 +35,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
+    parser.set_defaults(resumable=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,14 +13,14 @@ the test split is not used.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from nonn.config import AUTO, Experiment
+from nonn.documents import read
 from nonn.enumeration import enumerate_subsets
+from nonn.errors import DataError
 from nonn.experiment.training import train
 from nonn.experiment.workspace import Workspace
 from nonn.files import write_json
@@ -69,6 +69,7 @@ def choose_design(space: Workspace) -> Workspace:
 
     Raises:
         NonnError: a design cannot be trained; finished work is kept.
+        DataError: the result of a finished pilot is damaged.
     """
     experiment = space.experiment
     if experiment.partition.parts != AUTO:
@@ -128,8 +129,10 @@ def _trial(space: Workspace, design: Design) -> Trial:
         trial = Trial(design.num_parts, design.overlap, expected, 4 * sum(students.fusion.widths))
         write_json(file, dataclasses.asdict(trial))
         stage.finish()
-    values: dict[str, Any] = json.loads(file.read_text())
-    return Trial(**values)
+    try:
+        return read(Trial, file)
+    except (OSError, DataError) as exc:
+        raise DataError(f"{stage.folder}: not a readable pilot ({exc}); remove the folder and run again") from exc
 
 
 def _law_text(experiment: Experiment) -> str:

@@ -142,6 +142,8 @@ def override(tree: dict[str, Any], text: str) -> None:
     Raises:
         ConfigError: the text does not have that form.
     """
+    if "\n" in text or "\r" in text:  # TOML would read further lines as further keys
+        raise ConfigError(f"--set {text!r}: must be one line; give --set again for another key")
     key, equals, literal = text.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not sections or not last:

@@ -33,7 +33,8 @@ def map_jobs(
         function: a function of a module, so that other processes can import it.
         jobs: its arguments; jobs and outcomes are sent between processes.
         backend: ``local`` or ``ray``. Ray joins the cluster of ``RAY_ADDRESS``, or starts one on this machine.
-        workers: local processes; 0 is one for each core. A single job, or a single worker, needs no process.
+        workers: local processes; 0 is one for each core that this process may use. A single job, or a single worker,
+            needs no process.
 
     Raises:
         ConfigError: there is no such backend.
@@ -43,7 +44,8 @@ def map_jobs(
         return _ray(function, jobs)
     if backend != "local":
         raise ConfigError(f"backend '{backend}': unknown; choose one of: {', '.join(BACKENDS)}")
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    # Not os.cpu_count(): a container or taskset may allow fewer cores than the machine has.
+    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     if workers <= 1:
         return [function(job) for job in jobs]
     # Fresh processes: a fork would copy locks that threads of gRPC hold.
