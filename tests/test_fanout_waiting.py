@@ -20,6 +20,7 @@ from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.errors import QuorumError
 from nonn.reliability.subsets import members
+from nonn.rpc.v1 import inference_pb2 as pb
 from tests.agreement import check_against_offline_fusion
 from tests.fanout import PATIENT, Watcher, cluster, good_reply, slow
 from tests.serving import TIMEOUT_S, running_node, until_async
@@ -82,6 +83,40 @@ def test_who_waits_for_a_node_that_another_request_finds_hung_waits_no_longer(
     assert first.latency_s > 1.9
     assert members(second.mask) == (0, 2, 3)
     assert second.latency_s < 1.6  # what is left of the first one's deadline is 0.8
+
+
+@pytest.mark.alone
+def test_a_node_that_hangs_on_requests_of_the_usual_size_does_not_pass_its_probes(
+    bundle: Bundle, inputs: NDArray[Any]
+) -> None:
+    async def scenario() -> Any:
+        hangs, probed = True, list[int]()
+
+        async def large(raw: Any, context: Any) -> Any:
+            num_samples = pb.ModelInferRequest.FromString(raw).inputs[0].shape[0]
+            probed.append(num_samples)
+            if num_samples > 4 and hangs:
+                await asyncio.Event().wait()
+            return good_reply(bundle, raw)
+
+        config = PolicyConfig(deadline_s=0.3, breaker_reset_s=0.05, early_loss=0.0)
+        async with cluster(bundle, config, fakes={1: large}) as aggregator:
+            answers = [await aggregator.infer(inputs[:6])]
+            start = len(probed)
+            while len(probed) < start + 3:
+                answers.append(await aggregator.infer(inputs[:6]))
+                await asyncio.sleep(0.01)
+            state, hangs = aggregator.policy.state("node-1"), False
+            async with asyncio.timeout(TIMEOUT_S):
+                while not (await aggregator.infer(inputs[:6])).answered.all():
+                    pass
+            return answers, probed[start : start + 3], state
+
+    answers, probed, state = asyncio.run(scenario())
+    assert [answer.latency_s > 0.25 for answer in answers[:2]] == [True, False]
+    assert sum(answer.latency_s > 0.25 for answer in answers) <= 2  # one; a busy machine may delay another
+    assert probed == [6, 6, 6]
+    assert state == "out"
 
 
 # Replicas

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,35 @@ def test_a_node_that_answers_probes_but_no_request_is_not_asked_again_and_again(
     silent(policy, "b", now=11.2)
     assert policy.probes(11.2) == ()
     assert policy.probes(13.2) == ("b",)
+
+
+def test_a_node_that_answers_probes_and_hangs_on_requests_costs_a_deadline_ever_more_rarely() -> None:
+    policy, now, hung_at = policy_of(breaker_reset_s=0.5, deadline_s=1.0), 0.0, list[float]()
+    policy.on_success("b", 0.01, 0.0)
+    while now < 3600.0:
+        if policy.state("b") == "up":
+            now += 1.01
+            hung_at.append(now)
+            silent(policy, "b", now)
+        wait_s = policy.next_probe_s(now)
+        now += wait_s
+        assert policy.probes(now) == ("b",)
+        now += 0.01
+        policy.on_probe("b", True, 0.01, now)
+    pauses = np.diff(hung_at)
+    assert pauses[:4] == pytest.approx([1.02, 1.52, 2.02, 3.02])  # at once, 0.5, 1, 2 s
+    assert pauses.max() == pytest.approx(61.02)
+    assert len(hung_at) < 70  # 2,400 without back-off
+    policy.on_success("b", 0.01, now)
+    silent(policy, "b", now + 2.0)
+    assert policy.next_probe_s(now + 2.0) == 0.0  # it has answered a request
+
+
+def test_many_requests_that_fail_at_once_are_one_relapse() -> None:
+    policy = policy_of(breaker_reset_s=0.5)
+    for _ in range(20):
+        silent(policy, "b", 1.0)
+    assert policy.next_probe_s(1.0) == pytest.approx(0.5)
 
 
 def test_one_good_reply_brings_a_node_back() -> None:

@@ -32,6 +32,7 @@ from nonn.aggregator.joined import joined
 from nonn.aggregator.missing import missing_nodes, refusal
 from nonn.aggregator.monitoring.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
 from nonn.aggregator.policy import Policy, PolicyConfig
+from nonn.aggregator.policy.latencies import Latencies
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.screening import EXCLUDED, QUARANTINED, Screen
@@ -47,6 +48,7 @@ from nonn.telemetry.tracing import span
 
 __all__ = ["Aggregator"]
 
+USUAL_QUANTILE = 0.95  # of the sizes of the last fan-outs: a probe is as large
 IDLE_S = 2.0  # a node that has answered nothing for this time is probed, at most half of it later
 
 _log = logging.getLogger(__name__)
@@ -115,6 +117,7 @@ class Aggregator:
         self._shape = bundle.manifest.input.shape
         self._heard: dict[str, float] = {}  # when each node last gave a good reply
         self._started = False
+        self._sizes = Latencies()  # samples of the last fan-outs
         self._waiting: set[asyncio.Event] = set()
         self._wake = asyncio.Event()
         self._tasks = Background()
@@ -253,6 +256,7 @@ class Aggregator:
             QuorumError: fewer devices answered than the quorum; the message names those missing and why.
         """
         start = self._clock()
+        self._sizes.add(len(batch))
         session = self.policy.session(start, remaining_s)
         features, replies = self._screened(session, *await self._fanout.ask(session, batch, on_prompt))
         fanout = _Fanout(start, len(batch), num_requests, session, tuple(replies))
@@ -410,9 +414,10 @@ class Aggregator:
                 waiter.set()
 
     async def _probe(self, node_id: str) -> None:
-        """Sends one node a sample of zeros and checks the reply like any other; no client waits for it.
+        """Sends one node zeros and checks the reply like any other; no client waits for it.
 
-        In quarantine it must answer known inputs.
+        After a failure they are as many samples as the larger requests have, since a node may hang only on those. In
+        quarantine it must answer known inputs.
         """
         record = self.policy.nodes.get(node_id)
         if record is None:
@@ -422,7 +427,9 @@ class Aggregator:
             return  # its test is not due: it came back under the same id
         quarantined = breaker.quarantined
         known = self.bundle.known if quarantined else None
-        chosen, batch = known.draw(self._random) if known else (None, np.zeros((1, *self._shape), np.uint8))
+        num_samples = max(1, int(self._sizes.quantile(USUAL_QUANTILE))) if breaker.failures else 1
+        zeros = np.zeros((num_samples, *self._shape), np.uint8)
+        chosen, batch = known.draw(self._random) if known else (None, zeros)
         # It waits for the channel, so that a node that has just come up is found before the next probe.
         reply = await self._fanout.probe(node_id, batch, self.policy.config.deadline_s)
         if known and chosen is not None and reply is not None and reply.features is not None:

@@ -9,8 +9,10 @@ A node is
 
 Suspect and out nodes are probed apart from requests; after one good reply the node is up again. The first probe is
 sent at once, so that a node whose link has lost a single message is back within a round trip; later probes are
-``reset_s`` apart. A node that fails again before it has answered a request waits ``reset_s`` for its next probe. This
-is a circuit breaker (Nygard 2007, Release It!) whose half-open state costs no request.
+``reset_s`` apart. This is a circuit breaker (Nygard 2007, Release It!) whose half-open state costs no request.
+
+A node that answers probes, but fails again before it has answered a request, costs requests their wait each time. It
+is probed after ``reset_s``; each such relapse doubles that, up to a minute. Only an answered request ends the back-off.
 
 A node that contradicts the other devices again and again (nonn.reliability.suspicion) is put into *quarantine*: it is
 out, requests do not ask it even below the quorum, and only a probe with known inputs ends that. The first such probe
@@ -28,6 +30,7 @@ from math import inf
 __all__ = ["Breaker"]
 
 MAX_QUARANTINE_S = 3600.0
+MAX_BACK_OFF_S = 60.0
 FORGIVEN_AFTER = 10  # last quarantines without another one
 
 
@@ -45,6 +48,7 @@ class Breaker:
         probing: whether a probe is under way.
         up_since: when the node last came back.
         proven: whether it has answered a request since then.
+        relapses: how often in a row it failed without having answered a request since it came back.
         quarantined: whether only a probe with known inputs brings it back.
         quarantines: quarantines and failed tests in a row.
     """
@@ -57,6 +61,7 @@ class Breaker:
     probing: bool = False
     up_since: float = -inf
     proven: bool = False
+    relapses: int = 0
     quarantine_s: float = 10.0
     quarantined: bool = False
     quarantines: int = 0
@@ -72,14 +77,17 @@ class Breaker:
         """A request was answered."""
         if self.quarantined:
             return False
-        self.proven = True
+        self.proven, self.relapses = True, 0
         return self._close(now) if self.failures or not self.heard else False
 
     def on_failure(self, asked_at: float, now: float, *, silent: bool) -> bool:
         """A request that was sent at ``asked_at`` failed; silence leaves the node out at once."""
         if asked_at < self.up_since or self.quarantined:
             return False
-        self.probe_at = min(self.probe_at, now if self.proven else now + self.reset_s)
+        if not self.failures:
+            self.relapses = 0 if self.proven else self.relapses + 1
+        back_off_s = min(self.reset_s * 2.0 ** min(max(self.relapses - 1, 0), 32), max(MAX_BACK_OFF_S, self.reset_s))
+        self.probe_at = min(self.probe_at, now if self.proven else now + back_off_s)
         self.proven = False
         return self._count(max(self.failures + 1, self.limit) if silent else self.failures + 1)
 
