@@ -116,6 +116,15 @@ def test_a_served_bundle_that_is_missing_is_an_error_with_the_remedy(bundle: Bun
         state.first(bundle.path)
 
 
+def test_a_bundle_that_a_killed_process_has_half_deleted_is_copied_again(
+    bundle: Bundle, other: Bundle, tmp_path: Path
+) -> None:
+    state = State(tmp_path)
+    state.first(bundle.path)
+    (state.take(other.path).path / "students/student-0.onnx").unlink()
+    assert state.take(other.path).hash == state.load(other.hash).hash == other.hash
+
+
 CHILD = """
 import sys
 from pathlib import Path

@@ -131,6 +131,15 @@ def test_a_node_of_another_bundle_is_told_ours_and_not_asked_with_it(bundle: Bun
     asyncio.run(scenario())
 
 
+def test_a_node_that_dials_out_has_no_address(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with service(bundle) as (aggregator, fleet, register):
+            await register("a", address="127.0.0.1:1", dials_out=True)
+            assert (fleet.membership.leases["a"].request.address, aggregator.nodes) == ("", ())
+
+    asyncio.run(scenario())
+
+
 LONG = "x" * 10_000
 
 

@@ -17,6 +17,7 @@ A folder of an older version has two files instead, ``current`` and ``previous``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -80,7 +81,8 @@ class State:
         record = self.read()
         if not record.current:
             record = dataclasses.replace(record, current=self.take(bundle).hash)
-        self.write(record)  # also replaces the files of an older version
+        if not self._document.exists():  # the first start, or the first of this version
+            self.write(record)
         try:
             return self.load(record.current)
         except BundleError as exc:
@@ -95,16 +97,16 @@ class State:
         """
         taken = load_bundle(bundle)
         folder = self.path / "bundles" / taken.hash
-        if not folder.exists():
-            try:
-                with atomic_folder(folder, durable=True) as temporary:
-                    names = [MANIFEST, *(s.file for s in taken.manifest.students), *taken.manifest.files]
-                    for name in names:
-                        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(bundle / name, temporary / name)
-                    self._give(temporary)
-            except OSError as exc:
-                raise DataError(f"{folder}: the bundle cannot be copied there ({exc.strerror})") from exc
+        with contextlib.suppress(BundleError):  # not there, or half deleted by a killed process
+            return load_bundle(folder)
+        try:
+            with atomic_folder(folder, durable=True) as temporary:
+                for name in [MANIFEST, *(s.file for s in taken.manifest.students), *taken.manifest.files]:
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(bundle / name, temporary / name)
+                self._give(temporary)
+        except OSError as exc:
+            raise DataError(f"{folder}: the bundle cannot be copied there ({exc.strerror})") from exc
         return load_bundle(folder)
 
     def _give(self, folder: Path) -> None:
