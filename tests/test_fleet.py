@@ -35,10 +35,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two bundles for the same data whose students differ, even in width."""
     folder = tmp_path_factory.mktemp("fleet")
     first = toys.toy_bundle(folder / "first", num_devices=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toys, "WIDTH", 5)
-        second = toys.toy_bundle(folder / "second", num_devices=4)
-    return first, second
+    return first, toys.toy_bundle(folder / "second", num_devices=4, width=5)
 
 
 @pytest.fixture
