@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nonn.errors import ConfigError as ConfigError
     from nonn.errors import CredentialsError as CredentialsError
     from nonn.errors import DataError as DataError
+    from nonn.errors import DataLossError as DataLossError
     from nonn.errors import ForbiddenError as ForbiddenError
     from nonn.errors import GuaranteeError as GuaranteeError
     from nonn.errors import InputError as InputError
@@ -66,6 +67,7 @@ __all__ = [
     "ConfigError",
     "CredentialsError",
     "DataError",
+    "DataLossError",
     "Experiment",
     "ForbiddenError",
     "GuaranteeError",

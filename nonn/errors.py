@@ -15,6 +15,7 @@
     │   └── ForbiddenError        authenticated, but not authorised      3    PERMISSION_DENIED
     ├── MembershipError           a node cannot join                     3    FAILED_PRECONDITION
     ├── UnreachableError          no answer at that address              4    UNAVAILABLE
+    ├── DataLossError             a message was altered on the way       4    DATA_LOSS
     ├── OverloadError             a limit of pending requests is full    4    RESOURCE_EXHAUSTED
     ├── QuorumError               too few devices answered               5    UNAVAILABLE
     ├── MissingExtraError         an optional dependency is missing      6    FAILED_PRECONDITION
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "CredentialsError",
     "DataError",
+    "DataLossError",
     "ForbiddenError",
     "GuaranteeError",
     "InputError",
@@ -123,6 +125,13 @@ class UnreachableError(NonnError):
 
     exit_code = 4
     grpc_status = "UNAVAILABLE"
+
+
+class DataLossError(NonnError):
+    """A message was altered on the way; ask again, or use TLS."""
+
+    exit_code = 4
+    grpc_status = "DATA_LOSS"
 
 
 class OverloadError(NonnError):

@@ -29,7 +29,7 @@ from nonn.aggregator.reply import Float32, Reply, ReplyReader, failure, reply_li
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.views import View, select_view
-from nonn.errors import InputError
+from nonn.errors import DataLossError, InputError
 from nonn.rpc.background import Background
 from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -87,7 +87,7 @@ class _Recipe:
             # The student's network accepts raw values as float32; a nonn node converts them itself, since bytes are
             # a quarter of the traffic.
             sent = sent.astype(np.float32)
-        return write_request(request_id, {self._input: sent}, self._parameters, self._outputs)
+        return write_request(request_id, {self._input: sent}, self._parameters, self._outputs, sealed=not self._foreign)
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ class Fanout:
         except aio.AioRpcError as exc:
             reply = failure(link.node, exc, (at or self._clock()) - asked_at)
             return replace(reply, num_samples=len(flight.batch))
-        except InputError as exc:
+        except (InputError, DataLossError) as exc:
             return Reply(link.node, ReplyStatus.MALFORMED, took_s, error=f"bad reply: {exc}")
         except asyncio.CancelledError:
             if not call.cancelled() or self._links.get(link.node.id) is link:

@@ -21,6 +21,7 @@ from nonn.aggregator.inventory import Node
 from nonn.answer import ReplyStatus
 from nonn.bundle import Student
 from nonn.errors import InputError
+from nonn.rpc.checksum import check_sealed
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, read_parameters, read_tensors
 from nonn.security import handshake
@@ -102,11 +103,13 @@ class ReplyReader:
         """Checks a reply and returns its features [B, d_i].
 
         Raises:
+            DataLossError: its checksum is wrong.
             InputError: the reply is too large, malformed, to another request, of another bundle, or not finite.
         """
         width = self._student.width
         if len(raw) > reply_limit(num_samples, width):
             raise InputError(f"oversized: {len(raw)} bytes for {num_samples} × {width} features")
+        check_sealed(raw)
         try:
             response = pb.ModelInferResponse.FromString(raw)
         except DecodeError as exc:

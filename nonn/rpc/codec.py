@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nonn.errors import InputError
+from nonn.rpc.checksum import check_sealed, model_name, seal
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import Array, Parameter, add_tensors, new_request, read_tensors, write_parameters
 
@@ -39,12 +40,19 @@ class Request:
         self.outputs = tuple(output.name for output in message.outputs)
 
     @classmethod
-    def parse(cls, raw: bytes) -> Request:
+    def parse(cls, raw: bytes, model: str | None = None) -> Request:
         """Reads a request.
 
+        Args:
+            raw: the message.
+            model: name of the server's model, which the checksum leaves out; None does not check it.
+
         Raises:
+            DataLossError: its checksum is wrong.
             DecodeError: the bytes are not a ModelInferRequest.
         """
+        if model is not None:
+            check_sealed(raw, model_name(model))
         return cls(pb.ModelInferRequest.FromString(raw))
 
     def tensors(self) -> dict[str, Array]:
@@ -57,7 +65,12 @@ class Request:
 
 
 def write_request(
-    id: str, tensors: Mapping[str, Array], parameters: Mapping[str, Parameter], outputs: Sequence[str] = ()
+    id: str,
+    tensors: Mapping[str, Array],
+    parameters: Mapping[str, Parameter],
+    outputs: Sequence[str] = (),
+    *,
+    sealed: bool = True,
 ) -> bytes:
     """A request without a model name, so that nodes share its bytes; each node's name is prepended.
 
@@ -68,17 +81,19 @@ def write_request(
         tensors: inputs by name.
         parameters: request parameters.
         outputs: names of the requested outputs; empty for all.
+        sealed: append the checksum.
     """
     message = new_request("", tensors, parameters, id)
     for name in outputs:
         message.outputs.add(name=name)
-    return bytes(message.SerializeToString())
+    body = bytes(message.SerializeToString())
+    return seal(body) if sealed else body
 
 
 def write_response(
     name: str, version: str, request: Request, outputs: Mapping[str, Array], parameters: Mapping[str, Parameter]
 ) -> bytes:
-    """The response to a request.
+    """The response to a request, with its checksum.
 
     Args:
         name: of the model.
@@ -97,4 +112,4 @@ def write_response(
     message = pb.ModelInferResponse(model_name=name, model_version=version, id=request.id)
     add_tensors(message.outputs, message.raw_output_contents, chosen)
     write_parameters(message.parameters, parameters)
-    return bytes(message.SerializeToString())
+    return seal(bytes(message.SerializeToString()))

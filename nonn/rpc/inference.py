@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from nonn import __version__
-from nonn.errors import UnreachableError
+from nonn.errors import DataLossError, UnreachableError
 from nonn.rpc.codec import Request, write_response
 from nonn.rpc.registration import add_servicer, refuse
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -130,9 +130,11 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, raw: bytes, context: Any) -> Any:  # noqa: N802
         """One batch in, one answer out, both as bytes."""
         try:
-            request = Request.parse(raw)
+            request = Request.parse(raw, self._model.name)
         except DecodeError:
             await refuse(raw, "ModelInferRequest", context)
+        except DataLossError as exc:
+            await context.abort(*to_status(exc))
         if not self._is_meant(request.model_name, request.model_version):
             await self._check_model(request.model_name, request.model_version, context)
         self._in_flight += 1
