@@ -49,6 +49,8 @@ class ReplyStatus(IntEnum):
     """No request was sent for another reason, for example to a replica of its student instead."""
     INCONSISTENT = 11
     """Its features contradict those of the other devices, and were not fused."""
+    NOT_FUSED = 12
+    """It answered, but the head of all devices that answered was not solved in time; a subset was fused."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion import (
     Head,
+    LinearHead,
     LogisticPerSet,
     MeanFill,
     ReplicaAverage,
@@ -181,6 +182,7 @@ def test_replica_average_averages_over_those_that_arrived() -> None:
 
 def test_fusion_is_the_sum_of_what_each_device_adds() -> None:
     head, fs = heads()["zero-fill"], features(6)
+    assert isinstance(head, LinearHead)
     alone = [head.logits({i: f}) - head.weights(0)[1] for i, f in enumerate(fs)]
     np.testing.assert_allclose(head.logits(dict(enumerate(fs))), sum(alone) + head.weights(0)[1])
 
@@ -193,6 +195,32 @@ def test_ridge_of_a_set_is_the_regression_on_that_sets_features_alone(answered: 
     part = np.concatenate([fs[i] for i in answered] + [np.ones((200, 1))], axis=1)
     expected = part @ np.linalg.lstsq(part, y, rcond=None)[0]
     np.testing.assert_allclose(head.logits({i: fs[i] for i in answered}), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-3, 1.0])
+def test_a_subset_solved_from_its_absent_devices_equals_the_direct_solution(ridge: float) -> None:
+    fs = features(200, seed=3)
+    x, y = np.concatenate(fs, axis=1), np.random.default_rng(4).normal(size=(200, K))
+    x[:, 5] = x[:, 0] + 1e-4 * x[:, 5]  # nearly collinear
+    head = RidgePerSet(*gram(x, y), ridge, WIDTHS)
+    system, target, mean, target_mean = head.normal_equations()
+    for mask in all_masks(4)[1:].tolist():
+        rows = head.rows(mask)
+        expected = np.linalg.solve(system[np.ix_(rows, rows)], target[rows])
+        weight, bias = head.weights(mask)
+        np.testing.assert_allclose(weight, expected, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(bias, target_mean - mean[rows] @ expected, rtol=1e-6, atol=1e-8)
+
+
+def test_an_ill_conditioned_ridge_is_solved_directly() -> None:
+    x = np.concatenate(features(200, seed=3), axis=1)
+    x[:, 1:] = x[:, :1]  # every feature is the same, and the ridge is next to nothing
+    y = np.random.default_rng(4).normal(size=(200, K))
+    head = RidgePerSet(*gram(x, y), 1e-12, WIDTHS)
+    assert not head.is_well_conditioned
+    system, target = head.normal_equations()[:2]
+    rows = head.rows(7)
+    np.testing.assert_array_equal(head.weights(7)[0], np.linalg.solve(system[np.ix_(rows, rows)], target[rows]))
 
 
 def test_ridge_is_exact_where_the_teacher_is_linear_in_the_features() -> None:

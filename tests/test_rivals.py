@@ -21,7 +21,6 @@ from nonn.experiment.rival import Rival, SubsetFunction, training_features
 from nonn.experiment.rivals.parity import ParityTask
 from nonn.experiment.training import Trained, train
 from nonn.experiment.workspace import Workspace
-from nonn.fusion import Head
 from nonn.fusion.calibration import fit_temperatures
 from nonn.reliability.subsets import members
 from tests.toys import TINY
@@ -41,8 +40,7 @@ class Row:
         self.trained: Trained = train(self.space)
         self.rival: Rival = method.rival(self.space, self.trained)
         self.features = self.space.heads.held_out_features(self.rival.students)
-        teacher, students = self.trained.teacher.network, self.trained.students.network
-        self.fusion: Head = self.space.heads.fit_all(teacher, students, ("trained",))["trained"]
+        self.fusion = self.trained.students.network.fusion.head()
 
     def arrived(self, *devices: int) -> Features:
         return {i: self.features[i] for i in devices}

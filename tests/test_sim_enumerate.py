@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nonn.enumeration import count_correct, count_one_by_one, enumerate_subsets
 from nonn.enumeration.counter import Counter
 from nonn.errors import BundleError, ConfigError, ShapeError
-from nonn.fusion import Head, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
+from nonn.fusion import Head, LinearHead, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.reliability.laws import parse_law
 from nonn.reliability.subsets import mask_of, members
 from tests.toys import toy_bundle
@@ -173,6 +173,7 @@ def test_progress_ends_at_one() -> None:
 
 def test_visiting_every_set_keeps_no_weights() -> None:
     head, features, labels = problem("ridge", 5, whole=True, num_devices=6, n=40)
+    assert isinstance(head, LinearHead)
     count_one_by_one(head, features, labels)
     count_correct(head, features, labels)
     assert len(head._solved) == 0

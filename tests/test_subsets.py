@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -8,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nonn.errors import ShapeError
-from nonn.reliability.subsets import SubsetTable, all_masks, mask_of, members, membership, probabilities
+from nonn.reliability.subsets import (
+    SubsetTable,
+    all_masks,
+    mask_of,
+    members,
+    membership,
+    probabilities,
+    sets_by_survivors,
+)
 
 tables = st.integers(1, 5).flatmap(
     lambda n: st.lists(st.integers(0, 50), min_size=2**n, max_size=2**n).map(
@@ -87,3 +96,13 @@ def test_bad_laws_and_too_many_devices_are_refused() -> None:
         table.expected(np.array([0.1, 1.5]))
     with pytest.raises(ShapeError, match="17 devices"):
         all_masks(17)
+
+
+def test_a_sample_of_subsets_has_every_number_of_survivors() -> None:
+    levels = sets_by_survivors(6, 8, seed=0)
+    assert [count for count, _ in levels] == [6, 5, 4, 3, 2, 1]
+    for count, masks in levels:
+        assert len(set(masks)) == len(masks) == min(8, math.comb(6, count))
+        assert all(mask.bit_count() == count for mask in masks)
+    assert levels == sets_by_survivors(6, 8, seed=0)
+    assert levels != sets_by_survivors(6, 8, seed=1)

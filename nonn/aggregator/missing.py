@@ -15,7 +15,7 @@ __all__ = ["missing_nodes", "refusal"]
 
 
 def missing_nodes(
-    nodes: Iterable[Node], policy: Policy, session: Session, replies: Iterable[Reply]
+    nodes: Iterable[Node], policy: Policy, session: Session, replies: Iterable[Reply], unfused: int = 0
 ) -> dict[str, tuple[ReplyStatus, str]]:
     """Why each node whose student did not answer is missing.
 
@@ -24,6 +24,7 @@ def missing_nodes(
         policy: their records.
         session: session of the request.
         replies: replies of the nodes that were asked.
+        unfused: mask of the students that answered and were not fused.
 
     Returns:
         Node id → status and text, in the order of the nodes.
@@ -31,6 +32,9 @@ def missing_nodes(
     failed = {reply.node.id: reply for reply in replies if not reply.ok}
     reasons = {}
     for node in nodes:
+        if unfused >> node.student & 1:
+            reasons[node.id] = ReplyStatus.NOT_FUSED, "not fused: the head of this set of devices is not solved yet"
+            continue
         if session.answered >> node.student & 1:
             continue
         if reply := failed.get(node.id):

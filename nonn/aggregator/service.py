@@ -4,7 +4,7 @@ Features that contradict those of the other devices are not fused (nonn.aggregat
 
 A request takes as long as its slowest asked node, and at most the deadline. One failing node never fails a request:
 the features that arrived are fused with the head of exactly that subset, and the answer states the subset and its
-accuracy.
+accuracy. If that head is not solved in time, a subset of them is fused and stated (nonn.aggregator.solver).
 
 Requests are the failure detector, but a cluster without requests would believe what it last knew for ever. So a node
 that no request has asked for some seconds is probed.
@@ -41,7 +41,7 @@ from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.known import TOLERANCE
 from nonn.errors import ConfigError, InputError
-from nonn.reliability.subsets import mask_of
+from nonn.reliability.subsets import mask_of, members
 from nonn.rpc.background import Background
 from nonn.rpc.wire import Array, check_batch
 from nonn.telemetry.tracing import span
@@ -107,7 +107,8 @@ class Aggregator:
             {node.id: node.student for node in nodes}, config, bundle.table.accuracy.tolist(), heard=False
         )
         self._fanout = Fanout(nodes, bundle, self._learn, connect, clock)
-        self._head, self._solver = bundle.head, HeadSolver(bundle.head)
+        self._head = bundle.head
+        self._solver = HeadSolver(bundle.head, self.policy.accuracy, config.fusion_budget_s)
         self._screen = Screen(bundle.consistency, config.exclusion_rate)
         if bundle.consistency is None:
             reason = "the bundle has no consistency.npz; build it again"
@@ -126,8 +127,8 @@ class Aggregator:
         await self._fanout.__aenter__()
         # One probe of every node opens the channels and finds nodes that do not answer or run another bundle.
         await asyncio.gather(*(self._probe(node.id) for node in self.nodes))
-        # The head of all nodes is solved before the first request; other subsets follow in the background.
-        await self._solver.ensure(mask_of(node.student for node in self.nodes))
+        # Other subsets follow in the background.
+        await self._solver.prepare(node.student for node in self.nodes)
         self._solver.look_ahead(node.student for node in self.nodes)
         self._started = True
         self._tasks.start(self._keep_probing(), "probing of nodes that failed")
@@ -300,20 +301,21 @@ class Aggregator:
 
     async def _fuse(self, fanout: _Fanout, features: Mapping[int, NDArray[np.float32]]) -> Answer:
         """Builds the answer from the features that have arrived: student → [B, d_i]."""
-        mask = mask_of(features)
+        arrived = mask_of(features)
         with span("nonn.fuse", nodes=len(features)):
-            await self._solver.ensure(mask)
-            logits = self._head.logits(features)
+            mask = await self._solver.choose(arrived, self.policy.config.quorum)
+            logits = self._head.logits({i: features[i] for i in members(mask)})
         answered = np.zeros(self.bundle.num_devices, np.bool_)
-        answered[list(features)] = True
+        answered[list(members(mask))] = True
         missing = {}
-        if len(features) != len(self.nodes):
-            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies)
+        if mask.bit_count() != len(self.nodes):
+            unfused = arrived & ~mask
+            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies, unfused)
         return Answer(
             logits=logits.astype(np.float32),
             confidence=self._head.confidence(logits, mask).astype(np.float32),
             answered=answered,
-            degraded=len(features) < self.bundle.num_devices,
+            degraded=mask.bit_count() < self.bundle.num_devices,
             bundle=self.bundle.hash,
             expected_accuracy=self.policy.accuracy[mask],
             failures={node: text for node, (_, text) in missing.items()},

@@ -35,6 +35,7 @@ from nonn.aggregator.policy.file import write_policy
 from nonn.bench.bundle import SHAPE, idle_bundle
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, NonnError, UnreachableError
+from nonn.fusion import LinearHead
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.loop import run as run_loop
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -242,6 +243,8 @@ def _aggregator(folder: Path, bundle: Bundle, addresses: Sequence[str], name: st
 @contextlib.contextmanager
 def _ray(folder: Path, bundle: Bundle, python: Path, sample: np.ndarray[Any, Any]) -> Iterator[Callable[[], bytes]]:
     """The same students composed in Ray Serve, called over HTTP, its native interface."""
+    if not isinstance(bundle.head, LinearHead):
+        raise NonnError(f"{bundle.path}: the comparison needs a linear fusion head, not '{bundle.head.kind}'")
     weights, bias = bundle.head.weights(mask_of(range(bundle.num_devices)))
     np.savez(folder / "head.npz", weights=weights, bias=bias)
     students = [bundle.student_path(i) for i in range(bundle.num_devices)]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from nonn.enumeration.additive import additive_form, count_additive
 from nonn.enumeration.counter import Counter
 from nonn.enumeration.linear import count_linear
-from nonn.enumeration.ridge import count_ridge, is_well_conditioned
+from nonn.enumeration.ridge import count_ridge
 from nonn.errors import ShapeError
 from nonn.fusion import Head, LogisticPerSet, RidgePerSet
 from nonn.reliability.subsets import SubsetTable, all_masks, members
@@ -66,7 +66,7 @@ def count_correct(
         if form is not None and head.num_classes > 1:
             count_additive(form, counter)
             return counter.correct
-        if type(head) is RidgePerSet and head.num_classes > 1 and is_well_conditioned(head):
+        if type(head) is RidgePerSet and head.num_classes > 1 and head.is_well_conditioned:
             count_ridge(head, counter)
             return counter.correct
         if type(head) is LogisticPerSet and head.num_classes > 1:

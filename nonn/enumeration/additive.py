@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.enumeration.counter import UNIT_ROUNDOFF, Counter
-from nonn.fusion import Head, MeanFill, ReplicaAverage, Rescale, ZeroFill
+from nonn.fusion import Head, LinearHead, MeanFill, ReplicaAverage, Rescale, ZeroFill
 
 __all__ = ["AdditiveForm", "additive_form", "count_additive"]
 
@@ -51,7 +51,7 @@ def additive_form(head: Head) -> AdditiveForm | None:
     """The head as a sum; None for any other kind of head."""
     devices = range(head.num_devices)
     # Exact types only: a subclass that fuses in another way must not be treated as its parent.
-    if type(head) not in (ZeroFill, MeanFill, Rescale, ReplicaAverage):
+    if not isinstance(head, LinearHead) or type(head) not in (ZeroFill, MeanFill, Rescale, ReplicaAverage):
         return None
     parts: Sequence[int] = devices
     if isinstance(head, ReplicaAverage):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.fusion import Head
+from nonn.fusion import Head, LinearHead
 from nonn.reliability.subsets import members
 
 __all__ = ["UNIT_ROUNDOFF", "Counter", "Settle"]
@@ -96,6 +96,7 @@ class Counter:
         A product of few rows may differ in its last bits from that of the whole batch. If that could change an answer,
         which is rare apart from exact ties, the whole batch is fused once.
         """
+        assert isinstance(self.head, LinearHead)  # other heads are counted without margins
         arrived = {i: self.features[i][rows] for i in members(mask)}
         logits = self.head.logits(arrived, keep=False)
         weight, bias = self.head.weights(mask, keep=False)

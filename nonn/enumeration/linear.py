@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from nonn.enumeration.counter import UNIT_ROUNDOFF, Counter
-from nonn.fusion import Head
+from nonn.fusion import LinearHead
 
 __all__ = ["count_linear"]
 
 _BLOCK = 1024  # samples at once: logits of 100 classes are 400 kB
 
 
-def count_linear(head: Head, counter: Counter) -> None:
+def count_linear(head: LinearHead, counter: Counter) -> None:
     """Counts the correct answers of all 2^N sets.
 
     Args:

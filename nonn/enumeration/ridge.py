@@ -17,7 +17,7 @@ from nonn.enumeration.counter import Counter
 from nonn.enumeration.elimination import CellPlan, plan_cell, prefixes
 from nonn.fusion import RidgePerSet
 
-__all__ = ["count_ridge", "is_well_conditioned"]
+__all__ = ["count_ridge"]
 
 Float32 = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
@@ -25,15 +25,7 @@ IntArray = NDArray[np.int64]
 
 _STATE = 100_000  # floats of one state: larger exceeds the cache, smaller spends its time in calls (measured)
 _WEIGHTS = 1 << 22  # floats of the exact weights in memory at once: 34 MB
-_CONDITION = 1e10  # beyond it two ways of solving may differ by more than _TIE
 _TIE = 1e-5  # margins below this share of the largest logit are decided by the head's own solve
-
-
-def is_well_conditioned(head: RidgePerSet) -> bool:
-    """Whether elimination in another order gives the same weights to about six digits."""
-    covariance = head.normal_equations()[0]
-    shrink = head.ridge * np.trace(covariance) / max(len(covariance), 1)
-    return bool(np.isfinite(covariance).all() and np.trace(covariance) <= _CONDITION * shrink)
 
 
 def count_ridge(head: RidgePerSet, counter: Counter) -> None:

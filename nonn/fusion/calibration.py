@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from nonn.errors import ShapeError
 from nonn.fusion import softmax
 from nonn.fusion.head import Features
-from nonn.reliability.subsets import all_masks, members, membership
+from nonn.reliability.subsets import all_masks, members, membership, sets_by_survivors
 
 __all__ = [
     "MIN_SAMPLES",
@@ -155,7 +155,7 @@ def fit_temperatures(
             result[mask] = fit_temperature(_logits(head, features, mask), labels)
         return result
     survivors = membership(head.num_devices).sum(axis=1)
-    for count, masks in _sets_by_survivors(head.num_devices, seed):
+    for count, masks in sets_by_survivors(head.num_devices, _SETS, seed):
         masks = masks[:: -(-len(masks) * len(labels) // _SAMPLES)]
         stacked = np.concatenate([_logits(head, features, mask) for mask in masks])
         result[survivors == count] = fit_temperature(stacked, np.tile(labels, len(masks)))
@@ -165,16 +165,3 @@ def fit_temperatures(
 def _logits(head: Fusion, features: Sequence[NDArray[Any]], mask: int) -> FloatArray:
     """Fused logits [n, K] of one subset."""
     return head.logits({i: features[i] for i in members(mask)})
-
-
-def _sets_by_survivors(num_devices: int, seed: int) -> list[tuple[int, list[int]]]:
-    """Number of answering devices, from N down to 1, and the subsets of that size: all, or 128 drawn at random."""
-    survivors = membership(num_devices).sum(axis=1)
-    rng = np.random.default_rng(seed)
-    result = []
-    for count in range(num_devices, 0, -1):
-        masks = np.flatnonzero(survivors == count)
-        if len(masks) > _SETS:
-            masks = np.sort(rng.choice(masks, _SETS, replace=False))
-        result.append((count, masks.tolist()))
-    return result

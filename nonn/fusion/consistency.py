@@ -123,6 +123,11 @@ class Consistency:
         """N."""
         return len(self.widths)
 
+    @property
+    def readout(self) -> list[Float32]:
+        """R of each device, N arrays [d_i, K]: its regression of the fused logits."""
+        return self._readout
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays from which it is made."""
         return self._arrays
@@ -253,7 +258,7 @@ def fit_consistency(
         return None
     together = np.concatenate(training, axis=1, dtype=np.float64)
     mean = together.mean(axis=0)
-    readout = _readout(head, together - mean)
+    readout = _readout(head, training, together - mean)
     readout_scale = np.abs(readout).max() or 1.0
     low, high = together.min(axis=0), together.max(axis=0)
     # A feature that is constant in training may still vary.
@@ -278,9 +283,9 @@ def fit_consistency(
     return Consistency(arrays, head.widths)
 
 
-def _readout(head: Head, centred: FloatArray) -> FloatArray:
+def _readout(head: Head, training: Sequence[NDArray[Any]], centred: FloatArray) -> FloatArray:
     """R of all devices [D, K]: regressions of the fused logits on the features of each device alone."""
-    fused = centred @ head.weights((1 << head.num_devices) - 1, keep=False)[0]
+    fused = head.logits(dict(enumerate(training)), keep=False)
     fused -= fused.mean(axis=1, keepdims=True)  # a constant added to all logits changes no answer
     fused /= float(fused.std()) or 1.0
     rows = []

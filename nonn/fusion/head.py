@@ -1,11 +1,9 @@
-"""The base class of fusion heads: linear in the features that arrived, solved once for each subset of devices."""
+"""The base class of fusion heads: from the features that arrived to logits, and their storage."""
 
 from __future__ import annotations
 
 import copy
-import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -20,10 +18,6 @@ __all__ = ["Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
 FloatArray = NDArray[np.float64]
 Features = Mapping[int, NDArray[Any]]
 
-# Limit of the solutions that a head keeps: all 255 subsets of eight devices with 64 features and 100 classes fit; with
-# 16 devices the last 160.
-MAX_SOLVED_BYTES = 64 * 1024 * 1024
-
 
 def softmax(logits: NDArray[Any]) -> FloatArray:
     """Probabilities of logits [B, K]."""
@@ -33,38 +27,8 @@ def softmax(logits: NDArray[Any]) -> FloatArray:
     return result
 
 
-class _Solutions:
-    """A cache of the most recent solutions, limited in bytes; thread-safe."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[FloatArray, FloatArray]] = OrderedDict()
-        self._bytes, self._lock = 0, threading.Lock()
-
-    def __contains__(self, mask: int) -> bool:
-        return mask in self._kept
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, mask: int) -> tuple[FloatArray, FloatArray] | None:
-        with self._lock:
-            if mask not in self._kept:
-                return None
-            self._kept.move_to_end(mask)
-            return self._kept[mask]
-
-    def keep(self, mask: int, solution: tuple[FloatArray, FloatArray]) -> None:
-        with self._lock:
-            if mask in self._kept:
-                return
-            self._kept[mask] = solution
-            self._bytes += sum(array.nbytes for array in solution)
-            while self._bytes > MAX_SOLVED_BYTES and len(self._kept) > 1:
-                self._bytes -= sum(array.nbytes for array in self._kept.popitem(last=False)[1])
-
-
 class Head(ABC):
-    """A fusion that is linear in the features that arrived.
+    """A fusion of the features that arrived.
 
     Attributes:
         widths: feature width d_i of each device [N].
@@ -77,13 +41,13 @@ class Head(ABC):
     _heads: ClassVar[dict[str, type[Head]]] = {}
 
     def __init_subclass__(cls) -> None:
-        Head._heads[cls.kind] = cls
+        if "kind" in cls.__dict__:
+            Head._heads[cls.kind] = cls
 
     def __init__(self, widths: Sequence[int], num_classes: int) -> None:
         self.widths = tuple(int(w) for w in widths)
         self.num_classes = num_classes
         self.offsets = np.concatenate([[0], np.cumsum(self.widths)]).astype(int)
-        self._solved = _Solutions()
 
     @property
     def num_devices(self) -> int:
@@ -97,32 +61,26 @@ class Head(ABC):
             or [np.empty(0, np.int64)]
         )
 
-    def weights(self, mask: int, *, keep: bool = True) -> tuple[FloatArray, FloatArray]:
-        """The linear map of one subset, solved once and kept in a cache of 64 MiB.
-
-        Args:
-            mask: the devices that answered.
-            keep: cache a new solution; off for callers that visit each of 2^N subsets once (gigabytes at N = 16).
-
-        Returns:
-            W_S [D_S, K], rows in device order, and b_S [K].
-
-        Raises:
-            ShapeError: the mask has a device that does not exist.
-        """
-        if not 0 <= mask < 1 << self.num_devices:
-            raise ShapeError(f"subset {members(mask)}: there are only devices 0 to {self.num_devices - 1}")
-        solved = self._solved.get(mask)
-        if solved is None:
-            # No lock, so that requests for other subsets do not wait. Two threads may solve the same subset at once.
-            solved = self._solve(mask)
-            if keep:
-                self._solved.keep(mask, solved)
-        return solved
-
     def is_solved(self, mask: int) -> bool:
-        """Whether the weights of a subset are cached."""
-        return mask in self._solved
+        """Whether a subset can be fused at once; heads without anything to solve always can."""
+        return True
+
+    def solve(self, mask: int) -> None:
+        """Computes and keeps what the first fusion of a subset would wait for."""
+        self._check(mask)
+
+    def solved(self) -> Sequence[int]:
+        """The subsets whose solutions are kept."""
+        return ()
+
+    def solved_bytes(self, mask: int) -> int:
+        """Size of the solution of a subset, bytes."""
+        return 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Limit of the solutions that are kept, bytes."""
+        return 0
 
     def logits(self, features: Features, *, keep: bool = True) -> FloatArray:
         """Fuses the features that arrived.
@@ -140,16 +98,23 @@ class Head(ABC):
         devices = sorted(features)
         if not devices:
             raise ShapeError("no device answered: there is nothing to fuse")
-        weight, bias = self.weights(mask_of(devices), keep=keep)
-        batch = len(features[devices[0]])
+        mask, batch = mask_of(devices), len(features[devices[0]])
+        self._check(mask)
         for i in devices:
             if features[i].shape != (batch, self.widths[i]):
                 raise ShapeError(
                     f"device {i}: features of shape {list(features[i].shape)}, expected {[batch, self.widths[i]]}"
                 )
-        arrived = np.concatenate([features[i] for i in devices], axis=1, dtype=np.float64)
-        result: FloatArray = arrived @ weight + bias
-        return result
+        return self._fuse(mask, [features[i] for i in devices], keep)
+
+    def _check(self, mask: int) -> None:
+        """Raises ShapeError if the mask has a device that does not exist."""
+        if not 0 <= mask < 1 << self.num_devices:
+            raise ShapeError(f"subset {members(mask)}: there are only devices 0 to {self.num_devices - 1}")
+
+    @abstractmethod
+    def _fuse(self, mask: int, arrived: Sequence[NDArray[Any]], keep: bool) -> FloatArray:
+        """Logits [B, K] of a subset from the features of its devices, in order [B, d_i]."""
 
     def temperature(self, mask: int) -> float:
         """Divisor of one subset's logits for its confidence; 1 where none was fitted."""
@@ -191,10 +156,6 @@ class Head(ABC):
         other = copy.copy(self)  # solved weights are shared: they do not depend on temperatures
         other.temperatures = temperatures
         return other
-
-    @abstractmethod
-    def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
-        """W_S [D_S, K] and b_S [K] of one subset."""
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays from which ``head_from_arrays`` restores this head."""

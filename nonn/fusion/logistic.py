@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
-from nonn.fusion.head import FloatArray, Head
+from nonn.fusion.head import FloatArray
+from nonn.fusion.linear import LinearHead
 from nonn.fusion.ridge import RidgePerSet
 
 __all__ = ["LogisticPerSet"]
 
 
-class LogisticPerSet(Head):
+class LogisticPerSet(LinearHead):
     """A multinomial logistic regression for each solved subset; the ridge for all others.
 
     The aggregator has only NumPy and no training features, so nothing is solved on demand: ``pack`` stores solutions

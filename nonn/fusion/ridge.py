@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
-from nonn.fusion.head import FloatArray, Head
+from nonn.fusion.head import FloatArray
+from nonn.fusion.linear import LinearHead
 
 __all__ = ["RidgePerSet", "gram"]
+
+_CONDITION = 1e10  # bound of the condition number; beyond it solutions depend on the way of solving
 
 
 def gram(features: NDArray[Any], targets: NDArray[Any]) -> tuple[FloatArray, FloatArray]:
@@ -28,11 +32,15 @@ def gram(features: NDArray[Any], targets: NDArray[Any]) -> tuple[FloatArray, Flo
     return phi.T @ phi, phi.T @ np.asarray(targets, dtype=np.float64)
 
 
-class RidgePerSet(Head):
+class RidgePerSet(LinearHead):
     """A ridge regression to the teacher's logits for each subset of devices, from one Gram matrix.
 
     ``W_S = (Σ_SS + λ s I)⁻¹ Σ_Sy`` with Σ the covariance in the Gram matrix and s its mean variance, so that λ has no
     unit; the intercept is not shrunk.
+
+    A subset is solved from the side that is smaller, its own features or those of the absent devices A: with P the
+    inverse of the system of all devices and W its solution, ``W_S = W[S] − P_SA P_AA⁻¹ W[A]``. So no subset takes
+    longer than one of N/2 devices; P takes three times as long as the solution of all devices, once, and D² floats.
 
     Args:
         gram_matrix: G [D + 1, D + 1], the last row and column belong to the constant 1.
@@ -68,10 +76,29 @@ class RidgePerSet(Head):
         self._shrink = self.ridge * max(float(np.trace(self._covariance)) / max(side - 1, 1), 1e-12)
 
     def _solve(self, mask: int) -> tuple[FloatArray, FloatArray]:
-        rows = self.rows(mask)
-        covariance = self._covariance[np.ix_(rows, rows)] + self._shrink * np.eye(len(rows))
-        weight: FloatArray = np.linalg.solve(covariance, self._target_covariance[rows])
+        rows, absent = self.rows(mask), self.rows((1 << self.num_devices) - 1 & ~mask)
+        if len(absent) < len(rows) and self.is_well_conditioned:
+            inverse, solution = self._all_devices
+            removed = np.linalg.solve(inverse[np.ix_(absent, absent)], solution[absent])
+            weight = solution[rows] - inverse[np.ix_(rows, absent)] @ removed
+        else:
+            covariance = self._covariance[np.ix_(rows, rows)] + self._shrink * np.eye(len(rows))
+            weight = np.linalg.solve(covariance, self._target_covariance[rows])
         return weight, self._target_mean - self.mean[rows] @ weight
+
+    @cached_property
+    def is_well_conditioned(self) -> bool:
+        """Whether two ways of solving a subset agree to about six digits."""
+        trace = float(np.trace(self._covariance))
+        return bool(np.isfinite(self._covariance).all() and trace <= _CONDITION * self._shrink)
+
+    @cached_property
+    def _all_devices(self) -> tuple[FloatArray, FloatArray]:
+        """Inverse [D, D] and solution [D, K] of the system of all devices."""
+        system = self._covariance + self._shrink * np.eye(len(self._covariance))
+        solved = np.linalg.solve(system, np.concatenate([np.eye(len(system)), self._target_covariance], axis=1))
+        inverse, solution = np.split(solved, [len(system)], axis=1)
+        return np.ascontiguousarray(inverse), np.ascontiguousarray(solution)
 
     def normal_equations(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """The system from which each subset's head is solved.

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
-from nonn.fusion.head import FloatArray, Head
+from nonn.fusion.head import FloatArray
+from nonn.fusion.linear import LinearHead
 from nonn.reliability.subsets import members
 
 __all__ = ["LogitAverage", "MeanFill", "ReplicaAverage", "Rescale", "ZeroFill"]
 
 
-class ZeroFill(Head):
+class ZeroFill(LinearHead):
     """One fully connected layer over all devices' features; an absent device contributes zeros.
 
     Args:
@@ -57,7 +58,7 @@ class Rescale(ZeroFill):
         return self.weight[self.rows(mask)] * (self.num_devices / max(len(members(mask)), 1)), self.bias
 
 
-class LogitAverage(Head):
+class LogitAverage(LinearHead):
     """Averages the classifiers of the devices that answered: ``z_S = 1/|S| Σ (b_i + f_i W_i)``.
 
     Args:
@@ -127,7 +128,7 @@ class MeanFill(ZeroFill):
         return cls(arrays["weight"], arrays["bias"], arrays["widths"].tolist(), arrays["mean"])
 
 
-class ReplicaAverage(Head):
+class ReplicaAverage(LinearHead):
     """Averages the answers of the devices that learned the same part, then applies one fully connected layer.
 
     A part without an answer contributes zeros.

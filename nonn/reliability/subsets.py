@@ -28,6 +28,7 @@ __all__ = [
     "members",
     "membership",
     "probabilities",
+    "sets_by_survivors",
 ]
 
 MAX_DEVICES = 16
@@ -59,6 +60,28 @@ def members(mask: int) -> tuple[int, ...]:
 def membership(num_devices: int) -> NDArray[np.bool_]:
     """Whether each device is in each subset [2^N, N]."""
     return (all_masks(num_devices)[:, None] >> np.arange(num_devices) & 1).astype(bool)
+
+
+def sets_by_survivors(num_devices: int, at_most: int, seed: int) -> list[tuple[int, list[int]]]:
+    """A sample of subsets that is stratified by the number of answering devices.
+
+    Args:
+        num_devices: N.
+        at_most: subsets of each size; fewer where there are fewer.
+        seed: seed of the choice.
+
+    Returns:
+        Number of answering devices, from N down to 1, and masks of that size, ascending.
+    """
+    survivors = membership(num_devices).sum(axis=1)
+    rng = np.random.default_rng(seed)
+    result = []
+    for count in range(num_devices, 0, -1):
+        masks = np.flatnonzero(survivors == count)
+        if len(masks) > at_most:
+            masks = np.sort(rng.choice(masks, at_most, replace=False))
+        result.append((count, masks.tolist()))
+    return result
 
 
 def probabilities(p_fail: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.bundle.traffic import boundary_elements
 from nonn.enumeration import enumerate_subsets
-from nonn.fusion import ZeroFill
+from nonn.fusion import LinearHead, ZeroFill
 from nonn_sim.deployments import Deployment, accuracy_if, message_bytes, student_work
 from nonn_sim.links import Work
 from nonn_sim.scenario import NodeConfig
@@ -133,6 +133,8 @@ def _zero_fill_accuracy(bundle: Bundle) -> tuple[NDArray[np.float64] | None, str
         return None, "the bundle has no features.npz to fuse again"
     if bundle.num_devices > MAX_ZERO_FILL_DEVICES:
         return None, f"{bundle.num_devices} devices; fused again for up to {MAX_ZERO_FILL_DEVICES}"
+    if not isinstance(bundle.head, LinearHead):
+        return None, f"the bundle's head '{bundle.head.kind}' is not linear"
     weight, bias = bundle.head.weights((1 << bundle.num_devices) - 1)
     features, labels = bundle.features
     table = enumerate_subsets(ZeroFill(weight, bias, bundle.head.widths), features, labels)

@@ -32,6 +32,7 @@ from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.screening import Screen
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, ConfigError
+from nonn.fusion import LinearHead
 from nonn.reliability.subsets import mask_of, members
 
 __all__ = ["LIES", "Honest", "Lied", "Recording", "check_lies", "measure_honest", "measure_lie"]
@@ -73,7 +74,11 @@ class Recording:
 
     def adversary(self, liars: tuple[int, ...]) -> dict[int, Float32]:
         """The ends of the range that favour the second class."""
-        weight = self.head.weights((1 << self.head.num_devices) - 1)[0]
+        assert self.consistency is not None
+        if isinstance(self.head, LinearHead):
+            weight = self.head.weights((1 << self.head.num_devices) - 1)[0]
+        else:  # the linear estimate of its logits from each device
+            weight = np.concatenate(self.consistency.readout).astype(np.float64)
         lies = {}
         for i in liars:
             own, features = weight[self.head.offsets[i] : self.head.offsets[i + 1]], self.features[i]

@@ -26,7 +26,11 @@ class PolicyConfig:
     quorum: Annotated[Count, "fewest students for an answer; with fewer, the request fails"] = 1
     breaker_failures: Annotated[Count, "failures in a row that open a node's breaker; silence opens it at once"] = 2
     breaker_reset_s: Annotated[Positive, "time between probes of a node that failed"] = 0.5
-    fusion_budget_s: Annotated[NotNegative, "subtracted from a client's deadline for fusing and sending"] = 0.005
+    fusion_budget_s: Annotated[
+        NotNegative,
+        "subtracted from a client's deadline for fusing and sending; an answer waits at most this long for the head of its "
+        "subset to be solved, and else fuses a solved subset",
+    ] = 0.005
     hedge_quantile: Annotated[
         float,
         Range(gt=0, le=1),

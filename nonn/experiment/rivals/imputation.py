@@ -23,8 +23,8 @@ __all__ = ["build"]
 def build(space: Workspace, trained: Trained) -> Rival:
     """The students as they are trained, and the trained fusion of completed features."""
     students = trained.students.network
-    heads = space.heads.fit_all(trained.teacher.network, students, ("trained", "ridge"))
-    ridge, fusion = heads["ridge"], heads["trained"]
+    ridge = space.heads.fit_all(trained.teacher.network, students, ("ridge",))["ridge"]
+    fusion = students.fusion.head()
     assert isinstance(ridge, RidgePerSet)
     covariance, _, mean, _ = (
         ridge.normal_equations()

@@ -71,7 +71,7 @@ def build(space: Workspace, trained: Trained) -> Rival:
     if not space.experiment.distill.epochs:
         raise ConfigError("row 'parity' of the study: distill.epochs = 0 leaves its parity student untrained")
     students, partition = trained.students.network, trained.cut.partition
-    fusion = space.heads.fit_all(trained.teacher.network, students, ("trained",))["trained"]
+    fusion = students.fusion.head()
     widest = max(range(len(fusion.widths)), key=lambda i: fusion.widths[i])
     parity = space.networks.students(partition, _GENERATION).individual()[widest]
     stage = space.stage("parity", {"format": 1, "students": trained.students.stage.key})
