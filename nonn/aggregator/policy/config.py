@@ -28,8 +28,8 @@ class PolicyConfig:
     breaker_reset_s: Annotated[Positive, "time between probes of a node that failed"] = 0.5
     fusion_budget_s: Annotated[
         NotNegative,
-        "subtracted from a client's deadline for fusing and sending; an answer waits at most this long for the head of its "
-        "subset to be solved, and else fuses a solved subset",
+        "subtracted from a client's deadline for fusing and sending; an answer waits at most this long for the head of "
+        "its subset to be solved, and else fuses a solved subset",
     ] = 0.005
     hedge_quantile: Annotated[
         float,
