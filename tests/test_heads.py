@@ -18,7 +18,7 @@ from nonn.distill.heads import KINDS, HeadFitter, choose_ridge, held_out_accurac
 from nonn.distill.logistic import fit_logistic, refine, stored_levels
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, ShapeError
-from nonn.fusion import Head, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, gram, softmax
+from nonn.fusion import Head, LinearHead, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, gram, softmax
 from nonn.reliability.subsets import members, membership
 from nonn.students import Student
 from nonn.teacher import Normalise, Teacher
@@ -94,6 +94,7 @@ def test_the_torch_fusion_and_its_numpy_head_give_the_same_logits_for_every_set(
     torch.nn.init.normal_(layer.linear.bias)
     features = [torch.randn(8, w) for w in (4, 5, 4)]
     head = layer.head()
+    assert isinstance(head, LinearHead)
     assert head.kind == kind
     # Sample b is answered by set b: every sample has a set of its own, the empty one too.
     answered = torch.from_numpy(membership(3))

@@ -21,6 +21,7 @@ from nonn.experiment.rival import Rival, SubsetFunction, training_features
 from nonn.experiment.rivals.parity import ParityTask
 from nonn.experiment.training import Trained, train
 from nonn.experiment.workspace import Workspace
+from nonn.fusion import LinearHead
 from nonn.fusion.calibration import fit_temperatures
 from nonn.reliability.subsets import members
 from tests.toys import TINY
@@ -87,6 +88,7 @@ def test_several_lost_parts_or_a_lost_parity_count_as_zeros(parity: Row) -> None
         if len(devices) < N - 2:
             with_parity = {**alone, N - 1: parity.features[-1]}
             np.testing.assert_array_equal(parity.rival.answer(with_parity), parity.fusion.logits(alone))
+    assert isinstance(parity.fusion, LinearHead)
     bias = parity.fusion.weights(0)[1]
     np.testing.assert_array_equal(
         parity.rival.answer(parity.arrived(N - 1)), np.tile(bias, (len(parity.features[0]), 1))

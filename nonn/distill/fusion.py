@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nonn.config import FusionConfig
 from nonn.errors import ShapeError
-from nonn.fusion import LinearHead, LogitAverage, ReplicaAverage, Rescale, ZeroFill
+from nonn.fusion import Head, LogitAverage, ReplicaAverage, Rescale, ZeroFill
 from nonn.toml import choices
 
 __all__ = ["FusionLayer"]
@@ -80,7 +80,7 @@ class FusionLayer(nn.Module):
         logits: Tensor = self.linear(torch.cat(arrived, dim=1))
         return logits if self.biases is None else logits + weight @ self.biases
 
-    def head(self) -> LinearHead:
+    def head(self) -> Head:
         """The NumPy head with these weights."""
         weight = self.linear.weight.detach().cpu().float().numpy().T
         if self.biases is not None:

@@ -31,7 +31,7 @@ from nonn.config import FusionConfig
 from nonn.data import Split
 from nonn.distill.logistic import fit_logistic
 from nonn.distill.students import Students
-from nonn.fusion import Head, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
+from nonn.fusion import Head, LinearHead, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.fusion.calibration import fit_temperatures
 from nonn.reliability.subsets import members, sets_by_survivors
 from nonn.teacher import Teacher
@@ -93,6 +93,7 @@ class HeadFitter:
         students.to(self.device).eval()
         teacher.to(self.device).eval()
         trained = students.fusion.head()
+        assert isinstance(trained, LinearHead)
         # With any fusion, all devices together are one linear layer over all features.
         weight, bias = trained.weights((1 << trained.num_devices) - 1)
         heads: dict[str, Head] = {

@@ -13,7 +13,7 @@ import numpy as np
 from nonn.experiment.rival import Rival
 from nonn.experiment.training import Trained
 from nonn.experiment.workspace import Workspace
-from nonn.fusion import RidgePerSet
+from nonn.fusion import LinearHead, RidgePerSet
 from nonn.fusion.head import Features, FloatArray
 from nonn.reliability.subsets import mask_of
 
@@ -26,6 +26,7 @@ def build(space: Workspace, trained: Trained) -> Rival:
     ridge = space.heads.fit_all(trained.teacher.network, students, ("ridge",))["ridge"]
     fusion = students.fusion.head()
     assert isinstance(ridge, RidgePerSet)
+    assert isinstance(fusion, LinearHead)
     covariance, _, mean, _ = (
         ridge.normal_equations()
     )  # λ s I is on the whole diagonal: arrived features stay as they are

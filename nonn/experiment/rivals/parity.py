@@ -26,6 +26,7 @@ from nonn.errors import ConfigError
 from nonn.experiment.rival import Rival
 from nonn.experiment.training import Trained
 from nonn.experiment.workspace import Workspace
+from nonn.fusion import LinearHead
 from nonn.fusion.head import Features, FloatArray
 from nonn.students import Student
 from nonn.trainer import Target
@@ -72,6 +73,7 @@ def build(space: Workspace, trained: Trained) -> Rival:
         raise ConfigError("row 'parity' of the study: distill.epochs = 0 leaves its parity student untrained")
     students, partition = trained.students.network, trained.cut.partition
     fusion = students.fusion.head()
+    assert isinstance(fusion, LinearHead)
     widest = max(range(len(fusion.widths)), key=lambda i: fusion.widths[i])
     parity = space.networks.students(partition, _GENERATION).individual()[widest]
     stage = space.stage("parity", {"format": 1, "students": trained.students.stage.key})
