@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nonn.errors import InputError
 from nonn.rpc.wire import Array, Parameter, read_parameters, read_tensors
+from nonn.telemetry.printable import printable
 
 __all__ = ["MODEL", "Answer", "ReplyStatus"]
 
@@ -139,7 +140,10 @@ class Answer:
                 degraded=bool(parameters["nonn_degraded"]),
                 bundle=str(parameters["nonn_plan"]),
                 expected_accuracy=float(parameters["nonn_expected_accuracy"]),
-                failures=json.loads(str(parameters.get("nonn_failures", "{}"))),
+                failures={
+                    printable(str(node)): printable(str(reason))
+                    for node, reason in json.loads(str(parameters.get("nonn_failures", "{}"))).items()
+                },
                 early=bool(parameters.get("nonn_early", False)),
                 latency_s=latency_s,
             )

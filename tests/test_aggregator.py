@@ -107,6 +107,29 @@ def test_a_bad_reply_is_its_nodes_failure_and_is_never_fused(bundle: Bundle, inp
     check_against_offline_fusion(bundle, answer, slice(2))
 
 
+async def nasty_text(raw: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.INTERNAL, "x\n\x1b[31m\u202e" + 5000 * "y")
+
+
+def nasty_names(bundle: Bundle) -> Any:
+    async def behaviour(raw: Any, context: Any) -> Any:
+        return good_reply(bundle, raw, name="\n\x1b[31m" + 500 * "y")
+
+    return behaviour
+
+
+@pytest.mark.parametrize("by", ["status", "tensor"])
+def test_what_a_node_says_is_one_printable_line_in_answers(bundle: Bundle, inputs: NDArray[Any], by: str) -> None:
+    async def scenario() -> Any:
+        async with cluster(bundle, node_1=nasty_text if by == "status" else nasty_names(bundle)) as aggregator:
+            return await aggregator.infer(inputs[:2])
+
+    text = asyncio.run(scenario()).failures["node-1"]
+    assert text.isprintable()
+    assert "\\n" in text
+    assert len(text) < 400
+
+
 def test_the_good_reply_that_bad_ones_are_made_of_is_fused(bundle: Bundle, inputs: NDArray[Any]) -> None:
     async def good(raw: Any, context: Any) -> Any:
         return good_reply(bundle, raw)

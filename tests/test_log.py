@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.telemetry.log import configure_logging
+from nonn.telemetry.printable import printable
 from tests.serving import TIMEOUT_S, process
 from tests.toys import toy_bundle
 
@@ -73,6 +76,53 @@ def test_an_aggregator_logs_one_line_for_each_change_of_a_node(tmp_path: Path) -
     lines = [json.loads(line) for line in err.splitlines()]
     changes = [line for line in lines if line.get("event") == "node_state"]
     assert changes[0]["node"] == "kitchen"
-    assert (changes[0]["before"], changes[0]["after"]) == ("up", "suspect")
+    assert (changes[0]["before"], changes[0]["after"]) == ("unknown", "suspect")
     assert changes[0]["reason"]
     assert len({(line["node"], line["before"], line["after"]) for line in changes}) == len(changes)
+
+
+NASTY = "x\n2026-01-01 INFO all is well \x1b[31m\x9b1m\u202e" + 20_000 * "y"
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_other_machines_send_is_one_line_without_control_characters(
+    root: Any, capsys: pytest.CaptureFixture[str], style: str
+) -> None:
+    configure_logging(style)
+    logging.getLogger("nonn.x").warning("node %s", NASTY, extra={"event": "e", "node": NASTY, "reason": NASTY})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert len(line) < 15_000
+    assert "…" in line
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_traceback_has_its_lines_and_no_other_control_characters(
+    root: Any, capsys: pytest.CaptureFixture[str], style: str
+) -> None:
+    configure_logging(style)
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        logging.getLogger("nonn.y").exception("failed")
+    text = capsys.readouterr().err
+    assert "Traceback" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert text.replace("\n", "").isprintable()
+
+
+@given(st.text())
+def test_printable_text_is_one_line_and_says_what_it_escapes(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert not shown.splitlines()[1:]
+    assert printable(shown, 10_000) == shown
+    if text.isprintable() and len(text) <= 300:
+        assert shown == text
+
+
+def test_escapes_are_those_of_string_literals() -> None:
+    assert printable("a\n\x1b[2J\u202e") == r"a\n\x1b[2J\u202e"
+    assert printable("abcdef", 4) == "abc…"
+    assert printable("a\nb", keep="\n") == "a\nb"

@@ -25,6 +25,7 @@ from nonn.rpc.checksum import check_sealed
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, read_parameters, read_tensors
 from nonn.security import handshake
+from nonn.telemetry.printable import printable
 
 __all__ = ["Reply", "ReplyReader", "failure", "reply_limit", "silence"]
 
@@ -49,7 +50,7 @@ class Reply:
         status: whether it answered, or how it failed.
         latency_s: time from asking to the reply or the failure.
         features: features [B, d_i]; None if it failed.
-        error: why it failed, as text; empty if it did not.
+        error: why it failed, as one printable line; empty if it did not.
         lag_s: how much later it came than the replies of all nodes but stragglers.
         num_samples: number of samples of the request.
     """
@@ -61,6 +62,10 @@ class Reply:
     error: str = ""
     lag_s: float = 0.0
     num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.error:  # it may quote the node
+            object.__setattr__(self, "error", printable(self.error))
 
     @property
     def ok(self) -> bool:

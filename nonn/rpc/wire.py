@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nonn import errors
 from nonn.errors import BundleError, ConfigError, InputError, NonnError, UnreachableError
 from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.telemetry.printable import printable
 
 __all__ = [
     "CHANNEL_OPTIONS",
@@ -267,7 +268,7 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
         exc: a failed call, of grpc or grpc.aio.
         address: the address called.
     """
-    code, details = exc.code(), exc.details() or ""
+    code, details = exc.code(), printable(exc.details() or "", 2000)
     name = dict(exc.trailing_metadata() or ()).get(ERROR_KEY, "")
     cls = getattr(errors, str(name), None) if name in errors.__all__ else None
     if cls is not None and cls is not errors.MissingExtraError:

@@ -4,6 +4,8 @@ A line about a node has the fields ``event``, ``node`` and ``reason``, given as 
 a log shipper does not have to parse sentences::
 
     log.warning("node %s: %s", node, reason, extra={"event": "node_drift", "node": node, "reason": reason})
+
+Messages may quote what other machines sent, so control characters are escaped and long messages are cut.
 """
 
 from __future__ import annotations
@@ -13,12 +15,31 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
+
+from nonn.telemetry.printable import printable
 
 __all__ = ["EXPORTERS", "FIELDS", "FORMATS", "add_log_arguments", "configure_logging"]
 
 FORMATS = ("text", "json")
 EXPORTERS = ("otlp", "console")  # of traces, see nonn.telemetry.tracing
 FIELDS = ("event", "node", "reason", "before", "after")
+
+
+LIMIT = 4000  # characters of a message
+
+
+class TextFormatter(logging.Formatter):
+    """A record as one line of text, followed by its traceback if it has one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line."""
+        record.message = printable(record.message, LIMIT)
+        return super().formatMessage(record)
+
+    def formatException(self, info: Any) -> str:  # noqa: N802
+        """The traceback."""
+        return printable(super().formatException(info), 10 * LIMIT, keep="\n")
 
 
 class JsonFormatter(logging.Formatter):
@@ -30,11 +51,12 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage(), LIMIT),
         }
-        line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        fields = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        line |= {name: printable(value, LIMIT) if isinstance(value, str) else value for name, value in fields.items()}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = printable(self.formatException(record.exc_info), 10 * LIMIT, keep="\n")
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -57,6 +79,6 @@ def configure_logging(style: str = "text") -> None:
         style: ``text`` or ``json``.
     """
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    text = TextFormatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if style == "json" else text)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)

@@ -36,11 +36,13 @@ from nonn.errors import BundleError
 from nonn.rpc.background import Background
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import METADATA_METHOD
+from nonn.telemetry.printable import printable
 
 __all__ = ["Monitor"]
 
 VITALS_EVERY_S = 10.0
 VITALS_TIMEOUT_S = 1.0
+VITALS, VITALS_LIMIT = ("nonn_version", "nonn_rss_bytes"), 40  # properties that are shown, and characters of each
 FAULTS_SHOWN = 20
 
 _log = logging.getLogger(__name__)
@@ -186,7 +188,10 @@ class Monitor:
         )
         with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
             request = pb.ModelMetadataRequest(name=node.model or f"student-{node.student}")
-            self._vitals[node.id] = dict((await call(request, timeout=VITALS_TIMEOUT_S)).properties)
+            properties = (await call(request, timeout=VITALS_TIMEOUT_S)).properties
+            self._vitals[node.id] = {
+                key: printable(properties[key], VITALS_LIMIT) for key in VITALS if key in properties
+            }
 
     def readiness(self) -> tuple[bool, str]:
         """Whether a request would reach its quorum, and how many students are up, in words."""
