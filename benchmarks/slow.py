@@ -6,6 +6,8 @@ comparison alternate, each of some seconds, and the sums of both are compared.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +21,14 @@ from benchmarks import storm
 from nonn.client import Client
 from nonn.errors import NonnError
 
-__all__ = ["BYTES_PER_S", "DELAYS_S", "greedy", "straggler"]
+__all__ = ["BYTES_PER_S", "DELAYS_S", "greedy", "pause", "straggler"]
 
 DELAYS_S = (0.2, 0.3, 0.9)  # of a node's replies, at a deadline of one second
 PERIOD_S = 3.0
 CLIENT_DEADLINE_S = 2.0
 BYTES_PER_S = 16_000.0  # of the links in ``greedy``: a toy sample has 64 bytes, so it takes a node 4 ms
 LARGE = 1000  # samples of a legal request
+PAUSE_S = 3.0  # of the aggregator, three deadlines
 SETTLE_S = 1.0  # until the cluster has found out about the fault, or a node is back in use
 
 
@@ -135,4 +138,37 @@ def greedy(address: str, inputs: NDArray[Any], *, concurrency: int, seconds: flo
         "others_failed": sum(record.answer is None for record in records),
         "others_degraded_percent": 100 * float(np.mean(degraded)),
         "others_p99_ms": 1e3 * float(np.percentile(latency_s, 99)),
+    }
+
+
+def pause(site: storm.Site, inputs: NDArray[Any], *, concurrency: int) -> dict[str, Any]:
+    """The aggregator is stopped for three deadlines under load, which no node is to blame for.
+
+    Args:
+        site: cluster; its nodes have no fault.
+        inputs: samples.
+        concurrency: number of clients.
+
+    Returns:
+        Failed and degraded requests, and nodes that are not up at the end.
+    """
+
+    def stop() -> None:
+        time.sleep(SETTLE_S)
+        os.kill(site.pid, signal.SIGSTOP)
+        time.sleep(PAUSE_S)
+        os.kill(site.pid, signal.SIGCONT)
+
+    with Client(site.address, 60.0) as client:
+        period(client, inputs, concurrency, SETTLE_S)
+        thread = threading.Thread(target=stop, name="stop")
+        thread.start()
+        records = period(client, inputs, concurrency, PAUSE_S + 3 * SETTLE_S)
+        thread.join()
+        nodes = client.metadata().nodes
+    return {
+        "pause_longest_s": max(record.done_s - record.asked_s for record in records),
+        "pause_failed": sum(record.answer is None for record in records),
+        "pause_degraded": sum(record.answer is not None and record.answer.degraded for record in records),
+        "pause_nodes_not_up": [node["id"] for node in nodes if node["state"] != "up"],
     }

@@ -6,6 +6,7 @@
               made silent, by a seeded schedule that leaves at least one node without a fault
     memory    the same aggregator continues without faults
     hung      cost of one hung node, one request after another
+    pause     the aggregator is stopped for three deadlines
     slow      throughput with one node slow by 0.2, 0.3 and 0.9 s, compared with the same node dead
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
@@ -87,6 +88,7 @@ def storm_and_memory(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> F
         report("memory", {key: value for key, value in figures.items() if key.startswith(("calm", "aggregator"))})
         costs = [storm.hung_cost(site, client, inputs, node, DEADLINE_S) for node in HUNG_NODES]
         figures["hung_node_costs_deadlines"] = max(costs)
+        figures |= slow.pause(site, inputs, concurrency=args.concurrency)
         figures |= slow.straggler(site, client, inputs, SLOW_NODE, concurrency=args.concurrency)
     return figures
 
@@ -174,6 +176,9 @@ def broken(figures: Figures) -> list[str]:
         "a slow node leaves half of the throughput without it": min(figures["straggler_ratio"].values()) >= 0.5,
         "with a slow node p99 is below the deadline": max(figures["straggler_p99_ms"].values()) < 1e3 * DEADLINE_S,
         "no request fails because of a slow node": figures["straggler_failed"] == 0,
+        "a pause of the aggregator fails no request": figures["pause_failed"] == 0,
+        "a pause of the aggregator is blamed on no node": not figures["pause_nodes_not_up"]
+        and figures["pause_degraded"] == 0,
         "large requests of one client fail none": not figures["greedy_failed"] and figures["others_failed"] == 0,
         "large requests of one client cost the others no device": figures["others_degraded_percent"] <= 1,
         "with large requests of one client p99 of the others is below the deadline": figures["others_p99_ms"]

@@ -1,4 +1,4 @@
-"""A real cluster with a slow node, or with one client that asks for too much; the long form is in ``make soak``."""
+"""A real cluster with a slow node, a greedy client or a stopped aggregator; the long form is in ``make soak``."""
 
 from __future__ import annotations
 
@@ -48,3 +48,13 @@ def test_a_client_with_large_requests_costs_the_others_no_request_and_no_device(
     assert figures["others_degraded_percent"] <= 5.0  # 50, before requests were cut into pieces
     assert figures["others_p99_ms"] < 1e3 * DEADLINE_S
     assert figures["others_requests"] > 50
+
+
+def test_a_pause_of_the_aggregator_is_blamed_on_no_node_and_costs_no_answer(
+    bundle: Bundle, inputs: NDArray[Any], site: Any
+) -> None:
+    figures = slow.pause(site, inputs, concurrency=8)
+    assert figures["pause_longest_s"] > slow.PAUSE_S - 0.1
+    assert figures["pause_failed"] == 0
+    assert figures["pause_degraded"] == 0
+    assert figures["pause_nodes_not_up"] == []

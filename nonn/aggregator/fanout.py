@@ -51,6 +51,10 @@ _log = logging.getLogger(__name__)
 # The deadline of a request detects failures; keepalive is for idle links.
 NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
 
+# A call ends at the deadline of its request, which is later if this process is stopped meanwhile; gRPC's own deadline,
+# which does not know that, is later by this.
+SLACK_S = 10.0
+
 Connect = Callable[[Node], aio.Channel]
 # Called with every outcome, and whether it came after the answer.
 Learn = Callable[[Reply, bool], None]
@@ -102,6 +106,9 @@ class _Link:
     reader: ReplyReader
 
 
+_Open = tuple[Any, _Link, float]  # call, link, time of asking
+
+
 class _Flight:
     """One batch sent to nodes, with a list of the replies that have arrived."""
 
@@ -110,7 +117,7 @@ class _Flight:
     def __init__(self, batch: Array, request_id: str, loop: asyncio.AbstractEventLoop) -> None:
         self.batch, self.request_id, self.loop = batch, request_id, loop
         self.bodies: dict[_Recipe, bytes] = {}
-        self.calls: dict[str, tuple[Any, _Link, float]] = {}  # under way: call, link, asked at
+        self.calls: dict[str, _Open] = {}  # under way
         self.arrived: list[tuple[str, float]] = []
         self.late: Callable[[str], None] | None = None  # handles replies that come after the answer
         self._waiter: asyncio.Future[None] | None = None
@@ -300,7 +307,8 @@ class Fanout:
         body = flight.bodies.get(link.recipe)
         if body is None:
             body = flight.bodies[link.recipe] = link.recipe.write(flight.request_id, flight.batch)
-        call = link.call(link.prefix + body, timeout=max(0.0, deadline_at - now), wait_for_ready=wait_for_ready)
+        timeout_s = max(0.0, deadline_at - now) + (0.0 if wait_for_ready else SLACK_S)
+        call = link.call(link.prefix + body, timeout=timeout_s, wait_for_ready=wait_for_ready)
         flight.calls[node_id] = call, link, now
 
         def done(call: Any) -> None:
@@ -349,14 +357,25 @@ class Fanout:
             return silent
 
         def late(node_id: str) -> None:
-            self._tasks.start(
-                self._take_late(flight, node_id, self._clock(), prompt_at), f"late reply of node {node_id}"
-            )
+            if node_id in flight.calls:  # otherwise it has been given up
+                reading = self._take_late(flight, flight.calls.pop(node_id), self._clock(), prompt_at)
+                self._tasks.start(reading, f"late reply of node {node_id}")
+
+        def expire() -> None:
+            now = self._clock()
+            if flight.calls and not session.timed_out(now):
+                flight.loop.call_later(session.deadline_at - now, expire)
+                return
+            calls, flight.calls = flight.calls, {}
+            for call, link, asked_at in calls.values():
+                call.cancel()
+                self._learn(replace(silence(link.node, now - asked_at), num_samples=len(flight.batch)), True)
 
         flight.late = late
+        expire()
         return silent
 
-    async def _take_late(self, flight: _Flight, node_id: str, at: float, prompt_at: float) -> None:
+    async def _take_late(self, flight: _Flight, open_call: _Open, at: float, prompt_at: float) -> None:
         """Passes a reply that came after the answer to ``learn``."""
-        reply = await self._read(flight, *flight.calls.pop(node_id), at)
+        reply = await self._read(flight, *open_call, at)
         self._learn(replace(reply, lag_s=at - prompt_at), True)

@@ -37,6 +37,7 @@ from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.screening import EXCLUDED, QUARANTINED, Screen
 from nonn.aggregator.solver import HeadSolver
+from nonn.aggregator.stalls import StallClock
 from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.known import TOLERANCE
@@ -82,7 +83,7 @@ class Aggregator:
         config: options of the policy.
         observers: called at every request, change of state and late reply.
         connect: opens the channel to a node; in plain text by default.
-        clock: monotonic time in seconds.
+        clock: monotonic time in seconds; by default without the times in which this process does not run.
 
     Raises:
         ConfigError: the quorum is larger than the number of devices.
@@ -96,7 +97,7 @@ class Aggregator:
         *,
         observers: Sequence[Observer] = (),
         connect: Connect | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.bundle, self.nodes = bundle, tuple(nodes)
         self.observers = Observers(observers)
@@ -106,7 +107,9 @@ class Aggregator:
         self.policy = Policy(
             {node.id: node.student for node in nodes}, config, bundle.table.accuracy.tolist(), heard=False
         )
-        self._fanout = Fanout(nodes, bundle, self._learn, connect, clock)
+        self._stalls = StallClock()
+        self._clock, self._event_clock = clock or self._stalls, clock or time.monotonic
+        self._fanout = Fanout(nodes, bundle, self._learn, connect, self._clock)
         self._head = bundle.head
         self._solver = HeadSolver(bundle.head, self.policy.accuracy, config.fusion_budget_s)
         self._screen = Screen(bundle.consistency, config.exclusion_rate)
@@ -114,7 +117,6 @@ class Aggregator:
             reason = "the bundle has no consistency.npz; build it again"
             _log.warning("no test for liars: %s", reason, extra={"event": "liars_off", "reason": reason})
         self._random = np.random.default_rng()  # nodes must not know which known inputs they are asked
-        self._clock = clock
         self._shape = bundle.manifest.input.shape
         self._heard: dict[str, float] = {}  # when each node last gave a good reply
         self._started = False
@@ -124,6 +126,7 @@ class Aggregator:
         self._tasks = Background()
 
     async def __aenter__(self) -> Self:
+        self._tasks.start(self._stalls.keep(), "clock")
         await self._fanout.__aenter__()
         # One probe of every node opens the channels and finds nodes that do not answer or run another bundle.
         await asyncio.gather(*(self._probe(node.id) for node in self.nodes))
@@ -162,7 +165,7 @@ class Aggregator:
         self.nodes = (*self.nodes, node)
         self._fanout.add(node)
         self.policy.add(node.id, node.student, heard=False)
-        self.observers.on_state(StateEvent(self._clock(), node.id, "", self.policy.state(node.id), "joined"))
+        self.observers.on_state(StateEvent(self._event_clock(), node.id, "", self.policy.state(node.id), "joined"))
         self._changed(was_ready)
         await self._probe(node.id)
 
@@ -179,7 +182,7 @@ class Aggregator:
         self.policy.remove(node_id)
         self._screen.suspicion.forget(node_id)
         self._heard.pop(node_id, None)
-        self.observers.on_state(StateEvent(self._clock(), node_id, before, "", reason))
+        self.observers.on_state(StateEvent(self._event_clock(), node_id, before, "", reason))
         self._changed(was_ready)
         await self._fanout.remove(node_id, self.policy.config.deadline_s)
 
@@ -227,11 +230,11 @@ class Aggregator:
             InputError: the bundle or the nodes do not accept the batch.
             QuorumError: fewer devices answered than the quorum; the message names those missing and why.
         """
-        start = self._clock()
+        start = self._event_clock()
         try:
             batch = check_batch({"input": inputs}, self._shape)
         except InputError:
-            now = self._clock()
+            now = self._event_clock()
             self.observers.on_request(RequestEvent(now, 0, "invalid", latency_s=now - start))
             raise
         return await self.infer_checked(batch, remaining_s)
@@ -343,7 +346,7 @@ class Aggregator:
         """Reports the outcome of a fan-out to the observers."""
         if not self.observers:
             return
-        now = self._clock()
+        now = self._event_clock()
         self.observers.on_request(
             RequestEvent(
                 time_s=now,
@@ -351,7 +354,7 @@ class Aggregator:
                 outcome=outcome,
                 mask=answer.mask if answer else 0,
                 expected_accuracy=answer.expected_accuracy if answer else 0.0,
-                latency_s=answer.latency_s if answer else now - fanout.start,
+                latency_s=answer.latency_s if answer else self._clock() - fanout.start,
                 replies=fanout.replies,
                 early=fanout.session.early,
                 hedges=fanout.session.hedges,
@@ -368,7 +371,7 @@ class Aggregator:
             self.policy.dropped(reply.node.id)
             return
         if late and reply.ok:
-            self.observers.on_late(LateEvent(self._clock(), reply.node.id, reply.latency_s))
+            self.observers.on_late(LateEvent(self._event_clock(), reply.node.id, reply.latency_s))
         self._record(reply, late=late)
 
     def _record(self, reply: Reply, *, probe: bool = False, late: bool = False) -> None:
@@ -376,6 +379,13 @@ class Aggregator:
         if not self._fanout.asks(reply.node):
             return  # it left meanwhile
         policy, node, took_s = self.policy, reply.node.id, reply.latency_s
+        if not reply.ok and self._stalls.stalled_since(self._clock() - took_s):
+            # This process did not run meanwhile: nothing can be said of the node.
+            if probe:
+                policy.nodes[node].breaker.probing = False
+            else:
+                policy.dropped(node)
+            return
         if reply.ok:
             self._heard[node] = self._clock()
         if probe:
@@ -401,7 +411,7 @@ class Aggregator:
             return
         after = self.policy.state(node)
         if self._started or after != "up":  # that the nodes of the inventory answer at the start is no event
-            self.observers.on_state(StateEvent(now, node, before, after, reason))
+            self.observers.on_state(StateEvent(self._event_clock(), node, before, after, reason))
         if after == "out":
             self._fanout.leave_out(node)
         self._changed(was_ready)
