@@ -137,7 +137,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
             if service in self._tokens:
                 await self._check_token(service, authorization, context.peer())
         except NonnError as exc:
-            self._log_refusal(str(exc), context.peer())
+            self.log_refusal(str(exc), context.peer())
             await context.abort(*to_status(exc))
 
     async def _check_token(self, service: str, authorization: str, peer: str) -> None:
@@ -181,7 +181,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         """SHA-256 of the caller's certificate."""
         return _fingerprint(context.auth_context()["x509_pem_cert"][0])
 
-    def _log_refusal(self, text: str, peer: str) -> None:
+    def log_refusal(self, text: str, peer: str) -> None:
         """Logs a refusal; rate-limited, since refused clients retry."""
         now = time.monotonic()
         if now - self._logged.get(text, -LOG_AGAIN_S) >= LOG_AGAIN_S:

@@ -116,7 +116,7 @@ class Membership:
         return self._leases
 
     def choose(self, request: JoinRequest, now: float) -> int:
-        """The student that a node would get; changes nothing but leases that have expired.
+        """The student that a node would get; changes nothing, once expired leases have been ended.
 
         Raises:
             MembershipError: the id is taken, no student fits, or a limit of leases is reached.
@@ -189,8 +189,7 @@ class Membership:
             if other.address == request.address and other.node != request.node and lease.expires_at > now:
                 raise UnreachableError(
                     f"{name}: {other.address} is the address of node '{other.node}', which has a lease; if that node "
-                    f"has ended, the address is free in {lease.expires_at - now:.1f} s, otherwise give another "
-                    "--port or --advertise"
+                    "has ended, the address is free when its lease ends, otherwise give another --port or --advertise"
                 )
         old = self._leases.get(request.node)
         if old is not None and old.expires_at <= now:

@@ -90,15 +90,14 @@ class MembershipServicer:
             if joining.address:
                 joining = await self._called(joining)
             async with self._lock:
-                await self._end_expired()
-                lease = self.membership.register(joining, self._clock())
+                lease = self.membership.register(joining, await self._end_expired())
                 if joining.address:
                     node = await self._make_way(lease)
                 else:
                     await self._dismiss(lease, "starts again")
             await self._add(node)
         except NonnError as exc:
-            _log.error("refused %s: %s", context.peer(), exc)
+            self._guard.log_refusal(str(exc), context.peer())  # a refused node tries again and again
             await context.abort(*to_status(exc))
         self._changed.set()
         artifacts = await asyncio.to_thread(self._artifacts, lease.student)
@@ -190,8 +189,7 @@ class MembershipServicer:
             UnreachableError: the address is that of another node, or the node does not answer there.
         """
         async with self._lock:
-            await self._end_expired()
-            student = self.membership.choose(joining, self._clock())
+            student = self.membership.choose(joining, await self._end_expired())
         node = Node(id=joining.node, address=joining.address, student=student)
         if node not in self._aggregator.nodes:
             if self._calling[joining.caller] >= MAX_OF_CALLER:
@@ -257,10 +255,13 @@ class MembershipServicer:
             _log.info("node %s %s", name, reason)
             await self._aggregator.remove_node(name, reason)
 
-    async def _end_expired(self) -> None:
-        for lease in self.membership.expire(self._clock()):
+    async def _end_expired(self) -> float:
+        """Takes out the nodes whose leases have ended; returns the time at which no other one has."""
+        now = self._clock()
+        for lease in self.membership.expire(now):
             with contextlib.suppress(ConfigError):  # it was taken out in another way at the same moment
                 await self._dismiss(lease, "was silent until its lease ended")
+        return now
 
     async def _keep_expiring(self) -> None:
         """Ends leases when they expire; sleeps while there are none."""
