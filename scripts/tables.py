@@ -13,6 +13,7 @@ study-heads   the same file: every head on the same students
 partitioners  ``compare.json`` of ``nonn partition --compare``
 report        ``report.json`` of ``nonn demo``: its tables
 results       several such files: one line each
+liars         the output of ``nonn-sim liars BUNDLE --json``
 fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
 
@@ -109,6 +110,28 @@ def results_markdown(*reports: Report) -> str:
     return "\n".join(lines)
 
 
+def liars_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each lie, and what the test costs honest devices."""
+    lines = [
+        "| lie | liars | dead | without the test | with the test | largest loss | quarantine after |",
+        "| :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["lies"]:
+        shown = (f"{100 * row[key]:.1f} %" for key in ("dead", "unscreened", "screened"))
+        after = "–" if row["first_quarantine"] is None else f"{row['first_quarantine']:.0f} requests"
+        lines.append(f"| `{row['lie']}` | {row['liars']} | {' | '.join(shown)} | {100 * row['worst']:.2f} | {after} |")
+    honest, beside = found["honest"], sum(row["honest_excluded"] for row in found["lies"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Without a lie, {honest['excluded']} of {honest['requests']:,} requests lost a device, and there were "
+            f"{honest['quarantines']} quarantines; next to liars, {beside} requests lost an honest device. The "
+            f"distinct samples of the bundle support no rate below {honest['rate_bound']:.1e} (95 % confidence).",
+        ]
+    )
+
+
 def fields_markdown(described: Mapping[str, Any]) -> str:
     """Every field of a document and of its nested classes: a heading and a table for each class."""
     blocks = [_fields_table(described)]
@@ -148,6 +171,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "partitioners": (Comparison, comparison_markdown),
     "report": (Report, report_markdown),
     "results": (Report, results_markdown),
+    "liars": (None, liars_markdown),
     "fields": (None, fields_markdown),
 }
 _TABLE = re.compile(rf"(<!-- ({'|'.join(KINDS)})((?: [^\s>]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
