@@ -9,9 +9,11 @@ from nonn.students import Student
 from nonn.teacher import Normalise
 
 
-def trained_looking_student(dims: int = 2, model: str = "wrn-10-1") -> Student:
+def trained_looking_student(
+    dims: int = 2, model: str = "wrn-10-1", input_shape: tuple[int, ...] | None = None
+) -> Student:
     """A student of images [1, 8, 8] or windows [9, 25] whose normalisation layers are not the identity."""
-    shape = (1, 8, 8) if dims == 2 else (9, 25)
+    shape = input_shape or ((1, 8, 8) if dims == 2 else (9, 25))
     torch.manual_seed(0)
     student = Student(model, shape, 12, Normalise([127.0] * shape[0], [70.0] * shape[0], dims))
     randomise_norms(student)

@@ -108,6 +108,53 @@ def test_buffers_that_live_at_once_never_overlap(program: list[tuple[str, int, i
                 assert placed.offsets[f"t{low}"] + buffers[low].size <= placed.offsets[f"t{high}"]
 
 
+def test_parts_of_a_concatenation_lie_next_to_each_other_and_nothing_is_copied() -> None:
+    """As a dense block has them: each concatenation begins with all of the one before it."""
+    sizes = {"x": 4, "n1": 2, "n2": 3, "j1": 6, "j2": 9, "out": 9}
+    buffers = [Buffer("float", name, (1, size, 5)) for name, size in sizes.items()]
+    calls = [
+        "node0_conv(input, x);",
+        "node1_conv(x, n1);",
+        "node2_concat(x, n1, j1);",
+        "node3_conv(j1, n2);",
+        "node4_concat(x, n1, n2, j2);",
+        "node5_relu(j2, out);",
+        "node6_mean(x, features);",
+    ]
+    placed = plan(buffers, calls)
+    at = placed.offsets
+    assert placed.calls == tuple(call for call in calls if "concat" not in call)
+    assert (at["n1"] - at["x"], at["n2"] - at["x"], at["j1"] - at["x"], at["j2"] - at["x"]) == (20, 30, 0, 0)
+    assert abs(at["out"] - at["x"]) >= 45
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param(["node0_concat(a, b, two);", "node1_concat(a, c, other);"], id="two neighbours in one place"),
+        pytest.param(["node0_concat(a, b, two);", "node1_concat(b, a, other);"], id="another order"),
+        pytest.param(["node0_concat(a, b, two);", "node1_concat(c, c, other);"], id="one part twice"),
+        pytest.param(["node0_concat(a, b, two);", "node1_concat(c, weight, other);"], id="a constant"),
+        pytest.param(["node0_concat(a, b, two);", "node1_concat(wide, c, other);"], id="along another axis"),
+    ],
+)
+def test_a_concatenation_that_cannot_be_placed_is_copied(calls: list[str]) -> None:
+    dims = {"two": (1, 4, 3), "other": (1, 4, 3), "wide": (1, 1, 6)}
+    buffers = [Buffer("float", name, dims.get(name, (1, 2, 3))) for name in ("a", "b", "c", "two", "other", "wide")]
+    placed = plan(buffers, calls)
+    assert placed.calls == (calls[1],)
+    assert placed.offsets["b"] - placed.offsets["a"] == 6
+
+
+def test_a_relu_writes_in_the_place_of_an_input_that_nothing_reads_later() -> None:
+    buffers = [Buffer("float", name, (1, 2, 3)) for name in ("a", "b", "c")]
+    calls = ["node0_norm(input, a);", "node1_relu(a, b);", "node2_relu(b, c);", "node3_add(b, c, features);"]
+    placed = plan(buffers, calls)
+    assert placed.calls == tuple(calls)
+    assert placed.offsets["a"] == placed.offsets["b"] != placed.offsets["c"]
+    assert placed.sizes == {"float": 14}
+
+
 def test_names_that_begin_alike_are_different_buffers() -> None:
     buffers = [Buffer("float", "t1", (8,)), Buffer("float", "t10", (8,)), Buffer("float", "t2", (8,))]
     placed = plan(buffers, ["f(t1, t2);", "f(t2, t10);"])

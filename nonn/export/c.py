@@ -10,6 +10,7 @@ Limits: not reentrant, since buffers are static; a batch runs one sample after a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ __all__ = ["ABI", "CSource", "generate_c"]
 
 ABI = 1  # version of the interface below; the node checks it
 _ENTRY = "student"
+
+# The generator's code takes this definition instead of its own, which is without the attribute.
+_FUNCTIONS = """
+#if defined(__GNUC__) && !defined(__clang__)
+/* GCC 12 gives wrong results for a large network in 8 bits from clones for constant arguments (-fipa-cp). */
+#define EMX_NODE_FN static inline __attribute__((noclone))
+#endif
+"""
 
 _INTERFACE = Template("""
 /* The interface for programs; see student.h. */
@@ -146,7 +155,9 @@ def generate_c(data: bytes, title: str) -> CSource:
         shape=" x ".join(map(str, shapes[0][1:])),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return CSource(code + _INTERFACE.substitute(entry=_ENTRY, input=dims[0], output=dims[1]), header, arena_bytes)
+    return CSource(
+        _FUNCTIONS + code + _INTERFACE.substitute(entry=_ENTRY, input=dims[0], output=dims[1]), header, arena_bytes
+    )
 
 
 def _is_quantised(model: Any) -> bool:
@@ -164,4 +175,43 @@ def _integer(model: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "integer.onnx")
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return onnx.load_from_string(slim(onnx.load(options.optimized_model_filepath)))
+        integer = onnx.load_from_string(slim(onnx.load(options.optimized_model_filepath)))
+    _merge_equal(integer.graph)
+    _record_shapes(integer)
+    return integer
+
+
+def _merge_equal(graph: Any) -> None:
+    """Merges nodes that compute the same: the runtime converts a tensor back to floats once for each of its readers."""
+    same: dict[str, str] = {}
+    made: dict[tuple[Any, ...], str] = {}
+    kept = []
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+        key = (node.op_type, *node.input, *sorted(a.SerializeToString() for a in node.attribute))
+        if node.op_type == "DequantizeLinear" and key in made:
+            same[node.output[0]] = made[key]
+        else:
+            made[key] = node.output[0]
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _record_shapes(model: Any) -> None:
+    """Writes the types and shapes of inner tensors, which ONNX cannot infer for the runtime's own operators."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    graph = model.graph
+    given = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input}
+    probe = copy.deepcopy(model)
+    names = [name for node in graph.node for name in node.output if name != graph.output[0].name]
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    arrays = session.run(names, {name: np.zeros(shape, np.float32) for name, shape in given.items()})
+    graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in zip(names, arrays, strict=True)
+    )
