@@ -34,7 +34,25 @@ def test_an_address_is_a_host_and_a_port(text: str, parts: tuple[str, int]) -> N
     Client(text).close()
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:99999", "host:1:x", "::1:5", "host", "", "h:0", "unix:/x", "[kitchen]:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "127.0.0.1:99999",
+        "host:1:x",
+        "::1:5",
+        "host",
+        "",
+        "h:0",
+        "unix:/x",
+        "[kitchen]:1",
+        "unix:5005",
+        "UNIX:5005",
+        "unix-abstract:5005",
+        "dns:5005",
+        "ipv4:5005",
+        "vsock:5005",
+    ],
+)
 def test_an_address_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ConfigError, match="is not host:port") as caught:
         Client(text)

@@ -169,6 +169,7 @@ LONG = "x" * 10_000
         ({"capabilities": pb.Capabilities(runtime=LONG)}, "runtime must be at most 128 printable"),
         ({"capabilities": pb.Capabilities(machine="\x1b[2J")}, "machine must be at most 64 printable"),
         ({"address": "unix:/run/x:1"}, "is not host:port"),
+        ({"address": "unix:5005"}, "is not host:port"),
         ({"address": "dns:///h:1"}, "is not host:port"),
         ({"address": "①27.0.0.1:1"}, "printable ASCII"),
         ({"address": "0.0.0.0:1"}, "is every address of a machine"),

@@ -12,6 +12,12 @@ from nonn.errors import AddressError, ConfigError
 __all__ = ["canonical", "check_bind", "is_loopback", "peer_host", "resolve", "split_address", "with_port"]
 
 
+# gRPC reads these before a colon as the scheme of a target: ``unix:5005`` is the socket ``5005`` in the working folder.
+SCHEMES = frozenset(
+    ("dns", "google-c2p", "google-c2p-experimental", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
+)
+
+
 def split_address(text: str, what: str = "address") -> tuple[str, int]:
     """Host, an IPv6 address without its brackets, and port.
 
@@ -20,11 +26,11 @@ def split_address(text: str, what: str = "address") -> tuple[str, int]:
         what: name of the address in the error.
 
     Raises:
-        ConfigError: it is not ``host:port``; gRPC would misread a bare IPv6 address or ``unix:`` path.
+        ConfigError: it is not ``host:port``; gRPC would misread a bare IPv6 address, or one of its schemes as a host.
     """
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]") and _is_ipv6(host[1:-1])
-    named = bool(host) and host.isprintable() and not set(host) & set(" /[]:")
+    named = bool(host) and host.isprintable() and not set(host) & set(" /[]:") and host.lower() not in SCHEMES
     # No leading zero: each address has one spelling, so duplicates are found by comparing texts.
     numbered = port.isascii() and port.isdecimal() and port[0] != "0" and int(port) < 65536
     if not ((bracketed or named) and numbered):
