@@ -25,6 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from nonn.errors import AddressError
 from nonn.rpc.address import is_loopback
 from nonn.rpc.background import Background
+from nonn.rpc.connections import LIMITS, PEER_SHARE, PeerLimit, raise_descriptor_limit
 from nonn.rpc.guard import Guard
 from nonn.rpc.inference import InferenceServicer, Model
 from nonn.rpc.reflection import add_reflection
@@ -36,14 +37,19 @@ __all__ = ["Attend", "serve", "shutdown_event"]
 
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
 DRAIN_S = 10.0  # for requests in flight at shutdown; a request's own deadline is shorter
+MAX_STREAMS = 100  # of one connection; a client's further calls wait in its own queue
 STOP_GRACE_S = 1.0  # for other open calls at shutdown, such as a watch of health
 
 _OPTIONS = (
+    *LIMITS,
     # With SO_REUSEPORT, a second process on the same port would silently get half of the requests.
     ("grpc.so_reuseport", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Clients ping idle links every 10 s; a stricter server would answer GOAWAY too_many_pings (flower #4519).
     ("grpc.keepalive_permit_without_calls", 1),
+    # Without a limit, four connections that open and cancel streams as fast as they can (rapid reset, CVE-2023-44487)
+    # make the server cancel nearly all calls of other clients.
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
 )
@@ -98,12 +104,15 @@ async def serve(
     files = [pb.DESCRIPTOR, health_pb2.DESCRIPTOR, *(add_service(server) for add_service in services)]
     if reflection:
         add_reflection(server, files)
+    descriptors = raise_descriptor_limit()
     address = _bind(server, host, port, insecure, guard.tls if guard else None)
+    peers = PeerLimit(int(address.rpartition(":")[2]), descriptors // PEER_SHARE)
     async with model:
         await server.start()
         try:
             async with Background(stop.set) as tasks:
                 tasks.start(_follow(model, health_servicer), "health")
+                tasks.start(peers.keep(), "limit of connections")
                 on_ready(address)
                 async with attend(address, stop.set) if attend else contextlib.nullcontext():
                     await stop.wait()
