@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nonn.errors import ConfigError, CredentialsError
+from nonn.security import authority as authority_module
 from nonn.security.authority import Authority, describe
 from nonn.security.tls import Identity, TlsFolder, check_id, load_tls
 from tests.serving import TIMEOUT_S, run
@@ -234,6 +235,29 @@ def test_a_certificate_that_the_index_has_lost_is_revoked_by_its_file(authority:
     ):
         ended = run("nonn", "certs", "revoke", "--dir", authority.path, *options)
         assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+
+
+def test_a_revocation_that_was_killed_is_completed_by_the_next_change(
+    authority: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kitchen", "hall"):
+        authority.issue("node", name)
+    write, written = authority_module._write, list[Path]()
+
+    def killed(path: Path, value: Any) -> None:
+        if len(written) == 2:  # the index and the first list
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(authority_module, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            authority.revoke("node", "kitchen")
+    with pytest.raises(ConfigError, match="no certificate to revoke"):
+        Authority(authority.path).revoke("node", "kitchen")
+    lists = [authority.path / "revoked.json", *authority.path.glob("*/*/revoked.json")]
+    assert [len(json.loads(file.read_text())["revoked"]) for file in lists] == [1, 1, 1]
 
 
 def test_what_cannot_be_issued_is_refused_and_leaves_nothing(authority: Any) -> None:

@@ -263,6 +263,9 @@ class Authority:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             self._issued = self._read_index()
+            listed = self.path / REVOKED
+            if not listed.exists() or listed.read_bytes() != _text(self._revocations()):
+                self._write_revoked()  # a revocation was killed after the index was written
             yield
         finally:
             os.close(folder)
@@ -274,8 +277,7 @@ class Authority:
         replaced = {entry.sha256: entry for entry in revoked}
         self._issued = [replaced.get(entry.sha256, entry) for entry in self._issued]
         self._write_index()
-        for file in (self.path / REVOKED, *self.path.glob(f"*/*/{REVOKED}")):
-            _write(file, self._revocations())
+        self._write_revoked()
         return revoked
 
     def _issue(self, identity: Identity, hosts: tuple[str, ...], days: float) -> Issued:
@@ -343,6 +345,11 @@ class Authority:
     def _write_index(self) -> None:
         _write(self.path / INDEX, {"schema": 1, "issued": [asdict(entry) for entry in self._issued]})
 
+    def _write_revoked(self) -> None:
+        """Writes every list; that of the authority last, so that an old one there means that not all were written."""
+        for file in (*self.path.glob(f"*/*/{REVOKED}"), self.path / REVOKED):
+            _write(file, self._revocations())
+
     def _revocations(self) -> dict[str, Any]:
         keys = ("role", "id", "serial", "sha256", "revoked", "reason")
         revoked = [{key: getattr(entry, key) for key in keys} for entry in self._issued if entry.revoked]
@@ -403,7 +410,11 @@ def _entry(identity: Identity, hosts: tuple[str, ...], certificate: x509.Certifi
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     """Writes JSON durably: a revocation must not be lost."""
-    write_durable(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_durable(path, _text(value))
+
+
+def _text(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @contextlib.contextmanager
