@@ -1,3 +1,7 @@
-"""Certificates: ``authority`` issues and revokes them, ``tls`` loads them, ``handshake`` explains refusals."""
+"""Certificates of a fleet.
+
+``authority`` issues and revokes them, ``index`` records what it has issued, ``tls`` loads them, ``handshake`` explains
+refusals.
+"""
 
 __all__: list[str] = []

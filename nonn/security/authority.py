@@ -15,9 +15,7 @@ The certificate contains the id (``nonn://node/kitchen``), so a stolen certifica
 it is revoked. Keys are P-256: a Raspberry Pi signs with it in about a millisecond. Keys are stored without a passphrase
 and with mode 0600; read access to ``ca.key`` is enough to issue any certificate.
 
-Every change locks the folder, reads the index again and writes it durably, so that commands that run at the same time
-lose no entry. A certificate that is not in the index all the same, for example after a backup was restored, is revoked
-by its file.
+A certificate that is not in the index, for example after a backup was restored, is revoked by its file.
 
 ``revoked.json`` is not an X.509 CRL: gRPC's Python API accepts no CRL, and a node, which checks its callers against the
 list, has no library to read one.
@@ -26,12 +24,8 @@ list, has no library to read one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +37,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nonn.errors import ConfigError, CredentialsError
-from nonn.files import atomic_file, atomic_folder, write_durable, write_private
+from nonn.files import atomic_file, atomic_folder, write_private
+from nonn.security.index import INDEX, Index, Issued
 from nonn.security.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
 
 __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
@@ -51,47 +46,13 @@ __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
 CA_DAYS, DAYS = 3650, 365
 # The clock of a device without a clock battery is minutes behind until it is synchronised.
 BACKDATED = timedelta(minutes=10)
-KEY, INDEX = "ca.key", "index.json"
+KEY = "ca.key"
 
 Clock = Callable[[], datetime]
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-@dataclass(frozen=True)
-class Issued:
-    """An issued certificate.
-
-    Attributes:
-        role: of its owner.
-        id: of its owner.
-        hosts: further DNS names and IP addresses in it.
-        sha256: of the certificate.
-        serial: serial number, in hex.
-        not_before: ISO 8601, UTC.
-        not_after: ISO 8601, UTC.
-        revoked: time of revocation, ISO 8601; empty if not revoked.
-        reason: of the revocation.
-    """
-
-    role: str
-    id: str
-    hosts: tuple[str, ...]
-    sha256: str
-    serial: str
-    not_before: str
-    not_after: str
-    revoked: str = ""
-    reason: str = ""
-
-    @property
-    def state(self) -> str:
-        """``valid``, ``expired`` or ``revoked``."""
-        if self.revoked:
-            return "revoked"
-        return "expired" if datetime.now(UTC).isoformat() > self.not_after else "valid"
 
 
 class Authority:
@@ -110,7 +71,7 @@ class Authority:
         try:
             self._certificate: x509.Certificate = x509.load_pem_x509_certificate((path / AUTHORITY).read_bytes())
             self._key: Any = serialization.load_pem_private_key((path / KEY).read_bytes(), password=None)
-            self._issued = self._read_index()
+            self._index = Index(path)
         except FileNotFoundError as exc:
             raise CredentialsError(f"{exc.filename}: no such file; make an authority: nonn certs init") from None
         except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -152,14 +113,13 @@ class Authority:
             write_private(path / KEY, _key_pem(key))
             with atomic_file(path / AUTHORITY) as temporary:
                 temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-            _write(path / INDEX, {"schema": 1, "issued": []})
-            _write(path / REVOKED, {"schema": 1, "revoked": []})
+            Index.create(path)
         return cls(path, clock)
 
     @property
     def issued(self) -> Sequence[Issued]:
         """Every certificate, the oldest first."""
-        return tuple(self._issued)
+        return tuple(self._index.entries)
 
     def folder(self, role: str, name: str) -> Path:
         """Path of the TLS folder of an identity."""
@@ -178,8 +138,8 @@ class Authority:
             ConfigError: unknown role, an invalid id or host, or the id has a valid certificate already.
         """
         identity = self._identity(role, name)
-        with self._changing():
-            if any(entry.state == "valid" for entry in self._of(identity)):
+        with self._index.changing():
+            if any(entry.state == "valid" for entry in self._index.of(identity)):
                 raise ConfigError(
                     f"{identity} has a certificate already; renew it: nonn certs rotate {role} {name}, or revoke it "
                     "first"
@@ -195,10 +155,10 @@ class Authority:
             ConfigError: the id has no certificate.
         """
         identity = self._identity(role, name)
-        with self._changing():
-            if not self._of(identity):
+        with self._index.changing():
+            if not self._index.of(identity):
                 raise ConfigError(f"{identity} has no certificate; make one: nonn certs issue {role} {name}")
-            return self._issue(identity, self._of(identity)[-1].hosts, days)
+            return self._issue(identity, self._index.of(identity)[-1].hosts, days)
 
     def revoke(self, role: str, name: str, *, reason: str = "", keep_newest: bool = False) -> Sequence[Issued]:
         """Revokes the certificates of an id, in every ``revoked.json`` below the folder.
@@ -216,8 +176,8 @@ class Authority:
             ConfigError: there is nothing to revoke.
         """
         identity = self._identity(role, name)
-        with self._changing():
-            mine = self._of(identity)
+        with self._index.changing():
+            mine = self._index.of(identity)
             doomed = [entry for entry in (mine[:-1] if keep_newest else mine) if not entry.revoked]
             if not doomed:
                 raise ConfigError(f"{identity} has no {'older ' if keep_newest else ''}certificate to revoke")
@@ -248,37 +208,14 @@ class Authority:
                 f"{file}: not a certificate of a node, aggregator or client that the authority in {self.path} issued"
             ) from exc
         entry = _entry(identity, (), certificate)
-        with self._changing():
-            known = next((each for each in self._issued if each.sha256 == entry.sha256), None)
-            if known is None:
-                self._issued.append(entry)
-            elif known.revoked:
+        with self._index.changing():
+            known = next((each for each in self._index.entries if each.sha256 == entry.sha256), None)
+            if known and known.revoked:
                 raise ConfigError(f"{file}: the certificate of {identity} has been revoked on {known.revoked[:10]}")
             return self._revoke([known or entry], reason)
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Keeps other processes from changing the folder, with the index as they left it."""
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            self._issued = self._read_index()
-            listed = self.path / REVOKED
-            if not listed.exists() or listed.read_bytes() != _text(self._revocations()):
-                self._write_revoked()  # a revocation was killed after the index was written
-            yield
-        finally:
-            os.close(folder)
-
     def _revoke(self, doomed: Sequence[Issued], reason: str) -> Sequence[Issued]:
-        """Marks entries of the index as revoked and writes every list."""
-        now = self._clock().isoformat(timespec="seconds")
-        revoked = [replace(entry, revoked=now, reason=reason) for entry in doomed]
-        replaced = {entry.sha256: entry for entry in revoked}
-        self._issued = [replaced.get(entry.sha256, entry) for entry in self._issued]
-        self._write_index()
-        self._write_revoked()
-        return revoked
+        return self._index.revoke(doomed, self._clock().isoformat(timespec="seconds"), reason)
 
     def _issue(self, identity: Identity, hosts: tuple[str, ...], days: float) -> Issued:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -304,29 +241,20 @@ class Authority:
         folder = self.folder(identity.role, identity.id)
         # The index is written before the certificate: a certificate that is not in the index could not be revoked.
         if folder.exists():
-            self._remember(entry)
+            self._index.add(entry)
             self._fill(folder, pem)
         else:
             with atomic_folder(folder) as temporary:
                 self._fill(temporary, pem)
-                self._remember(entry)
+                self._index.add(entry)
         return entry
-
-    def _remember(self, entry: Issued) -> None:
-        """Adds a certificate to the index."""
-        self._issued.append(entry)
-        try:
-            self._write_index()
-        except BaseException:
-            self._issued.remove(entry)
-            raise
 
     def _fill(self, folder: Path, pem: bytes) -> None:
         """Writes the files of a TLS folder."""
         folder.chmod(0o700)
         with atomic_file(folder / AUTHORITY) as temporary:
             temporary.write_bytes((self.path / AUTHORITY).read_bytes())
-        _write(folder / REVOKED, self._revocations())
+        self._index.write_list(folder)
         write_private(folder / IDENTITY, pem)
 
     @staticmethod
@@ -334,26 +262,6 @@ class Authority:
         if role not in ROLES:
             raise ConfigError(f"unknown role '{role}'; there are {', '.join(ROLES)}")
         return Identity(role, check_id(name))
-
-    def _of(self, identity: Identity) -> list[Issued]:
-        return [entry for entry in self._issued if (entry.role, entry.id) == (identity.role, identity.id)]
-
-    def _read_index(self) -> list[Issued]:
-        entries = json.loads((self.path / INDEX).read_text())["issued"]
-        return [Issued(**{**entry, "hosts": tuple(entry["hosts"])}) for entry in entries]
-
-    def _write_index(self) -> None:
-        _write(self.path / INDEX, {"schema": 1, "issued": [asdict(entry) for entry in self._issued]})
-
-    def _write_revoked(self) -> None:
-        """Writes every list; that of the authority last, so that an old one there means that not all were written."""
-        for file in (*self.path.glob(f"*/*/{REVOKED}"), self.path / REVOKED):
-            _write(file, self._revocations())
-
-    def _revocations(self) -> dict[str, Any]:
-        keys = ("role", "id", "serial", "sha256", "revoked", "reason")
-        revoked = [{key: getattr(entry, key) for key in keys} for entry in self._issued if entry.revoked]
-        return {"schema": 1, "revoked": revoked}
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -406,15 +314,6 @@ def _entry(identity: Identity, hosts: tuple[str, ...], certificate: x509.Certifi
         certificate.not_valid_before_utc.isoformat(),
         certificate.not_valid_after_utc.isoformat(),
     )
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    """Writes JSON durably: a revocation must not be lost."""
-    write_durable(path, _text(value))
-
-
-def _text(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @contextlib.contextmanager
