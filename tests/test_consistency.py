@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.bundle.features import FeatureCode
+from nonn.distill.masked import fit_masked
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion import Head, LogisticPerSet, LogitAverage, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill
 from nonn.fusion.consistency import Consistency, fit_consistency
@@ -186,12 +187,20 @@ def heads(bundle: Bundle) -> dict[str, Head]:
         "rescale": Rescale(weight, bias, widths),
         "mean-fill": MeanFill(weight, bias, widths, ridge.mean),
         "logit-average": LogitAverage(weight, np.stack([bias] * NUM_DEVICES), widths),
+        "masked": fit_masked(
+            ZeroFill(weight, bias, widths),
+            np.concatenate(bundle.features[0], axis=1),
+            bundle.features[1],
+            None,
+            hidden=16,
+            updates=20,
+        ),
         "replica-average": ReplicaAverage(weight, bias, widths, list(range(NUM_DEVICES))),
     }
 
 
 @pytest.mark.parametrize(
-    "kind", ["ridge", "logistic", "zero-fill", "rescale", "mean-fill", "logit-average", "replica-average"]
+    "kind", ["ridge", "logistic", "zero-fill", "rescale", "mean-fill", "logit-average", "replica-average", "masked"]
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_it_works_for_every_head_and_every_code_of_features(bundle: Bundle, honest: Any, kind: str, dtype: str) -> None:

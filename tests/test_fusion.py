@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nonn.enumeration import enumerate_subsets
+from nonn.enumeration import count_correct, count_one_by_one, enumerate_subsets
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion import (
     Head,
     LinearHead,
     LogisticPerSet,
+    MaskedHead,
     MeanFill,
     ReplicaAverage,
     Rescale,
@@ -45,8 +46,17 @@ def heads() -> dict[str, Head]:
         "mean-fill": MeanFill(rng.normal(size=(10, K)), rng.normal(size=K), WIDTHS, rng.normal(size=10)),
         "replica-average": ReplicaAverage(rng.normal(size=(5, K)), rng.normal(size=K), WIDTHS, PARTS),
         "ridge": ridge,
+        "masked": masked(rng),
         "logistic": LogisticPerSet.pack(ridge, {m: solution(m, rng) for m in (15, 3, 6, 8)}),
     }
+
+
+def masked(rng: np.random.Generator) -> MaskedHead:
+    """A random masked head with 6 hidden units and a mask network of 4."""
+    shapes = {"mean": (10,), "scale": (10,), "weight": (10, 6 + K), "readout": (6, K)}
+    shapes |= {"first": (4, 4), "first_bias": (4,), "second": (4, 4), "second_bias": (4,)}
+    shapes |= {"film": (4, 2 * (6 + K)), "film_bias": (2 * (6 + K),)}
+    return MaskedHead({name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}, WIDTHS)
 
 
 def solution(mask: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -269,6 +279,39 @@ def test_enumeration_counts_what_fusing_each_set_gives() -> None:
         for mask in (1, 6, 15):
             predicted = head.logits({i: fs[i] for i in members(mask)}).argmax(axis=1)
             assert table.correct[mask] == (predicted == labels).sum()
+
+
+def test_a_masked_head_is_the_network_of_its_formula() -> None:
+    head, fs = heads()["masked"], features(6)
+    assert isinstance(head, MaskedHead)
+    a = {name: array.astype(np.float64) for name, array in head._arrays().items()}
+    for mask in all_masks(4)[1:].tolist():
+        answered = np.array([mask >> i & 1 for i in range(4)])
+        x = (np.concatenate(fs, axis=1) - a["mean"]) * a["scale"] * np.repeat(answered, WIDTHS)
+        inner = np.maximum((2 * answered - 1) @ a["first"] + a["first_bias"], 0) @ a["second"] + a["second_bias"]
+        scale, shift = np.split(np.maximum(inner, 0) @ a["film"] + a["film_bias"], 2)
+        u = scale * (x @ a["weight"]) + shift
+        expected = u[:, 6:] + np.maximum(u[:, :6], 0) @ a["readout"]
+        np.testing.assert_allclose(head.logits({i: fs[i] for i in members(mask)}), expected, atol=1e-9)
+
+
+def test_a_masked_head_needs_no_solution_and_every_subset_is_counted_as_it_answers() -> None:
+    head, fs = heads()["masked"], features(1500)
+    assert all(head.is_solved(mask) for mask in range(16))
+    labels = np.random.default_rng(8).integers(0, K, 1500)
+    np.testing.assert_array_equal(count_correct(head, fs, labels), count_one_by_one(head, fs, labels))
+    by_class = count_correct(head, fs, labels, per_class=True)
+    np.testing.assert_array_equal(by_class, count_one_by_one(head, fs, labels, per_class=True))
+
+
+def test_arrays_of_a_masked_head_that_do_not_fit_are_refused_by_name() -> None:
+    stored = heads()["masked"].to_arrays()
+    with pytest.raises(ShapeError, match=r"masked head: weight \[9, 11\], expected finite \[10, 11\]"):
+        head_from_arrays(stored | {"weight": stored["weight"][1:]})
+    with pytest.raises(ShapeError, match="masked head: scale"):
+        head_from_arrays(stored | {"scale": np.full(10, np.nan)})
+    with pytest.raises(BundleError, match="lacks the array 'film'"):
+        head_from_arrays({name: array for name, array in stored.items() if name != "film"})
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6))

@@ -16,6 +16,7 @@ from nonn.data.augment import Augment
 from nonn.distill import FusionLayer, Students
 from nonn.distill.heads import KINDS, HeadFitter, choose_ridge, held_out_accuracy
 from nonn.distill.logistic import fit_logistic, refine, stored_levels
+from nonn.distill.masked import MaskedNetwork, fit_masked
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head, LinearHead, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, gram, softmax
@@ -25,7 +26,7 @@ from nonn.teacher import Normalise, Teacher
 from tests.calibration import calibration
 from tests.toys import SHAPE, toy_data
 
-CONFIG = FusionConfig(passes=2)
+CONFIG = FusionConfig(passes=2, hidden=32, updates=200)
 Array = NDArray[np.float64]
 
 
@@ -129,9 +130,17 @@ def test_what_is_not_linear_cannot_be_trained_through() -> None:
 
 def test_every_kind_is_fitted_and_asked_for_by_name(fitted: dict[str, Head], teacher: Teacher) -> None:
     assert tuple(fitted) == KINDS
-    assert [fitted[k].kind for k in KINDS] == ["zero-fill", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"]
+    assert [fitted[k].kind for k in KINDS] == [
+        "zero-fill",
+        "zero-fill",
+        "rescale",
+        "mean-fill",
+        "ridge",
+        "logistic",
+        "masked",
+    ]
     features = recorded(make_students(), split(20, 4))
-    for kind in ("rescale", "mean-fill", "ridge"):
+    for kind in ("rescale", "mean-fill", "ridge", "masked"):
         alone = fitter(dataclasses.replace(CONFIG, head=kind)).fit(teacher, make_students())
         for mask in (1, 6, 15):
             arrived = {i: features[i] for i in members(mask)}
@@ -144,7 +153,18 @@ def test_the_experiment_file_takes_every_kind(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["head=median", "train=ridge", "temperature=warm", "steps=[]", "steps=[0]", "samples=0", "stored_mb=-1"]
+    "bad",
+    [
+        "head=median",
+        "train=ridge",
+        "temperature=warm",
+        "steps=[]",
+        "steps=[0]",
+        "samples=0",
+        "stored_mb=-1",
+        "hidden=0",
+        "updates=0",
+    ],
 )
 def test_impossible_fusions_are_refused_by_key(bad: str) -> None:
     with pytest.raises(ConfigError, match=rf"fusion.{bad.partition('=')[0]}(\[0\])? = "):
@@ -186,7 +206,7 @@ def test_regressions_beat_the_fills_on_images_they_did_not_see(fitted: dict[str,
     features = recorded(make_students(), data)
     score = {kind: held_out_accuracy(head, features, data.labels, 0) for kind, head in fitted.items()}
     fills = max(score[kind] for kind in ("trained", "zero-fill", "rescale", "mean-fill"))
-    assert min(score["ridge"], score["logistic"]) > fills + 0.2
+    assert min(score["ridge"], score["logistic"], score["masked"]) > fills + 0.2
 
 
 def test_best_is_the_head_that_is_most_often_right_on_the_held_out_split(
@@ -368,3 +388,67 @@ def test_what_does_not_fit_is_left_to_the_ridge_and_the_file_stays_below_the_lim
     assert len(head.masks)
     assert head.to_arrays()["weights"].nbytes <= 2 * 3 * (9 + 3 * 6)
     np.testing.assert_array_equal(head.weights(2)[0], ridge.weights(2)[0])
+
+
+# ---- one network for all subsets -------------------------------------------------------------------------------
+
+
+def masked_task() -> tuple[LinearHead, NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    features, labels, targets = task(600, 8)
+    x = np.concatenate(features, axis=1)
+    weight, bias = ridge_of(features, targets).weights(7)
+    return ZeroFill(weight, bias, [3, 3, 3]), x, labels, targets.astype(np.float32)
+
+
+def test_an_untrained_masked_head_is_the_trained_fusion_where_everyone_answers() -> None:
+    trained, x, labels, targets = masked_task()
+    x[:, 4] = 3.0  # a dead feature
+    head = fit_masked(trained, x, labels, targets, hidden=16, updates=0)
+    arrived = dict(enumerate(np.split(x, 3, axis=1)))
+    np.testing.assert_allclose(head.logits(arrived), trained.logits(arrived), atol=0.02)
+
+
+def test_the_served_network_is_the_one_that_was_trained_to_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, x, labels, targets = masked_task()
+    kept: list[tuple[MaskedNetwork, NDArray[np.float32]]] = []
+
+    def train(network: MaskedNetwork, widths: object, features: NDArray[np.float32], *rest: object) -> None:
+        torch.manual_seed(3)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        kept.append((network, features))
+
+    monkeypatch.setattr("nonn.distill.masked._train", train)
+    head = fit_masked(trained, x, labels, targets, hidden=16, updates=1)
+    ((network, features),) = kept
+    for mask in range(1, 8):
+        answered = torch.tensor([[float(mask >> i & 1) for i in range(3)]])
+        masked = torch.from_numpy(features) * answered.repeat_interleave(3, dim=1)
+        with torch.no_grad():
+            expected = network(masked, answered, torch.zeros(len(x), dtype=torch.long)).numpy()
+        got = head.logits({i: x[:, 3 * i : 3 * i + 3] for i in members(mask)})
+        np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_a_masked_head_is_better_than_its_start_where_few_devices_answer() -> None:
+    trained, x, labels, targets = masked_task()
+    held_out, held_out_labels, _ = task(1000, 9)
+    before, after = (
+        held_out_accuracy(head, held_out, held_out_labels, 0)
+        for head in (trained, fit_masked(trained, x, labels, targets, hidden=16, updates=300))
+    )
+    assert after > before + 0.05
+    alone = fit_masked(trained, x, labels, None, hidden=16, updates=300)  # to labels, without a teacher
+    assert held_out_accuracy(alone, held_out, held_out_labels, 0) > before + 0.05
+
+
+def test_masked_heads_of_one_seed_are_equal_and_leave_the_random_numbers_of_torch_alone() -> None:
+    trained, x, labels, targets = masked_task()
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first, second, other = (
+        fit_masked(trained, x, labels, targets, hidden=16, updates=5, seed=seed).to_arrays() for seed in (1, 1, 2)
+    )
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(first["weight"], other["weight"])

@@ -14,7 +14,7 @@ import pytest
 
 from nonn.cli import main
 from nonn.config import Experiment, GraphConfig, StudyConfig, load_experiment
-from nonn.distill.heads import HeadFitter
+from nonn.distill.heads import KINDS, HeadFitter
 from nonn.documents import read, to_json
 from nonn.errors import ConfigError
 from nonn.experiment import workspace
@@ -68,7 +68,7 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
         if name in RIVALS:  # with a fusion of their own
             assert [(row.head, row.own) for row in rows] == [(name, True)]
         else:
-            assert {row.head for row in rows} == {"trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"}
+            assert {row.head for row in rows} == set(KINDS)
             assert [row.head for row in rows if row.own] == ["ridge" if name == "ours" else "trained"]
         for row in rows:
             assert [line.failed for line in row.accuracy_by_failures] == [0, 1, 2, 3]

@@ -27,6 +27,8 @@ TINY = (
     "devices.count=4",
     "distill.epochs=4",
     "fusion.passes=1",
+    "fusion.hidden=16",
+    "fusion.updates=20",
 )
 SHAPE = (1, 8, 8)
 CLASSES = 10

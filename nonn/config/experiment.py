@@ -275,10 +275,10 @@ class FusionConfig:
         "scaled by N/|S| (rescale), as their replicas; or every device has a classifier (logit-average)",
     ] = "zero-fill"
     head: Annotated[
-        Literal["trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic", "best"],
+        Literal["trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic", "masked", "best"],
         "fusion that is served: that of the training (trained); the same weights with zeros, scaled, or with the mean "
-        "of absent features; a ridge or logistic regression for every subset; or of all these the most accurate on the "
-        "held-out split (best)",
+        "of absent features; a ridge or logistic regression for every subset; one network for all subsets with their "
+        "mask as input (masked); or of all these the most accurate on the held-out split (best)",
     ] = "ridge"
     target: Annotated[
         Literal["teacher", "labels"], "what the ridge is fitted to: the teacher's logits or one-hot labels"
@@ -295,7 +295,9 @@ class FusionConfig:
     steps: Annotated[
         tuple[Count, ...], NotEmpty(), "logistic: candidates for the L-BFGS steps from the ridge, chosen like ridge"
     ] = (2, 5, 10, 20)
-    samples: Annotated[Count, "logistic: samples of the passes that it is fitted to"] = 50_000
+    hidden: Annotated[Count, "masked: hidden units"] = 512
+    updates: Annotated[Count, "masked: optimiser steps, each with 512 samples"] = 1000
+    samples: Annotated[Count, "logistic, masked: samples of the passes that they are fitted to"] = 50_000
     stored_mb: Annotated[
         NotNegative, "logistic: limit of the size of its stored subsets; the others fall back to their ridge"
     ] = 8.0

@@ -9,12 +9,13 @@
 ``mean-fill``         the same; an absent device counts as the mean of its features
 ``ridge``             a ridge regression for every subset of devices, to the teacher's logits or to the labels
 ``logistic``          a logistic regression for every subset of devices, a few steps from the ridge
+``masked``            one network for all subsets of devices, with their mask as an input
 ``best``              the one of these with the highest accuracy on the held-out split
 ====================  ================================================================================================
 
-Regressions are fitted to augmented passes over the training split, since students overfit the original images; the
-values of λ, the number of steps, the head and the temperatures are chosen on the held-out split. The features of all
-passes are computed once for all heads.
+Regressions and the network are fitted to augmented passes over the training split, since students overfit the original
+images; the values of λ, the number of steps, the head and the temperatures are chosen on the held-out split. The
+features of all passes are computed once for all heads.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from nonn.config import FusionConfig
 from nonn.data import Split
 from nonn.distill.logistic import fit_logistic
+from nonn.distill.masked import fit_masked
 from nonn.distill.students import Students
 from nonn.fusion import Head, LinearHead, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.fusion.calibration import fit_temperatures
@@ -103,14 +105,26 @@ class HeadFitter:
         }
         recorded = self.held_out_features(students)
         if fitted := set(kinds) - heads.keys():
-            passes = self._passes(teacher, students, self.config.samples if "logistic" in kinds else 0)
+            kept = self.config.samples if fitted & {"logistic", "masked"} else 0
+            passes = self._passes(teacher, students, kept)
             ridge = RidgePerSet(passes.gram_matrix, passes.cross, self.config.ridge[0], trained.widths)
             heads["mean-fill"] = MeanFill(weight, bias, trained.widths, ridge.mean)
-            if fitted - {"mean-fill"}:
+            if fitted & {"ridge", "logistic"}:
                 chosen = choose_ridge(ridge, recorded, self.held_out.labels, self.config.ridge, self.seed)
                 heads["ridge"] = ridge = ridge.with_ridge(chosen)
             if "logistic" in kinds:
                 heads["logistic"] = self._logistic(ridge, passes, recorded)
+            if "masked" in kinds:
+                heads["masked"] = fit_masked(
+                    trained,
+                    passes.features,
+                    passes.labels,
+                    None if self.config.target == "labels" else passes.targets,
+                    hidden=self.config.hidden,
+                    updates=self.config.updates,
+                    seed=self.seed,
+                    device=self.device,
+                )
         return {kind: self._calibrated(heads[kind], recorded) for kind in kinds}
 
     def held_out_features(self, students: Students) -> list[NDArray[np.float32]]:
@@ -210,6 +224,7 @@ class _Passes:
         self.cross: NDArray[np.float64] = np.zeros((width + 1, classes))
         self._features = [np.empty((0, width), np.float32)]
         self._labels = [np.empty(0, np.int64)]
+        self._targets = [np.empty((0, classes), np.float32)]
         self._samples = 0
 
     def add(self, features: NDArray[np.float32], targets: NDArray[Any], labels: NDArray[np.int64], kept: int) -> None:
@@ -220,6 +235,7 @@ class _Passes:
         if self._samples < kept:
             self._features.append(features)
             self._labels.append(labels)
+            self._targets.append(targets.astype(np.float32))
         self._samples += len(labels)
 
     @property
@@ -231,3 +247,8 @@ class _Passes:
     def labels(self) -> NDArray[np.int64]:
         """Labels of the stored samples [n]."""
         return np.concatenate(self._labels)
+
+    @property
+    def targets(self) -> NDArray[np.float32]:
+        """Targets of the stored samples [n, K]: the teacher's logits, or one-hot labels."""
+        return np.concatenate(self._targets)

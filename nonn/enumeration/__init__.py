@@ -7,6 +7,7 @@ partial result of a prefix for all its completions, on blocks of samples that st
   maximum per subset;
 - the ridge head (``nonn.enumeration.ridge``) shares the elimination of the devices decided so far;
 - the logistic heads (``nonn.enumeration.linear``) share nothing: one product in float32 per subset;
+- the masked head (``nonn.enumeration.masked``) shares the terms of the devices and their partial sums, in float64;
 - any other head is fused separately for each subset.
 
 Sums are in float32 with a bound on their rounding error. A sample whose margin is not safely beyond that bound is
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 from nonn.enumeration.additive import additive_form, count_additive
 from nonn.enumeration.counter import Counter
 from nonn.enumeration.linear import count_linear
+from nonn.enumeration.masked import count_masked
 from nonn.enumeration.ridge import count_ridge
 from nonn.errors import ShapeError
-from nonn.fusion import Head, LogisticPerSet, RidgePerSet
+from nonn.fusion import Head, LogisticPerSet, MaskedHead, RidgePerSet
 from nonn.reliability.subsets import SubsetTable, all_masks, members
 
 __all__ = ["count_correct", "count_one_by_one", "enumerate_subsets"]
@@ -72,6 +74,9 @@ def count_correct(
         if type(head) is LogisticPerSet and head.num_classes > 1:
             count_linear(head, counter)
             return counter.correct
+    if type(head) is MaskedHead:
+        count_masked(head, counter)
+        return counter.correct
     return count_one_by_one(head, features, labels, per_class=per_class, progress=progress)
 
 

@@ -24,7 +24,7 @@ from nonn.config import Experiment
 from nonn.distill import Students
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError
-from nonn.experiment.training import Trained
+from nonn.experiment.training import Trained, stage_inputs
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
@@ -59,7 +59,7 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
         {
             "format": FORMAT,
             "students": trained.students.stage.key,
-            "fusion": dataclasses.asdict(config.fusion),
+            "fusion": stage_inputs(config.fusion),
             "export": dataclasses.asdict(config.export),
             "law": failure_law(config.devices),
             "guarantees": dataclasses.asdict(config.guarantees),

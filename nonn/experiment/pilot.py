@@ -21,7 +21,7 @@ from nonn.config import AUTO, Experiment
 from nonn.documents import read
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import DataError
-from nonn.experiment.training import train
+from nonn.experiment.training import stage_inputs, train
 from nonn.experiment.workspace import Workspace
 from nonn.files import write_json
 from nonn.partition.redundancy import Design
@@ -116,7 +116,7 @@ def _trial(space: Workspace, design: Design) -> Trial:
     inputs = {
         "format": FORMAT,
         "students": trained.students.stage.key,
-        "fusion": dataclasses.asdict(config.fusion),
+        "fusion": stage_inputs(config.fusion),
         "law": _law_text(config),
     }
     stage = space.stage("trial", inputs)

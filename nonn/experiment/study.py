@@ -32,7 +32,7 @@ from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.rival import SubsetFunction
 from nonn.experiment.stages import exclusive
 from nonn.experiment.summary import summarise, to_csv
-from nonn.experiment.training import Trained, train
+from nonn.experiment.training import Trained, stage_inputs, train
 from nonn.experiment.workspace import Workspace, resolve
 from nonn.files import atomic_file
 from nonn.report.plots import study_plot
@@ -44,7 +44,7 @@ from nonn.trainer import batches
 
 __all__ = ["study"]
 
-FORMAT = 3
+FORMAT = 4
 
 
 def study(
@@ -113,7 +113,7 @@ def _evaluated(space: Workspace, method: Method, num_devices: int) -> Evaluation
     """Result of one row and seed, trained and evaluated unless it is done."""
     space = choose_design(space)
     trained = train(space)
-    fusion = dataclasses.asdict(space.experiment.fusion)
+    fusion = stage_inputs(space.experiment.fusion)
     key = trained.students.stage.key
     name = f"evaluation-{method.name}" if method.base else "evaluation"
     stage = space.stage(name, {"format": FORMAT, "students": key, "fusion": fusion, "row": method.name})

@@ -314,6 +314,8 @@ _LATER: dict[str, Any] = {
     "pooled": False,
     "captured": ...,
     "compiled": ...,
+    "hidden": 512,
+    "updates": 1000,
 }
 
 

@@ -1,7 +1,7 @@
 """Fusion: from the features of the devices that answered to logits, for any subset S of the devices.
 
-Every head here is linear in the features that arrived: ``z_S = concat(f_i, i in S) · W_S + b_S``. Heads differ only
-in how W_S depends on S:
+Every head here but one is linear in the features that arrived: ``z_S = concat(f_i, i in S) · W_S + b_S``. Linear heads
+differ only in how W_S depends on S:
 
 - ``ZeroFill``: one fully connected layer; an absent device contributes zeros (NoNN, Bhardwaj et al. 2019).
 - ``Rescale``: the same, with the features that arrived scaled by N/|S|, as in dropout.
@@ -15,6 +15,8 @@ in how W_S depends on S:
 - ``LogisticPerSet``: a multinomial logistic regression for each subset, solved at fitting time and stored; subsets
   beyond the size limit use the ridge.
 
+``MaskedHead`` is one small network for all subsets: features of absent devices are zeros, and the mask is an input.
+
 A head may have a temperature for each subset. It divides the logits only for the confidence: the logits themselves,
 and so every answer and every accuracy table, do not change (``nonn.fusion.calibration``).
 
@@ -27,6 +29,7 @@ from __future__ import annotations
 from nonn.fusion.head import Head, head_from_arrays, softmax
 from nonn.fusion.linear import LinearHead
 from nonn.fusion.logistic import LogisticPerSet
+from nonn.fusion.masked import MaskedHead
 from nonn.fusion.ridge import RidgePerSet, gram
 from nonn.fusion.trained import LogitAverage, MeanFill, ReplicaAverage, Rescale, ZeroFill
 
@@ -35,6 +38,7 @@ __all__ = [
     "LinearHead",
     "LogisticPerSet",
     "LogitAverage",
+    "MaskedHead",
     "MeanFill",
     "ReplicaAverage",
     "Rescale",
