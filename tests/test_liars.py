@@ -13,7 +13,7 @@ import pytest
 from nonn_device.node import StudentModel
 
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.monitoring.metrics import code_of
+from nonn.aggregator.monitoring.metrics import Metrics, code_of
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
@@ -120,7 +120,13 @@ def test_a_repeated_liar_is_quarantined_and_its_test_ends_that_when_it_is_honest
 
     async def scenario() -> None:
         async with cluster(bundle, watcher=watcher) as (aggregator, liars):
-            breaker, policy = aggregator.policy.nodes["node-4"].breaker, aggregator.policy
+            breaker, policy, metrics = (
+                aggregator.policy.nodes["node-4"].breaker,
+                aggregator.policy,
+                Metrics(NUM_DEVICES),
+            )
+            metrics.attach(aggregator)
+            assert b"nonn_quarantined_nodes 0.0" in metrics.exposition("")[0]
             liars[4].change = hundredfold
             for row in range(100):
                 answer = await aggregator.infer(inputs[row : row + 1])
@@ -129,6 +135,7 @@ def test_a_repeated_liar_is_quarantined_and_its_test_ends_that_when_it_is_honest
                     break
             assert breaker.quarantined
             assert policy.state("node-4") == "out"
+            assert b"nonn_quarantined_nodes 1.0" in metrics.exposition("")[0]
             answer = await aggregator.infer(inputs[:1])
             assert answer.statuses["node-4"] is ReplyStatus.LEFT_OUT
             assert "quarantine" in answer.failures["node-4"]

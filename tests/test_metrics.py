@@ -43,6 +43,7 @@ NAMES = {
     "nonn_node_rpc_duration_seconds_count",
     "nonn_nodes_up",
     "nonn_students_up",
+    "nonn_quarantined_nodes",
     "nonn_answered_nodes_count",
     "nonn_degraded_requests_total",
     "nonn_expected_accuracy",

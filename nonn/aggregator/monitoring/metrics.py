@@ -5,6 +5,7 @@
 ``nonn_request_duration_seconds``                       histogram  requests with an answer
 ``nonn_node_rpc_duration_seconds{node,part,code}``      histogram  one of ``CODES``
 ``nonn_nodes_up``                                       gauge      nodes whose last reply was good
+``nonn_quarantined_nodes``                              gauge      nodes that contradicted the others repeatedly
 ``nonn_answered_nodes``                                 histogram  nodes fused in one answer
 ``nonn_degraded_requests_total``                        counter    answers without all devices
 ``nonn_expected_accuracy``                              gauge      of the last answer, in [0, 1]
@@ -80,6 +81,9 @@ class Metrics:
             registry=registry,
         )
         self._up = Gauge("nonn_nodes_up", "Nodes whose last reply was good.", registry=registry)
+        self._quarantined = Gauge(
+            "nonn_quarantined_nodes", "Nodes that contradicted the others repeatedly.", registry=registry
+        )
         self._students = Gauge("nonn_students_up", "Students that such a node runs.", registry=registry)
         self._answered = Histogram(
             "nonn_answered_nodes", "Nodes fused in one answer.", buckets=range(1, num_devices + 1), registry=registry
@@ -101,6 +105,7 @@ class Metrics:
         """Sets the aggregator whose nodes are measured."""
         self._part = lambda student: aggregator.bundle.manifest.students[student].part
         self._students.set_function(lambda: aggregator.students_up)
+        self._quarantined.set_function(lambda: len(aggregator.policy.roster.quarantined))
         self._up.set_function(lambda: sum(aggregator.policy.state(node.id) == "up" for node in aggregator.nodes))
         for node in aggregator.nodes:
             self._add(node.id)
