@@ -15,7 +15,8 @@ from nonn.bundle.features import FeatureCode
 from nonn.distill.masked import fit_masked
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion import Head, LogisticPerSet, LogitAverage, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill
-from nonn.fusion.consistency import Consistency, fit_consistency
+from nonn.fusion.consistency import Consistency
+from nonn.fusion.consistency_fit import fit_consistency
 from tests.toys import CLASSES, toy_bundle, toy_data
 
 NUM_DEVICES = 8

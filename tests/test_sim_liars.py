@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from nonn_sim.cli import main
-from nonn_sim.liars import LIES, Recording, measure_honest, measure_lie
+from nonn_sim.liars import measure_honest, measure_lie
+from nonn_sim.lies import LIES, Recording
 
 from nonn.aggregator.policy import PolicyConfig
 from nonn.bundle import Bundle

@@ -16,7 +16,7 @@ from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import RidgePerSet, gram
-from nonn.fusion.consistency import fit_consistency
+from nonn.fusion.consistency_fit import fit_consistency
 
 # The digits experiment with everything small: four devices, two parts, two epochs.
 TINY = (

@@ -15,7 +15,7 @@ from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
 from nonn.bundle.manifest import CONSISTENCY
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import RidgePerSet, gram
-from nonn.fusion.consistency import fit_consistency
+from nonn.fusion.consistency_fit import fit_consistency
 
 __all__ = ["CLASSES", "SHAPE", "WIDTH", "idle_bundle"]
 

@@ -30,7 +30,7 @@ from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
 from nonn.files import atomic_file
 from nonn.fusion import Head
-from nonn.fusion.consistency import fit_consistency
+from nonn.fusion.consistency_fit import fit_consistency
 from nonn.partition import Partition
 from nonn.provenance import code_version
 from nonn.reliability.subsets import SubsetTable

@@ -2,135 +2,29 @@
 
 Requests come one after another in virtual time. A liar sends wrong features in requests, and honest ones when it is
 tested in quarantine, the hardest case; so it comes back, and is found again. The same requests are also fused without
-any test, and with the liars dead.
-
-============== ==========================================================================================
-``huge``       ±3·10³⁸, the largest that a reply may have
-``x100``       a hundred times its features
-``adversary``  each feature at the end of its recorded range that moves the fused logits most towards the
-               class that is second; the liar knows the features of all devices and the head
-``rare``       the same in one request of twenty
-``stealth``    the same, moved back towards its honest features until the test just passes: it knows the test
-``constant``   always the features of one sample
-``replay``     features of another sample
-``permuted``   its features in another order, as after a change of the network's layout
-``flipped``    mirrored inside their range, as with a wrong sign
-============== ==========================================================================================
+any test, and with the liars dead. ``nonn_sim.lies`` has the lies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.screening import Screen
-from nonn.bundle import Bundle
-from nonn.errors import BundleError, ConfigError
-from nonn.fusion import LinearHead
+from nonn.errors import ConfigError
 from nonn.reliability.subsets import mask_of, members
+from nonn_sim.lies import LIES, Recording
 
-__all__ = ["LIES", "Honest", "Lied", "Recording", "check_lies", "measure_honest", "measure_lie"]
+__all__ = ["Honest", "Lied", "measure_honest", "measure_lie"]
 
 Float32 = NDArray[np.float32]
-Lie = Callable[["Recording", tuple[int, ...]], dict[int, Float32]]
 
 PER_SECOND = 100.0  # requests; decides only how many fall into a quarantine
 RARE = 0.05
-_STEPS = 12  # halvings of the search for the largest lie that passes
-
-
-class Recording:
-    """The recorded features of a bundle, and what is needed to lie about them.
-
-    Args:
-        bundle: a bundle with recorded features and the test of its devices.
-        seed: of the lies that are drawn.
-
-    Raises:
-        BundleError: it lacks one of them.
-    """
-
-    def __init__(self, bundle: Bundle, seed: int = 0) -> None:
-        self.bundle, self.head, self.consistency = bundle, bundle.head, bundle.consistency
-        if self.consistency is None:
-            raise BundleError(f"{bundle.path}: no consistency.npz, so nothing finds a liar; build the bundle again")
-        features, self.labels = bundle.features
-        self.features = [np.asarray(f, np.float32) for f in features]
-        self.seed = seed
-        logits = self.head.logits(dict(enumerate(self.features)))
-        first = logits.argmax(axis=1)
-        logits[np.arange(len(logits)), first] = -np.inf
-        self.first, self.second = first, logits.argmax(axis=1)
-
-    def rng(self, *stream: int) -> np.random.Generator:
-        """A generator of one purpose."""
-        return np.random.default_rng([self.seed, *stream])
-
-    def adversary(self, liars: tuple[int, ...]) -> dict[int, Float32]:
-        """The ends of the range that favour the second class."""
-        assert self.consistency is not None
-        if isinstance(self.head, LinearHead):
-            weight = self.head.weights((1 << self.head.num_devices) - 1)[0]
-        else:  # the linear estimate of its logits from each device
-            weight = np.concatenate(self.consistency.readout).astype(np.float64)
-        lies = {}
-        for i in liars:
-            own, features = weight[self.head.offsets[i] : self.head.offsets[i + 1]], self.features[i]
-            favours = own[:, self.second] > own[:, self.first]
-            lies[i] = np.where(favours.T, features.max(axis=0), features.min(axis=0)).astype(np.float32)
-        return lies
-
-    def stealth(self, liars: tuple[int, ...]) -> dict[int, Float32]:
-        """The largest share of ``adversary`` that passes the test of a single request."""
-        assert self.consistency is not None
-        full, threshold = self.adversary(liars), self.consistency.threshold(self.head.num_devices)
-        low, high = np.zeros((len(self.labels), 1), np.float32), np.ones((len(self.labels), 1), np.float32)
-        for _ in range(_STEPS):
-            share = (low + high) * np.float32(0.5)
-            tried = dict(enumerate(self.features)) | self._blend(full, share)
-            statistics = self.consistency.statistics(self.consistency.clip(tried))[1]
-            passes = (statistics.max(axis=0) <= threshold)[:, None]
-            low, high = np.where(passes, share, low), np.where(passes, high, share)
-        return self._blend(full, low)
-
-    def _blend(self, lies: dict[int, Float32], share: NDArray[Any]) -> dict[int, Float32]:
-        return {i: self.features[i] + share * (lie - self.features[i]) for i, lie in lies.items()}
-
-
-def _each(change: Callable[[Recording, int, Float32], Float32]) -> Lie:
-    """A lie that a device tells on its own."""
-    return lambda recording, liars: {i: change(recording, i, recording.features[i]) for i in liars}
-
-
-def _huge(recording: Recording, i: int, f: Float32) -> Float32:
-    return np.where(recording.rng(1, i).random(f.shape) < 0.5, 3e38, -3e38).astype(np.float32)
-
-
-def _replay(recording: Recording, i: int, f: Float32) -> Float32:
-    return f[recording.rng(2, i).permutation(len(f))]
-
-
-def _permuted(recording: Recording, i: int, f: Float32) -> Float32:
-    return f[:, recording.rng(3, i).permutation(f.shape[1])]
-
-
-LIES: dict[str, Lie] = {
-    "huge": _each(_huge),
-    "x100": _each(lambda recording, i, f: 100 * f),
-    "adversary": Recording.adversary,
-    "rare": Recording.adversary,
-    "stealth": Recording.stealth,
-    "constant": _each(lambda recording, i, f: np.repeat(f[:1], len(f), axis=0)),
-    "replay": _each(_replay),
-    "permuted": _each(_permuted),
-    "flipped": _each(lambda recording, i, f: f.max(axis=0) + f.min(axis=0) - f),
-}
 
 
 @dataclass(frozen=True)
@@ -328,15 +222,3 @@ def _upper_bound(found: int, independent: int) -> float:
     from scipy.stats import chi2
 
     return float(chi2.ppf(0.95, 2 * (found + 1)) / 2 / independent)
-
-
-def check_lies(names: Sequence[str]) -> list[str]:
-    """Checks names of lies; all if none is given.
-
-    Raises:
-        ConfigError: one is unknown.
-    """
-    for name in names:
-        if name not in LIES:
-            raise ConfigError(f"lie '{name}' is unknown; choose {', '.join(LIES)}")
-    return list(names) or list(LIES)

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
-    from nonn_sim.liars import Recording, check_lies, measure_honest, measure_lie
+    from nonn_sim.liars import measure_honest, measure_lie
+    from nonn_sim.lies import Recording, check_lies
 
     for name in ("requests", "sets", "honest"):
         if getattr(args, name) < 1:
