@@ -46,6 +46,7 @@ from nonn.distill.failout import all_subsets
 from nonn.errors import ConfigError, DataError, NonnError
 from nonn.experiment.methods import METHODS
 from nonn.experiment.training import (
+    Cut,
     TrainedStudents,
     TrainedTeacher,
     cut_filters,
@@ -187,6 +188,7 @@ class Plan:
         groups: the work, the most important first.
         pilots: overrides of each variant of the method "ours", by name.
         pilot_set: overrides of the pilots.
+        pilot_share: share of the time that pilots may take; those that do not fit are left out.
     """
 
     experiment: str
@@ -194,6 +196,7 @@ class Plan:
     groups: tuple[Group, ...] = ()
     pilots: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     pilot_set: tuple[str, ...] = ()
+    pilot_share: float = 0.25
 
 
 def read_plan(path: Path) -> Plan:
@@ -208,7 +211,8 @@ def read_plan(path: Path) -> Plan:
             Group(**{k: tuple(v) if isinstance(v, list) else v for k, v in g.items()}) for g in tree["groups"]
         )
         pilots = {name: tuple(values) for name, values in tree.get("pilots", {}).items()}
-        plan = Plan(tree["experiment"], tuple(tree["set"]), groups, pilots, tuple(tree.get("pilot_set", ())))
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items() if k not in ("groups", "pilots")}
+        plan = Plan(**options, groups=groups, pilots=pilots)
     except (TypeError, KeyError) as exc:
         raise ConfigError(f"{path}: not a plan: {exc}") from exc
     for row in (row for group in groups for row in group.rows):
@@ -364,9 +368,7 @@ class Lease:
         start = time.monotonic()
         trained, cut = self._trained(space)
         trained_s = time.monotonic() - start
-        file = trained.stage.folder / "half.safetensors"
-        save_students(trained.network, cut.partition, file, half=True)
-        self.outbox.add(f"{group.name}/{row}-{seed}.safetensors", file)
+        self._keep(trained, cut, _title(group, row, seed))
         levels = accuracy_by_failures(space, trained.network)
         self.results["rows"][_title(group, row, seed)] = {
             "group": group.name,
@@ -381,22 +383,31 @@ class Lease:
         self.outbox.write("lease.json", self.results)
         self.say(f"{_title(group, row, seed)}: held out " + " ".join(f"{100 * level:.1f}" for level in levels))
 
-    def _trained(self, space: Workspace) -> tuple[TrainedStudents, Any]:
+    def _keep(self, trained: TrainedStudents, cut: Cut, name: str) -> None:
+        """Students to take home, as float16."""
+        file = trained.stage.folder / "half.safetensors"
+        save_students(trained.network, cut.partition, file, half=True)
+        self.outbox.add(f"{name}.safetensors", file)
+
+    def _trained(self, space: Workspace) -> tuple[TrainedStudents, Cut]:
         teacher = train_teacher(space)
         cut = cut_filters(space, teacher)
         return train_students(space, teacher, cut), cut
 
     def _pilots(self, variant: str) -> None:
         """Tries the variants of "ours" that are not known yet, and chooses the named one or the best held out."""
-        known = self.results["pilots"]
-        for name, variant in self.plan.pilots.items():
-            if name in known or self.left < 20:
+        known, end = self.results["pilots"], self.left - self.plan.pilot_share * self.left
+        for name, overrides in self.plan.pilots.items():
+            changes = (*self.plan.pilot_set, *overrides)
+            probe = self.workspace("ours", 0, changes, "lease/pilots/probe")
+            way, epoch_s = self.fastest(probe)
+            if name in known or variant or epoch_s * probe.experiment.distill.epochs > self.left - end:
                 continue
-            changes = (*self.plan.pilot_set, *variant)
-            way, _ = self.fastest(self.workspace("ours", 0, changes, "lease/pilots/probe"))
             space = self.workspace("ours", 0, (*changes, *ALL_WAYS[way]), f"lease/pilots/{name}")
             try:
-                known[name] = accuracy_by_failures(space, self._trained(space)[0].network)
+                trained, cut = self._trained(space)
+                self._keep(trained, cut, f"pilots/{name}")
+                known[name] = accuracy_by_failures(space, trained.network)
             except Exception as exc:
                 traceback.print_exc()
                 self.say(f"pilot {name} failed: {exc}")
@@ -407,7 +418,9 @@ class Lease:
         if usable:
             best = max(usable, key=lambda name: float(np.mean(known[name])))
             self.say(f"pilots: {best} is best over all numbers of failures")
-            self.chosen = self.plan.pilots[variant or best]
+            self.chosen = self.plan.pilots[best]
+        if variant:
+            self.chosen = self.plan.pilots[variant]
 
     def fastest(self, space: Workspace) -> tuple[str, float]:
         """The fastest way to train the students of a workspace, and the seconds of an epoch; measured once a model."""
@@ -435,7 +448,7 @@ class Lease:
             raise ConfigError(f"{model}: cannot be trained in any way")
         return times
 
-    def _image_us(self, space: Workspace, teacher: TrainedTeacher, cut: Any, way: str) -> float:
+    def _image_us(self, space: Workspace, teacher: TrainedTeacher, cut: Cut, way: str) -> float:
         """Microseconds of a training image, from the second and third epoch over a part of the data."""
         config, data = _with(space.experiment, ALL_WAYS[way]), self.data.train
         samples = min(len(data), 24 * config.distill.batch)

@@ -73,9 +73,11 @@ class FusionLayer(nn.Module):
             weight = weight * (len(features) / weight.sum(dim=1, keepdim=True).clamp_min(1))
         arrived = [f * weight[:, i : i + 1] for i, f in enumerate(features)]
         if self.kind == ReplicaAverage.kind:
+            # Columns one by one: an index list would be copied to the device, which a CUDA graph cannot record.
+            shares = [torch.stack([weight[:, i] for i in group], dim=1).sum(1, keepdim=True) for group in self.groups]
             arrived = [
-                torch.stack([arrived[i] for i in group]).sum(0) / weight[:, group].sum(1, keepdim=True).clamp_min(1)
-                for group in self.groups
+                torch.stack([arrived[i] for i in group]).sum(0) / share.clamp_min(1)
+                for group, share in zip(self.groups, shares, strict=True)
             ]
         logits: Tensor = self.linear(torch.cat(arrived, dim=1))
         return logits if self.biases is None else logits + weight @ self.biases
