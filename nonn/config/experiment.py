@@ -343,6 +343,10 @@ class StudyConfig:
         NotEmpty(),
         "methods; nonn/experiment/methods.py describes them",
     ] = ("nonn", "jeong-4", "jeong-2", "rocoin", "parity", "imputation", "synthesised", "best-single", "copies", "ours")
+    heads: Annotated[
+        tuple[Literal["trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"], ...],
+        "fusion heads to evaluate besides that of each row; empty is all of them",
+    ] = ()
     folds: Annotated[
         tuple[Annotated[tuple[int, ...], NotEmpty()], ...],
         "data.test_groups of each fold; every row is trained for each fold; empty: a single fold",

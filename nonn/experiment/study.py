@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from nonn import documents
 from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import Students
+from nonn.distill.heads import KINDS
 from nonn.experiment.evaluation import Evaluated, Evaluation, evaluate_head
 from nonn.experiment.methods import METHODS, Method
 from nonn.experiment.pilot import choose_design
@@ -32,14 +34,14 @@ from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.rival import SubsetFunction
 from nonn.experiment.stages import exclusive
 from nonn.experiment.summary import summarise, to_csv
-from nonn.experiment.training import Trained, stage_inputs, train
+from nonn.experiment.training import Trained, TrainedTeacher, stage_inputs, train
 from nonn.experiment.workspace import Workspace, resolve
-from nonn.files import atomic_file
+from nonn.files import atomic_file, write_json
 from nonn.report.plots import study_plot
 from nonn.report.study import study_markdown
 from nonn.report.study_document import Study
 from nonn.students import measure_cost
-from nonn.teacher import Teacher
+from nonn.teacher import measure_accuracy
 from nonn.trainer import batches
 
 __all__ = ["study"]
@@ -136,15 +138,17 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
         fusion = SubsetFunction(len(students.students), space.data.num_classes, rival.answer)
         heads = {method.name: fusion.calibrated(space, students)}
     else:
-        heads = space.heads.fit_all(trained.teacher.network, students)
-    features, teacher_accuracy = _test_features(space, students, trained.teacher.network)
+        config = space.experiment
+        wanted = {*(config.study.heads or KINDS), method.head or config.fusion.head}
+        heads = space.heads.fit_all(trained.teacher.network, students, [kind for kind in KINDS if kind in wanted])
+    features = _test_features(space, students)
     # The student of each device: a separate one, or the one that the devices of its part share.
     student_of = [i % len(students.students) for i in range(num_devices)]
     costs = [measure_cost(student, student.input_shape) for student in students.individual()]
     return Evaluation(
         row=method.name,
         seed=space.seed,
-        teacher_accuracy=teacher_accuracy,
+        teacher_accuracy=_teacher_accuracy(space, trained.teacher),
         input_bytes=test.inputs[0].nbytes,
         part_sizes=trained.cut.partition.sizes,
         params=tuple(costs[i].params for i in student_of),
@@ -154,11 +158,16 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
     )
 
 
-def _test_features(space: Workspace, students: Students, teacher: Teacher) -> tuple[list[NDArray[np.float32]], float]:
-    """Features of each student over the test split [n, d_i], and the teacher's accuracy on it."""
-    test = space.data.test
+def _test_features(space: Workspace, students: Students) -> list[NDArray[np.float32]]:
+    """Features of each student over the test split [n, d_i]."""
     with torch.no_grad():
-        pairs = [(students.features(x), teacher(x)[1].argmax(dim=1)) for x in batches(test.inputs, space.device)]
-    features = [torch.cat(f).cpu().numpy() for f in zip(*(p[0] for p in pairs), strict=True)]
-    predicted = torch.cat([p[1] for p in pairs]).cpu().numpy()
-    return features, float((predicted == test.labels).mean())
+        chunks = [students.features(x) for x in batches(space.data.test.inputs, space.device)]
+    return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
+
+
+def _teacher_accuracy(space: Workspace, teacher: TrainedTeacher) -> float:
+    """The teacher's accuracy on the test split, measured once for all rows."""
+    file = teacher.stage.folder / f"test-{space.data.fingerprint()[:12]}.json"
+    if not file.exists():
+        write_json(file, {"accuracy": measure_accuracy(teacher.network, space.data.test, space.device)})
+    return float(json.loads(file.read_text())["accuracy"])
