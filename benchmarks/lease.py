@@ -121,7 +121,7 @@ def unpack(paths: Sequence[Path]) -> Dataset:
     arrays: list[Mapping[str, NDArray[Any]]] = []
     for path in paths:
         try:
-            with np.load(path) as file:
+            with path.open("rb") as source, np.load(source) as file:
                 arrays.append(dict(file))
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
             raise DataError(f"{path}: not a readable part ({exc}); send it again") from exc
@@ -235,7 +235,9 @@ class Outbox:
         """Adds a file to the current archive, or to a new one if it does not fit."""
         size = path.stat().st_size + 4096
         while (archive := self._folder / f"students-{self._number}.zip").exists():
-            if archive.stat().st_size + size <= self._limit:
+            with zipfile.ZipFile(archive) as content:
+                present = name in content.namelist()  # of a stay that ended before its result was written
+            if archive.stat().st_size + size <= self._limit and not present:
                 break
             self._number += 1
         if size > self._limit:

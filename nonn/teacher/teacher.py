@@ -130,6 +130,8 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
 def load_weights(network: nn.Module, path: Path) -> None:
     """Loads a safetensors file into a network, strictly.
 
+    The file of a whole ``Teacher``, as a run writes it, also suits its network.
+
     Raises:
         ConfigError: the file is missing or unreadable, or its tensors do not match the network.
     """
@@ -139,7 +141,15 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise ConfigError(f"{path}: no such weights file") from None
     except Exception as exc:  # safetensors raises its own error class for a truncated or foreign file
         raise ConfigError(f"{path}: not a readable safetensors file ({exc})") from exc
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as exc:
-        raise ConfigError(f"{path}: these weights are of another network: {exc}") from exc
+    wanted = network.state_dict()
+    if not isinstance(network, Teacher) and "normalise.mean" in tensors and "normalise.mean" not in wanted:
+        tensors = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+    differences = {
+        "missing": sorted(wanted.keys() - tensors.keys()),
+        "unknown": sorted(tensors.keys() - wanted.keys()),
+        "of another shape": sorted(k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape),
+    }
+    if any(differences.values()):
+        found = ", ".join(f"{len(k)} tensors are {what} (such as '{k[0]}')" for what, k in differences.items() if k)
+        raise ConfigError(f"{path}: these weights are of another network: {found}")
+    network.load_state_dict(tensors)
