@@ -9,6 +9,8 @@
     pause     the aggregator is stopped for three deadlines
     slow      throughput with one node slow by 0.2, 0.3 and 0.9 s, compared with the same node dead
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
+    flips     one bit flipped in one of twenty segments to and from all nodes but one
+    liars     two nodes that send wrong features, in one way after another
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
 Writes ``benchmarks/results/soak.json`` with machine, seed and code version, and exits with 1 if a guarantee was broken.
@@ -28,7 +30,7 @@ import numpy as np
 import onnxruntime
 import psutil
 
-from benchmarks import slow, storm
+from benchmarks import slow, storm, wrong
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -45,6 +47,8 @@ CLIENT_DEADLINE_S = 2.0  # deadline of a client for its answer
 HUNG_NODES = (1, 4, 6)
 GREEDY_OTHERS, GREEDY_S = 4, 30.0
 SLOW_NODE = 1  # the most valuable one
+LIARS = (2, 5)
+WIDTH = 16  # features of a student, enough to contradict each other
 MEMORY_GROWTH = 1.05
 
 Figures = dict[str, Any]
@@ -90,6 +94,7 @@ def storm_and_memory(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> F
         figures["hung_node_costs_deadlines"] = max(costs)
         figures |= slow.pause(site, inputs, concurrency=args.concurrency)
         figures |= slow.straggler(site, client, inputs, SLOW_NODE, concurrency=args.concurrency)
+        figures |= wrong.flips(site, client, inputs, range(1, NUM_DEVICES), args.flips)
     return figures
 
 
@@ -183,6 +188,11 @@ def broken(figures: Figures) -> list[str]:
         "large requests of one client cost the others no device": figures["others_degraded_percent"] <= 1,
         "with large requests of one client p99 of the others is below the deadline": figures["others_p99_ms"]
         < 1e3 * DEADLINE_S,
+        "flipped bits fail no request and change no answer": figures["flips_failed"] == figures["flips_wrong"] == 0
+        and figures["flips"] > 0,
+        "two liars cost at most a point against the same nodes dead": max(figures["liars_loss_points"].values()) <= 1,
+        "liars cost no honest node": figures["liars_without_honest_device"] == 0,
+        "liars that are honest again are in use again": figures["liars_back_s"] < TIMEOUT_S,
         "memory is flat": figures["aggregator_rss_growth"] <= MEMORY_GROWTH,
         "descriptors are flat": figures["aggregator_descriptors_gained"] <= 2,
         "fuzz: both servers live": figures["fuzz_node_alive"] and figures["fuzz_aggregator_alive"],
@@ -212,6 +222,8 @@ def main() -> int:
     parser.add_argument(
         "--messages", type=int, default=10_000, help="fuzzed messages to each server (default: %(default)s)"
     )
+    parser.add_argument("--flips", type=int, default=4000, help="requests while bits flip (default: %(default)s)")
+    parser.add_argument("--lies", type=int, default=500, help="requests for each way of lying (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="concurrent clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -220,10 +232,11 @@ def main() -> int:
         parser.error("--rss-from must not be more than --requests, and that not more than --total")
     inputs, _ = toy_data(200, seed=3)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = toy_bundle(Path(folder) / "bundle", NUM_DEVICES)
+        bundle = toy_bundle(Path(folder) / "bundle", NUM_DEVICES, tested=True, width=WIDTH)
         figures = storm_and_memory(bundle, inputs, args)
         with storm.site(bundle, DEADLINE_S, args.seed, bandwidth_bytes_per_s=slow.BYTES_PER_S) as site:
             figures |= slow.greedy(site.address, inputs, concurrency=GREEDY_OTHERS, seconds=GREEDY_S)
+        figures |= wrong.liars(bundle, inputs, LIARS, args.lies)
         figures |= fuzz(bundle, inputs, args)
     report("all", figures)
     failed = broken(figures)

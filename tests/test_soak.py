@@ -16,7 +16,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import storm
+from benchmarks import storm, wrong
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.reliability.subsets import members
@@ -95,6 +95,21 @@ def test_a_node_that_hangs_costs_at_most_one_deadline_in_all(
     site: Any, client: Any, inputs: NDArray[Any], weathered: Any
 ) -> None:
     assert storm.hung_cost(site, client, inputs, 3, DEADLINE_S) <= 1.5
+
+
+def test_flipped_bits_change_no_answer(site: Any, client: Any, inputs: NDArray[Any], weathered: Any) -> None:
+    figures = wrong.flips(site, client, inputs, range(1, NUM_DEVICES), 1000)
+    assert figures["flips"] > 100
+    assert figures["flips_failed"] == 0
+    assert figures["flips_wrong"] == 0
+
+
+def test_two_liars_cost_at_most_a_point_and_come_back_when_they_are_honest(tmp_path: Path, inputs: Any) -> None:
+    eight = toy_bundle(tmp_path / "bundle", num_devices=8, tested=True, width=16)
+    figures = wrong.liars(eight, inputs, (2, 5), 200)
+    assert max(figures["liars_loss_points"].values()) <= 1
+    assert figures["liars_without_honest_device"] == 0
+    assert figures["liars_back_s"] < TIMEOUT_S
 
 
 def test_memory_is_flat(site: Any, client: Any, inputs: NDArray[Any], weathered: Any) -> None:

@@ -69,6 +69,8 @@ class Proxy:
     Attributes:
         delay_s: additional delay of replies.
         corrupt: whether replies are corrupted.
+        flip: share of the chunks of bytes, in both directions, in which one random bit is flipped.
+        flipped: number of bits flipped so far.
     """
 
     def __init__(self, upstream: str, link: LinkConfig, seed: int) -> None:
@@ -81,7 +83,7 @@ class Proxy:
         self._partitioned = False
         self._passing = asyncio.Event()
         self._passing.set()
-        self.delay_s, self.corrupt = 0.0, False
+        self.delay_s, self.corrupt, self.flip, self.flipped = 0.0, False, 0.0, 0
 
     async def start(self) -> str:
         """Listens on a free port of this machine and returns its address."""
@@ -150,7 +152,16 @@ class Proxy:
                     if link.jitter_s:
                         at += self._random.expovariate(1 / link.jitter_s)
                     last_at = max(last_at, at)  # bytes do not overtake each other
-                    await queue.put((last_at, frames.carry(data, self.corrupt) if replies else data))
+                    data = frames.carry(data, self.corrupt) if replies else data
+                    flip = self.flip and self._random.random() < self.flip
+                    await queue.put((last_at, self._flipped(data) if flip else data))
+
+    def _flipped(self, data: bytes) -> bytes:
+        """Bytes with one bit flipped."""
+        place, changed = self._random.randrange(8 * len(data)), bytearray(data)
+        changed[place // 8] ^= 1 << place % 8
+        self.flipped += 1
+        return bytes(changed)
 
     async def _send(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         """Writes chunks when they are due."""

@@ -1,0 +1,164 @@
+"""Wrong bytes and wrong features in a live cluster: bits flipped on links in plain text, and nodes that lie.
+
+A liar here is a real node behind a server that changes its features and writes a valid reply, with checksum. It lies in
+its tests with known inputs too, until it is honest again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import storm
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.policy.file import write_policy
+from nonn.bundle import Bundle
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from nonn.reliability.subsets import mask_of, members
+from nonn.rpc.checksum import seal
+from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.wire import SERVICE, read_tensors
+from tests.serving import TIMEOUT_S, running_aggregator
+
+__all__ = ["LIES", "Liar", "flips", "liars"]
+
+Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+FLIPPED = 0.05  # of the segments: with more, the breakers are open and few requests are asked
+QUARANTINE_S = 0.5
+LIES: dict[str, Change] = {
+    "huge": lambda f: np.full_like(f, 3e38),
+    "x100": lambda f: 100 * f,
+    "flipped": lambda f: f.max() - f,
+    "permuted": lambda f: np.roll(f, 1, axis=1),
+    "constant": lambda f: np.ones_like(f),
+}
+
+
+class Liar:
+    """Stands before a real node and changes its features.
+
+    Args:
+        honest: address of the node.
+
+    Attributes:
+        address: ``host:port``.
+        change: what it does to features; None to be honest.
+    """
+
+    def __init__(self, honest: str) -> None:
+        self.change: Change | None = None
+        self._channel = grpc.insecure_channel(honest)
+        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+        calls = {
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._answer),
+            "ModelMetadata": grpc.unary_unary_rpc_method_handler(self._pass("ModelMetadata")),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.stop(None).wait()
+        self._channel.close()
+
+    def _pass(self, method: str) -> Callable[[bytes, Any], bytes]:
+        call = self._channel.unary_unary(f"/{SERVICE}/{method}")
+
+        def passed(raw: bytes, context: Any) -> bytes:
+            try:
+                return bytes(call(raw, timeout=TIMEOUT_S))
+            except grpc.RpcError as exc:
+                context.abort(exc.code(), exc.details())
+                raise
+
+        return passed
+
+    def _answer(self, raw: bytes, context: Any) -> bytes:
+        honest, change = self._pass("ModelInfer")(raw, context), self.change
+        if change is None:
+            return honest
+        message = pb.ModelInferResponse.FromString(honest)
+        features = read_tensors(message.outputs, message.raw_output_contents)["features"]
+        message.raw_output_contents[0] = change(features).astype(np.float32).tobytes()
+        del message.parameters["nonn_crc32"]
+        return seal(message.SerializeToString())
+
+
+def flips(
+    site: storm.Site, client: Client, inputs: NDArray[Any], nodes: Sequence[int], requests: int, concurrency: int = 4
+) -> dict[str, Any]:
+    """Flips one bit in one of ``1 / FLIPPED`` segments to and from some nodes.
+
+    Returns:
+        Failed and wrong answers, and the segments that had a bit flipped.
+    """
+    for node in nodes:
+        site.proxies.change(node, lambda proxy: setattr(proxy, "flip", FLIPPED))
+    records = storm.load(client, inputs, concurrency, lambda number: number < requests)
+    flipped: list[int] = []
+    for node in nodes:
+        site.proxies.change(node, lambda proxy: setattr(proxy, "flip", 0.0))
+        site.proxies.change(node, lambda proxy: flipped.append(proxy.flipped))
+    return {
+        "flips": sum(flipped),
+        "flips_requests": len(records),
+        "flips_failed": sum(record.answer is None for record in records),
+        "flips_wrong": len(storm.wrong_answers(site.bundle, records)),
+    }
+
+
+def liars(bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests: int) -> dict[str, Any]:
+    """Some nodes lie in every request, in one way after another, and are honest at the end.
+
+    Returns:
+        The largest loss of accuracy against the same devices dead, in points; answers without an honest device; and the
+        time until every node is in use again.
+    """
+    labels, everyone = bundle.features[1], (1 << bundle.num_devices) - 1
+    alive = everyone & ~mask_of(devices)
+    expected = bundle.head.logits({i: bundle.features[0][i] for i in members(alive)}).argmax(axis=1)
+    losses, without = dict[str, float](), 0
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn-wrong-")))
+        addresses = [state.address for state in stack.enter_context(LocalCluster(bundle.path)).states()]
+        lying = [stack.enter_context(Liar(addresses[i])) for i in devices]
+        for i, liar in zip(devices, lying, strict=True):
+            addresses[i] = liar.address
+        policy = folder / "policy.toml"
+        write_policy(policy, PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=QUARANTINE_S))
+        ready = stack.enter_context(running_aggregator(bundle.path, addresses, folder, "--policy", str(policy)))
+        client = stack.enter_context(Client(ready["address"], TIMEOUT_S))
+        for name, change in LIES.items():
+            for liar in lying:
+                liar.change = change
+            rows = [number % len(inputs) for number in range(requests)]
+            answers = [client.infer(inputs[row : row + 1]) for row in rows]
+            right = np.mean([answer.labels[0] == labels[row] for row, answer in zip(rows, answers, strict=True)])
+            losses[name] = 100 * float((expected[rows] == labels[rows]).mean() - right)
+            without += sum(answer.mask & alive != alive for answer in answers)
+        for liar in lying:
+            liar.change = None
+        start = time.monotonic()
+        while client.infer(inputs[:1]).mask != everyone:
+            if time.monotonic() - start > TIMEOUT_S:
+                break
+            time.sleep(0.05)
+    return {
+        "liars_loss_points": losses,
+        "liars_without_honest_device": without,
+        "liars_back_s": time.monotonic() - start,
+    }
