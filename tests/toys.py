@@ -35,8 +35,8 @@ CLASSES = 10
 WIDTH = 4
 
 
-def linear_student(weight: NDArray[np.float32]) -> bytes:
-    """ONNX bytes of a student that flattens its input [B, 1, 8, 8] and multiplies by weight [64, d]."""
+def linear_student(weight: NDArray[np.float32], shape: tuple[int, ...] = SHAPE) -> bytes:
+    """ONNX bytes of a student that flattens its input [B, …] and multiplies it by weight [values of a sample, d]."""
     nodes = [
         helper.make_node("Flatten", ["input"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], ["product"]),
@@ -45,7 +45,7 @@ def linear_student(weight: NDArray[np.float32]) -> bytes:
     graph = helper.make_graph(
         nodes,
         "student",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *SHAPE])],
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *shape])],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", weight.shape[1]])],
         [numpy_helper.from_array(weight, "weight")],
     )
@@ -54,17 +54,23 @@ def linear_student(weight: NDArray[np.float32]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def toy_data(samples: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Noisy class prototypes: inputs uint8 [n, 1, 8, 8] and labels [n]."""
-    prototypes = np.random.default_rng(0).integers(0, 256, (CLASSES, *SHAPE))
+def toy_data(samples: int, seed: int, shape: tuple[int, ...] = SHAPE) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Noisy class prototypes: inputs uint8 [n, …], by default [n, 1, 8, 8], and labels [n]."""
+    prototypes = np.random.default_rng(0).integers(0, 256, (CLASSES, *shape))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, samples)
-    inputs = prototypes[labels] + rng.normal(0, 60, (samples, *SHAPE))
+    inputs = prototypes[labels] + rng.normal(0, 60, (samples, *shape))
     return inputs.clip(0, 255).astype(np.uint8), labels.astype(np.int64)
 
 
 def toy_bundle(
-    path: Path, num_devices: int = 8, num_parts: int | None = None, *, tested: bool = False, width: int = WIDTH
+    path: Path,
+    num_devices: int = 8,
+    num_parts: int | None = None,
+    *,
+    tested: bool = False,
+    width: int = WIDTH,
+    shape: tuple[int, ...] = SHAPE,
 ) -> Bundle:
     """A real bundle with random linear students, a ridge head fitted for them, its table and test features.
 
@@ -72,22 +78,25 @@ def toy_bundle(
     """
     num_parts = num_parts or num_devices
     rng = np.random.default_rng(1)
-    weights = [rng.normal(0, 0.01, (64, width)).astype(np.float32) for _ in range(num_devices)]
+    weights = [rng.normal(0, 0.01, (int(np.prod(shape)), width)).astype(np.float32) for _ in range(num_devices)]
 
     def features(inputs: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         flat = inputs.reshape(len(inputs), -1).astype(np.float32)
         return [np.maximum(flat @ w, 0) for w in weights]
 
-    fit_inputs, fit_labels = toy_data(2000, seed=2)
+    fit_inputs, fit_labels = toy_data(2000, 2, shape)
     sums = gram(np.concatenate(features(fit_inputs), axis=1), 8.0 * np.eye(CLASSES)[fit_labels])
     head = RidgePerSet(*sums, ridge=1e-4, widths=[width] * num_devices)
-    inputs, labels = toy_data(200, seed=3)
+    inputs, labels = toy_data(200, 3, shape)
     recorded = features(inputs)
     table = enumerate_subsets(head, recorded, labels)
     further: dict[str, dict[str, NDArray[Any]]] = {}
-    spec = InputSpec(SHAPE, "uint8", (127.0,), (70.0,))
+    spec = InputSpec(shape, "uint8", (127.0,) * shape[0], (70.0,) * shape[0])
     if tested:
-        known, test = draw_inputs(spec, 0), fit_consistency(head, features(fit_inputs), features(toy_data(500, 4)[0]))
+        known, test = (
+            draw_inputs(spec, 0),
+            fit_consistency(head, features(fit_inputs), features(toy_data(500, 4, shape)[0])),
+        )
         assert test is not None
         further[CONSISTENCY] = test.to_arrays()
         further[KNOWN] = {"inputs": known, **{f"device_{i}": f for i, f in enumerate(features(known))}}
@@ -110,7 +119,7 @@ def toy_bundle(
     return write_bundle(
         path,
         manifest,
-        {i: linear_student(w) for i, w in enumerate(weights)},
+        {i: linear_student(w, shape) for i, w in enumerate(weights)},
         {
             "fusion.npz": head.to_arrays(),
             "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},

@@ -174,11 +174,13 @@ def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more:
     from nonn.rpc.guard import Guard
     from nonn.rpc.wire import SERVICE
     from nonn.security.tls import load_tls
+    from nonn_device.runtime import memory_left
 
     def announce(address: str) -> None:
         line = {"event": "ready", "node": device, "address": address, "pid": os.getpid(), "bundle": bundle.hash}
         print(json.dumps(line), flush=True)
 
+    held = {"max_held_bytes": max(0, memory_left(arguments.memory) // 2)} if arguments.memory else {}
     tls = load_tls(arguments.tls, "node")
     if getattr(arguments, "dial_out", False):
         tls = None  # bound to loopback, called by this process only
@@ -191,6 +193,7 @@ def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more:
         "reflection": arguments.reflection,
         "guard": Guard(tls, {SERVICE: frozenset({"aggregator"})}) if tls else None,
         "interceptors": [arguments.tracing.interceptor] if arguments.tracing else [],
+        **held,
         **more,
     }
 

@@ -17,7 +17,7 @@ from nonn.errors import BudgetError, BundleError
 from nonn.rpc.wire import Array
 from nonn_device.vitals import peak_bytes, resident_bytes
 
-__all__ = ["OnnxRuntime", "Runtime", "batch_within", "open_runtime"]
+__all__ = ["OnnxRuntime", "Runtime", "batch_within", "memory_left", "open_runtime"]
 
 Float32 = NDArray[np.float32]
 
@@ -75,13 +75,19 @@ def batch_within(runtime: Runtime, spec: InputSpec, limit_mb: int, max_batch: in
     runtime.run(np.zeros((probe, *spec.shape), np.float32))
     # A request is in memory as message, as raw values and as float32, in addition to the run itself.
     sample = max(peak_bytes() - held, 0) / probe + 3 * 4 * float(np.prod(spec.shape))
-    left = 1_000_000 * limit_mb - resident_bytes()
+    left = memory_left(limit_mb)
     if left < sample:
         raise BudgetError(
             f"{runtime.name}: the node uses {held / 1e6:.0f} MB and one sample needs {sample / 1e6:.1f} MB more, over "
             f"the {limit_mb} MB of --memory; allow more, or use --runtime c, which needs about a third less"
         )
-    return min(max_batch, int(left / sample))
+    # The other half is for requests that wait.
+    return min(max_batch, max(1, int(left / sample / 2)))
+
+
+def memory_left(limit_mb: int) -> int:
+    """Bytes that the process may still take; negative if it has taken more than its limit."""
+    return 1_000_000 * limit_mb - resident_bytes()
 
 
 class OnnxRuntime:

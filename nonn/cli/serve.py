@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queue", type=int, default=4096, metavar="N", help="samples that may wait (default: %(default)s)"
     )
     parser.add_argument(
+        "--max-queue-mb",
+        type=int,
+        default=64,
+        metavar="MB",
+        help="bytes of requests that may wait or be under way (default: %(default)s)",
+    )
+    parser.add_argument(
         "--max-samples", type=int, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
     )
     parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
@@ -109,6 +116,8 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
 
     if not 0 <= args.max_delay_ms < math.inf:
         raise ConfigError(f"--max-delay-ms {args.max_delay_ms:g}: must be a number of milliseconds, 0 or more")
+    if args.max_queue_mb < 1:
+        raise ConfigError(f"--max-queue-mb {args.max_queue_mb}: must be at least 1")
     return ServeOptions(
         inventory=args.inventory,
         joining=JoiningOptions(
@@ -181,6 +190,7 @@ def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
         "watch_stdin": args.watch_stdin,
         "on_ready": on_ready,
         "reflection": args.reflection,
+        "max_held_bytes": args.max_queue_mb * 1_000_000,
     }
 
 

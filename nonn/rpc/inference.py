@@ -13,12 +13,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from nonn import __version__
-from nonn.errors import DataLossError, UnreachableError
+from nonn.errors import DataLossError, OverloadError, UnreachableError
+from nonn.rpc.budget import MAX_HELD_BYTES, ByteBudget
 from nonn.rpc.codec import Request, write_response
-from nonn.rpc.registration import add_servicer, refuse
+from nonn.rpc.registration import add_servicer, unreadable
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.rpc.wire import Array, Parameter, to_status
+from nonn.rpc.wire import Array, Parameter, Status, to_status
 
 __all__ = ["InferenceServicer", "Model", "Result"]
 
@@ -87,10 +88,16 @@ class Model(Protocol):
 
 
 class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """The six calls of the protocol, for one model."""
+    """The six calls of the protocol, for one model.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: the model.
+        max_held_bytes: bytes of all inference requests under way.
+    """
+
+    def __init__(self, model: Model, max_held_bytes: int = MAX_HELD_BYTES) -> None:
         self._model = model
+        self._budget = ByteBudget(max_held_bytes, getattr(model, "max_request_bytes", 0))
         self._in_flight = 0
         self._draining, self._idle = False, asyncio.Event()
 
@@ -129,14 +136,32 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, raw: bytes, context: Any) -> Any:  # noqa: N802
         """One batch in, one answer out, both as bytes."""
+        num_bytes, response, failure = len(raw), b"", None
+        try:
+            self._budget.take(num_bytes)  # before parsing, which copies
+        except OverloadError as exc:
+            failure = to_status(exc)
+        if failure is None:
+            try:
+                response, failure = await self._answer(raw, context)
+            finally:
+                self._budget.give(num_bytes)
+        # gRPC keeps the error of an aborted call, and with it this frame, until the next collection of cycles.
+        del raw
+        if failure is not None:
+            await context.abort(*failure)
+        return response
+
+    async def _answer(self, raw: bytes, context: Any) -> tuple[bytes, Status | None]:
+        """The response to a request, or the status of its failure."""
         try:
             request = Request.parse(raw, self._model.name)
         except DecodeError:
-            await refuse(raw, "ModelInferRequest", context)
+            return b"", unreadable(raw, "ModelInferRequest")
         except DataLossError as exc:
-            await context.abort(*to_status(exc))
+            return b"", to_status(exc)
         if not self._is_meant(request.model_name, request.model_version):
-            await self._check_model(request.model_name, request.model_version, context)
+            return b"", self._other_model(request.model_name, request.model_version)
         self._in_flight += 1
         try:
             if self._draining:
@@ -144,25 +169,28 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             request.caller = context.peer()
             version = self._model.version  # may change while the answer is computed
             result = await self._model.infer(request, context.time_remaining())
-            response = write_response(self._model.name, version, request, result.outputs, result.parameters)
+            return write_response(self._model.name, version, request, result.outputs, result.parameters), None
         except Exception as exc:
-            code, details, trailing = to_status(exc)
-            if code is grpc.StatusCode.INTERNAL:
+            status = to_status(exc)
+            if status[0] is grpc.StatusCode.INTERNAL:
                 _log.exception("%s: request failed", self._model.name)
-            await context.abort(code, details, trailing)
+            return b"", status
         finally:
             self._in_flight -= 1
             if not self._in_flight and self._draining:
                 self._idle.set()
-        return response
 
     def _is_meant(self, name: str, version: str) -> bool:
         """Whether a request is for this server's model."""
         return name == self._model.name and (not version or version == self._model.version)
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
-        """Aborts the call with NOT_FOUND if it is for another model."""
+        """Aborts the call if it is for another model."""
         if not self._is_meant(name, version):
-            asked = f"'{name}'" + (f" version '{version}'" if version else "")
-            here = f"'{self._model.name}' version '{self._model.version}'"
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}")
+            await context.abort(*self._other_model(name, version))
+
+    def _other_model(self, name: str, version: str) -> Status:
+        """Status of a call that is for another model."""
+        asked = f"'{name}'" + (f" version '{version}'" if version else "")
+        here = f"'{self._model.name}' version '{self._model.version}'"
+        return grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}", ()

@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from nonn.errors import InputError
-from nonn.rpc.wire import to_status
+from nonn.rpc.wire import Status, to_status
 
-__all__ = ["add_servicer", "refuse"]
+__all__ = ["add_servicer", "refuse", "unreadable"]
 
 Read = Callable[[bytes], Any]
 Call = Callable[[Any, Any], Awaitable[Any]]
@@ -83,7 +83,12 @@ def _streaming(call: Stream, read: Read, name: str) -> Stream:
     return read_and_stream
 
 
+def unreadable(raw: bytes, name: str) -> Status:
+    """Status of a call whose request cannot be parsed."""
+    return to_status(InputError(f"{len(raw)} bytes that are not a valid {name}"))
+
+
 async def refuse(raw: bytes, name: str, context: Any) -> NoReturn:
     """Aborts a call whose request cannot be parsed."""
-    await context.abort(*to_status(InputError(f"{len(raw)} bytes that are not a valid {name}")))
+    await context.abort(*unreadable(raw, name))
     raise AssertionError("abort does not return")

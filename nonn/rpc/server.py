@@ -25,6 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from nonn.errors import AddressError
 from nonn.rpc.address import is_loopback
 from nonn.rpc.background import Background
+from nonn.rpc.budget import MAX_HELD_BYTES
 from nonn.rpc.connections import LIMITS, PEER_SHARE, PeerLimit, raise_descriptor_limit
 from nonn.rpc.guard import Guard
 from nonn.rpc.inference import InferenceServicer, Model
@@ -69,6 +70,7 @@ async def serve(
     attend: Attend | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
     stop: asyncio.Event | None = None,
+    max_held_bytes: int = MAX_HELD_BYTES,
 ) -> None:
     """Serves a model until a signal, ``stop`` or the end of standard input.
 
@@ -87,6 +89,7 @@ async def serve(
             entered when the server answers requests, exited at shutdown while it still answers.
         stop: ends the server when it is set; None for a new ``shutdown_event``.
         interceptors: further interceptors, after the guard.
+        max_held_bytes: bytes of all inference requests under way; one of the largest size is always possible.
 
     Raises:
         AddressError: the address is taken, not of this machine, or beyond loopback without TLS or ``insecure``.
@@ -97,7 +100,7 @@ async def serve(
         stop = shutdown_event(watch_stdin)
     options = (*_OPTIONS, ("grpc.max_receive_message_length", model.max_request_bytes))
     server = aio.server(interceptors=[*([guard] if guard else []), *interceptors], options=options)
-    servicer = InferenceServicer(model)
+    servicer = InferenceServicer(model, max_held_bytes)
     servicer.add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

@@ -31,6 +31,7 @@ __all__ = [
     "METADATA_METHOD",
     "RECONNECTING_OPTIONS",
     "SERVICE",
+    "Status",
     "add_tensors",
     "check_batch",
     "from_status",
@@ -48,6 +49,7 @@ INFER_METHOD, METADATA_METHOD = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelMeta
 
 Array = NDArray[Any]
 Parameter = bool | int | float | str
+Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]  # code, text and trailing metadata
 
 # Raw contents are little-endian on every machine.
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -254,7 +256,7 @@ def read_parameters(source: Mapping[str, Any]) -> dict[str, Parameter]:
     return {name: getattr(source[name], field) for name, field in chosen.items() if field}
 
 
-def to_status(exc: BaseException) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+def to_status(exc: BaseException) -> Status:
     """Maps an error to gRPC status: code, text and trailing metadata."""
     if isinstance(exc, NonnError):
         return grpc.StatusCode[exc.grpc_status], str(exc), ((ERROR_KEY, type(exc).__name__),)

@@ -1,0 +1,94 @@
+"""Memory of an aggregator and its nodes under the largest legal requests of many clients at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks import storm
+from nonn.client import Client
+from nonn.errors import NonnError
+
+__all__ = ["SHAPE", "large_requests"]
+
+SHAPE = (3, 32, 32)
+NUM_SAMPLES = 1000  # 12 MB in float32
+LOOK_S = 0.02
+SETTLE_S = 5.0  # until memory is given back
+
+
+class Peak:
+    """Highest resident memory of processes while the block runs, in MB."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._processes, self._over = [psutil.Process(pid) for pid in pids], threading.Event()
+        self.peak_mb = self.resident_mb()
+
+    def resident_mb(self) -> list[float]:
+        """Resident memory of each process now."""
+        return [process.memory_info().rss / 1e6 for process in self._processes]
+
+    def __enter__(self) -> Peak:
+        self._thread = threading.Thread(target=self._watch, name="memory")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_S):
+            self.peak_mb = [max(pair) for pair in zip(self.peak_mb, self.resident_mb(), strict=True)]
+
+
+def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
+    """So many clients, each with a connection, send a request of 12 MB at once.
+
+    Args:
+        site: cluster of a bundle with inputs of ``SHAPE``.
+        concurrency: number of clients.
+
+    Returns:
+        Resident memory in MB before, at the peak and afterwards, and how many requests were refused or failed.
+    """
+    batch = np.random.default_rng(0).uniform(0, 255, (NUM_SAMPLES, *SHAPE)).astype(np.float32)
+    start, errors, lock = threading.Barrier(concurrency), list[str](), threading.Lock()
+
+    def ask() -> None:
+        with Client(site.address, 60.0) as client:
+            client.infer(batch[:1])
+            start.wait()
+            try:
+                client.infer(batch)
+            except NonnError as exc:
+                with lock:
+                    errors.append(str(exc))
+
+    pids = [site.pid, *(state.pid for state in site.cluster.states() if state.pid)]
+    threads = [threading.Thread(target=ask) for _ in range(concurrency)]
+    with Peak(pids) as peak:
+        before_mb = peak.resident_mb()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        peak_mb = peak.peak_mb
+        time.sleep(SETTLE_S)
+        after_mb = peak.resident_mb()
+    refused = sum("RESOURCE_EXHAUSTED" in error or "waiting" in error or "budget" in error for error in errors)
+    return {
+        "memory_aggregator_before_mb": before_mb[0],
+        "memory_aggregator_peak_mb": peak_mb[0],
+        "memory_aggregator_after_mb": after_mb[0],
+        "memory_node_peak_mb": max(peak_mb[1:]),
+        "memory_node_after_mb": max(after_mb[1:]),
+        "memory_refused": refused,
+        "memory_failures": sorted(set(errors))[:5],
+        "memory_failed": len(errors) - refused,
+    }

@@ -1,0 +1,90 @@
+"""Memory of requests: a budget of bytes before they are parsed, and what is given back after large ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from grpc import aio
+
+from benchmarks import memory, storm
+from nonn.errors import OverloadError
+from nonn.rpc.budget import ByteBudget
+from nonn.rpc.inference import InferenceServicer, Result
+from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.rpc.wire import new_request
+from tests.serving import TIMEOUT_S, until, until_async
+from tests.toys import toy_bundle
+
+BIG = np.zeros((1, 400_000), np.uint8)
+
+
+def test_a_budget_counts_bytes_under_way_and_always_has_room_for_the_largest_request() -> None:
+    budget = ByteBudget(100, largest=150)
+    budget.take(150)
+    with pytest.raises(OverloadError, match="over the budget"):
+        budget.take(1)
+    budget.give(150)
+    budget.take(100)
+    budget.take(50)
+
+
+@contextlib.asynccontextmanager
+async def served(model: Any, max_held_bytes: int) -> AsyncIterator[Any]:
+    """A stub for a model with a budget."""
+    server = aio.server()
+    InferenceServicer(model, max_held_bytes).add_to(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+    await server.stop(None)
+
+
+def test_a_request_above_the_budget_is_refused_before_it_is_parsed_and_later_ones_are_answered() -> None:
+    async def scenario() -> Any:
+        gate, parsed = asyncio.Event(), list[int]()
+
+        async def infer(request: Any, remaining_s: Any) -> Any:
+            parsed.append(len(request.tensors()["input"]))
+            await gate.wait()
+            return Result({"output": np.zeros((1, 1), np.float32)})
+
+        model = SimpleNamespace(name="m", version="1", max_request_bytes=500_000, infer=infer)
+        async with served(model, 700_000) as stub:
+            first = asyncio.ensure_future(stub.ModelInfer(new_request("m", {"input": BIG}, {})))
+            await until_async(lambda: parsed)
+            with pytest.raises(aio.AioRpcError) as caught:
+                await stub.ModelInfer(new_request("m", {"input": BIG}, {}))
+            small = asyncio.ensure_future(stub.ModelInfer(new_request("m", {"input": BIG[:, :9]}, {})))
+            await until_async(lambda: len(parsed) == 2)
+            gate.set()
+            await first
+            await small
+            await stub.ModelInfer(new_request("m", {"input": BIG}, {}), timeout=TIMEOUT_S)
+            return caught.value, len(parsed)
+
+    error, num_parsed = asyncio.run(scenario())
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "over the budget of 1 MB" in error.details()
+    assert num_parsed == 3
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_memory_of_large_requests_is_given_back(tmp_path: Any) -> None:
+    bundle = toy_bundle(tmp_path / "bundle", 2, shape=memory.SHAPE)
+    with storm.site(bundle, 10.0, seed=0, options=["--max-queue", "100000"]) as site:
+        figures = memory.large_requests(site, concurrency=16)
+        process = psutil.Process(site.pid)
+        until(lambda: process.memory_info().rss / 1e6 < figures["memory_aggregator_before_mb"] + 60)
+    assert figures["memory_failed"] == 0
+    assert figures["memory_aggregator_peak_mb"] > figures["memory_aggregator_before_mb"] + 60
+    assert figures["memory_node_peak_mb"] < 160  # 446, when a request went to the nodes as a whole
