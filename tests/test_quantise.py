@@ -56,6 +56,14 @@ def int8_bundle(int8_runs: Path) -> Bundle:
     return load_bundle(int8_runs / "tiny" / "bundle")
 
 
+def test_a_bundle_without_originals_has_only_the_files_that_nodes_run(int8_runs: Path, tiny: Experiment) -> None:
+    runs = shutil.copytree(int8_runs, int8_runs.parent / "lean")
+    bundle = run(dataclasses.replace(tiny, export=dataclasses.replace(SMALL, originals=False)), runs=runs).bundle
+    names = sorted(file.name for file in (bundle.path / "students").iterdir())
+    assert names == [f"student-{i}.int8.onnx" for i in range(4)]
+    assert load_bundle(bundle.path).hash == bundle.hash
+
+
 def test_students_in_8_bits_are_a_quarter_of_the_size_and_answer_with_a_byte_a_feature(int8_bundle: Bundle) -> None:
     for student in int8_bundle.manifest.students:
         assert student.file == f"students/student-{student.device}.int8.onnx"

@@ -318,6 +318,9 @@ class ExportConfig:
         str, Choice("nonn.bundle.features:FEATURE_DTYPES"), "type of sent features; int8 is one byte per feature"
     ] = "float32"
     calibration: Annotated[Count, "training inputs from which the ranges of int8 are measured"] = 512
+    originals: Annotated[
+        bool, "a bundle of int8 students also contains the float32 ones, for other runtimes; nodes do not need them"
+    ] = True
     recorded: Annotated[bool, "the bundle contains its test features, for the simulator; nodes do not need them"] = True
 
 

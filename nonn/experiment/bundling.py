@@ -60,7 +60,7 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
             "format": FORMAT,
             "students": trained.students.stage.key,
             "fusion": stage_inputs(config.fusion),
-            "export": dataclasses.asdict(config.export),
+            "export": stage_inputs(config.export),
             "law": failure_law(config.devices),
             "guarantees": dataclasses.asdict(config.guarantees),
             "name": config.experiment.name,
@@ -108,7 +108,11 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
             "graph.npz": {"weights": trained.cut.graph},
             **recorded,
         },
-        {f"students/student-{i}.onnx": s.original for i, s in enumerate(exported.deployed) if s.data != s.original},
+        {
+            f"students/student-{i}.onnx": served.original
+            for i, served in enumerate(exported.deployed)
+            if served.data != served.original and config.export.originals
+        },
     )
 
 

@@ -314,6 +314,7 @@ _LATER: dict[str, Any] = {
     "pooled": False,
     "captured": ...,
     "compiled": ...,
+    "originals": True,
     "hidden": 512,
     "updates": 1000,
 }
