@@ -13,6 +13,7 @@ study-heads   the same file: every head on the same students
 partitioners  ``compare.json`` of ``nonn partition --compare``
 report        ``report.json`` of ``nonn demo``: its tables
 results       several such files: one line each
+lease         results of ``benchmarks/lease.py``: its pilots and rows
 liars         the output of ``nonn-sim liars BUNDLE --json``
 fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
@@ -132,6 +133,22 @@ def liars_markdown(found: Mapping[str, Any]) -> str:
     )
 
 
+def lease_markdown(found: Mapping[str, Any]) -> str:
+    """Accuracy of each pilot and each row on the held-out split, over all subsets, by the number of failures."""
+    first = next(iter(found["stays"][0]["pilots"].values()))
+    lines = [
+        "| students | training images | epochs | " + " | ".join(f"{n} failed" for n in range(len(first))) + " |",
+        "| :--- | ---: | ---: |" + " ---: |" * len(first),
+    ]
+    for stay in found["stays"]:
+        pilots = {f"pilot `{name}`": (found["pilot_epochs"], levels) for name, levels in stay["pilots"].items()}
+        rows = {f"`{name}`": (row["epochs"], row["held_out_by_failures"]) for name, row in stay["rows"].items()}
+        for title, (epochs, levels) in (pilots | rows).items():
+            shown = " | ".join(f"{100 * level:.1f} %" for level in levels)
+            lines.append(f"| {title} | {stay['train']:,} | {epochs} | {shown} |")
+    return "\n".join(lines)
+
+
 def fields_markdown(described: Mapping[str, Any]) -> str:
     """Every field of a document and of its nested classes: a heading and a table for each class."""
     blocks = [_fields_table(described)]
@@ -171,6 +188,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "partitioners": (Comparison, comparison_markdown),
     "report": (Report, report_markdown),
     "results": (Report, results_markdown),
+    "lease": (None, lease_markdown),
     "liars": (None, liars_markdown),
     "fields": (None, fields_markdown),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from nonn.report.study_document import Study, StudyRow
@@ -30,7 +30,7 @@ def study_markdown(study: Study) -> str:
     """Both tables with their provenance, for a document."""
     machine = ", ".join(f"{key} {study.machine[key]}" for key in sorted(study.machine))
     config = study.config
-    epochs = f"teacher {config['teacher']['epochs']} epochs, students {config['distill']['epochs']} epochs"
+    epochs = f"teacher {_training(config, 'teacher')}, students {_training(config, 'student')}"
     state = "" if study.complete else "\n\n**Not complete: rows or seeds are missing.**"
     return (
         f"# Study: {study.experiment}\n\n{_title(study)}; {epochs}. Last epoch, test split, means over all sets of "
@@ -157,12 +157,21 @@ def _origin(study: Study) -> str:
     seeds = f"seed{'s' * (len(study.seeds) > 1)} {', '.join(map(str, study.seeds))}"
     return (
         ("" if study.complete else "**Not complete: rows or seeds are missing.** ")
-        + f"Teacher {study.teacher.model}, {config['teacher']['epochs']} epochs: "
+        + f"Teacher {study.teacher.model}, {_training(config, 'teacher')}: "
         f"{percent(study.teacher.accuracy)}. {config['devices']['count']} students {config['student']['model']}, "
-        f"{config['distill']['epochs']} epochs; {seeds}; last epoch, test split, all sets of survivors; "
+        f"{_training(config, 'student')}; {seeds}; last epoch, test split, all sets of survivors; "
         f"{study.machine['processor']}; version {study.code_version}. A star marks the head "
         "that the method serves."
     )
+
+
+def _training(config: Mapping[str, Mapping[str, object]], network: str) -> str:
+    """The epochs that a network was trained for, or that its weights were given."""
+    weights = config[network].get("weights", "")
+    epochs = config["teacher" if network == "teacher" else "distill"]["epochs"]
+    if not epochs or (weights and network == "teacher"):
+        return "given weights"
+    return f"{epochs} epochs" + (" from given weights" if weights else "")
 
 
 def _title(study: Study) -> str:
