@@ -21,7 +21,7 @@ from benchmarks import storm
 from nonn.client import Client
 from nonn.errors import NonnError
 
-__all__ = ["BYTES_PER_S", "DELAYS_S", "greedy", "pause", "straggler"]
+__all__ = ["BYTES_PER_S", "CLIENT_DEADLINE_S", "DELAYS_S", "greedy", "pause", "period", "straggler"]
 
 DELAYS_S = (0.2, 0.3, 0.9)  # of a node's replies, at a deadline of one second
 PERIOD_S = 3.0

@@ -7,7 +7,9 @@
     memory    the same aggregator continues without faults
     hung      cost of one hung node, one request after another
     pause     the aggregator is stopped for three deadlines
+    crowd     connections that cancel streams as fast as they can, or do nothing at all
     slow      throughput with one node slow by 0.2, 0.3 and 0.9 s, compared with the same node dead
+    bytes     64 clients with a request of 12 MB at once
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
     flips     one bit flipped in one of twenty segments to and from all nodes but one
     liars     two nodes that send wrong features, in one way after another
@@ -30,7 +32,7 @@ import numpy as np
 import onnxruntime
 import psutil
 
-from benchmarks import slow, storm, wrong
+from benchmarks import crowd, memory, slow, storm, wrong
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -46,6 +48,8 @@ DEADLINE_S = 1.0  # deadline of the aggregator for its nodes
 CLIENT_DEADLINE_S = 2.0  # deadline of a client for its answer
 HUNG_NODES = (1, 4, 6)
 GREEDY_OTHERS, GREEDY_S = 4, 30.0
+LARGE_CLIENTS, LARGE_DEADLINE_S = 64, 10.0
+GIVEN_BACK_MB = 60  # what large requests may leave behind
 SLOW_NODE = 1  # the most valuable one
 LIARS = (2, 5)
 WIDTH = 16  # features of a student, enough to contradict each other
@@ -93,6 +97,8 @@ def storm_and_memory(bundle: Bundle, inputs: Any, args: argparse.Namespace) -> F
         costs = [storm.hung_cost(site, client, inputs, node, DEADLINE_S) for node in HUNG_NODES]
         figures["hung_node_costs_deadlines"] = max(costs)
         figures |= slow.pause(site, inputs, concurrency=args.concurrency)
+        figures |= crowd.cancelled_streams(site, inputs, concurrency=args.concurrency)
+        figures |= crowd.idle_connections(site, inputs, concurrency=args.concurrency)
         figures |= slow.straggler(site, client, inputs, SLOW_NODE, concurrency=args.concurrency)
         figures |= wrong.flips(site, client, inputs, range(1, NUM_DEVICES), args.flips)
     return figures
@@ -184,6 +190,11 @@ def broken(figures: Figures) -> list[str]:
         "a pause of the aggregator fails no request": figures["pause_failed"] == 0,
         "a pause of the aggregator is blamed on no node": not figures["pause_nodes_not_up"]
         and figures["pause_degraded"] == 0,
+        "cancelled streams fail no request of other clients": figures["cancelled_failed"] == 0,
+        "idle connections keep no new client out": figures["idle_failed"] == 0,
+        "memory of large requests is given back": figures["memory_aggregator_after_mb"]
+        <= figures["memory_aggregator_before_mb"] + GIVEN_BACK_MB,
+        "large requests leave a node below the limit of its unit": figures["memory_node_peak_mb"] <= 200,
         "large requests of one client fail none": not figures["greedy_failed"] and figures["others_failed"] == 0,
         "large requests of one client cost the others no device": figures["others_degraded_percent"] <= 1,
         "with large requests of one client p99 of the others is below the deadline": figures["others_p99_ms"]
@@ -236,6 +247,9 @@ def main() -> int:
         figures = storm_and_memory(bundle, inputs, args)
         with storm.site(bundle, DEADLINE_S, args.seed, bandwidth_bytes_per_s=slow.BYTES_PER_S) as site:
             figures |= slow.greedy(site.address, inputs, concurrency=GREEDY_OTHERS, seconds=GREEDY_S)
+        large = toy_bundle(Path(folder) / "large", 2, shape=memory.SHAPE)
+        with storm.site(large, LARGE_DEADLINE_S, args.seed) as site:
+            figures |= memory.large_requests(site, concurrency=LARGE_CLIENTS)
         figures |= wrong.liars(bundle, inputs, LIARS, args.lies)
         figures |= fuzz(bundle, inputs, args)
     report("all", figures)
