@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +54,11 @@ def heads() -> dict[str, Head]:
 
 def masked(rng: np.random.Generator) -> MaskedHead:
     """A random masked head with 6 hidden units and a mask network of 4."""
-    shapes = {"mean": (10,), "scale": (10,), "weight": (10, 6 + K), "readout": (6, K)}
+    shapes: dict[str, tuple[int, ...]] = {"mean": (10,), "scale": (10,), "weight": (10, 6 + K), "readout": (6, K)}
     shapes |= {"first": (4, 4), "first_bias": (4,), "second": (4, 4), "second_bias": (4,)}
     shapes |= {"film": (4, 2 * (6 + K)), "film_bias": (2 * (6 + K),)}
-    return MaskedHead({name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}, WIDTHS)
+    arrays: dict[str, NDArray[Any]] = {n: rng.normal(size=shape).astype(np.float16) for n, shape in shapes.items()}
+    return MaskedHead({**arrays, "groups": np.array([0, 1, 0, 2])}, WIDTHS)
 
 
 def solution(mask: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -288,6 +290,8 @@ def test_a_masked_head_is_the_network_of_its_formula() -> None:
     for mask in all_masks(4)[1:].tolist():
         answered = np.array([mask >> i & 1 for i in range(4)])
         x = (np.concatenate(fs, axis=1) - a["mean"]) * a["scale"] * np.repeat(answered, WIDTHS)
+        if answered[0] + answered[2] == 1:  # the only one of its group counts twice
+            x[:, [0, 1, 2, 5, 6, 7]] *= 2
         inner = np.maximum((2 * answered - 1) @ a["first"] + a["first_bias"], 0) @ a["second"] + a["second_bias"]
         scale, shift = np.split(np.maximum(inner, 0) @ a["film"] + a["film_bias"], 2)
         u = scale * (x @ a["weight"]) + shift

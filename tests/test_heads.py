@@ -19,7 +19,19 @@ from nonn.distill.logistic import fit_logistic, refine, stored_levels
 from nonn.distill.masked import MaskedNetwork, fit_masked
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, ShapeError
-from nonn.fusion import Head, LinearHead, LogisticPerSet, MeanFill, RidgePerSet, ZeroFill, gram, softmax
+from nonn.fusion import (
+    Head,
+    LinearHead,
+    LogisticPerSet,
+    LogitAverage,
+    MeanFill,
+    ReplicaAverage,
+    Rescale,
+    RidgePerSet,
+    ZeroFill,
+    gram,
+    softmax,
+)
 from nonn.reliability.subsets import members, membership
 from nonn.students import Student
 from nonn.teacher import Normalise, Teacher
@@ -408,11 +420,31 @@ def test_an_untrained_masked_head_is_the_trained_fusion_where_everyone_answers()
     np.testing.assert_allclose(head.logits(arrived), trained.logits(arrived), atol=0.02)
 
 
+@pytest.mark.parametrize("kind", [Rescale, LogitAverage, ReplicaAverage])
+def test_an_untrained_masked_head_averages_the_devices_that_the_trained_fusion_averages(kind: type[LinearHead]) -> None:
+    zero_fill, x, labels, targets = masked_task()
+    weight, bias = zero_fill.weights(7)
+    x -= x.mean(axis=0)  # then the mean of absent devices is zero
+    trained: LinearHead
+    if kind is LogitAverage:
+        trained = LogitAverage(weight, np.tile(bias, (3, 1)), zero_fill.widths)
+    elif kind is ReplicaAverage:
+        trained = ReplicaAverage(weight[:6], bias, zero_fill.widths, (0, 1, 0))
+    else:
+        trained = Rescale(weight, bias, zero_fill.widths)
+    head = fit_masked(trained, x, labels, targets, hidden=16, updates=0)
+    for mask in range(1, 8):
+        arrived = {i: x[:, 3 * i : 3 * i + 3] for i in members(mask)}
+        np.testing.assert_allclose(head.logits(arrived), trained.logits(arrived), atol=0.02)
+
+
 def test_the_served_network_is_the_one_that_was_trained_to_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     trained, x, labels, targets = masked_task()
     kept: list[tuple[MaskedNetwork, NDArray[np.float32]]] = []
 
-    def train(network: MaskedNetwork, widths: object, features: NDArray[np.float32], *rest: object) -> None:
+    def train(
+        network: MaskedNetwork, widths: object, groups: object, features: NDArray[np.float32], *rest: object
+    ) -> None:
         torch.manual_seed(3)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.3)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import sys
+import time
 from html import unescape
 from itertools import combinations
 from math import comb
@@ -26,7 +27,9 @@ from nonn.reliability.subsets import membership
 from nonn.report import build_report, write_report
 from nonn.report.build import filter_graph
 from nonn.report.document import Report
+from nonn.report.heads import solving_ms
 from nonn.report.html import render_page
+from nonn.report.methods import methods_table
 from nonn.report.table import (
     as_text,
     failure_table,
@@ -419,10 +422,11 @@ def run_command(*arguments: str) -> int:
 
 
 def test_the_command_prints_json_alone_on_stdout(
-    three: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    three: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("nonn.report.heads.solving_ms", lambda head: 1.5)
     assert run_command(str(three.path), "--json", "--html", str(tmp_path / "new" / "page.html")) == 0
-    assert json.loads(capsys.readouterr().out) == to_json(build_report(three))
+    assert json.loads(capsys.readouterr().out) == to_json(build_report(three, timed=True))
     assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
@@ -431,8 +435,9 @@ def test_the_command_prints_tables_without_the_extras(
 ) -> None:
     for module in ("matplotlib", "jinja2", "rich", "torch"):
         monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("nonn.report.heads.solving_ms", lambda head: 1.5)
     assert run_command(str(three.path)) == 0
-    assert capsys.readouterr().out == text_report(build_report(three))
+    assert capsys.readouterr().out == text_report(build_report(three, timed=True))
 
 
 def test_the_command_names_a_page_that_cannot_be_written(three: Bundle, tmp_path: Path) -> None:
@@ -457,3 +462,35 @@ def test_a_report_written_again_keeps_the_live_rows_of_the_same_bundle_only(tmp_
     assert write_report(other, tmp_path / "report").measured_live == ()
     (tmp_path / "report" / "report.json").write_text("half")
     assert write_report(bundle, tmp_path / "report").measured_live == ()
+
+
+def test_the_cost_of_the_head_is_that_of_its_file_and_of_solving_a_subset(
+    toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = build_report(toy, timed=True)
+    assert report.head is not None
+    assert report.head.kind == report.fusion
+    assert report.head.bytes == (toy.path / "fusion.npz").stat().st_size
+    assert report.head.bundle_bytes == sum(file.stat().st_size for file in toy.path.rglob("*") if file.is_file())
+    assert report.head.solve_ms is not None
+    assert f"{report.head.bytes:,} of the bundle's {report.head.bundle_bytes:,} bytes" in text_report(report)
+    assert f"at most {report.head.solve_ms:.2f} ms to solve" in text_report(report)
+    assert "to solve" not in text_report(build_report(toy))
+    solve, slow = type(toy.head).solve, 0.02
+
+    def slowly(head: Any, mask: int) -> None:
+        time.sleep(slow * (mask.bit_count() == 2))
+        solve(head, mask)
+
+    monkeypatch.setattr(type(toy.head), "solve", slowly)
+    assert solving_ms(toy.head) >= 1e3 * slow  # the worst subset counts
+
+
+def test_compared_bundles_show_what_their_answers_and_heads_cost(three: Bundle, toy: Bundle) -> None:
+    report = build_report(three, others=[toy], timed=True)
+    shown = methods_table(report).values()
+    for bundle, row in zip((three, toy), shown, strict=True):
+        sent = sum(student.feature_bytes for student in bundle.manifest.students)
+        assert row[-4:-2] == [sent, (bundle.path / "fusion.npz").stat().st_size]
+    old = dataclasses.replace(report, methods=tuple(dataclasses.replace(row, head=None) for row in report.methods))
+    assert all(cells[-3:] == ["–"] * 3 for cells in methods_table(old).cells())

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.report.text import csv_report, markdown_report, text_report
 
     bundle, *others = [load_bundle(path) for path in args.bundles]
-    report = build_report(bundle, others=others)
+    report = build_report(bundle, others=others, timed=True)
 
     def text(content: str) -> Callable[[Path], None]:
         def write(file: Path) -> None:

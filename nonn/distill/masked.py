@@ -2,7 +2,8 @@
 
 Every sample of a batch gets a subset whose size is uniform over 1 … N, so that few survivors count as much as many. The
 loss is ``0.1 CE + 0.9 τ² KL`` to the teacher's logits with τ = 2, or the cross-entropy alone where heads are fitted to
-labels. The direct path starts as the trained fusion of all devices, the hidden units without an effect.
+labels. The network starts as the trained fusion, of which it takes over which devices replace each other, with the mean
+of their features for absent devices.
 
 Features of a device are decorrelated first (a ridge keeps directions of small variance small): the optimiser then
 needs a tenth of the steps. The map is folded into the weights, so the served head does not have it.
@@ -13,6 +14,7 @@ Source: AdamW with a one-cycle schedule as in PyTorch; FiLM as in ``nonn.fusion.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nonn.fusion import LinearHead, MaskedHead
+from nonn.fusion import LinearHead, LogitAverage, MaskedHead, ReplicaAverage, Rescale
+from nonn.fusion.masked import group_shares
 from nonn.reliability.subsets import membership
 
 __all__ = ["MaskedNetwork", "fit_masked"]
@@ -59,7 +62,7 @@ class MaskedNetwork(nn.Module):
         """Fused logits.
 
         Args:
-            features: features with zeros for absent devices [B, D].
+            features: features, multiplied by their device's share of the group, 0 for absent devices [B, D].
             answered: whether each device answered, for each subset of the batch [s, N].
             which: number of each sample's subset [B].
 
@@ -113,7 +116,8 @@ def fit_masked(
         network.bias[hidden:] = torch.from_numpy(bias + mean @ weight).float()
     for own, decorrelation in zip(rows, maps, strict=True):
         standardised[:, own] = standardised[:, own] @ decorrelation.astype(np.float32)
-    _train(network.to(device), trained.widths, standardised, labels, teacher, updates, seed)
+    groups = _groups(trained)
+    _train(network.to(device), trained.widths, groups, standardised, labels, teacher, updates, seed)
     state = {name: value.detach().cpu().double().numpy() for name, value in network.state_dict().items()}
     folded = [m @ state["weight"][own] for m, own in zip(maps, rows, strict=True)]
     ones = np.concatenate([np.ones(hidden + num_classes), state["bias"]])  # 1 + γ, and the shift of all subsets
@@ -123,17 +127,18 @@ def fit_masked(
         **{name: state[f"{name}.weight"].T for name in ("first", "second", "film")},
         **{f"{name}_bias": state[f"{name}.bias"] for name in ("first", "second")},
     }
-    packed: dict[str, NDArray[np.floating]] = {
+    packed: dict[str, NDArray[Any]] = {
         name: array.clip(-_LARGEST, _LARGEST).astype(np.float16) for name, array in arrays.items()
     }
     packed |= {"film_bias": (state["film.bias"] + ones).astype(np.float32)}
-    packed |= {"mean": mean.astype(np.float32), "scale": (1 / std).astype(np.float32)}
+    packed |= {"groups": groups, "mean": mean.astype(np.float32), "scale": (1 / std).astype(np.float32)}
     return MaskedHead(packed, trained.widths)
 
 
 def _train(
     network: MaskedNetwork,
     widths: Sequence[int],
+    groups: NDArray[np.int64],
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     teacher: NDArray[np.float32] | None,
@@ -148,6 +153,8 @@ def _train(
         soft = functional.log_softmax(torch.from_numpy(teacher).to(device).float() / _TEMPERATURE, dim=1)
     owner = torch.from_numpy(np.repeat(np.arange(num_devices), widths)).to(device)
     table = torch.from_numpy(membership(num_devices)).to(device).float()
+    shares = torch.from_numpy(group_shares(groups, membership(num_devices)) * membership(num_devices))
+    shares = shares.to(device).float()
     sizes = [np.flatnonzero(membership(num_devices).sum(axis=1) == count) for count in range(num_devices + 1)]
     optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=max(updates, 2), pct_start=0.1)
@@ -159,9 +166,9 @@ def _train(
         chosen = torch.from_numpy(order[at : at + batch]).to(device)
         at += batch
         masks = np.array([rng.choice(sizes[count]) for count in rng.integers(1, num_devices + 1, _SETS)])
-        answered = table[torch.from_numpy(masks).to(device)]
+        drawn = torch.from_numpy(masks).to(device)
         which = torch.arange(batch, device=device) % _SETS
-        logits = network(inputs[chosen] * answered[which][:, owner], answered, which)
+        logits = network(inputs[chosen] * shares[drawn][which][:, owner], table[drawn], which)
         loss = functional.cross_entropy(logits, targets[chosen])
         if soft is not None:
             own = functional.log_softmax(logits / _TEMPERATURE, dim=1)
@@ -171,6 +178,15 @@ def _train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+
+
+def _groups(trained: LinearHead) -> NDArray[np.int64]:
+    """Group of each device [N]: in the trained fusion its devices are averaged."""
+    if isinstance(trained, ReplicaAverage):
+        return np.array(trained.parts)
+    if isinstance(trained, Rescale | LogitAverage):
+        return np.zeros(trained.num_devices, dtype=np.int64)
+    return np.arange(trained.num_devices)
 
 
 def _decorrelation(features: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ partial result of a prefix for all its completions, on blocks of samples that st
   maximum per subset;
 - the ridge head (``nonn.enumeration.ridge``) shares the elimination of the devices decided so far;
 - the logistic heads (``nonn.enumeration.linear``) share nothing: one product in float32 per subset;
-- the masked head (``nonn.enumeration.masked``) shares the terms of the devices and their partial sums, in float64;
+- the masked head (``nonn.enumeration.masked``) shares the terms of the devices, in float64;
 - any other head is fused separately for each subset.
 
 Sums are in float32 with a bound on their rounding error. A sample whose margin is not safely beyond that bound is

@@ -12,15 +12,43 @@ from nonn.errors import ShapeError
 from nonn.fusion.head import FloatArray, Head
 from nonn.reliability.subsets import members
 
-__all__ = ["MaskedHead"]
+__all__ = ["MaskedHead", "group_shares"]
 
-_NAMES = ("mean", "scale", "weight", "readout", "first", "first_bias", "second", "second_bias", "film", "film_bias")
+_NAMES = (
+    "groups",
+    "mean",
+    "scale",
+    "weight",
+    "readout",
+    "first",
+    "first_bias",
+    "second",
+    "second_bias",
+    "film",
+    "film_bias",
+)
+
+
+def group_shares(groups: NDArray[np.int64], answered: NDArray[Any]) -> FloatArray:
+    """Size of each device's group over the number of its devices that answered.
+
+    Args:
+        groups: group of each device [N].
+        answered: whether each device answered [..., N].
+
+    Returns:
+        [..., N]; 0 where no device of the group answered.
+    """
+    same = groups[:, None] == groups
+    present = answered @ same
+    return np.where(present > 0, same.sum(axis=0) / np.maximum(present, 1), 0.0)
 
 
 class MaskedHead(Head):
     """One network for all subsets: standardised features, zeros for absent devices, and the mask are its inputs.
 
-    ``v = Σ_{i∈S} x_i W_i`` with standardised features x, the first H entries for hidden units, the last K for logits.
+    ``v = Σ_{i∈S} a_i x_i W_i`` with standardised features x, H entries for hidden units and K for logits.
+    Devices of one group replace each other: ``a_i`` is the size of its group over the number of those that answered.
     A small network of the mask m, with two hidden layers, gives a scale γ(m) and a shift β(m) of each entry
     (feature-wise linear modulation); with ``u = γ(m) ⊙ v + β(m)`` the logits are ``u[H:] + relu(u[:H]) B``.
 
@@ -28,8 +56,9 @@ class MaskedHead(Head):
     some for the mask. A head computes with the stored precision, so it gives the same logits before storage and after.
 
     Args:
-        arrays: ``mean`` and ``scale`` of the features [D], ``weight`` [D, H + K], ``readout`` B [H, K], and the network
-            of the mask: ``first`` [N, M], ``second`` [M, M], ``film`` [M, 2 (H + K)], each with its ``…_bias``.
+        arrays: ``groups``, the group of each device [N]; ``mean`` and ``scale`` of the features [D], ``weight``
+            [D, H + K], ``readout`` B [H, K], and the network of the mask: ``first`` [N, M], ``second`` [M, M], ``film``
+            [M, 2 (H + K)], each with its ``…_bias``.
         widths: d_i of each device [N].
 
     Raises:
@@ -45,7 +74,13 @@ class MaskedHead(Head):
         hidden, num_classes = self._stored["readout"].shape
         super().__init__(widths, num_classes)
         inputs, both, inner = int(self.offsets[-1]), hidden + num_classes, self._stored["second"].shape[0]
-        shapes = {"mean": (inputs,), "scale": (inputs,), "weight": (inputs, both), "readout": (hidden, num_classes)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "groups": (len(widths),),
+            "mean": (inputs,),
+            "scale": (inputs,),
+            "weight": (inputs, both),
+            "readout": (hidden, num_classes),
+        }
         shapes |= {"first": (len(widths), inner), "second": (inner, inner), "film": (inner, 2 * both)}
         shapes |= {"first_bias": (inner,), "second_bias": (inner,), "film_bias": (2 * both,)}
         for name, shape in shapes.items():
@@ -53,6 +88,7 @@ class MaskedHead(Head):
                 found = list(self._stored[name].shape)
                 raise ShapeError(f"masked head: {name} {found}, expected finite {list(shape)} for widths {self.widths}")
         self.num_hidden = hidden
+        self._groups = self._stored["groups"].astype(np.int64)
         self._values = {name: array.astype(np.float64) for name, array in self._stored.items()}
 
     def term(self, device: int, features: NDArray[Any]) -> FloatArray:
@@ -70,9 +106,13 @@ class MaskedHead(Head):
         result: FloatArray = standardised @ values["weight"][rows]
         return result
 
-    def from_sum(self, mask: int, total: FloatArray) -> FloatArray:
-        """Logits [B, K] of a subset from the sum of its terms [B, H + K]."""
-        values = self._values
+    def from_terms(self, mask: int, terms: Sequence[FloatArray]) -> FloatArray:
+        """Logits [B, K] of a subset from the terms of its devices, in order [B, H + K]."""
+        values, devices = self._values, members(mask)
+        shares = group_shares(self._groups, mask >> np.arange(self.num_devices) & 1)
+        total = shares[devices[0]] * terms[0]
+        for device, term in zip(devices[1:], terms[1:], strict=True):
+            total += shares[device] * term
         inner = (2.0 * (mask >> np.arange(self.num_devices) & 1) - 1) @ values["first"] + values["first_bias"]
         inner = np.maximum(inner, 0) @ values["second"] + values["second_bias"]
         film = np.maximum(inner, 0) @ values["film"] + values["film_bias"]
@@ -84,10 +124,7 @@ class MaskedHead(Head):
 
     def _fuse(self, mask: int, arrived: Sequence[NDArray[Any]], keep: bool) -> FloatArray:
         terms = [self.term(device, features) for device, features in zip(members(mask), arrived, strict=True)]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return self.from_sum(mask, total)
+        return self.from_terms(mask, terms)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return dict(self._stored)

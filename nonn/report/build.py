@@ -33,6 +33,7 @@ from nonn.report.document import (
     Report,
     TeacherReport,
 )
+from nonn.report.heads import head_report
 from nonn.report.methods import method_rows
 from nonn.report.plots import Weights
 from nonn.report.risk import availability, one_or_all
@@ -46,6 +47,8 @@ def build_report(
     bundle: Bundle,
     measured_live: Iterable[LiveMeasurement | Mapping[str, object]] = (),
     others: Sequence[Bundle] = (),
+    *,
+    timed: bool = False,
 ) -> Report:
     """Reports a bundle.
 
@@ -54,6 +57,7 @@ def build_report(
         measured_live: measurements of a cluster; a mapping has the keys of ``LiveMeasurement``, of which ``failed``
             and ``predicted`` are optional.
         others: bundles to compare with this one, as further methods.
+        timed: measure the time to solve a new subset of devices on this machine.
 
     Raises:
         BundleError: the bundle lacks something that the report needs, or its failure law is invalid.
@@ -73,6 +77,7 @@ def build_report(
         traffic=traffic(manifest),
         precision=_precision(bundle),
         fusion=bundle.head.kind,
+        head=head_report(bundle, timed=timed),
         accuracy_by_failures=table.by_failures(),
         expected_accuracy=ExpectedAccuracy(
             law=independent_law(p_fail), value=table.expected(law), p_fail=one_or_all(p_fail)
@@ -80,7 +85,7 @@ def build_report(
         pair_losses=tuple(map(tuple, pair_losses(table).tolist())),
         availability=availability(table, p_fail),
         by_class=class_report(bundle),
-        methods=method_rows([bundle, *others]) if others else (),
+        methods=method_rows([bundle, *others], timed=timed) if others else (),
         measured_live=tuple(_live(row, table) for row in measured_live),
         provenance=dict(manifest.provenance),
     )

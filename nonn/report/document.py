@@ -24,6 +24,7 @@ __all__ = [
     "DeviceReport",
     "Drop",
     "ExpectedAccuracy",
+    "HeadReport",
     "LiveMeasurement",
     "MethodRow",
     "Precision",
@@ -251,6 +252,24 @@ class ClassReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadReport:
+    """The cost of the fusion head.
+
+    Attributes:
+        kind: kind of the head.
+        bytes: size of its file in the bundle, bytes.
+        bundle_bytes: all files of the bundle, bytes.
+        solve_ms: longest time until a new subset of devices can be fused, on the machine that made the report, ms;
+            absent where it was not measured.
+    """
+
+    kind: str
+    bytes: Whole
+    bundle_bytes: Whole
+    solve_ms: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodRow:
     """One of the compared bundles.
 
@@ -260,6 +279,8 @@ class MethodRow:
         devices: number of its devices.
         teacher_accuracy: accuracy of its teacher; 0 where the bundle does not record it.
         accuracy_by_failures: one row each for 0 to N − 1 failed devices.
+        bytes_per_answer: features of all students for one answer, bytes; absent in reports of older versions.
+        head: cost of the fusion head; absent in reports of older versions.
     """
 
     method: str
@@ -267,6 +288,8 @@ class MethodRow:
     devices: Whole
     teacher_accuracy: Share
     accuracy_by_failures: tuple[FailureRow, ...]
+    bytes_per_answer: Whole | None = field(default=None, metadata=OPTIONAL)
+    head: HeadReport | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +332,7 @@ class Report:
         traffic: size of one answer on the network.
         precision: size and accuracy compared with float; null for a bundle in float.
         fusion: kind of the fusion head.
+        head: cost of the fusion head; absent in reports of older versions.
         accuracy_by_failures: accuracy over all subsets of devices, for 0 to N − 1 failed devices.
         expected_accuracy: accuracy under the bundle's failure law.
         pair_losses: accuracy when exactly two devices have failed, on the diagonal when one has [N, N].
@@ -328,6 +352,7 @@ class Report:
     traffic: Traffic
     precision: Precision | None = None
     fusion: str
+    head: HeadReport | None = field(default=None, metadata=OPTIONAL)
     accuracy_by_failures: tuple[FailureRow, ...]
     expected_accuracy: ExpectedAccuracy
     pair_losses: tuple[tuple[Share, ...], ...]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nonn.bundle import Bundle
 from nonn.report import plots
 from nonn.report.document import MethodRow, Report
+from nonn.report.heads import head_report
 from nonn.report.table import Column, Table, TextColumn, percent
 
 if TYPE_CHECKING:
@@ -21,8 +22,13 @@ _MARKERS = ("o", "v", "s", "D", "^", "x", "P")
 _STROKES: tuple[plots.Stroke, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (2, 2)))
 
 
-def method_rows(bundles: Sequence[Bundle]) -> tuple[MethodRow, ...]:
-    """A row for each bundle; the hash distinguishes bundles of the same name."""
+def method_rows(bundles: Sequence[Bundle], *, timed: bool = False) -> tuple[MethodRow, ...]:
+    """A row for each bundle; the hash distinguishes bundles of the same name.
+
+    Args:
+        bundles: the bundles.
+        timed: measure the time to solve a subset.
+    """
     names = [f"{bundle.manifest.experiment}, {bundle.head.kind}" for bundle in bundles]
     return tuple(
         MethodRow(
@@ -31,24 +37,37 @@ def method_rows(bundles: Sequence[Bundle]) -> tuple[MethodRow, ...]:
             devices=bundle.num_devices,
             teacher_accuracy=float(bundle.manifest.teacher.get("accuracy", 0.0)),
             accuracy_by_failures=bundle.table.by_failures(),
+            bytes_per_answer=sum(student.feature_bytes for student in bundle.manifest.students),
+            head=head_report(bundle, timed=timed),
         )
         for name, bundle in zip(names, bundles, strict=True)
     )
 
 
 def methods_table(report: Report) -> Table:
-    """Mean accuracy of every method, a column for each number of failures; a dash where no device is left."""
+    """Mean accuracy of every method, a column for each number of failures, and what it costs.
+
+    A dash is where no device is left, or nothing was measured.
+    """
     most = max(row.devices for row in report.methods)
     columns = (
         TextColumn("method", "method", str),
         Column("devices", "devices"),
         *(Column(f"{failed} failed", f"mean_{failed}", _accuracy) for failed in range(most)),
+        Column("bytes/answer", "bytes_per_answer", _whole),
+        Column("head, bytes", "head_bytes", _whole),
+        Column("bundle, bytes", "bundle_bytes", _whole),
+        Column("new subset, ms", "solve_ms", _ms),
     )
     rows = []
     for row in report.methods:
         means = dict.fromkeys((f"mean_{failed}" for failed in range(most)), None)
         means |= {f"mean_{line.failed}": line.mean for line in row.accuracy_by_failures}
-        rows.append({"method": row.method, "devices": row.devices, **means})
+        costs: dict[str, float | None] = {"bytes_per_answer": row.bytes_per_answer}
+        costs["head_bytes"] = row.head.bytes if row.head else None
+        costs["bundle_bytes"] = row.head.bundle_bytes if row.head else None
+        costs["solve_ms"] = row.head.solve_ms if row.head else None
+        rows.append({"method": row.method, "devices": row.devices, **means, **costs})
     return Table(columns, rows)
 
 
@@ -80,6 +99,14 @@ def methods_plot(report: Report) -> str:
         axes.legend(loc="lower left", fontsize=9.5)
 
     return plots.svg("methods", "Accuracy against failed devices, by method", (5.9, 4.0), draw)
+
+
+def _whole(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _accuracy(value: float | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nonn.reliability.subsets import FailureRow
-from nonn.report.document import Report
+from nonn.report.document import HeadReport, Report
 
 __all__ = [
     "Column",
@@ -22,6 +22,7 @@ __all__ = [
     "failure_table",
     "failures_table",
     "half_gone",
+    "head_line",
     "headline",
     "live_table",
     "network_line",
@@ -192,6 +193,14 @@ def network_line(report: Report) -> str:
     return f"{line}."
 
 
+def head_line(head: HeadReport) -> str:
+    """Size of the fusion head, and the time to solve a new subset where it was measured."""
+    line = f"Fusion head {head.kind}: {head.bytes:,} of the bundle's {head.bundle_bytes:,} bytes"
+    if head.solve_ms is not None:
+        line += f"; a new subset of devices takes at most {head.solve_ms:.2f} ms to solve on this machine"
+    return f"{line}."
+
+
 def as_text(table: Table) -> str:
     """A table for a terminal."""
     titles = [column.title for column in table.columns]
@@ -224,4 +233,6 @@ def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
     if report.measured_live:
         blocks += ["Measured on a live cluster:", lay_out(live_table(report))]
     blocks += [lay_out(device_table(report)), network_line(report)]
+    if report.head is not None:
+        blocks.append(head_line(report.head))
     return "\n\n".join(blocks) + "\n"
