@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from nonn.bench.bundle import SHAPE, WIDTH, idle_bundle
+from nonn.cli import main
+from nonn.export import export_onnx
+from nonn.export.memory import activation_bytes
 from nonn.rpc.wire import Array
+from nonn.students import Student, measure_cost
+from nonn.teacher import Normalise
 from tests.serving import run
+from tests.toys import toy_bundle
 
 
 def test_serving_is_measured_beside_its_floor_and_batching_beside_none() -> None:
@@ -24,6 +30,51 @@ def test_serving_is_measured_beside_its_floor_and_batching_beside_none() -> None
     assert figures["serve_node_request_bytes"] > figures["serve_request_bytes"] > np.prod(SHAPE)
     assert figures["devices"] == 2
     assert figures["machine"]["grpcio"]
+
+
+def test_the_cost_of_each_model_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "wrn-10-0.5", "--model", "densenet-bc-10-4", "--input", "1", "8", "8", "--filters", "6"]
+    assert main(["bench", "students", *options, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["machine"]["onnxruntime"]
+    for row, name in zip(figures["models"], ("wrn-10-0.5", "densenet-bc-10-4"), strict=True):
+        cost = measure_cost(Student(name, (1, 8, 8), 6, Normalise([0.0], [1.0], 2)), (1, 8, 8))
+        assert (row["model"], row["params"], row["macs"]) == (name, cost.params, cost.macs)
+        assert row["onnx_bytes"] > 4 * cost.params > row["int8_bytes"] / 2 > 0
+        assert min(row["answer_ms"], row["int8_answer_ms"], row["step_s"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "vgg-16"], "model 'vgg-16': unknown"),
+        (["--input", "3"], "must be at least 1"),
+        (["--input", "1", "0", "8"], "must be at least 1"),
+        (["--filters", "0"], "must be at least 1"),
+        (["--batch", "-1"], "must be at least 1"),
+    ],
+)
+def test_an_impossible_measurement_is_refused(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "students", *options]) == 3
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_has_a_line_for_each_student_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
+    assert main(["bench", "students", "--bundle", str(bundle.path)]) == 0
+    titles, *rows = capsys.readouterr().out.splitlines()
+    assert titles.split()[:2] == ["student", "params"]
+    assert [row.split()[0] for row in rows] == ["0", "1"]
+    assert f"{100 * bundle.table.accuracy[1]:.1f} %" in rows[0]
+
+
+def test_activations_are_the_tensors_that_are_live_at_once() -> None:
+    """Three maps of 16 channels: the shortcut, the input and the output of a convolution of a residual block."""
+    student = Student("wrn-10-1", (3, 32, 32), 6, Normalise([0.0] * 3, [1.0] * 3, 2)).eval()
+    data = export_onnx(student, (3, 32, 32), np.zeros((1, 3, 32, 32), np.float32))
+    assert activation_bytes(data) == 4 * 3 * 16 * 32 * 32
 
 
 def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:

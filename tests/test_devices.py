@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nonn_device.probe import PROBE, PROBE_MACS, Measured, available_ram_bytes, device_entry, measure_macs_per_s
 
+from nonn.bench.students import measure_bundle
 from nonn.bundle import Bundle
 from nonn.cli import main
 from nonn.config import load_experiment
@@ -31,6 +32,7 @@ from nonn.students import Student, measure_cost, sizing
 from nonn.students.devices import apportion_filters, failure_law, resolve_devices
 from nonn.students.sizing import size_students
 from nonn.teacher import Normalise
+from nonn.teacher.zoo import family_named
 from nonn.toml import from_mapping
 from scripts.make_probe import probe_network
 from tests.reports import check_report
@@ -138,7 +140,8 @@ def test_the_number_of_devices_follows_from_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", ["params", "macs", "ram_bytes"])
 def test_a_student_is_the_largest_of_its_family_within_its_devices_limit(limit: str) -> None:
     budget = {"params": 30_000, "macs": 1_500_000, "ram_bytes": 200_000}[limit]
-    kind = DeviceClassConfig(name="pi", count=2, **{limit: budget})
+    limits: Any = {limit: budget}
+    kind = DeviceClassConfig(name="pi", count=2, **limits)
     chosen = sized(DevicesConfig(count=2, classes=(kind,)))
     assert len(set(chosen.models)) == 1
     assert chosen.sizes is None
@@ -147,6 +150,27 @@ def test_a_student_is_the_largest_of_its_family_within_its_devices_limit(limit: 
     fitting = {model: cost.params for model, cost in costs.items() if getattr(cost, key) <= budget}
     assert costs[chosen.models[0]].params == max(fitting.values())
     assert len(fitting) < len(sizing.FAMILY)
+
+
+def test_auto_chooses_among_the_members_of_the_named_families() -> None:
+    kind = DeviceClassConfig(name="badge", count=2, params=30_000)
+    for wanted in ("auto:densenet-bc", "auto:inverted, se-wrn"):
+        families = [family_named(name.strip()) for name in wanted.partition(":")[2].split(",")]
+        costs = {m: measure_cost(build(0, m, 32), (1, 8, 8)).params for f in families for m in f.members}
+        fitting = {model: params for model, params in costs.items() if params <= 30_000}
+        chosen = sized(DevicesConfig(count=2, classes=(kind,)), wanted).models
+        assert set(chosen) == {max(fitting, key=lambda model: fitting[model])}
+    with pytest.raises(ConfigError, match=r"no family 'vgg'; choose one of: wrn, se-wrn, densenet-bc"):
+        sized(DevicesConfig(count=2, classes=(kind,)), "auto:vgg")
+
+
+def test_a_class_may_name_its_own_model() -> None:
+    kinds = (DeviceClassConfig(name="pi", count=2, model="inverted-11-0.5"), DeviceClassConfig(name="badge", count=1))
+    assert sized(DevicesConfig(count=3, classes=kinds), "densenet-bc-16-4").models == (
+        "inverted-11-0.5",
+        "inverted-11-0.5",
+        "densenet-bc-16-4",
+    )
 
 
 def test_a_slow_device_gets_a_student_that_answers_in_time() -> None:
@@ -258,6 +282,44 @@ def test_unlike_students_are_trained_together_bundled_and_placed(uneven: tuple[B
     seats = json.loads((folder / "runs" / "uneven" / "placement.json").read_text())
     assert [seat["title"] for seat in seats] == ["0 ('pi')", "1 ('pi')", "2 ('watch')", "3 ('watch')"]
     assert {seat["student"] for seat in seats} <= {0, 1, 2, 3, None}
+
+
+FAMILIES = """
+[experiment]
+name = "families"
+[student]
+model = "inverted-11-0.5"
+[export]
+weights = "int8"
+[[devices.classes]]
+name = "pi"
+count = 2
+[[devices.classes]]
+name = "hub"
+model = "densenet-bc-10-6"
+[[devices.classes]]
+name = "watch"
+model = "auto:strided"
+params = 9_000
+"""
+
+
+def test_students_of_different_families_are_trained_together_and_bundled_in_8_bits(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text(FAMILIES)
+    quick = [s for s in TINY if not s.startswith(("experiment.name", "devices", "distill"))]
+    experiment = load_experiment(tmp_path / "e.toml", [*quick, "distill.epochs=4"])
+    space = Workspace(experiment, tmp_path / "runs")
+    assert space.networks.sizing.models[:3] == ("inverted-11-0.5", "inverted-11-0.5", "densenet-bc-10-6")
+    assert space.networks.sizing.models[3].startswith("strided-")
+    bundle = run(experiment, runs=tmp_path / "runs").bundle
+    assert all(student.weights == "int8" for student in bundle.manifest.students)
+    assert bundle.manifest.students[3].params <= 9_000
+    assert bundle.table.accuracy[-1] > 0.5  # through one fusion
+    rows = list(measure_bundle(bundle.path))
+    assert [row.params for row in rows] == [student.params for student in bundle.manifest.students]
+    drops = [row.int8_drop for row in rows]
+    assert all(drop is not None and abs(drop) < 0.2 for drop in drops)
+    assert [row.accuracy for row in rows] == [bundle.table.accuracy[1 << i] for i in range(4)]
 
 
 def test_the_report_of_unlike_devices_has_a_failure_probability_for_each(uneven: tuple[Bundle, Path]) -> None:

@@ -1,39 +1,102 @@
-"""``nonn bench``: measures the cost of serving on this machine."""
+"""``nonn bench serve`` and ``nonn bench students``: the cost of serving, and of students, on this machine."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-SUMMARY = "measure the cost of serving, compared with a bare gRPC fan-out of the same bytes"
+if TYPE_CHECKING:
+    from nonn.bench.students import StudentCost
+
+SUMMARY = "measure the cost of serving, compared with a bare gRPC fan-out of the same bytes, or of students"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("what", choices=["serve"], help="what to measure")
-    parser.add_argument("--devices", type=int, default=8, metavar="N", help="device nodes (default: %(default)s)")
-    parser.add_argument(
+    parser.add_argument("what", choices=["serve", "students"], help="what to measure")
+    parser.add_argument("--json", action="store_true", help="print only JSON: figures, machine and date")
+    students = parser.add_argument_group("students")
+    students.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="model as student.model has it; repeat for several (default: some of every family)",
+    )
+    students.add_argument(
+        "--bundle", type=Path, action="append", default=[], metavar="FOLDER", help="measure its students, with accuracy"
+    )
+    students.add_argument(
+        "--input", type=int, nargs="+", default=(3, 32, 32), metavar="N", help="shape of a sample (default: 3 32 32)"
+    )
+    students.add_argument(
+        "--filters", type=int, default=256, metavar="N", help="filters of the part to learn (default: %(default)s)"
+    )
+    students.add_argument(
+        "--sends",
+        choices=["bridge", "penultimate"],
+        default="bridge",
+        help="as student.sends: penultimate students have no bridge on the device (default: %(default)s)",
+    )
+    students.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="samples of a training step (default: %(default)s)"
+    )
+    serve = parser.add_argument_group("serve")
+    serve.add_argument("--devices", type=int, default=8, metavar="N", help="device nodes (default: %(default)s)")
+    serve.add_argument(
         "--requests",
         type=int,
         default=2000,
         metavar="N",
         help="requests to each system, in turn (default: %(default)s)",
     )
-    parser.add_argument(
+    serve.add_argument(
         "--clients", type=int, default=64, metavar="N", help="concurrent clients, for throughput (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="throughput rounds (default: %(default)s)")
-    parser.add_argument(
+    serve.add_argument("--rounds", type=int, default=5, metavar="N", help="throughput rounds (default: %(default)s)")
+    serve.add_argument(
         "--seconds", type=float, default=2.0, metavar="S", help="time per aggregator and round (default: %(default)s)"
     )
-    parser.add_argument(
+    serve.add_argument(
         "--ray", type=Path, metavar="PYTHON", help="interpreter with ray[serve]: also compare with Ray Serve"
     )
-    parser.add_argument("--json", action="store_true", help="print only JSON: figures, machine and date")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    return _students(args) if args.what == "students" else _serve(args)
+
+
+def _students(args: argparse.Namespace) -> int:
+    """Measures models, or the students of bundles."""
+    import datetime
+    import json
+
+    from nonn.bench.students import MODELS, Task, measure_bundle, measure_model, rounded
+    from nonn.cli.console import say
+    from nonn.provenance import code_version, machine
+
+    task = Task(tuple(args.input), args.filters, args.sends, args.batch)
+    models, bundles = [], []
+    for name in args.model or (() if args.bundle else MODELS):
+        say(f"{name} …")
+        models.append(measure_model(name, task))
+    for path in args.bundle:
+        bundles += [rounded(row) | {"bundle": str(path)} for row in measure_bundle(path)]
+    if args.json:
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        where = {"machine": machine(), "code_version": code_version(), "date": date}
+        what = {"input": list(task.shape), "filters": task.filters, "sends": task.sends, "batch": task.batch}
+        print(json.dumps({"models": [rounded(row) for row in models], "students": bundles, **what, **where}, indent=2))
+        return 0
+    for line in [*_model_table(models), *_student_table(bundles)]:
+        print(line)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Measures serving."""
     import datetime
     import json
     import os
@@ -66,6 +129,74 @@ def run(args: argparse.Namespace) -> int:
         for line in _table(figures):
             print(line)
     return 0
+
+
+def _model_table(rows: Sequence[StudentCost]) -> list[str]:
+    """Costs of models as a text table."""
+    titles = ("model", "params", "MMAC", "activations", "ONNX", "answer", "8 bits", "answer", "training step")
+    cells = [
+        (
+            row.model,
+            f"{row.params:,}",
+            f"{row.macs / 1e6:.1f}",
+            _kb(row.activation_bytes),
+            _kb(row.onnx_bytes),
+            f"{row.answer_ms:.2f} ms",
+            "-" if row.int8_bytes is None else _kb(row.int8_bytes),
+            "-" if row.int8_answer_ms is None else f"{row.int8_answer_ms:.2f} ms",
+            f"{row.step_s:.3f} s",
+        )
+        for row in rows
+    ]
+    return _aligned(titles, cells) if rows else []
+
+
+def _student_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Costs and accuracy of the students of bundles as a text table."""
+    titles = (
+        "student",
+        "params",
+        "MMAC",
+        "activations",
+        "ONNX",
+        "answer",
+        "alone",
+        "8 bits cost",
+        "per 100k",
+        "per ms",
+    )
+    cells = [
+        (
+            f"{row['device']} {row['model']} {row['weights']}",
+            f"{row['params']:,}",
+            f"{row['macs'] / 1e6:.1f}",
+            _kb(row["activation_bytes"]),
+            _kb(row["onnx_bytes"]),
+            f"{row['answer_ms']:.2f} ms",
+            f"{100 * row['accuracy']:.1f} %",
+            "-" if row["int8_drop"] is None else f"{100 * row['int8_drop']:.2f} points",
+            f"{1e7 * row['accuracy'] / row['params']:.1f} %",
+            f"{100 * row['accuracy'] / row['answer_ms']:.1f} %",
+        )
+        for row in rows
+    ]
+    return _aligned(titles, cells) if rows else []
+
+
+def _aligned(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A text table whose first column is aligned to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = []
+    for row in (titles, *rows):
+        first, *rest = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([first, *rest]))
+    return lines
+
+
+def _kb(size: int) -> str:
+    return f"{size / 1e3:,.0f} kB"
 
 
 def _table(figures: dict[str, float]) -> list[str]:

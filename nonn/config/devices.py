@@ -44,6 +44,7 @@ class DeviceClassConfig:
 
     name: Annotated[str, NotEmpty(), "unique name of the class"]
     count: Annotated[Count, "number of devices"] = 1
+    model: Annotated[str, "its students, as student.model has them; empty: student.model"] = ""
     params: Annotated[Whole, "limit of a student's parameters"] = 0
     macs: Annotated[Whole, "limit of the multiply-accumulates of one answer"] = 0
     ram_bytes: Annotated[

@@ -196,7 +196,8 @@ class StudentConfig:
     model: Annotated[
         str,
         "wrn-, se-wrn-, inverted-, se-inverted- or strided-DEPTH-WIDTH, densenet-bc-DEPTH-GROWTH, or "
-        "package.module:factory; auto: the largest wrn that fits each device",
+        "package.module:factory; auto: the largest wrn that fits each device; auto:FAMILY,FAMILY, such as "
+        "auto:densenet-bc: the largest of these families",
     ] = "wrn-10-1"
     args: Annotated[
         Mapping[str, Any], "dotted path: keyword arguments of the factory, which is called with in_channels as well"
@@ -378,7 +379,7 @@ class Experiment:
         devices, partition, distill = self.devices, self.partition, self.distill
         yield (
             "student.model",
-            self.student.model != "auto" or devices.classes,
+            self.student.model.partition(":")[0] != "auto" or devices.classes,
             "auto sizes students to device classes; list them as [[devices.classes]]",
         )
         if partition.parts == AUTO:

@@ -10,19 +10,16 @@ Limits: not reentrant, since buffers are static; a batch runs one sample after a
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
-from pathlib import Path
 from string import Template
 from typing import Any
 
 from nonn.errors import BundleError, MissingExtraError
 from nonn.export.arena import UnexpectedCodeError, share_buffers
-from nonn.export.onnx_file import slim
+from nonn.export.onnx_file import folded, slim
 
 __all__ = ["ABI", "CSource", "generate_c"]
 
@@ -167,15 +164,8 @@ def _is_quantised(model: Any) -> bool:
 def _integer(model: Any) -> Any:
     """The 8-bit network with integer convolutions; dequantising would need the weights as floats in RAM."""
     import onnx
-    import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # hides a warning that the result is for this processor only; the C is portable
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "integer.onnx")
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        integer = onnx.load_from_string(slim(onnx.load(options.optimized_model_filepath)))
+    integer = onnx.load_from_string(slim(onnx.load_from_string(folded(model.SerializeToString(), integer=True))))
     _merge_equal(integer.graph)
     _record_shapes(integer)
     return integer
@@ -200,18 +190,13 @@ def _merge_equal(graph: Any) -> None:
 
 def _record_shapes(model: Any) -> None:
     """Writes the types and shapes of inner tensors, which ONNX cannot infer for the runtime's own operators."""
-    import numpy as np
     import onnx
-    import onnxruntime
 
-    graph = model.graph
-    given = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input}
-    probe = copy.deepcopy(model)
-    names = [name for node in graph.node for name in node.output if name != graph.output[0].name]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
-    arrays = session.run(names, {name: np.zeros(shape, np.float32) for name, shape in given.items()})
-    graph.value_info.extend(
+    from nonn.export.memory import inner_tensors
+
+    outputs = {value.name for value in model.graph.output}
+    model.graph.value_info.extend(
         onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in zip(names, arrays, strict=True)
+        for name, array in inner_tensors(model).items()
+        if name not in outputs
     )

@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
 from nonn.errors import BundleError
-from nonn.export.onnx_file import quiet, run_onnx, slim
+from nonn.export.onnx_file import folded, quiet, run_onnx, slim
 
 __all__ = ["TOLERANCE", "quantise"]
 
@@ -57,7 +56,7 @@ def quantise(data: bytes, calibration: NDArray[Any]) -> bytes:
     with quiet(None), tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "int8.onnx"
         quantize_static(
-            onnx.load_from_string(_folded(data)),
+            onnx.load_from_string(folded(data)),
             str(target),
             _Calibration(inputs),
             quant_format=QuantFormat.QDQ,
@@ -117,13 +116,3 @@ class _Calibration:
 
     def __iter__(self) -> Iterator[dict[str, NDArray[np.float32]]]:
         return ({"input": batch} for batch in self._batches)
-
-
-def _folded(data: bytes) -> bytes:
-    """The network after the runtime's own basic optimisations: batch norms folded into convolutions before them."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        return Path(options.optimized_model_filepath).read_bytes()

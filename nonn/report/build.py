@@ -38,7 +38,7 @@ from nonn.report.methods import method_rows
 from nonn.report.plots import Weights
 from nonn.report.risk import availability, one_or_all
 
-__all__ = ["build_report", "filter_graph"]
+__all__ = ["build_report", "filter_graph", "precision_of"]
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def build_report(
         teacher=_section(TeacherReport, bundle, "teacher", manifest.teacher),
         devices=_devices(bundle, law),
         traffic=traffic(manifest),
-        precision=_precision(bundle),
+        precision=precision_of(bundle),
         fusion=bundle.head.kind,
         head=head_report(bundle, timed=timed),
         accuracy_by_failures=table.by_failures(),
@@ -139,7 +139,7 @@ def _num_filters(bundle: Bundle, student: Student) -> int:
     return sum(len(bundle.manifest.parts[part]) for part in learned)
 
 
-def _precision(bundle: Bundle) -> Precision | None:
+def precision_of(bundle: Bundle) -> Precision | None:
     """Size and accuracy compared with the same students in float; None for a bundle in float."""
     floats = bundle.manifest.provenance.get("float32")
     if floats is None:

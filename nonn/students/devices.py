@@ -30,6 +30,7 @@ class Device(Speed):
         budget: limits of its student.
         p_fail: probability that it does not answer.
         answer_s: time that an answer may take; 0 is no limit.
+        model: of its student; empty is ``student.model``.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Device(Speed):
     budget: BudgetConfig
     p_fail: float = 0.0
     answer_s: float = 0.0
+    model: str = ""
 
 
 def resolve_devices(config: DevicesConfig) -> tuple[Device, ...]:
@@ -54,6 +56,7 @@ def resolve_devices(config: DevicesConfig) -> tuple[Device, ...]:
             link_latency_s=kind.link_latency_s,
             p_fail=kind.p_fail,
             answer_s=config.answer_s,
+            model=kind.model,
         )
         for i, kind in enumerate(kinds)
     )

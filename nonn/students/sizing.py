@@ -1,8 +1,11 @@
 """Sizing: the largest student that fits each device, and the sizes of the parts.
 
-The family is ``wrn-DEPTH-WIDTH`` in the depths and widths below; the largest is the one with the most parameters, among
-equals the one with the fewest multiply-accumulates. Candidates are built on torch's meta device (shapes without
-values), so that trying all of them is fast.
+``auto`` chooses among wide residual networks, ``auto:FAMILY`` among the members of a family, ``auto:FAMILY,FAMILY``
+among those of several. A candidate fits if its parameters, multiply-accumulates, memory and latency are within the
+limits of the device. The largest is the one with the most parameters, among equals the one with the fewest
+multiply-accumulates. In published results wide residual networks are the most accurate per millisecond and dense ones
+per parameter: ``auto:densenet-bc`` suits devices whose memory is short and whose time is not. `nonn bench students`
+measures both. Candidates are built on torch's meta device (shapes without values), so that trying all of them is fast.
 
 The sizes of parts depend on the students, and the bridge to its part counts towards a student. So students are first
 sized with equal parts, then the parts are sized to those students, and then each device gets the largest student that
@@ -25,13 +28,12 @@ from nonn.partition.redundancy import Design
 from nonn.students.budget import Cost, check_budget, measure_cost
 from nonn.students.devices import Device, apportion_filters
 from nonn.students.student import Student
+from nonn.teacher.zoo import family_named
 
 __all__ = ["FAMILY", "Sizing", "check_device", "feature_bytes", "size_students"]
 
 AUTO = "auto"
-_DEPTHS = (10, 16, 22)
-_WIDTHS = ("0.25", "0.5", "0.75", "1", "1.5", "2", "3", "4")
-FAMILY: Sequence[str] = tuple(f"wrn-{depth}-{width}" for depth in _DEPTHS for width in _WIDTHS)
+FAMILY: Sequence[str] = family_named("wrn").members
 
 Build = Callable[[int, str, int], Student]  # (device, model, filters) → an untrained student
 
@@ -87,23 +89,25 @@ def size_students(
         views: channels that each device sees [N].
         design: which device learns which of the M parts.
         num_filters: C of the teacher.
-        model: model of every device, or ``auto``.
+        model: model of every device that names none; a model, ``auto`` or ``auto:FAMILY``.
         build: creates an untrained student.
         dtype: type of the sent features.
 
     Raises:
         BudgetError: a student is over its device's budget, or even the smallest model of the family is.
+        ConfigError: there is no such family.
     """
     learned = design.parts_of_device(len(devices))
     equal = [math.ceil(num_filters / design.num_parts)] * design.num_parts
-    models = FAMILY if model == AUTO else (model,)
-    measured: dict[tuple[int, int], list[_Candidate]] = {}
+    measured: dict[tuple[str, int, int], list[_Candidate]] = {}
 
     def largest(device: Device, sizes: Sequence[int]) -> tuple[str, Cost]:
         filters = min(sum(sizes[j] for j in learned[device.number]), num_filters)
-        alike = (len(views[device.number]), filters)  # with the model, all that a student's size depends on
+        wanted = device.model or model
+        alike = (wanted, len(views[device.number]), filters)  # all that a student's size depends on
         if alike not in measured:
-            measured[alike] = [_candidate(build, device.number, name, filters, dtype) for name in models]
+            names = _models(wanted)
+            measured[alike] = [_candidate(build, device.number, name, filters, dtype) for name in names]
         return _largest(device, measured[alike])
 
     chosen = [largest(device, equal) for device in devices]
@@ -115,6 +119,14 @@ def size_students(
         )
         chosen = [largest(device, sizes) for device in devices]
     return Sizing(tuple(name for name, _ in chosen), tuple(cost.params for _, cost in chosen), sizes)
+
+
+def _models(wanted: str) -> Sequence[str]:
+    """The models among which one is chosen."""
+    auto, _, families = wanted.partition(":")
+    if auto != AUTO:
+        return (wanted,)
+    return [name for f in families.split(",") for name in family_named(f.strip()).members] if families else FAMILY
 
 
 @dataclass(frozen=True)

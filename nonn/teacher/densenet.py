@@ -12,7 +12,9 @@ Two parts are computed in another order, with equal results:
   folds the normalisation into the convolution before it.
 - The transition averages before its convolution instead of after it, which is a quarter of the work.
 
-Limits: for its parameters the network is accurate but slow, since each layer reads all earlier maps of its block.
+Limits: for its parameters the network is accurate but slow, since each layer reads all earlier maps of its block. ONNX
+Runtime keeps maps in its fastest layout where all numbers of channels are multiples of 16 on x86: growth 16 or 32 takes
+less time per multiply-accumulate than 12 or 24.
 """
 
 from __future__ import annotations
@@ -134,4 +136,6 @@ FAMILY = Family(
     DenseNet,
     lambda depth, growth: depth >= 10 and (depth - 4) % 6 == 0 and growth >= 1 and growth == int(growth),
     "depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and growth a whole number of channels",
+    depths=(16, 22, 28, 40),
+    seconds=("4", "6", "8", "12", "16", "24", "32"),
 )

@@ -22,6 +22,8 @@ class Family:
         build: (depth, second number, C of the input, K, spatial axes) → an untrained network.
         exists: whether there is a network with these two numbers.
         rule: describes the numbers that exist, for messages.
+        depths: depths of the members among which ``student.model = "auto"`` chooses.
+        seconds: second numbers of these members.
     """
 
     prefix: str
@@ -29,11 +31,18 @@ class Family:
     build: Callable[[int, float, int, int, int], ConvNet]
     exists: Callable[[int, float], bool]
     rule: str
+    depths: tuple[int, ...]
+    seconds: tuple[str, ...] = ("0.25", "0.5", "0.75", "1", "1.5", "2", "3", "4")
 
     @property
     def form(self) -> str:
         """The form of their names."""
         return f"{self.prefix}-DEPTH-{self.second}"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of a range of sizes."""
+        return tuple(f"{self.prefix}-{depth}-{second}" for depth in self.depths for second in self.seconds)
 
     def parse(self, name: str) -> tuple[int, float] | None:
         """The two numbers of a name; None for a name of another family.

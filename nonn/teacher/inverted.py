@@ -13,6 +13,8 @@ Limits: few multiply-accumulates, but each depthwise one costs more time than on
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor, nn
 
 from nonn.teacher.convnet import ConvNet, SqueezeExcitation, conv, norm, norm_relu
@@ -77,5 +79,5 @@ def _exists(depth: int, width: float) -> bool:
 
 _RULE = "depth must be 9n + 2 (11, 20, 29, 38, 47 …) and width at least 0.125"
 
-FAMILY = Family("inverted", "WIDTH", Inverted, _exists, _RULE)
-SE_FAMILY = Family("se-inverted", "WIDTH", _gated, _exists, _RULE)
+FAMILY = Family("inverted", "WIDTH", Inverted, _exists, _RULE, depths=(11, 20, 29, 38))
+SE_FAMILY = dataclasses.replace(FAMILY, prefix="se-inverted", build=_gated)

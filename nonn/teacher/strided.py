@@ -44,4 +44,5 @@ FAMILY = Family(
     Strided,
     lambda depth, width: 1 <= depth <= 8 and width >= 0.125,
     "depth must be between 1 and 8 and width at least 0.125",
+    depths=(3, 4, 5, 6),
 )

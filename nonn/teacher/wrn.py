@@ -79,4 +79,5 @@ FAMILY = Family(
     WideResNet,
     lambda depth, width: depth >= 10 and (depth - 4) % 6 == 0 and width >= 0.125,
     "depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and width at least 0.125",
+    depths=(10, 16, 22),
 )

@@ -14,7 +14,7 @@ from nonn.teacher.se_wrn import FAMILY as SE_WRN
 from nonn.teacher.strided import FAMILY as STRIDED
 from nonn.teacher.wrn import FAMILY as WRN
 
-__all__ = ["FAMILIES", "KNOWN", "is_known", "make_network"]
+__all__ = ["FAMILIES", "KNOWN", "family_named", "is_known", "make_network"]
 
 FAMILIES: tuple[Family, ...] = (WRN, SE_WRN, DENSENET, INVERTED, SE_INVERTED, STRIDED)
 
@@ -29,6 +29,19 @@ def is_known(name: str) -> bool:
         ConfigError: it does, but the family has no such network.
     """
     return any(family.parse(name) is not None for family in FAMILIES)
+
+
+def family_named(prefix: str) -> Family:
+    """A family by the prefix of its names.
+
+    Raises:
+        ConfigError: there is no such family.
+    """
+    for family in FAMILIES:
+        if family.prefix == prefix:
+            return family
+    known = ", ".join(family.prefix for family in FAMILIES)
+    raise ConfigError(f"student.model: no family '{prefix}'; choose one of: {known}")
 
 
 def make_network(name: str, in_channels: int, num_classes: int, dims: int) -> ConvNet:
