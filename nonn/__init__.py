@@ -8,7 +8,7 @@ Data flows one way, and a module imports upstream only::
 
 What a program needs is here::
 
-    bundle = nonn.load("examples/bundles/cifar100-small")
+    bundle = nonn.load("examples/bundles/cifar100-large")
     with nonn.LocalCluster(bundle) as cluster, nonn.Client(cluster.address) as client:
         cluster.kill(3)
         answer = client.infer(images)

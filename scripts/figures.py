@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 REPORTS = {
     "digits": ROOT / "benchmarks" / "results" / "digits.json",
-    "CIFAR-100, two-core study": ROOT / "examples" / "bundles" / "cifar100-small.json",
+    "CIFAR-100, 0.2 M parameters": ROOT / "examples" / "bundles" / "cifar100.json",
+    "CIFAR-100, 0.7 M parameters": ROOT / "examples" / "bundles" / "cifar100-large.json",
 }
 LIGHT_INK = "#e6e9ee"  # on GitHub's dark page
 
