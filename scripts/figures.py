@@ -66,7 +66,7 @@ def figure(reports: Mapping[str, Any], *, dark: bool) -> str:
         for number, (title, report) in enumerate(panels, 1):
             _panel(whole.add_subplot(1, len(panels), number), title, report, first=number == 1)
 
-    text = svg("failures", "Accuracy against failed devices", (9.0, 3.4), draw)
+    text = svg("failures", "Accuracy against failed devices", (11.0, 3.4), draw)
     return text.replace(INK, LIGHT_INK).replace(BLUE, SKY) if dark else text
 
 
@@ -81,7 +81,7 @@ def _panel(axes: Axes, title: str, report: Mapping[str, Any], *, first: bool) ->
     low, high = min([*worst, teacher]), max([*best, teacher])
     room = 0.14 * (high - low)
     axes.annotate(f"teacher, {teacher:.1f} %", (failed[0], teacher), (0, -15), textcoords="offset points", color=GREEN)
-    axes.text(0.02, 0.05, "students: mean and range of all subsets", transform=axes.transAxes, color=BLUE)
+    axes.text(0.02, 0.05, "mean and range\nof all subsets", transform=axes.transAxes, color=BLUE)
     axes.set_ylim(low - room, high + room)
     axes.set_xticks(failed)
     axes.set_xlabel(f"devices failed, of {len(rows)}")
