@@ -26,6 +26,7 @@ from nonn.fusion import (
     head_from_arrays,
     softmax,
 )
+from nonn.fusion.masked import group_shares
 from nonn.reliability.subsets import all_masks, members
 
 K, WIDTHS, PARTS = 5, (3, 2, 3, 2), (0, 1, 0, 1)
@@ -290,13 +291,20 @@ def test_a_masked_head_is_the_network_of_its_formula() -> None:
     for mask in all_masks(4)[1:].tolist():
         answered = np.array([mask >> i & 1 for i in range(4)])
         x = (np.concatenate(fs, axis=1) - a["mean"]) * a["scale"] * np.repeat(answered, WIDTHS)
-        if answered[0] + answered[2] == 1:  # the only one of its group counts twice
-            x[:, [0, 1, 2, 5, 6, 7]] *= 2
+        if answered[0] + answered[2] == 2:  # both of a group count half
+            x[:, [0, 1, 2, 5, 6, 7]] /= 2
         inner = np.maximum((2 * answered - 1) @ a["first"] + a["first_bias"], 0) @ a["second"] + a["second_bias"]
         scale, shift = np.split(np.maximum(inner, 0) @ a["film"] + a["film_bias"], 2)
         u = scale * (x @ a["weight"]) + shift
         expected = u[:, 6:] + np.maximum(u[:, :6], 0) @ a["readout"]
         np.testing.assert_allclose(head.logits({i: fs[i] for i in members(mask)}), expected, atol=1e-9)
+
+
+def test_devices_of_a_group_share_equally_for_masks_of_bits_and_of_booleans() -> None:
+    groups, answered = np.array([0, 1, 0, 0]), np.array([[1, 1, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0]])
+    expected = [[1 / 3, 1, 1 / 3, 1 / 3], [1 / 2, 0, 1 / 2, 1 / 2], [0, 1, 0, 0]]
+    np.testing.assert_allclose(group_shares(groups, answered), expected)
+    np.testing.assert_allclose(group_shares(groups, answered.astype(bool)), expected)
 
 
 def test_a_masked_head_needs_no_solution_and_every_subset_is_counted_as_it_answers() -> None:

@@ -110,13 +110,16 @@ def fit_masked(
         torch.manual_seed(seed)
         network = MaskedNetwork(num_devices, features.shape[1], hidden, num_classes)
     weight, bias = trained.weights((1 << num_devices) - 1)
-    direct = [np.linalg.solve(m, std[own, None] * weight[own]) for m, own in zip(maps, rows, strict=True)]
+    # The layer is a sum over devices: in an average, each counts as many times as its group has devices.
+    groups = _groups(trained)
+    times = np.repeat(np.bincount(groups)[groups], trained.widths)[:, None]
+    direct = [np.linalg.solve(m, std[own, None] * (times * weight)[own]) for m, own in zip(maps, rows, strict=True)]
     with torch.no_grad():
+        network.weight[:, :hidden] *= torch.from_numpy(times**0.5).float()
         network.weight[:, hidden:] = torch.from_numpy(np.concatenate(direct)).float()
         network.bias[hidden:] = torch.from_numpy(bias + mean @ weight).float()
     for own, decorrelation in zip(rows, maps, strict=True):
         standardised[:, own] = standardised[:, own] @ decorrelation.astype(np.float32)
-    groups = _groups(trained)
     _train(network.to(device), trained.widths, groups, standardised, labels, teacher, updates, seed)
     state = {name: value.detach().cpu().double().numpy() for name, value in network.state_dict().items()}
     folded = [m @ state["weight"][own] for m, own in zip(maps, rows, strict=True)]

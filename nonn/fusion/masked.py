@@ -30,7 +30,7 @@ _NAMES = (
 
 
 def group_shares(groups: NDArray[np.int64], answered: NDArray[Any]) -> FloatArray:
-    """Size of each device's group over the number of its devices that answered.
+    """One over the number of devices of each device's group that answered.
 
     Args:
         groups: group of each device [N].
@@ -39,16 +39,16 @@ def group_shares(groups: NDArray[np.int64], answered: NDArray[Any]) -> FloatArra
     Returns:
         [..., N]; 0 where no device of the group answered.
     """
-    same = groups[:, None] == groups
+    same = (groups[:, None] == groups).astype(np.int64)  # a product of booleans would not count
     present = answered @ same
-    return np.where(present > 0, same.sum(axis=0) / np.maximum(present, 1), 0.0)
+    return np.where(present > 0, 1.0 / np.maximum(present, 1), 0.0)
 
 
 class MaskedHead(Head):
     """One network for all subsets: standardised features, zeros for absent devices, and the mask are its inputs.
 
     ``v = Σ_{i∈S} a_i x_i W_i`` with standardised features x, H entries for hidden units and K for logits.
-    Devices of one group replace each other: ``a_i`` is the size of its group over the number of those that answered.
+    Devices of one group are averaged: ``a_i`` is one over the number of those of its group that answered.
     A small network of the mask m, with two hidden layers, gives a scale γ(m) and a shift β(m) of each entry
     (feature-wise linear modulation); with ``u = γ(m) ⊙ v + β(m)`` the logits are ``u[H:] + relu(u[:H]) B``.
 
