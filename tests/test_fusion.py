@@ -302,7 +302,7 @@ def test_a_masked_head_is_the_network_of_its_formula() -> None:
 
 def test_devices_of_a_group_share_equally_for_masks_of_bits_and_of_booleans() -> None:
     groups, answered = np.array([0, 1, 0, 0]), np.array([[1, 1, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0]])
-    expected = [[1 / 3, 1, 1 / 3, 1 / 3], [1 / 2, 0, 1 / 2, 1 / 2], [0, 1, 0, 0]]
+    expected = np.array([[1 / 3, 1, 1 / 3, 1 / 3], [1 / 2, 0, 1 / 2, 1 / 2], [0, 1, 0, 0]])
     np.testing.assert_allclose(group_shares(groups, answered), expected)
     np.testing.assert_allclose(group_shares(groups, answered.astype(bool)), expected)
 
