@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ from nonn.rpc.codec import write_request
 from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.rpc.wire import CHANNEL_OPTIONS, INFER_METHOD, Array, from_status
+from nonn.rpc.wire import CHANNEL_OPTIONS, CLIENT_STREAMS, INFER_METHOD, Array, from_status
 from nonn.security.handshake import explain
 from nonn.security.tls import AGGREGATOR_NAME, load_tls
 
@@ -99,6 +100,7 @@ class Client:
             raise ConfigError(f"timeout {timeout_s}: must be a positive number of seconds")
         split_address(address)
         self.address, self.timeout_s = address, timeout_s
+        self._free = threading.BoundedSemaphore(CLIENT_STREAMS)
         self._tls, self._looked = load_tls(tls, "client", "aggregator"), False
         self._tokens = Tokens(token_file) if token_file else None
         if self._tokens is not None:
@@ -202,13 +204,19 @@ class Client:
             self._look()
             self._looked = True
         metadata = (("authorization", f"Bearer {self._tokens.first}"),) if self._tokens else ()
+        start = time.monotonic()
+        if not self._free.acquire(timeout=self.timeout_s):
+            raise UnreachableError(f"{self.address}: {CLIENT_STREAMS} calls before this one took {self.timeout_s} s")
         try:
-            return method(request, timeout=self.timeout_s, metadata=metadata)
+            left = max(0.001, self.timeout_s - (time.monotonic() - start))
+            return method(request, timeout=left, metadata=metadata)
         except grpc.RpcError as exc:
             error = from_status(exc, self.address)
             if isinstance(error, UnreachableError):
                 self._look()  # gRPC does not report why a certificate was refused
             raise error from exc
+        finally:
+            self._free.release()
 
     def _look(self) -> None:
         """Checks the aggregator's certificate, and whether it uses TLS at all.

@@ -131,8 +131,9 @@ def test_a_program_runs_an_experiment_file_and_follows_its_progress(
         "fusion/1",
         "export/4",
         "all answering sets/1",
+        "consistency test/1",
     ]
-    assert [done[-1] for done in progress.bars.values()] == [1, 2, 1, 4, 1]
+    assert [done[-1] for done in progress.bars.values()] == [1, 2, 1, 4, 1, 1]
     again = run(file, runs=tmp_path / "runs", overrides=changes)
     assert again.bundle.hash == result.bundle.hash
     assert capfd.readouterr() == ("", "")

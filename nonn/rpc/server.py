@@ -31,14 +31,13 @@ from nonn.rpc.guard import Guard
 from nonn.rpc.inference import InferenceServicer, Model
 from nonn.rpc.reflection import add_reflection
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import MAX_MESSAGE_BYTES, SERVICE
+from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_STREAMS, SERVICE
 from nonn.security.tls import TlsFolder
 
 __all__ = ["Attend", "serve", "shutdown_event"]
 
 Attend = Callable[[str, Callable[[], None]], contextlib.AbstractAsyncContextManager[object]]
 DRAIN_S = 10.0  # for requests in flight at shutdown; a request's own deadline is shorter
-MAX_STREAMS = 100  # of one connection; a client's further calls wait in its own queue
 STOP_GRACE_S = 1.0  # for other open calls at shutdown, such as a watch of health
 
 _OPTIONS = (

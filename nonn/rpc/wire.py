@@ -23,11 +23,13 @@ from nonn.telemetry.printable import printable
 
 __all__ = [
     "CHANNEL_OPTIONS",
+    "CLIENT_STREAMS",
     "DTYPES",
     "ERROR_KEY",
     "INFER_METHOD",
     "MAX_MESSAGE_BYTES",
     "MAX_SAMPLES",
+    "MAX_STREAMS",
     "METADATA_METHOD",
     "RECONNECTING_OPTIONS",
     "SERVICE",
@@ -88,6 +90,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
+# Calls that a server takes at once from one connection; further ones are refused. gRPC's clients keep them back, but not
+# before they know the limit, and a call that has ended for the client may still count for the server.
+MAX_STREAMS = 100
+CLIENT_STREAMS = 64
 # For channels that outlive their peer. A restarted peer is found within half a second, not after gRPC's back-off of up
 # to two minutes. The minimum also limits one connection attempt: a stopped process accepts the connection but does not
 # answer. Keepalive is for links that fail silently.
