@@ -90,7 +90,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
-# Calls that a server takes at once from one connection; further ones are refused. gRPC's clients keep them back, but not
+# Calls that a server takes at once from one connection; further ones are refused. gRPC clients keep them back, but not
 # before they know the limit, and a call that has ended for the client may still count for the server.
 MAX_STREAMS = 100
 CLIENT_STREAMS = 64
