@@ -123,7 +123,7 @@ class _TerminatedError(BaseException):
 def _terminable() -> Iterator[None]:
     """SIGTERM raises an exception in the block, unless the process ignores it or a thread runs the command."""
     before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
         yield
         return
 
