@@ -94,7 +94,7 @@ def idle(host: str, port: int, connections: int, until: float, *, speak: bool) -
 
 @contextlib.contextmanager
 def attack(kind: str, address: str, connections: int, seconds: float, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """An attack from a process of its own."""
+    """An attack from a separate process."""
     command = [sys.executable, "-m", "benchmarks.http2", kind, address, *options]
     command += ["--connections", str(connections), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

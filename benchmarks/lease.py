@@ -1,9 +1,9 @@
-"""``python benchmarks/lease.py --minutes N``: the most that a quarter of an hour on a GPU can give.
+"""``python benchmarks/lease.py --minutes N``: trains students within a fixed time on a rented GPU.
 
-A GPU that is borrowed or rented by the minute starts bare, is reached through transfers of limited size, and may be
-taken away. So the work is a plan (``lease.toml``) in the order of its importance, and this program
+A machine that is rented by the minute starts without data, accepts files of limited size only, and may end at any time.
+The work is therefore a plan (``lease.toml``), the most important part first. This program
 
-- packs the data at home into parts of limited size (``--pack``): each image as lossless WebP, with its split;
+- packs the data, on the local machine, into parts of limited size (``--pack``): images as lossless WebP, with splits;
 - decodes the parts on the rented machine and stores the teacher's answers once for all methods and students;
 - measures an epoch of every way to train a student (compiled, grouped, one by one) and takes the fastest;
 - runs short pilots of the variants that the plan lists, and uses the one that is best on the held-out split;
@@ -13,8 +13,8 @@ taken away. So the work is a plan (``lease.toml``) in the order of its importanc
 
 Without a GPU the same command trains on the CPU; there a method is resumed at its last epoch, from ``--runs``.
 
-The students are files for ``student.weights``: at home ``nonn study`` evaluates them without training
-(``distill.epochs = 0``). The test split never leaves home.
+The students are files for ``student.weights``: on the local machine ``nonn study`` evaluates them without training
+(``distill.epochs = 0``). The test split is never packed.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def read_plan(path: Path) -> Plan:
 
 
 class Outbox:
-    """Files to take home, small ones together in archives, each at most ``limit`` bytes."""
+    """Files to copy back, small ones together in archives, each at most ``limit`` bytes."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ class Outbox:
         size = path.stat().st_size + 4096
         while (archive := self._folder / f"students-{self._number}.zip").exists():
             with zipfile.ZipFile(archive) as content:
-                present = name in content.namelist()  # of a stay that ended before its result was written
+                present = name in content.namelist()  # of a run that ended before its result was written
             if archive.stat().st_size + size <= self._limit and not present:
                 break
             self._number += 1
@@ -274,7 +274,7 @@ def accuracy_by_failures(space: Workspace, students: Any) -> list[float]:
 
 
 class Lease:
-    """One stay on a machine.
+    """One run on a rented machine.
 
     Args:
         plan: the work.
@@ -282,7 +282,7 @@ class Lease:
         overrides: further overrides for everything.
         runs: folder of the runs.
         outbox: results.
-        seconds: length of the stay, from now.
+        seconds: length of the run, from now.
     """
 
     def __init__(
@@ -334,7 +334,7 @@ class Lease:
         """Works through the plan.
 
         Args:
-            done: results of an earlier stay; what is in them is not done again.
+            done: results of an earlier run; what is in them is not done again.
             only: names of the groups to train; empty is all of them.
             variant: the pilot to use for "ours"; empty is the best one.
         """
@@ -386,7 +386,7 @@ class Lease:
         self.say(f"{_title(group, row, seed)}: held out " + " ".join(f"{100 * level:.1f}" for level in levels))
 
     def _keep(self, trained: TrainedStudents, cut: Cut, name: str) -> None:
-        """Students to take home, as float16."""
+        """Students to copy back, as float16."""
         file = trained.stage.folder / "half.safetensors"
         save_students(trained.network, cut.partition, file, half=True)
         self.outbox.add(f"{name}.safetensors", file)
@@ -491,9 +491,7 @@ def _title(group: Group, row: str, seed: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Packs the data, or works through a plan."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument(
-        "--minutes", type=float, default=15.0, help="length of the stay, from the start of this program"
-    )
+    parser.add_argument("--minutes", type=float, default=15.0, help="length of the run, from the start of this program")
     parser.add_argument("--plan", type=Path, default=PLAN)
     parser.add_argument("--parts", type=Path, nargs="+", default=(), help="parts of the data; else data.path is read")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
@@ -502,9 +500,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out",
         type=Path,
         default=Path("runs/lease/out"),
-        help="folder of what to take home; what is there already is not done again",
+        help="folder of the results; what is there already is not done again",
     )
-    parser.add_argument("--limit-mb", type=float, default=16.0, help="largest file to take home")
+    parser.add_argument("--limit-mb", type=float, default=16.0, help="largest file in the folder of the results")
     parser.add_argument("--only", nargs="+", default=(), help="groups to train; none: only the pilots")
     parser.add_argument("--variant", default="", help="pilot to use for 'ours' (default: the best)")
     parser.add_argument("--pack", type=Path, help="only write the parts of the data to this folder")

@@ -5,13 +5,14 @@ then serve many clients, and the calls are most of an answer's cost. No client i
 
 - Each client gets its own rows. The batch is sent with the tightest deadline; clients with more time whose wait was
   cut short are sent again.
-- A request that is larger than a batch is sent in pieces, between the requests of other callers, who share the batches
+- A request that is larger than a batch is sent in pieces, between the requests of other callers; all share the batches
   fairly (``nonn.aggregator.queueing``). Its answer is fused from the devices that answered all pieces.
 - If the nodes refuse a shared batch, one client's values may be to blame: each request is then sent alone.
 - The rules of ``nonn.aggregator.pacing``: an overdue fan-out blocks no other one, a batch waits briefly for the clients
   of the last one, and batches grow only while the nodes are quick.
 
-The queue is bounded. A request beyond the bound is refused at once: an answer after the client has left is of no use.
+The queue is bounded. When it is full, the newest request of the caller with the most waiting samples is refused at
+once: an answer after the client has left is of no use.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ _log = logging.getLogger(__name__)
 # The deadline of a request detects failures; keepalive is for idle links.
 NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
 
-# A call ends at the deadline of its request, which is later if this process is stopped meanwhile; gRPC's own deadline,
-# which does not know that, is later by this.
+# A call ends at the deadline of its request, which is extended if this process is stopped meanwhile. gRPC's own
+# deadline cannot be extended, so it is later by this from the start.
 SLACK_S = 10.0
 
 Connect = Callable[[Node], aio.Channel]

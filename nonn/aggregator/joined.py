@@ -1,4 +1,4 @@
-"""One answer from those to the parts of a request that was sent in pieces."""
+"""Joins the answers to the pieces of a request that was larger than a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["joined"]
 async def joined(
     answers: Sequence[Answer], solver: HeadSolver, head: Head, accuracy: Sequence[float], quorum: int
 ) -> Answer:
-    """One answer of the devices that are in all parts; fused again if other devices are in some of them.
+    """Joins answers; only devices that answered every piece are fused, again if the pieces have different devices.
 
     Args:
         answers: to consecutive parts of a request, with features.

@@ -32,7 +32,7 @@ class Member:
         deadline_at: deadline of the client.
         answer: set when it is answered.
         context: continues its trace.
-        caller: who shares the fan-outs with others, such as a connection.
+        caller: identifies the client for fair sharing of fan-outs, such as its connection.
         num_sent: number of samples that were taken from the queue.
         parts: first row and answer of each piece that was answered, if it is sent in pieces.
         held: number of samples that count as waiting or under way.
@@ -56,7 +56,7 @@ class Member:
 
 @dataclass(eq=False, slots=True)
 class Piece:
-    """Consecutive samples of a request, which travel in one fan-out."""
+    """Consecutive samples of a request that are sent in one fan-out."""
 
     member: Member
     start: int

@@ -6,8 +6,8 @@ A request takes as long as its slowest asked node, and at most the deadline. One
 the features that arrived are fused with the head of exactly that subset, and the answer states the subset and its
 accuracy. If that head is not solved in time, a subset of them is fused and stated (nonn.aggregator.solver).
 
-Requests are the failure detector, but a cluster without requests would believe what it last knew for ever. So a node
-that no request has asked for some seconds is probed.
+Requests are the failure detector. Without requests the states of nodes would become stale, so a node that no request
+has asked for some seconds is probed.
 """
 
 from __future__ import annotations
@@ -380,7 +380,7 @@ class Aggregator:
             return  # it left meanwhile
         policy, node, took_s = self.policy, reply.node.id, reply.latency_s
         if not reply.ok and self._stalls.stalled_since(self._clock() - took_s):
-            # This process did not run meanwhile: nothing can be said of the node.
+            # This process did not run meanwhile, so the silence is not evidence against the node.
             if probe:
                 policy.nodes[node].breaker.probing = False
             else:
@@ -405,7 +405,7 @@ class Aggregator:
             )
 
     def _note(self, node: str, outcome: Callable[[float], bool], reason: str = "") -> None:
-        """Tells the policy an outcome and the observers a change of state, with its reason."""
+        """Reports an outcome to the policy, and a change of state with its reason to the observers."""
         now, before, was_ready = self._clock(), self.policy.state(node), self.ready
         if not outcome(now):
             return

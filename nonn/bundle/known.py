@@ -58,7 +58,7 @@ class KnownInputs:
         return chosen, self._inputs[chosen]
 
     def error(self, device: int, chosen: NDArray[np.int64], features: NDArray[Any]) -> float:
-        """How far features are from what the student answers, over the spread between inputs; to ``TOLERANCE`` is good.
+        """Error of a node's features relative to the spread between inputs; at most ``TOLERANCE`` passes the test.
 
         Args:
             device: number of the student.

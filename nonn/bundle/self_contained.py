@@ -1,7 +1,7 @@
 """Checks that an ONNX file has all of its data in itself.
 
-A tensor of an ONNX file may name another file for its values. Such a file is outside the hash of the bundle, so anybody
-who can write it changes the features unnoticed, and runtimes before ONNX Runtime 1.24 read any file of the machine this
+A tensor of an ONNX file may name another file for its values. The hash of the bundle does not cover that
+file, so a change of it changes the features unnoticed. ONNX Runtime before 1.24 also reads any file of the machine this
 way. Bundles have no use for it, so a student with such a tensor is refused wherever a bundle is loaded.
 
 The file is walked rather than parsed: the weights, nearly all of it, are skipped, and a device needs no package for it

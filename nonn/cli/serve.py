@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=64,
         metavar="MB",
-        help="bytes of requests that may wait or be under way (default: %(default)s)",
+        help="megabytes of requests that may wait or be under way (default: %(default)s)",
     )
     parser.add_argument(
         "--max-samples", type=int, default=1024, metavar="N", help="samples of one request (default: %(default)s)"

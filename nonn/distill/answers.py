@@ -112,6 +112,9 @@ def ask(
         seed: seed of the augmentation.
         device: torch device name.
 
+    Returns:
+        Draws, logits and mean activations of V = ``config.teacher_views`` augmentations of each of the n inputs.
+
     Raises:
         ConfigError: the augmentation adds noise, which is as large as the inputs and is not stored.
     """

@@ -2,8 +2,8 @@
 
 Every sample of a batch gets a subset whose size is uniform over 1 … N, so that few survivors count as much as many. The
 loss is ``0.1 CE + 0.9 τ² KL`` to the teacher's logits with τ = 2, or the cross-entropy alone where heads are fitted to
-labels. The network starts as the trained fusion, of which it takes over which devices replace each other, with the mean
-of their features for absent devices.
+labels. The network starts as the trained fusion, with its groups of interchangeable devices; the features of absent
+devices are replaced by their mean.
 
 Features of a device are decorrelated first (a ridge keeps directions of small variance small): the optimiser then
 needs a tenth of the steps. The map is folded into the weights, so the served head does not have it.

@@ -6,8 +6,9 @@ for ``--set``, for a given number of devices::
 
     Method("halves", "two halves", lambda devices: ("partition.parts=2", "fusion.train=rescale"), head="trained"),
 
-A method with a fusion of its own kind has a ``build`` function (``nonn.experiment.rival``); one that only needs another
-fusion on the students of a method names that as ``base``, and trains nothing. docs/adding-a-method.md has examples.
+A method whose fusion is none of the heads has a ``build`` function (``nonn.experiment.rival``). One that only needs
+another fusion on the students of a method names that method as ``base`` and trains nothing. docs/adding-a-method.md has
+examples.
 
 References: NoNN, Bhardwaj et al. 2019, arXiv 1907.11804; Jeong et al. 2021; RoCoIn, arXiv 2406.14185; those of
 ``nonn.experiment.rivals``.
@@ -69,7 +70,7 @@ class Method:
         return METHODS[self.base] if self.base else self
 
     def served(self, experiment: Experiment) -> str:
-        """The head that it serves in an experiment; the method's name for a fusion of its own."""
+        """The head that it serves in an experiment; for another fusion, the method's name."""
         return self.name if self.build else self.head or experiment.fusion.head
 
     def rival(self, space: Workspace, trained: Trained) -> Rival:

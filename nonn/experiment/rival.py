@@ -1,6 +1,6 @@
 """A method of a study with a fusion that nonn does not serve: its students, and a function from features to logits.
 
-A method whose fusion is one of the heads needs nothing of this: it is a few overrides of the experiment file. Any other
+A method whose fusion is one of the heads needs no ``Rival``: it is a few overrides of the experiment file. Any other
 method has a ``build`` function in ``nonn.experiment.methods``, which gets the workspace and the trained students of its
 row and returns a ``Rival``; the study calibrates, enumerates and measures it like every head.
 
@@ -81,8 +81,13 @@ class SubsetFunction:
 def training_features(space: Workspace, students: Students) -> NDArray[np.float32]:
     """Features of all devices over augmented training inputs, for a fusion that is fitted to them.
 
+    Args:
+        space: workspace of the row.
+        students: the trained students.
+
     Returns:
-        [n, D], devices in order: ``fusion.passes`` passes over the training split, at most about ``fusion.samples``.
+        Features [n, D], devices in order: ``fusion.passes`` passes over the training split, at most about
+        ``fusion.samples`` samples.
     """
     students.to(space.device).eval()
     config, chunks = space.experiment.fusion, list[NDArray[np.float32]]()

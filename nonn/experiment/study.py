@@ -2,8 +2,8 @@
 
 A row is a method of ``nonn.experiment.methods``; each is trained for every seed and evaluated with every fusion head
 on the same students, which separates the gain of training from the gain of the head. The head of a method's paper is
-marked. A rival with a fusion of its own kind is evaluated with that alone; where it needs only the students of another
-method, those are trained once for both.
+marked. A rival whose fusion is none of the heads is evaluated with its fusion only. Where it uses the students of
+another method, they are trained once for both.
 
 With ``study.folds`` every row is trained for each fold, whose groups (for example people) are the test split.
 

@@ -3,10 +3,10 @@
 emx-onnx-cgen makes each temporary tensor a separate array on the stack of the entry function. This module parses that
 function, places its arrays in static arenas and writes it again; it does not touch the rest of the code. Maps that are
 concatenated are placed next to each other, where they are made, so that nothing is copied: a densely connected network
-would copy most of its maps many times. A ReLU that is the last reader of its input writes in its place. An entry
-function is a signature, then declarations and calls, one per line. Any
-other line is an error, so that the output of an unknown version of the generator never becomes code that is wrong or
-needs more memory.
+would copy most of its maps many times. A ReLU that is the last reader of its input writes in its place.
+
+An entry function is a signature, then declarations and calls, one per line. Any other line is an error, so that the
+output of an unknown version of the generator never becomes code that is wrong or needs more memory.
 """
 
 from __future__ import annotations

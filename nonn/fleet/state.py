@@ -43,7 +43,7 @@ _OLD = ("current", "previous")
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What an aggregator remembers.
+    """The record of an aggregator between starts.
 
     Attributes:
         current: hash of the served bundle; empty before the first start.

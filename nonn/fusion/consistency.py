@@ -18,7 +18,7 @@ devices have seen the same input, so their features predict its features. The pr
    an honest device. The threshold is at least 1.4 times the largest value on the held-out split.
 
 The device with the largest statistic is excluded first and the others are tested again, up to f = ⌈n/2⌉ − 1 devices.
-If more than f fail, the input is unlike the data, or the liars are a majority: nobody is excluded.
+If more than f fail, the input is unlike the data, or the liars are a majority: no device is excluded.
 
 Before the test, features are clipped to their range at build time, widened by its own width at each end.
 

@@ -20,7 +20,7 @@ from nonn.rpc.address import peer_host
 
 __all__ = ["Brake"]
 
-FREE = 3  # wrong tokens before the first wait: somebody mistypes, a file was not copied yet
+FREE = 3  # wrong tokens before the first wait: a typing error, a file that was not copied yet
 FIRST_S, LONGEST_S = 0.1, 1.0  # a join waits 5 s for its answer
 FORGOTTEN_S = 60.0
 MAX_WAITING = 64  # calls of one address

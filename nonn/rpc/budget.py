@@ -4,7 +4,7 @@ A limit of samples does not limit memory: 64 clients with one legal message of 1
 counts the bytes of messages before they are parsed, which copies them, and refuses what exceeds the budget.
 
 The C library (glibc) keeps freed memory in its arenas, so a process would stay as large as at its peak. After large
-messages it is told to return what it can (malloc_trim).
+messages ``malloc_trim`` makes it return what it can.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Limits of a server's connections, so that idle ones keep no new client out.
+"""Limits of a server's connections, so that idle ones do not block new clients.
 
 gRPC limits the time of a handshake and of idle connections, but not how many one peer may hold. ``PeerLimit`` counts
 the process's own sockets by peer and shuts down the newest of a peer that has too many; to gRPC that looks as if the
-peer had closed them. It looks into ``/proc``, so it limits nothing on systems without.
+peer had closed them. It reads ``/proc``; on systems without it there is no limit.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class PeerLimit:
 
 
 def _descriptors() -> list[str]:
-    """Numbers of the process's open files; none where the system does not tell."""
+    """Numbers of the process's open files; none on systems without ``/proc``."""
     try:
         return [entry.name for entry in os.scandir("/proc/self/fd")]
     except FileNotFoundError:

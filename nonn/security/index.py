@@ -117,7 +117,7 @@ class Index:
         Args:
             doomed: the certificates; one that the index does not have is added.
             now: time of the revocation, ISO 8601.
-            reason: for people.
+            reason: free text.
 
         Returns:
             Their new entries.

@@ -5,8 +5,8 @@ third stage halve the resolution. A block widens its input fourfold by a 1-wide 
 separately, three wide, and narrows it again; only the widened maps have ReLU. ``se-inverted-DEPTH-WIDTH`` has a gate
 for each widened channel before it is narrowed.
 
-Sources: Sandler et al. 2018, arXiv 1801.04381; gates: Howard et al. 2019, arXiv 1905.02244. They deviate from this one
-in the stages, which are those of wide residual networks here, in the expansion of 6, and in ReLU6 and hard-swish.
+Sources: Sandler et al. 2018, arXiv 1801.04381; gates: Howard et al. 2019, arXiv 1905.02244. Deviations:
+the stages of wide residual networks, an expansion of 4 instead of 6, and ReLU instead of ReLU6 and hard-swish.
 
 Limits: few multiply-accumulates, but each depthwise one costs more time than one of a dense convolution.
 """

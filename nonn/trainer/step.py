@@ -210,7 +210,7 @@ class CapturedStep:
         return self._losses
 
     def _aside(self) -> dict[str, Tensor]:
-        """An ordinary step in a stream of its own, as capturing demands of the steps before it."""
+        """An ordinary step in a separate stream, as capturing requires of the steps before it."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""What devices that lie cost: recorded features, lies of some devices, and production's screening, policy and fusion.
+"""Measures the cost of wrong features: recorded features, lies of some devices, the aggregator's screening and policy.
 
 Requests come one after another in virtual time. A liar sends wrong features in requests, and honest ones when it is
 tested in quarantine, the hardest case; so it comes back, and is found again. The same requests are also fused without

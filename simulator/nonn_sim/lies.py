@@ -93,7 +93,7 @@ class Recording:
 
 
 def _each(change: Callable[[Recording, int, Float32], Float32]) -> Lie:
-    """A lie that a device tells on its own."""
+    """A lie of one device that does not depend on the other liars."""
     return lambda recording, liars: {i: change(recording, i, recording.features[i]) for i in liars}
 
 

@@ -87,7 +87,7 @@ def join_request(request: Any, context: Any, guard: Guard) -> JoinRequest:
 
 
 async def check_answers(node: Node, bundle: str, connect: Connect, tls: TlsFolder | None = None) -> None:
-    """Calls a node at its address, on a connection of its own.
+    """Calls a node at its address, on a separate connection.
 
     Args:
         node: the node as it would be added.

@@ -97,7 +97,7 @@ class MembershipServicer:
                     await self._dismiss(lease, "starts again")
             await self._add(node)
         except NonnError as exc:
-            self._guard.log_refusal(str(exc), context.peer())  # a refused node tries again and again
+            self._guard.log_refusal(str(exc), context.peer())  # a refused node keeps trying
             await context.abort(*to_status(exc))
         self._changed.set()
         artifacts = await asyncio.to_thread(self._artifacts, lease.student)

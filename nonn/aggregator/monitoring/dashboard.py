@@ -8,7 +8,7 @@ The page is three files next to this module and loads nothing from elsewhere; a 
 There is no login: on loopback it is plain HTTP; beyond loopback it is HTTPS for clients with a valid certificate of the
 cluster's authority, or plain HTTP with ``--insecure``. Over plain HTTP the Host header must be an IP address or a name
 of this machine. Otherwise a page elsewhere whose name is changed to our address (DNS rebinding) could read the state
-from the browser of anyone who may.
+through the browser of a user who may read it.
 """
 
 from __future__ import annotations

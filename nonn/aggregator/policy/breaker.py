@@ -14,7 +14,7 @@ sent at once, so that a node whose link has lost a single message is back within
 A node that answers probes, but fails again before it has answered a request, costs requests their wait each time. It
 is probed after ``reset_s``; each such relapse doubles that, up to a minute. Only an answered request ends the back-off.
 
-A node that contradicts the other devices again and again (nonn.reliability.suspicion) is put into *quarantine*: it is
+A node that contradicts the other devices repeatedly (``nonn.reliability.suspicion``) is put into *quarantine*: it is
 out, requests do not ask it even below the quorum, and only a probe with known inputs ends that. The first such probe
 comes after ``quarantine_s``; the time doubles with each failed test and each new quarantine, up to an hour. It starts
 again once the node has been up for ten times as long without another quarantine.

@@ -62,7 +62,7 @@ class PolicyConfig:
     ] = 1e-5
     quarantine_s: Annotated[
         Positive,
-        "time until a node that contradicted the others again and again is tested with known inputs; doubles each time",
+        "time until a node that contradicted the others repeatedly is tested with known inputs; doubles each time",
     ] = 10.0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What one more sample of a batch costs a node, from its recent answers.
+"""Estimates the time that a node takes for each further sample of a batch, from its recent answers.
 
 The latency of an answer has a part that does not depend on the batch, such as the delay of a link, and one that grows
 with it. The slope of a regression of latency on batch size separates the two; older answers count less, so it follows a

@@ -110,7 +110,7 @@ class Policy:
         self.replicated = False
         self.stragglers: set[str] = set()
         self._roster: _Roster | None = None
-        self._expelled: OrderedDict[str, Breaker] = OrderedDict()  # who leaves in quarantine comes back in quarantine
+        self._expelled: OrderedDict[str, Breaker] = OrderedDict()  # a node that leaves in quarantine returns to it
         for node, student in nodes.items():
             self.add(node, student, heard=heard)
 
@@ -263,7 +263,7 @@ class Policy:
         return self._noted(record.breaker.on_failure(now - waited_s, now, silent=silent))
 
     def on_contradiction(self, node: str, now: float) -> bool:
-        """A node contradicts the others again and again: it goes into quarantine. Result as of ``on_success``."""
+        """A node contradicts the others repeatedly and goes into quarantine; the result is that of ``on_success``."""
         record = self.nodes.get(node)
         return record is not None and self._noted(record.breaker.quarantine(now))
 
@@ -284,7 +284,7 @@ class Policy:
         return changed
 
     def sample_s(self, tolerable_s: float) -> float:
-        """How long the slowest node that answers should wait for takes for each further sample of a batch.
+        """Time per further sample of the slowest node that answers should wait for, in seconds.
 
         Args:
             tolerable_s: a node that takes longer counts only if answers lose more than ``early_loss`` without it.

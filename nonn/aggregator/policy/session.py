@@ -19,7 +19,7 @@ latencies. The sum over k grows device by device, since one of two missing repli
 alone. The session waits for the k of the highest value, until its time is over or the replies that have arrived make
 the rest not worth it; then it decides again. If no k has a positive value, the answer is fused from S.
 
-**Stragglers.** Without a price of time, the wait ends early for one reason: most students have answered, the rest is
+**Stragglers.** Without ``accuracy_per_ms``, the wait ends early in one case: most students have answered, the rest is
 later by ``patience_s``, a tenth of the deadline, and a(S with the rest) − a(S) is at most ``early_loss``. A node that
 is found late is a straggler until one of its replies comes with those of the others; meanwhile nothing waits for it at
 all, if the loss allows, so that a straggler costs its patience once and not in every request. If the loss forbids it,

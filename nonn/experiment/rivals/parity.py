@@ -50,13 +50,13 @@ class ParityTask:
         self.students, self.module = students.eval().requires_grad_(False), parity
 
     def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Nothing is random."""
+        """No random numbers: an empty mapping."""
         return {}
 
     def losses(
         self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
     ) -> dict[str, Tensor]:
-        """The squared error, summed over features, in units of their mean square."""
+        """The squared error to the sum of the features, over their mean square; a scalar, see ``Task.losses``."""
         features = self.students.to(inputs.device).features(inputs)
         total = torch.stack([pad(f, (0, self.module.width - f.shape[1])) for f in features]).sum(dim=0)
         error = self.module(select_view(inputs, self.module.view)) - total
