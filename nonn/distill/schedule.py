@@ -90,7 +90,7 @@ class AssistantTask:
         self.progress = 1.0
 
     def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Nothing is random."""
+        """No random numbers: an empty mapping."""
         return {}
 
     def losses(

@@ -117,7 +117,7 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
 
 
 def _tests(space: Workspace, exported: _Exported, head: Head) -> dict[str, Mapping[str, NDArray[Any]]]:
-    """The test of devices against each other, if there are enough of them, and inputs with known features."""
+    """Arrays of ``known.npz`` and, with enough devices and held-out samples, of ``consistency.npz``; by file."""
     config, data = space.experiment, space.data
     seed = config.experiment.seed
     spec = InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist()))

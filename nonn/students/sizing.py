@@ -4,7 +4,7 @@
 among those of several. A candidate fits if its parameters, multiply-accumulates, memory and latency are within the
 limits of the device. The largest is the one with the most parameters, among equals the one with the fewest
 multiply-accumulates. In published results wide residual networks are the most accurate per millisecond and dense ones
-per parameter: ``auto:densenet-bc`` suits devices whose memory is short and whose time is not. `nonn bench students`
+per parameter: ``auto:densenet-bc`` suits devices whose memory is short and whose time is not. ``nonn bench students``
 measures both. Candidates are built on torch's meta device (shapes without values), so that trying all of them is fast.
 
 The sizes of parts depend on the students, and the bridge to its part counts towards a student. So students are first

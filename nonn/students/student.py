@@ -6,7 +6,7 @@ The bridge is a 1-wide convolution to the part's width with BN and ReLU. Source:
 ``sends``        features on the network
 ===============  ===================================================================================================
 ``bridge``       the bridge's spatial mean, one float per filter of the part, as in NoNN
-``penultimate``  the backbone's spatial mean, 64 · width floats for any part; the bridge is only used in training and
+``penultimate``  the backbone's spatial mean, C' floats for any part; the bridge is only used in training and
                  is not on the device. ``send_width`` reduces the features to fewer by a linear map
 ===============  ===================================================================================================
 
@@ -101,7 +101,7 @@ class Student(nn.Module):
         return self.bridged(self.final(x))
 
     def final(self, x: Tensor) -> Tensor:
-        """The backbone's output [B, 64 · width, …] for raw inputs [B, C, …]."""
+        """The backbone's output [B, C', …] for raw inputs [B, C, …]."""
         final: Tensor = self.backbone(self.normalise(x))
         return final
 
@@ -111,7 +111,7 @@ class Student(nn.Module):
         return maps, pool(maps) if self.sends == "bridge" else self.sent(final)
 
     def sent(self, final: Tensor) -> Tensor:
-        """Penultimate features [B, d_i] of the backbone's output [B, 64 · width, …]."""
+        """Penultimate features [B, d_i] of the backbone's output [B, C', …]."""
         return squeezed(self.squeeze, pool(final))
 
 

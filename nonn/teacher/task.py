@@ -29,7 +29,7 @@ class TeacherTask:
         self.progress = 0.0
 
     def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Nothing is random."""
+        """No random numbers: an empty mapping."""
         return {}
 
     def losses(

@@ -5,7 +5,7 @@ a log shipper does not have to parse sentences::
 
     log.warning("node %s: %s", node, reason, extra={"event": "node_drift", "node": node, "reason": reason})
 
-Messages may quote what other machines sent, so control characters are escaped and long messages are cut.
+Messages may quote text of other machines, so control characters are escaped and long messages are truncated.
 """
 
 from __future__ import annotations

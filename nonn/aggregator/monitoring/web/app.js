@@ -14,7 +14,7 @@ const clock = (t) => new Date(1000 * t).toLocaleTimeString();
 const look = (node) => (node.drift.alarm && node.state === "up" ? "drift" : node.state);
 const word = (node) => (node.drift.alarm ? `${node.state}, drifting` : node.state);
 
-const heard = (node) => (node.heard_s === null ? "never heard of" : `heard of ${Math.round(node.heard_s)} s ago`);
+const heard = (node) => (node.heard_s === null ? "no reply yet" : `last reply ${Math.round(node.heard_s)} s ago`);
 
 function svg(name, attributes, text) {
   const element = document.createElementNS(SVG, name);
