@@ -19,7 +19,9 @@ from nonn.export.compiled import TOLERANCE
 from nonn.export.quantise import quantise
 from tests.networks import trained_looking_student
 
-MODELS = ["wrn-10-1", "se-wrn-10-1", "densenet-bc-16-6", "inverted-20-0.5", "se-inverted-20-0.5", "strided-2-1"]
+# Other tests export wide residual networks.
+MODELS = ["se-wrn-10-1", "densenet-bc-16-6", "inverted-20-0.5", "se-inverted-20-0.5", "strided-2-1"]
+CASES = [*((model, 2) for model in MODELS), ("densenet-bc-10-4", 1)]
 
 
 def _exported(model: str, dims: int) -> tuple[bytes, NDArray[np.float32]]:
@@ -28,8 +30,7 @@ def _exported(model: str, dims: int) -> tuple[bytes, NDArray[np.float32]]:
     return export_onnx(trained_looking_student(dims, model), shape, inputs[:4]), inputs
 
 
-@pytest.mark.parametrize("dims", [1, 2])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "dims"), CASES)
 def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
     data, inputs = _exported(model, dims)
     small = quantise(data, inputs)
@@ -43,7 +44,7 @@ def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
 @pytest.mark.parametrize("weights", ["float32", "int8"])
-@pytest.mark.parametrize(("model", "dims"), [*((model, 2) for model in MODELS), ("densenet-bc-10-4", 1)])
+@pytest.mark.parametrize(("model", "dims"), CASES)
 def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, weights: str, tmp_path: Path) -> None:
     data, inputs = _exported(model, dims)
     if weights == "int8":

@@ -13,28 +13,29 @@ from nonn.bundle import load_bundle
 from nonn.config import load_experiment
 from nonn.errors import ConfigError
 from nonn.experiment.run import run
+from nonn.experiment.training import train
 from nonn.experiment.weights import partition_of, save_students
 from nonn.experiment.workspace import Workspace
 from tests.toys import TINY
 
 
-def given(runs: Path, *changes: str, name: str = "given", epochs: int = 0) -> Path:
-    """The bundle of a run with the students of the shared tiny run."""
+def given(runs: Path, *changes: str, name: str = "given", epochs: int = 0) -> Workspace:
+    """The workspace of an experiment that starts from students of the shared tiny run."""
     teacher = runs / "tiny" / "teacher" / "teacher.safetensors"
     overrides = [*TINY, f"experiment.name={name}", f"teacher.weights={teacher}", f"distill.epochs={epochs}", *changes]
-    return run(load_experiment(None, overrides), runs=runs).bundle.path
+    return Workspace(load_experiment(None, overrides), runs)
 
 
 def test_students_used_as_they_are_give_the_same_accuracy(tiny_runs: Path) -> None:
-    bundle = given(tiny_runs, f"student.weights={tiny_runs / 'tiny' / 'students' / 'students.safetensors'}")
+    space = given(tiny_runs, f"student.weights={tiny_runs / 'tiny' / 'students' / 'students.safetensors'}")
     before = load_bundle(tiny_runs / "tiny" / "bundle")
-    after = load_bundle(bundle)
+    after = run(space.experiment, runs=tiny_runs).bundle
     assert after.table.correct.tolist() == before.table.correct.tolist()
 
 
 def test_training_goes_on_from_given_students(tiny_runs: Path) -> None:
     file = tiny_runs / "tiny" / "students" / "students.safetensors"
-    given(tiny_runs, f"student.weights={file}", "distill.lr=1e-6", name="tuned", epochs=1)
+    train(given(tiny_runs, f"student.weights={file}", "distill.lr=1e-6", name="tuned", epochs=1))
     before, after = load_file(file), load_file(tiny_runs / "tuned" / "students" / "students.safetensors")
     moved = [(before[k].float() - after[k].float()).abs().max().item() for k in before if k.endswith("weight")]
     assert 0 < max(moved) < 1e-3
@@ -42,19 +43,19 @@ def test_training_goes_on_from_given_students(tiny_runs: Path) -> None:
 
 def test_the_partition_comes_from_the_file(tiny_runs: Path) -> None:
     file = tiny_runs / "tiny" / "students" / "students.safetensors"
-    given(tiny_runs, f"student.weights={file}", "partition.method=random", name="kept")
+    train(given(tiny_runs, f"student.weights={file}", "partition.method=random", name="kept"))
     assert partition_of(file) == partition_of(tiny_runs / "kept" / "students" / "students.safetensors")
 
 
 def test_students_of_another_architecture_are_refused(tiny_runs: Path) -> None:
     file = tiny_runs / "tiny" / "students" / "students.safetensors"
     with pytest.raises(ConfigError, match=r"students\.safetensors: these weights are of another network"):
-        given(tiny_runs, f"student.weights={file}", "student.model=wrn-10-0.5", name="other")
+        train(given(tiny_runs, f"student.weights={file}", "student.model=wrn-10-0.5", name="other"))
 
 
 def test_a_missing_file_is_named(tiny_runs: Path) -> None:
     with pytest.raises(ConfigError, match=r"student\.weights = 'nowhere\.safetensors': no such file"):
-        given(tiny_runs, "student.weights=nowhere.safetensors", name="missing")
+        train(given(tiny_runs, "student.weights=nowhere.safetensors", name="missing"))
 
 
 def test_no_epochs_need_students() -> None:
