@@ -16,7 +16,7 @@ from nonn.config import load_experiment
 from nonn.documents import to_json
 from nonn.report import build_report
 from tests.agreement import assert_documents_agree
-from tests.serving import TIMEOUT_S
+from tests.serving import TIMEOUT_S, until
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 BUNDLES = sorted(EXAMPLES.glob("bundles/*/manifest.json"))
@@ -50,9 +50,16 @@ class TestBundle:
         with LocalCluster(bundle.path, deadline_s=TIMEOUT_S) as cluster, Client(cluster.address) as client:
             whole = client.infer(sample)
             cluster.kill(0)
-            degraded = client.infer(sample)
-        assert (whole.mask, degraded.mask) == (everybody, everybody & ~1)
-        for answer in (whole, degraded):
+            answers = [whole, client.infer(sample)]
+            # Until the head of the seven is solved, in the background, the best solved subset of them is fused.
+
+            def the_seven() -> bool:
+                answers.append(client.infer(sample))
+                return answers[-1].mask == everybody & ~1
+
+            until(the_seven)
+        assert whole.mask == everybody
+        for answer in answers:
             assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
 
 
