@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nonn.errors import ConfigError, CredentialsError
-from nonn.security import index
+from nonn.security import issued
 from nonn.security.authority import Authority, describe
 from nonn.security.tls import Identity, TlsFolder, check_id, load_tls
 from tests.serving import TIMEOUT_S, run
@@ -242,7 +242,7 @@ def test_a_revocation_that_was_killed_is_completed_by_the_next_change(
 ) -> None:
     for name in ("kitchen", "hall"):
         authority.issue("node", name)
-    write, written = index._write, list[Path]()
+    write, written = issued._write, list[Path]()
 
     def killed(path: Path, value: Any) -> None:
         if len(written) == 2:  # the index and the first list
@@ -251,7 +251,7 @@ def test_a_revocation_that_was_killed_is_completed_by_the_next_change(
         write(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(index, "_write", killed)
+        patch.setattr(issued, "_write", killed)
         with pytest.raises(KeyboardInterrupt):
             authority.revoke("node", "kitchen")
     with pytest.raises(ConfigError, match="no certificate to revoke"):

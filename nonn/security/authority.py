@@ -38,7 +38,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nonn.errors import ConfigError, CredentialsError
 from nonn.files import atomic_file, atomic_folder, write_private
-from nonn.security.index import INDEX, Index, Issued
+from nonn.security.issued import INDEX, Index, Issued
 from nonn.security.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
 
 __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
