@@ -5,7 +5,7 @@ The work is therefore a plan (``lease.toml``), the most important part first. Th
 
 - packs the data, on the local machine, into parts of limited size (``--pack``): images as lossless WebP, with splits;
 - decodes the parts on the rented machine and stores the teacher's answers once for all methods and students;
-- measures an epoch of every way to train a student (compiled, grouped, one by one) and takes the fastest;
+- measures an epoch of each way to train students (grouped or one by one) and takes the fastest;
 - runs short pilots of the variants that the plan lists, and uses the one that is best on the held-out split;
 - trains the groups of methods in order, with as many epochs as their share of the remaining time allows;
 - writes students and results after every method, in files of limited size; the same command with these files in
@@ -20,15 +20,12 @@ The students are files for ``student.weights``: on the local machine ``nonn stud
 from __future__ import annotations
 
 import argparse
-import io
-import itertools
 import json
 import sys
 import time
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,122 +33,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
-from nonn.config import Experiment, load_experiment
-from nonn.data import Dataset, Split, load_data
-from nonn.distill import DistillTask
-from nonn.distill.failout import all_subsets
+from nonn.config import load_experiment
+from nonn.data import Dataset, load_data
+from nonn.data.parts import pack, unpack
+from nonn.distill import DistillTask, Students
+from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, DataError, NonnError
 from nonn.experiment.methods import METHODS
-from nonn.experiment.training import (
-    Cut,
-    TrainedStudents,
-    TrainedTeacher,
-    cut_filters,
-    stored_answers,
-    train_students,
-    train_teacher,
-)
+from nonn.experiment.training import Cut, Trained, TrainedTeacher, cut_filters, stored_answers, train, train_teacher
 from nonn.experiment.weights import save_students
 from nonn.experiment.workspace import Workspace
-from nonn.files import atomic_file, write_json
+from nonn.files import write_json
 from nonn.partition.redundancy import filters_of_device
 from nonn.provenance import code_version, machine
 from nonn.toml import parse_toml
-from nonn.trainer import batches, fit
+from nonn.trainer import fit
 
 PLAN = Path(__file__).with_name("lease.toml")
-WAYS: Mapping[str, tuple[str, ...]] = {
-    "compiled": ("distill.compiled=true",),
-    "grouped": ("distill.grouped=true",),
-    "separate": ("distill.grouped=false",),
-}
-# Where no way runs as a CUDA graph.
-PLAIN_WAYS: Mapping[str, tuple[str, ...]] = {
-    f"{way}, no graph": (*changes, "distill.captured=false") for way, changes in WAYS.items() if way != "compiled"
-}
-ALL_WAYS = {**WAYS, **PLAIN_WAYS}
+# Options of [distill] for each way to train students, and for those without a CUDA graph, in case none runs as one.
+WAYS: Mapping[str, Mapping[str, bool]] = {"grouped": {"grouped": True}, "separate": {"grouped": False}}
+PLAIN_WAYS = {f"{way}, no graph": {**options, "captured": False} for way, options in WAYS.items()}
 MARGIN = 0.97  # share of the remaining time that is planned for
 OVERHEAD_S = 5.0  # of a method, for its cut, its files and its accuracy
-
-
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
-def pack(data: Dataset, folder: Path, shares: Sequence[float]) -> None:
-    """Writes the training and held-out splits as parts.
-
-    Args:
-        data: the data set.
-        folder: folder of the parts.
-        shares: share of the training split in each part; the held-out split is in the first.
-
-    Raises:
-        DataError: these are not images with three channels.
-    """
-    if data.train.inputs.shape[1:2] != (3,):
-        raise DataError(f"{data.name}: inputs {list(data.input_shape)}: only images with three channels can be packed")
-    folder.mkdir(parents=True, exist_ok=True)
-    order = np.random.default_rng(0).permutation(len(data.train))
-    edges = np.round(np.cumsum([0, *shares]) / sum(shares) * len(order)).astype(int)
-    for number, (start, end) in enumerate(itertools.pairwise(edges)):
-        index = np.sort(order[start:end])
-        splits = {"train": data.train.take(index)} | ({"held_out": data.held_out} if number == 0 else {})
-        arrays: dict[str, Any] = {"index": index, "mean": data.mean, "std": data.std, "classes": np.array(data.classes)}
-        for name, split in splits.items():
-            with ProcessPoolExecutor() as pool:
-                encoded = list(pool.map(_encode, split.inputs, chunksize=256))
-            arrays[f"{name}.images"] = np.frombuffer(b"".join(encoded), np.uint8)
-            arrays[f"{name}.lengths"] = np.array([len(image) for image in encoded])
-            arrays[f"{name}.labels"] = split.labels
-        path = folder / f"part-{number}.npz"
-        with atomic_file(path) as file, file.open("wb") as target:
-            np.savez(target, **arrays)
-        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {len(index):,} training images", flush=True)
-
-
-def unpack(paths: Sequence[Path]) -> Dataset:
-    """Reads parts; with some of them only, a data set with fewer training samples. The test split is the held-out one.
-
-    Raises:
-        DataError: a part cannot be read, or the first one is missing.
-    """
-    arrays: list[Mapping[str, NDArray[Any]]] = []
-    for path in paths:
-        try:
-            with path.open("rb") as source, np.load(source) as file:
-                arrays.append(dict(file))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-            raise DataError(f"{path}: not a readable part ({exc}); send it again") from exc
-    first = next((a for a in arrays if "held_out.images" in a), None)
-    if first is None:
-        raise DataError(f"{', '.join(map(str, paths))}: part-0.npz, which has the held-out split, is missing")
-    with ProcessPoolExecutor() as pool:
-        parts = [_decoded(a, "train", pool) for a in arrays]
-        held_out = _decoded(first, "held_out", pool)
-    index = np.argsort(np.concatenate([a["index"] for a in arrays]))
-    inputs, labels = (np.concatenate([getattr(p, name) for p in parts])[index] for name in ("inputs", "labels"))
-    classes = tuple(map(str, first["classes"]))
-    return Dataset("leased", Split(inputs, labels), held_out, held_out, classes, first["mean"], first["std"])
-
-
-def _decoded(arrays: Mapping[str, NDArray[Any]], name: str, pool: ProcessPoolExecutor) -> Split:
-    ends = np.cumsum(arrays[f"{name}.lengths"])
-    content = arrays[f"{name}.images"].tobytes()
-    encoded = [content[end - length : end] for end, length in zip(ends, arrays[f"{name}.lengths"], strict=True)]
-    return Split(np.stack(list(pool.map(_decode, encoded, chunksize=512))), arrays[f"{name}.labels"])
-
-
-def _encode(image: NDArray[np.uint8]) -> bytes:
-    target = io.BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0)).save(target, "WEBP", lossless=True, quality=100, method=4, exact=True)
-    return target.getvalue()
-
-
-def _decode(content: bytes) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
@@ -232,12 +136,14 @@ class Outbox:
         self._folder, self._limit, self._number = folder, limit, 0
 
     def add(self, name: str, path: Path) -> None:
-        """Adds a file to the current archive, or to a new one if it does not fit."""
+        """Adds a file to the current archive, or to a new one if it does not fit.
+
+        Raises:
+            DataError: an archive of an earlier run is damaged.
+        """
         size = path.stat().st_size + 4096
         while (archive := self._folder / f"students-{self._number}.zip").exists():
-            with zipfile.ZipFile(archive) as content:
-                present = name in content.namelist()  # of a run that ended before its result was written
-            if archive.stat().st_size + size <= self._limit and not present:
+            if archive.stat().st_size + size <= self._limit and name not in _names(archive):
                 break
             self._number += 1
         if size > self._limit:
@@ -251,23 +157,24 @@ class Outbox:
         write_json(self._folder / name, document)
 
 
-def accuracy_by_failures(space: Workspace, students: Any) -> list[float]:
+def _names(archive: Path) -> list[str]:
+    """The files in an archive.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return content.namelist()
+    except zipfile.BadZipFile as exc:
+        raise DataError(f"{archive}: not a readable archive ({exc}); copy it again, or remove it") from exc
+
+
+def accuracy_by_failures(space: Workspace, students: Students) -> list[float]:
     """Mean accuracy of the trained fusion on the held-out split over all subsets with 0 … N − 1 failed devices."""
-    students.to(space.device).eval()
-    labels = torch.from_numpy(space.data.held_out.labels).to(space.device)
-    with torch.no_grad():
-        chunks = [students.features(raw) for raw in batches(space.data.held_out.inputs, space.device)]
-        features = [torch.cat(f) for f in zip(*chunks, strict=True)]
-        subsets = all_subsets(len(features)).to(space.device)
-        right = [
-            float((students.fusion(features, row.expand(len(labels), -1)).argmax(1) == labels).float().mean())
-            for row in subsets
-        ]
-    survivors = subsets.sum(dim=1).tolist()
-    return [
-        float(np.mean([r for r, s in zip(right, survivors, strict=True) if s == size]))
-        for size in range(len(features), 0, -1)
-    ]
+    features = space.heads.held_out_features(students.to(space.device).eval())
+    table = enumerate_subsets(students.fusion.head(), features, space.data.held_out.labels)
+    return [row.mean for row in table.by_failures()]
 
 
 # ---- the lease -------------------------------------------------------------------------------------------------------
@@ -291,6 +198,7 @@ class Lease:
         self.plan, self.data, self.overrides, self.runs, self.outbox = plan, data, tuple(overrides), runs, outbox
         self._start, self._seconds = time.monotonic(), seconds
         self.chosen: tuple[str, ...] = ()
+        self.failed: list[str] = []
         self.results: dict[str, Any] = {
             "machine": machine(),
             "code_version": code_version(),
@@ -338,8 +246,10 @@ class Lease:
             only: names of the groups to train; empty is all of them.
             variant: the pilot to use for "ours"; empty is the best one.
         """
-        for name in ("rows", "pilots", "image_us"):
-            self.results[name] |= done.get(name, {})
+        self.results["image_us"] |= done.get("image_us", {})
+        if done.get("train") == len(self.data.train):  # accuracy after fewer images is not comparable
+            self.results["rows"] |= done["rows"]
+            self.results["pilots"] |= done["pilots"]
         for group in self.plan.groups:
             self.fastest(self.workspace("ours", group.seeds[0], group.set, f"lease/{group.name}/probe"))
         self._pilots(variant)
@@ -354,10 +264,15 @@ class Lease:
                     break
                 try:
                     self._row(group, row, seed, (self.left - end) / (len(todo) - position))
-                except Exception as exc:  # one row that fails must not cost the others
-                    traceback.print_exc()
-                    self.say(f"{_title(group, row, seed)} failed: {exc}")
+                except Exception as exc:
+                    self._failed(_title(group, row, seed), exc)
         self.say("done")
+
+    def _failed(self, title: str, exc: Exception) -> None:
+        """Reports what could not be trained; the rest of the plan is still worth its time."""
+        traceback.print_exception(exc)
+        self.say(f"{title} failed: {exc}")
+        self.failed.append(title)
 
     def _row(self, group: Group, row: str, seed: int, seconds: float) -> None:
         changes = (*group.set, *(self.chosen if row == "ours" else ()))
@@ -365,13 +280,12 @@ class Lease:
         way, epoch_s = self.fastest(probe)
         known = [r["epochs"] for r in self.results["rows"].values() if r["group"] == group.name]
         epochs = group.epochs or (known[0] if known else max(1, int((seconds - OVERHEAD_S) / epoch_s)))
-        changes = (*changes, *ALL_WAYS[way], f"distill.epochs={epochs}")
-        space = self.workspace(row, seed, changes, f"lease/{group.name}/{row}-{seed}")
+        changes = (*changes, f"distill.epochs={epochs}")
+        space = _trained_by(self.workspace(row, seed, changes, f"lease/{group.name}/{row}-{seed}"), way)
         start = time.monotonic()
-        trained, cut = self._trained(space)
+        trained = train(space)
         trained_s = time.monotonic() - start
-        self._keep(trained, cut, _title(group, row, seed))
-        levels = accuracy_by_failures(space, trained.network)
+        levels = self._keep(space, trained, _title(group, row, seed))
         self.results["rows"][_title(group, row, seed)] = {
             "group": group.name,
             "row": row,
@@ -385,34 +299,31 @@ class Lease:
         self.outbox.write("lease.json", self.results)
         self.say(f"{_title(group, row, seed)}: held out " + " ".join(f"{100 * level:.1f}" for level in levels))
 
-    def _keep(self, trained: TrainedStudents, cut: Cut, name: str) -> None:
-        """Students to copy back, as float16."""
-        file = trained.stage.folder / "half.safetensors"
-        save_students(trained.network, cut.partition, file, half=True)
+    def _keep(self, space: Workspace, trained: Trained, name: str) -> list[float]:
+        """Adds the students, as float16, to the files to copy back; returns their ``accuracy_by_failures``."""
+        students = trained.students
+        file = students.stage.folder / "half.safetensors"
+        save_students(students.network, trained.cut.partition, file, half=True)
         self.outbox.add(f"{name}.safetensors", file)
-
-    def _trained(self, space: Workspace) -> tuple[TrainedStudents, Cut]:
-        teacher = train_teacher(space)
-        cut = cut_filters(space, teacher)
-        return train_students(space, teacher, cut), cut
+        return accuracy_by_failures(space, students.network)
 
     def _pilots(self, variant: str) -> None:
         """Tries the variants of "ours" that are not known yet, and chooses the named one or the best held out."""
+        if variant:
+            self.chosen = self.plan.pilots[variant]
+            return
         known, end = self.results["pilots"], self.left - self.plan.pilot_share * self.left
         for name, overrides in self.plan.pilots.items():
             changes = (*self.plan.pilot_set, *overrides)
             probe = self.workspace("ours", 0, changes, "lease/pilots/probe")
             way, epoch_s = self.fastest(probe)
-            if name in known or variant or epoch_s * probe.experiment.distill.epochs > self.left - end:
+            if name in known or epoch_s * probe.experiment.distill.epochs > self.left - end:
                 continue
-            space = self.workspace("ours", 0, (*changes, *ALL_WAYS[way]), f"lease/pilots/{name}")
+            space = _trained_by(self.workspace("ours", 0, changes, f"lease/pilots/{name}"), way)
             try:
-                trained, cut = self._trained(space)
-                self._keep(trained, cut, f"pilots/{name}")
-                known[name] = accuracy_by_failures(space, trained.network)
+                known[name] = self._keep(space, train(space), f"pilots/{name}")
             except Exception as exc:
-                traceback.print_exc()
-                self.say(f"pilot {name} failed: {exc}")
+                self._failed(f"pilot {name}", exc)
                 continue
             self.say(f"pilot {name}: " + " ".join(f"{100 * level:.1f}" for level in known[name]))
             self.outbox.write("lease.json", self.results)
@@ -421,8 +332,6 @@ class Lease:
             best = max(usable, key=lambda name: float(np.mean(known[name])))
             self.say(f"pilots: {best} is best over all numbers of failures")
             self.chosen = self.plan.pilots[best]
-        if variant:
-            self.chosen = self.plan.pilots[variant]
 
     def fastest(self, space: Workspace) -> tuple[str, float]:
         """The fastest way to train the students of a workspace, and the seconds of an epoch; measured once a model."""
@@ -442,7 +351,7 @@ class Lease:
         for ways in (WAYS, PLAIN_WAYS) if space.device == "cuda" else ({"separate": WAYS["separate"]},):
             for way in ways if not times else ():
                 try:
-                    times[way] = self._image_us(space, teacher, cut, way)
+                    times[way] = self._image_us(_trained_by(space, way), teacher, cut, way)
                 except Exception as exc:
                     traceback.print_exc()
                     self.say(f"{model} {way}: {type(exc).__name__}: {str(exc)[:300]}")
@@ -452,7 +361,7 @@ class Lease:
 
     def _image_us(self, space: Workspace, teacher: TrainedTeacher, cut: Cut, way: str) -> float:
         """Microseconds of a training image, from the second and third epoch over a part of the data."""
-        config, data = _with(space.experiment, ALL_WAYS[way]), self.data.train
+        config, data = space.experiment, self.data.train
         samples = min(len(data), 24 * config.distill.batch)
         students = space.networks.students(cut.partition, 0)
         filters = filters_of_device(space.networks.design(cut.partition), cut.partition, config.devices.count)
@@ -478,10 +387,10 @@ class Lease:
         return 1e6 * seconds / samples
 
 
-def _with(experiment: Experiment, changes: Sequence[str]) -> Experiment:
-    values = dict(change.removeprefix("distill.").split("=") for change in changes)
-    options: dict[str, Any] = {key: value == "true" for key, value in values.items()}
-    return replace(experiment, distill=replace(experiment.distill, **options))
+def _trained_by(space: Workspace, way: str) -> Workspace:
+    """The workspace, with students trained in one of the ways."""
+    options: dict[str, Any] = dict((WAYS | PLAIN_WAYS)[way])
+    return space.changed(replace(space.experiment, distill=replace(space.experiment.distill, **options)))
 
 
 def _title(group: Group, row: str, seed: int) -> str:
@@ -523,17 +432,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             base = load_experiment(Path(plan.experiment), (*plan.set, *args.set))
             data = load_data(base.data, base.experiment.seed)
-        results = args.out / "lease.json"
-        done = json.loads(results.read_text()) if results.exists() else {}
+        done = _done(args.out / "lease.json")
         outbox = Outbox(args.out, int(args.limit_mb * 2**20))
         seconds = 60 * args.minutes - (time.monotonic() - start)
         lease = Lease(plan, data, args.set, args.runs, outbox, seconds)
         lease.say(f"{len(data.train):,} training images read in {time.monotonic() - start:.1f} s")
         lease.run(done, args.only, args.variant)
+        return int(bool(lease.failed))
     except NonnError as exc:
         print(f"lease: {exc}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _done(path: Path) -> dict[str, Any]:
+    """The results of an earlier run; empty if there are none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        results: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as exc:
+        raise DataError(f"{path}: not readable results ({exc}); copy them again, or remove them") from exc
+    return results
 
 
 if __name__ == "__main__":

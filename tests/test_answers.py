@@ -11,9 +11,8 @@ import torch
 
 from nonn.config import DataConfig, Experiment, load_experiment
 from nonn.data.augment import Augment
-from nonn.distill import DistillTask, Students
+from nonn.distill import DistillTask
 from nonn.distill.answers import TeacherAnswers, ask
-from nonn.distill.students import CompiledStudents
 from nonn.errors import ConfigError, DataError
 from nonn.experiment.stages import exclusive
 from nonn.experiment.training import train
@@ -124,14 +123,3 @@ def test_every_method_reads_the_same_answers(tmp_path: Path) -> None:
         other = dataclasses.replace(experiment.partition, parts=1)
         train(space.changed(dataclasses.replace(experiment, partition=other), "other"))
     assert file.stat().st_mtime_ns == written
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of torch's own compiler
-def test_compiled_students_are_the_students() -> None:
-    students: Students = make_students()
-    inputs = torch.from_numpy(toy_data(6, seed=2)[0]).float()
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        maps, features = CompiledStudents(students.eval()).maps_and_features(inputs)
-        expected_maps, expected = students.maps_and_features(inputs)
-    for got, want in zip([*maps, *features], [*expected_maps, *expected], strict=True):
-        torch.testing.assert_close(got, want)

@@ -17,8 +17,11 @@ from PIL import Image
 from benchmarks import lease
 from nonn.config import load_experiment
 from nonn.data import load_data
+from nonn.data.parts import unpack
 from nonn.errors import ConfigError, DataError
+from nonn.experiment.training import Trained, train
 from nonn.experiment.weights import partition_of
+from nonn.experiment.workspace import Workspace
 
 PLAN = """
 experiment = "examples/cifar100.toml"
@@ -71,7 +74,7 @@ def parts(place: Path) -> Sequence[Path]:
 def test_unpacked_parts_are_the_data_in_any_order(place: Path, parts: Sequence[Path]) -> None:
     plan = lease.read_plan(place / "plan.toml")
     data = load_data(load_experiment(Path(plan.experiment), [*plan.set, f"data.path={place}"]).data, 0)
-    again = lease.unpack(parts[::-1])
+    again = unpack(parts[::-1])
     for name in ("train", "held_out"):
         assert np.array_equal(getattr(again, name).inputs, getattr(data, name).inputs)
         assert np.array_equal(getattr(again, name).labels, getattr(data, name).labels)
@@ -80,20 +83,20 @@ def test_unpacked_parts_are_the_data_in_any_order(place: Path, parts: Sequence[P
 
 
 def test_some_parts_are_fewer_images_with_the_statistics_of_all(parts: Sequence[Path]) -> None:
-    some, everything = lease.unpack(parts[:1]), lease.unpack(parts)
+    some, everything = unpack(parts[:1]), unpack(parts)
     assert (len(some.train), len(everything.train)) == (16, 64)
     assert np.array_equal(some.mean, everything.mean)
 
 
 def test_the_first_part_is_needed(parts: Sequence[Path]) -> None:
     with pytest.raises(DataError, match=r"part-0\.npz, which has the held-out split, is missing"):
-        lease.unpack(parts[1:])
+        unpack(parts[1:])
 
 
 def test_a_part_that_was_cut_off_is_named(parts: Sequence[Path], tmp_path: Path) -> None:
     (tmp_path / "part-1.npz").write_bytes(parts[1].read_bytes()[:500])
     with pytest.raises(DataError, match=r"part-1\.npz: not a readable part .*; send it again"):
-        lease.unpack([parts[0], tmp_path / "part-1.npz"])
+        unpack([parts[0], tmp_path / "part-1.npz"])
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +132,55 @@ def test_the_next_stay_does_only_what_is_missing(
     assert "pilot as-it-is:" not in printed
 
 
+def test_results_of_fewer_images_are_not_compared(
+    place: Path, parts: Sequence[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = {"train": 16, "rows": {"small/ours-0": {}}, "pilots": {"alone": [1.0, 1.0]}, "image_us": {}}
+    (tmp_path / "lease.json").write_text(json.dumps(done))
+    arguments = ["--parts", *map(str, parts), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    assert command(place, *arguments) == 0
+    results = json.loads((tmp_path / "lease.json").read_text())
+    assert results["pilots"]["alone"] != [1.0, 1.0]
+    assert results["rows"]["small/ours-0"]["epochs"] == 1
+
+
+def test_a_row_that_fails_costs_neither_the_others_nor_the_exit_code(
+    place: Path,
+    parts: Sequence[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(space: Workspace) -> Trained:
+        if "/ours-0" in space.place:
+            raise DataError("a damaged disk")
+        return train(space)
+
+    monkeypatch.setattr("benchmarks.lease.train", failing)
+    arguments = ["--parts", *map(str, parts), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert command(place, *arguments) == 1
+    results = json.loads((tmp_path / "out" / "lease.json").read_text())
+    assert results["rows"].keys() == {"small/copies-0"}
+    assert "small/ours-0 failed: a damaged disk" in capsys.readouterr().out
+
+
+def test_damaged_results_and_archives_are_named(place: Path, parts: Sequence[Path], tmp_path: Path) -> None:
+    (tmp_path / "lease.json").write_text("{")
+    with pytest.raises(DataError, match=r"lease\.json: not readable results"):
+        lease._done(tmp_path / "lease.json")
+    (tmp_path / "students-0.zip").write_bytes(b"PK cut off")
+    (tmp_path / "x").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"students-0\.zip: not a readable archive"):
+        lease.Outbox(tmp_path, 10_000).add("x", tmp_path / "x")
+
+
 def test_without_time_nothing_is_begun(place: Path, parts: Sequence[Path], tmp_path: Path) -> None:
-    done = {"image_us": {"wrn-10-0.25": {"separate": 10.0}}, "pilots": {"as-it-is": [0.5, 0.5], "alone": [0.4, 0.4]}}
+    done = {
+        "train": 64,
+        "rows": {},
+        "image_us": {"wrn-10-0.25": {"separate": 10.0}},
+        "pilots": {"as-it-is": [0.5, 0.5], "alone": [0.4, 0.4]},
+    }
     (tmp_path / "lease.json").write_text(json.dumps(done))
     arguments = ["--parts", *map(str, parts), "--minutes", "0.01", "--out", str(tmp_path)]
     assert command(place, *arguments, "--runs", str(tmp_path / "runs")) == 0

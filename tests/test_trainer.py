@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from torch.nn import functional
 from nonn.config import TrainingConfig
 from nonn.errors import DataError
 from nonn.trainer import Target, epoch_generator, fit, learning_rate, use_bf16
+from nonn.trainer.step import CapturedStep, Step
 from tests.toys import toy_data
 
 CONFIG = TrainingConfig(epochs=4, batch=32, lr=0.05, bf16="off")
@@ -181,3 +184,64 @@ def test_a_task_knows_how_far_the_training_is_also_after_resuming(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stop_at=8)
     assert train(tmp_path / "cut").seen == [step / steps for step in range(6, steps)]
+
+
+class _Graph:
+    """In place of a CUDA graph: recording changes nothing, and a replay computes from the recorded tensors again."""
+
+    step: CapturedStep  # set when recording starts
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        for name, loss in self.step._step.run(self.step._index, self.step._draws).items():
+            self.step._losses[name].copy_(loss)
+
+
+@contextmanager
+def _recording(step: CapturedStep, graph: _Graph) -> Iterator[None]:
+    """Undoes what happens while a graph is recorded, since a real recording computes nothing."""
+    graph.step = step
+    module, optimizer = step._step.task.module, step._step.optimizer
+    weights, momentum = copy.deepcopy(module.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+    yield
+    module.load_state_dict(weights)
+    for number, parameter in enumerate(module.parameters()):
+        optimizer.state[parameter]["momentum_buffer"].copy_(momentum[number]["momentum_buffer"])
+
+
+def test_a_recorded_step_is_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Index, random numbers, learning rate and progress of each step reach the graph, through tensors that it reads."""
+    raw, labels = (torch.from_numpy(array) for array in toy_data(96, seed=1))
+    graphs: list[_Graph] = []
+
+    def new_graph() -> _Graph:
+        graphs.append(_Graph())
+        return graphs[-1]
+
+    def steps(*, captured: bool) -> tuple[LinearTask, list[float]]:
+        task = LinearTask()
+        rate = torch.tensor(0.1) if captured else 0.1
+        optimizer = torch.optim.SGD(task.module.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=1e-3)
+        plain = Step(task, raw, labels, augment, optimizer, CONFIG, "cpu")
+        step = CapturedStep(plain) if captured else plain
+        if isinstance(step, CapturedStep):
+            monkeypatch.setattr(step, "_aside", lambda: plain.run(step._index, step._draws))
+            monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
+            monkeypatch.setattr(torch.cuda, "graph", lambda graph: _recording(step, graph))
+        generator, losses = torch.Generator().manual_seed(4), []
+        for number in range(9):
+            index = torch.randperm(96, generator=generator)[:32]
+            draws = step.draw(32, generator)
+            losses.append(float(step(index, draws, 0.1 / (1 + number), number / 9)["ce"]))
+        return task, losses
+
+    (apart, expected), (recorded, losses) = steps(captured=False), steps(captured=True)
+    assert [graph.replays for graph in graphs] == [6]  # after three ordinary steps
+    # A learning rate that is a tensor is rounded to float32.
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for name, value in apart.module.state_dict().items():
+        torch.testing.assert_close(recorded.module.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert float(recorded.progress) == pytest.approx(8 / 9)

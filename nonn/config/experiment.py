@@ -231,9 +231,6 @@ class DistillConfig(TrainingConfig):
     grouped: Annotated[
         bool, "students train as one network of grouped convolutions if that is faster; false: never"
     ] = True
-    compiled: Annotated[
-        bool, "students train as separate networks that torch.compile has fused; only worth it on a GPU"
-    ] = False
     teacher_views: Annotated[
         Whole,
         "augmentations stored for each training sample with the teacher's answers, so that the teacher runs once for "

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from nonn.config import DistillConfig
@@ -66,10 +66,7 @@ class TeacherAnswers:
         tensors = {f"{_DRAW}{name}": value.cpu().contiguous() for name, value in self.draws.items()}
         tensors |= {"logits": self.logits.cpu().contiguous(), "pooled": self.pooled.cpu().contiguous()}
         with atomic_file(path) as temporary:
-            try:
-                save_file(tensors, temporary)
-            except SafetensorError as exc:
-                raise DataError(f"{path}: cannot be written ({exc}); free some space, or store fewer views") from exc
+            temporary.write_bytes(save(tensors))  # not save_file, for the reason in nonn.trainer.checkpoint
 
     @staticmethod
     def load(path: Path, samples: int, views: int) -> TeacherAnswers:

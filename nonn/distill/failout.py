@@ -25,7 +25,7 @@ from nonn.config import DistillConfig
 from nonn.errors import ConfigError
 from nonn.toml import choices, did_you_mean
 
-__all__ = ["LAWS", "all_subsets", "sample_answering"]
+__all__ = ["LAWS", "sample_answering"]
 
 LAWS = choices(DistillConfig, "failout")
 
@@ -74,9 +74,3 @@ def sample_answering(
                 raise ConfigError(f"distill.failout_groups: {list(group)} names a device not among {num_devices}")
             kept[:, list(group)] &= up[:, number : number + 1]
     return kept | (~kept.any(dim=1, keepdim=True) & (rank == 0))
-
-
-def all_subsets(num_devices: int) -> Tensor:
-    """Every subset of devices but the empty one, bool [2^N − 1, N]."""
-    masks = torch.arange(1, 1 << num_devices)
-    return (masks[:, None] >> torch.arange(num_devices)) & 1 == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from nonn.bundle.views import select_view
@@ -13,7 +12,7 @@ from nonn.distill.fusion import FusionLayer
 from nonn.students import GroupedStudents, Student
 from nonn.students.grouped import of_one_architecture
 
-__all__ = ["CompiledStudents", "JointStudents", "Students"]
+__all__ = ["JointStudents", "Students"]
 
 
 class Students(nn.Module):
@@ -86,35 +85,3 @@ class JointStudents(nn.Module):
         individual = students.individual()
         for members, grouped in zip(self._members, self.groups, strict=True):
             cast("GroupedStudents", grouped).copy_to([individual[i] for i in members])
-
-
-class CompiledStudents(nn.Module):
-    """The students as separate networks, each a few fused kernels.
-
-    torch.compile fuses normalisation, activation and addition, which are most of the memory traffic of small networks.
-    Students of one architecture share the compiled code.
-
-    Args:
-        students: the students; shared, not copied.
-    """
-
-    def __init__(self, students: Students) -> None:
-        super().__init__()
-        self.all = students
-        self.fusion = students.fusion
-        # Bridges have other widths in every part, and each would be compiled again.
-        self._final = torch.compile(_final, dynamic=False)
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of each device, N tensors [B, C_j, …], for raw inputs [B, C, …]."""
-        return self.maps_and_features(x)[0]
-
-    def maps_and_features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps [B, C_j, …] and sent features [B, d_i] of each device, for raw inputs [B, C, …]."""
-        students = self.all.individual()
-        pairs = [student.bridged(self._final(student, select_view(x, student.view))) for student in students]
-        return [maps for maps, _ in pairs], [features for _, features in pairs]
-
-
-def _final(student: Student, x: Tensor) -> Tensor:
-    return student.final(x)

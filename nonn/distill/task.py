@@ -20,7 +20,7 @@ from nonn.distill.failout import sample_answering
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
 from nonn.distill.probes import classifier_weight, tapped
-from nonn.distill.students import CompiledStudents, JointStudents, Students
+from nonn.distill.students import JointStudents, Students
 from nonn.errors import ConfigError
 from nonn.teacher import Teacher, pool
 from nonn.trainer import Target
@@ -68,12 +68,8 @@ class DistillTask:
             self.terms = build_terms(config, [len(f) for f in filters])
         self._needs: frozenset[str] = frozenset().union(*(term.needs for term in self.terms.values()))
         # Objectives that look into a student need it as an individual network.
-        if "student_taps" in self._needs:
-            self._learners: Students | JointStudents | CompiledStudents = students
-        elif config.compiled:
-            self._learners = CompiledStudents(students)
-        else:
-            self._learners = JointStudents(students) if config.grouped else students
+        joint = config.grouped and "student_taps" not in self._needs
+        self._learners: Students | JointStudents = JointStudents(students) if joint else students
         self.module = nn.ModuleDict({"students": self._learners, "auxiliaries": auxiliaries(self.terms)})
         self.progress = 1.0
         self._classifier: list[Tensor] = []

@@ -24,7 +24,7 @@ from nonn.config import Experiment
 from nonn.distill import Students
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError
-from nonn.experiment.training import Trained, stage_inputs
+from nonn.experiment.training import Trained, stage_inputs, teacher_accuracy
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
@@ -36,7 +36,6 @@ from nonn.provenance import code_version
 from nonn.reliability.subsets import SubsetTable
 from nonn.students import measure_cost
 from nonn.students.devices import failure_law
-from nonn.teacher import measure_accuracy
 
 __all__ = ["bundle_students"]
 
@@ -158,7 +157,7 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
             "model": config.teacher.model,
             "params": cost.params,
             "macs": cost.macs,
-            "accuracy": measure_accuracy(teacher, data.test, space.device),
+            "accuracy": teacher_accuracy(space, trained.teacher),
         },
         data={"name": data.name, "split": "test", "samples": len(data.test), "fingerprint": data.fingerprint()},
         provenance=provenance,

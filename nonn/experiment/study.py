@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,14 +33,13 @@ from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.rival import SubsetFunction
 from nonn.experiment.stages import exclusive
 from nonn.experiment.summary import summarise, to_csv
-from nonn.experiment.training import Trained, TrainedTeacher, stage_inputs, train
+from nonn.experiment.training import Trained, stage_inputs, teacher_accuracy, train
 from nonn.experiment.workspace import Workspace, resolve
-from nonn.files import atomic_file, write_json
+from nonn.files import atomic_file
 from nonn.report.plots import study_plot
 from nonn.report.study import study_markdown
 from nonn.report.study_document import Study
 from nonn.students import measure_cost
-from nonn.teacher import measure_accuracy
 from nonn.trainer import batches
 
 __all__ = ["study"]
@@ -148,7 +146,7 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
     return Evaluation(
         row=method.name,
         seed=space.seed,
-        teacher_accuracy=_teacher_accuracy(space, trained.teacher),
+        teacher_accuracy=teacher_accuracy(space, trained.teacher),
         input_bytes=test.inputs[0].nbytes,
         part_sizes=trained.cut.partition.sizes,
         params=tuple(costs[i].params for i in student_of),
@@ -163,11 +161,3 @@ def _test_features(space: Workspace, students: Students) -> list[NDArray[np.floa
     with torch.no_grad():
         chunks = [students.features(x) for x in batches(space.data.test.inputs, space.device)]
     return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
-
-
-def _teacher_accuracy(space: Workspace, teacher: TrainedTeacher) -> float:
-    """The teacher's accuracy on the test split, measured once for all rows."""
-    file = teacher.stage.folder / f"test-{space.data.fingerprint()[:12]}.json"
-    if not file.exists():
-        write_json(file, {"accuracy": measure_accuracy(teacher.network, space.data.test, space.device)})
-    return float(json.loads(file.read_text())["accuracy"])

@@ -38,7 +38,8 @@ from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
 from nonn.trainer import batches
 
 __all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs", "stage_inputs",
-           "stored_answers", "train", "train_assistants", "train_students", "train_teacher"]  # fmt: skip
+           "stored_answers", "teacher_accuracy", "train", "train_assistants", "train_students",
+           "train_teacher"]  # fmt: skip
 
 FORMAT = 1  # increased when a stage's files change so that older ones must not be used again
 STUDENTS_FORMAT = 2  # the same, for results of distillation
@@ -138,6 +139,21 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
     stage.finish()
     space.progress.say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")
     return TrainedTeacher(teacher.eval(), stage)
+
+
+def teacher_accuracy(space: Workspace, teacher: TrainedTeacher) -> float:
+    """Accuracy of a teacher on the test split, in [0, 1]; measured once for a bundle and all rows of a study.
+
+    Raises:
+        DataError: the file of an earlier measurement is damaged.
+    """
+    file = teacher.stage.folder / f"test-{space.data.fingerprint()[:12]}.json"
+    if not file.exists():
+        write_json(file, {"accuracy": measure_accuracy(teacher.network, space.data.test, space.device)})
+    try:
+        return float(json.loads(file.read_text())["accuracy"])
+    except (ValueError, KeyError) as exc:
+        raise DataError(f"{file}: not a readable accuracy ({exc}); remove it and run again") from exc
 
 
 def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeacher:
@@ -313,7 +329,6 @@ _LATER: dict[str, Any] = {
     "only_wrong": False,
     "pooled": False,
     "captured": ...,
-    "compiled": ...,
     "originals": True,
     "hidden": 512,
     "updates": 1000,

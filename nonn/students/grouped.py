@@ -5,7 +5,8 @@ the channels, and per-channel operations do not change. Sums, gradients and SGD 
 (tested in float64). A GPU gets one kernel instead of N small ones, and a CPU gets longer loops where the maps are
 small. With large maps a CPU is faster with separate students: ``grouping_pays`` decides. Prior art: torch.func's
 stacked modules with vmap, the same grouped convolutions with more bookkeeping. `make bench` measures all three, and
-students compiled by torch.compile, which are slower on a CPU than uncompiled ones, so nothing is compiled.
+students compiled by torch.compile, which are slower on a CPU than uncompiled ones, and on an H200 slower than grouped
+ones (``image_us`` in benchmarks/results/cifar100-lease.json), so nothing is compiled.
 """
 
 from __future__ import annotations

@@ -98,15 +98,7 @@ class Student(nn.Module):
 
     def maps_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps after the bridge [B, C_j, …] and features [B, d_i], both float32, from one pass of the backbone."""
-        return self.bridged(self.final(x))
-
-    def final(self, x: Tensor) -> Tensor:
-        """The backbone's output [B, C', …] for raw inputs [B, C, …]."""
-        final: Tensor = self.backbone(self.normalise(x))
-        return final
-
-    def bridged(self, final: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps after the bridge [B, C_j, …] and features [B, d_i], both float32, of the backbone's output."""
+        final = self.backbone(self.normalise(x))
         maps = self.bridge(final).float()
         return maps, pool(maps) if self.sends == "bridge" else self.sent(final)
 
