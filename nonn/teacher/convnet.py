@@ -7,12 +7,13 @@ channels has a method ``widen``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Concat", "ConvNet", "SqueezeExcitation", "conv", "norm", "norm_relu", "pool"]
+__all__ = ["Concat", "ConvNet", "SqueezeExcitation", "conv", "norm", "norm_relu", "pool", "stages"]
 
 _CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 _NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
@@ -35,6 +36,21 @@ def norm(dims: int, channels: int, *, affine: bool = True) -> nn.Module:
 def norm_relu(dims: int, channels: int) -> nn.Sequential:
     """Batch normalisation and ReLU."""
     return nn.Sequential(norm(dims, channels), nn.ReLU(inplace=True))
+
+
+def stages(channels: Sequence[int], blocks: int, build: Callable[[int, int, int], nn.Module]) -> list[nn.Module]:
+    """The blocks of all stages of a residual network; every stage but the first halves the resolution.
+
+    Args:
+        channels: C before the first stage, and of the output of each stage.
+        blocks: number of blocks of a stage.
+        build: (C of the input, C of the output, stride) → one block.
+    """
+    layers = []
+    for stage, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
+        layers.append(build(inputs, outputs, 2 if stage else 1))
+        layers += [build(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return layers
 
 
 class SqueezeExcitation(nn.Module):

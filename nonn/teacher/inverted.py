@@ -14,10 +14,11 @@ Limits: few multiply-accumulates, but each depthwise one costs more time than on
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from torch import Tensor, nn
 
-from nonn.teacher.convnet import ConvNet, SqueezeExcitation, conv, norm, norm_relu
+from nonn.teacher.convnet import ConvNet, SqueezeExcitation, conv, norm, norm_relu, stages
 from nonn.teacher.family import Family
 
 __all__ = ["FAMILY", "SE_FAMILY", "Inverted", "InvertedBlock"]
@@ -33,7 +34,7 @@ class InvertedBlock(nn.Module):
         hidden = _EXPANSION * inputs
         self.widen_input = nn.Sequential(conv(dims, inputs, hidden, 1), norm_relu(dims, hidden))
         self.depthwise = nn.Sequential(conv(dims, hidden, hidden, 3, stride, groups=hidden), norm_relu(dims, hidden))
-        # A tenth of the block's parameters, as the gates of a residual block are.
+        # An eighth of the block's input channels; the gates are then a tenth of the network's parameters.
         self.gate = SqueezeExcitation(dims, hidden, reduction=8 * _EXPANSION) if gated else nn.Identity()
         self.narrow = nn.Sequential(conv(dims, hidden, outputs, 1), norm(dims, outputs))
         self.shortcut = inputs == outputs and stride == 1
@@ -60,17 +61,9 @@ class Inverted(ConvNet):
         self, depth: int, width: float, in_channels: int, num_classes: int, dims: int = 2, *, gated: bool = False
     ) -> None:
         channels = [round(base * width) for base in (16, 16, 32, 64)]
-        layers: list[nn.Module] = [nn.Sequential(conv(dims, in_channels, channels[0], 3), norm_relu(dims, channels[0]))]
-        for stage in range(3):
-            for number in range((depth - 2) // 9):
-                inputs = channels[stage] if number == 0 else channels[stage + 1]
-                stride = 2 if number == 0 and stage > 0 else 1
-                layers.append(InvertedBlock(dims, inputs, channels[stage + 1], stride, gated=gated))
-        super().__init__([*layers, norm_relu(dims, channels[-1])], channels[-1], num_classes)
-
-
-def _gated(depth: int, width: float, in_channels: int, num_classes: int, dims: int) -> Inverted:
-    return Inverted(depth, width, in_channels, num_classes, dims, gated=True)
+        stem = nn.Sequential(conv(dims, in_channels, channels[0], 3), norm_relu(dims, channels[0]))
+        layers = stages(channels, (depth - 2) // 9, partial(InvertedBlock, dims, gated=gated))
+        super().__init__([stem, *layers, norm_relu(dims, channels[-1])], channels[-1], num_classes)
 
 
 def _exists(depth: int, width: float) -> bool:
@@ -80,4 +73,4 @@ def _exists(depth: int, width: float) -> bool:
 _RULE = "depth must be 9n + 2 (11, 20, 29, 38, 47 …) and width at least 0.125"
 
 FAMILY = Family("inverted", "WIDTH", Inverted, _exists, _RULE, depths=(11, 20, 29, 38))
-SE_FAMILY = dataclasses.replace(FAMILY, prefix="se-inverted", build=_gated)
+SE_FAMILY = dataclasses.replace(FAMILY, prefix="se-inverted", build=partial(Inverted, gated=True))

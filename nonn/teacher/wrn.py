@@ -8,9 +8,11 @@ also narrows the first convolution. With one-dimensional convolutions the same n
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from nonn.teacher.convnet import ConvNet, conv, norm_relu
+from nonn.teacher.convnet import ConvNet, conv, norm_relu, stages
 from nonn.teacher.family import Family
 
 __all__ = ["FAMILY", "Block", "WideResNet"]
@@ -62,15 +64,10 @@ class WideResNet(ConvNet):
         dims: int = 2,
         block: type[Block] = Block,
     ) -> None:
-        blocks = (depth - 4) // 6
         channels = [round(base * scale) for base, scale in ((16, min(width, 1)), (16, width), (32, width), (64, width))]
-        layers: list[nn.Module] = [conv(dims, in_channels, channels[0], 3)]
-        for stage in range(3):
-            for number in range(blocks):
-                inputs = channels[stage] if number == 0 else channels[stage + 1]
-                stride = 2 if number == 0 and stage > 0 else 1
-                layers.append(block(dims, inputs, channels[stage + 1], stride))
-        super().__init__([*layers, norm_relu(dims, channels[-1])], channels[-1], num_classes)
+        stem = conv(dims, in_channels, channels[0], 3)
+        layers = stages(channels, (depth - 4) // 6, partial(block, dims))
+        super().__init__([stem, *layers, norm_relu(dims, channels[-1])], channels[-1], num_classes)
 
 
 FAMILY = Family(
