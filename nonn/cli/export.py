@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
         TextColumn("weights", "weights", str),
         Column("flash, bytes", "flash_bytes"),
         Column("RAM, bytes", "ram_bytes"),
-        Column("of it stack", "stack_bytes", lambda stack: "unknown" if stack is None else f"{stack:,}"),
-        Column("error vs ONNX Runtime", "gap", lambda gap: "not run here" if gap is None else f"{gap:.1e}"),
-        Column("ms", "run_ms", lambda ms: "–" if ms is None else f"{ms:.2f}"),
+        Column("of it stack", "stack_bytes", missing="unknown"),
+        Column("error vs ONNX Runtime", "gap", lambda gap: f"{gap:.1e}", missing="not run here"),
+        Column("ms", "run_ms", lambda ms: f"{ms:.2f}"),
     )
     print(as_text(Table(columns, rows)))
     print(

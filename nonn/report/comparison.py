@@ -36,7 +36,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
                 ("stability", "stability"),
             ]
         ),
-        Column("ms", "seconds", lambda value: "–" if value is None else f"{1000 * value:.1f}"),
+        Column("ms", "seconds", lambda value: f"{1000 * value:.1f}"),
     ]
     for missing in levels:
         columns.append(Column(f"{missing} missing", f"mean_{missing}", _accuracy))
@@ -97,18 +97,16 @@ def _flat(row: Row) -> dict[str, object]:
     return flat | vars(row.measures) | {"sizes": sizes, "stability": row.stability, "seconds": row.seconds}
 
 
-def _sizes(value: tuple[Sequence[int], int] | None) -> str:
+def _sizes(value: tuple[Sequence[int], int]) -> str:
     """Smallest to largest part, and the number of filters in no part."""
-    if value is None:
-        return "–"
     sizes, dropped = value
     extent = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)}–{max(sizes)}"
     return f"{extent}, {dropped} dropped" if dropped else extent
 
 
-def _three(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _three(value: float) -> str:
+    return f"{value:.3f}"
 
 
-def _accuracy(value: float | None) -> str:
-    return "–" if value is None else percent(value, 1)
+def _accuracy(value: float) -> str:
+    return percent(value, 1)

@@ -53,20 +53,22 @@ def methods_table(report: Report) -> Table:
     columns = (
         TextColumn("method", "method", str),
         Column("devices", "devices"),
-        *(Column(f"{failed} failed", f"mean_{failed}", _accuracy) for failed in range(most)),
-        Column("bytes/answer", "bytes_per_answer", _whole),
-        Column("head, bytes", "head_bytes", _whole),
-        Column("bundle, bytes", "bundle_bytes", _whole),
-        Column("new subset, ms", "solve_ms", _ms),
+        *(Column(f"{failed} failed", f"mean_{failed}", percent) for failed in range(most)),
+        Column("bytes/answer", "bytes_per_answer"),
+        Column("head, bytes", "head_bytes"),
+        Column("bundle, bytes", "bundle_bytes"),
+        Column("new subset, ms", "solve_ms", lambda ms: f"{ms:.2f}"),
     )
     rows = []
     for row in report.methods:
         means = dict.fromkeys((f"mean_{failed}" for failed in range(most)), None)
         means |= {f"mean_{line.failed}": line.mean for line in row.accuracy_by_failures}
-        costs: dict[str, float | None] = {"bytes_per_answer": row.bytes_per_answer}
-        costs["head_bytes"] = row.head.bytes if row.head else None
-        costs["bundle_bytes"] = row.head.bundle_bytes if row.head else None
-        costs["solve_ms"] = row.head.solve_ms if row.head else None
+        costs = {
+            "bytes_per_answer": row.bytes_per_answer,
+            "head_bytes": row.head and row.head.bytes,
+            "bundle_bytes": row.head and row.head.bundle_bytes,
+            "solve_ms": row.head and row.head.solve_ms,
+        }
         rows.append({"method": row.method, "devices": row.devices, **means, **costs})
     return Table(columns, rows)
 
@@ -99,15 +101,3 @@ def methods_plot(report: Report) -> str:
         axes.legend(loc="lower left", fontsize=9.5)
 
     return plots.svg("methods", "Accuracy against failed devices, by method", (5.9, 4.0), draw)
-
-
-def _whole(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
-
-
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _accuracy(value: float | None) -> str:
-    return "–" if value is None else percent(value)

@@ -146,8 +146,8 @@ def _pair_columns(study: Study) -> tuple[Column, ...]:
     if all(row.disagreement is None for row in study.rows):
         return ()
     return (
-        Column("disagreement", "disagreement", lambda value: "–" if value is None else percent(value)),
-        Column("error correlation", "error_correlation", lambda value: "–" if value is None else f"{value:.2f}"),
+        Column("disagreement", "disagreement", percent),
+        Column("error correlation", "error_correlation", lambda value: f"{value:.2f}"),
     )
 
 

@@ -59,15 +59,22 @@ class Column:
         title: its heading, with the unit where there is one.
         key: the attribute of a row, or its key in a mapping.
         show: how a value is printed.
+        missing: text for a value that is None.
     """
 
     title: str
     key: str
     show: Callable[..., str] = _count
+    missing: str = "–"
 
     def of(self, row: object) -> object:
         """The value in a row."""
         return row[self.key] if isinstance(row, Mapping) else getattr(row, self.key)
+
+    def text(self, row: object) -> str:
+        """The printed text of the value in a row."""
+        value = self.of(row)
+        return self.missing if value is None else self.show(value)
 
     @property
     def is_number(self) -> bool:
@@ -97,7 +104,7 @@ class Table:
 
     def cells(self) -> list[list[str]]:
         """The printed texts, row by row."""
-        return [[column.show(column.of(row)) for column in self.columns] for row in self.rows]
+        return [[column.text(row) for column in self.columns] for row in self.rows]
 
 
 def failure_table(report: Report) -> Table:
