@@ -34,7 +34,7 @@ from nonn.distill.logistic import fit_logistic
 from nonn.distill.masked import fit_masked
 from nonn.distill.students import Students
 from nonn.fusion import Head, LinearHead, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
-from nonn.fusion.calibration import fit_temperatures
+from nonn.fusion.calibration import Fusion, fit_temperatures
 from nonn.reliability.subsets import members, sets_by_survivors
 from nonn.teacher import Teacher
 from nonn.toml import choices
@@ -125,13 +125,28 @@ class HeadFitter:
                     seed=self.seed,
                     device=self.device,
                 )
-        return {kind: self._calibrated(heads[kind], recorded) for kind in kinds}
+        return {kind: heads[kind].with_temperatures(self.temperatures(heads[kind], recorded)) for kind in kinds}
 
     def held_out_features(self, students: Students) -> list[NDArray[np.float32]]:
         """Features of each device over the original held-out split, N arrays [n, d_i]."""
         with torch.no_grad():
             chunks = [students.features(raw) for raw in batches(self.held_out.inputs, self.device)]
         return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
+
+    def temperatures(self, head: Fusion, recorded: Sequence[NDArray[np.float32]]) -> NDArray[np.float64] | None:
+        """Temperatures of the confidence, as ``fusion.temperature`` has them.
+
+        Args:
+            head: the fusion.
+            recorded: result of ``held_out_features``.
+
+        Returns:
+            One for each subset of devices [2^N]; None where none are fitted.
+        """
+        by = self.config.temperature
+        if by == "none":
+            return None
+        return fit_temperatures(head, recorded, self.held_out.labels, by=by, seed=self.seed)
 
     def _logistic(self, ridge: RidgePerSet, passes: _Passes, recorded: Sequence[NDArray[np.float32]]) -> Head:
         return fit_logistic(
@@ -144,12 +159,6 @@ class HeadFitter:
             limit_bytes=int(self.config.stored_mb * 1e6),
             device=self.device,
         )
-
-    def _calibrated(self, head: Head, recorded: Sequence[NDArray[np.float32]]) -> Head:
-        by = self.config.temperature
-        if by == "none":
-            return head
-        return head.with_temperatures(fit_temperatures(head, recorded, self.held_out.labels, by=by, seed=self.seed))
 
     @torch.no_grad()
     def _passes(self, teacher: Teacher, students: Students, kept: int) -> _Passes:

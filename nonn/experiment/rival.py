@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from nonn.distill import Students
 from nonn.experiment.workspace import Workspace
 from nonn.fusion import softmax
-from nonn.fusion.calibration import fit_temperatures
 from nonn.fusion.head import Features, FloatArray
 from nonn.trainer import batches, epoch_generator
 
@@ -70,11 +69,8 @@ class SubsetFunction:
 
     def calibrated(self, space: Workspace, students: Students) -> SubsetFunction:
         """The same function with temperatures that are fitted on the held-out split, as those of every head are."""
-        by = space.experiment.fusion.temperature
-        if by == "none":
-            return self
-        recorded, labels = space.heads.held_out_features(students), space.data.held_out.labels
-        return dataclasses.replace(self, temperatures=fit_temperatures(self, recorded, labels, by=by, seed=space.seed))
+        recorded = space.heads.held_out_features(students)
+        return dataclasses.replace(self, temperatures=space.heads.temperatures(self, recorded))
 
 
 @torch.no_grad()
