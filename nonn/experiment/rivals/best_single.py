@@ -15,7 +15,15 @@ __all__ = ["build"]
 
 
 def build(space: Workspace, trained: Trained) -> Rival:
-    """The students as they are trained, and the choice among their own answers."""
+    """Orders the devices by the accuracy of each alone.
+
+    Args:
+        space: workspace of the row.
+        trained: what the row has trained.
+
+    Returns:
+        The students as they are trained, and the answer of the best of those that arrived.
+    """
     students, labels = trained.students.network, space.data.held_out.labels
     head = space.heads.fit_all(trained.teacher.network, students, ("trained",))["trained"]
     recorded = space.heads.held_out_features(students)

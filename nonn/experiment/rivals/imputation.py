@@ -21,15 +21,22 @@ __all__ = ["build"]
 
 
 def build(space: Workspace, trained: Trained) -> Rival:
-    """The students as they are trained, and the trained fusion of completed features."""
+    """Sums the moments of the features over augmented passes over the training split.
+
+    Args:
+        space: workspace of the row.
+        trained: what the row has trained.
+
+    Returns:
+        The students as they are trained, and the trained fusion of completed features.
+    """
     students = trained.students.network
     ridge = space.heads.fit_all(trained.teacher.network, students, ("ridge",))["ridge"]
     fusion = students.fusion.head()
     assert isinstance(ridge, RidgePerSet)
     assert isinstance(fusion, LinearHead)
-    covariance, _, mean, _ = (
-        ridge.normal_equations()
-    )  # λ s I is on the whole diagonal: arrived features stay as they are
+    # λ s I is on the whole diagonal: features that arrived stay as they are.
+    covariance, _, mean, _ = ridge.normal_equations()
     weight, bias = fusion.weights((1 << fusion.num_devices) - 1)
 
     def answer(arrived: Features) -> FloatArray:

@@ -64,7 +64,14 @@ class ParityTask:
 
 
 def build(space: Workspace, trained: Trained) -> Rival:
-    """The students with one more for the parity, and the trained fusion behind the reconstruction.
+    """Trains the parity student.
+
+    Args:
+        space: workspace of the row.
+        trained: what the row has trained.
+
+    Returns:
+        The students with one more for the parity, and the trained fusion behind the reconstruction.
 
     Raises:
         ConfigError: ``distill.epochs`` is 0, so that nothing trains the parity student.

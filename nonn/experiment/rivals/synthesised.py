@@ -26,7 +26,15 @@ _HIDDEN, _EPOCHS, _BATCH, _LR = 128, 20, 256, 2e-3
 
 
 def build(space: Workspace, trained: Trained) -> Rival:
-    """The students as they are trained, and the trained fusion of completed features."""
+    """Trains the network on augmented passes over the training split.
+
+    Args:
+        space: workspace of the row.
+        trained: what the row has trained.
+
+    Returns:
+        The students as they are trained, and the trained fusion of completed features.
+    """
     students = trained.students.network
     fusion = space.heads.fit_all(trained.teacher.network, students, ("trained",))["trained"]
     features = torch.from_numpy(training_features(space, students))
