@@ -184,8 +184,8 @@ def _placement_text(placement: Mapping[str, Any]) -> str:
     columns = (
         TextColumn("machine", "device", str),
         Column("p_fail", "p_fail", lambda value: f"{value:g}"),
-        Column("student", "student", lambda value: "–" if value is None else str(value)),
-        Column("latency, ms", "latency_ms", lambda value: "–" if value is None else f"{value:.2f}"),
+        Column("student", "student", str),
+        Column("latency, ms", "latency_ms", lambda value: f"{value:.2f}"),
     )
     kind = "best placement" if placement["exact"] else "best placement found by local search"
     head = f"{kind}: expected accuracy {percent(placement['expected'])}, {placement['latency_ms']:.2f} ms"
