@@ -176,9 +176,9 @@ def test_visiting_every_set_keeps_no_weights() -> None:
     assert isinstance(head, LinearHead)
     count_one_by_one(head, features, labels)
     count_correct(head, features, labels)
-    assert len(head._solved) == 0
+    assert head.solved() == []
     head.weights(3)
-    assert len(head._solved) == 1
+    assert head.solved() == [3]
 
 
 def test_what_does_not_fit_is_refused() -> None:

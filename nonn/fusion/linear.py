@@ -34,9 +34,6 @@ class _Solutions:
         with self._lock:
             return list(self._kept)
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def get(self, mask: int) -> tuple[FloatArray, FloatArray] | None:
         with self._lock:
             if mask not in self._kept:
