@@ -5,8 +5,8 @@ loss is ``0.1 CE + 0.9 τ² KL`` to the teacher's logits with τ = 2, or the cro
 labels. The network starts as the trained fusion, with its groups of interchangeable devices; the features of absent
 devices are replaced by their mean.
 
-Features of a device are decorrelated first (a ridge keeps directions of small variance small): the optimiser then
-needs a tenth of the steps. The map is folded into the weights, so the served head does not have it.
+Features of a device are decorrelated first (a ridge keeps directions of small variance small), so that the optimiser
+needs fewer steps. The map is folded into the weights, so the served head does not have it.
 
 Source: AdamW with a one-cycle schedule as in PyTorch; FiLM as in ``nonn.fusion.masked``.
 """
@@ -155,10 +155,10 @@ def _train(
     if teacher is not None:
         soft = functional.log_softmax(torch.from_numpy(teacher).to(device).float() / _TEMPERATURE, dim=1)
     owner = torch.from_numpy(np.repeat(np.arange(num_devices), widths)).to(device)
-    table = torch.from_numpy(membership(num_devices)).to(device).float()
-    shares = torch.from_numpy(group_shares(groups, membership(num_devices)) * membership(num_devices))
-    shares = shares.to(device).float()
-    sizes = [np.flatnonzero(membership(num_devices).sum(axis=1) == count) for count in range(num_devices + 1)]
+    answered = membership(num_devices)
+    table = torch.from_numpy(answered).to(device).float()
+    shares = torch.from_numpy(group_shares(groups, answered) * answered).to(device).float()
+    sizes = [np.flatnonzero(answered.sum(axis=1) == count) for count in range(num_devices + 1)]
     optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=max(updates, 2), pct_start=0.1)
     rng = np.random.default_rng([seed, 13])

@@ -10,9 +10,9 @@ partial result of a prefix for all its completions, on blocks of samples that st
 - the masked head (``nonn.enumeration.masked``) shares the terms of the devices, in float64;
 - any other head is fused separately for each subset.
 
-Sums are in float32 with a bound on their rounding error. A sample whose margin is not safely beyond that bound is
+Sums in float32 have a bound on their rounding error. A sample whose margin is not safely beyond that bound is
 fused by the head itself, so the counts equal those of ``head.logits(…).astype(np.float32).argmax(axis=1)`` over all
-samples, ties included: the lowest class wins.
+samples, ties included: the lowest class wins. Only the masked head may decide an exact tie differently.
 """
 
 from __future__ import annotations

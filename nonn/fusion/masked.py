@@ -109,11 +109,12 @@ class MaskedHead(Head):
     def from_terms(self, mask: int, terms: Sequence[FloatArray]) -> FloatArray:
         """Logits [B, K] of a subset from the terms of its devices, in order [B, H + K]."""
         values, devices = self._values, members(mask)
-        shares = group_shares(self._groups, mask >> np.arange(self.num_devices) & 1)
+        answered = mask >> np.arange(self.num_devices) & 1
+        shares = group_shares(self._groups, answered)
         total = shares[devices[0]] * terms[0]
         for device, term in zip(devices[1:], terms[1:], strict=True):
             total += shares[device] * term
-        inner = (2.0 * (mask >> np.arange(self.num_devices) & 1) - 1) @ values["first"] + values["first_bias"]
+        inner = (2.0 * answered - 1) @ values["first"] + values["first_bias"]
         inner = np.maximum(inner, 0) @ values["second"] + values["second_bias"]
         film = np.maximum(inner, 0) @ values["film"] + values["film_bias"]
         scale, shift = np.split(film, 2)

@@ -40,7 +40,7 @@ class RidgePerSet(LinearHead):
 
     A subset is solved from the side that is smaller, its own features or those of the absent devices A: with P the
     inverse of the system of all devices and W its solution, ``W_S = W[S] − P_SA P_AA⁻¹ W[A]``. So no subset takes
-    longer than one of N/2 devices; P takes three times as long as the solution of all devices, once, and D² floats.
+    longer than one of N/2 devices; P is computed once and has D² floats.
 
     Args:
         gram_matrix: G [D + 1, D + 1], the last row and column belong to the constant 1.
