@@ -38,8 +38,8 @@ def solving_ms(head: Head) -> float:
     fresh = head_from_arrays(head.to_arrays())
     fresh.solve((1 << head.num_devices) - 1)
     longest = 0.0
-    for count, masks in sets_by_survivors(head.num_devices, _SETS, 0):
-        for mask in masks if count < head.num_devices else ():
+    for _, masks in sets_by_survivors(head.num_devices, _SETS, 0)[1:]:
+        for mask in masks:
             start = time.perf_counter()
             fresh.solve(mask)
             longest = max(longest, time.perf_counter() - start)
