@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,12 +27,15 @@ __all__ = [
     "atomic_folder",
     "canonical_json",
     "digest",
+    "is_digest",
+    "json_bytes",
     "sha256_file",
     "write_durable",
     "write_json",
     "write_private",
 ]
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
@@ -49,6 +53,11 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON as lower-case hex."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text can be a SHA-256 in lower-case hex, such as the hash of a bundle."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 @contextlib.contextmanager
@@ -135,10 +144,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def json_bytes(value: Any) -> bytes:
+    """JSON for files that people read: indented, in UTF-8, with a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_bytes(json_bytes(value))
 
 
 def write_durable(path: Path, content: bytes, mode: int = 0o644) -> None:

@@ -20,7 +20,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -29,11 +28,10 @@ from pathlib import Path, PurePosixPath
 
 from nonn.bundle import MANIFEST, Bundle, load_bundle
 from nonn.errors import BundleError, DataError
-from nonn.files import sha256_file, write_private
+from nonn.files import is_digest, sha256_file, write_private
 
 __all__ = ["Artifact", "Store"]
 
-_HASH = re.compile(r"[0-9a-f]{64}")
 _DISTRUST = "check that the aggregator is trustworthy"
 
 Read = Callable[[str, int], AsyncGenerator[bytes, None]]  # path, offset → the rest of the file, in pieces
@@ -147,7 +145,7 @@ class Store:
 
 def _check_names(bundle: str, artifacts: Sequence[Artifact]) -> None:
     """Refuses names that could lead outside the folder of bundles: an aggregator chooses them."""
-    if not _HASH.fullmatch(bundle):
+    if not is_digest(bundle):
         raise BundleError(f"'{bundle[:80]}' is not the hash of a bundle; {_DISTRUST}")
     for artifact in artifacts:
         path = PurePosixPath(artifact.path)

@@ -38,7 +38,7 @@ from nonn.bundle.known import KnownInputs
 from nonn.bundle.self_contained import check_self_contained
 from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, NonnError
-from nonn.files import atomic_folder, sha256_file
+from nonn.files import atomic_folder, sha256_file, write_json
 from nonn.fusion import Head, head_from_arrays
 from nonn.fusion.consistency import Consistency
 from nonn.reliability.subsets import SubsetTable
@@ -315,8 +315,7 @@ def write_bundle(
             (folder / name).write_bytes(data)
             files[name] = hashlib.sha256(data).hexdigest()
         complete = dataclasses.replace(manifest, students=tuple(entries), files=files)
-        text = json.dumps(dataclasses.asdict(complete), indent=2, ensure_ascii=False) + "\n"
-        (folder / MANIFEST).write_text(text)
+        write_json(folder / MANIFEST, dataclasses.asdict(complete))
         load_bundle(folder)
     return load_bundle(path)
 

@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from nonn.bundle import MANIFEST, Bundle, load_bundle
 from nonn.errors import BundleError, ConfigError, DataError
-from nonn.files import atomic_folder, digest, write_durable
+from nonn.files import atomic_folder, digest, is_digest, json_bytes, write_durable
 
 __all__ = ["DOCUMENT", "SOCKET", "Record", "State"]
 
@@ -37,7 +36,6 @@ DOCUMENT, SOCKET = "state.json", "control.sock"
 SCHEMA = 1
 MAX_SOCKET_PATH = 107  # sockaddr_un of Linux
 
-_HASH = re.compile(r"[0-9a-f]{64}")
 _OLD = ("current", "previous")
 
 
@@ -164,9 +162,8 @@ class State:
             DataError: it cannot be written.
         """
         content = {"schema": SCHEMA, **dataclasses.asdict(record), "drained": list(record.drained)}
-        text = json.dumps(content | {"sha256": digest(content)}, indent=2) + "\n"
         try:
-            write_durable(self._document, text.encode())
+            write_durable(self._document, json_bytes(content | {"sha256": digest(content)}))
             for name in _OLD:
                 (self.path / name).unlink(missing_ok=True)
         except OSError as exc:
@@ -182,7 +179,7 @@ class State:
                 continue
             except OSError as exc:
                 raise DataError(f"{exc.filename}: cannot be read ({exc.strerror})") from exc
-            if not _HASH.fullmatch(found[name]):
+            if not is_digest(found[name]):
                 raise DataError(f"{self.path / name}: not the hash of a bundle; {self._remedy(name)}")
         return Record(current=found.get("current", ""), previous=found.get("previous", ""))
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nonn.files import write_durable
+from nonn.files import json_bytes, write_durable
 from nonn.security.tls import REVOKED, Identity
 
 __all__ = ["INDEX", "Index", "Issued"]
@@ -92,7 +92,7 @@ class Index:
             fcntl.flock(folder, fcntl.LOCK_EX)
             self.entries = self._read()
             listed = self._path / REVOKED
-            if not listed.exists() or listed.read_bytes() != _text(self._revoked()):
+            if not listed.exists() or listed.read_bytes() != json_bytes(self._revoked()):
                 self._write_lists()
             yield
         finally:
@@ -152,8 +152,4 @@ class Index:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    write_durable(path, _text(value))
-
-
-def _text(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    write_durable(path, json_bytes(value))

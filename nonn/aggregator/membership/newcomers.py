@@ -23,7 +23,8 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.credentials import server_name
 from nonn.aggregator.membership.leases import JoinRequest
 from nonn.errors import ConfigError, ForbiddenError, UnreachableError
-from nonn.rpc.address import canonical, peer_host
+from nonn.files import is_digest
+from nonn.rpc.address import canonical, peer_host, split_address
 from nonn.rpc.guard import Guard
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import METADATA_METHOD
@@ -35,7 +36,6 @@ __all__ = ["check_answers", "join_request"]
 ANSWER_S = 2.0  # for a node to answer at its address; its own call waits 5 s, and an explanation takes 2 s
 # Characters of each text, far more than a node sends; they bound the memory of a lease.
 MAX_CHARS = {"instance": 64, "fingerprint": 64, "address": 262, "version": 64, "runtime": 128, "machine": 64}
-_HEX = frozenset("0123456789abcdef")
 
 
 def join_request(request: Any, context: Any, guard: Guard) -> JoinRequest:
@@ -57,14 +57,14 @@ def join_request(request: Any, context: Any, guard: Guard) -> JoinRequest:
     for key, text in fields.items():
         if len(text) > MAX_CHARS[key] or not (text.isascii() and text.isprintable()):
             raise ConfigError(f"{name}: {key} must be at most {MAX_CHARS[key]} printable ASCII characters")
-    if request.bundle and (len(request.bundle) != 64 or not _HEX.issuperset(request.bundle)):
+    if request.bundle and not is_digest(request.bundle):
         raise ConfigError(f"{name}: bundle is not the hash of a bundle")
     if request.dials_out:
         fields["address"] = ""  # it is called over the stream that it opens
     elif fields["address"]:
         fields["address"] = canonical(fields["address"], f"{name}: address")
         with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(fields["address"].rpartition(":")[0].strip("[]")).is_unspecified:
+            if ipaddress.ip_address(split_address(fields["address"])[0]).is_unspecified:
                 raise ConfigError(f"{name}: {fields['address']} is every address of a machine; advertise one of them")
     caller = peer_host(context.peer())
     if guard.tls is not None:
