@@ -1,7 +1,7 @@
 """Screens the features of one request before fusion: devices that contradict the others are left out and recorded.
 
 Combines the test of one request (``nonn.fusion.consistency``) with the evidence over requests
-(``nonn.reliability.suspicion``). Costs 50 µs for eight devices. No clock, no network: the simulator uses it too.
+(``nonn.reliability.suspicion``). No clock, no network: the simulator uses it too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Certificates of a fleet.
 
-``authority`` issues and revokes them, ``index`` records what it has issued, ``tls`` loads them, ``handshake`` explains
+``authority`` issues and revokes them, ``issued`` records what it has issued, ``tls`` loads them, ``handshake`` explains
 refusals.
 """
 

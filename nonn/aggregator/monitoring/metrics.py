@@ -5,6 +5,7 @@
 ``nonn_request_duration_seconds``                       histogram  requests with an answer
 ``nonn_node_rpc_duration_seconds{node,part,code}``      histogram  one of ``CODES``
 ``nonn_nodes_up``                                       gauge      nodes whose last reply was good
+``nonn_students_up``                                    gauge      students that such a node runs
 ``nonn_quarantined_nodes``                              gauge      nodes that contradicted the others repeatedly
 ``nonn_answered_nodes``                                 histogram  nodes fused in one answer
 ``nonn_degraded_requests_total``                        counter    answers without all devices
