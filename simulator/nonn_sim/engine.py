@@ -252,12 +252,8 @@ class Engine:
         """Reports the outcome of one node to the session and the policy."""
         cell, node, end, status = flight.cell, flight.ids[j], flight.ends[j], flight.statuses[j]
         flight.reported |= 1 << j
-        session, late, latency = (
-            flight.session,
-            flight.answered,
-            end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at),
-        )
-        lag = 0.0
+        session, late, lag = flight.session, flight.answered, 0.0
+        latency = end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at)
         if session is not None:
             if session.prompt_done or late:
                 lag = end - (session.prompt_at if session.prompt_done else flight.answered_at)

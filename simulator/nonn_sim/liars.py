@@ -113,7 +113,6 @@ def _stream(recording: Recording, lies: dict[int, Float32], requests: int, share
 
 def _right(recording: Recording, lies: dict[int, Float32], run: _Run, masks: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each answer is right if these devices are fused."""
-    assert recording.consistency is not None
     right = np.zeros(len(run.rows), bool)
     for mask in np.unique(masks).tolist():
         for lying in (False, True):
@@ -204,7 +203,6 @@ def _measure(recording: Recording, lie: str, liars: tuple[int, ...], requests: i
 
 def _clipped(recording: Recording, lies: dict[int, Float32]) -> dict[int, Float32]:
     """Lies as they are fused."""
-    assert recording.consistency is not None
     return dict(recording.consistency.clip(lies))
 
 

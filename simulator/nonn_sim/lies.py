@@ -46,9 +46,10 @@ class Recording:
     """
 
     def __init__(self, bundle: Bundle, seed: int = 0) -> None:
-        self.bundle, self.head, self.consistency = bundle, bundle.head, bundle.consistency
-        if self.consistency is None:
+        consistency = bundle.consistency
+        if consistency is None:
             raise BundleError(f"{bundle.path}: no consistency.npz, so nothing finds a liar; build the bundle again")
+        self.bundle, self.head, self.consistency = bundle, bundle.head, consistency
         features, self.labels = bundle.features
         self.features = [np.asarray(f, np.float32) for f in features]
         self.seed = seed
@@ -63,7 +64,6 @@ class Recording:
 
     def adversary(self, liars: tuple[int, ...]) -> dict[int, Float32]:
         """The ends of the range that favour the second class."""
-        assert self.consistency is not None
         if isinstance(self.head, LinearHead):
             weight = self.head.weights((1 << self.head.num_devices) - 1)[0]
         else:  # the linear estimate of its logits from each device
@@ -77,7 +77,6 @@ class Recording:
 
     def stealth(self, liars: tuple[int, ...]) -> dict[int, Float32]:
         """The largest share of ``adversary`` that passes the test of a single request."""
-        assert self.consistency is not None
         full, threshold = self.adversary(liars), self.consistency.threshold(self.head.num_devices)
         low, high = np.zeros((len(self.labels), 1), np.float32), np.ones((len(self.labels), 1), np.float32)
         for _ in range(_STEPS):

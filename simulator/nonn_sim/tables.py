@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from nonn_sim.liars import Honest, Lied
+if TYPE_CHECKING:
+    from nonn_sim.liars import Honest, Lied
 
 __all__ = ["print_liars", "print_live", "print_rows"]
 
