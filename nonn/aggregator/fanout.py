@@ -332,8 +332,7 @@ class Fanout:
             features = link.reader.read(raw, flight.request_id, len(flight.batch))
             return Reply(link.node, ReplyStatus.OK, took_s, features, num_samples=len(flight.batch))
         except aio.AioRpcError as exc:
-            reply = failure(link.node, exc, (at or self._clock()) - asked_at)
-            return replace(reply, num_samples=len(flight.batch))
+            return failure(link.node, exc, (at or self._clock()) - asked_at, len(flight.batch))
         except (InputError, DataLossError) as exc:
             return Reply(link.node, ReplyStatus.MALFORMED, took_s, error=f"bad reply: {exc}")
         except asyncio.CancelledError:
@@ -352,7 +351,7 @@ class Fanout:
         if session.timed_out(now):
             for call, link, asked_at in flight.calls.values():
                 call.cancel()
-                silent.append(replace(silence(link.node, now - asked_at), num_samples=len(flight.batch)))
+                silent.append(silence(link.node, now - asked_at, len(flight.batch)))
                 self._learn(silent[-1], False)
             return silent
 
@@ -369,7 +368,7 @@ class Fanout:
             calls, flight.calls = flight.calls, {}
             for call, link, asked_at in calls.values():
                 call.cancel()
-                self._learn(replace(silence(link.node, now - asked_at), num_samples=len(flight.batch)), True)
+                self._learn(silence(link.node, now - asked_at, len(flight.batch)), True)
 
         flight.late = late
         expire()

@@ -138,19 +138,19 @@ class ReplyReader:
         return features
 
 
-def failure(node: Node, exc: aio.AioRpcError, waited_s: float) -> Reply:
+def failure(node: Node, exc: aio.AioRpcError, waited_s: float, num_samples: int = 1) -> Reply:
     """A failed call as a reply, with a short text: gRPC puts the cause of a lost connection after three colons."""
     code, details = exc.code(), exc.details() or ""
     status = _STATUS.get(code, ReplyStatus.FAILED)
     if status is ReplyStatus.SILENT:
-        return silence(node, waited_s)
+        return silence(node, waited_s, num_samples)
     if status is ReplyStatus.UNREACHABLE:
         text = f"unreachable: {handshake.reason(details) or details.rsplit(': ', 1)[-1]}"
     else:
         text = f"{code.name}: {details}"
-    return Reply(node, status, waited_s, error=text)
+    return Reply(node, status, waited_s, error=text, num_samples=num_samples)
 
 
-def silence(node: Node, waited_s: float) -> Reply:
+def silence(node: Node, waited_s: float, num_samples: int = 1) -> Reply:
     """The outcome for a node that sent nothing until the deadline."""
-    return Reply(node, ReplyStatus.SILENT, waited_s, error=f"silent for {waited_s:.2f} s")
+    return Reply(node, ReplyStatus.SILENT, waited_s, error=f"silent for {waited_s:.2f} s", num_samples=num_samples)

@@ -198,7 +198,7 @@ class Aggregator:
     @property
     def students_up(self) -> int:
         """Number of students that at least one node runs that is up."""
-        return len({node.student for node in self.nodes if self.policy.state(node.id) == "up"})
+        return self.policy.students_up
 
     def heard_s(self, node_id: str) -> float | None:
         """Seconds since the last good reply of a node; None before the first."""

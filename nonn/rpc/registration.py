@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from nonn.errors import InputError
 from nonn.rpc.wire import Status, to_status
 
-__all__ = ["add_servicer", "refuse", "unreadable"]
+__all__ = ["add_servicer", "unreadable"]
 
 Read = Callable[[bytes], Any]
 Call = Callable[[Any, Any], Awaitable[Any]]
@@ -63,7 +63,7 @@ def _reading(call: Call, read: Read, name: str) -> Call:
         try:
             request = read(raw)
         except DecodeError:
-            await refuse(raw, name, context)
+            await _refuse(raw, name, context)
         return await call(request, context)
 
     return read_and_call
@@ -76,7 +76,7 @@ def _streaming(call: Stream, read: Read, name: str) -> Stream:
         try:
             request = read(raw)
         except DecodeError:
-            await refuse(raw, name, context)
+            await _refuse(raw, name, context)
         async for response in call(request, context):
             yield response
 
@@ -88,7 +88,7 @@ def unreadable(raw: bytes, name: str) -> Status:
     return to_status(InputError(f"{len(raw)} bytes that are not a valid {name}"))
 
 
-async def refuse(raw: bytes, name: str, context: Any) -> NoReturn:
+async def _refuse(raw: bytes, name: str, context: Any) -> NoReturn:
     """Aborts a call whose request cannot be parsed."""
     await context.abort(*unreadable(raw, name))
     raise AssertionError("abort does not return")

@@ -193,7 +193,8 @@ class Membership:
                 )
         old = self._leases.get(request.node)
         if old is not None and old.expires_at <= now:
-            old = None if self.end(old.token) else old
+            self.end(old.token)
+            old = None
         if old is None:
             if len(self._leases) >= MAX_NODES:
                 raise MembershipError(f"{name}: the cluster is full, {MAX_NODES} nodes have joined")

@@ -86,7 +86,7 @@ class Breaker:
             return False
         if not self.failures:
             self.relapses = 0 if self.proven else self.relapses + 1
-        back_off_s = min(self.reset_s * 2.0 ** min(max(self.relapses - 1, 0), 32), max(MAX_BACK_OFF_S, self.reset_s))
+        back_off_s = _doubled(self.reset_s, self.relapses, max(MAX_BACK_OFF_S, self.reset_s))
         self.probe_at = min(self.probe_at, now if self.proven else now + back_off_s)
         self.proven = False
         return self._count(max(self.failures + 1, self.limit) if silent else self.failures + 1)
@@ -130,7 +130,7 @@ class Breaker:
         self.probe_at = now + self._quarantine_s()
 
     def _quarantine_s(self) -> float:
-        return min(self.quarantine_s * 2.0 ** min(max(self.quarantines - 1, 0), 64), MAX_QUARANTINE_S)
+        return _doubled(self.quarantine_s, self.quarantines, MAX_QUARANTINE_S)
 
     def due(self, now: float) -> bool:
         """Whether to send a probe now."""
@@ -145,3 +145,8 @@ class Breaker:
     def _count(self, failures: int) -> bool:
         before, self.failures = self.state, failures
         return self.state != before
+
+
+def _doubled(first_s: float, times: int, longest_s: float) -> float:
+    """The first time ``first_s``, then twice as long each time, at most ``longest_s``."""
+    return min(first_s * 2.0 ** min(max(times - 1, 0), 64), longest_s)

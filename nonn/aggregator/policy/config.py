@@ -49,11 +49,6 @@ class PolicyConfig:
         "whose breaker is closed",
     ] = 0.03
 
-    @property
-    def patience_s(self) -> float:
-        """A node that is this much later than the others is a straggler."""
-        return self.deadline_s * STRAGGLER_SHARE
-
     exclusion_rate: Annotated[
         float,
         Range(ge=0, lt=1),
@@ -67,6 +62,11 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def patience_s(self) -> float:
+        """A node that is this much later than the others is a straggler."""
+        return self.deadline_s * STRAGGLER_SHARE
 
     def rules(self) -> Rules:
         """Checks of several fields."""

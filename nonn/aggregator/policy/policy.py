@@ -64,9 +64,9 @@ class _Roster:
     Attributes:
         groups: nodes of each student that is asked, up nodes before suspect ones.
         ask: the only node of each student; empty if a student has several, since the load then decides.
-        below_quorum: whether fewer students are left than the quorum, so that every node is asked.
+        below_quorum: whether fewer students are left than the quorum, so that all nodes outside quarantine are asked.
         all_up: whether all nodes that are asked are up.
-        ready: whether as many students as the quorum requires are up.
+        students_up: number of students that at least one node runs that is up.
         quarantined: nodes in quarantine.
     """
 
@@ -74,7 +74,7 @@ class _Roster:
     ask: tuple[str, ...]
     below_quorum: bool
     all_up: bool
-    ready: bool
+    students_up: int
     quarantined: frozenset[str]
 
 
@@ -147,7 +147,12 @@ class Policy:
     @property
     def ready(self) -> bool:
         """Whether as many students as the quorum requires are up."""
-        return self.roster.ready
+        return self.students_up >= self.config.quorum
+
+    @property
+    def students_up(self) -> int:
+        """Number of students that at least one node runs that is up."""
+        return self.roster.students_up
 
     @property
     def all_up(self) -> bool:
@@ -369,13 +374,12 @@ class Policy:
                 if node not in quarantined:
                     groups.setdefault(bit, []).append(node)
         asked = [node for group in groups.values() for node in group]
-        up = {self.bits[node] for node, state in states.items() if state == "up"}
         return _Roster(
             groups=tuple(map(tuple, groups.values())),
             # Below the quorum, all replicas at once: there is nothing to lose.
             ask=tuple(asked) if below_quorum or len(asked) == len(groups) else (),
             below_quorum=below_quorum,
             all_up=all(states[node] == "up" for node in asked),
-            ready=len(up) >= self.config.quorum,
+            students_up=len({self.bits[node] for node, state in states.items() if state == "up"}),
             quarantined=quarantined,
         )
