@@ -18,33 +18,24 @@ __all__ = ["SHAPE", "large_requests"]
 
 SHAPE = (3, 32, 32)
 NUM_SAMPLES = 1000  # 12 MB in float32
-LOOK_S = 0.02
 SETTLE_S = 5.0  # until memory is given back
 
 
-class Peak:
+class Peak(storm.Sampler):
     """Highest resident memory of processes while the block runs, in MB."""
 
     def __init__(self, pids: Sequence[int]) -> None:
-        self._processes, self._over = [psutil.Process(pid) for pid in pids], threading.Event()
+        super().__init__()
+        self._processes = [psutil.Process(pid) for pid in pids]
         self.peak_mb = self.resident_mb()
 
     def resident_mb(self) -> list[float]:
         """Resident memory of each process now."""
         return [process.memory_info().rss / 1e6 for process in self._processes]
 
-    def __enter__(self) -> Peak:
-        self._thread = threading.Thread(target=self._watch, name="memory")
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(LOOK_S):
-            self.peak_mb = [max(pair) for pair in zip(self.peak_mb, self.resident_mb(), strict=True)]
+    def sample(self, passed_s: float) -> None:
+        """Compares the resident memory with the peak so far."""
+        self.peak_mb = [max(pair) for pair in zip(self.peak_mb, self.resident_mb(), strict=True)]
 
 
 def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ SETTLED_S = 3.0
 IN_USE_S = 2.0  # the guarantee
 # A signal takes effect after it is sent, and bytes that were on their way arrive.
 TAKES_EFFECT_S = 0.2
-STALL_LOOK_S = 0.02
+LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -218,18 +218,18 @@ class Weather:
             return bool(settled)
 
 
-class Stalls:
-    """How long this process could not run during the block, because of the machine and not of the cluster.
-
-    Attributes:
-        longest_s: longest time that a thread slept beyond its timer.
-    """
+class Sampler:
+    """Takes a sample every ``LOOK_S`` seconds in a thread while the block runs."""
 
     def __init__(self) -> None:
-        self._over, self.longest_s = threading.Event(), 0.0
+        self._over = threading.Event()
+
+    def sample(self, passed_s: float) -> None:
+        """Takes one sample, some seconds after the last one."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._watch, name="stalls")
+        self._thread = threading.Thread(target=self._watch, name=type(self).__name__.lower())
         self._thread.start()
         return self
 
@@ -239,9 +239,24 @@ class Stalls:
 
     def _watch(self) -> None:
         last = time.monotonic()
-        while not self._over.wait(STALL_LOOK_S):
+        while not self._over.wait(LOOK_S):
             now = time.monotonic()
-            self.longest_s, last = max(self.longest_s, now - last - STALL_LOOK_S), now
+            self.sample(now - last)
+            last = now
+
+
+class Stalls(Sampler):
+    """How long this process could not run during the block, because of the machine and not of the cluster.
+
+    Attributes:
+        longest_s: longest time that a thread slept beyond its timer.
+    """
+
+    longest_s = 0.0
+
+    def sample(self, passed_s: float) -> None:
+        """Compares the time that has passed with that of the timer."""
+        self.longest_s = max(self.longest_s, passed_s - LOOK_S)
 
 
 def load(
