@@ -10,11 +10,9 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +25,8 @@ from nonn.cluster import LocalCluster
 from nonn.reliability.subsets import mask_of, members
 from nonn.rpc.checksum import seal
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import SERVICE, read_tensors
+from nonn.rpc.wire import read_tensors
+from tests.intermediary import Intermediary
 from tests.serving import TIMEOUT_S, running_aggregator
 
 __all__ = ["LIES", "Liar", "flips", "liars"]
@@ -45,7 +44,7 @@ LIES: dict[str, Change] = {
 }
 
 
-class Liar:
+class Liar(Intermediary):
     """Stands before a real node and changes its features.
 
     Args:
@@ -58,37 +57,11 @@ class Liar:
 
     def __init__(self, honest: str) -> None:
         self.change: Change | None = None
-        self._channel = grpc.insecure_channel(honest)
-        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-        calls = {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._answer),
-            "ModelMetadata": grpc.unary_unary_rpc_method_handler(self._pass("ModelMetadata")),
-        }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        super().__init__(honest)
 
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.stop(None).wait()
-        self._channel.close()
-
-    def _pass(self, method: str) -> Callable[[bytes, Any], bytes]:
-        call = self._channel.unary_unary(f"/{SERVICE}/{method}")
-
-        def passed(raw: bytes, context: Any) -> bytes:
-            try:
-                return bytes(call(raw, timeout=TIMEOUT_S))
-            except grpc.RpcError as exc:
-                context.abort(exc.code(), exc.details())
-                raise
-
-        return passed
-
-    def _answer(self, raw: bytes, context: Any) -> bytes:
-        honest, change = self._pass("ModelInfer")(raw, context), self.change
+    def infer(self, raw: bytes, context: Any) -> bytes:
+        """Answers with changed features and a valid checksum."""
+        honest, change = super().infer(raw, context), self.change
         if change is None:
             return honest
         message = pb.ModelInferResponse.FromString(honest)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import numpy as np
@@ -31,6 +31,7 @@ from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import new_request
+from tests.intermediary import Intermediary
 from tests.serving import TIMEOUT_S
 
 OK, INVALID_ARGUMENT = grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT
@@ -344,7 +345,7 @@ def fuzz_connections(address: str, count: int, number: int) -> None:
             connection.close()
 
 
-class LyingNode:
+class LyingNode(Intermediary):
     """Stands before a real node and answers what it is told to, once; otherwise what the node answers.
 
     Probes, whose inputs are all zero, are always answered honestly.
@@ -359,24 +360,11 @@ class LyingNode:
         self.asked: queue.Queue[tuple[Any, bytes]] = queue.Queue()
         self.lies: queue.Queue[bytes | tuple[grpc.StatusCode, str]] = queue.Queue()
         self.lying = False
-        self._channel = grpc.insecure_channel(honest)
-        self._honest = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        self._server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-        handler = grpc.unary_unary_rpc_method_handler(self._answer)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"ModelInfer": handler}),))
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        super().__init__(honest)
 
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.stop(None).wait()
-        self._channel.close()
-
-    def _answer(self, raw: bytes, context: Any) -> bytes:
+    def infer(self, raw: bytes, context: Any) -> bytes:
         request = pb.ModelInferRequest.FromString(raw)
-        honest: bytes = self._honest(raw, timeout=TIMEOUT_S)
+        honest = super().infer(raw, context)
         if not self.lying or not any(request.raw_input_contents[0]):
             return honest
         self.asked.put((request, honest))

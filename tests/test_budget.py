@@ -62,7 +62,7 @@ def test_a_request_above_the_budget_is_refused_before_it_is_parsed_and_later_one
             first = asyncio.ensure_future(stub.ModelInfer(new_request("m", {"input": BIG}, {})))
             await until_async(lambda: parsed)
             with pytest.raises(aio.AioRpcError) as caught:
-                await stub.ModelInfer(new_request("m", {"input": BIG}, {}))
+                await stub.ModelInfer(new_request("m", {"input": BIG}, {}), timeout=TIMEOUT_S)
             small = asyncio.ensure_future(stub.ModelInfer(new_request("m", {"input": BIG[:, :9]}, {})))
             await until_async(lambda: len(parsed) == 2)
             gate.set()
