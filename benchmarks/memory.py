@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks import storm
 from nonn.client import Client
-from nonn.errors import NonnError
+from nonn.errors import NonnError, OverloadError
 
 __all__ = ["SHAPE", "large_requests"]
 
@@ -49,7 +49,7 @@ def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
         Resident memory in MB before, at the peak and afterwards, and how many requests were refused or failed.
     """
     batch = np.random.default_rng(0).uniform(0, 255, (NUM_SAMPLES, *SHAPE)).astype(np.float32)
-    start, errors, lock = threading.Barrier(concurrency), list[str](), threading.Lock()
+    start, errors, lock = threading.Barrier(concurrency), list[NonnError](), threading.Lock()
 
     def ask() -> None:
         with Client(site.address, 60.0) as client:
@@ -59,7 +59,7 @@ def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
                 client.infer(batch)
             except NonnError as exc:
                 with lock:
-                    errors.append(str(exc))
+                    errors.append(exc)
 
     pids = [site.pid, *(state.pid for state in site.cluster.states() if state.pid)]
     threads = [threading.Thread(target=ask) for _ in range(concurrency)]
@@ -72,7 +72,7 @@ def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
         peak_mb = peak.peak_mb
         time.sleep(SETTLE_S)
         after_mb = peak.resident_mb()
-    refused = sum("RESOURCE_EXHAUSTED" in error or "waiting" in error or "budget" in error for error in errors)
+    refused = sum(isinstance(error, OverloadError) for error in errors)
     return {
         "memory_aggregator_before_mb": before_mb[0],
         "memory_aggregator_peak_mb": peak_mb[0],
@@ -80,6 +80,6 @@ def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
         "memory_node_peak_mb": max(peak_mb[1:]),
         "memory_node_after_mb": max(after_mb[1:]),
         "memory_refused": refused,
-        "memory_failures": sorted(set(errors))[:5],
+        "memory_failures": sorted(set(map(str, errors)))[:5],
         "memory_failed": len(errors) - refused,
     }
