@@ -12,6 +12,7 @@ import numpy as np
 
 from nonn.bundle import Bundle
 from nonn.client import Client
+from nonn.security.authority import Authority
 from tests.agreement import check_against_offline_fusion
 from tests.serving import TIMEOUT_S
 from tests.toys import toy_data
@@ -68,6 +69,13 @@ class Fleet:
         security = () if "--tls" in options else ("--join-token-file", self.token)
         running = self._start("nonn", "serve", bundle.path, "--joins", "--port", port, *security, *options)
         return running, running.ready["address"]
+
+    def with_tls(self, bundle: Bundle) -> Any:
+        """An authority, and an aggregator with one of its certificates: its process and address."""
+        authority = Authority.create(self.folder / "certs")
+        for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
+            authority.issue(role, name)
+        return authority, *self.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
 
     def node(self, name: Any, *aggregators: Any, data: Any = None, options: Any = ()) -> Any:
         security = () if "--tls" in options else ("--join-token-file", self.token, "--id", name)

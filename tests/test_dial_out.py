@@ -19,7 +19,6 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.dial_out import WorkChannel, WorkChannels, dialled
 from nonn.bundle import Bundle
 from nonn.rpc.v1 import fleet_pb2 as pb
-from nonn.security.authority import Authority
 from tests.fleets import SAMPLE, Fleet, check_offline, members
 from tests.serving import TIMEOUT_S, run, until
 from tests.toys import toy_bundle
@@ -233,11 +232,8 @@ def test_nodes_that_dial_out_serve_die_hang_and_leave_like_any_other(bundle: Bun
     assert check_offline(bundle, client).mask == 0b111
 
 
-def test_a_node_dials_out_with_tls_and_its_lease_is_required(bundle: Bundle, fleet: Any, tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path / "certs")
-    for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
-        authority.issue(role, name)
-    _, address = fleet.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
+def test_a_node_dials_out_with_tls_and_its_lease_is_required(bundle: Bundle, fleet: Any) -> None:
+    authority, _, address = fleet.with_tls(bundle)
     client = fleet.client(address, tls=authority.folder("client", "alice"))
     fleet.node("a", address, options=("--tls", authority.folder("node", "a"), "--dial-out"))
     until(lambda: members(client).keys() == {"a"})

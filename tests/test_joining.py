@@ -304,12 +304,9 @@ def test_a_download_that_is_cut_goes_on_and_the_whole_is_right(bundle: Bundle, f
 
 
 @pytest.fixture
-def secure(bundle: Bundle, fleet: Any, tmp_path: Path) -> Any:
+def secure(bundle: Bundle, fleet: Any) -> Any:
     """An authority, and an aggregator with TLS: its process and address."""
-    authority = Authority.create(tmp_path / "certs")
-    for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
-        authority.issue(role, name)
-    return authority, *fleet.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
+    return fleet.with_tls(bundle)
 
 
 def test_with_tls_the_certificate_is_the_id(bundle: Bundle, fleet: Any, secure: Any) -> None:

@@ -15,7 +15,6 @@ from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MembershipError, UnreachableError
 from nonn.rpc.address import canonical
 from nonn.rpc.v1 import fleet_pb2 as pb
-from nonn.security.authority import Authority
 from tests.fanout import student
 from tests.fleets import Fleet, check_offline, members
 from tests.memberships import Call, service
@@ -233,11 +232,8 @@ def test_an_address_that_is_advertised_by_accident_takes_nobodys_place(bundle: B
     assert first.end() == 0
 
 
-def test_with_tls_the_certificate_at_the_address_decides(bundle: Bundle, fleet: Any, tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path / "certs")
-    for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
-        authority.issue(role, name)
-    _, address = fleet.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
+def test_with_tls_the_certificate_at_the_address_decides(bundle: Bundle, fleet: Any) -> None:
+    authority, _, address = fleet.with_tls(bundle)
     client = fleet.client(address, tls=authority.folder("client", "alice"))
     first = fleet.node("a", address, options=("--tls", authority.folder("node", "a")))
     port = first.ready["address"].rpartition(":")[2]
