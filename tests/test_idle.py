@@ -46,27 +46,30 @@ def test_nodes_that_die_and_come_back_are_noticed_without_a_request(bundle: Bund
 
 def test_an_idle_node_is_asked_and_a_busy_one_is_not(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "IDLE_S", 0.1)
-    asked = 0
+    now, asked = 0.0, {"idle": 0, "busy": 0}
 
-    async def scenario() -> None:
-        nonlocal asked
-
+    def counted(name: str) -> Any:
         async def behaviour(raw: Any, context: Any) -> Any:
-            nonlocal asked
-            asked += 1
+            asked[name] += 1
             return good_reply(bundle, raw)
 
-        async with fake_node(behaviour) as address:
-            nodes = [Node(id="a", address=address, student=0)]
-            async with Aggregator(bundle, nodes, PolicyConfig(deadline_s=TIMEOUT_S)) as aggregator:
-                await until_async(lambda: asked >= 4)
-                heard = aggregator.heard_s("a")
-                assert heard is not None
-                monkeypatch.setattr(service, "IDLE_S", 1000.0)  # it has answered in this time
-                await until_async(lambda: not aggregator.policy.nodes["a"].breaker.probing)
-                before = asked
+        return behaviour
+
+    async def scenario() -> None:
+        nonlocal now
+        async with fake_node(counted("idle")) as idle, fake_node(counted("busy")) as busy:
+            nodes, config = [Node(id="idle", address=idle, student=0)], PolicyConfig(deadline_s=TIMEOUT_S)
+            async with Aggregator(bundle, nodes, config, clock=lambda: now) as aggregator:
+                now = 0.06
+                await aggregator.add_node(Node(id="busy", address=busy, student=1))
+                now = 0.11
+                await until_async(lambda: asked["idle"] == 2)
+                # Both are looked at together; a probe that had begun would be under way or counted.
+                assert not aggregator.policy.nodes["busy"].breaker.probing
+                assert asked["busy"] == 1
+                await until_async(lambda: aggregator.heard_s("idle") == 0)
                 await aggregator.infer(SAMPLE)
-                assert asked == before + 1
+                assert asked == {"idle": 3, "busy": 2}
 
     asyncio.run(scenario())
 
