@@ -449,6 +449,32 @@ def test_batches_are_as_large_as_the_slowest_node_can_take_within_its_patience()
     assert tolerable_s == pytest.approx(0.1 / 16)
 
 
+def test_a_request_in_pieces_has_its_rows_in_order_whichever_piece_is_answered_first() -> None:
+    async def scenario() -> None:
+        gates, num_asked = list[asyncio.Event](), 0
+
+        async def infer(batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
+            nonlocal num_asked
+            gates.append(gate := asyncio.Event())
+            num_asked += len(batch)
+            await asyncio.sleep(0)
+            on_prompt(0.01)  # the next piece does not wait for this one
+            await gate.wait()
+            return answer_to(batch)
+
+        batcher = Batcher(infer, BatchConfig(max_batch=4, regroup_s=0), POLICY, join=concatenated)
+        batch = np.arange(36, dtype=np.uint8).reshape(9, 4)
+        client = asyncio.ensure_future(batcher.infer(batch))
+        await until_async(lambda: num_asked == len(batch))
+        assert len(gates) > 2
+        for gate in reversed(gates):
+            gate.set()
+            await settle()
+        np.testing.assert_array_equal((await client).logits, answer_to(batch).logits)
+
+    asyncio.run(scenario())
+
+
 def test_who_waits_with_the_most_loses_its_newest_request_when_the_queue_is_full() -> None:
     async def scenario() -> None:
         gate = Gate()

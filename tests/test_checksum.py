@@ -95,6 +95,10 @@ def test_what_has_no_checksum_is_accepted(raw: bytes) -> None:
     check_sealed(raw, b"x")
 
 
+def test_a_request_for_another_model_is_not_called_altered() -> None:
+    check_sealed(request_of(np.zeros((1, 1, 8, 8), np.uint8)), model_name("student-10"))
+
+
 def test_other_programs_read_an_ordinary_parameter() -> None:
     raw = request_of(np.zeros((1, 1, 8, 8), np.uint8))
     parameters = read_parameters(pb.ModelInferRequest.FromString(raw).parameters)

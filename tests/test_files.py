@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from nonn import files
-from nonn.files import atomic_file, atomic_folder, canonical_json, digest, write_durable, write_json, write_private
+from nonn.files import (
+    atomic_file,
+    atomic_folder,
+    canonical_json,
+    digest,
+    is_digest,
+    write_durable,
+    write_json,
+    write_private,
+)
 from nonn.provenance import code_version, machine
 
 
@@ -133,6 +142,27 @@ def test_the_file_of_a_killed_process_of_the_same_number_is_no_obstacle(tmp_path
     write_durable(tmp_path / "a", b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_durable_write_syncs_the_contents_and_then_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, synced = tmp_path / "a", list[tuple[str, bool]]()
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, target.exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    write_durable(target, b"whole")
+    (contents, named), *rest = synced
+    assert contents.startswith(".a.")
+    assert not named
+    assert rest == [(tmp_path.name, True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"), [("0" * 64, True), ("A" * 64, False), ("0" * 63, False), ("0" * 64 + "\n", False), ("", False)]
+)
+def test_a_digest_is_64_lower_case_hexadecimal_digits(text: str, valid: bool) -> None:
+    assert is_digest(text) is valid
 
 
 def test_equal_values_have_equal_digests_whatever_their_order(tmp_path: Path) -> None:

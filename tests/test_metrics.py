@@ -235,6 +235,9 @@ def test_a_page_whose_name_points_here_reads_nothing(cluster: LocalCluster) -> N
         socket.gethostname(),
     ):
         assert fetch(f"{cluster.http_address}/healthz", Host=host)[0] == 200, host
+    with socket.create_connection(("127.0.0.1", int(port)), TIMEOUT_S) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")  # without the header, as no browser asks
+        assert b" 200 " in connection.recv(100)
 
 
 def test_the_operator_names_a_proxy(bundle: Bundle, inventory: Any, tmp_path: Path) -> None:

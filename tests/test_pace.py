@@ -51,6 +51,14 @@ def test_a_node_that_turns_slow_while_batches_are_large_does_not_seem_to_pay_for
     assert pace.sample_s < 0.002  # the slope alone says 0.016
 
 
+def test_a_device_that_gets_hot_is_followed() -> None:
+    pace = Pace()
+    for sample_s in (0.001, 0.01):
+        for size in range(1, 65):
+            pace.add(size, sample_s * size)
+    assert pace.sample_s == pytest.approx(0.01, rel=0.2)
+
+
 # In the policy
 
 

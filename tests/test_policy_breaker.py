@@ -258,3 +258,14 @@ def test_leaving_does_not_end_a_quarantine() -> None:
     assert policy.next_probe_s(1.0) == 9.0
     policy.add("d", 1)
     assert policy.state("d") == "up"
+
+
+def test_the_nodes_that_left_in_quarantine_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nonn.aggregator.policy.policy.EXPELLED", 1)
+    policy = policy_of()
+    for node in ("b", "c"):
+        policy.on_contradiction(node, 0.0)
+        policy.remove(node)
+    for student, node in enumerate(("b", "c"), start=1):
+        policy.add(node, student)
+    assert (policy.state("b"), policy.state("c")) == ("up", "out")

@@ -311,6 +311,16 @@ def test_a_straggler_costs_its_patience_once_and_is_waited_for_again_after_a_rep
     assert not asked(policy, 4.0, ("a", 0.01), ("b", 0.02)).done
 
 
+def test_a_node_that_failed_and_answers_a_probe_is_no_straggler_any_more() -> None:
+    policy = policy_of(early_loss=0.02, deadline_s=1.0)
+    asked(policy, 0.0, ("a", 0.01), ("b", 0.02)).decide(0.12)
+    assert policy.stragglers == {"c"}
+    silent(policy, "c", 1.0)
+    assert policy.stragglers == {"c"}
+    policy.on_probe("c", True, 0.01, 2.0)
+    assert (policy.state("c"), policy.stragglers) == ("up", set())
+
+
 def test_a_straggler_that_is_worth_more_than_the_loss_is_waited_for_but_holds_up_no_batch() -> None:
     policy = policy_of(early_loss=0.02, deadline_s=1.0)
     first = asked(policy, 0.0, ("b", 0.01), ("c", 0.02))

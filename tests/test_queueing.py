@@ -85,6 +85,17 @@ def test_callers_share_a_batch_fairly_whatever_the_sizes_of_their_requests() -> 
     queued(check)
 
 
+def test_callers_take_turns_where_a_batch_has_no_room_for_all() -> None:
+    def check(queue: Queue) -> None:
+        for i in range(5):
+            for _ in range(4):
+                queue.push(member(caller=f"c{i}"))
+        sent = [[each.caller for each, _, _ in popped(queue, 2)] for _ in range(5)]
+        assert sent == [["c0", "c1"], ["c2", "c3"], ["c4", "c0"], ["c1", "c2"], ["c3", "c4"]]
+
+    queued(check)
+
+
 def test_a_request_that_is_larger_than_a_share_is_not_starved_by_small_ones() -> None:
     def check(queue: Queue) -> None:
         seven = member(7, caller="seven")

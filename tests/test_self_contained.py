@@ -148,3 +148,11 @@ def test_such_a_bundle_is_not_built_loaded_or_served(tmp_path: Path) -> None:
         load_bundle(bad.path)
     ended = run("nonn_device", "serve", bad.path, "--student", "0")
     assert (ended.returncode, "a tensor has its values in another file" in ended.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("end", [b"\x3a\x64\x00", b"\x02\x00", b"\x3a"], ids=["too long", "field 0", "cut"])
+def test_what_cannot_be_walked_is_refused(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "student.onnx"
+    path.write_bytes(linear_student(np.ones((64, 4), np.float32)) + end)
+    with pytest.raises(BundleError, match="not an ONNX file"):
+        check_self_contained(path)

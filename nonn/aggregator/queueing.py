@@ -143,7 +143,7 @@ class Queue:
         """
         waiting = {name: sum(member.num_left for member in line) for name, line in self._lines.items()}
         largest = max(waiting, key=waiting.__getitem__, default=caller)
-        if waiting.get(largest, 0) <= waiting.get(caller, 0) + num_samples or largest == caller:
+        if waiting.get(largest, 0) <= waiting.get(caller, 0) + num_samples:
             return None
         member = self._lines[largest].pop()
         if not self._lines[largest]:
