@@ -342,6 +342,14 @@ def test_one_of_two_nodes_can_be_a_straggler_but_not_half_of_four() -> None:
             assert session.done is (count >= prompt), (num_nodes, count)
 
 
+def test_a_node_that_another_request_has_found_to_hang_is_no_straggler() -> None:
+    policy = policy_of({f"n{i}": i for i in range(5)}, [0.9] * 32, early_loss=0.02, deadline_s=1.0)
+    session = asked(policy, 0.0, *((f"n{i}", 0.01) for i in range(3)))
+    session.leave_out("n3")
+    session.decide(0.5)
+    assert (session.done, policy.stragglers) == (True, {"n4"})
+
+
 def test_stragglers_never_leave_an_answer_below_the_quorum() -> None:
     policy = policy_of(early_loss=0.02, quorum=3, deadline_s=1.0)
     session = asked(policy, 0.0, ("a", 0.01), ("b", 0.02))
