@@ -2,7 +2,7 @@
 
 A student learns best from the teacher's answer to the very input that it sees, for many epochs (Beyer et al. 2022,
 arXiv 2106.05237). With V stored augmentations of each sample the teacher runs V times over the training split instead
-of once in every epoch of every method, seed and student family. Logits and mean activations are stored as float16.
+of once in every epoch of every method and student family. Logits and mean activations are stored as float16.
 
 Limit: objectives that compare feature maps or earlier layers of the teacher see mean activations only, or are refused.
 """
