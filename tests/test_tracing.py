@@ -116,7 +116,7 @@ def test_nothing_is_traced_unless_asked_for(bundle: Bundle, tmp_path: Path) -> N
 def test_a_refused_request_is_a_trace_of_its_own_with_the_reason(bundle: Bundle, tmp_path: Path) -> None:
     with traced_cluster(bundle, tmp_path, "--trace", "console") as (address, end):
         request = new_request("nonn", {"input": np.zeros((1, 3, 3), np.uint8)}, {})
-        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
+        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError, match="expected"):
             inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=TIMEOUT_S)  # type: ignore[no-untyped-call]
         spans = end()
     assert [one["name"] for one in spans] == ["nonn.request"]

@@ -63,9 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exc.exit_code
     except KeyboardInterrupt:
         return 130
-    finally:
-        if arguments.tracing:
-            arguments.tracing.close()
 
 
 def build_parser() -> argparse.ArgumentParser:

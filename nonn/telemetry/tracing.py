@@ -61,13 +61,13 @@ class Tracing:
     """
 
     def __init__(self, provider: TracerProvider, name: str, *, begins: bool) -> None:
-        self.name, self.begins, self._provider = name, begins, provider
+        self.name, self.begins = name, begins
         self.tracer = provider.get_tracer("nonn", __version__)
         self.interceptor = _Interceptor(self)
 
     @classmethod
     def to(cls, exporter: str, service: str, name: str, *, begins: bool) -> Tracing:
-        """Traces to an exporter.
+        """Traces to an exporter until the process exits, which sends what is pending.
 
         Args:
             exporter: ``console`` or ``otlp``, see ``nonn.telemetry.log``.
@@ -83,6 +83,7 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
+            # Shut down at exit, not before: a call that is being answered at shutdown has its span too.
             provider = TracerProvider(
                 resource=Resource.create({"service.name": service, "service.version": __version__})
             )
@@ -96,10 +97,6 @@ class Tracing:
         except ModuleNotFoundError as exc:
             raise MissingExtraError(exc.name or "opentelemetry", extra="otel") from exc
         return cls(provider, name, begins=begins)
-
-    def close(self) -> None:
-        """Sends pending spans."""
-        self._provider.shutdown()
 
     def channel(self, channel: Any, **attributes: str | int) -> Any:
         """Wraps a channel so that its inferences are spans of the current request."""

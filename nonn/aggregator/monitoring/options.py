@@ -119,8 +119,6 @@ class Observing:
         """
         self.monitor.attach(aggregator)
         async with self.monitor, contextlib.AsyncExitStack() as stack:
-            if self.tracing:
-                stack.callback(self.tracing.close)
             if self._metrics is None:
                 yield None
                 return
