@@ -9,9 +9,11 @@ Data flows one way, and a module imports upstream only::
 What a program needs is here::
 
     bundle = nonn.load("examples/bundles/cifar100-large")
-    with nonn.LocalCluster(bundle) as cluster, nonn.Client(cluster.address) as client:
+    bundle.predict(images, without=[3, 5]).labels         # in this process
+    bundle.accuracy(failed=4)                             # mean over all subsets of four devices
+    with nonn.LocalCluster(bundle) as cluster, cluster.client() as client:
         cluster.kill(3)
-        answer = client.infer(images)
+        answer = client.infer(images)                     # from real processes
 
     result = nonn.run("examples/digits.toml", overrides=["distill.epochs=60"])    # result.bundle, result.report
 
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nonn.answer import Answer as Answer
+    from nonn.async_client import AsyncClient as AsyncClient
     from nonn.bundle import Bundle as Bundle
+    from nonn.bundle import Prediction as Prediction
     from nonn.bundle import load_bundle as load
     from nonn.client import Client as Client
     from nonn.cluster import LocalCluster as LocalCluster
@@ -52,14 +56,17 @@ if TYPE_CHECKING:
     from nonn.errors import QuorumError as QuorumError
     from nonn.errors import ShapeError as ShapeError
     from nonn.errors import UnreachableError as UnreachableError
+    from nonn.experiment.run import Result as Result
     from nonn.experiment.run import run as run
     from nonn.experiment.study import study as study
+    from nonn.report.study_document import Study as Study
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddressError",
     "Answer",
+    "AsyncClient",
     "BudgetError",
     "Bundle",
     "BundleError",
@@ -78,8 +85,11 @@ __all__ = [
     "NonnError",
     "OverloadError",
     "PartitionError",
+    "Prediction",
     "QuorumError",
+    "Result",
     "ShapeError",
+    "Study",
     "UnreachableError",
     "__version__",
     "load",
@@ -91,10 +101,14 @@ __all__ = [
 # Where each name is; what is not here is an error.
 _PLACES = {
     "Answer": "nonn.answer",
+    "AsyncClient": "nonn.async_client",
     "Bundle": "nonn.bundle",
     "Client": "nonn.client",
     "Experiment": "nonn.config",
     "LocalCluster": "nonn.cluster",
+    "Prediction": "nonn.bundle",
+    "Result": "nonn.experiment.run",
+    "Study": "nonn.report.study_document",
     "load": "nonn.bundle:load_bundle",
     "load_experiment": "nonn.config",
     "run": "nonn.experiment.run",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.prediction import Prediction
 from nonn.errors import InputError
 from nonn.rpc.wire import Array, Parameter, read_parameters, read_tensors
 from nonn.telemetry.printable import printable
@@ -55,16 +56,10 @@ class ReplyStatus(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class Answer(Prediction):
     """The fused answer of the devices that replied.
 
     Attributes:
-        logits: fused [B, K].
-        confidence: probability of the most likely class [B].
-        answered: which devices were fused [N].
-        degraded: whether any device is missing.
-        bundle: hash of the bundle that answered.
-        expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
         failures: reason for each missing node, by node id; for people.
         statuses: the same for programs; set only in the aggregator's process, empty elsewhere.
         features: device → its features [B, d_i]; set only in the aggregator's process, empty elsewhere.
@@ -72,28 +67,11 @@ class Answer:
         latency_s: from request to answer, measured where this object was created.
     """
 
-    logits: NDArray[np.float32]
-    confidence: NDArray[np.float32]
-    answered: NDArray[np.bool_]
-    degraded: bool
-    bundle: str
-    expected_accuracy: float
     failures: Mapping[str, str] = field(default_factory=dict)
     statuses: Mapping[str, ReplyStatus] = field(default_factory=dict)
     features: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     early: bool = False
     latency_s: float = 0.0
-
-    @property
-    def mask(self) -> int:
-        """The subset of devices that answered, as a bit mask."""
-        return int.from_bytes(np.packbits(self.answered, bitorder="little").tobytes(), "little")
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The most likely class of each sample [B]."""
-        labels: NDArray[np.int64] = self.logits.argmax(axis=1)
-        return labels
 
     def outputs(self) -> dict[str, Array]:
         """The output tensors; all have the batch as their first axis, as clients expect."""

@@ -3,7 +3,7 @@
 ::
 
     with LocalCluster(Path("runs/digits/bundle")) as cluster:
-        answer = Client(cluster.address).infer(images)
+        answer = cluster.client().infer(images)
         cluster.kill(3)      # SIGKILL, like a dead battery
         cluster.stop(4)      # SIGSTOP, like a link that hangs
         cluster.restart(3)   # same port
@@ -35,6 +35,7 @@ from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.file import write_policy
 from nonn.bundle import Bundle, load_bundle
+from nonn.client import Client
 from nonn.errors import ConfigError, UnreachableError
 
 __all__ = ["LocalCluster", "NodeState"]
@@ -191,6 +192,10 @@ class LocalCluster:
     def client_tls(self) -> Path | None:
         """Folder with a client's certificate, for ``Client(address, tls=…)``; None without TLS."""
         return self._tls / "client" / "local" if self._tls else None
+
+    def client(self, timeout_s: float = 10.0) -> Client:
+        """A client of the aggregator, with the cluster's certificates; close it, or use it in a ``with`` block."""
+        return Client(self.address, timeout_s, tls=self.client_tls)
 
     @property
     def num_devices(self) -> int:

@@ -16,17 +16,21 @@ from nonn import errors
 PUBLIC = {
     *errors.__all__,
     "Answer",
+    "AsyncClient",
     "Bundle",
     "Client",
     "Experiment",
     "LocalCluster",
+    "Prediction",
+    "Result",
+    "Study",
     "__version__",
     "load",
     "load_experiment",
     "run",
     "study",
 }
-TRAINING = {"run", "study"}
+TRAINING = {"Result", "run", "study"}
 
 
 def _python(program: str) -> str:

@@ -91,6 +91,10 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
     assert len(lines) == 4 * len(result.rows)
     assert float(lines[0]["error_correlation"]) == result.rows[0].error_correlation
     assert float(lines[0]["mean"]) == result.rows[0].accuracy_by_failures[0].mean
+    frame = result.frame()
+    assert [str(column) for column in frame.columns] == list(lines[0])
+    assert frame["worst"].tolist() == [float(line["worst"]) for line in lines]
+    assert f"<td>{result.rows[0].title}</td>" in result._repr_html_()
 
 
 def test_the_plot_of_a_study_has_a_line_for_each_row_there_is(finished: tuple[Path, Study]) -> None:

@@ -23,7 +23,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,13 +35,14 @@ from numpy.typing import NDArray
 from nonn.bundle.features import FeatureCode
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import KnownInputs
+from nonn.bundle.prediction import Offline, Prediction
 from nonn.bundle.self_contained import check_self_contained
 from nonn.bundle.views import view_shape
-from nonn.errors import BundleError, NonnError
+from nonn.errors import BundleError, InputError, NonnError
 from nonn.files import atomic_folder, sha256_file, write_json
 from nonn.fusion import Head, head_from_arrays
 from nonn.fusion.consistency import Consistency
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.subsets import SubsetTable, mask_of
 
 __all__ = ["SCHEMA", "Bundle", "InputSpec", "Manifest", "Student", "load_bundle", "write_bundle"]
 
@@ -264,6 +265,55 @@ class Bundle:
         """
         arrays = self.arrays("features.npz")
         return [arrays[f"device_{i}"] for i in range(self.num_devices)], arrays["labels"]
+
+    def predict(self, inputs: NDArray[Any], *, without: Iterable[int] = ()) -> Prediction:
+        """Runs the students in this process and fuses them, without a cluster.
+
+        Args:
+            inputs: raw values of a batch [B, …] or of one sample […].
+            without: devices that do not answer.
+
+        Raises:
+            InputError: the shape or a value is invalid, a device does not exist, or no device is left.
+            BundleError: a student cannot be loaded.
+        """
+        return self._offline.predict(inputs, without)
+
+    def accuracy(self, failed: int | Iterable[int] = 0) -> float:
+        """Accuracy on the test split when devices have failed.
+
+        Args:
+            failed: number of failed devices, for the mean over all subsets of the others; or the numbers of the failed
+                devices, for exactly these. ``table.by_failures()`` has the worst subsets.
+
+        Raises:
+            InputError: there are not that many devices, or no such device.
+        """
+        if not isinstance(failed, int):
+            return float(self.table.accuracy[self.mask_without(failed)])
+        if not 0 <= failed <= self.num_devices:
+            raise InputError(f"{failed} failed devices; this bundle has {self.num_devices}")
+        return self.table.by_failures()[failed].mean if failed < self.num_devices else 0.0
+
+    def mask_without(self, failed: Iterable[int]) -> int:
+        """The subset of all devices but these, as a bit mask.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        out = set(failed)
+        wrong = sorted(out - set(range(self.num_devices)))
+        if wrong:
+            raise InputError(f"no device {wrong[0]}; this bundle has 0 to {self.num_devices - 1}")
+        return mask_of(i for i in range(self.num_devices) if i not in out)
+
+    @cached_property
+    def _offline(self) -> Offline:
+        return Offline(self)
+
+    def _repr_html_(self) -> str:
+        """Experiment, hash and accuracy against failures, for notebooks."""
+        return self.table.to_html(f"{self.manifest.experiment}, bundle {self.hash[:12]}")
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays of one of the bundle's .npz files.

@@ -43,6 +43,10 @@ class Result:
     report: Report
     folder: Path
 
+    def _repr_html_(self) -> str:
+        """The report's headline and accuracy against failures, for notebooks."""
+        return self.report._repr_html_()
+
 
 def run(
     experiment: str | Path | Experiment,

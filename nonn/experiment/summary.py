@@ -76,15 +76,11 @@ def _row(experiment: Experiment, results: Sequence[Evaluation], head: str, *, is
 
 def to_csv(study: Study) -> str:
     """The rows of the study as a flat table: one line for each method, head and number of failures."""
-    named = ("method", "head", "own", "parts", "params", "feature_bytes", "bytes_per_answer")
-    pairs = ("disagreement", "error_correlation")
+    records = study.records()
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*named, "failed", "mean", "sd", "worst", "best", "ece", "cev", "sde", *pairs])
-    for row in study.rows:
-        for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True):
-            figures = (line.failed, line.mean, sd, line.worst, line.best, line.ece, line.cev, line.sde)
-            writer.writerow([*(getattr(row, k) for k in named), *figures, *(getattr(row, k) for k in pairs)])
+    writer = csv.DictWriter(text, records[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
     return text.getvalue()
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from nonn.bundle.prediction import open_session, run_session
 from nonn.errors import BundleError
 
 if TYPE_CHECKING:
@@ -83,15 +84,7 @@ def run_onnx(data: bytes, inputs: NDArray[Any], batch: int = 256) -> NDArray[np.
     Returns:
         Features [n, d].
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    chunks = [
-        session.run(["features"], {"input": inputs[i : i + batch].astype(np.float32)})[0]
-        for i in range(0, len(inputs), batch)
-    ]
-    result: NDArray[np.float32] = np.concatenate(chunks)
-    return result
+    return run_session(open_session(data), inputs, batch)
 
 
 def folded(data: bytes, *, integer: bool = False) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.documents import Share, Whole
+from nonn.documents.shown import html_table, percent
 from nonn.errors import ShapeError
 
 __all__ = [
@@ -178,6 +179,22 @@ class SubsetTable:
                 )
             )
         return tuple(rows)
+
+    def to_html(self, caption: str = "") -> str:
+        """Accuracy against failed devices as an HTML table.
+
+        Args:
+            caption: text above it.
+        """
+        rows = [
+            (str(row.failed), str(row.subsets), *map(percent, (row.mean, row.worst, row.best)))
+            for row in self.by_failures()
+        ]
+        return html_table(("failed", "subsets", "mean", "worst", "best"), rows, caption)
+
+    def _repr_html_(self) -> str:
+        """``to_html``, for notebooks."""
+        return self.to_html()
 
     def expected(self, p_fail: FloatArray) -> float:
         """Expected accuracy when device i fails independently with probability ``p_fail[i]`` [N]."""

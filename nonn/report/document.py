@@ -361,3 +361,9 @@ class Report:
     methods: tuple[MethodRow, ...] = ()
     measured_live: tuple[LiveMeasurement, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """Headline and accuracy against failures, for notebooks."""
+        from nonn.report.table import as_html, failure_table, headline  # tables are made of this class
+
+        return as_html(failure_table(self), headline(self))

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nonn.documents import OPTIONAL, Share, Whole
+from nonn.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["LevelRow", "Study", "StudyRow", "StudyTeacher"]
 
@@ -120,3 +125,36 @@ class Study:
     code_version: str
     teacher: StudyTeacher
     rows: tuple[StudyRow, ...]
+
+    def frame(self) -> DataFrame:
+        """A pandas ``DataFrame`` with a line for each method, head and number of failed devices.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ModuleNotFoundError as exc:
+            raise MissingExtraError("pandas", extra="notebook") from exc
+        return DataFrame(self.records())
+
+    def records(self) -> list[dict[str, object]]:
+        """The lines of ``frame`` and of ``study.csv``: one for each method, head and number of failed devices."""
+        of_row = ("method", "head", "own", "parts", "params", "feature_bytes", "bytes_per_answer")
+        of_line = ("mean", "sd", "worst", "best", "ece", "cev", "sde")
+        of_pair = ("disagreement", "error_correlation")
+        return [
+            {key: getattr(row, key) for key in of_row}
+            | {"failed": line.failed}
+            | {key: sd if key == "sd" else getattr(line, key) for key in of_line}
+            | {key: getattr(row, key) for key in of_pair}
+            for row in self.rows
+            for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
+        ]
+
+    def _repr_html_(self) -> str:
+        """The short table, for notebooks."""
+        from nonn.report.study import short_table  # tables are made of this class
+        from nonn.report.table import as_html
+
+        return as_html(short_table(self), self.experiment)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from nonn.documents.shown import html_table, percent
 from nonn.reliability.subsets import FailureRow
 from nonn.report.document import HeadReport, Report
 
@@ -16,6 +17,7 @@ __all__ = [
     "Column",
     "Table",
     "TextColumn",
+    "as_html",
     "as_markdown",
     "as_text",
     "device_table",
@@ -30,12 +32,6 @@ __all__ = [
     "points",
     "short_report",
 ]
-
-
-def percent(value: float, digits: int = 2) -> str:
-    """An accuracy in [0, 1] as per cent; a value below 1 is never rounded up to 100."""
-    shown = min(100 * value, 100 - 10**-digits) if value < 1 else 100.0
-    return f"{shown:.{digits}f} %"
 
 
 def points(value: float) -> str:
@@ -230,6 +226,11 @@ def as_markdown(table: Table) -> str:
     cells = [[cell.replace("|", "\\|") for cell in line] for line in table.cells()]
     lines = [[column.title for column in table.columns], rule, *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_html(table: Table, caption: str = "") -> str:
+    """A table for a notebook."""
+    return html_table([column.title for column in table.columns], table.cells(), caption)
 
 
 def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
