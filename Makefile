@@ -19,7 +19,7 @@ prescott := OPENBLAS_CORETYPE=Prescott NPY_DISABLE_CPU_FEATURES='X86_V3 X86_V4 A
 ELSEWHERE := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive HOME=/dev/null LC_ALL=C http_proxy=http://192.0.2.1:9 \
   TZ=Pacific/Chatham FORCE_COLOR=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test test-portable test-haswell test-prescott check bench bench-ray conformance soak dist docs format \
+.PHONY: demo test test-portable test-haswell test-prescott check bench bench-ray conformance soak arm mcu dist docs format \
   stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
@@ -52,6 +52,12 @@ bench-ray: $(READY)       ## serving compared with Ray Serve too; 600 MB in a se
 	test -x .venv-ray-serve/bin/python || $(PYTHON) -m venv .venv-ray-serve
 	.venv-ray-serve/bin/python -m pip install --quiet -r benchmarks/ray-serve-requirements.txt
 	OMP_NUM_THREADS=1 $(BIN)/nonn bench serve --ray .venv-ray-serve/bin/python
+
+arm: $(READY)             ## an emulated 64-bit Arm device: features and a live cluster; root, QEMU
+	$(BIN)/python -m benchmarks.arm
+
+mcu: $(READY)             ## students on emulated microcontrollers; cross-compilers, QEMU
+	$(BIN)/python -m benchmarks.mcu
 
 dist: $(READY)            ## wheel and sdist in dist/; a node runs from the wheel in a bare environment
 	$(BIN)/python -m scripts.dist

@@ -1,0 +1,207 @@
+"""``make mcu``: students on emulated microcontrollers without an operating system.
+
+Each student is translated to C, linked with ``devices/mcu/measure.c`` for a Cortex-M3 (no floating point unit), a
+Cortex-M4F and a 32-bit RISC-V with 256 kB of RAM, and run in QEMU. The linker refuses a program that needs more RAM.
+Written to benchmarks/results/mcu.json, for each student and processor:
+
+- ``flash_bytes`` and ``ram_bytes`` of the whole program: the student, its buffers, the C library, 4 kB of stack;
+- ``instructions`` of one answer, which is no time: a real core takes one to several cycles for one;
+- ``gap``: the largest difference of a feature from ONNX Runtime's on this machine, over the largest feature.
+
+It ends with an error if a gap is above ``TOLERANCE``. It needs the Debian packages qemu-system-arm, qemu-system-misc,
+gcc-arm-none-eabi, picolibc-arm-none-eabi, gcc-riscv64-unknown-elf and picolibc-riscv64-unknown-elf. A processor whose
+compiler or emulator is missing is skipped, and the reason is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.features import random_samples
+from nonn.bundle import Bundle, load_bundle
+from nonn.config import load_experiment
+from nonn.experiment.run import run
+from nonn.export import run_onnx
+from nonn.export.build import write_source
+from nonn.export.c import generate_c
+from nonn.files import write_json
+from nonn.provenance import code_version, machine
+
+HERE = Path(__file__).resolve().parent.parent
+RESULT = HERE / "benchmarks" / "results" / "mcu.json"
+RAM_KB, STACK_BYTES = 256, 4096
+TOLERANCE = 1e-5
+TIMEOUT_S = 600.0
+DIGITS = ("experiment.name=mcu", "teacher.epochs=1", "distill.epochs=1", "fusion.passes=1", "export.weights=int8")
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A processor, its compiler and its emulated board.
+
+    Attributes:
+        name: in the result.
+        compiler: command.
+        emulator: command.
+        flash: address of the program.
+        ram: address of the RAM.
+    """
+
+    name: str
+    compiler: str
+    emulator: str
+    flash: int
+    ram: int
+
+
+_ARM = "arm-none-eabi-gcc -mthumb"
+PROCESSORS = (
+    Processor("Cortex-M3", f"{_ARM} -mcpu=cortex-m3", "qemu-system-arm -M mps2-an385", 0, 0x20000000),
+    Processor(
+        "Cortex-M4F",
+        f"{_ARM} -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16",
+        "qemu-system-arm -M mps2-an386",
+        0,
+        0x20000000,
+    ),
+    Processor(
+        "RV32IMAC",
+        "riscv64-unknown-elf-gcc -march=rv32imac -mabi=ilp32",
+        "qemu-system-riscv32 -M virt -bios none",
+        0x80000000,
+        0x80400000,
+    ),
+)
+
+
+def main() -> None:
+    """Measures every student on every processor."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimise", default="-O2", help="option of the compilers (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=Path, default=HERE / "build" / "mcu", help="of the digits (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    available = [processor for processor in PROCESSORS if _is_available(processor)]
+    if not available:
+        return
+    rows = []
+    for student, path, samples in students(args.runs):
+        for processor in available:
+            row = {"student": student, **measure(processor, path, samples, args.optimise)}
+            rows.append(row)
+            print(
+                f"{student:28} {processor.name:10} {row['flash_bytes']:9,} B flash {row['ram_bytes']:8,} B RAM "
+                f"{row['instructions'] / 1e6:9.1f} M instructions, gap {row['gap']:.1e}",
+                flush=True,
+            )
+            assert row["gap"] <= TOLERANCE, (
+                f"{student} on {processor.name} differs from ONNX Runtime by {row['gap']:.2g}"
+            )
+    write_json(
+        RESULT,
+        {
+            "command": f"python -m benchmarks.mcu --optimise={args.optimise}",
+            "ram_limit_bytes": 1024 * RAM_KB,
+            "stack_bytes": STACK_BYTES,
+            "processors": [asdict(processor) for processor in available],
+            "rows": rows,
+            "machine": machine(),
+            "code_version": code_version(),
+        },
+    )
+    print(f"written to {RESULT}")
+
+
+def _is_available(processor: Processor) -> bool:
+    programs = [command.split()[0] for command in (processor.compiler, processor.emulator)]
+    missing = [program for program in programs if not shutil.which(program)]
+    if missing:
+        print(f"skipped: {processor.name}, no {', '.join(missing)}; its packages are in the head of benchmarks/mcu.py")
+    return not missing
+
+
+def students(runs: Path) -> Iterator[tuple[str, Path, NDArray[np.float32]]]:
+    """Student 0 of the digits and of CIFAR-100, in float and in 8 bits, with a sample each [1, …].
+
+    The digits are trained for one epoch; neither size nor instructions depend on that.
+    """
+    bundles = {
+        "digits": run(load_experiment(None, DIGITS), runs=runs).bundle,
+        "cifar100-small": load_bundle(HERE / "examples" / "bundles" / "cifar100-small"),
+    }
+    for name, bundle in bundles.items():
+        yield from ((f"{name}, {weights}", path, _sample(bundle)) for weights, path in _files(bundle))
+
+
+def _sample(bundle: Bundle) -> NDArray[np.float32]:
+    return random_samples(bundle.input_of(0), 1)
+
+
+def _files(bundle: Bundle) -> list[tuple[str, Path]]:
+    folder = bundle.path / "students"
+    return [("float", folder / "student-0.onnx"), ("int8", folder / "student-0.int8.onnx")]
+
+
+def measure(processor: Processor, path: Path, samples: NDArray[np.float32], optimise: str) -> dict[str, Any]:
+    """Links and runs one student.
+
+    Raises:
+        AssertionError: it does not fit, or does not run.
+    """
+    data = path.read_bytes()
+    expected = run_onnx(data, samples)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = write_source(generate_c(data, path.name), folder)
+        rows = ",\n".join("{" + ",".join(map(str, row.reshape(-1).astype(np.uint8))) + "}" for row in samples)
+        declared = f"static const unsigned char samples[{len(samples)}][{samples[0].size}]"
+        (folder / "samples.h").write_text(f"#define SAMPLES {len(samples)}\n{declared} = {{\n{rows}}};\n")
+        program = folder / "program.elf"
+        memory = {"flash": processor.flash, "flash_size": 1 << 22, "ram": processor.ram, "ram_size": 1024 * RAM_KB}
+        symbols = [f"-Wl,--defsym=__{key}={value}" for key, value in {**memory, "stack_size": STACK_BYTES}.items()]
+        options = ["--specs=picolibc.specs", "--oslib=semihost", "--crt0=hosted", "-std=c11", optimise]
+        options += ["-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", *symbols, f"-I{folder}"]
+        build = [*processor.compiler.split(), *options, str(HERE / "devices/mcu/measure.c"), str(source), "-lm"]
+        built = subprocess.run([*build, "-o", str(program)], capture_output=True, text=True)
+        assert not built.returncode, f"{path.name} for {processor.name}: {built.stderr.strip()[-500:]}"
+        size = subprocess.run(["size", str(program)], check=True, capture_output=True, text=True).stdout.split("\n")[1]
+        text, initial, zeros = (int(word) for word in size.split()[:3])
+        emulate = [
+            *processor.emulator.split(),
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-serial",
+            "none",
+            "-icount",
+            "shift=0",
+        ]
+        emulate += ["-semihosting-config", "enable=on,target=native", "-kernel", str(program)]
+        ran = subprocess.run(emulate, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    lines = [line.split() for line in (ran.stdout + ran.stderr).splitlines()]
+    bits = [int(line[1], 16) for line in lines if line[:1] == ["feature"]]
+    assert len(bits) == expected.size, f"{path.name} on {processor.name}: {(ran.stdout + ran.stderr)[-500:]}"
+    found = np.array(bits, np.uint32).view(np.float32).reshape(expected.shape)
+    return {
+        "processor": processor.name,
+        "flash_bytes": text + initial,
+        "ram_bytes": initial + zeros,
+        "instructions": max(int(line[1]) for line in lines if line[:1] == ["instructions"]),
+        "gap": float(np.abs(found - expected).max() / np.abs(expected).max()),
+    }
+
+
+if __name__ == "__main__":
+    main()
