@@ -15,7 +15,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from nonn.answer import MODEL, Answer
+from nonn.bundle.preprocess import Preprocess, recorded
 from nonn.errors import (
     ConfigError,
     CredentialsError,
@@ -40,7 +42,7 @@ from nonn.rpc.codec import write_request
 from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.rpc.wire import CHANNEL_OPTIONS, CLIENT_STREAMS, INFER_METHOD, Array, from_status
+from nonn.rpc.wire import CHANNEL_OPTIONS, CLIENT_STREAMS, INFER_METHOD, MAX_SAMPLES, Array, from_status
 from nonn.security.handshake import explain
 from nonn.security.tls import AGGREGATOR_NAME, load_tls
 
@@ -60,6 +62,8 @@ class Metadata:
         quorum: a request with fewer answers than this fails.
         nodes: of each node ``id``, ``address``, ``student``, ``state``, ``asked``, ``answered`` and ``latency_s``.
         state: what ``nonn top`` shows, see ``nonn.aggregator.monitoring.state``; empty without a monitor.
+        preprocess: how files become inputs; as in the bundle.
+        max_samples: most samples of one request.
     """
 
     shape: tuple[int, ...]
@@ -70,6 +74,8 @@ class Metadata:
     quorum: int
     nodes: tuple[Mapping[str, Any], ...]
     state: Mapping[str, Any]
+    preprocess: Preprocess = Preprocess()  # noqa: RUF009  (frozen)
+    max_samples: int = MAX_SAMPLES
 
 
 class Client:
@@ -125,20 +131,22 @@ class Client:
         """Closes the connection."""
         self._channel.close()
 
-    def infer(self, inputs: Array) -> Answer:
+    def infer(self, inputs: Array | str | Path | Sequence[str | Path]) -> Answer:
         """Sends one batch and returns its answer.
 
         Args:
-            inputs: raw values [B, …], uint8 or float32.
+            inputs: raw values [B, …], uint8 or float32; or files, which are prepared as those of the training were.
 
         Raises:
             InputError: the cluster does not accept the batch.
+            DataError: a file cannot be read.
             UnreachableError: no answer at the address, or not in time.
             QuorumError: too few devices answered.
             DataLossError: request or answer were altered on the way.
         """
+        batch = inputs if isinstance(inputs, np.ndarray) else self.read(inputs)
         start = time.perf_counter()
-        raw = self._call(self._infer, model_name(MODEL) + write_request("", {"input": inputs}, {}))
+        raw = self._call(self._infer, model_name(MODEL) + write_request("", {"input": batch}, {}))
         latency_s = time.perf_counter() - start
         try:
             check_sealed(raw)
@@ -148,6 +156,23 @@ class Client:
         except DecodeError as exc:
             raise InputError(f"{self.address}: {len(raw)} bytes that are not a ModelInferResponse") from exc
         return Answer.from_response(response, latency_s)
+
+    def read(self, files: str | Path | Sequence[str | Path]) -> Array:
+        """Images and arrays as one batch [B, …], prepared as the files of the training were.
+
+        Args:
+            files: a file, a folder, a pattern, or several of them.
+
+        Raises:
+            DataError: a file cannot be read.
+            InputError: there is no such file, or it does not fit the bundle.
+        """
+        from nonn.inputs import InputReader, expand  # Pillow is not part of every client
+
+        metadata = self.metadata()
+        reader = InputReader(metadata.shape, metadata.dtype, metadata.preprocess)
+        names = expand([files] if isinstance(files, str | Path) else files)
+        return np.concatenate([batch for name in names for batch in reader.read(name)])
 
     def infer_many(self, batches: Iterable[Array], concurrency: int = 8) -> list[Answer]:
         """Sends many batches, several at a time.
@@ -195,6 +220,8 @@ class Client:
             quorum=int(properties["nonn_quorum"]),
             nodes=tuple(json.loads(properties["nonn_nodes"])),
             state=json.loads(properties["nonn_state"] or "{}"),
+            preprocess=recorded(json.loads(properties["nonn_preprocess"] or "{}"), None),
+            max_samples=int(json.loads(properties["nonn_batching"] or "{}").get("max_samples", MAX_SAMPLES)),
         )
 
     def _call(self, method: Any, request: Any) -> Any:

@@ -29,6 +29,7 @@ __all__ = [
     "digest",
     "is_digest",
     "json_bytes",
+    "numpy_reason",
     "sha256_file",
     "write_durable",
     "write_json",
@@ -142,6 +143,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def numpy_reason(exc: Exception) -> str:
+    """Why NumPy cannot read a file, without its advice to load pickles: a pickle may run any code."""
+    return "not a NumPy file, or it contains Python objects" if "pickle" in str(exc) else str(exc)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -97,10 +97,10 @@ def asking(client: Client, sample: NDArray[Any]) -> Iterator[list[Answer]]:
         thread.join()
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, stdin: Any = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
     """``python -m …`` to its end."""
     command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=stdin)
 
 
 def children_of(pid: int) -> list[int]:

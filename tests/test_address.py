@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 from nonn_device.cli import main as device_main
 
 from nonn.aggregator.inventory import Node, warn_of_unknown_hosts
 from nonn.cli import main
-from nonn.cli.predict import _read
-from nonn.client import Client, Metadata
-from nonn.errors import AddressError, ConfigError, NonnError
+from nonn.client import Client
+from nonn.errors import AddressError, ConfigError
 from nonn.rpc.address import check_bind, split_address, with_port
 from tests.serving import running_aggregator, until
 from tests.toys import toy_bundle
@@ -126,11 +124,3 @@ def test_an_aggregator_with_an_unresolvable_host_warns_and_serves(tmp_path: Path
     with running_aggregator(bundle.path, [f"{NO_HOST}:1"], tmp_path) as ready:
         assert ready["nodes"] == 1
         until(lambda: "node 'node-0': host" in (tmp_path / "aggregator.log").read_text())
-
-
-def test_a_value_beyond_float32_is_an_input_error_without_a_warning(tmp_path: Path) -> None:
-    metadata = Metadata((1, 8, 8), "uint8", (), "", 1, 1, (), {})
-    np.save(tmp_path / "x.npy", np.full((1, 8, 8), 1e300))
-    with pytest.raises(NonnError, match="a value beyond float32") as caught:
-        _read(tmp_path / "x.npy", metadata)
-    assert caught.value.exit_code == 2

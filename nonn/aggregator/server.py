@@ -108,6 +108,7 @@ class FusedModel:
         metadata.properties["nonn_bundle"] = bundle.hash
         metadata.properties["nonn_experiment"] = bundle.manifest.experiment
         metadata.properties["nonn_classes"] = json.dumps(bundle.manifest.classes)
+        metadata.properties["nonn_preprocess"] = json.dumps(dataclasses.asdict(spec.preprocess))
         metadata.properties["nonn_nodes"] = json.dumps(nodes)
         batching = dataclasses.asdict(self._batcher.config)
         batching["company_s"] = batching["regroup_s"]  # its old name, for programs that read it

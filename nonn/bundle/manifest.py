@@ -36,10 +36,11 @@ from nonn.bundle.features import FeatureCode
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import KnownInputs
 from nonn.bundle.prediction import Offline, Prediction
+from nonn.bundle.preprocess import Preprocess, recorded
 from nonn.bundle.self_contained import check_self_contained
 from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, InputError, NonnError
-from nonn.files import atomic_folder, sha256_file, write_json
+from nonn.files import atomic_folder, numpy_reason, sha256_file, write_json
 from nonn.fusion import Head, head_from_arrays
 from nonn.fusion.consistency import Consistency
 from nonn.reliability.subsets import SubsetTable, mask_of
@@ -62,12 +63,14 @@ class InputSpec:
         dtype: of the raw data, ``uint8`` (images) or ``float32`` (sensors).
         mean: per channel, for information [C].
         std: per channel, for information [C].
+        preprocess: from files to inputs.
     """
 
     shape: tuple[int, ...]
     dtype: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    preprocess: Preprocess = Preprocess()  # noqa: RUF009  (frozen)
 
 
 @dataclass(frozen=True)
@@ -328,7 +331,9 @@ class Bundle:
             with np.load(self.path / name, allow_pickle=False) as npz:
                 return {key: npz[key] for key in npz.files}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
-            raise BundleError(f"{self.path / name}: cannot be read ({exc}); copy or build the bundle again") from exc
+            raise BundleError(
+                f"{self.path / name}: cannot be read ({numpy_reason(exc)}); copy or build the bundle again"
+            ) from exc
 
 
 def write_bundle(
@@ -433,7 +438,13 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
 
     known = pick(Manifest, values)
     spec = pick(InputSpec, values["input"])
-    known["input"] = InputSpec(tuple(spec["shape"]), spec["dtype"], tuple(spec["mean"]), tuple(spec["std"]))
+    known["input"] = InputSpec(
+        tuple(spec["shape"]),
+        spec["dtype"],
+        tuple(spec["mean"]),
+        tuple(spec["std"]),
+        recorded(spec.get("preprocess"), values.get("provenance")),
+    )
     known["students"] = tuple(
         Student(**{**pick(Student, s), **{key: tuple(s.get(key, ())) for key in ("parts", "scale", "low", "view")}})
         for s in values["students"]

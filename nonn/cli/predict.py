@@ -1,8 +1,15 @@
-"""``nonn predict``: sends images or arrays to a running cluster."""
+"""``nonn predict``: sends images or arrays to a running cluster.
+
+Files are prepared as the reader of the training data prepared its own. A bad file costs that file only: it is named on
+standard error, the others are answered, and the exit code is that of the first bad one.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +18,30 @@ if TYPE_CHECKING:
 
     from nonn.answer import Answer
     from nonn.client import Metadata
+    from nonn.errors import NonnError
     from nonn.rpc.wire import Array
 
 SUMMARY = "send images or arrays to a running cluster"
+
+BATCH = 256  # most inputs of a request
+CONCURRENCY = 8  # requests under way
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator")
     parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="images, or .npy/.npz arrays of one sample or a batch"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="image, or .npy or .npz array of one input or many; also a folder of them, a pattern such as 'a/*.png', "
+        "or - for standard input",
+    )
+    parser.add_argument("--array", default="", metavar="NAME", help="array of .npz files to send (default: found)")
+    parser.add_argument(
+        "--resize",
+        action="store_true",
+        help="cut and scale images of another size, even if the training did not: the accuracy was not measured so",
     )
     parser.add_argument(
         "--timeout", type=float, default=10.0, metavar="S", help="seconds per request (default: %(default)s)"
@@ -41,23 +62,73 @@ def run(args: argparse.Namespace) -> int:
 
     with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         metadata = client.metadata()
-        # Every file is read before the first request, so that a bad file fails at once.
-        batches = [(file, _read(file, metadata)) for file in args.files]
-        rows = [row for file, batch in batches for row in _rows(file, client.infer(batch), metadata)]
+        batches = _Batches(args, metadata)
+        rows = []
+        while group := list(itertools.islice(batches, CONCURRENCY)):
+            answers = client.infer_many([batch for _, _, batch in group], CONCURRENCY)
+            for (file, first, _), answer in zip(group, answers, strict=True):
+                for row in _rows(file, first, answer, metadata):
+                    if args.json:
+                        rows.append(row)
+                    else:
+                        print(_line(row, metadata.num_devices))
     if args.json:
         print(json.dumps(rows))
-    else:
-        for row in rows:
-            print(_line(row, metadata.num_devices))
-    return 0
+    return batches.code
 
 
-def _rows(file: Path, answer: Answer, metadata: Metadata) -> Iterator[dict[str, Any]]:
-    """One row for each sample of a file."""
+class _Batches:
+    """The inputs of all files as (file, number of the first input, batch [B, …]); reports files that cannot be sent.
+
+    Attributes:
+        code: exit code of the first bad file; 0 without one.
+    """
+
+    def __init__(self, args: argparse.Namespace, metadata: Metadata) -> None:
+        from nonn.inputs import InputReader
+
+        steps = metadata.preprocess
+        if args.resize and steps.crop == steps.resize == "none":
+            steps = dataclasses.replace(steps, crop="centre", resize="bicubic")
+        self._reader = InputReader(metadata.shape, metadata.dtype, steps, args.array)
+        self._size = min(BATCH, metadata.max_samples)
+        self._names: list[str] = args.files
+        self.code = 0
+        self._all = self._generate()
+
+    def __iter__(self) -> Iterator[tuple[str, int, Array]]:
+        return self._all
+
+    def _generate(self) -> Iterator[tuple[str, int, Array]]:
+        from nonn.errors import DataError, InputError
+        from nonn.inputs import expand
+
+        for name in self._names:
+            try:
+                files = list(expand([name]))
+            except InputError as exc:
+                self._report(exc)
+                continue
+            for file in files:
+                first = 0
+                try:
+                    for batch in self._reader.read(file, self._size):
+                        yield file, first, batch
+                        first += len(batch)
+                except (DataError, InputError) as exc:
+                    self._report(exc)
+
+    def _report(self, error: NonnError) -> None:
+        print(f"nonn predict: {error}", file=sys.stderr)
+        self.code = self.code or error.exit_code
+
+
+def _rows(file: str, first: int, answer: Answer, metadata: Metadata) -> Iterator[dict[str, Any]]:
+    """One row for each input of a batch."""
     for index, label in enumerate(answer.labels.tolist()):
         yield {
-            "file": str(file),
-            "index": index,
+            "file": file,
+            "index": first + index,
             "label": label,
             "class": metadata.classes[label],
             "confidence": float(answer.confidence[index]),
@@ -77,77 +148,3 @@ def _line(row: dict[str, Any], num_devices: int) -> str:
         f"{row['file']}[{row['index']}]: {row['class']}, confidence {row['confidence']:.1%}; "
         f"{devices}, expected accuracy {row['expected_accuracy']:.1%}"
     )
-
-
-def _read(file: Path, metadata: Metadata) -> Array:
-    """A batch [B, …] from a file; nothing is resized, since that would change what the accuracy was measured on.
-
-    Raises:
-        DataError: the file cannot be read.
-        InputError: the cluster does not accept its contents.
-    """
-    import numpy as np
-
-    from nonn.errors import InputError
-
-    array = _read_array(file) if file.suffix in (".npy", ".npz") else _read_image(file, metadata)[None]
-    if array.dtype != np.uint8:
-        if array.dtype.kind not in "iuf":
-            raise InputError(f"{file}: array of {array.dtype}; send an array of numbers")
-        with np.errstate(over="ignore"):  # a value too large becomes infinite, which is reported below
-            array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise InputError(f"{file}: NaN, infinity or a value beyond float32; send finite numbers")
-    if array.ndim == len(metadata.shape):
-        array = array[None]
-    if array.shape[1:] != metadata.shape:
-        expected = ", ".join(map(str, metadata.shape))
-        raise InputError(
-            f"{file}: shape {list(array.shape)}; the cluster accepts samples of shape [{expected}], or batches "
-            f"[B, {expected}]"
-        )
-    return array
-
-
-def _read_array(file: Path) -> Array:
-    """The array of a .npy file, or the one named ``inputs`` or the only one of a .npz file."""
-    import zipfile
-
-    import numpy as np
-
-    from nonn.errors import DataError
-
-    arrays: dict[str, Array]
-    try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            arrays = dict(loaded.items())
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as exc:
-        raise DataError(f"{file}: cannot be read as a NumPy file ({exc})") from exc
-    if "inputs" not in arrays and len(arrays) != 1:
-        raise DataError(f"{file}: contains {', '.join(arrays) or 'nothing'}; name the array to send 'inputs'")
-    return arrays.get("inputs", next(iter(arrays.values())))
-
-
-def _read_image(file: Path, metadata: Metadata) -> Array:
-    """An image as uint8 [C, H, W]: gray for one channel, RGB for three."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    from nonn.errors import DataError, InputError
-
-    mode = {1: "L", 3: "RGB"}.get(metadata.shape[0]) if len(metadata.shape) == 3 else None
-    if mode is None or metadata.dtype != "uint8":
-        raise InputError(f"{file}: the cluster accepts {metadata.dtype} {list(metadata.shape)}, not images; send .npy")
-    try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert(mode))
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except (OSError, UnidentifiedImageError) as exc:
-        raise DataError(f"{file}: cannot be read as an image ({exc})") from exc
-    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)

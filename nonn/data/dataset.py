@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.preprocess import Preprocess
 from nonn.errors import DataError
 
 __all__ = ["Dataset", "Split"]
@@ -77,6 +78,7 @@ class Dataset:
         classes: class names [K].
         mean: per channel of ``train`` [C], in units of the raw inputs.
         std: per channel of ``train`` [C]; 1 for a constant channel, so that dividing by it leaves zeros.
+        preprocess: how files became inputs.
 
     Raises:
         DataError: splits differ in input shape or dtype, or a label has no class name.
@@ -89,6 +91,7 @@ class Dataset:
     classes: tuple[str, ...]
     mean: FloatArray
     std: FloatArray
+    preprocess: Preprocess = Preprocess()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
         for title in ("held_out", "test"):
@@ -103,14 +106,22 @@ class Dataset:
             raise DataError(f"{self.name}: label {top}, but only {len(self.classes)} classes")
 
     @classmethod
-    def of(cls, name: str, train: Split, held_out: Split, test: Split, classes: tuple[str, ...]) -> Dataset:
+    def of(
+        cls,
+        name: str,
+        train: Split,
+        held_out: Split,
+        test: Split,
+        classes: tuple[str, ...],
+        preprocess: Preprocess = Preprocess(),  # noqa: B008  (frozen)
+    ) -> Dataset:
         """A data set with mean and standard deviation computed from ``train``.
 
         Raises:
             DataError: see the class.
         """
         mean, std = channel_statistics(train.inputs)
-        return cls(name, train, held_out, test, classes, mean, std)
+        return cls(name, train, held_out, test, classes, mean, std, preprocess)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

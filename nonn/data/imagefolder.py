@@ -12,18 +12,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from nonn.bundle.preprocess import Preprocess
 from nonn.config import DataConfig
 from nonn.data.dataset import Split
-from nonn.data.images import decode_all, to_rgb
+from nonn.data.images import decode_all
 from nonn.data.source import Source, find
 from nonn.data.splits import split_by_share
 from nonn.errors import ConfigError, DataError
+from nonn.inputs import IMAGE_SUFFIXES, prepared_image
 
 __all__ = ["read"]
 
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+STEPS = Preprocess(orientation="exif", crop="centre", resize="bicubic", channels="RGB")
 
 
 def read(config: DataConfig, seed: int) -> Source:
@@ -45,7 +47,7 @@ def read(config: DataConfig, seed: int) -> Source:
     if not parts:
         classes = _class_names(path)
         train, test = split_by_share(_read_split(path, classes, config.size), config.test, seed, name)
-        return Source(name, train, test, classes)
+        return Source(name, train, test, classes, preprocess=STEPS)
     if len(parts) == 1:
         missing = path / ("test" if parts == ["train"] else "train")
         raise DataError(
@@ -57,7 +59,7 @@ def read(config: DataConfig, seed: int) -> Source:
     if unknown:
         raise DataError(f"{path / 'test' / unknown[0]}: no such class in {path / 'train'}, so it cannot be learned")
     train, test = (_read_split(path / part, classes, config.size) for part in ("train", "test"))
-    return Source(name, train, test, classes)
+    return Source(name, train, test, classes, preprocess=STEPS)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -81,16 +83,15 @@ def _read_split(folder: Path, classes: tuple[str, ...], size: int) -> Split:
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
-        images = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in _SUFFIXES)
+        images = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
-            raise DataError(f"{folder / name}: no images in it ({', '.join(sorted(_SUFFIXES))})")
+            raise DataError(f"{folder / name}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
         files += images
         labels += [label] * len(images)
 
     def load(i: int) -> Image.Image:
         with Image.open(files[i]) as image:
-            upright = to_rgb(ImageOps.exif_transpose(image))
-        return ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+            return prepared_image(image, (size, size), STEPS)
 
     pixels = decode_all(len(files), load, lambda i: str(files[i]), large=True)
     return Split(pixels, np.asarray(labels, dtype=np.int64))

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.preprocess import Preprocess
 from nonn.config import DataConfig
 from nonn.data.dataset import Split
 from nonn.data.source import Source, find, number_classes
 from nonn.data.splits import choose_groups, split_by_share
 from nonn.errors import DataError
+from nonn.files import numpy_reason
 
 __all__ = ["read"]
 
@@ -40,11 +42,11 @@ def read(config: DataConfig, seed: int) -> Source:
             stream = stack.enter_context(path.open("rb"))
             archive = np.load(stream, allow_pickle=False)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-            raise DataError(f"{path}: truncated, or not an .npz file ({exc})") from exc
+            raise DataError(f"{path}: truncated, or not an .npz file ({numpy_reason(exc)})") from exc
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: a single array; write inputs and labels into one file with numpy.savez")
         stack.enter_context(archive)
-        inputs = _inputs(archive, config, str(path))
+        inputs, scale = _inputs(archive, config, str(path))
         labels = _array(archive, config.labels, "labels", str(path))
         names = _class_names(archive, config.labels, labels, str(path))
         groups = _array(archive, config.group, "group", str(path)) if config.group else None
@@ -63,16 +65,17 @@ def read(config: DataConfig, seed: int) -> Source:
             raise DataError(f"{what}: {list(groups.shape)} for {len(labels)} samples")
         tested = choose_groups(groups, config.test_groups, config.test, seed, what)
         train, test = data.take(np.flatnonzero(~tested)), data.take(np.flatnonzero(tested))
-    return Source(path.stem, train, test, classes, None if groups is None else groups[~tested])
+    steps = Preprocess(array=config.inputs, scale=scale)
+    return Source(path.stem, train, test, classes, None if groups is None else groups[~tested], steps)
 
 
-def _inputs(archive: Any, config: DataConfig, path: str) -> NDArray[Any]:
-    """Images unchanged, windows as float32 and scaled."""
+def _inputs(archive: Any, config: DataConfig, path: str) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """Images unchanged, windows as float32 and scaled; and the scale of each channel."""
     inputs = _array(archive, config.inputs, "inputs", path)
     if inputs.ndim == 4 and inputs.dtype == np.uint8:
         if config.scale:
             raise DataError(f"{path}: data.scale is for windows [n, channels, time], not for images of uint8")
-        return inputs
+        return inputs, ()
     if inputs.ndim != 3 or inputs.dtype.kind not in "iuf":
         raise DataError(
             f"{path}: array '{config.inputs}' is {list(inputs.shape)} of {inputs.dtype.name}; it must be windows "
@@ -80,6 +83,7 @@ def _inputs(archive: Any, config: DataConfig, path: str) -> NDArray[Any]:
         )
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which Split rejects
         windows = inputs.astype(np.float32)
+    factors: tuple[float, ...] = ()
     if config.scale:
         scale = _array(archive, config.scale, "scale", path)
         if scale.shape != inputs.shape[1:2] or scale.dtype.kind not in "iuf":
@@ -88,7 +92,8 @@ def _inputs(archive: Any, config: DataConfig, path: str) -> NDArray[Any]:
                 f"{inputs.shape[1]} channels need as many numbers"
             )
         windows *= scale.astype(np.float32)[:, None]
-    return windows
+        factors = tuple(scale.astype(np.float32).tolist())
+    return windows, factors
 
 
 def _class_names(archive: Any, name: str, labels: NDArray[Any], path: str) -> list[str] | None:
@@ -117,5 +122,5 @@ def _array(archive: Any, name: str, key: str, path: str) -> NDArray[Any]:
     try:
         array: NDArray[Any] = archive[name]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-        raise DataError(f"{path}: array '{name}' cannot be read ({exc})") from exc
+        raise DataError(f"{path}: array '{name}' cannot be read ({numpy_reason(exc)})") from exc
     return array

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.preprocess import Preprocess
 from nonn.config import DataConfig
 from nonn.data.dataset import Split
 from nonn.errors import DataError
@@ -23,6 +24,7 @@ class Source:
 
     Attributes:
         groups: group of each training sample, such as a person; None where the data have none.
+        preprocess: how files became inputs, for the bundle.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Source:
     test: Split
     classes: tuple[str, ...]
     groups: NDArray[Any] | None = None
+    preprocess: Preprocess = Preprocess()  # noqa: RUF009  (frozen)
 
 
 def find(config: DataConfig, needed: str, get: str) -> Path:

@@ -46,11 +46,10 @@ def hold_out(source: Source, share: float, seed: int, by: str = "class") -> Data
             raise DataError(f"{source.name}: data.held_out = {share} of {len(present)} groups leaves none to train on")
         held = np.isin(source.groups, generator.choice(present, size=number, replace=False))
         train, held_out = np.flatnonzero(~held), np.flatnonzero(held)
-        return Dataset.of(
-            source.name, source.train.take(train), source.train.take(held_out), source.test, source.classes
-        )
-    train, held_out = stratified(source.train.labels, share, generator, f"{source.name}: data.held_out")
-    return Dataset.of(source.name, source.train.take(train), source.train.take(held_out), source.test, source.classes)
+    else:
+        train, held_out = stratified(source.train.labels, share, generator, f"{source.name}: data.held_out")
+    splits = source.train.take(train), source.train.take(held_out), source.test
+    return Dataset.of(source.name, *splits, source.classes, source.preprocess)
 
 
 def split_by_share(data: Split, share: float, seed: int, name: str) -> tuple[Split, Split]:

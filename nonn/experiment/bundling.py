@@ -21,6 +21,7 @@ from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY
 from nonn.bundle.views import select_view
 from nonn.config import Experiment
+from nonn.data import Dataset
 from nonn.distill import Students
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError
@@ -119,7 +120,7 @@ def _tests(space: Workspace, exported: _Exported, head: Head) -> dict[str, Mappi
     """Arrays of ``known.npz`` and, with enough devices and held-out samples, of ``consistency.npz``; by file."""
     config, data = space.experiment, space.data
     seed = config.experiment.seed
-    spec = InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist()))
+    spec = _input_spec(data)
 
     def features(inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         pairs = zip(exported.deployed, space.networks.views, strict=True)
@@ -131,6 +132,10 @@ def _tests(space: Workspace, exported: _Exported, head: Head) -> dict[str, Mappi
     training = calibration_sample(data.train.inputs, _TRAINING, seed)
     test = fit_consistency(head, features(training), features(data.held_out.inputs), seed)
     return found if test is None else found | {CONSISTENCY: test.to_arrays()}
+
+
+def _input_spec(data: Dataset) -> InputSpec:
+    return InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist()), data.preprocess)
 
 
 def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head) -> Manifest:
@@ -148,7 +153,7 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
         provenance["float32"] = float_reference(enumerate_subsets(head, exact, data.test.labels), exported.deployed)
     return Manifest(
         experiment=config.experiment.name,
-        input=InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist())),
+        input=_input_spec(data),
         classes=data.classes,
         parts=trained.cut.partition.parts,
         students=tuple(exported.entries),
