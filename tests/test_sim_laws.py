@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability.laws import (
@@ -18,10 +20,10 @@ from nonn.reliability.laws import (
     availability,
     distribution,
     expected,
+    first_passage,
     law_from_mapping,
     parse_law,
 )
-from nonn.reliability.laws.first_passage import simulated_first_passage
 from nonn.reliability.subsets import SubsetTable, mask_of, membership
 
 TRACE = "time_s,device,state\n0,0,down\n10,0,up\n30,2,down\n30,1,down\n40,1,up\n100,2,up\n"
@@ -153,19 +155,6 @@ def test_markov_first_passage_of_two_parallel_devices_is_the_textbook_formula() 
     assert fall.method == "exact"
 
 
-def test_markov_first_passage_keeps_its_digits_where_falls_are_rare() -> None:
-    # Equal devices are a birth and death process by number down: mean passages up add up positive terms only.
-    n, fail, repair = 8, 1 / 86400, 1 / 60
-    for needed in (1, 3, 7):
-        total, step = 0.0, 0.0
-        for down in range(n - needed + 1):
-            step = (1 + down * repair * step) / ((n - down) * fail)
-            total += step
-        law = Markov(np.full(n, 1 / fail), np.full(n, 1 / repair))
-        assert law.first_passage(membership(n).sum(axis=1) >= needed).mean_s == pytest.approx(total, rel=1e-10)
-    assert total > 86400
-
-
 def test_markov_first_passage_equals_a_simulation() -> None:
     law = Markov(np.array([5.0, 8.0, 3.0]), np.array([1.0, 2.0, 0.5]))
     good = np.array([0, 0, 0, 1, 0, 1, 0, 1], dtype=bool)  # device 0 and one of the others
@@ -181,34 +170,77 @@ def test_markov_first_passage_equals_a_simulation() -> None:
     assert law.first_passage(good).mean_s == pytest.approx(np.mean(times), abs=half)
 
 
-@pytest.mark.parametrize(("num_devices", "least", "mttr_s"), [(4, 3, 0.5), (6, 4, 0.01), (8, 4, 0.003), (6, 2, 1e-4)])
-def test_a_simulated_first_passage_encloses_the_exact_one_however_rare(
-    num_devices: int, least: int, mttr_s: float
+def birth_and_death_s(num_devices: int, needed: int, mtbf_s: float, mttr_s: float) -> float:
+    """Mean time until fewer than ``needed`` of equal devices are up, in closed form: a sum of positive terms."""
+    total = step = 0.0
+    for down in range(num_devices - needed + 1):
+        step = (1 + down / mttr_s * step) * mtbf_s / (num_devices - down)
+        total += step
+    return total
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "needed", "mtbf_s", "mttr_s"),
+    [
+        (14, 1, 1000, 1000),
+        (14, 3, 1000, 1000),
+        (16, 12, 86400, 60),
+        (16, 8, 86400, 60),  # 10^25 s
+        (16, 2, 1, 100),  # mostly down: the likeliest good subset is not the full one
+        (13, 1, 1e-6, 1000),
+    ],
+)
+def test_a_first_passage_of_many_devices_is_that_of_birth_and_death(
+    num_devices: int, needed: int, mtbf_s: float, mttr_s: float
 ) -> None:
-    mtbf_s = np.random.default_rng(0).uniform(0.5, 2, num_devices)
-    law = Markov(mtbf_s, np.full(num_devices, mttr_s))
-    # So many devices, and one of the first two.
-    good = (membership(num_devices).sum(axis=1) >= least) & (np.arange(1 << num_devices) & 3 > 0)
-    exact = law.first_passage(good).mean_s
-    found = simulated_first_passage(law.fail_rate, law.repair_rate, good, cycles=30_000)
-    assert found.method == "simulated"
-    # Two intervals wide: a seed may miss one, a bias would miss both.
-    assert found.low_s**2 / found.mean_s < exact < found.high_s**2 / found.mean_s
-    assert found.high_s < 1.3 * found.low_s
-
-
-def test_more_than_twelve_devices_have_a_first_passage_with_an_interval() -> None:
-    # Thirteen equal devices of which four are gone: birth and death, exact in closed form by the smaller chain.
-    law = parse_law("markov mtbf_s=100 mttr_s=1", 13)
+    law = parse_law(f"markov mtbf_s={mtbf_s} mttr_s={mttr_s}", num_devices)
     assert isinstance(law, Markov)
-    found = law.first_passage(membership(13).sum(axis=1) >= 10)
-    steps_s = [0.0]  # mean time from k to k + 1 failures
-    for failed in range(4):
-        failing, mending = (13 - failed) / 100, float(failed)
-        steps_s.append((1 + mending * steps_s[-1]) / failing)
-    exact = sum(steps_s)
-    assert found.method == "simulated"
-    assert found.low_s < exact < found.high_s < 1.5 * found.low_s
+    found = law.first_passage(membership(num_devices).sum(axis=1) >= needed)
+    assert found.mean_s == pytest.approx(birth_and_death_s(num_devices, needed, mtbf_s, mttr_s), rel=1e-9)
+    assert found.low_s == found.high_s == found.mean_s
+
+
+def fraction_s(law: Markov, good: NDArray[np.bool_]) -> float:
+    """Mean first passage from the linear equations, solved in exact fractions."""
+    n, masks = law.num_devices, np.flatnonzero(good).tolist()
+    rows = []
+    for mask in masks:
+        row = {other: Fraction(0) for other in masks}
+        for i in range(n):
+            rate = Fraction(float(law.fail_rate[i] if mask >> i & 1 else law.repair_rate[i]))
+            row[mask] += rate
+            if mask ^ 1 << i in row:
+                row[mask ^ 1 << i] -= rate
+        rows.append([*row.values(), Fraction(1)])
+    for k in range(len(rows)):
+        rows[k] = [value / rows[k][k] for value in rows[k]]
+        for other in range(len(rows)):
+            if other != k and (factor := rows[other][k]):
+                rows[other] = [a - factor * b for a, b in zip(rows[other], rows[k], strict=True)]
+    return float(rows[-1][-1])
+
+
+@pytest.mark.parametrize("decades", [1, 6])
+def test_a_first_passage_of_unequal_devices_is_the_solution_in_exact_fractions(
+    decades: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(6):
+        mtbf_s, mttr_s = 10 ** rng.uniform(-decades, decades, (2, 3))
+        law, good = Markov(mtbf_s, mttr_s), np.append(rng.random(7) < 0.7, True)
+        good[0] = False
+        exact = fraction_s(law, good)
+        assert law.first_passage(good).mean_s == pytest.approx(exact, rel=1e-6)
+        with monkeypatch.context() as patch:
+            patch.setattr(first_passage, "_solve", lambda chain: None)
+            assert law.first_passage(good).mean_s == pytest.approx(exact, rel=1e-10)
+
+
+def test_times_too_far_apart_for_many_devices_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_passage, "_solve", lambda chain: None)
+    law = Markov(np.full(13, 100.0), np.full(13, 10.0))
+    with pytest.raises(ConfigError, match="13 devices differ by too many orders of magnitude"):
+        law.first_passage(membership(13).sum(axis=1) >= 7)
 
 
 def test_markov_first_passage_ignores_good_sets_behind_bad_ones() -> None:
@@ -223,9 +255,6 @@ def test_markov_never_and_at_once() -> None:
     assert law.first_passage(np.array([True, True, True, False])).mean_s == 0
     big = Markov(np.full(13, 100.0), np.full(13, 10.0))
     assert big.first_passage(np.arange(1 << 13) < (1 << 13) - 1).mean_s == 0
-    fall = assess(accuracy_by_count(13), big, (0.5,)).levels[0].first_passage
-    assert fall is not None
-    assert 0 < fall.low_s < fall.mean_s < fall.high_s
 
 
 def test_markov_starts_with_everybody_up_and_ends_in_its_long_run() -> None:
