@@ -179,13 +179,19 @@ def test_too_many_sets_are_sampled_with_a_seed_and_the_page_says_so(
 ) -> None:
     first = class_report(toy)
     assert first is not None
-    assert [row.sets for row in first.by_failures] == [1, 8, 28, 56, 64, 56, 28, 8]
+    assert [row.sets for row in first.by_failures] == [1, 8, 28, 56, 70, 56, 28, 8]
     assert first == class_report(toy)
     monkeypatch.setattr(classes, "_LOGITS", 8 * 200 * CLASSES * 5)
     report = build_report(toy)
     assert report.by_class is not None
     assert [row.sets for row in report.by_class.by_failures] == [1, *[5] * 7]
     assert [row.subsets for row in report.by_class.by_failures] == [1, 8, 28, 56, 70, 56, 28, 8]
+    # Every mean for a number of failures is that over all subsets, and confidence keeps its distance from it.
+    for row, drawn, every in zip(
+        report.by_class.by_failures, first.by_failures, report.accuracy_by_failures, strict=True
+    ):
+        assert row.accuracy == drawn.accuracy == every.mean
+        assert row.confidence == pytest.approx(drawn.confidence, abs=0.02)
     text = re.sub(r"<[^>]+>|\s+", " ", render_page(report))
     assert re.search(r"all subsets, or +5 +of them drawn with seed +0 +, on +200 +recorded samples", text)
 
@@ -276,8 +282,13 @@ def test_figures_name_no_colour_that_a_dark_page_cannot_swap(both: Report) -> No
 
 def test_csv_holds_every_number_with_all_its_digits(both: Report) -> None:
     lines = list(csv.DictReader(csv_report(both).splitlines()))
-    found = {(line["table"], int(line["row"]), line["quantity"]): line["value"] for line in lines}
+    found = {(line["table"], int(line["row"]), line["quantity"]): line["value"] or line["text"] for line in lines}
     assert len(found) == len(lines)
+    # A reader of tables takes the column for numbers if every field is one or empty.
+    assert all(line["value"] == "" or np.isfinite(float(line["value"])) for line in lines)
+    for place, level in enumerate(both.availability.levels):
+        assert float(found["availability", place, "level"]) == level
+        assert float(found["availability", place, "share_0"]) == both.availability.curves[0].share[place]
     for number, row in enumerate(both.accuracy_by_failures):
         assert float(found["failures", number, "mean"]) == row.mean
     assert found["failures", 1, "worst_subset"] == "0 2"

@@ -190,8 +190,9 @@ class SampledSets:
         failed: devices that have failed.
         subsets: number of subsets of devices with that many failures.
         sets: how many of them were evaluated.
-        accuracy: mean accuracy.
-        confidence: mean probability of the answered class.
+        accuracy: mean accuracy over all subsets.
+        confidence: mean probability of the answered class; where not all subsets were evaluated, `accuracy` plus its
+            mean difference from the accuracy of the evaluated ones.
         ece: mean expected calibration error.
         cev: mean combined error variance against the answers of all devices; 0 when no class changes.
         sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.

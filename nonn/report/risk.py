@@ -58,13 +58,13 @@ def availability(table: SubsetTable, p_fail: Sequence[float]) -> Availability:
     return Availability(levels=tuple(levels.tolist()), curves=tuple(curves))
 
 
-def availability_table(availability: Availability) -> Table:
-    """Share of the time in which accuracy reaches each level, one row per level."""
+def availability_table(availability: Availability, shown: Sequence[float] | None = _SHOWN) -> Table:
+    """Share of the time in which accuracy reaches each level, one row per level; shown None for all levels."""
     curves, levels = availability.curves, availability.levels
     columns = [Column("accuracy at least", "level", lambda value: percent(value, 0))]
     columns += [Column(f"time, {_law(curve.p_fail)}", f"share_{i}", _share) for i, curve in enumerate(curves)]
     rows = []
-    for level in _SHOWN:
+    for level in levels if shown is None else shown:
         place = levels.index(level)
         rows.append({"level": level, **{f"share_{i}": curve.share[place] for i, curve in enumerate(curves)}})
     return Table(tuple(columns), rows)

@@ -48,22 +48,25 @@ def report_tables(report: Report) -> dict[str, Table]:
 
 
 def csv_report(report: Report) -> str:
-    """All numbers of the tables with all their digits, one value per line: ``table,row,quantity,value``.
+    """All contents of the tables with all their digits, one per line: ``table,row,quantity,value,text``.
 
-    ``row`` counts from 0 in the order of the table; ``quantity`` is the key in report.json. All pairs and classes are
-    included, not just the worst; device lists are separated by spaces.
+    ``row`` counts from 0 in the order of the table; ``quantity`` is the key in report.json. Numbers are in ``value``,
+    and nothing else is, so that it reads as a column of numbers; names and lists of devices, separated by spaces, are
+    in ``text``. All pairs, classes and levels of availability are included, not just those shown in the tables.
     """
     tables = report_tables(report)
     if "pairs" in tables:
         tables["pairs"] = pair_table(report, None)
     if report.by_class:
         tables["classes"] = class_table(report.by_class, None)
+    tables["availability"] = availability_table(report.availability, None)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["table", "row", "quantity", "value"])
+    writer.writerow(["table", "row", "quantity", "value", "text"])
     for name, table in tables.items():
         for number, row in enumerate(table.values()):
             for column, value in zip(table.columns, row, strict=True):
-                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                writer.writerow([name, number, column.key, shown])
+                words = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                both = ("", words) if isinstance(words, str) else (value, "")
+                writer.writerow([name, number, column.key, *both])
     return buffer.getvalue()
