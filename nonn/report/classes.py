@@ -73,11 +73,11 @@ def class_report(bundle: Bundle) -> ClassReport | None:
             measured.append((right.mean(), confidence.mean(), ece, bias.cev, bias.sde))
             if failed == n // 2:
                 degraded += np.bincount(labels[right], minlength=num_classes) / len(chosen)
-        accuracy, confidence, ece, cev, sde = np.mean(measured, axis=0).tolist()
+        accuracy, sure, ece, cev, sde = np.mean(measured, axis=0).tolist()
         if exact:
             # One mean for each number of failures: the table's, over all subsets. The subsets evaluated here give the
             # difference of confidence from it, which varies less between subsets than either.
-            confidence = min(1.0, max(0.0, confidence + exact[failed].mean - accuracy))
+            sure = min(1.0, max(0.0, sure + exact[failed].mean - accuracy))
             accuracy = exact[failed].mean
         rows.append(
             SampledSets(
@@ -85,7 +85,7 @@ def class_report(bundle: Bundle) -> ClassReport | None:
                 subsets=len(masks),
                 sets=len(chosen),
                 accuracy=accuracy,
-                confidence=confidence,
+                confidence=sure,
                 ece=ece,
                 cev=cev,
                 sde=sde,

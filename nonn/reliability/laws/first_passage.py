@@ -147,9 +147,13 @@ def _solve(chain: _Chain) -> float | None:
         return time_s
     step = chain.matrix(chain.rates / total[:, None])
     inner, into = _one_less(step[rest][:, rest]), step[rest][:, [start]].toarray()[:, 0]
-    options = {"rtol": _RTOL, "atol": 0, "restart": _GMRES_RESTART, "maxiter": _GMRES_STEPS}
-    (wait_s, late), (reaches, lost) = (gmres(inner, b, **options) for b in (1 / total[rest], into))
-    return None if late or lost else float(wait_s[-1] + reaches[-1] * time_s)
+    last = []  # of the full subset: u_f, then w_f
+    for right in (1 / total[rest], into):
+        found, failed = gmres(inner, right, rtol=_RTOL, atol=0, restart=_GMRES_RESTART, maxiter=_GMRES_STEPS)
+        if failed:
+            return None
+        last.append(float(found[-1]))
+    return last[0] + last[1] * time_s
 
 
 def _one_less(matrix: Any) -> Any:
