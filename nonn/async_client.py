@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """A connection to an aggregator, for coroutines.
+    """A client of one or several aggregators, for coroutines.
 
     Args:
         address: as for ``Client``.
@@ -67,7 +67,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection, which ends all calls."""
+        """Closes the connections, which ends all calls."""
         self._client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

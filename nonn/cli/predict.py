@@ -29,7 +29,7 @@ CONCURRENCY = 8  # requests under way
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator")
+    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator; several with commas")
     parser.add_argument(
         "files",
         nargs="+",

@@ -28,7 +28,7 @@ SPARKS = " ▁▂▃▄▅▆▇█"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator")
+    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator; several with commas")
     parser.add_argument("--once", action="store_true", help="print one table and exit")
     parser.add_argument("--json", action="store_true", help="print only one JSON object and exit")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (default: %(default)s)")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = FILE_WIDTH
         if args.once or not console.is_terminal:
-            console.print(_view(state, args.address, console.width))
+            console.print(_view(state, client.aggregator, console.width))
             return 0
 
         def interrupt(number: int, frame: object) -> None:
@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
         forever = threading.Event()
         try:
             with Live(
-                _view(state, args.address, console.width), console=console, screen=True, auto_refresh=False
+                _view(state, client.aggregator, console.width), console=console, screen=True, auto_refresh=False
             ) as live:
                 while not forever.wait(REFRESH_S):
-                    live.update(_next(client, args.address, console.width), refresh=True)
+                    live.update(_next(client, console.width), refresh=True)
         except KeyboardInterrupt:
-            console.print(_next(client, args.address, console.width))
+            console.print(_next(client, console.width))
     return 0
 
 
@@ -108,14 +108,14 @@ def _state(client: Client) -> ClusterState:
     return from_json(ClusterState, _reported(client), f"{client.address}: state")
 
 
-def _next(client: Client, address: str, width: int) -> Group | Text:
+def _next(client: Client, width: int) -> Group | Text:
     """The current view, or the error as text, so that a restart of the aggregator does not end `nonn top`."""
     from rich.text import Text
 
     from nonn.errors import NonnError
 
     try:
-        return _view(_state(client), address, width)
+        return _view(_state(client), client.aggregator, width)
     except NonnError as exc:
         return Text(f"{exc}", style="red")
 

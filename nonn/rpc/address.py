@@ -9,7 +9,16 @@ from typing import Any
 
 from nonn.errors import AddressError, ConfigError
 
-__all__ = ["canonical", "check_bind", "is_loopback", "peer_host", "resolve", "split_address", "with_port"]
+__all__ = [
+    "canonical",
+    "check_bind",
+    "is_loopback",
+    "peer_host",
+    "resolve",
+    "split_address",
+    "split_addresses",
+    "with_port",
+]
 
 
 # gRPC reads these before a colon as the scheme of a target: ``unix:5005`` is the socket ``5005`` in the working folder.
@@ -36,6 +45,22 @@ def split_address(text: str, what: str = "address") -> tuple[str, int]:
     if not ((bracketed or named) and numbered):
         raise ConfigError(f"{what} {text!r} is not host:port (IPv6: [::1]:50051) with a port of 1 to 65535")
     return host.strip("[]"), int(port)
+
+
+def split_addresses(text: str, what: str = "address") -> tuple[str, ...]:
+    """Each ``host:port`` of a list with commas, in order and once.
+
+    Args:
+        text: one or several addresses.
+        what: name of the address in the error.
+
+    Raises:
+        ConfigError: one of them is not ``host:port``.
+    """
+    found = [part.strip() for part in text.split(",")]
+    for part in found:
+        split_address(part, what)
+    return tuple(dict.fromkeys(found))
 
 
 def canonical(text: str, what: str = "address") -> str:

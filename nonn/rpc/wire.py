@@ -281,7 +281,7 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
     cls = getattr(errors, str(name), None) if name in errors.__all__ else None
     if cls is not None and cls is not errors.MissingExtraError:
         return cls(f"{address}: {details}")  # type: ignore[no-any-return]
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # CANCELLED: by a server that ends
         return UnreachableError(f"{address}: does not answer ({details})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(f"{address}: no answer in time; is it overloaded, or the timeout too short?")

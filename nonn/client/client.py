@@ -1,10 +1,14 @@
-"""A small client of the aggregator.
+"""A small client of a cluster.
 
 ::
 
     with Client("127.0.0.1:50051") as client:
         answer = client.infer(images)                      # one batch
         answers = client.infer_many(batches, concurrency=8)   # many requests at once, answers in order
+
+    Client("10.0.0.1:50051,10.0.0.2:50051")                # two aggregators of the same nodes
+
+With several aggregators no request fails because one of them is killed, stopped or cut off (``nonn.client.failover``).
 
 Any client of the Open Inference Protocol works; this one also maps gRPC status back to nonn's errors.
 """
@@ -13,40 +17,33 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from nonn.answer import MODEL, Answer
 from nonn.bundle.preprocess import Preprocess, recorded
-from nonn.errors import (
-    ConfigError,
-    CredentialsError,
-    DataLossError,
-    InputError,
-    NonnError,
-    UnreachableError,
-)
-from nonn.rpc.address import split_address
+from nonn.client.failover import Failover
+from nonn.client.link import Link
+from nonn.errors import ConfigError, DataLossError, InputError, NonnError, QuorumError, UnreachableError
+from nonn.rpc.address import split_addresses
 from nonn.rpc.checksum import check_sealed, model_name
 from nonn.rpc.codec import write_request
 from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.rpc.wire import CHANNEL_OPTIONS, CLIENT_STREAMS, INFER_METHOD, MAX_SAMPLES, Array, from_status
-from nonn.security.handshake import explain
-from nonn.security.tls import AGGREGATOR_NAME, load_tls
+from nonn.rpc.wire import MAX_SAMPLES, Array
+from nonn.security.tls import load_tls
 
 __all__ = ["Client", "Metadata"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,17 +76,21 @@ class Metadata:
 
 
 class Client:
-    """A connection to an aggregator; thread-safe.
+    """A client of one or several aggregators; thread-safe.
 
     Args:
-        address: ``host:port``.
+        address: ``host:port`` of an aggregator, or of several with commas between them.
         timeout_s: of each call; also bounds the deadline of the devices.
         tls: the client's TLS folder, made by ``nonn certs``; None for plain text.
         token_file: file with the bearer token; None sends none.
         insecure: send the token beyond loopback in plain text.
 
+    Attributes:
+        address: as given.
+        timeout_s: of each call.
+
     Raises:
-        ConfigError: the address is not ``host:port``, or the timeout is not a positive number.
+        ConfigError: an address is not ``host:port``, or the timeout is not a positive number.
         CredentialsError: the folder or file cannot be used, or the token would be sent beyond loopback in plain text.
     """
 
@@ -104,20 +105,14 @@ class Client:
     ) -> None:
         if not 0 < timeout_s < math.inf:
             raise ConfigError(f"timeout {timeout_s}: must be a positive number of seconds")
-        split_address(address)
+        addresses = split_addresses(address)
         self.address, self.timeout_s = address, timeout_s
-        self._free = threading.BoundedSemaphore(CLIENT_STREAMS)
-        self._tls, self._looked = load_tls(tls, "client", "aggregator"), False
-        self._tokens = Tokens(token_file) if token_file else None
-        if self._tokens is not None:
-            self._tokens.check_link(address, self._tls, insecure=insecure)
-        if self._tls is None:
-            self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-        else:
-            credentials, options = self._tls.channel_options(AGGREGATOR_NAME)
-            self._channel = grpc.secure_channel(address, credentials, options=(*CHANNEL_OPTIONS, *options))
-        self._stub = inference_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._infer = self._channel.unary_unary(INFER_METHOD)  # bytes, because of their checksum
+        folder, tokens = load_tls(tls, "client", "aggregator"), Tokens(token_file) if token_file else None
+        if tokens is not None:
+            for each in addresses:
+                tokens.check_link(each, folder, insecure=insecure)
+        self._links = [Link(each, folder, tokens) for each in addresses]
+        self._failover = Failover(self._links)
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +123,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
-        self._channel.close()
+        """Closes the connections."""
+        for link in self._links:
+            link.close()
+
+    @property
+    def aggregator(self) -> str:
+        """Address of the aggregator that is asked first: the one that answered last."""
+        return self._failover.first.address
 
     def infer(self, inputs: Array | str | Path | Sequence[str | Path]) -> Answer:
         """Sends one batch and returns its answer.
@@ -140,22 +141,15 @@ class Client:
         Raises:
             InputError: the cluster does not accept the batch.
             DataError: a file cannot be read.
-            UnreachableError: no answer at the address, or not in time.
+            UnreachableError: no aggregator answers, or not in time.
             QuorumError: too few devices answered.
             DataLossError: request or answer were altered on the way.
         """
         batch = inputs if isinstance(inputs, np.ndarray) else self.read(inputs)
         start = time.perf_counter()
-        raw = self._call(self._infer, model_name(MODEL) + write_request("", {"input": batch}, {}))
-        latency_s = time.perf_counter() - start
-        try:
-            check_sealed(raw)
-            response = pb.ModelInferResponse.FromString(raw)
-        except DataLossError as exc:
-            raise DataLossError(f"{self.address}: {exc}") from None
-        except DecodeError as exc:
-            raise InputError(f"{self.address}: {len(raw)} bytes that are not a ModelInferResponse") from exc
-        return Answer.from_response(response, latency_s)
+        request = model_name(MODEL) + write_request("", {"input": batch}, {})
+        response = self._call("ModelInfer", request, _read_sealed)
+        return Answer.from_response(response, time.perf_counter() - start)
 
     def read(self, files: str | Path | Sequence[str | Path]) -> Array:
         """Images and arrays as one batch [B, …], prepared as the files of the training were.
@@ -195,9 +189,9 @@ class Client:
                 raise
 
     def ready(self) -> bool:
-        """Whether the server is ready; false also if it cannot be reached."""
+        """Whether an aggregator is ready; false also if none can be reached."""
         try:
-            return bool(self._call(self._stub.ServerReady, pb.ServerReadyRequest()).ready)
+            return self._call("ServerReady", pb.ServerReadyRequest(), _read_ready)
         except NonnError:
             return False
 
@@ -205,10 +199,10 @@ class Client:
         """The model's inputs and outputs, and the state of the cluster.
 
         Raises:
-            UnreachableError: no answer at the address.
+            UnreachableError: no aggregator answers.
             ConfigError: the server is not an aggregator.
         """
-        response = self._call(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=MODEL))
+        response = self._call("ModelMetadata", pb.ModelMetadataRequest(name=MODEL), lambda reply, address: reply)
         outputs = {output.name: output for output in response.outputs}
         properties = response.properties
         return Metadata(
@@ -224,33 +218,31 @@ class Client:
             max_samples=int(json.loads(properties["nonn_batching"] or "{}").get("max_samples", MAX_SAMPLES)),
         )
 
-    def _call(self, method: Any, request: Any) -> Any:
-        """Makes one call and maps its failure."""
-        if self._tls is not None and not self._looked:
-            # gRPC does not check revocation: the standard library checks the aggregator's certificate first.
-            self._look()
-            self._looked = True
-        metadata = (("authorization", f"Bearer {self._tokens.first}"),) if self._tokens else ()
-        start = time.monotonic()
-        if not self._free.acquire(timeout=self.timeout_s):
-            raise UnreachableError(f"{self.address}: {CLIENT_STREAMS} calls before this one took {self.timeout_s} s")
+    def _call(self, method: str, request: Any, read: Callable[[Any, str], T]) -> T:
+        """Makes one call, at the next aggregator if one fails; the arguments are those of ``Failover.call``."""
+        if len(self._links) > 1:
+            return self._failover.call(method, request, self.timeout_s, read)
+        (link,) = self._links
         try:
-            left = max(0.001, self.timeout_s - (time.monotonic() - start))
-            return method(request, timeout=left, metadata=metadata)
-        except grpc.RpcError as exc:
-            error = from_status(exc, self.address)
-            if isinstance(error, UnreachableError):
-                self._look()  # gRPC does not report why a certificate was refused
-            raise error from exc
-        finally:
-            self._free.release()
+            return read(link.call(method, request, self.timeout_s), link.address)
+        except UnreachableError:
+            link.look()  # gRPC does not report why a certificate was refused
+            raise
 
-    def _look(self) -> None:
-        """Checks the aggregator's certificate, and whether it uses TLS at all.
 
-        Raises:
-            CredentialsError: the check failed; the message names the reason.
-        """
-        text = explain(self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
-        if text:
-            raise CredentialsError(f"{self.address}: {text}")
+def _read_sealed(raw: bytes, address: str) -> Any:
+    """The ModelInferResponse in a reply with a checksum."""
+    try:
+        check_sealed(raw)
+        return pb.ModelInferResponse.FromString(raw)
+    except DataLossError as exc:
+        raise DataLossError(f"{address}: {exc}") from None
+    except DecodeError as exc:
+        raise InputError(f"{address}: {len(raw)} bytes that are not a ModelInferResponse") from exc
+
+
+def _read_ready(reply: Any, address: str) -> bool:
+    """True; an aggregator that is not ready has failed, so that the next one is asked."""
+    if not reply.ready:
+        raise QuorumError(f"{address}: not ready")
+    return True

@@ -1,0 +1,13 @@
+"""The client of one or several aggregators.
+
+::
+
+    client      calls, and nonn's types                     (Client, Metadata)
+    failover    one call, repeated at another aggregator     (Failover; order: which one, and when)
+    link        the connection to one aggregator
+
+"""
+
+from nonn.client.client import Client, Metadata
+
+__all__ = ["Client", "Metadata"]
