@@ -34,7 +34,7 @@ __all__ = ["LIES", "Liar", "flips", "liars"]
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 FLIPPED = 0.05  # of the segments: with more, the breakers are open and few requests are asked
-QUARANTINE_S = 0.5
+QUARANTINE_S, PATIENCE_S = 0.5, 1.0
 LIES: dict[str, Change] = {
     "huge": lambda f: np.full_like(f, 3e38),
     "x100": lambda f: 100 * f,
@@ -112,7 +112,9 @@ def liars(bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests
         for i, liar in zip(devices, lying, strict=True):
             addresses[i] = liar.address
         policy = folder / "policy.toml"
-        write_policy(policy, PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=QUARANTINE_S))
+        # An answer waits for the head of its subset: on a busy machine it would else be fused from a smaller one.
+        config = PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=QUARANTINE_S, fusion_budget_s=PATIENCE_S)
+        write_policy(policy, config)
         ready = stack.enter_context(running_aggregator(bundle.path, addresses, folder, "--policy", str(policy)))
         client = stack.enter_context(Client(ready["address"], TIMEOUT_S))
         for name, change in LIES.items():

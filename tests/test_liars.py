@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ from tests.serving import TIMEOUT_S, serving, until_async
 from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES = 8
-QUICK = PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=0.02)
+# The head of a subset may take long to solve on a busy machine. Within the usual budget of 5 ms an answer would then be
+# fused from a smaller subset that is solved.
+PATIENT = PolicyConfig(deadline_s=TIMEOUT_S, fusion_budget_s=TIMEOUT_S)
+QUICK = replace(PATIENT, quarantine_s=0.02)
 
 Change = Callable[[Any], Any]
 
@@ -94,7 +98,7 @@ def test_lies_of_two_of_eight_are_not_fused_and_the_answer_says_so(bundle: Bundl
             return await aggregator.infer(inputs[:3])
 
     answer = asyncio.run(scenario())
-    assert answer.answered.tolist() == [True, True, False, True, True, False, True, True]
+    assert answer.answered.tolist() == [True, True, False, True, True, False, True, True], answer.failures
     assert answer.degraded
     assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
     assert answer.statuses == {"node-2": ReplyStatus.INCONSISTENT, "node-5": ReplyStatus.INCONSISTENT}
@@ -165,7 +169,7 @@ def test_a_node_that_lies_to_its_test_only_stays_in_quarantine(bundle: Bundle, i
 
 
 def test_leaving_and_joining_again_is_no_way_out_of_quarantine(bundle: Bundle, inputs: Any) -> None:
-    config = PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=1000.0)
+    config = replace(PATIENT, quarantine_s=1000.0)
 
     async def scenario() -> None:
         async with cluster(bundle, config) as (aggregator, _):
@@ -181,7 +185,7 @@ def test_leaving_and_joining_again_is_no_way_out_of_quarantine(bundle: Bundle, i
 
 def test_the_test_can_be_turned_off(bundle: Bundle, inputs: Any) -> None:
     async def scenario() -> Any:
-        config = PolicyConfig(deadline_s=TIMEOUT_S, exclusion_rate=0.0)
+        config = replace(PATIENT, exclusion_rate=0.0)
         async with cluster(bundle, config) as (aggregator, liars):
             liars[2].change = hundredfold
             return await aggregator.infer(inputs[:1])
@@ -206,7 +210,7 @@ def test_exclusion_below_the_quorum_is_an_error_that_names_the_node(bundle: Bund
     from nonn.errors import QuorumError
 
     async def scenario() -> None:
-        config = PolicyConfig(deadline_s=TIMEOUT_S, quorum=NUM_DEVICES)
+        config = replace(PATIENT, quorum=NUM_DEVICES)
         async with cluster(bundle, config) as (aggregator, liars):
             liars[6].change = hundredfold
             with pytest.raises(QuorumError, match=r"7 of 8 devices .* node-6 \(excluded: its features contradict"):
