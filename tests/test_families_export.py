@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ MODELS = ["se-wrn-10-1", "densenet-bc-16-6", "inverted-20-0.5", "se-inverted-20-
 CASES = [*((model, 2) for model in MODELS), ("densenet-bc-10-4", 1)]
 
 
+@functools.cache
 def _exported(model: str, dims: int) -> tuple[bytes, NDArray[np.float32]]:
     shape = (1, 8, 8) if dims == 2 else (9, 25)
     inputs = np.random.default_rng(0).normal(127, 70, (64, *shape)).astype(np.float32)
