@@ -140,6 +140,24 @@ class TeacherConfig(TrainingConfig):
     features: Annotated[str, "dotted path: name of the submodule whose output is the final convolutional stage"] = ""
     args: Annotated[Mapping[str, Any], "dotted path: keyword arguments of the factory"] = field(default_factory=dict)
     weights: Annotated[str, "safetensors file to load instead of training"] = ""
+    normalise: Annotated[
+        Literal["data", "imagenet", "unit", "none"],
+        "what its first layer does to raw values: data: subtracts the mean of the training split and divides by its "
+        "standard deviation, per channel; imagenet: the same with ImageNet's; unit: bytes become 0 … 1; none: nothing",
+    ] = "data"
+    mean: Annotated[
+        tuple[float, ...], "mean per channel in place of normalise; images: in units of 0 … 1, as ToTensor has them"
+    ] = ()
+    std: Annotated[tuple[Positive, ...], "standard deviation per channel, in the units of mean"] = ()
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield (
+            "mean",
+            len(self.mean) == len(self.std),
+            "give teacher.mean and teacher.std, both with a value per channel",
+        )
+        yield "normalise", self.normalise == "data" or not self.mean, "leave it out: teacher.mean is in place of it"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import FusionLayer, Students
 from nonn.distill.schedule import plan
+from nonn.experiment.contract import normalisation
 from nonn.experiment.seeds import seeded
 from nonn.partition import Partition
 from nonn.partition.redundancy import Design, filters_of_device
@@ -109,13 +110,13 @@ class Networks:
 
     def _teacher(self, model: str, *stream: int) -> Teacher:
         """The teacher, or another model if one is named."""
-        config = self.experiment.teacher
+        config, data = self.experiment.teacher, self.data
         with seeded(self._seed, *stream):
             return build_teacher(
                 dataclasses.replace(config, model=model) if model else config,
-                self.data.input_shape,
-                self.data.num_classes,
-                self._normalise(),
+                data.input_shape,
+                data.num_classes,
+                self._normalise() if model else normalisation(config, data),
             )
 
     def _student(self, device: int, model: str, filters: int) -> Student:

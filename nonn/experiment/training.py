@@ -24,6 +24,7 @@ from nonn.distill.answers import TeacherAnswers, ask
 from nonn.distill.schedule import AssistantTask, Step, plan
 from nonn.documents import to_json
 from nonn.errors import DataError
+from nonn.experiment.contract import contract_warnings
 from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
 from nonn.experiment.weights import given_students, partition_of, save_students
@@ -135,9 +136,12 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
         space.fit(TeacherTask(teacher, config.label_smoothing), config, stage, 1, f"teacher {config.model}")
     _save(teacher, file)
     accuracy = measure_accuracy(teacher, space.data.held_out, space.device)
+    space.progress.say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")
+    if config.weights:
+        for warning in contract_warnings(teacher, space.data, space.device):
+            space.progress.say(f"warning: {warning}")
     write_json(stage.folder / "teacher.json", {"model": config.model, "held_out_accuracy": accuracy})
     stage.finish()
-    space.progress.say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")
     return TrainedTeacher(teacher.eval(), stage)
 
 
@@ -332,6 +336,9 @@ _LATER: dict[str, Any] = {
     "originals": True,
     "hidden": 512,
     "updates": 1000,
+    "normalise": "data",
+    "mean": (),
+    "std": (),
 }
 
 

@@ -140,7 +140,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such weights file") from None
     except Exception as exc:  # safetensors raises its own error class for a truncated or foreign file
-        raise ConfigError(f"{path}: not a readable safetensors file ({exc})") from exc
+        hint = ""
+        if path.suffix in (".pt", ".pth", ".bin"):
+            hint = "; convert it with safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+        raise ConfigError(f"{path}: not a readable safetensors file ({exc}){hint}") from exc
     wanted = network.state_dict()
     if not isinstance(network, Teacher) and "normalise.mean" in tensors and "normalise.mean" not in wanted:
         tensors = {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
