@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nonn_device.probe import PROBE, PROBE_MACS, Measured, available_ram_bytes, device_entry, measure_macs_per_s
+from nonn_device.vitals import can_limit_memory
 
 from nonn.bench.students import measure_bundle
 from nonn.bundle import Bundle
@@ -416,6 +417,19 @@ def test_free_memory_is_that_of_the_control_group_where_that_is_less(tmp_path: P
     (tmp_path / "memory.max").write_text("5000000\n")
     assert available_ram_bytes(meminfo, tmp_path) == 4_000_000
     assert available_ram_bytes(tmp_path / "missing", tmp_path) == 0
+
+
+def test_a_kernel_without_memory_control_groups_is_noticed(tmp_path: Path) -> None:
+    """As on Pi OS, whose kernel starts with the memory controller off."""
+    own, groups = tmp_path / "cgroup", tmp_path / "groups"
+    own.write_text("0::/system.slice/nonn-device.service\n")
+    group = groups / "system.slice/nonn-device.service"
+    group.mkdir(parents=True)
+    assert can_limit_memory(own, groups)  # no version 2 hierarchy: unknown
+    (groups / "cgroup.controllers").write_text("cpuset cpu io pids\n")
+    assert not can_limit_memory(own, groups)
+    (group / "memory.max").write_text("200000000\n")
+    assert can_limit_memory(own, groups)
 
 
 def test_a_measured_entry_is_read_back_by_the_experiment_file() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from nonn.cli import main
 from nonn.client import Client
 from nonn.errors import ConfigError
 from nonn.fleet.hosts import load_hosts
@@ -310,6 +313,50 @@ def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path: Path, change:
     with pytest.raises(ConfigError, match=text) as caught:
         load_hosts(path)
     assert str(path) in str(caught.value)
+
+
+def test_machines_behind_one_address_differ_in_their_port(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(INVENTORY.read_text().replace('"192.168.1.21"', '"192.168.1.20"\nansible_port = 2222'))
+    assert [host.ssh(["true"])[5:7] for host in load_hosts(path).nodes][1] == ["-p", "2222"]
+
+
+KEYSCAN = """#!/bin/sh
+[ "$5" = 192.168.1.21 ] && exit 1
+echo "[$5]:$4 $(cut -d' ' -f1,2 {key})"
+"""
+
+
+def test_keys_of_machines_are_added_only_if_confirmed_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("ssh-keygen is not installed (Debian: apt-get install openssh-client)")
+    key, programs = tmp_path / "key", tmp_path / "bin"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    programs.mkdir()
+    (programs / "ssh-keyscan").write_text(KEYSCAN.format(key=f"{key}.pub"))
+    (programs / "ssh-keyscan").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inventory, known = tmp_path / "fleet.toml", tmp_path / ".ssh/known_hosts"
+    text = INVENTORY.read_text().replace("[all.vars]", "[all.vars]\nansible_port = 2222")
+    inventory.write_text(text)
+
+    def trust(answer: str) -> tuple[int, str]:
+        monkeypatch.setattr("builtins.input", lambda _: answer)
+        return main(["fleet", "trust", str(inventory)]), "".join(capsys.readouterr())
+
+    code, shown = trust("y")
+    assert (code, "attic: no ssh server answers at [192.168.1.21]:2222" in shown) == (4, True), shown
+    inventory.write_text(text.replace("192.168.1.21", "192.168.1.22"))
+    code, shown = trust("")
+    assert (code, known.exists(), shown.count("SHA256:")) == (1, False, 3)
+    assert trust("y")[0] == 0
+    assert [line.split()[0] for line in known.read_text().splitlines()] == [
+        f"[192.168.1.{host}]:2222" for host in (10, 20, 22)
+    ]
+    assert "ssh knows every machine" in trust("")[1]
 
 
 def test_the_example_is_what_both_readers_take() -> None:

@@ -27,6 +27,7 @@ from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import CredentialsError
 from nonn.telemetry.systemd import Watchdog
+from scripts.wheelhouse import write_list
 from tests.fleets import members
 from tests.serving import TIMEOUT_S, run, until, until_async
 from tests.toys import SHAPE, WIDTH, toy_bundle
@@ -155,7 +156,12 @@ def started(unit: Any, folder: Any, tls: Any, variables: Any, watchdog_s: float 
     folder.mkdir()
     found, notified = settings_of(unit), Notified(folder)
     line = found["ExecStart"][0]
-    for specifier, value in (("%E/nonn/tls", tls), ("%S", folder), ("%h/.local/share/nonn/bin", "BIN")):
+    for specifier, value in (
+        ("%E/nonn/tls", tls),
+        ("%S", folder),
+        ("%h/.local/state", folder),
+        ("%h/.local/share/nonn/bin", "BIN"),
+    ):
         line = line.replace(specifier, str(value))
     line = line.replace("/opt/nonn/bin", "BIN").replace("BIN", str(Path(sys.executable).parent))
     for name, value in variables.items():
@@ -332,9 +338,19 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
         '[nodes.hosts.kitchen]\nnonn_options = "--student 1"\n'
     )
     wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"]
-    subprocess.run([*wheel, tmp_path / "wheelhouse", ROOT], check=True)
+    wheelhouse = tmp_path / "wheelhouse"
+    subprocess.run([*wheel, wheelhouse, ROOT], check=True)
+    made = next(wheelhouse.glob("*.whl"))
+    write_list(wheelhouse, {f"{sys.version_info[0]}.{sys.version_info[1]}": {"node": [made.name]}})
     assert run("nonn", "fleet", "init", tmp_path / "fleet.toml").returncode == 0
     assert ansible(tmp_path, "-i", "fleet.toml", "--syntax-check").returncode == 0
+    # An installation that fails in the middle is repeated by the next run.
+    whole = made.read_bytes()
+    made.write_bytes(whole[:1000])
+    broken = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
+    assert broken.returncode, broken.stdout[-2000:]
+    assert "Packages, from these wheels only" in broken.stdout
+    made.write_bytes(whole)
     first = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr
     assert (prefix / "etc/nonn/device.env").read_text() == (
@@ -347,5 +363,6 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     assert (prefix / "etc/tmpfiles.d/nonn-tls.conf").read_bytes() == (PI / "nonn-tls.tmpfiles").read_bytes()
     assert (prefix / "etc/systemd/system/nonn-device.service").read_bytes() == UNITS[0].read_bytes()
     assert (prefix / "opt/nonn/bin/nonn-device").exists()
+    assert not (prefix / "opt/nonn/wheelhouse").exists()
     again = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
     assert re.search(r"kitchen +: ok=\d+ +changed=0 ", again.stdout), again.stdout[-2000:]

@@ -195,6 +195,19 @@ def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more:
     }
 
 
+def _warn_of_memory() -> None:
+    """Warns if systemd cannot enforce the memory limit of this unit."""
+    import logging
+
+    from nonn_device.vitals import can_limit_memory
+
+    if os.environ.get("NOTIFY_SOCKET") and not can_limit_memory():
+        logging.getLogger(__name__).warning(
+            "the kernel has no memory control groups, so MemoryMax= of the unit has no effect; add "
+            "cgroup_enable=memory to /boot/firmware/cmdline.txt and reboot, or limit the batch with --memory"
+        )
+
+
 def _check(arguments: argparse.Namespace) -> int:
     """Measures a student on this device and prints the result."""
     from nonn_device.self_test import self_test
@@ -212,6 +225,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from nonn.telemetry.systemd import Watchdog
 
     check_bind(arguments.host, arguments.port)
+    _warn_of_memory()
     device = arguments.student
     bundle = load_bundle(arguments.bundle, device=device)
     options = _options(arguments, bundle, device)
@@ -243,6 +257,7 @@ def _join(arguments: argparse.Namespace) -> int:
     for address in arguments.aggregators:
         split_address(address, "aggregator")
     check_bind(arguments.host, arguments.port)
+    _warn_of_memory()
     if arguments.advertise:
         split_address(with_port(arguments.advertise, "1"), "--advertise")
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None

@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["peak_bytes", "processor", "resident_bytes"]
+__all__ = ["can_limit_memory", "peak_bytes", "processor", "resident_bytes"]
 
 
 def resident_bytes() -> int:
@@ -31,6 +31,16 @@ def peak_bytes(*, reset: bool = False) -> int:
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
     except (OSError, ValueError, StopIteration):
         return 0
+
+
+def can_limit_memory(own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> bool:
+    """Whether the kernel can limit the memory of this process's control group; true if that is unknown."""
+    try:
+        group = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+        # A version 2 hierarchy without the memory controller has no such file in any group.
+        return not (groups / "cgroup.controllers").exists() or (groups / group.strip("/") / "memory.max").exists()
+    except (OSError, StopIteration):
+        return True
 
 
 def processor() -> str:

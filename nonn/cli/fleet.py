@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nonn.fleet.hosts import Host, Hosts
 
-SUMMARY = "manage a fleet: init, status, push, drain, rollback"
+SUMMARY = "manage a fleet: init, trust, status, push, drain, rollback"
 
 DEFAULT_WAIT_S = 120.0
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text)
-        if name == "init":
+        if name in ("init", "trust"):
             sub.add_argument("inventory", type=Path, metavar="INVENTORY", help="TOML, see devices/pi/fleet.toml")
             return sub
         where = sub.add_mutually_exclusive_group(required=True)
@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return sub
 
     action("init", "issue the certificates that are missing")
+    trust = action("trust", "add the ssh keys of its machines to known_hosts, after a confirmation")
+    trust.add_argument("--yes", action="store_true", help="do not ask: the network is trusted")
     status = action("status", "show bundle and state of each node, and the accuracy")
     status.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
     push = action("push", "move the fleet to another bundle without falling below an accuracy")
@@ -66,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--wait {args.wait:g}: must be more than 0 seconds")
     if args.action == "init":
         return _init(args.inventory)
+    if args.action == "trust":
+        return _trust(args.inventory, sure=args.yes)
     if args.state is not None:
         return _act(args, args.state)
     from nonn.fleet.hosts import load_hosts
@@ -96,9 +100,37 @@ def _init(path: Path) -> int:
     print(
         f"{folder}: {issued} issued, {len(wanted) - issued} already present; keep {folder / 'ca.key'} on this machine"
     )
-    print(f"next: ansible-playbook -i {path} devices/pi/site.yml")
+    print(f"next: nonn fleet trust {path}; ansible-playbook -i {path} devices/pi/site.yml")
     _hint(inventory, authority.folder("client", "operator"))
     return 0
+
+
+def _trust(path: Path, *, sure: bool) -> int:
+    """Shows unknown keys and adds them if the operator confirms."""
+    from nonn.fleet.hosts import load_hosts
+    from nonn.fleet.trust import add_keys, unknown_hosts
+
+    inventory = load_hosts(path)
+    found = unknown_hosts((*inventory.aggregators, *inventory.nodes))
+    for one in found:
+        print(f"{one.host.id}, {one.host.address}:\n{one.fingerprints.rstrip()}")
+    if not found:
+        print("ssh knows every machine")
+    elif sure or _confirmed("compare with what each machine prints at its first boot. Add these keys?"):
+        add_keys(found)
+        print(f"{len(found)} machines added to known_hosts")
+    else:
+        print("nothing added")
+        return 1
+    return 0
+
+
+def _confirmed(question: str) -> bool:
+    """Whether the operator types yes; no if there is no input."""
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _hint(inventory: Hosts, client: Path) -> None:
@@ -149,7 +181,10 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
             f"{host.id}: {exc.filename} is not installed here; install it, or use --state on the aggregator's machine"
         ) from exc
     if code == 255:  # of ssh itself
-        raise UnreachableError(f"{host.id}: ssh to {host.address} failed; try: {' '.join(host.ssh(['true']))}")
+        raise UnreachableError(
+            f"{host.id}: ssh to {host.address} failed; try: {' '.join(host.ssh(['true']))} "
+            f"(an unknown host key: nonn fleet trust {args.inventory})"
+        )
     return code
 
 

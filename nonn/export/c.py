@@ -99,11 +99,13 @@ class CSource:
         source: student.c.
         header: student.h.
         arena_bytes: static memory of the activations.
+        buffer_bytes: of a sample and its features, which the caller holds.
     """
 
     source: str
     header: str
     arena_bytes: int
+    buffer_bytes: int
 
 
 def generate_c(data: bytes, title: str) -> CSource:
@@ -152,9 +154,8 @@ def generate_c(data: bytes, title: str) -> CSource:
         shape=" x ".join(map(str, shapes[0][1:])),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return CSource(
-        _FUNCTIONS + code + _INTERFACE.substitute(entry=_ENTRY, input=dims[0], output=dims[1]), header, arena_bytes
-    )
+    source = _FUNCTIONS + code + _INTERFACE.substitute(entry=_ENTRY, input=dims[0], output=dims[1])
+    return CSource(source, header, arena_bytes, 4 * sum(map(prod, shapes)))
 
 
 def _is_quantised(model: Any) -> bool:

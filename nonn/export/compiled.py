@@ -52,7 +52,7 @@ def export_student(
         "weights": student.weights,
         "folder": str(folder),
         "arena_bytes": made.arena_bytes,
-        **asdict(measure_footprint(compiler, target, source)),
+        **asdict(measure_footprint(compiler, target, source, made.buffer_bytes)),
         "gap": None,
         "run_ms": None,
     }

@@ -102,12 +102,17 @@ def load_hosts(path: Path) -> Hosts:
     for name, hosts in groups.items():
         if not hosts:
             raise ConfigError(f"{path}: no {name}; write [{name}.hosts.ID] with ansible_host for each")
-    addresses: dict[tuple[str, str], str] = {}
+    places: dict[tuple[object, ...], str] = {}
     for name, hosts in groups.items():
         for host in hosts:
-            other = addresses.setdefault((name, host.address), host.id)
+            # Several machines behind one address differ in a port.
+            ports = [host.variables.get(key) for key in ("ansible_port", "nonn_port")]
+            other = places.setdefault((name, host.address, *ports), host.id)
             if other != host.id and not host.local:
-                raise ConfigError(f"{path}: '{other}' and '{host.id}' have the same address, {host.address}")
+                raise ConfigError(
+                    f"{path}: '{other}' and '{host.id}' have the same address, {host.address}; machines behind one "
+                    "address need an ansible_port each"
+                )
     return Hosts(path, groups["aggregators"], groups["nodes"])
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nonn import errors
 from nonn.errors import BundleError, ConfigError, InputError, NonnError, UnreachableError
 from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.security import handshake
 from nonn.telemetry.printable import printable
 
 __all__ = [
@@ -282,7 +283,7 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
     if cls is not None and cls is not errors.MissingExtraError:
         return cls(f"{address}: {details}")  # type: ignore[no-any-return]
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # CANCELLED: by a server that ends
-        return UnreachableError(f"{address}: does not answer ({details})")
+        return UnreachableError(f"{address}: does not answer ({handshake.reason(details) or details})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(f"{address}: no answer in time; is it overloaded, or the timeout too short?")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:  # gRPC's own words

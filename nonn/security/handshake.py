@@ -40,6 +40,9 @@ _REASONS = {
     # BoringSSL reports OpenSSL's alert like this, since the alert arrives before its keys.
     "BAD_PACKET_LENGTH": "the other side closed the connection: it refused this side's certificate, see its log",
     "Hostname Verification": "the other side's certificate has another identity",
+    # The other side gave up, or closed: no certificate was judged.
+    "Handshake write failed": "the connection closed during the TLS handshake: one of the two machines is slow or busy",
+    "Handshake timed out": "no TLS handshake in time: one of the two machines is slow or busy",
 }
 
 _log = logging.getLogger(__name__)
