@@ -16,6 +16,7 @@ from nonn.reliability.laws import (
     Law,
     Markov,
     TimedLaw,
+    Trace,
     assess,
     availability,
     distribution,
@@ -104,6 +105,45 @@ def test_a_trace_is_the_share_of_its_time(trace: Path) -> None:
     assert {m: p for m, p in enumerate(law.probabilities().tolist()) if p} == pytest.approx(expected_shares)
     assert isinstance(law, TimedLaw)
     assert [int(law.probabilities_at(t).argmax()) for t in (0, 9.9, 10, 35, 99, 500)] == [6, 6, 7, 1, 3, 7]
+
+
+def test_a_trace_begins_at_zero_with_every_device_up(tmp_path: Path) -> None:
+    path = tmp_path / "late.csv"
+    path.write_text("time_s,device,state\n60,0,down\n80,0,up\n100,1,down\n")
+    law = parse_law(f"trace {path}", 2)
+    assert isinstance(law, Trace)
+    assert law.probabilities().tolist() == pytest.approx([0, 0, 0.2, 0.8])
+    assert law.probabilities_at(0)[3] == law.probabilities_at(59)[3] == 1
+    assert law.first_passage(np.array([True, True, False, True])).mean_s == 60
+    down = law.draw(np.random.default_rng(0), 20_000)[:, 0]
+    assert 1 - down.mean() == pytest.approx(0.2, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    "text", [*TEXTS[4:10], "independent p=0.1", "groups [[0,1],[68,69]] p_group=0.3 p=0.1", "trace"]
+)
+def test_laws_of_seventy_devices_draw_masks_of_seventy_bits(text: str, tmp_path: Path) -> None:
+    n, given = 70, text.replace("[8,10,2,7]", "8").replace("[1,0,2,3]", "3").replace("[0.5,0.6,0.7,1]", "0.7")
+    given = given.replace("[600, 1, 86400, 9e5]", "86400")
+    if text == "trace":
+        (tmp_path / "t.csv").write_text("time_s,device,state\n10,69,down\n30,3,down\n40,3,up\n")
+        given = f"trace {tmp_path / 't.csv'}"
+    law, draws = parse_law(given, n), 2000
+    masks = law.sample(np.random.default_rng(0), draws).tolist()
+    up = law.draw(np.random.default_rng(0), draws)
+    assert masks == [mask_of(np.flatnonzero(row).tolist()) for row in up]
+    assert max(masks) < 1 << n
+    # The last device, beyond 63 bits, is up as often as the law says: as the same law of fewer devices gives it.
+    shares = {"k-of-n k=1": 69 / 70, "trace": 0.25, "groups [[0,1],[68,69]] p_group=0.3 p=0.1": 0.7 * 0.9}
+    alone = shares[text] if text in shares else float(parse_law(given, 1).probabilities()[1])
+    assert np.mean([mask >> 69 & 1 for mask in masks]) == pytest.approx(alone, abs=0.05)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_probability_of_some_subsets_is_theirs_among_all(text: str, trace: Path) -> None:
+    law = parse_law(text.replace("TRACE", str(trace)), 4)
+    some = np.array([15, 3, 0, 8])
+    np.testing.assert_allclose(law.probability_of(membership(4)[some]), law.probabilities()[some], atol=1e-12)
 
 
 def accuracy_by_count(n: int) -> SubsetTable:
@@ -371,10 +411,12 @@ def test_a_law_that_makes_no_sense_says_why(text: str, words: str) -> None:
     ("text", "words"),
     [
         ("device,state\n", "the first line must be time_s,device,state"),
-        ("time_s,device,state\n0,0,down\n", "needs a first and a last moment"),
+        ("time_s,device,state\n0,0,down\n", "needs a moment after 0"),
         ("time_s,device,state\n0,0,down\n5,9,up\n", ":3: unknown node 9; there are nodes 0 to 2"),
         ("time_s,device,state\n0,0,down\n5,1,off\n", ":3: state 'off'; write up or down"),
         ("time_s,device,state\n5,0,down\n4,0,up\n", ":3: time 4 is not after the line before"),
+        ("time_s,device,state\n-1,0,down\n4,0,up\n", ":2: time -1 is not after the start of the record, 0"),
+        ("time_s,device,state\n1764201600,0,down\n1764201700,0,up\n", ":2: time 1764201600 is a date"),
         ("time_s,device,state\nnan,0,down\n4,0,up\n", ":2: time nan"),
         ("time_s,device,state\nx,0,down\n", ":2: 'x,0' is not a time and a device number"),
         ("time_s,device,state\n5\n", ":2: '5,None' is not"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ __all__ = [
     "all_masks",
     "independent_law",
     "mask_of",
+    "masks_of",
     "members",
     "membership",
     "probabilities",
@@ -51,6 +53,23 @@ def mask_of(devices: Iterable[int]) -> int:
     for device in devices:
         mask |= 1 << device
     return mask
+
+
+def masks_of(up: NDArray[np.bool_]) -> NDArray[Any]:
+    """Masks of subsets.
+
+    Args:
+        up: the devices of each subset [m, N].
+
+    Returns:
+        [m]: int64, and Python's own integers from 63 devices on.
+    """
+    num_devices = up.shape[1]
+    if num_devices < 63:
+        masks: IntArray = up @ (1 << np.arange(num_devices, dtype=np.int64))
+        return masks
+    packed = np.packbits(up, axis=1, bitorder="little")
+    return np.array([int.from_bytes(row.tobytes(), "little") for row in packed], dtype=object)
 
 
 def members(mask: int) -> tuple[int, ...]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.reliability.subsets import all_masks
+from nonn.reliability.subsets import masks_of, membership
 
-__all__ = ["FirstPassage", "FloatArray", "IntArray", "Law", "TimedLaw"]
+__all__ = ["BoolArray", "FirstPassage", "FloatArray", "IntArray", "Law", "TimedLaw"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 class Law(ABC):
@@ -32,16 +33,31 @@ class Law(ABC):
         self.num_devices, self.text = num_devices, text or self.kind
 
     @abstractmethod
+    def probability_of(self, up: BoolArray) -> FloatArray:
+        """Probability of each of some subsets, for any N.
+
+        Args:
+            up: the devices that answer [m, N].
+
+        Returns:
+            [m].
+        """
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, count: int) -> BoolArray:
+        """Draws subsets, for any N: the devices that answer [count, N]."""
+
     def probabilities(self) -> FloatArray:
         """Probability of each subset [2^N], sums to 1.
 
         Raises:
             ShapeError: N > 16.
         """
+        return self.probability_of(membership(self.num_devices))
 
-    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws subsets, as masks [count]."""
-        return rng.choice(all_masks(self.num_devices), size=count, p=self.probabilities())
+    def sample(self, rng: np.random.Generator, count: int) -> NDArray[Any]:
+        """Draws subsets, as masks [count]; see ``masks_of`` for their type."""
+        return masks_of(self.draw(rng, count))
 
 
 @dataclass(frozen=True)

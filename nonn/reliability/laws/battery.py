@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.reliability.confidence import NORMAL_QUANTILE
-from nonn.reliability.laws.base import FirstPassage, FloatArray, IntArray, TimedLaw
+from nonn.reliability.laws.base import BoolArray, FirstPassage, FloatArray, TimedLaw
+from nonn.reliability.laws.requests import Independent
 from nonn.reliability.subsets import membership
 
 __all__ = ["Battery"]
@@ -46,26 +47,26 @@ class Battery(TimedLaw):
 
     def probabilities_at(self, time_s: float) -> FloatArray:
         """Product over devices, which fail independently."""
-        dead = self._p_dead(np.array([time_s]))[0]
-        result: FloatArray = np.where(membership(self.num_devices), 1 - dead, dead).prod(axis=1)
-        return result
+        return self._at(time_s, membership(self.num_devices))
 
-    def probabilities(self) -> FloatArray:
+    def _at(self, time_s: float, up: BoolArray) -> FloatArray:
+        dead = self._p_dead(np.array([time_s]))[0]
+        return Independent(dead).probability_of(up)
+
+    def probability_of(self, up: BoolArray) -> FloatArray:
         """Average over the horizon: exact for fixed lifetimes, midpoints of 500 intervals otherwise."""
         if (self.sd_s == 0).all():
             edges = np.unique(np.concatenate([[0.0, self.horizon_s], self.life_s]).clip(0, self.horizon_s))
         else:
             edges = np.linspace(0, self.horizon_s, _MOMENTS + 1)
-        result = np.zeros(1 << self.num_devices)
+        result = np.zeros(len(up))
         for start, end in pairwise(edges):
-            result += (end - start) / self.horizon_s * self.probabilities_at((start + end) / 2)
+            result += (end - start) / self.horizon_s * self._at((start + end) / 2, up)
         return result
 
-    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws moments in the horizon and lifetimes, for any N."""
-        alive = rng.uniform(0, self.horizon_s, (count, 1)) < self._lifetimes(rng, count)
-        masks: IntArray = alive @ (1 << np.arange(self.num_devices, dtype=np.int64))
-        return masks
+    def draw(self, rng: np.random.Generator, count: int) -> BoolArray:
+        """Draws moments in the horizon and lifetimes."""
+        return rng.uniform(0, self.horizon_s, (count, 1)) < self._lifetimes(rng, count)
 
     def _lifetimes(self, rng: np.random.Generator, count: int) -> FloatArray:
         """Lifetimes [count, N]."""

@@ -140,7 +140,7 @@ def _gilbert_elliott(v: _Values, text: str) -> Law:
 
 
 def _trace(v: _Values, text: str) -> Law:
-    return Trace(*read_trace(Path(str(v.get("file"))), v.num_devices), v.num_devices, text)
+    return Trace(*read_trace(Path(str(v.get("file"))), v.num_devices), text)
 
 
 LAWS: Mapping[str, Callable[[_Values, str], Law]] = {

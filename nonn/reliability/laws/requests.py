@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nonn.reliability.laws.base import FloatArray, IntArray, Law
-from nonn.reliability.subsets import all_masks, mask_of, membership, probabilities
+from nonn.reliability.laws.base import BoolArray, FloatArray, Law
+from nonn.reliability.subsets import all_masks, mask_of
 
 __all__ = ["GilbertElliott", "Groups", "Independent", "KOfN", "knock_out"]
 
@@ -42,16 +42,14 @@ class Independent(Law):
         super().__init__(len(p), text)
         self.p = np.asarray(p, dtype=float)
 
-    def probabilities(self) -> FloatArray:
+    def probability_of(self, up: BoolArray) -> FloatArray:
         """Product over devices."""
-        all_masks(self.num_devices)
-        return probabilities(self.p)
+        result: FloatArray = np.where(up, 1 - self.p, self.p).prod(axis=1)
+        return result
 
-    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws each device independently, for any N."""
-        up = rng.random((count, self.num_devices)) >= self.p
-        masks: IntArray = up @ (1 << np.arange(self.num_devices, dtype=np.int64))
-        return masks
+    def draw(self, rng: np.random.Generator, count: int) -> BoolArray:
+        """Draws each device independently."""
+        return rng.random((count, self.num_devices)) >= self.p
 
 
 class Groups(Law):
@@ -67,23 +65,40 @@ class Groups(Law):
 
     def __init__(self, groups: Sequence[Sequence[int]], p_group: FloatArray, p: FloatArray, text: str = "") -> None:
         super().__init__(len(p), text)
-        self.groups, self.p_group, self.p = [mask_of(g) for g in groups], p_group, p
+        self.groups, self.p_group, self.p = [tuple(g) for g in groups], p_group, p
+
+    def probability_of(self, up: BoolArray) -> FloatArray:
+        """A group with a device that answers was not struck; a sum over the others' causes gives the rest."""
+        return np.array([self._probability(row) for row in up])
+
+    def _probability(self, up: BoolArray) -> float:
+        silent = [number for number, group in enumerate(self.groups) if not up[list(group)].any()]
+        spared = np.delete(1 - self.p_group, silent).prod()
+        total = 0.0
+        for strikes in range(1 << len(silent)):
+            struck = [number for place, number in enumerate(silent) if strikes >> place & 1]
+            down = [i for number in struck for i in self.groups[number]]
+            own = np.where(up, 1 - self.p, self.p)
+            own[down] = 1.0
+            causes = [self.p_group[k] if k in struck else 1 - self.p_group[k] for k in silent]
+            total += math.prod(causes) * float(own.prod())
+        return float(spared) * total
 
     def probabilities(self) -> FloatArray:
         """Applies one cause after the other; a single device is a group of one."""
         result = np.zeros(len(all_masks(self.num_devices)))
         result[-1] = 1
-        causes = [*zip(self.groups, self.p_group, strict=True), *((1 << i, p) for i, p in enumerate(self.p))]
-        for mask, p in causes:
-            result = knock_out(result, mask, float(p))
+        causes = [*self.groups, *((i,) for i in range(self.num_devices))]
+        for devices, p in zip(causes, [*self.p_group, *self.p], strict=True):
+            result = knock_out(result, mask_of(devices), float(p))
         return result
 
-    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws causes and devices, for any N."""
-        masks = Independent(self.p).sample(rng, count)
-        for mask, p in zip(self.groups, self.p_group, strict=True):
-            masks = np.where(rng.random(count) < p, masks & ~mask, masks)
-        return masks
+    def draw(self, rng: np.random.Generator, count: int) -> BoolArray:
+        """Draws causes and devices."""
+        up = Independent(self.p).draw(rng, count)
+        for group, p in zip(self.groups, self.p_group, strict=True):
+            up[np.ix_(rng.random(count) < p, group)] = False
+        return up
 
 
 class KOfN(Law):
@@ -95,17 +110,14 @@ class KOfN(Law):
         super().__init__(num_devices, text)
         self.k = k
 
-    def probabilities(self) -> FloatArray:
+    def probability_of(self, up: BoolArray) -> FloatArray:
         """Uniform over the sets of N − k devices."""
-        count = membership(self.num_devices).sum(axis=1)
-        result: FloatArray = (count == self.num_devices - self.k) / math.comb(self.num_devices, self.k)
+        result: FloatArray = (up.sum(axis=1) == self.num_devices - self.k) / math.comb(self.num_devices, self.k)
         return result
 
-    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws which devices stay up, for any N."""
-        order = rng.random((count, self.num_devices)).argsort(axis=1)[:, self.k :]
-        masks: IntArray = (1 << order.astype(np.int64)).sum(axis=1)
-        return masks
+    def draw(self, rng: np.random.Generator, count: int) -> BoolArray:
+        """Draws which devices stay up."""
+        return rng.random((count, self.num_devices)).argsort(axis=1).argsort(axis=1) >= self.k
 
 
 class GilbertElliott(Independent):

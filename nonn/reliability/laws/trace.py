@@ -10,22 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ConfigError
-from nonn.reliability.laws.base import FirstPassage, FloatArray, IntArray, TimedLaw
+from nonn.reliability.laws.base import BoolArray, FirstPassage, FloatArray, IntArray, TimedLaw
+from nonn.reliability.subsets import masks_of, membership
 
 __all__ = ["Trace", "read_trace"]
 
 _COLUMNS = ["time_s", "device", "state"]
 _STATES = {"up": True, "down": False}
+_UNIX_S = 1e9  # a time above it is a date since 1970: as a time since a start it would be 32 years
 
 
-def read_trace(path: Path, num_devices: int) -> tuple[FloatArray, IntArray]:
+def read_trace(path: Path, num_devices: int) -> tuple[FloatArray, BoolArray]:
     """Reads a CSV file of ``time_s,device,state`` with states ``up`` and ``down``, in the order of time.
 
-    Every device is up until its first row.
+    The record begins at 0, with every device up until its first row.
 
     Returns:
-        Times of change from the first row to the last [T], and the subset of devices that is up from each of them on
-        [T].
+        Times of change from 0 to the last row [T], and the devices that are up from each of them on [T, N].
 
     Raises:
         ConfigError: the file cannot be read, or a row is invalid; the message names file and line.
@@ -37,67 +38,73 @@ def read_trace(path: Path, num_devices: int) -> tuple[FloatArray, IntArray]:
     reader = csv.DictReader(text.splitlines())
     if reader.fieldnames != _COLUMNS:
         raise ConfigError(f"{path}: the first line must be {','.join(_COLUMNS)}")
-    times: list[float] = []
-    masks: list[int] = []
-    mask = (1 << num_devices) - 1
+    times, now = [0.0], np.ones(num_devices, dtype=bool)
+    states = [now]
     for row in reader:
         where = f"{path}:{reader.line_num}"
         try:
             time_s, device = float(row["time_s"]), int(row["device"])
         except (TypeError, ValueError):
             raise ConfigError(f"{where}: '{row['time_s']},{row['device']}' is not a time and a device number") from None
-        if not math.isfinite(time_s) or (times and time_s < times[-1]):
-            raise ConfigError(f"{where}: time {row['time_s']} is not after the line before")
+        if not math.isfinite(time_s) or time_s < times[-1]:
+            before = "the line before" if len(times) > 1 else "the start of the record, 0"
+            raise ConfigError(f"{where}: time {row['time_s']} is not after {before}")
+        if len(times) == 1 and time_s >= _UNIX_S:
+            raise ConfigError(
+                f"{where}: time {row['time_s']} is a date; time_s counts from the start of the record: subtract it"
+            )
         if not 0 <= device < num_devices:
             raise ConfigError(f"{where}: unknown node {device}; there are nodes 0 to {num_devices - 1}")
         if row["state"] not in _STATES:
             raise ConfigError(f"{where}: state '{row['state']}'; write up or down")
-        mask = mask | 1 << device if _STATES[row["state"]] else mask & ~(1 << device)
-        if times and times[-1] == time_s:
-            masks[-1] = mask
+        now = now.copy()
+        now[device] = _STATES[row["state"]]
+        if times[-1] == time_s:
+            states[-1] = now
         else:
             times.append(time_s)
-            masks.append(mask)
+            states.append(now)
     if len(times) < 2:
-        raise ConfigError(f"{path}: a record needs a first and a last moment; its last line ends it")
-    return np.array(times), np.array(masks, dtype=np.int64)
+        raise ConfigError(f"{path}: a record needs a moment after 0; its last line ends it")
+    return np.array(times), np.array(states)
 
 
 class Trace(TimedLaw):
     """Shares of the recorded time.
 
     Args:
-        times_s: times of change [T]; the last one ends the record.
-        masks: subset that is up from each time on [T].
-        num_devices: N.
+        times_s: times of change, the first of them 0 [T]; the last one ends the record.
+        up: devices that are up from each time on [T, N].
     """
 
     kind = "trace"
 
-    def __init__(self, times_s: FloatArray, masks: IntArray, num_devices: int, text: str = "") -> None:
-        super().__init__(num_devices, text)
-        self.times_s, self.masks = times_s, masks
+    def __init__(self, times_s: FloatArray, up: BoolArray, text: str = "") -> None:
+        super().__init__(up.shape[1], text)
+        self.times_s, self.up = times_s, up
 
-    def probabilities(self) -> FloatArray:
+    def probability_of(self, up: BoolArray) -> FloatArray:
         """Share of the time in which each subset was up."""
-        lasted = np.diff(self.times_s)
-        result: FloatArray = np.bincount(self.masks[:-1], lasted, 1 << self.num_devices) / lasted.sum()
-        return result
+        shares: dict[bytes, float] = {}
+        for state, lasted_s in zip(self.up, np.diff(self.times_s).tolist(), strict=False):
+            shares[state.tobytes()] = shares.get(state.tobytes(), 0.0) + lasted_s / self.times_s[-1]
+        return np.array([shares.get(row.tobytes(), 0.0) for row in up])
 
-    def sample(self, rng: np.random.Generator, count: int) -> IntArray:
-        """Draws times in the record, for any N."""
-        moments = rng.uniform(self.times_s[0], self.times_s[-1], count)
-        return self.masks[np.searchsorted(self.times_s, moments, side="right") - 1]
+    def draw(self, rng: np.random.Generator, count: int) -> BoolArray:
+        """Draws times in the record."""
+        return self.up[self._places(rng.uniform(0, self.times_s[-1], count))]
 
     def probabilities_at(self, time_s: float) -> FloatArray:
-        """The subset that was up at a time after the first row; outside of the record, the nearest one."""
-        place = int(np.searchsorted(self.times_s - self.times_s[0], time_s, side="right")) - 1
-        result = np.zeros(1 << self.num_devices)
-        result[self.masks[max(place, 0)]] = 1
+        """The subset that was up at a time after the start; after the end of the record, the last one."""
+        now: BoolArray = self.up[self._places(np.array(time_s))]
+        result: FloatArray = (membership(self.num_devices) == now).all(axis=1).astype(np.float64)
         return result
 
+    def _places(self, times_s: FloatArray) -> IntArray:
+        """The last change before each time."""
+        return np.searchsorted(self.times_s, times_s, side="right") - 1
+
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
-        """The first passage in the record, after its first row; infinite if there is none."""
-        bad = np.flatnonzero(~good[self.masks])
-        fall = float(self.times_s[bad[0]] - self.times_s[0]) if len(bad) else float("inf")
-        return FirstPassage.certain(fall, "record")
+        """The first passage in the record; infinite if there is none."""
+        bad = np.flatnonzero(~good[masks_of(self.up)])
+        return FirstPassage.certain(float(self.times_s[bad[0]]) if len(bad) else float("inf"), "record")
