@@ -9,15 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nonn_sim.enumerate import enumerate_bundle, mean_estimate, sample_failures, sample_law, wilson
+from nonn_sim.enumerate import (
+    count_few_failures,
+    enumerate_bundle,
+    mean_estimate,
+    sample_failures,
+    sample_law,
+    wilson,
+)
 from numpy.typing import NDArray
 
 from nonn.enumeration import count_correct, count_one_by_one, enumerate_subsets
 from nonn.enumeration.counter import Counter
 from nonn.errors import BundleError, ConfigError, ShapeError
 from nonn.fusion import Head, LinearHead, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
-from nonn.reliability.laws import parse_law
-from nonn.reliability.subsets import mask_of, members
+from nonn.reliability.laws import assess, parse_law
+from nonn.reliability.subsets import members, membership
 from tests.toys import toy_bundle
 
 Features = list[NDArray[np.float64]]
@@ -265,18 +272,69 @@ def test_sampled_sets_are_different_and_of_the_right_size() -> None:
         assert all(len(members(mask)) == size for mask in masks)
 
 
-def test_a_law_is_sampled_beyond_sixteen_devices() -> None:
+@pytest.fixture(scope="module")
+def graded() -> tuple[Head, Features, NDArray[np.int64]]:
+    """Ten devices of which two matter most, so that accuracy differs between subsets of one size."""
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 150)
+    strength = np.array([3.0, 3.0, *[0.4] * 8])
+    features = [(2 * labels - 1 + rng.normal(0, 2, 150))[:, None] for _ in strength]
+    return ZeroFill(np.stack([-strength, strength], axis=1), np.zeros(2), [1] * 10), features, labels
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "independent p=0.02",
+        "groups [[0,1,2],[7,8]] p_group=0.1 p=0.02",
+        "k-of-n k=4",
+    ],
+)
+@pytest.mark.parametrize("failed", [0, 1])
+def test_intervals_under_a_law_hold_the_exact_figures_as_often_as_they_say(
+    text: str, failed: int, graded: tuple[Head, Features, NDArray[np.int64]]
+) -> None:
+    table, law = enumerate_subsets(*graded), parse_law(text, 10)
+    exact = assess(table, law, (0.9,))
+    counted = count_few_failures(*graded, failed)
+    hits = levels = 0
+    for seed in range(80):
+        drawn = sample_law(*graded, law, 40, counted, levels=(0.9,), seed=seed)
+        low, high = drawn.bound
+        assert low <= exact.expected <= high + 1e-12
+        assert drawn.unseen == pytest.approx(law.probabilities()[membership(10).sum(axis=1) < 10 - failed].sum())
+        hits += drawn.expected.low - 1e-12 <= exact.expected <= drawn.expected.high + 1e-12
+        reached = drawn.availability[0.9]
+        levels += reached.low - 1e-12 <= exact.levels[0].availability <= reached.high + 1e-12
+    assert min(hits, levels) >= 70  # 76 expected
+
+
+def test_failures_that_are_too_rare_to_draw_leave_the_bound(graded: tuple[Head, Features, NDArray[np.int64]]) -> None:
+    law = parse_law("independent p=1e-4", 10)
+    drawn = sample_law(*graded, law, 10, count_few_failures(*graded, 2))
+    exact = assess(enumerate_subsets(*graded), law).expected
+    assert drawn.draws == 0
+    assert drawn.bound == (drawn.expected.low, drawn.expected.high)
+    assert drawn.bound[1] - drawn.bound[0] == pytest.approx(120e-12, rel=0.01)
+    assert drawn.bound[0] <= exact <= drawn.bound[1]
+
+
+def test_a_law_of_seventy_devices_is_counted_and_sampled() -> None:
     rng = np.random.default_rng(0)
-    features = [rng.normal(size=(40, 1)) for _ in range(20)]
+    features = [rng.normal(size=(40, 1)) for _ in range(70)]
     labels = (sum(features, np.zeros((40, 1)))[:, 0] > 0).astype(np.int64)
-    head = ZeroFill(np.tile([[-1.0, 1.0]], (20, 1)), np.zeros(2), [1] * 20)
-    drawn = sample_law(head, features, labels, parse_law("k-of-n k=1", 20), 2000, levels=(0.9,))
-    all_sets = [mask_of(s) for s in combinations(range(20), 19)]
-    accuracy = count_one_by_one(head, features, labels, masks=all_sets) / 40
-    assert drawn.expected.low <= accuracy.mean() <= drawn.expected.high
-    reached = drawn.availability[0.9]
-    assert reached.low <= (accuracy >= 0.9 - 1e-9).mean() <= reached.high
-    assert 0 < reached.high - reached.low < 0.06
+    recorded = ZeroFill(np.tile([[-1.0, 1.0]], (70, 1)), np.zeros(2), [1] * 70), features, labels
+    counted = count_few_failures(*recorded)
+    assert counted.failed == 2  # all subsets with three failures are more than fifty thousand
+    assert len(counted.up) == 1 + 70 + 70 * 69 // 2
+    drawn = sample_law(*recorded, parse_law("k-of-n k=1", 70), 100, counted, levels=(0.9,))
+    margins = sum(features, np.zeros((40, 1)))[:, 0]
+    right = [((margins - f[:, 0] > 0) == labels).mean() for f in features]
+    assert drawn.expected.low == drawn.expected.high == pytest.approx(np.mean(right))
+    assert drawn.availability[0.9].estimate == pytest.approx(np.mean(np.array(right) >= 0.9))
+    strata = sample_failures(*recorded, 3, counted=counted)
+    assert [row.sampled for row in strata[:4]] == [1, 70, 2415, 3]
+    assert strata[1].worst == min(right)
 
 
 def test_wilson_interval_has_the_published_values() -> None:
@@ -285,6 +343,9 @@ def test_wilson_interval_has_the_published_values() -> None:
     assert (share.low, share.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     none = wilson(0, 20)
     assert (none.low, none.high) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    for trials in range(1, 60):
+        for share in (wilson(trials, trials), wilson(0, trials)):
+            assert share.low <= share.estimate <= share.high
 
 
 def test_a_mean_of_one_value_says_nothing_and_of_all_says_everything() -> None:
@@ -301,9 +362,10 @@ def test_a_mean_of_one_value_says_nothing_and_of_all_says_everything() -> None:
 
 def test_too_few_samples_are_refused() -> None:
     head, features, labels = problem("zero-fill", 5, whole=False, num_devices=3, n=20)
+    counted = count_few_failures(head, features, labels, 1)
     with pytest.raises(ConfigError, match="at least two"):
         sample_failures(head, features, labels, 1)
     with pytest.raises(ConfigError, match="at least two"):
-        sample_law(head, features, labels, parse_law("k-of-n k=1", 3), 1)
+        sample_law(head, features, labels, parse_law("k-of-n k=1", 3), 1, counted)
     with pytest.raises(ShapeError, match="4 devices for a head of 3"):
-        sample_law(head, features, labels, parse_law("k-of-n k=1", 4), 10)
+        sample_law(head, features, labels, parse_law("k-of-n k=1", 4), 10, counted)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nonn_sim.cli import COMMANDS, main
+from nonn_sim.summary import _class_text
 
 from nonn.bundle import Bundle, write_bundle
 from nonn.documents import to_json
@@ -43,8 +45,6 @@ def test_json_holds_the_exact_figures(bundle: Bundle, capsys: pytest.CaptureFixt
     assert found["method"] == "exact"
     assert found["accuracy_by_failures"] == to_json(table.by_failures())
     p = [0.2] * 4
-    import numpy as np
-
     assert found["law"]["expected"] == pytest.approx(table.expected(np.array(p)))
     assert found["law"]["levels"][0]["first_fall"] is None
     assert [d["marginal"] for d in found["devices"]] == pytest.approx(table.importance(np.array(p)).tolist())
@@ -80,8 +80,14 @@ def test_text_shows_what_the_json_holds(bundle: Bundle, tmp_path: Path, capsys: 
     assert re.search(r"first missed after [\d.]+ (days|years) on average", shown)
     assert days > 1
     assert f"{found['placement']['latency_ms']:.2f} ms" in shown
-    assert "classes that lose most" in shown
+    assert "classes with the lowest accuracy with 2 failed" in shown
     assert "Shapley" in shown
+
+
+def test_a_class_that_is_never_right_suffers_most() -> None:
+    kept = [{"class": f"kept {k}", "accuracy_by_failures": [1.0, 0.9]} for k in range(6)]
+    lines = _class_text([*kept, {"class": "never", "accuracy_by_failures": [0.0, 0.0]}], 1).splitlines()
+    assert lines[3].split() == ["never", "0.00", "%", "0.00", "%"]
 
 
 def test_csv_has_a_line_for_every_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,13 +125,15 @@ def test_a_broken_guarantee_is_told_once_and_a_kept_one_beside_the_rest(
 
 
 def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, str(bundle.path), "--samples", "3", "--seed", "4", "--level", "0.3")
+    found = as_json(capsys, str(bundle.path), "--samples", "3", "--counted", "1", "--seed", "4", "--level", "0.3")
     assert found["method"] == "sampled"
     assert found["seed"] == 4
     middle = found["accuracy_by_failures"][2]
     assert middle["sampled"] == 3 < middle["subsets"]
     assert middle["mean_low"] < middle["mean"] < middle["mean_high"]
     assert found["law"]["levels"][0]["availability"]["low"] <= found["law"]["levels"][0]["availability"]["estimate"]
+    low, high = found["law"]["expected_bound"]
+    assert low < bundle.table.expected(np.full(4, 0.1)) < high == pytest.approx(low + found["law"]["unseen"])
     assert main(["enumerate", str(bundle.path), "--samples", "3"]) == 0
     assert "95 %" in capsys.readouterr().out
 
@@ -140,6 +148,7 @@ def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[
         (["--place", "/no/machines.toml"], 3, "/no/machines.toml"),
         (["--samples", "3", "--per-class"], 3, "--per-class needs every subset"),
         (["--samples", "1"], 3, "at least two"),
+        (["--samples", "3", "--counted", "-1"], 3, "--counted -1: must not be negative"),
         (["--samples", "3", "--seed", "-1"], 3, "--seed -1: must not be negative"),
     ],
 )

@@ -1,7 +1,11 @@
 """Accuracy of the subsets of a bundle's devices: all of them up to N = 16, a stratified sample beyond.
 
-Sampled figures have a 95 % confidence interval for the sampling of subsets. The test samples are taken as given; their
-own sampling error is the subject of ``wilson``, for a single accuracy.
+Beyond 16 devices every subset with few failures is fused, and a sample of the others for each number of failures. Under
+a failure law the fused subsets have their exact probability: they are a lower bound of the expected accuracy, and the
+probability of the others, if all of those were right, gives the upper bound. Draws of the law among the others narrow
+it down. A plain sample of the law would see hardly any failure, and its interval would miss the truth.
+
+Sampled figures have a 95 % confidence interval for the sampling of subsets. The test samples are taken as given.
 """
 
 from __future__ import annotations
@@ -22,12 +26,15 @@ from nonn.fusion import Head
 from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
-from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, members
+from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, masks_of, members
 
 __all__ = [
+    "COUNTED_FAILURES",
+    "Counted",
     "Estimate",
     "SampledLaw",
     "Stratum",
+    "count_few_failures",
     "enumerate_bundle",
     "mean_estimate",
     "sample_failures",
@@ -36,6 +43,10 @@ __all__ = [
 ]
 
 Progress = Callable[[float], None]
+
+COUNTED_FAILURES = 3
+_MOST_COUNTED = 50_000  # subsets: all with up to 3 failures of 66 devices
+_ATTEMPTS = 300  # draws of the law for each one wanted among subsets that were not counted
 
 
 @dataclass(frozen=True)
@@ -76,30 +87,51 @@ class Stratum:
     worst_subset: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class SampledLaw:
-    """Accuracy under a failure law, from draws of subsets.
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Every subset with few failed devices.
 
     Attributes:
-        draws: number of draws.
+        failed: the largest number of failures.
+        up: the devices of each subset [m, N].
+        accuracy: accuracy of each subset [m].
+    """
+
+    failed: int
+    up: NDArray[np.bool_]
+    accuracy: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SampledLaw:
+    """Accuracy under a failure law, from the counted subsets and draws of the others.
+
+    Attributes:
+        draws: number of draws among the subsets that were not counted.
+        unseen: probability of the subsets that were not counted.
+        bound: lowest and highest expected accuracy, whatever the accuracy of these subsets.
         expected: expected accuracy.
         availability: probability that each level is reached: level → estimate.
     """
 
     draws: int
+    unseen: float
+    bound: tuple[float, float]
     expected: Estimate
     availability: dict[float, Estimate]
 
 
 def wilson(successes: int, trials: int) -> Estimate:
-    """A share and its 95 % score interval, which never leaves [0, 1].
+    """A share and its 95 % score interval, which never leaves [0, 1] and contains the share.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
     from scipy.stats import binomtest
 
     low, high = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
-    return Estimate(successes / trials, float(low), float(high))
+    share = successes / trials
+    # Rounding puts the upper end of n successes of n below 1.
+    return Estimate(share, min(float(low), share), max(float(high), share))
 
 
 def mean_estimate(values: NDArray[np.float64], population: int | None = None) -> Estimate:
@@ -152,12 +184,44 @@ def enumerate_bundle(
     return SubsetTable(total, len(labels)), counts if per_class else None
 
 
+def count_few_failures(
+    head: Head,
+    features: Sequence[NDArray[Any]],
+    labels: NDArray[np.int64],
+    failed: int = COUNTED_FAILURES,
+    progress: Progress | None = None,
+) -> Counted:
+    """Fuses every subset with at most this many failures, any N; fewer failures where these are over 50,000 subsets.
+
+    Args:
+        head: the fusion.
+        features: N arrays [n, d_i].
+        labels: [n].
+        failed: largest number of failures.
+        progress: called with the completed share, 0 to 1.
+    """
+    n, total = head.num_devices, 0
+    for most in range(min(failed, n) + 1):
+        total += math.comb(n, most)
+        if total > _MOST_COUNTED:
+            failed = most - 1
+            break
+    failed = min(failed, n)
+    gone = [chosen for k in range(failed + 1) for chosen in combinations(range(n), k)]
+    up = np.ones((len(gone), n), dtype=bool)
+    for row, chosen in zip(up, gone, strict=True):
+        row[list(chosen)] = False
+    correct = count_one_by_one(head, features, labels, masks=masks_of(up).tolist(), progress=progress)
+    return Counted(failed, up, correct / len(labels))
+
+
 def sample_failures(
     head: Head,
     features: Sequence[NDArray[Any]],
     labels: NDArray[np.int64],
     samples: int,
     *,
+    counted: Counted | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Stratum]:
@@ -168,6 +232,7 @@ def sample_failures(
         features: N arrays [n, d_i].
         labels: [n].
         samples: number of subsets to fuse for each number of failures; all of them if there are no more.
+        counted: the subsets with few failures, which are not sampled.
         seed: seed of the draw.
         progress: called with the completed share, 0 to 1.
 
@@ -179,8 +244,12 @@ def sample_failures(
     rng, n = np.random.default_rng(seed), head.num_devices
     strata = []
     for failed in range(n):
-        masks = _draw(rng, n, n - failed, samples)
-        accuracy = count_one_by_one(head, features, labels, masks=masks) / len(labels)
+        if counted is not None and failed <= counted.failed:
+            chosen = (~counted.up).sum(axis=1) == failed
+            masks, accuracy = masks_of(counted.up[chosen]).tolist(), counted.accuracy[chosen]
+        else:
+            masks = _draw(rng, n, n - failed, samples)
+            accuracy = count_one_by_one(head, features, labels, masks=masks) / len(labels)
         subsets = math.comb(n, failed)
         worst = int(accuracy.argmin())
         strata.append(
@@ -216,11 +285,22 @@ def sample_law(
     labels: NDArray[np.int64],
     law: Law,
     draws: int,
+    counted: Counted,
     *,
     levels: Sequence[float] = (),
     seed: int = 0,
 ) -> SampledLaw:
-    """Accuracy under a failure law from draws of subsets, any N; a repeated subset is fused once.
+    """Accuracy under a failure law, any N: the counted subsets exactly, the others from draws of the law.
+
+    Args:
+        head: the fusion.
+        features: N arrays [n, d_i].
+        labels: [n].
+        law: failure law of the same devices.
+        draws: draws among the other subsets; a repeated subset is fused once.
+        counted: the subsets with few failures.
+        levels: accuracies whose availability is computed.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: fewer than two draws.
@@ -230,7 +310,38 @@ def sample_law(
         raise ConfigError(f"{draws} draws: an interval needs at least two")
     if law.num_devices != head.num_devices:
         raise ShapeError(f"a failure law of {law.num_devices} devices for a head of {head.num_devices}")
-    masks, place = np.unique(law.sample(np.random.default_rng(seed), draws), return_inverse=True)
-    accuracy = (count_one_by_one(head, features, labels, masks=masks.tolist()) / len(labels))[place]
-    reached = {level: wilson(int(meets(accuracy, level).sum()), draws) for level in levels}
-    return SampledLaw(draws, mean_estimate(accuracy), reached)
+    probability = law.probability_of(counted.up)
+    unseen = min(1.0, max(0.0, 1 - float(probability.sum())))
+    masks = masks_of(_draw_others(law, counted.failed, draws if unseen > _ROUNDING else 0, seed))
+    distinct, place = np.unique(masks, return_inverse=True)
+    accuracy = (count_one_by_one(head, features, labels, masks=distinct.tolist()) / len(labels))[place]
+    known = float(probability @ counted.accuracy)
+    reached = {}
+    for level in levels:
+        at_least = float(probability[meets(counted.accuracy, level)].sum())
+        share = wilson(int(meets(accuracy, level).sum()), len(masks)) if len(masks) else _UNKNOWN
+        reached[level] = _with_unseen(at_least, unseen, share)
+    mean = mean_estimate(accuracy) if len(masks) else _UNKNOWN
+    bound = known, min(1.0, known + unseen)
+    return SampledLaw(len(masks), unseen, bound, _with_unseen(known, unseen, mean), reached)
+
+
+_UNKNOWN = Estimate(0.5, 0.0, 1.0)
+_ROUNDING = 1e-12  # of a sum of probabilities
+
+
+def _draw_others(law: Law, failed: int, draws: int, seed: int) -> NDArray[np.bool_]:
+    """Draws of a law among the subsets with more failures [m, N]: fewer than requested where these are rare."""
+    rng, found, missing = np.random.default_rng(seed), [np.empty((0, law.num_devices), dtype=bool)], draws
+    for _ in range(_ATTEMPTS):
+        if missing <= 0:
+            break
+        up = law.draw(rng, draws)
+        found.append(up[(~up).sum(axis=1) > failed][:missing])
+        missing -= len(found[-1])
+    return np.concatenate(found)
+
+
+def _with_unseen(known: float, unseen: float, among: Estimate) -> Estimate:
+    """An estimate over all subsets, from the part of those counted and an estimate among the others."""
+    return Estimate(*(min(1.0, known + unseen * value) for value in (among.estimate, among.low, among.high)))

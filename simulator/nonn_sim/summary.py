@@ -200,13 +200,14 @@ def _class_text(classes: Sequence[Mapping[str, Any]], failed: int) -> str:
         {"class": c["class"], "all": c["accuracy_by_failures"][0], "half": c["accuracy_by_failures"][failed]}
         for c in classes
     ]
-    rows.sort(key=lambda row: row["half"] - row["all"])
+    # By the accuracy that is left: a class that is never right has nothing to lose, and suffers most.
+    rows.sort(key=lambda row: (row["half"], row["half"] - row["all"]))
     columns = (
         TextColumn("class", "class", str),
         Column("all answer", "all", percent),
         Column(f"{failed} failed", "half", percent),
     )
-    return "classes that lose most:\n" + as_text(Table(columns, rows[:_WORST_CLASSES]))
+    return f"classes with the lowest accuracy with {failed} failed:\n" + as_text(Table(columns, rows[:_WORST_CLASSES]))
 
 
 def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: SampledLaw, seed: int) -> Summary:
@@ -225,6 +226,8 @@ def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: 
         "law": {
             "law": law.text,
             "draws": drawn.draws,
+            "unseen": drawn.unseen,
+            "expected_bound": list(drawn.bound),
             "expected": asdict(drawn.expected),
             "levels": [{"level": level, "availability": asdict(e)} for level, e in drawn.availability.items()],
         },
@@ -244,7 +247,12 @@ def sampled_text(summary: Summary) -> str:
         Column("best seen", "best", percent),
     )
     law = summary["law"]
-    lines = [f"failures {law['law']}, {law['draws']:,} draws: expected accuracy {_interval(law['expected'])}"]
+    lines = [f"failures {law['law']}: expected accuracy {_interval(law['expected'])}"]
+    low, high = law["expected_bound"]
+    lines.append(
+        f"probability of the subsets not fused: {law['unseen']:.3g}, with {law['draws']:,} draws among them; whatever "
+        f"their accuracy, the expected one is {percent(low)} to {percent(high)}"
+    )
     lines += [
         f"accuracy of at least {percent(kept['level'])}: {_interval(kept['availability'])} of the time"
         for kept in law["levels"]

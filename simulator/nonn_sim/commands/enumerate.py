@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="COUNT",
         help="fuse this many subsets for each number of failures, with intervals: beyond 16 devices",
     )
+    parser.add_argument(
+        "--counted",
+        type=int,
+        default=3,
+        metavar="FAILED",
+        help="--samples: fuse all subsets with at most this many failed devices, up to 50,000 subsets (default: 3)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
         "--place", type=Path, metavar="DEVICES.toml", help="print the best placement of students on these machines"
@@ -120,14 +127,19 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
 
 def _sampled(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     """Some subsets of each size."""
-    from nonn_sim.enumerate import sample_failures, sample_law
+    from nonn.errors import ConfigError
+    from nonn_sim.enumerate import count_few_failures, sample_failures, sample_law
     from nonn_sim.summary import sampled_summary, sampled_text
 
-    features, labels = bundle.features
-    with _progress("subsets", shown=True) as progress:
-        strata = sample_failures(bundle.head, features, labels, args.samples, seed=args.seed, progress=progress)
+    if args.counted < 0:
+        raise ConfigError(f"--counted {args.counted}: must not be negative")
+    recorded = (bundle.head, *bundle.features)
+    with _progress("subsets with few failures", shown=True) as progress:
+        counted = count_few_failures(*recorded, args.counted, progress)
+    with _progress("others", shown=True) as progress:
+        strata = sample_failures(*recorded, args.samples, counted=counted, seed=args.seed, progress=progress)
         draws = args.samples * bundle.num_devices
-        drawn = sample_law(bundle.head, features, labels, law, draws, levels=args.level, seed=args.seed)
+        drawn = sample_law(*recorded, law, draws, counted, levels=args.level, seed=args.seed)
     summary = sampled_summary(bundle, strata, law, drawn, args.seed)
     print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else sampled_text(summary))
     return 0
