@@ -56,6 +56,21 @@ def test_a_shipped_scenario_can_be_read_and_is_named_as_its_file(path: Any) -> N
     assert scenario.devices(8)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[nodes]\nmtbf_s = 1e-6\nmttr_s = 1e-6", "device 0: mtbf_s means about 1e+07 faults"),
+        ('[[group]]\nname = "g"\nnodes = [0]\nmtbf_s = 1e-7\nmttr_s = 1e-7', "group 'g': mtbf_s means about 1e+08"),
+        ('[[fault]]\nat_s = 1\nkind = "stop"\nnodes = [0, 1]\nfor_s = 1e-8\nevery_s = 1e-7', "fault[0]: every_s means"),
+    ],
+)
+def test_faults_that_would_never_end_are_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text).devices(4)
+    assert words in str(caught.value)
+    assert parse("[nodes]\nmtbf_s = 1e-6\nmttr_s = 1").devices(4)
+
+
 def test_a_devices_table_overrides_the_defaults_key_by_key() -> None:
     scenario = parse(
         """

@@ -20,7 +20,7 @@ The bundle has the number of devices, so an unknown device is an error only when
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -68,6 +68,7 @@ FAULT_KINDS = (*FAULT_ENDS, *FAULT_ENDS.values())
 # A cell takes 5 kB per device, and so does a waiting client: beyond these limits a run exceeds memory.
 MAX_CELLS, MAX_CONCURRENCY = 10_000, 100_000
 MIN_WINDOW_S = 1e-6
+MAX_EVENTS = 5_000_000  # starts and ends of faults in a run: some minutes and 2 GB
 
 Device = Annotated[int, Range(ge=0, why="devices are numbered from 0")]
 
@@ -234,7 +235,8 @@ class Scenario:
         """The settings of each device [N].
 
         Raises:
-            ConfigError: the file has a device that the bundle does not have, or a quorum that it cannot reach.
+            ConfigError: the file has a device that the bundle does not have, a quorum that it cannot reach, or faults
+                that are too frequent to simulate.
         """
         named: list[tuple[str, tuple[int, ...]]] = [(f"node with device = {i}", (i,)) for i in self.overrides]
         named += [(f"group '{group.name}'", group.nodes) for group in self.groups]
@@ -249,7 +251,34 @@ class Scenario:
             raise ConfigError(
                 f"{self.source}: policy.quorum = {self.policy.quorum}: the bundle has only {num_devices} devices"
             )
-        return tuple(self.overrides.get(i, self.nodes) for i in range(num_devices))
+        settings = tuple(self.overrides.get(i, self.nodes) for i in range(num_devices))
+        self._check_events(settings)
+        return settings
+
+    def _check_events(self, nodes: Sequence[NodeConfig]) -> None:
+        """Refuses faults that are so frequent that a run would not end."""
+        run, load = self.scenario, self.load
+        rate = load.concurrency / self.policy.deadline_s if load.arrivals == "closed" else load.rate_per_s
+        length_s = run.duration_s or run.requests / rate
+        rates = [
+            (f"group '{group.name}': mtbf_s", group.mtbf_s, group.mttr_s, len(group.nodes)) for group in self.groups
+        ]
+        rates += [(f"device {i}: mtbf_s", node.mtbf_s, node.mttr_s, 1) for i, node in enumerate(nodes)]
+        rates += [
+            (f"fault[{i}]: every_s", fault.every_s, 0.0, len(self.targets(fault)))
+            for i, fault in enumerate(self.faults)
+        ]
+        events = {
+            where: 2 * length_s / (up_s + down_s) * devices * self.fleet.cells
+            for where, up_s, down_s, devices in rates
+            if up_s
+        }
+        if sum(events.values()) > MAX_EVENTS:
+            most = max(events, key=events.__getitem__)
+            raise ConfigError(
+                f"{self.source}: {most} means about {events[most]:.2g} faults and their ends in {length_s:.4g} s; "
+                f"a run simulates at most {MAX_EVENTS:,}: make them rarer, or the run shorter"
+            )
 
     def targets(self, fault: Fault) -> tuple[int, ...]:
         """The devices that a fault affects, ascending."""
