@@ -40,6 +40,8 @@ from tests.serving import TIMEOUT_S, running_aggregator, running_node
 NUM_DEVICES = 1
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The blocks of these documents belong together; a test of its own runs them.
+WHOLE = {"docs/extending.md": ("python", "toml")}
 ADDRESS = "127.0.0.1:50051"
 PROGRAMS = {"nonn": nonn.cli, "nonn-device": nonn_device.cli, "nonn-sim": nonn_sim.cli}
 FENCE = re.compile(
@@ -62,7 +64,7 @@ def blocks(language: str) -> list[Any]:
     for path in DOCUMENTS:
         markdown, name = path.read_text(), path.relative_to(ROOT).as_posix()
         for match in FENCE.finditer(markdown):
-            if match["language"] == language:
+            if match["language"] == language and language not in WHOLE.get(name, ()):
                 line = markdown[: match.start("text")].count("\n") + 1
                 text = re.sub(rf"^{match['indent']}", "", match["text"], flags=re.M)
                 found.append(pytest.param(Block(name, line, text), id=f"{name}:{line}"))

@@ -14,6 +14,7 @@ from nonn.config import DataConfig, FusionConfig, load_experiment
 from nonn.data import Split
 from nonn.data.augment import Augment
 from nonn.distill import FusionLayer, Students
+from nonn.distill.fitting import Fitting, Passes
 from nonn.distill.heads import KINDS, HeadFitter, choose_ridge, held_out_accuracy
 from nonn.distill.logistic import fit_logistic, refine, stored_levels
 from nonn.distill.masked import MaskedNetwork, fit_masked
@@ -201,7 +202,11 @@ def test_the_sums_are_those_of_every_augmented_pass_and_the_mean_is_theirs(
     fitted: dict[str, Head], teacher: Teacher
 ) -> None:
     students, data = make_students(), split(600, 1)
-    made = fitter(CONFIG)._passes(teacher, students, kept=10_000)
+
+    def passes(kept: int) -> Passes:
+        return Fitting(fitter(dataclasses.replace(CONFIG, samples=kept)), teacher, students).passes
+
+    made = passes(10_000)
     assert made.features.shape == (1200, 24)
     assert made.gram_matrix[-1, -1] == 1200
     np.testing.assert_allclose(made.gram_matrix, gram(made.features, np.zeros((1200, 1)))[0])
@@ -210,8 +215,8 @@ def test_the_sums_are_those_of_every_augmented_pass_and_the_mean_is_theirs(
     head = fitted["mean-fill"]
     assert isinstance(head, MeanFill)
     np.testing.assert_allclose(head.mean, made.features.mean(axis=0), rtol=1e-5)
-    assert len(fitter(CONFIG)._passes(teacher, students, kept=700).labels) == 600 + 128
-    assert len(fitter(CONFIG)._passes(teacher, students, kept=0).labels) == 0
+    assert len(passes(700).labels) == 600 + 128
+    assert len(Fitting(fitter(CONFIG), teacher, students, keeps_samples=False).passes.labels) == 0
 
 
 def test_regressions_beat_the_fills_on_images_they_did_not_see(fitted: dict[str, Head]) -> None:

@@ -373,8 +373,8 @@ def test_a_law_in_a_file_is_the_law_on_the_command_line(trace: Path) -> None:
     ("text", "words"),
     [
         ("independant p=0.1", "did you mean 'independent'"),
-        ("weather", "known laws: independent"),
-        ("", "unknown failure law ''"),
+        ("weather", "choose one of: independent"),
+        ("", "failure law = '': unknown"),
         ("independent", "'p' is missing"),
         ("independent 0.1", "'0.1' has no name"),
         ("independent p=-0.1", "must not be negative"),

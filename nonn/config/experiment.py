@@ -291,7 +291,8 @@ class FusionConfig:
         "scaled by N/|S| (rescale), as their replicas; or every device has a classifier (logit-average)",
     ] = "zero-fill"
     head: Annotated[
-        Literal["trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic", "masked", "best"],
+        str,
+        Choice("nonn.fusion:HEADS", besides=("best",)),
         "fusion that is served: that of the training (trained); the same weights with zeros, scaled, or with the mean "
         "of absent features; a ridge or logistic regression for every subset; one network for all subsets with their "
         "mask as input (masked); or of all these the most accurate on the held-out split (best)",
@@ -363,7 +364,7 @@ class StudyConfig:
         "methods; nonn/experiment/methods.py describes them",
     ] = ("nonn", "jeong-4", "jeong-2", "rocoin", "parity", "imputation", "synthesised", "best-single", "copies", "ours")
     heads: Annotated[
-        tuple[Literal["trained", "zero-fill", "rescale", "mean-fill", "ridge", "logistic"], ...],
+        tuple[Annotated[str, Choice("nonn.fusion:HEADS")], ...],
         "fusion heads to evaluate besides that of each row; empty is all of them",
     ] = ()
     folds: Annotated[

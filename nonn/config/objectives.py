@@ -14,14 +14,16 @@ out, and the defaults leave out all but cross entropy, KD and activation transfe
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from nonn.toml.constraints import Count, NotNegative, Positive, Range, Rules, Share
+from nonn.toml.constraints import Choice, Count, NotNegative, Positive, Range, Rules, Share
+from nonn.toml.registry import is_path
 
-__all__ = ["LogitConfig", "ObjectiveConfig", "ObjectivesConfig", "SoftTargetConfig"]
+__all__ = ["LogitConfig", "ObjectiveConfig", "ObjectivesConfig", "OtherConfig", "SoftTargetConfig"]
 
 Weight = Annotated[NotNegative, "0 leaves it out"]
 
@@ -172,6 +174,13 @@ class MutualConfig(ObjectiveConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherConfig(ObjectiveConfig):
+    """An objective outside of nonn."""
+
+    args: Annotated[Mapping[str, Any], "keyword arguments of the function"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
     """The objectives of the students, a table for each."""
 
@@ -192,8 +201,31 @@ class ObjectivesConfig:
     crd: CrdConfig = field(default_factory=CrdConfig)
     srm: SrmConfig = field(default_factory=SrmConfig)
     simreg: SimregConfig = field(default_factory=SimregConfig)
+    others: Annotated[
+        Mapping[str, OtherConfig],
+        "objectives outside of nonn, by package.module:name or the name of an installed package; a table such as "
+        '[distill.objectives."losses:cosine"] is here, too',
+    ] = field(default_factory=dict)
+
+    @staticmethod
+    def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The table with objectives outside of nonn under ``others``."""
+        unknown = values.keys() - {spec.name for spec in dataclasses.fields(ObjectivesConfig)}
+        if not unknown:
+            return values
+        installed = {point.name for point in importlib.metadata.entry_points(group="nonn.objectives")}
+        foreign = {name: values[name] for name in values if name in unknown and (is_path(name) or name in installed)}
+        kept = {name: value for name, value in values.items() if name not in foreign}
+        return {**kept, "others": {**kept.get("others", {}), **foreign}} if foreign else values
+
+    def weighted(self) -> dict[str, ObjectiveConfig]:
+        """The options of every objective whose weight is not 0, by name."""
+        own = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self) if spec.name != "others"}
+        return {name: options for name, options in {**own, **self.others}.items() if options.weight}
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""
-        weights = [getattr(self, spec.name).weight for spec in dataclasses.fields(self)]
-        yield "", any(weights), "every weight is 0; there is nothing to train for"
+        yield "", self.weighted(), "every weight is 0; there is nothing to train for"
+        for name in self.others:  # the registry imports torch
+            broken = Choice("nonn.distill.objectives.registry:OBJECTIVES").broken(name)
+            yield "", not broken, f"'{name}': {broken}"

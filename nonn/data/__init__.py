@@ -7,23 +7,27 @@ only module here with torch, is imported only by the trainer.
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 
 from nonn.config import DataConfig
 from nonn.data.dataset import Dataset, Split
+from nonn.data.source import Source
 from nonn.data.splits import hold_out
-from nonn.errors import ConfigError, MissingExtraError
-from nonn.toml import did_you_mean
+from nonn.errors import ConfigError
+from nonn.toml import Registry
 
 __all__ = ["READERS", "Dataset", "Split", "load_data"]
 
-READERS = {
-    "digits": "nonn.data.digits",
-    "parquet": "nonn.data.parquet",
-    "cifar": "nonn.data.cifar",
-    "imagefolder": "nonn.data.imagefolder",
-    "npz": "nonn.data.npz",
-}
+READERS: Registry[Callable[[DataConfig, int], Source]] = Registry(
+    "nonn.readers",
+    {
+        "digits": "nonn.data.digits:read",
+        "parquet": "nonn.data.parquet:read",
+        "cifar": "nonn.data.cifar:read",
+        "imagefolder": "nonn.data.imagefolder:read",
+        "npz": "nonn.data.npz:read",
+    },
+)
 
 
 def load_data(config: DataConfig, seed: int) -> Dataset:
@@ -38,15 +42,11 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
         DataError: files are missing, broken or unsuitable for the reader; the message names the file.
         MissingExtraError: a package that the reader needs is not installed.
     """
-    if config.reader not in READERS:
-        raise ConfigError(f"data.reader = {config.reader!r}: unknown; {did_you_mean(config.reader, READERS)}")
+    read = READERS.load(config.reader, "data.reader")
     if seed < 0:
         raise ConfigError(f"experiment.seed = {seed}: must not be negative")
-    try:
-        reader = importlib.import_module(READERS[config.reader])
-    except ModuleNotFoundError as exc:
-        package = (exc.name or "").partition(".")[0]
-        if package in ("", "nonn"):
-            raise
-        raise MissingExtraError(package, "train") from exc
-    return hold_out(reader.read(config, seed), config.held_out, seed, config.held_out_by)
+    source = read(config, seed)
+    if not isinstance(source, Source):
+        given = type(source).__name__
+        raise ConfigError(f"data.reader = {config.reader!r}: gave a {given}, not a nonn.data.source.Source")
+    return hold_out(source, config.held_out, seed, config.held_out_by)

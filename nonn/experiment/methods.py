@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from nonn.config import Experiment
 from nonn.config.objectives import ObjectivesConfig
 from nonn.errors import ConfigError
-from nonn.toml import from_mapping, override
+from nonn.toml import Registry, from_mapping, override
 
 if TYPE_CHECKING:  # the names of methods are values of a configuration, which loads without torch
     from nonn.experiment.rival import Rival
@@ -115,7 +115,14 @@ class Method:
 
 
 # Changes that several methods share.
-_NO_OBJECTIVES = tuple(f"distill.objectives.{spec.name}.weight=0" for spec in dataclasses.fields(ObjectivesConfig))
+_NO_OBJECTIVES = (
+    *(
+        f"distill.objectives.{spec.name}.weight=0"
+        for spec in dataclasses.fields(ObjectivesConfig)
+        if spec.name != "others"
+    ),
+    "distill.objectives.others={}",
+)
 # NoNN's weights with α = 0.9: CE 1 − α; KD 2α = 1.8 as in the paper (its code divides KL by K, too: 1.8 / K in these
 # units); transfer of pooled features 1e4 on a mean over its teacher's 256 filters, which is 39 on the sum over them.
 _PUBLISHED_LOSS = (
@@ -193,25 +200,30 @@ def _ours_cut(devices: int) -> tuple[str, ...]:
     )
 
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("nonn", "NoNN", _nonn, head="trained"),
-        Method("jeong-4", "Jeong, M = N/2", lambda devices: _jeong(devices // 2), head="trained"),
-        Method("jeong-2", "Jeong, M = N/4", lambda devices: _jeong(devices // 4), head="trained"),
-        Method("rocoin", "shared replicas", lambda devices: _jeong(devices // 2), head="trained", shared=True),
-        Method("parity", "parity part, M = N − 1", _parity, build="nonn.experiment.rivals.parity:build"),
-        Method("imputation", "Jeong M = N/2, imputed", base="jeong-4", build="nonn.experiment.rivals.imputation:build"),
-        Method(
-            "synthesised",
-            "Jeong M = N/2, synthesised",
-            base="jeong-4",
-            build="nonn.experiment.rivals.synthesised:build",
-        ),
-        Method("copies", "copies, M = 1", _copies, head="trained"),
-        Method("best-single", "best single copy", base="copies", build="nonn.experiment.rivals.best_single:build"),
-        Method("units", "units by themselves", _units, head="trained"),
-        Method("ours-cut", "ours, cut in N parts", _ours_cut),
-        Method("ours", "ours"),
-    )
-}
+METHODS: Registry[Method] = Registry(
+    "nonn.methods",
+    {
+        method.name: method
+        for method in (
+            Method("nonn", "NoNN", _nonn, head="trained"),
+            Method("jeong-4", "Jeong, M = N/2", lambda devices: _jeong(devices // 2), head="trained"),
+            Method("jeong-2", "Jeong, M = N/4", lambda devices: _jeong(devices // 4), head="trained"),
+            Method("rocoin", "shared replicas", lambda devices: _jeong(devices // 2), head="trained", shared=True),
+            Method("parity", "parity part, M = N − 1", _parity, build="nonn.experiment.rivals.parity:build"),
+            Method(
+                "imputation", "Jeong M = N/2, imputed", base="jeong-4", build="nonn.experiment.rivals.imputation:build"
+            ),
+            Method(
+                "synthesised",
+                "Jeong M = N/2, synthesised",
+                base="jeong-4",
+                build="nonn.experiment.rivals.synthesised:build",
+            ),
+            Method("copies", "copies, M = 1", _copies, head="trained"),
+            Method("best-single", "best single copy", base="copies", build="nonn.experiment.rivals.best_single:build"),
+            Method("units", "units by themselves", _units, head="trained"),
+            Method("ours-cut", "ours, cut in N parts", _ours_cut),
+            Method("ours", "ours"),
+        )
+    },
+)

@@ -77,7 +77,9 @@ def study(
     """
     config = resolve(experiment, overrides)
     space = Workspace(config, Path(runs), progress=progress or Silent())
-    methods = [METHODS[name] for name in config.study.rows]
+    methods = [METHODS.load(name, "study.rows") for name in config.study.rows]
+    for method in methods:  # one by package.module:name is known by its own name from here on
+        METHODS.setdefault(method.name, method)
     folds = config.study.folds or (config.data.test_groups,)
     folder = space.root / "study"
     done: list[Evaluation] = []
@@ -138,7 +140,8 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
     else:
         config = space.experiment
         wanted = {*(config.study.heads or KINDS), method.head or config.fusion.head}
-        heads = space.heads.fit_all(trained.teacher.network, students, [kind for kind in KINDS if kind in wanted])
+        kinds = [*(kind for kind in KINDS if kind in wanted), *sorted(wanted - set(KINDS))]
+        heads = space.heads.fit_all(trained.teacher.network, students, kinds)
     features = _test_features(space, students)
     # The student of each device: a separate one, or the one that the devices of its part share.
     student_of = [i % len(students.students) for i in range(num_devices)]

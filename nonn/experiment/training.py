@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from nonn.partition.measures import measure
 from nonn.partition.redundancy import filters_of_device
 from nonn.students import grouping_pays
 from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
+from nonn.toml.registry import is_path, source_of
 from nonn.trainer import batches
 
 __all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs", "stage_inputs",
@@ -339,6 +341,7 @@ _LATER: dict[str, Any] = {
     "normalise": "data",
     "mean": (),
     "std": (),
+    "others": {},
 }
 
 
@@ -348,8 +351,21 @@ def stage_inputs(config: Any, *without: str) -> dict[str, Any]:
     Args:
         config: the table.
         without: options that do not change the result.
+
+    Returns:
+        The options, and the hash of each file outside of nonn that they name.
     """
-    return _as_before({k: v for k, v in dataclasses.asdict(config).items() if k not in without})
+    tree = _as_before({k: v for k, v in dataclasses.asdict(config).items() if k not in without})
+    code = {path: sha256_file(file) for path in sorted(_paths(tree)) if (file := source_of(path)) is not None}
+    return tree | {"code": code} if code else tree
+
+
+def _paths(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Names of code outside of nonn in a table, whose change changes the result; not of models, whose keys 0.1 had."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _paths(value)
+        yield from (name for name in (key, value) if key != "model" and isinstance(name, str) and is_path(name))
 
 
 def _as_before(tree: dict[str, Any]) -> dict[str, Any]:

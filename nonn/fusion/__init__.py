@@ -26,7 +26,7 @@ at once, with the same result to the last printed digit.
 
 from __future__ import annotations
 
-from nonn.fusion.head import Head, head_from_arrays, softmax
+from nonn.fusion.head import HEADS, Head, head_from_arrays, softmax
 from nonn.fusion.linear import LinearHead
 from nonn.fusion.logistic import LogisticPerSet
 from nonn.fusion.masked import MaskedHead
@@ -34,6 +34,7 @@ from nonn.fusion.ridge import RidgePerSet, gram
 from nonn.fusion.trained import LogitAverage, MeanFill, ReplicaAverage, Rescale, ZeroFill
 
 __all__ = [
+    "HEADS",
     "Head",
     "LinearHead",
     "LogisticPerSet",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from nonn.errors import BundleError, ShapeError
 from nonn.reliability.subsets import mask_of, members
+from nonn.toml import Registry
 
-__all__ = ["Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
+__all__ = ["HEADS", "Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
 
 FloatArray = NDArray[np.float64]
 Features = Mapping[int, NDArray[Any]]
@@ -172,17 +173,40 @@ class Head(ABC):
         """The inverse of ``to_arrays``."""
 
 
+# How each head that ``fusion.head`` may name is fitted: a function of what ``nonn.distill.fitting`` has of a run.
+HEADS: Registry[Callable[[Any], Head]] = Registry(
+    "nonn.heads",
+    {
+        "trained": "nonn.distill.fitting:fit_trained",
+        "zero-fill": "nonn.distill.fitting:fit_zero_fill",
+        "rescale": "nonn.distill.fitting:fit_rescale",
+        "mean-fill": "nonn.distill.fitting:fit_mean_fill",
+        "ridge": "nonn.distill.fitting:fit_ridge",
+        "logistic": "nonn.distill.fitting:fit_logistic_head",
+        "masked": "nonn.distill.fitting:fit_masked_head",
+    },
+)
+
+
 def head_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Head:
     """Restores a head from the result of ``to_arrays``.
+
+    A class that nonn does not have is imported if an installed package has an entry point of that kind; a bundle never
+    names a module.
 
     Raises:
         BundleError: the kind is unknown or an array is missing.
     """
     try:
         kind = str(arrays["kind"])
+        if kind not in Head._heads:
+            HEADS.load_installed(kind)  # importing it registers its class
         cls = Head._heads[kind]
     except KeyError as exc:
-        raise BundleError(f"fusion state of unknown kind {exc}; known: {', '.join(Head._heads)}") from exc
+        known = ", ".join(Head._heads)
+        raise BundleError(
+            f"fusion state of unknown kind {exc}; install the package that has it; known: {known}"
+        ) from exc
     try:
         return cls._from_arrays(arrays).with_temperatures(arrays.get("temperatures"))
     except KeyError as exc:

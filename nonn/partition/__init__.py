@@ -14,21 +14,20 @@ method                    module                                   parts
 ``spectral``              ``nonn.partition.spectral``              plain clusters: unbalanced
 ========================  =======================================  ==============================================
 
-A new method is a module and a line in ``METHODS``, the choices of ``partition.method``.
+``METHODS`` has the choices of ``partition.method``. docs/extending.md shows a method outside of this package.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.errors import MissingExtraError, PartitionError
-from nonn.toml import did_you_mean
+from nonn.errors import PartitionError
+from nonn.toml import Registry
 
 if TYPE_CHECKING:
     from nonn.config import PartitionConfig
@@ -44,15 +43,6 @@ __all__ = [
     "make_partition",
     "parts_of_labels",
 ]
-
-METHODS: Mapping[str, str] = {
-    "balanced-eigenvector": "nonn.partition.balanced_eigenvector",
-    "dealt-eigenvector": "nonn.partition.dealt_eigenvector",
-    "louvain": "nonn.partition.louvain",
-    "metis": "nonn.partition.metis",
-    "random": "nonn.partition.random",
-    "spectral": "nonn.partition.spectral",
-}
 
 
 @dataclass(frozen=True)
@@ -134,6 +124,18 @@ class Partition:
 
 Partitioner: TypeAlias = "Callable[[FilterGraph, int, int], Partition]"
 
+METHODS: Registry[Partitioner] = Registry(
+    "nonn.partitioners",
+    {
+        "balanced-eigenvector": "nonn.partition.balanced_eigenvector:partition",
+        "dealt-eigenvector": "nonn.partition.dealt_eigenvector:partition",
+        "louvain": "nonn.partition.louvain:partition",
+        "metis": "nonn.partition.metis:partition",
+        "random": "nonn.partition.random:partition",
+        "spectral": "nonn.partition.spectral:partition",
+    },
+)
+
 
 def make_partition(
     config: PartitionConfig, graph: FilterGraph, seed: int, sizes: Sequence[int] | None = None
@@ -151,7 +153,10 @@ def make_partition(
         MissingExtraError: a package that the method needs is not installed.
     """
     if sizes is None:
-        return load_partitioner(config.method)(graph, config.num_parts, seed)
+        made: object = load_partitioner(config.method)(graph, config.num_parts, seed)
+        if not isinstance(made, Partition):
+            raise PartitionError(f"partition.method = {config.method!r}: gave a {type(made).__name__}, not a Partition")
+        return made
     check_takes_sizes(config.method)
     from nonn.partition import balanced_eigenvector
 
@@ -174,15 +179,7 @@ def load_partitioner(method: str) -> Partitioner:
         PartitionError: the method is unknown.
         MissingExtraError: a package that the method needs is not installed.
     """
-    if method not in METHODS:
-        raise PartitionError(f"partition.method = {method!r}: unknown; {did_you_mean(method, METHODS)}")
-    try:
-        module = importlib.import_module(METHODS[method])
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("nonn"):
-            raise
-        raise MissingExtraError(exc.name.partition(".")[0], extra="train") from exc
-    return cast("Partitioner", module.partition)
+    return METHODS.load(method, "partition.method", PartitionError)
 
 
 def check_parts(num_filters: int, parts: int) -> None:

@@ -21,7 +21,7 @@ References: Bhardwaj et al. 2019, arXiv 1907.11804 (NoNN); Jeong, Park, Yang, El
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from nonn.config import GraphConfig
 from nonn.errors import ConfigError, DataError, ShapeError
-from nonn.toml import did_you_mean
+from nonn.toml import Registry
 
 __all__ = [
     "EQUAL_DEGREE",
@@ -96,9 +96,7 @@ def build_graph(config: GraphConfig, activations: NDArray[Any]) -> FilterGraph:
         ConfigError: the kind is unknown, or an option is out of range.
         ShapeError, DataError: the activations are invalid; see the function of the graph.
     """
-    if config.kind not in GRAPHS:
-        raise ConfigError(f"graph.kind = {config.kind!r}: unknown; {did_you_mean(config.kind, GRAPHS)}")
-    return GRAPHS[config.kind](config, activations)
+    return GRAPHS.load(config.kind, "graph.kind")(config, activations)
 
 
 def co_activation_graph(activations: NDArray[Any]) -> FilterGraph:
@@ -167,10 +165,13 @@ def nonn_graph(
 
 
 # By the name of ``graph.kind``.
-GRAPHS: Mapping[str, Callable[[GraphConfig, NDArray[Any]], FilterGraph]] = {
-    "co-activation": lambda config, activations: co_activation_graph(activations),
-    "nonn": lambda config, activations: nonn_graph(activations, top=config.top, percentile=config.percentile),
-}
+GRAPHS: Registry[Callable[[GraphConfig, NDArray[Any]], FilterGraph]] = Registry(
+    "nonn.graphs",
+    {
+        "co-activation": lambda config, activations: co_activation_graph(activations),
+        "nonn": lambda config, activations: nonn_graph(activations, top=config.top, percentile=config.percentile),
+    },
+)
 
 
 def correlation(activations: NDArray[Any]) -> Matrix:

@@ -22,7 +22,7 @@ from nonn.bundle.views import select_view
 from nonn.errors import ShapeError
 from nonn.students.student import Student, squeezed
 from nonn.teacher.convnet import pool
-from nonn.teacher.dotted import is_path
+from nonn.teacher.dotted import is_foreign
 
 __all__ = ["GroupedStudents", "group", "grouping_pays", "of_one_architecture", "ungroup"]
 
@@ -98,7 +98,7 @@ def of_one_architecture(students: Sequence[Student]) -> list[list[int]]:
     for number, student in enumerate(students):
         modules = [nn.Module() if student.squeeze is None else student.squeeze, student.backbone]
         shapes = tuple((name, tuple(value.shape)) for m in modules for name, value in m.state_dict().items())
-        alone = number if is_path(student.model) else None
+        alone = number if is_foreign(student.model) else None
         groups.setdefault((alone, shapes, student.sends, bool(student.view)), []).append(number)
     return list(groups.values())
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nonn.bundle.views import View
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import conv, norm_relu, pool
-from nonn.teacher.dotted import from_path, is_path
+from nonn.teacher.dotted import from_factory, is_foreign
 from nonn.teacher.teacher import Normalise
 from nonn.teacher.zoo import make_network
 
@@ -109,10 +109,10 @@ class Student(nn.Module):
 
 def _backbone(model: str, input_shape: Sequence[int], args: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """A network from normalised inputs [B, C, …] to its final feature maps [B, C', …], and C'."""
-    if not is_path(model):
+    if not is_foreign(model):
         network = make_network(model, input_shape[0], 0, len(input_shape) - 1)
         return network, network.out_channels
-    foreign = from_path("student", model, {"in_channels": input_shape[0], **args})
+    foreign = from_factory("student", model, {"in_channels": input_shape[0], **args})
     training = foreign.training
     try:
         with torch.no_grad():

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nonn.config import TeacherConfig
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import pool
-from nonn.teacher.dotted import from_path, is_path
-from nonn.teacher.zoo import KNOWN, is_known, make_network
+from nonn.teacher.dotted import from_factory, is_foreign
+from nonn.teacher.zoo import make_network
 
 __all__ = ["Normalise", "Teacher", "build_teacher", "load_weights"]
 
@@ -105,13 +105,11 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
     Raises:
         ConfigError: the model cannot be created, or does not return ``num_classes`` logits.
     """
-    if is_known(config.model):
+    if not is_foreign(config.model):
         network: nn.Module = make_network(config.model, input_shape[0], num_classes, len(input_shape) - 1)
         features = "features"
-    elif is_path(config.model):
-        network, features = from_path("teacher", config.model, config.args), config.features
     else:
-        raise ConfigError(f"teacher.model = '{config.model}': write {KNOWN}, or package.module:factory")
+        network, features = from_factory("teacher", config.model, config.args), config.features
     teacher = Teacher(network, features, normalise)
     training = teacher.training
     with torch.no_grad():

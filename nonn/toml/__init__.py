@@ -17,6 +17,7 @@ holds, and the rule; a later rule may rely on earlier ones. An empty key means t
 
 ::
 
+    registry       the values behind names: nonn's, of installed packages, package.module:name
     constraints    limits of one value: ranges, choices, patterns
     declarations   the declarations of a class: fields, constraints, meanings, rules; the check of an object
     reading        TOML → tables → an object; unknown keys and invalid values are errors
@@ -33,12 +34,14 @@ from nonn.toml.constraints import Choice, Matches, NotEmpty, Range, Rules, did_y
 from nonn.toml.declarations import check, choices
 from nonn.toml.listing import toml_value
 from nonn.toml.reading import from_mapping, override, parse_toml
+from nonn.toml.registry import Registry
 
 __all__ = [
     "Choice",
     "Matches",
     "NotEmpty",
     "Range",
+    "Registry",
     "Rules",
     "check",
     "choices",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
+
+from nonn.toml.registry import Registry, did_you_mean
 
 __all__ = [
     "Choice",
@@ -88,7 +89,7 @@ class Choice:
     """A name from a registry, imported when a value is checked, since registries import the configuration.
 
     Attributes:
-        registry: ``package.module:NAME`` of a mapping or sequence of names.
+        registry: ``package.module:NAME`` of a ``Registry``, or of a mapping or sequence of names.
         besides: further names.
     """
 
@@ -98,12 +99,26 @@ class Choice:
     @property
     def names(self) -> tuple[str, ...]:
         """All names."""
-        module, _, name = self.registry.partition(":")
-        return (*self.besides, *getattr(importlib.import_module(module), name))
+        return (*self.besides, *self._found)
 
     def broken(self, value: str) -> str:
         """The rule that a value breaks; empty if it is valid."""
+        if value in self.besides:
+            return ""
+        if isinstance(self._found, Registry):
+            return self._found.broken(value)
         return "" if value in self.names else f"unknown; {did_you_mean(value, self.names)}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``package.module:name`` is allowed, too."""
+        return isinstance(self._found, Registry)
+
+    @property
+    def _found(self) -> Registry[Any] | Mapping[str, Any] | tuple[str, ...]:
+        module, _, name = self.registry.partition(":")
+        found: Registry[Any] | Mapping[str, Any] | tuple[str, ...] = getattr(importlib.import_module(module), name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -144,10 +159,3 @@ Positive = Annotated[float, Range(gt=0)]
 NotNegative = Annotated[float, Range(ge=0)]
 Share = Annotated[float, Range(ge=0, le=1)]
 Probability = Annotated[float, Range(ge=0, lt=1)]
-
-
-def did_you_mean(value: str, names: Iterable[str], what: str = "choose one of", prefix: str = "") -> str:
-    """The nearest name with a prefix, or all of them."""
-    names = list(names)
-    near = difflib.get_close_matches(value, names, n=1)
-    return f"did you mean '{prefix}{near[0]}'?" if near else f"{what}: {', '.join(names) or '(there is none)'}"

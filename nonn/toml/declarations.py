@@ -76,7 +76,8 @@ def describe(hint: Any) -> str:
     if origin is tuple:
         return ", ".join(["a list", *map(str, constraints), f"each {describe(arguments[0])}"])
     if names := choices(hint):
-        return f"one of {', '.join(names)}" if len(names) > 1 else repr(names[0])
+        any_path = ", or package.module:name" * any(isinstance(each, Choice) and each.is_open for each in constraints)
+        return f"one of {', '.join(names)}{any_path}" if len(names) > 1 else repr(names[0])
     return " ".join([kind_of(bare), *map(str, constraints)])
 
 

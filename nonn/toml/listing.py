@@ -118,6 +118,8 @@ def tables_of(
 
 def toml_value(value: Any) -> str:
     """A value as TOML."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return f"{{ {', '.join(f'{_toml_key(name)} = {toml_value(each)}' for name, each in value.items())} }}"
     if isinstance(value, list | tuple):

@@ -104,6 +104,8 @@ def _typed(bare: Any, value: Any, key: str, rules: bool) -> Any:
         if dataclasses.is_dataclass(bare) and isinstance(bare, type):
             return _build(bare, value, key + ".", rules)
         if isinstance(origin, type) and issubclass(origin, Mapping):
+            if dataclasses.is_dataclass(arguments[1]):
+                return {name: _convert(arguments[1], each, f"{key}.{name}", rules) for name, each in value.items()}
             _check_plain(value, key)
             return dict(value)
     if origin is tuple and isinstance(value, list | tuple):

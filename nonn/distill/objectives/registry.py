@@ -1,15 +1,18 @@
 """Every objective by its name in ``[distill.objectives]``: how it is built from its options, and its inputs.
 
-An objective is added here by one function, and by its options in ``nonn.config.objectives``. Losses of single devices
+An objective of nonn is added here by one function, and by its options in ``nonn.config.objectives``; docs/extending.md
+shows one outside of this package. Losses of single devices
 are summed over devices: a student then learns as fast as it would alone, for any number of devices. A mean would divide
 its learning rate by N.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +22,11 @@ from nonn.config.objectives import DkdConfig, KdConfig, LogitConfig
 from nonn.distill.objectives import activations, flow, learned, logits, relations
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.targets import revise_labels
+from nonn.errors import ConfigError
 from nonn.teacher import pool
+from nonn.toml import Registry
 
-__all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice"]
+__all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice", "objective_named"]
 
 Compute = Callable[[Batch], Tensor]
 Build = Callable[[DistillConfig, Sequence[int]], Compute]
@@ -41,7 +46,7 @@ class Objective:
     needs: tuple[str, ...] = ()
 
 
-OBJECTIVES: dict[str, Objective] = {}
+OBJECTIVES: Registry[Objective | Callable[..., Any]] = Registry("nonn.objectives", {})
 _TAPS = ("student_taps", "teacher_taps")
 
 
@@ -53,6 +58,27 @@ def _objective(name: str, *needs: str) -> Callable[[Build], Build]:
         return build
 
     return register
+
+
+def objective_named(name: str, config: DistillConfig) -> Objective:
+    """An objective of nonn, of an installed package, or by ``package.module:name``.
+
+    One outside of nonn is an ``Objective``, a function of a ``Batch`` and options, or a class of ``torch.nn.Module``
+    that is built with the filters of each device's part [N] and options, and called with a ``Batch``. Function and
+    class may have an attribute ``needs``, see ``Objective``.
+
+    Raises:
+        ConfigError: there is no such objective, or it is none of these.
+    """
+    found = OBJECTIVES.load(name, "distill.objectives")
+    if isinstance(found, Objective):
+        return found
+    if not callable(found):
+        raise ConfigError(f"distill.objectives: '{name}' is a {type(found).__name__}, not a function of a batch")
+    function, args, needs = found, config.objectives.others[name].args, tuple(getattr(found, "needs", ()))
+    if isinstance(function, type):
+        return Objective(lambda _, widths: function(widths, **args), needs)
+    return Objective(lambda _, widths: functools.partial(function, **args), needs)
 
 
 # ---- on logits -------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Objectives with parameters are modules; ``auxiliaries`` gathers them for the tra
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from nonn.config import DistillConfig
 from nonn.config.objectives import LogitConfig
 from nonn.distill.objectives.batch import Batch
-from nonn.distill.objectives.registry import OBJECTIVES, Compute
+from nonn.distill.objectives.registry import Compute, objective_named
 from nonn.errors import ConfigError
 
 __all__ = ["Term", "auxiliaries", "build_terms"]
@@ -62,23 +61,23 @@ def build_terms(config: DistillConfig, widths: Sequence[int] = ()) -> dict[str, 
         ConfigError: mutual learning of a single device.
     """
     terms: dict[str, Term] = {}
-    for name in (spec.name for spec in dataclasses.fields(config.objectives)):
-        options = getattr(config.objectives, name)
-        if not options.weight:
-            continue
+    for name, options in config.objectives.weighted().items():
         if name == "mutual" and len(widths) == 1:
             raise ConfigError("distill.objectives.mutual: needs at least two devices; set its weight to 0")
+        objective = objective_named(name, config)
         on = options.on if isinstance(options, LogitConfig) else ""
         terms[name] = Term(
             options.weight,
             options.warm_up,
-            OBJECTIVES[name].build(config, widths),
-            frozenset((*OBJECTIVES[name].needs, *_NEEDS_ON.get(on, ()))),
+            objective.build(config, widths),
+            frozenset((*objective.needs, *_NEEDS_ON.get(on, ()))),
             on in ("fused", "both"),
         )
     return terms
 
 
 def auxiliaries(terms: Mapping[str, Term]) -> nn.ModuleDict:
-    """The parameters of objectives, by the objective's name."""
-    return nn.ModuleDict({name: term.compute for name, term in terms.items() if isinstance(term.compute, nn.Module)})
+    """The parameters of objectives, by the objective's name, in which "." is "_"."""
+    return nn.ModuleDict(
+        {name.replace(".", "_"): term.compute for name, term in terms.items() if isinstance(term.compute, nn.Module)}
+    )

@@ -10,7 +10,7 @@ from nonn.reliability.laws.base import FirstPassage, Law, TimedLaw
 from nonn.reliability.laws.battery import Battery
 from nonn.reliability.laws.markov import Markov
 from nonn.reliability.laws.outcome import Outcome, assess, availability, distribution, expected
-from nonn.reliability.laws.parse import LAWS, law_from_mapping, parse_law
+from nonn.reliability.laws.parse import LAWS, LawValues, law_from_mapping, parse_law
 from nonn.reliability.laws.requests import GilbertElliott, Groups, Independent, KOfN
 from nonn.reliability.laws.trace import Trace
 
@@ -23,6 +23,7 @@ __all__ = [
     "Independent",
     "KOfN",
     "Law",
+    "LawValues",
     "Markov",
     "Outcome",
     "TimedLaw",

@@ -31,37 +31,45 @@ from nonn.reliability.laws.battery import Battery
 from nonn.reliability.laws.markov import Markov
 from nonn.reliability.laws.requests import GilbertElliott, Groups, Independent, KOfN
 from nonn.reliability.laws.trace import Trace, read_trace
-from nonn.toml import did_you_mean
+from nonn.toml import Registry, did_you_mean
 
-__all__ = ["LAWS", "law_from_mapping", "parse_law"]
+__all__ = ["LAWS", "LawValues", "law_from_mapping", "parse_law"]
 
 _KEY = re.compile(r"(?:^|\s)([A-Za-z_]\w*)\s*=(?!=)")
 _BARE = {"groups": "groups", "trace": "file"}  # the key of a law's value without a name
 
 
-class _Values:
-    """Values of one law, read one at a time; keys that remain are unknown."""
+class LawValues:
+    """The values of one law, read one at a time by its function; keys that remain are unknown.
+
+    Attributes:
+        num_devices: N.
+    """
 
     def __init__(self, values: Mapping[str, Any], num_devices: int, source: str) -> None:
         self.values, self.num_devices, self.source = dict(values), num_devices, source
         self.known: list[str] = []
 
     def error(self, key: str, rule: str) -> ConfigError:
+        """The error of a value that breaks a rule."""
         return ConfigError(f"{self.source}: {key} = {self.values.get(key)!r}: {rule}")
 
     def get(self, key: str, default: Any = None) -> Any:
+        """Any value; required without a default."""
         self.known.append(key)
         if key not in self.values and default is None:
             raise ConfigError(f"{self.source}: '{key}' is missing")
         return self.values.get(key, default)
 
     def number(self, key: str, default: float | None = None, *, low: float, open_low: bool = False) -> float:
+        """A number of at least ``low``, or above it."""
         value = self.get(key, default)
         if not _is_number(value) or value < low or (open_low and value == low):
             raise self.error(key, f"must be a number {'above' if open_low else 'of at least'} {low:g}")
         return float(value)
 
     def whole(self, key: str, default: int | None, low: int, high: int | None = None) -> int:
+        """A whole number between ``low`` and ``high``."""
         value = self.get(key, default)
         if type(value) is not int or value < low or (high is not None and value > high):
             raise self.error(
@@ -97,11 +105,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _independent(v: _Values, text: str) -> Law:
+def _independent(v: LawValues, text: str) -> Law:
     return Independent(v.each("p", v.num_devices, probability=True), text)
 
 
-def _groups(v: _Values, text: str) -> Law:
+def _groups(v: LawValues, text: str) -> Law:
     groups = v.get("groups")
     if not isinstance(groups, list | tuple) or not all(isinstance(g, list | tuple) for g in groups) or not groups:
         raise v.error("groups", "must be a list of lists of node numbers, for example [[0, 1], [2, 3]]")
@@ -115,22 +123,22 @@ def _groups(v: _Values, text: str) -> Law:
     return Groups(groups, p_group, v.each("p", v.num_devices, 0.0, probability=True), text)
 
 
-def _k_of_n(v: _Values, text: str) -> Law:
+def _k_of_n(v: LawValues, text: str) -> Law:
     return KOfN(v.whole("k", None, 0, v.num_devices), v.num_devices, text)
 
 
-def _markov(v: _Values, text: str) -> Law:
+def _markov(v: LawValues, text: str) -> Law:
     return Markov(v.each("mtbf_s", v.num_devices, positive=True), v.each("mttr_s", v.num_devices, positive=True), text)
 
 
-def _battery(v: _Values, text: str) -> Law:
+def _battery(v: LawValues, text: str) -> Law:
     hours = v.each("hours", v.num_devices, positive=True)
     sd_hours = v.each("sd_hours", v.num_devices, 0.0)
     horizon = v.number("horizon_hours", float(hours.max()), low=0, open_low=True)
     return Battery(hours * 3600, sd_hours * 3600, horizon * 3600, v.whole("seed", 0, 0), text)
 
 
-def _gilbert_elliott(v: _Values, text: str) -> Law:
+def _gilbert_elliott(v: LawValues, text: str) -> Law:
     n = v.num_devices
     p, r = v.each("p", n, probability=True), v.each("r", n, probability=True)
     if (p + r == 0).any():
@@ -139,19 +147,22 @@ def _gilbert_elliott(v: _Values, text: str) -> Law:
     return GilbertElliott(p, r, good, bad, text)
 
 
-def _trace(v: _Values, text: str) -> Law:
+def _trace(v: LawValues, text: str) -> Law:
     return Trace(*read_trace(Path(str(v.get("file"))), v.num_devices), text)
 
 
-LAWS: Mapping[str, Callable[[_Values, str], Law]] = {
-    "independent": _independent,
-    "groups": _groups,
-    "k-of-n": _k_of_n,
-    "markov": _markov,
-    "battery": _battery,
-    "gilbert-elliott": _gilbert_elliott,
-    "trace": _trace,
-}
+LAWS: Registry[Callable[[LawValues, str], Law]] = Registry(
+    "nonn.laws",
+    {
+        "independent": _independent,
+        "groups": _groups,
+        "k-of-n": _k_of_n,
+        "markov": _markov,
+        "battery": _battery,
+        "gilbert-elliott": _gilbert_elliott,
+        "trace": _trace,
+    },
+)
 
 
 def parse_law(text: str, num_devices: int) -> Law:
@@ -194,11 +205,11 @@ def law_from_mapping(values: Mapping[str, Any], num_devices: int, *, source: str
     """
     rest = dict(values)
     kind = rest.pop("kind", None)
-    if kind not in LAWS:
-        near = did_you_mean(str(kind), LAWS, "known laws")
-        raise ConfigError(f"{source}: unknown failure law '{kind}'; {near}")
-    reader = _Values(rest, num_devices, source)
-    law = LAWS[kind](reader, text or " ".join([kind, *(f"{k}={v}" for k, v in rest.items())]))
+    build = LAWS.load(str(kind), f"{source}: failure law")
+    reader = LawValues(rest, num_devices, source)
+    law: object = build(reader, text or " ".join([str(kind), *(f"{k}={v}" for k, v in rest.items())]))
+    if not isinstance(law, Law):
+        raise ConfigError(f"{source}: {kind} gave a {type(law).__name__}, not a nonn.reliability.laws.Law")
     reader.done()
     return law
 
