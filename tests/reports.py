@@ -13,6 +13,7 @@ import jsonschema
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, write_bundle
+from nonn.bundle.manifest import OUTCOMES
 from nonn.documents import from_json, to_json
 from nonn.report.document import Report
 
@@ -34,7 +35,9 @@ def rewritten(
     bundle: Bundle, path: Path, arrays: Mapping[str, Mapping[str, NDArray[Any]]] | None = None, **changes: Any
 ) -> Bundle:
     """The bundle with other values in its manifest, and further or other arrays."""
-    kept = {name: bundle.arrays(name) for name in bundle.manifest.files}
+    # Outcomes belong to their counts: a bundle with other counts has none, as one of an older version.
+    lost = {OUTCOMES} if "accuracy.npz" in (arrays or {}) else set()
+    kept = {name: bundle.arrays(name) for name in bundle.manifest.files.keys() - lost}
     manifest = dataclasses.replace(bundle.manifest, **changes)
     students = {s.device: bundle.student_path(s.device % bundle.num_devices).read_bytes() for s in manifest.students}
     return write_bundle(path, manifest, students, {**kept, **(arrays or {})})

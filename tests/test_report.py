@@ -23,6 +23,7 @@ from nonn.cli import report as command
 from nonn.documents import read, to_json
 from nonn.errors import BundleError, ConfigError, InputError, MissingExtraError
 from nonn.fusion import ZeroFill
+from nonn.reliability.intervals import wilson
 from nonn.reliability.subsets import membership
 from nonn.report import build_report, write_report
 from nonn.report.build import filter_graph
@@ -115,7 +116,7 @@ def test_the_report_keeps_its_contract(toy: Bundle) -> None:
         assert {type(device[key]) for key in counts} == {int}
         assert {type(device[key]) for key in ("accuracy_alone", "value")} == {float}
     for row in report["accuracy_by_failures"]:
-        assert list(row) == ["failed", "subsets", "mean", "worst", "best", "worst_subset"]
+        assert list(row)[:6] == ["failed", "subsets", "mean", "worst", "best", "worst_subset"]
         assert {type(row[key]) for key in ("mean", "worst", "best")} == {float}
     assert (report["schema"], report["experiment"], report["bundle"]) == (1, "toy", toy.hash)
     assert (report["fusion"], report["measured_live"]) == ("ridge", [])
@@ -124,7 +125,9 @@ def test_the_report_keeps_its_contract(toy: Bundle) -> None:
 
 def test_numbers_are_those_of_a_table_computed_by_hand(three: Bundle) -> None:
     report = build_report(three)
-    assert to_json(report.accuracy_by_failures) == [
+    assert report.data.points_per_sample == 10
+    rows = [dict(list(row.items())[:6]) for row in to_json(report.accuracy_by_failures)]
+    assert rows == [
         {"failed": 0, "subsets": 1, "mean": 0.9, "worst": 0.9, "best": 0.9, "worst_subset": []},
         {"failed": 1, "subsets": 3, "mean": pytest.approx(19 / 30), "worst": 0.6, "best": 0.7, "worst_subset": [0, 2]},
         {"failed": 2, "subsets": 3, "mean": pytest.approx(0.4), "worst": 0.3, "best": 0.5, "worst_subset": [2]},
@@ -135,7 +138,10 @@ def test_numbers_are_those_of_a_table_computed_by_hand(three: Bundle) -> None:
     # With p = ½: the mean over the four sets with the device, less that over the four without.
     value = [(5 + 7 + 6 + 9 - 4 - 3 - 6) / 40, (4 + 7 + 6 + 9 - 5 - 3 - 6) / 40, (3 + 6 + 6 + 9 - 5 - 4 - 7) / 40]
     assert [device.value for device in report.devices] == pytest.approx(value)
-    assert to_json(report.teacher) == {"model": "prototypes", "params": 640, "macs": 640, "accuracy": 1.0}
+    assert to_json(report.teacher) == {"model": "prototypes", "params": 640, "macs": 640} | {
+        "accuracy": 1.0,
+        "interval": pytest.approx([*wilson(10, 10)]),
+    }
     assert report.data.samples == 10
 
 
@@ -208,6 +214,7 @@ def test_sixteen_devices_are_counted_exactly(toy: Bundle, tmp_path: Path) -> Non
 
 def test_live_rows_get_what_was_predicted_for_exactly_these_devices(three: Bundle) -> None:
     first, second = build_report(three, LIVE).measured_live
+    ends = wilson(9, 10)
     assert to_json(first) == {
         "failed": 0,
         "answered": [0, 1, 2],
@@ -215,6 +222,8 @@ def test_live_rows_get_what_was_predicted_for_exactly_these_devices(three: Bundl
         "predicted": 0.9,
         "requests": 10,
         "lost": 0,
+        "interval": pytest.approx([*ends]),
+        "predicted_interval": pytest.approx([*ends]),
     }
     assert second.answered == (0, 2)
     assert (second.failed, second.predicted) == (1, 0.6)
@@ -244,8 +253,8 @@ def test_a_live_row_that_lacks_a_key_names_it(three: Bundle) -> None:
 
 def test_the_headline_is_one_plain_sentence(three: Bundle, toy: Bundle) -> None:
     assert headline(build_report(three)) == (
-        "With 1 of 3 devices gone, answers are right 63.3 % of the time on average (worst case 60.0 %); "
-        "the teacher: 100.0 %"
+        "With 1 of 3 devices gone, answers are right 63 % (34 to 85 %) of the time on average, 60 % in the worst case; "
+        "the teacher: 100 %"
     )
     assert headline(build_report(toy)).startswith("With 4 of 8 devices gone")
 
@@ -259,18 +268,18 @@ def test_nothing_short_of_perfect_is_rounded_up_to_perfect() -> None:
 def test_the_text_table_lines_up_and_says_what_report_json_says(three: Bundle) -> None:
     text = as_text(failure_table(build_report(three)))
     assert text.splitlines() == [
-        "failed  subsets     mean    worst     best  answering in the worst case",
-        "──────  ───────  ───────  ───────  ───────  ───────────────────────────",
-        "     0        1  90.00 %  90.00 %  90.00 %  0 1 2",
-        "     1        3  63.33 %  60.00 %  70.00 %  0 2",
-        "     2        3  40.00 %  30.00 %  50.00 %  2",
+        "failed  subsets  mean  95 %        worst  95 %        best  answering in the worst case",
+        "──────  ───────  ────  ──────────  ─────  ──────────  ────  ───────────────────────────",
+        "     0        1  90 %  60 to 98 %   90 %  60 to 98 %  90 %  0 1 2",
+        "     1        3  63 %  34 to 85 %   60 %  31 to 83 %  70 %  0 2",
+        "     2        3  40 %  17 to 69 %   30 %  11 to 60 %  50 %  2",
     ]
 
 
 def test_live_measurements_stand_next_to_the_prediction(three: Bundle) -> None:
     assert "cluster" not in text_report(build_report(three))
     text = text_report(build_report(three, LIVE))
-    assert re.search(r"1 +1,234 +3 +50\.00 % +60\.00 % +0 2\n", text)
+    assert re.search(r"1 +1,234 +3 +50 % +24 to 76 % +60 % +0 2\n", text)
 
 
 def test_markdown_tables_have_a_rule_and_as_many_cells_in_every_row(three: Bundle) -> None:
@@ -280,8 +289,8 @@ def test_markdown_tables_have_a_rule_and_as_many_cells_in_every_row(three: Bundl
     assert [len({line.count("|") for line in table}) for table in tables] == [1] * 8
     assert {table[1].strip("|-: ") for table in tables} == {""}
     lines = tables[0]
-    assert lines[1] == "| ---: | ---: | ---: | ---: | ---: | :--- |"
-    assert "| 1 | 3 | 63.33 % | 60.00 % | 70.00 % | 0 2 |" in lines
+    assert lines[1] == "| ---: | ---: | ---: | :--- | ---: | :--- | ---: | :--- |"
+    assert "| 1 | 3 | 63 % | 34 to 85 % | 60 % | 31 to 83 % | 70 % | 0 2 |" in lines
 
 
 def test_the_page_shows_the_numbers_of_report_json(three: Bundle, page: str) -> None:
@@ -301,10 +310,10 @@ def test_the_page_shows_the_numbers_of_report_json(three: Bundle, page: str) -> 
 def test_tiles_and_sentences_of_the_page_agree_with_report_json(three: Bundle, page: str) -> None:
     report = build_report(three, LIVE)
     row = report.accuracy_by_failures
-    tiles = re.findall(r'<dd><data value="([^"]+)">([^<]+)</data></dd>', page)[:5]
+    tiles = re.findall(r'<dd><data value="([^"]+)">([^<]+)</data><small>', page)[:5]
     wanted = [row[1].mean, row[1].worst, row[0].mean, report.expected_accuracy.value, 1.0]
     assert [float(value) for value, _ in tiles] == wanted
-    assert [unescape(text).replace("\xa0", " ") for _, text in tiles] == [percent(value, 1) for value in wanted]
+    assert [unescape(text).replace("\xa0", " ") for _, text in tiles] == [percent(value, 0) for value in wanted]
     assert f"<h1>{headline(report)}.</h1>" in page.replace("\xa0", " ")
     assert "independent p=0.5" in page
     assert three.hash in page

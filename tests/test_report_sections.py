@@ -21,6 +21,7 @@ from nonn.documents import read, to_json
 from nonn.errors import BundleError, ConfigError
 from nonn.fusion import ZeroFill
 from nonn.reliability.bias import class_bias
+from nonn.reliability.evidence import Evidence
 from nonn.reliability.subsets import SubsetTable, mask_of, probabilities
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
@@ -85,7 +86,7 @@ def test_shapley_values_and_pairs_are_those_computed_by_hand(three: Bundle) -> N
     assert report.pair_losses == ((0.6, 0.3, 0.4), (0.3, 0.6, 0.5), (0.4, 0.5, 0.7))
     rows = pair_table(report).values()
     assert [row[:3] for row in rows] == [[0, 1, 0.3], [0, 2, 0.4], [1, 2, 0.5]]
-    assert [row[3] for row in rows] == pytest.approx([0.6, 0.5, 0.4])
+    assert [row[4] for row in rows] == pytest.approx([0.6, 0.5, 0.4])
 
 
 def test_availability_is_that_computed_by_hand(three: Bundle) -> None:
@@ -100,7 +101,7 @@ def test_availability_is_that_computed_by_hand(three: Bundle) -> None:
 
 @pytest.mark.parametrize("p_fail", [0.0, 0.1, 1.0])
 def test_availability_is_the_probability_of_the_sets_that_reach_the_level(toy: Bundle, p_fail: float) -> None:
-    result = availability(toy.table, [p_fail] * 8)
+    result = availability(toy.evidence, [p_fail] * 8)
     law = probabilities(np.full(8, p_fail))
     wanted = [law[toy.table.accuracy >= level].sum() for level in result.levels]
     assert result.curves[0].share == pytest.approx(wanted)
@@ -238,10 +239,11 @@ def test_several_bundles_stand_side_by_side(both: Report, three: Bundle, toy: Bu
     assert (first.bundle, second.bundle) == (three.hash, toy.hash)
     assert first.method != second.method  # both are called toy, so the hash tells them apart
     assert first.accuracy_by_failures == both.accuracy_by_failures
-    assert second.accuracy_by_failures == toy.table.by_failures()
-    cells = [line[:-4] for line in methods_table(both).cells()]  # without the columns of costs
-    assert cells[0][1:] == ["3", "90.00 %", "63.33 %", "40.00 %", *["–"] * 5]
+    assert second.accuracy_by_failures == toy.evidence.by_failures()
+    cells = [line[:-6] for line in methods_table(both).cells()]  # without the columns of differences and costs
+    assert cells[0][1:] == ["3", "90 %", "63 %", "40 %", *["–"] * 5]
     assert "–" not in cells[1]
+    assert second.against_first == ()  # another number of test samples
     assert text_report(both).endswith("\n")
     assert second.method in text_report(both)
     assert build_report(three).methods == ()
@@ -261,7 +263,9 @@ def test_every_table_of_the_page_equals_report_json(both: Report) -> None:
             wanted = [exact if c.is_number else None for exact, c in zip(source, table.columns, strict=True)]
             assert [value for value, _ in row] == wanted
     share = both.availability.curves[0].share
-    assert [row[1] for row in availability_table(both.availability).values()][:2] == [share[500], share[700]]
+    stated = both.availability.curves[0].stated
+    assert [row[:2] for row in availability_table(both.availability).values()] == [[s.level, s.share] for s in stated]
+    assert [s.share for s in stated] == [share[round(1000 * s.level)] for s in stated]
 
 
 def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both: Report) -> None:
@@ -313,7 +317,10 @@ def test_a_bar_in_a_name_does_not_break_a_markdown_table(halves: Bundle, tmp_pat
     names = ("a|b", "$c$", *(f"a rather long name of class {i}" for i in range(8)))
     bundle = rewritten(halves, tmp_path / "bundle", classes=names)
     report = build_report(bundle)
-    assert r"| a\|b | 1 | 100.00 % | 100.00 % | 0.00 |" in markdown_report(report).splitlines()
+    assert (
+        r"| a\|b | 1 | 100 % | 21 to 100 % | 100 % | 21 to 100 % | 0 | -79 to 79 |"
+        in markdown_report(report).splitlines()
+    )
     assert report.by_class is not None
     picture = class_plot(report.by_class)
     assert ">$c$<" in picture
@@ -326,9 +333,9 @@ def test_figures_stand_extremes(both: Report) -> None:
     level = dataclasses.replace(both, pair_losses=((0.9,) * 3,) * 3)
     assert "90.0" in pair_plot(level)
     for p_fail in (0.0, 1.0):
-        assert "<svg" in availability_plot(availability(THREE, [p_fail] * 3))
+        assert "<svg" in availability_plot(availability(Evidence(THREE), [p_fail] * 3))
     flat = SubsetTable(np.array([0, 10]), 10)
-    assert "<svg" in availability_plot(availability(flat, [0.0]))
+    assert "<svg" in availability_plot(availability(Evidence(flat), [0.0]))
 
 
 def run_command(*arguments: str) -> int:

@@ -19,7 +19,7 @@ from nonn_sim.enumerate import (
 )
 from numpy.typing import NDArray
 
-from nonn.enumeration import count_correct, count_one_by_one, enumerate_subsets
+from nonn.enumeration import count_correct, count_one_by_one, enumerate_evidence, enumerate_subsets
 from nonn.enumeration.counter import Counter
 from nonn.errors import BundleError, ConfigError, ShapeError
 from nonn.fusion import Head, LinearHead, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
@@ -89,12 +89,17 @@ def problem(
 def test_counts_equal_those_of_fusing_each_set_anew(kind: str, seed: int, whole: bool, per_class: bool) -> None:
     head, features, labels = problem(kind, seed, whole=whole)
     fused = np.zeros((1 << head.num_devices, head.num_classes), dtype=np.int64)
+    outcomes = np.zeros((len(labels), 1 << head.num_devices), dtype=bool)
     for mask in range(1, 1 << head.num_devices):
         logits = head.logits({i: features[i] for i in members(mask)})
         right = logits.astype(np.float32).argmax(axis=1) == labels
+        outcomes[:, mask] = right
         fused[mask] = np.bincount(labels[right], minlength=head.num_classes)
     expected = fused if per_class else fused.sum(axis=1)
     np.testing.assert_array_equal(count_correct(head, features, labels, per_class=per_class), expected)
+    found = enumerate_evidence(head, features, labels).outcomes
+    assert found is not None
+    np.testing.assert_array_equal(found.packed, np.packbits(outcomes, axis=1, bitorder="little"))
 
 
 @pytest.mark.parametrize("kind", KINDS[:-1])

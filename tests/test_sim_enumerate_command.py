@@ -15,6 +15,7 @@ from nonn_sim.summary import _class_text
 
 from nonn.bundle import Bundle, write_bundle
 from nonn.documents import to_json
+from nonn.reliability.intervals import wilson
 from nonn.reliability.subsets import mask_of
 from tests.light import BLOCKER
 from tests.serving import TIMEOUT_S
@@ -43,7 +44,7 @@ def test_json_holds_the_exact_figures(bundle: Bundle, capsys: pytest.CaptureFixt
     found = as_json(capsys, str(bundle.path), "--law", "independent p=0.2", "--level", "0.5", "--per-class")
     table = bundle.table
     assert found["method"] == "exact"
-    assert found["accuracy_by_failures"] == to_json(table.by_failures())
+    assert found["accuracy_by_failures"] == to_json(bundle.evidence.by_failures())
     p = [0.2] * 4
     assert found["law"]["expected"] == pytest.approx(table.expected(np.array(p)))
     assert found["law"]["levels"][0]["first_fall"] is None
@@ -73,7 +74,7 @@ def test_text_shows_what_the_json_holds(bundle: Bundle, tmp_path: Path, capsys: 
     assert main(["enumerate", *options]) == 0
     shown = capsys.readouterr().out
     for row in found["accuracy_by_failures"]:
-        assert f"{100 * row['worst']:.2f} %" in shown
+        assert f"{100 * row['worst']:.1f} %" in shown
     assert found["guarantees"][0]["holds"]
     assert "holds: " in shown
     days = found["law"]["levels"][0]["first_fall"]["mean_s"] / 86400
@@ -167,7 +168,10 @@ def test_a_bundle_without_features_serves_its_table_but_no_classes(
     students = {i: bundle.student_path(i).read_bytes() for i in range(4)}
     arrays = {name: bundle.arrays(name) for name in ("fusion.npz", "accuracy.npz")}
     bare = write_bundle(tmp_path / "bare", bundle.manifest, students, arrays)
-    assert as_json(capsys, str(bare.path))["accuracy_by_failures"] == to_json(bundle.table.by_failures())
+    rows = as_json(capsys, str(bare.path))["accuracy_by_failures"]
+    assert [row["mean"] for row in rows] == [row.mean for row in bundle.table.by_failures()]
+    low, high = wilson(rows[2]["mean"] * 200, 200)  # without outcomes, as of one subset
+    assert rows[2]["interval"] == pytest.approx([float(low), float(high)])
     for option in ("--per-class", "--recount"):
         assert main(["enumerate", str(bare.path), option]) == 3
         assert "has no features.npz" in capsys.readouterr().err

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from nonn.errors import ConfigError, GuaranteeError
 from nonn.reliability.guarantees import check_guarantees, judge
+from nonn.reliability.intervals import wilson
 from nonn.reliability.laws import parse_law
 from nonn.reliability.subsets import SubsetTable, members
 
@@ -50,6 +52,39 @@ def test_a_promised_expectation_names_the_set_that_costs_most() -> None:
     assert verdict.breaking == (1, 2)
 
 
+def test_a_promise_with_a_confidence_is_about_new_samples() -> None:
+    verdict = judge(TABLE, None, "accuracy>=0.5 failed<=1 confidence=0.95")
+    wanted = stats.binomtest(60, 100, alternative="greater").proportion_ci(0.95, method="exact").low
+    assert verdict.value == pytest.approx(wanted)
+    assert verdict.holds
+    verdict = judge(TABLE, None, "accuracy>=0.60 failed<=1 confidence=0.95")
+    assert (verdict.holds, verdict.breaking, verdict.accuracy) == (False, (1, 2), 0.6)
+    assert "at least 0.512976 with a confidence of 0.95 instead of 0.6; when only devices 1, 2 answer, measured" in str(
+        verdict
+    )
+    law = parse_law("independent p=0.05", 3)
+    for promise in ("expected>={}", "P(accuracy>=0.80)>={}"):
+        measured = judge(TABLE, law, promise.format(0.5)).value
+        bound = judge(TABLE, law, promise.format(0.5) + " confidence=0.95")
+        assert bound.value < measured
+        assert not judge(TABLE, law, promise.format(measured) + "  confidence = 0.95").holds
+        assert judge(TABLE, law, promise.format(0.5) + " confidence=0.99").value <= bound.value
+    expected = float(law.probabilities() @ TABLE.accuracy)
+    assert judge(TABLE, law, "expected>=0.5 confidence=0.975").value == pytest.approx(
+        float(wilson(100 * expected, 100)[0])
+    )
+
+
+def test_the_worst_case_is_below_its_bound_as_rarely_as_the_confidence_says() -> None:
+    """Fifteen subsets with nearly the same accuracy: the bound of the worst needs no correction for the choice."""
+    rng, truth = np.random.default_rng(0), np.linspace(0.9, 0.91, 15)
+    wrong = 0
+    for _ in range(400):
+        table = SubsetTable(np.array([0, *rng.binomial(200, truth)]), 200)
+        wrong += judge(table, None, "accuracy>=0.5 failed<=3 confidence=0.9").value > truth.min()
+    assert wrong / 400 < 0.1
+
+
 @given(st.lists(st.integers(0, 100), min_size=16, max_size=16), st.integers(0, 4), st.integers(0, 100))
 def test_the_set_that_is_named_does_break_the_promise(counts: list[int], failed: int, percent: int) -> None:
     table = SubsetTable(np.array(counts), 100)
@@ -88,6 +123,8 @@ def test_promises_that_hold_return_and_others_raise_with_every_broken_one() -> N
         ("P(accuracy>=0.7)>=1.5", "must be between 0 and 1"),
         ("P(accuracy>=0.7)>=0.9", "needs a failure law"),
         ("expected>=0.7", "needs a failure law"),
+        ("accuracy>=0.7 failed<=1 confidence=1", "at least 0.5 and below 1"),
+        ("confidence=0.9", "write 'accuracy>=0.70 failed<=4'"),
     ],
 )
 def test_a_promise_that_cannot_be_checked_says_why(text: str, words: str) -> None:

@@ -10,11 +10,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
+from nonn.bundle import Bundle, InputSpec, Manifest, Student, evidence_arrays, write_bundle
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY
-from nonn.enumeration import enumerate_subsets
+from nonn.enumeration import enumerate_evidence
 from nonn.fusion import RidgePerSet, gram
 from nonn.fusion.consistency_fit import fit_consistency
 
@@ -89,7 +89,7 @@ def toy_bundle(
     head = RidgePerSet(*sums, ridge=1e-4, widths=[width] * num_devices)
     inputs, labels = toy_data(200, 3, shape)
     recorded = features(inputs)
-    table = enumerate_subsets(head, recorded, labels)
+    evidence = enumerate_evidence(head, recorded, labels)
     further: dict[str, dict[str, NDArray[Any]]] = {}
     spec = InputSpec(shape, "uint8", (127.0,) * shape[0], (70.0,) * shape[0])
     if tested:
@@ -122,7 +122,7 @@ def toy_bundle(
         {i: linear_student(w, shape) for i, w in enumerate(weights)},
         {
             "fusion.npz": head.to_arrays(),
-            "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
+            **evidence_arrays(evidence, np.ones(len(labels), dtype=bool)),
             "features.npz": {"labels": labels, **{f"device_{i}": f for i, f in enumerate(recorded)}},
             **further,
         },

@@ -12,6 +12,7 @@ from nonn.bundle.manifest import (
     InputSpec,
     Manifest,
     Student,
+    evidence_arrays,
     load_bundle,
     write_bundle,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Manifest",
     "Prediction",
     "Student",
+    "evidence_arrays",
     "load_bundle",
     "write_bundle",
 ]

@@ -7,6 +7,7 @@
     students/student-<i>.int8.onnx   the same in 8 bits; if present, devices run it
     fusion.npz                the fusion head
     accuracy.npz              accuracy of all 2^N subsets of devices: correct counts and sample size
+    outcomes.npz              optional: which test samples each subset, and the teacher, classify correctly
     features.npz              optional: recorded test features and labels, for the simulator
     graph.npz                 optional: the filter graph, for the report
     consistency.npz           optional: constants of the test of devices against each other, for the aggregator
@@ -39,17 +40,30 @@ from nonn.bundle.prediction import Offline, Prediction
 from nonn.bundle.preprocess import Preprocess, recorded
 from nonn.bundle.self_contained import check_self_contained
 from nonn.bundle.views import view_shape
-from nonn.errors import BundleError, InputError, NonnError
+from nonn.errors import BundleError, InputError, NonnError, ShapeError
 from nonn.files import atomic_folder, numpy_reason, sha256_file, write_json
 from nonn.fusion import Head, head_from_arrays
 from nonn.fusion.consistency import Consistency
+from nonn.reliability.evidence import Evidence
+from nonn.reliability.outcomes import Outcomes
 from nonn.reliability.subsets import SubsetTable, mask_of
 
-__all__ = ["SCHEMA", "Bundle", "InputSpec", "Manifest", "Student", "load_bundle", "write_bundle"]
+__all__ = [
+    "OUTCOMES",
+    "SCHEMA",
+    "Bundle",
+    "InputSpec",
+    "Manifest",
+    "Student",
+    "evidence_arrays",
+    "load_bundle",
+    "write_bundle",
+]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CONSISTENCY = "consistency.npz"
+OUTCOMES = "outcomes.npz"
 DEFAULT_P_FAIL = 0.1
 _NAME = re.compile(r"\w[\w.-]*")  # as in an experiment file: names reach C comments, pages and terminals
 
@@ -244,6 +258,32 @@ class Bundle:
         return table
 
     @cached_property
+    def evidence(self) -> Evidence:
+        """The table with the outcome of each test sample, for intervals; bundles of older versions lack the outcomes.
+
+        Raises:
+            BundleError: the outcomes do not fit the table.
+        """
+        if OUTCOMES not in self.manifest.files:
+            return Evidence(self.table)
+        arrays = self.arrays(OUTCOMES)
+        try:
+            return Evidence(self.table, Outcomes(arrays["right"], self.num_devices, self.table.samples))
+        except (KeyError, ShapeError) as exc:
+            raise BundleError(f"{self.path}/{OUTCOMES}: {exc}; build the bundle again") from exc
+
+    @cached_property
+    def teacher_right(self) -> NDArray[np.bool_] | None:
+        """Whether the teacher classifies each sample of the outcomes correctly [m]; None where that is not recorded."""
+        packed = self.arrays(OUTCOMES).get("teacher") if OUTCOMES in self.manifest.files else None
+        outcomes = self.evidence.outcomes
+        if packed is None or outcomes is None:
+            return None
+        if packed.dtype != np.uint8 or packed.shape != (-(-outcomes.kept // 8),):
+            raise BundleError(f"{self.path}/{OUTCOMES}: teacher {packed.dtype} {list(packed.shape)}; build it again")
+        return np.unpackbits(packed, count=outcomes.kept, bitorder="little").astype(bool)
+
+    @cached_property
     def consistency(self) -> Consistency | None:
         """Test of the devices against each other; None in bundles without one.
 
@@ -334,6 +374,22 @@ class Bundle:
             raise BundleError(
                 f"{self.path / name}: cannot be read ({numpy_reason(exc)}); copy or build the bundle again"
             ) from exc
+
+
+def evidence_arrays(evidence: Evidence, teacher: NDArray[np.bool_] | None = None) -> dict[str, dict[str, NDArray[Any]]]:
+    """The arrays of accuracy.npz and outcomes.npz, by file.
+
+    Args:
+        evidence: accuracy of all subsets, with outcomes if there are any.
+        teacher: whether the teacher classifies each sample of the outcomes correctly [m].
+    """
+    table, outcomes = evidence.table, evidence.outcomes
+    found = {"accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)}}
+    if outcomes is not None:
+        found[OUTCOMES] = {"right": outcomes.packed}
+        if teacher is not None:
+            found[OUTCOMES]["teacher"] = np.packbits(teacher, bitorder="little")
+    return found
 
 
 def write_bundle(

@@ -346,7 +346,8 @@ class GuaranteesConfig:
     """Promises that a bundle must keep to be written; the forms are those of `nonn-sim enumerate --guarantee`."""
 
     require: Annotated[
-        tuple[str, ...], 'promises such as "accuracy>=0.70 failed<=4" or "P(accuracy>=0.70)>=0.999"'
+        tuple[str, ...],
+        'promises such as "accuracy>=0.70 failed<=4" or "P(accuracy>=0.70)>=0.999", with or without confidence=0.95',
     ] = ()
     law: Annotated[
         str, "failure law of promises with P( ) or expected; empty: devices fail independently with their p_fail"

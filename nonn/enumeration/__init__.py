@@ -30,9 +30,11 @@ from nonn.enumeration.masked import count_masked
 from nonn.enumeration.ridge import count_ridge
 from nonn.errors import ShapeError
 from nonn.fusion import Head, LogisticPerSet, MaskedHead, RidgePerSet
+from nonn.reliability.evidence import Evidence
+from nonn.reliability.outcomes import Outcomes, kept_samples
 from nonn.reliability.subsets import SubsetTable, all_masks, members
 
-__all__ = ["count_correct", "count_one_by_one", "enumerate_subsets"]
+__all__ = ["count_correct", "count_one_by_one", "enumerate_evidence", "enumerate_subsets"]
 
 IntArray = NDArray[np.int64]
 
@@ -62,22 +64,25 @@ def count_correct(
     """
     all_masks(head.num_devices)
     counter = _counter(head, features, labels, per_class, progress)
+    _count(head, counter)
+    return counter.correct
+
+
+def _count(head: Head, counter: Counter) -> None:
+    """Counts all subsets with the method of the head."""
     form = additive_form(head)
     # np.errstate: values beyond float32 become infinite here, are in doubt, and are fused by the head in float64.
     with np.errstate(over="ignore", invalid="ignore"):
         if form is not None and head.num_classes > 1:
             count_additive(form, counter)
-            return counter.correct
-        if type(head) is RidgePerSet and head.num_classes > 1 and head.is_well_conditioned:
+        elif type(head) is RidgePerSet and head.num_classes > 1 and head.is_well_conditioned:
             count_ridge(head, counter)
-            return counter.correct
-        if type(head) is LogisticPerSet and head.num_classes > 1:
+        elif type(head) is LogisticPerSet and head.num_classes > 1:
             count_linear(head, counter)
-            return counter.correct
-    if type(head) is MaskedHead:
-        count_masked(head, counter)
-        return counter.correct
-    return count_one_by_one(head, features, labels, per_class=per_class, progress=progress)
+        elif type(head) is MaskedHead:
+            count_masked(head, counter)
+        else:
+            _fuse_each(head, counter, all_masks(head.num_devices).tolist())
 
 
 def count_one_by_one(
@@ -103,16 +108,20 @@ def count_one_by_one(
         Counts in the order of ``masks``, [m] or [m, K].
     """
     wanted = all_masks(head.num_devices).tolist() if masks is None else list(masks)
-    counter = _counter(head, features, labels, per_class, None, sets=len(wanted))
-    for place, mask in enumerate(wanted):
+    counter = _counter(head, features, labels, per_class, progress, sets=len(wanted))
+    _fuse_each(head, counter, wanted)
+    return counter.correct
+
+
+def _fuse_each(head: Head, counter: Counter, masks: Sequence[int]) -> None:
+    """Counts the subsets one by one, in the order of ``masks``."""
+    for place, mask in enumerate(masks):
         if mask:
-            logits = head.logits({i: features[i] for i in members(mask)}, keep=False)
+            logits = head.logits({i: counter.features[i] for i in members(mask)}, keep=False)
             with np.errstate(over="ignore"):
                 right = logits.astype(np.float32).argmax(axis=1) == counter.labels
             counter.count(np.array([place]), counter.rows, right[None])
-        if progress is not None:
-            progress((place + 1) / len(wanted))
-    return counter.correct
+        counter.report((place + 1) / len(masks))
 
 
 def _counter(
@@ -122,6 +131,7 @@ def _counter(
     per_class: bool,
     progress: Callable[[float], None] | None,
     sets: int | None = None,
+    keep: IntArray | None = None,
 ) -> Counter:
     """Checks shapes and creates an empty counter."""
     if len(features) != head.num_devices:
@@ -131,7 +141,7 @@ def _counter(
             raise ShapeError(
                 f"device {i}: features of shape {list(given.shape)}, expected {[len(labels), width]} for these labels"
             )
-    return Counter(head, features, labels, 1 << head.num_devices if sets is None else sets, per_class, progress)
+    return Counter(head, features, labels, 1 << head.num_devices if sets is None else sets, per_class, progress, keep)
 
 
 def enumerate_subsets(head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> SubsetTable:
@@ -146,3 +156,14 @@ def enumerate_subsets(head: Head, features: Sequence[NDArray[Any]], labels: NDAr
         The exact table; the empty subset has no correct answer.
     """
     return SubsetTable(count_correct(head, features, labels), len(labels))
+
+
+def enumerate_evidence(head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> Evidence:
+    """As ``enumerate_subsets``, with the outcome of each sample.
+
+    Of many samples and devices, the outcomes of a random choice are kept (``nonn.reliability.outcomes``).
+    """
+    all_masks(head.num_devices)
+    counter = _counter(head, features, labels, False, None, keep=kept_samples(head.num_devices, len(labels)))
+    _count(head, counter)
+    return Evidence(SubsetTable(counter.correct, len(labels)), Outcomes.of(counter.outcomes, len(labels)))

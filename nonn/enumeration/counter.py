@@ -30,10 +30,12 @@ class Counter:
         sets: number of subsets that are counted.
         per_class: count by the true class too.
         progress: called with the completed share.
+        keep: samples whose outcome is kept for each subset.
 
     Attributes:
         correct: the counts [sets] or [sets, K].
         rows: all samples [n].
+        outcomes: whether each subset is right, for each sample to keep [m, sets].
     """
 
     def __init__(
@@ -44,9 +46,14 @@ class Counter:
         sets: int,
         per_class: bool,
         progress: Callable[[float], None] | None,
+        keep: IntArray | None = None,
     ) -> None:
         self.head, self.features, self.labels = head, features, np.asarray(labels)
         self.progress, self.rows = progress, np.arange(len(self.labels))
+        kept = np.zeros(0, dtype=np.int64) if keep is None else keep
+        self.outcomes = np.zeros((len(kept), sets), dtype=bool)
+        self._place = np.full(len(self.labels), -1)  # of each sample in the outcomes
+        self._place[kept] = np.arange(len(kept))
         self._fused: dict[int, NDArray[np.uint8]] = {}
         self.correct = np.zeros((sets, head.num_classes) if per_class else sets, dtype=np.int64)
         # [n, K]; float32 so that counting by class is a matrix product, exact below 2^24 samples a block.
@@ -63,6 +70,10 @@ class Counter:
             self.correct[masks] += np.count_nonzero(right, axis=1)
         else:
             self.correct[masks] += (right.astype(np.float32) @ self._one_hot[rows]).astype(np.int64)
+        if len(self.outcomes):
+            places = self._place[rows]
+            known = places >= 0
+            self.outcomes[places[known][:, None], masks] = right[:, known].T
 
     def judge(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import Bundle, InputSpec, Manifest, load_bundle, write_bundle
+from nonn.bundle import Bundle, InputSpec, Manifest, evidence_arrays, load_bundle, write_bundle
 from nonn.bundle import Student as StudentEntry
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
@@ -23,9 +23,9 @@ from nonn.bundle.views import select_view
 from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import Students
-from nonn.enumeration import enumerate_subsets
+from nonn.enumeration import enumerate_evidence, enumerate_subsets
 from nonn.errors import BundleError
-from nonn.experiment.training import Trained, stage_inputs, teacher_accuracy
+from nonn.experiment.training import Trained, stage_inputs, teacher_outcomes
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
@@ -34,7 +34,8 @@ from nonn.fusion import Head
 from nonn.fusion.consistency_fit import fit_consistency
 from nonn.partition import Partition
 from nonn.provenance import code_version
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.evidence import Evidence
+from nonn.reliability.outcomes import kept_samples
 from nonn.students import measure_cost
 from nonn.students.devices import failure_law
 
@@ -90,9 +91,12 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
         tick(1, head.kind)
     exported = _export(space, students, trained.cut.partition)
     with space.progress.bar("all answering sets", 1) as tick:
-        table = enumerate_subsets(head, exported.features, labels)
-        tick(1, f"{len(table.correct):,} × {table.samples:,} samples")
-    _check_guarantees(config, table)
+        evidence = enumerate_evidence(head, exported.features, labels)
+        tick(1, f"{len(evidence.table.correct):,} × {len(labels):,} samples")
+    kept = kept_samples(head.num_devices, len(labels))
+    if len(kept) < len(labels):
+        space.progress.say(f"outcomes of {len(kept):,} of {len(labels):,} samples are kept, for intervals")
+    _check_guarantees(config, evidence)
     with space.progress.bar("consistency test", 1) as tick:
         recorded = _tests(space, exported, head)
         tick(1, "" if CONSISTENCY in recorded else "too few devices, classes or held-out samples")
@@ -104,7 +108,7 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
         {i: served.data for i, served in enumerate(exported.deployed)},
         {
             "fusion.npz": head.to_arrays(),
-            "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
+            **evidence_arrays(evidence, teacher_outcomes(space, trained.teacher)[kept]),
             "graph.npz": {"weights": trained.cut.graph},
             **recorded,
         },
@@ -162,7 +166,7 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
             "model": config.teacher.model,
             "params": cost.params,
             "macs": cost.macs,
-            "accuracy": teacher_accuracy(space, trained.teacher),
+            "accuracy": float(teacher_outcomes(space, trained.teacher).mean()),
         },
         data={"name": data.name, "split": "test", "samples": len(data.test), "fingerprint": data.fingerprint()},
         provenance=provenance,
@@ -219,7 +223,7 @@ def _export(space: Workspace, students: Students, partition: Partition) -> _Expo
     return result
 
 
-def _check_guarantees(config: Experiment, table: SubsetTable) -> None:
+def _check_guarantees(config: Experiment, evidence: Evidence) -> None:
     """Refuses to write a bundle that breaks a guarantee.
 
     Raises:
@@ -231,5 +235,5 @@ def _check_guarantees(config: Experiment, table: SubsetTable) -> None:
     from nonn.reliability.guarantees import check_guarantees  # it also checks existing bundles
     from nonn.reliability.laws import parse_law
 
-    law = parse_law(promised.law or failure_law(config.devices), table.num_devices)
-    check_guarantees(table, law, promised.require)
+    law = parse_law(promised.law or failure_law(config.devices), evidence.table.num_devices)
+    check_guarantees(evidence, law, promised.require)

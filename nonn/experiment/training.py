@@ -36,12 +36,12 @@ from nonn.partition.graph import build_graph, correlation
 from nonn.partition.measures import measure
 from nonn.partition.redundancy import filters_of_device
 from nonn.students import grouping_pays
-from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy
+from nonn.teacher import Teacher, TeacherTask, load_weights, measure_accuracy, measure_outcomes
 from nonn.toml.registry import is_path, source_of
 from nonn.trainer import batches
 
 __all__ = ["Cut", "Trained", "TrainedStudents", "TrainedTeacher", "cut_filters", "distillation_inputs", "stage_inputs",
-           "stored_answers", "teacher_accuracy", "train", "train_assistants", "train_students",
+           "stored_answers", "teacher_accuracy", "teacher_outcomes", "train", "train_assistants", "train_students",
            "train_teacher"]  # fmt: skip
 
 FORMAT = 1  # increased when a stage's files change so that older ones must not be used again
@@ -148,18 +148,27 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
 
 
 def teacher_accuracy(space: Workspace, teacher: TrainedTeacher) -> float:
-    """Accuracy of a teacher on the test split, in [0, 1]; measured once for a bundle and all rows of a study.
+    """Accuracy of a teacher on the test split, in [0, 1]; see ``teacher_outcomes``."""
+    return float(teacher_outcomes(space, teacher).mean())
+
+
+def teacher_outcomes(space: Workspace, teacher: TrainedTeacher) -> NDArray[np.bool_]:
+    """Whether a teacher classifies each test sample correctly [n]; measured once for a bundle and all rows of a study.
 
     Raises:
         DataError: the file of an earlier measurement is damaged.
     """
-    file = teacher.stage.folder / f"test-{space.data.fingerprint()[:12]}.json"
+    file = teacher.stage.folder / f"outcomes-{space.data.fingerprint()[:12]}.json"
     if not file.exists():
-        write_json(file, {"accuracy": measure_accuracy(teacher.network, space.data.test, space.device)})
+        right = measure_outcomes(teacher.network, space.data.test, space.device)
+        write_json(file, {"accuracy": float(right.mean()), "right": np.packbits(right).tobytes().hex()})
     try:
-        return float(json.loads(file.read_text())["accuracy"])
-    except (ValueError, KeyError) as exc:
-        raise DataError(f"{file}: not a readable accuracy ({exc}); remove it and run again") from exc
+        packed = np.frombuffer(bytes.fromhex(json.loads(file.read_text())["right"]), dtype=np.uint8)
+        if len(packed) != -(-len(space.data.test) // 8):
+            raise ValueError(f"{len(packed)} bytes for {len(space.data.test)} samples")
+        return np.unpackbits(packed, count=len(space.data.test)).astype(bool)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise DataError(f"{file}: not readable outcomes ({exc}); remove it and run again") from exc
 
 
 def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeacher:

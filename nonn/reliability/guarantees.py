@@ -6,7 +6,16 @@
     P(accuracy>=0.70)>=0.999        under a failure law; a share of time where the law has a clock
     expected>=0.70                  expected accuracy under a failure law
 
-Checks are exact, since the table is. The verdict on a broken promise names the subset that breaks it: the worst one,
+Checks of the measured accuracies are exact, since the table is. With ``confidence=0.95`` at its end, a promise is about
+new samples: it is kept if a lower bound of what was promised, at that one-sided confidence, reaches the level.
+
+- The worst case: the exact binomial bound of each subset (Clopper, Pearson 1934). No correction for the number of
+  subsets is needed: the verdict is wrong only if the bound of the one subset that is truly worst is wrong (an
+  intersection-union test, Berger 1982).
+- An expectation: ``nonn.reliability.intervals``.
+- A probability: resampled test sets, or without the outcomes of single samples the bounds of all subsets together.
+
+The verdict on a broken promise names the subset that breaks it: the worst one,
 the likeliest one below the level, or the one that costs the most.
 """
 
@@ -19,12 +28,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from nonn.errors import ConfigError, GuaranteeError
+from nonn.reliability.evidence import Evidence
+from nonn.reliability.intervals import wilson
 from nonn.reliability.laws import Law, availability, expected
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.subsets import SubsetTable, members, membership
 
 __all__ = ["Verdict", "check_guarantees", "judge"]
 
+_CONFIDENCE = re.compile(r"(.*\S)\s+confidence\s*=\s*([0-9.eE+-]+)")
 _NUMBER = r"\s*>=\s*([0-9.eE+-]+)\s*"
 _WORST = re.compile(rf"accuracy{_NUMBER}failed\s*<=\s*(\d+)")
 _LIKELY = re.compile(rf"P\(\s*accuracy{_NUMBER}\){_NUMBER}")
@@ -42,6 +54,7 @@ class Verdict:
         bound: the accuracy or probability promised.
         breaking: devices of the subset that breaks it; None where it is kept.
         accuracy: accuracy of that subset.
+        confidence: confidence that was asked for, with which ``value`` is a lower bound; None for measured values.
     """
 
     text: str
@@ -50,24 +63,28 @@ class Verdict:
     bound: float
     breaking: tuple[int, ...] | None
     accuracy: float | None
+    confidence: float | None = None
 
     def __str__(self) -> str:
+        reached = f"{self.value:.6g}"
+        if self.confidence is not None:
+            reached = f"at least {reached} with a confidence of {self.confidence:g}"
         if self.holds:
-            return f"'{self.text}' holds: {self.value:.6g}"
+            return f"'{self.text}' holds: {reached}"
         assert self.breaking is not None
         assert self.accuracy is not None
         answering = f"devices {', '.join(map(str, self.breaking))} answer" if self.breaking else "no device answers"
         return (
-            f"'{self.text}' does not hold: {self.value:.6g} instead of {self.bound:g}; "
-            f"when only {answering}, accuracy is {self.accuracy:.6g}"
+            f"'{self.text}' does not hold: {reached} instead of {self.bound:g}; "
+            f"when only {answering}, {'measured ' * (self.confidence is not None)}accuracy is {self.accuracy:.6g}"
         )
 
 
-def judge(table: SubsetTable, law: Law | None, text: str) -> Verdict:
+def judge(measured: SubsetTable | Evidence, law: Law | None, text: str) -> Verdict:
     """Checks one promise.
 
     Args:
-        table: accuracy of every subset.
+        measured: accuracy of every subset, with the outcomes of the samples if they are known.
         law: failure law; only the promises about probabilities and expectations need one.
         text: the promise; see the module.
 
@@ -75,19 +92,30 @@ def judge(table: SubsetTable, law: Law | None, text: str) -> Verdict:
         ConfigError: the promise cannot be parsed, is impossible, or needs a law.
     """
     text = " ".join(text.split())
+    evidence = measured if isinstance(measured, Evidence) else Evidence(measured)
+    table, confidence, promise = evidence.table, None, text
+    if match := _CONFIDENCE.fullmatch(text):
+        promise, confidence = match[1], _share(match[2], text)
+        if not 0.5 <= confidence < 1:
+            raise ConfigError(f"guarantee '{text}': confidence={match[2]} must be at least 0.5 and below 1")
     accuracy = table.accuracy
-    if match := _WORST.fullmatch(text):
+    if match := _WORST.fullmatch(promise):
         level, failed = _share(match[1], text), int(match[2])
         if failed > table.num_devices:
             raise ConfigError(f"guarantee '{text}': there are only {table.num_devices} devices to fail")
         gone = table.num_devices - membership(table.num_devices).sum(axis=1)
         masks = np.flatnonzero(gone <= failed)
         worst = int(masks[accuracy[masks].argmin()])
-        return _verdict(text, bool(meets(accuracy, level)[worst]), float(accuracy[worst]), level, worst, accuracy)
-    likely, mean = _LIKELY.fullmatch(text), _EXPECTED.fullmatch(text)
+        if confidence is None:
+            return _verdict(text, bool(meets(accuracy, level)[worst]), float(accuracy[worst]), level, worst, accuracy)
+        # Without an answer nothing is right, which is certain.
+        least = _exact_lower(int(table.correct[worst]), table.samples, confidence) if worst else 0.0
+        return _verdict(text, least >= level, least, level, worst, accuracy, confidence)
+    likely, mean = _LIKELY.fullmatch(promise), _EXPECTED.fullmatch(promise)
     if likely is None and mean is None:
         raise ConfigError(
-            f"guarantee '{text}': write 'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or 'expected>=0.70'"
+            f"guarantee '{text}': write 'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or "
+            "'expected>=0.70', each with or without confidence=0.95"
         )
     if law is None:
         raise ConfigError(f"guarantee '{text}': needs a failure law; give one, for example 'independent p=0.1'")
@@ -96,22 +124,28 @@ def judge(table: SubsetTable, law: Law | None, text: str) -> Verdict:
     probability = law.probabilities()
     if likely is not None:
         level, bound = _share(likely[1], text), _share(likely[2], text)
+        surely = accuracy
         value = availability(accuracy, probability, level)
-        culprit = int(np.where(meets(accuracy, level), -1.0, probability).argmax())
+        if confidence is not None:
+            value = min(value, evidence.lower(lambda drawn: availability(drawn, probability, level), confidence))
+            surely = wilson(table.correct, table.samples, 2 * confidence - 1)[0]
+        culprit = int(np.where(meets(surely, level), -1.0, probability).argmax())
     else:
         assert mean is not None
         bound = _share(mean[1], text)
         value = expected(accuracy, probability)
+        if confidence is not None:  # the lower end of the two-sided interval that misses as often below
+            value = evidence.mean(probability[None], 2 * confidence - 1)[0][0]
         culprit = int((probability * (bound - accuracy)).argmax())
     # Sums of 2^N probabilities: a bound met exactly must not be missed by the last bit.
-    return _verdict(text, value >= bound - 1e-12, value, bound, culprit, accuracy)
+    return _verdict(text, value >= bound - 1e-12, value, bound, culprit, accuracy, confidence)
 
 
-def check_guarantees(table: SubsetTable, law: Law | None, texts: Sequence[str]) -> list[Verdict]:
+def check_guarantees(measured: SubsetTable | Evidence, law: Law | None, texts: Sequence[str]) -> list[Verdict]:
     """Checks promises and raises an error if one is broken.
 
     Args:
-        table: accuracy of every subset.
+        measured: accuracy of every subset, with the outcomes of the samples if they are known.
         law: failure law, for the promises that need one.
         texts: the promises.
 
@@ -122,7 +156,7 @@ def check_guarantees(table: SubsetTable, law: Law | None, texts: Sequence[str]) 
         GuaranteeError: a promise is broken; the message names each with the subset that breaks it.
         ConfigError: a promise cannot be parsed or checked.
     """
-    verdicts = [judge(table, law, text) for text in texts]
+    verdicts = [judge(measured, law, text) for text in texts]
     broken = [verdict for verdict in verdicts if not verdict.holds]
     if broken:
         raise GuaranteeError("; ".join(f"guarantee {verdict}" for verdict in broken))
@@ -147,7 +181,14 @@ def _verdict(
     bound: float,
     mask: int,
     accuracy: np.ndarray[tuple[int], np.dtype[np.float64]],
+    confidence: float | None = None,
 ) -> Verdict:
-    return Verdict(
-        text, holds, value, bound, None if holds else members(mask), None if holds else float(accuracy[mask])
-    )
+    breaking = None if holds else members(mask)
+    return Verdict(text, holds, value, bound, breaking, None if holds else float(accuracy[mask]), confidence)
+
+
+def _exact_lower(correct: int, samples: int, confidence: float) -> float:
+    """The exact one-sided lower bound of a share."""
+    from scipy.stats import beta
+
+    return float(beta.ppf(1 - confidence, correct, samples - correct + 1)) if correct else 0.0

@@ -10,13 +10,13 @@ Limits: N ≤ 16 (65,536 subsets). The empty subset gives no answer, so it has n
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.documents import Share, Whole
+from nonn.documents import OPTIONAL, Share, Whole
 from nonn.documents.shown import html_table, percent
 from nonn.errors import ShapeError
 
@@ -140,6 +140,13 @@ class FailureRow:
         worst: accuracy of the worst subset.
         best: accuracy of the best subset.
         worst_subset: devices of the worst subset, the lowest mask among equals; empty where no device has failed.
+        interval: of the mean, for the finite test set.
+        worst_interval: of the accuracy of the worst subset. Its lower end holds for the worst of all; the subset was
+            chosen on the samples it was measured on, so it may be better than measured: see `worst_apart`.
+        best_interval: of the accuracy of the best subset, likewise.
+        worst_apart: accuracy of the worst subset, chosen on one half of the samples and measured on the other; mean
+            over 16 splits. Absent where there is one subset, or the bundle lacks the outcomes of samples.
+        best_apart: the same for the best subset.
     """
 
     failed: Whole
@@ -148,6 +155,11 @@ class FailureRow:
     worst: Share
     best: Share
     worst_subset: tuple[Whole, ...]
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    worst_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    best_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    worst_apart: Share | None = field(default=None, metadata=OPTIONAL)
+    best_apart: Share | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

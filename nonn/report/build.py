@@ -1,7 +1,9 @@
 """Builds report.json of a bundle.
 
 Accuracies come from the bundle's table of all 2^N subsets of devices, classes and calibration from its recorded test
-features, so no device runs again. Measurements of a live cluster are passed in and shown next to the prediction.
+features, so no device runs again. Intervals come from the outcome of each test sample, or from the counts where an
+older bundle lacks the outcomes (``nonn.reliability.evidence``). Measurements of a live cluster are passed in and shown
+next to the prediction.
 
 Limits: as many devices as ``nonn.reliability.subsets`` enumerates. NumPy only.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +21,11 @@ from nonn.bundle import Bundle, Student
 from nonn.bundle.traffic import traffic
 from nonn.documents import from_json, to_json
 from nonn.errors import BundleError, DataError, InputError
+from nonn.reliability.evidence import Evidence, Interval, shapley_weights, value_weights
 from nonn.reliability.importance import pair_losses, shapley_values
-from nonn.reliability.subsets import SubsetTable, independent_law, mask_of
+from nonn.reliability.intervals import wilson
+from nonn.reliability.subsets import SubsetTable, independent_law, mask_of, probabilities
+from nonn.report.against import against_teacher
 from nonn.report.classes import class_report
 from nonn.report.document import (
     SCHEMA,
@@ -41,6 +46,7 @@ from nonn.report.risk import availability, one_or_all
 __all__ = ["build_report", "filter_graph", "precision_of"]
 
 T = TypeVar("T")
+Shares: TypeAlias = tuple[tuple[float, ...], ...]
 
 
 def build_report(
@@ -63,27 +69,40 @@ def build_report(
         BundleError: the bundle lacks something that the report needs, or its failure law is invalid.
         InputError: a measurement lacks a key, or a value is invalid.
     """
-    manifest, table = bundle.manifest, bundle.table
+    manifest, evidence, table = bundle.manifest, bundle.evidence, bundle.table
     p_fail = bundle.p_fail
     law = np.array(p_fail)
-    data = {"samples": table.samples, "classes": len(manifest.classes), "class_names": manifest.classes}
+    data = {
+        "samples": table.samples,
+        "classes": len(manifest.classes),
+        "class_names": manifest.classes,
+        "points_per_sample": 100 / table.samples,
+        "outcomes": 0 if evidence.outcomes is None else evidence.outcomes.kept,
+    }
+    pairs, pair_intervals, pair_loss_intervals = _pairs(evidence)
     return Report(
         schema=SCHEMA,
         experiment=manifest.experiment,
         bundle=bundle.hash,
         data=_section(DataReport, bundle, "data", {**manifest.data, **data}),
-        teacher=_section(TeacherReport, bundle, "teacher", manifest.teacher),
+        teacher=_teacher(bundle),
         devices=_devices(bundle, law),
         traffic=traffic(manifest),
         precision=precision_of(bundle),
         fusion=bundle.head.kind,
         head=head_report(bundle, timed=timed),
-        accuracy_by_failures=table.by_failures(),
+        accuracy_by_failures=evidence.by_failures(),
         expected_accuracy=ExpectedAccuracy(
-            law=independent_law(p_fail), value=table.expected(law), p_fail=one_or_all(p_fail)
+            law=independent_law(p_fail),
+            value=table.expected(law),
+            p_fail=one_or_all(p_fail),
+            interval=evidence.mean(probabilities(law)[None])[0],
         ),
-        pair_losses=tuple(map(tuple, pair_losses(table).tolist())),
-        availability=availability(table, p_fail),
+        against_teacher=against_teacher(bundle),
+        pair_losses=pairs,
+        pair_intervals=pair_intervals,
+        pair_loss_intervals=pair_loss_intervals,
+        availability=availability(evidence, p_fail),
         by_class=class_report(bundle),
         methods=method_rows([bundle, *others], timed=timed) if others else (),
         measured_live=tuple(_live(row, table) for row in measured_live),
@@ -109,8 +128,10 @@ def filter_graph(bundle: Bundle) -> Weights | None:
 
 def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport, ...]:
     """A row for each device, from the manifest and the table of subsets."""
-    table = bundle.table
+    evidence, table = bundle.evidence, bundle.table
     value, shapley = table.importance(p_fail), shapley_values(table)
+    value_intervals = evidence.difference(*value_weights(probabilities(p_fail)))
+    shapley_intervals = evidence.difference(*shapley_weights(table.num_devices))
     return tuple(
         DeviceReport(
             node=student.device,
@@ -125,8 +146,34 @@ def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport,
             accuracy_alone=float(table.accuracy[mask_of([student.device])]),
             value=float(value[student.device]),
             shapley=float(shapley[student.device]),
+            accuracy_alone_interval=evidence.accuracy(mask_of([student.device])),
+            value_interval=value_intervals[student.device],
+            shapley_interval=shapley_intervals[student.device],
         )
         for student in bundle.manifest.students
+    )
+
+
+def _teacher(bundle: Bundle) -> TeacherReport:
+    """The teacher, with the interval of its accuracy."""
+    teacher, samples = _section(TeacherReport, bundle, "teacher", bundle.manifest.teacher), bundle.table.samples
+    return dataclasses.replace(teacher, interval=_share_interval(teacher.accuracy, samples))
+
+
+def _pairs(evidence: Evidence) -> tuple[Shares, tuple[tuple[Interval, ...], ...], tuple[tuple[Interval, ...], ...]]:
+    """Accuracy without each pair of devices, its interval, and that of the accuracy lost; [N, N] each."""
+    n = evidence.table.num_devices
+    everyone = (1 << n) - 1
+    masks = [everyone & ~(1 << i | 1 << j) for i in range(n) for j in range(n)]
+    plus, minus = np.zeros((2, len(masks), everyone + 1))
+    plus[:, everyone] = 1
+    minus[np.arange(len(masks)), masks] = 1
+    lost = evidence.difference(plus, minus)
+    rows = [slice(i * n, (i + 1) * n) for i in range(n)]
+    return (
+        tuple(map(tuple, pair_losses(evidence.table).tolist())),
+        tuple(tuple(evidence.accuracy(mask) for mask in masks[row]) for row in rows),
+        tuple(tuple(lost[row]) for row in rows),
     )
 
 
@@ -178,9 +225,18 @@ def _live(row: LiveMeasurement | Mapping[str, object], table: SubsetTable) -> Li
     answered = sorted(live.answered)
     if len(set(answered)) < len(answered) or not set(answered) <= set(range(table.num_devices)):
         raise InputError(f"measured_live: answered {answered} is not a set of devices 0 to {table.num_devices - 1}")
+    predicted = live.predicted if "predicted" in given else float(table.accuracy[mask_of(answered)])
+    distinct = min(live.requests - live.lost, table.samples)  # requests may repeat samples
     return dataclasses.replace(
         live,
         answered=tuple(answered),
+        interval=_share_interval(live.accuracy, distinct) if distinct > 0 else None,
+        predicted_interval=_share_interval(predicted, table.samples),
         failed=live.failed if "failed" in given else table.num_devices - len(answered),
-        predicted=live.predicted if "predicted" in given else float(table.accuracy[mask_of(answered)]),
+        predicted=predicted,
     )
+
+
+def _share_interval(share: float, samples: int) -> Interval:
+    low, high = wilson(share * samples, samples)
+    return float(low), float(high)

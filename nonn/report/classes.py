@@ -10,6 +10,7 @@ result), drawn with a fixed seed. A bundle without features has no such section.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +20,11 @@ from nonn.bundle import Bundle
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion.calibration import expected_calibration_error
 from nonn.reliability.bias import class_bias
+from nonn.reliability.intervals import difference_interval, mean_interval
 from nonn.reliability.subsets import members, membership
 from nonn.report import plots
 from nonn.report.document import ClassReport, ClassRow, SampledSets
-from nonn.report.table import Column, Table, TextColumn, percent, points
+from nonn.report.table import Column, IntervalColumn, Table, TextColumn, points_of, share_of, show_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +42,7 @@ _SETS = 70  # for each number of failures: all of them up to eight devices
 _LEAST_SETS = 4
 _LOGITS = 120_000_000  # fused in total: about five seconds on one core
 _SEED = 0
+_PERFECT = 200  # test sets with perfect calibration that are drawn for each number of failures
 _SHOWN = 10  # classes shown in table and figure
 
 
@@ -59,26 +62,35 @@ def class_report(bundle: Bundle) -> ClassReport | None:
     survivors, rng = membership(n).sum(axis=1), np.random.default_rng(_SEED)
     of_class = np.bincount(labels, minlength=num_classes)
     intact = np.zeros(0, dtype=np.int64)
-    exact = bundle.table.by_failures() if bundle.table.samples == len(labels) else ()
-    rows, degraded = [], np.zeros(num_classes)
+    exact = bundle.evidence.by_failures() if bundle.table.samples == len(labels) else ()
+    rows, right_after = [], np.zeros(len(labels))
+    chance = np.random.default_rng(_SEED)
     for failed in range(n):
         masks = np.flatnonzero(survivors == n - failed)
         chosen = masks if len(masks) <= at_most else np.sort(rng.choice(masks, at_most, replace=False))
-        measured = []
+        measured: list[tuple[float, ...]] = []
+        perfect: list[float] = []
+        scores = np.zeros(len(labels))
         for mask in chosen.tolist():
             answer, confidence = _answers(bundle, features, mask)
             intact = intact if failed else answer
             right, bias = answer == labels, class_bias(intact, answer, labels, num_classes)
             ece = expected_calibration_error(confidence, right)
             measured.append((right.mean(), confidence.mean(), ece, bias.cev, bias.sde))
-            if failed == n // 2:
-                degraded += np.bincount(labels[right], minlength=num_classes) / len(chosen)
+            scores += right / len(chosen)
+            perfect += [
+                expected_calibration_error(confidence, chance.random(len(labels)) < confidence)
+                for _ in range(-(-_PERFECT // len(chosen)))
+            ]
+        if failed == n // 2:
+            right_after = scores
         accuracy, sure, ece, cev, sde = np.mean(measured, axis=0).tolist()
+        interval: tuple[float, ...] = _ends(mean_interval(scores))
         if exact:
             # One mean for each number of failures: the table's, over all subsets. The subsets evaluated here give the
             # difference of confidence from it, which varies less between subsets than either.
             sure = min(1.0, max(0.0, sure + exact[failed].mean - accuracy))
-            accuracy = exact[failed].mean
+            accuracy, interval = exact[failed].mean, exact[failed].interval or interval
         rows.append(
             SampledSets(
                 failed=failed,
@@ -90,18 +102,14 @@ def class_report(bundle: Bundle) -> ClassReport | None:
                 cev=cev,
                 sde=sde,
                 ece_worst=float(max(row[2] for row in measured)),
+                accuracy_interval=interval,
+                ece_perfect=float(np.mean(perfect)),
+                ece_perfect_high=float(np.quantile(perfect, 0.95)),
             )
         )
-    before = np.bincount(labels[intact == labels], minlength=num_classes)
+    right_before = (intact == labels).astype(np.float64)
     classes = [
-        ClassRow(
-            class_=c,
-            name=bundle.manifest.classes[c],
-            samples=int(of_class[c]),
-            intact=float(before[c] / of_class[c]),
-            degraded=float(degraded[c] / of_class[c]),
-            loss=float((before[c] - degraded[c]) / of_class[c]),
-        )
+        _class_row(c, bundle.manifest.classes[c], right_before[labels == c], right_after[labels == c])
         for c in np.flatnonzero(of_class).tolist()
     ]
     return ClassReport(
@@ -114,14 +122,42 @@ def class_report(bundle: Bundle) -> ClassReport | None:
     )
 
 
+def _class_row(number: int, name: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> ClassRow:
+    """One class, from the score of each of its samples with all devices and with half of them."""
+    return ClassRow(
+        class_=number,
+        name=name,
+        samples=len(before),
+        intact=float(before.mean()),
+        degraded=float(after.mean()),
+        loss=float((before - after).mean()),
+        intact_interval=_ends(mean_interval(before)),
+        degraded_interval=_ends(mean_interval(after)),
+        loss_interval=_ends(difference_interval(before - after)),
+    )
+
+
+def _ends(interval: tuple[NDArray[np.float64], NDArray[np.float64]]) -> tuple[float, float]:
+    return float(interval[0]), float(interval[1])
+
+
 def class_table(report: ClassReport, limit: int | None = _SHOWN) -> Table:
     """The classes with the lowest accuracy with half of the devices failed; limit None for all classes."""
+    size = max(row.samples for row in report.classes)
+    share, point, has = share_of(size), points_of(size), report.classes[0].degraded_interval is not None
+
+    def ends(key: str, show: Callable[[float], str]) -> tuple[Column, ...]:
+        return (IntervalColumn("95 %", key, show_interval(show)),) if has else ()
+
     columns = (
         TextColumn("class", "name", str),
         Column("samples", "samples"),
-        Column("all answering", "intact", percent),
-        Column(f"{report.failed} gone", "degraded", percent),
-        Column("lost, points", "loss", points),
+        Column("all answering", "intact", share),
+        *ends("intact_interval", share),
+        Column(f"{report.failed} gone", "degraded", share),
+        *ends("degraded_interval", share),
+        Column("lost, points", "loss", point),
+        *ends("loss_interval", point),
     )
     return Table(columns, report.classes[:limit])
 
@@ -139,16 +175,21 @@ def bias_table(report: ClassReport) -> Table:
 
 
 def calibration_table(report: ClassReport) -> Table:
-    """Confidence and accuracy against failed devices."""
-    columns = (
+    """Confidence and accuracy against failed devices, and the error that perfect calibration would show."""
+    share, point = share_of(report.samples), points_of(report.samples)
+    columns = [
         Column("failed", "failed"),
         Column("sets looked at", "sets"),
-        Column("accuracy", "accuracy", percent),
-        Column("confidence", "confidence", percent),
-        Column("ECE, points", "ece", points),
-        Column("ECE of the worst set", "ece_worst", points),
-    )
-    return Table(columns, report.by_failures)
+        Column("accuracy", "accuracy", share),
+        Column("confidence", "confidence", share),
+        Column("ECE, points", "ece", point),
+        Column("ECE of the worst set", "ece_worst", point),
+    ]
+    if report.by_failures[0].ece_perfect is not None:
+        columns.insert(3, IntervalColumn("95 %", "accuracy_interval", show_interval(share)))
+        columns.insert(6, Column("if calibrated", "ece_perfect", point))
+        columns.insert(7, Column("in 1 of 20 more than", "ece_perfect_high", point))
+    return Table(tuple(columns), report.by_failures)
 
 
 def class_plot(report: ClassReport) -> str:

@@ -3,6 +3,8 @@
 ``nonn.report.build_report`` makes a ``Report``. Tables, figures and page read only it and the filter graph, which is
 too big for it. ``scripts/tables.py`` makes ``report.schema.json`` and the fields in docs/report.md from these classes
 and their docstrings. A new field gets a default, so that older reports can be read.
+
+An ``interval`` is a pair [low, high] with a confidence of 95 % for the finite test set (``nonn.reliability.evidence``).
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ __all__ = [
     "AvailabilityCurve",
     "ClassReport",
     "ClassRow",
+    "Comparison",
     "DataReport",
     "DeviceReport",
     "Drop",
     "ExpectedAccuracy",
     "HeadReport",
+    "LevelShare",
     "LiveMeasurement",
     "MethodRow",
     "Precision",
@@ -47,6 +51,8 @@ class DataReport:
         classes: number of classes.
         class_names: their names, by class number.
         fingerprint: SHA-256 of the data as hex; empty where the bundle does not record it.
+        points_per_sample: points of accuracy that one sample is worth, 100 ÷ `samples`: no figure is finer.
+        outcomes: samples whose outcome with each subset is recorded; with 0, intervals come from counts.
     """
 
     name: str
@@ -55,6 +61,8 @@ class DataReport:
     classes: Whole
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
+    points_per_sample: float | None = field(default=None, metadata=OPTIONAL)
+    outcomes: Whole | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +74,14 @@ class TeacherReport:
         params: number of its parameters.
         macs: multiply-accumulates of one answer.
         accuracy: its accuracy on the same samples.
+        interval: of this accuracy.
     """
 
     model: str
     params: Whole
     macs: Whole
     accuracy: Share
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +103,9 @@ class DeviceReport:
             of `expected_accuracy`; in [−1, 1] up to rounding.
         shapley: Shapley value, the mean gain in accuracy when the device joins, over all orders of joining; the sum of
             all devices is the accuracy with all of them; in [−1, 1] up to rounding.
+        accuracy_alone_interval: of `accuracy_alone`.
+        value_interval: of `value`; the subsets with and without the device are compared on the same samples.
+        shapley_interval: of `shapley`, likewise.
     """
 
     node: Whole
@@ -107,6 +120,9 @@ class DeviceReport:
     accuracy_alone: Share
     value: float
     shapley: float
+    accuracy_alone_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    value_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
+    shapley_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +165,28 @@ class ExpectedAccuracy:
         law: the failure law as text.
         value: the expected accuracy, in [0, 1] up to rounding; where no device answers, it counts as wrong.
         p_fail: probability that a device does not answer: one number for all devices, or one for each [N].
+        interval: of `value`.
     """
 
     law: str
     value: float
     p_fail: Share | tuple[Share, ...]
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelShare:
+    """Availability of one level, with its interval.
+
+    Attributes:
+        level: level of accuracy.
+        share: probability that accuracy is at least the level.
+        interval: of `share`: from resampled test sets, the same samples for all subsets.
+    """
+
+    level: Share
+    share: Share
+    interval: tuple[Share, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,10 +196,12 @@ class AvailabilityCurve:
     Attributes:
         p_fail: probability that a device does not answer: one number for all devices, or one for each [N].
         share: probability that accuracy is at least the level, for each of the levels.
+        stated: the levels of the table, at which the laws differ, with intervals.
     """
 
     p_fail: Share | tuple[Share, ...]
     share: tuple[Share, ...]
+    stated: tuple[LevelShare, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +232,10 @@ class SampledSets:
         cev: mean combined error variance against the answers of all devices; 0 when no class changes.
         sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
         ece_worst: expected calibration error of the worst set.
+        accuracy_interval: of `accuracy`.
+        ece_perfect: mean expected calibration error of perfectly calibrated answers with these confidences, on as many
+            samples: never 0 on a finite test set.
+        ece_perfect_high: what perfectly calibrated answers of one subset exceed in 1 of 20 test sets.
     """
 
     failed: Whole
@@ -208,6 +247,9 @@ class SampledSets:
     cev: float
     sde: float
     ece_worst: Share
+    accuracy_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    ece_perfect: Share | None = field(default=None, metadata=OPTIONAL)
+    ece_perfect_high: Share | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +263,9 @@ class ClassRow:
         intact: accuracy of the class with all devices.
         degraded: its mean accuracy over the evaluated subsets with `failed` devices failed.
         loss: `intact` less `degraded`.
+        intact_interval: of `intact`.
+        degraded_interval: of `degraded`.
+        loss_interval: of `loss`, on the same samples.
     """
 
     class_: Whole
@@ -229,6 +274,9 @@ class ClassRow:
     intact: Share
     degraded: Share
     loss: Difference
+    intact_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    degraded_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    loss_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +319,23 @@ class HeadReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Difference of two accuracies at one number of failures.
+
+    Attributes:
+        failed: devices that have failed.
+        difference: mean accuracy of all subsets less that of what it is compared with.
+        interval: of `difference`.
+        paired: whether both were compared sample by sample; else the interval is as of separate test sets, and wider.
+    """
+
+    failed: Whole
+    difference: Difference
+    interval: tuple[Difference, ...]
+    paired: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodRow:
     """One of the compared bundles.
 
@@ -282,6 +347,7 @@ class MethodRow:
         accuracy_by_failures: one row each for 0 to N − 1 failed devices.
         bytes_per_answer: features of all students for one answer, bytes; absent in reports of older versions.
         head: cost of the fusion head; absent in reports of older versions.
+        against_first: mean accuracy less that of the first method; empty for the first, or for another test set.
     """
 
     method: str
@@ -291,6 +357,7 @@ class MethodRow:
     accuracy_by_failures: tuple[FailureRow, ...]
     bytes_per_answer: Whole | None = field(default=None, metadata=OPTIONAL)
     head: HeadReport | None = field(default=None, metadata=OPTIONAL)
+    against_first: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +373,8 @@ class LiveMeasurement:
         lost: requests without an answer.
         mismatched: answers whose class differs from the offline fusion of the reported devices; absent where answers
             were not compared.
+        interval: of `accuracy`, for the distinct samples that were answered.
+        predicted_interval: of `predicted`, for the test set.
         more: further keys of the measurement.
     """
 
@@ -316,6 +385,8 @@ class LiveMeasurement:
     requests: Whole
     lost: Whole
     mismatched: Whole | None = field(default=None, metadata=OPTIONAL)
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    predicted_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     more: Mapping[str, object] = field(default_factory=dict, metadata=REST)
 
 
@@ -336,7 +407,11 @@ class Report:
         head: cost of the fusion head; absent in reports of older versions.
         accuracy_by_failures: accuracy over all subsets of devices, for 0 to N − 1 failed devices.
         expected_accuracy: accuracy under the bundle's failure law.
+        against_teacher: mean accuracy less that of the teacher, for 0 to N − 1 failed devices; empty in reports of
+            older versions.
         pair_losses: accuracy when exactly two devices have failed, on the diagonal when one has [N, N].
+        pair_intervals: of the accuracy of each pair [N, N]; empty in reports of older versions.
+        pair_loss_intervals: of the accuracy of all devices less that without each pair [N, N].
         availability: share of the time in which accuracy reaches a level.
         by_class: classes and calibration; null for a bundle without recorded test features.
         methods: this bundle and those compared with it; empty without a comparison.
@@ -356,7 +431,10 @@ class Report:
     head: HeadReport | None = field(default=None, metadata=OPTIONAL)
     accuracy_by_failures: tuple[FailureRow, ...]
     expected_accuracy: ExpectedAccuracy
+    against_teacher: tuple[Comparison, ...] = ()
     pair_losses: tuple[tuple[Share, ...], ...]
+    pair_intervals: tuple[tuple[tuple[Share, ...], ...], ...] = ()
+    pair_loss_intervals: tuple[tuple[tuple[Difference, ...], ...], ...] = ()
     availability: Availability
     by_class: ClassReport | None = None
     methods: tuple[MethodRow, ...] = ()

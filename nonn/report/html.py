@@ -97,6 +97,7 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(signed=lambda value: f"{100 * value + 0.0:+.{table.digits_of(report.data.samples)}f}")
     environment.filters.update(percent=table.percent, count=lambda value: f"{value:,}")
 
     def figure(svg: str) -> Markup:
@@ -116,6 +117,11 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
     return environment.get_template(_TEMPLATE).render(
         report=report,
         headline=table.headline(report),
+        digits=min(1, table.digits_of(report.data.samples)),
+        sample_line=table.sample_line(report),
+        selection_line=table.selection_line(report),
+        confidence_line=table.confidence_sentence(report),
+        interval=table.show_interval(table.share_of(report.data.samples, 1)),
         network=table.network_line(report),
         half=table.half_gone(report),
         num_devices=len(report.devices),

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from nonn.bundle import Bundle
 from nonn.report import plots
+from nonn.report.against import against_method
 from nonn.report.document import MethodRow, Report
 from nonn.report.heads import head_report
-from nonn.report.table import Column, Table, TextColumn, percent
+from nonn.report.table import Column, IntervalColumn, Table, TextColumn, points_of, share_of, show_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +37,10 @@ def method_rows(bundles: Sequence[Bundle], *, timed: bool = False) -> tuple[Meth
             bundle=bundle.hash,
             devices=bundle.num_devices,
             teacher_accuracy=float(bundle.manifest.teacher.get("accuracy", 0.0)),
-            accuracy_by_failures=bundle.table.by_failures(),
+            accuracy_by_failures=bundle.evidence.by_failures(),
             bytes_per_answer=sum(student.feature_bytes for student in bundle.manifest.students),
             head=head_report(bundle, timed=timed),
+            against_first=() if bundle is bundles[0] else against_method(bundle, bundles[0]),
         )
         for name, bundle in zip(names, bundles, strict=True)
     )
@@ -50,10 +52,13 @@ def methods_table(report: Report) -> Table:
     A dash is where no device is left, or nothing was measured.
     """
     most = max(row.devices for row in report.methods)
+    share, point, half = share_of(report.data.samples), points_of(report.data.samples), len(report.devices) // 2
     columns = (
         TextColumn("method", "method", str),
         Column("devices", "devices"),
-        *(Column(f"{failed} failed", f"mean_{failed}", percent) for failed in range(most)),
+        *(Column(f"{failed} failed", f"mean_{failed}", share) for failed in range(most)),
+        Column(f"{half} failed, less the first", "difference", point),
+        IntervalColumn("95 %", "difference_interval", show_interval(point)),
         Column("bytes/answer", "bytes_per_answer"),
         Column("head, bytes", "head_bytes"),
         Column("bundle, bytes", "bundle_bytes"),
@@ -69,7 +74,9 @@ def methods_table(report: Report) -> Table:
             "bundle_bytes": row.head and row.head.bundle_bytes,
             "solve_ms": row.head and row.head.solve_ms,
         }
-        rows.append({"method": row.method, "devices": row.devices, **means, **costs})
+        against = next((c for c in row.against_first if c.failed == half), None)
+        compared = {"difference": against and against.difference, "difference_interval": against and against.interval}
+        rows.append({"method": row.method, "devices": row.devices, **means, **compared, **costs})
     return Table(columns, rows)
 
 

@@ -104,6 +104,10 @@ def accuracy_plot(report: Report) -> str:
 
     def draw(axes: Axes) -> None:
         axes.fill_between(failed, worst, best, color=BLUE, alpha=0.2, linewidth=0, label="worst to best subset")
+        if all(row.interval for row in rows):
+            ends = np.array([row.interval for row in rows]).T * 100
+            reach = [np.maximum(mean - ends[0], 0), np.maximum(ends[1] - mean, 0)]
+            axes.errorbar(failed, mean, reach, fmt="none", color=BLUE, capsize=4, label="95 % interval of the mean")
         axes.plot(failed, mean, "o-", color=BLUE, linewidth=2.2, markersize=6, label="mean of all subsets")
         axes.axhline(teacher, color=GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
         if live:

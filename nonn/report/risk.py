@@ -13,20 +13,25 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nonn.reliability.subsets import SubsetTable, probabilities
+from nonn.reliability.evidence import Evidence
+from nonn.reliability.laws.outcome import meets
+from nonn.reliability.subsets import probabilities
 from nonn.report import plots
-from nonn.report.document import Availability, AvailabilityCurve, Report
-from nonn.report.table import Column, Table, percent, points
+from nonn.report.document import Availability, AvailabilityCurve, LevelShare, Report
+from nonn.report.table import Column, IntervalColumn, Table, percent, points_of, share_of, show_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["availability", "availability_plot", "availability_table", "one_or_all", "pair_plot", "pair_table"]
 
+FloatArray = NDArray[np.float64]
+
 _LEVELS = 1000  # steps from 0 to 100 % of accuracy
 _HARDER = (0.3, 0.5)  # laws shown next to the bundle's own
-_SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)  # levels shown in the table
+_LADDER = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)  # levels of the table
 _PAIRS = 10  # worst pairs shown in the table
 _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 
@@ -36,56 +41,102 @@ def one_or_all(p_fail: Sequence[float]) -> float | tuple[float, ...]:
     return p_fail[0] if len(set(p_fail)) == 1 else tuple(p_fail)
 
 
-def availability(table: SubsetTable, p_fail: Sequence[float]) -> Availability:
+def availability(evidence: Evidence, p_fail: Sequence[float]) -> Availability:
     """Share of the time in which accuracy reaches a level, over the levels 0, 0.001 … 1.
 
     Args:
-        table: accuracy of each subset.
+        evidence: accuracy of each subset, and what the test set says about it.
         p_fail: probability with which each device does not answer, independently [N].
 
     Returns:
         Curves of the given law and of 0.3 and 0.5 for all devices.
     """
+    table = evidence.table
     accuracy, order = table.accuracy, np.argsort(table.accuracy)
     levels = np.arange(_LEVELS + 1) / _LEVELS
     starts = np.searchsorted(accuracy[order], levels)  # the first of the sets that reach the level
     curves = []
-    for law_p in dict.fromkeys([tuple(map(float, p_fail)), *((p,) * table.num_devices for p in _HARDER)]):
+    laws = dict.fromkeys([tuple(map(float, p_fail)), *((p,) * table.num_devices for p in _HARDER)])
+    stated = _stated(evidence, [probabilities(np.array(law_p)) for law_p in laws])
+    for law_p, rows in zip(laws, stated, strict=True):
         law = probabilities(np.array(law_p))[order]
         share = np.append(law[::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
         share[0] = 1.0  # every subset reaches it; the sum would differ by rounding
-        curves.append(AvailabilityCurve(p_fail=one_or_all(law_p), share=tuple(share.tolist())))
+        curves.append(AvailabilityCurve(p_fail=one_or_all(law_p), share=tuple(share.tolist()), stated=rows))
     return Availability(levels=tuple(levels.tolist()), curves=tuple(curves))
 
 
-def availability_table(availability: Availability, shown: Sequence[float] | None = _SHOWN) -> Table:
-    """Share of the time in which accuracy reaches each level, one row per level; shown None for all levels."""
+def _stated(evidence: Evidence, laws: Sequence[FloatArray]) -> list[tuple[LevelShare, ...]]:
+    """For each law, the levels at which any law's availability changes, with intervals."""
+    weights, levels = np.stack(laws), np.array(_LADDER)
+
+    def shares(accuracy: FloatArray) -> FloatArray:
+        """Availability by law and level, in one row."""
+        reached = np.stack([meets(accuracy, level) for level in _LADDER])
+        return (weights @ reached.T).clip(0, 1).ravel()
+
+    found = shares(evidence.table.accuracy).reshape(len(laws), -1)
+    ends = np.array(evidence.of(shares)).reshape(*found.shape, 2)
+    # Equal to the level before, to the digits shown: the row would say nothing new.
+    new = [0] + [k for k in range(1, len(levels)) if (np.round(found[:, k] - found[:, k - 1], 5) != 0).any()]
+    return [
+        tuple(
+            LevelShare(
+                level=float(levels[k]),
+                share=float(share[k]),
+                interval=(float(min(share[k], end[k, 0])), float(max(share[k], end[k, 1]))),
+            )
+            for k in new
+        )
+        for share, end in zip(found, ends, strict=True)
+    ]
+
+
+def availability_table(availability: Availability, *, whole: bool = False) -> Table:
+    """Share of the time in which accuracy reaches each level, one row per level.
+
+    Args:
+        availability: the section of the report.
+        whole: show all levels, not only those at which the laws differ.
+    """
     curves, levels = availability.curves, availability.levels
-    columns = [Column("accuracy at least", "level", lambda value: percent(value, 0))]
-    columns += [Column(f"time, {_law(curve.p_fail)}", f"share_{i}", _share) for i, curve in enumerate(curves)]
+    columns = [Column("accuracy at least", "level", lambda value: f"{100 * value:g} %")]
+    for i, curve in enumerate(curves):
+        columns.append(Column(f"time, {_law(curve.p_fail)}", f"share_{i}", _share))
+        columns += [IntervalColumn("95 %", f"interval_{i}", show_interval(_share))] if curve.stated else []
+    stated = [{row.level: row.interval for row in curve.stated} for curve in curves]
+    shown = levels if whole else [*stated[0]] or [level for level in _LADDER if level in levels]
     rows = []
-    for level in levels if shown is None else shown:
-        place = levels.index(level)
-        rows.append({"level": level, **{f"share_{i}": curve.share[place] for i, curve in enumerate(curves)}})
+    for level in shown:
+        row: dict[str, object] = {"level": level}
+        for i, curve in enumerate(curves):
+            row |= {f"share_{i}": curve.share[levels.index(level)], f"interval_{i}": stated[i].get(level)}
+        rows.append(row)
     return Table(tuple(columns), rows)
 
 
 def pair_table(report: Report, limit: int | None = _PAIRS) -> Table:
     """The pairs of devices whose loss costs most, worst first; limit None for all pairs."""
     intact, pairs = report.accuracy_by_failures[0].mean, report.pair_losses
-    nodes = [device.node for device in report.devices]
-    rows = [
-        {"first": nodes[i], "second": nodes[j], "accuracy": pairs[i][j], "loss": intact - pairs[i][j]}
-        for i, j in combinations(range(len(nodes)), 2)
-    ]
-    rows.sort(key=lambda row: row["accuracy"])
-    columns = (
+    nodes, measured = [device.node for device in report.devices], bool(report.pair_intervals)
+    share, point = share_of(report.data.samples), points_of(report.data.samples)
+    rows: list[dict[str, object]] = []
+    for i, j in sorted(combinations(range(len(nodes)), 2), key=lambda pair: pairs[pair[0]][pair[1]]):
+        row: dict[str, object] = {"first": nodes[i], "second": nodes[j], "accuracy": pairs[i][j]}
+        row["loss"] = intact - pairs[i][j]
+        if measured:
+            row |= {"interval": report.pair_intervals[i][j], "loss_interval": report.pair_loss_intervals[i][j]}
+        rows.append(row)
+    columns = [
         Column("device", "first"),
         Column("and device", "second"),
-        Column("accuracy without both", "accuracy", percent),
-        Column("lost, points", "loss", points),
-    )
-    return Table(columns, rows[:limit])
+        Column("accuracy without both", "accuracy", share),
+        Column("lost, points", "loss", point),
+    ]
+    if measured:
+        columns.insert(3, IntervalColumn("95 %", "interval", show_interval(share)))
+        columns.append(IntervalColumn("95 %", "loss_interval", show_interval(point)))
+    return Table(tuple(columns), rows[:limit])
 
 
 def availability_plot(availability: Availability) -> str:

@@ -2,10 +2,13 @@
 
 Each table is defined once, as columns with a key in report.json and a format; text, Markdown and HTML only lay it out.
 No dependency, so that ``nonn report`` works with the base install.
+
+Figures are rounded to what the test set supports: as many digits as one sample is worth, and at most two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,12 +18,15 @@ from nonn.report.document import HeadReport, Report
 
 __all__ = [
     "Column",
+    "IntervalColumn",
     "Table",
     "TextColumn",
     "as_html",
     "as_markdown",
     "as_text",
+    "confidence_sentence",
     "device_table",
+    "digits_of",
     "failure_table",
     "failures_table",
     "half_gone",
@@ -30,13 +36,45 @@ __all__ = [
     "network_line",
     "percent",
     "points",
+    "points_of",
+    "sample_line",
+    "selection_line",
+    "share_of",
     "short_report",
+    "show_interval",
 ]
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 2) -> str:
     """A difference of accuracies as percentage points; never ``-0.00``."""
-    return f"{round(100 * value, 2) + 0.0:.2f}"
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}"
+
+
+def digits_of(samples: int) -> int:
+    """Decimals of a percentage that so many samples support: 0 up to 100 samples, 1 up to 1,000, 2 beyond."""
+    return max(0, min(2, math.ceil(math.log10(max(1, samples))) - 2))
+
+
+def share_of(samples: int, at_most: int = 2) -> Callable[[float], str]:
+    """Prints accuracies that were counted on so many samples."""
+    digits = min(at_most, digits_of(samples))
+    return lambda value: percent(value, digits)
+
+
+def points_of(samples: int) -> Callable[[float], str]:
+    """Prints differences of accuracies that were counted on so many samples."""
+    digits = digits_of(samples)
+    return lambda value: points(value, digits)
+
+
+def show_interval(show: Callable[[float], str]) -> Callable[[Sequence[float]], str]:
+    """Prints intervals, with the unit once."""
+
+    def shown(ends: Sequence[float]) -> str:
+        low, high = map(show, ends)
+        return f"{low.removesuffix(' %')} to {high}"
+
+    return shown
 
 
 def _count(value: int) -> str:
@@ -87,6 +125,10 @@ class TextColumn(Column):
         return False
 
 
+class IntervalColumn(TextColumn):
+    """A column of intervals [low, high]."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns and their rows: parts of a document, or mappings."""
@@ -105,22 +147,27 @@ class Table:
 
 def failure_table(report: Report) -> Table:
     """Accuracy against failed devices, over all subsets."""
-    return failures_table(report.accuracy_by_failures, [device.node for device in report.devices])
+    nodes = [device.node for device in report.devices]
+    return failures_table(report.accuracy_by_failures, nodes, report.data.samples)
 
 
-def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int]) -> Table:
+def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int], samples: int) -> Table:
     """Accuracy against failed devices, over all subsets.
 
     Args:
         by_failures: for 0 to N − 1 failed devices.
         devices: all devices, shown where none has failed.
+        samples: size of the test set.
     """
+    share = share_of(samples)
     columns = (
         Column("failed", "failed"),
         Column("subsets", "subsets"),
-        Column("mean", "mean", percent),
-        Column("worst", "worst", percent),
-        Column("best", "best", percent),
+        Column("mean", "mean", share),
+        *_interval("95 %", "interval", share, by_failures),
+        Column("worst", "worst", share),
+        *_interval("95 %", "worst_interval", share, by_failures),
+        Column("best", "best", share),
         Column("answering in the worst case", "worst_subset", _devices),
     )
     # Without failures every device answers; report.json leaves that list empty.
@@ -129,21 +176,30 @@ def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int]) ->
     return Table(columns, rows)
 
 
+def _interval(title: str, key: str, show: Callable[[float], str], rows: Sequence[object]) -> tuple[Column, ...]:
+    """A column of intervals, where the rows have them: older reports do not."""
+    has = any(getattr(row, key) is not None for row in rows)
+    return (IntervalColumn(title, key, show_interval(show)),) if has else ()
+
+
 def live_table(report: Report) -> Table:
     """Measurements of a live cluster next to the bundle's predictions."""
+    share, rows = share_of(report.data.samples), report.measured_live
     columns = (
         Column("failed", "failed"),
         Column("requests", "requests"),
         Column("lost", "lost"),
-        Column("accuracy", "accuracy", percent),
-        Column("predicted", "predicted", percent),
+        Column("accuracy", "accuracy", share),
+        *_interval("95 %", "interval", share, rows),
+        Column("predicted", "predicted", share),
         Column("answered devices", "answered", _devices),
     )
-    return Table(columns, report.measured_live)
+    return Table(columns, rows)
 
 
 def device_table(report: Report) -> Table:
     """What each device runs, sends and contributes."""
+    share, point, rows = share_of(report.data.samples), points_of(report.data.samples), report.devices
     columns = (
         Column("device", "node"),
         Column("part", "part"),
@@ -152,11 +208,14 @@ def device_table(report: Report) -> Table:
         Column("MACs", "macs"),
         Column("model, bytes", "model_bytes"),
         Column("sends, bytes", "feature_bytes"),
-        Column("accuracy alone", "accuracy_alone", percent),
-        Column("value, points", "value", points),
-        Column("Shapley, points", "shapley", points),
+        Column("accuracy alone", "accuracy_alone", share),
+        *_interval("95 %", "accuracy_alone_interval", share, rows),
+        Column("value, points", "value", point),
+        *_interval("95 %", "value_interval", point, rows),
+        Column("Shapley, points", "shapley", point),
+        *_interval("95 %", "shapley_interval", point, rows),
     )
-    return Table(columns, report.devices)
+    return Table(columns, rows)
 
 
 def half_gone(report: Report) -> FailureRow:
@@ -166,14 +225,63 @@ def half_gone(report: Report) -> FailureRow:
 
 def headline(report: Report) -> str:
     """The report in one sentence."""
-    row, num_devices = half_gone(report), len(report.devices)
-    teacher = percent(report.teacher.accuracy, 1)
-    mean, worst = percent(row.mean, 1), percent(row.worst, 1)
+    row, num_devices, share = half_gone(report), len(report.devices), share_of(report.data.samples, 1)
+    teacher, mean, worst = map(share, (report.teacher.accuracy, row.mean, row.worst))
+    if row.interval is not None:
+        mean += f" ({show_interval(share)(row.interval)})"
     if num_devices == 1:
         return f"With its only device, answers are right {mean} of the time; the teacher: {teacher}"
     return (
-        f"With {row.failed} of {num_devices} devices gone, answers are right {mean} of the time on average "
-        f"(worst case {worst}); the teacher: {teacher}"
+        f"With {row.failed} of {num_devices} devices gone, answers are right {mean} of the time on average, "
+        f"{worst} in the worst case; the teacher: {teacher}"
+    )
+
+
+def sample_line(report: Report) -> str:
+    """What one sample of the test set is worth, and what intervals mean."""
+    samples, one = report.data.samples, 100 / report.data.samples
+    line = (
+        f"Counted on {samples:,} test samples: one sample is {one:.2g} points of accuracy. Intervals are 95 % "
+        "confidence intervals for new samples of the same kind"
+    )
+    if report.data.outcomes == 0:
+        line += (
+            "; this bundle does not record which samples each subset gets right, so they come from the counts and are "
+            "too wide for means and differences"
+        )
+    elif report.data.outcomes is not None and report.data.outcomes < samples:
+        line += f", from the outcomes of {report.data.outcomes:,} of them"
+    return f"{line}."
+
+
+def selection_line(report: Report) -> str:
+    """What choosing the worst and the best subset by the samples that measure them does, with half of them failed."""
+    row, share = half_gone(report), share_of(report.data.samples)
+    if row.worst_apart is None or row.best_apart is None:
+        return "" if row.subsets == 1 else "Worst and best are chosen on the samples that they are measured on."
+    return (
+        f"Worst and best are chosen on the samples that they are measured on. With {row.failed} failed, the subset "
+        f"that is worst on one half of the samples reaches {share(row.worst_apart)} on the other (worst of all: "
+        f"{share(row.worst)}), and the best one {share(row.best_apart)} (best of all: {share(row.best)})."
+    )
+
+
+def confidence_sentence(report: Report) -> str:
+    """Whether the confidence of answers still holds with half of the devices failed."""
+    if report.by_class is None:
+        return ""
+    row, point = report.by_class.by_failures[len(report.devices) // 2], points_of(report.by_class.samples)
+    if row.ece_perfect is None or row.ece_perfect_high is None:
+        return f"With {row.failed} failed, confidence is {point(row.ece)} points from accuracy on average (ECE)."
+    verdict = (
+        "cannot be told apart from perfect calibration"
+        if row.ece <= row.ece_perfect_high
+        else "is farther from accuracy than chance explains"
+    )
+    return (
+        f"With {row.failed} failed, confidence {verdict}: ECE {point(row.ece)} points; perfectly calibrated answers "
+        f"would show {point(row.ece_perfect)} on {report.by_class.samples:,} samples, and more than "
+        f"{point(row.ece_perfect_high)} in 1 of 20 test sets."
     )
 
 
@@ -235,9 +343,12 @@ def as_html(table: Table, caption: str = "") -> str:
 
 def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
     """Headline, accuracy against failures and devices, and the live table if there are measurements."""
-    expected = report.expected_accuracy
-    blocks = [f"{headline(report)}.", lay_out(failure_table(report))]
-    blocks.append(f"Expected accuracy, failures {expected.law}: {percent(expected.value)}")
+    expected, share = report.expected_accuracy, share_of(report.data.samples)
+    blocks = [f"{headline(report)}.", lay_out(failure_table(report)), sample_line(report)]
+    if selection := selection_line(report):
+        blocks.append(selection)
+    line = f"Expected accuracy, failures {expected.law}: {share(expected.value)}"
+    blocks.append(line + (f" (95 %: {show_interval(share)(expected.interval)})" if expected.interval else ""))
     if report.measured_live:
         blocks += ["Measured on a live cluster:", lay_out(live_table(report))]
     blocks += [lay_out(device_table(report)), network_line(report)]

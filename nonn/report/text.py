@@ -9,7 +9,16 @@ from nonn.report.classes import bias_table, calibration_table, class_table
 from nonn.report.document import Report
 from nonn.report.methods import methods_table
 from nonn.report.risk import availability_table, pair_table
-from nonn.report.table import Table, as_markdown, as_text, device_table, failure_table, live_table, short_report
+from nonn.report.table import (
+    IntervalColumn,
+    Table,
+    as_markdown,
+    as_text,
+    device_table,
+    failure_table,
+    live_table,
+    short_report,
+)
 
 __all__ = ["csv_report", "markdown_report", "report_tables", "text_report"]
 
@@ -59,13 +68,18 @@ def csv_report(report: Report) -> str:
         tables["pairs"] = pair_table(report, None)
     if report.by_class:
         tables["classes"] = class_table(report.by_class, None)
-    tables["availability"] = availability_table(report.availability, None)
+    tables["availability"] = availability_table(report.availability, whole=True)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["table", "row", "quantity", "value", "text"])
     for name, table in tables.items():
         for number, row in enumerate(table.values()):
             for column, value in zip(table.columns, row, strict=True):
+                if isinstance(column, IntervalColumn):
+                    ends = value if isinstance(value, tuple) else (None, None)
+                    for end, number_of in zip(("low", "high"), ends, strict=True):
+                        writer.writerow([name, number, f"{column.key}_{end}", number_of, ""])
+                    continue
                 words = " ".join(map(str, value)) if isinstance(value, tuple) else value
                 both = ("", words) if isinstance(words, str) else (value, "")
                 writer.writerow([name, number, column.key, *both])

@@ -1,7 +1,7 @@
 """The teacher: model zoo, features by hook, its training task."""
 
 from nonn.teacher.convnet import pool
-from nonn.teacher.task import TeacherTask, measure_accuracy
+from nonn.teacher.task import TeacherTask, measure_accuracy, measure_outcomes
 from nonn.teacher.teacher import Normalise, Teacher, build_teacher, load_weights
 from nonn.teacher.wrn import WideResNet
 from nonn.teacher.zoo import make_network
@@ -15,5 +15,6 @@ __all__ = [
     "load_weights",
     "make_network",
     "measure_accuracy",
+    "measure_outcomes",
     "pool",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,7 +14,7 @@ from nonn.data import Split
 from nonn.teacher.teacher import Teacher
 from nonn.trainer import Target, batches
 
-__all__ = ["TeacherTask", "measure_accuracy"]
+__all__ = ["TeacherTask", "measure_accuracy", "measure_outcomes"]
 
 
 class TeacherTask:
@@ -45,7 +47,13 @@ class TeacherTask:
 
 def measure_accuracy(teacher: Teacher, split: Split, device: str) -> float:
     """Accuracy of the teacher on a split, in [0, 1]."""
+    return float(measure_outcomes(teacher, split, device).mean())
+
+
+def measure_outcomes(teacher: Teacher, split: Split, device: str) -> NDArray[np.bool_]:
+    """Whether the teacher classifies each sample of a split correctly [n]."""
     teacher.to(device).eval()
     with torch.no_grad():
         predicted = torch.cat([teacher(x)[1].argmax(dim=1).cpu() for x in batches(split.inputs, device)])
-    return float((predicted.numpy() == split.labels).mean())
+    right: NDArray[np.bool_] = predicted.numpy() == split.labels
+    return right

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,18 @@ from nonn.reliability.laws.requests import Independent
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
 from nonn.reliability.placement import Machine, price_of_one_more
 from nonn.reliability.subsets import SubsetTable, membership
-from nonn.report.table import Column, Table, TextColumn, as_text, failures_table, percent, points
+from nonn.report.table import (
+    Column,
+    IntervalColumn,
+    Table,
+    TextColumn,
+    as_text,
+    failures_table,
+    percent,
+    points_of,
+    share_of,
+    show_interval,
+)
 from nonn_sim.enumerate import Estimate, SampledLaw, Stratum
 
 __all__ = ["exact_summary", "exact_text", "sampled_summary", "sampled_text"]
@@ -112,27 +123,31 @@ def _per_class(bundle: Bundle, table: SubsetTable, by_class: NDArray[np.int64]) 
 
 def exact_text(summary: Summary) -> str:
     """An exact summary for a terminal."""
-    num_devices, law = len(summary["devices"]), summary["law"]
+    num_devices, law, samples = len(summary["devices"]), summary["law"], summary["samples"]
+    share, point = share_of(samples), points_of(samples)
     blocks = [
-        f"{summary['experiment']}: {num_devices} devices, all {2**num_devices:,} subsets, "
-        f"{summary['samples']:,} test samples",
-        as_text(failures_table(summary["accuracy_by_failures"], range(num_devices))),
-        "\n".join(_law_lines(law)),
+        f"{summary['experiment']}: {num_devices} devices, all {2**num_devices:,} subsets, {samples:,} test samples",
+        as_text(failures_table(summary["accuracy_by_failures"], range(num_devices), samples)),
+        _sample_line(summary),
+        "\n".join(_law_lines(law, share)),
     ]
     by_device = (
         Column("device", "device"),
         Column("part", "part"),
-        Column("accuracy alone", "accuracy_alone", percent),
-        Column("Shapley, points", "shapley", points),
-        Column("under the law, points", "marginal", points),
+        Column("accuracy alone", "accuracy_alone", share),
+        IntervalColumn("95 %", "accuracy_alone_interval", show_interval(share)),
+        Column("Shapley, points", "shapley", point),
+        IntervalColumn("95 %", "shapley_interval", show_interval(point)),
+        Column("under the law, points", "marginal", point),
+        IntervalColumn("95 %", "marginal_interval", show_interval(point)),
     )
     blocks.append(as_text(Table(by_device, summary["devices"])))
     if num_devices > 1:
-        blocks.append(_worst_pair(summary["pair_losses"]))
+        blocks.append(_worst_pair(summary["pair_losses"], share))
     if "one_more_device" in summary:
-        blocks.append(_one_more(summary["one_more_device"]["students"], "one more device, failing like the others"))
+        blocks.append(_one_more(summary["one_more_device"], "one more device, failing like the others", point))
     if "placement" in summary:
-        blocks.append(_placement_text(summary["placement"]))
+        blocks.append(_placement_text(summary["placement"], share, point))
     if "per_class" in summary:
         blocks.append(_class_text(summary["per_class"], num_devices // 2))
     # A broken promise ends the command with an error.
@@ -141,12 +156,29 @@ def exact_text(summary: Summary) -> str:
     return "\n\n".join(blocks)
 
 
-def _law_lines(law: Mapping[str, Any]) -> list[str]:
-    lines = [f"failures {law['law']}: expected accuracy {percent(law['expected'])}"]
-    tail = ", ".join(f"{percent(q['accuracy'])} ({100 * q['share']:g} %)" for q in law["quantiles"])
+def _sample_line(summary: Mapping[str, Any]) -> str:
+    """What one test sample is worth, and what intervals mean."""
+    line = (
+        f"one sample is {summary['points_per_sample']:.2g} points of accuracy; 95 %: confidence interval for new "
+        "samples of the same kind"
+    )
+    if not summary["outcomes"]:
+        line += " (the bundle lacks the outcomes of single samples: intervals come from counts and are too wide)"
+    return line
+
+
+def _law_lines(law: Mapping[str, Any], share: Callable[[float], str]) -> list[str]:
+    lines = [
+        f"failures {law['law']}: expected accuracy {share(law['expected'])} "
+        f"(95 %: {show_interval(share)(law['expected_interval'])})"
+    ]
+    tail = ", ".join(f"{share(q['accuracy'])} ({100 * q['share']:g} %)" for q in law["quantiles"])
     lines.append(f"accuracy that is undercut at most this often: {tail}")
     for kept in law["levels"]:
-        line = f"accuracy of at least {percent(kept['level'])}: {percent(kept['availability'], 4)} of the time"
+        line = (
+            f"accuracy of at least {percent(kept['level'])}: {_of_time(kept['availability'])} of the time "
+            f"(95 %: {show_interval(_of_time)(kept['interval'])})"
+        )
         fall = kept["first_fall"]
         if fall is not None:
             line += f"; {_time(fall)}"
@@ -160,7 +192,16 @@ def _time(fall: Mapping[str, Any]) -> str:
     text = f"first missed after {_duration(fall['mean_s'])}"
     if fall["method"] == "simulated":
         text += f" on average (95 %: {_duration(fall['low_s'])} to {_duration(fall['high_s'])})"
-    return text + (" on average" if fall["method"] == "exact" and fall["mean_s"] else "")
+    text += " on average" if fall["method"] == "exact" and fall["mean_s"] else ""
+    if "interval_s" in fall:
+        low, high = ("never" if end is None else _duration(end) for end in fall["interval_s"])
+        text += f" (for other test samples, 95 %: {low} to {high})"
+    return text
+
+
+def _of_time(value: float) -> str:
+    """A share of time; as many digits as distinguish it from always and never."""
+    return percent(value, 4) if min(value, 1 - value) < 0.01 else percent(value)
 
 
 def _duration(seconds: float) -> str:
@@ -170,17 +211,23 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.4g} s"
 
 
-def _worst_pair(pairs: Sequence[Sequence[float]]) -> str:
+def _worst_pair(pairs: Sequence[Sequence[float]], share: Callable[[float], str]) -> str:
     value, i, j = min((pairs[i][j], i, j) for i in range(len(pairs)) for j in range(i))
-    return f"costliest pair: devices {j} and {i}, accuracy without both {percent(value)}"
+    return f"costliest pair: devices {j} and {i}, accuracy without both {share(value)}"
 
 
-def _one_more(students: Sequence[Mapping[str, Any]], title: str) -> str:
-    best = "; ".join(f"student {r['student']} {100 * r['gain']:+.2f}" for r in students[:3])
-    return f"{title}, gain in points by the student that it runs: {best or 'no student fits it'}"
+def _one_more(more: Mapping[str, Any], title: str, point: Callable[[float], str]) -> str:
+    best = "; ".join(
+        f"student {r['student']} {point(r['gain'])} (95 %: {show_interval(point)(r['gain_interval'])})"
+        for r in more["students"][:3]
+    )
+    line = f"{title}, gain in points by the student that it runs: {best or 'no student fits it'}"
+    if more.get("gain_apart") is not None:
+        line += f"; chosen on one half of the samples, the best gains {point(more['gain_apart'])} on the other"
+    return line
 
 
-def _placement_text(placement: Mapping[str, Any]) -> str:
+def _placement_text(placement: Mapping[str, Any], share: Callable[[float], str], point: Callable[[float], str]) -> str:
     columns = (
         TextColumn("machine", "device", str),
         Column("p_fail", "p_fail", lambda value: f"{value:g}"),
@@ -188,10 +235,13 @@ def _placement_text(placement: Mapping[str, Any]) -> str:
         Column("latency, ms", "latency_ms", lambda value: f"{value:.2f}"),
     )
     kind = "best placement" if placement["exact"] else "best placement found by local search"
-    head = f"{kind}: expected accuracy {percent(placement['expected'])}, {placement['latency_ms']:.2f} ms"
+    ends = show_interval(share)(placement["interval"])
+    head = f"{kind}: expected accuracy {share(placement['expected'])} (95 %: {ends}), {placement['latency_ms']:.2f} ms"
+    if placement["apart"] is not None:
+        head += f"\nchosen on one half of the samples, a placement reaches {share(placement['apart'])} on the other"
     more = placement["one_more"]
     return "\n".join(
-        [head, as_text(Table(columns, placement["devices"])), _one_more(more["students"], f"one more {more['like']}")]
+        [head, as_text(Table(columns, placement["devices"])), _one_more(more, f"one more {more['like']}", point)]
     )
 
 

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or 'expected>=0.70'; exit code 7 if it does "
-        "not hold; repeatable",
+        help="'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or 'expected>=0.70', with confidence=0.95 at its "
+        "end about new samples; exit code 7 if it does not hold; repeatable",
     )
     parser.add_argument(
         "--level",
@@ -106,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
 def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     """All subsets."""
     from nonn.documents import to_json
+    from nonn.reliability.evidence import Evidence
     from nonn.reliability.guarantees import check_guarantees, judge
+    from nonn_sim.certainty import add_intervals, add_placement_intervals
     from nonn_sim.enumerate import enumerate_bundle
     from nonn_sim.placement_file import load_devices, placement_summary
     from nonn_sim.summary import exact_summary, exact_text
@@ -114,14 +116,19 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     counting = args.recount or args.per_class
     with _progress("subsets", shown=counting) as progress:
         table, by_class = enumerate_bundle(bundle, recount=args.recount, per_class=args.per_class, progress=progress)
-    verdicts = [judge(table, law, text) for text in args.guarantee]
+    same = (table.correct == bundle.table.correct).all()
+    evidence = bundle.evidence if same else Evidence(table)  # recorded features of other samples have other outcomes
+    verdicts = [judge(evidence, law, text) for text in args.guarantee]
     summary = exact_summary(bundle, table, law, args.level, verdicts, by_class)
+    add_intervals(summary, evidence, law)
     if args.place:
-        summary["placement"] = placement_summary(bundle, table, load_devices(args.place), args.deadline_ms / 1000)
+        machines, limit_s = load_devices(args.place), args.deadline_ms / 1000
+        summary["placement"] = placement_summary(bundle, table, machines, limit_s)
+        add_placement_intervals(summary["placement"], bundle, evidence, machines, limit_s)
     if args.csv:
         _write_csv(args.csv, table, law.probabilities())
     print(json.dumps(to_json(summary), indent=2, ensure_ascii=False) if args.json else exact_text(summary))
-    check_guarantees(table, law, args.guarantee)
+    check_guarantees(evidence, law, args.guarantee)
     return 0
 
 
