@@ -7,10 +7,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from benchmarks import http2, slow, storm
+from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
 from nonn.rpc.wire import new_request
 
-__all__ = ["cancelled_streams", "idle_connections"]
+__all__ = ["SECTIONS", "cancelled_streams", "idle_connections"]
 
 SECONDS = 5.0
 RESETTING = 4  # connections that cancel streams
@@ -50,3 +51,21 @@ def idle_connections(site: storm.Site, inputs: NDArray[Any], *, concurrency: int
                 records = slow.period(client, inputs, concurrency, SECONDS / 2)
         failed += sum(record.answer is None for record in records)
     return {"idle_failed": failed}
+
+
+def _crowd(ground: Ground) -> Figures:
+    site, inputs, concurrency = ground.site, ground.inputs, ground.args.concurrency
+    figures = cancelled_streams(site, inputs, concurrency=concurrency)
+    return figures | idle_connections(site, inputs, concurrency=concurrency)
+
+
+SECTIONS = (
+    Section(
+        "crowd",
+        _crowd,
+        {
+            "cancelled streams fail no request of other clients": lambda f: f["cancelled_failed"] == 0,
+            "idle connections keep no new client out": lambda f: f["idle_failed"] == 0,
+        },
+    ),
+)

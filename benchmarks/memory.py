@@ -11,13 +11,17 @@ import numpy as np
 import psutil
 
 from benchmarks import storm
+from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
 from nonn.errors import NonnError, OverloadError
+from tests.toys import toy_bundle
 
-__all__ = ["SHAPE", "large_requests"]
+__all__ = ["SECTIONS", "SHAPE", "large_requests"]
 
 SHAPE = (3, 32, 32)
 NUM_SAMPLES = 1000  # 12 MB in float32
+CLIENTS, DEADLINE_S = 64, 10.0
+GIVEN_BACK_MB = 60  # what large requests may leave behind
 SETTLE_S = 5.0  # until memory is given back
 
 
@@ -83,3 +87,24 @@ def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
         "memory_failures": sorted(set(map(str, errors)))[:5],
         "memory_failed": len(errors) - refused,
     }
+
+
+def _large(ground: Ground) -> Figures:
+    large = toy_bundle(ground.folder / "large", 2, shape=SHAPE)
+    with storm.site(large, DEADLINE_S, ground.args.seed) as site:
+        return large_requests(site, concurrency=CLIENTS)
+
+
+SECTIONS = (
+    Section(
+        "bytes",
+        _large,
+        {
+            "large requests are answered, or refused as an overload": lambda f: f["memory_failed"] == 0,
+            "memory of large requests is given back": lambda f: (
+                f["memory_aggregator_after_mb"] <= f["memory_aggregator_before_mb"] + GIVEN_BACK_MB
+            ),
+            "large requests leave a node below the limit of its unit": lambda f: f["memory_node_peak_mb"] <= 200,
+        },
+    ),
+)

@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import storm
+from benchmarks.endurance import DEADLINE_S
+from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
 from nonn.errors import NonnError
 
-__all__ = ["BYTES_PER_S", "CLIENT_DEADLINE_S", "DELAYS_S", "greedy", "pause", "period", "straggler"]
+__all__ = ["BYTES_PER_S", "CLIENT_DEADLINE_S", "DELAYS_S", "SECTIONS", "greedy", "pause", "period", "straggler"]
 
 DELAYS_S = (0.2, 0.3, 0.9)  # of a node's replies, at a deadline of one second
 PERIOD_S = 3.0
@@ -29,6 +31,8 @@ CLIENT_DEADLINE_S = 2.0
 BYTES_PER_S = 16_000.0  # of the links in ``greedy``: a toy sample has 64 bytes, so it takes a node 4 ms
 LARGE = 1000  # samples of a legal request
 PAUSE_S = 3.0  # of the aggregator, three deadlines
+SLOW_NODE = 1  # the most valuable one
+GREEDY_OTHERS, GREEDY_S = 4, 30.0
 SETTLE_S = 1.0  # until the cluster has found out about the fault, or a node is back in use
 
 
@@ -172,3 +176,49 @@ def pause(site: storm.Site, inputs: NDArray[Any], *, concurrency: int) -> dict[s
         "pause_degraded": sum(record.answer is not None and record.answer.degraded for record in records),
         "pause_nodes_not_up": [node["id"] for node in nodes if node["state"] != "up"],
     }
+
+
+def _straggler(ground: Ground) -> Figures:
+    args = ground.args
+    return straggler(ground.site, ground.client, ground.inputs, SLOW_NODE, concurrency=args.concurrency)
+
+
+def _greedy(ground: Ground) -> Figures:
+    with storm.site(ground.bundle, DEADLINE_S, ground.args.seed, bandwidth_bytes_per_s=BYTES_PER_S) as site:
+        return greedy(site.address, ground.inputs, concurrency=GREEDY_OTHERS, seconds=GREEDY_S)
+
+
+SECTIONS = (
+    Section(
+        "pause",
+        lambda ground: pause(ground.site, ground.inputs, concurrency=ground.args.concurrency),
+        {
+            "a pause of the aggregator fails no request": lambda f: f["pause_failed"] == 0,
+            "a pause of the aggregator is blamed on no node": lambda f: (
+                not f["pause_nodes_not_up"] and f["pause_degraded"] == 0
+            ),
+        },
+    ),
+    Section(
+        "slow",
+        _straggler,
+        {
+            "a slow node leaves half of the throughput without it": lambda f: min(f["straggler_ratio"].values()) >= 0.5,
+            "with a slow node p99 is below the deadline": lambda f: (
+                max(f["straggler_p99_ms"].values()) < 1e3 * DEADLINE_S
+            ),
+            "no request fails because of a slow node": lambda f: f["straggler_failed"] == 0,
+        },
+    ),
+    Section(
+        "greedy",
+        _greedy,
+        {
+            "large requests of one client fail none": lambda f: not f["greedy_failed"] and f["others_failed"] == 0,
+            "large requests of one client cost the others no device": lambda f: f["others_degraded_percent"] <= 1,
+            "with large requests of one client p99 of the others is below the deadline": lambda f: (
+                f["others_p99_ms"] < 1e3 * DEADLINE_S
+            ),
+        },
+    ),
+)

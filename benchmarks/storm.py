@@ -71,13 +71,27 @@ class Outage:
 
 @dataclass(frozen=True)
 class Record:
-    """One request: its sample and times, and the answer or the error."""
+    """One request.
+
+    Attributes:
+        row: its first sample; the next ones follow, from the start again at the end.
+        asked_s: when it was sent, on ``time.monotonic``.
+        done_s: when its answer or error came.
+        answer: the answer; None without one.
+        error: the error; empty without one.
+        size: number of samples.
+    """
 
     row: int
     asked_s: float
     done_s: float
     answer: Answer | None
     error: str = ""
+    size: int = 1
+
+    def rows(self, num_samples: int) -> NDArray[np.int64]:
+        """Its samples [size] of ``num_samples``."""
+        return (self.row + np.arange(self.size)) % num_samples
 
 
 @dataclass
@@ -89,6 +103,7 @@ class Site:
     proxies: Proxies
     address: str
     pid: int
+    log: Path
     slow_s: list[float] = field(default_factory=list)
 
     def inject(self, node: int, kind: str, on: bool) -> None:
@@ -141,7 +156,7 @@ def site(
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"the aggregator did not start: {log.read_text()}")
-        yield Site(bundle, cluster, proxies, json.loads(line)["address"], process.pid)
+        yield Site(bundle, cluster, proxies, json.loads(line)["address"], process.pid, log)
 
 
 class Weather:
@@ -259,19 +274,35 @@ class Stalls(Sampler):
         self.longest_s = max(self.longest_s, passed_s - LOOK_S)
 
 
+_histories: list[list[Record]] = []
+
+
+@contextlib.contextmanager
+def history() -> Iterator[list[Record]]:
+    """Yields a list to which every ``load`` in the block adds its requests."""
+    records = list[Record]()
+    _histories.append(records)
+    try:
+        yield records
+    finally:
+        _histories.remove(records)
+
+
 def load(
     client: Client,
     inputs: NDArray[Any],
     concurrency: int,
     more: Callable[[int], bool],
+    sizes: Sequence[int] = (1,),
 ) -> list[Record]:
     """Clients that ask again as soon as they have an answer.
 
     Args:
         client: client of the aggregator.
-        inputs: samples [n, …]; each request asks about one.
+        inputs: samples [n, …].
         concurrency: number of concurrent clients.
         more: whether to send another request, given the number of sent ones.
+        sizes: number of samples of the first, second, … request; repeated.
     """
     numbers, lock, interrupted = itertools.count(), threading.Lock(), threading.Event()
 
@@ -282,38 +313,52 @@ def load(
                 number = next(numbers)
             if interrupted.is_set() or not more(number):
                 return rows
-            row = number % len(inputs)
+            row, size = number % len(inputs), sizes[number % len(sizes)]
+            batch = inputs.take(range(row, row + size), axis=0, mode="wrap")
             asked_s = time.monotonic()
             try:
-                answer, error = client.infer(inputs[row : row + 1]), ""
+                answer, error = client.infer(batch), ""
             except NonnError as exc:
                 answer, error = None, f"{type(exc).__name__}: {exc}"
-            rows.append(Record(row, asked_s, time.monotonic(), answer, error))
+            rows.append(Record(row, asked_s, time.monotonic(), answer, error, size))
 
     with ThreadPoolExecutor(concurrency, thread_name_prefix="client") as pool:
         try:
             records = [record for rows in pool.map(ask, range(concurrency)) for record in rows]
         finally:
             interrupted.set()
+    for kept in _histories:
+        kept += records
     return sorted(records, key=lambda record: record.done_s)
 
 
 def wrong_answers(bundle: Bundle, records: Sequence[Record]) -> list[Record]:
-    """Answers that differ from the offline fusion of the recorded features of exactly the devices that they name."""
-    features, _ = bundle.features
+    """Answers that are not what the bundle says about exactly the devices that they name.
+
+    Compared are the logits and confidences with the offline fusion of the recorded features, the stated accuracy, the
+    bundle, and whether the answer is called degraded.
+    """
+    features, labels = bundle.features
     by_mask: dict[int, list[Record]] = {}
     for record in records:
         if record.answer is not None:
             by_mask.setdefault(record.answer.mask, []).append(record)
     wrong = []
     for mask, group in by_mask.items():
-        rows = [record.row for record in group]
-        expected = bundle.head.logits({i: features[i][rows] for i in members(mask)})
-        for record, logits in zip(group, expected, strict=True):
-            answer = record.answer
+        rows = [record.rows(len(labels)) for record in group]
+        fused = bundle.head.logits({i: features[i][np.concatenate(rows)] for i in members(mask)})
+        sure = bundle.head.confidence(fused, mask)
+        stated = bundle.hash, bundle.table.accuracy[mask], mask.bit_count() < bundle.num_devices
+        end = 0
+        for record in group:
+            begin, end, answer = end, end + record.size, record.answer
             assert answer is not None
-            fused = np.allclose(answer.logits[0], logits, rtol=1e-4, atol=1e-4)
-            if not fused or answer.expected_accuracy != bundle.table.accuracy[mask]:
+            if (
+                answer.logits.shape != (record.size, fused.shape[1])
+                or not np.allclose(answer.logits, fused[begin:end], rtol=1e-4, atol=1e-4)
+                or not np.allclose(answer.confidence, sure[begin:end], rtol=1e-3, atol=1e-3)
+                or (answer.bundle, answer.expected_accuracy, answer.degraded) != stated
+            ):
                 wrong.append(record)
     return wrong
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import storm
+from benchmarks.section import Figures, Ground, Section
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.file import write_policy
 from nonn.bundle import Bundle
@@ -29,12 +30,13 @@ from nonn.rpc.wire import read_tensors
 from tests.intermediary import Intermediary
 from tests.serving import TIMEOUT_S, running_aggregator
 
-__all__ = ["LIES", "Liar", "flips", "liars"]
+__all__ = ["LIES", "SECTIONS", "Liar", "flips", "liars"]
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 FLIPPED = 0.05  # of the segments: with more, the breakers are open and few requests are asked
 QUARANTINE_S, PATIENCE_S = 0.5, 1.0
+LIARS = (2, 5)
 LIES: dict[str, Change] = {
     "huge": lambda f: np.full_like(f, 3e38),
     "x100": lambda f: 100 * f,
@@ -137,3 +139,32 @@ def liars(bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests
         "liars_without_honest_device": without,
         "liars_back_s": time.monotonic() - start,
     }
+
+
+def _flips(ground: Ground) -> Figures:
+    nodes = range(1, ground.bundle.num_devices)
+    return flips(ground.site, ground.client, ground.inputs, nodes, ground.args.flips)
+
+
+SECTIONS = (
+    Section(
+        "flips",
+        _flips,
+        {
+            "flipped bits fail no request and change no answer": lambda f: (
+                f["flips_failed"] == f["flips_wrong"] == 0 and f["flips"] > 0
+            )
+        },
+    ),
+    Section(
+        "liars",
+        lambda ground: liars(ground.bundle, ground.inputs, LIARS, ground.args.lies),
+        {
+            "two liars cost at most a point against the same nodes dead": lambda f: (
+                max(f["liars_loss_points"].values()) <= 1
+            ),
+            "liars cost no honest node": lambda f: f["liars_without_honest_device"] == 0,
+            "liars that are honest again are in use again": lambda f: f["liars_back_s"] < TIMEOUT_S,
+        },
+    ),
+)

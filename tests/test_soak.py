@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import storm, wrong
+from benchmarks import soak, storm, wrong
+from benchmarks.section import Section
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.reliability.subsets import members
@@ -129,8 +131,12 @@ def test_the_books_find_what_is_wrong(bundle: Bundle, weathered: Any) -> None:
     bits = good.answer.answered.copy()
     bits[members(good.answer.mask)[0]] = False
     fewer = dataclasses.replace(good.answer, answered=bits)
-    for answer in (other, fewer):
+    elsewhere = dataclasses.replace(good.answer, bundle="0" * 64)
+    surer = dataclasses.replace(good.answer, confidence=good.answer.confidence / 2)
+    full = dataclasses.replace(good.answer, degraded=not good.answer.degraded)
+    for answer in (other, fewer, elsewhere, surer, full):
         assert len(storm.wrong_answers(bundle, [dataclasses.replace(good, answer=answer)])) == 1
+    assert len(storm.wrong_answers(bundle, [dataclasses.replace(good, size=2)])) == 1
     node = int(np.flatnonzero(good.answer.answered)[0])
     there = storm.Outage(node, "stop", good.asked_s - 1, good.done_s + 1, good.done_s + 1)
     assert len(storm.false_members([good], [there])) == 1
@@ -138,6 +144,23 @@ def test_the_books_find_what_is_wrong(bundle: Bundle, weathered: Any) -> None:
     assert storm.false_members([good], [dataclasses.replace(there, start_s=good.asked_s + 0.001)]) == []
     back = storm.Outage(node, "stop", good.asked_s - 9, good.asked_s - 8, good.done_s - 3)
     assert storm.return_times([good], [back])[0][0] == pytest.approx(3)
+
+
+def test_a_section_that_breaks_a_guarantee_or_ends_with_an_error_is_named_and_the_next_ones_run(
+    bundle: Bundle, weathered: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(ground: Any) -> Any:
+        raise OSError("no more processes")
+
+    sections = (
+        Section("first", lambda ground: {"first_failed": 1}, {"nothing fails": lambda f: f["first_failed"] == 0}),
+        Section("second", fails, {"never asked": lambda f: False}),
+        Section("third", lambda ground: {"third_failed": 0}, {"third holds": lambda f: f["third_failed"] == 0}),
+    )
+    figures = soak.run(sections, SimpleNamespace(bundle=bundle))  # type: ignore[arg-type]
+    assert figures["broken"] == ["nothing fails", "second runs to its end"]
+    assert figures["errors"] == {"second": "OSError: no more processes"}
+    assert figures["third_failed"] == 0
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""Malformed messages to a node and to the aggregator, and forged replies of a node."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import psutil
+
+from benchmarks.section import Figures, Ground, Section
+from nonn.client import Client
+from nonn.cluster import LocalCluster
+from tests.fuzzing import LyingNode, Server, fuzz_connections, fuzz_replies, fuzz_requests
+from tests.serving import TIMEOUT_S, running_aggregator
+
+__all__ = ["SECTIONS"]
+
+MEMORY_GROWTH = 1.05
+
+
+def _fuzz(ground: Ground) -> Figures:
+    bundle, inputs, args = ground.bundle, ground.inputs, ground.args
+    sessions = [onnxruntime.InferenceSession(str(bundle.student_path(i))) for i in range(bundle.num_devices)]
+
+    def features(device: int, batch: Any) -> Any:
+        return sessions[device].run(["features"], {"input": batch})[0]
+
+    def fused(batch: Any) -> Any:
+        return bundle.head.logits({i: features(i, batch) for i in range(bundle.num_devices)})
+
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder, LocalCluster(bundle.path) as cluster:
+        addresses = [state.address for state in cluster.states()]
+        patient = ("--deadline", str(TIMEOUT_S))
+        with (
+            LyingNode(addresses[0]) as liar,
+            running_aggregator(bundle.path, [liar.address, *addresses[1:]], Path(folder), *patient) as ready,
+            Client(ready["address"], TIMEOUT_S) as client,
+        ):
+            outputs = ("logits", "confidence", "answered", "expected_accuracy")
+            servers = {
+                "node": (Server(addresses[1], "student-1", ("features",), bundle, lambda b: features(1, b)), 1),
+                "aggregator": (Server(ready["address"], "nonn", outputs, bundle, fused), None),
+            }
+            for name, (server, node) in servers.items():
+                process = psutil.Process(ready["pid"] if node is None else cluster.states()[node].pid)
+                fuzz_requests(server, inputs[:1], args.messages // 10, args.seed)
+                fuzz_connections(server.address, args.messages // 100, args.seed)
+                before = process.memory_info().rss
+                seen = fuzz_requests(server, inputs[:1], args.messages, args.seed + 1)
+                fuzz_connections(server.address, args.messages // 10, args.seed + 1)
+                figures[f"fuzz_{name}_status"] = dict(seen)
+                figures[f"fuzz_{name}_rss_growth"] = process.memory_info().rss / before
+                figures[f"fuzz_{name}_alive"] = process.is_running()
+            figures["fuzz_replies"] = dict(fuzz_replies(client, liar, bundle, inputs, args.messages, args.seed))
+    return figures
+
+
+SECTIONS = (
+    Section(
+        "fuzz",
+        _fuzz,
+        {
+            "fuzz: both servers live": lambda f: f["fuzz_node_alive"] and f["fuzz_aggregator_alive"],
+            "fuzz: memory is flat": lambda f: (
+                max(f["fuzz_node_rss_growth"], f["fuzz_aggregator_rss_growth"]) <= MEMORY_GROWTH
+            ),
+        },
+    ),
+)
