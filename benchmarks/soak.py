@@ -14,6 +14,7 @@
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
     bytes     64 clients with a request of 12 MB at once
     liars     two nodes that send wrong features, in one way after another
+    kills     SIGKILL at random lines of every write of state
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
 Every answer of every section is compared with the offline fusion of the devices that it names, with the accuracy of
@@ -31,7 +32,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import crowd, endurance, fuzz, memory, slow, storm, wrong
+from benchmarks import crowd, endurance, fuzz, kills, memory, slow, storm, wrong
 from benchmarks.endurance import CLIENT_DEADLINE_S, DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
@@ -50,6 +51,7 @@ SECTIONS: tuple[Section, ...] = (
     *slow.SECTIONS,
     *wrong.SECTIONS,
     *memory.SECTIONS,
+    *kills.SECTIONS,
     *fuzz.SECTIONS,
 )
 
@@ -102,6 +104,7 @@ def main() -> int:
     )
     parser.add_argument("--flips", type=int, default=4000, help="requests while bits flip (default: %(default)s)")
     parser.add_argument("--lies", type=int, default=500, help="requests for each way of lying (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=100, help="kills of each write of state (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="concurrent clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=f"file to write (default: {RESULTS}; with --only none)")

@@ -18,6 +18,12 @@ from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
 
 __all__ = ["Done", "Link"]
 
+# gRPC gives up an attempt to connect after the least backoff. A server to which hundreds connect at once may take
+# seconds to accept a connection.
+_OPTIONS = tuple(
+    (name, 5_000 if name == "grpc.min_reconnect_backoff_ms" else value) for name, value in RECONNECTING_OPTIONS
+)
+
 # Called once with the reply or the error.
 Done = Callable[[Any, NonnError | None], None]
 
@@ -40,10 +46,10 @@ class Link:
         self._checked = tls is None
         self._free = threading.BoundedSemaphore(CLIENT_STREAMS)
         if tls is None:
-            self._channel = grpc.insecure_channel(address, options=RECONNECTING_OPTIONS)
+            self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         else:
             credentials, options = tls.channel_options(AGGREGATOR_NAME)
-            self._channel = grpc.secure_channel(address, credentials, options=(*RECONNECTING_OPTIONS, *options))
+            self._channel = grpc.secure_channel(address, credentials, options=(*_OPTIONS, *options))
         self._stub = inference_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._infer = self._channel.unary_unary(INFER_METHOD)  # bytes, because of their checksum
 
