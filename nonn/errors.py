@@ -15,6 +15,7 @@
     │   └── ForbiddenError        authenticated, but not authorised      3    PERMISSION_DENIED
     ├── MembershipError           a node cannot join                     3    FAILED_PRECONDITION
     ├── UnreachableError          no answer at that address              4    UNAVAILABLE
+    │   └── DrainedError          the node is drained; it waits          4    UNAVAILABLE
     ├── DataLossError             a message was altered on the way       4    DATA_LOSS
     ├── OverloadError             a limit of pending requests is full    4    RESOURCE_EXHAUSTED
     ├── QuorumError               too few devices answered               5    UNAVAILABLE
@@ -35,6 +36,7 @@ __all__ = [
     "CredentialsError",
     "DataError",
     "DataLossError",
+    "DrainedError",
     "ForbiddenError",
     "GuaranteeError",
     "InputError",
@@ -125,6 +127,10 @@ class UnreachableError(NonnError):
 
     exit_code = 4
     grpc_status = "UNAVAILABLE"
+
+
+class DrainedError(UnreachableError):
+    """A node may not join because the operator has drained it; it may after ``nonn fleet drain --undo``."""
 
 
 class DataLossError(NonnError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -54,8 +55,17 @@ def state() -> Iterator[Any]:
         yield Path(folder)
 
 
+def fleet_command(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    """``nonn fleet`` in this process, which saves its start."""
+    out, errors = io.StringIO(), io.StringIO()
+    command = ["fleet", *map(str, arguments)]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = main(command)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
+
+
 def status(state: Any) -> Any:
-    return json.loads(run("nonn", "fleet", "status", "--state", state, "--json").stdout)
+    return json.loads(fleet_command("status", "--state", state, "--json").stdout)
 
 
 def floor_of(*bundles: Any) -> Any:
@@ -65,7 +75,7 @@ def floor_of(*bundles: Any) -> Any:
 
 
 class Asking:
-    """Asks without a pause, and checks each answer against its bundle, offline."""
+    """Asks again and again, and checks each answer against its bundle, offline."""
 
     def __init__(self, address: Any, bundles: Any) -> None:
         self._address, self._bundles = address, {bundle.hash: bundle for bundle in bundles}
@@ -77,7 +87,7 @@ class Asking:
     def _ask(self) -> None:
         sample = toys.toy_data(200, seed=3)[0][:1]
         with Client(self._address, 30) as client:
-            while not self._stop.is_set():
+            while not self._stop.wait(0.002):
                 try:
                     self.answers.append(client.infer(sample))
                 except Exception as exc:
@@ -99,42 +109,64 @@ class Asking:
             assert answer.expected_accuracy >= floor
 
 
-def test_a_fleet_moves_to_another_bundle_and_back_without_losing_a_request_or_falling_below_the_floor(
-    bundles: Any, fleet: Any, state: Any
+@pytest.fixture
+def pair(bundles: Any, fleet: Any) -> Iterator[Any]:
+    """Two aggregators with the same four nodes: the inventory, state folders, processes and addresses."""
+    with contextlib.ExitStack() as stack:
+        states = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn"))) for _ in range(2)]
+        started = [fleet.aggregator(bundles[0], "--state", state, *LEASE) for state in states]
+        inventory = fleet.folder / "fleet.toml"
+        hosts = [
+            f'[aggregators.hosts.main-{i}]\nansible_connection = "local"\nnonn_state = "{state}"\n'
+            for i, state in enumerate(states)
+        ]
+        inventory.write_text("".join(hosts) + "[nodes.hosts.a]\n")
+        addresses = [address for _, address in started]
+        for name in NODES:
+            fleet.node(name, *addresses, options=("--dial-out",) if name == "d" else ())
+        yield inventory, states, [process for process, _ in started], addresses
+
+
+def test_two_aggregators_move_to_another_bundle_and_back_without_losing_a_request_or_falling_below_the_floor(
+    bundles: Any, fleet: Any, pair: Any
 ) -> None:
     first, second = bundles
     floor = floor_of(*bundles)
-    aggregator, address = fleet.aggregator(first, "--state", state, *LEASE)
-    client = fleet.client(address)
-    for name in NODES:
-        fleet.node(name, address, options=("--dial-out",) if name == "d" else ())
-    until(lambda: len(members(client)) == 4)
-    students = members(client)
-    with Asking(address, bundles) as asking:
-        until(lambda: len(asking.answers) > 20)
-        pushed = run("nonn", "fleet", "push", second.path, "--state", state, "--floor", str(floor))
+    inventory, states, processes, addresses = pair
+    clients = [fleet.client(address) for address in addresses]
+    until(lambda: all(len(members(client)) == 4 for client in clients))
+    students = members(clients[0])
+    assert members(clients[1]) == students
+    with Asking(addresses[0], bundles) as one, Asking(addresses[1], bundles) as two:
+        until(lambda: len(one.answers) > 20 and len(two.answers) > 20)
+        pushed = fleet_command("push", second.path, "--inventory", inventory, "--floor", str(floor))
         assert pushed.returncode == 0, pushed.stderr
-        until(lambda: asking.answers[-1].bundle == second.hash and asking.answers[-1].mask == 0b1111)
-    asking.check(floor)
-    # From the switch on nothing is answered with the old one.
-    served = [answer.bundle for answer in asking.answers]
-    assert served == [first.hash] * served.count(first.hash) + [second.hash] * served.count(second.hash)
-    assert members(client) == students  # everybody kept its number
-    assert client.metadata().bundle == second.hash
+        for asking in (one, two):
+            until(lambda asking=asking: (asking.answers[-1].bundle, asking.answers[-1].mask) == (second.hash, 0b1111))
+    for asking, client in zip((one, two), clients, strict=True):
+        asking.check(floor)
+        # From the switch on nothing is answered with the old one.
+        served = [answer.bundle for answer in asking.answers]
+        assert served == [first.hash] * served.count(first.hash) + [second.hash] * served.count(second.hash)
+        assert members(client) == students  # everybody kept its number
+        assert client.metadata().bundle == second.hash
     told = pushed.stdout.splitlines()
     assert sum(line.startswith(f"bundle {second.hash[:12]} is served:") for line in told) == 1
-    assert told[-1] == f"bundle {second.hash[:12]} is served by 4 nodes"
+    assert told[-2:] == ["main-1 follows:", f"bundle {second.hash[:12]} is served by 4 nodes"]
     # A restart serves the same, whatever the command line says.
-    aggregator.end()
-    fleet.aggregator(first, "--state", state, *LEASE, port=int(address.rpartition(":")[2]))
-    until(lambda: members(client) == students)
-    with Asking(address, bundles) as asking:
-        until(lambda: len(asking.answers) > 20)
-        back = run("nonn", "fleet", "rollback", "--state", state, "--floor", str(floor))
+    processes[1].end()
+    fleet.aggregator(first, "--state", states[1], *LEASE, port=int(addresses[1].rpartition(":")[2]))
+    until(lambda: members(clients[1]) == students)
+    with Asking(addresses[0], bundles) as one, Asking(addresses[1], bundles) as two:
+        until(lambda: len(one.answers) > 20 and len(two.answers) > 20)
+        back = fleet_command("rollback", "--inventory", inventory, "--floor", str(floor))
         assert back.returncode == 0, back.stderr
-        until(lambda: asking.answers[-1].bundle == first.hash and asking.answers[-1].mask == 0b1111)
-    asking.check(floor)
-    assert status(state)["previous"] == second.hash
+        for asking in (one, two):
+            until(lambda asking=asking: (asking.answers[-1].bundle, asking.answers[-1].mask) == (first.hash, 0b1111))
+    for asking in (one, two):
+        asking.check(floor)
+    assert [status(state)["previous"] for state in states] == [second.hash] * 2
+    assert [[b["bundle"] for b in status(state)["bundles"]] for state in states] == [[first.hash]] * 2
     assert not [log for log in fleet.folder.glob("*.log") if "Traceback" in log.read_text()]
 
 
@@ -181,38 +213,32 @@ def test_a_push_that_loses_a_node_stops_and_is_undone(bundles: Any, fleet: Any, 
     assert "Traceback" not in (fleet.folder / "1.log").read_text()
 
 
-def test_a_drained_node_stays_out_until_it_is_let_in(bundles: Any, fleet: Any, state: Any) -> None:
-    _, address = fleet.aggregator(bundles[0], "--state", state, *LEASE)
-    client = fleet.client(address)
-    for name in ("a", "b"):
-        fleet.node(name, address)
-    until(lambda: len(members(client)) == 2)
-    assert run("nonn", "fleet", "drain", "a", "--state", state).returncode == 0
-    assert members(client).keys() == {"b"}
-    log = next(fleet.folder.glob("2.log"))
-    until(lambda: "node 'a' is drained" in log.read_text())
-    assert {n["node"]: n["state"] for n in status(state)["nodes"]} == {"a": "drained", "b": "up"}
-    assert run("nonn", "fleet", "drain", "--undo", "a", "--state", state).returncode == 0
-    until(lambda: members(client).keys() == {"a", "b"})
-    table = run("nonn", "fleet", "status", "--state", state).stdout
-    assert "served" in table
-    unknown = run("nonn", "fleet", "drain", "z", "--state", state)
+def test_a_node_that_one_aggregator_has_drained_stays_out_of_all_until_it_is_let_in(
+    bundles: Any, fleet: Any, pair: Any
+) -> None:
+    inventory, states, processes, addresses = pair
+    clients = [fleet.client(address) for address in addresses]
+    until(lambda: all(members(client).keys() == set(NODES) for client in clients))
+    # Only the first aggregator is told; the node leaves the second too, and does not return to it.
+    assert fleet_command("drain", "a", "--state", states[0]).returncode == 0
+    assert members(clients[0]).keys() == set(NODES) - {"a"}
+    until(lambda: members(clients[1]).keys() == set(NODES) - {"a"})
+    assert {n["node"]: n["state"] for n in status(states[0])["nodes"]}["a"] == "drained"
+    # It is kept over restarts.
+    for number, port in enumerate(int(address.rpartition(":")[2]) for address in addresses):
+        processes[number].end(signal.SIGKILL)
+        fleet.aggregator(bundles[0], "--state", states[number], *LEASE, port=port)
+    until(lambda: all(members(client).keys() == set(NODES) - {"a"} for client in clients))
+    # With the inventory all are told, also those that do not have the node now; it may be repeated.
+    for _ in range(2):
+        drained = fleet_command("drain", "a", "--inventory", inventory)
+        assert drained.returncode == 0, drained.stderr
+    assert [{n["node"]: n["state"] for n in status(state)["nodes"]}["a"] for state in states] == ["drained"] * 2
+    assert fleet_command("drain", "--undo", "a", "--inventory", inventory).returncode == 0
+    until(lambda: all(members(client).keys() == set(NODES) for client in clients))
+    assert "served" in fleet_command("status", "--state", states[0]).stdout
+    unknown = fleet_command("drain", "z", "--inventory", inventory)
     assert (unknown.returncode, "no node 'z'" in unknown.stderr) == (3, True)
-
-
-def test_a_drained_node_stays_out_over_a_restart_of_the_aggregator(bundles: Any, fleet: Any, state: Any) -> None:
-    aggregator, address = fleet.aggregator(bundles[0], "--state", state, *LEASE)
-    client = fleet.client(address)
-    nodes = {name: fleet.node(name, address) for name in ("a", "b")}
-    until(lambda: len(members(client)) == 2)
-    assert run("nonn", "fleet", "drain", "a", "--state", state).returncode == 0
-    aggregator.end(signal.SIGKILL)
-    fleet.aggregator(bundles[0], "--state", state, *LEASE, port=int(address.rpartition(":")[2]))
-    until(lambda: members(client).keys() == {"b"})
-    until(lambda: nodes["a"].log.read_text().count("node 'a' is drained") >= 1)
-    assert {n["node"]: n["state"] for n in status(state)["nodes"]} == {"a": "drained", "b": "up"}
-    assert run("nonn", "fleet", "drain", "--undo", "a", "--state", state).returncode == 0
-    until(lambda: members(client).keys() == {"a", "b"})
 
 
 def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_socket(

@@ -5,6 +5,12 @@ registers, renews the lease, and registers again after a restart or a failed con
 that a hundred nodes do not return in the same millisecond (Brooker 2015, Exponential Backoff And Jitter, AWS
 Architecture Blog). The sleep function is an argument, and cancelling the task ends any wait.
 
+Aggregators need not know of each other, because the node holds them together:
+
+- A node that one of them has drained leaves the others too, until that one lets it in again.
+- A node that one of them moves to another bundle, in an update of the fleet, takes that bundle and registers with the
+  one that moves it last.
+
 A node leaves gracefully: it notifies every aggregator, answers the requests in flight, and exits.
 """
 
@@ -22,7 +28,7 @@ from typing import Any
 
 from nonn import __version__
 from nonn.bundle import Bundle
-from nonn.errors import MembershipError, NonnError, UnreachableError
+from nonn.errors import DrainedError, MembershipError, NonnError, UnreachableError
 from nonn.rpc.background import Background
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn_device.artifacts import Artifact, Store
@@ -101,10 +107,11 @@ class Member:
         self._instance = secrets.token_hex(16)
         self._bundle, self._student, self._runtime = "", options.student, ""
         self.moved = False
+        self._mover: Link | None = None  # moves this node to another bundle
         self.failure: NonnError | None = None
 
     async def prepare(self) -> tuple[Bundle, int]:
-        """Gets a student and its files from the first aggregator that assigns one.
+        """Gets a student and its files: from an aggregator of the bundle that it has, or else from the first one.
 
         Returns:
             The bundle and the number of the student.
@@ -120,15 +127,19 @@ class Member:
             self._bundle = ""  # the operator's choice applies to any bundle of the cluster
         backoff, logged = Backoff(self._sleep), ""
         while True:
-            errors = []
+            errors, offers = list[NonnError](), list[tuple[Link, Any]]()
             for link in self._links:
                 try:
                     response = await self._register(link, "")
-                    self._bundle, self._student = response.bundle, response.student
-                    artifacts = [Artifact(a.path, a.sha256, a.bytes) for a in response.artifacts]
-                    bundle = await self._store.fetch(response.bundle, response.student, artifacts, link.read)
-                    _log.info("%s assigns student %d of bundle %.12s…", link.address, response.student, bundle.hash)
-                    return bundle, response.student
+                    if response.moves or self._bundle in ("", response.bundle):
+                        return await self._take(link, response)
+                    offers.append((link, response))
+                except NonnError as exc:
+                    link.drained = link.drained or isinstance(exc, DrainedError)
+                    errors.append(exc)
+            for link, response in offers:
+                try:
+                    return await self._take(link, response)
                 except NonnError as exc:
                     errors.append(exc)
             final = [error for error in errors if not isinstance(error, UnreachableError)]
@@ -139,6 +150,14 @@ class Member:
                 _log.warning("%s; trying again", text)
             logged = text
             await backoff.wait()
+
+    async def _take(self, link: Link, response: Any) -> tuple[Bundle, int]:
+        """Downloads the files of the student that an aggregator assigns."""
+        self._bundle, self._student = response.bundle, response.student
+        artifacts = [Artifact(a.path, a.sha256, a.bytes) for a in response.artifacts]
+        bundle = await self._store.fetch(response.bundle, response.student, artifacts, link.read)
+        _log.info("%s assigns student %d of bundle %.12s…", link.address, response.student, bundle.hash)
+        return bundle, response.student
 
     @contextlib.asynccontextmanager
     async def attend(self, address: str, end: Callable[[], None], runtime: str = "") -> AsyncIterator[None]:
@@ -152,6 +171,7 @@ class Member:
         self._runtime = runtime
         for link in self._links:
             link.lease = ""  # the lease of ``prepare`` was for the files
+            link.tried.clear()
         async with Background(end) as working:
             for link in self._links if self._options.dials_out else ():
                 working.start(self._keep_working(link, address), f"stream to {link.address}")
@@ -171,10 +191,26 @@ class Member:
     async def _keep(self, link: Link, address: str, end: Callable[[], None]) -> None:
         """Registers with one aggregator and renews the lease for as long as the node serves."""
         backoff, logged, lease_s, pause_s = Backoff(self._sleep), "", 0.0, 0.0
+        others = [other for other in self._links if other is not link]
+        if link is self._mover:
+            self._mover = None
+            await asyncio.gather(*(other.tried.wait() for other in others))
         while True:
+            if drainer := next((other.address for other in others if other.drained), ""):
+                if drainer != logged:
+                    _log.warning("%s: left, because %s has drained this node", link.address, drainer)
+                link.drained, lease_s, logged = False, 0.0, drainer
+                link.tried.set()
+                await self._leave(link)
+                await backoff.wait()
+                continue
             try:
                 if not lease_s:
-                    lease_s = await self._place(link, address, end)
+                    try:
+                        lease_s = await self._place(link, address, end)
+                    finally:
+                        link.tried.set()
+                    link.drained = False
                     _log.info("%s: in the cluster with student %s", link.address, self._student)
                     pause_s = lease_s / HEARTBEATS
                 await self._sleep(pause_s)
@@ -190,6 +226,7 @@ class Member:
                 end()
                 return
             except NonnError as exc:
+                link.drained = link.drained or isinstance(exc, DrainedError)
                 if str(exc) != logged:
                     _log.warning("%s; trying again", exc)
                 logged, pause_s = str(exc), 0.0  # retried after the back-off only
@@ -214,15 +251,16 @@ class Member:
         advertised = "" if self._options.dials_out else link.advertised(address, self._options.advertise)
         response = await self._register(link, advertised)
         if (response.bundle, response.student) != (self._bundle, self._student):
-            # An aggregator with another bundle. The student may change only if no other aggregator uses it.
-            if any(other.lease for other in self._links if other is not link):
+            # An aggregator with another bundle. The student may change only in an update, or if no other uses it.
+            if not response.moves and any(other.lease for other in self._links if other is not link):
                 await self._leave(link)
                 raise UnreachableError(
                     f"{link.address}: serves bundle {response.bundle[:12]}…, this node one of {self._bundle[:12]}… for "
                     "another aggregator; give both the same bundle"
                 )
             _log.warning("%s: assigns student %d of another bundle", link.address, response.student)
-            self.moved = True
+            self.moved, self._mover = True, link
+            self._links.sort(key=lambda other: other is not link)  # it is the one to ask for the files
             end()
             await asyncio.Event().wait()  # until the server ends
         return float(response.lease_ms) / 1e3

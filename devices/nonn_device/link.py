@@ -37,10 +37,16 @@ class Link:
         address: ``host:port``.
         tls: of the node; None for plain text.
         token: for joining without TLS.
+
+    Attributes:
+        lease: secret of the node's lease; empty without one.
+        drained: the aggregator has drained the node, as far as is known.
+        tried: set after the first attempt to register as a serving node.
     """
 
     def __init__(self, address: str, tls: TlsFolder | None = None, token: Tokens | None = None) -> None:
         self.address, self.lease = address, ""
+        self.drained, self.tried = False, asyncio.Event()
         self._tls, self._token = tls, token
         self._channel: Any = None
         self._version: object = None

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nonn.fleet.hosts import Host, Hosts
 
 SUMMARY = "manage a fleet: init, trust, status, push, drain, rollback"
@@ -35,9 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     status.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
     push = action("push", "move the fleet to another bundle without falling below an accuracy")
     push.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    push.add_argument(
+        "--follow", action="store_true", help="only accept nodes of the bundle, which another aggregator moves"
+    )
     drain = action("drain", "take a node out of service, or put it back")
     drain.add_argument("node", metavar="NODE", help="its id")
     drain.add_argument("--undo", action="store_true", help="put it back")
+    drain.add_argument("--absent", action="store_true", help="also if the node is not in the cluster now")
     rollback = action("rollback", "return to the previous bundle, or undo a push that stopped")
     for sub in (push, drain, rollback):
         sub.add_argument(
@@ -74,11 +80,99 @@ def run(args: argparse.Namespace) -> int:
         return _act(args, args.state)
     from nonn.fleet.hosts import load_hosts
 
-    code = 0
-    # One aggregator after the other, since they share the nodes.
-    for host in load_hosts(args.inventory).aggregators:
-        code = code or (_act(args, Path(host.state)) if host.local else _over_ssh(args, host))
-    return code
+    hosts = load_hosts(args.inventory).aggregators
+    if len(hosts) > 1 and args.action in ("push", "rollback"):
+        return _roll(args, hosts)
+    return _each(args, hosts)
+
+
+def _each(args: argparse.Namespace, hosts: Sequence[Host]) -> int:
+    """Runs an action on every aggregator; those that do not answer do not stop it, but are reported."""
+    import sys
+
+    from nonn.errors import UnreachableError
+
+    away: list[UnreachableError] = []
+    for host in hosts:
+        # The first that answers decides whether a node may be drained, and the others follow.
+        rest = args.action == "drain" and (args.undo or host is not hosts[len(away)])
+        try:
+            code = _on(host, args, absent=True, floor=0.0) if rest else _on(host, args)
+        except UnreachableError as exc:
+            print(f"nonn fleet: {exc}", file=sys.stderr)
+            away.append(exc)
+        else:
+            if code:
+                return code
+    if away:
+        raise UnreachableError(f"{len(away)} of {len(hosts)} aggregators do not answer; run this again when they do")
+    return 0
+
+
+def _roll(args: argparse.Namespace, hosts: Sequence[Host]) -> int:
+    """Pushes or rolls back with several aggregators: the first that answers leads, the others follow."""
+    import sys
+
+    from nonn.bundle import load_bundle
+    from nonn.errors import UnreachableError
+
+    found: list[tuple[Host, dict[str, Any]]] = []
+    for host in hosts:
+        try:
+            found.append((host, _status(host)))
+        except UnreachableError as exc:
+            print(f"nonn fleet: {exc}", file=sys.stderr)
+    if not found:
+        raise UnreachableError(f"{args.inventory}: no aggregator answers")
+    (leader, status), followers = found[0], [host for host, _ in found[1:]]
+    if args.action == "push":
+        target, push = load_bundle(args.bundle).hash, args.bundle
+    else:
+        served = next(bundle["bundle"] for bundle in status["bundles"] if bundle["served"])
+        target, push = served if len(status["bundles"]) > 1 else status["previous"], None
+    for host in followers if target else ():
+        if code := _on(host, args, action="push", bundle=push or host.bundle(target), follow=True):
+            return code
+    if code := _on(leader, args):
+        return code
+    for host in followers:
+        print(f"{host.id} follows:", flush=True)
+        if code := _on(host, args, action="push", bundle=host.bundle(target)):
+            return code
+    if len(found) < len(hosts):
+        raise UnreachableError(
+            f"{len(hosts) - len(found)} of {len(hosts)} aggregators do not answer; they have the old bundle and lose "
+            "their nodes to the others: run this again when they answer"
+        )
+    return 0
+
+
+def _on(host: Host, args: argparse.Namespace, **changes: Any) -> int:
+    """Runs an action on one aggregator, with some changed arguments."""
+    import argparse
+
+    changed = argparse.Namespace(**{"absent": False, "follow": False, **vars(args), **changes})
+    return _act(changed, Path(host.state)) if host.local else _over_ssh(changed, host)
+
+
+def _status(host: Host) -> dict[str, Any]:
+    """What ``nonn fleet status --json`` prints on the machine of an aggregator."""
+    import json
+    import subprocess
+
+    from nonn.errors import UnreachableError
+    from nonn.fleet.control import ask
+    from nonn.fleet.hosts import NONN
+    from nonn.fleet.state import State
+
+    if host.local:
+        return next(ask(State(Path(host.state)).socket, do="status"))
+    command = host.ssh([NONN, "fleet", "status", "--state", host.state, "--json"])
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if ended.returncode:
+        raise UnreachableError(f"{host.id}: its aggregator cannot be asked; try: {' '.join(command)}")
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
 
 
 def _init(path: Path) -> int:
@@ -134,9 +228,8 @@ def _confirmed(question: str) -> bool:
 
 
 def _hint(inventory: Hosts, client: Path) -> None:
-    host = inventory.aggregators[0]
-    port = host.variables.get("nonn_port", 50051)
-    print(f"then: nonn predict {host.address}:{port} IMAGE --tls {client}")
+    addresses = [f"{host.address}:{host.variables.get('nonn_port', 50051)}" for host in inventory.aggregators]
+    print(f"then: nonn predict {','.join(addresses)} IMAGE --tls {client}")
 
 
 def _act(args: argparse.Namespace, state: Path) -> int:
@@ -155,11 +248,14 @@ def _act(args: argparse.Namespace, state: Path) -> int:
             _show(found)
         return 0
     if args.action == "drain":
-        request: dict[str, Any] = {"do": "drain", "node": args.node, "floor": args.floor, "undo": args.undo}
+        request: dict[str, Any] = {"do": "drain", "node": args.node, "floor": args.floor}
+        request |= {"undo": args.undo, "absent": args.absent}
     else:
         next(ask(folder.socket, do="status"))  # before a bundle is copied: does it answer?
-        bundle = folder.take(args.bundle).hash if args.action == "push" else ""
+        bundle = folder.take(Path(args.bundle)).hash if args.action == "push" else ""
         request = {"do": "roll", "bundle": bundle, "floor": args.floor, "wait_s": args.wait}
+        if args.action == "push" and args.follow:
+            request = {"do": "follow", "bundle": bundle}
     for message in ask(folder.socket, **request):
         print(message["text"], flush=True)
     return 0
@@ -172,14 +268,18 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
     from nonn.errors import UnreachableError
 
     try:
-        target = _copy_over_ssh(args.bundle, host) if args.action == "push" else ""
+        target = ""
+        if args.action == "push":  # a text is a folder there
+            target = args.bundle if isinstance(args.bundle, str) else _copy_over_ssh(args.bundle, host)
         code = subprocess.run(host.ssh(_remote_command(args, host, target))).returncode
-        if target:
+        if target and target != args.bundle:
             subprocess.run(host.ssh(["rm", "-r", target]), check=False)
     except FileNotFoundError as exc:
         raise UnreachableError(
             f"{host.id}: {exc.filename} is not installed here; install it, or use --state on the aggregator's machine"
         ) from exc
+    if code == UnreachableError.exit_code and args.action != "status":
+        raise UnreachableError(f"{host.id}: its aggregator does not answer")
     if code == 255:  # of ssh itself
         raise UnreachableError(
             f"{host.id}: ssh to {host.address} failed; try: {' '.join(host.ssh(['true']))} "
@@ -212,10 +312,12 @@ def _remote_command(args: argparse.Namespace, host: Host, bundle: str) -> list[s
     if args.action == "status":
         return [*command, *(["--json"] if args.json else [])]
     if args.action == "drain":
-        command += [args.node, *(["--undo"] if args.undo else [])]
+        command += [args.node, *(["--undo"] if args.undo else []), *(["--absent"] if args.absent else [])]
     command += ["--floor", str(args.floor)]
     if args.action in ("push", "rollback"):
         command += ["--wait", str(args.wait)]
+    if args.action == "push" and args.follow:
+        command += ["--follow"]
     return command
 
 

@@ -84,7 +84,9 @@ async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asynci
         if do == "status":
             await say({"event": "done", **rollout.status()})
         elif do == "drain":
-            await say(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"]))
+            await say(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"], absent=asked["absent"]))
+        elif do == "follow":
+            await say(await rollout.follow(asked["bundle"]))
         elif do == "roll":
             # A step is finished even if the client disconnects; the next one is then not started.
             steps = rollout.roll(asked["bundle"], asked["floor"], asked["wait_s"])

@@ -60,6 +60,10 @@ class Host:
         """Folder of ``nonn serve --state``, for aggregators."""
         return str(self.variables.get("nonn_state", DEFAULT_STATE))
 
+    def bundle(self, name: str) -> str:
+        """Folder of a bundle in the state folder, by its hash, for aggregators."""
+        return f"{self.state}/bundles/{name}"
+
     def ssh(self, command: list[str]) -> list[str]:
         """The ssh command line that runs ``command`` on it, as root."""
         user = self.variables.get("ansible_user")

@@ -3,6 +3,10 @@
 A node is moved by ending its lease: its next heartbeat fails, it registers again, and gets the student of the same
 number in the other bundle. Until it is back with that student it serves no client. Each bundle has a separate
 aggregator, so answers of different bundles are never fused.
+
+Of several aggregators with the same nodes, one leads an update and the others follow: they accept nodes of both
+bundles, move none, and serve whichever bundle is more accurate, so they are never below the leader's floor. A node that
+is moved registers with its leader last (``nonn_device.join``), so the leader's next step waits for the followers too.
 """
 
 from __future__ import annotations
@@ -15,10 +19,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError, MembershipError, UnreachableError
+from nonn.errors import ConfigError, DrainedError, MembershipError
 from nonn.fleet.plan import Blocked, Done, Situation, Switch, next_step
 from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions
 from nonn.fleet.state import State
+from nonn.fleet.status import bundle_status, node_status
+from nonn.rpc.background import Background
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.wire import to_status
@@ -45,6 +51,9 @@ class Rollout:
         self.model = ServedModel(self.served)
         self.http: str | None = None
         self._on_other: set[str] = set()  # nodes that should run the other bundle
+        self._moving: set[str] = set()  # nodes that have been given another bundle and are not back yet
+        self._following = ""  # bundle to which another aggregator moves the nodes
+        self._tasks = Background()
         self._drained = set(state.read().drained)
         self._open: dict[ServedBundle, contextlib.AsyncExitStack] = {}
         self._end: Callable[[], object] = lambda: None
@@ -68,6 +77,7 @@ class Rollout:
             await self._watch()
             yield
         finally:
+            await self._tasks.close()
             for served in tuple(self._open):
                 await self._close(served)
             await self._watching.aclose()
@@ -77,10 +87,18 @@ class Rollout:
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a lease for the bundle that the node should run."""
         if request.node in self._drained:
-            error = UnreachableError(f"node '{request.node}' is drained; put it back with: nonn fleet drain --undo")
+            error = DrainedError(f"node '{request.node}' is drained; put it back with: nonn fleet drain --undo")
             await context.abort(*to_status(error))
-        served = self.other if self.other and request.node in self._on_other else self.served
-        return await served.servicer.Register(request, context)
+        served = self.served
+        if self.other and (request.node in self._on_other or request.bundle == self.other.bundle.hash):
+            served = self.other
+        response = await served.servicer.Register(request, context)
+        if request.address or request.dials_out:
+            self._prefer()
+        if request.bundle == response.bundle:
+            self._moving.discard(request.node)
+        response.moves = request.node in self._moving
+        return response
 
     async def Heartbeat(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Renews a lease."""
@@ -88,7 +106,12 @@ class Rollout:
 
     async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Takes out a node that leaves."""
-        return await self._holding(request.lease).servicer.Drain(request, context)
+        holding = self._holding(request.lease)
+        if (lease := holding.servicer.membership.find(request.lease)) is not None:
+            self._prefer(leaving=lease.request.node)
+        if holding is self.other:
+            await self.model.finished(holding)  # requests that began before a switch need the node
+        return await holding.servicer.Drain(request, context)
 
     async def GetArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Streams a file."""
@@ -120,11 +143,11 @@ class Rollout:
     def status(self) -> dict[str, Any]:
         """Bundles and nodes as they are now."""
         served = [each for each in (self.served, self.other) if each is not None]
-        nodes = [node for each in served for node in _nodes(each)]
+        nodes = [node for each in served for node in node_status(each)]
         listed = {node["node"] for node in nodes}
         nodes += [{"node": node, "state": "drained"} for node in self._drained - listed]
         return {
-            "bundles": [_bundle(each, served=each is self.served) for each in served],
+            "bundles": [bundle_status(each, served=each is self.served) for each in served],
             "nodes": sorted(nodes, key=lambda node: str(node["node"])),
             "previous": self._state.read().previous,
         }
@@ -150,25 +173,75 @@ class Rollout:
                 _log.info("%s", said["text"])
                 yield said
 
+    async def follow(self, bundle: str) -> dict[str, Any]:
+        """Accepts nodes of another bundle too, to which another aggregator moves them.
+
+        Args:
+            bundle: its hash, in the state folder; that of the served bundle if an update is undone.
+
+        Raises:
+            ConfigError: the bundle does not fit, or an update is running.
+        """
+        if self._busy.locked():
+            raise ConfigError("another push or rollback is running; wait for it, or stop it with Ctrl-C")
+        async with self._busy:
+            target = self._state.load(bundle)
+            if target.hash != self.served.bundle.hash:
+                await self._open_other(target)
+            self._following = target.hash
+            self._prefer()
+        return _said("done", f"nodes of bundle {target.hash[:12]} are accepted")
+
+    def _prefer(self, leaving: str = "") -> None:
+        """A follower serves the bundle to which the fleet moves as soon as that is the more accurate one.
+
+        Args:
+            leaving: node that is about to leave.
+        """
+        other = self.other
+        if other is None or other.bundle.hash != self._following or not other.up():
+            return
+        if other.accuracy(leaving) >= self.served.accuracy(leaving):
+            self.model.switch(other)
+            self.served, self.other = other, self.served
+            self._tasks.start(self._switched(self.served, self.other), "switch of bundles")
+
+    async def _switched(self, new: ServedBundle, old: ServedBundle) -> None:
+        """Records that another bundle is served, and shows it in dashboard and metrics."""
+        async with self._recording:
+            await asyncio.to_thread(self._state.served, new.bundle.hash, old.bundle.hash)
+        await self._watching.aclose()
+        await self._watch()
+        _log.info("bundle %.12s is served: %.2f%%", new.bundle.hash, 100 * new.accuracy())
+
     async def _roll(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
         steps = self._go_back(wait_s) if target.hash == self.served.bundle.hash else self._go_on(target, floor, wait_s)
         async for said in steps:
             yield said
+        self._following = ""
         yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
 
     async def _go_back(self, wait_s: float) -> AsyncIterator[dict[str, Any]]:
         """Moves the nodes of the other bundle, which serve no client, to the served one."""
         if self.other is not None:
             moved = await self._retire(self.other)
-            yield _said("move", f"{_names(moved)} to the served bundle {self.served.bundle.hash[:12]}", nodes=moved)
+            if moved:
+                text = f"{_names(moved)} to the served bundle {self.served.bundle.hash[:12]}"
+                yield _said("move", text, nodes=moved)
             await self._until_back(self.served, moved, wait_s)
 
     async def _go_on(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
         """Moves nodes to another bundle step by step, and serves it as soon as it reaches the floor."""
         await self._open_other(target)
+        clock = asyncio.get_running_loop().time
+        # The nodes of a follower have been moved already, and come within a second or two.
+        patient_until = clock() + wait_s if self._following == target.hash else clock()
         while not isinstance(step := next_step(self._situation(floor)), Done):
             assert self.other is not None
             if isinstance(step, Blocked):
+                if clock() < patient_until:
+                    await asyncio.sleep(LOOK_S)
+                    continue
                 if not self.other.servicer.membership.leases:  # nothing has moved, so nothing must be undone
                     await self._retire(self.other)
                 raise ConfigError(f"{step.reason}; bundle {self.served.bundle.hash[:12]} is still served")
@@ -190,35 +263,39 @@ class Rollout:
         old, new = self.served, self.other
         self.model.switch(new)
         self.served, self.other = new, old
-        async with self._recording:
-            await asyncio.to_thread(self._state.served, new.bundle.hash, old.bundle.hash)
-        await self.model.finished(old)  # their nodes must stay until then
+        await self._switched(new, old)
         moved = await self._retire(old)
-        await self._watching.aclose()
-        await self._watch()
         accuracy = self.served.accuracy()
         yield _said("switch", f"bundle {new.bundle.hash[:12]} is served: {accuracy:.2%}", served=accuracy)
         if moved:
             yield _said("move", f"{_names(moved)}, which no longer served clients", nodes=moved)
         await self._until_back(self.served, moved, wait_s)
 
-    async def drain(self, node: str, floor: float, *, undo: bool) -> dict[str, Any]:
-        """Takes a node out and keeps it out, or puts it back.
+    async def drain(self, node: str, floor: float, *, undo: bool, absent: bool = False) -> dict[str, Any]:
+        """Takes a node out and keeps it out, or puts it back; what is so already stays as it is.
+
+        Args:
+            node: its id.
+            floor: lowest accuracy allowed.
+            undo: put it back.
+            absent: the node need not be in the cluster now, or need not be drained if it is put back.
 
         Raises:
             ConfigError: the node does not exist, or without it the accuracy would fall below the floor.
         """
         if undo:
-            if node not in self._drained:
+            if node not in self._drained and not absent:
                 raise ConfigError(f"node '{node}' is not drained; nonn fleet status lists drained nodes")
             await self._record_drained(node, out=False)
             return _said("done", f"node {node} may join again; it tries at least every 1.5 s")
         both = (self.served, self.other)
         holding = next((each for each in both if each and node in each.servicer.membership.leases), None)
         if holding is None:
-            raise ConfigError(f"no node '{node}' in the cluster; nonn fleet status lists them")
-        left = {other: student for other, student in self.served.up().items() if other != node}
-        accuracy = self.served.aggregator.policy.accuracy[sum({1 << student for student in left.values()})]
+            if node not in self._drained and not absent:
+                raise ConfigError(f"no node '{node}' in the cluster; nonn fleet status lists them")
+            await self._record_drained(node, out=True)
+            return _said("done", f"node {node} is drained; it is not in the cluster now")
+        accuracy = self.served.accuracy(without=node)
         if holding is self.served and accuracy < floor:
             raise ConfigError(
                 f"without node '{node}' the accuracy would be {accuracy:.2%}, below the floor of {floor:.2%}; bring "
@@ -249,9 +326,11 @@ class Rollout:
 
     async def _open_other(self, target: Bundle) -> None:
         """Starts the aggregator of the target bundle, unless an earlier push has."""
+        if self.other is not None and self.other.bundle.hash == target.hash:
+            return
+        if self.other is not None and not self.other.servicer.membership.leases:  # of an update that was followed
+            await self._retire(self.other)
         if self.other is not None:
-            if self.other.bundle.hash == target.hash:
-                return
             raise ConfigError(
                 f"the fleet is moving to bundle {self.other.bundle.hash[:12]}; push that one again, or go back "
                 "first: nonn fleet rollback"
@@ -272,6 +351,7 @@ class Rollout:
         assert self.other is not None
         students = self.served.up()
         self._on_other |= set(nodes)
+        self._moving |= set(nodes)
         for node in nodes:
             self.other.servicer.membership.reserve(node, students[node] % self.other.bundle.num_devices)
             await self.served.servicer.release(node, f"gets bundle {self.other.bundle.hash[:12]}")
@@ -293,11 +373,13 @@ class Rollout:
 
     async def _retire(self, old: ServedBundle) -> tuple[str, ...]:
         """Moves the nodes of the other bundle to the served one and closes it; returns the nodes."""
+        await self.model.finished(old)  # its nodes must stay until then
         leases = old.servicer.membership.leases
         nodes = tuple(sorted(leases))
         for node in nodes:
             self.served.servicer.membership.reserve(node, leases[node].student % self.served.bundle.num_devices)
         self._on_other.clear()
+        self._moving |= set(nodes)
         for node in nodes:
             await old.servicer.release(node, f"gets bundle {self.served.bundle.hash[:12]}")
         self.other = None
@@ -320,41 +402,6 @@ class Rollout:
             port = int(self.http.rpartition(":")[2])
             observing = dataclasses.replace(self._options.observing, http_port=port)
             self._options = dataclasses.replace(self._options, observing=observing)
-
-
-def _bundle(of: ServedBundle, *, served: bool) -> dict[str, Any]:
-    """One bundle of ``status``."""
-    return {
-        "bundle": of.bundle.hash,
-        "experiment": of.bundle.manifest.experiment,
-        "served": served,
-        "students": len(set(of.up().values())),
-        "devices": of.bundle.num_devices,
-        "accuracy": of.accuracy(),
-        "accuracy_of_all": of.aggregator.policy.accuracy[-1],
-    }
-
-
-def _nodes(of: ServedBundle) -> list[dict[str, Any]]:
-    """The nodes of ``status`` that have a lease of one bundle."""
-    policy, up, nodes = of.aggregator.policy, of.up(), []
-    for lease in of.servicer.membership.leases.values():
-        node = lease.request
-        known = node.node in policy.nodes
-        nodes.append(
-            {
-                "node": node.node,
-                "bundle": of.bundle.hash,
-                "student": lease.student,
-                "state": "up" if node.node in up else policy.state(node.node) if known else "fetching",
-                "address": "dials out" if node.dials_out else node.address,
-                "version": node.version,
-                "runtime": node.runtime,
-                "machine": node.machine,
-                "rss_bytes": lease.rss_bytes,
-            }
-        )
-    return nodes
 
 
 def _names(nodes: tuple[str, ...]) -> str:

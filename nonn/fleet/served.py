@@ -19,6 +19,7 @@ from nonn.aggregator.service import Aggregator
 from nonn.answer import MODEL
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
+from nonn.reliability.subsets import mask_of
 from nonn.rpc.codec import Request
 from nonn.rpc.inference import Result
 
@@ -86,9 +87,10 @@ class ServedBundle:
         """Arguments of ``nonn.rpc.server.serve``."""
         return self.joining.options(self.aggregator, self.servicer) | {"interceptors": self.observing.interceptors}
 
-    def accuracy(self) -> float:
-        """Accuracy of the nodes that would answer now."""
-        return self.aggregator.policy.accuracy[sum({1 << student for student in self.up().values()})]
+    def accuracy(self, without: str = "") -> float:
+        """Accuracy of the nodes that would answer now, without one of them."""
+        students = {student for node, student in self.up().items() if node != without}
+        return self.aggregator.policy.accuracy[mask_of(students)]
 
     def up(self) -> dict[str, int]:
         """Student of each node that runs this bundle and whose last answer was good."""

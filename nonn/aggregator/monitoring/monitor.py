@@ -110,6 +110,7 @@ class Monitor:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._tasks.close()
+        self._watch = None  # the aggregator may go on without being watched, after another bundle is served
         self._executor.shutdown(cancel_futures=True)
 
     def on_request(self, event: RequestEvent) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x17nonn/rpc/v1/fleet.proto\x12\x0bnonn.rpc.v1\"\xcd\x01\n\x0fRegisterRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0e\n\x06\x62undle\x18\x05 \x01(\t\x12\x14\n\x07student\x18\x06 \x01(\rH\x00\x88\x01\x01\x12/\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x19.nonn.rpc.v1.Capabilities\x12\x11\n\tdials_out\x18\x08 \x01(\x08\x42\n\n\x08_student\"Z\n\x0c\x43\x61pabilities\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x0f\n\x07machine\x18\x03 \x01(\t\x12\x17\n\x0fmax_model_bytes\x18\x04 \x01(\x04\"~\n\x10RegisterResponse\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0f\n\x07student\x18\x04 \x01(\r\x12(\n\tartifacts\x18\x05 \x03(\x0b\x32\x15.nonn.rpc.v1.Artifact\"7\n\x08\x41rtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"4\n\x10HeartbeatRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x11\n\trss_bytes\x18\x02 \x01(\x04\"\"\n\x11HeartbeatResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"A\n\x12GetArtifactRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1d\n\rArtifactChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1d\n\x0c\x44rainRequest\x12\r\n\x05lease\x18\x01 \x01(\t\"\x0f\n\rDrainResponse\"\xbb\x01\n\x0bWorkRequest\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x38\n\x08metadata\x18\x05 \x03(\x0b\x32&.nonn.rpc.v1.WorkRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\tWorkReply\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x02 \x01(\x04\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0e\n\x06status\x18\x04 \x01(\r\x12\x0f\n\x07\x64\x65tails\x18\x05 \x01(\t2\xf2\x02\n\x05\x46leet\x12I\n\x08Register\x12\x1c.nonn.rpc.v1.RegisterRequest\x1a\x1d.nonn.rpc.v1.RegisterResponse\"\x00\x12L\n\tHeartbeat\x12\x1d.nonn.rpc.v1.HeartbeatRequest\x1a\x1e.nonn.rpc.v1.HeartbeatResponse\"\x00\x12N\n\x0bGetArtifact\x12\x1f.nonn.rpc.v1.GetArtifactRequest\x1a\x1a.nonn.rpc.v1.ArtifactChunk\"\x00\x30\x01\x12@\n\x05\x44rain\x12\x19.nonn.rpc.v1.DrainRequest\x1a\x1a.nonn.rpc.v1.DrainResponse\"\x00\x12>\n\x04Work\x12\x16.nonn.rpc.v1.WorkReply\x1a\x18.nonn.rpc.v1.WorkRequest\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x17nonn/rpc/v1/fleet.proto\x12\x0bnonn.rpc.v1\"\xcd\x01\n\x0fRegisterRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0e\n\x06\x62undle\x18\x05 \x01(\t\x12\x14\n\x07student\x18\x06 \x01(\rH\x00\x88\x01\x01\x12/\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x19.nonn.rpc.v1.Capabilities\x12\x11\n\tdials_out\x18\x08 \x01(\x08\x42\n\n\x08_student\"Z\n\x0c\x43\x61pabilities\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x0f\n\x07machine\x18\x03 \x01(\t\x12\x17\n\x0fmax_model_bytes\x18\x04 \x01(\x04\"\x8d\x01\n\x10RegisterResponse\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0f\n\x07student\x18\x04 \x01(\r\x12(\n\tartifacts\x18\x05 \x03(\x0b\x32\x15.nonn.rpc.v1.Artifact\x12\r\n\x05moves\x18\x06 \x01(\x08\"7\n\x08\x41rtifact\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"4\n\x10HeartbeatRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x11\n\trss_bytes\x18\x02 \x01(\x04\"\"\n\x11HeartbeatResponse\x12\r\n\x05known\x18\x01 \x01(\x08\"A\n\x12GetArtifactRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1d\n\rArtifactChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1d\n\x0c\x44rainRequest\x12\r\n\x05lease\x18\x01 \x01(\t\"\x0f\n\rDrainResponse\"\xbb\x01\n\x0bWorkRequest\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x38\n\x08metadata\x18\x05 \x03(\x0b\x32&.nonn.rpc.v1.WorkRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\tWorkReply\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x02 \x01(\x04\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0e\n\x06status\x18\x04 \x01(\r\x12\x0f\n\x07\x64\x65tails\x18\x05 \x01(\t2\xf2\x02\n\x05\x46leet\x12I\n\x08Register\x12\x1c.nonn.rpc.v1.RegisterRequest\x1a\x1d.nonn.rpc.v1.RegisterResponse\"\x00\x12L\n\tHeartbeat\x12\x1d.nonn.rpc.v1.HeartbeatRequest\x1a\x1e.nonn.rpc.v1.HeartbeatResponse\"\x00\x12N\n\x0bGetArtifact\x12\x1f.nonn.rpc.v1.GetArtifactRequest\x1a\x1a.nonn.rpc.v1.ArtifactChunk\"\x00\x30\x01\x12@\n\x05\x44rain\x12\x19.nonn.rpc.v1.DrainRequest\x1a\x1a.nonn.rpc.v1.DrainResponse\"\x00\x12>\n\x04Work\x12\x16.nonn.rpc.v1.WorkReply\x1a\x18.nonn.rpc.v1.WorkRequest\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +37,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERREQUEST']._serialized_end=246
   _globals['_CAPABILITIES']._serialized_start=248
   _globals['_CAPABILITIES']._serialized_end=338
-  _globals['_REGISTERRESPONSE']._serialized_start=340
-  _globals['_REGISTERRESPONSE']._serialized_end=466
-  _globals['_ARTIFACT']._serialized_start=468
-  _globals['_ARTIFACT']._serialized_end=523
-  _globals['_HEARTBEATREQUEST']._serialized_start=525
-  _globals['_HEARTBEATREQUEST']._serialized_end=577
-  _globals['_HEARTBEATRESPONSE']._serialized_start=579
-  _globals['_HEARTBEATRESPONSE']._serialized_end=613
-  _globals['_GETARTIFACTREQUEST']._serialized_start=615
-  _globals['_GETARTIFACTREQUEST']._serialized_end=680
-  _globals['_ARTIFACTCHUNK']._serialized_start=682
-  _globals['_ARTIFACTCHUNK']._serialized_end=711
-  _globals['_DRAINREQUEST']._serialized_start=713
-  _globals['_DRAINREQUEST']._serialized_end=742
-  _globals['_DRAINRESPONSE']._serialized_start=744
-  _globals['_DRAINRESPONSE']._serialized_end=759
-  _globals['_WORKREQUEST']._serialized_start=762
-  _globals['_WORKREQUEST']._serialized_end=949
-  _globals['_WORKREQUEST_METADATAENTRY']._serialized_start=902
-  _globals['_WORKREQUEST_METADATAENTRY']._serialized_end=949
-  _globals['_WORKREPLY']._serialized_start=951
-  _globals['_WORKREPLY']._serialized_end=1041
-  _globals['_FLEET']._serialized_start=1044
-  _globals['_FLEET']._serialized_end=1414
+  _globals['_REGISTERRESPONSE']._serialized_start=341
+  _globals['_REGISTERRESPONSE']._serialized_end=482
+  _globals['_ARTIFACT']._serialized_start=484
+  _globals['_ARTIFACT']._serialized_end=539
+  _globals['_HEARTBEATREQUEST']._serialized_start=541
+  _globals['_HEARTBEATREQUEST']._serialized_end=593
+  _globals['_HEARTBEATRESPONSE']._serialized_start=595
+  _globals['_HEARTBEATRESPONSE']._serialized_end=629
+  _globals['_GETARTIFACTREQUEST']._serialized_start=631
+  _globals['_GETARTIFACTREQUEST']._serialized_end=696
+  _globals['_ARTIFACTCHUNK']._serialized_start=698
+  _globals['_ARTIFACTCHUNK']._serialized_end=727
+  _globals['_DRAINREQUEST']._serialized_start=729
+  _globals['_DRAINREQUEST']._serialized_end=758
+  _globals['_DRAINRESPONSE']._serialized_start=760
+  _globals['_DRAINRESPONSE']._serialized_end=775
+  _globals['_WORKREQUEST']._serialized_start=778
+  _globals['_WORKREQUEST']._serialized_end=965
+  _globals['_WORKREQUEST_METADATAENTRY']._serialized_start=918
+  _globals['_WORKREQUEST_METADATAENTRY']._serialized_end=965
+  _globals['_WORKREPLY']._serialized_start=967
+  _globals['_WORKREPLY']._serialized_end=1057
+  _globals['_FLEET']._serialized_start=1060
+  _globals['_FLEET']._serialized_end=1430
 # @@protoc_insertion_point(module_scope)

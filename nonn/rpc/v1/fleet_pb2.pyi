@@ -39,18 +39,20 @@ class Capabilities(_message.Message):
     def __init__(self, version: _Optional[str] = ..., runtime: _Optional[str] = ..., machine: _Optional[str] = ..., max_model_bytes: _Optional[int] = ...) -> None: ...
 
 class RegisterResponse(_message.Message):
-    __slots__ = ("lease", "lease_ms", "bundle", "student", "artifacts")
+    __slots__ = ("lease", "lease_ms", "bundle", "student", "artifacts", "moves")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     STUDENT_FIELD_NUMBER: _ClassVar[int]
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     lease: str
     lease_ms: int
     bundle: str
     student: int
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
-    def __init__(self, lease: _Optional[str] = ..., lease_ms: _Optional[int] = ..., bundle: _Optional[str] = ..., student: _Optional[int] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ...) -> None: ...
+    moves: bool
+    def __init__(self, lease: _Optional[str] = ..., lease_ms: _Optional[int] = ..., bundle: _Optional[str] = ..., student: _Optional[int] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., moves: _Optional[bool] = ...) -> None: ...
 
 class Artifact(_message.Message):
     __slots__ = ("path", "sha256", "bytes")
