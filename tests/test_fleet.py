@@ -101,6 +101,11 @@ class Asking:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def last(self) -> Any:
+        """Bundle and mask of the last answer."""
+        return self.answers[-1].bundle, self.answers[-1].mask
+
     def check(self, floor: Any) -> None:
         assert not self.lost, self.lost[:3]
         assert len(self.answers) > 50
@@ -141,8 +146,7 @@ def test_two_aggregators_move_to_another_bundle_and_back_without_losing_a_reques
         until(lambda: len(one.answers) > 20 and len(two.answers) > 20)
         pushed = fleet_command("push", second.path, "--inventory", inventory, "--floor", str(floor))
         assert pushed.returncode == 0, pushed.stderr
-        for asking in (one, two):
-            until(lambda asking=asking: (asking.answers[-1].bundle, asking.answers[-1].mask) == (second.hash, 0b1111))
+        until(lambda: all(asking.last == (second.hash, 0b1111) for asking in (one, two)))
     for asking, client in zip((one, two), clients, strict=True):
         asking.check(floor)
         # From the switch on nothing is answered with the old one.
@@ -161,8 +165,7 @@ def test_two_aggregators_move_to_another_bundle_and_back_without_losing_a_reques
         until(lambda: len(one.answers) > 20 and len(two.answers) > 20)
         back = fleet_command("rollback", "--inventory", inventory, "--floor", str(floor))
         assert back.returncode == 0, back.stderr
-        for asking in (one, two):
-            until(lambda asking=asking: (asking.answers[-1].bundle, asking.answers[-1].mask) == (first.hash, 0b1111))
+        until(lambda: all(asking.last == (first.hash, 0b1111) for asking in (one, two)))
     for asking in (one, two):
         asking.check(floor)
     assert [status(state)["previous"] for state in states] == [second.hash] * 2
