@@ -177,14 +177,21 @@ def test_a_changed_head_keeps_teacher_and_students(
 def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
     runs: Path, tiny: Experiment, tiny_bundle: Bundle
 ) -> None:
-    result = run(change(tiny, "export", recorded=False), runs=runs)
+    progress = Recorder()
+    result = run(change(tiny, "export", recorded=False), runs=runs, progress=progress)
     bundle, report = result.bundle, result.report
+    kept = runs / "tiny" / "bundles" / tiny_bundle.hash[:12]
+    assert f"bundle {bundle.hash[:12]} replaces {kept.name}, which is kept in {kept}" in progress.lines
+    assert load_bundle(kept).hash == tiny_bundle.hash
     assert not (bundle.path / "features.npz").exists()
     assert (tiny_bundle.path / "features.npz").exists()
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
     assert report.accuracy_by_failures[1].mean == tiny_bundle.table.by_failures()[1].mean
     with pytest.raises(BundleError, match=r"has no features\.npz; build it again with export\.recorded = true"):
         _ = bundle.features
+    assert run(tiny, runs=runs).bundle.hash == tiny_bundle.hash  # with the old inputs, the old bundle is back
+    assert not kept.exists()
+    assert load_bundle(runs / "tiny" / "bundles" / bundle.hash[:12]).hash == bundle.hash
 
 
 @pytest.mark.usefixtures("exported_before")
@@ -195,6 +202,7 @@ def test_a_damaged_bundle_is_built_again_from_the_trained_students(
     (runs / "tiny" / "bundle" / "students" / "student-1.onnx").write_bytes(b"half")
     bundle = run(tiny, runs=runs).bundle
     np.testing.assert_array_equal(bundle.table.correct, tiny_bundle.table.correct)
+    assert not list((runs / "tiny" / "bundles").glob("*"))  # it is the same bundle
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ COMMANDS = (
     "demo",
     "run",
     "study",
+    "runs",
+    "init",
     "config",
     "partition",
     "report",

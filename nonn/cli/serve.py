@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nonn.rpc.server import Attend
     from nonn.telemetry.systemd import Watchdog
 
+_NODE_PORT = 50061  # of the first node of a written inventory
+
 SUMMARY = "run the aggregator over the nodes of an inventory"
 
 
@@ -27,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle that all nodes run")
     parser.add_argument("--inventory", type=Path, metavar="FILE", help="TOML file with a [[node]] for each node")
+    parser.add_argument(
+        "--write-inventory", type=Path, metavar="FILE", help="write an inventory of the bundle's devices, and exit"
+    )
+    parser.add_argument(
+        "--node-hosts", nargs="+", metavar="HOST", help="hosts in that inventory, in turn (default: 127.0.0.1)"
+    )
     parser.add_argument("--joins", action="store_true", help="accept nodes that join with nonn-device join")
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="folder of its bundles, for nonn fleet push and rollback"
@@ -90,6 +98,9 @@ def run(args: argparse.Namespace) -> int:
     from nonn.rpc.loop import run as run_loop
     from nonn.telemetry.log import configure_logging
 
+    if args.write_inventory:
+        _write_inventory(args)
+        return 0
     configure_logging(args.log_format)
     options = options_of(args)
     check_bind(args.host, args.port)
@@ -99,6 +110,32 @@ def run(args: argparse.Namespace) -> int:
         )
     run_loop(_serve_one(args, options) if args.state is None else _serve_fleet(args, options))
     return 0
+
+
+def _write_inventory(args: argparse.Namespace) -> None:
+    """Writes an inventory with a node for each device, and prints the commands that start them.
+
+    Raises:
+        ConfigError: the file exists.
+    """
+    from nonn.aggregator.inventory import Node, write_inventory
+    from nonn.bundle import load_bundle
+    from nonn.errors import ConfigError
+
+    file, hosts = args.write_inventory, args.node_hosts or ["127.0.0.1"]
+    if file.exists():
+        raise ConfigError(f"--write-inventory {file}: exists; name another file")
+    nodes = []
+    for i in range(load_bundle(args.bundle).num_devices):
+        address = f"{hosts[i % len(hosts)]}:{_NODE_PORT + i // len(hosts)}"
+        nodes.append(Node(id=f"node-{i}", address=address, student=i))
+    write_inventory(file, nodes)
+    print(f"wrote {file}; start its nodes, each on its host:")
+    for node in nodes:
+        host, _, port = node.address.rpartition(":")
+        elsewhere = f" --host {host} --tls DIR" * (host != "127.0.0.1")
+        print(f"  nonn-device serve {args.bundle} --student {node.student} --port {port}{elsewhere}")
+    print(f"then: nonn serve {args.bundle} --inventory {file}")
 
 
 def options_of(args: argparse.Namespace) -> ServeOptions:
@@ -179,9 +216,12 @@ def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
     """Arguments of ``serve`` common to all aggregators, including the line printed when ready."""
     import json
     import os
+    import sys
 
     def on_ready(address: str) -> None:
         print(json.dumps({"event": "ready", "pid": os.getpid(), **facts, "address": address}), flush=True)
+        if sys.stderr is not None and sys.stderr.isatty():
+            print(next_steps(address, facts.get("http") or "", tls=args.tls is not None), file=sys.stderr)
 
     return {
         "host": args.host,
@@ -192,6 +232,19 @@ def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
         "reflection": args.reflection,
         "max_held_bytes": args.max_queue_mb * 1_000_000,
     }
+
+
+def next_steps(address: str, http: str, *, tls: bool) -> str:
+    """What to try with an aggregator that is ready.
+
+    Args:
+        address: ``host:port``.
+        http: address of the dashboard; empty without one.
+        tls: whether clients need certificates.
+    """
+    needed = " --tls CLIENT_FOLDER" * tls
+    lines = [f"try: nonn predict {address} IMAGE{needed}", f"     nonn top {address}{needed}"]
+    return "\n".join([*lines, *[f"dashboard: {http}/"] * bool(http)])
 
 
 def _watched(watchdog: Watchdog, attend: Attend | None = None) -> Attend:

@@ -7,7 +7,7 @@
     pilot      partition.parts = "auto": chooses the design by short runs
     training   teacher → teacher assistants → partition → students  (stages: folders keyed by a hash of their inputs)
     networks   the untrained networks                               (seeds: a random stream per purpose)
-    bundling   builds the bundle from students and heads
+    bundling   builds the bundle from students and heads            (kept: earlier bundles, what runs hold)
     placement  chooses which device runs which student
     comparison every partitioner on the same filters
     study      published methods and ours at equal budget           (methods: their changes; evaluation, summary)

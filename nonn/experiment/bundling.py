@@ -6,6 +6,7 @@ All measurements use the exported files, in the precision in which devices run t
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from nonn.data import Dataset
 from nonn.distill import Students
 from nonn.enumeration import enumerate_evidence, enumerate_subsets
 from nonn.errors import BundleError
+from nonn.experiment.kept import DIGITS, restore, set_aside
 from nonn.experiment.training import Trained, stage_inputs, teacher_outcomes
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
@@ -69,13 +71,23 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
     )
     target = space.folder / "bundle"
     if stage.done:
+        file = stage.folder / "hash"
+        wanted = file.read_text() if file.exists() else ""
         try:
             bundle = load_bundle(target)
-            if bundle.hash == (stage.folder / "hash").read_text():
+            if bundle.hash == wanted:
                 return bundle
-        except (BundleError, OSError) as exc:
+        except BundleError as exc:
             space.progress.say(f"the bundle is built again: {exc}")
+        if (kept := restore(target, wanted)) is not None:
+            space.progress.say(f"bundle {wanted[:DIGITS]} of an earlier run with the same inputs is back in {target}")
+            return kept
+    old = set_aside(target)
     bundle = _build(space, trained, target)
+    if old is not None and old[0] == bundle.hash:
+        shutil.rmtree(old[1])
+    elif old is not None:
+        space.progress.say(f"bundle {bundle.hash[:DIGITS]} replaces {old[0][:DIGITS]}, which is kept in {old[1]}")
     with atomic_file(stage.folder / "hash") as file:
         file.write_text(bundle.hash)
     stage.finish()

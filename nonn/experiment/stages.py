@@ -18,9 +18,9 @@ from typing import Any
 from nonn.errors import ConfigError
 from nonn.files import atomic_folder, digest, write_json
 
-__all__ = ["Stage", "exclusive", "open_stage"]
+__all__ = ["STAGE", "Stage", "exclusive", "is_done", "open_stage"]
 
-STAGE = "stage.json"
+STAGE = "stage.json"  # in the folder of every stage
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,16 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether it has finished."""
-        return bool(_read(self.folder).get("done"))
+        return is_done(self.folder)
 
     def finish(self) -> None:
         """Marks it as finished; every file must be written by now."""
         write_json(self.folder / STAGE, _read(self.folder) | {"done": True})
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the stage in a folder has finished."""
+    return bool(_read(folder).get("done"))
 
 
 def open_stage(root: Path, name: str, inputs: Mapping[str, Any]) -> Stage:
