@@ -23,6 +23,7 @@ from nonn.telemetry.printable import printable
 __all__ = ["MODEL", "Answer", "ReplyStatus"]
 
 MODEL = "nonn"  # name of the fused model in the protocol
+_INTERVAL = ("nonn_expected_accuracy_low", "nonn_expected_accuracy_high")
 
 
 class ReplyStatus(IntEnum):
@@ -91,6 +92,8 @@ class Answer(Prediction):
             "nonn_plan": self.bundle,
             "nonn_expected_accuracy": self.expected_accuracy,
         }
+        if self.expected_accuracy_interval is not None:
+            parameters |= dict(zip(_INTERVAL, self.expected_accuracy_interval, strict=True))
         if self.early:
             parameters["nonn_early"] = True
         if self.failures:
@@ -111,6 +114,7 @@ class Answer(Prediction):
         tensors = read_tensors(response.outputs, response.raw_output_contents)
         parameters = read_parameters(response.parameters)
         try:
+            ends = [float(parameters[key]) for key in _INTERVAL if key in parameters]
             return cls(
                 logits=tensors["logits"],
                 confidence=tensors["confidence"],
@@ -124,6 +128,7 @@ class Answer(Prediction):
                 },
                 early=bool(parameters.get("nonn_early", False)),
                 latency_s=latency_s,
+                expected_accuracy_interval=(ends[0], ends[1]) if len(ends) == 2 else None,
             )
         except (KeyError, IndexError) as exc:
             raise InputError(f"the response has no {exc}: it is not the answer of a nonn aggregator") from exc

@@ -35,6 +35,7 @@ def check_against_offline_fusion(bundle: Bundle, answer: Answer, rows: slice) ->
     assert_features_agree(answer.logits, bundle.head.logits({i: recorded[i][rows] for i in members(answer.mask)}))
     np.testing.assert_array_equal(answer.labels, answer.logits.argmax(axis=1))
     assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
+    assert answer.expected_accuracy_interval == bundle.table.interval(answer.mask)
 
 
 def assert_documents_agree(found: Any, wanted: Any, at: str = "the document") -> None:

@@ -39,6 +39,7 @@ def test_a_prediction_is_that_of_a_cluster_in_which_the_same_devices_answer(
     assert_features_agree(answer.logits, predicted.logits)
     assert_features_agree(answer.confidence, predicted.confidence)
     assert predicted.expected_accuracy == pytest.approx(answer.expected_accuracy)
+    assert predicted.expected_accuracy_interval == answer.expected_accuracy_interval
     assert "missing: 1" in predicted._repr_html_()
     assert answer._repr_html_() == predicted._repr_html_()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -50,6 +51,7 @@ def test_once_prints_nodes_accuracy_and_faults(cluster: LocalCluster) -> None:
     text = " ".join(shown.stdout.split())
     assert "with 3 of 4 students on 3 of 4 nodes;" in text
     assert "fails next" in text
+    assert re.search(r"accuracy now [\d.]+% \([\d.]+% to [\d.]+%\)", text)
     for word in (
         "node-0",
         "part",

@@ -13,21 +13,19 @@ from nonn.aggregator.solver import HeadSolver
 from nonn.answer import Answer
 from nonn.errors import QuorumError
 from nonn.fusion import Head
-from nonn.reliability.subsets import members
+from nonn.reliability.subsets import SubsetTable, members
 
 __all__ = ["joined"]
 
 
-async def joined(
-    answers: Sequence[Answer], solver: HeadSolver, head: Head, accuracy: Sequence[float], quorum: int
-) -> Answer:
+async def joined(answers: Sequence[Answer], solver: HeadSolver, head: Head, table: SubsetTable, quorum: int) -> Answer:
     """Joins answers; only devices that answered every piece are fused, again if the pieces have different devices.
 
     Args:
         answers: to consecutive parts of a request, with features.
         solver: solves heads outside the event loop.
         head: fuses features.
-        accuracy: accuracy of each subset of devices [2^N].
+        table: accuracy of each subset of devices.
         quorum: fewest devices for an answer.
 
     Raises:
@@ -54,7 +52,8 @@ async def joined(
         confidence=np.concatenate(confidence),
         answered=answered,
         degraded=mask.bit_count() < num_devices,
-        expected_accuracy=accuracy[mask],
+        expected_accuracy=float(table.accuracy[mask]),
+        expected_accuracy_interval=table.interval(mask),
         failures={node: text for answer in answers for node, text in answer.failures.items()},
         statuses={node: status for answer in answers for node, status in answer.statuses.items()},
         early=any(answer.early for answer in answers),

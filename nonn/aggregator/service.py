@@ -321,6 +321,7 @@ class Aggregator:
             degraded=mask.bit_count() < self.bundle.num_devices,
             bundle=self.bundle.hash,
             expected_accuracy=self.policy.accuracy[mask],
+            expected_accuracy_interval=self.bundle.table.interval(mask),
             failures={node: text for node, (_, text) in missing.items()},
             statuses={node: status for node, (status, _) in missing.items()},
             early=fanout.session.early,
@@ -334,7 +335,7 @@ class Aggregator:
         Raises:
             QuorumError: these are fewer than the quorum.
         """
-        return await joined(answers, self._solver, self._head, self.policy.accuracy, self.policy.config.quorum)
+        return await joined(answers, self._solver, self._head, self.bundle.table, self.policy.config.quorum)
 
     def _tell(
         self,

@@ -39,6 +39,7 @@ class Prediction:
         degraded: whether any device is missing.
         bundle: hash of the bundle that answered.
         expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
+        expected_accuracy_interval: its 95 % interval, for the finite test split; None from an older aggregator.
     """
 
     logits: NDArray[np.float32]
@@ -47,6 +48,7 @@ class Prediction:
     degraded: bool
     bundle: str
     expected_accuracy: float
+    expected_accuracy_interval: tuple[float, float] | None = None
 
     @property
     def mask(self) -> int:
@@ -99,6 +101,7 @@ class Offline:
             degraded=mask.bit_count() < bundle.num_devices,
             bundle=bundle.hash,
             expected_accuracy=float(bundle.table.accuracy[mask]),
+            expected_accuracy_interval=bundle.table.interval(mask),
         )
 
     @cached_property

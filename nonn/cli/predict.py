@@ -135,8 +135,14 @@ def _rows(file: str, first: int, answer: Answer, metadata: Metadata) -> Iterator
             "answered": answer.answered.nonzero()[0].tolist(),
             "degraded": answer.degraded,
             "expected_accuracy": answer.expected_accuracy,
+            "expected_accuracy_interval": answer.expected_accuracy_interval,
             "failures": dict(answer.failures),
         }
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    """A 95 % interval in brackets; nothing where an older aggregator states none."""
+    return "" if interval is None else " (95 %: {:.1%} to {:.1%})".format(*interval)
 
 
 def _line(row: dict[str, Any], num_devices: int) -> str:
@@ -146,5 +152,5 @@ def _line(row: dict[str, Any], num_devices: int) -> str:
         devices += f" ({', '.join(map(str, row['answered']))})"
     return (
         f"{row['file']}[{row['index']}]: {row['class']}, confidence {row['confidence']:.1%}; "
-        f"{devices}, expected accuracy {row['expected_accuracy']:.1%}"
+        f"{devices}, expected accuracy {row['expected_accuracy']:.1%}{_between(row['expected_accuracy_interval'])}"
     )

@@ -134,11 +134,13 @@ def _summary(state: ClusterState, address: str) -> Text:
     accuracy, requests = state.accuracy, state.requests
     up = sum(node.state == "up" for node in state.nodes)
     text = Text(f"{state.experiment} at {address}, bundle {state.bundle[:12]}\n")
-    text.append(f"accuracy now {accuracy.now:.2%}", style="bold")
+    text.append(f"accuracy now {accuracy.now:.1%}", style="bold")
+    if accuracy.interval:
+        text.append(" ({:.1%} to {:.1%})".format(*accuracy.interval))
     text.append(f" with {state.students_up} of {state.devices} students on {up} of {len(state.nodes)} nodes; ")
     if accuracy.next_worst_node:
-        text.append(f"{accuracy.next_worst:.2%}", style="bold")
-        text.append(f" if {accuracy.next_worst_node} fails next, {accuracy.next_mean:.2%} on average\n")
+        text.append(f"{accuracy.next_worst:.1%}", style="bold")
+        text.append(f" if {accuracy.next_worst_node} fails next, {accuracy.next_mean:.1%} on average\n")
     else:
         text.append("no node is up\n", style="red")
     if not state.ready:
@@ -152,12 +154,19 @@ def _summary(state: ClusterState, address: str) -> Text:
     return text
 
 
+def _caption(state: ClusterState) -> str:
+    """What the values of nodes mean, and what one test sample is worth."""
+    caption = "value: points of accuracy lost if the node fails, or gained if it returns"
+    samples = state.accuracy.samples
+    return caption if samples is None else f"{caption}; one of {samples:,} test samples is {100 / samples:.2g} points"
+
+
 def _table(state: ClusterState, width: int) -> Table:
     """A row for each node."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption="value: points of accuracy lost if the node fails, or gained if it returns")
+    table = Table(caption=_caption(state))
     columns = ["node", "part", "state", "p50", "p99", "answered", "value", "agrees", "memory", "version", "address"]
     for name in columns if width >= NARROW else columns[:7]:
         table.add_column(name, justify="left" if name in ("node", "state", "version", "address") else "right")

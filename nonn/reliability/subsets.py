@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from nonn.documents import OPTIONAL, Share, Whole
 from nonn.documents.shown import html_table, percent
 from nonn.errors import ShapeError
+from nonn.reliability.intervals import wilson
 
 __all__ = [
     "MAX_DEVICES",
@@ -190,6 +192,18 @@ class SubsetTable:
     def accuracy(self) -> FloatArray:
         """Accuracy of each mask, in [0, 1] [2^N]."""
         return self.correct / self.samples
+
+    def interval(self, mask: int) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy of one subset; [0, 0] of the empty one, which never answers."""
+        low, high = self._intervals[mask].tolist()
+        return low, high
+
+    @cached_property
+    def _intervals(self) -> FloatArray:
+        """Lower and upper ends by mask [2^N, 2]: an aggregator states one with each answer."""
+        ends = np.stack(wilson(self.correct, self.samples), axis=1)
+        ends[0] = 0
+        return ends
 
     def by_failures(self) -> tuple[FailureRow, ...]:
         """Accuracy against failed devices: over all subsets with 0 … N − 1 devices failed."""

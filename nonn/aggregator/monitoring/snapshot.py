@@ -83,16 +83,21 @@ def node_agreement(drift: NodeDrift | None) -> NodeAgreement:
 
 def accuracy_now(bundle: Bundle, up: Sequence[Node]) -> AccuracyNow:
     """Accuracy of the nodes that are up, and of those that are left when one more fails."""
-    accuracy = bundle.table.accuracy
-    left = {node.id: float(accuracy[mask_of(other.student for other in up if other is not node)]) for node in up}
+    table, accuracy = bundle.table, bundle.table.accuracy
+    without = {node.id: mask_of(other.student for other in up if other is not node) for node in up}
+    left = {node: float(accuracy[mask]) for node, mask in without.items()}
     worst = min(left, key=left.__getitem__, default="")
+    now = mask_of(node.student for node in up)
     return AccuracyNow(
-        now=float(accuracy[mask_of(node.student for node in up)]),
+        now=float(accuracy[now]),
         all=float(accuracy[-1]),
         teacher=bundle.manifest.teacher.get("accuracy"),
         next_worst=left.get(worst, 0.0),
         next_worst_node=worst,
         next_mean=sum(left.values()) / len(left) if left else 0.0,
+        interval=table.interval(now),
+        next_worst_interval=table.interval(without.get(worst, 0)),
+        samples=table.samples,
     )
 
 

@@ -7,9 +7,9 @@ the aggregator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nonn.documents import Difference, Share, Whole
+from nonn.documents import OPTIONAL, Difference, Share, Whole
 
 __all__ = [
     "SCHEMA",
@@ -97,6 +97,9 @@ class AccuracyNow:
         next_worst: accuracy if the most important of these nodes fails next; 0 without nodes.
         next_worst_node: that node; empty without nodes.
         next_mean: accuracy if one of these nodes fails next, mean over the nodes.
+        interval: 95 % interval of `now`, for the finite test set; absent from older aggregators.
+        next_worst_interval: the same of `next_worst`.
+        samples: samples of the test set.
     """
 
     now: Share
@@ -105,6 +108,9 @@ class AccuracyNow:
     next_worst: Share
     next_worst_node: str
     next_mean: float
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    next_worst_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    samples: Whole | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ function headline(state) {
 function tiles(state) {
   const { accuracy, requests } = state;
   write("accuracy-now", percent(accuracy.now));
-  write("accuracy-of", `${percent(accuracy.all)} with all, ${percent(accuracy.teacher)} the teacher`);
+  const range = accuracy.interval ? `${percent(accuracy.interval[0])} to ${percent(accuracy.interval[1])} (95 %); ` : "";
+  write("accuracy-of", `${range}${percent(accuracy.all)} with all, ${percent(accuracy.teacher)} the teacher`);
   write("accuracy-next", percent(accuracy.next_worst));
   write("accuracy-next-node", accuracy.next_worst_node
     ? `at worst, ${accuracy.next_worst_node}; ${percent(accuracy.next_mean)} on average` : "no node is up");
