@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -22,12 +23,14 @@ from nonn.config import BudgetConfig, Experiment, load_experiment
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import BudgetError, BundleError, ConfigError, DataError, GuaranteeError, PartitionError
 from nonn.experiment import bundling, workspace
-from nonn.experiment.progress import Tick
+from nonn.experiment.progress import Silent, Tick
 from nonn.experiment.run import run
 from nonn.experiment.training import train, train_teacher
+from nonn.experiment.verdict import say_verdict
 from nonn.experiment.workspace import Workspace
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
+from nonn.reliability.subsets import SubsetTable
 from tests.reports import check_report
 from tests.serving import TIMEOUT_S
 from tests.toys import TINY
@@ -142,6 +145,27 @@ def test_a_program_runs_an_experiment_file_and_follows_its_progress(
 def test_overrides_go_with_a_file(tiny: Experiment, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataclasses\.replace"):
         run(tiny, runs=tmp_path, overrides=["distill.epochs=1"])
+
+
+def test_students_are_compared_with_their_teacher_and_a_gap_has_its_likely_cause(
+    runs: Path, tiny: Experiment, tiny_bundle: Bundle
+) -> None:
+    said: list[str] = []
+
+    class Lines(Silent):
+        def say(self, text: str, /) -> None:
+            said.append(text)
+
+    space = Workspace(tiny, runs, progress=Lines())
+    trained, table = train(space), tiny_bundle.table
+    say_verdict(space, trained, tiny_bundle.head, table)
+    assert f"students: all 4 fused {100 * table.accuracy[-1]:.2f} %" in said[-1]
+    say_verdict(space, trained, tiny_bundle.head, SubsetTable(table.correct // 2, table.samples))
+    warning, *causes = said[-4:]
+    assert re.search(r"warning: the students are \d+\.\d+ points with all devices and .* with 2 failed below", warning)
+    assert "few steps: 40 in 4 epochs; set distill.epochs to 30 or more" in causes[0]
+    assert "1,293 training samples" in causes[1] or "set a larger student.model" in causes[1]
+    assert "one of 2 parts only" in causes[2]
 
 
 def test_replicas_learn_the_same_part(tiny_bundle: Bundle) -> None:

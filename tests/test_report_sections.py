@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.cli import report as command
 from nonn.documents import read, to_json
-from nonn.errors import BundleError, ConfigError
+from nonn.errors import BundleError, ConfigError, InputError
 from nonn.fusion import ZeroFill
 from nonn.reliability.bias import class_bias
 from nonn.reliability.evidence import Evidence
@@ -27,7 +27,7 @@ from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
 from nonn.report.document import Report
 from nonn.report.html import render_page
-from nonn.report.methods import methods_table
+from nonn.report.methods import check_same_task, methods_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
 from nonn.report.text import csv_report, markdown_report, report_tables, text_report
 from tests.calibration import calibration
@@ -71,6 +71,15 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def both(three: Bundle, toy: Bundle) -> Report:
     """The report of three devices with the toy bundle beside it."""
     return build_report(three, others=[toy])
+
+
+def test_bundles_of_other_classes_are_not_compared_and_other_data_are_a_warning(three: Bundle, toy: Bundle) -> None:
+    assert check_same_task([three, toy]) == []
+    other = dataclasses.replace(toy, manifest=dataclasses.replace(toy.manifest, data={"fingerprint": "1" * 64}))
+    assert "was measured on other data" in check_same_task([three, other])[0]
+    foreign = dataclasses.replace(toy, manifest=dataclasses.replace(toy.manifest, classes=("cat", "dog")))
+    with pytest.raises(InputError, match=r"other classes \(2: cat, dog\) than .* \(10: zero, one, two …\)"):
+        build_report(three, others=[foreign])
 
 
 def test_shapley_values_and_pairs_are_those_computed_by_hand(three: Bundle) -> None:

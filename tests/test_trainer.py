@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from nonn.config import TrainingConfig
 from nonn.errors import DataError
-from nonn.trainer import Target, epoch_generator, fit, learning_rate, use_bf16
+from nonn.trainer import Target, batch_size, epoch_generator, fit, learning_rate, use_bf16
 from nonn.trainer.step import CapturedStep, Step
 from tests.toys import toy_data
 
-CONFIG = TrainingConfig(epochs=4, batch=32, lr=0.05, bf16="off")
+CONFIG = TrainingConfig(epochs=4, batch=32, epoch_steps=6, lr=0.05, bf16="off")
 
 
 class LinearTask:
@@ -176,6 +176,11 @@ def test_bf16_training_stays_finite_and_learns(tmp_path: Path) -> None:
     )
     assert np.isfinite(history[-1]["ce"])
     assert history[-1]["ce"] < history[0]["ce"]
+
+
+def test_an_epoch_of_few_samples_has_some_steps_all_the_same() -> None:
+    config = TrainingConfig(batch=128)
+    assert [batch_size(config, samples) for samples in (1294, 216, 40, 10)] == [128, 27, 16, 10]
 
 
 def test_a_task_knows_how_far_the_training_is_also_after_resuming(tmp_path: Path) -> None:

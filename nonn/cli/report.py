@@ -33,9 +33,12 @@ def run(args: argparse.Namespace) -> int:
     from nonn.files import atomic_file
     from nonn.report import build_report
     from nonn.report.html import write_page
+    from nonn.report.methods import check_same_task
     from nonn.report.text import csv_report, markdown_report, text_report
 
     bundle, *others = [load_bundle(path) for path in args.bundles]
+    for warning in check_same_task([bundle, *others]):
+        print(f"nonn report: warning: {warning}", file=sys.stderr)
     report = build_report(bundle, others=others, timed=True)
 
     def text(content: str) -> Callable[[Path], None]:

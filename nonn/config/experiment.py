@@ -116,6 +116,9 @@ class TrainingConfig:
 
     epochs: Epochs = 30
     batch: Annotated[int, Range(ge=2, why="batch normalisation needs two"), "samples per step"] = 128
+    epoch_steps: Annotated[
+        Count, "least steps of an epoch: with few samples, batches are smaller than batch, down to 16 samples"
+    ] = 8
     lr: Annotated[Positive, "highest learning rate"] = 0.1
     momentum: Annotated[NotNegative, "Nesterov momentum"] = 0.9
     weight_decay: Annotated[NotNegative, "weight decay of all weights"] = 5e-4

@@ -28,6 +28,7 @@ from nonn.enumeration import enumerate_evidence, enumerate_subsets
 from nonn.errors import BundleError
 from nonn.experiment.kept import DIGITS, restore, set_aside
 from nonn.experiment.training import Trained, stage_inputs, teacher_outcomes
+from nonn.experiment.verdict import say_verdict
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import Deployed, calibration_sample, deploy, float_reference
@@ -76,6 +77,7 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
         try:
             bundle = load_bundle(target)
             if bundle.hash == wanted:
+                say_verdict(space, trained, bundle.head, bundle.table)
                 return bundle
         except BundleError as exc:
             space.progress.say(f"the bundle is built again: {exc}")
@@ -108,6 +110,7 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
     kept = kept_samples(head.num_devices, len(labels))
     if len(kept) < len(labels):
         space.progress.say(f"outcomes of {len(kept):,} of {len(labels):,} samples are kept, for intervals")
+    say_verdict(space, trained, head, evidence.table)
     _check_guarantees(config, evidence)
     with space.progress.bar("consistency test", 1) as tick:
         recorded = _tests(space, exported, head)

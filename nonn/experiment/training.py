@@ -347,6 +347,7 @@ _LATER: dict[str, Any] = {
     "originals": True,
     "hidden": 512,
     "updates": 1000,
+    "epoch_steps": 8,
     "normalise": "data",
     "mean": (),
     "std": (),

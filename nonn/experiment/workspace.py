@@ -22,7 +22,7 @@ from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
 from nonn.partition import check_parts, check_takes_sizes
 from nonn.students.devices import resolve_devices
-from nonn.trainer import Replay, Task, fit
+from nonn.trainer import Replay, Task, batch_size, fit
 
 __all__ = ["Workspace", "resolve"]
 
@@ -159,6 +159,12 @@ class Workspace:
             title: title of the progress bar.
             replay: stored augmentations; None for new ones.
         """
+        samples = len(self.data.train)
+        if (batch := batch_size(config, samples)) < config.batch:
+            self.progress.say(
+                f"{title}: batches of {batch}, not {config.batch}, since {samples:,} samples would be "
+                f"{samples // config.batch} of them; {samples // batch} steps an epoch (epoch_steps)"
+            )
         with self.progress.bar(title, config.epochs, "epochs") as tick:
             fit(
                 task,

@@ -39,7 +39,7 @@ from nonn.report.document import (
     TeacherReport,
 )
 from nonn.report.heads import head_report
-from nonn.report.methods import method_rows
+from nonn.report.methods import check_same_task, method_rows
 from nonn.report.plots import Weights
 from nonn.report.risk import availability, one_or_all
 
@@ -67,8 +67,9 @@ def build_report(
 
     Raises:
         BundleError: the bundle lacks something that the report needs, or its failure law is invalid.
-        InputError: a measurement lacks a key, or a value is invalid.
+        InputError: a measurement lacks a key, a value is invalid, or another bundle has other classes.
     """
+    check_same_task([bundle, *others])
     manifest, evidence, table = bundle.manifest, bundle.evidence, bundle.table
     p_fail = bundle.p_fail
     law = np.array(p_fail)

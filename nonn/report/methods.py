@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nonn.bundle import Bundle
+from nonn.errors import InputError
 from nonn.report import plots
 from nonn.report.against import against_method
 from nonn.report.document import MethodRow, Report
@@ -15,12 +16,41 @@ from nonn.report.table import Column, IntervalColumn, Table, TextColumn, points_
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["method_rows", "methods_plot", "methods_table"]
+__all__ = ["check_same_task", "method_rows", "methods_plot", "methods_table"]
 
 # Marker and stroke differ too.
 _COLOURS = (plots.BLUE, plots.VERMILION, plots.ORANGE, plots.PURPLE, plots.SKY, plots.INK)
 _MARKERS = ("o", "v", "s", "D", "^", "x", "P")
 _STROKES: tuple[plots.Stroke, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (2, 2)))
+
+
+def check_same_task(bundles: Sequence[Bundle]) -> list[str]:
+    """Whether the accuracies of bundles can be compared.
+
+    Returns:
+        Warnings about bundles that were measured on other data.
+
+    Raises:
+        InputError: two bundles have different classes.
+    """
+    first, warnings = bundles[0], []
+    for other in bundles[1:]:
+        mine, theirs = first.manifest, other.manifest
+        if mine.classes != theirs.classes:
+            raise InputError(
+                f"{other.path} has other classes ({_named(theirs.classes)}) than {first.path} "
+                f"({_named(mine.classes)}): their accuracies cannot be compared; report each by itself"
+            )
+        if mine.data.get("fingerprint") != theirs.data.get("fingerprint"):
+            warnings.append(
+                f"{other.path} was measured on other data or another split than {first.path}: their accuracies differ "
+                "for that reason, too"
+            )
+    return warnings
+
+
+def _named(classes: Sequence[str]) -> str:
+    return f"{len(classes)}: {', '.join(classes[:3])}{' …' if len(classes) > 3 else ''}"
 
 
 def method_rows(bundles: Sequence[Bundle], *, timed: bool = False) -> tuple[MethodRow, ...]:

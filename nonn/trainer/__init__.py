@@ -3,6 +3,7 @@
 from nonn.trainer.loop import (
     Progress,
     autocast,
+    batch_size,
     batches,
     epoch_generator,
     fit,
@@ -12,5 +13,5 @@ from nonn.trainer.loop import (
 )
 from nonn.trainer.step import Augmentation, Replay, Target, Task
 
-__all__ = ["Augmentation", "Progress", "Replay", "Target", "Task", "autocast", "batches", "epoch_generator", "fit",
-           "learning_rate", "tune_allocator", "use_bf16"]  # fmt: skip
+__all__ = ["Augmentation", "Progress", "Replay", "Target", "Task", "autocast", "batch_size", "batches",
+           "epoch_generator", "fit", "learning_rate", "tune_allocator", "use_bf16"]  # fmt: skip

@@ -30,8 +30,19 @@ from nonn.threads import pinned_threads
 from nonn.trainer import checkpoint
 from nonn.trainer.step import Augmentation, CapturedStep, Replay, Step, Task, autocast, use_bf16
 
-__all__ = ["Progress", "autocast", "batches", "epoch_generator", "fit", "learning_rate", "tune_allocator", "use_bf16"]
+__all__ = [
+    "Progress",
+    "autocast",
+    "batch_size",
+    "batches",
+    "epoch_generator",
+    "fit",
+    "learning_rate",
+    "tune_allocator",
+    "use_bf16",
+]
 
+_LEAST_BATCH = 16
 _CHECKPOINT_S = 20.0  # least time between two checkpoints on a GPU
 
 Progress = Callable[[int, int, dict[str, float]], None]  # finished epochs, all epochs, mean losses of the last one
@@ -75,7 +86,7 @@ def fit(
     tune_allocator()
     module = task.module.to(device).train()
     x, y = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
-    batch = min(config.batch, len(x))
+    batch = batch_size(config, len(x))
     per_epoch = len(x) // batch
     total = per_epoch * config.epochs
     on_gpu = torch.device(device).type == "cuda"
@@ -122,6 +133,15 @@ def fit(
         module.load_state_dict(ema)
     module.eval()
     return history
+
+
+def batch_size(config: TrainingConfig, samples: int) -> int:
+    """Samples per step: ``batch``, or fewer where an epoch would have less than ``epoch_steps`` steps.
+
+    Batch normalisation needs some samples, hence at least 16 of them. 216 images in batches of 128 are one step an
+    epoch, and 30 epochs train nothing.
+    """
+    return min(config.batch, samples, max(_LEAST_BATCH, samples // config.epoch_steps))
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
