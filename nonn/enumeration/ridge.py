@@ -90,12 +90,13 @@ class _Samples:
         """Which samples a subset gets right [b]: by its weights in float64, near a tie by the head's own solve."""
         chosen, weight = plan.weights[mask & (len(plan.weights) - 1)]
         columns = np.concatenate([kept, bottom[chosen]])
-        x = self._features[np.ix_(rows, columns)].astype(np.float64) - self._mean[columns]
+        # Called for most subsets with a few samples: plain indexing, since NumPy's helpers cost more than the product.
+        x = self._features[rows[:, None], columns].astype(np.float64) - self._mean[columns]
         logits = x @ weight + self._target_mean
         scale = np.abs(logits).max(axis=1)
-        true_class = self._counter.labels[rows][:, None]
-        true_logit = np.take_along_axis(logits, true_class, axis=1)[:, 0]
-        np.put_along_axis(logits, true_class, -np.inf, axis=1)
+        own = np.arange(len(rows)), self._counter.labels[rows]
+        true_logit = logits[own]
+        logits[own] = -np.inf
         margin = logits.max(axis=1) - true_logit
         right: NDArray[np.bool_] = np.asarray(margin < 0)
         # Also where the logits exceed float32, in which the head's answer is taken; a NaN counts as a tie.
