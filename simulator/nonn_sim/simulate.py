@@ -18,7 +18,7 @@ from nonn_sim.metrics import summary
 from nonn_sim.scenario import Scenario
 from nonn_sim.trace import Trace
 
-__all__ = ["simulate", "simulate_once"]
+__all__ = ["simulate", "simulate_many", "simulate_once"]
 
 # Averaged over seeds; the other figures are those of the first seed.
 _AVERAGED = (
@@ -90,21 +90,56 @@ def simulate(
     if compare:
         others, missing = alternatives(bundle, nodes, scenario.load.batch)
         deployments += others
-    numbers = [scenario.scenario.seed + k for k in range(seeds)]
-    jobs = [_Job(scenario, bundle.num_devices, deployment, seed) for deployment in deployments for seed in numbers]
-    outcomes = map_jobs(_run, jobs, backend)
-    rows = []
-    for index in range(len(deployments)):
-        mine = outcomes[index * seeds : (index + 1) * seeds]
-        rows.append({**mine[0], **({"over_seeds": _over_seeds(mine)} if seeds > 1 else {})})
+    rows = _rows([(scenario, deployment) for deployment in deployments], bundle.num_devices, seeds, backend)
     return {
         "schema": 1,
         "scenario": scenario.scenario.name,
         "bundle": bundle.hash,
-        "seeds": numbers,
+        "seeds": [scenario.scenario.seed + k for k in range(seeds)],
         "rows": rows,
         "not_compared": missing,
     }
+
+
+def simulate_many(
+    scenarios: Sequence[Scenario], bundle: Bundle, *, seeds: int = 1, backend: str = "local"
+) -> list[dict[str, Any]]:
+    """Simulates the bundle in several scenarios.
+
+    Args:
+        scenarios: the scenarios.
+        bundle: the artifact.
+        seeds: seeds of each scenario, from its own upwards.
+        backend: backend that computes the runs.
+
+    Returns:
+        The figures of each scenario, as a row of ``simulate``.
+
+    Raises:
+        ConfigError: a scenario and the bundle do not fit each other, or the backend is unknown.
+        MissingExtraError: the backend needs an extra.
+    """
+    for scenario in scenarios:
+        scenario.devices(bundle.num_devices)
+    pairs = [(scenario, bundle_deployment(bundle, scenario.load.batch)) for scenario in scenarios]
+    return _rows(pairs, bundle.num_devices, seeds, backend)
+
+
+def _rows(
+    pairs: Sequence[tuple[Scenario, Deployment]], num_devices: int, seeds: int, backend: str
+) -> list[dict[str, Any]]:
+    """Figures of each deployment in its scenario, over several seeds."""
+    jobs = [
+        _Job(scenario, num_devices, deployment, scenario.scenario.seed + k)
+        for scenario, deployment in pairs
+        for k in range(seeds)
+    ]
+    outcomes = map_jobs(_run, jobs, backend)
+    rows = []
+    for start in range(0, len(outcomes), seeds):
+        mine = outcomes[start : start + seeds]
+        rows.append({**mine[0], **({"over_seeds": _over_seeds(mine)} if seeds > 1 else {})})
+    return rows
 
 
 def _run(job: _Job) -> dict[str, Any]:

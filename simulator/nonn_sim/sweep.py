@@ -1,0 +1,224 @@
+"""Sweeps: one figure against another, over values of a scenario's keys or of a failure law.
+
+A sweep is a grid of points: every combination of the values of its axes, or, one at a time, the first value of every
+axis and each other value alone. A scenario's axes are its keys (``nodes.mtbf_s``, ``policy.deadline_s``); a law's axes
+are the names in braces of its text (``independent p={p}``), and ``devices``, the number of devices in use: the first
+ones of the bundle.
+
+Points share the seeds, and so arrivals and draws: differences between points vary less than the points themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nonn.bundle import Bundle
+from nonn.errors import ConfigError
+from nonn.reliability.laws import assess, parse_law
+from nonn.reliability.subsets import SubsetTable
+from nonn.toml import override, parse_toml, toml_value
+from nonn_sim.scenario_file import parse_scenario
+from nonn_sim.simulate import simulate_many
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Axis", "parse_axis", "points", "sweep_law", "sweep_scenario", "sweep_svg", "swings"]
+
+Row = dict[str, Any]
+MAX_POINTS = 10_000
+_FIGURES = ("accuracy", "accuracy_per_request", "availability", "degraded", "energy_j_per_answer")
+_LINES = 6  # lines of a figure
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values of one key.
+
+    Attributes:
+        key: dotted key of a scenario, or name in a law.
+        values: TOML values, the first of them the base.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+
+
+def parse_axis(text: str) -> Axis:
+    """Reads ``KEY=V1,V2,…``; values are TOML.
+
+    Raises:
+        ConfigError: it does not have that form.
+    """
+    key, _, values = text.partition("=")
+    try:
+        found = tomllib.loads(f"values = [{values}]")["values"] if "\n" not in values else []
+    except tomllib.TOMLDecodeError:
+        found = []
+    if not key.strip() or not found:
+        raise ConfigError(f"--vary {text}: write KEY=V1,V2, for example nodes.mtbf_s=3600,86400")
+    return Axis(key.strip(), tuple(found))
+
+
+def points(axes: Sequence[Axis], one_at_a_time: bool = False) -> list[Row]:
+    """The points of a sweep: key → value.
+
+    Raises:
+        ConfigError: a key is given twice, or there are more than 10,000 points.
+    """
+    keys = [axis.key for axis in axes]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"--vary {key}: given twice; list its values in one --vary")
+    if one_at_a_time:
+        base = {axis.key: axis.values[0] for axis in axes}
+        return [base, *({**base, axis.key: value} for axis in axes for value in axis.values[1:])]
+    count = math.prod(len(axis.values) for axis in axes)
+    if count > MAX_POINTS:
+        raise ConfigError(f"--vary: {count:,} combinations; a sweep has at most {MAX_POINTS:,}")
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(axis.values for axis in axes))]
+
+
+def sweep_scenario(
+    path: Path, bundle: Bundle, grid: Sequence[Row], *, seeds: int = 1, backend: str = "local"
+) -> list[Row]:
+    """Simulates a scenario at every point.
+
+    Args:
+        path: the scenario file.
+        bundle: the artifact.
+        grid: the points.
+        seeds: seeds of each point, from the scenario's own upwards.
+        backend: backend that computes the runs.
+
+    Returns:
+        Each point with its figures, means over the seeds; for several seeds, ``…_sd`` is their standard deviation.
+
+    Raises:
+        ConfigError: a key does not exist, or a value is impossible.
+    """
+    tree = parse_toml(path)
+    scenarios = []
+    for point in grid:
+        changed = copy.deepcopy(tree)
+        for key, value in point.items():
+            override(changed, f"{key}={toml_value(value)}")
+        shown = ", ".join(f"{key} = {toml_value(value)}" for key, value in point.items())
+        scenarios.append(parse_scenario(changed, source=f"{path} with {shown}"))
+    rows = []
+    for point, row in zip(grid, simulate_many(scenarios, bundle, seeds=seeds, backend=backend), strict=True):
+        over = row.get("over_seeds", {})
+        figures = {name: row[name] for name in _FIGURES}
+        figures |= {f"latency_{p}_s": row["latency_s"][p] for p in ("p50", "p95", "p99")}
+        for name in tuple(figures):
+            if over:
+                figures[name] = over[name] and over[name]["mean"]
+                figures[f"{name}_sd"] = over[name] and over[name]["sd"]
+        rows.append({**point, **figures})
+    return rows
+
+
+def sweep_law(text: str, table: SubsetTable, grid: Sequence[Row], levels: Sequence[float] = ()) -> list[Row]:
+    """Accuracy under a failure law at every point, exact.
+
+    Args:
+        text: the law, with the keys of the points in braces.
+        table: accuracy of all subsets.
+        grid: the points.
+        levels: accuracies whose availability is computed.
+
+    Raises:
+        ConfigError: a key is not in the law, or the law is invalid at a point.
+    """
+    rows = []
+    for point in grid:
+        law, num_devices = text, table.num_devices
+        for key, value in point.items():
+            if key == "devices":
+                if type(value) is not int or not 1 <= value <= table.num_devices:
+                    raise ConfigError(f"--vary devices: {value!r} is not a number of devices, 1 to {table.num_devices}")
+                num_devices = value
+            elif f"{{{key}}}" not in law:
+                raise ConfigError(
+                    f"--vary {key}: the law '{text}' has no {{{key}}}; write for example 'markov {key}={{{key}}}'"
+                )
+            law = law.replace(f"{{{key}}}", toml_value(value))
+        used = SubsetTable(table.correct[: 1 << num_devices], table.samples)
+        outcome = assess(used, parse_law(law, num_devices), levels)
+        row = {**point, "expected": outcome.expected, "sd": outcome.sd, "accuracy_p01": outcome.quantiles[0.01]}
+        for kept in outcome.levels:
+            row[f"availability_{kept.level:g}"] = kept.availability
+            if kept.first_passage is not None:
+                row[f"first_fall_{kept.level:g}_s"] = kept.first_passage.mean_s
+        rows.append(row)
+    return rows
+
+
+def swings(axes: Sequence[Axis], rows: Sequence[Row], figure: str) -> list[Row]:
+    """What matters most: how far each axis alone moves a figure from the base, the largest range first.
+
+    Args:
+        axes: the axes.
+        rows: rows of a sweep one at a time, the base first.
+        figure: name of the figure.
+
+    Raises:
+        ConfigError: there is no such figure.
+    """
+    _check_figure(rows, figure)
+    base, found = rows[0][figure], []
+    rest = iter(rows[1:])
+    for axis in axes:
+        values = [base, *(next(rest)[figure] for _ in axis.values[1:])]
+        known = [value for value in values if value is not None] or [0.0]
+        low, high = min(known), max(known)
+        found.append({"key": axis.key, "base": base, "low": low, "high": high, "range": high - low})
+    return sorted(found, key=lambda row: -row["range"])
+
+
+def sweep_svg(axes: Sequence[Axis], rows: Sequence[Row], figure: str) -> str:
+    """A figure against the first axis, a line for each combination of the others, at most six.
+
+    Raises:
+        ConfigError: there is no such figure, or the first axis is not numeric.
+        MissingExtraError: matplotlib is not installed.
+    """
+    from nonn.report import plots
+
+    _check_figure(rows, figure)
+    first, others = axes[0], axes[1:]
+    if not all(isinstance(value, int | float) for value in first.values):
+        raise ConfigError(f"--svg: the values of the first --vary, {first.key}, must be numbers")
+    lines: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for row in rows:
+        if row[figure] is not None and math.isfinite(row[figure]):
+            label = tuple(row[axis.key] for axis in others)
+            lines.setdefault(label, []).append((row[first.key], row[figure]))
+    colours = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.ORANGE, plots.PURPLE, plots.SKY)
+    wide = min(first.values) > 0 and max(first.values) >= 30 * min(first.values)
+
+    def draw(axes_: Axes) -> None:
+        for (label, line), colour in zip(itertools.islice(lines.items(), _LINES), colours, strict=False):
+            shown = ", ".join(f"{axis.key} {value}" for axis, value in zip(others, label, strict=True))
+            axes_.plot(*zip(*sorted(line), strict=True), "o-", color=colour, label=shown or None)
+        if wide:
+            axes_.set_xscale("log")
+        axes_.set_xlabel(first.key, parse_math=False)
+        axes_.set_ylabel(figure, parse_math=False)
+        axes_.grid(**plots.GRID)
+        if others:
+            axes_.legend()
+
+    return plots.svg("sweep", f"{figure} against {first.key}", (5.9, 3.6), draw)
+
+
+def _check_figure(rows: Sequence[Mapping[str, Any]], figure: str) -> None:
+    if figure not in rows[0] or isinstance(rows[0][figure], str):
+        raise ConfigError(f"--figure {figure}: this sweep has {', '.join(rows[0])}")
