@@ -6,6 +6,7 @@
     laws         failure laws: how likely each subset is to answer, with and without time
     guarantees   promises such as "accuracy>=0.95 failed<=4", checked exactly
     importance   Shapley values of devices, losses of pairs
+    cuts         minimal sets of devices whose failure misses a level
     marginal     what a device adds, under a failure law
     placement    which student runs on which machine
     bias         which classes lose accuracy (CEV, SDE)

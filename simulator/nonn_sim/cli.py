@@ -10,7 +10,7 @@ from nonn.cli import command_parser, run_command
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 # Each is a module nonn_sim.commands.<name>, as in nonn.cli.
-COMMANDS = ("enumerate", "run", "replay", "sweep", "liars")
+COMMANDS = ("enumerate", "cuts", "run", "replay", "sweep", "liars")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nonn.bundle import load_bundle
     from nonn.errors import ConfigError
+    from nonn_sim.output import write_output
     from nonn_sim.sweep import parse_axis, points, sweep_law, sweep_scenario, sweep_svg, swings
 
     if args.seeds < 1:
@@ -76,27 +77,11 @@ def run(args: argparse.Namespace) -> int:
     if args.one_at_a_time:
         result["swings"] = swings(axes, rows, figure)
     if args.csv:
-        _write(args.csv, _csv(rows))
+        write_output(args.csv, _csv(rows))
     if args.svg:
-        _write(args.svg, sweep_svg(axes, rows, figure))
+        write_output(args.svg, sweep_svg(axes, rows, figure))
     print(json.dumps(_finite(result)) if args.json else _text(rows, result.get("swings"), figure))
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    from nonn.errors import ConfigError
-    from nonn.files import atomic_file
-
-    try:
-        with atomic_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"{path}: cannot be written ({exc.strerror})") from exc
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

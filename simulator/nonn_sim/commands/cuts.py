@@ -1,0 +1,64 @@
+"""``nonn-sim cuts``: minimal sets of devices whose failure misses a level of accuracy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "minimal sets of devices whose failure makes accuracy miss a level; fault tree"
+
+_SHOWN = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--level", type=float, required=True, metavar="ACCURACY", help="level of accuracy, 0 to 1")
+    parser.add_argument(
+        "--law", metavar="TEXT", help="failure law, as in enumerate (default: independent, p_fail of the experiment)"
+    )
+    parser.add_argument(
+        "--fault-tree", type=Path, metavar="FILE", help="write a fault tree (Open-PSA XML); needs independent devices"
+    )
+    parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Computes and prints."""
+    import dataclasses
+    import json
+
+    from nonn.bundle import load_bundle
+    from nonn.errors import ConfigError
+    from nonn.reliability.cuts import cut_sets
+    from nonn.reliability.laws import parse_law
+    from nonn.reliability.subsets import independent_law
+    from nonn.report.table import Column, Table, TextColumn, as_text, percent
+    from nonn_sim.fault_tree import fault_tree
+    from nonn_sim.output import write_output
+
+    if not 0 <= args.level <= 1:
+        raise ConfigError(f"--level {args.level:g}: must be between 0 and 1")
+    bundle = load_bundle(args.bundle)
+    law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
+    found = cut_sets(bundle.table, law.probabilities(), args.level)
+    if args.fault_tree:
+        write_output(args.fault_tree, fault_tree(found, law))
+    if args.json:
+        print(json.dumps({"schema": 1, "bundle": bundle.hash, "law": law.text, **dataclasses.asdict(found)}))
+        return 0
+    sizes = [len(cut.devices) for cut in found.cuts]
+    counts = ", ".join(f"{sizes.count(size)} of {size} devices" for size in sorted(set(sizes)))
+    print(
+        f"accuracy below {percent(args.level)}: {len(sizes)} minimal cut sets ({counts or 'the level is never missed'})"
+    )
+    print(f"failures {law.text}: missed with probability {found.missed:.6g}", end="")
+    print("" if found.coherent else f"; some cut has failed: {found.bound:.6g}, since some further failures restore it")
+    shown = [
+        {"devices": " ".join(map(str, cut.devices)) or "none", "probability": cut.probability}
+        for cut in found.cuts[:_SHOWN]
+    ]
+    columns = (TextColumn("likeliest cuts", "devices", str), Column("all failed", "probability", "{:.4g}".format))
+    if shown:
+        print(f"\n{as_text(Table(columns, shown))}")
+    return 0
