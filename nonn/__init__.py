@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from nonn.experiment.run import Result as Result
     from nonn.experiment.run import run as run
     from nonn.experiment.study import study as study
+    from nonn.report.build import build_report as build_report
+    from nonn.report.document import Report as Report
     from nonn.report.study_document import Study as Study
 
 __version__ = "0.1.0"
@@ -87,11 +89,13 @@ __all__ = [
     "PartitionError",
     "Prediction",
     "QuorumError",
+    "Report",
     "Result",
     "ShapeError",
     "Study",
     "UnreachableError",
     "__version__",
+    "build_report",
     "load",
     "load_experiment",
     "run",
@@ -107,8 +111,10 @@ _PLACES = {
     "Experiment": "nonn.config",
     "LocalCluster": "nonn.cluster",
     "Prediction": "nonn.bundle",
+    "Report": "nonn.report.document",
     "Result": "nonn.experiment.run",
     "Study": "nonn.report.study_document",
+    "build_report": "nonn.report.build",
     "load": "nonn.bundle:load_bundle",
     "load_experiment": "nonn.config",
     "run": "nonn.experiment.run",

@@ -123,7 +123,7 @@ def test_resampled_accuracies_follow_the_posterior_and_stay_paired() -> None:
     drawn = Outcomes.of(right).resampled(4000)
     for mask in (1, 5, 15):
         k = int(right[:, mask].sum())
-        assert stats.kstest(drawn[:, mask], stats.beta(k + 1, 80 - k + 1).cdf).pvalue > 1e-3
+        assert stats.kstest(drawn[:, mask], stats.beta(k + 0.5, 80 - k + 0.5).cdf).pvalue > 1e-3
     lost = drawn[:, 15] - drawn[:, 7]
     assert lost.std() < 0.7 * np.hypot(drawn[:, 15].std(), drawn[:, 7].std())
 

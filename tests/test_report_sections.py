@@ -29,7 +29,8 @@ from nonn.report.document import Report
 from nonn.report.html import render_page
 from nonn.report.methods import check_same_task, methods_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
-from nonn.report.text import csv_report, markdown_report, report_tables, text_report
+from nonn.report.table import device_table
+from nonn.report.text import csv_report, markdown_report, report_tables, text_report, whole_tables, wide_csv
 from tests.calibration import calibration
 from tests.reports import CORRECT, Page, rewritten
 from tests.toys import CLASSES, WIDTH, toy_bundle
@@ -312,6 +313,22 @@ def test_csv_holds_every_number_with_all_its_digits(both: Report) -> None:
         assert found["classes", number, "name"] == each.name
         assert float(found["classes", number, "degraded"]) == each.degraded
     assert found["methods", 0, "mean_7"] == ""
+
+
+def test_each_table_is_a_wide_csv_file_and_a_frame(both: Report, toy: Bundle, tmp_path: Path) -> None:
+    for name, table in whole_tables(both).items():
+        lines = list(csv.DictReader(wide_csv(table).splitlines()))
+        frame = both.frame(name)
+        assert [str(column) for column in frame.columns] == list(lines[0])
+        assert len(frame) == len(lines) == len(table.rows)
+    frame = toy.report.frame("devices")
+    assert frame["value_interval_low"].tolist() == [device.value_interval[0] for device in toy.report.devices]
+    assert toy.report.frame("failures")["worst_apart"].dtype == float
+    assert len(both.frame("availability")) == 1001
+    with pytest.raises(InputError, match="table 'moods': this report has failures, availability"):
+        both.frame("moods")
+    assert run_command(str(toy.path), "--tables", str(tmp_path / "tables")) == 0
+    assert (tmp_path / "tables" / "devices.csv").read_text() == wide_csv(device_table(toy.report))
 
 
 def test_csv_holds_all_pairs_of_which_tables_show_the_worst(toy: Bundle) -> None:

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,9 @@ from nonn.fusion.consistency import Consistency
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import Outcomes
 from nonn.reliability.subsets import SubsetTable, mask_of
+
+if TYPE_CHECKING:
+    import nonn
 
 __all__ = [
     "OUTCOMES",
@@ -353,6 +356,13 @@ class Bundle:
     @cached_property
     def _offline(self) -> Offline:
         return Offline(self)
+
+    @cached_property
+    def report(self) -> nonn.Report:
+        """The report of this bundle: accuracy against failures with intervals, as tables and ``report.frame()``."""
+        import nonn  # the report is made of the bundle; the package imports it when it is used
+
+        return nonn.build_report(self)
 
     def _repr_html_(self) -> str:
         """Experiment, hash and accuracy against failures, for notebooks."""

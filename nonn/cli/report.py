@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one self-contained HTML file")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report's tables as Markdown")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers as table,row,quantity,value")
+    parser.add_argument("--tables", type=Path, metavar="FOLDER", help="write each table as a CSV file of its own")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.report import build_report
     from nonn.report.html import write_page
     from nonn.report.methods import check_same_task
-    from nonn.report.text import csv_report, markdown_report, text_report
+    from nonn.report.text import csv_report, markdown_report, text_report, whole_tables, wide_csv
 
     bundle, *others = [load_bundle(path) for path in args.bundles]
     for warning in check_same_task([bundle, *others]):
@@ -51,6 +52,13 @@ def run(args: argparse.Namespace) -> int:
     _write("html", args.html, lambda file: write_page(bundle, report, file))
     _write("markdown", args.markdown, text(markdown_report(report)))
     _write("csv", args.csv, text(csv_report(report)))
+
+    def tables(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in whole_tables(report).items():
+            text(wide_csv(table))(folder / f"{name}.csv")
+
+    _write("tables", args.tables, tables)
     if args.json:
         print(json.dumps(to_json(report), indent=2, ensure_ascii=False))
     else:

@@ -98,9 +98,9 @@ class Outcomes:
     def resampled(self, draws: int, seed: int = 0) -> NDArray[np.float32]:
         """Accuracies of all subsets as other test sets of n samples could show them.
 
-        A Bayesian bootstrap: samples get random weights, the same for every subset. One further sample that every
-        subset gets right and one that every subset gets wrong are added, so that the accuracy of one subset follows
-        the Beta posterior of a uniform prior, also where no error was seen.
+        A Bayesian bootstrap: samples get random weights, the same for every subset. Half a sample that every subset
+        gets right and half a sample that every subset gets wrong are added, so that the accuracy of one subset follows
+        the posterior of Jeffreys' prior, Beta(k + ½, n − k + ½), also where no error was seen.
 
         Args:
             draws: number B of test sets.
@@ -109,10 +109,11 @@ class Outcomes:
         Returns:
             [B, 2^N]; the empty subset has an accuracy of 0.
 
-        Source: Rubin 1981, "The Bayesian bootstrap".
+        Sources: Rubin 1981, "The Bayesian bootstrap"; Brown, Cai, DasGupta 2001, "Interval estimation for a binomial
+        proportion".
         """
         rng = np.random.default_rng(seed)
-        extra = rng.standard_exponential((draws, 2))
+        extra = rng.standard_gamma(0.5, (draws, 2))
         total, result = extra.sum(axis=1), np.zeros((draws, self._sets), dtype=np.float32)
         for _, block in self._blocks():
             weight = rng.standard_exponential((draws, len(block)))
@@ -122,7 +123,7 @@ class Outcomes:
         result /= total[:, None].astype(np.float32)
         if self.kept < self.samples:  # fewer samples vary more
             middle = result.mean(axis=0)
-            result = middle + (result - middle) * np.float32(np.sqrt((self.kept + 3) / (self.samples + 3)))
+            result = middle + (result - middle) * np.float32(np.sqrt((self.kept + 2) / (self.samples + 2)))
         result[:, 0] = 0
         return result.clip(0, 1)
 

@@ -11,10 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nonn.bundle.traffic import Traffic
 from nonn.documents import OPTIONAL, REST, Difference, Share, Whole
+from nonn.errors import InputError, MissingExtraError
 from nonn.reliability.subsets import FailureRow
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = [
     "SCHEMA",
@@ -440,6 +445,28 @@ class Report:
     methods: tuple[MethodRow, ...] = ()
     measured_live: tuple[LiveMeasurement, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def frame(self, table: str = "failures") -> DataFrame:
+        """One of the tables as a pandas ``DataFrame``, a line for each row of it.
+
+        Args:
+            table: ``failures``, ``availability``, ``devices``, ``pairs``, ``live``, ``methods``, ``classes``, ``bias``
+                or ``calibration``, where the report has it.
+
+        Raises:
+            InputError: the report has no such table.
+            MissingExtraError: pandas is not installed.
+        """
+        from nonn.report.text import records, whole_tables  # tables are made of this class
+
+        tables = whole_tables(self)
+        if table not in tables:
+            raise InputError(f"table '{table}': this report has {', '.join(tables)}")
+        try:
+            from pandas import DataFrame
+        except ModuleNotFoundError as exc:
+            raise MissingExtraError("pandas", extra="notebook") from exc
+        return DataFrame(records(tables[table]))
 
     def _repr_html_(self) -> str:
         """Headline and accuracy against failures, for notebooks."""

@@ -1,15 +1,21 @@
-"""The whole report as text: for terminals, as Markdown for documents, and as CSV for programs."""
+"""The whole report as text: for terminals, as Markdown for documents, and as CSV for programs.
+
+``whole_tables`` are the tables with everything they have, not just what fits on a page; ``csv_report`` writes them one
+number a line, ``wide_csv`` one file a table, ``records`` gives the lines of the latter to programs.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 from nonn.report.classes import bias_table, calibration_table, class_table
 from nonn.report.document import Report
 from nonn.report.methods import methods_table
 from nonn.report.risk import availability_table, pair_table
 from nonn.report.table import (
+    Column,
     IntervalColumn,
     Table,
     as_markdown,
@@ -17,10 +23,20 @@ from nonn.report.table import (
     device_table,
     failure_table,
     live_table,
+    share_of,
     short_report,
+    show_interval,
 )
 
-__all__ = ["csv_report", "markdown_report", "report_tables", "text_report"]
+__all__ = [
+    "csv_report",
+    "markdown_report",
+    "records",
+    "report_tables",
+    "text_report",
+    "whole_tables",
+    "wide_csv",
+]
 
 
 def text_report(report: Report) -> str:
@@ -56,6 +72,53 @@ def report_tables(report: Report) -> dict[str, Table]:
     return tables
 
 
+def whole_tables(report: Report) -> dict[str, Table]:
+    """Every table with all pairs, classes, levels of availability, and what choosing worst and best does."""
+    tables = report_tables(report)
+    if any(row.best_interval for row in report.accuracy_by_failures):
+        share = share_of(report.data.samples)
+        more = (
+            IntervalColumn("of the best, 95 %", "best_interval", show_interval(share)),
+            Column("worst, chosen apart", "worst_apart", share),
+            Column("best, chosen apart", "best_apart", share),
+        )
+        tables["failures"] = replace(tables["failures"], columns=(*tables["failures"].columns, *more))
+    if "pairs" in tables:
+        tables["pairs"] = pair_table(report, None)
+    if report.by_class:
+        tables["classes"] = class_table(report.by_class, None)
+    tables["availability"] = availability_table(report.availability, whole=True)
+    return tables
+
+
+def records(table: Table) -> list[dict[str, object]]:
+    """The rows of a table with all their digits, by their keys in report.json.
+
+    An interval gives two values, ``KEY_low`` and ``KEY_high``; a list of devices is text, separated by spaces.
+    """
+    rows = []
+    for values in table.values():
+        row: dict[str, object] = {}
+        for column, value in zip(table.columns, values, strict=True):
+            if isinstance(column, IntervalColumn):
+                low, high = value if isinstance(value, tuple) else (None, None)
+                row |= {f"{column.key}_low": low, f"{column.key}_high": high}
+            else:
+                row[column.key] = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        rows.append(row)
+    return rows
+
+
+def wide_csv(table: Table) -> str:
+    """A table as CSV, a line for each row and a column for each key of ``records``."""
+    buffer = io.StringIO()
+    rows = records(table)
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
 def csv_report(report: Report) -> str:
     """All contents of the tables with all their digits, one per line: ``table,row,quantity,value,text``.
 
@@ -63,24 +126,12 @@ def csv_report(report: Report) -> str:
     and nothing else is, so that it reads as a column of numbers; names and lists of devices, separated by spaces, are
     in ``text``. All pairs, classes and levels of availability are included, not just those shown in the tables.
     """
-    tables = report_tables(report)
-    if "pairs" in tables:
-        tables["pairs"] = pair_table(report, None)
-    if report.by_class:
-        tables["classes"] = class_table(report.by_class, None)
-    tables["availability"] = availability_table(report.availability, whole=True)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["table", "row", "quantity", "value", "text"])
-    for name, table in tables.items():
-        for number, row in enumerate(table.values()):
-            for column, value in zip(table.columns, row, strict=True):
-                if isinstance(column, IntervalColumn):
-                    ends = value if isinstance(value, tuple) else (None, None)
-                    for end, number_of in zip(("low", "high"), ends, strict=True):
-                        writer.writerow([name, number, f"{column.key}_{end}", number_of, ""])
-                    continue
-                words = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                both = ("", words) if isinstance(words, str) else (value, "")
-                writer.writerow([name, number, column.key, *both])
+    for name, table in whole_tables(report).items():
+        for number, row in enumerate(records(table)):
+            for key, value in row.items():
+                both = ("", value) if isinstance(value, str) else (value, "")
+                writer.writerow([name, number, key, *both])
     return buffer.getvalue()
