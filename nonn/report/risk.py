@@ -84,7 +84,7 @@ def _stated(evidence: Evidence, laws: Sequence[FloatArray]) -> list[tuple[LevelS
             LevelShare(
                 level=float(levels[k]),
                 share=float(share[k]),
-                interval=(float(min(share[k], end[k, 0])), float(max(share[k], end[k, 1]))),
+                interval=(float(end[k, 0]), float(end[k, 1])),
             )
             for k in new
         )

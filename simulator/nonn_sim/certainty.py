@@ -1,8 +1,9 @@
 """Intervals for the results of ``nonn-sim enumerate``: what the finite test set says about each figure.
 
 Every interval has a confidence of 95 % (``nonn.reliability.evidence``). Shares of time, quantiles and times come from
-resampled test sets. The time until a level is first missed is computed for the two resampled test sets at the ends of
-the interval of its share of time, since a set of subsets that is good more often is left later.
+resampled test sets and are approximate. The time until a level is first missed is computed for the resampled test set
+at the lower end of its share of time, since subsets that are good less often are left sooner, and for the upper ends
+of all accuracies.
 
 Choices are made on the samples that measure them. Beside the best student for one more device and the best placement
 stands what such a choice reaches on samples that it was not made on (``apart``).
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
-from nonn.reliability.evidence import Evidence, Interval, shapley_weights, value_weights
+from nonn.reliability.confidence import CONFIDENCE
+from nonn.reliability.evidence import Evidence, shapley_weights, value_weights
 from nonn.reliability.laws import Law, TimedLaw, availability, distribution
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.laws.requests import Independent
@@ -28,7 +30,7 @@ __all__ = ["add_intervals", "add_placement_intervals"]
 
 FloatArray = NDArray[np.float64]
 
-_TAILS = (0.025, 0.975)
+_TAIL = (1 - CONFIDENCE) / 2
 
 
 def add_intervals(summary: dict[str, Any], evidence: Evidence, law: Law) -> None:
@@ -57,9 +59,9 @@ def add_intervals(summary: dict[str, Any], evidence: Evidence, law: Law) -> None
 
     found = evidence.of(figures)
     for row, interval in zip(under["quantiles"], found, strict=False):
-        row["interval"] = _with(row["accuracy"], interval)
+        row["interval"] = interval
     for row, interval in zip(under["levels"], found[len(shares) :], strict=True):
-        row["interval"] = _with(row["availability"], interval)
+        row["interval"] = interval
         if isinstance(law, TimedLaw):
             row["first_fall"]["interval_s"] = _times(evidence, law, row["level"])
     alone = [evidence.accuracy(1 << i) for i in range(table.num_devices)]
@@ -135,16 +137,10 @@ def _add_gains(more: dict[str, Any], evidence: Evidence, p_up: FloatArray, machi
 
 
 def _times(evidence: Evidence, law: TimedLaw, level: float) -> tuple[float | None, float | None]:
-    """Times to the first miss of a level with the resampled test sets at the ends of its share of time."""
+    """Times to the first miss of a level at the lower and the upper end of its share of time."""
     probability = law.probabilities()
     shares = np.array([availability(drawn, probability, level) for drawn in evidence.draws])
-    order = shares.argsort(kind="stable")
-    ends = [evidence.draws[order[round(tail * (len(order) - 1))]] for tail in _TAILS]
-    times = sorted(law.first_passage(meets(end, level)).mean_s for end in ends)
-    low, high = (time if np.isfinite(time) else None for time in times)
-    return low, high
-
-
-def _with(value: float, interval: Interval) -> Interval:
-    """The interval, with the value itself in it."""
-    return min(value, interval[0]), max(value, interval[1])
+    least = evidence.draws[shares.argsort(kind="stable")[round(_TAIL * (len(shares) - 1))]]
+    ends = (np.minimum(least, evidence.table.accuracy), evidence.upper())
+    low, high = (law.first_passage(meets(end, level)).mean_s for end in ends)
+    return (low if np.isfinite(low) else None), (high if np.isfinite(high) else None)
