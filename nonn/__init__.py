@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from nonn.errors import CredentialsError as CredentialsError
     from nonn.errors import DataError as DataError
     from nonn.errors import DataLossError as DataLossError
+    from nonn.errors import DrainedError as DrainedError
     from nonn.errors import ForbiddenError as ForbiddenError
     from nonn.errors import GuaranteeError as GuaranteeError
     from nonn.errors import InputError as InputError
@@ -77,6 +78,7 @@ __all__ = [
     "CredentialsError",
     "DataError",
     "DataLossError",
+    "DrainedError",
     "Experiment",
     "ForbiddenError",
     "GuaranteeError",
