@@ -14,6 +14,8 @@
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
     bytes     64 clients with a request of 12 MB at once
     liars     two nodes that send wrong features, in one way after another
+    aggregators
+              one of two aggregators is killed, ended or stopped for 3 s, compared with a single one
     kills     SIGKILL at random lines of every write of state
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
@@ -32,7 +34,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import crowd, endurance, fuzz, kills, memory, slow, storm, wrong
+from benchmarks import aggregators, crowd, endurance, fuzz, kills, memory, slow, storm, wrong
 from benchmarks.endurance import CLIENT_DEADLINE_S, DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
@@ -51,6 +53,7 @@ SECTIONS: tuple[Section, ...] = (
     *slow.SECTIONS,
     *wrong.SECTIONS,
     *memory.SECTIONS,
+    *aggregators.SECTIONS,
     *kills.SECTIONS,
     *fuzz.SECTIONS,
 )
@@ -104,6 +107,9 @@ def main() -> int:
     )
     parser.add_argument("--flips", type=int, default=4000, help="requests while bits flip (default: %(default)s)")
     parser.add_argument("--lies", type=int, default=500, help="requests for each way of lying (default: %(default)s)")
+    parser.add_argument(
+        "--outages", type=int, default=10, help="outages of an aggregator, of each kind (default: %(default)s)"
+    )
     parser.add_argument("--kills", type=int, default=100, help="kills of each write of state (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="concurrent clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

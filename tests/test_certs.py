@@ -8,6 +8,7 @@ import os
 import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -336,3 +337,18 @@ def test_the_command_does_all_of_it(tmp_path: Path) -> None:
     wrong = certs("issue", "node", "Kitchen")
     assert (wrong.returncode, "lower-case" in wrong.stderr) == (3, True)
     assert run("nonn", "certs", "issue", "king", "a").returncode == 2
+
+
+def test_of_authorities_that_are_made_at_the_same_time_one_remains_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "certs"
+
+    def create(_: int) -> bool:
+        try:
+            Authority.create(folder)
+        except ConfigError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(create, range(4))) == 1
+    assert Authority(folder).issue("node", "a").state == "valid"  # its key, certificate and index belong together

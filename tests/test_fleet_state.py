@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import shutil
@@ -14,10 +15,18 @@ from typing import Any
 
 import pytest
 
+from nonn.aggregator.batching import BatchConfig
+from nonn.aggregator.membership.options import JoiningOptions
+from nonn.aggregator.monitoring.events import StateEvent
+from nonn.aggregator.monitoring.options import ObservingOptions
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.screening import QUARANTINED
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, DataError
+from nonn.fleet.rollout import Rollout
+from nonn.fleet.served import ServeOptions
 from nonn.fleet.state import Record, State
-from tests.serving import run
+from tests.serving import run, until_async
 from tests.toys import toy_bundle
 
 NUM_DEVICES = 2
@@ -28,13 +37,46 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return toy_bundle(tmp_path_factory.mktemp("other") / "bundle", num_devices=3)
 
 
+def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(bundle: Bundle, tmp_path: Path) -> None:
+    options = ServeOptions(
+        inventory=None,
+        joining=JoiningOptions(joins=True, join_token_file=tmp_path / "token"),
+        observing=ObservingOptions(),
+        policy=PolicyConfig(),
+        batching=BatchConfig(),
+    )
+    (tmp_path / "token").write_text("a-token-for-those-who-join")
+    state = State(tmp_path / "state")
+    state.first(bundle.path)
+
+    async def scenario() -> None:
+        rollout = Rollout(state, bundle, options)
+        async with rollout.running(lambda: None):
+            aggregator = rollout.served.aggregator
+            aggregator.policy.add("liar", 0)
+            assert aggregator.policy.on_contradiction("liar", 0.0)
+            aggregator.observers.on_state(StateEvent(0.0, "liar", "up", "out", QUARANTINED))
+            await until_async(lambda: bool(state.read().quarantined))
+        policy = Rollout(state, bundle, options).served.aggregator.policy
+        policy.add("liar", 0)
+        policy.add("honest", 1)
+        assert (policy.state("liar"), policy.state("honest")) == ("out", "up")
+        assert policy.quarantined() == {"liar": 1}
+
+    asyncio.run(scenario())
+
+
 def test_what_was_written_is_read(bundle: Bundle, other: Bundle, tmp_path: Path) -> None:
     state = State(tmp_path)
     assert state.read() == Record()
     assert state.first(bundle.path).hash == bundle.hash
     state.served(state.take(other.path).hash, bundle.hash)
     state.drained(["a", "b"])
-    assert State(tmp_path).read() == Record(current=other.hash, previous=bundle.hash, drained=("a", "b"))
+    state.quarantined({"c": 2})
+    record = Record(current=other.hash, previous=bundle.hash, drained=("a", "b"), quarantined={"c": 2})
+    assert State(tmp_path).read() == record
+    state.quarantined({})
+    assert "quarantined" not in json.loads((tmp_path / "state.json").read_text())  # versions before this one read it
     assert state.first(bundle.path).hash == other.hash  # whatever the command says
 
 

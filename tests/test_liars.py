@@ -19,6 +19,8 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
+from nonn.bundle.known import KnownInputs
+from nonn.errors import BundleError
 from nonn.rpc.inference import Result
 from tests.agreement import check_against_offline_fusion
 from tests.fanout import Watcher, student
@@ -228,3 +230,14 @@ def test_failures_on_the_wire_name_the_excluded_node(bundle: Bundle, inputs: Any
     parameters = asyncio.run(scenario())
     assert "contradict" in json.loads(parameters["nonn_failures"])["node-0"]
     assert parameters["nonn_mask"] == 0b11111110
+
+
+def test_known_inputs_are_of_every_student(bundle: Bundle) -> None:
+    known = bundle.known
+    assert known is not None
+    chosen, inputs = known.draw(np.random.default_rng(0), most=3)
+    assert len(chosen) == len(inputs) == 3
+    with pytest.raises(BundleError, match=f"no student {bundle.num_devices}; it has 0 to {bundle.num_devices - 1}"):
+        known.error(bundle.num_devices, chosen, np.zeros((3, 4), np.float32))
+    with pytest.raises(BundleError, match=r"known.npz: no device_1; build the bundle again"):
+        KnownInputs({"inputs": inputs, "device_0": inputs}, 2)

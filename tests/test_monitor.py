@@ -6,11 +6,16 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from nonn.aggregator.fanout import connect_insecure
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.monitor import Monitor
+from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
+from tests.fanout import PATIENT, student
+from tests.serving import serving, until_async
 from tests.toys import toy_bundle
 
 
@@ -35,3 +40,21 @@ def test_what_goes_wrong_while_a_node_is_asked_about_itself_is_logged(
 
     asyncio.run(scenario())
     assert "metadata of node a failed: channel is closed" in caplog.text
+
+
+def test_no_batch_is_larger_than_a_node_says_that_it_accepts(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
+    batch = np.zeros((8, 1, 8, 8), np.uint8)
+
+    async def scenario() -> None:
+        monitor = Monitor(bundle)
+        async with serving(student(bundle, 0, max_batch=3)) as address:
+            nodes = [Node(id="a", address=address, student=0)]
+            model = FusedModel(Aggregator(bundle, nodes, PATIENT, connect=monitor.remembering(connect_insecure)))
+            async with model, monitor:
+                monitor.attach(model._aggregator)
+                await until_async(lambda: model._aggregator.policy.max_batch == 3)
+                answer = await model._batcher.infer(batch)  # in three pieces, otherwise the node would refuse it
+                assert answer.logits.shape == (8, 10)
+
+    asyncio.run(scenario())

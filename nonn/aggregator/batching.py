@@ -116,6 +116,7 @@ class Batcher:
         clock: monotonic time in seconds.
         join: makes one answer from those to consecutive parts of a request, as ``Aggregator.join`` does.
         sample_s: time that a node takes for each further sample, as of ``Policy.sample_s``.
+        accepted: most samples of one request that the nodes accept, as of ``Policy.max_batch``.
     """
 
     def __init__(
@@ -127,8 +128,9 @@ class Batcher:
         *,
         join: Callable[[Sequence[Answer]], Awaitable[Answer]],
         sample_s: Callable[[float], float] = lambda tolerable_s: 0.0,
+        accepted: Callable[[], float] = lambda: inf,
     ) -> None:
-        self.config = config
+        self.config, self._accepted = config, accepted
         self._join, self._sample_s = join, sample_s
         self._infer, self._policy, self._clock = infer, policy, clock
         self._held = 0  # samples that wait or are under way
@@ -201,8 +203,8 @@ class Batcher:
 
     @property
     def _batch_limit(self) -> int:
-        """Samples of the next fan-out: no node that it waits for should need more than its patience for them."""
-        patience_s, size = self._policy.patience_s, self._limit.size
+        """Samples of the next fan-out: every node accepts them, and none that it waits for exceeds its patience."""
+        patience_s, size = self._policy.patience_s, int(min(self._limit.size, self._accepted()))
         sample_s = self._sample_s(patience_s / max(1, self.config.max_batch // PLENTY))
         return size if sample_s * size <= patience_s else max(1, int(patience_s / sample_s))
 

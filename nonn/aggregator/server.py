@@ -56,6 +56,7 @@ class FusedModel:
             aggregator.policy.config,
             join=aggregator.join,
             sample_s=aggregator.policy.sample_s,
+            accepted=lambda: aggregator.policy.max_batch,
         )
         self._aggregator, self._state, self._answered = aggregator, state, answered
 

@@ -186,6 +186,10 @@ class Aggregator:
         self._changed(was_ready)
         await self._fanout.remove(node_id, self.policy.config.deadline_s)
 
+    def expel(self, quarantined: Mapping[str, int]) -> None:
+        """Nodes that an earlier run had in quarantine return to it when they come; see ``Policy.expel``."""
+        self.policy.expel(quarantined, self._clock())
+
     async def reconnect(self) -> None:
         """Opens every channel again after credentials have changed; no request fails because of it."""
         await self._fanout.reconnect(self.policy.config.deadline_s)
@@ -440,9 +444,10 @@ class Aggregator:
             return  # its test is not due: it came back under the same id
         quarantined = breaker.quarantined
         known = self.bundle.known if quarantined else None
-        num_samples = max(1, int(self._sizes.quantile(USUAL_QUANTILE))) if breaker.failures else 1
+        most = int(min(record.max_batch, 1 << 30))
+        num_samples = min(most, max(1, int(self._sizes.quantile(USUAL_QUANTILE)))) if breaker.failures else 1
         zeros = np.zeros((num_samples, *self._shape), np.uint8)
-        chosen, batch = known.draw(self._random) if known else (None, zeros)
+        chosen, batch = known.draw(self._random, most) if known else (None, zeros)
         # It waits for the channel, so that a node that has just come up is found before the next probe.
         reply = await self._fanout.probe(node_id, batch, self.policy.config.deadline_s)
         if known and chosen is not None and reply is not None and reply.features is not None:

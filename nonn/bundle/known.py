@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.errors import BundleError
+
 if TYPE_CHECKING:
     from nonn.bundle.manifest import InputSpec
 
@@ -46,15 +48,22 @@ class KnownInputs:
 
     Args:
         arrays: ``inputs`` [n, …] and ``device_<i>`` [n, d_i] of every student.
+        num_devices: number of students N.
+
+    Raises:
+        BundleError: an array is missing.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], num_devices: int) -> None:
+        names = [f"device_{i}" for i in range(num_devices)]
+        if missing := [name for name in ("inputs", *names) if name not in arrays]:
+            raise BundleError(f"{FILE}: no {', '.join(missing)}; build the bundle again")
         self._inputs = arrays["inputs"]
-        self._features = {int(name[7:]): f for name, f in arrays.items() if name.startswith("device_")}
+        self._features = [arrays[name] for name in names]
 
-    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Some of them in random order: their numbers [m] and the inputs [m, …]."""
-        chosen = rng.permutation(len(self._inputs))[:ASKED]
+    def draw(self, rng: np.random.Generator, most: int = ASKED) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Some of them in random order, at most ``most``: their numbers [m] and the inputs [m, …]."""
+        chosen = rng.permutation(len(self._inputs))[: min(ASKED, most)]
         return chosen, self._inputs[chosen]
 
     def error(self, device: int, chosen: NDArray[np.int64], features: NDArray[Any]) -> float:
@@ -64,7 +73,12 @@ class KnownInputs:
             device: number of the student.
             chosen: numbers of the inputs [m].
             features: of the node for these inputs [m, d_i].
+
+        Raises:
+            BundleError: there is no such student.
         """
+        if not 0 <= device < len(self._features):
+            raise BundleError(f"{FILE}: no student {device}; it has 0 to {len(self._features) - 1}")
         known = self._features[device].astype(np.float64)
         spread = max(float(np.sqrt(known.var(axis=0).mean())), _LEAST_SPREAD)
         off = features.astype(np.float64) - known[chosen]  # of float32, so squares stay finite

@@ -299,8 +299,12 @@ class Bundle:
 
     @cached_property
     def known(self) -> KnownInputs | None:
-        """Inputs with known features; None in bundles without them."""
-        return KnownInputs(self.arrays(KNOWN)) if KNOWN in self.manifest.files else None
+        """Inputs with known features; None in bundles without them.
+
+        Raises:
+            BundleError: the file does not fit the bundle.
+        """
+        return KnownInputs(self.arrays(KNOWN), self.num_devices) if KNOWN in self.manifest.files else None
 
     @cached_property
     def features(self) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:

@@ -3,11 +3,11 @@
 The aggregator that answered last is asked first. A client therefore stays with one aggregator, whose batches it shares
 with other clients, until another one answers in its place.
 
-Silence is hedged (Dean and Barroso 2013, The Tail at Scale): after twice the 95th percentile of the last latencies the
-next aggregator is asked too, and the first answer is used. So a stopped process, or a machine that lost its network,
-costs one such wait rather than a timeout. A hedge is a second request for the same work, so hedges are limited to a
-tenth of the answers, after an initial allowance; without allowance a request is hedged at half of its timeout (gRPC
-limits retries in the same way, proposal A6).
+Silence is hedged (Dean and Barroso 2013, The Tail at Scale): after one and a half times the 95th percentile of the last
+latencies the next aggregator is asked too, and the first answer is used. So a stopped process, or a machine that lost
+its network, costs one such wait rather than a timeout. A hedge is a second request for the same work, so hedges are
+limited to a tenth of the answers, after an initial allowance; without allowance a request is hedged at half of its
+timeout (gRPC limits retries in the same way, proposal A6).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Order"]
 
 FIRST_S = 0.1  # silence until a hedge while no latency is known
 LEAST_S = 0.02  # a scheduler's hiccup is no silence
-WINDOW, QUANTILE, FACTOR = 64, 0.95, 2.0
+WINDOW, QUANTILE, FACTOR = 64, 0.95, 1.5
 ANSWERS = 10  # that earn one hedge
 
 

@@ -18,6 +18,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, DrainedError, MembershipError
 from nonn.fleet.plan import Blocked, Done, Situation, Switch, next_step
@@ -47,14 +48,17 @@ class Rollout:
 
     def __init__(self, state: State, first: Bundle, options: ServeOptions) -> None:
         self._state, self._options = state, options
-        self.served, self.other = ServedBundle(first, options), None
+        record = state.read()
+        self._quarantined = dict(record.quarantined)  # as it is on the disk
+        self.served, self.other = self._make(first), None
+        self.served.aggregator.expel(self._quarantined)
         self.model = ServedModel(self.served)
         self.http: str | None = None
         self._on_other: set[str] = set()  # nodes that should run the other bundle
         self._moving: set[str] = set()  # nodes that have been given another bundle and are not back yet
         self._following = ""  # bundle to which another aggregator moves the nodes
         self._tasks = Background()
-        self._drained = set(state.read().drained)
+        self._drained = set(record.drained)
         self._open: dict[ServedBundle, contextlib.AsyncExitStack] = {}
         self._end: Callable[[], object] = lambda: None
         self._watching = contextlib.AsyncExitStack()
@@ -209,7 +213,9 @@ class Rollout:
     async def _switched(self, new: ServedBundle, old: ServedBundle) -> None:
         """Records that another bundle is served, and shows it in dashboard and metrics."""
         async with self._recording:
+            self._quarantined = {}
             await asyncio.to_thread(self._state.served, new.bundle.hash, old.bundle.hash)
+        self._note_quarantines()
         await self._watching.aclose()
         await self._watch()
         _log.info("bundle %.12s is served: %.2f%%", new.bundle.hash, 100 * new.accuracy())
@@ -342,7 +348,7 @@ class Rollout:
                 f"{len(target.manifest.classes)} classes; the served one has input {list(ours.input.shape)} and "
                 f"{len(ours.classes)} classes: it would break clients; serve it as a separate cluster"
             )
-        other = ServedBundle(target, self._options)
+        other = self._make(target)
         await self._start(other)
         self.other = other
 
@@ -386,6 +392,20 @@ class Rollout:
         await self._close(old)
         return nodes
 
+    def _make(self, bundle: Bundle) -> ServedBundle:
+        return ServedBundle(bundle, self._options, [_OnState(self._note_quarantines)])
+
+    def _note_quarantines(self) -> None:
+        """Records which nodes of the served bundle are in quarantine, if that has changed."""
+        found = self.served.aggregator.policy.quarantined()
+        if found.keys() != self._quarantined.keys():
+            self._quarantined = found
+            self._tasks.start(self._record_quarantines(found), "record of quarantines")
+
+    async def _record_quarantines(self, found: dict[str, int]) -> None:
+        async with self._recording:
+            await asyncio.to_thread(self._state.quarantined, found)
+
     async def _start(self, served: ServedBundle) -> None:
         stack = contextlib.AsyncExitStack()
         await stack.enter_async_context(served.model)
@@ -402,6 +422,23 @@ class Rollout:
             port = int(self.http.rpartition(":")[2])
             observing = dataclasses.replace(self._options.observing, http_port=port)
             self._options = dataclasses.replace(self._options, observing=observing)
+
+
+class _OnState:
+    """An observer that calls a function whenever the state of a node has changed."""
+
+    def __init__(self, changed: Callable[[], object]) -> None:
+        self._changed = changed
+
+    def on_request(self, event: RequestEvent) -> None:
+        """Ignores it."""
+
+    def on_late(self, event: LateEvent) -> None:
+        """Ignores it."""
+
+    def on_state(self, event: StateEvent) -> None:
+        """Calls the function."""
+        self._changed()
 
 
 def _names(nodes: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig
 from nonn.aggregator.membership.options import Joining, JoiningOptions
+from nonn.aggregator.monitoring.events import Observer
 from nonn.aggregator.monitoring.options import Observing, ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.server import FusedModel
@@ -51,13 +52,14 @@ class ServedBundle:
     Args:
         bundle: the bundle that its nodes run.
         options: options of the operator.
+        observers: further observers of the aggregator.
 
     Raises:
         ConfigError: options contradict the bundle or the inventory.
         CredentialsError: a file of certificates or tokens cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
+    def __init__(self, bundle: Bundle, options: ServeOptions, observers: Sequence[Observer] = ()) -> None:
         self.bundle = bundle
         self.joining = Joining(options.joining)
         nodes = self.joining.inventory(options.inventory, bundle.num_devices)
@@ -71,7 +73,7 @@ class ServedBundle:
             bundle,
             nodes,
             options.policy,
-            observers=self.observing.observers,
+            observers=[*self.observing.observers, *observers],
             connect=self.observing.connect(self.joining.connect(bundle)),
         )
         self.model = FusedModel(

@@ -22,8 +22,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nonn.bundle import MANIFEST, Bundle, load_bundle
@@ -47,11 +47,13 @@ class Record:
         current: hash of the served bundle; empty before the first start.
         previous: hash of the bundle before it, for a rollback; empty if there is none.
         drained: ids of drained nodes, in order.
+        quarantined: quarantines in a row of each node of the served bundle that is in quarantine.
     """
 
     current: str = ""
     previous: str = ""
     drained: tuple[str, ...] = ()
+    quarantined: Mapping[str, int] = field(default_factory=dict)
 
 
 class State:
@@ -126,7 +128,7 @@ class State:
 
     def served(self, current: str, previous: str) -> None:
         """Records another bundle as served; deletes bundles that are neither this nor the previous one."""
-        self.write(dataclasses.replace(self.read(), current=current, previous=previous))
+        self.write(dataclasses.replace(self.read(), current=current, previous=previous, quarantined={}))
         for folder in (self.path / "bundles").iterdir():
             if folder.name not in (current, previous):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -134,6 +136,10 @@ class State:
     def drained(self, nodes: Sequence[str]) -> None:
         """Records the drained nodes."""
         self.write(dataclasses.replace(self.read(), drained=tuple(nodes)))
+
+    def quarantined(self, nodes: Mapping[str, int]) -> None:
+        """Records the nodes in quarantine."""
+        self.write(dataclasses.replace(self.read(), quarantined=dict(nodes)))
 
     def read(self) -> Record:
         """The record; empty before the first start.
@@ -162,6 +168,8 @@ class State:
             DataError: it cannot be written.
         """
         content = {"schema": SCHEMA, **dataclasses.asdict(record), "drained": list(record.drained)}
+        if not record.quarantined:
+            del content["quarantined"]  # an older version does not read it
         try:
             write_durable(self._document, json_bytes(content | {"sha256": digest(content)}))
             for name in _OLD:

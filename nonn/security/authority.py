@@ -38,7 +38,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nonn.errors import ConfigError, CredentialsError
 from nonn.files import atomic_file, atomic_folder, write_private
-from nonn.security.issued import INDEX, Index, Issued
+from nonn.security.issued import INDEX, Index, Issued, locked
 from nonn.security.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
 
 __all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
@@ -92,8 +92,6 @@ class Authority:
         Raises:
             ConfigError: the folder has an authority already, or the days are out of range.
         """
-        if (path / KEY).exists() or (path / AUTHORITY).exists():
-            raise ConfigError(f"{path}: there is an authority already; name another folder: --dir")
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         usage = dict.fromkeys(
@@ -110,6 +108,8 @@ class Authority:
             .sign(key, hashes.SHA256())
         )
         with _all_or_nothing(path, (KEY, AUTHORITY, INDEX, REVOKED)):
+            if (path / KEY).exists() or (path / AUTHORITY).exists():
+                raise ConfigError(f"{path}: there is an authority already; name another folder: --dir")
             write_private(path / KEY, _key_pem(key))
             with atomic_file(path / AUTHORITY) as temporary:
                 temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -318,12 +318,14 @@ def _entry(identity: Identity, hosts: tuple[str, ...], certificate: x509.Certifi
 
 @contextlib.contextmanager
 def _all_or_nothing(path: Path, names: Sequence[str]) -> Iterator[None]:
-    """Creates a folder for these files; on an error, new files and folders are removed again."""
-    files = [path / name for name in names if not (path / name).exists()]
+    """Creates a folder for these files and locks it; on an error, new files and folders are removed again."""
+    files = list[Path]()
     folders = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        yield
+        with locked(path):
+            files = [path / name for name in names if not (path / name).exists()]  # not those of another process
+            yield
     except BaseException:
         for made, remove in [*((file, Path.unlink) for file in files), *((folder, Path.rmdir) for folder in folders)]:
             with contextlib.suppress(OSError):  # never created, or the folder has files of another process

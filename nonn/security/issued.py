@@ -20,7 +20,7 @@ from typing import Any
 from nonn.files import json_bytes, write_durable
 from nonn.security.tls import REVOKED, Identity
 
-__all__ = ["INDEX", "Index", "Issued"]
+__all__ = ["INDEX", "Index", "Issued", "locked"]
 
 INDEX = "index.json"
 
@@ -87,16 +87,12 @@ class Index:
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """Keeps other processes from changing the folder, with the index as they left it."""
-        folder = os.open(self._path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with locked(self._path):
             self.entries = self._read()
             listed = self._path / REVOKED
             if not listed.exists() or listed.read_bytes() != json_bytes(self._revoked()):
                 self._write_lists()
             yield
-        finally:
-            os.close(folder)
 
     def of(self, identity: Identity) -> list[Issued]:
         """The certificates of one owner, the oldest first."""
@@ -149,6 +145,17 @@ class Index:
         keys = ("role", "id", "serial", "sha256", "revoked", "reason")
         revoked = [{key: getattr(entry, key) for key in keys} for entry in self.entries if entry.revoked]
         return {"schema": 1, "revoked": revoked}
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other commands of ``nonn certs`` from changing a folder during the block."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

@@ -193,6 +193,9 @@ class Monitor:
             self._vitals[node.id] = {
                 key: printable(properties[key], VITALS_LIMIT) for key in VITALS if key in properties
             }
+            stated = properties.get("nonn_max_batch", "")
+            if self._aggregator is not None and stated.isascii() and stated.isdecimal() and int(stated[:9]) > 0:
+                self._aggregator.policy.accepts(node.id, int(stated[:9]))
 
     def readiness(self) -> tuple[bool, str]:
         """Whether a request would reach its quorum, and how many students are up, in words."""

@@ -42,6 +42,7 @@ class NodeRecord:
         pending: number of its open requests.
         latencies: latencies of its last good replies.
         pace: time that it takes for each sample of a batch.
+        max_batch: most samples of one request that it accepts, as it states; infinity if it states none.
     """
 
     breaker: Breaker
@@ -50,6 +51,7 @@ class NodeRecord:
     pending: int = 0
     latencies: Latencies = field(default_factory=Latencies)
     pace: Pace = field(default_factory=Pace)
+    max_batch: float = inf
 
     @property
     def latency_s(self) -> float:
@@ -68,6 +70,7 @@ class _Roster:
         all_up: whether all nodes that are asked are up.
         students_up: number of students that at least one node runs that is up.
         quarantined: nodes in quarantine.
+        max_batch: most samples of one request that all nodes that are asked accept.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -76,6 +79,7 @@ class _Roster:
     all_up: bool
     students_up: int
     quarantined: frozenset[str]
+    max_batch: float
 
 
 class Policy:
@@ -139,6 +143,25 @@ class Policy:
         del self.nodes[node], self.bits[node]
         self.stragglers.discard(node)
         self._changed()
+
+    def quarantined(self) -> dict[str, int]:
+        """Quarantines in a row of each node that is in quarantine, or that left the cluster in it."""
+        inside = {node: record.breaker for node, record in self.nodes.items() if record.breaker.quarantined}
+        return {node: breaker.quarantines for node, breaker in (self._expelled | inside).items()}
+
+    def expel(self, quarantined: Mapping[str, int], now: float) -> None:
+        """Nodes that were in quarantine in an earlier run return to it when they are added.
+
+        Args:
+            quarantined: quarantines in a row, by node.
+            now: time, on the clock of the other calls.
+        """
+        config = self.config
+        for node, quarantines in quarantined.items():
+            breaker = Breaker(config.breaker_failures, config.breaker_reset_s, quarantine_s=config.quarantine_s)
+            breaker.quarantines = max(0, quarantines - 1)
+            breaker.quarantine(now)
+            self._expelled[node] = breaker
 
     def _changed(self) -> None:
         self.replicated = len(set(self.bits.values())) < len(self.bits)
@@ -288,6 +311,17 @@ class Policy:
             self._roster = None
         return changed
 
+    @property
+    def max_batch(self) -> float:
+        """Most samples of one request that all nodes that are asked accept, as they state; infinity without a limit."""
+        return self.roster.max_batch
+
+    def accepts(self, node: str, max_batch: int) -> None:
+        """A node states how many samples of one request it accepts."""
+        if node in self.nodes and self.nodes[node].max_batch != max_batch:
+            self.nodes[node].max_batch = max_batch
+            self._roster = None
+
     def sample_s(self, tolerable_s: float) -> float:
         """Time per further sample of the slowest node that answers should wait for, in seconds.
 
@@ -382,4 +416,5 @@ class Policy:
             all_up=all(states[node] == "up" for node in asked),
             students_up=len({self.bits[node] for node, state in states.items() if state == "up"}),
             quarantined=quarantined,
+            max_batch=min((self.nodes[node].max_batch for node in asked), default=inf),
         )
