@@ -385,3 +385,34 @@ def test_measured_times_are_drawn_as_they_were_measured_and_do_not_queue(bundle:
     values, counts = np.unique(trace.latency_s.round(9), return_counts=True)
     np.testing.assert_allclose(values, [0.011, 0.022, 0.09])
     assert counts.min() > 900
+
+
+@pytest.mark.parametrize(("count", "cells"), [(1, 1), (2, 1), (1, 2)])
+def test_requests_are_lost_for_the_share_of_time_that_no_aggregator_is_up(
+    count: int, cells: int, bundle: Bundle
+) -> None:
+    scenario = world(
+        scenario={"duration_s": 4000.0},
+        load={"arrivals": "fixed", "rate_per_s": 2.0},
+        aggregator={"count": count, "mtbf_s": 6.0, "mttr_s": 3.0},
+        fleet={"cells": cells},
+    )
+    row, trace = simulate_once(scenario, bundle)
+    assert row["refused"] == row["lost"] == 8000 - row["answers"]
+    # About 440 cycles of up and down for each machine: the share varies by 0.02. The front tier goes round a cell that
+    # is not served, so two cells are as good as two aggregators.
+    assert row["availability"] == pytest.approx(1 - (1 / 3) ** (count * cells), abs=0.05)
+    assert row["accuracy"] == pytest.approx(bundle.table.accuracy[-1])
+    np.testing.assert_array_equal(trace.answered, simulate_once(scenario, bundle)[1].answered)
+
+
+def test_a_client_of_a_closed_load_tries_again_after_its_deadline(bundle: Bundle) -> None:
+    scenario = world(
+        scenario={"duration_s": 300.0},
+        load={"arrivals": "closed", "concurrency": 1, "timeout_s": 1.0},
+        aggregator={"mtbf_s": 1e-3, "mttr_s": 1e9},
+    )
+    trace = trace_of(scenario, bundle)
+    refused = trace.asked_at_s[~trace.answered]
+    assert trace.refused == len(refused) >= 299
+    np.testing.assert_allclose(np.diff(refused), 1.0)

@@ -16,7 +16,7 @@ from nonn.aggregator.policy import Policy
 from nonn.aggregator.policy.session import Session
 from nonn.answer import ReplyStatus
 from nonn_sim.deployments import Deployment
-from nonn_sim.faults import Condition, State
+from nonn_sim.faults import Condition, Hosts, State
 from nonn_sim.links import Channel, Exchange
 from nonn_sim.scenario import Scenario
 
@@ -107,6 +107,7 @@ class Cell:
         conditions: condition of each device in use [n].
         channels: link of each device [n].
         launch: called with a flight whose ends have changed.
+        hosts: machines of the aggregators; None if they do not fail.
 
     Attributes:
         free_at: time at which each device finishes its queue [n].
@@ -126,6 +127,7 @@ class Cell:
         conditions: Sequence[Condition],
         channels: Sequence[Channel],
         launch: Callable[[Flight], None],
+        hosts: Hosts | None = None,
     ) -> None:
         n = len(deployment.devices)
         self.number, self._channels, self._conditions, self._launch = number, channels, conditions, launch
@@ -147,6 +149,11 @@ class Cell:
         self.flights: dict[int, Flight] = {}
         self.probe_at = inf
         self.ready = True
+        self.hosts = hosts
+
+    def served_at(self, now: float) -> bool:
+        """Whether an aggregator is up."""
+        return self.hosts is None or self.hosts.up(now)
 
     def will_be_late(self, i: int, job: Job, now: float) -> None:
         """Records a job whose reply will be late: if the device freezes, it still has to finish that job first."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from nonn.aggregator.policy.session import Session
 from nonn_sim.cells import OK, SILENT, Cell, Flight, Job
 from nonn_sim.deployments import Deployment
-from nonn_sim.faults import FaultEvent, State, World
+from nonn_sim.faults import FaultEvent, Hosts, State, World
 from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
 from nonn_sim.scenario import Scenario
 from nonn_sim.trace import Trace
@@ -74,7 +74,9 @@ class Engine:
         for number, conditions in enumerate(self._world.conditions):
             mine = [conditions[device] for device in deployment.devices]
             channels = [Channel(node.link) for node in nodes]
-            self._cells.append(Cell(number, scenario, deployment, mine, channels, self._launch))
+            hosts = scenario.aggregator
+            fails = Hosts(hosts.count, hosts.mtbf_s, hosts.mttr_s, seed, number) if hosts.mtbf_s else None
+            self._cells.append(Cell(number, scenario, deployment, mine, channels, self._launch, fails))
         times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
         services_s = [w.service_s(node, macs) for w, node, macs in times]
         draw = (nodes, deployment.work, services_s, deployment.devices, seed)
@@ -82,7 +84,7 @@ class Engine:
         self._probe_rows = exchanges(*draw, PROBES, measured_s)
         self._arrivals = arrivals(scenario.load, seed if arrivals_seed is None else arrivals_seed)
         self._heap: list[tuple[float, int, int, Any]] = []
-        self._sequence = self._turn = self._under_way = 0
+        self._sequence = self._turn = self._under_way = self._refused = 0
         self._now = 0.0
         self._asked_at, self._latency, self._mask = array("d"), array("d"), array("q")
         self._waited, self._answered = array("b"), array("b")
@@ -118,11 +120,11 @@ class Engine:
                         self._probe_due(thing, now)
                 elif now < until and left:
                     left -= 1
-                    self._ask(self._route(), now)
+                    self._ask(self._route(now), now)
             else:
                 self._now = arrival
                 left -= 1
-                self._ask(self._route(), arrival)
+                self._ask(self._route(arrival), arrival)
                 arrival = next(self._arrivals)
         return self._trace()
 
@@ -130,12 +132,12 @@ class Engine:
         """Whether a client of a closed load will send another request."""
         return any(kind == ARRIVE and time < until for time, _, kind, _ in self._heap)
 
-    def _route(self) -> Cell:
-        """The front tier: the next cell that can reach its quorum, or the next cell if none can."""
+    def _route(self, now: float) -> Cell:
+        """The front tier: the next cell that is served and can reach its quorum, or the next cell if none can."""
         cells, count = self._cells, len(self._cells)
         for _ in range(count):
             self._turn = (self._turn + 1) % count
-            if cells[self._turn].ready:
+            if cells[self._turn].ready and cells[self._turn].served_at(now):
                 break
         return cells[self._turn]
 
@@ -145,6 +147,9 @@ class Engine:
 
     def _ask(self, cell: Cell, now: float) -> None:
         """A request arrives."""
+        if not cell.served_at(now):
+            self._refuse(now)
+            return
         policy = cell.policy
         session = policy.session(now, self._scenario.load.timeout_s)
         row = next(self._rows)
@@ -175,6 +180,18 @@ class Engine:
             statuses.append(status)
         self._under_way += 1
         self._launch(flight)
+
+    def _refuse(self, now: float) -> None:
+        """No aggregator is up: the request is lost, and a client of a closed load tries again after its deadline."""
+        self._refused += 1
+        wait_s = self._scenario.load.timeout_s
+        self._asked_at.append(now)
+        self._latency.append(wait_s)
+        self._mask.append(0)
+        self._waited.append(False)
+        self._answered.append(False)
+        if self._scenario.load.arrivals == "closed":
+            self._push(now + wait_s, ARRIVE, None)
 
     def _ask_troubled(self, flight: Flight, i: int, now: float) -> None:
         """Sends a request to a device with a fault or a lossy link."""
@@ -388,4 +405,5 @@ class Engine:
             served=np.array([cell.served for cell in cells]),
             on_s=np.array([[self._world.on_s(cell.number, d, ended_s) for d in devices] for cell in cells]),
             events=tuple(self._world.log),
+            refused=self._refused,
         )

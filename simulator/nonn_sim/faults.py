@@ -24,7 +24,7 @@ from nonn.files import atomic_file
 from nonn_sim.links import FAULTS
 from nonn_sim.scenario import FAULT_ENDS, Fault, Scenario
 
-__all__ = ["Condition", "FaultEvent", "State", "World", "read_log", "write_log"]
+__all__ = ["Condition", "FaultEvent", "Hosts", "State", "World", "read_log", "write_log"]
 
 # The aggregator retries a lost connection after at most this long (its channel options); the moment within that time at
 # which a device reconnects is random.
@@ -234,6 +234,32 @@ class World:
                 )
             timer = self.env.timeout(event.time_s, event)
             timer.callbacks.append(lambda done: self.apply(done.value))
+
+
+class Hosts:
+    """The machines of a cell's aggregators, which fail and are repaired.
+
+    Args:
+        count: number of machines.
+        mtbf_s: mean time up of each.
+        mttr_s: mean time down.
+        seed: seed of the run.
+        cell: number of the cell.
+    """
+
+    def __init__(self, count: int, mtbf_s: float, mttr_s: float, seed: int, cell: int) -> None:
+        self._means_s = (mttr_s, mtbf_s)
+        self._rngs = [np.random.default_rng([seed, FAULTS, 3, cell, number]) for number in range(count)]
+        self._up = [True] * count
+        self._until = [float(rng.exponential(mtbf_s)) for rng in self._rngs]
+
+    def up(self, now: float) -> bool:
+        """Whether any is up at a time, which is not before that of the last call."""
+        for number, rng in enumerate(self._rngs):
+            while self._until[number] <= now:
+                self._up[number] = not self._up[number]
+                self._until[number] += float(rng.exponential(self._means_s[self._up[number]]))
+        return any(self._up)
 
 
 def write_log(path: Path, events: Sequence[FaultEvent]) -> None:

@@ -32,7 +32,8 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
 
     Returns:
         ``accuracy`` of answers in [0, 1], ``accuracy_per_request`` (no answer is wrong), ``availability``,
-        ``degraded`` (share of answers with a device missing), ``lost`` (requests), ``deadline_hits`` (requests that
+        ``degraded`` (share of answers with a device missing), ``lost`` (requests), of which ``refused`` found no
+        aggregator, ``deadline_hits`` (requests that
         waited to the deadline), ``latency_s`` of answers at percentiles, ``energy_j_per_answer``,
         ``bytes_per_answer``, ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
         ``worst_cell``. Undefined figures are None.
@@ -50,6 +51,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         "requests": len(answered),
         "answers": num_answers,
         "lost": len(answered) - num_answers,
+        "refused": trace.refused,
         "availability": _mean(answered),
         "accuracy": _mean(accuracy[answered]),
         "accuracy_per_request": _mean(np.where(answered, accuracy, 0.0)),

@@ -111,10 +111,22 @@ class LoadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatorConfig:
-    """Cost of a request, without the devices."""
+    """The aggregators of a cell: the cost of a request without the devices, and their failures.
+
+    A request that finds every aggregator down is refused; otherwise one that is up serves it. Those under way when an
+    aggregator fails are not lost, and the one that takes over knows the states of the nodes: both are small beside an
+    outage of seconds.
+    """
 
     overhead_s: Annotated[NotNegative, "time from client to aggregator and back, and of fusion"] = 0.0
     per_node_s: Annotated[NotNegative, "time for each node of a request: messages are serialised in sequence"] = 0.0
+    count: Annotated[Count, "aggregators of a cell, any of which can serve a request"] = 1
+    mtbf_s: Annotated[NotNegative, "mean time up of an aggregator, exponential; 0 never fails"] = 0.0
+    mttr_s: Annotated[NotNegative, "mean time down, exponential"] = 0.0
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield "mtbf_s", bool(self.mtbf_s) == bool(self.mttr_s), "mtbf_s and mttr_s go together"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +275,8 @@ class Scenario:
         rates = [
             (f"group '{group.name}': mtbf_s", group.mtbf_s, group.mttr_s, len(group.nodes)) for group in self.groups
         ]
+        aggregator = self.aggregator
+        rates.append(("aggregator.mtbf_s", aggregator.mtbf_s, aggregator.mttr_s, aggregator.count))
         rates += [(f"device {i}: mtbf_s", node.mtbf_s, node.mttr_s, 1) for i, node in enumerate(nodes)]
         rates += [
             (f"fault[{i}]: every_s", fault.every_s, 0.0, len(self.targets(fault)))

@@ -28,6 +28,7 @@ class Trace:
         served: exchanges on which each device spent energy [cells, n].
         on_s: time that each device was on [cells, n].
         events: all faults of the devices.
+        refused: requests that found no aggregator up.
     """
 
     asked_at_s: NDArray[np.float64]
@@ -41,3 +42,4 @@ class Trace:
     served: NDArray[np.int64]
     on_s: NDArray[np.float64]
     events: tuple[FaultEvent, ...]
+    refused: int = 0
