@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nonn_sim import live
 from nonn_sim.commands import run as run_command
-from nonn_sim.comparison import difference, quantile_interval
-from nonn_sim.faults import read_log
+from nonn_sim.comparison import difference, quantile_interval, total_variation
+from nonn_sim.faults import FaultEvent, read_log
 from nonn_sim.live import check_live, timeline
 from nonn_sim.proxy import Proxies, _Frames
 from nonn_sim.scenario import LinkConfig
 from nonn_sim.scenario_file import load_scenario, parse_scenario
 
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError, DataError, InputError, NonnError
+from nonn.errors import ConfigError, DataError, InputError, NonnError, UnreachableError
 from nonn.rpc.wire import Array
 from tests.serving import TIMEOUT_S, running_node
 from tests.toys import toy_bundle, toy_data
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 NUM_DEVICES = 4
 ATTEMPTS = 3
 # Faults end between two probes, so that chance does not decide which probe finds the device.
@@ -115,6 +118,8 @@ def test_a_real_cluster_does_what_the_simulator_says_of_it(
     assert 0.5 < measured["degraded"] < 1
     assert abs(found["accuracy_points"]) <= 0.5
     assert abs(found["sets_points"]) <= 0.5
+    assert found["sets_beyond"] <= 0.05
+    assert sum(measured["sets"].values()) == pytest.approx(1)
     assert abs(found["p99_beyond"]) <= 0.15
     low, high = measured["p99_interval_s"]
     assert low <= measured["latency_s"]["p99"] <= high
@@ -130,8 +135,73 @@ def test_an_interval_of_a_quantile_holds_it_about_as_often_as_it_says() -> None:
         assert interval is not None
         low, high = interval
         hits += low <= -np.log(0.01) <= high
-    assert 370 <= hits <= 398  # 380 and more: ranks are whole numbers, so it holds a little more often
+    assert 370 <= hits <= 399  # 380 and more: ranks are whole numbers, so it holds a little more often
     assert quantile_interval(rng.exponential(size=200), 0.99) is None
+
+
+def test_an_interval_of_a_quantile_respects_windows_of_requests_that_are_slow_together() -> None:
+    # Windows of 100 requests are all slow or all fast: 0.8 exp(-q) + 0.2 exp(-q / 3) = 0.01 at q = 9.0.
+    rng, truth, hits, independent = np.random.default_rng(1), 8.99, 0, 0
+    assert 0.8 * np.exp(-truth) + 0.2 * np.exp(-truth / 3) == pytest.approx(0.01, rel=0.01)
+    for _ in range(200):
+        values = rng.exponential(np.where(rng.random(60) < 0.2, 3, 1).repeat(100))
+        interval, shuffled = quantile_interval(values, 0.99), quantile_interval(rng.permutation(values), 0.99)
+        assert interval is not None
+        assert shuffled is not None
+        hits += interval[0] <= truth <= interval[1]
+        independent += shuffled[0] <= truth <= shuffled[1]
+    assert hits >= 180
+    assert independent < hits
+
+
+def test_subsets_that_answer_at_other_times_differ_however_equal_their_accuracy() -> None:
+    assert total_variation({3: 0.5, 1: 0.5}, {3: 0.5, 2: 0.25, 1: 0.25}) == pytest.approx(0.25)
+    assert total_variation({1: 1.0}, {2: 1.0}) == 1
+    simulated = {"accuracy": 0.9, "accuracy_of_sets": 0.9, "latency_s": {"p99": 0.1}, "sets_spread": 0.02}
+    measured = {"accuracy": 0.9, "accuracy_of_sets": 0.9, "latency_s": {"p99": 0.1}, "p99_interval_s": (0.09, 0.11)}
+    measured["sets"] = {15: 0.8, 7: 0.2}
+    for share, within in ((0.24, True), (0.3, False)):
+        found = difference({**simulated, "sets": {15: 1 - share, 11: share - 0.2, 7: 0.2}}, measured, drift=1.0)
+        assert found["sets_variation"] == pytest.approx(share - 0.2)
+        assert found["within"] is within
+
+
+def test_a_run_outlives_a_fault_that_fails_and_a_node_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cluster:
+        def states(self) -> list[int]:
+            return [0]
+
+        def kill(self, node: int) -> None:
+            raise UnreachableError(f"node {node} is no more")
+
+        stop = resume = restart = kill
+
+    class Proxies:
+        def change(self, node: int, what: Any) -> None:
+            return None
+
+    class Load:
+        def send(self, times_s: list[float]) -> list[float]:
+            time.sleep(0.2)
+            return times_s
+
+    class Client:
+        def metadata(self) -> Any:
+            return argparse.Namespace(nodes=[{"id": "node-0", "state": "out"}])
+
+    scenario = parse('[scenario]\nname = "s"\nduration_s = 1')
+    events = [FaultEvent(0.0, 0, "kill")]
+    cluster: Any = Cluster()
+    proxies: Any = Proxies()
+    load: Any = Load()
+    client: Any = Client()
+    happened, measured, problems = live._drive(scenario, cluster, proxies, load, events)
+    assert (happened, problems) == ([], ["kill of node 0 at 0 s failed: node 0 is no more"])
+    assert measured
+    monkeypatch.setattr(live, "SETTLE_S", 0.0)
+    again = live._calibrated_again(scenario, cluster, proxies, load, client, [], problems)
+    assert again.shape == (0, 2)
+    assert problems[1] == "no calibration after the run: without a fault node-0 did not come back in 0 s"
 
 
 @pytest.mark.parametrize(
@@ -148,12 +218,20 @@ def test_an_interval_of_a_quantile_holds_it_about_as_often_as_it_says() -> None:
 def test_a_comparison_is_judged_by_the_interval_and_a_wide_one_decides_nothing(
     p99: Any, interval: Any, conclusive: Any, within: Any
 ) -> None:
-    simulated = {"accuracy": 0.9, "accuracy_of_sets": 0.9, "latency_s": {"p99": p99}}
-    measured = {"accuracy": 0.902, "accuracy_of_sets": 0.9, "latency_s": {"p99": 0.1}, "p99_interval_s": interval}
+    sets = {"sets": {15: 1.0}}
+    simulated = {"accuracy": 0.9, "accuracy_of_sets": 0.9, "latency_s": {"p99": p99}, "sets_spread": 0.0, **sets}
+    measured = {
+        "accuracy": 0.902,
+        "accuracy_of_sets": 0.9,
+        "latency_s": {"p99": 0.1},
+        "p99_interval_s": interval,
+        **sets,
+    }
     result = difference(simulated, measured, drift=1.1)
     assert (result["conclusive"], result["within"]) == (conclusive, within)
     assert not difference(simulated, {**measured, "accuracy": 0.91}, drift=1.1)["within"]
-    assert not difference(simulated, measured, drift=2.0)["conclusive"]
+    for drift, happened in ((2.0, True), (None, True), (1.0, False)):
+        assert not difference(simulated, measured, drift, conclusive=happened)["conclusive"]
 
 
 def ask(address: str, shape: tuple[int, ...]) -> Array:
@@ -172,8 +250,6 @@ def ask(address: str, shape: tuple[int, ...]) -> Array:
 
 
 def test_a_proxy_carries_delays_spoils_and_cuts(bundle: Bundle) -> None:
-    import time
-
     import grpc
 
     shape = bundle.manifest.input.shape
@@ -225,8 +301,6 @@ def test_only_messages_are_spoilt_however_the_bytes_arrive(frames: Any, sizes: A
 
 
 def test_a_proxy_is_as_slow_as_its_link(bundle: Bundle) -> None:
-    import time
-
     link = LinkConfig(latency_s=0.05, bandwidth_bytes_per_s=1e5)
     shape = bundle.manifest.input.shape
     with running_node(bundle.path, 0) as (_, ready), Proxies([ready["address"]], [link]) as proxies:
@@ -291,6 +365,9 @@ def test_inputs_that_do_not_fit_are_errors_that_name_the_file(bundle: Bundle, tm
     np.savez(file, inputs=inputs, labels=labels[:3])
     with pytest.raises(InputError, match=r"labels int64 \[3\] for 5 inputs"):
         run_command._samples(file, bundle)
+    split = run_command._samples(EXAMPLES / "digits.toml", bundle)
+    assert split.labels is not None
+    assert split.inputs.shape == (len(split.labels), 1, 8, 8)
     noise = run_command._samples(None, bundle)
     assert noise.labels is None
     assert noise.inputs.shape[1:] == bundle.manifest.input.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,22 @@ from nonn_sim.metrics import percentiles, summary
 from nonn_sim.scenario import Scenario
 from nonn_sim.trace import Trace
 
-__all__ = ["calibrate", "difference", "measured_figures", "quantile_interval", "simulated_figures"]
+__all__ = [
+    "calibrate",
+    "difference",
+    "measured_figures",
+    "quantile_interval",
+    "simulated_figures",
+    "total_variation",
+]
 
 SIMULATED_SEEDS = 15
-# Largest differences between simulation and measurement that count as agreement.
-ACCURACY_POINTS, P99_SHARE = 0.5, 0.15
+# Largest differences between simulation and measurement that count as agreement. The total variation is that beyond
+# what runs of the simulation differ by among themselves.
+ACCURACY_POINTS, P99_SHARE, VARIATION = 0.5, 0.15, 0.05
 MOST_DRIFT = 1.5  # a larger ratio means that the machine changed during the run
 WIDEST = 0.5  # an interval of the measured p99 wider than this share of it is inconclusive
+WINDOWS = 20  # consecutive parts of a run, compared with each other for the correlation of its requests
 _LATENCIES = ("p50", "p95", "p99", "max")
 
 
@@ -73,7 +82,9 @@ def simulated_figures(
     Returns:
         The figures. ``accuracy_of_sets`` is the table's accuracy of the subsets that answer. ``accuracy`` is the same,
         unless the bundle has recorded features of the samples: then it is measured on the samples of each request, so
-        that sampling error does not appear as an error of the simulator.
+        that sampling error does not appear as an error of the simulator. ``sets`` is the share of requests that
+        each subset answered, mask → share, mask 0 for no answer: the mean of the runs; ``sets_spread`` is the largest
+        total variation between one run and the mean of the others.
     """
     deployment = bundle_deployment(bundle, scenario.load.batch)
     n, seed = bundle.num_devices, scenario.scenario.seed
@@ -86,6 +97,7 @@ def simulated_figures(
         run["accuracy_of_sets"] = run["accuracy"]
         if recorded:
             run["accuracy"] = _accuracy_on_samples(trace, scenario, bundle)
+        run["sets"] = _shares(np.where(trace.answered, trace.mask, 0))
         runs.append(run)
 
     def median(values: list[float | None]) -> float | None:
@@ -94,7 +106,27 @@ def simulated_figures(
 
     names = ("requests", "answers", "lost", "availability", "accuracy", "accuracy_of_sets", "degraded", "deadline_hits")
     figures: dict[str, Any] = {name: median([run[name] for run in runs]) for name in names}
-    return {**figures, "latency_s": {key: median([run["latency_s"][key] for run in runs]) for key in _LATENCIES}}
+    figures["latency_s"] = {key: median([run["latency_s"][key] for run in runs]) for key in _LATENCIES}
+    sets = [run["sets"] for run in runs]
+    spread = max(total_variation(one, _mean_shares([s for s in sets if s is not one])) for one in sets)
+    return {**figures, "sets": _mean_shares(sets), "sets_spread": spread}
+
+
+def _shares(masks: NDArray[np.int64]) -> dict[int, float]:
+    """Share of each mask."""
+    found, count = np.unique(masks, return_counts=True)
+    return dict(zip(found.tolist(), (count / len(masks)).tolist(), strict=True))
+
+
+def _mean_shares(runs: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    return {
+        mask: sum(run.get(mask, 0.0) for run in runs) / len(runs) for mask in sorted({m for run in runs for m in run})
+    }
+
+
+def total_variation(one: Mapping[int, float], other: Mapping[int, float]) -> float:
+    """Total variation distance of two distributions over subsets: the share of requests that would have to change."""
+    return sum(abs(one.get(mask, 0.0) - other.get(mask, 0.0)) for mask in {*one, *other}) / 2
 
 
 def _are_recorded(samples: Samples, bundle: Bundle) -> bool:
@@ -122,7 +154,7 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
     """The measured side of the table.
 
     ``accuracy_of_sets`` is the accuracy of the subsets that answered in the bundle's table, without sampling error.
-    ``accuracy`` is measured on the samples themselves, with its standard error.
+    ``accuracy`` is measured on the samples themselves, with its standard error. ``sets`` as in ``simulated_figures``.
     """
     answers = [row for row in measured if row.mask]
     masks = np.array([row.mask for row in answers], dtype=np.int64)
@@ -141,56 +173,88 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
         "degraded": float((masks != full).mean()) if answers else None,
         "latency_s": percentiles(latency_s),
         "p99_interval_s": quantile_interval(latency_s, 0.99),
+        "sets": _shares(np.array([row.mask for row in measured], dtype=np.int64)) if measured else {},
     }
 
 
 def quantile_interval(values: NDArray[np.float64], share: float) -> tuple[float, float] | None:
-    """95 % confidence interval of a quantile, distribution-free.
+    """95 % confidence interval of a quantile of consecutive values, distribution-free.
 
-    The number of n values below the true quantile is binomial, so two of the ordered values enclose it.
+    The number of n independent values below the true quantile is binomial, so two of the ordered values enclose it.
+    Requests at about the same time share queues and faults: the share below the quantile varies more between windows of
+    the run than a binomial share, and n is divided by the ratio of both variances.
+
+    Args:
+        values: in the order of time [n].
+        share: the quantile, such as 0.99.
 
     Returns:
         The two values; None if even the smallest and the largest do not enclose it with this confidence.
 
-    Source: Conover 1999, "Practical nonparametric statistics", section 3.2.
+    Sources: Conover 1999, "Practical nonparametric statistics", section 3.2; Woodruff 1952, "Confidence intervals for
+    medians and other position measures" (effective number).
     """
-    from scipy.stats import quantile_test
+    from scipy.stats import binom
 
     if not len(values):
         return None
-    found: Any = quantile_test(values, p=share).confidence_interval(CONFIDENCE)
-    return None if np.isnan(found.low) or np.isnan(found.high) else (float(found.low), float(found.high))
+    ordered, count = np.sort(values), float(len(values))
+    below = np.array(
+        [part.mean() for part in np.array_split(values <= np.quantile(values, share), WINDOWS) if len(part)]
+    )
+    if len(below) > 1:
+        count /= max(1.0, float(below.var(ddof=1)) * len(values) / len(below) / (share * (1 - share)))
+    effective = int(count)
+    first, last = (int(binom.ppf(p, effective, share)) for p in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    # In a sample of the effective size these are the order statistics first and last + 1, counted from 1.
+    if first < 1 or last + 1 > effective:
+        return None
+    low, high = (max(1, round(rank / effective * len(values))) - 1 for rank in (first, last + 1))
+    return float(ordered[low]), float(ordered[high])
 
 
-def difference(simulated: dict[str, Any], measured: dict[str, Any], drift: float) -> dict[str, Any]:
+def difference(
+    simulated: dict[str, Any], measured: dict[str, Any], drift: float | None, conclusive: bool = True
+) -> dict[str, Any]:
     """Difference between simulation and measurement, and whether they agree.
 
     Args:
         simulated: see ``simulated_figures``.
         measured: see ``measured_figures``.
-        drift: ratio of the median latency without a fault after the run to that before it.
+        drift: ratio of the median latency without a fault after the run to that before it; None if unknown.
+        conclusive: whether every fault of the scenario happened.
 
     Returns:
-        ``accuracy_points``, ``sets_points``; ``p99_share``, simulated over measured less 1; ``p99_beyond``, the share
-        by which the simulated p99 is outside the 95 % interval of the measured one, 0 inside; ``conclusive``, whether
-        the interval is narrow enough and the machine did not change; ``within``, conclusive and both within the limits.
+        ``accuracy_points``, ``sets_points``; ``sets_variation``, total variation between the distributions of answering
+        subsets, and ``sets_beyond``, by how much it exceeds that between runs of the simulation; ``p99_share``,
+        simulated over measured less 1; ``p99_beyond``, the share by which the simulated p99 is outside the 95 %
+        interval of the measured one, 0 inside; ``conclusive``, whether the interval is narrow enough and the machine
+        did not change; ``within``, conclusive and all within the limits.
     """
     found = measured["accuracy"] if measured["accuracy"] is not None else measured["accuracy_of_sets"]
     p99, real, interval = simulated["latency_s"]["p99"], measured["latency_s"]["p99"], measured["p99_interval_s"]
     if found is None or simulated["accuracy"] is None:
-        nothing = dict.fromkeys(("accuracy_points", "sets_points", "p99_share", "p99_beyond"))
+        keys = ("accuracy_points", "sets_points", "sets_variation", "sets_beyond", "p99_share", "p99_beyond")
+        nothing = dict.fromkeys(keys)
         return {**nothing, "conclusive": False, "within": False}
     points = 100 * (simulated["accuracy"] - found)
-    conclusive, beyond = False, None
-    if interval is not None:
+    variation = total_variation(simulated["sets"], measured["sets"])
+    odd_sets = max(0.0, variation - simulated["sets_spread"])
+    beyond = None
+    if interval is None or drift is None:
+        conclusive = False
+    else:
         low, high = interval
         beyond = min(0.0, p99 / low - 1) + max(0.0, p99 / high - 1)
-        conclusive = high - low <= WIDEST * real and 1 / MOST_DRIFT <= drift <= MOST_DRIFT
+        conclusive &= high - low <= WIDEST * real and 1 / MOST_DRIFT <= drift <= MOST_DRIFT
+    agrees = abs(points) <= ACCURACY_POINTS and odd_sets <= VARIATION
     return {
         "accuracy_points": points,
         "sets_points": 100 * (simulated["accuracy_of_sets"] - measured["accuracy_of_sets"]),
+        "sets_variation": variation,
+        "sets_beyond": odd_sets,
         "p99_share": p99 / real - 1,
         "p99_beyond": beyond,
         "conclusive": conclusive,
-        "within": abs(points) <= ACCURACY_POINTS and conclusive and beyond is not None and abs(beyond) <= P99_SHARE,
+        "within": agrees and conclusive and beyond is not None and abs(beyond) <= P99_SHARE,
     }

@@ -9,6 +9,9 @@ machine changes: under the scenario's load and without a fault, the time of whol
 takes to start. The simulation then samples these measurements instead of the scenario's service and link times. So the
 comparison tests the simulation of *failures*: the nodes that the policy uses, waits for and leaves out, and the
 frequency of each subset that answers.
+
+A fault that cannot be applied, or a node that does not come back after the run, ends neither the run nor its result:
+both are stated in ``problems``, and the comparison is then inconclusive.
 """
 
 from __future__ import annotations
@@ -99,7 +102,7 @@ def run_live(
         say: called with progress messages.
 
     Returns:
-        ``simulated``, ``measured``, ``calibration``, ``difference`` and the faults at their actual times.
+        ``simulated``, ``measured``, ``calibration``, ``difference``, ``problems`` and the faults at their actual times.
         ``measured.disturbed`` counts requests that took longer than the calibrated cluster can explain.
 
     Raises:
@@ -123,11 +126,10 @@ def run_live(
         restart_s = _time_restart(cluster) if restarts else 0.0
         _wait_until_up(client)
         say(f"live: {scenario.scenario.duration_s:g} s, {len(events)} faults and their ends")
-        happened, measured = _drive(scenario, cluster, proxies, load, events)
+        happened, measured, problems = _drive(scenario, cluster, proxies, load, events)
         say(f"calibration: all faults ended, {CALIBRATION_REQUESTS} requests again")
-        _mend(cluster, proxies, events)
-        _wait_until_up(client)
-        measured_s = np.concatenate([before_s, _calibrated(scenario, load, client, 2)])
+        after_s = _calibrated_again(scenario, cluster, proxies, load, client, events, problems)
+        measured_s = np.concatenate([before_s, after_s])
     say(f"the same in virtual time, {SIMULATED_SEEDS} times")
     late = {"restart": restart_s}
     shifted = [dataclasses.replace(event, time_s=event.time_s + late.get(event.event, 0.0)) for event in events]
@@ -137,7 +139,7 @@ def run_live(
     # busier.
     longest_s = scenario.policy.deadline_s + float(measured_s[:, 1].max())
     figures["disturbed"] = sum(row.latency_s > longest_s for row in measured)
-    drift = float(np.median(measured_s[len(before_s) :].sum(axis=1)) / np.median(before_s.sum(axis=1)))
+    drift = float(np.median(after_s.sum(axis=1)) / np.median(before_s.sum(axis=1))) if len(after_s) else None
     result = {
         "schema": 1,
         "scenario": scenario.scenario.name,
@@ -151,16 +153,17 @@ def run_live(
             "fanout_s": percentiles(measured_s[:, 0]),
             "restart_s": restart_s,
         },
-        "difference": difference(simulated, figures, drift),
+        "difference": difference(simulated, figures, drift, conclusive=not problems),
+        "problems": problems,
     }
     return result, happened
 
 
 def _drive(
     scenario: Scenario, cluster: LocalCluster, proxies: Proxies, load: Load, events: Sequence[FaultEvent]
-) -> tuple[list[FaultEvent], list[Measured]]:
-    """Runs load and faults concurrently; returns the actual faults and every request."""
-    run, happened, failures = scenario.scenario, list[FaultEvent](), list[NonnError]()
+) -> tuple[list[FaultEvent], list[Measured], list[str]]:
+    """Runs load and faults concurrently; returns the actual faults, every request, and faults that failed."""
+    run, happened, failures = scenario.scenario, list[FaultEvent](), list[str]()
     start, over = time.monotonic(), threading.Event()
 
     def inject(event: FaultEvent) -> None:
@@ -168,7 +171,7 @@ def _drive(
             _inject(cluster, proxies, event)
             happened.append(dataclasses.replace(event, time_s=time.monotonic() - start))
         except NonnError as exc:
-            failures.append(exc)
+            failures.append(f"{event.event} of node {event.node} at {event.time_s:.3g} s failed: {exc}")
 
     def injure() -> None:
         # A restart waits until the node is ready; the next fault must not wait for it.
@@ -191,9 +194,7 @@ def _drive(
     finally:
         over.set()
         injury.join()
-    if failures:
-        raise failures[0]
-    return happened, measured
+    return happened, measured, failures
 
 
 def _inject(cluster: LocalCluster, proxies: Proxies, event: FaultEvent) -> None:
@@ -238,6 +239,28 @@ def _calibrated(scenario: Scenario, load: Load, client: Client, offset: int) -> 
     """Fan-out and overhead of requests without a fault, at separate times [R, 2]."""
     times_s = islice(arrivals(scenario.load, scenario.scenario.seed + offset), CALIBRATION_REQUESTS)
     return calibrate(load.send(list(times_s))[WARM_UP_SKIPPED:], client, scenario.policy.deadline_s)
+
+
+def _calibrated_again(
+    scenario: Scenario,
+    cluster: LocalCluster,
+    proxies: Proxies,
+    load: Load,
+    client: Client,
+    events: Sequence[FaultEvent],
+    problems: list[str],
+) -> FloatArray:
+    """The second calibration [R, 2]; empty if the cluster does not recover, which is added to the problems.
+
+    The run is over and its measurements stand.
+    """
+    try:
+        _mend(cluster, proxies, events)
+        _wait_until_up(client)
+        return _calibrated(scenario, load, client, 2)
+    except NonnError as exc:
+        problems.append(f"no calibration after the run: {exc}")
+        return np.empty((0, 2))
 
 
 def _mend(cluster: LocalCluster, proxies: Proxies, events: Sequence[FaultEvent]) -> None:

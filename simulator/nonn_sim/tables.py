@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from nonn.reliability.subsets import members
+
 if TYPE_CHECKING:
     from nonn_sim.liars import Honest, Lied
 
 __all__ = ["print_liars", "print_live", "print_rows"]
 
+_SETS = 8  # subsets shown with their share of the requests
 MIN_WIDTH = 120  # in a narrower terminal lines wrap, which is easier to read than wrapped cells
 
 
@@ -123,8 +126,15 @@ def print_live(result: dict[str, Any]) -> None:
         table.add_row(f"{key} ms", _ms(simulated["latency_s"][key]), _ms(measured["latency_s"][key]), share)
     for key in ("availability", "degraded"):
         table.add_row(key, _percent(simulated[key]), _percent(measured[key]))
+    shares = simulated["sets"], measured["sets"]
+    for mask in sorted({*shares[0], *shares[1]}, key=lambda mask: -max(s.get(mask, 0.0) for s in shares))[:_SETS]:
+        named = "devices " + " ".join(map(str, members(mask))) if mask else "no answer"
+        table.add_row(named, *(_percent(s.get(mask, 0.0)) for s in shares))
+    table.add_row("total variation of the sets", "", "", _number(difference["sets_variation"], "{:.2%}"))
     table.add_row("lost", _number(simulated["lost"], "{:.0f}"), str(measured["lost"]))
     console.print(table)
+    for problem in result["problems"]:
+        console.print(problem, markup=False)
     if measured["disturbed"]:
         console.print(
             f"{measured['disturbed']} requests took longer than deadline and calibration explain: other programs "
@@ -138,15 +148,15 @@ def print_live(result: dict[str, Any]) -> None:
         console.print(f"measured p99, 95 % interval: {_ms(low)} to {_ms(high)} ms", markup=False)
     if not difference["conclusive"]:
         console.print(
-            "this comparison is inconclusive: the interval is too wide, or the speed of the machine changed during "
-            "the run; run longer, or when it is idle",
+            "this comparison is inconclusive: the interval is too wide, the speed of the machine changed during the "
+            "run, or a fault or its end failed; run longer, or when it is idle",
             markup=False,
         )
     calibration = result["calibration"]
     console.print(
         f"service and link times from {calibration['requests']} requests of this cluster before the first fault "
         f"and after the last (p50 {_ms(calibration['latency_s']['p50'])} ms, after / before "
-        f"{calibration['drift']:.2f}); simulated: median over several draws",
+        f"{_number(calibration['drift'], '{:.2f}')}); simulated: median over several draws",
         markup=False,
     )
 

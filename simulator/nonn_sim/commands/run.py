@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nonn.bundle import Bundle
+    from numpy.typing import NDArray
+
+    from nonn.bundle import Bundle, InputSpec
     from nonn_sim.live import Samples
     from nonn_sim.scenario import Scenario
 
@@ -23,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inputs",
         type=Path,
         metavar="FILE",
-        help="with --live: .npz with inputs [n, ...] and labels [n] of the requests; without it inputs are noise "
-        "and accuracy is that of the subsets that answered in the bundle's table",
+        help="with --live: the requests' samples, from an experiment file (.toml: its test split) or an .npz with "
+        "inputs [n, ...] and labels [n]; without it inputs are noise, and accuracy is that of the answering subsets in "
+        "the bundle's table",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="runs that differ by their seed (default: 1)")
     parser.add_argument(
@@ -87,7 +90,7 @@ def _live(scenario: Scenario, bundle: Bundle, args: argparse.Namespace) -> dict[
 
 
 def _samples(path: Path | None, bundle: Bundle) -> Samples:
-    """The samples of the requests: from a file, or noise of the right shape.
+    """The samples of the requests: the test split of an experiment, from a file, or noise of the right shape.
 
     Raises:
         DataError: the file cannot be read or lacks an array.
@@ -97,13 +100,20 @@ def _samples(path: Path | None, bundle: Bundle) -> Samples:
 
     import numpy as np
 
-    from nonn.errors import DataError, InputError
+    from nonn.errors import DataError
     from nonn_sim.live import Samples
 
     spec = bundle.manifest.input
     if path is None:
         noise = np.random.default_rng(0).integers(0, 256, (256, *spec.shape))
         return Samples(noise.astype(spec.dtype), None)
+    if path.suffix == ".toml":
+        from nonn.config import load_experiment
+        from nonn.data import load_data
+
+        experiment = load_experiment(path)
+        test = load_data(experiment.data, experiment.experiment.seed).test
+        return _fitting(path, test.inputs, test.labels, spec)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             inputs, labels = arrays["inputs"], arrays["labels"]
@@ -111,6 +121,16 @@ def _samples(path: Path | None, bundle: Bundle) -> Samples:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as exc:
         raise DataError(f"{path}: not an .npz file with arrays 'inputs' and 'labels' ({exc})") from exc
+    return _fitting(path, inputs, labels, spec)
+
+
+def _fitting(path: Path, inputs: NDArray[Any], labels: NDArray[Any], spec: InputSpec) -> Samples:
+    """Samples, if they fit the bundle and each other."""
+    import numpy as np
+
+    from nonn.errors import InputError
+    from nonn_sim.live import Samples
+
     if inputs.shape[1:] != spec.shape or not len(inputs) or inputs.dtype not in (np.uint8, np.float32):
         wanted = ", ".join(map(str, spec.shape))
         raise InputError(
