@@ -10,6 +10,7 @@ import pytest
 from nonn.bundle import load_bundle, write_bundle
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError
+from nonn.sensing import SensingSpec
 from tests.toys import toy_bundle
 
 
@@ -120,3 +121,15 @@ def test_a_bundle_that_cannot_be_completed_leaves_the_old_one(bundle_path: Path)
         write_bundle(bundle_path, before.manifest, {}, {})
     assert load_bundle(bundle_path).hash == before.hash
     assert [p.name for p in bundle_path.parent.iterdir()] == ["toy"]
+
+
+def test_a_bundle_says_what_its_nodes_measure_and_an_older_one_does_not(bundle_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"does not say at which rate .*\[sensing\]"):
+        load_bundle(bundle_path).sensing_of(0)
+    spec = SensingSpec(10.0, 8, 0.4, ("x",), ("g",), (1.0,), (0.0,), (255.0,), (1.0,))
+    bundle = toy_bundle(tmp_path / "sensing", num_devices=2, shape=(1, 8), sensing=spec)
+    assert bundle.sensing_of(1) == spec
+    wrong = {"rate_hz": 10.0, "samples": 7, "hop_s": 1.0, "channels": ["x"], "units": [""], "scale": [1]}
+    _edit(bundle.path, sensing=wrong)
+    with pytest.raises(BundleError, match=r"differ from the input \[1, 8\]"):
+        load_bundle(bundle.path)

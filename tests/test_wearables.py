@@ -117,6 +117,13 @@ def test_the_bundle_has_the_view_of_each_student(bundle: Bundle) -> None:
         assert student.view == VIEWS[device]
         assert spec.shape == (9, STEPS)
         assert spec.mean == bundle.manifest.input.mean[9 * device : 9 * device + 9]
+        measured = bundle.sensing_of(device)
+        assert (measured.channels[0], measured.channels[8], measured.units[3]) == ("acc_x", "mag_z", "rad/s")
+        assert (measured.rate_hz, measured.samples, measured.hop_s) == (25, STEPS, STEPS / 25)
+        assert all(
+            low < high and quiet > 0
+            for low, high, quiet in zip(measured.low, measured.high, measured.quiet, strict=True)
+        )
     assert bundle.table.accuracy[-1] > 0.5  # of five activities, on a person that was not trained on
 
 

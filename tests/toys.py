@@ -17,6 +17,7 @@ from nonn.bundle.manifest import CONSISTENCY
 from nonn.enumeration import enumerate_evidence
 from nonn.fusion import RidgePerSet, gram
 from nonn.fusion.consistency_fit import fit_consistency
+from nonn.sensing import SensingSpec
 
 # The digits experiment with everything small: four devices, two parts, two epochs.
 TINY = (
@@ -71,10 +72,12 @@ def toy_bundle(
     tested: bool = False,
     width: int = WIDTH,
     shape: tuple[int, ...] = SHAPE,
+    sensing: SensingSpec | None = None,
 ) -> Bundle:
     """A real bundle with random linear students, a ridge head fitted for them, its table and test features.
 
-    ``tested`` adds the test of devices against each other, and known inputs.
+    ``tested`` adds the test of devices against each other, and known inputs. With ``sensing``, each device measures the
+    whole input.
     """
     num_parts = num_parts or num_devices
     rng = np.random.default_rng(1)
@@ -115,6 +118,7 @@ def toy_bundle(
         data={"name": "toy", "split": "test", "samples": len(labels), "fingerprint": "0" * 64},
         provenance={"code_version": "test"},
         replicas=tuple(tuple(i for i in range(num_devices) if i % num_parts == j) for j in range(num_parts)),
+        sensing=sensing,
     )
     return write_bundle(
         path,

@@ -47,6 +47,7 @@ from nonn.fusion.consistency import Consistency
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import Outcomes
 from nonn.reliability.subsets import SubsetTable, mask_of
+from nonn.sensing import SensingSpec
 
 if TYPE_CHECKING:
     import nonn
@@ -156,6 +157,7 @@ class Manifest:
         data: name, split, samples of the accuracy table; fingerprint of the data.
         provenance: the resolved config, code version.
         replicas: devices of each part, M lists.
+        sensing: what nodes measure themselves, for all channels of the input; None if they do not.
         schema: version of this layout.
     """
 
@@ -169,6 +171,7 @@ class Manifest:
     data: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     replicas: tuple[tuple[int, ...], ...] = ()
+    sensing: SensingSpec | None = None
     schema: int = SCHEMA
 
 
@@ -233,6 +236,19 @@ class Bundle:
             raise BundleError(f"{self.path}: device {device} has channels {list(view)} of {spec.shape[0]}")
         mean, std = (tuple(values[c] for c in view) for values in (spec.mean, spec.std))
         return InputSpec(view_shape(spec.shape, view), spec.dtype, mean, std)
+
+    def sensing_of(self, device: int) -> SensingSpec:
+        """What the node of one device measures.
+
+        Raises:
+            BundleError: the bundle does not say what its nodes measure.
+        """
+        if self.manifest.sensing is None:
+            raise BundleError(
+                f"{self.path}: the bundle does not say at which rate and which channels its nodes measure; build it "
+                "again with a section [sensing] in the experiment file"
+            )
+        return self.manifest.sensing.of_view(self.manifest.students[device].view)
 
     def student_path(self, device: int) -> Path:
         """The ONNX file of one device.
@@ -522,6 +538,11 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
     known["classes"] = tuple(values["classes"])
     known["parts"] = tuple(tuple(p) for p in values["parts"])
     known["replicas"] = tuple(tuple(r) for r in values["replicas"])
+    if sensing := values.get("sensing"):
+        lists = {key: tuple(value) for key, value in pick(SensingSpec, sensing).items() if isinstance(value, list)}
+        known["sensing"] = SensingSpec(**{**pick(SensingSpec, sensing), **lists})
+        if (len(known["sensing"].channels), known["sensing"].samples) != known["input"].shape:
+            raise BundleError(f"sensing: its channels and samples differ from the input {list(known['input'].shape)}")
     manifest = Manifest(**known)
     if [s.device for s in manifest.students] != list(range(len(manifest.students))) or not manifest.students:
         raise BundleError("students must be numbered 0, 1, 2 …")

@@ -44,6 +44,7 @@ __all__ = [
     "GraphConfig",
     "GuaranteesConfig",
     "PartitionConfig",
+    "SensingConfig",
     "StudentConfig",
     "StudyConfig",
     "TeacherConfig",
@@ -345,6 +346,26 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SensingConfig:
+    """What nodes measure themselves (`nonn-device join --source`); written into the bundle."""
+
+    rate_hz: Annotated[NotNegative, "samples per second of each channel; 0: nodes of this bundle do not sense"] = 0.0
+    hop_s: Annotated[NotNegative, "seconds between the ends of two windows; 0: the duration of one window"] = 0.0
+    channels: Annotated[
+        tuple[str, ...], "names of the channels: all of them, or those of one unit, which are the same for every unit"
+    ] = ()
+    units: Annotated[tuple[str, ...], "unit of each of these channels, such as m/s2, g, rad/s, deg/s, uT"] = ()
+    scale: Annotated[tuple[float, ...], "factor from that unit to the input of the students, of each channel"] = ()
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield "channels", self.channels or not self.rate_hz, "name them: a node finds its columns or sensors by name"
+        for key in ("units", "scale"):
+            given = getattr(self, key)
+            yield key, len(given) in (0, len(self.channels)), f"give one for each of the {len(self.channels)} channels"
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuaranteesConfig:
     """Promises that a bundle must keep to be written; the forms are those of `nonn-sim enumerate --guarantee`."""
 
@@ -391,6 +412,7 @@ class Experiment:
     distill: DistillConfig = field(default_factory=DistillConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    sensing: SensingConfig = field(default_factory=SensingConfig)
     guarantees: GuaranteesConfig = field(default_factory=GuaranteesConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
 

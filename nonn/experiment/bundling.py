@@ -21,11 +21,11 @@ from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY
 from nonn.bundle.views import select_view
-from nonn.config import Experiment
+from nonn.config import Experiment, SensingConfig
 from nonn.data import Dataset
 from nonn.distill import Students
 from nonn.enumeration import enumerate_evidence, enumerate_subsets
-from nonn.errors import BundleError
+from nonn.errors import BundleError, ConfigError
 from nonn.experiment.kept import DIGITS, restore, set_aside
 from nonn.experiment.training import Trained, stage_inputs, teacher_outcomes
 from nonn.experiment.verdict import say_verdict
@@ -39,6 +39,7 @@ from nonn.partition import Partition
 from nonn.provenance import code_version
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import kept_samples
+from nonn.sensing import SensingSpec
 from nonn.students import measure_cost
 from nonn.students.devices import failure_law
 
@@ -68,6 +69,8 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
             "law": failure_law(config.devices),
             "guarantees": dataclasses.asdict(config.guarantees),
             "name": config.experiment.name,
+            # Absent in bundles of nodes that do not sense, which are therefore not built again.
+            **({"sensing": dataclasses.asdict(config.sensing)} if config.sensing.rate_hz else {}),
         },
     )
     target = space.folder / "bundle"
@@ -186,7 +189,34 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
         data={"name": data.name, "split": "test", "samples": len(data.test), "fingerprint": data.fingerprint()},
         provenance=provenance,
         replicas=space.networks.design(trained.cut.partition).devices_of_part(config.devices.count),
+        sensing=_sensing(config.sensing, data.train.inputs) if config.sensing.rate_hz else None,
     )
+
+
+def _sensing(config: SensingConfig, windows: NDArray[Any]) -> SensingSpec:
+    """What nodes measure, with the limits of the training windows [n, C, T].
+
+    Raises:
+        ConfigError: the inputs are not windows, or the names do not fit their channels.
+    """
+    if windows.ndim != 3:
+        raise ConfigError(f"sensing.rate_hz: is for windows [n, channels, time], not for inputs {list(windows.shape)}")
+    num_channels, samples = windows.shape[1:]
+    times, rest = divmod(num_channels, len(config.channels))
+    if rest:
+        raise ConfigError(
+            f"sensing.channels: {len(config.channels)} names for inputs of {num_channels} channels; give all of them, "
+            "or those of one unit"
+        )
+    spec = SensingSpec(
+        rate_hz=config.rate_hz,
+        samples=samples,
+        hop_s=config.hop_s or samples / config.rate_hz,
+        channels=config.channels * times,
+        units=(config.units or ("",) * len(config.channels)) * times,
+        scale=(config.scale or (1.0,) * len(config.channels)) * times,
+    )
+    return spec.measured(windows)
 
 
 @dataclass(frozen=True)

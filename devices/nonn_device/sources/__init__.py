@@ -1,0 +1,130 @@
+"""Sources of samples: ``--source KIND:WHERE?OPTION=VALUE&…``, one kind per module.
+
+==================================  ==================================================================================
+``csv:FILE``                        a recording, replayed; ``speed``, ``start`` (Unix time of its first sample)
+``iio:DEVICE,DEVICE``               sensors of Linux IIO, by number or name, as on a Sense HAT; ``rate``
+``serial:PORT``                     lines of numbers from a serial port; ``baud``
+``-``                               the same lines from standard input, so that any program can feed a node
+``package.module:factory``          an asynchronous iterator of (time, values) of your own
+==================================  ==================================================================================
+
+Every kind also takes ``offset`` (seconds) and ``drift`` (ppm): errors of the node's clock, for experiments.
+
+A source yields ``Samples`` in the units of the bundle, with times of the node's ``DataClock``. Each module is imported
+only if it is used; none needs more than the base install.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.errors import ConfigError
+from nonn.sensing import SensingSpec
+from nonn.sensing.clock import DataClock
+from nonn.toml import did_you_mean
+
+__all__ = ["Samples", "Source", "SourceOptions", "open_source", "parse_source"]
+
+_MODULES = {"csv": "recording", "iio": "iio", "serial": "lines", "-": "lines"}
+_CLOCK = ("offset", "drift")
+_OPTIONS = {"csv": ("speed", "start"), "iio": ("rate",), "serial": ("baud",), "-": ()}
+
+
+class Samples(NamedTuple):
+    """Samples in the order of their times.
+
+    Attributes:
+        times: on the node's clock [n], in seconds.
+        values: in the units of the bundle [n, C]; NaN where the sensor gave no number.
+    """
+
+    times: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+class Source(Protocol):
+    """A source; ends when a recording does."""
+
+    def __call__(self) -> AsyncIterator[Samples]:
+        """The samples from now on.
+
+        Raises:
+            DataError: the source does not exist, or is not one of the bundle's channels and rate.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """A parsed ``--source``.
+
+    Attributes:
+        text: as given, for messages.
+        kind: ``csv``, ``iio``, ``serial``, ``-``, or ``factory``.
+        where: file, devices, port, or dotted path.
+        options: of the kind; numbers, except for a factory.
+    """
+
+    text: str
+    kind: str
+    where: str
+    options: dict[str, Any]
+
+    def clock(self) -> DataClock:
+        """The clock of the node."""
+        options = self.options
+        return DataClock(options.get("speed", 1.0), options.get("offset", 0.0), options.get("drift", 0.0))
+
+
+def parse_source(text: str) -> SourceOptions:
+    """Reads the option ``--source``.
+
+    Raises:
+        ConfigError: the kind or one of its options is unknown, or a value is not a number.
+    """
+    where, _, query = text.partition("?")
+    kind, colon, rest = where.partition(":")
+    if kind not in _OPTIONS and "." in kind and colon and rest.isidentifier():
+        kind, rest = "factory", where
+    elif kind not in _OPTIONS or bool(rest) == (kind == "-"):
+        raise ConfigError(
+            f"--source {text}: must be csv:FILE, iio:DEVICE, serial:PORT, - for standard input, or "
+            "package.module:factory"
+        )
+    options: dict[str, Any] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if kind != "factory" and key not in (known := (*_OPTIONS[kind], *_CLOCK)):
+            raise ConfigError(f"--source {text}: option '{key}' is unknown; {did_you_mean(key, known)}")
+        try:
+            options[key] = float(value)
+        except ValueError:
+            if kind != "factory" or key in _CLOCK:
+                raise ConfigError(f"--source {text}: {key}={value} is not a number") from None
+            options[key] = value
+    for key in ("speed", "rate", "baud"):
+        if kind != "factory" and not options.get(key, 1.0) > 0:
+            raise ConfigError(f"--source {text}: {key} must be above 0")
+    return SourceOptions(text, kind, rest, options)
+
+
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+    """A source of a unit's channels.
+
+    Args:
+        options: result of ``parse_source``.
+        spec: what the unit measures.
+        clock: of the node.
+
+    Raises:
+        DataError, ConfigError: it does not exist, or its channels or units do not fit.
+    """
+    module = importlib.import_module(f"nonn_device.sources.{_MODULES.get(options.kind, 'factory')}")
+    source: Source = module.open_source(options, spec, clock)
+    return source

@@ -1,0 +1,60 @@
+"""``package.module:factory``: samples from a program of your own.
+
+The factory is called with the unit's ``SensingSpec`` and the options after ``?``, and returns an asynchronous iterator
+of ``(time, values)``: values [C] or [n, C] in the units and order of ``spec.channels``; times of the sensor's clock in
+seconds, or None for now. ``offset`` and ``drift`` stay with the node.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+
+from nonn.errors import ConfigError, DataError
+from nonn.sensing import SensingSpec
+from nonn.sensing.clock import DataClock
+from nonn_device.sources import _CLOCK, Samples, Source, SourceOptions
+from nonn_device.sources.lines import SensorTime
+
+__all__ = ["open_source"]
+
+
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+    """Imports the factory and calls it.
+
+    Raises:
+        ConfigError: it cannot be imported, or does not accept the options.
+    """
+    module, _, name = options.where.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError(f"--source {options.text}: {exc}; is the module on the PYTHONPATH of the node?") from exc
+    keywords = {key: value for key, value in options.options.items() if key not in (*_CLOCK, "speed")}
+    accepts_clock = getattr(factory, "takes_clock", False)
+    try:
+        iterator = factory(spec, **keywords, **({"clock": clock} if accepts_clock else {}))
+    except TypeError as exc:
+        raise ConfigError(f"--source {options.text}: {exc}") from exc
+    return lambda: _samples(iterator, spec, clock, options.text)
+
+
+async def _samples(iterator: Any, spec: SensingSpec, clock: DataClock, text: str) -> AsyncIterator[Samples]:
+    time = SensorTime()
+    async for stamps, given in iterator:
+        values = np.atleast_2d(np.asarray(given, np.float64))
+        if values.shape[1] != len(spec.channels):
+            raise DataError(
+                f"--source {text}: {values.shape[1]} values a sample; the unit has {len(spec.channels)} channels "
+                f"({', '.join(spec.channels)})"
+            )
+        now = clock()
+        if stamps is None:
+            times = now - np.arange(len(values) - 1, -1, -1) / spec.rate_hz
+        else:
+            theirs = np.atleast_1d(np.asarray(stamps, np.float64))
+            times = theirs + (time.on_node(float(theirs[-1]), now) - float(theirs[-1]))
+        yield Samples(times, values)

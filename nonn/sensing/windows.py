@@ -1,0 +1,199 @@
+"""Samples of a sensor → windows of the bundle's rate on a grid, or the reason why a window has no data.
+
+Instant j of the window that ends at e is ``e − (T − 1 − j) / rate``. Values there are interpolated linearly; a source
+that is faster than one and a half times the rate is first averaged over one interval of the rate, which removes most
+of what would alias. A window is answered with "no data" instead of values if
+
+- ``silent``: no sample came until its end;
+- ``gap``: two neighbouring samples are more than ``GAP`` intervals apart, or its start is missing;
+- ``rate``: the source is slower than 80 % of the rate;
+- ``invalid``: a value is NaN or infinite;
+- ``flat``: a channel moves less than a tenth of what it did in the quietest training window;
+- ``saturated``: a tenth of its samples or more, at least three, equal its extreme, near the end of the training range;
+- ``range``: a tenth of its samples lie outside the training range, widened by its width at each end;
+- ``clock``: time went backwards inside it.
+
+Limits: a sensor that is wrong inside its usual range (rotated, swapped with another) is found by the other devices only
+(``nonn.fusion.consistency``). Pure: no clock, no threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import ceil, floor, inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.sensing.spec import SensingSpec
+
+__all__ = ["NO_DATA", "Window", "Windower"]
+
+Float64 = NDArray[np.float64]
+
+# In the order of their numbers in sensing.proto, from 1.
+NO_DATA = ("silent", "gap", "rate", "invalid", "flat", "saturated", "range", "clock")
+
+GAP = 3.5  # intervals of the rate: three samples in a row may be lost
+SLOW = 0.8  # of the rate
+FAST = 1.5  # times the rate: averaged
+SHARE = 0.1  # of the samples of a window: saturated, out of range
+NEAR_END = 0.9  # of the training range
+QUIET = 0.1  # of the quietest training window
+GRACE_S = 0.25  # after the end of a window, in which a sample may still arrive before it is silent
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One window.
+
+    Attributes:
+        end_s: time of its last sample, on the clock of the samples.
+        values: input of the student [C, T]; None without data.
+        reason: why there are no data, one of ``NO_DATA``; empty with data.
+    """
+
+    end_s: float
+    values: NDArray[np.float32] | None
+    reason: str = ""
+
+
+class Windower:
+    """Cuts samples into windows.
+
+    Args:
+        spec: of the unit; its channels are the columns of the samples.
+    """
+
+    def __init__(self, spec: SensingSpec) -> None:
+        self._spec, self._interval = spec, 1 / spec.rate_hz
+        self._scale = np.array(spec.scale)
+        self._times: deque[float] = deque()
+        self._values: deque[Float64] = deque()
+        self._phase: float | None = None
+        self._next = inf  # end of the next window
+        self._backwards = -inf  # when time last went backwards
+
+    def aim(self, phase_s: float) -> None:
+        """Windows end at this time and every hop before and after it; a small change moves the next window only."""
+        if self._phase is not None and self._next < inf:
+            moved = (phase_s - self._next) / self._spec.hop_s
+            self._next += (moved - round(moved)) * self._spec.hop_s
+        self._phase = phase_s
+
+    def add(self, times: Float64, values: Float64) -> list[Window]:
+        """Adds samples and returns the windows that they complete.
+
+        Args:
+            times: on the clock of the sensor [n], in seconds.
+            values: in the units of the bundle [n, C].
+        """
+        windows = []
+        for time_s, row in zip(times.tolist(), values, strict=True):
+            if self._times and time_s <= self._times[-1]:
+                self._restart(time_s)
+            if self._next == inf:
+                if self._phase is None:
+                    self._phase = time_s  # until the aggregator says
+                ahead = floor((time_s - self._phase) / self._spec.hop_s) + 1
+                self._next = self._phase + ahead * self._spec.hop_s
+            self._times.append(time_s)
+            self._values.append(row)
+            # Half an interval early: otherwise every window would wait for one more sample.
+            while time_s >= self._next - self._interval / 2:
+                windows.append(self._cut())
+        return windows
+
+    def expire(self, now_s: float) -> list[Window]:
+        """The windows that have ended without samples, as "no data"."""
+        if self._phase is None:
+            return []
+        if self._next == inf:
+            self._next = self._phase + ceil((now_s - self._phase) / self._spec.hop_s) * self._spec.hop_s
+        windows = []
+        while now_s > self._next + GRACE_S:
+            windows.append(self._cut())
+        return windows
+
+    def _restart(self, time_s: float) -> None:
+        """Time went backwards: nothing before can be compared with what follows."""
+        self._times.clear()
+        self._values.clear()
+        self._backwards, self._next = time_s, inf
+
+    def _cut(self) -> Window:
+        """The next window; forgets samples that no later window needs."""
+        end_s, hop_s, window_s = self._next, self._spec.hop_s, self._spec.window_s
+        self._next += hop_s
+        keep = self._next - window_s - GAP * self._interval
+        times, rows = np.array(self._times), self._values
+        start_s = end_s - window_s + self._interval
+        values, reason = self._examined(times, rows, start_s, end_s)
+        while len(self._times) > 1 and self._times[1] < keep:
+            self._times.popleft()
+            self._values.popleft()
+        return Window(end_s, values, reason)
+
+    def _examined(
+        self, times: Float64, rows: deque[Float64], start_s: float, end_s: float
+    ) -> tuple[NDArray[np.float32] | None, str]:
+        """Values [C, T] of a window, or the reason why there are none."""
+        interval, half = self._interval, self._interval / 2
+        inside = (times > start_s - half) & (times < end_s + half)
+        if not inside.any():
+            return None, "clock" if start_s <= self._backwards <= end_s else "silent"
+        if self._backwards > start_s:
+            return None, "clock"
+        first, last = int(inside.argmax()), len(inside) - 1 - int(inside[::-1].argmax())
+        around = slice(max(0, first - 1), min(len(times), last + 2))
+        near, values = times[around], np.array([rows[i] for i in range(around.start, around.stop)])
+        steps: Float64 = np.diff(near)
+        late, early = end_s - near[-1], near[0] - start_s
+        if len(near) < 2 or max(steps.max(), late, early) > GAP * interval:
+            few = len(near) > 2 and np.median(steps) > interval / SLOW
+            return None, "rate" if few and max(late, early) < 2 * np.median(steps) else "gap"
+        if np.median(steps) > interval / SLOW:
+            return None, "rate"
+        if not np.isfinite(values).all():
+            return None, "invalid"
+        instants = np.asarray(end_s - np.arange(self._spec.samples - 1, -1, -1) * interval, np.float64)
+        fast = np.median(steps) < interval / FAST
+        resample = _averaged if fast else _interpolated
+        resampled = resample(instants, near, values.astype(np.float64), interval) * self._scale[:, None]
+        return (None, reason) if (reason := self._implausible(resampled)) else (resampled.astype(np.float32), "")
+
+    def _implausible(self, values: Float64) -> str:
+        """Why a working sensor would not have measured a window [C, T]; empty if it would."""
+        spec, limit = self._spec, max(3, SHARE * values.shape[1])
+        if not spec.low:
+            return "flat" if (np.ptp(values, axis=1) == 0).all() else ""
+        low, high, quiet = (np.array(v)[:, None] for v in (spec.low, spec.high, spec.quiet))
+        width = high - low
+        if (np.ptp(values, axis=1, keepdims=True) < QUIET * quiet).any():
+            return "flat"
+        if (((values > high + width) | (values < low - width)).sum(axis=1) >= limit).any():
+            return "range"
+        middle, reach = (low + high) / 2, NEAR_END * width / 2
+        for extreme, beyond in ((values.max(axis=1, keepdims=True), 1), (values.min(axis=1, keepdims=True), -1)):
+            clipped = (values == extreme).sum(axis=1, keepdims=True) >= limit
+            # At rest a coarse sensor repeats one value; only the end of the range is a limit of the sensor.
+            if (clipped & (beyond * (extreme - middle) >= reach) & (np.ptp(values, axis=1, keepdims=True) > 0)).any():
+                return "saturated"
+        return ""
+
+
+def _interpolated(instants: Float64, times: Float64, values: Float64, interval: float) -> Float64:
+    """Linear interpolation [n, C] → [C, T]."""
+    return np.stack([np.interp(instants, times, column) for column in values.T])
+
+
+def _averaged(instants: Float64, times: Float64, values: Float64, interval: float) -> Float64:
+    """Mean of the interpolated signal over one interval around each instant, [n, C] → [C, T]."""
+    areas = np.diff(times)[:, None] * (values[1:] + values[:-1]) / 2
+    integral = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(areas, axis=0)])
+    edges = np.clip([instants - interval / 2, instants + interval / 2], times[0], times[-1])
+    upper, lower = (np.stack([np.interp(edge, times, column) for column in integral.T]) for edge in edges[::-1])
+    width = edges[1] - edges[0]
+    result: Float64 = (upper - lower) / width
+    return result
