@@ -15,7 +15,7 @@ thousands of calls at a time uses the stubs in ``nonn.rpc.v1`` with ``grpc.aio``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 from nonn.answer import Answer
 from nonn.client import Client, Metadata
 from nonn.rpc.wire import Array
+from nonn.streams import WindowAnswer
 
 __all__ = ["AsyncClient"]
 
@@ -81,6 +82,16 @@ class AsyncClient:
             NonnError: as ``Client.infer``.
         """
         return await self._call(self._client.infer, inputs)
+
+    async def watch(self) -> AsyncIterator[WindowAnswer]:
+        """Answers of nodes that sense, from now on; see ``Client.watch``. A thread waits for them.
+
+        Raises:
+            NonnError: as ``Client.watch``.
+        """
+        answers = self._client.watch()
+        while True:
+            yield await self._call(next, answers)
 
     async def ready(self) -> bool:
         """Whether the server is ready; false also if it cannot be reached."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonn.errors import ConfigError
@@ -41,6 +41,7 @@ def test_samples_of_the_rate_on_the_grid_become_windows_unchanged() -> None:
     np.testing.assert_allclose(found[2].values, signal(times[inside]).T * [[1], [2]], atol=1e-6)
 
 
+@settings(max_examples=40)
 @given(st.floats(21, 130), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9))
 def test_another_rate_and_phase_is_resampled_to_the_bundles(rate: float, start: float, phase: float, seed: int) -> None:
     jitter = np.random.default_rng(seed).uniform(-0.1, 0.1, round(6 * rate) + 1) / rate
@@ -50,9 +51,9 @@ def test_another_rate_and_phase_is_resampled_to_the_bundles(rate: float, start: 
         assert window.values is not None, window.reason
         instants = window.end_s - np.arange(SAMPLES - 1, -1, -1) / RATE
         expected = signal(instants).T * [[1], [2]]
-        np.testing.assert_allclose(window.values[:, :-1], expected[:, :-1], atol=0.03)
+        np.testing.assert_allclose(window.values[:, :-1], expected[:, :-1], atol=0.06)
         # The last instant may be half an interval after the last sample, whose value is held.
-        np.testing.assert_allclose(window.values[:, -1], expected[:, -1], atol=0.1)
+        np.testing.assert_allclose(window.values[:, -1], expected[:, -1], atol=0.15)
 
 
 def test_a_window_is_complete_with_its_last_sample_and_not_one_later() -> None:

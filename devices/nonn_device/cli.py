@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nonn.telemetry.systemd import Watchdog
     from nonn_device.join import Member
     from nonn_device.node import StudentModel
+    from nonn_device.publish import Sensor
 
 __all__ = ["build_parser", "main"]
 
@@ -101,6 +102,13 @@ def _add_join_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dial-out", action="store_true", help="for a node behind NAT: receive requests over a stream")
     parser.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
     parser.add_argument("--join-token-file", type=Path, metavar="FILE", help="token for joining without TLS")
+    parser.add_argument(
+        "--source",
+        metavar="KIND:WHERE",
+        help="measure windows here and send their features: csv:FILE, iio:DEVICE, serial:PORT, - (standard input), or "
+        "package.module:factory",
+    )
+    parser.add_argument("--send-raw", action="store_true", help="send raw samples too, for debugging; needs --tls")
 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
@@ -260,6 +268,7 @@ def _join(arguments: argparse.Namespace) -> int:
     _warn_of_memory()
     if arguments.advertise:
         split_address(with_port(arguments.advertise, "1"), "--advertise")
+    _check_source(arguments)
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
     if token is not None:
         for address in arguments.aggregators:
@@ -277,6 +286,42 @@ def _join(arguments: argparse.Namespace) -> int:
     if member.failure is not None:
         raise member.failure
     return 0
+
+
+def _check_source(arguments: argparse.Namespace) -> None:
+    """Checks the options of a node that senses.
+
+    Raises:
+        ConfigError: an option is missing, or two exclude each other.
+    """
+    if arguments.source is None:
+        if arguments.send_raw:
+            raise ConfigError("--send-raw sends what --source measures; give a --source, or leave it out")
+        return
+    from nonn_device.sources import parse_source
+
+    arguments.parsed = parse_source(arguments.source)
+    if arguments.student is None:
+        raise ConfigError("--source needs --student: units measure different channels, and this is one of them")
+    if arguments.parsed.kind == "-" and arguments.watch_stdin:
+        raise ConfigError("--source - reads standard input; leave --watch-stdin out: the node ends with its source")
+    if arguments.send_raw and not arguments.tls:
+        raise ConfigError(
+            "--send-raw: refusing to send raw samples in plain text, where anyone on the network path can read them; "
+            "use --tls with a folder of nonn certs"
+        )
+
+
+def _sensor(arguments: argparse.Namespace, bundle: Bundle, device: int, model: StudentModel) -> Sensor | None:
+    """The sensor of a node that senses; None without ``--source``."""
+    if arguments.source is None:
+        return None
+    from nonn_device.publish import Sensor
+    from nonn_device.sources import open_source
+
+    spec, clock = bundle.sensing_of(device), arguments.parsed.clock()
+    source = open_source(arguments.parsed, spec, clock)
+    return Sensor(spec, source, clock, model.features, raw=arguments.send_raw)
 
 
 def _own_id(given: str | None, tls: TlsFolder | None) -> str:
@@ -319,7 +364,8 @@ async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
                     break
                 bundle, device = prepared
                 model, stop = _model(arguments, bundle, device, member.node), asyncio.Event()
-                attend = _attend(watchdog, member, model, f"student {device} of bundle {bundle.hash[:12]}")
+                sensor = _sensor(arguments, bundle, device, model)
+                attend = _attend(watchdog, member, model, f"student {device} of bundle {bundle.hash[:12]}", sensor)
                 options = _options(arguments, bundle, device, attend=attend, stop=stop)
                 async with Background() as tasks:
                     # The server has a separate event, since it also ends when the next student replaces it.
@@ -345,14 +391,15 @@ async def _unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, _Result])
         await asyncio.gather(waiting, working, return_exceptions=True)
 
 
-def _attend(watchdog: Watchdog, member: Member, model: StudentModel, status: str) -> Attend:
+def _attend(watchdog: Watchdog, member: Member, model: StudentModel, status: str, sensor: Sensor | None) -> Attend:
     """The context manager that keeps a joined node registered while it serves."""
     import contextlib
 
     @contextlib.asynccontextmanager
     async def attend(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
         runtime = model.metadata().properties["nonn_runtime"]
-        async with watchdog.over(model.check, status), member.attend(address, end, runtime=runtime):
+        joined = member.attend(address, end, runtime=runtime, sensor=sensor)
+        async with watchdog.over(model.check, status), joined:
             yield
 
     return attend

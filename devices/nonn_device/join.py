@@ -24,16 +24,20 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from nonn import __version__
 from nonn.bundle import Bundle
-from nonn.errors import DrainedError, MembershipError, NonnError, UnreachableError
+from nonn.errors import ConfigError, DrainedError, MembershipError, NonnError, UnreachableError
 from nonn.rpc.background import Background
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn_device.artifacts import Artifact, Store
 from nonn_device.link import Link
 from nonn_device.vitals import resident_bytes
+
+if TYPE_CHECKING:
+    from nonn_device.publish import Sensor  # loaded by nodes that sense only
 
 __all__ = ["Backoff", "JoinOptions", "Member"]
 
@@ -160,13 +164,16 @@ class Member:
         return bundle, response.student
 
     @contextlib.asynccontextmanager
-    async def attend(self, address: str, end: Callable[[], None], runtime: str = "") -> AsyncIterator[None]:
+    async def attend(
+        self, address: str, end: Callable[[], None], runtime: str = "", sensor: Sensor | None = None
+    ) -> AsyncIterator[None]:
         """Keeps the memberships during the block; leaves gracefully afterwards.
 
         Args:
             address: ``host:port`` that the node is bound to.
             end: ends the server; called when an aggregator refuses this node for good or assigns another student.
             runtime: name of the student's runtime.
+            sensor: of a node that senses; when its source ends, so does the server.
         """
         self._runtime = runtime
         for link in self._links:
@@ -174,7 +181,12 @@ class Member:
             link.tried.clear()
         async with Background(end) as working:
             for link in self._links if self._options.dials_out else ():
-                working.start(self._keep_working(link, address), f"stream to {link.address}")
+                working.start(self._keep_stream(link, partial(link.work, address), end), f"stream to {link.address}")
+            if sensor is not None:
+                working.start(_sense(sensor, end), "the sensor")
+                for link in self._links:
+                    publish = partial(link.publish, sensor)
+                    working.start(self._keep_stream(link, publish, end), f"windows for {link.address}")
             try:
                 async with Background(end) as keeping:
                     for link in self._links:
@@ -232,16 +244,23 @@ class Member:
                 logged, pause_s = str(exc), 0.0  # retried after the back-off only
                 await backoff.wait()
 
-    async def _keep_working(self, link: Link, address: str) -> None:
-        """Keeps a stream open for the requests of one aggregator."""
-        backoff = Backoff(self._sleep)
+    async def _keep_stream(self, link: Link, run: Callable[[], Awaitable[None]], end: Callable[[], None]) -> None:
+        """Keeps a stream open to one aggregator: for its requests, or for the windows of a sensor."""
+        backoff, logged = Backoff(self._sleep), ""
         while True:
             started = asyncio.get_running_loop().time()
             if link.lease:
                 try:
-                    await link.work(address)
+                    await run()
+                except (ConfigError, MembershipError) as exc:
+                    # For example, another node measures this unit; waiting would not change that.
+                    self.failure = exc
+                    end()
+                    return
                 except NonnError as exc:
-                    _log.debug("%s; dialling again", exc)  # the heartbeat logs the reason
+                    if str(exc) != logged:
+                        _log.debug("%s; dialling again", exc)  # the heartbeat logs the reason
+                    logged = str(exc)
             if asyncio.get_running_loop().time() - started > BACKOFF_S[1]:
                 backoff.reset()
             await backoff.wait()
@@ -293,3 +312,9 @@ class Member:
             with contextlib.suppress(NonnError):
                 await link.call("Drain", pb.DrainRequest(lease=link.lease))
         link.lease = ""
+
+
+async def _sense(sensor: Sensor, end: Callable[[], None]) -> None:
+    """Runs a sensor; ends the node with its source."""
+    await sensor.run()
+    end()

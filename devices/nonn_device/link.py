@@ -1,4 +1,4 @@
-"""The connection of a node to one aggregator: calls, files and the stream of a node that dials out.
+"""The connection of a node to one aggregator: calls, files, and the streams of a node that dials out or senses.
 
 A rotation of the node's certificate opens a new channel. Errors contain the reason of a failed connection, which gRPC
 does not report.
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc import aio
@@ -19,11 +19,14 @@ from nonn.errors import CredentialsError, MembershipError, NonnError, Unreachabl
 from nonn.rpc.address import with_port
 from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import fleet_pb2 as pb
-from nonn.rpc.v1 import fleet_pb2_grpc
+from nonn.rpc.v1 import fleet_pb2_grpc, sensing_pb2_grpc
 from nonn.rpc.wire import RECONNECTING_OPTIONS, from_status
 from nonn.security.handshake import explain
 from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
 from nonn_device.dial_out import serve_stream
+
+if TYPE_CHECKING:
+    from nonn_device.publish import Sensor  # loaded by nodes that sense only
 
 __all__ = ["Link"]
 
@@ -91,6 +94,20 @@ class Link:
         try:
             await serve_stream(stub.Work(metadata=self._metadata()), self.lease, address)
         except aio.AioRpcError as exc:
+            raise await self._error(exc) from exc
+
+    async def publish(self, sensor: Sensor) -> None:
+        """Sends the windows of a sensor over a stream until it ends; raises the errors of ``call``."""
+        await self._stub()
+        stub = sensing_pb2_grpc.SensingStub(self._channel)  # type: ignore[no-untyped-call]
+        try:
+            await sensor.publish(stub.Publish(metadata=self._metadata()), self.lease)
+        except aio.AioRpcError as exc:
+            if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise MembershipError(
+                    f"{self.address}: takes no windows of sensors; its bundle says nothing of sensing, or its version "
+                    "of nonn is older"
+                ) from exc
             raise await self._error(exc) from exc
 
     def advertised(self, bound: str, chosen: str) -> str:

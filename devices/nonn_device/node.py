@@ -128,6 +128,11 @@ class StudentModel:
             raise InputError(f"{self.name}: its features are not finite; the inputs are far outside the raw range")
         return Result({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
 
+    async def features(self, window: Array) -> bytes:
+        """Features of one window of the node's own sensor [C, T], encoded as they are sent."""
+        features = await self._worker(window[None], limited=False)
+        return bytes(self._student.code.encode(features)[0].tobytes())
+
     async def check(self) -> None:
         """Runs one sample of zeros, queued even if the queue is full; returns if the student still runs."""
         await self._worker(np.zeros((1, *self._spec.shape), np.uint8), limited=False)

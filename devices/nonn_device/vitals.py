@@ -1,4 +1,4 @@
-"""Memory of this process, and the processor it runs on."""
+"""Memory of this process, the processor it runs on, and the charge of the battery."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["can_limit_memory", "peak_bytes", "processor", "resident_bytes"]
+__all__ = ["battery_percent", "can_limit_memory", "peak_bytes", "processor", "resident_bytes"]
 
 
 def resident_bytes() -> int:
@@ -51,3 +51,16 @@ def processor() -> str:
         return platform.machine()
     named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model", "Hardware")))
     return next((f"{platform.machine()}, {name}" for name in named if name), platform.machine())
+
+
+def battery_percent(root: Path = Path("/sys/class/power_supply")) -> int | None:
+    """Charge of this device's battery in percent; None if it has none, or does not report it."""
+    for supply in sorted(root.glob("*")):
+        try:
+            # A supply of scope Device is a battery of a mouse or a pen.
+            scope = (supply / "scope").read_text().strip() if (supply / "scope").exists() else "System"
+            if (supply / "type").read_text().strip() == "Battery" and scope == "System":
+                return max(0, min(100, int((supply / "capacity").read_text())))
+        except (OSError, ValueError):
+            continue
+    return None

@@ -306,18 +306,18 @@ class Aggregator:
             ]
         return screened.features, replies
 
-    async def _fuse(self, fanout: _Fanout, features: Mapping[int, NDArray[np.float32]]) -> Answer:
-        """Builds the answer from the features that have arrived: student → [B, d_i]."""
+    async def fuse(self, features: Mapping[int, NDArray[np.float32]]) -> Answer:
+        """One answer from features that have arrived, however they did: of all of them whose head is solved in time.
+
+        Args:
+            features: student → [B, d_i], one or more.
+        """
         arrived = mask_of(features)
         with span("nonn.fuse", nodes=len(features)):
             mask = await self._solver.choose(arrived, self.policy.config.quorum)
             logits = self._head.logits({i: features[i] for i in members(mask)})
         answered = np.zeros(self.bundle.num_devices, np.bool_)
         answered[list(members(mask))] = True
-        missing = {}
-        if mask.bit_count() != len(self.nodes):
-            unfused = arrived & ~mask
-            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies, unfused)
         return Answer(
             logits=logits.astype(np.float32),
             confidence=self._head.confidence(logits, mask).astype(np.float32),
@@ -326,10 +326,21 @@ class Aggregator:
             bundle=self.bundle.hash,
             expected_accuracy=self.policy.accuracy[mask],
             expected_accuracy_interval=self.bundle.table.interval(mask),
+            features=features,
+        )
+
+    async def _fuse(self, fanout: _Fanout, features: Mapping[int, NDArray[np.float32]]) -> Answer:
+        """Builds the answer of a fan-out from the features that have arrived: student → [B, d_i]."""
+        answer = await self.fuse(features)
+        missing = {}
+        if answer.mask.bit_count() != len(self.nodes):
+            unfused = mask_of(features) & ~answer.mask
+            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies, unfused)
+        return replace(
+            answer,
             failures={node: text for node, (_, text) in missing.items()},
             statuses={node: status for node, (status, _) in missing.items()},
             early=fanout.session.early,
-            features=features,
             latency_s=self._clock() - fanout.start,
         )
 

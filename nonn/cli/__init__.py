@@ -33,6 +33,7 @@ COMMANDS = (
     "up",
     "serve",
     "top",
+    "watch",
     "predict",
     "certs",
     "fleet",

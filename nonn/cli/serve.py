@@ -75,6 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-samples", type=int, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
     )
+    parser.add_argument(
+        "--window-wait", type=float, metavar="S", help="wait for windows of sensors after their end (default: hop / 2)"
+    )
+    parser.add_argument(
+        "--window-tolerance", type=float, metavar="S", help="distance of a window from the grid (default: hop / 10)"
+    )
+    parser.add_argument(
+        "--replay-speed", type=float, default=1.0, metavar="X", help="nodes replay recordings X times as fast as life"
+    )
+    parser.add_argument("--raw", type=Path, metavar="DIR", help="store raw samples of nodes with --send-raw")
     parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
     parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
     parser.add_argument("--watch-stdin", action="store_true", help="exit when standard input closes")
@@ -148,6 +158,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
 
     from nonn.aggregator.batching import BatchConfig
     from nonn.aggregator.membership.options import JoiningOptions
+    from nonn.aggregator.sensing.hub import SensingOptions
     from nonn.errors import ConfigError
     from nonn.fleet.served import ServeOptions
 
@@ -171,6 +182,9 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
             max_delay_s=args.max_delay_ms / 1e3,
             max_queue=args.max_queue,
             max_samples=args.max_samples,
+        ),
+        sensing=SensingOptions(
+            speed=args.replay_speed, tolerance_s=args.window_tolerance, wait_s=args.window_wait, raw=args.raw
         ),
     )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from nonn.rpc.guard import Tokens
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, Array
 from nonn.security.tls import load_tls
+from nonn.streams import WindowAnswer
 
 __all__ = ["Client", "Metadata"]
 
@@ -187,6 +188,24 @@ class Client:
             except NonnError:
                 executor.shutdown(cancel_futures=True)
                 raise
+
+    def watch(self) -> Iterator[WindowAnswer]:
+        """Answers of nodes that sense, from now on, one for each window; closing the iterator ends the stream.
+
+        With several aggregators, those of the one that is asked first.
+
+        Raises:
+            ConfigError: the aggregator streams no answers.
+            UnreachableError: the aggregator does not answer, or has ended.
+        """
+        link = self._failover.first
+        try:
+            for message in link.watch():
+                yield WindowAnswer.from_message(message)
+        except UnreachableError:
+            link.look()  # gRPC does not report why a certificate was refused
+            raise
+        raise UnreachableError(f"{link.address}: the aggregator has ended the stream of answers")
 
     def ready(self) -> bool:
         """Whether an aggregator is ready; false also if none can be reached."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 
-from nonn.errors import CredentialsError, NonnError, UnreachableError
+from nonn.errors import ConfigError, CredentialsError, NonnError, UnreachableError
 from nonn.rpc.guard import Tokens
-from nonn.rpc.v1 import inference_pb2_grpc
+from nonn.rpc.v1 import inference_pb2_grpc, sensing_pb2, sensing_pb2_grpc
 from nonn.rpc.wire import CLIENT_STREAMS, INFER_METHOD, RECONNECTING_OPTIONS, from_status
 from nonn.security.handshake import explain
 from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
@@ -127,6 +127,27 @@ class Link:
         else:  # the check may take two seconds at an aggregator that accepts connections and does not answer
             threading.Thread(target=begin, name=f"check of {self.address}", daemon=True).start()
         return cancel
+
+    def watch(self) -> Iterator[Any]:
+        """Messages of ``Answers.Watch``, until the aggregator or the connection ends; closing the iterator ends it.
+
+        Raises:
+            NonnError: the stream failed.
+        """
+        self._check_once()
+        stub = sensing_pb2_grpc.AnswersStub(self._channel)  # type: ignore[no-untyped-call]
+        call = stub.Watch(sensing_pb2.WatchRequest(), metadata=self._metadata())
+        try:
+            yield from call
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise ConfigError(
+                    f"{self.address}: streams no answers; nodes that sense join a nonn serve --joins whose "
+                    "bundle has a section [sensing]"
+                ) from exc
+            raise from_status(exc, self.address) from exc
+        finally:
+            call.cancel()
 
     def look(self) -> None:
         """Checks the aggregator's certificate, and whether it uses TLS at all; takes up to two seconds.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +15,8 @@ from nonn.aggregator.membership.options import Joining, JoiningOptions
 from nonn.aggregator.monitoring.events import Observer
 from nonn.aggregator.monitoring.options import Observing, ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.sensing.hub import Hub, SensingOptions
+from nonn.aggregator.sensing.servicer import SensingServicer
 from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
 from nonn.answer import MODEL
@@ -37,6 +39,7 @@ class ServeOptions:
         observing: monitoring.
         policy: deadline, quorum and hedging.
         batching: limits of dynamic batching and of the queue.
+        sensing: times and speed of nodes that sense.
     """
 
     inventory: Path | None
@@ -44,6 +47,7 @@ class ServeOptions:
     observing: ObservingOptions
     policy: PolicyConfig
     batching: BatchConfig
+    sensing: SensingOptions = field(default_factory=SensingOptions)
 
 
 class ServedBundle:
@@ -80,14 +84,28 @@ class ServedBundle:
             self.aggregator, self.observing.monitor.state, options.batching, self.observing.answered
         )
         self.servicer = self.joining.servicer(self.aggregator)
+        # Only nodes that join sense, and only of a bundle that says what.
+        senses = options.joining.joins and bundle.manifest.sensing is not None
+        self.hub = Hub(self.aggregator, options.sensing) if senses else None
 
     def watching(self) -> contextlib.AbstractAsyncContextManager[str | None]:
         """Runs monitor, dashboard and metrics during the block; yields the address of HTTP, None without."""
-        return self.observing.watching(self.aggregator, self.joining.tls)
+        return self.observing.watching(self.aggregator, self.joining.tls, self.hub)
 
     def options(self) -> dict[str, Any]:
         """Arguments of ``nonn.rpc.server.serve``."""
-        return self.joining.options(self.aggregator, self.servicer) | {"interceptors": self.observing.interceptors}
+        keys = self.joining.options(self.aggregator, self.servicer) | {"interceptors": self.observing.interceptors}
+        if (hub := self.hub) is None:
+            return keys
+        attend = keys["attend"]
+
+        @contextlib.asynccontextmanager
+        async def both(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
+            async with attend(address, end), hub.attend(end):
+                yield
+
+        sensing = SensingServicer(hub, self.servicer.holder)
+        return keys | {"attend": both, "services": [*keys["services"], sensing.add_to]}
 
     def accuracy(self, without: str = "") -> float:
         """Accuracy of the nodes that would answer now, without one of them."""

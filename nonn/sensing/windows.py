@@ -93,9 +93,7 @@ class Windower:
         for time_s, row in zip(times.tolist(), values, strict=True):
             if self._times and time_s <= self._times[-1]:
                 self._restart(time_s)
-            if self._next == inf:
-                if self._phase is None:
-                    self._phase = time_s  # until the aggregator says
+            if self._next == inf and self._phase is not None:
                 ahead = floor((time_s - self._phase) / self._spec.hop_s) + 1
                 self._next = self._phase + ahead * self._spec.hop_s
             self._times.append(time_s)
@@ -103,6 +101,8 @@ class Windower:
             # Half an interval early: otherwise every window would wait for one more sample.
             while time_s >= self._next - self._interval / 2:
                 windows.append(self._cut())
+        if self._phase is None:  # nobody has said yet where windows end
+            self._forget(times[-1] - self._spec.window_s - GAP * self._interval)
         return windows
 
     def expire(self, now_s: float) -> list[Window]:
@@ -130,10 +130,14 @@ class Windower:
         times, rows = np.array(self._times), self._values
         start_s = end_s - window_s + self._interval
         values, reason = self._examined(times, rows, start_s, end_s)
-        while len(self._times) > 1 and self._times[1] < keep:
+        self._forget(keep)
+        return Window(end_s, values, reason)
+
+    def _forget(self, before_s: float) -> None:
+        """Forgets samples before a time, but for the last of them."""
+        while len(self._times) > 1 and self._times[1] < before_s:
             self._times.popleft()
             self._values.popleft()
-        return Window(end_s, values, reason)
 
     def _examined(
         self, times: Float64, rows: deque[Float64], start_s: float, end_s: float

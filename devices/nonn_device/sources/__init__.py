@@ -1,14 +1,15 @@
 """Sources of samples: ``--source KIND:WHERE?OPTION=VALUE&…``, one kind per module.
 
 ==================================  ==================================================================================
-``csv:FILE``                        a recording, replayed; ``speed``, ``start`` (Unix time of its first sample)
+``csv:FILE``                        a recording, replayed; ``start``: Unix time of its first sample
 ``iio:DEVICE,DEVICE``               sensors of Linux IIO, by number or name, as on a Sense HAT; ``rate``
 ``serial:PORT``                     lines of numbers from a serial port; ``baud``
 ``-``                               the same lines from standard input, so that any program can feed a node
 ``package.module:factory``          an asynchronous iterator of (time, values) of your own
 ==================================  ==================================================================================
 
-Every kind also takes ``offset`` (seconds) and ``drift`` (ppm): errors of the node's clock, for experiments.
+Every kind also takes ``speed``, how much faster than life a recording is replayed, and ``offset`` (seconds) and
+``drift`` (ppm), errors of the node's clock for experiments.
 
 A source yields ``Samples`` in the units of the bundle, with times of the node's ``DataClock``. Each module is imported
 only if it is used; none needs more than the base install.
@@ -30,11 +31,11 @@ from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.toml import did_you_mean
 
-__all__ = ["Samples", "Source", "SourceOptions", "open_source", "parse_source"]
+__all__ = ["CLOCK_OPTIONS", "Samples", "Source", "SourceOptions", "open_source", "parse_source"]
 
 _MODULES = {"csv": "recording", "iio": "iio", "serial": "lines", "-": "lines"}
-_CLOCK = ("offset", "drift")
-_OPTIONS = {"csv": ("speed", "start"), "iio": ("rate",), "serial": ("baud",), "-": ()}
+CLOCK_OPTIONS = ("speed", "offset", "drift")
+_OPTIONS: dict[str, tuple[str, ...]] = {"csv": ("start",), "iio": ("rate",), "serial": ("baud",), "-": ()}
 
 
 class Samples(NamedTuple):
@@ -100,16 +101,16 @@ def parse_source(text: str) -> SourceOptions:
         )
     options: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if kind != "factory" and key not in (known := (*_OPTIONS[kind], *_CLOCK)):
+        if kind != "factory" and key not in (known := (*_OPTIONS[kind], *CLOCK_OPTIONS)):
             raise ConfigError(f"--source {text}: option '{key}' is unknown; {did_you_mean(key, known)}")
         try:
             options[key] = float(value)
         except ValueError:
-            if kind != "factory" or key in _CLOCK:
+            if kind != "factory" or key in CLOCK_OPTIONS:
                 raise ConfigError(f"--source {text}: {key}={value} is not a number") from None
             options[key] = value
     for key in ("speed", "rate", "baud"):
-        if kind != "factory" and not options.get(key, 1.0) > 0:
+        if (kind != "factory" or key == "speed") and not options.get(key, 1.0) > 0:
             raise ConfigError(f"--source {text}: {key} must be above 0")
     return SourceOptions(text, kind, rest, options)
 

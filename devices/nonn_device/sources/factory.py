@@ -1,8 +1,8 @@
 """``package.module:factory``: samples from a program of your own.
 
-The factory is called with the unit's ``SensingSpec`` and the options after ``?``, and returns an asynchronous iterator
-of ``(time, values)``: values [C] or [n, C] in the units and order of ``spec.channels``; times of the sensor's clock in
-seconds, or None for now. ``offset`` and ``drift`` stay with the node.
+The factory is called with the unit's ``SensingSpec``, the node's ``DataClock`` and the options after ``?``, and returns
+an asynchronous iterator of ``(time, values)``: values [C] or [n, C] in the units and order of ``spec.channels``; times
+of that clock in seconds, or None for now. ``speed``, ``offset`` and ``drift`` belong to the clock.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 from nonn.errors import ConfigError, DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
-from nonn_device.sources import _CLOCK, Samples, Source, SourceOptions
-from nonn_device.sources.lines import SensorTime
+from nonn_device.sources import CLOCK_OPTIONS, Samples, Source, SourceOptions
 
 __all__ = ["open_source"]
 
@@ -33,17 +32,15 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as exc:
         raise ConfigError(f"--source {options.text}: {exc}; is the module on the PYTHONPATH of the node?") from exc
-    keywords = {key: value for key, value in options.options.items() if key not in (*_CLOCK, "speed")}
-    accepts_clock = getattr(factory, "takes_clock", False)
+    keywords = {key: value for key, value in options.options.items() if key not in CLOCK_OPTIONS}
     try:
-        iterator = factory(spec, **keywords, **({"clock": clock} if accepts_clock else {}))
+        iterator = factory(spec, clock, **keywords)
     except TypeError as exc:
         raise ConfigError(f"--source {options.text}: {exc}") from exc
     return lambda: _samples(iterator, spec, clock, options.text)
 
 
 async def _samples(iterator: Any, spec: SensingSpec, clock: DataClock, text: str) -> AsyncIterator[Samples]:
-    time = SensorTime()
     async for stamps, given in iterator:
         values = np.atleast_2d(np.asarray(given, np.float64))
         if values.shape[1] != len(spec.channels):
@@ -55,6 +52,5 @@ async def _samples(iterator: Any, spec: SensingSpec, clock: DataClock, text: str
         if stamps is None:
             times = now - np.arange(len(values) - 1, -1, -1) / spec.rate_hz
         else:
-            theirs = np.atleast_1d(np.asarray(stamps, np.float64))
-            times = theirs + (time.on_node(float(theirs[-1]), now) - float(theirs[-1]))
+            times = np.atleast_1d(np.asarray(stamps, np.float64))
         yield Samples(times, values)

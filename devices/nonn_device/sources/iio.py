@@ -96,8 +96,8 @@ def _device(root: Path, wanted: str, text: str) -> Path:
         names[folder.name] = name
     found = ", ".join(f"{folder.removeprefix('iio:device')} ({name})" for folder, name in names.items()) or "none"
     raise DataError(
-        f"--source {text}: no IIO device '{wanted}' in {root}; there are: {found}. On a Raspberry Pi a sensor needs its "
-        "overlay in /boot/firmware/config.txt, for example dtoverlay=rpi-sense"
+        f"--source {text}: no IIO device '{wanted}' in {root}; there are: {found}. On a Raspberry Pi a sensor "
+        "needs its overlay in /boot/firmware/config.txt, for example dtoverlay=rpi-sense"
     )
 
 
@@ -117,7 +117,7 @@ def _channel(devices: list[Path], name: str, unit: str, text: str) -> _Channel:
             scale = _constant(device, axis, kind[0], "scale", 1.0) * to_unit(kind[1], unit, f"channel '{name}'")
             return _Channel(file, _constant(device, axis, kind[0], "offset", 0.0), scale)
     where = ", ".join(str(device) for device in devices)
-    raise DataError(f"--source {text}: no {axis}_raw for channel '{name}' in {where}; name the other sensors too: iio:0,1")
+    raise DataError(f"--source {text}: no {axis}_raw for channel '{name}' in {where}; name all its sensors: iio:0,1")
 
 
 def _constant(device: Path, axis: str, kind: str, what: str, default: float) -> float:

@@ -42,16 +42,18 @@ class SensorTime:
     """A sensor's own times on the node's clock.
 
     The least difference of arrival and time within the last minute or two is the time on the way; the sensor's clock
-    may drift meanwhile by some milliseconds. A difference that becomes smaller by more than a second is a sensor that
-    was set or started again, and everything before it is forgotten.
+    may drift meanwhile by some milliseconds. After a time that goes backwards, as that of a sensor that has started
+    again, it begins anew.
     """
 
     def __init__(self) -> None:
-        self._now, self._before, self._since = inf, inf, -inf
+        self._now, self._before, self._since, self._last = inf, inf, -inf, -inf
 
     def on_node(self, stamp_s: float, arrived_s: float) -> float:
         """The node's time of a sample that has the sensor's time ``stamp_s`` and arrives now."""
-        difference = arrived_s - stamp_s
+        if stamp_s < self._last:
+            self._now, self._before, self._since = inf, inf, arrived_s
+        difference, self._last = arrived_s - stamp_s, stamp_s
         if arrived_s - self._since > MINUTE_S:
             self._now, self._before, self._since = inf, self._now, arrived_s
         self._now = min(self._now, difference)
@@ -176,7 +178,7 @@ def _open_port(path: str, baud: int) -> int:
             "group dialout"
         ) from exc
     try:
-        tty.setraw(descriptor)
+        tty.setraw(descriptor, termios.TCSANOW)  # keeps what has arrived
         settings = termios.tcgetattr(descriptor)
         settings[4] = settings[5] = speed
         termios.tcsetattr(descriptor, termios.TCSANOW, settings)

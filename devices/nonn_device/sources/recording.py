@@ -80,8 +80,8 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
     rate = 1 / float(np.median(np.diff(times)))
     if rate < SLOW * spec.rate_hz:
         raise DataError(
-            f"{path}: {rate:.3g} samples per second; the bundle was trained at {spec.rate_hz:g}, and a slower recording "
-            "cannot be resampled to it: record faster, or train a bundle with this sensing.rate_hz"
+            f"{path}: {rate:.3g} samples per second; the bundle was trained at {spec.rate_hz:g}, and a slower "
+            "recording cannot be resampled to it: record faster, or train a bundle with this sensing.rate_hz"
         )
     start_s = options.options["start"] * clock.speed if "start" in options.options else clock.true()
 

@@ -15,6 +15,7 @@ from nonn.aggregator.membership.credentials import Watch, connect_tls
 from nonn.aggregator.membership.dial_out import WorkChannels
 from nonn.aggregator.membership.leases import DEFAULT_LEASE_S, Membership
 from nonn.aggregator.membership.servicer import MEMBERSHIP_SERVICE, MembershipServicer
+from nonn.aggregator.sensing.servicer import ANSWERS_SERVICE, SENSING_SERVICE
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
@@ -71,10 +72,16 @@ class Joining:
         self._options = options
         self.tls = load_tls(options.tls, "aggregator")
         self._work = WorkChannels()
-        tokens = {SERVICE: options.token_file, MEMBERSHIP_SERVICE: options.join_token_file}
+        clients, nodes = frozenset({"client", "aggregator"}), frozenset({"node"})
+        tokens = {
+            SERVICE: options.token_file,
+            ANSWERS_SERVICE: options.token_file,
+            MEMBERSHIP_SERVICE: options.join_token_file,
+            SENSING_SERVICE: options.join_token_file,
+        }
         self.guard = Guard(
             self.tls,
-            {SERVICE: frozenset({"client", "aggregator"}), MEMBERSHIP_SERVICE: frozenset({"node"})},
+            {SERVICE: clients, ANSWERS_SERVICE: clients, MEMBERSHIP_SERVICE: nodes, SENSING_SERVICE: nodes},
             {service: Tokens(file) for service, file in tokens.items() if file},
         )
 

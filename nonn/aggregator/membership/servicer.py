@@ -111,14 +111,14 @@ class MembershipServicer:
 
     async def Heartbeat(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Renews a lease."""
-        known = self._holder(request.lease, context) is not None
+        known = self.holder(request.lease, context) is not None
         known = known and self.membership.renew(request.lease, self._clock(), request.rss_bytes)
         return pb.HeartbeatResponse(known=known)
 
     async def GetArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Streams a file to the node that it was assigned to."""
         try:
-            lease = self._holder(request.lease, context)
+            lease = self.holder(request.lease, context)
             if lease is None:
                 raise CredentialsError("unknown lease; register first")
             if request.path not in self._paths(lease.student):
@@ -137,7 +137,7 @@ class MembershipServicer:
 
     async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Takes a node out; returns when its pending requests are answered."""
-        if self._holder(request.lease, context) is not None:
+        if self.holder(request.lease, context) is not None:
             async with self._lock:
                 lease = self.membership.end(request.lease)
                 if lease is not None:
@@ -147,7 +147,7 @@ class MembershipServicer:
     async def Work(self, replies: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Sends requests to a node that dialled in, and receives its replies."""
         first = await anext(aiter(replies), None)
-        lease = self._holder(first.lease, context) if first is not None else None
+        lease = self.holder(first.lease, context) if first is not None else None
         if lease is None or not lease.request.dials_out:
             await context.abort(*to_status(CredentialsError("unknown lease of a node that dials out; register first")))
             return
@@ -203,7 +203,7 @@ class MembershipServicer:
                 self._calling -= Counter([joining.caller])  # forgets a caller without calls
         return dataclasses.replace(joining, student=student)
 
-    def _holder(self, token: str, context: Any) -> Lease | None:
+    def holder(self, token: str, context: Any) -> Lease | None:
         """The lease, if it belongs to the caller: it is not accepted with another node's certificate."""
         lease = self.membership.find(token)
         if lease is not None and self._guard.tls is not None:

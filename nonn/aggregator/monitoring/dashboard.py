@@ -1,4 +1,4 @@
-"""The aggregator over HTTP: dashboard, /api/state, /metrics, /healthz and /readyz, all read-only.
+"""The aggregator over HTTP: dashboard, /api/state, /api/answers, /metrics, /healthz and /readyz, all read-only.
 
 It runs in the aggregator's event loop with aiohttp: its ``AppRunner`` starts and stops inside a running loop and leaves
 signals alone. Starlette with uvicorn is half the size (6 MB installed, 7 MB resident, against 15 and 15), but uvicorn
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
+from nonn.aggregator.sensing.hub import Hub
 from nonn.documents import to_json
 from nonn.errors import AddressError, MissingExtraError
 from nonn.rpc.address import is_loopback
@@ -56,6 +58,7 @@ async def serve_dashboard(
     insecure: bool,
     tls: TlsFolder | None = None,
     names: Sequence[str] = (),
+    hub: Hub | None = None,
 ) -> AsyncIterator[str]:
     """Serves HTTP while the block runs.
 
@@ -67,6 +70,7 @@ async def serve_dashboard(
         insecure: allow plain HTTP beyond loopback.
         tls: certificates of the aggregator; used beyond loopback.
         names: further names in the Host header, for example of a proxy.
+        hub: answers of nodes that sense, for /api/answers and /api/sensing; None if none do.
 
     Yields:
         Its address, ``http://host:port``.
@@ -89,7 +93,9 @@ async def serve_dashboard(
     if is_loopback(host):
         tls = None
     known = None if tls else _own_names(host, names)
-    runner = web.AppRunner(_application(monitor, metrics, tls, known), access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(
+        _application(monitor, metrics, tls, known, hub), access_log=None, shutdown_timeout=SHUTDOWN_S
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=tls.server_context() if tls else None)
@@ -130,7 +136,7 @@ def _is_ours(header: str | None, names: frozenset[str]) -> bool:
 
 
 def _application(
-    monitor: Monitor, metrics: Metrics, tls: TlsFolder | None, names: frozenset[str] | None
+    monitor: Monitor, metrics: Metrics, tls: TlsFolder | None, names: frozenset[str] | None, hub: Hub | None = None
 ) -> web.Application:
     """The routes; without ``names`` every Host header is accepted."""
     from aiohttp import web
@@ -152,6 +158,22 @@ def _application(
         ready, text = monitor.readiness()
         return web.Response(text=f"{text}\n", status=200 if ready else 503)
 
+    async def sensing(request: web.Request) -> web.Response:
+        return web.json_response(hub.state() if hub else {})
+
+    async def answers(request: web.Request) -> web.StreamResponse:
+        """Server-sent events: the last answers, and each further one."""
+        if hub is None:
+            raise web.HTTPNotFound(text="no node of this cluster senses\n")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
+        await response.prepare(request)
+        with hub.watching(recent=True) as watcher, contextlib.suppress(ConnectionResetError):
+            while (taken := await watcher.take())[0] is not None:
+                assert taken[0] is not None
+                said = json.dumps({**taken[0].to_json(), "skipped": taken[1]})
+                await response.write(f"data: {said}\n\n".encode())
+        return response
+
     @web.middleware
     async def guarded(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -164,6 +186,8 @@ def _application(
                     text="unknown host name; use the IP address, or start nonn serve with --http-name NAME\n"
                 )
             response = await handler(request)
+            if response.prepared:  # a stream has sent its headers
+                return response
         except web.HTTPException as exc:  # 404 and 405 get the same headers
             exc.headers.update(_HEADERS)
             raise
@@ -175,6 +199,8 @@ def _application(
         application.router.add_get(path, asset)
     for path, handler in (
         ("/api/state", state),
+        ("/api/sensing", sensing),
+        ("/api/answers", answers),
         ("/metrics", exposition),
         ("/healthz", healthz),
         ("/readyz", readyz),

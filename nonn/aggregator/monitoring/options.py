@@ -11,6 +11,7 @@ from nonn.aggregator.fanout import Connect
 from nonn.aggregator.monitoring.drift import DriftConfig
 from nonn.aggregator.monitoring.events import Observer
 from nonn.aggregator.monitoring.monitor import Monitor
+from nonn.aggregator.sensing.hub import Hub
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.bundle import Bundle
@@ -104,12 +105,15 @@ class Observing:
         return [self.tracing.interceptor] if self.tracing else []
 
     @contextlib.asynccontextmanager
-    async def watching(self, aggregator: Aggregator, tls: TlsFolder | None = None) -> AsyncIterator[str | None]:
+    async def watching(
+        self, aggregator: Aggregator, tls: TlsFolder | None = None, hub: Hub | None = None
+    ) -> AsyncIterator[str | None]:
         """Watches while the block runs.
 
         Args:
             aggregator: the aggregator that has the observers.
             tls: certificates of the aggregator, also used for HTTP beyond loopback.
+            hub: answers of nodes that sense; None if none do.
 
         Yields:
             The address of HTTP; None without HTTP.
@@ -134,5 +138,6 @@ class Observing:
                 insecure=options.insecure,
                 tls=tls,
                 names=options.http_names,
+                hub=hub,
             )
             yield await stack.enter_async_context(dashboard)

@@ -171,4 +171,31 @@ async function refresh() {
   setTimeout(refresh, EVERY_MS);
 }
 
+// One bar for each window: as high as its stated accuracy, hollow where too few units sensed.
+const STRIP = 120;
+const strip = [];
+
+function sensed(answer) {
+  strip.push(answer);
+  if (strip.length > STRIP) strip.shift();
+  byId("answers").hidden = false;
+  write("answer-now", answer.label ? `${answer.label}, ${percent(answer.expected_accuracy)} with ${answer.devices.length} units` : "no unit senses");
+  write("answer-missing", Object.entries(answer.missing).map(([node, why]) => `${node}: ${why}`).join("; "));
+  byId("strip").replaceChildren(...strip.map((each, i) => {
+    const height = each.label ? 58 * each.expected_accuracy : 58;
+    const bar = svg("rect", { x: 5 * i, y: 59 - height, width: 4, height, class: each.label ? "sensed" : "unsensed" });
+    bar.append(svg("title", {}, `${clock(each.time)} ${each.label || "no answer"}, ${percent(each.expected_accuracy)}`));
+    return bar;
+  }));
+}
+
+async function follow() {
+  const response = await fetch("api/sensing").catch(() => null);
+  if (!response || !response.ok || !("hop_s" in await response.json())) return;
+  const source = new EventSource("api/answers");
+  source.onopen = () => { strip.length = 0; };  // the stream begins with the last answers
+  source.onmessage = (event) => sensed(JSON.parse(event.data));
+}
+
+follow();
 refresh();

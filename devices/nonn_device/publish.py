@@ -1,0 +1,159 @@
+"""A node that senses: source → windows → student → features, over a stream that the node opens to each aggregator.
+
+Raw samples stay in this process unless ``--send-raw`` is given. Each aggregator has its own grid, so each stream cuts
+its own windows from the same samples. While a stream is broken its windows are dropped: an answer would be too old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from grpc import aio
+
+from nonn.rpc.background import Background
+from nonn.rpc.v1 import sensing_pb2 as pb
+from nonn.sensing import SensingSpec
+from nonn.sensing.clock import DataClock
+from nonn.sensing.windows import NO_DATA, Window, Windower
+from nonn_device.sources import Source
+from nonn_device.vitals import battery_percent
+
+__all__ = ["Sensor"]
+
+Features = Callable[[Any], Awaitable[bytes]]
+
+HELD = 4  # windows that wait for a slow link; older ones would come too late anyway
+TICK_S = 0.25  # at most, between two looks for a silent sensor
+BATTERY_S = 60.0  # between two readings
+
+_log = logging.getLogger(__name__)
+
+
+class Sensor:
+    """The sensor of a node.
+
+    Args:
+        spec: what the unit measures.
+        source: its samples.
+        clock: the node's.
+        features: window [C, T] → features as they are sent.
+        raw: send the windows too.
+    """
+
+    def __init__(
+        self, spec: SensingSpec, source: Source, clock: DataClock, features: Features, *, raw: bool = False
+    ) -> None:
+        self._spec, self._source, self._clock = spec, source, clock
+        self._features, self._raw = features, raw
+        self._streams: set[_Stream] = set()
+        self._reasons: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Reads the source until it ends.
+
+        Raises:
+            NonnError: the source is not as it should be.
+        """
+        async with Background() as tasks:
+            tasks.start(self._tick(), "looking for a silent sensor")
+            async for samples in self._source():
+                for stream in tuple(self._streams):
+                    stream.put(stream.windower.add(*samples))
+        _log.info("the source has ended")
+
+    async def publish(self, call: Any, lease: str) -> None:
+        """Sends windows over one stream until it ends.
+
+        Args:
+            call: ``Sensing.Publish``.
+            lease: of the node.
+
+        Raises:
+            grpc.aio.AioRpcError: the stream broke, or the aggregator refused it.
+        """
+        stream = _Stream(Windower(self._spec))
+        opening = pb.Opening(lease=lease, speed=self._clock.speed, raw=self._raw)
+        await call.write(pb.Publication(opening=opening))
+        self._streams.add(stream)
+        try:
+            async with Background() as tasks:
+                tasks.start(self._send(call, stream), "sending windows")
+                while (direction := await call.read()) is not aio.EOF:
+                    received = self._clock()
+                    if direction.HasField("probe"):
+                        echo = pb.Echo(number=direction.probe.number, received_us=round(received * 1e6))
+                        async with stream.writing:
+                            echo.sent_us = round(self._clock() * 1e6)
+                            await call.write(pb.Publication(echo=echo))
+                    elif direction.HasField("grid"):
+                        stream.windower.aim(direction.grid.end_us / 1e6)
+        finally:
+            self._streams.discard(stream)
+
+    async def _send(self, call: Any, stream: _Stream) -> None:
+        """Sends each window of a stream."""
+        with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):  # raised where the stream is read
+            while True:
+                message = await self._message(await stream.take())
+                async with stream.writing:
+                    await call.write(pb.Publication(window=message))
+
+    async def _message(self, window: Window) -> Any:
+        """A window as a message."""
+        message = pb.WindowFeatures(end_us=round(window.end_s * 1e6), battery=self._battery())
+        if window.values is None:
+            if window.reason not in self._reasons:
+                _log.warning("no data in the window at %.1f s: %s", window.end_s, window.reason)
+            self._reasons[window.reason] = self._reasons.get(window.reason, 0) + 1
+            number: Any = 1 + NO_DATA.index(window.reason)
+            message.no_data = number
+            return message
+        message.features = await self._features(window.values)
+        message.crc32 = zlib.crc32(message.features)
+        if self._raw:
+            message.raw = window.values.astype("<f4").tobytes()
+        return message
+
+    _battery_at, _battery_is = -BATTERY_S, 0
+
+    def _battery(self) -> int:
+        """The charge plus one; 0 if it is unknown."""
+        now = asyncio.get_running_loop().time()
+        if now - self._battery_at >= BATTERY_S:
+            percent = battery_percent()
+            self._battery_at, self._battery_is = now, 0 if percent is None else percent + 1
+        return self._battery_is
+
+    async def _tick(self) -> None:
+        """Says "no data" for windows that end without samples."""
+        while True:
+            await asyncio.sleep(min(TICK_S, self._spec.hop_s / 4) / self._clock.speed)
+            for stream in tuple(self._streams):
+                stream.put(stream.windower.expire(self._clock()))
+
+
+class _Stream:
+    """The windows of one stream."""
+
+    def __init__(self, windower: Windower) -> None:
+        self.windower, self.writing = windower, asyncio.Lock()  # a stream accepts one message at a time
+        self._held: list[Window] = []
+        self._wake = asyncio.Event()
+
+    def put(self, windows: list[Window]) -> None:
+        """Adds windows to send; the oldest are dropped if the link is too slow."""
+        if windows:
+            self._held = [*self._held, *windows][-HELD:]
+            self._wake.set()
+
+    async def take(self) -> Window:
+        """The next window."""
+        while not self._held:
+            self._wake.clear()
+            await self._wake.wait()
+        return self._held.pop(0)

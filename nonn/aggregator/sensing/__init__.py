@@ -1,0 +1,8 @@
+"""Nodes that sense, at the aggregator: their streams, and the answers of their windows.
+
+::
+
+    hub        aligns what nodes send, fuses it, and passes each answer on
+    servicer   the streams of nodes and of those who watch
+    raw        raw samples, where the owner of a node sends them
+"""

@@ -1,0 +1,306 @@
+"""The hub of the nodes that sense: windows in, one answer for each point of the grid out.
+
+``Alignment`` says which windows belong together and when an answer is due; the aggregator's heads fuse whatever there
+is, so the mask of an answer is the set of devices that really sensed. The test of devices against each other runs on
+the streams too, with evidence of its own: a unit that is worn wrongly or swapped with another contradicts the others in
+its features, although its student passes every probe. It is left out of the window, and after repeated contradictions
+for the time of a quarantine.
+
+A watcher that is too slow loses the oldest answers, and learns how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.aggregator.monitoring.events import RequestEvent
+from nonn.aggregator.screening import EXCLUDED, Screen
+from nonn.aggregator.sensing.raw import RawFolder
+from nonn.aggregator.service import Aggregator
+from nonn.errors import ConfigError, DataLossError, InputError
+from nonn.reliability.subsets import members
+from nonn.rpc.background import Background
+from nonn.sensing import SensingSpec
+from nonn.sensing.alignment import Alignment, AlignmentConfig, Point, summary
+from nonn.sensing.clock import DataClock
+from nonn.sensing.windows import NO_DATA
+from nonn.streams import WindowAnswer
+
+__all__ = ["Hub", "SensingOptions"]
+
+RECENT = 120  # answers that a new page shows
+HELD = 64  # answers that wait for one watcher
+FRAME_BYTES = 5  # gRPC's own, for each message
+QUARANTINE = "left out for a while: its features contradicted those of the other devices again and again"
+
+_log = logging.getLogger(__name__)
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensingOptions:
+    """Options of ``nonn serve`` about nodes that sense.
+
+    Attributes:
+        speed: how much faster than life the nodes replay recordings.
+        tolerance_s: largest distance of a window from the grid; None is a tenth of the hop.
+        wait_s: longest wait for windows after their end; None is half of the hop.
+        raw: folder for raw samples; None accepts none.
+
+    Raises:
+        ConfigError: the speed is not positive.
+    """
+
+    speed: float = 1.0
+    tolerance_s: float | None = None
+    wait_s: float | None = None
+    raw: Any = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.speed < 1e4:
+            raise ConfigError(f"--replay-speed {self.speed:g}: must be above 0 and below 10,000")
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """One window as it arrived: features [1, d_i] and bytes on the wire."""
+
+    features: Features
+    num_bytes: int
+
+
+class Watcher:
+    """One stream of answers to a client."""
+
+    def __init__(self, recent: Iterator[WindowAnswer] | tuple[WindowAnswer, ...] = ()) -> None:
+        self._held: deque[WindowAnswer | None] = deque(recent)
+        self._wake, self._skipped = asyncio.Event(), 0
+
+    def put(self, answer: WindowAnswer | None) -> None:
+        """Adds an answer; None ends the stream."""
+        if len(self._held) >= HELD:
+            self._held.popleft()
+            self._skipped += 1
+        self._held.append(answer)
+        self._wake.set()
+
+    async def take(self) -> tuple[WindowAnswer | None, int]:
+        """The next answer, and how many before it were lost."""
+        while not self._held:
+            self._wake.clear()
+            await self._wake.wait()
+        skipped, self._skipped = self._skipped, 0
+        return self._held.popleft(), skipped
+
+
+class Hub:
+    """Answers of a cluster whose nodes sense.
+
+    Args:
+        aggregator: of a bundle with sensing.
+        options: of the operator.
+        clock: seconds of the data; Unix time times the speed by default.
+
+    Attributes:
+        recent: the last answers, oldest first.
+        counts: answers, bytes and what else happened, in total.
+    """
+
+    def __init__(
+        self, aggregator: Aggregator, options: SensingOptions | None = None, clock: Callable[[], float] | None = None
+    ) -> None:
+        options, bundle = options or SensingOptions(), aggregator.bundle
+        spec = bundle.manifest.sensing
+        assert spec is not None, "the bundle says what nodes measure"
+        self.options, self._aggregator = options, aggregator
+        self.clock = clock or DataClock(options.speed)
+        self.alignment = Alignment[_Sent](
+            AlignmentConfig(hop_s=spec.hop_s, tolerance_s=options.tolerance_s, wait_s=options.wait_s)
+        )
+        self.recent: deque[WindowAnswer] = deque(maxlen=RECENT)
+        self.counts = Counter[str]()
+        self.raw = RawFolder(options.raw) if options.raw else None
+        self.batteries: dict[str, int] = {}
+        self._screen = Screen(bundle.consistency, aggregator.policy.config.exclusion_rate)
+        self._quarantined: dict[str, float] = {}
+        self._watchers: set[Watcher] = set()
+        self._changed = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def attend(self, end: Callable[[], object]) -> AsyncIterator[None]:
+        """Answers while the block runs; calls ``end`` if that is no longer possible."""
+        try:
+            async with Background(end) as tasks:
+                tasks.start(self._keep(), "answers of windows")
+                yield
+        finally:
+            for watcher in self._watchers:
+                watcher.put(None)
+
+    @contextlib.contextmanager
+    def watching(self, *, recent: bool = False) -> Iterator[Watcher]:
+        """A stream of answers from now on; with ``recent`` the last ones first."""
+        watcher = Watcher(tuple(self.recent) if recent else ())
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
+    def spec_of(self, student: int) -> SensingSpec:
+        """What the node of one student measures."""
+        return self._aggregator.bundle.sensing_of(student)
+
+    def woken(self) -> None:
+        """Something has arrived or changed."""
+        self._changed.set()
+
+    def window(self, node: str, student: int, message: Any, num_bytes: int) -> None:
+        """Takes a window of a node.
+
+        Args:
+            node: its id.
+            student: the student that it runs.
+            message: the ``WindowFeatures``.
+            num_bytes: of the message on the wire, without raw samples.
+
+        Raises:
+            DataLossError: the features were altered on the way.
+            InputError: they do not fit the student.
+        """
+        now, payload, reason = self.clock(), None, ""
+        num_bytes += FRAME_BYTES
+        self.counts["bytes"] += num_bytes
+        if message.no_data:
+            reason = NO_DATA[message.no_data - 1] if message.no_data <= len(NO_DATA) else "unknown"
+        else:
+            payload = _Sent(self._features(node, student, message), num_bytes)
+        if message.battery:
+            self.batteries[node] = message.battery - 1
+        verdict = self.alignment.offer(node, message.end_us / 1e6, payload, now, reason)
+        self.counts[verdict] += 1
+        if verdict == "taken":
+            self._changed.set()
+
+    def _features(self, node: str, student: int, message: Any) -> Features:
+        """Features of a message [1, d_i]."""
+        entry = self._aggregator.bundle.manifest.students[student]
+        if zlib.crc32(message.features) != message.crc32:
+            raise DataLossError(f"node '{node}': {len(message.features)} bytes of features were altered on the way")
+        if len(message.features) != entry.code.num_bytes(entry.width):
+            raise InputError(
+                f"node '{node}': {len(message.features)} bytes of features; student {student} sends "
+                f"{entry.code.num_bytes(entry.width)}"
+            )
+        features = entry.code.decode(np.frombuffer(message.features, entry.code.wire)[None])
+        if not np.isfinite(features).all():
+            raise InputError(f"node '{node}': its features contain NaN or infinity")
+        return features
+
+    async def _keep(self) -> None:
+        """Answers every point when it is due."""
+        while True:
+            for point in self.alignment.due(self.clock()):
+                await self._answer(point)
+            due, now = self.alignment.next_due(self.clock()), self.clock()
+            self._changed.clear()
+            wait_s = None if due is None else max(0.0, due - now) / self.options.speed + 1e-3
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+
+    async def _answer(self, point: Point[_Sent]) -> None:
+        """Fuses one point and tells everybody who watches."""
+        aggregator, students = self._aggregator, {n.id: n.student for n in self._aggregator.nodes}
+        missing, features, senders = dict(point.absent), dict[int, Features](), dict[int, str]()
+        now, num_bytes = self.clock(), sum(sent.num_bytes for sent in point.windows.values())
+        self._quarantined = {node: until for node, until in self._quarantined.items() if until > now}
+        for node, sent in point.windows.items():
+            record = self.alignment.nodes.get(node)
+            student = record.unit if record else students.get(node)
+            if student is None:
+                missing[node] = "it has left the cluster"
+            elif node in self._quarantined:
+                missing[node] = QUARANTINE
+            else:
+                features[student], senders[student] = sent.features, node
+        screened = self._screen.examine(features, senders, self._quarantined)
+        missing |= {senders[student]: EXCLUDED for student in screened.excluded}
+        measured = {record.unit for record in self.alignment.nodes.values()} | features.keys()
+        missing |= {
+            f"unit {unit}": "no node measures it"
+            for unit in range(aggregator.bundle.num_devices)
+            if unit not in measured
+        }
+        for node in screened.quarantine:
+            self._quarantined[node] = now + aggregator.policy.config.quarantine_s * self.options.speed
+            _log.warning("node %s: %s", node, QUARANTINE)
+        await self._tell(point, screened.features, missing, num_bytes)
+
+    async def _tell(
+        self, point: Point[_Sent], features: Mapping[int, Features], missing: Mapping[str, str], num_bytes: int
+    ) -> None:
+        """Builds the answer of a point and passes it on."""
+        aggregator, bundle = self._aggregator, self._aggregator.bundle
+        known: dict[str, Any] = {"missing": missing, "bytes": num_bytes, "bundle": bundle.hash}
+        quorum = aggregator.policy.config.quorum
+        answer = await aggregator.fuse(features) if len(features) >= quorum else None
+        delay_s = (self.clock() - point.end_s) / self.options.speed
+        at = point.end_s / self.options.speed
+        if answer is None:
+            said = WindowAnswer(at, delay_s, "", 0.0, 0, 0.0, (0.0, 0.0), **known)
+        else:
+            number = int(answer.labels[0])
+            raw = sum(self.spec_of(student).raw_bytes for student in members(answer.mask))
+            said = WindowAnswer(
+                at,
+                delay_s,
+                bundle.manifest.classes[number],
+                float(answer.confidence[0]),
+                answer.mask,
+                answer.expected_accuracy,
+                answer.expected_accuracy_interval,
+                raw_bytes=raw,
+                class_number=number,
+                **known,
+            )
+        self.counts["answers" if answer else "unanswered"] += 1
+        self.counts["raw bytes"] += said.raw_bytes
+        self.recent.append(said)
+        for watcher in self._watchers:
+            watcher.put(said)
+        aggregator.observers.on_request(
+            RequestEvent(
+                time_s=asyncio.get_running_loop().time(),
+                num_samples=1,
+                outcome="below_quorum" if answer is None else "degraded" if answer.degraded else "ok",
+                mask=said.mask,
+                expected_accuracy=said.expected_accuracy,
+                latency_s=delay_s,
+                features=features if answer else None,
+            )
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Nodes, clocks and counts as plain values."""
+        now = self.clock()
+        return {
+            "hop_s": self.alignment.config.hop_s,
+            "speed": self.options.speed,
+            "counts": dict(self.counts),
+            "nodes": {
+                node: {**summary(record, now), "battery_percent": self.batteries.get(node)}
+                for node, record in self.alignment.nodes.items()
+            },
+        }

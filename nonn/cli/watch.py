@@ -1,0 +1,57 @@
+"""``nonn watch``: the answers of nodes that sense, one line for each window."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nonn.streams import WindowAnswer
+
+SUMMARY = "follow the answers of nodes that measure themselves"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator, or several with commas")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--count", type=int, default=0, metavar="N", help="exit after N answers (default: never)")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
+    )
+    parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints answers until Ctrl-C, or until there are as many as wanted."""
+    import contextlib
+    import itertools
+    import json
+
+    from nonn.client import Client
+
+    quiet = contextlib.suppress(KeyboardInterrupt, BrokenPipeError)
+    with quiet, Client(args.address, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
+        for answer in itertools.islice(client.watch(), args.count or None):
+            print(json.dumps(answer.to_json()) if args.json else as_text(answer), flush=True)
+    return 0
+
+
+def as_text(answer: WindowAnswer) -> str:
+    """One line: time, label, how good it is, which devices it is of, and why others are missing."""
+    from datetime import datetime
+
+    at = datetime.fromtimestamp(answer.time).strftime("%H:%M:%S")
+    devices = ",".join(map(str, answer.devices)) or "none"
+    missing = "; ".join(f"{node}: {text}" for node, text in answer.missing.items())
+    low, high = answer.interval
+    said = (
+        f"{answer.label}  confidence {answer.confidence:.0%}  accuracy {answer.expected_accuracy:.1%} "
+        f"({low:.1%} to {high:.1%})"
+        if answer.label
+        else "no answer"
+    )
+    lost = f"  [{answer.skipped} answers lost]" if answer.skipped else ""
+    return f"{at}  {said}  devices {devices}  {1e3 * answer.delay_s:.0f} ms{f'  ({missing})' if missing else ''}{lost}"

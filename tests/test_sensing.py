@@ -1,0 +1,311 @@
+"""Nodes that sense: the hub with a clock of the test, then real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+import urllib.request
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nonn_device.cli import main as device_main
+
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.sensing.hub import HELD, Hub, SensingOptions
+from nonn.aggregator.sensing.servicer import SensingServicer
+from nonn.aggregator.service import Aggregator
+from nonn.async_client import AsyncClient
+from nonn.bundle import Bundle
+from nonn.cli import main
+from nonn.errors import ConfigError, CredentialsError, DataLossError, InputError, MembershipError
+from nonn.rpc.v1 import sensing_pb2 as pb
+from nonn.sensing.clocks import Exchange
+from nonn.streams import WindowAnswer
+from tests.fleets import Fleet
+from tests.memberships import Call
+from tests.recordings import CHANNELS, sensing_bundle, windows, write_recording
+from tests.serving import TIMEOUT_S
+
+START = 1_700_000_000.0
+NUM = 8
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return sensing_bundle(tmp_path_factory.mktemp("sensing") / "bundle", NUM, tested=True)
+
+
+class World:
+    """A hub, its clock, and nodes whose clocks are exact."""
+
+    def __init__(self, hub: Hub, watcher: Any) -> None:
+        self.hub, self.watcher, self.now = hub, watcher, START
+        self.features = hub._aggregator.bundle.features[0]
+
+    def join(self, node: str, unit: int) -> None:
+        self.hub.alignment.join(node, unit, self.now)
+        self.hub.alignment.exchange(node, Exchange(self.now, self.now + 0.001, self.now + 0.001, self.now + 0.002))
+
+    def send(self, node: str, unit: int, second: int, **more: Any) -> None:
+        sent = self.features[unit][second].tobytes()
+        fields = {"features": sent, "crc32": zlib.crc32(sent), "end_us": round((START + second) * 1e6)} | more
+        message = pb.WindowFeatures(**fields)
+        self.hub.window(node, unit, message, message.ByteSize())
+
+    async def answer(self) -> WindowAnswer:
+        self.hub.woken()
+        answer, self.skipped = await asyncio.wait_for(self.watcher.take(), TIMEOUT_S)
+        return answer  # type: ignore[no-any-return]
+
+    async def second(self, number: int, units: Any, **more: Any) -> WindowAnswer:
+        """All these units send their window; the answer."""
+        self.now = START + number + 0.1
+        for unit in units:
+            self.send(f"n{unit}", unit, number, **more.get(f"n{unit}", {}))
+        return await self.answer()
+
+
+@contextlib.asynccontextmanager
+async def world(bundle: Bundle, nodes: int = NUM, **options: Any) -> AsyncIterator[World]:
+    async with Aggregator(bundle, [], PolicyConfig(quorum=options.pop("quorum", 1))) as aggregator:
+        hub = Hub(aggregator, SensingOptions(**options), lambda: made.now)
+        with hub.watching() as watcher:
+            made = World(hub, watcher)
+            for unit in range(nodes):
+                made.join(f"n{unit}", unit)
+            async with hub.attend(lambda: None):
+                yield made
+
+
+def expected(bundle: Bundle, answer: WindowAnswer, index: int) -> str:
+    """The label of the offline fusion of the devices that an answer names."""
+    features, _ = bundle.features
+    logits = bundle.head.logits({i: features[i][index : index + 1] for i in answer.devices})
+    return bundle.manifest.classes[int(logits.argmax())]
+
+
+def test_every_answer_is_the_fusion_of_the_units_that_sensed_with_their_stated_accuracy(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with world(bundle) as w:
+            for second, units in enumerate([range(NUM), (0, 3, 5), (7,)], start=1):
+                w.now = START + second + 0.1
+                for unit in units:
+                    w.send(f"n{unit}", unit, second)
+                w.now = START + second + 0.6
+                answer = await w.answer()
+                assert answer.devices == tuple(units)
+                assert answer.label == expected(bundle, answer, second)
+                assert answer.time == START + second
+                assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
+                low, high = answer.interval
+                assert low < answer.expected_accuracy <= high
+                assert set(answer.missing) == {f"n{i}" for i in range(NUM)} - {f"n{i}" for i in units}
+                assert answer.delay_s == pytest.approx(0.6)
+                assert answer.raw_bytes == len(answer.devices) * 4 * 16
+                assert answer.bytes < len(answer.devices) * (16 + 32)
+
+    asyncio.run(scenario())
+
+
+def test_a_unit_without_data_is_one_less_in_the_mask_and_nobody_waits_for_it(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with world(bundle, nodes=3) as w:
+            flat = {"features": b"", "crc32": 0, "no_data": pb.NO_DATA_FLAT, "battery": 43}
+            answer = await w.second(1, range(3), n1=flat)
+            assert answer.devices == (0, 2)
+            assert answer.missing["n1"] == "no data: flat"
+            assert answer.missing["unit 5"] == "no node measures it"
+            assert w.hub.state()["nodes"]["n1"]["battery_percent"] == 42
+            assert w.hub.state()["nodes"]["n1"]["windows"] == {"taken": 1, "flat": 1}
+            nobody = await w.second(2, range(3), **{f"n{i}": flat for i in range(3)})
+            assert (nobody.label, nobody.mask) == ("", 0)
+
+    asyncio.run(scenario())
+
+
+def test_below_the_quorum_there_is_no_label(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with world(bundle, nodes=1, quorum=2) as w:
+            answer = await w.second(1, [0])
+            assert (answer.label, answer.mask, answer.expected_accuracy) == ("", 0, 0.0)
+
+    asyncio.run(scenario())
+
+
+def test_a_unit_that_contradicts_the_others_is_left_out_and_after_a_while_for_longer(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with world(bundle) as w:
+            quarantined = False
+            for second in range(1, 40):
+                swapped = w.features[2][(second + 57) % 100][::-1] * 5 + 3  # worn by somebody else, elsewhere
+                lie = {"features": swapped.tobytes(), "crc32": zlib.crc32(swapped.tobytes())}
+                answer = await w.second(second, range(NUM), n2=lie)
+                if 2 not in answer.devices:
+                    assert "contradict" in answer.missing["n2"]
+                    assert answer.label == expected(bundle, answer, second)
+                    quarantined |= "left out for a while" in answer.missing["n2"]
+            assert quarantined
+            assert {0, 1, 3} <= set(answer.devices)
+
+    asyncio.run(scenario())
+
+
+def test_features_that_were_altered_or_do_not_fit_are_refused_by_node(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with world(bundle, nodes=1) as w:
+            with pytest.raises(DataLossError, match="node 'n0': 16 bytes of features were altered"):
+                w.send("n0", 0, 1, crc32=1)
+            with pytest.raises(InputError, match="node 'n0': 3 bytes of features; student 0 sends 16"):
+                w.send("n0", 0, 1, features=b"abc", crc32=zlib.crc32(b"abc"))
+            bad = np.full(4, np.nan, np.float32).tobytes()
+            with pytest.raises(InputError, match="NaN or infinity"):
+                w.send("n0", 0, 1, features=bad, crc32=zlib.crc32(bad))
+
+    asyncio.run(scenario())
+
+
+def test_a_watcher_that_is_too_slow_learns_how_many_answers_it_lost(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with world(bundle, nodes=1) as w:
+            with w.hub.watching() as slow:
+                for second in range(1, HELD + 4):
+                    await w.second(second, [0])
+                answer, skipped = await slow.take()
+                assert answer is not None
+                assert (answer.time, skipped) == (START + 4, 3)
+            with w.hub.watching(recent=True) as late:
+                first, _ = await late.take()
+                assert first is not None
+                assert first.time == START + 1
+
+    asyncio.run(scenario())
+
+
+def lease(node: str, student: int) -> Any:
+    class Lease:
+        request = type("Request", (), {"node": node})
+        token = "t"
+
+    Lease.student = student  # type: ignore[attr-defined]
+    return Lease
+
+
+@pytest.mark.parametrize(
+    ("opening", "error", "message"),
+    [
+        ({"lease": "none"}, CredentialsError, "unknown lease"),
+        ({"lease": "b", "speed": 10.0}, ConfigError, r"node 'b' replays at 10 times.*expects 1: .*--replay-speed"),
+        ({"lease": "b", "raw": True}, ConfigError, r"node 'b' sends raw samples.*--raw DIR"),
+        ({"lease": "b"}, MembershipError, r"node 'b': unit 0 is sensed by node 'n0' already"),
+    ],
+)
+def test_a_node_that_may_not_sense_is_refused_with_the_reason(
+    bundle: Bundle, opening: Any, error: Any, message: str
+) -> None:
+    async def scenario() -> None:
+        async with world(bundle, nodes=1) as w:
+            servicer = SensingServicer(w.hub, lambda token, context: lease("b", 0) if token == "b" else None)
+            with pytest.raises(error, match=message):
+                servicer._opened(pb.Publication(opening=pb.Opening(**opening)), Call())
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--send-raw"], "give a --source"),
+        (["--source", "-"], "--source needs --student"),
+        (["--source", "-", "--student", "0", "--watch-stdin"], "leave --watch-stdin out"),
+        (["--source", "-", "--student", "0", "--send-raw"], "refusing to send raw samples in plain text.*--tls"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(
+    options: Any, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import re
+
+    code = device_main(["join", "127.0.0.1:1", "--id", "a", "--data", str(tmp_path), *options])
+    assert code == 3
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_processes_replay_a_recording_and_every_answer_has_its_window_and_a_true_mask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = sensing_bundle(tmp_path / "bundle", 3)
+    found = windows(200, 3)[0]
+    found[10:12] = 77.0  # a sensor that hangs
+    good, flat = write_recording(tmp_path / "a.csv", windows(200, 3)[0]), write_recording(tmp_path / "b.csv", found)
+    speed = 4
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(tmp_path, stack)
+        options = ("--joins", "--join-token-file", fleet.token, "--replay-speed", speed, "--http-port", 0)
+        ready = fleet._start("nonn", "serve", bundle.path, *options).ready
+        address, http = ready["address"], ready["http"]
+        start = np.ceil((time.time() + 3) * speed) / speed
+        clocks = ["offset=-2", "drift=100", "offset=2&drift=-100"]
+        query = f"speed={speed}&start={start + 1 / 8 / speed}"
+        sources = [f"csv:{flat if i == 2 else good}?{query}&{clocks[i]}" for i in range(3)]
+        nodes = [fleet.node(f"n{i}", address, options=("--student", i, "--source", sources[i])) for i in range(3)]
+        answers = fleet.client(address).watch()
+        seen, equal = list[int](), 0
+        for answer in answers:
+            index = round((answer.time - start) * speed) - 1
+            if index < 1 or not answer.mask:
+                continue
+            seen.append(answer.mask)
+            equal += answer.label == expected(bundle, answer, index)
+            if index in (10, 11) and "n2" in answer.missing:
+                assert answer.missing["n2"] == "no data: flat"
+            else:
+                assert index not in (10, 11) or 2 not in answer.devices
+            if len(seen) == 14:
+                nodes[1].end(signal.SIGKILL)
+            if len(seen) > 14 and not answer.mask & 2:
+                break
+        assert 7 in seen[:14]
+        # The clocks are known to a millisecond or two of real time, a sixteenth of a sample here.
+        assert equal >= 0.8 * len(seen)
+        answers.close()
+        with urllib.request.urlopen(f"{http}/api/answers", timeout=TIMEOUT_S) as events:
+            event = json.loads(events.readline().removeprefix(b"data: "))
+            assert events.headers["Content-Type"] == "text/event-stream"
+        assert set(event) >= {"label", "devices", "interval", "skipped"}
+        with urllib.request.urlopen(f"{http}/api/sensing", timeout=TIMEOUT_S) as answered:
+            state = json.load(answered)
+        assert abs(state["nodes"]["n0"]["clock"]["offset_s"] + 2) < 0.1
+        assert "n1" not in state["nodes"]
+        assert main(["watch", address, "--json", "--count", "2"]) == 0
+        assert [json.loads(line)["mask"] & 2 for line in capsys.readouterr().out.splitlines()] == [0, 0]
+        assert main(["watch", address, "--count", "1"]) == 0
+        assert "accuracy" in capsys.readouterr().out
+
+        async def follow() -> WindowAnswer:
+            async with AsyncClient(address) as client:
+                async for answer in client.watch():
+                    return answer
+            raise AssertionError
+
+        assert asyncio.run(follow()).bundle == bundle.hash
+
+
+def test_raw_samples_are_stored_where_both_sides_say_so(tmp_path: Path) -> None:
+    from nonn.aggregator.sensing.raw import RawFolder
+    from nonn.sensing import SensingSpec
+
+    spec = SensingSpec(8.0, 8, 0.5, CHANNELS, ("",) * 2, (1.0,) * 2)
+    folder, signal_ = RawFolder(tmp_path / "raw"), np.arange(40, dtype=np.float32).reshape(2, 20)
+    for end in (8, 12, 16):
+        folder.add("n0", spec, end / 8, signal_[:, end - 8 : end].tobytes())
+    folder.add("n0", spec, 9.0, b"short")
+    lines = (tmp_path / "raw" / "n0.csv").read_text().splitlines()
+    assert lines[0] == "time,acc_x,acc_y"
+    assert [float(line.split(",")[1]) for line in lines[1:]] == list(range(16))
