@@ -270,7 +270,7 @@ class Hub:
                 float(answer.confidence[0]),
                 answer.mask,
                 answer.expected_accuracy,
-                answer.expected_accuracy_interval,
+                answer.expected_accuracy_interval or (0.0, 1.0),
                 raw_bytes=raw,
                 class_number=number,
                 **known,
