@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nonn_sim import live
+from nonn_sim.batches import quantile_interval, ratio_interval
 from nonn_sim.commands import run as run_command
-from nonn_sim.comparison import difference, quantile_interval, total_variation
+from nonn_sim.comparison import difference, total_variation
 from nonn_sim.faults import FaultEvent, read_log
 from nonn_sim.live import check_live, timeline
 from nonn_sim.proxy import Proxies, _Frames
@@ -152,6 +153,26 @@ def test_an_interval_of_a_quantile_respects_windows_of_requests_that_are_slow_to
         independent += shuffled[0] <= truth <= shuffled[1]
     assert hits >= 180
     assert independent < hits
+
+
+def test_an_interval_of_a_single_run_holds_the_long_run_share_of_correlated_requests() -> None:
+    # Up and down for 50 and 25 requests on average: a share of 2 / 3 in the long run.
+    rng, hits, independent = np.random.default_rng(0), 0, 0
+    for _ in range(150):
+        lengths = rng.geometric(np.tile([1 / 50, 1 / 25], 200))
+        answered = np.repeat(np.tile([1.0, 0.0], 200), lengths)[:10_000]
+        correlated, shuffled = (ratio_interval(a, np.ones(len(a))) for a in (answered, rng.permutation(answered)))
+        assert correlated is not None
+        assert shuffled is not None
+        hits += correlated[0] <= 2 / 3 <= correlated[1]
+        independent += shuffled[0] <= 2 / 3 <= shuffled[1]
+    assert 134 <= hits <= 150  # 142 expected
+    assert independent < 110
+    # A ratio: accuracy 0.5 and 1 in turn, of the answers only.
+    values, weights = np.tile([0.5, 0.0, 1.0, 0.0], 50), np.tile([1.0, 0.0, 1.0, 0.0], 50)
+    assert ratio_interval(values, weights) == pytest.approx((0.75, 0.75), abs=0.1)
+    assert ratio_interval(values[:19], weights[:19]) is None
+    assert ratio_interval(values, np.zeros(200)) is None
 
 
 def test_subsets_that_answer_at_other_times_differ_however_equal_their_accuracy() -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import UnreachableError
-from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.subsets import members
+from nonn_sim.batches import quantile_interval
 from nonn_sim.clients import Measured, Order, Samples
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
@@ -26,7 +26,6 @@ __all__ = [
     "calibrate",
     "difference",
     "measured_figures",
-    "quantile_interval",
     "simulated_figures",
     "total_variation",
 ]
@@ -37,7 +36,6 @@ SIMULATED_SEEDS = 15
 ACCURACY_POINTS, P99_SHARE, VARIATION = 0.5, 0.15, 0.05
 MOST_DRIFT = 1.5  # a larger ratio means that the machine changed during the run
 WIDEST = 0.5  # an interval of the measured p99 wider than this share of it is inconclusive
-WINDOWS = 20  # consecutive parts of a run, compared with each other for the correlation of its requests
 _LATENCIES = ("p50", "p95", "p99", "max")
 
 
@@ -175,42 +173,6 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
         "p99_interval_s": quantile_interval(latency_s, 0.99),
         "sets": _shares(np.array([row.mask for row in measured], dtype=np.int64)) if measured else {},
     }
-
-
-def quantile_interval(values: NDArray[np.float64], share: float) -> tuple[float, float] | None:
-    """95 % confidence interval of a quantile of consecutive values, distribution-free.
-
-    The number of n independent values below the true quantile is binomial, so two of the ordered values enclose it.
-    Requests at about the same time share queues and faults: the share below the quantile varies more between windows of
-    the run than a binomial share, and n is divided by the ratio of both variances.
-
-    Args:
-        values: in the order of time [n].
-        share: the quantile, such as 0.99.
-
-    Returns:
-        The two values; None if even the smallest and the largest do not enclose it with this confidence.
-
-    Sources: Conover 1999, "Practical nonparametric statistics", section 3.2; Woodruff 1952, "Confidence intervals for
-    medians and other position measures" (effective number).
-    """
-    from scipy.stats import binom
-
-    if not len(values):
-        return None
-    ordered, count = np.sort(values), float(len(values))
-    below = np.array(
-        [part.mean() for part in np.array_split(values <= np.quantile(values, share), WINDOWS) if len(part)]
-    )
-    if len(below) > 1:
-        count /= max(1.0, float(below.var(ddof=1)) * len(values) / len(below) / (share * (1 - share)))
-    effective = int(count)
-    first, last = (int(binom.ppf(p, effective, share)) for p in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    # In a sample of the effective size these are the order statistics first and last + 1, counted from 1.
-    if first < 1 or last + 1 > effective:
-        return None
-    low, high = (max(1, round(rank / effective * len(values))) - 1 for rank in (first, last + 1))
-    return float(ordered[low]), float(ordered[high])
 
 
 def difference(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn_sim.batches import quantile_interval, ratio_interval
 from nonn_sim.deployments import Deployment
 from nonn_sim.scenario import NodeConfig, Scenario
 from nonn_sim.trace import Trace
@@ -35,7 +36,8 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         ``degraded`` (share of answers with a device missing), ``lost`` (requests), of which ``refused`` found no
         aggregator, ``deadline_hits`` (requests that
         waited to the deadline), ``latency_s`` of answers at percentiles, ``energy_j_per_answer``,
-        ``bytes_per_answer``, ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
+        ``bytes_per_answer``, ``intervals`` (95 %, by batch means),
+        ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
         ``worst_cell``. Undefined figures are None.
     """
     answered = trace.answered
@@ -58,6 +60,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         "degraded": _mean(trace.mask[answered] != full) if not deployment.first_wins else None,
         "deadline_hits": int(trace.waited.sum()),
         "latency_s": percentiles(trace.latency_s[answered]),
+        "intervals": _intervals(trace, accuracy),
         "energy_j_per_answer": float(energy_j.sum()) / num_answers if num_answers else None,
         "bytes_per_answer": float(sent_bytes.sum()) / num_answers if num_answers else None,
         "ended_s": trace.ended_s,
@@ -82,6 +85,17 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         worst = min(known) if known else None
         result["worst_cell"] = {"cell": worst[1], "answered_share": worst[0]} if worst else None
     return result
+
+
+def _intervals(trace: Trace, accuracy: NDArray[np.float64]) -> dict[str, tuple[float, float] | None]:
+    """95 % intervals of figures, for another run of the same length."""
+    order = np.argsort(trace.asked_at_s, kind="stable")
+    answered = trace.answered[order].astype(np.float64)
+    return {
+        "accuracy": ratio_interval(accuracy[order] * answered, answered),
+        "availability": ratio_interval(answered, np.ones(len(answered))),
+        "latency_p99_s": quantile_interval(trace.latency_s[order][answered > 0], 0.99),
+    }
 
 
 def percentiles(latency_s: NDArray[np.float64]) -> dict[str, float | None]:

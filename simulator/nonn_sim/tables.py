@@ -33,8 +33,8 @@ def print_rows(result: dict[str, Any]) -> None:
         over = row.get("over_seeds") or {}
         table.add_row(
             row["deployment"],
-            _percent(row["accuracy"], over.get("accuracy")),
-            _percent(row["availability"], over.get("availability")),
+            _between(row, "accuracy", over),
+            _between(row, "availability", over),
             _percent(row["degraded"]),
             *(_ms(row["latency_s"][key]) for key in ("p50", "p95", "p99")),
             f"{row['deadline_hits']:,}",
@@ -42,7 +42,11 @@ def print_rows(result: dict[str, Any]) -> None:
             _number(row["bytes_per_answer"], "{:,.0f}"),
         )
     console.print(table)
-    console.print("accuracy of answers; waited: requests held up to the deadline; J and bytes per answer", markup=False)
+    console.print(
+        "accuracy of answers; in brackets 95 % intervals by batch means; waited: requests held up to the deadline; "
+        "J and bytes per answer",
+        markup=False,
+    )
     for row in result["rows"]:
         console.print(f"{row['deployment']}: {row['note']}", markup=False)
     for line in result["not_compared"]:
@@ -159,6 +163,14 @@ def print_live(result: dict[str, Any]) -> None:
         f"{_number(calibration['drift'], '{:.2f}')}); simulated: median over several draws",
         markup=False,
     )
+
+
+def _between(row: dict[str, Any], key: str, over: dict[str, Any]) -> str:
+    """A figure with its deviation over seeds, or with its interval where there is one seed."""
+    ends = row["intervals"][key]
+    if over or ends is None:
+        return _percent(row[key], over.get(key))
+    return f"{_percent(row[key])} ({100 * ends[0]:.2f}–{100 * ends[1]:.2f})"
 
 
 def _percent(value: float | None, over: dict[str, float] | None = None) -> str:
