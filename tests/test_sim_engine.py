@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from nonn_sim.alternatives import alternatives, boundary_elements
 from nonn_sim.backends import map_jobs
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
+from nonn_sim.faults import World
 from nonn_sim.links import Channel
 from nonn_sim.metrics import summary
 from nonn_sim.scenario import LinkConfig, LoadConfig
@@ -416,3 +418,37 @@ def test_a_client_of_a_closed_load_tries_again_after_its_deadline(bundle: Bundle
     refused = trace.asked_at_s[~trace.answered]
     assert trace.refused == len(refused) >= 299
     np.testing.assert_allclose(np.diff(refused), 1.0)
+
+
+def outages(**sections: Any) -> tuple[list[float], list[float]]:
+    """Times up and times down of the devices of a world, in the order of their ends."""
+    scenario = world(**sections)
+    log = World(scenario, NUM_DEVICES, 0, lambda *change: None)
+    log.env.run(until=scenario.scenario.duration_s)
+    since, times = dict.fromkeys(range(NUM_DEVICES), 0.0), {"off": list[float](), "on": list[float]()}
+    for event in log.log:
+        times[event.event].append(event.time_s - since[event.node])
+        since[event.node] = event.time_s
+    return times["off"], times["on"]
+
+
+def test_times_up_are_weibull_and_repairs_log_normal_with_their_means() -> None:
+    nodes = {"mtbf_s": 10.0, "mtbf_shape": 3.0, "mttr_s": 2.0, "mttr_cv": 0.5}
+    up, down = outages(scenario={"duration_s": 5000.0}, nodes=nodes)
+    assert np.mean(up) == pytest.approx(10, rel=0.03)
+    assert np.std(up) / np.mean(up) == pytest.approx(0.363, abs=0.03)  # of a Weibull distribution of shape 3
+    assert np.mean(down) == pytest.approx(2, rel=0.05)
+    assert np.std(down) / np.mean(down) == pytest.approx(0.5, abs=0.08)
+    assert np.std(np.log(down)) == pytest.approx(np.sqrt(np.log(1.25)), abs=0.05)
+
+
+def test_devices_that_wait_for_one_crew_are_down_as_the_machine_repair_model_says() -> None:
+    nodes = {"mtbf_s": 10.0, "mttr_s": 5.0}
+    up, down = outages(scenario={"duration_s": 20_000.0}, nodes=nodes, fleet={"repair_crews": 1})
+    # M/M/1//N: p_k ∝ N! / (N − k)! (repair / up)^k for k devices down.
+    weight = [math.perm(NUM_DEVICES, k) * 0.5**k for k in range(NUM_DEVICES + 1)]
+    mean_down = sum(k * w for k, w in enumerate(weight)) / sum(weight)
+    assert sum(down) / (sum(up) + sum(down)) == pytest.approx(mean_down / NUM_DEVICES, abs=0.02)
+    free = outages(scenario={"duration_s": 20_000.0}, nodes=nodes, fleet={"repair_crews": NUM_DEVICES})[1]
+    assert np.mean(free) == pytest.approx(5, rel=0.05)
+    assert np.mean(down) > 1.5 * np.mean(free)

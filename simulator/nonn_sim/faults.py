@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from math import isfinite
+from math import gamma, isfinite, log, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,16 @@ OnChange = Callable[[int, int, State, State], None]  # cell, device, before, aft
 UsedJoules = Callable[[int, int], float]  # cell, device → energy used by requests so far
 
 
+def _times(rng: np.random.Generator, mean_s: float, *, shape: float = 1.0, cv: float = 0.0) -> Iterator[float]:
+    """Endless times with a mean: Weibull of a shape, log-normal of a coefficient of variation, or exponential."""
+    sigma2, scale_s = log(1 + cv * cv), mean_s / gamma(1 + 1 / shape)
+    while True:
+        if cv:
+            yield float(rng.lognormal(log(mean_s) - sigma2 / 2, sqrt(sigma2)))
+        else:
+            yield float(rng.exponential(mean_s) if shape == 1 else scale_s * rng.weibull(shape))
+
+
 class World:
     """The devices of all cells and their faults.
 
@@ -136,6 +146,8 @@ class World:
         self._on_change, self._used_j, self._seed = on_change, used_j, seed
         self._reconnects = np.random.default_rng([seed, FAULTS, 0])
         self._nodes = scenario.devices(num_devices)
+        crews = scenario.fleet.repair_crews
+        self._crews: Any = simpy.Resource(self.env, crews) if crews else None
         if events is not None:
             self._replay(events, scenario)
             return
@@ -147,11 +159,13 @@ class World:
             for number, group in enumerate(scenario.groups):
                 if group.mtbf_s:
                     rng = np.random.default_rng([seed, FAULTS, 1, cell, number])
-                    self.env.process(self._churn(cell, group.nodes, group.mtbf_s, group.mttr_s, rng))
+                    up_s, down_s = _times(rng, group.mtbf_s), _times(rng, group.mttr_s)
+                    self.env.process(self._churn(cell, group.nodes, up_s, down_s))
             for device, node in enumerate(self._nodes):
                 if node.mtbf_s:
                     rng = np.random.default_rng([seed, FAULTS, 2, cell, device])
-                    self.env.process(self._churn(cell, (device,), node.mtbf_s, node.mttr_s, rng))
+                    up_s = _times(rng, node.mtbf_s, shape=node.mtbf_shape)
+                    self.env.process(self._churn(cell, (device,), up_s, _times(rng, node.mttr_s, cv=node.mttr_cv)))
                 if node.battery_j:
                     self.env.process(self._battery(cell, device))
 
@@ -200,14 +214,23 @@ class World:
             at_s += fault.every_s
 
     def _churn(
-        self, cell: int, devices: Sequence[int], mtbf_s: float, mttr_s: float, rng: np.random.Generator
+        self, cell: int, devices: Sequence[int], up_s: Iterator[float], repair_s: Iterator[float]
     ) -> Generator[Any, Any, None]:
-        """Endless up and down periods of these devices, together."""
+        """Endless up and down periods of these devices, together; a repair may wait for a crew."""
         while True:
-            for mean_s, event in ((mtbf_s, "off"), (mttr_s, "on")):
-                yield self.env.timeout(rng.exponential(mean_s))
-                for device in devices:
-                    self.apply(FaultEvent(self.env.now, device, event, 0.0, cell))
+            yield self.env.timeout(next(up_s))
+            self._apply_all("off", devices, cell)
+            crew = self._crews.request() if self._crews else None
+            if crew is not None:
+                yield crew
+            yield self.env.timeout(next(repair_s))
+            if crew is not None:
+                self._crews.release(crew)
+            self._apply_all("on", devices, cell)
+
+    def _apply_all(self, event: str, devices: Sequence[int], cell: int) -> None:
+        for device in devices:
+            self.apply(FaultEvent(self.env.now, device, event, 0.0, cell))
 
     def _battery(self, cell: int, device: int) -> Generator[Any, Any, None]:
         """Waits until the battery is empty, and checks as often as the greatest possible drain requires."""

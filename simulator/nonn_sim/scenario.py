@@ -161,8 +161,14 @@ class NodeConfig:
     ] = 1e9
     service_s: Annotated[NotNegative, "time of one inference, instead of the speed"] = 0.0
     service_cv: Annotated[NotNegative, "standard deviation over mean of that time (log-normal); 0 is constant"] = 0.0
-    mtbf_s: Annotated[NotNegative, "mean time up, exponential; 0 never fails"] = 0.0
-    mttr_s: Annotated[NotNegative, "mean time down, exponential"] = 0.0
+    mtbf_s: Annotated[NotNegative, "mean time up; 0 never fails"] = 0.0
+    mtbf_shape: Annotated[
+        Positive, "shape of the Weibull distribution of that time: 1 is exponential, above 1 it wears out"
+    ] = 1.0
+    mttr_s: Annotated[NotNegative, "mean time of a repair"] = 0.0
+    mttr_cv: Annotated[
+        NotNegative, "standard deviation over mean of that time (log-normal); 0 is exponential instead"
+    ] = 0.0
     restart_s: Annotated[NotNegative, "time from the end of a kill until ready"] = 0.0
     battery_j: Annotated[NotNegative, "energy of the battery; 0 is mains"] = 0.0
     joule_per_mac: Annotated[NotNegative, "energy of a multiply-accumulate"] = 0.0
@@ -221,6 +227,9 @@ class FleetConfig:
     """Cells of N devices, each with its own aggregator and copy of the bundle, under one front tier."""
 
     cells: Annotated[int, Range(ge=1, le=MAX_CELLS), "number of cells"] = 1
+    repair_crews: Annotated[
+        Whole, "devices and groups that can be repaired at the same time, over all cells; 0 is any number"
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
