@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import psutil
 from numpy.typing import NDArray
 
 from benchmarks import http2, slow, storm
+from benchmarks.endurance import DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
+from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.rpc.wire import new_request
 
-__all__ = ["SECTIONS", "cancelled_streams", "idle_connections"]
+__all__ = ["SECTIONS", "cancelled_streams", "frames", "idle_connections"]
 
 SECONDS = 5.0
 RESETTING = 4  # connections that cancel streams
+FLOOD_S = 3.0
+SETTLE_S = 3.0  # until connections are closed and memory is given back
+KEPT_MB = 30  # memory that an attack may leave behind
+LINES = 100  # of the log, from an attack
+# gRPC works on these for seconds before nonn sees anything of them, and keeps hundreds of megabytes: measured, but no
+# guarantee. Only a proxy or a firewall in front of the aggregator helps.
+COSTLY = ("continuation", "pings", "bomb")
 IDLE = 2000
 
 
@@ -53,6 +64,42 @@ def idle_connections(site: storm.Site, inputs: NDArray[Any], *, concurrency: int
     return {"idle_failed": failed}
 
 
+def frames(bundle: Bundle, inputs: NDArray[Any], *, concurrency: int) -> dict[str, Any]:
+    """Four connections attack an aggregator with frames of one kind after another.
+
+    Returns:
+        For each kind, failed requests of other clients and their slowest answer. Memory, descriptors and lines of the
+        log that the attacks leave behind, without those of ``COSTLY``.
+    """
+    message = new_request("nonn", {"input": inputs[:1]}, {}).SerializeToString().hex()
+    failed, slowest_ms = dict[str, int](), dict[str, float]()
+    with (
+        storm.site(bundle, DEADLINE_S, 0) as site,
+        Client(site.address, slow.CLIENT_DEADLINE_S) as client,
+    ):
+        slow.period(client, inputs, concurrency, SETTLE_S)
+        process, left = psutil.Process(site.pid), dict[str, float]()
+        before_mb, descriptors, lines = process.memory_info().rss / 1e6, process.num_fds(), _lines(site)
+        for kind in sorted(http2.FLOODS, key=COSTLY.__contains__):
+            if kind in COSTLY and not left:
+                left = {
+                    "frames_kept_mb": process.memory_info().rss / 1e6 - before_mb,
+                    "frames_descriptors_gained": process.num_fds() - descriptors,
+                    "frames_log_lines": _lines(site) - lines,
+                }
+            with http2.attack(kind, site.address, RESETTING, FLOOD_S, "--message", message):
+                records = slow.period(client, inputs, concurrency, FLOOD_S)
+            failed[kind] = sum(record.answer is None for record in records)
+            slowest_ms[kind] = round(1e3 * max(record.done_s - record.asked_s for record in records), 1)
+            time.sleep(SETTLE_S)
+        costly_mb = process.memory_info().rss / 1e6 - before_mb
+    return left | {"frames_failed": failed, "frames_slowest_ms": slowest_ms, "frames_costly_kept_mb": costly_mb}
+
+
+def _lines(site: storm.Site) -> int:
+    return site.log.read_bytes().count(b"\n")
+
+
 def _crowd(ground: Ground) -> Figures:
     site, inputs, concurrency = ground.site, ground.inputs, ground.args.concurrency
     figures = cancelled_streams(site, inputs, concurrency=concurrency)
@@ -66,6 +113,19 @@ SECTIONS = (
         {
             "cancelled streams fail no request of other clients": lambda f: f["cancelled_failed"] == 0,
             "idle connections keep no new client out": lambda f: f["idle_failed"] == 0,
+        },
+    ),
+    Section(
+        "frames",
+        lambda ground: frames(ground.bundle, ground.inputs, concurrency=ground.args.concurrency),
+        {
+            "attacks with HTTP/2 frames fail no request of other clients": lambda f: (
+                not any(f["frames_failed"].values())
+            ),
+            "attacks with HTTP/2 frames leave no memory and no descriptors behind": lambda f: (
+                f["frames_kept_mb"] <= KEPT_MB and f["frames_descriptors_gained"] <= 2
+            ),
+            "attacks with HTTP/2 frames do not fill the log": lambda f: f["frames_log_lines"] <= LINES,
         },
     ),
 )

@@ -9,6 +9,7 @@
     hung      cost of one hung node, one request after another
     pause     the aggregator is stopped for three deadlines
     crowd     connections that cancel streams as fast as they can, or do nothing at all
+    frames    connections that attack with HTTP/2 frames of eight kinds
     slow      throughput with one node slow by 0.2, 0.3 and 0.9 s, compared with the same node dead
     flips     one bit flipped in one of twenty segments to and from all nodes but one
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
@@ -16,6 +17,7 @@
     liars     two nodes that send wrong features, in one way after another
     aggregators
               one of two aggregators is killed, ended or stopped for 3 s, compared with a single one
+    clock     clocks of the aggregator and the nodes that jump by hours and years
     kills     SIGKILL at random lines of every write of state
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
@@ -34,7 +36,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import aggregators, crowd, endurance, fuzz, kills, memory, slow, storm, wrong
+from benchmarks import aggregators, clocks, crowd, endurance, fuzz, kills, memory, slow, storm, wrong
 from benchmarks.endurance import CLIENT_DEADLINE_S, DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
@@ -54,6 +56,7 @@ SECTIONS: tuple[Section, ...] = (
     *wrong.SECTIONS,
     *memory.SECTIONS,
     *aggregators.SECTIONS,
+    *clocks.SECTIONS,
     *kills.SECTIONS,
     *fuzz.SECTIONS,
 )

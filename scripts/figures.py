@@ -1,7 +1,7 @@
-"""Draws the README's figure from the reports of shipped results, for light and for dark pages.
+"""Draws the figures of the README, for light and for dark pages, and of docs/load.md from shipped results.
 
-    python scripts/figures.py           # writes docs/images/failures-light.svg and failures-dark.svg
-    python scripts/figures.py --check   # writes nothing, exits with 1 if a figure is older than its reports
+    python scripts/figures.py           # writes them to docs/images
+    python scripts/figures.py --check   # writes nothing, exits with 1 if a figure is older than its results
 
 Each figure contains a hash of its numbers. ``--check`` compares that hash, not the drawing, which differs
 between versions of matplotlib.
@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ REPORTS = {
     "CIFAR-100, 0.2 M parameters": ROOT / "examples" / "bundles" / "cifar100.json",
     "CIFAR-100, 0.7 M parameters": ROOT / "examples" / "bundles" / "cifar100-large.json",
 }
+SCALING = ROOT / "benchmarks" / "results" / "scaling.json"
 LIGHT_INK = "#e6e9ee"  # on GitHub's dark page
 
 
@@ -39,21 +40,33 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
     reports = {title: json.loads(path.read_text()) for title, path in REPORTS.items()}
-    stamp = f"<!-- numbers {digest(reports)} -->"
-    files = {IMAGES / "failures-light.svg": False, IMAGES / "failures-dark.svg": True}
-    if args.check:
-        return int(any(not path.is_file() or stamp not in path.read_text() for path in files))
+    rows = json.loads(SCALING.read_text())["rows"]
+    numbers = digest(shown(reports))
+    drawn: dict[str, tuple[str, Callable[[], str]]] = {
+        "failures-light.svg": (numbers, lambda: figure(reports, dark=False)),
+        "failures-dark.svg": (numbers, lambda: figure(reports, dark=True)),
+        "scaling.svg": (digest(rows), lambda: scaling_figure(rows)),
+    }
     IMAGES.mkdir(exist_ok=True)
-    for path, dark in files.items():
+    old = False
+    for name, (numbers, draw) in drawn.items():
+        path, stamp = IMAGES / name, f"<!-- numbers {numbers} -->"
+        if args.check:
+            old |= not path.is_file() or stamp not in path.read_text()
+            continue
         with atomic_file(path) as file:
-            file.write_text(f"{stamp}\n{figure(reports, dark=dark)}")
-    return 0
+            file.write_text(f"{stamp}\n{draw()}")
+    return int(old)
 
 
-def digest(reports: Mapping[str, Any]) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of all numbers in the figure."""
-    shown = [(title, r["teacher"]["accuracy"], r["accuracy_by_failures"]) for title, r in reports.items()]
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+def shown(reports: Mapping[str, Any]) -> list[Any]:
+    """All numbers of the figure of failures."""
+    return [(title, r["teacher"]["accuracy"], r["accuracy_by_failures"]) for title, r in reports.items()]
+
+
+def digest(numbers: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of all numbers in a figure."""
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
 
 
 def figure(reports: Mapping[str, Any], *, dark: bool) -> str:
@@ -68,6 +81,37 @@ def figure(reports: Mapping[str, Any], *, dark: bool) -> str:
 
     text = svg("failures", "Accuracy against failed devices", (11.0, 3.4), draw)
     return text.replace(INK, LIGHT_INK).replace(BLUE, SKY) if dark else text
+
+
+def scaling_figure(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Cost of an answer against the number of nodes, nonn and the bare fan-out: a panel for each quantity."""
+    quantities = {
+        "p50, ms": "p50_ms",
+        "answers a second, 64 clients": "per_s",
+        "processor time of all, ms an answer": "all_cpu_ms",
+        "memory of the aggregator, MB": "front_mb",
+    }
+    nodes = [row["nodes"] for row in rows]
+
+    def draw(axes: Axes) -> None:
+        whole = axes.figure
+        axes.remove()
+        for number, (title, key) in enumerate(quantities.items(), 1):
+            panel = whole.add_subplot(1, len(quantities), number)
+            for name, colour in (("nonn", BLUE), ("floor", GREEN)):
+                label = "nonn" if name == "nonn" else "bare fan-out"
+                values = [row[f"{name}_{key}"] for row in rows]
+                panel.plot(nodes, values, "o-", color=colour, linewidth=2.2, markersize=6, label=label)
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(nodes, map(str, nodes))
+            panel.set_ylim(bottom=0)
+            panel.set_xlabel("nodes")
+            panel.set_title(title, loc="left", fontsize=11.5)
+            panel.grid(axis="y", **GRID)
+            if number == 1:
+                panel.legend(frameon=False)
+
+    return svg("scaling", "Cost of an answer against the number of nodes", (13.0, 3.2), draw)
 
 
 def _panel(axes: Axes, title: str, report: Mapping[str, Any], *, first: bool) -> None:

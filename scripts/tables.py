@@ -15,6 +15,9 @@ report        ``report.json`` of ``nonn demo``: its tables
 results       several such files: one line each
 lease         results of ``benchmarks/lease.py``: its pilots and rows
 liars         the output of ``nonn-sim liars BUNDLE --json``
+serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
+scaling       ``scaling.json`` of ``make bench``: what it costs with more nodes
+soak          ``soak.json`` of ``make soak``: the adversaries, and what they cost
 fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
 
@@ -133,6 +136,96 @@ def liars_markdown(found: Mapping[str, Any]) -> str:
     )
 
 
+def serving_markdown(found: Mapping[str, Any]) -> str:
+    """What an answer costs against a bare fan-out, with the test for liars on."""
+    lines = ["| | measured | target |", "|---|---:|---:|"]
+    for title, key, target in (
+        ("p50 of an answer, nonn ÷ bare fan-out", "serve_p50_ratio", "1.25"),
+        ("p99 of an answer, nonn ÷ bare fan-out", "serve_p99_ratio", "1.5"),
+        ("answers a second, 64 clients, batched ÷ unbatched", "serve_batched_speedup", "4"),
+        ("p50 of an answer, with ÷ without the test for liars", "serve_test_p50_ratio", "1.05"),
+    ):
+        lines.append(f"| {title} | {found[key]:.2f} | {target} |" if key in found else f"| {title} | – | {target} |")
+    return "\n".join(lines)
+
+
+def scaling_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each number of nodes; each cell has nonn and, after a slash, the bare fan-out."""
+    lines = [
+        "| nodes | asked | p50, ms | p50 ÷ | p99, ms | answers a second | processor, ms an answer: front | all | "
+        "memory, MB: front | each node |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["rows"]:
+
+        def pair(key: str, form: str, row: Mapping[str, Any] = row) -> str:
+            return " / ".join(format(row[f"{name}_{key}"], form) for name in ("nonn", "floor"))
+
+        cells = [str(row["nodes"]), str(row["asked"]), pair("p50_ms", ".1f"), f"{row['p50_ratio']:.2f}"]
+        cells += [pair("p99_ms", ".1f"), pair("per_s", ".0f"), pair("front_cpu_ms", ".1f"), pair("all_cpu_ms", ".1f")]
+        cells += [pair("front_mb", ".0f"), pair("behind_mb", ".0f")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# What is done to the cluster, and the keys of soak.json that say what it cost, each with a format.
+_ADVERSARIES: tuple[tuple[str, str], ...] = (
+    (
+        "nodes killed, stopped, ten times slower, sending garbage, cut off, silent, at any time",
+        "{requests:,} requests: {failed} failed, {wrong_answers} wrong, {false_members} false masks; a node is in use "
+        "again after {slowest_return_s:.1f} s at most",
+    ),
+    (
+        "the same, with requests of 1 to 1,000 samples",
+        "{mixed_requests:,} requests: {mixed_failed} failed, {mixed_wrong} wrong",
+    ),
+    ("a node that hangs", "{hung_node_costs_deadlines:.1f} deadlines in total"),
+    ("a node slow by 0.2, 0.3, 0.9 s", "throughput ÷ with the node dead: {straggler_ratio}"),
+    ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
+    ("two nodes that lie, in five ways", "points of accuracy against the same nodes dead: {liars_loss_points}"),
+    ("bits flipped on links in plain text", "{flips:,} flips: {flips_failed} requests failed, {flips_wrong} wrong"),
+    (
+        "a client with requests of 1,000 samples",
+        "requests of others: {others_failed} failed, {others_degraded_percent:.1f} % degraded; p99 "
+        "{others_p99_ms:.0f} ms",
+    ),
+    (
+        "64 clients with 12 MB at once",
+        "{memory_failed} failed, {memory_refused} refused; aggregator {memory_aggregator_before_mb:.0f} MB before, "
+        "{memory_aggregator_peak_mb:.0f} at the peak, {memory_aggregator_after_mb:.0f} afterwards",
+    ),
+    ("streams cancelled at once (rapid reset)", "{cancelled_streams:,} streams: {cancelled_failed} requests failed"),
+    ("2,000 idle connections", "{idle_failed} requests of new clients failed"),
+    ("HTTP/2 frames of eight kinds, four connections", "failed requests of other clients: {frames_failed}"),
+    (
+        "wall clocks that jump by hours and ten years",
+        "{clock_requests:,} requests: {clock_failed} failed, {clock_degraded} degraded",
+    ),
+    ("SIGKILL at any line of a write of state", "{kills} kills: {kills_wrong} states wrong"),
+    ("mutated and random messages", "{fuzz_replies} of forged replies; memory × {fuzz_aggregator_rss_growth:.2f}"),
+)
+
+
+def soak_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each adversary; a dash if the results do not have it."""
+    lines = ["| adversary | measured |", "|---|---|"]
+    figures = {key: _listed(value) for key, value in found.items()}
+    for adversary, text in _ADVERSARIES:
+        try:
+            lines.append(f"| {adversary} | {text.format_map(figures)} |")
+        except KeyError:
+            lines.append(f"| {adversary} | – |")
+    broken = found["broken"]
+    return "\n".join([*lines, "", f"Guarantees broken in this run: {'; '.join(broken) if broken else 'none'}."])
+
+
+def _listed(value: Any) -> Any:
+    """A list by its length, and a dictionary as text."""
+    if isinstance(value, list):
+        return len(value)
+    return ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value
+
+
 def lease_markdown(found: Mapping[str, Any]) -> str:
     """Accuracy of each pilot and each row on the held-out split, over all subsets, by the number of failures."""
     first = next(iter(found["stays"][0]["pilots"].values()))
@@ -190,6 +283,9 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "results": (Report, results_markdown),
     "lease": (None, lease_markdown),
     "liars": (None, liars_markdown),
+    "serving": (None, serving_markdown),
+    "scaling": (None, scaling_markdown),
+    "soak": (None, soak_markdown),
     "fields": (None, fields_markdown),
 }
 _TABLE = re.compile(rf"(<!-- ({'|'.join(KINDS)})((?: [^\s>]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)

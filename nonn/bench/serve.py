@@ -12,41 +12,33 @@ aggregator for a while, then to the other, and so on.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
-from grpc import aio
 
-from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.file import write_policy
 from nonn.bench.bundle import SHAPE, idle_bundle
+from nonn.bench.processes import TIMEOUT_S, aggregator, asking, check_complete, clients, node_request, process, rate
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError, NonnError, UnreachableError
+from nonn.errors import ConfigError, NonnError
 from nonn.fusion import LinearHead
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.loop import run as run_loop
-from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import INFER_METHOD, from_status, new_request
+from nonn.rpc.wire import new_request
 
 __all__ = ["Figures", "Load", "bench_serve"]
 
 Figures = dict[str, float]
 
 WARM_UP = 100
-TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,37 +93,37 @@ def bench_serve(folder: Path, load: Load, say: Callable[[str], None] = lambda te
         say(f"starting {2 * load.num_devices + 4} processes")
         addresses = [
             stack.enter_context(
-                _process(folder, f"node-{i}", "nonn_device", "serve", bundle.path, "--student", i, "--watch-stdin")
-            )
+                process(folder, f"node-{i}", "nonn_device", "serve", bundle.path, "--student", i, "--watch-stdin")
+            ).address
             for i in range(load.num_devices)
         ]
-        aggregator = stack.enter_context(_aggregator(folder, bundle, addresses, "batching"))
-        unbatched = stack.enter_context(_aggregator(folder, bundle, addresses, "unbatched", "--max-batch", 1))
+        batched = stack.enter_context(aggregator(folder, bundle, addresses, "batching")).address
+        unbatched = stack.enter_context(aggregator(folder, bundle, addresses, "unbatched", "--max-batch", 1)).address
         policy = folder / "untested-policy.toml"
         write_policy(policy, PolicyConfig(exclusion_rate=0.0))
-        untested = stack.enter_context(_aggregator(folder, bundle, addresses, "untested", "--policy", policy))
-        ask = stack.enter_context(_asking(aggregator, request))
-        to_node = len(_node_request(bundle, sample))
-        reply, node_reply = ask(), stack.enter_context(_asking(addresses[0], _node_request(bundle, sample)))()
-        _check(reply, load.num_devices)
+        untested = stack.enter_context(aggregator(folder, bundle, addresses, "untested", "--policy", policy)).address
+        ask = stack.enter_context(asking(batched, request))
+        to_node = len(node_request(bundle, sample))
+        reply, node_reply = ask(), stack.enter_context(asking(addresses[0], node_request(bundle, sample)))()
+        check_complete(reply, load.num_devices)
         echoes = [
-            stack.enter_context(_process(folder, f"echo-{i}", "nonn.bench.floor", len(node_reply)))
+            stack.enter_context(process(folder, f"echo-{i}", "nonn.bench.floor", len(node_reply))).address
             for i in range(load.num_devices)
         ]
-        front = stack.enter_context(_process(folder, "front", "nonn.bench.floor", len(reply), to_node, *echoes))
+        front = stack.enter_context(process(folder, "front", "nonn.bench.floor", len(reply), to_node, *echoes)).address
         systems: dict[str, Callable[[], bytes]] = {
-            "floor": stack.enter_context(_asking(front, request)),
+            "floor": stack.enter_context(asking(front, request)),
             "nonn": ask,
-            "untested": stack.enter_context(_asking(untested, request)),
+            "untested": stack.enter_context(asking(untested, request)),
         }
         if load.ray is not None:
             say("starting Ray Serve")
             systems["ray"] = stack.enter_context(_ray(folder, bundle, load.ray, sample))
         say(f"{load.requests} requests to each system, in turn")
         times = _in_turn(systems, load.requests)
-        _check(ask(), load.num_devices)
+        check_complete(ask(), load.num_devices)
         say(f"{load.clients} concurrent clients")
-        rates = run_loop(_throughput({"batched": aggregator, "unbatched": unbatched}, request, load))
+        rates = run_loop(_throughput({"batched": batched, "unbatched": unbatched}, request, load))
     return _figures(times, rates, len(request), len(reply), to_node, len(node_reply))
 
 
@@ -173,71 +165,15 @@ async def _throughput(addresses: dict[str, str], request: bytes, load: Load) -> 
     """Answers per second of each aggregator, one number for each round."""
     rates: dict[str, list[float]] = {name: [] for name in addresses}
     async with contextlib.AsyncExitStack() as stack:
-        calls = {}
-        for name, address in addresses.items():
-            own = [("grpc.use_local_subchannel_pool", 1)]
-            channels = [
-                await stack.enter_async_context(aio.insecure_channel(address, options=own)) for _ in range(load.clients)
-            ]
-            calls[name] = [channel.unary_unary(INFER_METHOD) for channel in channels]
+        calls = {
+            name: await stack.enter_async_context(clients(address, load.clients)) for name, address in addresses.items()
+        }
         for index in range(-1, load.rounds):  # the first is a warm-up
             for name in addresses:
-                rate = await _rate(calls[name], request, load.round_s)
+                per_s = await rate(calls[name], request, load.round_s)
                 if index >= 0:
-                    rates[name].append(rate)
+                    rates[name].append(per_s)
     return rates
-
-
-async def _rate(calls: Sequence[Any], request: bytes, seconds: float) -> float:
-    """Answers per second when each client asks again as soon as it is answered."""
-    start, answers = time.perf_counter(), 0
-
-    async def client(call: Any) -> None:
-        nonlocal answers
-        while time.perf_counter() - start < seconds:
-            await call(request, timeout=TIMEOUT_S)
-            answers += 1
-
-    await asyncio.gather(*map(client, calls))
-    return answers / (time.perf_counter() - start)
-
-
-def _check(reply: bytes, num_devices: int) -> None:
-    """Checks that an answer is from all devices; otherwise the comparison would be unfair."""
-    mask = pb.ModelInferResponse.FromString(reply).parameters["nonn_mask"].int64_param
-    if mask != mask_of(range(num_devices)):
-        raise NonnError(f"the answer is from the subset {mask:b} of {num_devices} devices; is this machine overloaded?")
-
-
-def _node_request(bundle: Bundle, sample: np.ndarray[Any, Any]) -> bytes:
-    """The bytes that the aggregator sends to a node, to within a byte or two."""
-    request = new_request("student-0", {"input": sample}, {"nonn_bundle": bundle.hash}, id="1000")
-    return bytes(request.SerializeToString())
-
-
-@contextlib.contextmanager
-def _asking(address: str, request: bytes) -> Iterator[Callable[[], bytes]]:
-    """A client with a separate connection that repeats one request; bytes in, bytes out."""
-    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call = channel.unary_unary(INFER_METHOD)
-
-        def ask() -> bytes:
-            try:
-                return bytes(call(request, timeout=TIMEOUT_S))
-            except grpc.RpcError as exc:
-                raise from_status(exc, address) from exc
-
-        yield ask
-
-
-@contextlib.contextmanager
-def _aggregator(folder: Path, bundle: Bundle, addresses: Sequence[str], name: str, *options: object) -> Iterator[str]:
-    """An aggregator over the nodes."""
-    inventory = folder / f"{name}.toml"
-    write_inventory(inventory, [Node(id=f"node-{i}", address=a, student=i) for i, a in enumerate(addresses)])
-    arguments = ("nonn", "serve", bundle.path, "--inventory", inventory, "--watch-stdin", *options)
-    with _process(folder, name, *arguments) as address:
-        yield address
 
 
 @contextlib.contextmanager
@@ -249,8 +185,8 @@ def _ray(folder: Path, bundle: Bundle, python: Path, sample: np.ndarray[Any, Any
     np.savez(folder / "head.npz", weights=weights, bias=bias)
     students = [bundle.student_path(i) for i in range(bundle.num_devices)]
     script = Path(__file__).with_name("ray_app.py")
-    with _process(folder, "ray", script, folder / "head.npz", *students, python=python) as address:
-        connection, body = http.client.HTTPConnection(address, timeout=TIMEOUT_S), sample.tobytes()
+    with process(folder, "ray", script, folder / "head.npz", *students, python=python) as server:
+        connection, body = http.client.HTTPConnection(server.address, timeout=TIMEOUT_S), sample.tobytes()
 
         def ask() -> bytes:
             connection.request("POST", "/", body)
@@ -262,27 +198,3 @@ def _ray(folder: Path, bundle: Bundle, python: Path, sample: np.ndarray[Any, Any
 
         yield ask
         connection.close()
-
-
-@contextlib.contextmanager
-def _process(folder: Path, name: str, *command: object, python: Path | None = None) -> Iterator[str]:
-    """Runs a process that prints a ready line; yields its address. It ends when its standard input closes."""
-    arguments = [str(python), *map(str, command)] if python else [sys.executable, "-m", *map(str, command)]
-    log = folder / f"{name}.log"
-    with log.open("wb") as stderr:
-        child = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        line = child.stdout.readline()
-        if not line:
-            raise UnreachableError(f"{name} ended at start: {log.read_text(errors='replace')[-2000:]}")
-        yield json.loads(line)["address"]
-    finally:
-        child.stdin.close()
-        try:
-            child.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        child.stdout.close()
