@@ -250,7 +250,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _join(arguments: argparse.Namespace) -> int:
     """Gets a student and serves it; gets another one when an aggregator assigns it."""
-    from nonn.rpc.address import check_bind, split_address, with_port
+    from nonn.rpc.address import check_bind, split_address, split_addresses, with_port
     from nonn.rpc.guard import Tokens
     from nonn.rpc.loop import run as run_loop
     from nonn.security.tls import load_tls
@@ -262,8 +262,7 @@ def _join(arguments: argparse.Namespace) -> int:
         raise ConfigError("--dial-out is for a node without a reachable address: omit --host and --advertise")
     tls = load_tls(arguments.tls, "node")
     name = _own_id(arguments.id, tls)
-    for address in arguments.aggregators:
-        split_address(address, "aggregator")
+    aggregators = split_addresses(",".join(arguments.aggregators), "aggregator")
     check_bind(arguments.host, arguments.port)
     _warn_of_memory()
     if arguments.advertise:
@@ -271,7 +270,7 @@ def _join(arguments: argparse.Namespace) -> int:
     _check_source(arguments)
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
     if token is not None:
-        for address in arguments.aggregators:
+        for address in aggregators:
             token.check_link(address, tls, insecure=arguments.insecure)
     options = JoinOptions(
         node=name,
@@ -280,7 +279,7 @@ def _join(arguments: argparse.Namespace) -> int:
         max_model_bytes=arguments.max_model_bytes,
         dials_out=arguments.dial_out,
     )
-    links = [Link(address, tls, token) for address in dict.fromkeys(arguments.aggregators)]
+    links = [Link(address, tls, token) for address in aggregators]
     member = Member(options, links, Store(arguments.data))
     run_loop(_run_member(arguments, member))
     if member.failure is not None:
