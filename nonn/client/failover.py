@@ -5,7 +5,9 @@ Every call of the protocol may be repeated, because it changes nothing. So a cal
 - cannot be reached, ends the connection, shuts down, or answers with a damaged message;
 - is below its quorum or overloaded, which may be true only there;
 - shows a certificate that is not accepted;
-- is silent for longer than usual (``nonn.client.order``).
+- is silent, and does not answer a check either (``ServerLive``, which a live aggregator answers at once, however slow
+  its devices are). How long it may take to answer the check says ``nonn.client.order``; without the allowance for that,
+  the next aggregator is asked at half of the time left.
 
 An answer is final, and so is the refusal of a request (wrong shape, unknown model). If every aggregator refuses the
 connection, the call goes around again for a second, because gRPC connects again to a restarted server only after half a
@@ -17,19 +19,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from nonn.client.link import Link
 from nonn.client.order import Order
 from nonn.errors import CredentialsError, DataLossError, NonnError, OverloadError, QuorumError, UnreachableError
+from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import CLIENT_STREAMS
 
 __all__ = ["Failover"]
 
 ELSEWHERE = (UnreachableError, QuorumError, OverloadError, DataLossError, CredentialsError)
 AROUND_S, PAUSE_S = 1.0, 0.05
+QUIET_S, AGAIN_S = 0.015, 0.05  # silence before a check, and after one that was answered before the next
+
+CHECK = "ServerLive"
 
 T = TypeVar("T")
+Cancel = Callable[[], object]
 
 
 class Failover:
@@ -78,32 +85,41 @@ class Failover:
             _NoAnswerError: none of them answered.
             NonnError: one of them refused the request.
         """
-        replies: SimpleQueue[tuple[int, Any, NonnError | None]] = SimpleQueue()
-        waiting, failures = self._order.links(), dict[int, NonnError]()
-        cancels, asked_at = dict[int, Callable[[], object]](), dict[int, float]()
+        replies: SimpleQueue[tuple[str, int, Any, NonnError | None]] = SimpleQueue()
+        waiting, failures, cancels = self._order.links(), dict[int, NonnError](), dict[int, Cancel]()
+        watch, checks = _Watch(self._order), list[Cancel]()
 
-        def ask() -> float:
-            """Asks the next aggregator; returns when to ask the one after it."""
-            link, now = waiting.pop(0), time.monotonic()
-            asked_at[link] = now
-            cancels[link] = self._links[link].start(
-                method, request, max(0.001, until - now), lambda reply, error: replies.put((link, reply, error))
+        def start(call: str, link: int, message: Any) -> Cancel:
+            left = max(0.001, until - time.monotonic())
+            return self._links[link].start(
+                call, message, left, lambda reply, error: replies.put((call, link, reply, error))
             )
-            return now + self._order.hedge_s
 
-        hedge_at, deferred = ask(), False
+        def ask() -> None:
+            """Asks the next aggregator."""
+            link = waiting.pop(0)
+            watch.asked(link, time.monotonic())
+            cancels[link] = start(method, link, request)
+
+        ask()
         try:
             while cancels:
                 now = time.monotonic()
+                look_at = min(until, watch.look_at) if waiting else until
                 try:
-                    link, reply, error = replies.get(timeout=max(0.0, min(until, hedge_at if waiting else until) - now))
+                    call, link, reply, error = replies.get(timeout=max(0.0, look_at - now))
                 except Empty:
-                    if time.monotonic() >= until:
+                    now = time.monotonic()
+                    if now >= until:
                         break
-                    if deferred or self._order.may_hedge():
-                        hedge_at, deferred = ask(), False
-                    else:
-                        hedge_at, deferred = now + (until - now) / 2, True
+                    step = watch.silent(now, until)
+                    if step == "check":
+                        checks.append(start(CHECK, watch.link, pb.ServerLiveRequest()))
+                    elif step == "hedge":
+                        ask()
+                    continue
+                if call == CHECK:
+                    watch.checked(link, time.monotonic(), alive=error is None)
                     continue
                 del cancels[link]
                 try:
@@ -113,16 +129,53 @@ class Failover:
                 except ELSEWHERE as exc:
                     failures[link] = exc
                     if waiting:
-                        hedge_at, deferred = ask(), False
+                        ask()
                     continue
-                self._order.answered(link, time.monotonic() - asked_at[link])
+                self._order.answered(link)
                 return result
         finally:
-            for cancel in cancels.values():
+            for cancel in (*cancels.values(), *checks):
                 cancel()
         for link in cancels:
             failures[link] = UnreachableError(f"{self._links[link].address}: no answer in time")
         raise _NoAnswerError(failures, refused=not cancels)
+
+
+class _Watch:
+    """Watches the aggregator that was asked last, for one request.
+
+    Attributes:
+        link: its number.
+        look_at: when to look again if nothing has come from it.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._order, self._checked_at, self._deferred = order, 0.0, False
+        self.link, self.look_at = 0, 0.0
+
+    def asked(self, link: int, now: float) -> None:
+        """An aggregator was asked."""
+        self.link, self.look_at, self._checked_at, self._deferred = link, now + QUIET_S, 0.0, False
+
+    def silent(self, now: float, until: float) -> Literal["check", "hedge", "wait"]:
+        """Nothing has come until ``look_at``: whether to check the aggregator, to ask the next one, or to wait."""
+        if not self._checked_at:
+            self._checked_at, self.look_at = now, now + self._order.patience_s
+            return "check"
+        if self._deferred or self._order.may_hedge():
+            return "hedge"
+        self._deferred, self.look_at = True, now + (until - now) / 2
+        return "wait"
+
+    def checked(self, link: int, now: float, *, alive: bool) -> None:
+        """A check has ended."""
+        if link != self.link or not self._checked_at:
+            return
+        if alive:
+            self._order.checked(now - self._checked_at)
+            self._checked_at, self._deferred, self.look_at = 0.0, False, now + AGAIN_S
+        else:
+            self.look_at = now
 
 
 class _NoAnswerError(Exception):
