@@ -15,6 +15,7 @@ from nonn.reliability.laws import (
     Battery,
     Law,
     Markov,
+    MarkovGroups,
     TimedLaw,
     Trace,
     assess,
@@ -40,6 +41,7 @@ TEXTS = (
     "battery hours=[8,10,2,7] sd_hours=[1,0,2,3] horizon_hours=9",
     "gilbert-elliott p=0.1 r=0.3 loss_good=0.01 loss_bad=[0.5,0.6,0.7,1]",
     "trace TRACE",
+    "markov mtbf_s=9 mttr_s=[1,2,3,4] groups=[[0,1],[1,2,3]] group_mtbf_s=[20,30] group_mttr_s=5",
 )
 
 
@@ -276,6 +278,24 @@ def test_a_first_passage_of_unequal_devices_is_the_solution_in_exact_fractions(
             assert law.first_passage(good).mean_s == pytest.approx(exact, rel=1e-10)
 
 
+def test_common_causes_with_a_clock_are_chains_among_the_devices() -> None:
+    law = parse_law("markov mtbf_s=[50,80] mttr_s=5 groups=[[0,1],[1]] group_mtbf_s=[300,70] group_mttr_s=20", 2)
+    assert isinstance(law, MarkovGroups)
+    good = np.array([False, True, True, True])
+    # Two devices and two causes as four chains; which of them must be up, written out.
+    chains = Markov(np.array([50.0, 80.0, 300.0, 70.0]), np.array([5.0, 5.0, 20.0, 20.0]))
+    still = np.array([bool(c & 4 and (c & 1 or (c & 2 and c & 8))) for c in range(16)])
+    assert law.first_passage(good).mean_s == pytest.approx(fraction_s(chains, still), rel=1e-9)
+    shares = chains.probabilities()
+    assert law.probabilities() @ good == pytest.approx(shares @ still)
+    assert law.probabilities_at(7.0) @ good == pytest.approx(chains.probabilities_at(7.0) @ still)
+    assert law.probabilities_at(0)[3] == 1
+    many = parse_law("markov mtbf_s=9 mttr_s=1 groups=[[0],[1],[2],[3],[4]] group_mtbf_s=9 group_mttr_s=1", 16)
+    assert isinstance(many, MarkovGroups)
+    with pytest.raises(ConfigError, match="16 devices and 5 groups; at most 20"):
+        many.first_passage(np.arange(1 << 16) > 9)
+
+
 def test_times_too_far_apart_for_many_devices_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_passage, "_solve", lambda chain: None)
     law = Markov(np.full(13, 100.0), np.full(13, 10.0))
@@ -395,6 +415,7 @@ def test_a_law_in_a_file_is_the_law_on_the_command_line(trace: Path) -> None:
         ("k-of-n k=1.5", "whole number"),
         ("markov mtbf_s=0 mttr_s=1", "must be positive"),
         ("markov mtbf_s=10 mttr_s=-1", "must be positive"),
+        ("markov mtbf_s=10 mttr_s=1 groups=[[0,1]]", "'group_mtbf_s' is missing"),
         ("battery hours=[1,2,3,-4]", "must be positive"),
         ("battery hours=1 horizon_hours=0", "above 0"),
         ("gilbert-elliott p=0 r=0", "never changes"),

@@ -8,7 +8,7 @@ text.
 
 from nonn.reliability.laws.base import FirstPassage, Law, TimedLaw
 from nonn.reliability.laws.battery import Battery
-from nonn.reliability.laws.markov import Markov
+from nonn.reliability.laws.markov import Markov, MarkovGroups
 from nonn.reliability.laws.outcome import Outcome, assess, availability, distribution, expected
 from nonn.reliability.laws.parse import LAWS, LawValues, law_from_mapping, parse_law
 from nonn.reliability.laws.requests import GilbertElliott, Groups, Independent, KOfN
@@ -25,6 +25,7 @@ __all__ = [
     "Law",
     "LawValues",
     "Markov",
+    "MarkovGroups",
     "Outcome",
     "TimedLaw",
     "Trace",

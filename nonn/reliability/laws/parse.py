@@ -6,6 +6,7 @@
     groups [[0, 1], [2, 3]] p_group=0.05 p=0.02
     k-of-n k=2
     markov mtbf_s=86400 mttr_s=600
+    markov mtbf_s=86400 mttr_s=600 groups=[[0, 1], [2, 3]] group_mtbf_s=1e6 group_mttr_s=3600
     battery hours=[8, 10, …] sd_hours=1 horizon_hours=24
     gilbert-elliott p=0.01 r=0.2 loss_good=0.001 loss_bad=0.5
     trace FILE.csv
@@ -28,7 +29,7 @@ import numpy as np
 from nonn.errors import ConfigError
 from nonn.reliability.laws.base import FloatArray, Law
 from nonn.reliability.laws.battery import Battery
-from nonn.reliability.laws.markov import Markov
+from nonn.reliability.laws.markov import Markov, MarkovGroups
 from nonn.reliability.laws.requests import GilbertElliott, Groups, Independent, KOfN
 from nonn.reliability.laws.trace import Trace, read_trace
 from nonn.toml import Registry, did_you_mean
@@ -109,7 +110,8 @@ def _independent(v: LawValues, text: str) -> Law:
     return Independent(v.each("p", v.num_devices, probability=True), text)
 
 
-def _groups(v: LawValues, text: str) -> Law:
+def _checked_groups(v: LawValues) -> list[list[int]]:
+    """The lists of nodes of ``groups``."""
     groups = v.get("groups")
     if not isinstance(groups, list | tuple) or not all(isinstance(g, list | tuple) for g in groups) or not groups:
         raise v.error("groups", "must be a list of lists of node numbers, for example [[0, 1], [2, 3]]")
@@ -119,6 +121,11 @@ def _groups(v: LawValues, text: str) -> Law:
         for node in group:
             if type(node) is not int or not 0 <= node < v.num_devices:
                 raise v.error("groups", f"unknown node {node!r}; there are nodes 0 to {v.num_devices - 1}")
+    return [list(group) for group in groups]
+
+
+def _groups(v: LawValues, text: str) -> Law:
+    groups = _checked_groups(v)
     p_group = v.each("p_group", len(groups), probability=True)
     return Groups(groups, p_group, v.each("p", v.num_devices, 0.0, probability=True), text)
 
@@ -128,7 +135,12 @@ def _k_of_n(v: LawValues, text: str) -> Law:
 
 
 def _markov(v: LawValues, text: str) -> Law:
-    return Markov(v.each("mtbf_s", v.num_devices, positive=True), v.each("mttr_s", v.num_devices, positive=True), text)
+    times = v.each("mtbf_s", v.num_devices, positive=True), v.each("mttr_s", v.num_devices, positive=True)
+    if not v.get("groups", ()):
+        return Markov(*times, text)
+    groups = _checked_groups(v)
+    strikes_s, passes_s = (v.each(f"group_{key}", len(groups), positive=True) for key in ("mtbf_s", "mttr_s"))
+    return MarkovGroups(*times, groups, strikes_s, passes_s, text)
 
 
 def _battery(v: LawValues, text: str) -> Law:
