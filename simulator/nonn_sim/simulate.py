@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nonn.bundle import Bundle
+from nonn.reliability.intervals import wilson
 from nonn_sim.alternatives import alternatives
 from nonn_sim.backends import map_jobs
 from nonn_sim.deployments import Deployment, bundle_deployment
@@ -61,7 +62,7 @@ def simulate_once(
     """
     deployment = bundle_deployment(bundle, scenario.load.batch)
     trace = Engine(scenario, bundle.num_devices, deployment, scenario.scenario.seed, events).run()
-    return summary(trace, deployment, scenario, bundle.num_devices), trace
+    return _for_new_samples(summary(trace, deployment, scenario, bundle.num_devices), bundle), trace
 
 
 def simulate(
@@ -90,7 +91,7 @@ def simulate(
     if compare:
         others, missing = alternatives(bundle, nodes, scenario.load.batch)
         deployments += others
-    rows = _rows([(scenario, deployment) for deployment in deployments], bundle.num_devices, seeds, backend)
+    rows = _rows([(scenario, deployment) for deployment in deployments], bundle, seeds, backend)
     return {
         "schema": 1,
         "scenario": scenario.scenario.name,
@@ -122,15 +123,15 @@ def simulate_many(
     for scenario in scenarios:
         scenario.devices(bundle.num_devices)
     pairs = [(scenario, bundle_deployment(bundle, scenario.load.batch)) for scenario in scenarios]
-    return _rows(pairs, bundle.num_devices, seeds, backend)
+    return _rows(pairs, bundle, seeds, backend)
 
 
 def _rows(
-    pairs: Sequence[tuple[Scenario, Deployment]], num_devices: int, seeds: int, backend: str
+    pairs: Sequence[tuple[Scenario, Deployment]], bundle: Bundle, seeds: int, backend: str
 ) -> list[dict[str, Any]]:
     """Figures of each deployment in its scenario, over several seeds."""
     jobs = [
-        _Job(scenario, num_devices, deployment, scenario.scenario.seed + k)
+        _Job(scenario, bundle.num_devices, deployment, scenario.scenario.seed + k)
         for scenario, deployment in pairs
         for k in range(seeds)
     ]
@@ -138,8 +139,18 @@ def _rows(
     rows = []
     for start in range(0, len(outcomes), seeds):
         mine = outcomes[start : start + seeds]
-        rows.append({**mine[0], **({"over_seeds": _over_seeds(mine)} if seeds > 1 else {})})
+        row = {**mine[0], **({"over_seeds": _over_seeds(mine)} if seeds > 1 else {})}
+        rows.append(_for_new_samples(row, bundle))
     return rows
+
+
+def _for_new_samples(row: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
+    """A row with the 95 % interval of its accuracy: every subset's accuracy is of a finite test set."""
+    if row["accuracy"] is not None:
+        samples = bundle.table.samples
+        low, high = wilson(row["accuracy"] * samples, samples)
+        row["test_interval"] = [float(low), float(high)]
+    return row
 
 
 def _run(job: _Job) -> dict[str, Any]:

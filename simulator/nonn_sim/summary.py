@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.reliability.guarantees import Verdict
+from nonn.reliability.intervals import wilson
 from nonn.reliability.laws import FirstPassage, Law, assess
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
@@ -261,17 +262,26 @@ def _class_text(classes: Sequence[Mapping[str, Any]], failed: int) -> str:
 
 
 def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: SampledLaw, seed: int) -> Summary:
-    """The estimated results of a bundle."""
+    """The estimated results of a bundle; ``test_interval`` is for new samples, the others for the choice of subsets."""
+    samples = len(bundle.features[1])
+
+    def new(mean: float) -> list[float]:
+        low, high = wilson(min(1.0, max(0.0, mean)) * samples, samples)
+        return [float(low), float(high)]
+
     return {
         "schema": 1,
         "experiment": bundle.manifest.experiment,
         "bundle": f"sha256:{bundle.hash}",
         "method": "sampled",
         "seed": seed,
-        "samples": len(bundle.features[1]),
+        "samples": samples,
+        "points_per_sample": 100 / samples,
         "devices": bundle.num_devices,
         "accuracy_by_failures": [
-            {**asdict(s), "mean": s.mean.estimate, "mean_low": s.mean.low, "mean_high": s.mean.high} for s in strata
+            {**asdict(s), "mean": s.mean.estimate, "mean_low": s.mean.low, "mean_high": s.mean.high}
+            | {"test_interval": new(s.mean.estimate)}
+            for s in strata
         ],
         "law": {
             "law": law.text,
@@ -279,6 +289,7 @@ def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: 
             "unseen": drawn.unseen,
             "expected_bound": list(drawn.bound),
             "expected": asdict(drawn.expected),
+            "test_interval": new(drawn.expected.estimate),
             "levels": [{"level": level, "availability": asdict(e)} for level, e in drawn.availability.items()],
         },
     }
@@ -293,11 +304,15 @@ def sampled_text(summary: Summary) -> str:
         Column("mean", "mean", percent),
         Column("95 % from", "mean_low", percent),
         Column("to", "mean_high", percent),
+        IntervalColumn("new samples, 95 %", "test_interval", show_interval(share_of(summary["samples"]))),
         Column("worst seen", "worst", percent),
         Column("best seen", "best", percent),
     )
     law = summary["law"]
-    lines = [f"failures {law['law']}: expected accuracy {_interval(law['expected'])}"]
+    lines = [
+        f"failures {law['law']}: expected accuracy {_interval(law['expected'])}; for new samples, 95 %: "
+        f"{show_interval(share_of(summary['samples']))(law['test_interval'])}"
+    ]
     low, high = law["expected_bound"]
     lines.append(
         f"probability of the subsets not fused: {law['unseen']:.3g}, with {law['draws']:,} draws among them; whatever "

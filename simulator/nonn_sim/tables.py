@@ -26,7 +26,19 @@ def print_rows(result: dict[str, Any]) -> None:
     seeds = len(result["seeds"])
     title = f"{result['scenario']}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
     table = Table(title=title)
-    columns = ("deployment", "accuracy", "available", "degraded", "p50 ms", "p95 ms", "p99 ms", "waited", "J", "bytes")
+    columns = (
+        "deployment",
+        "accuracy",
+        "95 %",
+        "available",
+        "degraded",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "waited",
+        "J",
+        "bytes",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "deployment" else "right")
     for row in result["rows"]:
@@ -34,6 +46,7 @@ def print_rows(result: dict[str, Any]) -> None:
         table.add_row(
             row["deployment"],
             _between(row, "accuracy", over),
+            "{:.1%} to {:.1%}".format(*row["test_interval"]) if "test_interval" in row else "–",
             _between(row, "availability", over),
             _percent(row["degraded"]),
             *(_ms(row["latency_s"][key]) for key in ("p50", "p95", "p99")),
@@ -43,8 +56,8 @@ def print_rows(result: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        "accuracy of answers; in brackets 95 % intervals by batch means; waited: requests held up to the deadline; "
-        "J and bytes per answer",
+        "accuracy of answers; in brackets 95 % intervals by batch means, for another run; new samples: 95 % interval of "
+        "the accuracy from the size of the test set; waited: requests held up to the deadline; J and bytes per answer",
         markup=False,
     )
     for row in result["rows"]:
