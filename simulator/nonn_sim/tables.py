@@ -29,7 +29,6 @@ def print_rows(result: dict[str, Any]) -> None:
     columns = (
         "deployment",
         "accuracy",
-        "95 %",
         "new samples",
         "available",
         "degraded",
@@ -58,7 +57,8 @@ def print_rows(result: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         "accuracy of answers; in brackets 95 % intervals by batch means, for another run; new samples: 95 % interval "
-        "of the accuracy from the size of the test set; waited: requests held up to the deadline; J and bytes per answer",
+        "of the accuracy from the size of the test set; waited: requests held up to the deadline; J and bytes per "
+        "answer",
         markup=False,
     )
     for row in result["rows"]:
