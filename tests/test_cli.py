@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -49,25 +51,52 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert "usage: nonn" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "x.toml", "--fast"]])
-def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run"], "required: EXPERIMENT.toml"),
+        (["run", "/dev/null", "--fast"], "unrecognized arguments: --fast"),
+        (["run", "missing.toml"], "missing.toml: no such file or folder"),
+        (["report", "/no/bundle"], "/no/bundle: no such file or folder"),
+        (["up", "/no/bundle"], "/no/bundle: no such file or folder"),
+        (["up", "/", "--port", "99999"], "--port: 99999: must be 1 to 65535"),
+        (["serve", "/", "--deadline", "-1"], "--deadline: -1: must be a number of 0 or more"),
+        (["serve", "/", "--max-delay-ms", "nan"], "--max-delay-ms: nan: must be a number of 0 or more"),
+        (["serve", "/", "--quorum", "0"], "--quorum: 0: must be at least 1"),
+        (["predict", "127.0.0.1:1", "x.png", "--timeout", "0"], "--timeout: 0: must be more than 0"),
+        (["predict", "localhost", "x.png"], "'localhost' is not host:port"),
+        (["top", "127.0.0.1:1", "--token-file", "/no/token"], "/no/token: no such file or folder"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["run", "missing.toml"], 3, "missing.toml: no such file"),
         (["demo", "--set", "distill.epoch=1"], 3, "did you mean 'distill.epochs'"),
         (["demo", "--set", "partition.parts=9"], 3, "more parts than devices"),
         (["demo", "--set", "devices.budget.params=10"], 3, "over its budget"),
         (["demo", "--set", "data.reader=parquet"], 3, "data.path"),
         (["demo", "--set", "data.reader=cifar", "--set", "data.path=/no/cifar"], 3, "/no/cifar"),
-        (["report", "/no/bundle"], 3, "/no/bundle"),
-        (["up", "/no/bundle"], 3, "/no/bundle"),
-        (["certs", "init", "--dir", "/dev/null/certs"], 3, "/dev/null/certs: Not a directory; make room or choose"),
+        (["demo", "--set", 'guarantees.require=["accuracy>=0.9 fail<=4"]'], 3, "guarantee 'accuracy>=0.9 fail<=4'"),
+        (["demo", "--set", "student.model=wnr-10-1"], 3, "student.model = 'wnr-10-1': unknown"),
+        (["demo", "--set", "teacher.weights=/no/weights"], 3, "/no/weights': no such file"),
+        (["report", "."], 3, "manifest.json: no such file"),
+        (["certs", "init", "--dir", "/dev/null/certs"], 3, "/dev/null/certs: Not a directory; choose another path"),
         (["predict", "127.0.0.1:1", "/no/image.png"], 4, "127.0.0.1:1"),
     ],
 )
@@ -84,6 +113,33 @@ def test_bad_input_has_a_message_and_its_exit_code(
     assert (got, captured.out) == (code, "")
     assert f"nonn {arguments[0]}: " in captured.err
     assert words in captured.err
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "No space left on device; make room"),
+        (errno.EROFS, "Read-only file system; choose a path that you may use"),
+        (errno.EACCES, "Permission denied; choose a path that you may use"),
+    ],
+)
+def test_a_file_that_cannot_be_written_has_the_remedy_for_its_cause(
+    number: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise OSError(number, os.strerror(number), "/runs/x")
+
+    monkeypatch.setattr("nonn.cli.doctor.run", fail)
+    assert main(["doctor"]) == 3
+    assert f"nonn doctor: /runs/x: {words}" in capsys.readouterr().err
+
+
+def test_a_terminal_without_unicode_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("nonn.cli.doctor.run", lambda args: print("8 × 8") or 0)
+    assert main(["doctor"]) == 0
+    assert written.getvalue() == b"8 ? 8\n"
 
 
 def test_a_missing_extra_names_the_install_command(

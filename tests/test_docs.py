@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nonn_device.cli
 import nonn_sim.cli
@@ -95,7 +96,11 @@ def problem(command: list[str]) -> str | None:
     if program in PROGRAMS:
         said = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            with (
+                contextlib.redirect_stderr(said),
+                contextlib.redirect_stdout(io.StringIO()),
+                mock.patch("nonn.arguments.is_missing", return_value=False),  # documents name files of their readers
+            ):
                 parsed = PROGRAMS[program].build_parser().parse_args(arguments)
             if getattr(parsed, "overrides", None):
                 file = ROOT / parsed.experiment if getattr(parsed, "experiment", None) else None

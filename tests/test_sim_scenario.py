@@ -200,7 +200,7 @@ def test_options_that_contradict_each_other_are_errors(options: Any, message: An
 
     parser = argparse.ArgumentParser()
     run_command.add_arguments(parser)
-    arguments = parser.parse_args([str(SHIPPED[0]), "--bundle", "nowhere", *options])
+    arguments = parser.parse_args([str(SHIPPED[0]), "--bundle", ".", *options])
     with pytest.raises(NonnError, match=message):
         run_command.run(arguments)
 

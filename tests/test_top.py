@@ -79,10 +79,12 @@ def test_a_narrow_screen_keeps_what_is_urgent(cluster: LocalCluster, monkeypatch
     assert "address" not in shown.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster: LocalCluster, number: Any) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 4)])
+def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster: LocalCluster, number: Any, code: int) -> None:
+    aggregator = cluster._aggregator
+    assert aggregator is not None
     primary, secondary = pty.openpty()
-    command = [sys.executable, "-m", "nonn", "top", cluster.address]
+    command = [sys.executable, "-m", "nonn", "top", cluster.address, "--timeout", "1" if code else "5"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=secondary, stderr=subprocess.PIPE, env=environment
@@ -94,6 +96,8 @@ def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster: LocalCluster, 
         while seen.count("accuracy now") < 2 and time.monotonic() < deadline:
             assert select.select([primary], [], [], TIMEOUT_S)[0]
             seen += os.read(primary, 65536).decode(errors="replace")
+        if code:  # the aggregator does not answer when the command ends
+            aggregator.send(signal.SIGSTOP)
         child.send_signal(number)
         while select.select([primary], [], [], TIMEOUT_S)[0]:
             try:
@@ -101,12 +105,13 @@ def test_live_on_a_terminal_it_goes_on_until_it_is_ended(cluster: LocalCluster, 
             except OSError:  # Linux tells the end of a terminal so
                 break
             seen += data.decode(errors="replace")
-        assert child.wait(TIMEOUT_S) == 0
+        assert child.wait(TIMEOUT_S) == code
         assert child.stderr is not None
         assert child.stderr.read() == b""
         assert seen.count("accuracy now") >= 2
         assert seen.count("\x1b[?1049h") == seen.count("\x1b[?1049l") == 1  # the screen is as it was
     finally:
+        aggregator.send(signal.SIGCONT)
         child.kill()
         child.wait()
         assert child.stderr is not None

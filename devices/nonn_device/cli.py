@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nonn import __version__
-from nonn.errors import ConfigError, NonnError
+from nonn.arguments import addresses, count, existing, port
+from nonn.errors import ConfigError, InputError, NonnError
 from nonn.telemetry.log import add_log_arguments, configure_logging
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
     for command in (serve, check):
         command.add_argument(
-            "bundle", type=Path, metavar="BUNDLE", help="folder with manifest.json and this student's file"
+            "bundle", type=existing, metavar="BUNDLE", help="folder with manifest.json and this student's file"
         )
         command.add_argument(
             "--student", type=int, required=True, metavar="I", help="number of the student in the bundle"
@@ -94,14 +95,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_join_options(parser: argparse.ArgumentParser) -> None:
     """Options of a node that joins."""
-    parser.add_argument("aggregators", nargs="+", metavar="AGGREGATOR", help="host:port; the node joins each one")
+    parser.add_argument(
+        "aggregators", type=addresses, nargs="+", metavar="AGGREGATOR", help="host:port; the node joins each one"
+    )
     parser.add_argument("--id", metavar="ID", help="id of this device (default with --tls: that of the certificate)")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder for the student's files")
     parser.add_argument("--student", type=int, metavar="I", help="student to run (default: the cluster chooses)")
     parser.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="address for connections to this node")
     parser.add_argument("--dial-out", action="store_true", help="for a node behind NAT: receive requests over a stream")
     parser.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
-    parser.add_argument("--join-token-file", type=Path, metavar="FILE", help="token for joining without TLS")
+    parser.add_argument("--join-token-file", type=existing, metavar="FILE", help="token for joining without TLS")
     parser.add_argument(
         "--source",
         metavar="KIND:WHERE",
@@ -114,19 +117,19 @@ def _add_join_options(parser: argparse.ArgumentParser) -> None:
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     """Options of every node, wherever its student comes from."""
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, chooses a free one")
+    parser.add_argument("--port", type=port, default=0, help="port to bind; 0, the default, chooses a free one")
     parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
     parser.add_argument(
-        "--max-batch", type=int, default=1024, metavar="B", help="samples of one request (default: %(default)s)"
+        "--max-batch", type=count, default=1024, metavar="B", help="samples of one request (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-queue", type=int, default=64, metavar="N", help="requests that may wait (default: %(default)s)"
+        "--max-queue", type=count, default=64, metavar="N", help="requests that may wait (default: %(default)s)"
     )
     parser.add_argument(
         "--memory", type=int, default=0, metavar="MB", help="memory limit of the node; it limits the batch size"
     )
     parser.add_argument("--self-test", action="store_true", help="run the student in a separate process first")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="this node's TLS folder; serves TLS only")
+    parser.add_argument("--tls", type=existing, metavar="DIR", help="this node's TLS folder; serves TLS only")
     parser.add_argument("--insecure", action="store_true", help="serve, and send a token, beyond loopback without TLS")
     parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
     parser.add_argument("--watch-stdin", action="store_true", help="shut down when standard input closes")
@@ -147,12 +150,12 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
     """Checks the ranges of numbers.
 
     Raises:
-        ConfigError: a number is out of range; the message names the option, its value and its range.
+        InputError: a number is out of range; the message names the option, its value and its range.
     """
     for name, (least, greatest) in _RANGES.items():
         value = getattr(arguments, name, None)
         if value is not None and not least <= value <= greatest:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be between {least} and {greatest:,}")
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be between {least} and {greatest:,}")
 
 
 # The functions below import late, so that --help and wrong options do not wait for NumPy, gRPC and ONNX Runtime.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -83,13 +85,18 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         argv: arguments; None uses those of the process.
 
     Returns:
-        The exit code of the command, or of the error that ended it; the error is printed on stderr. SIGTERM ends a
-        command that can be resumed with a message, and the process by that signal.
+        The exit code of the command, or of the error that ended it; the error is printed on stderr. SIGTERM ends the
+        command with a message, and the process by that signal.
     """
+    # A terminal that cannot show a character, such as × in ASCII, shows ? in its place.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     arguments = parser.parse_args(argv)
     title = f"{parser.prog} {arguments.command}"
+    kept = "; finished work is kept" if getattr(arguments, "resumable", False) else ""
     try:
-        with _terminable() if getattr(arguments, "resumable", False) else contextlib.nullcontext():
+        with _terminable():
             code = int(arguments.run(arguments))
         if sys.stdout is not None:  # it is closed: `nonn report … >&-`
             sys.stdout.flush()
@@ -102,10 +109,11 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
             raise
         return _fail(title, missing)
     except KeyboardInterrupt:
-        print(f"{title}: interrupted; finished work is kept", file=sys.stderr)
+        print(f"{title}: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
     except _TerminatedError:
-        print(f"{title}: terminated; finished work is kept, the same command continues it", file=sys.stderr, flush=True)
+        kept += ", the same command continues it" if kept else ""
+        print(f"{title}: terminated{kept}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)  # so that the caller sees how it ended
         return TERMINATED
     except BrokenPipeError:  # `nonn report … | head`: the reader closed the pipe
@@ -115,7 +123,16 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         if exc.strerror is None:
             raise
         where = f"{exc.filename}: " if exc.filename else ""
-        return _fail(title, ConfigError(f"{where}{exc.strerror}; make room or choose another path, and try again"))
+        return _fail(title, ConfigError(f"{where}{exc.strerror}{_remedy(exc)}"))
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about a file that cannot be read or written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; make room or choose another path, and try again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "; choose a path that you may use, or change its permissions"
+    return "; choose another path" if error.filename else ""
 
 
 class _TerminatedError(BaseException):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from nonn.arguments import not_negative, port
+
 if TYPE_CHECKING:
     from nonn.aggregator.monitoring.options import ObservingOptions
 
@@ -16,7 +18,7 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("observing")
     group.add_argument(
         "--http-port",
-        type=int,
+        type=port,
         metavar="PORT",
         help="port of dashboard, /metrics, /healthz, /readyz and /api/state; 0 is any free one (default: off)",
     )
@@ -30,7 +32,7 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--drift-rate",
-        type=float,
+        type=not_negative,
         metavar="HZ",
         help="most samples per second that the drift alarm tests; 0 turns it off (default: 10)",
     )

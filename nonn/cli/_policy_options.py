@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from nonn.arguments import count, existing, seconds
 
 if TYPE_CHECKING:
     from nonn.aggregator.policy import PolicyConfig
@@ -14,12 +15,12 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that ``policy_of`` reads."""
     parser.add_argument(
         "--policy",
-        type=Path,
+        type=existing,
         metavar="FILE",
         help="TOML file with a [policy] table: deadline, quorum, hedging",
     )
-    parser.add_argument("--deadline", type=float, metavar="S", help="seconds a request waits at most (default: 1)")
-    parser.add_argument("--quorum", type=int, metavar="N", help="devices that must answer (default: 1)")
+    parser.add_argument("--deadline", type=seconds, metavar="S", help="seconds a request waits at most (default: 1)")
+    parser.add_argument("--quorum", type=count, metavar="N", help="devices that must answer (default: 1)")
 
 
 def policy_of(args: argparse.Namespace) -> PolicyConfig:

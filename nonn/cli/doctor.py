@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+
+from nonn.arguments import addresses, existing
 
 SUMMARY = "check this machine: Python, packages, runtime, a free port"
 
@@ -19,9 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", action="store_true", help="measure this device and print its [[devices.classes]] entry"
     )
     parser.add_argument("--name", default="", help="name of the device in that entry (default: the host name)")
-    parser.add_argument("--link", metavar="ADDRESS", help="also measure the link to the aggregator at host:port")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs, for --link")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token for --link")
+    parser.add_argument(
+        "--link", type=addresses, metavar="ADDRESS", help="also measure the link to the aggregator at host:port"
+    )
+    parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs, for --link")
+    parser.add_argument("--token-file", type=existing, metavar="FILE", help="file with the token for --link")
     parser.add_argument(
         "--insecure", action="store_true", help="send the token of --token-file beyond loopback without TLS"
     )

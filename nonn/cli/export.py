@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from nonn.arguments import existing
+
 SUMMARY = "translate a bundle's students to C, compile them, and print their flash and RAM"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--target", choices=("c",), required=True, help="output language")
     parser.add_argument(
         "--student", type=int, action="append", metavar="I", help="only this student; may be repeated (default: all)"

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonn.arguments import existing
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def action(name: str, text: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text)
         if name in ("init", "trust"):
-            sub.add_argument("inventory", type=Path, metavar="INVENTORY", help="TOML, see devices/pi/fleet.toml")
+            sub.add_argument("inventory", type=existing, metavar="INVENTORY", help="TOML, see devices/pi/fleet.toml")
             return sub
         where = sub.add_mutually_exclusive_group(required=True)
-        where.add_argument("--inventory", type=Path, metavar="FILE", help="call its aggregators over ssh")
+        where.add_argument("--inventory", type=existing, metavar="FILE", help="call its aggregators over ssh")
         where.add_argument("--state", type=Path, metavar="DIR", help="call the local aggregator with this state folder")
         return sub
 
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     status = action("status", "show bundle and state of each node, and the accuracy")
     status.add_argument("--json", action="store_true", help="print JSON, and nothing else, on standard output")
     push = action("push", "move the fleet to another bundle without falling below an accuracy")
-    push.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    push.add_argument("bundle", type=existing, metavar="BUNDLE", help="folder of the bundle")
     push.add_argument(
         "--follow", action="store_true", help="only accept nodes of the bundle, which another aggregator moves"
     )

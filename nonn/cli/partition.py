@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nonn.arguments import existing
 from nonn.cli.run import add_run_options
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ SUMMARY = "train the teacher if needed, partition its filters, print measures of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
+    parser.add_argument("experiment", type=existing, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
     parser.add_argument(
         "--compare",
         action="store_true",

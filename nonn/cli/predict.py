@@ -10,8 +10,9 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nonn.arguments import addresses, existing, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,9 @@ CONCURRENCY = 8  # requests under way
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator; several with commas")
+    parser.add_argument(
+        "address", type=addresses, metavar="ADDRESS", help="host:port of the aggregator; several with commas"
+    )
     parser.add_argument(
         "files",
         nargs="+",
@@ -44,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cut and scale images of another size, even if the training did not: the accuracy was not measured so",
     )
     parser.add_argument(
-        "--timeout", type=float, default=10.0, metavar="S", help="seconds per request (default: %(default)s)"
+        "--timeout", type=seconds, default=10.0, metavar="S", help="seconds per request (default: %(default)s)"
     )
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs")
+    parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs")
     parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
+        "--token-file", type=existing, metavar="FILE", help="file with the token that the aggregator requires"
     )
     parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
     parser.add_argument("--json", action="store_true", help="print only one JSON list on standard output")

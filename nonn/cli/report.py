@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from nonn.arguments import existing
+
 SUMMARY = "show a bundle's accuracy against failed devices: table, JSON, CSV, Markdown or HTML"
 
 
@@ -15,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     parser.add_argument(
         "bundles",
-        type=Path,
+        type=existing,
         nargs="+",
         metavar="BUNDLE",
         help="folder of the bundle; further ones are compared with the first as other methods",

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nonn.arguments import existing
+
 if TYPE_CHECKING:
     from nonn.report.document import Report
     from nonn.report.table import Table
@@ -17,7 +19,7 @@ SUMMARY = "train, partition, distil, bundle and report an experiment; resumes wh
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
+    parser.add_argument("experiment", type=existing, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
     add_run_options(parser)
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonn.arguments import count, existing, not_negative, port, seconds
 from nonn.cli._observing_options import add_observing_arguments, observing_of
 from nonn.cli._policy_options import add_policy_arguments, policy_of
 from nonn.telemetry.log import add_log_arguments
@@ -27,8 +28,8 @@ SUMMARY = "run the aggregator over the nodes of an inventory"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle that all nodes run")
-    parser.add_argument("--inventory", type=Path, metavar="FILE", help="TOML file with a [[node]] for each node")
+    parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="bundle that all nodes run")
+    parser.add_argument("--inventory", type=existing, metavar="FILE", help="TOML file with a [[node]] for each node")
     parser.add_argument(
         "--write-inventory", type=Path, metavar="FILE", help="write an inventory of the bundle's devices, and exit"
     )
@@ -40,40 +41,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state", type=Path, metavar="DIR", help="folder of its bundles, for nonn fleet push and rollback"
     )
     parser.add_argument(
-        "--lease", type=float, metavar="S", help="seconds until a silent node is removed (default: 4.5)"
+        "--lease", type=seconds, metavar="S", help="seconds until a silent node is removed (default: 4.5)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="port to bind; 0, the default, is any free one")
+    parser.add_argument("--port", type=port, default=0, help="port to bind; 0, the default, is any free one")
     add_policy_arguments(parser)
     parser.add_argument(
-        "--tls", type=Path, metavar="DIR", help="the aggregator's folder written by nonn certs; enables TLS"
+        "--tls", type=existing, metavar="DIR", help="the aggregator's folder written by nonn certs; enables TLS"
     )
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="accepted tokens of clients")
+    parser.add_argument("--token-file", type=existing, metavar="FILE", help="accepted tokens of clients")
     parser.add_argument(
-        "--join-token-file", type=Path, metavar="FILE", help="accepted tokens of nodes; required without TLS"
+        "--join-token-file", type=existing, metavar="FILE", help="accepted tokens of nodes; required without TLS"
     )
     parser.add_argument(
-        "--max-batch", type=int, default=64, metavar="B", help="most samples of several clients in one batch"
+        "--max-batch", type=count, default=64, metavar="B", help="most samples of several clients in one batch"
     )
     parser.add_argument(
         "--max-delay-ms",
-        type=float,
+        type=not_negative,
         default=0.0,
         metavar="MS",
         help="time that a request to an idle cluster waits for others",
     )
     parser.add_argument(
-        "--max-queue", type=int, default=4096, metavar="N", help="samples that may wait (default: %(default)s)"
+        "--max-queue", type=count, default=4096, metavar="N", help="samples that may wait (default: %(default)s)"
     )
     parser.add_argument(
         "--max-queue-mb",
-        type=int,
+        type=count,
         default=64,
         metavar="MB",
         help="megabytes of requests that may wait or be under way (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-samples", type=int, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
+        "--max-samples", type=count, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
     )
     parser.add_argument(
         "--window-wait", type=float, metavar="S", help="wait for windows of sensors after their end (default: hop / 2)"

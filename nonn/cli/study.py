@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from nonn.arguments import existing
 from nonn.cli.run import add_run_options
 
 SUMMARY = "compare the experiment with published methods at equal budget; resumes where it stopped"
@@ -13,7 +13,7 @@ SUMMARY = "compare the experiment with published methods at equal budget; resume
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
+    parser.add_argument("experiment", type=existing, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
     add_run_options(parser)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from nonn.arguments import addresses, existing, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,13 +29,15 @@ SPARKS = " ▁▂▃▄▅▆▇█"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator; several with commas")
+    parser.add_argument(
+        "address", type=addresses, metavar="ADDRESS", help="host:port of the aggregator; several with commas"
+    )
     parser.add_argument("--once", action="store_true", help="print one table and exit")
     parser.add_argument("--json", action="store_true", help="print only one JSON object and exit")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (default: %(default)s)")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs")
+    parser.add_argument("--timeout", type=seconds, default=5.0, metavar="S", help="seconds (default: %(default)s)")
+    parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs")
     parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
+        "--token-file", type=existing, metavar="FILE", help="file with the token that the aggregator requires"
     )
     parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
 
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     import threading
 
     from nonn.client import Client
+    from nonn.errors import UnreachableError
 
     with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         if args.json:
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         state = _state(client)
         from rich.console import Console
         from rich.live import Live
+        from rich.text import Text
 
         console = Console()
         if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -75,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
                 while not forever.wait(REFRESH_S):
                     live.update(_next(client, console.width), refresh=True)
         except KeyboardInterrupt:
-            console.print(_next(client, console.width))
+            last = _next(client, console.width)
+            console.print(last)
+            if isinstance(last, Text):  # the aggregator does not answer
+                return UnreachableError.exit_code
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nonn.arguments import count, existing, port
 from nonn.cli._policy_options import add_policy_arguments, policy_of
 
 if TYPE_CHECKING:
@@ -22,16 +23,16 @@ REFRESH_S = 0.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle to serve")
-    parser.add_argument("--port", type=int, default=0, help="port of the aggregator; 0, the default, is any free one")
+    parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="bundle to serve")
+    parser.add_argument("--port", type=port, default=0, help="port of the aggregator; 0, the default, is any free one")
     add_policy_arguments(parser)
     parser.add_argument(
-        "--http-port", type=int, metavar="PORT", help="serve dashboard and metrics on this port; 0 is any free one"
+        "--http-port", type=port, metavar="PORT", help="serve dashboard and metrics on this port; 0 is any free one"
     )
     parser.add_argument(
         "--tls", type=Path, metavar="DIR", help="use TLS with the authority in this folder, created if missing"
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=1, help="threads of one inference (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.bundle import load_bundle
     from nonn.client import Client
     from nonn.cluster import LocalCluster
+    from nonn.rpc.address import check_free
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, interrupt)
     console, forever = Console(), threading.Event()
     try:
+        for port in filter(None, (args.port, args.http_port)):
+            check_free(port)
         bundle = load_bundle(args.bundle)
         with (
             LocalCluster(

@@ -17,6 +17,7 @@ from nonn.data.augment import Augment
 from nonn.distill.heads import HeadFitter
 from nonn.errors import ConfigError
 from nonn.experiment.networks import Networks
+from nonn.experiment.precheck import check_before_data
 from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
@@ -93,6 +94,7 @@ class Workspace:
         """The data, read once."""
         if self.dataset is not None:
             return self.dataset
+        check_before_data(self.experiment)
         data = load_data(self.experiment.data, self.seed)
         shape = "×".join(map(str, data.input_shape))
         self.progress.say(

@@ -12,6 +12,7 @@ from nonn.errors import AddressError, ConfigError
 __all__ = [
     "canonical",
     "check_bind",
+    "check_free",
     "is_loopback",
     "peer_host",
     "resolve",
@@ -150,6 +151,20 @@ def check_bind(host: str, port: int) -> None:
         raise AddressError(f"--host: {exc}; {hint}") from exc
     if not any(_is_own(*address) for address in found):
         raise AddressError(f"--host {host}: not an address of this machine; {hint}")
+
+
+def check_free(port: int) -> None:
+    """Checks a port of this machine's loopback before processes are started that would need it.
+
+    Raises:
+        AddressError: it is in use, or reserved.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as exc:
+            raise AddressError(f"port {port} cannot be bound ({exc.strerror}); choose another, or 0 for any") from exc
 
 
 def _is_ipv6(text: str) -> bool:

@@ -283,6 +283,8 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
     if cls is not None and cls is not errors.MissingExtraError:
         return cls(f"{address}: {details}")  # type: ignore[no-any-return]
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # CANCELLED: by a server that ends
+        if "Expected SETTINGS frame" in details or "HTTP/1" in details:  # gRPC's own words about the first bytes
+            details = "this is an HTTP port, such as that of the dashboard; give the port for gRPC"
         return UnreachableError(f"{address}: does not answer ({handshake.reason(details) or details})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(f"{address}: no answer in time; is it overloaded, or the timeout too short?")

@@ -30,7 +30,7 @@ from nonn.students.devices import Device, apportion_filters
 from nonn.students.student import Student
 from nonn.teacher.zoo import family_named
 
-__all__ = ["FAMILY", "Sizing", "check_device", "feature_bytes", "size_students"]
+__all__ = ["FAMILY", "Sizing", "check_device", "feature_bytes", "models_named", "size_students"]
 
 AUTO = "auto"
 FAMILY: Sequence[str] = family_named("wrn").members
@@ -106,7 +106,7 @@ def size_students(
         wanted = device.model or model
         alike = (wanted, len(views[device.number]), filters)  # all that a student's size depends on
         if alike not in measured:
-            names = _models(wanted)
+            names = models_named(wanted)
             measured[alike] = [_candidate(build, device.number, name, filters, dtype) for name in names]
         return _largest(device, measured[alike])
 
@@ -121,7 +121,7 @@ def size_students(
     return Sizing(tuple(name for name, _ in chosen), tuple(cost.params for _, cost in chosen), sizes)
 
 
-def _models(wanted: str) -> Sequence[str]:
+def models_named(wanted: str) -> Sequence[str]:
     """The models among which one is chosen."""
     auto, _, families = wanted.partition(":")
     if auto != AUTO:

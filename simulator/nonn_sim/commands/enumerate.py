@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonn.arguments import existing
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -20,7 +22,7 @@ SUMMARY = "exact accuracy of all subsets, failure laws, guarantees, value of dev
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument(
         "--law",
         metavar="TEXT",

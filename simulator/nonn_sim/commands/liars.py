@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from nonn.arguments import existing
 
 SUMMARY = "accuracy when devices send wrong features"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle with recorded features")
+    parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="bundle with recorded features")
     parser.add_argument("--lie", action="append", default=[], metavar="NAME", help="a lie; repeat it (default: all)")
     parser.add_argument(
         "--liars", type=int, nargs="+", default=[1, 2], metavar="N", help="devices that lie (default: 1 2)"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nonn.arguments import existing
+
 SUMMARY = "replay recorded faults in virtual time"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument(
-        "log", type=Path, metavar="LOG", help=".csv or .jsonl with time_s, node and event of each fault, up or down"
+        "log", type=existing, metavar="LOG", help=".csv or .jsonl with time_s, node and event of each fault, up or down"
     )
-    parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE", help="bundle that the devices run")
+    parser.add_argument("--bundle", type=existing, required=True, metavar="BUNDLE", help="bundle that the devices run")
     parser.add_argument(
         "--scenario",
         type=Path,

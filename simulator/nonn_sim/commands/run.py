@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonn.arguments import count, existing
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -18,8 +20,8 @@ SUMMARY = "run a scenario of failing devices in virtual time, with --live also o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("scenario", type=Path, metavar="SCENARIO", help="scenario file (TOML)")
-    parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE", help="bundle that the devices run")
+    parser.add_argument("scenario", type=existing, metavar="SCENARIO", help="scenario file (TOML)")
+    parser.add_argument("--bundle", type=existing, required=True, metavar="BUNDLE", help="bundle that the devices run")
     parser.add_argument("--live", action="store_true", help="also run a real cluster of processes, and compare")
     parser.add_argument(
         "--inputs",
@@ -29,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs [n, ...] and labels [n]; without it inputs are noise, and accuracy is that of the answering subsets in "
         "the bundle's table",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="runs that differ by their seed (default: 1)")
+    parser.add_argument(
+        "--seeds", type=count, default=1, metavar="K", help="runs that differ by their seed (default: 1)"
+    )
     parser.add_argument(
         "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
     )

@@ -1,0 +1,81 @@
+"""What can be checked of an experiment before its data are read: guarantees, models, files of weights.
+
+Reading the data may take minutes, training hours; a misspelt guarantee must not be found afterwards. What depends on
+the data, such as the size of a student, is checked by ``Workspace.check``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nonn.config import Experiment, TeacherConfig
+from nonn.distill.schedule import plan
+from nonn.errors import ConfigError
+from nonn.experiment.weights import given_students, partition_of
+from nonn.reliability.guarantees import judge
+from nonn.reliability.laws import parse_law
+from nonn.reliability.subsets import MAX_DEVICES, SubsetTable
+from nonn.students.devices import failure_law, resolve_devices
+from nonn.students.sizing import models_named
+from nonn.teacher import Normalise, Teacher, load_weights
+from nonn.teacher.dotted import NETWORKS, from_factory, is_foreign
+from nonn.teacher.zoo import KNOWN
+from nonn.toml.registry import is_path
+
+__all__ = ["check_before_data"]
+
+
+def check_before_data(experiment: Experiment) -> None:
+    """Finds errors that need no data; takes a second at most.
+
+    Raises:
+        ConfigError: a guarantee, law or model is invalid, or a file of weights is missing or of another network.
+    """
+    _check_guarantees(experiment)
+    teacher = experiment.teacher
+    for step in plan(experiment.distill):
+        if step.model:
+            _check_model("teacher", step.model)
+    models = [device.model or experiment.student.model for device in resolve_devices(experiment.devices)]
+    for model in dict.fromkeys(models):
+        for name in models_named(model):
+            _check_model("student", name)
+    if is_foreign(teacher.model):
+        _check_foreign(teacher)
+    elif teacher.weights and not Path(teacher.weights).is_file():
+        raise ConfigError(f"teacher.weights = '{teacher.weights}': no such file")
+    if (weights := given_students(experiment.student)) is not None:
+        partition_of(weights)
+
+
+def _check_guarantees(experiment: Experiment) -> None:
+    """Parses promises and their law, with a table in which nothing is right."""
+    promised, devices = experiment.guarantees, experiment.devices.count
+    if not promised.require:
+        return
+    law = parse_law(promised.law or failure_law(experiment.devices), devices)
+    if devices <= MAX_DEVICES:
+        table = SubsetTable(np.zeros(1 << devices, dtype=np.int64), 1)
+        for text in promised.require:
+            judge(table, law, text)
+
+
+def _check_model(table: str, model: str) -> None:
+    """Whether there is a model of this name; a factory is not called."""
+    if not is_foreign(model):
+        return
+    if not is_path(model) and model not in NETWORKS[table]:
+        raise ConfigError(f"{table}.model = '{model}': unknown; write {KNOWN}, or package.module:factory")
+    NETWORKS[table].load(model, f"{table}.model")
+
+
+def _check_foreign(config: TeacherConfig) -> None:
+    """Builds the teacher, finds its final stage and loads its weights: its factory needs no data."""
+    with torch.random.fork_rng(devices=[]):
+        network = from_factory("teacher", config.model, config.args)
+    Teacher(network, config.features, Normalise((), (), 0))
+    if config.weights:
+        load_weights(network, Path(config.weights))
