@@ -175,7 +175,6 @@ def test_a_bundle_without_features_serves_its_table_but_no_classes(
     for option in ("--per-class", "--recount"):
         assert main(["enumerate", str(bare.path), option]) == 3
         assert "has no features.npz" in capsys.readouterr().err
-    assert main(["enumerate", "/no/bundle"]) == 3
 
 
 def test_a_level_that_is_no_accuracy_is_a_usage_error(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

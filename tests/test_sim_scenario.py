@@ -190,7 +190,6 @@ def test_a_device_that_the_bundle_does_not_have_is_found_when_the_two_meet(text:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seeds", "0"], "--seeds 0: must be at least 1"),
         (["--live", "--seeds", "3"], "--live is one run"),
         (["--inputs", "x.npz"], "add --live"),
     ],

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     # gRPC logs a port in use from C++; our error reports it too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-    from nonn.errors import ConfigError
+    from nonn.errors import InputError
     from nonn.rpc.address import check_bind
     from nonn.rpc.loop import run as run_loop
     from nonn.telemetry.log import configure_logging
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args)
     check_bind(args.host, args.port)
     if args.state is not None and (args.inventory or args.trace or not args.joins):
-        raise ConfigError(
+        raise InputError(
             "--state is for a fleet whose nodes all join: add --joins, and leave out --inventory and --trace"
         )
     run_loop(_serve_one(args, options) if args.state is None else _serve_fleet(args, options))
@@ -155,18 +155,11 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     Raises:
         ConfigError: an option is invalid, or two contradict each other.
     """
-    import math
-
     from nonn.aggregator.batching import BatchConfig
     from nonn.aggregator.membership.options import JoiningOptions
     from nonn.aggregator.sensing.hub import SensingOptions
-    from nonn.errors import ConfigError
     from nonn.fleet.served import ServeOptions
 
-    if not 0 <= args.max_delay_ms < math.inf:
-        raise ConfigError(f"--max-delay-ms {args.max_delay_ms:g}: must be a number of milliseconds, 0 or more")
-    if args.max_queue_mb < 1:
-        raise ConfigError(f"--max-queue-mb {args.max_queue_mb}: must be at least 1")
     return ServeOptions(
         inventory=args.inventory,
         joining=JoiningOptions(

@@ -55,8 +55,6 @@ def run(args: argparse.Namespace) -> int:
     from nonn_sim.faults import write_log
     from nonn_sim.scenario_file import load_scenario
 
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds {args.seeds}: must be at least 1")
     if args.live and (args.seeds != 1 or args.backend != "local"):
         raise ConfigError("--live is one run on this machine: leave out --seeds and --backend")
     if args.inputs and not args.live:
