@@ -452,3 +452,41 @@ def test_devices_that_wait_for_one_crew_are_down_as_the_machine_repair_model_say
     free = outages(scenario={"duration_s": 20_000.0}, nodes=nodes, fleet={"repair_crews": NUM_DEVICES})[1]
     assert np.mean(free) == pytest.approx(5, rel=0.05)
     assert np.mean(down) > 1.5 * np.mean(free)
+
+
+def test_a_student_is_lost_when_its_last_replica_is(bundle: Bundle) -> None:
+    def kill(at_s: float, *nodes: int) -> dict[str, Any]:
+        return {"at_s": at_s, "kind": "kill", "nodes": list(nodes)}
+
+    scenario = world(
+        scenario={"duration_s": 40.0},
+        load={"arrivals": "fixed", "rate_per_s": 10.0},
+        fleet={"replicas": 2},
+        fault=[kill(9.99, 1), kill(19.99, 5), kill(29.99, 2)],
+    )
+    row, trace = simulate_once(scenario, bundle)
+    assert row["lost"] == 0
+    assert len(row["nodes"]) == 2 * NUM_DEVICES
+    assert trace.served.shape == (1, 2 * NUM_DEVICES)
+    without_one, everyone = mask_of([0, 2, 3]), mask_of(range(4))
+    late = trace.mask[trace.asked_at_s >= 20]
+    assert set(trace.mask[trace.asked_at_s < 9.9]) == {everyone}
+    # The other replica of student 1, then of student 2, answers after at most a few requests.
+    assert (trace.mask[(trace.asked_at_s > 12) & (trace.asked_at_s < 19.9)] == everyone).all()
+    assert (late[-50:] == without_one).all()
+    assert row["degraded"] == pytest.approx(0.5, abs=0.03)
+    assert simulate(scenario, bundle)["not_compared"] == ["alternatives: they are placed on 4 devices, not on 8"]
+
+
+def test_sixty_four_devices_of_four_students_are_as_good_as_their_students(bundle: Bundle) -> None:
+    scenario = world(
+        scenario={"duration_s": 500.0},
+        load={"rate_per_s": 2.0},
+        nodes={"mtbf_s": 50.0, "mttr_s": 50.0},
+        fleet={"replicas": 16},
+    )
+    row, _ = simulate_once(scenario, bundle)
+    # Half of all devices are down at any time; a student is with a probability of 2^-16.
+    assert row["accuracy"] == pytest.approx(bundle.table.accuracy[-1], abs=0.02)
+    with pytest.raises(ConfigError, match=r"there is no node 64; the bundle has 0 to 63, with 16 replicas"):
+        world(fleet={"replicas": 16}, fault=[{"at_s": 1, "kind": "kill", "nodes": [64]}]).devices(NUM_DEVICES)

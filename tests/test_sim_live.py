@@ -348,6 +348,7 @@ def test_behind_a_proxy_a_node_that_is_gone_refuses(bundle: Bundle) -> None:
         ("[nodes]\nbattery_j = 5", "device 0 has battery_j"),
         ("[link]\np_loss = 0.1", "the link of device 0 loses exchanges"),
         ("[fleet]\ncells = 2", "fleet.cells = 2: one cell runs live"),
+        ("[fleet]\nreplicas = 2", "fleet.replicas = 2: a live run has one device a student"),
         ("[aggregator]\nmtbf_s = 2\nmttr_s = 1", "aggregator.mtbf_s: the aggregator of a live run does not fail"),
     ],
 )

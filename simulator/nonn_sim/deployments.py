@@ -47,21 +47,24 @@ class Deployment:
     students: tuple[int, ...] = ()
 
 
-def bundle_deployment(bundle: Bundle, batch: int = 1) -> Deployment:
+def bundle_deployment(bundle: Bundle, batch: int = 1, replicas: int = 1) -> Deployment:
     """The bundle itself: one student per device, and the accuracy of its own table.
 
     Args:
         bundle: the artifact.
         batch: samples in one request.
+        replicas: devices that run each student; equal answers, so that the table of the students stays exact.
     """
     students = bundle.manifest.students
+    copies = f", {replicas} replicas of each" if replicas > 1 else ""
     return Deployment(
         name="nonn",
-        devices=tuple(range(bundle.num_devices)),
-        work=student_work(bundle, batch),
-        macs_of_service=tuple(float(s.macs) for s in students),
+        devices=tuple(range(bundle.num_devices * replicas)),
+        work=student_work(bundle, batch) * replicas,
+        macs_of_service=tuple(float(s.macs) for s in students) * replicas,
         accuracy=bundle.table.accuracy,
-        note=f"this bundle: {len(bundle.manifest.parts)} parts on {bundle.num_devices} devices",
+        note=f"this bundle: {len(bundle.manifest.parts)} parts on {bundle.num_devices} devices{copies}",
+        students=tuple(range(bundle.num_devices)) * replicas if replicas > 1 else (),
     )
 
 

@@ -122,7 +122,7 @@ class World:
 
     Args:
         scenario: the scenario, with schedule, churn and batteries.
-        num_devices: N.
+        num_devices: N of the bundle.
         seed: seed of the run.
         on_change: called after an event of a device, with its state before and after.
         used_j: energy that requests have cost a device so far, for batteries.
@@ -140,12 +140,12 @@ class World:
     ) -> None:
         self.env: Any = simpy.Environment()
         self.log: list[FaultEvent] = []
-        self.conditions = [[Condition() for _ in range(num_devices)] for _ in range(scenario.fleet.cells)]
+        self._nodes = scenario.devices(num_devices)
+        self.conditions = [[Condition() for _ in self._nodes] for _ in range(scenario.fleet.cells)]
         self._off_since: dict[tuple[int, int], float] = {}
         self._off_s: dict[tuple[int, int], float] = {}
         self._on_change, self._used_j, self._seed = on_change, used_j, seed
         self._reconnects = np.random.default_rng([seed, FAULTS, 0])
-        self._nodes = scenario.devices(num_devices)
         crews = scenario.fleet.repair_crews
         self._crews: Any = simpy.Resource(self.env, crews) if crews else None
         if events is not None:

@@ -70,6 +70,8 @@ def check_live(scenario: Scenario, num_devices: int) -> None:
             raise ConfigError(f"{source}: the link of device {device} loses exchanges; TCP would repeat them")
     if scenario.aggregator.mtbf_s:
         raise ConfigError(f"{source}: aggregator.mtbf_s: the aggregator of a live run does not fail")
+    if scenario.fleet.replicas > 1:
+        raise ConfigError(f"{source}: fleet.replicas = {scenario.fleet.replicas}: a live run has one device a student")
     if scenario.fleet.cells > 1:
         raise ConfigError(f"{source}: fleet.cells = {scenario.fleet.cells}: one cell runs live")
     if not scenario.scenario.duration_s:

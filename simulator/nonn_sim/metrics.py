@@ -44,7 +44,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     accuracy = deployment.accuracy[trace.mask]
     settings = scenario.devices(num_devices)
     nodes = [settings[device] for device in deployment.devices]
-    full = (1 << len(nodes)) - 1
+    full = (1 << len(set(deployment.students) or nodes)) - 1
     num_answers = int(answered.sum())
     energy_j, sent_bytes = _energy_j(trace, deployment, nodes), _bytes(trace, deployment)
     result: dict[str, Any] = {

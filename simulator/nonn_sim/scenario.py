@@ -227,6 +227,9 @@ class FleetConfig:
     """Cells of N devices, each with its own aggregator and copy of the bundle, under one front tier."""
 
     cells: Annotated[int, Range(ge=1, le=MAX_CELLS), "number of cells"] = 1
+    replicas: Annotated[
+        Count, "devices that run each student: device i runs student i modulo N; the policy asks one and hedges"
+    ] = 1
     repair_crews: Annotated[
         Whole, "devices and groups that can be repaired at the same time, over all cells; 0 is any number"
     ] = 0
@@ -252,13 +255,14 @@ class Scenario:
     groups: tuple[Group, ...]
     faults: tuple[Fault, ...]
 
-    def devices(self, num_devices: int) -> tuple[NodeConfig, ...]:
-        """The settings of each device [N].
+    def devices(self, num_students: int) -> tuple[NodeConfig, ...]:
+        """The settings of each device: as many as students, times the replicas of each.
 
         Raises:
             ConfigError: the file has a device that the bundle does not have, a quorum that it cannot reach, or faults
                 that are too frequent to simulate.
         """
+        num_devices = num_students * self.fleet.replicas
         named: list[tuple[str, tuple[int, ...]]] = [(f"node with device = {i}", (i,)) for i in self.overrides]
         named += [(f"group '{group.name}'", group.nodes) for group in self.groups]
         named += [(f"fault[{index}]", fault.nodes) for index, fault in enumerate(self.faults)]
@@ -267,10 +271,11 @@ class Scenario:
                 if not node < num_devices:
                     raise ConfigError(
                         f"{self.source}: {where}: there is no node {node}; the bundle has 0 to {num_devices - 1}"
+                        + (f", with {self.fleet.replicas} replicas of each student" if self.fleet.replicas > 1 else "")
                     )
-        if self.policy.quorum > num_devices:
+        if self.policy.quorum > num_students:
             raise ConfigError(
-                f"{self.source}: policy.quorum = {self.policy.quorum}: the bundle has only {num_devices} devices"
+                f"{self.source}: policy.quorum = {self.policy.quorum}: the bundle has only {num_students} devices"
             )
         settings = tuple(self.overrides.get(i, self.nodes) for i in range(num_devices))
         self._check_events(settings)

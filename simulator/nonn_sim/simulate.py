@@ -60,7 +60,7 @@ def simulate_once(
     Raises:
         ConfigError: scenario or log and bundle do not fit each other.
     """
-    deployment = bundle_deployment(bundle, scenario.load.batch)
+    deployment = bundle_deployment(bundle, scenario.load.batch, scenario.fleet.replicas)
     trace = Engine(scenario, bundle.num_devices, deployment, scenario.scenario.seed, events).run()
     return _for_new_samples(summary(trace, deployment, scenario, bundle.num_devices), bundle), trace
 
@@ -87,8 +87,11 @@ def simulate(
         MissingExtraError: the backend needs an extra.
     """
     nodes = scenario.devices(bundle.num_devices)
-    deployments, missing = [bundle_deployment(bundle, scenario.load.batch)], list[str]()
-    if compare:
+    replicas = scenario.fleet.replicas
+    deployments, missing = [bundle_deployment(bundle, scenario.load.batch, replicas)], list[str]()
+    if replicas > 1:
+        missing = [f"alternatives: they are placed on {bundle.num_devices} devices, not on {len(nodes)}"]
+    elif compare:
         others, missing = alternatives(bundle, nodes, scenario.load.batch)
         deployments += others
     rows = _rows([(scenario, deployment) for deployment in deployments], bundle, seeds, backend)
@@ -122,7 +125,7 @@ def simulate_many(
     """
     for scenario in scenarios:
         scenario.devices(bundle.num_devices)
-    pairs = [(scenario, bundle_deployment(bundle, scenario.load.batch)) for scenario in scenarios]
+    pairs = [(s, bundle_deployment(bundle, s.load.batch, s.fleet.replicas)) for s in scenarios]
     return _rows(pairs, bundle, seeds, backend)
 
 
