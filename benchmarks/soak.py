@@ -15,6 +15,7 @@
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
     bytes     64 clients with a request of 12 MB at once
     liars     two nodes that send wrong features, in one way after another
+    bad       one node that breaks the protocol in every way that gRPC lets through
     aggregators
               one of two aggregators is killed, ended or stopped for 3 s, compared with a single one
     clock     clocks of the aggregator and the nodes that jump by hours and years
@@ -36,7 +37,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import aggregators, clocks, crowd, endurance, fuzz, kills, memory, slow, storm, wrong
+from benchmarks import aggregators, bad, clocks, crowd, endurance, fuzz, kills, memory, slow, storm, wrong
 from benchmarks.endurance import CLIENT_DEADLINE_S, DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
@@ -55,6 +56,7 @@ SECTIONS: tuple[Section, ...] = (
     *slow.SECTIONS,
     *wrong.SECTIONS,
     *memory.SECTIONS,
+    *bad.SECTIONS,
     *aggregators.SECTIONS,
     *clocks.SECTIONS,
     *kills.SECTIONS,
@@ -109,11 +111,11 @@ def main() -> int:
         "--messages", type=int, default=10_000, help="fuzzed messages to each server (default: %(default)s)"
     )
     parser.add_argument("--flips", type=int, default=4000, help="requests while bits flip (default: %(default)s)")
-    parser.add_argument("--lies", type=int, default=500, help="requests for each way of lying (default: %(default)s)")
+    parser.add_argument("--lies", type=int, default=1000, help="requests for each way of lying (default: %(default)s)")
     parser.add_argument(
         "--outages", type=int, default=10, help="outages of an aggregator, of each kind (default: %(default)s)"
     )
-    parser.add_argument("--kills", type=int, default=100, help="kills of each write of state (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=60, help="kills of each write of state (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="concurrent clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help=f"file to write (default: {RESULTS}; with --only none)")

@@ -7,6 +7,7 @@ its tests with known inputs too, until it is honest again.
 from __future__ import annotations
 
 import contextlib
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +44,11 @@ LIES: dict[str, Change] = {
     "flipped": lambda f: f.max() - f,
     "permuted": lambda f: np.roll(f, 1, axis=1),
     "constant": lambda f: np.ones_like(f),
+    "sometimes": lambda f: 100 * f if random.random() < 0.05 else f,
 }
+
+OTHERS = "others"  # the features of other samples
+WAYS = (*LIES, OTHERS)
 
 
 class Liar(Intermediary):
@@ -96,8 +101,23 @@ def flips(
     }
 
 
-def liars(bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests: int) -> dict[str, Any]:
-    """Some nodes lie in every request, in one way after another, and are honest at the end.
+def _of_others(recorded: NDArray[np.float32]) -> Change:
+    """The features of other samples: each is one that the device might send."""
+    rng = np.random.default_rng(0)
+    return lambda features: recorded[rng.integers(len(recorded), size=len(features))]
+
+
+def liars(
+    bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests: int, ways: Sequence[str] = WAYS
+) -> dict[str, Any]:
+    """Some nodes lie to an aggregator in one way, and to the next one in another; they are honest at the end.
+
+    Args:
+        bundle: bundle with a test for liars.
+        inputs: its test samples.
+        devices: the liars.
+        requests: requests for each way.
+        ways: of ``WAYS``.
 
     Returns:
         The largest loss of accuracy against the same devices dead, in points; answers without an honest device; and the
@@ -106,7 +126,8 @@ def liars(bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests
     labels, everyone = bundle.features[1], (1 << bundle.num_devices) - 1
     alive = everyone & ~mask_of(devices)
     expected = bundle.head.logits({i: bundle.features[0][i] for i in members(alive)}).argmax(axis=1)
-    losses, without = dict[str, float](), 0
+    losses, without, back_s = dict[str, float](), 0, 0.0
+    rows = [number % len(inputs) for number in range(requests)]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn-wrong-")))
         addresses = [state.address for state in stack.enter_context(LocalCluster(bundle.path)).states()]
@@ -117,27 +138,28 @@ def liars(bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests
         # An answer waits for the head of its subset: on a busy machine it would else be fused from a smaller one.
         config = PolicyConfig(deadline_s=TIMEOUT_S, quarantine_s=QUARANTINE_S, fusion_budget_s=PATIENCE_S)
         write_policy(policy, config)
-        ready = stack.enter_context(running_aggregator(bundle.path, addresses, folder, "--policy", str(policy)))
-        client = stack.enter_context(Client(ready["address"], TIMEOUT_S))
-        for name, change in LIES.items():
-            for liar in lying:
-                liar.change = change
-            rows = [number % len(inputs) for number in range(requests)]
-            answers = [client.infer(inputs[row : row + 1]) for row in rows]
-            right = np.mean([answer.labels[0] == labels[row] for row, answer in zip(rows, answers, strict=True)])
-            losses[name] = 100 * float((expected[rows] == labels[rows]).mean() - right)
-            without += sum(answer.mask & alive != alive for answer in answers)
-        for liar in lying:
-            liar.change = None
-        start = time.monotonic()
-        while client.infer(inputs[:1]).mask != everyone:
-            if time.monotonic() - start > TIMEOUT_S:
-                break
-            time.sleep(0.05)
+        for way in ways:
+            with (
+                running_aggregator(bundle.path, addresses, folder, "--policy", str(policy)) as ready,
+                Client(ready["address"], TIMEOUT_S) as client,
+            ):
+                for i, liar in zip(devices, lying, strict=True):
+                    liar.change = LIES.get(way) or _of_others(bundle.features[0][i])
+                answers = [client.infer(inputs[row : row + 1]) for row in rows]
+                for liar in lying:
+                    liar.change = None
+                right = np.mean([answer.labels[0] == labels[row] for row, answer in zip(rows, answers, strict=True)])
+                losses[way] = 100 * float((expected[rows] == labels[rows]).mean() - right)
+                without += sum(answer.mask & alive != alive for answer in answers)
+                if way == ways[-1]:
+                    start = time.monotonic()
+                    while client.infer(inputs[:1]).mask != everyone and time.monotonic() - start < TIMEOUT_S:
+                        time.sleep(0.05)
+                    back_s = time.monotonic() - start
     return {
         "liars_loss_points": losses,
         "liars_without_honest_device": without,
-        "liars_back_s": time.monotonic() - start,
+        "liars_back_s": back_s,
     }
 
 

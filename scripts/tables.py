@@ -181,8 +181,17 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
     ),
     ("a node that hangs", "{hung_node_costs_deadlines:.1f} deadlines in total"),
     ("a node slow by 0.2, 0.3, 0.9 s", "throughput ÷ with the node dead: {straggler_ratio}"),
+    (
+        "one of two aggregators killed, ended, stopped",
+        "{aggregators_failed} requests failed; time without an answer, p99 in ms: {aggregators_p99_ms}, with a single "
+        "one: {aggregators_single_p99_ms}",
+    ),
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
-    ("two nodes that lie, in five ways", "points of accuracy against the same nodes dead: {liars_loss_points}"),
+    ("a node that breaks the protocol in eight ways", "failed requests: {bad_failed}"),
+    (
+        "two nodes that lie, in seven ways, a new aggregator for each",
+        "points of accuracy against the same nodes dead: {liars_loss_points}",
+    ),
     ("bits flipped on links in plain text", "{flips:,} flips: {flips_failed} requests failed, {flips_wrong} wrong"),
     (
         "a client with requests of 1,000 samples",

@@ -108,7 +108,7 @@ def test_flipped_bits_change_no_answer(site: Any, client: Any, inputs: NDArray[A
 
 def test_two_liars_cost_at_most_a_point_and_come_back_when_they_are_honest(tmp_path: Path, inputs: Any) -> None:
     eight = toy_bundle(tmp_path / "bundle", num_devices=8, tested=True, width=16)
-    figures = wrong.liars(eight, inputs, (2, 5), 200)
+    figures = wrong.liars(eight, inputs, (2, 5), 200, ("flipped", "x100"))
     assert max(figures["liars_loss_points"].values()) <= 1
     assert figures["liars_without_honest_device"] == 0
     assert figures["liars_back_s"] < TIMEOUT_S
