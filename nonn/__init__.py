@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nonn.answer import Answer as Answer
-    from nonn.async_client import AsyncClient as AsyncClient
     from nonn.bundle import Bundle as Bundle
     from nonn.bundle import Prediction as Prediction
     from nonn.bundle import load_bundle as load
+    from nonn.client import AsyncClient as AsyncClient
     from nonn.client import Client as Client
     from nonn.cluster import LocalCluster as LocalCluster
     from nonn.config import Experiment as Experiment
@@ -107,7 +107,7 @@ __all__ = [
 # Where each name is; what is not here is an error.
 _PLACES = {
     "Answer": "nonn.answer",
-    "AsyncClient": "nonn.async_client",
+    "AsyncClient": "nonn.client",
     "Bundle": "nonn.bundle",
     "Client": "nonn.client",
     "Experiment": "nonn.config",

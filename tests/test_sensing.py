@@ -21,9 +21,9 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.sensing.hub import HELD, Hub, SensingOptions
 from nonn.aggregator.sensing.servicer import SensingServicer
 from nonn.aggregator.service import Aggregator
-from nonn.async_client import AsyncClient
 from nonn.bundle import Bundle
 from nonn.cli import main
+from nonn.client import AsyncClient
 from nonn.errors import ConfigError, CredentialsError, DataLossError, InputError, MembershipError
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.sensing.clocks import Exchange

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from nonn.answer import Answer
-from nonn.client import Client, Metadata
+from nonn.client.client import Client, Metadata
 from nonn.rpc.wire import Array
 from nonn.streams import WindowAnswer
 
