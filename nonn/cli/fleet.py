@@ -143,8 +143,8 @@ def _roll(args: argparse.Namespace, hosts: Sequence[Host]) -> int:
             return code
     if len(found) < len(hosts):
         raise UnreachableError(
-            f"{len(hosts) - len(found)} of {len(hosts)} aggregators do not answer; they have the old bundle and lose "
-            "their nodes to the others: run this again when they answer"
+            f"{len(hosts) - len(found)} of {len(hosts)} aggregators do not answer; they have the old bundle and get no "
+            f"nodes of the new one: when they answer, push bundle {target[:12]} again"
         )
     return 0
 

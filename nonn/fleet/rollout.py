@@ -221,10 +221,14 @@ class Rollout:
         _log.info("bundle %.12s is served: %.2f%%", new.bundle.hash, 100 * new.accuracy())
 
     async def _roll(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
-        steps = self._go_back(wait_s) if target.hash == self.served.bundle.hash else self._go_on(target, floor, wait_s)
+        # The nodes of a follower have been moved already, and come within a second or two. From now on it leads.
+        patience_s, self._following = wait_s if self._following == target.hash else 0.0, ""
+        if target.hash == self.served.bundle.hash:
+            steps = self._go_back(wait_s)
+        else:
+            steps = self._go_on(target, floor, wait_s, patience_s)
         async for said in steps:
             yield said
-        self._following = ""
         yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
 
     async def _go_back(self, wait_s: float) -> AsyncIterator[dict[str, Any]]:
@@ -236,12 +240,13 @@ class Rollout:
                 yield _said("move", text, nodes=moved)
             await self._until_back(self.served, moved, wait_s)
 
-    async def _go_on(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+    async def _go_on(
+        self, target: Bundle, floor: float, wait_s: float, patience_s: float
+    ) -> AsyncIterator[dict[str, Any]]:
         """Moves nodes to another bundle step by step, and serves it as soon as it reaches the floor."""
         await self._open_other(target)
         clock = asyncio.get_running_loop().time
-        # The nodes of a follower have been moved already, and come within a second or two.
-        patient_until = clock() + wait_s if self._following == target.hash else clock()
+        patient_until = clock() + patience_s
         while not isinstance(step := next_step(self._situation(floor)), Done):
             assert self.other is not None
             if isinstance(step, Blocked):
