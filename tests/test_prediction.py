@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
@@ -60,6 +61,13 @@ def test_accuracies_are_those_of_the_test_split(bundle: nonn.Bundle, inputs: NDA
     assert bundle.accuracy() == bundle.table.accuracy[-1]
     assert bundle.accuracy(failed=NUM_DEVICES) == bundle.accuracy(failed=range(NUM_DEVICES)) == 0
     assert f"<td>{100 * bundle.accuracy(failed=1):.2f} %</td>" in bundle._repr_html_()
+
+
+def test_files_are_read_as_clients_read_them(bundle: nonn.Bundle, inputs: NDArray[Any], tmp_path: Path) -> None:
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", inputs[i])
+    assert_features_agree(bundle.predict(tmp_path).logits, bundle.predict(inputs[:2]).logits)
+    assert_features_agree(bundle.predict([tmp_path / "1.npy"]).logits, bundle.predict(inputs[1]).logits)
 
 
 def test_one_sample_is_a_batch_of_one(bundle: nonn.Bundle, inputs: NDArray[Any]) -> None:

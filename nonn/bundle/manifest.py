@@ -24,7 +24,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -332,15 +332,19 @@ class Bundle:
         arrays = self.arrays("features.npz")
         return [arrays[f"device_{i}"] for i in range(self.num_devices)], arrays["labels"]
 
-    def predict(self, inputs: NDArray[Any], *, without: Iterable[int] = ()) -> Prediction:
+    def predict(
+        self, inputs: NDArray[Any] | str | Path | Sequence[str | Path], *, without: Iterable[int] = ()
+    ) -> Prediction:
         """Runs the students in this process and fuses them, without a cluster.
 
         Args:
-            inputs: raw values of a batch [B, …] or of one sample […].
+            inputs: raw values of a batch [B, …] or of one sample […]; or files, folders and patterns, which are
+                prepared as those of the training were.
             without: devices that do not answer.
 
         Raises:
             InputError: the shape or a value is invalid, a device does not exist, or no device is left.
+            DataError: a file cannot be read.
             BundleError: a student cannot be loaded.
         """
         return self._offline.predict(inputs, without)

@@ -6,7 +6,7 @@ devices and aggregator. The result equals that of a cluster in which the same de
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,13 +82,13 @@ class Offline:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
-    def predict(self, inputs: NDArray[Any], without: Iterable[int]) -> Prediction:
+    def predict(self, inputs: NDArray[Any] | str | Path | Sequence[str | Path], without: Iterable[int]) -> Prediction:
         """See ``Bundle.predict``."""
         bundle = self._bundle
         mask = bundle.mask_without(without)
         if not mask:
             raise InputError("every device is left out: there is nothing to fuse")
-        batch, students = self._batch(np.asarray(inputs)), bundle.manifest.students
+        batch, students = self._batch(self._read(inputs)), bundle.manifest.students
         features = {}
         for i in members(mask):
             sent = run_session(self._sessions[i], select_view(batch, students[i].view))
@@ -107,6 +107,18 @@ class Offline:
     @cached_property
     def _sessions(self) -> list[Any]:
         return [open_session(self._bundle.student_path(i)) for i in range(self._bundle.num_devices)]
+
+    def _read(self, inputs: NDArray[Any] | str | Path | Sequence[str | Path]) -> NDArray[Any]:
+        """Arrays as they are, files as one batch."""
+        if isinstance(inputs, str | Path):
+            inputs = [inputs]
+        if not isinstance(inputs, list | tuple) or not all(isinstance(name, str | Path) for name in inputs):
+            return np.asarray(inputs)
+        from nonn.inputs import InputReader, expand  # needs Pillow for images
+
+        spec = self._bundle.manifest.input
+        reader = InputReader(spec.shape, spec.dtype, spec.preprocess)
+        return np.concatenate([batch for name in expand(inputs) for batch in reader.read(name)])
 
     def _batch(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """The batch [B, …] of raw values."""
