@@ -325,7 +325,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
     read = Page(page)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(read.tags)
     assert read.tags.count("svg") == 8
-    assert all(load.startswith(("#", "data:image/png;base64,")) for load in read.loads)
+    assert all(load.startswith(("#", "data:image/png;base64,", "data:text/csv;base64,")) for load in read.loads)
     assert re.findall(r"url\((?!#)", page) == []
     assert set(re.findall(r'(\S+)="https?:', page)) <= {"xmlns", "xmlns:xlink"}
     assert re.search(r" on\w+=", page) is None
@@ -411,7 +411,7 @@ def test_figures_stand_extremes(three: Bundle) -> None:
     for value in (0.0, -0.02):
         devices = tuple(dataclasses.replace(device, value=value) for device in report.devices)
         picture = plots.value_plot(dataclasses.replace(report, devices=devices))
-        assert f">{points(value)}<" in picture.replace("\N{MINUS SIGN}", "-")
+        assert f">{points(value, 0)}<" in picture.replace("\N{MINUS SIGN}", "-")
     assert "<image" in plots.graph_plot(np.zeros((4, 4)), [[0, 1], [2, 3]])
 
 

@@ -83,7 +83,8 @@ def comparison_plot(rows: Sequence[Row], teacher_accuracy: float) -> str:
         axes.grid(axis="x", **plots.GRID)
         axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2, fontsize=9.5)
 
-    return plots.svg("partition", "Partitioners compared", (8.2, 1.9 + 0.55 * len(methods)), draw)
+    figure = plots.svg("partition", "Partitioners compared", (8.2, 1.9 + 0.55 * len(methods)), draw)
+    return plots.on_white(figure)
 
 
 def _flat(row: Row) -> dict[str, object]:

@@ -7,6 +7,7 @@ a manifest is escaped; a content security policy also forbids scripts and loads.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +17,25 @@ from nonn import documents
 from nonn.bundle import Bundle
 from nonn.errors import DataError, MissingExtraError
 from nonn.files import atomic_file
-from nonn.report import classes, methods, plots, risk, table
+from nonn.report import classes, methods, plots, risk, table, text
 from nonn.report.build import build_report, filter_graph
 from nonn.report.document import LiveMeasurement, Report
 
 __all__ = ["render_page", "write_page", "write_report"]
 
 _TEMPLATE = "report.html.j2"
+_SECTIONS = {
+    "failures": "Failures",
+    "methods": "Methods",
+    "availability": "Availability",
+    "live": "Live",
+    "devices": "Devices",
+    "pairs": "Pairs",
+    "classes": "Classes",
+    "calibration": "Calibration",
+    "partition": "Partition",
+    "provenance": "Provenance",
+}
 # Colours that the page replaces in a dark scheme; var() falls back to the drawn colour.
 _THEMED = {plots.INK: "ink", plots.BLUE: "blue", plots.GREEN: "green", plots.VERMILION: "vermilion"}
 
@@ -114,7 +127,11 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
             "calibration": classes.calibration_table(report.by_class),
             "calibration_plot": figure(classes.calibration_plot(report.by_class)),
         }
+    left_out = {"methods": not report.methods, "pairs": len(report.devices) < 2, "calibration": not report.by_class}
     return environment.get_template(_TEMPLATE).render(
+        sections=[(key, title) for key, title in _SECTIONS.items() if not left_out.get(key)],
+        downloads={name: _download(text.wide_csv(rows)) for name, rows in text.whole_tables(report).items()},
+        seed=_seed(report),
         report=report,
         headline=table.headline(report),
         digits=min(1, table.digits_of(report.data.samples)),
@@ -140,6 +157,18 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         graph_plot=None if graph is None else figure(plots.graph_plot(graph, parts)),
         **optional,
     )
+
+
+def _seed(report: Report) -> object:
+    """The seed of the experiment, where the bundle records its configuration."""
+    config = report.provenance.get("config")
+    experiment = config.get("experiment") if isinstance(config, Mapping) else None
+    return experiment.get("seed", "not recorded") if isinstance(experiment, Mapping) else "not recorded"
+
+
+def _download(content: str) -> str:
+    """A file in the page itself."""
+    return f"data:text/csv;base64,{base64.b64encode(content.encode()).decode()}"
 
 
 def _themed(svg: str) -> str:

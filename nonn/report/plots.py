@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nonn.errors import MissingExtraError
 from nonn.report.document import Report
 from nonn.report.study_document import Study
-from nonn.report.table import points
+from nonn.report.table import digits_of, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +40,7 @@ __all__ = [
     "Weights",
     "accuracy_plot",
     "graph_plot",
+    "on_white",
     "study_plot",
     "svg",
     "value_plot",
@@ -105,26 +106,28 @@ def accuracy_plot(report: Report) -> str:
     def draw(axes: Axes) -> None:
         axes.fill_between(failed, worst, best, color=BLUE, alpha=0.2, linewidth=0, label="worst to best subset")
         if all(row.interval for row in rows):
-            ends = np.array([row.interval for row in rows]).T * 100
-            reach = [np.maximum(mean - ends[0], 0), np.maximum(ends[1] - mean, 0)]
+            below, above = np.array([row.interval for row in rows]).T * 100
+            reach = [np.maximum(mean - below, 0), np.maximum(above - mean, 0)]
             axes.errorbar(failed, mean, reach, fmt="none", color=BLUE, capsize=4, label="95 % interval of the mean")
         axes.plot(failed, mean, "o-", color=BLUE, linewidth=2.2, markersize=6, label="mean of all subsets")
         axes.axhline(teacher, color=GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
         if live:
             ring: Look = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 2.0}
             axes.plot(failed_live, measured, "D", color=VERMILION, label="measured live", **ring)
-        low, high = min([*worst, teacher, *measured]), max([*best, teacher, *measured])
+        ends = [100 * end for row in rows for end in row.interval or ()]
+        low, high = min([*worst, teacher, *measured, *ends]), max([*best, teacher, *measured, *ends])
         pad = max(0.06 * (high - low), 0.5)
         axes.set_ylim(max(low - pad, -1.5), min(high + pad, 101.5))
         last = max(failed + failed_live)
         axes.set_xlim(-0.3, last + 0.3)
         axes.set_xticks(range(last + 1))
         axes.set_xlabel("devices failed")
-        axes.set_ylabel("accuracy, %")
+        bottom = axes.get_ylim()[0]
+        axes.set_ylabel("accuracy, %" if bottom <= 0 else f"accuracy, % (axis starts at {bottom:.0f} %)")
         axes.grid(axis="y", **GRID)
-        axes.legend(loc="lower left")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=2)
 
-    return svg("accuracy", "Accuracy against failed devices", (5.9, 3.7), draw)
+    return svg("accuracy", "Accuracy against failed devices", (5.9, 4.2), draw)
 
 
 def study_plot(study: Study) -> str:
@@ -148,7 +151,7 @@ def study_plot(study: Study) -> str:
         axes.grid(axis="y", **GRID)
         axes.legend(loc="lower left", fontsize=9)
 
-    return svg("study", "Accuracy against failed devices, by method", (7.2, 4.6), draw)
+    return on_white(svg("study", "Accuracy against failed devices, by method", (7.2, 4.6), draw))
 
 
 def value_plot(report: Report, key: Literal["value", "shapley"] = "value") -> str:
@@ -157,23 +160,39 @@ def value_plot(report: Report, key: Literal["value", "shapley"] = "value") -> st
     Args:
         report: the report to show.
         key: attribute of a device. Values and Shapley values get separate figures, since their scales differ: much of
-            the accuracy of redundant devices depends on no single one of them.
+            the accuracy of redundant devices depends on no single one of them. Shapley values are shown as their
+            difference from an equal share. Values smaller than one test sample are pale.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     values = [getattr(device, key) for device in report.devices]
-    rows, value = range(len(values)), [100 * worth for worth in values]
-    low, high = min(0.0, *value), max(0.0, *value)
+    equal = sum(values) / len(values) if key == "shapley" else 0.0
+    rows, value = range(len(values)), [100 * (worth - equal) for worth in values]
+    ends = [
+        getattr(device, f"{key}_interval") or (worth, worth)
+        for device, worth in zip(report.devices, values, strict=True)
+    ]
+    reach = [[max(100 * (w - a), 0.0) for (a, _), w in zip(ends, values, strict=True)]]
+    reach.append([max(100 * (b - w), 0.0) for (_, b), w in zip(ends, values, strict=True)])
+    digits = digits_of(report.data.samples)
+    low = min(0.0, *(v - down for v, down in zip(value, reach[0], strict=True)))
+    high = max(0.0, *(v + up for v, up in zip(value, reach[1], strict=True)))
     room = 0.14 * ((high - low) or 1.0)  # for the labels at the ends of the bars
 
     def draw(axes: Axes) -> None:
-        bars = axes.barh(rows, value, height=0.68, color=BLUE)
-        axes.bar_label(bars, list(map(points, values)), padding=4)
+        for row, worth in zip(rows, value, strict=True):
+            seen = abs(worth) * report.data.samples >= 100 * (1 - 1e-9)  # at least one sample
+            axes.barh(row, worth, height=0.68, color=BLUE, alpha=1.0 if seen else 0.35)
+        axes.errorbar(value, rows, xerr=reach, fmt="none", color=INK, elinewidth=1.1, capsize=3)
+        for row, worth, up in zip(rows, value, reach[1], strict=True):
+            shown = points(worth / 100, digits)
+            axes.annotate(shown, (worth + up, row), xytext=(5, 0), textcoords="offset points", va="center")
         axes.set_yticks(rows, [f"device {device.node}" for device in report.devices])
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"{'Shapley value' if key == 'shapley' else 'value'}, points of accuracy")
+        title = f"Shapley value less {100 * equal:.{digits}f}" if key == "shapley" else "value"
+        axes.set_xlabel(f"{title}, points of accuracy")
         axes.set_xlim(low - room if low < 0 else 0.0, high + room)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=INK, linewidth=0.8)
@@ -220,6 +239,11 @@ def graph_plot(weights: Weights, parts: Sequence[Sequence[int]]) -> str:
             edge.set(visible=True, alpha=0.3)
 
     return svg("graph", "Filter graph, filters ordered by part", (5.0, 4.8), draw)
+
+
+def on_white(figure: str) -> str:
+    """A figure for a file of its own, with a background: black lines vanish on a dark page."""
+    return figure.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
 
 
 def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:

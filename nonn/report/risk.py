@@ -31,7 +31,25 @@ FloatArray = NDArray[np.float64]
 
 _LEVELS = 1000  # steps from 0 to 100 % of accuracy
 _HARDER = (0.3, 0.5)  # laws shown next to the bundle's own
-_LADDER = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)  # levels of the table
+_LADDER = (
+    0.3,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.85,
+    0.9,
+    0.92,
+    0.94,
+    0.95,
+    0.96,
+    0.97,
+    0.975,
+    0.98,
+    0.985,
+    0.99,
+    0.995,
+)  # levels of the table
 _PAIRS = 10  # worst pairs shown in the table
 _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 
@@ -77,8 +95,9 @@ def _stated(evidence: Evidence, laws: Sequence[FloatArray]) -> list[tuple[LevelS
 
     found = shares(evidence.table.accuracy).reshape(len(laws), -1)
     ends = np.array(evidence.of(shares)).reshape(*found.shape, 2)
-    # Equal to the level before, to the digits shown: the row would say nothing new.
-    new = [0] + [k for k in range(1, len(levels)) if (np.round(found[:, k] - found[:, k - 1], 5) != 0).any()]
+    # A level between two that are kept as often, to the digits shown, says nothing new.
+    steps = [(np.round(found[:, k] - found[:, k - 1], 5) != 0).any() for k in range(1, len(levels))]
+    new = [k for k in range(len(levels)) if any(steps[max(k - 1, 0) : k + 1])] or [len(levels) - 1]
     return [
         tuple(
             LevelShare(

@@ -41,6 +41,9 @@ function headline(state) {
 function tiles(state) {
   const { accuracy, requests } = state;
   write("accuracy-now", percent(accuracy.now));
+  const tile = document.getElementById("accuracy-now").parentElement;
+  tile.classList.toggle("degraded", state.ready && state.students_up < state.devices);
+  tile.classList.toggle("down", !state.ready);
   const range = accuracy.interval ? `${percent(accuracy.interval[0])} to ${percent(accuracy.interval[1])} (95 %); ` : "";
   write("accuracy-of", `${range}${percent(accuracy.all)} with all, ${percent(accuracy.teacher)} the teacher`);
   write("accuracy-next", percent(accuracy.next_worst));
