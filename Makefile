@@ -19,10 +19,13 @@ prescott := OPENBLAS_CORETYPE=Prescott NPY_DISABLE_CPU_FEATURES='X86_V3 X86_V4 A
 ELSEWHERE := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive HOME=/dev/null LC_ALL=C http_proxy=http://192.0.2.1:9 \
   TZ=Pacific/Chatham FORCE_COLOR=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test test-portable test-haswell test-prescott check bench bench-ray conformance soak arm mcu dist docs format \
+.PHONY: demo demo-sensing test test-portable test-haswell test-prescott check bench bench-ray conformance soak arm mcu dist docs format \
   stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
+
+demo-sensing: $(READY)    ## five nodes measure themselves and fail one after another; streamed accuracy against the table
+	$(BIN)/python examples/sensing/demo.py
 
 test: $(READY)            ## all tests; with COVERAGE=1 half as long again, fails below 85 % of lines and branches
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not alone' $(if $(COVERAGE),--cov --cov-report=term)

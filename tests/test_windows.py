@@ -91,6 +91,13 @@ def test_a_fault_of_the_sensor_is_no_data_while_a_window_has_it(kind: str) -> No
     assert found[2] == found[7] == ""
 
 
+def test_a_window_after_a_gap_has_data_if_it_has_all_its_samples() -> None:
+    times = at(RATE, 8)
+    kept = times[(times <= 2) | (times > 4 + 1e-9)]
+    found = {round(w.end_s): w.reason for w in windows(kept)}
+    assert (found[2], found[3], found[5], found[6]) == ("", "gap", "gap", "")
+
+
 def test_a_sensor_that_stops_is_silent_at_the_end_of_every_window() -> None:
     windower = Windower(SPEC)
     windower.aim(0.0)

@@ -150,11 +150,15 @@ class Windower:
         if self._backwards > start_s:
             return None, "clock"
         first, last = int(inside.argmax()), len(inside) - 1 - int(inside[::-1].argmax())
-        around = slice(max(0, first - 1), min(len(times), last + 2))
+        # One sample on either side, unless it is on the other side of a gap.
+        most = GAP * interval
+        before = first > 0 and times[first] - times[first - 1] <= most
+        after = last + 1 < len(times) and times[last + 1] - times[last] <= most
+        around = slice(first - before, last + 1 + after)
         near, values = times[around], np.array([rows[i] for i in range(around.start, around.stop)])
         steps: Float64 = np.diff(near)
         late, early = end_s - near[-1], near[0] - start_s
-        if len(near) < 2 or max(steps.max(), late, early) > GAP * interval:
+        if len(near) < 2 or max(steps.max(), late, early) > most:
             few = len(near) > 2 and np.median(steps) > interval / SLOW
             return None, "rate" if few and max(late, early) < 2 * np.median(steps) else "gap"
         if np.median(steps) > interval / SLOW:
@@ -197,6 +201,9 @@ def _averaged(instants: Float64, times: Float64, values: Float64, interval: floa
     areas = np.diff(times)[:, None] * (values[1:] + values[:-1]) / 2
     integral = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(areas, axis=0)])
     edges = np.clip([instants - interval / 2, instants + interval / 2], times[0], times[-1])
+    # The first and last instant may lie half an interval outside of the samples: a quarter of an interval is left.
+    edges[0] = np.minimum(edges[0], times[-1] - interval / 4)
+    edges[1] = np.maximum(edges[1], times[0] + interval / 4)
     upper, lower = (np.stack([np.interp(edge, times, column) for column in integral.T]) for edge in edges[::-1])
     width = edges[1] - edges[0]
     result: Float64 = (upper - lower) / width
