@@ -83,12 +83,19 @@ class DataConfig:
     test: Annotated[Inside, "share of the test split, for readers whose files have none"] = 0.2
     size: Annotated[Count, "imagefolder: images become [3, size, size]"] = 32
     inputs: Annotated[str, "npz: name of the array of inputs [n, channels, time]"] = "windows"
-    labels: Annotated[str, "npz: name of the array of labels [n]; parquet: column"] = "labels"
+    labels: Annotated[str, "npz: name of the array of labels [n]; parquet, csv: column"] = "labels"
     scale: Annotated[str, "npz: name of an array [channels] that inputs are multiplied by"] = ""
+    columns: Annotated[tuple[str, ...], "csv: columns of the channels, in their order"] = ()
+    rate_hz: Annotated[Positive, "csv: samples per second of the windows; files are resampled to it"] = 25.0
+    window_s: Annotated[Positive, "csv: duration of a window in seconds"] = 5.0
+    hop_s: Annotated[NotNegative, "csv: seconds between the ends of two windows; 0: the duration of one"] = 0.0
     group: Annotated[
-        str, "npz: name of the array [n] to split by, such as persons, so that no group is on both sides"
+        str,
+        "npz: name of the array [n], csv: column, or 'file', to split by: no group is on both sides",
     ] = ""
-    test_groups: Annotated[tuple[int, ...], "npz: groups that are the test split"] = ()
+    test_groups: Annotated[
+        tuple[int, ...], "npz, csv: groups that are the test split; of text or files, their numbers in order"
+    ] = ()
     crop: Annotated[Whole, "augmentation: shift by up to this many pixels or time steps"] = 0
     flip: Annotated[bool, "augmentation: mirror left-right at random"] = False
     noise: Annotated[NotNegative, "augmentation: Gaussian noise, in standard deviations of the data"] = 0.2

@@ -26,6 +26,8 @@ READERS: Registry[Callable[[DataConfig, int], Source]] = Registry(
         "cifar": "nonn.data.cifar:read",
         "imagefolder": "nonn.data.imagefolder:read",
         "npz": "nonn.data.npz:read",
+        "csv": "nonn.data.csv_windows:read",
+        "idx": "nonn.data.idx:read",
     },
 )
 

@@ -25,8 +25,8 @@ import numpy as np
 from nonn.errors import ConfigError, DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
+from nonn.sensing.columns import Columns, is_header
 from nonn_device.sources import Samples, Source, SourceOptions
-from nonn_device.sources.columns import Columns, is_header
 
 __all__ = ["SensorTime", "open_source"]
 

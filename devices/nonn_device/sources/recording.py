@@ -8,9 +8,8 @@ as they are played: a recording of a day takes no more memory than one of a minu
 from __future__ import annotations
 
 import asyncio
-import csv
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -18,52 +17,14 @@ import numpy as np
 from nonn.errors import DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
+from nonn.sensing.columns import rows
 from nonn.sensing.windows import SLOW
 from nonn_device.sources import Samples, Source, SourceOptions
-from nonn_device.sources.columns import Columns
 
-__all__ = ["open_source", "rows"]
+__all__ = ["open_source"]
 
 STEP_S = 0.1  # of the data: samples of this time are played together, as a sensor's FIFO would
 CHECKED = 250  # first intervals from which the rate is measured
-
-
-def rows(path: Path, spec: SensingSpec) -> Iterator[tuple[float, list[float]]]:
-    """Times from the first sample on, and values, of each row.
-
-    Raises:
-        DataError: the file cannot be read, a column is missing, a row is too short, or time goes backwards.
-        ConfigError: a unit does not fit.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = next(reader, None)
-            if not header:
-                raise DataError(f"{path}: empty; its first row must name the columns")
-            columns = Columns.named(header, spec, str(path))
-            first, last = None, -1.0
-            for number, cells in enumerate(reader):
-                if not cells:
-                    continue
-                where = f"{path}, line {reader.line_num}"
-                if len(cells) < columns.width:
-                    raise DataError(f"{where}: {len(cells)} columns, the header has {columns.width}")
-                try:
-                    stamp, values = columns.read(cells)
-                except ValueError as exc:
-                    raise DataError(f"{where}: the time is not a number ({exc})") from exc
-                stamp = number / spec.rate_hz if stamp is None else stamp
-                first = stamp if first is None else first
-                if stamp - first <= last:
-                    raise DataError(
-                        f"{where}: time goes backwards, from {first + last:g} to {stamp:g} s; sort the rows by time, "
-                        "or split the recording where the clock was set"
-                    )
-                last = stamp - first
-                yield last, values
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"{path}: cannot be read as CSV ({exc})") from exc
 
 
 def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
@@ -74,7 +35,7 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
         ConfigError: a unit does not fit.
     """
     path = Path(options.where).expanduser()
-    times = np.array([t for t, _ in itertools.islice(rows(path, spec), CHECKED)])
+    times = np.array([t for t, *_ in itertools.islice(rows(path, spec), CHECKED)])
     if len(times) < 2:
         raise DataError(f"{path}: {len(times)} samples; a recording has two or more")
     rate = 1 / float(np.median(np.diff(times)))
@@ -87,7 +48,7 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
 
     async def play() -> AsyncIterator[Samples]:
         stamps, values = list[float](), list[list[float]]()
-        for time_s, row in rows(path, spec):
+        for time_s, row, _ in rows(path, spec):
             if stamps and time_s - stamps[0] >= STEP_S:
                 yield await _due(stamps, values)
                 stamps, values = [], []

@@ -1,4 +1,4 @@
-"""The columns of a table of samples: which are the channels of a unit, in which units, and which is the time.
+"""Tables of samples, in a file or line by line: which columns are the channels, in which units, and the time.
 
 A name may have its unit in brackets: ``acc_x [g]``. A column ``time``, ``timestamp`` or ``t`` has the time, in seconds
 unless it says otherwise.
@@ -6,16 +6,18 @@ unless it says otherwise.
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import nan
+from pathlib import Path
 
 from nonn.errors import DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.spec import to_unit
 
-__all__ = ["Columns"]
+__all__ = ["Columns", "is_header", "rows"]
 
 TIME = ("time", "timestamp", "t")
 
@@ -105,3 +107,52 @@ def _number(cell: str) -> float:
         return float(cell)
     except ValueError:
         return nan
+
+
+def rows(
+    path: Path, spec: SensingSpec, further: Sequence[str] = ()
+) -> Iterator[tuple[float, list[float], tuple[str, ...]]]:
+    """Time since the first sample, values, and the text of further columns, of each row of a recording.
+
+    Args:
+        path: a CSV file whose first row names the columns.
+        spec: the channels; without a column of time the rows have its rate.
+        further: names of further columns, such as labels.
+
+    Raises:
+        DataError: the file cannot be read, a column is missing, a row is too short, or time goes backwards.
+        ConfigError: a unit does not fit.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = next(reader, None)
+            if not header:
+                raise DataError(f"{path}: empty; its first row must name the columns")
+            columns = Columns.named(header, spec, str(path))
+            names = [re.sub(r"\[.*", "", cell).strip().lower() for cell in header]
+            if lacking := [name for name in further if name.lower() not in names]:
+                raise DataError(f"{path}: no column '{lacking[0]}'; the columns are {', '.join(names)}")
+            places = [names.index(name.lower()) for name in further]
+            first, last = None, -1.0
+            for number, cells in enumerate(reader):
+                if not cells:
+                    continue
+                where = f"{path}, line {reader.line_num}"
+                if len(cells) < columns.width:
+                    raise DataError(f"{where}: {len(cells)} columns, the header has {columns.width}")
+                try:
+                    stamp, values = columns.read(cells)
+                except ValueError as exc:
+                    raise DataError(f"{where}: the time is not a number ({exc})") from exc
+                stamp = number / spec.rate_hz if stamp is None else stamp
+                first = stamp if first is None else first
+                if stamp - first <= last:
+                    raise DataError(
+                        f"{where}: time goes backwards, from {first + last:g} to {stamp:g} s; sort the rows by time, "
+                        "or split the recording where the clock was set"
+                    )
+                last = stamp - first
+                yield last, values, tuple(cells[place].strip() for place in places)
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise DataError(f"{path}: cannot be read as CSV ({exc})") from exc
