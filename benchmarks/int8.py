@@ -1,55 +1,59 @@
 """Cost of 8 bits in accuracy: the same students in float and in int8, over all subsets of devices.
 
     python benchmarks/int8.py                              # digits, as `nonn demo` trains them
-    python benchmarks/int8.py --cifar FOLDER               # ten classes of CIFAR-100, briefly trained
+    python benchmarks/int8.py --cifar FOLDER               # the shipped students of CIFAR-100 that are there in float
 
-``FOLDER`` contains train.parquet and test.parquet in the hub's layout (uoft-cs/cifar100). The images of the first
-ten fine classes are used, 5,000 to train and 1,000 to test, so that eight students train in minutes on a CPU; they are
-far from converged. Writes benchmarks/results/int8-<name>.json: configuration, machine, and for each number of failed
-devices the mean and the worst accuracy in float and in int8 (weights and features), paired on the same students.
+``FOLDER`` contains train.parquet and test.parquet in the hub's layout (uoft-cs/cifar100). The students of
+examples/bundles/cifar100-small are quantised anew with 512 training images, and measured on the first 2,000 test
+images with the bundle's head. Writes benchmarks/results/int8-<name>.json: configuration, machine, and for each number
+of failed devices the mean and the worst accuracy in float and in int8 (weights and features), on the same students.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle import Bundle, load_bundle
 from nonn.bundle.traffic import traffic
-from nonn.config import Experiment, load_experiment
+from nonn.config import Experiment, ExportConfig, load_experiment
 from nonn.documents import to_json
+from nonn.enumeration import enumerate_subsets
 from nonn.experiment.run import run
+from nonn.export import run_onnx
+from nonn.export.deploy import deploy
 from nonn.files import write_json
 from nonn.provenance import code_version, machine
 from nonn.report import build_report
 
 RESULTS = Path(__file__).parent / "results"
 INT8 = ("export.weights=int8", "export.features=int8")
-CLASSES = 10
+BUNDLE = Path(__file__).parent.parent / "examples" / "bundles" / "cifar100-small"
 
 
 def main() -> None:
-    """Trains, quantises and writes the figures."""
+    """Quantises and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, metavar="FOLDER", help="CIFAR-100 in the hub's layout (default: digits)")
     parser.add_argument("--runs", type=Path, help="folder of runs to resume (default: a temporary one)")
-    parser.add_argument(
-        "--epochs", type=int, default=6, help="CIFAR: epochs of teacher and students (default: %(default)s)"
-    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        runs = args.runs or Path(scratch)
         if args.cifar:
-            experiment = _cifar(args.cifar, runs / "cifar-10-of-100", args.epochs)
+            name, figures = BUNDLE.name, measure_bundle(load_bundle(BUNDLE), args.cifar)
         else:
             experiment = load_experiment(None, INT8)
-        figures = measure(experiment, runs)
-    name = experiment.experiment.name
+            name, figures = experiment.experiment.name, measure(experiment, args.runs or Path(scratch))
     write_json(RESULTS / f"int8-{name}.json", figures)
     for row in figures["accuracy_by_failures"]:
         print(f"{row['failed']} failed: {100 * row['float32']:.2f} % in float, {100 * row['int8']:.2f} % in int8")
+    print(f"largest loss of a subset: {100 * figures.get('largest_drop', 0.0):.2f} points")
     print(f"size {figures['size_ratio']:.3f} of float; {figures['bytes_per_answer']} bytes per answer")
 
 
@@ -81,30 +85,50 @@ def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
     }
 
 
-def _cifar(folder: Path, target: Path, epochs: int) -> Experiment:
-    """An experiment on the first ten classes, whose files are written to ``target``."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+def measure_bundle(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    """Quantises the float students of a bundle and compares both on test images."""
+    calibration, _ = _images(folder / "train.parquet", 512)
+    inputs, labels = _images(folder / "test.parquet", 2000)
+    sizes = [0, 0]
+    features: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
+    for i in range(bundle.num_devices):
+        data = (bundle.path / "students" / f"student-{i}.onnx").read_bytes()
+        small = deploy(ExportConfig(weights="int8", features="int8"), i, data, calibration)
+        features[0].append(run_onnx(data, inputs))
+        features[1].append(small.features(inputs))
+        sizes[0] += len(data)
+        sizes[1] += len(small.data)
+    tables = [enumerate_subsets(bundle.head, found, labels) for found in features]
+    return {
+        "bundle": bundle.hash,
+        "machine": machine(),
+        "code_version": code_version(),
+        "test_samples": len(labels),
+        "size_ratio": sizes[1] / sizes[0],
+        **to_json(traffic(bundle.manifest)),
+        "largest_drop": float((tables[0].accuracy - tables[1].accuracy)[1:].max()),
+        "accuracy_by_failures": [
+            {
+                "failed": now.failed,
+                "subsets": now.subsets,
+                "float32": then.mean,
+                "int8": now.mean,
+                "worst_float32": then.worst,
+                "worst_int8": now.worst,
+            }
+            for then, now in zip(*(table.by_failures() for table in tables), strict=True)
+        ],
+    }
 
-    target.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        table = pq.read_table(folder / f"{split}.parquet")
-        pq.write_table(table.filter(pc.less(table["fine_label"], CLASSES)), target / f"{split}.parquet")
-    settings = [
-        "experiment.name=cifar",
-        "data.reader=parquet",
-        f"data.path={target}",
-        "data.labels=fine_label",
-        "data.crop=4",
-        "data.flip=true",
-        "data.noise=0.0",
-        "teacher.model=wrn-16-1",
-        "student.model=wrn-10-1",
-        f"teacher.epochs={epochs}",
-        f"distill.epochs={epochs}",
-        "fusion.passes=1",
-    ]
-    return load_experiment(None, [*settings, *INT8])
+
+def _images(file: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The first images [n, C, H, W] of a file, and their fine labels."""
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    table = pq.read_table(file).slice(0, count)
+    decoded = [np.asarray(Image.open(io.BytesIO(value["bytes"]))) for value in table.column(0).to_pylist()]
+    return np.stack(decoded).transpose(0, 3, 1, 2), np.array(table.column("fine_label").to_pylist())
 
 
 if __name__ == "__main__":

@@ -28,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.features import random_samples
-from nonn.bundle import Bundle, load_bundle
+from nonn.bundle import load_bundle
 from nonn.config import load_experiment
 from nonn.experiment.run import run
 from nonn.export import run_onnx
 from nonn.export.build import write_source
 from nonn.export.c import generate_c
+from nonn.export.quantise import quantise
 from nonn.files import write_json
 from nonn.provenance import code_version, machine
 
@@ -42,7 +43,7 @@ RESULT = HERE / "benchmarks" / "results" / "mcu.json"
 RAM_KB, STACK_BYTES = 256, 4096
 TOLERANCE = 1e-5
 TIMEOUT_S = 600.0
-DIGITS = ("experiment.name=mcu", "teacher.epochs=1", "distill.epochs=1", "fusion.passes=1", "export.weights=int8")
+DIGITS = ("experiment.name=mcu", "teacher.epochs=1", "distill.epochs=1", "fusion.passes=1")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def main() -> None:
     if not available:
         return
     rows = []
-    for student, path, samples in students(args.runs):
+    for student, data, samples in students(args.runs):
         for processor in available:
-            row = {"student": student, **measure(processor, path, samples, args.optimise)}
+            row = {"student": student, **measure(processor, student, data, samples, args.optimise)}
             rows.append(row)
             print(
                 f"{student:28} {processor.name:10} {row['flash_bytes']:9,} B flash {row['ram_bytes']:8,} B RAM "
@@ -131,39 +132,35 @@ def _is_available(processor: Processor) -> bool:
     return not missing
 
 
-def students(runs: Path) -> Iterator[tuple[str, Path, NDArray[np.float32]]]:
+def students(runs: Path) -> Iterator[tuple[str, bytes, NDArray[np.float32]]]:
     """Student 0 of the digits and of CIFAR-100, in float and in 8 bits, with a sample each [1, …].
 
-    The digits are trained for one epoch; neither size nor instructions depend on that.
+    The digits are trained for one epoch, and random samples give the ranges of 8 bits; neither size nor instructions
+    depend on that.
     """
     bundles = {
         "digits": run(load_experiment(None, DIGITS), runs=runs).bundle,
         "cifar100-small": load_bundle(HERE / "examples" / "bundles" / "cifar100-small"),
     }
     for name, bundle in bundles.items():
-        yield from ((f"{name}, {weights}", path, _sample(bundle)) for weights, path in _files(bundle))
+        data = (bundle.path / "students" / "student-0.onnx").read_bytes()
+        samples = random_samples(bundle.input_of(0).shape, 64)
+        yield f"{name}, float", data, samples[:1]
+        yield f"{name}, int8", quantise(data, samples), samples[:1]
 
 
-def _sample(bundle: Bundle) -> NDArray[np.float32]:
-    return random_samples(bundle.input_of(0), 1)
-
-
-def _files(bundle: Bundle) -> list[tuple[str, Path]]:
-    folder = bundle.path / "students"
-    return [("float", folder / "student-0.onnx"), ("int8", folder / "student-0.int8.onnx")]
-
-
-def measure(processor: Processor, path: Path, samples: NDArray[np.float32], optimise: str) -> dict[str, Any]:
+def measure(
+    processor: Processor, name: str, data: bytes, samples: NDArray[np.float32], optimise: str
+) -> dict[str, Any]:
     """Links and runs one student.
 
     Raises:
         AssertionError: it does not fit, or does not run.
     """
-    data = path.read_bytes()
     expected = run_onnx(data, samples)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = write_source(generate_c(data, path.name), folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        source = write_source(generate_c(data, name), folder)
         rows = ",\n".join("{" + ",".join(map(str, row.reshape(-1).astype(np.uint8))) + "}" for row in samples)
         declared = f"static const unsigned char samples[{len(samples)}][{samples[0].size}]"
         (folder / "samples.h").write_text(f"#define SAMPLES {len(samples)}\n{declared} = {{\n{rows}}};\n")
@@ -174,7 +171,7 @@ def measure(processor: Processor, path: Path, samples: NDArray[np.float32], opti
         options += ["-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", *symbols, f"-I{folder}"]
         build = [*processor.compiler.split(), *options, str(HERE / "devices/mcu/measure.c"), str(source), "-lm"]
         built = subprocess.run([*build, "-o", str(program)], capture_output=True, text=True)
-        assert not built.returncode, f"{path.name} for {processor.name}: {built.stderr.strip()[-500:]}"
+        assert not built.returncode, f"{name} for {processor.name}: {built.stderr.strip()[-500:]}"
         size = subprocess.run(["size", str(program)], check=True, capture_output=True, text=True).stdout.split("\n")[1]
         text, initial, zeros = (int(word) for word in size.split()[:3])
         emulate = [
@@ -192,7 +189,7 @@ def measure(processor: Processor, path: Path, samples: NDArray[np.float32], opti
         ran = subprocess.run(emulate, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
     lines = [line.split() for line in (ran.stdout + ran.stderr).splitlines()]
     bits = [int(line[1], 16) for line in lines if line[:1] == ["feature"]]
-    assert len(bits) == expected.size, f"{path.name} on {processor.name}: {(ran.stdout + ran.stderr)[-500:]}"
+    assert len(bits) == expected.size, f"{name} on {processor.name}: {(ran.stdout + ran.stderr)[-500:]}"
     found = np.array(bits, np.uint32).view(np.float32).reshape(expected.shape)
     return {
         "processor": processor.name,

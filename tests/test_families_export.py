@@ -39,9 +39,8 @@ def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
     exact = run_onnx(data, inputs)
     assert np.abs(run_onnx(small, inputs) - exact).mean() < 0.06 * np.abs(exact).mean()
     kinds = [node.op_type for node in onnx.load_from_string(small).graph.node]
-    # Sums and gates stay in float, so that a runtime adds no rounding that depends on the processor.
-    assert "Add" not in kinds
-    assert kinds.count("Conv") == [node.op_type for node in onnx.load_from_string(data).graph.node].count("Conv")
+    # Whatever a runtime would round in its own way is a convolution.
+    assert {"BatchNormalization", "AveragePool", "Sum"}.isdisjoint(kinds)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
@@ -59,7 +58,10 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
         inputs.ctypes.data_as(ctypes.c_void_p), got.ctypes.data_as(ctypes.c_void_p), ctypes.c_int32(len(inputs))
     )
     assert np.abs(got - expected).mean() <= TOLERANCE[weights] * np.abs(expected).mean()
-    if model.startswith("densenet"):  # every concatenation is made where its parts are
+    if weights == "int8" and not model.startswith("se-"):  # translated by nonn: the same integers
+        assert "nonn_layer" in made.source
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    if model.startswith("densenet") and weights == "float32":  # every concatenation is made where its parts are
         assert "_concat(" not in made.source.partition("void student(")[2]
 
 

@@ -11,7 +11,9 @@
 #include "samples.h"
 #include "student.h"
 
+#ifndef NONN_HAS_BYTES
 static float input[NONN_INPUTS];
+#endif
 static float features[NONN_FEATURES];
 
 #if defined(__riscv)
@@ -39,11 +41,16 @@ enum { INSTRUCTIONS_PER_COUNT = 40 };
 int main(void) {
     counter_start();
     for (int sample = 0; sample < SAMPLES; ++sample) {
+#ifdef NONN_HAS_BYTES
+        const uint32_t before = counter_now();
+        nonn_student_bytes(samples[sample], features);
+#else
         for (int i = 0; i < NONN_INPUTS; ++i) {
             input[i] = samples[sample][i];
         }
         const uint32_t before = counter_now();
         nonn_student(input, features);
+#endif
         const uint32_t counted = counter_now() - before;
         printf("instructions %llu\n", (unsigned long long)counted * INSTRUCTIONS_PER_COUNT);
         for (int i = 0; i < NONN_FEATURES; ++i) {

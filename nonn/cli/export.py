@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="folder of the results (default: BUNDLE/compiled, which nodes read)"
     )
     parser.add_argument("--cc", default="cc", metavar="COMMAND", help="C compiler with its options (default: cc)")
+    parser.add_argument("--ram", type=int, metavar="BYTES", help="an error if a student needs more RAM")
+    parser.add_argument("--flash", type=int, metavar="BYTES", help="an error if a student needs more flash")
     parser.add_argument("--no-library", action="store_true", help="no shared object, for devices that cannot load one")
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from nonn.bundle import load_bundle
-    from nonn.errors import BundleError
+    from nonn.errors import BudgetError, BundleError
     from nonn.export.build import check_compiler
     from nonn.export.compiled import export_student
     from nonn.report.table import Column, Table, TextColumn, as_text
@@ -50,6 +52,12 @@ def run(args: argparse.Namespace) -> int:
             raise BundleError(
                 f"{folder}: cannot be written ({exc.strerror}); choose another folder with --out"
             ) from exc
+        for kind, limit in (("ram", args.ram), ("flash", args.flash)):
+            if limit is not None and row[f"{kind}_bytes"] > limit:
+                raise BudgetError(
+                    f"student {device}: needs {row[f'{kind}_bytes']:,} bytes of {kind} on {target}, over the {limit:,} "
+                    f"of --{kind}; train a smaller student, or one in 8 bits (export.weights = 'int8')"
+                )
         rows.append(row)
     if args.json:
         print(json.dumps({"bundle": bundle.hash, "target": target, "students": rows}, indent=2))

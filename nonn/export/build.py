@@ -22,7 +22,7 @@ from nonn.files import atomic_file
 __all__ = ["Footprint", "build_library", "check_compiler", "measure_footprint", "write_source"]
 
 _FAST = ("-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
-_SMALL = ("-std=c11", "-Os", "-ffunction-sections", "-fdata-sections", "-fstack-usage", "-c")
+_SMALL = ("-std=c11", "-Os", "-fno-pie", "-ffunction-sections", "-fdata-sections", "-fstack-usage", "-c")
 _TIMEOUT_S = 600.0
 
 

@@ -1,9 +1,9 @@
 """Students as portable C: no heap, no library but libm, weights as constants, activations in static buffers.
 
-emx-onnx-cgen translates the network, for one sample at a time. This module adds three things: ONNX Runtime first turns
-8-bit networks into integer convolutions, activations share memory (``arena``), and a small interface identifies the
-student. The same file runs on a microcontroller (devices/c/main.c) and, built as a shared object, in
-``nonn-device serve --runtime c``.
+A student in 8 bits is translated by ``integer`` if that can. emx-onnx-cgen translates all others, for one sample at a
+time: ONNX Runtime first turns 8-bit networks into integer convolutions for it, and activations share memory afterwards
+(``arena``). This module adds a small interface that identifies the student. The same file runs on a microcontroller
+(devices/c/main.c) and, built as a shared object, in ``nonn-device serve --runtime c``.
 
 Limits: not reentrant, since buffers are static; a batch runs one sample after another.
 """
@@ -50,15 +50,27 @@ NONN_PUBLIC const int32_t nonn_student_features = NONN_FEATURES;
 NONN_PUBLIC const char nonn_student_sha256[] = NONN_SHA256;
 
 NONN_PUBLIC void nonn_student(const float *input, float *features) {
-    $entry((const float (*)$input)input, (float (*)$output)features);
+    $call
 }
 
+$more
 NONN_PUBLIC void nonn_student_batch(const float *inputs, float *features, int32_t count) {
     for (int32_t i = 0; i < count; ++i) {
         nonn_student(inputs + (size_t)i * NONN_INPUTS, features + (size_t)i * NONN_FEATURES);
     }
 }
 """)
+
+_BYTES = Template("""
+NONN_PUBLIC void nonn_student_bytes(const uint8_t *input, float *features) {
+    ${entry}_bytes(input, features);
+}
+""")
+
+_BYTES_HEADER = """/* The same for a sample of bytes. */
+#define NONN_HAS_BYTES 1
+void nonn_student_bytes(const uint8_t *input, float *features);
+"""
 
 _HEADER = Template("""/* $title. Made by nonn; do not edit. */
 #ifndef NONN_STUDENT_H
@@ -83,7 +95,7 @@ extern const char nonn_student_sha256[];
 void nonn_student(const float *input, float *features);
 /* count samples, one after another. */
 void nonn_student_batch(const float *inputs, float *features, int32_t count);
-
+$more
 #ifdef __cplusplus
 }
 #endif
@@ -121,10 +133,10 @@ def generate_c(data: bytes, title: str) -> CSource:
     """
     try:
         import onnx
-        from emx_onnx_cgen.compiler import Compiler, CompilerOptions
-        from emx_onnx_cgen.errors import CompilerError
     except ModuleNotFoundError as exc:
-        raise MissingExtraError(exc.name or "emx_onnx_cgen", extra="c") from exc
+        raise MissingExtraError("onnx", extra="c") from exc
+    from nonn.export.integer import UntranslatableError, integer_c
+
     model = onnx.load_from_string(data)
     del model.graph.value_info[:]  # inner shapes depend on the batch, fixed below
     (given,), (made,) = model.graph.input, model.graph.output
@@ -133,6 +145,33 @@ def generate_c(data: bytes, title: str) -> CSource:
     shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (given, made)]
     if not all(map(all, shapes)):
         raise BundleError(f"{title}: only the batch may vary, but the shapes are {shapes} (0 is any size)")
+    try:
+        code, arena_bytes = integer_c(model, _ENTRY)
+        call, more = f"{_ENTRY}(input, features);", _BYTES.substitute(entry=_ENTRY)
+    except UntranslatableError:
+        code, arena_bytes = _generated(model, title)
+        dims = ["".join(f"[{size}]" for size in shape[1:]) for shape in shapes]
+        call, more = f"{_ENTRY}((const float (*){dims[0]})input, (float (*){dims[1]})features);", ""
+    header = _HEADER.substitute(
+        title=title,
+        abi=ABI,
+        inputs=prod(shapes[0]),
+        features=prod(shapes[1]),
+        shape=" x ".join(map(str, shapes[0][1:])),
+        sha256=hashlib.sha256(data).hexdigest(),
+        more=_BYTES_HEADER if more else "",
+    )
+    source = code + _INTERFACE.substitute(call=call, more=more)
+    return CSource(source, header, arena_bytes, 4 * sum(map(prod, shapes)))
+
+
+def _generated(model: Any, title: str) -> tuple[str, int]:
+    """Code of emx-onnx-cgen, and the bytes of its arenas."""
+    try:
+        from emx_onnx_cgen.compiler import Compiler, CompilerOptions
+        from emx_onnx_cgen.errors import CompilerError
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(exc.name or "emx_onnx_cgen", extra="c") from exc
     options = CompilerOptions(model_name=_ENTRY, large_temp_threshold_bytes=0, large_weight_threshold=0)
     try:
         code = Compiler(options).compile(_integer(model) if _is_quantised(model) else model)
@@ -145,17 +184,7 @@ def generate_c(data: bytes, title: str) -> CSource:
             f"{title}: emx-onnx-cgen {version('emx-onnx-cgen')} writes C that nonn cannot read ({exc}); "
             "install emx-onnx-cgen 1.4, or serve the student with ONNX Runtime"
         ) from exc
-    dims = ["".join(f"[{size}]" for size in shape[1:]) for shape in shapes]
-    header = _HEADER.substitute(
-        title=title,
-        abi=ABI,
-        inputs=prod(shapes[0]),
-        features=prod(shapes[1]),
-        shape=" x ".join(map(str, shapes[0][1:])),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
-    source = _FUNCTIONS + code + _INTERFACE.substitute(entry=_ENTRY, input=dims[0], output=dims[1])
-    return CSource(source, header, arena_bytes, 4 * sum(map(prod, shapes)))
+    return _FUNCTIONS + code, arena_bytes
 
 
 def _is_quantised(model: Any) -> bool:

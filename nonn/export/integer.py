@@ -1,0 +1,415 @@
+"""Students in 8 bits as plain C that computes with integers only, for processors without an operating system.
+
+It translates what ``nonn.export.quantise`` writes: convolutions in 8 bits, sums and concatenations whose terms share a
+step, and a mean at the end. All steps of activations are powers of two and those of weights have four significant bits,
+so a sum of products is rounded with one multiplication and one shift, to the same bits as in ONNX Runtime (for sums of
+products below 2^20; above, the runtime's float product is itself rounded).
+
+Maps are stored with channels last: the values below a row of a kernel are then one run of memory, and border and
+interior differ only in where the run starts and ends. Four output channels are summed at a time, so each value is
+loaded once for them. Maps share one static arena.
+
+Limits: other operators (gates, grouped convolutions) raise ``UntranslatableError``; ``nonn.export.c`` then uses
+emx-onnx-cgen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+__all__ = ["UntranslatableError", "integer_c"]
+
+_RUNTIME = """
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    int32_t height, width, channels, rows, columns, outputs, kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x;
+    int32_t zero_in, zero_out;
+    const int8_t *weights;
+    const int32_t *bias;
+    const uint8_t *factor;
+    const int8_t *shift;
+} nonn_layer;
+
+static inline uint8_t nonn_clip(int32_t value) {
+    return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+}
+
+/* sum * factor / 2^shift, rounded half to even, in 8 bits. */
+static inline uint8_t nonn_round(int32_t sum, int32_t factor, int32_t shift, int32_t zero) {
+    int32_t value = sum * factor;
+    if (shift > 0) {
+        value = (value + (1 << (shift - 1)) - 1 + ((value >> shift) & 1)) >> shift;
+    } else {
+        value *= 1 << -shift;
+    }
+    return nonn_clip(value + zero);
+}
+
+/* Weights [outputs / 4][kernel_y][kernel_x][channels][4]. */
+static inline void nonn_conv(const uint8_t *x, uint8_t *y, const nonn_layer *l) {
+    const int32_t zero = l->zero_in, channels = l->channels;
+    for (int32_t row = 0; row < l->rows; ++row) {
+        const int32_t top = row * l->stride_y - l->pad_y;
+        const int32_t first_y = top < 0 ? -top : 0;
+        const int32_t last_y = top + l->kernel_y > l->height ? l->height - top : l->kernel_y;
+        for (int32_t column = 0; column < l->columns; ++column) {
+            const int32_t left = column * l->stride_x - l->pad_x;
+            const int32_t first_x = left < 0 ? -left : 0;
+            const int32_t last_x = left + l->kernel_x > l->width ? l->width - left : l->kernel_x;
+            const int32_t run = (last_x - first_x) * channels;
+            for (int32_t output = 0; output < l->outputs; output += 4) {
+                int32_t a = l->bias[output], b = l->bias[output + 1];
+                int32_t c = l->bias[output + 2], d = l->bias[output + 3];
+                for (int32_t ky = first_y; ky < last_y; ++ky) {
+                    const uint8_t *p = x + ((top + ky) * l->width + left + first_x) * channels;
+                    const int8_t *w =
+                        l->weights + ((output / 4 * l->kernel_y + ky) * l->kernel_x + first_x) * channels * 4;
+                    const uint8_t *end = p + run;
+                    while (p < end) {
+                        const int32_t value = *p++ - zero;
+                        a += value * w[0];
+                        b += value * w[1];
+                        c += value * w[2];
+                        d += value * w[3];
+                        w += 4;
+                    }
+                }
+                const int32_t sums[4] = {a, b, c, d};
+                const int32_t left_over = l->outputs - output;
+                for (int32_t i = 0; i < (left_over < 4 ? left_over : 4); ++i) {
+                    *y++ = nonn_round(sums[i], l->factor[output + i], l->shift[output + i], l->zero_out);
+                }
+            }
+        }
+    }
+}
+
+/* Weights [kernel_y][kernel_x][channels]. */
+static inline void nonn_depthwise(const uint8_t *x, uint8_t *y, const nonn_layer *l) {
+    for (int32_t row = 0; row < l->rows; ++row) {
+        for (int32_t column = 0; column < l->columns; ++column) {
+            for (int32_t channel = 0; channel < l->channels; ++channel) {
+                int32_t sum = l->bias[channel];
+                for (int32_t ky = 0; ky < l->kernel_y; ++ky) {
+                    const int32_t at_y = row * l->stride_y - l->pad_y + ky;
+                    for (int32_t kx = 0; kx < l->kernel_x; ++kx) {
+                        const int32_t at_x = column * l->stride_x - l->pad_x + kx;
+                        if (at_y >= 0 && at_y < l->height && at_x >= 0 && at_x < l->width) {
+                            sum += (x[(at_y * l->width + at_x) * l->channels + channel] - l->zero_in) *
+                                   l->weights[(ky * l->kernel_x + kx) * l->channels + channel];
+                        }
+                    }
+                }
+                *y++ = nonn_round(sum, l->factor[channel], l->shift[channel], l->zero_out);
+            }
+        }
+    }
+}
+
+/* Terms and sum have one step, so nothing is rounded. */
+static inline void nonn_add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t size, int32_t more) {
+    for (int32_t i = 0; i < size; ++i) {
+        y[i] = nonn_clip(a[i] + b[i] + more);
+    }
+}
+
+/* Mean of each channel, in float. */
+static inline void nonn_mean(
+    const uint8_t *x, float *features, int32_t pixels, int32_t channels, int32_t zero, float step) {
+    for (int32_t channel = 0; channel < channels; ++channel) {
+        int32_t sum = -zero * pixels;
+        for (int32_t pixel = 0; pixel < pixels; ++pixel) {
+            sum += x[pixel * channels + channel];
+        }
+        features[channel] = (float)sum * step / (float)pixels;
+    }
+}
+
+/* Copies the channels of one part of a concatenation. */
+static inline void nonn_part(
+    const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t all, int32_t more) {
+    for (int32_t pixel = 0; pixel < pixels; ++pixel) {
+        for (int32_t channel = 0; channel < channels; ++channel) {
+            y[channel] = nonn_clip(x[channel] + more);
+        }
+        x += channels;
+        y += all;
+    }
+}
+"""
+
+
+class UntranslatableError(Exception):
+    """The student has something that this module does not translate."""
+
+
+@dataclass
+class _Map:
+    """A tensor in 8 bits: [height, width, channels], and its place in the arena."""
+
+    height: int
+    width: int
+    channels: int
+    step: float
+    zero: int
+    first: int
+    last: int = -1
+    offset: int = -1
+
+    @property
+    def size(self) -> int:
+        return self.height * self.width * self.channels
+
+
+@dataclass
+class _Program:
+    """What has been translated so far."""
+
+    constants: list[str] = field(default_factory=list)
+    calls: list[tuple[str, list[_Map]]] = field(default_factory=list)  # a template with {0}, {1} … and its maps
+
+    def call(self, text: str, *maps: _Map) -> None:
+        for used in maps:
+            used.last = len(self.calls)
+        self.calls.append((text, list(maps)))
+
+    def array(self, kind: str, values: NDArray[Any]) -> str:
+        name = f"nonn_constant_{len(self.constants)}"
+        numbers = ",".join(map(str, values.reshape(-1).tolist()))
+        self.constants.append(f"static const {kind} {name}[{values.size}] = {{{numbers}}};")
+        return name
+
+
+def integer_c(model: Any, entry: str) -> tuple[str, int]:
+    """Translates a student.
+
+    Args:
+        model: a ModelProto from ``quantise``, for one sample.
+        entry: name of the function to write, ``void entry(const float *input, float *features)``; the function
+            ``entry_bytes`` takes bytes.
+
+    Returns:
+        The code, and the bytes of the arena.
+
+    Raises:
+        UntranslatableError: an operator or its form is not supported.
+    """
+    return _Translation(model).write(entry)
+
+
+class _Translation:
+    """Follows the nodes of a network from its input to its features."""
+
+    def __init__(self, model: Any) -> None:
+        self._graph = model.graph
+        self._stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self._readers: dict[str, list[Any]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self._maps: dict[str, _Map] = {}
+        self._weights: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._program = _Program()
+
+    def write(self, entry: str) -> tuple[str, int]:
+        given = [dim.dim_value for dim in self._graph.input[0].type.tensor_type.shape.dim][1:]
+        if len(given) not in (2, 3):
+            raise UntranslatableError(f"input of {len(given)} axes")
+        channels, height, width = (given[0], *([1] if len(given) == 2 else []), *given[1:])
+        normalise, name = self._normalise(channels)
+        start = self._rounded(name, height, width, channels)
+        pixels = height * width
+        for node in self._graph.node:
+            if node.op_type in ("Sub", "Div", "QuantizeLinear", "Relu"):
+                continue  # followed from where they are read
+            if node.op_type == "DequantizeLinear":
+                self._dequantise(node)
+            elif node.op_type == "Conv":
+                self._convolution(node)
+            elif node.op_type == "Add":
+                self._sum(node)
+            elif node.op_type == "Concat":
+                self._concatenation(node)
+            elif node.op_type == "Reshape" and self._reads(node.output[0], "ReduceMean"):
+                self._maps[node.output[0]] = self._map(node.input[0])
+            elif node.op_type == "ReduceMean" and node.output[0] == self._graph.output[0].name:
+                self._mean(self._map(node.input[0]))
+            else:
+                raise UntranslatableError(f"the operator {node.op_type}")
+        if not self._program.calls or "nonn_mean" not in self._program.calls[-1][0]:
+            raise UntranslatableError("no mean at the end")
+        size = self._place()
+        arena = "nonn_arena + {}".format
+        first = f"nonn_arena + {start.offset}"
+        lines = [text.format(*(arena(one.offset) for one in maps)) for text, maps in self._program.calls]
+        body = "\n    ".join(lines)
+        loops = (
+            f"    for (int32_t pixel = 0; pixel < {pixels}; ++pixel) {{\n"
+            f"        for (int32_t channel = 0; channel < {channels}; ++channel) {{\n"
+            f"            ({first})[pixel * {channels} + channel] =\n"
+            f"                nonn_input(input[channel * {pixels} + pixel], channel);\n        }}\n    }}\n"
+        )
+        functions = "".join(
+            f"\nstatic void {name}(const {kind} *input, float *features) {{\n{loops}    {body}\n}}\n"
+            for name, kind in ((entry, "float"), (f"{entry}_bytes", "uint8_t"))
+        )
+        constants = "\n".join(self._program.constants)
+        return f"{_RUNTIME}\n{constants}\n{normalise}\nstatic uint8_t nonn_arena[{size}];\n{functions}", size
+
+    def _normalise(self, channels: int) -> tuple[str, str]:
+        """The function that rounds an input value, and the name of the tensor that it computes."""
+        name, values = self._graph.input[0].name, []
+        for kind, neutral in (("Sub", 0.0), ("Div", 1.0)):
+            reader = self._reads(name, kind)
+            if reader is None:
+                raise UntranslatableError("no normalisation at the start")
+            found = self._stored.get(reader.input[1], np.array(neutral)).reshape(-1)
+            values.append(np.broadcast_to(found, channels))
+            name = reader.output[0]
+        rounding = self._reads(name, "QuantizeLinear")
+        if rounding is None:
+            raise UntranslatableError("an input that is not rounded")
+        step, zero = (self._stored[key] for key in rounding.input[1:3])
+        mean, std = ("{" + ",".join(f"{float(value)!r}f" for value in row) + "}" for row in values)
+        return (
+            "static uint8_t nonn_input(float value, int32_t channel) {\n"
+            f"    static const float mean[{channels}] = {mean}, std[{channels}] = {std};\n"
+            f"    const float steps = (value - mean[channel]) / std[channel] * {1 / float(step)!r}f;\n"
+            f"    const float scaled = rintf(steps) + {int(zero)}.0f;\n"
+            "    return (uint8_t)(scaled < 0.0f ? 0.0f : scaled > 255.0f ? 255.0f : scaled);\n}\n",
+            name,
+        )
+
+    def _reads(self, name: str, kind: str) -> Any:
+        """The only reader of a tensor, if it is of this kind."""
+        readers = self._readers.get(name, [])
+        return readers[0] if len(readers) == 1 and readers[0].op_type == kind else None
+
+    def _map(self, name: str) -> _Map:
+        if name not in self._maps:
+            raise UntranslatableError(f"a tensor in float, {name}")
+        return self._maps[name]
+
+    def _rounded(self, name: str, height: int, width: int, channels: int) -> _Map:
+        """The map of a tensor that is rounded, with or without a ReLU before."""
+        clip = self._reads(name, "Relu")
+        rounding = self._reads(clip.output[0] if clip else name, "QuantizeLinear")
+        if rounding is None:
+            raise UntranslatableError(f"a tensor that is not rounded, {name}")
+        step, zero = (self._stored[key] for key in rounding.input[1:3])
+        if clip and int(zero):
+            raise UntranslatableError("a ReLU whose range has negative values")
+        made = _Map(height, width, channels, float(step), int(zero), first=len(self._program.calls))
+        self._maps[rounding.output[0]] = made
+        return made
+
+    def _dequantise(self, node: Any) -> None:
+        name = node.input[0]
+        if name in self._stored:
+            self._weights[node.output[0]] = self._stored[name], self._stored[node.input[1]]
+        else:
+            self._maps[node.output[0]] = self._map(name)
+
+    def _convolution(self, node: Any) -> None:
+        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        source, (weight, scale) = self._map(node.input[0]), self._weights[node.input[1]]
+        bias, _ = self._weights[node.input[2]]
+        weight = weight.reshape(*weight.shape[:2], *[1] * (4 - weight.ndim), *weight.shape[2:])
+        outputs, inputs, kernel_y, kernel_x = weight.shape
+        flat = weight.ndim == 4 and len(given.get("kernel_shape", (1, 1))) == 1
+        group, stride, pads = given.get("group", 1), given.get("strides"), given.get("pads")
+        stride = [*([1] if flat else []), *(stride or [1] * (1 if flat else 2))]
+        pads = [int(pad) for pad in (pads or [0] * (2 if flat else 4))]
+        pads = [0, pads[0], 0, pads[1]] if flat else pads
+        depthwise = group == source.channels == outputs and inputs == 1
+        dilated = any(step != 1 for step in given.get("dilations", ()))
+        if dilated or (group != 1 and not depthwise) or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+            raise UntranslatableError("a grouped, dilated or automatically padded convolution")
+        rows = (source.height + pads[0] + pads[2] - kernel_y) // stride[0] + 1
+        columns = (source.width + pads[1] + pads[3] - kernel_x) // stride[1] + 1
+        made = self._rounded(node.output[0], rows, columns, outputs)
+        factor, shift = _rescaling(scale.astype(np.float64) * source.step / made.step)
+        padding = 0 if depthwise else -outputs % 4
+        if depthwise:
+            packed = weight.reshape(outputs, kernel_y, kernel_x).transpose(1, 2, 0)
+        else:
+            full = np.pad(weight, ((0, padding), (0, 0), (0, 0), (0, 0)))
+            packed = full.reshape(-1, 4, inputs, kernel_y, kernel_x).transpose(0, 3, 4, 2, 1)
+        arrays = [
+            self._program.array("int8_t", packed),
+            self._program.array("int32_t", np.pad(bias, (0, padding))),
+            self._program.array("uint8_t", factor),
+            self._program.array("int8_t", shift),
+        ]
+        numbers = [source.height, source.width, source.channels, rows, columns, outputs, kernel_y, kernel_x, *stride]
+        numbers += [pads[0], pads[1], source.zero, made.zero]
+        name = f"nonn_layer_{len(self._program.constants)}"
+        values = ", ".join([*map(str, numbers), *arrays])
+        self._program.constants.append(f"static const nonn_layer {name} = {{{values}}};")
+        self._program.call(f"nonn_{'depthwise' if depthwise else 'conv'}({{0}}, {{1}}, &{name});", source, made)
+
+    def _sum(self, node: Any) -> None:
+        one, other = (self._map(name) for name in node.input)
+        made = self._rounded(node.output[0], one.height, one.width, one.channels)
+        if not one.step == other.step == made.step or one.size != other.size:
+            raise UntranslatableError("a sum of maps with other steps or sizes")
+        more = made.zero - one.zero - other.zero
+        self._program.call(f"nonn_add({{0}}, {{1}}, {{2}}, {made.size}, {more});", one, other, made)
+
+    def _concatenation(self, node: Any) -> None:
+        parts = [self._map(name) for name in node.input]
+        whole = sum(part.channels for part in parts)
+        made = self._rounded(node.output[0], parts[0].height, parts[0].width, whole)
+        start = 0
+        for part in parts:
+            if part.step != made.step:
+                raise UntranslatableError("a concatenation of maps with other steps")
+            pixels, more = part.height * part.width, made.zero - part.zero
+            text = f"nonn_part({{0}}, {{1}} + {start}, {pixels}, {part.channels}, {whole}, {more});"
+            self._program.call(text, part, made)
+            start += part.channels
+
+    def _mean(self, source: _Map) -> None:
+        pixels = source.height * source.width
+        text = f"nonn_mean({{0}}, features, {pixels}, {source.channels}, {source.zero}, {source.step!r}f);"
+        self._program.call(text, source)
+
+    def _place(self) -> int:
+        """Gives every map a place, so that two share memory only if one is read last before the other is written."""
+        maps = list({id(one): one for _, used in self._program.calls for one in used}.values())
+        placed: list[_Map] = []
+        for one in sorted(maps, key=lambda one: -one.size):
+            taken = sorted(
+                (other.offset, other.offset + other.size)
+                for other in placed
+                if other.first <= one.last and one.first <= other.last
+            )
+            start = 0
+            for low, high in taken:
+                if start + one.size <= low:
+                    break
+                start = max(start, high)
+            one.offset = start
+            placed.append(one)
+        return max(one.offset + one.size for one in placed)
+
+
+def _rescaling(ratios: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """Factor and shift of each ratio: factor / 2^shift.
+
+    Raises:
+        UntranslatableError: a ratio has more than four significant bits.
+    """
+    mantissa, exponent = np.frexp(ratios)
+    factor = mantissa * 16
+    if (factor != np.rint(factor)).any() or (exponent < -26).any() or (exponent > 12).any():
+        raise UntranslatableError("steps of another quantiser")
+    return factor.astype(np.uint8), (4 - exponent).astype(np.int8)
