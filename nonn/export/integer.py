@@ -223,7 +223,8 @@ class _Translation:
         given = [dim.dim_value for dim in self._graph.input[0].type.tensor_type.shape.dim][1:]
         if len(given) not in (2, 3):
             raise UntranslatableError(f"input of {len(given)} axes")
-        channels, height, width = (given[0], *([1] if len(given) == 2 else []), *given[1:])
+        channels, *spatial = given
+        height, width = [1, *spatial][-2:]
         normalise, name = self._normalise(channels)
         start = self._rounded(name, height, width, channels)
         pixels = height * width
