@@ -6,9 +6,14 @@ import contextlib
 import json
 import math
 import os
+import pty
+import re
+import select
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -366,6 +371,42 @@ def test_nonn_up_shows_its_nodes_and_answers(small: Any) -> None:
         address = table.partition("toy at ")[2].split()[0]
         with Client(address) as client:
             assert client.infer(np.zeros((1, 1, 8, 8), np.uint8)).mask == 0b11
+
+
+def test_on_a_terminal_of_80_columns_nonn_up_shows_ports_and_restarts_devices_on_a_key(small: Any) -> None:
+    primary, secondary = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "40"}
+    command = [sys.executable, "-m", "nonn", "up", str(small.path)]
+    child = subprocess.Popen(
+        command, stdin=secondary, stdout=secondary, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    os.close(secondary)
+    seen = ""
+
+    def shows(*words: str) -> bool:
+        nonlocal seen
+        if select.select([primary], [], [], TIMEOUT_S)[0]:
+            seen += re.sub(r"\x1b\[[\d;?]*\w", "", os.read(primary, 65536).decode(errors="replace"))
+        return all(word in seen for word in words)
+
+    try:
+        until(lambda: shows("r: restart devices"))
+        assert re.search(r"up +│ 127\.0\.0\.1:\d+ ", seen)
+        victim = children_of(child.pid)[0]
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: shows("dead"))
+        seen = ""
+        os.write(primary, b"r")
+        until(lambda: shows("up") and victim not in children_of(child.pid) and len(children_of(child.pid)) == 3)
+        child.send_signal(signal.SIGINT)
+        until(lambda: shows("every process has ended"))
+        assert child.wait(TIMEOUT_S) == 0
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stderr is not None
+        child.stderr.close()
+        os.close(primary)
 
 
 def test_an_aggregator_that_ends_is_unreachable_and_the_error_is_ours(small: Any) -> None:

@@ -63,6 +63,9 @@ def test_a_run_leaves_a_bundle_and_its_report(tiny_bundle: Bundle, tiny_runs: Pa
     assert report["data"] | {"name": "digits", "split": "test", "samples": 360, "classes": 10} == report["data"]
     assert [row["failed"] for row in report["accuracy_by_failures"]] == [0, 1, 2, 3]
     assert report["accuracy_by_failures"][0]["mean"] > 0.8
+    losses = (tiny_runs / "tiny" / "students" / "losses.csv").read_text().splitlines()
+    assert losses[0].startswith("epoch,ce")
+    assert [line.partition(",")[0] for line in losses[1:]] == ["1", "2", "3", "4"]
     assert "<html" in (tiny_runs / "tiny" / "report" / "report.html").read_text()
 
 

@@ -20,6 +20,7 @@ from nonn.errors import ConfigError
 from nonn.experiment import workspace
 from nonn.experiment.evaluation import Evaluation, evaluate_head
 from nonn.experiment.methods import METHODS, Method
+from nonn.experiment.progress import Silent
 from nonn.experiment.study import study
 from nonn.experiment.summary import summarise
 from nonn.fusion import RidgePerSet, gram
@@ -182,7 +183,16 @@ def test_a_finished_study_trains_and_evaluates_nothing_again(
 ) -> None:
     monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(HeadFitter, "fit_all", lambda *a, **k: pytest.fail("fitted again"))
-    assert study(ladder, runs=finished[0]).rows == finished[1].rows
+    said: list[str] = []
+
+    class Lines(Silent):
+        def say(self, text: str, /) -> None:
+            said.append(text)
+
+    assert study(ladder, runs=finished[0], progress=Lines()).rows == finished[1].rows
+    rows = [line for line in said if line.startswith("study: ")]
+    assert all("finished earlier; " in row for row in rows)
+    assert rows[-1].endswith(f"{len(rows)} of {len(rows)} rows ({len(rows)} finished earlier), 0 left")
 
 
 def test_rivals_on_the_students_of_another_row_train_nothing_and_answer_from_as_many_devices(

@@ -20,10 +20,10 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(None, args.overrides)
 
-    from nonn.cli import console
+    from nonn.cli.console import Terminal
     from nonn.experiment.demo import demo
     from nonn.report.table import live_table
 
-    result = demo(experiment, runs=args.runs, progress=console)
+    result = demo(experiment, runs=args.runs, progress=Terminal(log_time=args.log_time))
     show(result.report, live_table, result.bundle.path, as_json=args.json)
     return 0

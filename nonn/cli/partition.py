@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
-    from nonn.cli import console
+    from nonn.cli.console import Terminal
     from nonn.experiment.comparison import compare_partitioners, cut
     from nonn.experiment.stages import exclusive
     from nonn.experiment.workspace import Workspace
 
-    space = Workspace(experiment, args.runs, progress=console)
+    space = Workspace(experiment, args.runs, progress=Terminal(log_time=args.log_time))
     with exclusive(space.root):
         if args.compare:
             _show_comparison(*compare_partitioners(space), as_json=args.json)

@@ -37,6 +37,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
+    parser.add_argument("--log-time", action="store_true", help="begin every line of progress with date and time")
     parser.set_defaults(resumable=True)
 
 
@@ -46,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
-    from nonn.cli import console
+    from nonn.cli.console import Terminal
     from nonn.experiment.run import run as run_experiment
     from nonn.report.table import failure_table
 
-    result = run_experiment(experiment, runs=args.runs, progress=console)
+    result = run_experiment(experiment, runs=args.runs, progress=Terminal(log_time=args.log_time))
     show(result.report, failure_table, result.bundle.path, as_json=args.json)
     return 0
 

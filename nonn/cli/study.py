@@ -23,12 +23,12 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment, args.overrides)
 
-    from nonn.cli import console
+    from nonn.cli.console import Terminal
     from nonn.documents import to_json
     from nonn.experiment.study import study as run_study
     from nonn.report.study import study_text
 
-    study = run_study(experiment, runs=args.runs, progress=console)
+    study = run_study(experiment, runs=args.runs, progress=Terminal(log_time=args.log_time))
     if args.json:
         print(json.dumps(to_json(study), indent=2, ensure_ascii=False))
         return 0

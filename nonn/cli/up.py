@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from nonn.arguments import count, existing, port
 from nonn.cli._policy_options import add_policy_arguments, policy_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
     from rich.table import Table
 
     from nonn.bundle import Bundle
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "run a whole cluster on this machine: one process per device, and the aggregator"
 
 REFRESH_S = 0.5
+NARROW = 100  # terminals with fewer columns do not show parts and process ids
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,17 +77,76 @@ def run(args: argparse.Namespace) -> int:
             Client(cluster.address, tls=cluster.client_tls) as client,
         ):
             if console.is_terminal:
-                with Live(_table(bundle, cluster, client), console=console, auto_refresh=False) as live:
-                    while not forever.wait(REFRESH_S):
-                        live.update(_table(bundle, cluster, client), refresh=True)
-            console.print(_table(bundle, cluster, client))
+                with (
+                    Live(_table(bundle, cluster, client, console), console=console, auto_refresh=False) as live,
+                    _keys() as pressed,
+                ):
+                    while True:
+                        if pressed(REFRESH_S) == "r":
+                            _restart(cluster, console)
+                        live.update(_table(bundle, cluster, client, console), refresh=True)
+            console.print(_table(bundle, cluster, client, console))
             forever.wait()
     except KeyboardInterrupt:
         console.print("stopped: every process has ended")
     return 0
 
 
-def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], str]]:
+    """Yields a function that waits some seconds for a key and returns it; empty without one, or without a terminal."""
+    import os
+    import select
+    import sys
+    import time
+
+    def pause(wait_s: float) -> str:
+        time.sleep(wait_s)
+        return ""
+
+    descriptor = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
+    if descriptor < 0 or not _in_foreground(descriptor):
+        yield pause
+        return
+    import termios
+    import tty
+
+    def pressed(wait_s: float) -> str:
+        if not select.select([descriptor], [], [], wait_s)[0]:
+            return ""
+        return os.read(descriptor, 1).decode(errors="replace") or pause(wait_s)  # pause at the end of input
+
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _in_foreground(terminal: int) -> bool:
+    """Whether this process may read the terminal: the kernel stops a background job that does."""
+    import os
+
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:  # not the terminal that controls this process
+        return True
+
+
+def _restart(cluster: LocalCluster, console: Console) -> None:
+    """Starts the devices again that do not run."""
+    from nonn.errors import NonnError
+
+    for state in cluster.states():
+        if state.state != "up":
+            try:
+                cluster.restart(state.node)
+            except NonnError as exc:
+                console.print(f"device {state.node}: {exc}", markup=False)
+
+
+def _table(bundle: Bundle, cluster: LocalCluster, client: Client, console: Console) -> Table:
     """A row for each node: state of its process, and what the aggregator reports about it."""
     import numpy as np
     from rich.table import Table
@@ -98,23 +162,28 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client) -> Table:
         title=f"{bundle.manifest.experiment} at {cluster.address}",
         caption="value: points of accuracy lost if the device fails\n"
         + (f"dashboard: {cluster.http_address}/\n" if cluster.http_address else "")
+        + ("r: restart devices that are down; Ctrl-C: end\n" if console.is_terminal else "")
         + f"try: nonn predict {cluster.address} IMAGE"
         + (f" --tls {cluster.client_tls}" if cluster.client_tls else ""),
     )
-    for column in ("device", "part", "state", "pid", "address", "latency", "answered", "value, points"):
-        table.add_column(column, justify="left" if column in ("state", "address") else "right")
+    columns = ["device", "part", "state", "pid", "address", "latency", "answered", "value"]
+    if console.width < NARROW:
+        columns = [column for column in columns if column not in ("part", "pid")]
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("state", "address") else "right", no_wrap=True)
     for state in cluster.states():
         node = known.get(state.node)
         doing = node["state"] if node and state.state == "up" else state.state
         asked = node["asked"] if node else 0
-        table.add_row(
-            str(state.node),
-            str(state.part),
-            f"[{'green' if doing == 'up' else 'red'}]{doing}",
-            str(state.pid),
-            state.address,
-            f"{node['latency_s'] * 1e3:.1f} ms" if node and node["latency_s"] else "–",
-            f"{node['answered'] / asked:.1%}" if node and asked else "–",
-            f"{100 * value[state.node]:+.2f}",
-        )
+        cells = {
+            "device": str(state.node),
+            "part": str(state.part),
+            "state": f"[{'green' if doing == 'up' else 'red'}]{doing}",
+            "pid": str(state.pid),
+            "address": state.address,
+            "latency": f"{node['latency_s'] * 1e3:.1f} ms" if node and node["latency_s"] else "–",
+            "answered": f"{node['answered'] / asked:.1%}" if node and asked else "–",
+            "value": f"{100 * value[state.node]:+.2f}",
+        }
+        table.add_row(*(cells[column] for column in columns))
     return table

@@ -83,14 +83,22 @@ def study(
     folds = config.study.folds or (config.data.test_groups,)
     folder = space.root / "study"
     done: list[Evaluation] = []
+    total, skipped = len(config.study.seeds) * len(folds) * len(methods), 0
     with exclusive(space.root):
         for seed, fold in itertools.product(config.study.seeds, folds):
             data: Dataset | None = None
             for method in methods:
                 row = _workspace(space, method, seed, fold, data)
                 data = row.data
-                done.append(_evaluated(row, method, config.devices.count))
-                complete = len(done) == len(config.study.seeds) * len(folds) * len(methods)
+                evaluation, earlier = _evaluated(row, method, config.devices.count)
+                done.append(evaluation)
+                skipped += earlier
+                complete = len(done) == total
+                space.progress.say(
+                    f"study: {method.title}, seed {seed}{f', fold {list(fold)}' if config.study.folds else ''}: "
+                    f"{'finished earlier' if earlier else 'done'}; {len(done)} of {total} rows "
+                    f"({skipped} finished earlier), {total - len(done)} left"
+                )
                 result = summarise(config, done, complete=complete)
                 documents.write(folder / "study.json", result)
     for name, text in {
@@ -111,8 +119,8 @@ def _workspace(space: Workspace, method: Method, seed: int, fold: tuple[int, ...
     return dataclasses.replace(space, experiment=changed, place=place, dataset=data)
 
 
-def _evaluated(space: Workspace, method: Method, num_devices: int) -> Evaluation:
-    """Result of one row and seed, trained and evaluated unless it is done."""
+def _evaluated(space: Workspace, method: Method, num_devices: int) -> tuple[Evaluation, bool]:
+    """Result of one row and seed, trained and evaluated unless it is done, and whether it was."""
     space = choose_design(space)
     trained = train(space)
     fusion = stage_inputs(space.experiment.fusion)
@@ -120,12 +128,13 @@ def _evaluated(space: Workspace, method: Method, num_devices: int) -> Evaluation
     name = f"evaluation-{method.name}" if method.base else "evaluation"
     stage = space.stage(name, {"format": FORMAT, "students": key, "fusion": fusion, "row": method.name})
     file = stage.folder / "result.json"
-    if not stage.done:
+    earlier = stage.done
+    if not earlier:
         heads = "its fusion" if method.build else "every head"
         space.progress.say(f"study: {method.title}, seed {space.seed}: {heads} over all subsets")
         documents.write(file, _evaluation(space, trained, method, num_devices))
         stage.finish()
-    return documents.read(Evaluation, file)
+    return documents.read(Evaluation, file), earlier
 
 
 def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices: int) -> Evaluation:

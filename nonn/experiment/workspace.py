@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nonn.experiment.precheck import check_before_data
 from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
+from nonn.files import atomic_file
 from nonn.partition import check_parts, check_takes_sizes
 from nonn.students.devices import resolve_devices
 from nonn.trainer import Replay, Task, batch_size, fit
@@ -48,6 +50,7 @@ def resolve(experiment: str | Path | Experiment | None, overrides: Sequence[str]
     return experiment
 
 
+LOSSES = "losses.csv"
 _SILENT = Silent()
 
 
@@ -151,7 +154,7 @@ class Workspace:
     def fit(
         self, task: Task, config: TrainingConfig, stage: Stage, stream: int, title: str, replay: Replay | None = None
     ) -> None:
-        """Trains on the training split.
+        """Trains on the training split, and writes the mean losses of every epoch into the stage as CSV.
 
         Args:
             task: the training task.
@@ -168,7 +171,7 @@ class Workspace:
                 f"{samples // config.batch} of them; {samples // batch} steps an epoch (epoch_steps)"
             )
         with self.progress.bar(title, config.epochs, "epochs") as tick:
-            fit(
+            history = fit(
                 task,
                 self.data.train.inputs,
                 self.data.train.labels,
@@ -180,3 +183,7 @@ class Workspace:
                 device=self.device,
                 progress=lambda done, _, losses: tick(done, "  ".join(f"{k} {v:.3f}" for k, v in losses.items())),
             )
+        with atomic_file(stage.folder / LOSSES) as file, file.open("w", newline="") as target:
+            writer = csv.writer(target)
+            writer.writerow(["epoch", *history[-1]])
+            writer.writerows([epoch, *losses.values()] for epoch, losses in enumerate(history, start=1))
