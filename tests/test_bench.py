@@ -47,7 +47,7 @@ def test_the_cost_of_each_model_is_measured(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "vgg-16"], "model 'vgg-16': unknown"),
+        (["--model", "vgg-16"], "'vgg-16': unknown"),
         (["--input", "3"], "must be at least 1"),
         (["--input", "1", "0", "8"], "must be at least 1"),
         (["--filters", "0"], "must be at least 1"),
