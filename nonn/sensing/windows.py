@@ -96,10 +96,11 @@ class Windower:
             if self._next == inf and self._phase is not None:
                 ahead = floor((time_s - self._phase) / self._spec.hop_s) + 1
                 self._next = self._phase + ahead * self._spec.hop_s
+            step_s = min(self._interval, time_s - self._times[-1]) if self._times else self._interval
             self._times.append(time_s)
             self._values.append(row)
             # Half an interval early: otherwise every window would wait for one more sample.
-            while time_s >= self._next - self._interval / 2:
+            while time_s >= self._next - step_s / 2:
                 windows.append(self._cut())
         if self._phase is None:  # nobody has said yet where windows end
             self._forget(times[-1] - self._spec.window_s - GAP * self._interval)
