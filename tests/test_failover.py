@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -254,6 +256,20 @@ def test_patience_follows_the_checks_and_hedges_are_a_tenth_of_the_answers() -> 
         order.answered(1)
     assert order.links() == [1, 2, 0]
     assert [order.may_hedge() for _ in range(2)] == [True, False]
+
+
+def test_closing_a_client_ends_its_calls() -> None:
+    """Nothing ever answers at these addresses, although they accept connections."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        client = Client(",".join(f"127.0.0.1:{server.getsockname()[1]}" for server in servers), 1000.0)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        call = pool.submit(client.infer, SAMPLE)
+        for server in servers:
+            stack.enter_context(server.accept()[0])  # the second one is asked because the first answers no check
+        client.close()
+        with pytest.raises(UnreachableError):
+            call.result(TIMEOUT_S)
 
 
 def test_a_list_of_addresses_is_checked() -> None:

@@ -103,7 +103,12 @@ class Link:
             if cancelled.is_set():
                 self._free.release()
                 return
-            future = self._method(method).future(request, timeout=timeout_s, metadata=self._metadata())
+            try:
+                future = self._method(method).future(request, timeout=timeout_s, metadata=self._metadata())
+            except ValueError:  # of gRPC
+                self._free.release()
+                done(None, UnreachableError(f"{self.address}: the client is closed"))
+                return
             futures.append(future)
             future.add_done_callback(ended)
 
