@@ -139,11 +139,22 @@ def _add_serving_options(parser: argparse.ArgumentParser) -> None:
 def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
     """Options of the runtime."""
     parser.add_argument(
-        "--runtime", choices=("onnx", "c"), default="onnx", help="ONNX Runtime or compiled C (default: %(default)s)"
+        "--runtime",
+        type=_runtime,
+        default="onnx",
+        metavar="{onnx,c,serial:DEVICE,tcp:HOST:PORT}",
+        help="ONNX Runtime, compiled C, or a board behind a line (default: %(default)s)",
     )
     parser.add_argument(
         "--library", type=Path, metavar="FILE", help="compiled student (default: the path that nonn export uses)"
     )
+
+
+def _runtime(text: str) -> str:
+    """A value of ``--runtime``."""
+    if text not in ("onnx", "c") and not text.startswith(("serial:", "tcp:")):
+        raise argparse.ArgumentTypeError(f"'{text}': choose onnx, c, serial:DEVICE[:BAUD] or tcp:HOST:PORT")
+    return text
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
@@ -166,6 +177,13 @@ def _model(arguments: argparse.Namespace, bundle: Bundle, device: int, node: str
     from nonn_device.node import StudentModel
     from nonn_device.runtime import batch_within, open_runtime
 
+    if arguments.runtime.startswith("tcp:") and not arguments.insecure:
+        from nonn.rpc.address import is_loopback, split_address
+
+        if not is_loopback(split_address(arguments.runtime.partition(":")[2], "--runtime tcp")[0]):
+            raise ConfigError(
+                f"--runtime {arguments.runtime}: frames are not authenticated; add --insecure to allow it"
+            )
     if arguments.self_test:
         from nonn_device.self_test import self_test
 

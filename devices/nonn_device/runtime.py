@@ -41,7 +41,7 @@ def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, li
     """Loads a student of a bundle.
 
     Args:
-        kind: ``onnx`` or ``c``.
+        kind: ``onnx``, ``c``, or the place of a board (``nonn_device.board``).
         bundle: with this student's file.
         device: number of the student.
         threads: of one inference; ONNX Runtime only.
@@ -53,6 +53,10 @@ def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, li
     student, spec = bundle.manifest.students[device], bundle.input_of(device)
     if kind == "onnx":
         return OnnxRuntime(bundle.student_path(device), student, spec, threads)
+    if kind != "c":
+        from nonn_device.board import BoardRuntime
+
+        return BoardRuntime(kind, student, spec)
     from nonn_device.compiled import CompiledRuntime, library_path
 
     return CompiledRuntime(library or library_path(bundle.path, device), student, spec)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import InputSpec, load_bundle
-from nonn.errors import BundleError, NonnError
+from nonn.errors import BundleError, ConfigError, NonnError
 from nonn_device.vitals import processor, resident_bytes
 
 __all__ = ["samples_like", "self_test"]
@@ -51,7 +51,10 @@ def self_test(bundle: Path, device: int, runtime: str, library: Path | None = No
     Raises:
         BundleError: the child died of a signal or took too long (the message names processor, runtime and remedy), or
             the student cannot be loaded or run.
+        ConfigError: the runtime is a board.
     """
+    if runtime not in _REMEDY:
+        raise ConfigError(f"--runtime {runtime}: a board is checked when a node opens it; omit --self-test")
     command = [sys.executable, "-m", "nonn_device.self_test", str(bundle), str(device), runtime]
     command += [str(library)] if library else []
     try:

@@ -1,0 +1,120 @@
+"""A microcontroller as a node: the frames between gateway and board, with a board in a thread of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from nonn_device.board import BoardRuntime
+from nonn_device.cli import main
+
+from nonn.bundle import InputSpec, Student
+from nonn.errors import BundleError, ConfigError, InputError, UnreachableError
+
+SHA = "5" * 64
+STUDENT = Student(2, 0, "students/student-2.onnx", SHA, 1, 1, 0, 3)
+SPEC = InputSpec((1, 2, 2), "uint8", (0.0,), (1.0,))
+BATCH = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
+
+Answer = Callable[[bytes, int, bytes], bytes]
+
+
+def frame(kind: bytes, number: int, payload: bytes) -> bytes:
+    body = kind + struct.pack("<II", number, len(payload)) + payload
+    return b"N1" + body + struct.pack("<I", zlib.crc32(body))
+
+
+def right(kind: bytes, number: int, payload: bytes) -> bytes:
+    """What devices/mcu/node.c answers; its student adds the bytes of a sample."""
+    if kind == b"H":
+        return frame(b"H", number, SHA.encode())
+    return frame(b"F", number, np.array([sum(payload), 1, 2], "<f4").tobytes())
+
+
+@contextlib.contextmanager
+def board(*answers: Answer) -> Iterator[str]:
+    """A board; each connection is answered by the next function, which returns nothing to close it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for answer in answers:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection, connection.makefile("rb") as reading:
+                    while head := reading.read(11):
+                        kind, number, length = struct.unpack("<cII", head[2:])
+                        payload = reading.read(length + 4)[:length]
+                        if not (reply := answer(kind, number, payload)):
+                            break
+                        connection.sendall(reply)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"tcp:127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def features(place: str) -> list[list[float]]:
+    runtime = BoardRuntime(place, STUDENT, SPEC)
+    try:
+        return [[float(value) for value in row] for row in runtime.run(BATCH)]
+    finally:
+        runtime.close()
+
+
+def only_hello(kind: bytes, number: int, payload: bytes) -> bytes:
+    """A board that is reset at its first sample."""
+    return right(kind, number, payload) if kind == b"H" else b""
+
+
+def broken(kind: bytes, number: int, payload: bytes) -> bytes:
+    return right(kind, number, payload)[:-1] + b"?" if kind == b"I" else right(kind, number, payload)
+
+
+def late(kind: bytes, number: int, payload: bytes) -> bytes:
+    """A reply to an earlier request, and noise, before the right one."""
+    return b"noiseN" + right(kind, number - 1, b"") + right(kind, number, payload)
+
+
+@pytest.mark.parametrize("answers", [(right,), (late,), (only_hello, right), (broken, right)])
+def test_a_board_answers_also_after_a_reset_a_broken_frame_or_a_late_reply(answers: tuple[Answer, ...]) -> None:
+    with board(*answers) as place:
+        assert features(place) == [[6, 1, 2], [22, 1, 2]]
+
+
+def test_a_board_that_does_not_come_back_is_named() -> None:
+    with board(broken, broken) as place, pytest.raises(UnreachableError, match=f"board at {place}: a broken frame"):
+        features(place)
+    with pytest.raises(UnreachableError, match=f"{place}: cannot be opened .* is the board on"):
+        features(place)
+
+
+def test_another_student_and_what_is_no_byte_are_refused() -> None:
+    other = "7" * 64
+    with (
+        board(lambda _, number, __: frame(b"H", number, other.encode())) as place,
+        pytest.raises(BundleError, match=r"runs the student 777777777777…, not the bundle's student 2"),
+    ):
+        features(place)
+    with board(right) as place:
+        runtime = BoardRuntime(place, STUDENT, SPEC)
+        with pytest.raises(InputError, match="whole values from 0 to 255"):
+            runtime.run(BATCH + 0.5)
+        runtime.close()
+    with pytest.raises(ConfigError, match="write serial:/dev/ttyACM0 or tcp:HOST:PORT"):
+        BoardRuntime("serial:", STUDENT, SPEC)
+
+
+def test_a_wrong_runtime_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--runtime", "tpu", "--student", "0", "bundle"])
+    assert "choose onnx, c, serial:DEVICE[:BAUD] or tcp:HOST:PORT" in capsys.readouterr().err
