@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.reliability.evidence import Evidence
-from nonn.reliability.laws.outcome import meets
 from nonn.reliability.subsets import probabilities
 from nonn.report import plots
 from nonn.report.document import Availability, AvailabilityCurve, LevelShare, Report
@@ -86,12 +85,13 @@ def availability(evidence: Evidence, p_fail: Sequence[float]) -> Availability:
 
 def _stated(evidence: Evidence, laws: Sequence[FloatArray]) -> list[tuple[LevelShare, ...]]:
     """For each law, the levels at which any law's availability changes, with intervals."""
-    weights, levels = np.stack(laws), np.array(_LADDER)
+    levels = np.array(_LADDER)
 
     def shares(accuracy: FloatArray) -> FloatArray:
         """Availability by law and level, in one row."""
-        reached = np.stack([meets(accuracy, level) for level in _LADDER])
-        return (weights @ reached.T).clip(0, 1).ravel()
+        reached = np.searchsorted(levels, accuracy, side="right")  # number of levels that a subset reaches
+        kept = [np.bincount(reached, law, len(levels) + 1)[::-1].cumsum()[::-1][1:] for law in laws]
+        return np.concatenate(kept).clip(0, 1)
 
     found = shares(evidence.table.accuracy).reshape(len(laws), -1)
     ends = np.array(evidence.of(shares)).reshape(*found.shape, 2)

@@ -347,6 +347,13 @@ def short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
     blocks = [f"{headline(report)}.", lay_out(failure_table(report)), sample_line(report)]
     if selection := selection_line(report):
         blocks.append(selection)
+    if report.against_teacher:
+        half, point = report.against_teacher[len(report.devices) // 2], points_of(report.data.samples)
+        blocks.append(
+            f"With {half.failed} failed, {point(half.difference)} points against the teacher "
+            f"(95 %: {show_interval(point)(half.interval)})"
+            + ("." if half.paired else "; the samples that the teacher gets right are not recorded.")
+        )
     line = f"Expected accuracy, failures {expected.law}: {share(expected.value)}"
     blocks.append(line + (f" (95 %: {show_interval(share)(expected.interval)})" if expected.interval else ""))
     if report.measured_live:
