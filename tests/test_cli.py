@@ -142,6 +142,13 @@ def test_a_terminal_without_unicode_gets_question_marks(monkeypatch: pytest.Monk
     assert written.getvalue() == b"8 ? 8\n"
 
 
+def test_a_shell_completes_commands_options_and_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "--http-port" in script
+    assert "_shtab_nonn_predict_pos_1_COMPGEN=_shtab_compgen_files" in script
+
+
 def test_a_missing_extra_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

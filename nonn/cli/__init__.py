@@ -41,6 +41,7 @@ COMMANDS = (
     "fleet",
     "bench",
     "doctor",
+    "completion",
 )
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM, as in a shell
