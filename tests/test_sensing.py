@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import runpy
 import signal
 import time
 import urllib.request
@@ -309,3 +310,32 @@ def test_raw_samples_are_stored_where_both_sides_say_so(tmp_path: Path) -> None:
     lines = (tmp_path / "raw" / "n0.csv").read_text().splitlines()
     assert lines[0] == "time,acc_x,acc_y"
     assert [float(line.split(",")[1]) for line in lines[1:]] == list(range(16))
+
+
+def test_the_demonstration_finds_an_answer_that_is_missing_wrong_or_of_a_unit_that_did_not_sense(
+    bundle: Bundle,
+) -> None:
+    demo = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "sensing" / "demo.py"))
+    labels, order, works = bundle.features[1], np.arange(60), np.ones((60, NUM), bool)
+    works[:, 3] = False
+    mask = 0xFF & ~8
+    features = bundle.features[0]
+    logits = bundle.head.logits({i: f[:60] for i, f in enumerate(features) if mask >> i & 1}).argmax(axis=1)
+
+    def answer(k: int, mask: int = mask, wrong: int = 0) -> WindowAnswer:
+        number = (int(logits[k]) + wrong) % 10
+        return WindowAnswer(
+            0.0, 0.01, bundle.manifest.classes[number], 0.9, mask, 0.9, (0.8, 1.0), {}, 10, 100, "", number
+        )
+
+    right = {k: answer(k) for k in range(60)}
+    found = demo["compare"](bundle, labels, order, works, right)
+    assert (found["answers_missing"], found["masks_with_a_unit_that_did_not_sense"]) == (0, 0)
+    assert (found["equal_to_offline"], found["raw_over_sent"]) == (1.0, 10.0)
+    assert [row["agrees"] for row in found["rows"]] == [True]
+    del right[5]
+    right[6] = answer(6, 0xFF)
+    found = demo["compare"](bundle, labels, order, works, right)
+    assert (found["answers_missing"], found["masks_with_a_unit_that_did_not_sense"]) == (1, 1)
+    found = demo["compare"](bundle, labels, order, works, {k: answer(k, wrong=1) for k in range(60)})
+    assert [row["agrees"] for row in found["rows"]] == [False]

@@ -19,7 +19,7 @@ from nonn.rpc.background import Background
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
-from nonn.sensing.windows import NO_DATA, Window, Windower
+from nonn.sensing.windows import GRACE_S, NO_DATA, Window, Windower
 from nonn_device.sources import Source
 from nonn_device.vitals import battery_percent
 
@@ -131,10 +131,12 @@ class Sensor:
 
     async def _tick(self) -> None:
         """Says "no data" for windows that end without samples."""
+        # A busy machine reads its samples late, in seconds of life however fast a recording is replayed.
+        grace_s = min(GRACE_S * self._clock.speed, self._spec.hop_s / 2)
         while True:
             await asyncio.sleep(min(TICK_S, self._spec.hop_s / 4) / self._clock.speed)
             for stream in tuple(self._streams):
-                stream.put(stream.windower.expire(self._clock()))
+                stream.put(stream.windower.expire(self._clock(), grace_s))
 
 
 class _Stream:

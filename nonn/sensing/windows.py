@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from nonn.sensing.spec import SensingSpec
 
-__all__ = ["NO_DATA", "Window", "Windower"]
+__all__ = ["GRACE_S", "NO_DATA", "Window", "Windower"]
 
 Float64 = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ FAST = 1.5  # times the rate: averaged
 SHARE = 0.1  # of the samples of a window: saturated, out of range
 NEAR_END = 0.9  # of the training range
 QUIET = 0.1  # of the quietest training window
-GRACE_S = 0.25  # after the end of a window, in which a sample may still arrive before it is silent
+GRACE_S = 0.25  # by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +106,19 @@ class Windower:
             self._forget(times[-1] - self._spec.window_s - GAP * self._interval)
         return windows
 
-    def expire(self, now_s: float) -> list[Window]:
-        """The windows that have ended without samples, as "no data"."""
+    def expire(self, now_s: float, grace_s: float = GRACE_S) -> list[Window]:
+        """The windows that have ended without samples, as "no data".
+
+        Args:
+            now_s: time on the clock of the samples.
+            grace_s: after the end of a window, in which a sample may still arrive.
+        """
         if self._phase is None:
             return []
         if self._next == inf:
             self._next = self._phase + ceil((now_s - self._phase) / self._spec.hop_s) * self._spec.hop_s
         windows = []
-        while now_s > self._next + GRACE_S:
+        while now_s > self._next + grace_s:
             windows.append(self._cut())
         return windows
 
