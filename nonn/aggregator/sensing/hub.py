@@ -40,6 +40,7 @@ __all__ = ["Hub", "SensingOptions"]
 
 RECENT = 120  # answers that a new page shows
 HELD = 64  # answers that wait for one watcher
+STALL_S, MAX_READ_S = 0.02, 0.25  # lateness of a timer that is a stall; longest time for reading after one
 FRAME_BYTES = 5  # gRPC's own, for each message
 QUARANTINE = "left out for a while: its features contradicted those of the other devices again and again"
 
@@ -210,15 +211,20 @@ class Hub:
 
     async def _keep(self) -> None:
         """Answers every point when it is due."""
+        loop = asyncio.get_running_loop()
         while True:
             for point in self.alignment.due(self.clock()):
                 await self._answer(point)
             due, now = self.alignment.next_due(self.clock()), self.clock()
             self._changed.clear()
             wait_s = None if due is None else max(0.0, due - now) / self.options.speed + 1e-3
+            planned = loop.time() + (wait_s or 0.0)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()
+            # If this process did not run meanwhile, windows have arrived that it has not read yet.
+            if wait_s is not None and (late_s := loop.time() - planned) > STALL_S:
+                await asyncio.sleep(min(late_s, MAX_READ_S))
 
     async def _answer(self, point: Point[_Sent]) -> None:
         """Fuses one point and tells everybody who watches."""
