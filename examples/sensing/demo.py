@@ -244,8 +244,8 @@ def main() -> int:
     """Runs the demonstration; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", type=Path, help="a bundle with [sensing] (default: train one on a made recording)")
-    parser.add_argument("--speed", type=float, default=10.0, help="times the speed of life (default: %(default)s)")
-    parser.add_argument("--windows", type=int, default=150, help="windows to replay (default: %(default)s)")
+    parser.add_argument("--speed", type=float, default=4.0, help="times the speed of life (default: %(default)s)")
+    parser.add_argument("--windows", type=int, default=120, help="windows to replay (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     args = parser.parse_args()
     if args.bundle is None:
