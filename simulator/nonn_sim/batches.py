@@ -11,6 +11,7 @@ techniques", chapter 6 (ratios).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ BATCHES = 20
 Interval = tuple[float, float]
 
 
-def ratio_interval(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Interval | None:
+def ratio_interval(values: NDArray[Any], weights: NDArray[Any]) -> Interval | None:
     """95 % confidence interval of ``Σ values / Σ weights``, a share or a mean in [0, 1].
 
     Args:
@@ -40,8 +41,8 @@ def ratio_interval(values: NDArray[np.float64], weights: NDArray[np.float64]) ->
     if len(values) < BATCHES or not total:
         return None
     ratio = float(values.sum()) / total
-    parts = np.array_split(np.arange(len(values)), BATCHES)
-    rest = np.array([values[part].sum() - ratio * weights[part].sum() for part in parts])
+    parts = zip(np.array_split(values, BATCHES), np.array_split(weights, BATCHES), strict=True)
+    rest = np.array([float(value.sum()) - ratio * float(weight.sum()) for value, weight in parts])
     error = math.sqrt(BATCHES / (BATCHES - 1) * float(np.square(rest).sum())) / total
     half = float(t.ppf((1 + CONFIDENCE) / 2, BATCHES - 1)) * error
     return max(0.0, ratio - half), min(1.0, ratio + half)

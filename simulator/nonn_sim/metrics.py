@@ -20,6 +20,7 @@ __all__ = ["summary"]
 
 PERCENTILES = (50, 95, 99)
 DEFAULT_WINDOWS = 20
+MAX_WINDOWS = 1_000_000  # counted with empty ones; sparser windows are sorted, which takes several times the memory
 
 
 def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_devices: int) -> dict[str, Any]:
@@ -41,7 +42,9 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         ``worst_cell``. Undefined figures are None.
     """
     answered = trace.answered
-    accuracy = deployment.accuracy[trace.mask]
+    # Expected right answers of each request. No more than a few arrays of this length are in memory at once.
+    right = np.where(answered, deployment.accuracy[trace.mask], 0.0)
+    latency_s = trace.latency_s[answered]
     settings = scenario.devices(num_devices)
     nodes = [settings[device] for device in deployment.devices]
     full = (1 << len(set(deployment.students) or nodes)) - 1
@@ -55,17 +58,21 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         "lost": len(answered) - num_answers,
         "refused": trace.refused,
         "availability": _mean(answered),
-        "accuracy": _mean(accuracy[answered]),
-        "accuracy_per_request": _mean(np.where(answered, accuracy, 0.0)),
+        "accuracy": float(right.sum() / num_answers) if num_answers else None,
+        "accuracy_per_request": _mean(right),
         "degraded": _mean(trace.mask[answered] != full) if not deployment.first_wins else None,
         "deadline_hits": int(trace.waited.sum()),
-        "latency_s": percentiles(trace.latency_s[answered]),
-        "intervals": _intervals(trace, accuracy),
+        "latency_s": percentiles(latency_s),
+        "intervals": {  # of another run of the same length
+            "accuracy": ratio_interval(right, answered),
+            "availability": ratio_interval(answered, np.ones(len(answered), np.bool_)),
+            "latency_p99_s": quantile_interval(latency_s, 0.99),
+        },
         "energy_j_per_answer": float(energy_j.sum()) / num_answers if num_answers else None,
         "bytes_per_answer": float(sent_bytes.sum()) / num_answers if num_answers else None,
         "ended_s": trace.ended_s,
         "faults": len(trace.events),
-        "windows": windows(trace.asked_at_s, accuracy, answered, _window_s(scenario, trace.ended_s)),
+        "windows": windows(trace.asked_at_s, right, answered, _window_s(scenario, trace.ended_s)),
         "nodes": [
             {
                 "node": device,
@@ -87,17 +94,6 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     return result
 
 
-def _intervals(trace: Trace, accuracy: NDArray[np.float64]) -> dict[str, tuple[float, float] | None]:
-    """95 % intervals of figures, for another run of the same length."""
-    order = np.argsort(trace.asked_at_s, kind="stable")
-    answered = trace.answered[order].astype(np.float64)
-    return {
-        "accuracy": ratio_interval(accuracy[order] * answered, answered),
-        "availability": ratio_interval(answered, np.ones(len(answered))),
-        "latency_p99_s": quantile_interval(trace.latency_s[order][answered > 0], 0.99),
-    }
-
-
 def percentiles(latency_s: NDArray[np.float64]) -> dict[str, float | None]:
     """p50, p95, p99 and the maximum."""
     if not len(latency_s):
@@ -109,15 +105,20 @@ def percentiles(latency_s: NDArray[np.float64]) -> dict[str, float | None]:
 
 def windows(
     asked_at_s: NDArray[np.float64],
-    accuracy: NDArray[np.float64],
+    right: NDArray[np.float64],
     answered: NDArray[np.bool_],
     window_s: float,
 ) -> list[dict[str, Any]]:
     """Accuracy and availability over time; windows without a request are left out."""
     number = asked_at_s // window_s if window_s else np.zeros(len(asked_at_s))
-    numbers, window, requests = np.unique(number, return_inverse=True, return_counts=True)
+    if len(number) and number.max() < MAX_WINDOWS:
+        window = number.astype(np.int64)
+        requests = np.bincount(window)
+        numbers = np.arange(len(requests))
+    else:
+        numbers, window, requests = np.unique(number, return_inverse=True, return_counts=True)
     answers = np.bincount(window, weights=answered)
-    sums = np.bincount(window, weights=np.where(answered, accuracy, 0.0))
+    sums = np.bincount(window, weights=right)
     return [
         {
             "from_s": float(numbers[w] * window_s),
@@ -125,7 +126,7 @@ def windows(
             "availability": float(answers[w] / requests[w]),
             "accuracy": float(sums[w] / answers[w]) if answers[w] else None,
         }
-        for w in range(len(numbers))
+        for w in np.flatnonzero(requests).tolist()
     ]
 
 

@@ -33,7 +33,7 @@ class Trace:
 
     asked_at_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
-    mask: NDArray[np.int64]
+    mask: NDArray[np.int32]
     waited: NDArray[np.bool_]
     answered: NDArray[np.bool_]
     ended_s: float
