@@ -153,7 +153,9 @@ def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
 def _runtime(text: str) -> str:
     """A value of ``--runtime``."""
     if text not in ("onnx", "c") and not text.startswith(("serial:", "tcp:")):
-        raise argparse.ArgumentTypeError(f"'{text}': choose onnx, c, serial:DEVICE[:BAUD] or tcp:HOST:PORT")
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: '{text}' (choose onnx, c, serial:DEVICE[:BAUD] or tcp:HOST:PORT)"
+        )
     return text
 
 
