@@ -3,6 +3,9 @@
 ::
 
     subsets      subsets as masks, their accuracy, expected accuracy, Birnbaum importance
+    intervals    confidence intervals of accuracies and their differences on a finite test set
+    outcomes     which test samples each subset classifies correctly, as packed bits
+    evidence     the table and the outcomes together: figures with intervals, choices measured apart
     laws         failure laws: how likely each subset is to answer, with and without time
     guarantees   promises such as "accuracy>=0.95 failed<=4", checked exactly
     importance   Shapley values of devices, losses of pairs
