@@ -121,7 +121,31 @@ class _Team:
             with suppress(OSError):  # a container may forbid it
                 os.sched_setaffinity(0, places[self._library.omp_get_thread_num()])
 
-        self._library.GOMP_parallel(callback(place), None, len(places), 0)
+        with _deferred_signals():
+            self._library.GOMP_parallel(callback(place), None, len(places), 0)
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """Handlers run after the block: an exception that one raises in a callback from C would be lost."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():  # Python runs handlers in the main thread only
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    replaced = [number for number, handler in handlers.items() if callable(handler)]
+    try:
+        for number in replaced:
+            signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, handlers[number])
+    for late in arrived:
+        signal.raise_signal(late)
 
 
 def _team(threads: int) -> _Team | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nonn import threads
 from nonn.cli import main
 from nonn.config import TrainingConfig
 from nonn.threads import assign_cores, limit_spinning, pinned_threads
@@ -199,3 +201,25 @@ class TestTraining:
         assert len(during) == 3
         assert all(processors < everything for processors in during)
         assert frozenset(os.sched_getaffinity(0)) == everything
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_arrives_while_threads_are_placed_is_not_lost(number: signal.Signals) -> None:
+    reached = []
+
+    def handler(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def place() -> None:
+        with threads._deferred_signals():
+            signal.raise_signal(number)
+            reached.append(number)
+
+    before = signal.signal(number, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            place()
+        assert reached == [number]
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
