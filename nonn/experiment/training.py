@@ -351,6 +351,10 @@ _LATER: dict[str, Any] = {
     "normalise": "data",
     "mean": (),
     "std": (),
+    "columns": (),
+    "rate_hz": 25.0,
+    "window_s": 5.0,
+    "hop_s": 0.0,
     "others": {},
 }
 

@@ -183,7 +183,13 @@ class Workspace:
                 device=self.device,
                 progress=lambda done, _, losses: tick(done, "  ".join(f"{k} {v:.3f}" for k, v in losses.items())),
             )
-        with atomic_file(stage.folder / LOSSES) as file, file.open("w", newline="") as target:
-            writer = csv.writer(target)
-            writer.writerow(["epoch", *history[-1]])
-            writer.writerows([epoch, *losses.values()] for epoch, losses in enumerate(history, start=1))
+        if history:
+            _write_losses(stage.folder / LOSSES, history)
+
+
+def _write_losses(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Writes the mean losses of each epoch as CSV."""
+    with atomic_file(path) as file, file.open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["epoch", *history[-1]])
+        writer.writerows([epoch, *losses.values()] for epoch, losses in enumerate(history, start=1))
