@@ -95,7 +95,7 @@ def test_the_page_follows_a_node_that_dies_and_comes_back(driver: Any, bundle: B
         until(lambda: driver.execute_script("return document.querySelectorAll('#spark-latency polyline').length") > 0)
         until(lambda: "MB" in text(driver, "#nodes"))
     assert complaints(driver) == []
-    pages = {f"{cluster.http_address}/{name}" for name in ("", "style.css", "app.js", "api/state")}
+    pages = {f"{cluster.http_address}/{name}" for name in ("", "style.css", "app.js", "api/state", "api/sensing")}
     # Nothing from elsewhere; the browser's own start page comes out of its package.
     assert {url for url in requested(driver) if not url.startswith(("data:", "chrome:"))} == pages
 

@@ -208,8 +208,8 @@ def test_a_missing_path_says_what_is_needed_and_how_to_get_it(reader: str) -> No
 
 
 def test_impossible_arguments_are_configuration_errors() -> None:
-    with pytest.raises(ConfigError, match="'csv': unknown; choose one of: digits"):
-        load_data(DataConfig(reader="csv"), 0)
+    with pytest.raises(ConfigError, match="'cvs': unknown; did you mean 'csv'"):
+        load_data(DataConfig(reader="cvs"), 0)
     with pytest.raises(ConfigError, match="seed = -1"):
         load_data(DataConfig(), -1)
 

@@ -132,15 +132,15 @@ def test_only_authorised_nodes_join(bundle: Bundle, fleet: Any, tmp_path: Path) 
     aggregator, address = fleet.aggregator(bundle)
     wrong = tmp_path / "wrong"
     wrong.write_text(TOKEN + "x")
-    for options, text in (
-        (("--join-token-file", wrong, "--id", "a"), "a token that this server does not accept"),
-        (("--id", "a"), "the call has no token"),
-        ((), "--id is missing"),
-        (("--id", "A"), "lower-case"),
-        (("--id", "a", "--join-token-file", tmp_path / "nowhere"), "nowhere: cannot be read"),
+    for options, code, text in (
+        (("--join-token-file", wrong, "--id", "a"), 3, "a token that this server does not accept"),
+        (("--id", "a"), 3, "the call has no token"),
+        ((), 3, "--id is missing"),
+        (("--id", "A"), 3, "lower-case"),
+        (("--id", "a", "--join-token-file", tmp_path / "nowhere"), 2, "nowhere: no such file"),
     ):
         ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)
-        assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+        assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr
     assert "has no token" in aggregator.log.read_text()
 
 
@@ -196,14 +196,15 @@ def test_options_that_contradict_each_other_are_refused(bundle: Bundle, tmp_path
     write_inventory(tmp_path / "nodes.toml", [Node(id="a", address="h:1", student=0)])
     token = tmp_path / "token"
     token.write_text(TOKEN)
-    for options, text in (
-        ((), "there would be no nodes: add --inventory, or let nodes join with --joins"),
-        (("--joins",), "--joins needs a way to authenticate nodes"),
-        (("--inventory", tmp_path / "nodes.toml", "--lease", "3"), "--join-token-file and --lease require --joins"),
-        (("--joins", "--join-token-file", token, "--lease", "0"), "--lease 0: must be 0.1 to 3600 seconds"),
+    for options, code, text in (
+        ((), 3, "there would be no nodes: add --inventory, or let nodes join with --joins"),
+        (("--joins",), 3, "--joins needs a way to authenticate nodes"),
+        (("--inventory", tmp_path / "nodes.toml", "--lease", "3"), 3, "--join-token-file and --lease require --joins"),
+        (("--joins", "--join-token-file", token, "--lease", "0.01"), 3, "--lease 0.01: must be 0.1 to 3600 seconds"),
+        (("--joins", "--join-token-file", token, "--lease", "0"), 2, "--lease: 0: must be more than 0"),
     ):
         ended = run("nonn", "serve", bundle.path, *options)
-        assert (ended.returncode, text in ended.stderr) == (3, True), ended.stderr
+        assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr
 
 
 def test_an_aggregator_without_joins_is_reported(bundle: Bundle, fleet: Any, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def assistant() -> Teacher:
 
 
 def test_an_assistant_learns_the_teachers_answers_by_the_objectives_on_whole_answers(tmp_path: Path) -> None:
-    config = dataclasses.replace(distill(ce=0.1, kd=0.9, transfer=1.0, vid=1.0), epochs=6, batch=50, lr=0.05)
+    config = dataclasses.replace(distill(ce=0.1, kd=0.9, transfer=1.0, vid=1.0), epochs=6, batch=50, lr=0.01)
     teacher, made = make_teacher(), assistant()
     task = AssistantTask(teacher, made, config)
     assert set(task.terms) == {"ce", "kd"}

@@ -155,7 +155,7 @@ def test_published_methods_have_their_own_loss_and_copies_share_nothing() -> Non
 
     def objectives(row: str) -> dict[str, dict[str, Any]]:
         config = METHODS[row].applied_to(experiment, 0, ()).distill.objectives
-        return {name: values for name, values in dataclasses.asdict(config).items() if values["weight"]}
+        return {name: values for name, values in dataclasses.asdict(config).items() if values.get("weight")}
 
     for row in ("nonn", "jeong-4", "jeong-2", "rocoin"):
         published = objectives(row)
