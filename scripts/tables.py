@@ -229,10 +229,13 @@ def soak_markdown(found: Mapping[str, Any]) -> str:
 
 
 def _listed(value: Any) -> Any:
-    """A list by its length, and a dictionary as text."""
+    """A list by its length, and a dictionary as text, with its fractions to two places."""
     if isinstance(value, list):
         return len(value)
-    return ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        shown = {key: f"{number:.2f}" if isinstance(number, float) else number for key, number in value.items()}
+        return ", ".join(f"{key} {number}" for key, number in shown.items())
+    return value
 
 
 def lease_markdown(found: Mapping[str, Any]) -> str:
