@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -233,15 +234,15 @@ class Weather:
             return bool(settled)
 
 
-class Sampler:
+class Sampler(ABC):
     """Takes a sample every ``LOOK_S`` seconds in a thread while the block runs."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
 
+    @abstractmethod
     def sample(self, passed_s: float) -> None:
         """Takes one sample, some seconds after the last one."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._watch, name=type(self).__name__.lower())

@@ -17,7 +17,6 @@ References: NoNN, Bhardwaj et al. 2019, arXiv 1907.11804; Jeong et al. 2021; RoC
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from nonn.config import Experiment
 from nonn.config.objectives import ObjectivesConfig
 from nonn.errors import ConfigError
 from nonn.toml import Registry, from_mapping, override
+from nonn.toml.registry import import_path
 
 if TYPE_CHECKING:  # the names of methods are values of a configuration, which loads without torch
     from nonn.experiment.rival import Rival
@@ -77,8 +77,7 @@ class Method:
         """The fusion that ``build`` gives for trained students."""
         build = self.build
         if isinstance(build, str):
-            module, _, name = build.partition(":")
-            build = getattr(importlib.import_module(module), name)
+            build = import_path(build)
         rival: Rival = build(space, trained)
         return rival
 
