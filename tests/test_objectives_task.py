@@ -26,7 +26,19 @@ from nonn.students import Student
 from nonn.teacher import Normalise, Teacher, make_network, pool
 from nonn.trainer import fit
 from nonn.trainer.checkpoint import FILE as CHECKPOINT
-from tests.objectives import NAMES, PARTS, distill, make_students, make_teacher, normalise, raw, total, weighted
+from tests.objectives import (
+    COUNTS,
+    NAMES,
+    ON_ANSWERS,
+    PARTS,
+    distill,
+    make_students,
+    make_teacher,
+    normalise,
+    raw,
+    total,
+    weighted,
+)
 from tests.toys import toy_data
 from tests.training import Unchanged, losses_of
 
@@ -39,7 +51,7 @@ def generator() -> torch.Generator:
 
 
 def task_of(teacher: Teacher | None = None, **weights: Any) -> DistillTask:
-    return DistillTask(teacher or make_teacher(), make_students(), PARTS, distill(**weights))
+    return DistillTask(teacher or make_teacher(), make_students(), PARTS, distill(**weights), class_counts=COUNTS)
 
 
 def train(task: DistillTask, folder: Path, epochs: int = 1, **changes: Any) -> list[dict[str, float]]:
@@ -56,6 +68,7 @@ def variants() -> list[Any]:
         pytest.param({"kd": {"on": "partial"}, "dkd": {"on": "partial", "weight": 0.1}}, id="partial answers"),
         pytest.param({"kd": {"standardise": True, "temperature": 2.0}}, id="standardised"),
         pytest.param({"dkd": {"label_revision": 0.8}}, id="revised"),
+        pytest.param({"kd": {"top_k": 3, "selection": 0.1}, "dkd": {"selection": 0.5}}, id="top-k, selection"),
         pytest.param({"transfer": {"joint": True}}, id="joint"),
         pytest.param({"transfer": {"pooled": True}}, id="pooled"),
         pytest.param(dict.fromkeys(NAMES, 0.01), id="all at once"),
@@ -71,7 +84,7 @@ def test_every_objective_trains_through_the_trainer(weights: dict[str, Any], bf1
     history = train(task, tmp_path, bf16=bf16, weight_decay=0.0)  # two steps
     assert set(history[0]) == set(weights)
     assert all(np.isfinite(v) for v in history[0].values())
-    answers = bool(set(weights) & {"ce", "kd", "dkd", "mutual"}) and "partial" not in str(weights)
+    answers = bool(set(weights) & ON_ANSWERS) and "partial" not in str(weights)
     for name, parameter in task.module.named_parameters():
         if "fusion" in name and not answers:
             assert parameter.grad is None, name
@@ -89,7 +102,13 @@ def test_students_that_train_together_have_the_losses_of_students_apart(weights:
     with torch.no_grad():
         apart, together = (
             losses_of(
-                DistillTask(make_teacher(), make_students(), PARTS, dataclasses.replace(config, grouped=grouped)),
+                DistillTask(
+                    make_teacher(),
+                    make_students(),
+                    PARTS,
+                    dataclasses.replace(config, grouped=grouped),
+                    class_counts=COUNTS,
+                ),
                 raw(),
                 LABELS,
                 generator(),
@@ -156,7 +175,7 @@ def test_parameters_of_objectives_start_from_the_seed_and_leave_other_draws_alon
     assert not torch.equal(start(0), start(1))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in {"ce", "kd", "dkd"}])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ON_ANSWERS - {"mutual"}])
 def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> None:
     weights: dict[str, Any] = {name: 1.0}
     task = task_of(**weights)
@@ -398,7 +417,7 @@ def test_sensor_windows_train_too(weights: dict[str, Any]) -> None:
     teacher = Teacher(make_network("wrn-10-1", 2, 5, 1), "features", layer)
     members = [Student("wrn-10-1", (2, 16), 32, layer) for _ in range(2)]
     students = Students(members, FusionLayer("zero-fill", [32] * 2, (0, 1), 5))
-    task = DistillTask(teacher, students, [range(32), range(32, 64)], distill(**weights))
+    task = DistillTask(teacher, students, [range(32), range(32, 64)], distill(**weights), class_counts=COUNTS[:5])
     losses = losses_of(task, torch.randn(6, 2, 16), torch.arange(6) % 5, generator())
     assert all(torch.isfinite(v) for v in losses.values())
 
@@ -438,6 +457,8 @@ def test_overrides_and_tables_reach_objectives(tmp_path: Path) -> None:
         ("distill.objectives.kd.temperature=0", ["distill.objectives.kd.temperature = 0.0", "above 0"]),
         ("distill.objectives.kd.weight=-1", ["distill.objectives.kd.weight = -1.0", "at least 0"]),
         ("distill.objectives.kd.weight=nan", ["distill.objectives.kd.weight", "finite number", "nan"]),
+        ("distill.objectives.bkd={weight=1, on='partial'}", ["distill.objectives.bkd.on", "no probabilities"]),
+        ("distill.objectives.kd={top_k=3, on='partial'}", ["distill.objectives.kd.top_k", "whole answers"]),
         ("distill.objectives.kd.warm_up=5", ["distill.objectives.kd.warm_up = 5.0", "between 0 and 1"]),
         ("distill.objectives.kd.on=fuse", ["distill.objectives.kd.on = 'fuse'", "did you mean 'fused'"]),
         ("distill.objectives.kd.on=zz", ["choose one of: fused, device, both, partial"]),
@@ -469,6 +490,13 @@ def test_objectives_that_cannot_be_are_refused() -> None:
         load_experiment(None, alone)
     with pytest.raises(ConfigError, match="needs at least two devices"):
         build_terms(distill(mutual=1.0), [16])
+
+
+@pytest.mark.parametrize("name", ["bkd", "dkpp"])
+def test_an_objective_that_needs_class_counts_says_so(name: str) -> None:
+    weights: dict[str, Any] = {name: 1.0}
+    with pytest.raises(ConfigError, match=f"objectives.{name}: give the task class_counts"):
+        DistillTask(make_teacher(), make_students(), PARTS, distill(**weights))
 
 
 def test_groups_reach_the_answering_sets_of_training() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from nonn.toml.constraints import Choice, Count, NotNegative, Positive, Range, Rules, Share
+from nonn.toml.constraints import Choice, Count, NotNegative, Positive, Probability, Range, Rules, Share, Whole
 from nonn.toml.registry import is_path
 
 __all__ = ["LogitConfig", "ObjectiveConfig", "ObjectivesConfig", "OtherConfig", "SoftTargetConfig"]
@@ -69,9 +69,18 @@ class SoftTargetConfig(LogitConfig):
     only_wrong: Annotated[
         bool, "label_revision revises only the answers that the teacher gets wrong, as in the public code"
     ] = False
+    top_k: Annotated[
+        Whole, "KD top-k: only this many of the teacher's largest probabilities differ, the others are equal; 0: all do"
+    ] = 0
+    selection: Annotated[
+        Share, "data selection: share of each batch without this objective, where the teacher is most wrong; 0: none"
+    ] = 0.0
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""
+        for key in ("top_k", "selection"):
+            whole = self.on != "partial" or not getattr(self, key)
+            yield key, whole, "is for whole answers; choose on = 'fused', 'device' or 'both'"
         yield (
             "label_revision",
             not self.label_revision or self.on != "partial",
@@ -103,6 +112,53 @@ class DkdConfig(SoftTargetConfig):
 
     tckd_weight: Annotated[NotNegative, "weight of the target class against the rest"] = 1.0
     nckd_weight: Annotated[NotNegative, "weight of the distribution among the other classes"] = 8.0
+
+
+def _whole(config: LogitConfig) -> Rules:
+    yield "on", config.on != "partial", "a part's logits are no probabilities; choose 'fused', 'device' or 'both'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BkdConfig(SoftTargetConfig):
+    """Balanced knowledge distillation, for data with rare classes."""
+
+    temperature: Annotated[Positive, "τ of the softened distributions"] = 2.0
+    beta: Annotated[Probability, "β of the weight (1 − β) / (1 − β^n) of a class with n training samples"] = 0.9999
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield from super().rules()
+        yield from _whole(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DkppConfig(SoftTargetConfig):
+    """Dark knowledge with permuted predictions: KD of answers whose lesser classes are permuted."""
+
+    temperature: Annotated[Positive, "τ of the softened distributions"] = 1.0
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield from super().rules()
+        yield from _whole(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CwtmConfig(LogitConfig):
+    """Cross entropy with the labels, each sample weighted by the teacher's largest probability."""
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield from _whole(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DtdConfig(SoftTargetConfig):
+    """Dynamic temperature distillation: KD at a temperature for each sample."""
+
+    temperature: Annotated[Positive, "τ₀, mean of the temperatures"] = 8.0
+    gamma: Annotated[Positive, "γ, exponent of 1 − cos between the answers of student and teacher"] = 2.0
+    beta: Annotated[NotNegative, "β, how far temperatures differ; 0 is KD"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +243,10 @@ class ObjectivesConfig:
     ce: CeConfig = field(default_factory=CeConfig)
     kd: KdConfig = field(default_factory=KdConfig)
     dkd: DkdConfig = field(default_factory=DkdConfig)
+    bkd: BkdConfig = field(default_factory=BkdConfig)
+    dkpp: DkppConfig = field(default_factory=DkppConfig)
+    cwtm: CwtmConfig = field(default_factory=CwtmConfig)
+    dtd: DtdConfig = field(default_factory=DtdConfig)
     mutual: MutualConfig = field(default_factory=MutualConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     hint: Annotated[ObjectiveConfig, "Distance to the teacher's feature maps."] = field(default_factory=ObjectiveConfig)

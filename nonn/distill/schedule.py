@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nonn.config import DistillConfig
 from nonn.distill.objectives import Batch, Term, build_terms
+from nonn.distill.objectives.terms import class_counts_for, draw_noise
 from nonn.errors import ConfigError
 from nonn.teacher import Teacher
 from nonn.trainer import Target
@@ -72,6 +73,7 @@ class AssistantTask:
         teacher: frozen here.
         assistant: the network to train.
         config: the objectives.
+        class_counts: number of training samples of each class [K], for objectives that need it.
 
     Attributes:
         module: the assistant.
@@ -81,17 +83,20 @@ class AssistantTask:
         ConfigError: no objective is on complete answers.
     """
 
-    def __init__(self, teacher: Teacher, assistant: Teacher, config: DistillConfig) -> None:
+    def __init__(
+        self, teacher: Teacher, assistant: Teacher, config: DistillConfig, class_counts: Sequence[int] = ()
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.module = assistant
         self.terms: dict[str, Term] = {name: term for name, term in build_terms(config).items() if term.whole}
         if not self.terms:
             raise ConfigError("distill.assistants: an assistant learns from answers; give ce, kd or dkd a weight")
         self.progress = 1.0
+        self._counts = class_counts_for(self.terms, class_counts)
 
     def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """No random numbers: an empty mapping."""
-        return {}
+        """Random numbers of the objectives, on the CPU."""
+        return draw_noise(self.terms, batch, len(self._counts), generator)
 
     def losses(
         self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
@@ -107,5 +112,15 @@ class AssistantTask:
             teacher_logits = target.logits
         _, logits = self.module(inputs)
         nothing: Sequence[Tensor] = ()
-        batch = Batch(labels, logits, teacher_logits, nothing, nothing, progress=self.progress)
+        self._counts = self._counts.to(inputs.device)
+        batch = Batch(
+            labels,
+            logits,
+            teacher_logits,
+            nothing,
+            nothing,
+            progress=self.progress,
+            class_counts=self._counts,
+            noise=draws.get("noise"),
+        )
         return {name: term(batch) for name, term in self.terms.items()}

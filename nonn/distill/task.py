@@ -19,6 +19,7 @@ from nonn.config import DistillConfig
 from nonn.distill.failout import sample_answering
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
+from nonn.distill.objectives.terms import class_counts_for, draw_noise
 from nonn.distill.probes import classifier_weight, tapped
 from nonn.distill.students import JointStudents, Students
 from nonn.errors import ConfigError
@@ -38,6 +39,7 @@ class DistillTask:
         config: the objectives and failout.
         previous: students of the previous generation, frozen here; their fused answer with all devices
             replaces the teacher's logits (born-again networks); the filters stay those of the teacher.
+        class_counts: number of training samples of each class [K], for objectives that need it.
         seed: seed of the initial parameters of objectives.
 
     Attributes:
@@ -56,6 +58,7 @@ class DistillTask:
         config: DistillConfig,
         *,
         previous: Students | None = None,
+        class_counts: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
@@ -67,6 +70,7 @@ class DistillTask:
             torch.manual_seed(seed)
             self.terms = build_terms(config, [len(f) for f in filters])
         self._needs: frozenset[str] = frozenset().union(*(term.needs for term in self.terms.values()))
+        self._counts = class_counts_for(self.terms, class_counts)
         # Objectives that look into a student need it as an individual network.
         joint = config.grouped and "student_taps" not in self._needs
         self._learners: Students | JointStudents = JointStudents(students) if joint else students
@@ -86,7 +90,8 @@ class DistillTask:
             groups=c.failout_groups,
             p_group=c.p_group,
         )
-        return {"answered": rows.view(c.failout_draws, batch, devices)}
+        noise = draw_noise(self.terms, batch, len(self._counts), generator)
+        return {"answered": rows.view(c.failout_draws, batch, devices)} | noise
 
     def losses(
         self, inputs: Tensor, labels: Tensor, draws: Mapping[str, Tensor], target: Target | None = None
@@ -111,6 +116,7 @@ class DistillTask:
             maps = [pool(m)[(..., *[None] * (m.ndim - 2))] for m in maps]
         fused = [self._learners.fusion(features, answered) for answered in draws["answered"]]
         parts = [teacher_maps.index_select(1, f) for f in self._filters_on(inputs.device)]
+        self._counts = self._counts.to(inputs.device)
         batch = Batch(
             labels,
             torch.cat(fused).float(),
@@ -122,6 +128,8 @@ class DistillTask:
             classifier=self._classifier,
             student_taps=taps,
             teacher_taps=teacher_taps,
+            class_counts=self._counts,
+            noise=draws.get("noise"),
         )
         return {name: term(batch) for name, term in self.terms.items()}
 

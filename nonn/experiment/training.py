@@ -182,7 +182,7 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
         if stage.done:
             load_weights(assistant, file)
         else:
-            task = AssistantTask(teacher.network, assistant, config)
+            task = AssistantTask(teacher.network, assistant, config, _class_counts(space))
             answers = stored_answers(space, teacher)
             space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}", answers)
             _save(assistant, file)
@@ -314,7 +314,8 @@ def _generation(
     seed = seed_of(space.seed, 5, number)
     if weights:
         load_weights(students, weights)
-    task = DistillTask(teacher.network, students, filters, distill, previous=earlier, seed=seed)
+    counts = _class_counts(space)
+    task = DistillTask(teacher.network, students, filters, distill, previous=earlier, class_counts=counts, seed=seed)
     title = f"{step.name} {config.devices.count} × {'/'.join(dict.fromkeys(networks.sizing.models))}"
     if distill.epochs:
         space.fit(task, distill, stage, 3 + 1000 * number, title, stored_answers(space, teacher))
@@ -324,17 +325,30 @@ def _generation(
     return TrainedStudents(students.eval(), stage)
 
 
+def _class_counts(space: Workspace) -> list[int]:
+    """Number of training samples of each class [K]."""
+    counts: list[int] = np.bincount(space.data.train.labels, minlength=space.data.num_classes).tolist()
+    return counts
+
+
 def distillation_inputs(config: DistillConfig) -> dict[str, Any]:
     """The configuration for the keys of stages, as 0.1 has it, so that finished stages are recognised.
 
-    Options that 0.1 does not have are left out at their defaults.
+    Options that 0.1 does not have are left out at their defaults, and its later objectives where their weight is 0.
     """
     tree = stage_inputs(config)
+    tree["objectives"] = {
+        name: options for name, options in tree["objectives"].items() if name in _OBJECTIVES or options.get("weight")
+    }
     for objective in tree["objectives"].values():
         if objective.get("on") == "device":
             objective["on"] = "own"
     return tree
 
+
+# Objectives that 0.1 had.
+_OBJECTIVES = {"ce", "kd", "dkd", "mutual", "transfer", "hint", "at", "srrl", "sp", "rkd", "pkt", "fsp", "lckd", "vid",
+               "crd", "srm", "simreg", "others"}  # fmt: skip
 
 # Options that 0.1 did not have, with the values at which a result is that of 0.1. How steps are executed never matters.
 _LATER: dict[str, Any] = {
@@ -356,6 +370,8 @@ _LATER: dict[str, Any] = {
     "window_s": 5.0,
     "hop_s": 0.0,
     "others": {},
+    "top_k": 0,
+    "selection": 0.0,
 }
 
 

@@ -4,6 +4,7 @@
 module          objectives                                     compares               depends on the batch size
 =============== ============================================== ====================== ==========================
 ``logits``      cross entropy, kd, dkd, mutual                 answers [B, K]         no
+``soft``        bkd, dkpp, cwtm, dtd                           answers [B, K]         cwtm, dtd
 ``activations`` activation transfer, hint, at, srrl            one part [B, C_j, …]   no
 ``relations``   sp, rkd, pkt                                   samples of one batch   yes
 ``flow``        fsp, lckd                                      two layers or more     no

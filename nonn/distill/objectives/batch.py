@@ -12,7 +12,7 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Results of one step of distillation. The last four are present if a term needs them.
+    """Results of one step of distillation. The fields after ``progress`` are present if a term needs them.
 
     Attributes:
         labels: [B].
@@ -25,6 +25,8 @@ class Batch:
         classifier: the teacher's classifier over each device's part, N tensors [K, C_j].
         student_taps: earlier layers of each student by name, N mappings to [B, C, …].
         teacher_taps: earlier layers of the teacher by name, [B, C, …].
+        class_counts: number of training samples of each class [K].
+        noise: random numbers, uniform in [0, 1) [B, K]; they are drawn with all others of the step.
     """
 
     labels: Tensor
@@ -37,3 +39,5 @@ class Batch:
     classifier: Sequence[Tensor] = ()
     student_taps: Sequence[Mapping[str, Tensor]] = ()
     teacher_taps: Mapping[str, Tensor] | None = None
+    class_counts: Tensor | None = None
+    noise: Tensor | None = None

@@ -18,7 +18,7 @@ from nonn.distill.objectives.batch import Batch
 from nonn.distill.objectives.registry import Compute, objective_named
 from nonn.errors import ConfigError
 
-__all__ = ["Term", "auxiliaries", "build_terms"]
+__all__ = ["Term", "auxiliaries", "build_terms", "class_counts_for", "draw_noise"]
 
 # Fields of a batch that a logit objective uses for each value of ``on``.
 _NEEDS_ON = {"device": ("device_logits",), "both": ("device_logits",), "partial": ("classifier",)}
@@ -81,3 +81,23 @@ def auxiliaries(terms: Mapping[str, Term]) -> nn.ModuleDict:
     return nn.ModuleDict(
         {name.replace(".", "_"): term.compute for name, term in terms.items() if isinstance(term.compute, nn.Module)}
     )
+
+
+def class_counts_for(terms: Mapping[str, Term], class_counts: Sequence[int]) -> Tensor:
+    """Number of training samples of each class [K], as a tensor.
+
+    Raises:
+        ConfigError: a term needs it, and it is empty.
+    """
+    users = [name for name, term in terms.items() if {"class_counts", "noise"} & term.needs]
+    if users and not class_counts:
+        raise ConfigError(f"distill.objectives.{users[0]}: give the task class_counts, the samples of each class")
+    return torch.tensor(class_counts)
+
+
+def draw_noise(
+    terms: Mapping[str, Term], batch: int, num_classes: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """``noise`` [B, K] of ``Batch`` on the CPU if a term needs it."""
+    wanted = any("noise" in term.needs for term in terms.values())
+    return {"noise": torch.rand(batch, num_classes, generator=generator)} if wanted else {}
