@@ -225,14 +225,14 @@ def test_a_reply_of_a_node_that_has_left_is_no_news(bundle: Bundle, inputs: NDAr
         async with cluster(bundle, watcher=watcher) as aggregator:
             gone = aggregator.nodes[2]
             await aggregator.remove_node(gone.id)
-            aggregator._learn(Reply(gone, ReplyStatus.OK, 0.1), True)
-            aggregator._learn(Reply(gone, ReplyStatus.REFUSED, 0.1, error="bad request"), True)
+            aggregator._states.learn(Reply(gone, ReplyStatus.OK, 0.1), True)
+            aggregator._states.learn(Reply(gone, ReplyStatus.REFUSED, 0.1, error="bad request"), True)
             assert [event.after for event in watcher.states] == [""]
             await aggregator.add_node(dataclasses.replace(gone))  # one that came after it, under its id
             for _ in range(9):
-                aggregator._learn(Reply(gone, ReplyStatus.FAILED, 0.1, error="reset"), True)
+                aggregator._states.learn(Reply(gone, ReplyStatus.FAILED, 0.1, error="reset"), True)
             assert aggregator.policy.state(gone.id) == "up"
-            aggregator._learn(Reply(aggregator.nodes[-1], ReplyStatus.FAILED, 0.1, error="reset"), True)
+            aggregator._states.learn(Reply(aggregator.nodes[-1], ReplyStatus.FAILED, 0.1, error="reset"), True)
             assert aggregator.policy.nodes[gone.id].breaker.failures == 1
         assert watcher.late == []
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nonn.aggregator import service
+from nonn.aggregator import probing
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.monitoring.drift import DriftConfig
 from nonn.aggregator.monitoring.monitor import Monitor
@@ -45,7 +45,7 @@ def test_nodes_that_die_and_come_back_are_noticed_without_a_request(bundle: Bund
 
 
 def test_an_idle_node_is_asked_and_a_busy_one_is_not(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "IDLE_S", 0.1)
+    monkeypatch.setattr(probing, "IDLE_S", 0.1)
     now, asked = 0.0, {"idle": 0, "busy": 0}
 
     def counted(name: str) -> Any:

@@ -163,7 +163,7 @@ def test_a_node_that_lies_to_its_test_only_stays_in_quarantine(bundle: Bundle, i
             breaker = aggregator.policy.nodes["node-1"].breaker
             aggregator.policy.on_contradiction("node-1", aggregator._clock())
             liars[1].change = lambda features: features[::-1]  # right answers to other inputs
-            aggregator._wake.set()
+            aggregator._prober.wake()
             await until_async(lambda: breaker.quarantines >= 4)
             assert breaker.quarantined
 

@@ -6,6 +6,8 @@
     policy/      which nodes to ask, how long to wait, hedging        (pure logic, injected time)
     fanout       one request to many nodes                            (gRPC; reply: checks each one)
     service      ask → learn → fuse                                   (Aggregator)
+    states       outcomes to the policy, changes to the observers     (NodeStates)
+    probing      requests of the aggregator itself                    (Prober)
     solver       fusion heads outside of the event loop
     missing      why nodes are missing from an answer
     batching     dynamic batching across clients                      (pacing: its rules; queueing: its queue)

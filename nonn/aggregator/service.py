@@ -1,25 +1,22 @@
-"""The aggregator: asks nodes, updates its records from their replies, fuses them, and notifies its observers.
+"""The aggregator: asks nodes, fuses their replies, and notifies its observers.
 
-Features that contradict those of the other devices are not fused (nonn.aggregator.screening).
+Features that contradict those of the other devices are not fused (nonn.aggregator.screening). Outcomes update the
+states of the nodes (nonn.aggregator.states); nodes without requests are probed (nonn.aggregator.probing).
 
 A request takes as long as its slowest asked node, and at most the deadline. One failing node never fails a request:
 the features that arrived are fused with the head of exactly that subset, and the answer states the subset and its
 accuracy. If that head is not solved in time, a subset of them is fused and stated (nonn.aggregator.solver).
-
-Requests are the failure detector. Without requests the states of nodes would become stale, so a node that no request
-has asked for some seconds is probed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
+from math import isfinite
 from types import TracebackType
 from typing import Self
 
@@ -30,17 +27,17 @@ from nonn.aggregator.fanout import Connect, Fanout, OnPrompt
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.joined import joined
 from nonn.aggregator.missing import missing_nodes, refusal
-from nonn.aggregator.monitoring.events import LateEvent, Observer, Observers, Outcome, RequestEvent, StateEvent
+from nonn.aggregator.monitoring.events import Observer, Observers, Outcome, RequestEvent
 from nonn.aggregator.policy import Policy, PolicyConfig
-from nonn.aggregator.policy.latencies import Latencies
 from nonn.aggregator.policy.session import Session
+from nonn.aggregator.probing import Prober
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.screening import EXCLUDED, QUARANTINED, Screen
 from nonn.aggregator.solver import HeadSolver
 from nonn.aggregator.stalls import StallClock
+from nonn.aggregator.states import NodeStates
 from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
-from nonn.bundle.known import TOLERANCE
 from nonn.errors import ConfigError, InputError
 from nonn.reliability.subsets import mask_of, members
 from nonn.rpc.background import Background
@@ -48,9 +45,6 @@ from nonn.rpc.wire import Array, check_batch
 from nonn.telemetry.tracing import span
 
 __all__ = ["Aggregator"]
-
-USUAL_QUANTILE = 0.95  # of the sizes of the last fan-outs: a probe is as large
-IDLE_S = 2.0  # a node that has answered nothing for this time is probed, at most half of it later
 
 _log = logging.getLogger(__name__)
 
@@ -109,38 +103,42 @@ class Aggregator:
         )
         self._stalls = StallClock()
         self._clock, self._event_clock = clock or self._stalls, clock or time.monotonic
-        self._fanout = Fanout(nodes, bundle, self._learn, connect, self._clock)
+        self._fanout = Fanout(nodes, bundle, lambda reply, late: self._states.learn(reply, late), connect, self._clock)
+        self._states = NodeStates(
+            self.policy,
+            self._fanout,
+            self.observers,
+            self._changed,
+            clock=self._clock,
+            event_clock=self._event_clock,
+            stalls=self._stalls,
+        )
+        self._prober = Prober(bundle, self.policy, self._fanout, self._states, self._clock)
         self._head = bundle.head
         self._solver = HeadSolver(bundle.head, self.policy.accuracy, config.fusion_budget_s)
         self._screen = Screen(bundle.consistency, config.exclusion_rate)
         if bundle.consistency is None:
             reason = "the bundle has no consistency.npz; build it again"
             _log.warning("no test for liars: %s", reason, extra={"event": "liars_off", "reason": reason})
-        self._random = np.random.default_rng()  # nodes must not know which known inputs they are asked
         self._shape = bundle.manifest.input.shape
-        self._heard: dict[str, float] = {}  # when each node last gave a good reply
-        self._started = False
-        self._sizes = Latencies()  # samples of the last fan-outs
-        self._waiting: set[asyncio.Event] = set()
-        self._wake = asyncio.Event()
         self._tasks = Background()
 
     async def __aenter__(self) -> Self:
         self._tasks.start(self._stalls.keep(), "clock")
         await self._fanout.__aenter__()
         # One probe of every node opens the channels and finds nodes that do not answer or run another bundle.
-        await asyncio.gather(*(self._probe(node.id) for node in self.nodes))
+        await asyncio.gather(*(self._prober.probe(node.id) for node in self.nodes))
         # Other subsets follow in the background.
         await self._solver.prepare(node.student for node in self.nodes)
         self._solver.look_ahead(node.student for node in self.nodes)
-        self._started = True
-        self._tasks.start(self._keep_probing(), "probing of nodes that failed")
-        self._tasks.start(self._keep_hearing(), "probing of nodes without requests")
+        self._states.started = True
+        self._prober.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._prober.close()
         await self._tasks.close()
         await self._solver.close()
         await self._fanout.__aexit__(kind, exc, trace)
@@ -161,13 +159,10 @@ class Aggregator:
             raise ConfigError(
                 f"node '{node.id}': student {node.student}; the bundle has 0 to {self.bundle.num_devices - 1}"
             )
-        was_ready = self.ready
         self.nodes = (*self.nodes, node)
         self._fanout.add(node)
-        self.policy.add(node.id, node.student, heard=False)
-        self.observers.on_state(StateEvent(self._event_clock(), node.id, "", self.policy.state(node.id), "joined"))
-        self._changed(was_ready)
-        await self._probe(node.id)
+        self._states.joined(node)
+        await self._prober.probe(node.id)
 
     async def remove_node(self, node_id: str, reason: str = "removed") -> None:
         """Removes a node from the running cluster; requests already sent to it may still be answered.
@@ -177,13 +172,9 @@ class Aggregator:
         """
         if node_id not in self.policy.nodes:
             raise ConfigError(f"no node '{node_id}' in the cluster")
-        was_ready, before = self.ready, self.policy.state(node_id)
         self.nodes = tuple(node for node in self.nodes if node.id != node_id)
-        self.policy.remove(node_id)
         self._screen.suspicion.forget(node_id)
-        self._heard.pop(node_id, None)
-        self.observers.on_state(StateEvent(self._event_clock(), node_id, before, "", reason))
-        self._changed(was_ready)
+        self._states.left(node_id, reason)
         await self._fanout.remove(node_id, self.policy.config.deadline_s)
 
     def expel(self, quarantined: Mapping[str, int]) -> None:
@@ -206,22 +197,12 @@ class Aggregator:
 
     def heard_s(self, node_id: str) -> float | None:
         """Seconds since the last good reply of a node; None before the first."""
-        heard = self._heard.get(node_id)
-        return None if heard is None else self._clock() - heard
+        idle_s = self._states.idle_s(node_id)
+        return idle_s if isfinite(idle_s) else None
 
-    async def readiness(self) -> AsyncIterator[bool]:
+    def readiness(self) -> AsyncIterator[bool]:
         """``ready`` now and again at every change."""
-        changed = asyncio.Event()
-        self._waiting.add(changed)
-        try:
-            while True:
-                ready = self.ready
-                yield ready
-                while self.ready is ready:
-                    changed.clear()
-                    await changed.wait()
-        finally:
-            self._waiting.discard(changed)
+        return self._states.readiness()
 
     async def infer(self, inputs: Array, remaining_s: float | None = None) -> Answer:
         """Answers one batch from the devices that answer.
@@ -264,7 +245,7 @@ class Aggregator:
             QuorumError: fewer devices answered than the quorum; the message names those missing and why.
         """
         start = self._clock()
-        self._sizes.add(len(batch))
+        self._prober.sizes.add(len(batch))
         session = self.policy.session(start, remaining_s)
         features, replies = self._screened(session, *await self._fanout.ask(session, batch, on_prompt))
         fanout = _Fanout(start, len(batch), num_requests, session, tuple(replies))
@@ -296,7 +277,7 @@ class Aggregator:
         for student in screened.excluded:
             session.exclude(student)
         for node in screened.quarantine:
-            self._note(node, partial(self.policy.on_contradiction, node), QUARANTINED)
+            self._states.note(node, partial(self.policy.on_contradiction, node), QUARANTINED)
         if screened.excluded:
             out = {senders[student] for student in screened.excluded}
             status = ReplyStatus.INCONSISTENT
@@ -379,119 +360,7 @@ class Aggregator:
             )
         )
 
-    def _learn(self, reply: Reply, late: bool) -> None:
-        """Records the outcome of a node for a request."""
-        if not self._fanout.asks(reply.node):
-            return  # it left meanwhile, and the observers have forgotten it
-        if reply.blameless:
-            self.policy.dropped(reply.node.id)
-            return
-        if late and reply.ok:
-            self.observers.on_late(LateEvent(self._event_clock(), reply.node.id, reply.latency_s))
-        self._record(reply, late=late)
-
-    def _record(self, reply: Reply, *, probe: bool = False, late: bool = False) -> None:
-        """Passes an outcome to the policy, and a change of state to the observers."""
-        if not self._fanout.asks(reply.node):
-            return  # it left meanwhile
-        policy, node, took_s = self.policy, reply.node.id, reply.latency_s
-        if not reply.ok and self._stalls.stalled_since(self._clock() - took_s):
-            # This process did not run meanwhile, so the silence is not evidence against the node.
-            if probe:
-                policy.nodes[node].breaker.probing = False
-            else:
-                policy.dropped(node)
-            return
-        if reply.ok:
-            self._heard[node] = self._clock()
-        if probe:
-            self._note(node, lambda now: policy.on_probe(node, reply.ok, took_s, now), reply.error)
-        elif reply.ok:
-            lag_s, num_samples = reply.lag_s, reply.num_samples
-            self._note(
-                node,
-                lambda now: policy.on_success(node, took_s, now, late=late, lag_s=lag_s, num_samples=num_samples),
-            )
-        else:
-            silent, num_samples = reply.status is ReplyStatus.SILENT, reply.num_samples
-            self._note(
-                node,
-                lambda now: policy.on_failure(node, took_s, now, silent=silent, num_samples=num_samples),
-                reply.error,
-            )
-
-    def _note(self, node: str, outcome: Callable[[float], bool], reason: str = "") -> None:
-        """Reports an outcome to the policy, and a change of state with its reason to the observers."""
-        now, before, was_ready = self._clock(), self.policy.state(node), self.ready
-        if not outcome(now):
-            return
-        after = self.policy.state(node)
-        if self._started or after != "up":  # that the nodes of the inventory answer at the start is no event
-            self.observers.on_state(StateEvent(self._event_clock(), node, before, after, reason))
-        if after == "out":
-            self._fanout.leave_out(node)
-        self._changed(was_ready)
-
-    def _changed(self, was_ready: bool) -> None:
-        """Updates probes, solved heads and readiness after the set of asked nodes has changed."""
-        self._wake.set()
-        up = [node.student for node in self.nodes if self.policy.state(node.id) != "out"]
-        self._solver.look_ahead(up)
-        if self.ready is not was_ready:
-            for waiter in self._waiting:
-                waiter.set()
-
-    async def _probe(self, node_id: str) -> None:
-        """Sends one node zeros and checks the reply like any other; no client waits for it.
-
-        After a failure they are as many samples as the larger requests have, since a node may hang only on those. In
-        quarantine it must answer known inputs.
-        """
-        record = self.policy.nodes.get(node_id)
-        if record is None:
-            return
-        breaker = record.breaker
-        if breaker.quarantined and not breaker.probing:
-            return  # its test is not due: it came back under the same id
-        quarantined = breaker.quarantined
-        known = self.bundle.known if quarantined else None
-        most = int(min(record.max_batch, 1 << 30))
-        num_samples = min(most, max(1, int(self._sizes.quantile(USUAL_QUANTILE)))) if breaker.failures else 1
-        zeros = np.zeros((num_samples, *self._shape), np.uint8)
-        chosen, batch = known.draw(self._random, most) if known else (None, zeros)
-        # It waits for the channel, so that a node that has just come up is found before the next probe.
-        reply = await self._fanout.probe(node_id, batch, self.policy.config.deadline_s)
-        if known and chosen is not None and reply is not None and reply.features is not None:
-            error = known.error(reply.node.student, chosen, reply.features)
-            if error > TOLERANCE:
-                text = f"known inputs: features are off by {error:.2f} of their spread"
-                reply = replace(reply, status=ReplyStatus.INCONSISTENT, features=None, error=text)
-        if breaker.quarantined and not quarantined:
-            breaker.probing = False  # it has been put there meanwhile, and zeros are no test
-        elif reply is not None:
-            self._record(reply, probe=True)
-        self._wake.set()
-
-    async def _keep_probing(self) -> None:
-        """Probes failed nodes when the policy requires it; sleeps while there are none."""
-        while True:
-            for node in self.policy.probes(self._clock()):
-                self._tasks.start(self._probe(node), f"probe of node {node}")
-            self._wake.clear()
-            # Not wait_for: in Python 3.11 it swallows a cancellation that coincides with the event; close() would hang.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.policy.next_probe_s(self._clock())):
-                    await self._wake.wait()
-
-    async def _keep_hearing(self) -> None:
-        """Probes nodes that no request has asked for a while, so that their states are true without requests too."""
-        while True:
-            await asyncio.sleep(IDLE_S / 2)
-            now = self._clock()
-            for node in self.nodes:
-                breaker = self.policy.nodes[node.id].breaker
-                # A failed node is probed anyway.
-                idle = not breaker.failures and now - self._heard.get(node.id, -inf) >= IDLE_S
-                if idle and not breaker.probing:
-                    breaker.probing = True
-                    self._tasks.start(self._probe(node.id), f"probe of idle node {node.id}")
+    def _changed(self) -> None:
+        """Updates probes and the heads to solve after the set of asked nodes has changed."""
+        self._prober.wake()
+        self._solver.look_ahead(node.student for node in self.nodes if self.policy.state(node.id) != "out")
