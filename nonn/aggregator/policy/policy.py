@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import inf
 
 from nonn.aggregator.policy.breaker import Breaker
 from nonn.aggregator.policy.config import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
-from nonn.aggregator.policy.pace import Pace
+from nonn.aggregator.policy.roster import NodeRecord, Roster, roster_of
 from nonn.aggregator.policy.session import Session
 from nonn.errors import ConfigError
 
-__all__ = ["NodeRecord", "Policy"]
+__all__ = ["Policy"]
 
 # A client may wait less than the deadline. Silence is then a failure of a node only if 95 % of its answers come this
 # many times faster; otherwise clients with short deadlines could take healthy nodes out for all clients.
@@ -29,57 +28,6 @@ ROUNDING = 1e-9  # of differences of accuracies
 # A straggler with as many open requests gets no further ones that can be answered without it: it would only queue them.
 STRAGGLER_OPEN = 4
 EXPELLED = 1024  # nodes that left in quarantine and are remembered
-
-
-@dataclass(slots=True)
-class NodeRecord:
-    """Record of one node.
-
-    Attributes:
-        breaker: decides whether it is asked and probed.
-        asked: number of requests to it with a known outcome.
-        answered: number of them with a good reply in time.
-        pending: number of its open requests.
-        latencies: latencies of its last good replies.
-        pace: time that it takes for each sample of a batch.
-        max_batch: most samples of one request that it accepts, as it states; infinity if it states none.
-    """
-
-    breaker: Breaker
-    asked: int = 0
-    answered: int = 0
-    pending: int = 0
-    latencies: Latencies = field(default_factory=Latencies)
-    pace: Pace = field(default_factory=Pace)
-    max_batch: float = inf
-
-    @property
-    def latency_s(self) -> float:
-        """Median of the last good replies; 0 before the first."""
-        return self.latencies.quantile(0.5)
-
-
-@dataclass(frozen=True)
-class _Roster:
-    """The nodes that requests ask while no node changes its state.
-
-    Attributes:
-        groups: nodes of each student that is asked, up nodes before suspect ones.
-        ask: the only node of each student; empty if a student has several, since the load then decides.
-        below_quorum: whether fewer students are left than the quorum, so that all nodes outside quarantine are asked.
-        all_up: whether all nodes that are asked are up.
-        students_up: number of students that at least one node runs that is up.
-        quarantined: nodes in quarantine.
-        max_batch: most samples of one request that all nodes that are asked accept.
-    """
-
-    groups: tuple[tuple[str, ...], ...]
-    ask: tuple[str, ...]
-    below_quorum: bool
-    all_up: bool
-    students_up: int
-    quarantined: frozenset[str]
-    max_batch: float
 
 
 class Policy:
@@ -113,7 +61,7 @@ class Policy:
         self.bits: dict[str, int] = {}
         self.replicated = False
         self.stragglers: set[str] = set()
-        self._roster: _Roster | None = None
+        self._roster: Roster | None = None
         self._expelled: OrderedDict[str, Breaker] = OrderedDict()  # a node that leaves in quarantine returns to it
         for node, student in nodes.items():
             self.add(node, student, heard=heard)
@@ -183,10 +131,10 @@ class Policy:
         return self.roster.all_up
 
     @property
-    def roster(self) -> _Roster:
+    def roster(self) -> Roster:
         """The nodes that requests ask now."""
         if self._roster is None:
-            self._roster = self._new_roster()
+            self._roster = roster_of(self.nodes, self.bits, self.config.quorum)
         return self._roster
 
     def state(self, node: str) -> str:
@@ -392,29 +340,3 @@ class Policy:
         for node in nodes:
             mask |= self.bits[node]
         return mask
-
-    def _new_roster(self) -> _Roster:
-        """Groups nodes by student and leaves out those that are out."""
-        states = {node: self.state(node) for node in self.nodes}
-        quarantined = frozenset(node for node, record in self.nodes.items() if record.breaker.quarantined)
-        groups: dict[int, list[str]] = {}
-        for node, state in states.items():
-            if state != "out":
-                groups.setdefault(self.bits[node], []).append(node)
-        below_quorum = len(groups) < self.config.quorum
-        if below_quorum:
-            groups = {}
-            for node, bit in self.bits.items():
-                if node not in quarantined:
-                    groups.setdefault(bit, []).append(node)
-        asked = [node for group in groups.values() for node in group]
-        return _Roster(
-            groups=tuple(map(tuple, groups.values())),
-            # Below the quorum, all replicas at once: there is nothing to lose.
-            ask=tuple(asked) if below_quorum or len(asked) == len(groups) else (),
-            below_quorum=below_quorum,
-            all_up=all(states[node] == "up" for node in asked),
-            students_up=len({self.bits[node] for node, state in states.items() if state == "up"}),
-            quarantined=quarantined,
-            max_batch=min((self.nodes[node].max_batch for node in asked), default=inf),
-        )
