@@ -13,6 +13,7 @@ study-heads   the same file: every head on the same students
 partitioners  ``compare.json`` of ``nonn partition --compare``
 report        ``report.json`` of ``nonn demo``: its tables
 results       several such files: one line each
+methods       results of ``benchmarks/methods.py``: each method alone, and the best together
 lease         results of ``benchmarks/lease.py``: its pilots and rows
 liars         the output of ``nonn-sim liars BUNDLE --json``
 serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
@@ -32,6 +33,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from nonn.documents import read, schema
@@ -254,6 +256,28 @@ def lease_markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def methods_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each method, mean and standard deviation over seeds, and its difference from the labels alone."""
+    rows = {name: list(row["runs"].values()) for name, row in found["rows"].items()}
+    shown, versions = (0, 4, 7), {run["code_version"] for runs in rows.values() for run in runs}
+    labels = [mean(run["accuracy_by_failures"][failed] for run in rows["labels"]) for failed in shown]
+    lines = [
+        "| next to the labels | seeds | 0 failed | 4 failed | 7 failed | worth at 0 | at 4 | at 7 | CEV at 4 |",
+        "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, runs in rows.items():
+        levels = [[100 * run["accuracy_by_failures"][failed] for run in runs] for failed in shown]
+        spread = [f" ± {stdev(level):.1f}" if len(level) > 1 else "" for level in levels]
+        cells = [f"{mean(level):.1f}{sd} %" for level, sd in zip(levels, spread, strict=True)]
+        worth = [f"{mean(level) - 100 * base:+.1f}" for level, base in zip(levels, labels, strict=True)]
+        title = f"together: {', '.join(found['together'])}" if name == "together" else name
+        cev = f"{mean(run['cev'][4] for run in runs):.2f}"
+        lines.append(f"| {title} | {len(runs)} | {' | '.join([*cells, *worth, cev])} |")
+    teacher = mean(run["teacher"] for run in rows["labels"])
+    machine = ", ".join(f"{key} {value}" for key, value in sorted(found["machine"].items()))
+    return "\n".join([*lines, "", f"Teacher {teacher:.1%}; {machine}; {', '.join(sorted(versions))}."])
+
+
 def fields_markdown(described: Mapping[str, Any]) -> str:
     """Every field of a document and of its nested classes: a heading and a table for each class."""
     blocks = [_fields_table(described)]
@@ -293,6 +317,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "partitioners": (Comparison, comparison_markdown),
     "report": (Report, report_markdown),
     "results": (Report, results_markdown),
+    "methods": (None, methods_markdown),
     "lease": (None, lease_markdown),
     "liars": (None, liars_markdown),
     "serving": (None, serving_markdown),

@@ -42,7 +42,7 @@ from nonn.report.study_document import Study
 from nonn.students import measure_cost
 from nonn.trainer import batches
 
-__all__ = ["study"]
+__all__ = ["features_of_test", "study"]
 
 FORMAT = 4
 
@@ -151,7 +151,7 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
         wanted = {*(config.study.heads or KINDS), method.head or config.fusion.head}
         kinds = [*(kind for kind in KINDS if kind in wanted), *sorted(wanted - set(KINDS))]
         heads = space.heads.fit_all(trained.teacher.network, students, kinds)
-    features = _test_features(space, students)
+    features = features_of_test(space, students)
     # The student of each device: a separate one, or the one that the devices of its part share.
     student_of = [i % len(students.students) for i in range(num_devices)]
     costs = [measure_cost(student, student.input_shape) for student in students.individual()]
@@ -168,7 +168,7 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
     )
 
 
-def _test_features(space: Workspace, students: Students) -> list[NDArray[np.float32]]:
+def features_of_test(space: Workspace, students: Students) -> list[NDArray[np.float32]]:
     """Features of each student over the test split [n, d_i]."""
     with torch.no_grad():
         chunks = [students.features(x) for x in batches(space.data.test.inputs, space.device)]
