@@ -142,7 +142,7 @@ def test_such_a_bundle_is_not_built_loaded_or_served(tmp_path: Path) -> None:
         write_bundle(tmp_path / "bad", good.manifest, {0: content}, arrays)
     # As an attacker builds it: without nonn, with the right hashes.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nonn.bundle.manifest.check_self_contained", lambda path: None)
+        patch.setattr("nonn.bundle.storage.check_self_contained", lambda path: None)
         bad = write_bundle(tmp_path / "bad", good.manifest, {0: content}, arrays)
     with pytest.raises(BundleError, match="another file"):
         load_bundle(bad.path)

@@ -21,7 +21,7 @@ from nonn.errors import BundleError, InputError, ShapeError
 from nonn.reliability.subsets import members
 
 if TYPE_CHECKING:
-    from nonn.bundle.manifest import Bundle
+    from nonn.bundle.bundle import Bundle
 
 __all__ = ["Offline", "Prediction", "open_session", "run_session"]
 

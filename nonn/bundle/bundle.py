@@ -1,0 +1,269 @@
+"""A verified bundle on disk: its paths, its arrays, and what a program asks of it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nonn.bundle.known import FILE as KNOWN
+from nonn.bundle.known import KnownInputs
+from nonn.bundle.manifest import CONSISTENCY, OUTCOMES, InputSpec, Manifest
+from nonn.bundle.prediction import Offline, Prediction
+from nonn.bundle.views import view_shape
+from nonn.errors import BundleError, InputError, ShapeError
+from nonn.files import numpy_reason
+from nonn.fusion import Head, head_from_arrays
+from nonn.fusion.consistency import Consistency
+from nonn.reliability.evidence import Evidence
+from nonn.reliability.outcomes import Outcomes
+from nonn.reliability.subsets import SubsetTable, mask_of
+from nonn.sensing import SensingSpec
+
+if TYPE_CHECKING:
+    import nonn
+
+__all__ = ["Bundle"]
+
+DEFAULT_P_FAIL = 0.1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk.
+
+    Attributes:
+        path: its folder.
+        hash: SHA-256 of the manifest.
+        manifest: its parsed manifest.
+    """
+
+    path: Path
+    hash: str
+    manifest: Manifest
+
+    @property
+    def num_devices(self) -> int:
+        """N."""
+        return len(self.manifest.students)
+
+    @property
+    def p_fail(self) -> tuple[float, ...]:
+        """Failure probability of each device [N], from the experiment's configuration; 0.1 by default.
+
+        Raises:
+            BundleError: a value is not a probability, or the device classes do not add up to N devices.
+        """
+        devices: Any = self.manifest.provenance
+        for key in ("config", "devices"):
+            devices = devices.get(key) if isinstance(devices, Mapping) else None
+        devices = devices if isinstance(devices, Mapping) else {}
+        try:
+            kinds = [(kind["p_fail"], kind["count"]) for kind in devices.get("classes") or ()]
+            found = [
+                p
+                for p, count in kinds or [(devices.get("p_fail", DEFAULT_P_FAIL), self.num_devices)]
+                for _ in range(count)
+            ]
+        except (KeyError, TypeError) as exc:
+            raise BundleError(f"{self.path}: devices.classes in the provenance cannot be read: {exc}") from exc
+        for value in found:
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is not a probability")
+        if len(found) != self.num_devices:
+            raise BundleError(
+                f"{self.path}: devices.classes in the provenance have {len(found)} devices, not {self.num_devices}"
+            )
+        return tuple(map(float, found))
+
+    def input_of(self, device: int) -> InputSpec:
+        """The input of one device, with the channels of its view.
+
+        Raises:
+            BundleError: its view has a channel that the input does not have.
+        """
+        spec, view = self.manifest.input, self.manifest.students[device].view
+        if not view:
+            return spec
+        if not 0 <= min(view) <= max(view) < spec.shape[0]:
+            raise BundleError(f"{self.path}: device {device} has channels {list(view)} of {spec.shape[0]}")
+        mean, std = (tuple(values[c] for c in view) for values in (spec.mean, spec.std))
+        return InputSpec(view_shape(spec.shape, view), spec.dtype, mean, std)
+
+    def sensing_of(self, device: int) -> SensingSpec:
+        """What the node of one device measures.
+
+        Raises:
+            BundleError: the bundle does not say what its nodes measure.
+        """
+        if self.manifest.sensing is None:
+            raise BundleError(
+                f"{self.path}: the bundle does not say at which rate and which channels its nodes measure; build it "
+                "again with a section [sensing] in the experiment file"
+            )
+        return self.manifest.sensing.of_view(self.manifest.students[device].view)
+
+    def student_path(self, device: int) -> Path:
+        """The ONNX file of one device.
+
+        Raises:
+            BundleError: there is no such device.
+        """
+        if not 0 <= device < self.num_devices:
+            raise BundleError(f"{self.path}: no student {device}; this bundle has 0 to {self.num_devices - 1}")
+        return self.path / self.manifest.students[device].file
+
+    @cached_property
+    def head(self) -> Head:
+        """The fusion head."""
+        return head_from_arrays(self.arrays("fusion.npz"))
+
+    @cached_property
+    def table(self) -> SubsetTable:
+        """Accuracy of every subset of devices, on the test split."""
+        arrays = self.arrays("accuracy.npz")
+        table = SubsetTable(arrays["correct"], int(arrays["samples"]))
+        if table.num_devices != self.num_devices:
+            raise BundleError(
+                f"{self.path}/accuracy.npz: a table of {table.num_devices} devices, not {self.num_devices}"
+            )
+        return table
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The table with the outcome of each test sample, for intervals; bundles of older versions lack the outcomes.
+
+        Raises:
+            BundleError: the outcomes do not fit the table.
+        """
+        if OUTCOMES not in self.manifest.files:
+            return Evidence(self.table)
+        arrays = self.arrays(OUTCOMES)
+        try:
+            return Evidence(self.table, Outcomes(arrays["right"], self.num_devices, self.table.samples))
+        except (KeyError, ShapeError) as exc:
+            raise BundleError(f"{self.path}/{OUTCOMES}: {exc}; build the bundle again") from exc
+
+    @cached_property
+    def teacher_right(self) -> NDArray[np.bool_] | None:
+        """Whether the teacher classifies each sample of the outcomes correctly [m]; None where that is not recorded."""
+        packed = self.arrays(OUTCOMES).get("teacher") if OUTCOMES in self.manifest.files else None
+        outcomes = self.evidence.outcomes
+        if packed is None or outcomes is None:
+            return None
+        if packed.dtype != np.uint8 or packed.shape != (-(-outcomes.kept // 8),):
+            raise BundleError(f"{self.path}/{OUTCOMES}: teacher {packed.dtype} {list(packed.shape)}; build it again")
+        return np.unpackbits(packed, count=outcomes.kept, bitorder="little").astype(bool)
+
+    @cached_property
+    def consistency(self) -> Consistency | None:
+        """Test of the devices against each other; None in bundles without one.
+
+        Raises:
+            BundleError: the file does not fit the bundle.
+        """
+        if CONSISTENCY not in self.manifest.files:
+            return None
+        return Consistency(self.arrays(CONSISTENCY), [student.width for student in self.manifest.students])
+
+    @cached_property
+    def known(self) -> KnownInputs | None:
+        """Inputs with known features; None in bundles without them.
+
+        Raises:
+            BundleError: the file does not fit the bundle.
+        """
+        return KnownInputs(self.arrays(KNOWN), self.num_devices) if KNOWN in self.manifest.files else None
+
+    @cached_property
+    def features(self) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
+        """Recorded test features of each device [n, d_i] and the labels [n].
+
+        Raises:
+            BundleError: the bundle was written without features.
+        """
+        arrays = self.arrays("features.npz")
+        return [arrays[f"device_{i}"] for i in range(self.num_devices)], arrays["labels"]
+
+    def predict(
+        self, inputs: NDArray[Any] | str | Path | Sequence[str | Path], *, without: Iterable[int] = ()
+    ) -> Prediction:
+        """Runs the students in this process and fuses them, without a cluster.
+
+        Args:
+            inputs: raw values of a batch [B, …] or of one sample […]; or files, folders and patterns, which are
+                prepared as those of the training were.
+            without: devices that do not answer.
+
+        Raises:
+            InputError: the shape or a value is invalid, a device does not exist, or no device is left.
+            DataError: a file cannot be read.
+            BundleError: a student cannot be loaded.
+        """
+        return self._offline.predict(inputs, without)
+
+    def accuracy(self, failed: int | Iterable[int] = 0) -> float:
+        """Accuracy on the test split when devices have failed.
+
+        Args:
+            failed: number of failed devices, for the mean over all subsets of the others; or the numbers of the failed
+                devices, for exactly these. ``table.by_failures()`` has the worst subsets.
+
+        Raises:
+            InputError: there are not that many devices, or no such device.
+        """
+        if not isinstance(failed, int):
+            return float(self.table.accuracy[self.mask_without(failed)])
+        if not 0 <= failed <= self.num_devices:
+            raise InputError(f"{failed} failed devices; this bundle has {self.num_devices}")
+        return self.table.by_failures()[failed].mean if failed < self.num_devices else 0.0
+
+    def mask_without(self, failed: Iterable[int]) -> int:
+        """The subset of all devices but these, as a bit mask.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        out = set(failed)
+        wrong = sorted(out - set(range(self.num_devices)))
+        if wrong:
+            raise InputError(f"no device {wrong[0]}; this bundle has 0 to {self.num_devices - 1}")
+        return mask_of(i for i in range(self.num_devices) if i not in out)
+
+    @cached_property
+    def _offline(self) -> Offline:
+        return Offline(self)
+
+    @cached_property
+    def report(self) -> nonn.Report:
+        """The report of this bundle: accuracy against failures with intervals, as tables and ``report.frame()``."""
+        import nonn  # the report is made of the bundle; the package imports it when it is used
+
+        return nonn.build_report(self)
+
+    def _repr_html_(self) -> str:
+        """Experiment, hash and accuracy against failures, for notebooks."""
+        return self.table.to_html(f"{self.manifest.experiment}, bundle {self.hash[:12]}")
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of one of the bundle's .npz files.
+
+        Raises:
+            BundleError: the bundle has no such file, or it cannot be read.
+        """
+        if name not in self.manifest.files:
+            how = " with export.recorded = true" if name == "features.npz" else ""
+            raise BundleError(f"{self.path}: this bundle has no {name}; build it again{how}")
+        try:
+            with np.load(self.path / name, allow_pickle=False) as npz:
+                return {key: npz[key] for key in npz.files}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as exc:
+            raise BundleError(
+                f"{self.path / name}: cannot be read ({numpy_reason(exc)}); copy or build the bundle again"
+            ) from exc
