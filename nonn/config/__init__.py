@@ -1,29 +1,16 @@
 """The options of an experiment file: one frozen object for each table, with its defaults.
 
-``experiment`` has the tables that every experiment has, ``devices`` the device classes and views, ``objectives`` the
-objectives of distillation. torch-free.
+``experiment`` is the whole file and the tables about it as a whole; ``data``, ``training``, ``partition``, ``devices``
+and ``fusion`` have the tables of the stages, ``objectives`` the objectives of distillation. torch-free.
 """
 
+from nonn.config.data import DataConfig, SensingConfig
 from nonn.config.devices import BudgetConfig, DeviceClassConfig, DevicesConfig
-from nonn.config.experiment import (
-    AUTO,
-    DataConfig,
-    DistillConfig,
-    Experiment,
-    ExperimentConfig,
-    ExportConfig,
-    FusionConfig,
-    GraphConfig,
-    GuaranteesConfig,
-    PartitionConfig,
-    SensingConfig,
-    StudentConfig,
-    StudyConfig,
-    TeacherConfig,
-    TrainingConfig,
-    load_experiment,
-)
+from nonn.config.experiment import Experiment, ExperimentConfig, GuaranteesConfig, StudyConfig, load_experiment
+from nonn.config.fusion import ExportConfig, FusionConfig
 from nonn.config.objectives import ObjectivesConfig
+from nonn.config.partition import AUTO, GraphConfig, PartitionConfig
+from nonn.config.training import DistillConfig, StudentConfig, TeacherConfig, TrainingConfig
 
 __all__ = [
     "AUTO",

@@ -1,0 +1,80 @@
+"""Tables of the experiment file about data: what is read, and what nodes measure themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from nonn.toml.constraints import Choice, Count, NotNegative, Positive, Range, Rules, Whole
+
+__all__ = ["DataConfig", "SensingConfig"]
+
+Inside = Annotated[float, Range(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data, their splits and the augmentation of training inputs."""
+
+    reader: Annotated[str, Choice("nonn.data:READERS"), "format of the data"] = "digits"
+    path: Annotated[str, "file or folder; digits needs none"] = ""
+    held_out: Annotated[Inside, "share of train held out for selection: statistics of filters, regularisation"] = 0.1
+    held_out_by: Annotated[
+        Literal["class", "group"], "the held-out split is that share of each class, or of whole groups"
+    ] = "class"
+    test: Annotated[Inside, "share of the test split, for readers whose files have none"] = 0.2
+    size: Annotated[Count, "imagefolder: images become [3, size, size]"] = 32
+    inputs: Annotated[str, "npz: name of the array of inputs [n, channels, time]"] = "windows"
+    labels: Annotated[str, "npz: name of the array of labels [n]; parquet, csv: column"] = "labels"
+    scale: Annotated[str, "npz: name of an array [channels] that inputs are multiplied by"] = ""
+    columns: Annotated[tuple[str, ...], "csv: columns of the channels, in their order"] = ()
+    rate_hz: Annotated[Positive, "csv: samples per second of the windows; files are resampled to it"] = 25.0
+    window_s: Annotated[Positive, "csv: duration of a window in seconds"] = 5.0
+    hop_s: Annotated[NotNegative, "csv: seconds between the ends of two windows; 0: the duration of one"] = 0.0
+    group: Annotated[
+        str,
+        "npz: name of the array [n], csv: column, or 'file', to split by: no group is on both sides",
+    ] = ""
+    test_groups: Annotated[
+        tuple[int, ...], "npz, csv: groups that are the test split; of text or files, their numbers in order"
+    ] = ()
+    crop: Annotated[Whole, "augmentation: shift by up to this many pixels or time steps"] = 0
+    flip: Annotated[bool, "augmentation: mirror left-right at random"] = False
+    noise: Annotated[NotNegative, "augmentation: Gaussian noise, in standard deviations of the data"] = 0.2
+    rotate: Annotated[
+        NotNegative, "augmentation of windows: rotate each body-worn unit by this many degrees (standard deviation)"
+    ] = 0.0
+    unit: Annotated[
+        int,
+        Range(ge=3, multiple_of=3, why="x, y, z of each sensor"),
+        "rotate: channels of one rigid unit, x y z of each of its sensors",
+    ] = 9
+    cutout: Annotated[Whole, "augmentation of images: side of a random square set to the mean"] = 0
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield (
+            "held_out_by",
+            self.held_out_by == "class" or self.group,
+            "data.group must name the array of groups, such as persons",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensingConfig:
+    """What nodes measure themselves (`nonn-device join --source`); written into the bundle."""
+
+    rate_hz: Annotated[NotNegative, "samples per second of each channel; 0: nodes of this bundle do not sense"] = 0.0
+    hop_s: Annotated[NotNegative, "seconds between the ends of two windows; 0: the duration of one window"] = 0.0
+    channels: Annotated[
+        tuple[str, ...], "names of the channels: all of them, or those of one unit, which are the same for every unit"
+    ] = ()
+    units: Annotated[tuple[str, ...], "unit of each of these channels, such as m/s2, g, rad/s, deg/s, uT"] = ()
+    scale: Annotated[tuple[float, ...], "factor from that unit to the input of the students, of each channel"] = ()
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield "channels", self.channels or not self.rate_hz, "name them: a node finds its columns or sensors by name"
+        for key in ("units", "scale"):
+            given = getattr(self, key)
+            yield key, len(given) in (0, len(self.channels)), f"give one for each of the {len(self.channels)} channels"

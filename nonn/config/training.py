@@ -1,0 +1,141 @@
+"""Tables of the experiment file about networks and their training: teacher, students, distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from nonn.config.objectives import ObjectivesConfig
+from nonn.toml.constraints import Count, NotNegative, Positive, Probability, Range, Rules, Share, Whole
+
+__all__ = ["DistillConfig", "StudentConfig", "TeacherConfig", "TrainingConfig"]
+
+Epochs = Annotated[Count, "passes over the training split"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Options of the trainer, for the teacher and for the students."""
+
+    epochs: Epochs = 30
+    batch: Annotated[int, Range(ge=2, why="batch normalisation needs two"), "samples per step"] = 128
+    epoch_steps: Annotated[
+        Count, "least steps of an epoch: with few samples, batches are smaller than batch, down to 16 samples"
+    ] = 8
+    lr: Annotated[Positive, "highest learning rate"] = 0.1
+    momentum: Annotated[NotNegative, "Nesterov momentum"] = 0.9
+    weight_decay: Annotated[NotNegative, "weight decay of all weights"] = 5e-4
+    schedule: Annotated[Literal["one-cycle", "step"], "course of the learning rate"] = "one-cycle"
+    milestones: Annotated[tuple[float, ...], "step: learning rate × 0.1 at these shares of all steps"] = (
+        0.625,
+        0.75,
+        0.875,
+    )
+    label_smoothing: Annotated[Share, "share of the target that is spread over all classes"] = 0.0
+    ema: Annotated[Probability, "decay per step of the exponential moving average of the weights; 0 is off"] = 0.0
+    bf16: Annotated[Literal["auto", "on", "off"], "bfloat16 autocast; auto: if the processor supports it"] = "auto"
+    captured: Annotated[bool, "on a GPU, steps are recorded once as a CUDA graph and replayed"] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(TrainingConfig):
+    """The teacher and its training."""
+
+    epochs: Epochs = 20
+    model: Annotated[str, "a name as student.model has it, or package.module:factory"] = "wrn-16-2"
+    features: Annotated[str, "dotted path: name of the submodule whose output is the final convolutional stage"] = ""
+    args: Annotated[Mapping[str, Any], "dotted path: keyword arguments of the factory"] = field(default_factory=dict)
+    weights: Annotated[str, "safetensors file to load instead of training"] = ""
+    normalise: Annotated[
+        Literal["data", "imagenet", "unit", "none"],
+        "what its first layer does to raw values: data: subtracts the mean of the training split and divides by its "
+        "standard deviation, per channel; imagenet: the same with ImageNet's; unit: bytes become 0 … 1; none: nothing",
+    ] = "data"
+    mean: Annotated[
+        tuple[float, ...], "mean per channel in place of normalise; images: in units of 0 … 1, as ToTensor has them"
+    ] = ()
+    std: Annotated[tuple[Positive, ...], "standard deviation per channel, in the units of mean"] = ()
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield (
+            "mean",
+            len(self.mean) == len(self.std),
+            "give teacher.mean and teacher.std, both with a value per channel",
+        )
+        yield "normalise", self.normalise == "data" or not self.mean, "leave it out: teacher.mean is in place of it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The student that each device runs."""
+
+    model: Annotated[
+        str,
+        "wrn-, se-wrn-, inverted-, se-inverted- or strided-DEPTH-WIDTH, densenet-bc-DEPTH-GROWTH, or "
+        "package.module:factory; auto: the largest wrn that fits each device; auto:FAMILY,FAMILY, such as "
+        "auto:densenet-bc: the largest of these families",
+    ] = "wrn-10-1"
+    args: Annotated[
+        Mapping[str, Any], "dotted path: keyword arguments of the factory, which is called with in_channels as well"
+    ] = field(default_factory=dict)
+    sends: Annotated[
+        Literal["bridge", "penultimate"],
+        "bridge: the filters of its part; penultimate: the backbone's own features, 64 · width",
+    ] = "bridge"
+    send_width: Annotated[Whole, "penultimate: features are reduced to this many; 0 sends all"] = 0
+    weights: Annotated[
+        str,
+        "students.safetensors of an earlier run, to start from (distill.epochs = 0: to use as they are); {row} and "
+        "{seed} stand for the row and seed of a study",
+    ] = ""
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield (
+            "send_width",
+            not self.send_width or self.sends == "penultimate",
+            "a bridge sends one feature for each filter of its part; set student.sends = 'penultimate'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainingConfig):
+    """Objectives and failout of the joint training of all students."""
+
+    epochs: Annotated[Whole, "passes over the training split; 0 needs student.weights"] = 30
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    grouped: Annotated[
+        bool, "students train as one network of grouped convolutions if that is faster; false: never"
+    ] = True
+    teacher_views: Annotated[
+        Whole,
+        "augmentations stored for each training sample with the teacher's answers, so that the teacher runs once for "
+        "all epochs and methods; 0: new augmentations, and the teacher in every step",
+    ] = 0
+    failout_draws: Annotated[Count, "subsets drawn for every sample of a batch; the loss is their mean"] = 1
+    failout: Annotated[
+        Literal["none", "independent", "stratified", "groups"],
+        "devices dropped in training: none, each one independently, to a uniform number of survivors (stratified), or "
+        "whole groups",
+    ] = "stratified"
+    p_failout: Annotated[Probability, "independent, groups: probability that a single device is dropped"] = 0.3
+    failout_groups: Annotated[tuple[tuple[Whole, ...], ...], "groups: devices that fail together"] = ()
+    p_group: Annotated[Probability, "groups: probability that a group is dropped as a whole"] = 0.1
+    assistants: Annotated[
+        tuple[str, ...], "teacher assistants, wrn-DEPTH-WIDTH, each distilled from the previous one"
+    ] = ()
+    generations: Annotated[
+        Count, "born again: students are trained this many times, each time from the logits of the last"
+    ] = 1
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        grouped = [device for group in self.failout_groups for device in group]
+        yield (
+            "failout_groups",
+            grouped or self.failout != "groups",
+            "list the groups that fail together, for example [[0, 1], [2, 3]]",
+        )
+        yield "failout_groups", len(set(grouped)) == len(grouped), "list each device at most once"
