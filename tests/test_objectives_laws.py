@@ -13,6 +13,7 @@ from nonn.distill.objectives.activations import activation_transfer, at, hint, s
 from nonn.distill.objectives.flow import fsp, lckd
 from nonn.distill.objectives.learned import Crd, Simreg, Srm, Vid
 from nonn.distill.objectives.logits import dkd, kd, mutual, standardise
+from nonn.distill.objectives.online import ie_kd, pcl
 from nonn.distill.objectives.relations import pkt, rkd, sp
 from nonn.distill.objectives.soft import cwtm, dtd
 from nonn.distill.targets import balance, keep_top, leave_out, permute_others, revise_labels
@@ -41,6 +42,7 @@ ON_MAPS: dict[str, Objective] = {
     "pkt": pkt,
     "fsp": lambda s, t: fsp((s[:, :2], s), (t[:, :2], t)),
     "lckd": lambda s, t: lckd([s[:, :2], s[:, 1:4], s], [t[:, :2], t[:, 1:4], t]),
+    "ie_kd": ie_kd,
     "vid": auxiliary(lambda: Vid(C, 0.7)),
     "crd": auxiliary(lambda: Crd(C, 8, 0.07)),
     "srm": auxiliary(lambda: Srm(C, 10, 2)),
@@ -50,6 +52,7 @@ ON_LOGITS: dict[str, Objective] = {
     "kd": lambda s, t: kd(s, t, 4.0),
     "standardised kd": lambda s, t: kd(standardise(s), standardise(t), 2.0),
     "dkd": lambda s, t: dkd(s, t, LABELS[: len(s)], 4.0),
+    "pcl": lambda s, t: pcl([s, s], t, [t, t], 3.0),
     "mutual": lambda s, t: mutual([s, t.detach()], 2.0),
     "balanced kd": lambda s, t: kd(s, balance(t, torch.tensor([9, 8, 7, 3, 2, 1, 0]), 2.0, 0.9), 2.0),
     "top-k kd": lambda s, t: kd(s, keep_top(t, 2, 4.0), 4.0),
@@ -60,7 +63,7 @@ ON_LOGITS: dict[str, Objective] = {
     "kd of revised labels": lambda s, t: kd(s, revise_labels(t, LABELS[: len(t)], 4.0, 0.8), 4.0),
 }
 VANISH = {*ON_MAPS, *ON_LOGITS} - {
-    *("vid", "crd", "srm", "simreg"),
+    *("ie_kd", "vid", "crd", "srm", "simreg"),
     *("kd of revised labels", "balanced kd", "top-k kd", "permuted kd", "cwtm"),
 }
 # Relations between the samples of a batch, weights over them, or a choice among them.
@@ -155,7 +158,7 @@ def test_half_precision_does_not_overflow(name: str, objective: Objective, stude
     assert torch.isfinite(objective(s, t))
 
 
-@pytest.mark.parametrize("name", ["transfer", "hint", "srrl", "vid"])
+@pytest.mark.parametrize("name", ["transfer", "hint", "srrl", "vid", "ie_kd"])
 def test_another_width_than_the_parts_is_refused(name: str) -> None:
     with pytest.raises(ShapeError, match=r"\[6, 4, 3, 2\].*\[6, 5, 3, 2\]"):
         ON_MAPS[name](tensor(S[:, :4]), tensor(T))

@@ -113,11 +113,20 @@ class Experiment:
             max(grouped, default=0) < devices.count,
             f"devices are numbered from 0 to {devices.count - 1}",
         )
-        yield (
-            "devices.count",
-            not distill.objectives.mutual.weight or devices.count > 1,
-            "distill.objectives.mutual needs at least two devices",
-        )
+        objectives = distill.objectives
+        for name in ("mutual", "pcl"):
+            alone = getattr(objectives, name).weight and devices.count < 2
+            yield "devices.count", not alone, f"distill.objectives.{name} needs at least two devices"
+        single = partition.parts != AUTO and devices.count < 2 * partition.parts
+        for key, wanted in (
+            ("ie_kd.explore", objectives.ie_kd.weight and objectives.ie_kd.explore == "replicas"),
+            ("afd.against", objectives.afd.weight and objectives.afd.against == "replicas"),
+        ):
+            yield (
+                f"distill.objectives.{key}",
+                not (wanted and single),
+                f"needs two devices for each part; set partition.parts to {max(1, devices.count // 2)} or fewer",
+            )
         yield (
             "distill.epochs",
             distill.epochs or self.student.weights,

@@ -230,6 +230,41 @@ class MutualConfig(ObjectiveConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PclConfig(ObjectiveConfig):
+    """Peer collaborative learning from the ensemble and the devices' moving averages, which are then deployed."""
+
+    temperature: Annotated[Positive, "τ of the softened distributions"] = 3.0
+    ramp_up: Annotated[Share, "share of all steps over which the weight rises as exp(−5 (1 − s)²); 0: at once"] = 0.27
+
+
+@dataclass(frozen=True, kw_only=True)
+class SokdConfig(ObjectiveConfig):
+    """Semi-online KD: the students learn from a copy of the teacher's last block that learns with them; needs a wrn."""
+
+    temperature: Annotated[Positive, "τ of the softened distributions"] = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class IeKdConfig(ObjectiveConfig):
+    """Inheritance and exploration: half of the filters are like the teacher's, the others unlike."""
+
+    explore: Annotated[
+        Literal["teacher", "replicas"], "what the second half of the filters differs from; replicas: two devices a part"
+    ] = "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfdConfig(ObjectiveConfig):
+    """Adversarial distillation of feature maps."""
+
+    against: Annotated[
+        Literal["teacher", "replicas"],
+        "whose maps a student imitates; replicas: the next device of its part, in a cycle",
+    ] = "teacher"
+    maps: Annotated[Literal["features", "attention"], "what a discriminator sees"] = "features"
+
+
+@dataclass(frozen=True, kw_only=True)
 class OtherConfig(ObjectiveConfig):
     """An objective outside of nonn."""
 
@@ -261,6 +296,10 @@ class ObjectivesConfig:
     crd: CrdConfig = field(default_factory=CrdConfig)
     srm: SrmConfig = field(default_factory=SrmConfig)
     simreg: SimregConfig = field(default_factory=SimregConfig)
+    pcl: PclConfig = field(default_factory=PclConfig)
+    sokd: SokdConfig = field(default_factory=SokdConfig)
+    ie_kd: IeKdConfig = field(default_factory=IeKdConfig)
+    afd: AfdConfig = field(default_factory=AfdConfig)
     others: Annotated[
         Mapping[str, OtherConfig],
         "objectives outside of nonn, by package.module:name or the name of an installed package; a table such as "

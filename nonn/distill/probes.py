@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from nonn.errors import ConfigError
 from nonn.teacher import Teacher, WideResNet, pool
 from nonn.teacher.wrn import Block
 
-__all__ = ["classifier_weight", "layers", "tapped"]
+__all__ = ["LastBlock", "classifier_weight", "last_block", "layers", "tapped"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _TOLERANCE = 0.05  # relative to the logits' norm; bfloat16 has three digits
@@ -31,7 +32,7 @@ def layers(network: nn.Module) -> dict[str, nn.Module]:
     """
     stem = next((m for m in network.modules() if isinstance(m, _CONVOLUTIONS)), None)
     if stem is None:
-        raise ConfigError("fsp and lckd compare convolutional layers, and this network has none")
+        raise ConfigError("objectives on earlier layers compare convolutional ones, and this network has none")
     found: dict[str, nn.Module] = {"stem": stem}
     if isinstance(network, WideResNet):
         blocks = [m for m in network.features if isinstance(m, Block)]
@@ -70,6 +71,39 @@ def tapped(networks: Sequence[nn.Module]) -> Iterator[list[Mapping[str, Tensor]]
     finally:
         for handle in handles:
             handle.remove()
+
+
+class LastBlock(nn.Module):
+    """The layers of a network after one of its stages, trainable: maps of that stage [B, C, …] → logits [B, K]."""
+
+    def __init__(self, layers: Sequence[nn.Module], classifier: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.classifier = copy.deepcopy(nn.Sequential(*layers)), copy.deepcopy(classifier)
+        self.requires_grad_(True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[B, K]."""
+        logits: Tensor = self.classifier(pool(self.layers(maps)))
+        return logits
+
+
+def last_block(teacher: Teacher, key: str) -> tuple[str, LastBlock]:
+    """The name of the last of a teacher's ``layers``, and a trainable copy of all that follows it.
+
+    Args:
+        teacher: the teacher.
+        key: key of the experiment file that needs it, for the message.
+
+    Raises:
+        ConfigError: its network is not one whose stages are known.
+    """
+    network = teacher.network
+    if not isinstance(network, WideResNet) or network.classifier is None or len(names := [*layers(network)]) < 2:
+        raise ConfigError(
+            f"{key}: needs a teacher whose last block is known; choose teacher.model = 'wrn-…' or 'se-wrn-…'"
+        )
+    before = [*network.features].index(layers(network)[names[-1]])
+    return names[-1], LastBlock([*network.features][before + 1 :], network.classifier)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ Parameters of objectives are trained next to the students, never inside them.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from nonn.config import DistillConfig
+from nonn.distill.ema import MeanTeachers
 from nonn.distill.failout import sample_answering
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
+from nonn.distill.objectives.building import Prepared
 from nonn.distill.objectives.terms import class_counts_for, draw_noise
 from nonn.distill.probes import classifier_weight, tapped
 from nonn.distill.students import JointStudents, Students
@@ -69,12 +70,20 @@ class DistillTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.terms = build_terms(config, [len(f) for f in filters])
+            for term in self.terms.values():
+                if isinstance(term.compute, Prepared):
+                    term.compute.prepare(self.teacher)
         self._needs: frozenset[str] = frozenset().union(*(term.needs for term in self.terms.values()))
         self._counts = class_counts_for(self.terms, class_counts)
+        lists = [tuple(map(int, f)) for f in filters]
+        self._replicas = [[j for j, other in enumerate(lists) if j != i and other == f] for i, f in enumerate(lists)]
         # Objectives that look into a student need it as an individual network.
         joint = config.grouped and "student_taps" not in self._needs
         self._learners: Students | JointStudents = JointStudents(students) if joint else students
         self.module = nn.ModuleDict({"students": self._learners, "auxiliaries": auxiliaries(self.terms)})
+        self._means = MeanTeachers(self._learners) if "mean_teacher_logits" in self._needs else None
+        if self._means is not None:
+            self.module["mean_teachers"] = self._means
         self.progress = 1.0
         self._classifier: list[Tensor] = []
 
@@ -124,25 +133,35 @@ class DistillTask:
             maps,
             [pool_to(t, m.shape[2:]) for t, m in zip(parts, maps, strict=True)],
             progress=self.progress,
-            device_logits=self._device_logits(features) if "device_logits" in self._needs else (),
+            device_logits=_device_logits(self._learners, features) if "device_logits" in self._needs else (),
             classifier=self._classifier,
             student_taps=taps,
             teacher_taps=teacher_taps,
+            ensemble_logits=_ensemble(self._learners, features) if "ensemble_logits" in self._needs else None,
+            mean_teacher_logits=self._mean_teachers(inputs),
+            replicas=self._replicas,
             class_counts=self._counts,
             noise=draws.get("noise"),
         )
         return {name: term(batch) for name, term in self.terms.items()}
 
     def finish(self) -> None:
-        """Writes the learned weights into the students."""
-        if isinstance(self._learners, JointStudents):
-            self._learners.copy_back(self.students)
+        """Writes the learned weights, or their moving average if an objective has one, into the students."""
+        learned = self._learners
+        if self._means is not None:
+            self._means.update(learned)  # with the last step
+            learned = self._means.students
+        if isinstance(learned, JointStudents):
+            learned.copy_back(self.students)
+            self.students.fusion.load_state_dict(learned.fusion.state_dict())
+        elif learned is not self.students:
+            self.students.load_state_dict(learned.state_dict())
 
     @torch.no_grad()
     def _teach(self, inputs: Tensor) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
         """The teacher's maps [B, C_T, …], the logits to learn from [B, K] and its earlier layers."""
         teacher = self.teacher.to(inputs.device)
-        with self._tapping([teacher.network]) as taps:
+        with tapped([teacher.network] if "teacher_taps" in self._needs else []) as taps:
             maps, logits = teacher(inputs)
         return maps, self._answers(inputs, maps, logits), taps[0] if taps else None
 
@@ -150,9 +169,10 @@ class DistillTask:
     def _recall(self, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor, None]:
         """The same from stored answers; the maps are mean activations, with spatial axes of length 1."""
         if "teacher_taps" in self._needs:
+            users = " and ".join(name for name, term in self.terms.items() if "teacher_taps" in term.needs)
             raise ConfigError(
-                "distill.teacher_views: fsp and lckd compare the teacher's earlier layers, which are not stored; "
-                "set teacher_views = 0, or the weights of fsp and lckd to 0"
+                f"distill.teacher_views: {users} need the teacher's earlier layers, which are not stored; "
+                f"set teacher_views = 0, or the weights of {users} to 0"
             )
         maps = target.pooled[(..., *[None] * (inputs.ndim - 2))]
         return maps, self._answers(inputs, maps, target.logits), None
@@ -163,9 +183,7 @@ class DistillTask:
             weight = classifier_weight(self.teacher, maps, logits)
             self._classifier = [weight.index_select(1, f.to(weight.device)).to(inputs.device) for f in self.filters]
         if self.previous is not None:
-            features = self.previous.to(inputs.device).features(inputs)
-            everyone = torch.ones(len(inputs), len(features), dtype=torch.bool, device=inputs.device)
-            logits = self.previous.fusion(features, everyone).float()
+            logits = _ensemble(self.previous, self.previous.to(inputs.device).features(inputs))
         return logits
 
     def _filters_on(self, device: torch.device) -> list[Tensor]:
@@ -175,16 +193,28 @@ class DistillTask:
 
     def _study(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor], Sequence[Mapping[str, Tensor]]]:
         """The students' maps [B, C_j, …], sent features [B, d_i] and earlier layers, N of each."""
-        with self._tapping([student.backbone for student in self.students.individual()]) as taps:
+        looked_into = self.students.individual() if "student_taps" in self._needs else []
+        with tapped([student.backbone for student in looked_into]) as taps:
             return *self._learners.maps_and_features(inputs), taps
 
-    def _tapping(
-        self, networks: Sequence[nn.Module]
-    ) -> contextlib.AbstractContextManager[Sequence[Mapping[str, Tensor]]]:
-        return tapped(networks) if "student_taps" in self._needs else contextlib.nullcontext(())
+    @torch.no_grad()
+    def _mean_teachers(self, inputs: Tensor) -> Sequence[Tensor]:
+        """The answer of each device's moving average alone, after its update with the last step, N tensors [B, K]."""
+        if self._means is None:
+            return ()
+        self._means.update(self._learners)
+        return _device_logits(self._means.students, self._means.students.features(inputs))
 
-    def _device_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The answer of each device alone, N tensors [B, K]."""
-        alone = torch.eye(len(features), dtype=torch.bool, device=features[0].device)
-        batch = len(features[0])
-        return [self._learners.fusion(features, row.expand(batch, -1)).float() for row in alone]
+
+def _device_logits(students: Students | JointStudents, features: Sequence[Tensor]) -> list[Tensor]:
+    """The answer of each device alone, N tensors [B, K]."""
+    alone = torch.eye(len(features), dtype=torch.bool, device=features[0].device)
+    batch = len(features[0])
+    return [students.fusion(features, row.expand(batch, -1)).float() for row in alone]
+
+
+def _ensemble(students: Students | JointStudents, features: Sequence[Tensor]) -> Tensor:
+    """The fused answer of all devices [B, K]."""
+    everyone = torch.ones(len(features[0]), len(features), dtype=torch.bool, device=features[0].device)
+    logits: Tensor = students.fusion(features, everyone)
+    return logits.float()

@@ -9,6 +9,8 @@ module          objectives                                     compares         
 ``relations``   sp, rkd, pkt                                   samples of one batch   yes
 ``flow``        fsp, lckd                                      two layers or more     no
 ``learned``     vid, crd, srm, simreg: with parameters         one part [B, C_j, …]   crd
+``online``      pcl, sokd, ie_kd                               peers, replicas        no
+``adversarial`` afd: with discriminators                       one part [B, C_j, …]   no
 =============== ============================================== ====================== ==========================
 
 Every objective sums over feature dimensions, averages over the batch, computes in float32 and passes no gradient to

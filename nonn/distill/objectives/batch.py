@@ -25,6 +25,9 @@ class Batch:
         classifier: the teacher's classifier over each device's part, N tensors [K, C_j].
         student_taps: earlier layers of each student by name, N mappings to [B, C, …].
         teacher_taps: earlier layers of the teacher by name, [B, C, …].
+        ensemble_logits: fused answer of all devices [B, K].
+        mean_teacher_logits: answer of each device's moving average alone, N tensors [B, K].
+        replicas: for each device the others that learn the same filters [N].
         class_counts: number of training samples of each class [K].
         noise: random numbers, uniform in [0, 1) [B, K]; they are drawn with all others of the step.
     """
@@ -39,5 +42,8 @@ class Batch:
     classifier: Sequence[Tensor] = ()
     student_taps: Sequence[Mapping[str, Tensor]] = ()
     teacher_taps: Mapping[str, Tensor] | None = None
+    ensemble_logits: Tensor | None = None
+    mean_teacher_logits: Sequence[Tensor] = ()
+    replicas: Sequence[Sequence[int]] = ()
     class_counts: Tensor | None = None
     noise: Tensor | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from nonn.config.objectives import LogitConfig, SoftTargetConfig
 from nonn.distill.objectives import activations
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.targets import keep_top, leave_out, revise_labels
+from nonn.teacher import Teacher
 from nonn.toml import Registry
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Compute",
     "Objective",
     "PerDevice",
+    "Prepared",
     "objective",
     "on_logits",
     "on_parts",
@@ -63,6 +65,15 @@ def objective(name: str, *needs: str) -> Callable[[Build], Build]:
         return build
 
     return register
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An objective that creates its parameters when it knows the teacher."""
+
+    def prepare(self, teacher: Teacher) -> None:
+        """Called once, before the optimiser is created."""
+        ...
 
 
 class PerDevice(nn.Module):

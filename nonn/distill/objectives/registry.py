@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from nonn.config import DistillConfig
-from nonn.distill.objectives import activations, flow, learned, logits, relations, soft
+from nonn.distill.objectives import activations, adversarial, flow, learned, logits, online, relations, soft
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.objectives.building import (
     OBJECTIVES,
@@ -31,7 +31,7 @@ from nonn.teacher import pool
 
 __all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice", "objective_named"]
 
-MODULES = (soft,)  # with builders of their own
+MODULES = (adversarial, online, soft)  # with builders of their own
 
 _TAPS = ("student_taps", "teacher_taps")
 

@@ -58,12 +58,12 @@ def build_terms(config: DistillConfig, widths: Sequence[int] = ()) -> dict[str, 
         widths: filters of each device's part [N]; objectives with parameters are built for them.
 
     Raises:
-        ConfigError: mutual learning of a single device.
+        ConfigError: mutual or peer collaborative learning of a single device.
     """
     terms: dict[str, Term] = {}
     for name, options in config.objectives.weighted().items():
-        if name == "mutual" and len(widths) == 1:
-            raise ConfigError("distill.objectives.mutual: needs at least two devices; set its weight to 0")
+        if name in ("mutual", "pcl") and len(widths) == 1:
+            raise ConfigError(f"distill.objectives.{name}: needs at least two devices; set its weight to 0")
         objective = objective_named(name, config)
         on = options.on if isinstance(options, LogitConfig) else ""
         terms[name] = Term(
