@@ -7,7 +7,7 @@ parameters and as output tensors, since many clients of the protocol read only t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -100,6 +100,26 @@ class Answer(Prediction):
             parameters["nonn_failures"] = json.dumps(self.failures)
         return parameters
 
+    def rows(self, classes: Sequence[str], first: int = 0) -> Iterator[dict[str, Any]]:
+        """One row of JSON for each input of the batch, as ``nonn predict`` and the dashboard show it.
+
+        Args:
+            classes: names of the classes [K].
+            first: number of the first input.
+        """
+        for index, label in enumerate(self.labels.tolist()):
+            yield {
+                "index": first + index,
+                "label": label,
+                "class": classes[label],
+                "confidence": float(self.confidence[index]),
+                "answered": self.answered.nonzero()[0].tolist(),
+                "degraded": self.degraded,
+                "expected_accuracy": self.expected_accuracy,
+                "expected_accuracy_interval": self.expected_accuracy_interval,
+                "failures": dict(self.failures),
+            }
+
     @classmethod
     def from_response(cls, response: Any, latency_s: float) -> Answer:
         """Reads a ModelInferResponse of an aggregator.
@@ -112,7 +132,20 @@ class Answer(Prediction):
             InputError: the response is not from an aggregator.
         """
         tensors = read_tensors(response.outputs, response.raw_output_contents)
-        parameters = read_parameters(response.parameters)
+        return cls.read(tensors, read_parameters(response.parameters), latency_s)
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Array], parameters: Mapping[str, Parameter], latency_s: float) -> Answer:
+        """The inverse of ``outputs`` and ``parameters``.
+
+        Args:
+            tensors: all outputs, by name.
+            parameters: response parameters.
+            latency_s: measured by the caller.
+
+        Raises:
+            InputError: they are not of an aggregator.
+        """
         try:
             ends = [float(parameters[key]) for key in _INTERVAL if key in parameters]
             return cls(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import io
+import math
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ from nonn.files import numpy_reason
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["IMAGE_SUFFIXES", "STDIN", "InputReader", "expand", "prepared_image", "to_rgb"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "STDIN", "UPLOADED", "InputReader", "expand", "prepared_image", "to_rgb"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 STDIN = "-"
@@ -37,6 +38,11 @@ _STEPS = {
     "resize": ("none", "bicubic"),
     "channels": ("", "L", "RGB"),
 }
+# Of images from strangers: Pillow reads dozens of formats, some with the help of other programs. A picture of a few
+# bytes may have any size, and a progressive JPEG any number of scans, each as much work as the picture.
+UPLOADED = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+MAX_PIXELS, MAX_SCANS = 25_000_000, 64
+_JPEG_SCAN = b"\xff\xda"
 _ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 _ARRAY_STARTS = (b"\x93NUMPY", b"PK\x03\x04")  # of .npy and .npz
 _MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -151,8 +157,21 @@ class InputReader:
             else:
                 yield self._image(stream, name)[None]
 
-    def _image(self, stream: BinaryIO, name: str) -> NDArray[np.uint8]:
-        """An image [C, H, W]."""
+    def upload(self, data: bytes, name: str) -> NDArray[np.uint8]:
+        """An image [C, H, W] that a stranger sent: common formats only, and no more pixels than a camera has.
+
+        Raises:
+            DataError: it cannot be read.
+            InputError: it does not fit the bundle, or is too large.
+        """
+        if data.count(_JPEG_SCAN) > MAX_SCANS:
+            raise InputError(f"{name}: a JPEG with more than {MAX_SCANS} scans; save it again")
+        return self._image(io.BytesIO(data), name, UPLOADED, MAX_PIXELS)
+
+    def _image(
+        self, stream: BinaryIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: float = math.inf
+    ) -> NDArray[np.uint8]:
+        """An image [C, H, W], of one of these formats."""
         from PIL import Image
 
         if self.dtype != "uint8" or len(self.shape) != 3 or self.shape[0] not in (1, 3):
@@ -161,9 +180,13 @@ class InputReader:
         mode = "L" if self.shape[0] == 1 else "RGB"
         steps = self.preprocess if self.preprocess.channels else replace(self.preprocess, channels=mode)
         try:
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=formats) as image:
+                if image.width * image.height > max_pixels:
+                    raise InputError(
+                        f"{name}: {image.width}×{image.height} pixels; the limit is {max_pixels / 1e6:g} million"
+                    )
                 found = prepared_image(image, (height, width), steps)
-        except BundleError:
+        except (BundleError, InputError):
             raise
         except Exception as exc:  # Pillow's plugins raise OSError, SyntaxError, struct.error and more for broken files
             text = "not an image" if "cannot identify image file" in str(exc) else str(exc)

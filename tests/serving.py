@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.answer import Answer
 from nonn.client import Client
-from nonn.rpc.inference import InferenceServicer, Model
+from nonn.rpc.endpoint import Endpoint, Model
+from nonn.rpc.inference import InferenceServicer
 
 TIMEOUT_S = 60.0  # for what takes a second on an idle machine
 LONGEST_PAUSE_S = 0.05  # between two looks at what may have changed
@@ -181,7 +182,7 @@ async def fake_node(behaviour: Behaviour | None, port: int = 0) -> AsyncIterator
 async def serving(model: Model) -> AsyncIterator[str]:
     """A model behind the protocol in this process."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    InferenceServicer(model).add_to(server)
+    InferenceServicer(Endpoint(model)).add_to(server)
     bound = server.add_insecure_port("127.0.0.1:0")
     async with model:
         await server.start()

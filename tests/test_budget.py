@@ -17,7 +17,8 @@ from grpc import aio
 from benchmarks import memory, storm
 from nonn.errors import OverloadError
 from nonn.rpc.budget import ByteBudget
-from nonn.rpc.inference import InferenceServicer, Result
+from nonn.rpc.endpoint import Endpoint, Result
+from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request
 from tests.serving import TIMEOUT_S, until, until_async
@@ -40,7 +41,7 @@ def test_a_budget_counts_bytes_under_way_and_always_has_room_for_the_largest_req
 async def served(model: Any, max_held_bytes: int) -> AsyncIterator[Any]:
     """A stub for a model with a budget."""
     server = aio.server()
-    InferenceServicer(model, max_held_bytes).add_to(server)
+    InferenceServicer(Endpoint(model, max_held_bytes)).add_to(server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:

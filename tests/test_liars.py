@@ -21,7 +21,7 @@ from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.known import KnownInputs
 from nonn.errors import BundleError
-from nonn.rpc.inference import Result
+from nonn.rpc.endpoint import Result
 from tests.agreement import check_against_offline_fusion
 from tests.fanout import Watcher, student
 from tests.serving import TIMEOUT_S, serving, until_async

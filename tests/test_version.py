@@ -16,6 +16,7 @@ from hatchling.plugin.manager import PluginManager
 import nonn
 import nonn.cli
 from nonn.provenance import code_version
+from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.v1 import inference_pb2 as pb
 
@@ -44,7 +45,7 @@ def test_provenance_begins_with_the_version() -> None:
 
 
 def test_server_metadata_carries_the_version() -> None:
-    servicer = InferenceServicer(None)  # type: ignore[arg-type]  # the call does not reach the model
+    servicer = InferenceServicer(Endpoint(None))  # type: ignore[arg-type]  # the call does not reach the model
     metadata = asyncio.run(servicer.ServerMetadata(pb.ServerMetadataRequest(), None))
     assert (metadata.name, metadata.version) == ("nonn", nonn.__version__)
 

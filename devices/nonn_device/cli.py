@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from nonn.bundle import Bundle
+    from nonn.rpc.endpoint import Endpoint
     from nonn.rpc.server import Attend
     from nonn.security.tls import TlsFolder
     from nonn.telemetry.systemd import Watchdog
@@ -197,18 +198,26 @@ def _model(arguments: argparse.Namespace, bundle: Bundle, device: int, node: str
     return StudentModel(bundle, device, runtime, max_batch=max_batch, max_queue=arguments.max_queue, node=node)
 
 
+def _endpoint(arguments: argparse.Namespace, model: StudentModel) -> Endpoint:
+    """A student with the limits of this device."""
+    from nonn.rpc.endpoint import Endpoint
+    from nonn_device.runtime import memory_left
+
+    if not arguments.memory:
+        return Endpoint(model)
+    return Endpoint(model, max(0, memory_left(arguments.memory) // 2))
+
+
 def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more: Any) -> dict[str, Any]:
     """Arguments of ``nonn.rpc.server.serve``."""
     from nonn.rpc.guard import Guard
     from nonn.rpc.wire import SERVICE
     from nonn.security.tls import load_tls
-    from nonn_device.runtime import memory_left
 
     def announce(address: str) -> None:
         line = {"event": "ready", "node": device, "address": address, "pid": os.getpid(), "bundle": bundle.hash}
         print(json.dumps(line), flush=True)
 
-    held = {"max_held_bytes": max(0, memory_left(arguments.memory) // 2)} if arguments.memory else {}
     tls = load_tls(arguments.tls, "node")
     if getattr(arguments, "dial_out", False):
         tls = None  # bound to loopback, called by this process only
@@ -221,7 +230,6 @@ def _options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more:
         "reflection": arguments.reflection,
         "guard": Guard(tls, {SERVICE: frozenset({"aggregator"})}) if tls else None,
         "interceptors": [arguments.tracing.interceptor] if arguments.tracing else [],
-        **held,
         **more,
     }
 
@@ -265,7 +273,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     async def main() -> None:
         async with Watchdog() as watchdog:
             status = f"student {device} of bundle {bundle.hash[:12]}"
-            await serve(model, attend=lambda _address, _end: watchdog.over(model.check, status), **options)
+            await serve(
+                _endpoint(arguments, model), attend=lambda _address, _end: watchdog.over(model.check, status), **options
+            )
 
     run_loop(main())
     return 0
@@ -392,7 +402,7 @@ async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
                 async with Background() as tasks:
                     # The server has a separate event, since it also ends when the next student replaces it.
                     tasks.start(relay(stop), "shutdown")
-                    await serve(model, **options)
+                    await serve(_endpoint(arguments, model), **options)
                 if not member.moved:
                     break
         finally:

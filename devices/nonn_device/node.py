@@ -15,7 +15,7 @@ from nonn import __version__
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, ConfigError, InputError
 from nonn.rpc.codec import Request
-from nonn.rpc.inference import Result
+from nonn.rpc.endpoint import Result
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, Array, check_batch, request_limit
 from nonn_device.runtime import Runtime

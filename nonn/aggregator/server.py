@@ -20,7 +20,7 @@ from nonn.answer import MODEL, Answer
 from nonn.documents import to_json
 from nonn.errors import BundleError, InputError, OverloadError
 from nonn.rpc.codec import Request
-from nonn.rpc.inference import Result
+from nonn.rpc.endpoint import Result
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import check_batch, request_limit
 

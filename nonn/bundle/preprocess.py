@@ -8,7 +8,7 @@ need it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["Preprocess", "recorded"]
@@ -33,6 +33,15 @@ class Preprocess:
     channels: str = ""
     array: str = ""
     scale: tuple[float, ...] = ()
+
+    @property
+    def sized(self) -> bool:
+        """Whether images of any size are accepted."""
+        return not self.crop == self.resize == "none"
+
+    def resizing(self) -> Preprocess:
+        """The same for images of any size, even if the training took only those of one size."""
+        return self if self.sized else replace(self, crop="centre", resize="bicubic")
 
 
 def recorded(values: Mapping[str, Any] | None, provenance: Any) -> Preprocess:

@@ -20,9 +20,11 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
         "--http-port",
         type=port,
         metavar="PORT",
-        help="port of dashboard, /metrics, /healthz, /readyz and /api/state; 0 is any free one (default: off)",
+        help="port of dashboard, /metrics, /healthz, /readyz, /api/state and /v2 (inference); 0 is any free one "
+        "(default: off)",
     )
     group.add_argument("--http-host", default="127.0.0.1", help="address to bind for HTTP (default: %(default)s)")
+    group.add_argument("--http-tls", action="store_true", help="serve HTTP with TLS on loopback too, with --tls")
     group.add_argument(
         "--http-name",
         action="append",
@@ -50,6 +52,7 @@ def observing_of(args: argparse.Namespace) -> ObservingOptions:
         http_host=args.http_host,
         http_port=args.http_port,
         http_names=tuple(args.http_name),
+        http_tls=args.http_tls,
         drift_rate=args.drift_rate,
         trace=args.trace,
         insecure=args.insecure,

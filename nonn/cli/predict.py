@@ -7,7 +7,6 @@ standard error, the others are answered, and the exit code is that of the first 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from nonn.arguments import addresses, existing, seconds
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nonn.answer import Answer
     from nonn.client import Metadata
     from nonn.errors import NonnError
     from nonn.rpc.wire import Array
@@ -70,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         while group := list(itertools.islice(batches, CONCURRENCY)):
             answers = client.infer_many([batch for _, _, batch in group], CONCURRENCY)
             for (file, first, _), answer in zip(group, answers, strict=True):
-                for row in _rows(file, first, answer, metadata):
+                for row in answer.rows(metadata.classes, first):
+                    row = {"file": file, **row}
                     if args.json:
                         rows.append(row)
                     else:
@@ -90,9 +89,7 @@ class _Batches:
     def __init__(self, args: argparse.Namespace, metadata: Metadata) -> None:
         from nonn.inputs import InputReader
 
-        steps = metadata.preprocess
-        if args.resize and steps.crop == steps.resize == "none":
-            steps = dataclasses.replace(steps, crop="centre", resize="bicubic")
+        steps = metadata.preprocess.resizing() if args.resize else metadata.preprocess
         self._reader = InputReader(metadata.shape, metadata.dtype, steps, args.array)
         self._size = min(BATCH, metadata.max_samples)
         self._names: list[str] = args.files
@@ -124,23 +121,6 @@ class _Batches:
     def _report(self, error: NonnError) -> None:
         print(f"nonn predict: {error}", file=sys.stderr)
         self.code = self.code or error.exit_code
-
-
-def _rows(file: str, first: int, answer: Answer, metadata: Metadata) -> Iterator[dict[str, Any]]:
-    """One row for each input of a batch."""
-    for index, label in enumerate(answer.labels.tolist()):
-        yield {
-            "file": file,
-            "index": first + index,
-            "label": label,
-            "class": metadata.classes[label],
-            "confidence": float(answer.confidence[index]),
-            "answered": answer.answered.nonzero()[0].tolist(),
-            "degraded": answer.degraded,
-            "expected_accuracy": answer.expected_accuracy,
-            "expected_accuracy_interval": answer.expected_accuracy_interval,
-            "failures": dict(answer.failures),
-        }
 
 
 def _between(interval: tuple[float, float] | None) -> str:

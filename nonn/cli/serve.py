@@ -158,8 +158,11 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     from nonn.aggregator.batching import BatchConfig
     from nonn.aggregator.membership.options import JoiningOptions
     from nonn.aggregator.sensing.hub import SensingOptions
+    from nonn.errors import ConfigError
     from nonn.fleet.served import ServeOptions
 
+    if args.http_tls and args.tls is None:
+        raise ConfigError("--http-tls requires --tls with a folder of nonn certs")
     return ServeOptions(
         inventory=args.inventory,
         joining=JoiningOptions(
@@ -190,17 +193,19 @@ async def _serve_one(args: argparse.Namespace, options: ServeOptions) -> None:
     from nonn.aggregator.inventory import warn_of_unknown_hosts
     from nonn.bundle import load_bundle
     from nonn.fleet.served import ServedBundle
+    from nonn.rpc.endpoint import Endpoint
     from nonn.rpc.server import serve
     from nonn.telemetry.systemd import Watchdog
 
     served = ServedBundle(load_bundle(args.bundle), options)
     # In a thread that is not joined at exit: DNS may take seconds, or never return.
     threading.Thread(target=warn_of_unknown_hosts, args=(served.aggregator.nodes,), daemon=True).start()
-    async with Watchdog() as watchdog, served.watching() as http:
+    endpoint = Endpoint(served.model, args.max_queue_mb * 1_000_000, opened=False)
+    async with Watchdog() as watchdog, served.watching(endpoint) as http:
         ready = _announce(args, bundle=served.bundle.hash, nodes=len(served.aggregator.nodes), http=http)
         keys = served.options()
         keys["attend"] = _watched(watchdog, keys["attend"])
-        await serve(served.model, **ready, **keys)
+        await serve(endpoint, **ready, **keys)
 
 
 async def _serve_fleet(args: argparse.Namespace, options: ServeOptions) -> None:
@@ -213,11 +218,11 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions) -> None:
 
     state, stop = State(args.state), shutdown_event(args.watch_stdin)
     bundle = state.first(args.bundle)
-    rollout = Rollout(state, bundle, options)
+    rollout = Rollout(state, bundle, options, args.max_queue_mb * 1_000_000)
     async with Watchdog() as watchdog, controlled(rollout, state.socket), rollout.running(stop.set):
         ready = _announce(args, bundle=bundle.hash, nodes=0, http=rollout.http)
         keys = rollout.served.options() | {"services": [rollout.add_to], "attend": _watched(watchdog)}
-        await serve(rollout.model, stop=stop, **ready, **keys)
+        await serve(rollout.endpoint, stop=stop, **ready, **keys)
 
 
 def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
@@ -238,7 +243,6 @@ def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
         "watch_stdin": args.watch_stdin,
         "on_ready": on_ready,
         "reflection": args.reflection,
-        "max_held_bytes": args.max_queue_mb * 1_000_000,
     }
 
 

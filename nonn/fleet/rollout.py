@@ -26,6 +26,8 @@ from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions
 from nonn.fleet.state import State
 from nonn.fleet.status import bundle_status, node_status
 from nonn.rpc.background import Background
+from nonn.rpc.budget import MAX_HELD_BYTES
+from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.wire import to_status
@@ -44,15 +46,19 @@ class Rollout:
         state: folder with the bundles.
         first: the bundle that is served at the start.
         options: options of every bundle; all nodes join.
+        max_held_bytes: bytes of all inference requests under way.
     """
 
-    def __init__(self, state: State, first: Bundle, options: ServeOptions) -> None:
+    def __init__(
+        self, state: State, first: Bundle, options: ServeOptions, max_held_bytes: int = MAX_HELD_BYTES
+    ) -> None:
         self._state, self._options = state, options
         record = state.read()
         self._quarantined = dict(record.quarantined)  # as it is on the disk
         self.served, self.other = self._make(first), None
         self.served.aggregator.expel(self._quarantined)
         self.model = ServedModel(self.served)
+        self.endpoint = Endpoint(self.model, max_held_bytes, opened=False)
         self.http: str | None = None
         self._on_other: set[str] = set()  # nodes that should run the other bundle
         self._moving: set[str] = set()  # nodes that have been given another bundle and are not back yet
@@ -422,7 +428,7 @@ class Rollout:
 
     async def _watch(self) -> None:
         """Starts dashboard and metrics of the served bundle."""
-        self.http = await self._watching.enter_async_context(self.served.watching())
+        self.http = await self._watching.enter_async_context(self.served.watching(self.endpoint))
         if self.http:  # the next one uses the same port
             port = int(self.http.rpartition(":")[2])
             observing = dataclasses.replace(self._options.observing, http_port=port)

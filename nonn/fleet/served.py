@@ -24,7 +24,7 @@ from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.codec import Request
-from nonn.rpc.inference import Result
+from nonn.rpc.endpoint import Endpoint, Result
 
 __all__ = ["ServeOptions", "ServedBundle", "ServedModel"]
 
@@ -88,9 +88,16 @@ class ServedBundle:
         senses = options.joining.joins and bundle.manifest.sensing is not None
         self.hub = Hub(self.aggregator, options.sensing) if senses else None
 
-    def watching(self) -> contextlib.AbstractAsyncContextManager[str | None]:
-        """Runs monitor, dashboard and metrics during the block; yields the address of HTTP, None without."""
-        return self.observing.watching(self.aggregator, self.joining.tls, self.hub)
+    def watching(self, endpoint: Endpoint) -> contextlib.AbstractAsyncContextManager[str | None]:
+        """Runs monitor, dashboard, metrics and inference over HTTP during the block.
+
+        Args:
+            endpoint: the model as it is served over gRPC.
+
+        Yields:
+            The address of HTTP; None without it.
+        """
+        return self.observing.watching(self.aggregator, self.joining.guard, self.hub, endpoint)
 
     def options(self) -> dict[str, Any]:
         """Arguments of ``nonn.rpc.server.serve``."""

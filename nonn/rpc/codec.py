@@ -14,7 +14,7 @@ from nonn.rpc.checksum import check_sealed, model_name, seal
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import Array, Parameter, add_tensors, new_request, read_tensors, write_parameters
 
-__all__ = ["Request", "write_request", "write_response"]
+__all__ = ["Request", "choose_outputs", "write_request", "write_response"]
 
 
 class Request:
@@ -105,11 +105,20 @@ def write_response(
     Raises:
         InputError: the request names an unknown output.
     """
-    for wanted in request.outputs:
-        if wanted not in outputs:
-            raise InputError(f"no output '{wanted}'; the model has {', '.join(outputs)}")
-    chosen = {wanted: outputs[wanted] for wanted in request.outputs} if request.outputs else outputs
+    chosen = choose_outputs(request, outputs)
     message = pb.ModelInferResponse(model_name=name, model_version=version, id=request.id)
     add_tensors(message.outputs, message.raw_output_contents, chosen)
     write_parameters(message.parameters, parameters)
     return seal(bytes(message.SerializeToString()))
+
+
+def choose_outputs(request: Request, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The outputs that a request names, in its order; all of them if it names none.
+
+    Raises:
+        InputError: the request names an unknown output.
+    """
+    for wanted in request.outputs:
+        if wanted not in outputs:
+            raise InputError(f"no output '{wanted}'; the model has {', '.join(outputs)}")
+    return {wanted: outputs[wanted] for wanted in request.outputs} if request.outputs else outputs

@@ -12,7 +12,7 @@ import hmac
 import inspect
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +128,39 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
     async def _check(self, service: str, authorization: str, context: Any) -> None:
         """Aborts the call unless it is authorised."""
         try:
-            if self.tls is not None:
-                caller = self.caller(context)
-                roles = self._roles.get(service)
-                if roles is not None and caller.role not in roles:
-                    wanted = " or ".join(sorted(roles))
-                    raise ForbiddenError(f"{caller} may not call {service}: that needs a certificate of role {wanted}")
-            if service in self._tokens:
-                await self._check_token(service, authorization, context.peer())
+            await self.admit(service, authorization, context.peer(), lambda: self.caller(context))
         except NonnError as exc:
-            self.log_refusal(str(exc), context.peer())
             await context.abort(*to_status(exc))
+
+    async def admit(self, service: str, authorization: str, peer: str, caller: Callable[[], Identity]) -> None:
+        """Checks one call, over gRPC or HTTP; logs a refusal.
+
+        Args:
+            service: full name of the service.
+            authorization: ``Bearer TOKEN``, or empty.
+            peer: address and port of the connection, as gRPC writes them.
+            caller: reads the identity in the caller's certificate; called only with TLS.
+
+        Raises:
+            CredentialsError: the certificate or the token is not accepted.
+            OverloadError: too many calls with wrong tokens wait.
+        """
+        try:
+            if self.tls is not None:
+                who = caller()
+                roles = self._roles.get(service)
+                if roles is not None and who.role not in roles:
+                    wanted = " or ".join(sorted(roles))
+                    raise ForbiddenError(f"{who} may not call {service}: that needs a certificate of role {wanted}")
+            if service in self._tokens:
+                await self._check_token(service, authorization, peer)
+        except NonnError as exc:
+            self.log_refusal(str(exc), peer)
+            raise
+
+    def needs_token(self, service: str) -> bool:
+        """Whether calls of a service need a token."""
+        return service in self._tokens
 
     async def _check_token(self, service: str, authorization: str, peer: str) -> None:
         """Compares the caller's token, after a wait if wrong ones came from its address before.
@@ -155,7 +177,8 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
             self._brake.failed(peer)
         what = "no token" if not authorization else "a token that this server does not accept"
         raise CredentialsError(
-            f"{service}: the call has {what}; give the file with it: --token-file, or --join-token-file to join"
+            f"{service}: the call has {what}; give the file with it: --token-file, or --join-token-file to "
+            "join; over HTTP send the header Authorization: Bearer TOKEN"
         )
 
     def caller(self, context: Any) -> Identity:
@@ -164,13 +187,25 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         Raises:
             CredentialsError: the certificate has been revoked, or has no identity of ``nonn certs``.
         """
-        assert self.tls is not None
         properties = context.auth_context()
         uris = [uri.decode(errors="replace") for uri in properties.get("peer_uri", ())]
+        return self.identity(uris, lambda: _fingerprint(properties["x509_pem_cert"][0]))
+
+    def identity(self, uris: Sequence[str], fingerprint: Callable[[], str]) -> Identity:
+        """The identity in a certificate.
+
+        Args:
+            uris: URIs among its alternative names.
+            fingerprint: computes its SHA-256.
+
+        Raises:
+            CredentialsError: it has been revoked, or has no identity of ``nonn certs``.
+        """
+        assert self.tls is not None
         identities = [identity for identity in map(Identity.from_uri, uris) if identity]
         if len(identities) != 1:
             raise CredentialsError("the caller's certificate contains no nonn identity; issue one: nonn certs issue")
-        if _fingerprint(properties["x509_pem_cert"][0]) in self.tls.revoked:
+        if fingerprint() in self.tls.revoked:
             raise CredentialsError(
                 f"the certificate of {identities[0]} has been revoked; issue another: "
                 f"nonn certs issue {identities[0].role} {identities[0].id}"

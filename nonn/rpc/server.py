@@ -25,10 +25,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from nonn.errors import AddressError
 from nonn.rpc.address import is_loopback
 from nonn.rpc.background import Background
-from nonn.rpc.budget import MAX_HELD_BYTES
 from nonn.rpc.connections import LIMITS, PEER_SHARE, PeerLimit, raise_descriptor_limit
+from nonn.rpc.endpoint import Endpoint, Model
 from nonn.rpc.guard import Guard
-from nonn.rpc.inference import InferenceServicer, Model
+from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.reflection import add_reflection
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_STREAMS, SERVICE
@@ -56,7 +56,7 @@ _OPTIONS = (
 
 
 async def serve(
-    model: Model,
+    endpoint: Endpoint,
     *,
     host: str,
     port: int,
@@ -69,12 +69,11 @@ async def serve(
     attend: Attend | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
     stop: asyncio.Event | None = None,
-    max_held_bytes: int = MAX_HELD_BYTES,
 ) -> None:
     """Serves a model until a signal, ``stop`` or the end of standard input.
 
     Args:
-        model: the model to serve.
+        endpoint: the model to serve, with its limits; it is opened when the server answers requests.
         host: address to bind; beyond loopback only with TLS or ``insecure``.
         port: 0 lets the system choose.
         insecure: the operator accepts serving without TLS.
@@ -88,7 +87,6 @@ async def serve(
             entered when the server answers requests, exited at shutdown while it still answers.
         stop: ends the server when it is set; None for a new ``shutdown_event``.
         interceptors: further interceptors, after the guard.
-        max_held_bytes: bytes of all inference requests under way; one of the largest size is always possible.
 
     Raises:
         AddressError: the address is taken, not of this machine, or beyond loopback without TLS or ``insecure``.
@@ -97,10 +95,10 @@ async def serve(
     """
     if stop is None:
         stop = shutdown_event(watch_stdin)
+    model = endpoint.model
     options = (*_OPTIONS, ("grpc.max_receive_message_length", model.max_request_bytes))
     server = aio.server(interceptors=[*([guard] if guard else []), *interceptors], options=options)
-    servicer = InferenceServicer(model, max_held_bytes)
-    servicer.add_to(server)
+    InferenceServicer(endpoint).add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     files = [pb.DESCRIPTOR, health_pb2.DESCRIPTOR, *(add_service(server) for add_service in services)]
@@ -111,6 +109,7 @@ async def serve(
     peers = PeerLimit(int(address.rpartition(":")[2]), descriptors // PEER_SHARE)
     async with model:
         await server.start()
+        endpoint.opened = True
         try:
             async with Background(stop.set) as tasks:
                 tasks.start(_follow(model, health_servicer), "health")
@@ -122,7 +121,7 @@ async def serve(
             await health_servicer.enter_graceful_shutdown()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_S):
-                    await servicer.drain()
+                    await endpoint.drain()
             await server.stop(STOP_GRACE_S)
 
 

@@ -179,7 +179,7 @@ def _raw(tensor: Any, raw: bytes, shape: tuple[int, ...]) -> Array:
             f"tensor '{tensor.name}': {len(raw)} bytes of raw contents, but {tensor.datatype} {list(shape)} "
             f"needs {wanted}"
         )
-    array: Array = np.frombuffer(raw, dtype).reshape(shape)
+    array = _shaped(np.frombuffer(raw, dtype), shape, tensor.name)
     if tensor.datatype == "BOOL" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
         # NumPy accepts any byte as a bool, and then True == True can be false.
         raise InputError(f"tensor '{tensor.name}': BOOL contents must be bytes 0 and 1")
@@ -202,7 +202,15 @@ def _typed(tensor: Any, shape: tuple[int, ...]) -> Array:
         limits = np.iinfo(dtype)
         if min(values) < limits.min or max(values) > limits.max:
             raise InputError(f"tensor '{tensor.name}': values outside {tensor.datatype} ({limits.min} to {limits.max})")
-    return np.array(values, dtype).reshape(shape)
+    return _shaped(np.array(values, dtype), shape, tensor.name)
+
+
+def _shaped(array: Array, shape: tuple[int, ...], name: str) -> Array:
+    """An array with as many values as its shape needs."""
+    try:
+        return array.reshape(shape)
+    except ValueError as exc:  # more dimensions than NumPy has, or a size of 0 next to huge ones
+        raise InputError(f"tensor '{name}': shape of {len(shape)} dimensions is impossible ({exc})") from exc
 
 
 def request_limit(shape: tuple[int, ...], max_samples: int) -> int:

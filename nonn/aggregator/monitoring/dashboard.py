@@ -1,51 +1,74 @@
-"""The aggregator over HTTP: dashboard, /api/state, /api/answers, /metrics, /healthz and /readyz, all read-only.
+"""The aggregator over HTTP: dashboard, state, metrics and health, and inference (``nonn.aggregator.http``).
 
 It runs in the aggregator's event loop with aiohttp: its ``AppRunner`` starts and stops inside a running loop and leaves
 signals alone. Starlette with uvicorn is half the size (6 MB installed, 7 MB resident, against 15 and 15), but uvicorn
 takes over the process's signals, which end an aggregator here, and only private methods prevent that.
 
 The page is three files next to this module and loads nothing from elsewhere; a content security policy enforces that.
-There is no login: on loopback it is plain HTTP; beyond loopback it is HTTPS for clients with a valid certificate of the
-cluster's authority, or plain HTTP with ``--insecure``. Over plain HTTP the Host header must be an IP address or a name
-of this machine. Otherwise a page elsewhere whose name is changed to our address (DNS rebinding) could read the state
-through the browser of a user who may read it.
+What is only read needs no login: on loopback it is plain HTTP; beyond loopback it is HTTPS for clients with a valid
+certificate of the cluster's authority, or plain HTTP with ``--insecure``. Inference needs what it needs over gRPC.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import ipaddress
 import json
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nonn.aggregator.http.access import Access, fingerprint_of, is_ours, own_names
+from nonn.aggregator.http.bodies import Handler
+from nonn.aggregator.http.pictures import Pictures
+from nonn.aggregator.http.rest import add_protocol
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.sensing.hub import Hub
+from nonn.bundle import Bundle
 from nonn.documents import to_json
 from nonn.errors import AddressError, MissingExtraError
 from nonn.rpc.address import is_loopback
+from nonn.rpc.background import Background
+from nonn.rpc.connections import PEER_SHARE, PeerLimit, raise_descriptor_limit
+from nonn.rpc.endpoint import Endpoint
+from nonn.rpc.guard import Guard
 from nonn.security.tls import TlsFolder
+from nonn.telemetry.printable import printable
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["serve_dashboard"]
+__all__ = ["Inference", "serve_dashboard"]
 
 _FOLDER = Path(__file__).parent / "web"
 _ASSETS = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
 SHUTDOWN_S = 0.5  # for requests in flight; enough for a page that polls every second
+KEEPALIVE_S = 30.0  # of a connection without a complete request; also the longest time for the first one's headers
+LINGERING_S = 2.0  # a refused body is read and dropped, so that its sender sees the response
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What inference over HTTP needs.
+
+    Attributes:
+        endpoint: the served model; the same as over gRPC.
+        guard: of the gRPC port.
+        bundle: the served bundle.
+    """
+
+    endpoint: Endpoint
+    guard: Guard
+    bundle: Bundle
 
 
 @contextlib.asynccontextmanager
@@ -57,8 +80,10 @@ async def serve_dashboard(
     port: int,
     insecure: bool,
     tls: TlsFolder | None = None,
+    tls_on_loopback: bool = False,
     names: Sequence[str] = (),
     hub: Hub | None = None,
+    inference: Inference | None = None,
 ) -> AsyncIterator[str]:
     """Serves HTTP while the block runs.
 
@@ -69,8 +94,10 @@ async def serve_dashboard(
         port: 0 lets the system choose.
         insecure: allow plain HTTP beyond loopback.
         tls: certificates of the aggregator; used beyond loopback.
+        tls_on_loopback: used on loopback too.
         names: further names in the Host header, for example of a proxy.
         hub: answers of nodes that sense, for /api/answers and /api/sensing; None if none do.
+        inference: for /v2 and /api/predict; None offers none.
 
     Yields:
         Its address, ``http://host:port``.
@@ -90,14 +117,27 @@ async def serve_dashboard(
         )
     if not 0 <= port < 65536:  # getaddrinfo would use it modulo 65536
         raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any free port")
-    if is_loopback(host):
+    if is_loopback(host) and not tls_on_loopback:
         tls = None
-    known = None if tls else _own_names(host, names)
-    runner = web.AppRunner(
-        _application(monitor, metrics, tls, known, hub), access_log=None, shutdown_timeout=SHUTDOWN_S
-    )
-    await runner.setup()
-    try:
+    known = None if tls else own_names(host, names)
+    async with contextlib.AsyncExitStack() as stack:
+        application = _application(monitor, metrics, tls, known, hub)
+        if inference is not None:
+            access = Access(inference.guard, names)
+            add_protocol(application.router, inference.endpoint, access)
+            pictures = Pictures(inference.endpoint, access, inference.bundle.manifest, inference.bundle.hash)
+            pictures.add_to(application.router)
+            stack.callback(pictures.close)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_S,
+            keepalive_timeout=KEEPALIVE_S,
+            lingering_time=LINGERING_S,
+            auto_decompress=False,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, host, port, ssl_context=tls.server_context() if tls else None)
         try:
             await site.start()
@@ -106,39 +146,15 @@ async def serve_dashboard(
                 f"{host}:{port} cannot be bound for HTTP ({exc}); choose another --http-port, or 0 for any free one"
             ) from exc
         bound = runner.addresses[0][1]
+        tasks = await stack.enter_async_context(Background())
+        tasks.start(PeerLimit(bound, raise_descriptor_limit() // PEER_SHARE).keep(), "limit of HTTP connections")
         yield f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
-    finally:
-        await runner.cleanup()
-
-
-def _certificate(request: web.Request) -> str:
-    """Fingerprint of the caller's certificate."""
-    connection = request.transport.get_extra_info("ssl_object") if request.transport else None
-    return hashlib.sha256(connection.getpeercert(binary_form=True) if connection else b"").hexdigest()
-
-
-def _own_names(host: str, names: Sequence[str]) -> frozenset[str]:
-    """Names under which this machine is asked."""
-    own = socket.gethostname().lower()
-    return frozenset({"localhost", own, own.partition(".")[0], f"{own}.local", host.lower(), *map(str.lower, names)})
-
-
-def _is_ours(header: str | None, names: frozenset[str]) -> bool:
-    """Whether a Host header is an IP address or one of these names; a browser always sends one."""
-    if header is None:
-        return True
-    host = header.rpartition(":")[0] if header.rpartition(":")[2].isdecimal() else header
-    host = host.strip("[]").lower().rstrip(".")
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
-        return True
-    return host in names
 
 
 def _application(
     monitor: Monitor, metrics: Metrics, tls: TlsFolder | None, names: frozenset[str] | None, hub: Hub | None = None
 ) -> web.Application:
-    """The routes; without ``names`` every Host header is accepted."""
+    """The routes that are only read; without ``names`` every Host header is accepted."""
     from aiohttp import web
 
     async def asset(request: web.Request) -> web.StreamResponse:
@@ -175,13 +191,11 @@ def _application(
         return response
 
     @web.middleware
-    async def guarded(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if tls and _certificate(request) in tls.revoked:
+            if tls and fingerprint_of(request) in tls.revoked:
                 raise web.HTTPForbidden(text="your certificate has been revoked; issue another: nonn certs issue\n")
-            if names is not None and not _is_ours(request.headers.get("Host"), names):
+            if names is not None and not is_ours(request.headers.get("Host"), names):
                 raise web.HTTPMisdirectedRequest(
                     text="unknown host name; use the IP address, or start nonn serve with --http-name NAME\n"
                 )
@@ -189,8 +203,15 @@ def _application(
             if response.prepared:  # a stream has sent its headers
                 return response
         except web.HTTPException as exc:  # 404 and 405 get the same headers
-            exc.headers.update(_HEADERS)
-            raise
+            if not request.path.startswith("/v2"):
+                exc.headers.update(_HEADERS)
+                raise
+            text = (exc.text or exc.reason).strip()
+            response = web.json_response(
+                {"error": f"{request.method} {printable(request.path)}: {text}"}, status=exc.status
+            )
+            if "Allow" in exc.headers:
+                response.headers["Allow"] = exc.headers["Allow"]
         response.headers.update(_HEADERS)
         return response
 

@@ -16,7 +16,8 @@ from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
-from nonn.security.tls import TlsFolder
+from nonn.rpc.endpoint import Endpoint
+from nonn.rpc.guard import Guard
 from nonn.telemetry.tracing import Tracing
 
 __all__ = ["Observing", "ObservingOptions"]
@@ -32,6 +33,7 @@ class ObservingOptions:
         http_names: further names of this machine in the Host header.
         drift_rate: most samples per second that the drift alarm tests; 0 turns it off, None is the default.
         trace: destination of traces, see ``nonn.telemetry.tracing``; None writes none.
+        http_tls: HTTP with TLS on loopback too.
         insecure: HTTP beyond loopback without TLS.
 
     Raises:
@@ -43,6 +45,7 @@ class ObservingOptions:
     http_names: tuple[str, ...] = ()
     drift_rate: float | None = None
     trace: str | None = None
+    http_tls: bool = False
     insecure: bool = False
 
     def __post_init__(self) -> None:
@@ -106,14 +109,19 @@ class Observing:
 
     @contextlib.asynccontextmanager
     async def watching(
-        self, aggregator: Aggregator, tls: TlsFolder | None = None, hub: Hub | None = None
+        self,
+        aggregator: Aggregator,
+        guard: Guard,
+        hub: Hub | None = None,
+        endpoint: Endpoint | None = None,
     ) -> AsyncIterator[str | None]:
         """Watches while the block runs.
 
         Args:
             aggregator: the aggregator that has the observers.
-            tls: certificates of the aggregator, also used for HTTP beyond loopback.
+            guard: of the gRPC port; its certificates are also used for HTTP beyond loopback.
             hub: answers of nodes that sense; None if none do.
+            endpoint: the served model, for inference over HTTP; None offers none.
 
         Yields:
             The address of HTTP; None without HTTP.
@@ -126,7 +134,7 @@ class Observing:
             if self._metrics is None:
                 yield None
                 return
-            from nonn.aggregator.monitoring.dashboard import serve_dashboard
+            from nonn.aggregator.monitoring.dashboard import Inference, serve_dashboard
 
             self._metrics.attach(aggregator)
             options, port = self._options, self._options.http_port or 0
@@ -136,8 +144,10 @@ class Observing:
                 host=options.http_host,
                 port=port,
                 insecure=options.insecure,
-                tls=tls,
+                tls=guard.tls,
+                tls_on_loopback=options.http_tls,
                 names=options.http_names,
                 hub=hub,
+                inference=None if endpoint is None else Inference(endpoint, guard, aggregator.bundle),
             )
             yield await stack.enter_async_context(dashboard)
