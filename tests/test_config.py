@@ -15,7 +15,7 @@ from nonn.config import Experiment, load_experiment
 from nonn.config.objectives import ObjectivesConfig
 from nonn.distill.objectives.registry import OBJECTIVES
 from nonn.errors import ConfigError
-from nonn.experiment.training import distillation_inputs, stage_inputs
+from nonn.experiment.keys import distillation_inputs, stage_inputs
 from nonn.files import digest
 from nonn.toml import from_mapping
 from nonn.toml.listing import Option, as_toml, tables_of

@@ -18,7 +18,7 @@ from nonn.config import load_experiment
 from nonn.data import READERS
 from nonn.distill.objectives.registry import objective_named
 from nonn.errors import BundleError, ConfigError, PartitionError
-from nonn.experiment.training import stage_inputs
+from nonn.experiment.keys import stage_inputs
 from nonn.fusion import HEADS, Head, ZeroFill, head_from_arrays
 from nonn.partition import METHODS, load_partitioner
 from nonn.reliability.laws import parse_law

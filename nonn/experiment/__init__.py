@@ -5,7 +5,7 @@
     run        design → teacher → partition → students → bundle → placement → report
     workspace  state that all stages share                          (progress: the interface for reporting)
     pilot      partition.parts = "auto": chooses the design by short runs
-    training   teacher → teacher assistants → partition → students  (stages: folders keyed by a hash of their inputs)
+    training   teacher → teacher assistants → partition → students  (stages: folders; keys: hashes of their inputs)
     networks   the untrained networks                               (seeds: a random stream per purpose)
     bundling   builds the bundle from students and heads            (kept: earlier bundles, what runs hold)
     placement  chooses which device runs which student

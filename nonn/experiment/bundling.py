@@ -27,7 +27,8 @@ from nonn.distill import Students
 from nonn.enumeration import enumerate_evidence, enumerate_subsets
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.kept import DIGITS, restore, set_aside
-from nonn.experiment.training import Trained, stage_inputs, teacher_outcomes
+from nonn.experiment.keys import stage_inputs
+from nonn.experiment.training import Trained, teacher_outcomes
 from nonn.experiment.verdict import say_verdict
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx

@@ -21,7 +21,8 @@ from nonn.config import AUTO, Experiment
 from nonn.documents import read
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import DataError
-from nonn.experiment.training import stage_inputs, train
+from nonn.experiment.keys import stage_inputs
+from nonn.experiment.training import train
 from nonn.experiment.workspace import Workspace
 from nonn.files import write_json
 from nonn.partition.redundancy import Design

@@ -27,13 +27,14 @@ from nonn.data import Dataset
 from nonn.distill import Students
 from nonn.distill.heads import KINDS
 from nonn.experiment.evaluation import Evaluated, Evaluation, evaluate_head
+from nonn.experiment.keys import stage_inputs
 from nonn.experiment.methods import METHODS, Method
 from nonn.experiment.pilot import choose_design
 from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.rival import SubsetFunction
 from nonn.experiment.stages import exclusive
 from nonn.experiment.summary import summarise, to_csv
-from nonn.experiment.training import Trained, stage_inputs, teacher_accuracy, train
+from nonn.experiment.training import Trained, teacher_accuracy, train
 from nonn.experiment.workspace import Workspace, resolve
 from nonn.files import atomic_file
 from nonn.report.plots import study_plot
