@@ -83,19 +83,9 @@ def mean_interval(
 def difference_interval(
     scores: NDArray[Any], samples: int | None = None, confidence: float = CONFIDENCE, mean: ArrayLike | None = None
 ) -> Ends:
-    """Intervals of means of scores in [−1, 1]: differences of two means of the same samples.
+    """Intervals of differences of two means of the same samples: means of scores in [−1, 1].
 
-    Args:
-        scores: one row for each figure, one column for each sample [..., m].
-        samples: number n of samples of the figure, if the m scores are of a random choice of them.
-        confidence: of the two-sided interval.
-        mean: the differences over all n samples [...], where they are known; by default of the scores.
-
-    Returns:
-        Lower and upper ends [...].
-
-    Raises:
-        ShapeError: there is no score.
+    Arguments, result and errors are those of ``mean_interval``; ``mean`` is the differences over all n samples.
     """
     values, n = _scores(scores, samples)
     z = _quantile(confidence)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -116,8 +116,7 @@ class Choice:
 
     @property
     def _found(self) -> Registry[Any] | Mapping[str, Any] | tuple[str, ...]:
-        module, _, name = self.registry.partition(":")
-        found: Registry[Any] | Mapping[str, Any] | tuple[str, ...] = getattr(importlib.import_module(module), name)
+        found: Registry[Any] | Mapping[str, Any] | tuple[str, ...] = pkgutil.resolve_name(self.registry)
         return found
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
@@ -42,15 +43,11 @@ def import_path(path: str) -> Any:
         ImportError, AttributeError: there is no such module or name.
         Exception: any error of the module.
     """
-    module, _, name = path.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.append(folder)
     importlib.invalidate_caches()  # the file may be newer than the last import
-    value: Any = importlib.import_module(module)
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+    return pkgutil.resolve_name(path)
 
 
 def source_of(path: str) -> Path | None:
