@@ -58,6 +58,8 @@ def _term(name: str, weight: float, **options: Any) -> tuple[str, ...]:
     return (f"{key}.weight={weight}", *(f"{key}.{k}={json.dumps(v)}" for k, v in options.items()))
 
 
+_VIEWS = ("distill.teacher_views=4", "data.noise=0", "data.crop=1")
+
 # The methods, as changes of the experiment.
 ROWS: Mapping[str, tuple[str, ...]] = {
     "labels": (),
@@ -88,6 +90,17 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "crd": _term("crd", 0.1),
     "srm": _term("srm", 0.1, warm_up=0.2),
     "simreg": _term("simreg", 1.0),
+    "mimkd": _term("mimkd", 0.5),
+    "rtk": _term("rtk", 1.0),
+    "gcl": _term("gcl", 1.0, on="both"),
+    "pcl": _term("pcl", 0.5),
+    "sokd": _term("sokd", 0.5),
+    "ie-kd": _term("ie_kd", 1.0),
+    "afd": _term("afd", 0.1),
+    "afd, attention": _term("afd", 0.1, maps="attention"),
+    "kd, stored views": (*_term("kd", 0.9, on="both"), *_VIEWS),
+    "vrkd": (*_term("vrkd", 0.9, on="both"), *_VIEWS),
+    "umts": (*_term("umts", 0.01), *_VIEWS),
 }
 
 

@@ -19,7 +19,20 @@ from tests.toys import toy_data
 
 PARTS = [list(range(j * 16, (j + 1) * 16)) for j in range(4)]
 NAMES = [f.name for f in dataclasses.fields(ObjectivesConfig) if f.name != "others"]
-ON_ANSWERS = {"ce", "kd", "dkd", "bkd", "dkpp", "cwtm", "dtd", "mutual", "pcl", "sokd"}  # these train the fusion, too
+ON_ANSWERS = {
+    "ce",
+    "kd",
+    "dkd",
+    "bkd",
+    "dkpp",
+    "cwtm",
+    "dtd",
+    "mutual",
+    "pcl",
+    "sokd",
+    "vrkd",
+    "gcl",
+}  # these train the fusion, too
 COUNTS = (500, 200, 100, 50, 20, 10, 5, 2, 1, 0)  # training samples of each of 10 classes
 
 Array = NDArray[np.float64]

@@ -80,7 +80,7 @@ def test_noise_cannot_be_stored() -> None:
 def test_objectives_on_earlier_layers_are_refused(answers: TeacherAnswers) -> None:
     task = DistillTask(make_teacher(), make_students(), PARTS, distill("none", fsp={}))
     _, target = answers(torch.arange(4), torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(ConfigError, match="fsp and lckd compare the teacher's earlier layers, which are not stored"):
+    with pytest.raises(ConfigError, match="fsp need the teacher's earlier layers, which are not stored"):
         task.losses(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64), task.draw(4, torch.Generator()), target)
 
 

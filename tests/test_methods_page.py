@@ -18,14 +18,19 @@ ROWS = [
 TABLES = "|".join(field.name for field in dataclasses.fields(Experiment))
 SETTINGS = re.findall(rf"`((?:{TABLES})\.[\w.]+)(?: = ([^`]+))?`", TEXT)
 
-# What `student.model = 'auto'` needs to load.
-BESIDE = ["devices.classes=[{name='watch', count=8}]"]
+# What an option needs to load.
+VIEWS = ["distill.teacher_views=2", "data.noise=0"]
+BESIDE = {
+    ("student.model", "'auto'"): ["devices.classes=[{name='watch', count=8}]"],
+    ("distill.objectives.vrkd.weight", "0.9"): VIEWS,
+    ("distill.objectives.umts.weight", "0.01"): VIEWS,
+}
 
 
 def test_every_option_that_the_page_names_loads() -> None:
     assert len(SETTINGS) > 30
     for key, value in SETTINGS:
-        beside = BESIDE if value == "'auto'" else []
+        beside = BESIDE.get((key, value), [])
         load_experiment(None, [f"{key}={value}", *beside] if value else [])
         part: object = load_experiment(None)
         for name in key.split("."):

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from nonn.distill.objectives.activations import activation_transfer, at, hint, srrl
 from nonn.distill.objectives.flow import fsp, lckd
+from nonn.distill.objectives.information import Mimkd, rtk
 from nonn.distill.objectives.learned import Crd, Simreg, Srm, Vid
 from nonn.distill.objectives.logits import dkd, kd, mutual, standardise
 from nonn.distill.objectives.online import ie_kd, pcl
 from nonn.distill.objectives.relations import pkt, rkd, sp
+from nonn.distill.objectives.shots import average_views, umts
 from nonn.distill.objectives.soft import cwtm, dtd
+from nonn.distill.objectives.tails import clouds, gcl
 from nonn.distill.targets import balance, keep_top, leave_out, permute_others, revise_labels
 from nonn.errors import ShapeError
+from nonn.teacher import pool
 from tests.objectives import LABELS, ZS, ZT, Array, B, C, S, T, W, tensor
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +51,9 @@ ON_MAPS: dict[str, Objective] = {
     "crd": auxiliary(lambda: Crd(C, 8, 0.07)),
     "srm": auxiliary(lambda: Srm(C, 10, 2)),
     "simreg": auxiliary(lambda: Simreg(C, 10)),
+    "mimkd": auxiliary(lambda: Mimkd(C, 4)),
+    "rtk": lambda s, t: rtk([s], [t, t[:, :2]], 0.3),
+    "umts": lambda s, t: umts(pool(s), pool(t)[:, None], torch.zeros(len(s))),
 }
 ON_LOGITS: dict[str, Objective] = {
     "kd": lambda s, t: kd(s, t, 4.0),
@@ -59,16 +66,28 @@ ON_LOGITS: dict[str, Objective] = {
     "permuted kd": lambda s, t: kd(s, permute_others(t, NOISE[: len(t)]), 1.0),
     "selected kd": lambda s, t: kd(s, leave_out(t, s, t, LABELS[: len(t)], 0.4), 4.0),
     "cwtm": lambda s, t: cwtm(s, t, LABELS[: len(s)]),
+    "gcl": lambda s, t: gcl(s, clouds(torch.tensor([9, 8, 7, 3, 2, 1, 0]), NOISE[: len(s)]), LABELS[: len(s)], 3.0),
+    "kd of two views": lambda s, t: kd(s, average_views(torch.stack([t, t + 1, 0.5 * t], dim=1), 4.0), 4.0),
     "dtd": lambda s, t: dtd(s, t, 3.0, 2.0, 1.5),
     "kd of revised labels": lambda s, t: kd(s, revise_labels(t, LABELS[: len(t)], 4.0, 0.8), 4.0),
 }
 VANISH = {*ON_MAPS, *ON_LOGITS} - {
     *("ie_kd", "vid", "crd", "srm", "simreg"),
-    *("kd of revised labels", "balanced kd", "top-k kd", "permuted kd", "cwtm"),
+    *(
+        "kd of revised labels",
+        "balanced kd",
+        "top-k kd",
+        "permuted kd",
+        "cwtm",
+        "gcl",
+        "kd of two views",
+        "mimkd",
+        "rtk",
+    ),
 }
 # Relations between the samples of a batch, weights over them, or a choice among them.
-IN_BATCH = {"sp", "rkd", "pkt", "crd", "cwtm", "dtd", "selected kd"}
-CONSTANT = {"mutual", "dtd"}  # where a student is a teacher, too, or sets its temperature, it is a constant
+IN_BATCH = {"sp", "rkd", "pkt", "crd", "cwtm", "dtd", "selected kd", "mimkd"}
+CONSTANT = {"mutual", "dtd", "rtk"}  # where a student is a teacher, too, or sets its temperature, it is a constant
 ALL = [(name, f, S, T) for name, f in ON_MAPS.items()] + [(name, f, ZS, ZT) for name, f in ON_LOGITS.items()]
 every = pytest.mark.parametrize(("name", "objective", "student", "teacher"), ALL, ids=[a[0] for a in ALL])
 
@@ -146,7 +165,7 @@ def test_autocast_does_not_change_it(name: str, objective: Objective, student: A
     with torch.autocast("cpu", torch.bfloat16):
         mixed = objective(tensor(student), tensor(teacher))
     assert mixed.dtype == torch.float32
-    if name in {"crd", "srm", "simreg"}:  # their linear layers may run in bfloat16; what follows does not
+    if name in {"crd", "srm", "simreg", "mimkd"}:  # their linear layers may run in bfloat16; what follows does not
         assert float(mixed) == pytest.approx(float(plain), rel=0.05)
     else:
         assert torch.equal(mixed, plain)
@@ -169,7 +188,7 @@ def test_relations_and_attention_need_no_common_width(name: str) -> None:
     assert torch.isfinite(ON_MAPS[name](tensor(S[:, :4]), tensor(T)))
 
 
-@pytest.mark.parametrize("name", [n for n in ON_MAPS if n != "at"])
+@pytest.mark.parametrize("name", [n for n in ON_MAPS if n not in {"at", "rtk"}])
 def test_pooled_features_and_windows_are_maps_too(name: str) -> None:
     for shape in ((B, C), (B, C, 4)):
         s, t = torch.rand(shape), torch.rand(shape)

@@ -42,7 +42,7 @@ from tests.objectives import (
 from tests.toys import toy_data
 from tests.training import Unchanged, losses_of
 
-LEARNED = {"vid", "crd", "srm", "simreg", "afd"}
+LEARNED = {"vid", "crd", "srm", "simreg", "afd", "mimkd", "umts"}
 NETWORKS = {"pcl", "sokd"}  # with further networks for all devices
 LABELS = torch.arange(12) % 10
 

@@ -265,6 +265,41 @@ class AfdConfig(ObjectiveConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MimkdConfig(ObjectiveConfig):
+    """Mutual information maximisation between features of student and teacher, pooled and at each position."""
+
+    dim: Annotated[Count, "dimensions of the critics"] = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class RtkConfig(ObjectiveConfig):
+    """Representative teacher keys: a substitute, attention transfer from the teacher's layers that are alike."""
+
+    temperature: Annotated[Positive, "τ of the attention to layers; small: to the most similar one"] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VrkdConfig(SoftTargetConfig):
+    """KD from the teacher's answers to all stored views of a sample; needs distill.teacher_views."""
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield from super().rules()
+        yield from _whole(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GclConfig(LogitConfig):
+    """Gaussian clouded logits, for data with rare classes: cross entropy with noise on the logits of rare classes."""
+
+    scale: Annotated[NotNegative, "largest noise on a logit"] = 15.0
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield from _whole(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OtherConfig(ObjectiveConfig):
     """An objective outside of nonn."""
 
@@ -300,6 +335,13 @@ class ObjectivesConfig:
     sokd: SokdConfig = field(default_factory=SokdConfig)
     ie_kd: IeKdConfig = field(default_factory=IeKdConfig)
     afd: AfdConfig = field(default_factory=AfdConfig)
+    mimkd: MimkdConfig = field(default_factory=MimkdConfig)
+    rtk: RtkConfig = field(default_factory=RtkConfig)
+    vrkd: VrkdConfig = field(default_factory=VrkdConfig)
+    umts: Annotated[
+        ObjectiveConfig, "The mean of the teacher's features for all stored views, with a predicted uncertainty."
+    ] = field(default_factory=ObjectiveConfig)
+    gcl: GclConfig = field(default_factory=GclConfig)
     others: Annotated[
         Mapping[str, OtherConfig],
         "objectives outside of nonn, by package.module:name or the name of an installed package; a table such as "

@@ -133,6 +133,13 @@ class DistillConfig(TrainingConfig):
     def rules(self) -> Rules:
         """Rules that relate several fields."""
         grouped = [device for group in self.failout_groups for device in group]
+        for name in ("vrkd", "umts"):
+            wanted = getattr(self.objectives, name).weight
+            yield (
+                "teacher_views",
+                not wanted or self.teacher_views > 1,
+                f"objectives.{name} needs several views of each sample: store at least 2, with data.noise = 0",
+            )
         yield (
             "failout_groups",
             grouped or self.failout != "groups",

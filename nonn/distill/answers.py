@@ -59,7 +59,8 @@ class TeacherAnswers:
     def __call__(self, index: Tensor, view: Tensor) -> tuple[dict[str, Tensor], Target]:
         """Draws of the augmentation, and the answers, for the given view [B] of the given samples [B]."""
         draws = {name: value[index, view] for name, value in self.draws.items()}
-        return draws, Target(self.logits[index, view].float(), self.pooled[index, view].float())
+        seen = self.logits[index, view].float(), self.pooled[index, view].float()
+        return draws, Target(*seen, self.logits[index], self.pooled[index])
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file."""

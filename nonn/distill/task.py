@@ -9,6 +9,7 @@ Parameters of objectives are trained next to the students, never inside them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,6 +143,7 @@ class DistillTask:
             replicas=self._replicas,
             class_counts=self._counts,
             noise=draws.get("noise"),
+            **self._views(target),
         )
         return {name: term(batch) for name, term in self.terms.items()}
 
@@ -176,6 +178,13 @@ class DistillTask:
             )
         maps = target.pooled[(..., *[None] * (inputs.ndim - 2))]
         return maps, self._answers(inputs, maps, target.logits), None
+
+    def _views(self, target: Target | None) -> dict[str, Any]:
+        """What the teacher says to all stored views of the samples, for the fields of ``Batch``."""
+        if "views" not in self._needs or target is None or target.view_logits is None or target.view_pooled is None:
+            return {}
+        parts = [target.view_pooled.index_select(2, f) for f in self._filters_on(target.logits.device)]
+        return {"view_logits": target.view_logits, "view_features": parts}
 
     def _answers(self, inputs: Tensor, maps: Tensor, logits: Tensor) -> Tensor:
         """The logits to learn from: the teacher's, or those of the previous generation."""

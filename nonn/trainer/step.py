@@ -28,10 +28,14 @@ class Target:
     Attributes:
         logits: [B, K].
         pooled: mean activation of each filter of the final convolutional stage [B, C_T].
+        view_logits: logits for all V stored augmentations of each sample [B, V, K].
+        view_pooled: mean activations for all of them [B, V, C_T].
     """
 
     logits: Tensor
     pooled: Tensor
+    view_logits: Tensor | None = None
+    view_pooled: Tensor | None = None
 
 
 class Task(Protocol):

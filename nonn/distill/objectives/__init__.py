@@ -10,6 +10,9 @@ module          objectives                                     compares         
 ``flow``        fsp, lckd                                      two layers or more     no
 ``learned``     vid, crd, srm, simreg: with parameters         one part [B, C_j, …]   crd
 ``online``      pcl, sokd, ie_kd                               peers, replicas        no
+``information`` mimkd; rtk: several layers                     one part [B, C_j, …]   mimkd
+``shots``       vrkd, umts: several views                      answers, one part      no
+``tails``       gcl                                            answers [B, K]         no
 ``adversarial`` afd: with discriminators                       one part [B, C_j, …]   no
 =============== ============================================== ====================== ==========================
 

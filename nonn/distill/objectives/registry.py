@@ -13,7 +13,19 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from nonn.config import DistillConfig
-from nonn.distill.objectives import activations, adversarial, flow, learned, logits, online, relations, soft
+from nonn.distill.objectives import (
+    activations,
+    adversarial,
+    flow,
+    information,
+    learned,
+    logits,
+    online,
+    relations,
+    shots,
+    soft,
+    tails,
+)
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.objectives.building import (
     OBJECTIVES,
@@ -31,7 +43,7 @@ from nonn.teacher import pool
 
 __all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice", "objective_named"]
 
-MODULES = (adversarial, online, soft)  # with builders of their own
+MODULES = (adversarial, information, online, shots, soft, tails)  # with builders of their own
 
 _TAPS = ("student_taps", "teacher_taps")
 
