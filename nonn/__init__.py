@@ -131,7 +131,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(module), attribute or name)
     except ModuleNotFoundError as exc:
-        from nonn.cli.extras import missing_extra
+        from nonn.commandline.extras import missing_extra
 
         missing = missing_extra(exc)
         if missing is None:

@@ -7,11 +7,39 @@ a file is exit code 3.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["addresses", "count", "existing", "is_missing", "not_negative", "port", "seconds"]
+__all__ = [
+    "addresses",
+    "count",
+    "existing",
+    "is_missing",
+    "not_negative",
+    "port",
+    "seconds",
+    "share",
+    "usage",
+    "whole",
+]
+
+
+@contextlib.contextmanager
+def usage() -> Iterator[None]:
+    """In the block, a wrong configuration is wrong usage: its texts are options of the command line.
+
+    Raises:
+        UsageError: with the message of the error.
+    """
+    from nonn.errors import ConfigError, UsageError
+
+    try:
+        yield
+    except ConfigError as exc:
+        raise UsageError(str(exc)) from exc
 
 
 def existing(text: str) -> Path:
@@ -53,9 +81,27 @@ def addresses(text: str) -> str:
 
 def count(text: str) -> int:
     """A whole number of 1 or more."""
-    value = _whole(text)
-    if value < 1:
-        raise ArgumentTypeError(f"{text}: must be at least 1")
+    return whole(1)(text)
+
+
+def whole(least: int, greatest: int | None = None) -> Callable[[str], int]:
+    """The type of whole numbers in a range, both ends included."""
+
+    def parse(text: str) -> int:
+        value = _whole(text)
+        if value < least or (greatest is not None and value > greatest):
+            limits = f"at least {least}" if greatest is None else f"between {least} and {greatest:,}"
+            raise ArgumentTypeError(f"{text}: must be {limits}")
+        return value
+
+    return parse
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1, such as an accuracy."""
+    value = not_negative(text)
+    if value > 1:
+        raise ArgumentTypeError(f"{text}: must be between 0 and 1")
     return value
 
 

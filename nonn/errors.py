@@ -5,6 +5,7 @@
     NonnError                     base of all errors                    exit  gRPC status
     ├── ConfigError               experiment file, --set, inventory      3    INVALID_ARGUMENT
     │   ├── PartitionError        the requested parts are impossible     3    INVALID_ARGUMENT
+    │   ├── UsageError            options that exclude each other        2    INVALID_ARGUMENT
     │   ├── BudgetError           a student exceeds its device's budget  3    INVALID_ARGUMENT
     │   └── AddressError          an address cannot be bound             3    INVALID_ARGUMENT
     ├── DataError                 data missing or invalid                3    INVALID_ARGUMENT
@@ -48,6 +49,7 @@ __all__ = [
     "QuorumError",
     "ShapeError",
     "UnreachableError",
+    "UsageError",
 ]
 
 
@@ -67,6 +69,12 @@ class ConfigError(NonnError):
 
 class PartitionError(ConfigError):
     """The requested parts are impossible: more parts than devices, or than filters."""
+
+
+class UsageError(ConfigError):
+    """The command line is wrong: an option is missing, excludes another one, or has an impossible value."""
+
+    exit_code = 2
 
 
 class BudgetError(ConfigError):

@@ -44,23 +44,6 @@ def test_the_cost_of_each_model_is_measured(capsys: pytest.CaptureFixture[str]) 
         assert min(row["answer_ms"], row["int8_answer_ms"], row["step_s"]) > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--model", "vgg-16"], "'vgg-16': unknown"),
-        (["--input", "3"], "must be at least 1"),
-        (["--input", "1", "0", "8"], "must be at least 1"),
-        (["--filters", "0"], "must be at least 1"),
-        (["--batch", "-1"], "must be at least 1"),
-    ],
-)
-def test_an_impossible_measurement_is_refused(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "students", *options]) == 3
-    assert message in capsys.readouterr().err
-
-
 def test_the_table_has_a_line_for_each_student_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
     assert main(["bench", "students", "--bundle", str(bundle.path)]) == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nonn.cli import COMMANDS, main
-from nonn.cli.extras import missing_extra, requirements
+from nonn.commandline.extras import missing_extra, requirements
 from tests.serving import TIMEOUT_S, until
 from tests.toys import TINY
 
@@ -49,39 +49,6 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         main([name, "--help"])
     assert caught.value.code == 0
     assert "usage: nonn" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "required: COMMAND"),
-        (["fly"], "invalid choice: 'fly'"),
-        (["run"], "required: EXPERIMENT.toml"),
-        (["run", "/dev/null", "--fast"], "unrecognized arguments: --fast"),
-        (["run", "missing.toml"], "missing.toml: no such file or folder"),
-        (["report", "/no/bundle"], "/no/bundle: no such file or folder"),
-        (["up", "/no/bundle"], "/no/bundle: no such file or folder"),
-        (["up", "/", "--port", "99999"], "--port: 99999: must be 1 to 65535"),
-        (["serve", "/", "--deadline", "-1"], "--deadline: -1: must be a number of 0 or more"),
-        (["serve", "/", "--max-delay-ms", "nan"], "--max-delay-ms: nan: must be a number of 0 or more"),
-        (["serve", "/", "--quorum", "0"], "--quorum: 0: must be at least 1"),
-        (["predict", "127.0.0.1:1", "x.png", "--timeout", "0"], "--timeout: 0: must be more than 0"),
-        (["predict", "localhost", "x.png"], "'localhost' is not host:port"),
-        (["top", "127.0.0.1:1", "--token-file", "/no/token"], "/no/token: no such file or folder"),
-    ],
-)
-def test_wrong_usage_exits_with_2(
-    arguments: list[str],
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

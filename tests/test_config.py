@@ -253,5 +253,5 @@ def test_the_command_prints_device_classes_one_by_one(tmp_path: Path, capsys: py
 def test_the_command_refuses_what_is_no_option(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["config", *arguments]) == 3
+    assert main(["config", *arguments]) == 2
     assert message in capsys.readouterr().err

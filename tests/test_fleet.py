@@ -261,7 +261,7 @@ def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_sock
 def test_wrong_use_is_told(bundles: Any, tmp_path: Path, state: Any) -> None:
     for arguments, code, text in (
         (("status", "--state", state), 4, "start one with: nonn serve --joins --state"),
-        (("push", bundles[0].path, "--state", state, "--floor", "2"), 3, "must be an accuracy, 0 to 1"),
+        (("push", bundles[0].path, "--state", state, "--floor", "2"), 2, "must be between 0 and 1"),
         (("push", bundles[0].path, "--state", state), 2, "--floor"),
         (("status", "--inventory", tmp_path / "none.toml"), 2, "no such file"),
         (("status", "--state", tmp_path / ("x" * 120)), 3, "choose a shorter one"),

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nonn_device.cli import main as device_main
 
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.sensing.hub import HELD, Hub, SensingOptions
@@ -217,25 +216,6 @@ def test_a_node_that_may_not_sense_is_refused_with_the_reason(
                 servicer._opened(pb.Publication(opening=pb.Opening(**opening)), Call())
 
     asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--send-raw"], "give a --source"),
-        (["--source", "-"], "--source needs --student"),
-        (["--source", "-", "--student", "0", "--watch-stdin"], "leave --watch-stdin out"),
-        (["--source", "-", "--student", "0", "--send-raw"], "refusing to send raw samples in plain text.*--tls"),
-    ],
-)
-def test_options_that_exclude_each_other_are_refused(
-    options: Any, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    import re
-
-    code = device_main(["join", "127.0.0.1:1", "--id", "a", "--data", str(tmp_path), *options])
-    assert code == 3
-    assert re.search(message, capsys.readouterr().err)
 
 
 def test_processes_replay_a_recording_and_every_answer_has_its_window_and_a_true_mask(

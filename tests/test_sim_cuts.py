@@ -120,6 +120,5 @@ def test_the_command_prints_and_writes_what_was_found(
     assert f"{len(found['cuts'])} minimal cut sets" in shown
     assert f"missed with probability {found['missed']:.6g}" in shown
     assert " ".join(map(str, found["cuts"][0]["devices"])) in shown
-    assert main([*options[:2], "--level", "70"]) == 3
     assert main([*options, "--fault-tree", "/dev/null/x"]) == 3
     assert "/dev/null/x: cannot be written" in capsys.readouterr().err

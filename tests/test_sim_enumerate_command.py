@@ -142,15 +142,10 @@ def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--law", "independant p=0.1"], 3, "did you mean 'independent'"),
-        (["--law", "groups [[7]] p_group=0.1"], 3, "unknown node 7"),
-        (["--guarantee", "be good"], 3, "guarantee 'be good'"),
+        (["--law", "independant p=0.1"], 2, "did you mean 'independent'"),
+        (["--law", "groups [[7]] p_group=0.1"], 2, "unknown node 7"),
+        (["--guarantee", "be good"], 2, "guarantee 'be good'"),
         (["--csv", "/dev/null/x.csv"], 3, "--csv /dev/null/x.csv"),
-        (["--place", "/no/machines.toml"], 3, "/no/machines.toml"),
-        (["--samples", "3", "--per-class"], 3, "--per-class needs every subset"),
-        (["--samples", "1"], 3, "at least two"),
-        (["--samples", "3", "--counted", "-1"], 3, "--counted -1: must not be negative"),
-        (["--samples", "3", "--seed", "-1"], 3, "--seed -1: must not be negative"),
     ],
 )
 def test_bad_input_has_a_message_and_its_exit_code(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nonn_sim.commands import run as run_command
 from nonn_sim.scenario import (
     AggregatorConfig,
     Fault,
@@ -20,7 +19,7 @@ from nonn_sim.scenario_file import load_scenario, parse_scenario
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.policy import PolicyConfig
-from nonn.errors import ConfigError, NonnError
+from nonn.errors import ConfigError
 from nonn.reliability.placement import Machine
 from nonn.toml.listing import tables_of
 
@@ -185,23 +184,6 @@ def test_a_device_that_the_bundle_does_not_have_is_found_when_the_two_meet(text:
     with pytest.raises(ConfigError) as caught:
         parse(text).devices(4)
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--live", "--seeds", "3"], "--live is one run"),
-        (["--inputs", "x.npz"], "add --live"),
-    ],
-)
-def test_options_that_contradict_each_other_are_errors(options: Any, message: Any) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    run_command.add_arguments(parser)
-    arguments = parser.parse_args([str(SHIPPED[0]), "--bundle", ".", *options])
-    with pytest.raises(NonnError, match=message):
-        run_command.run(arguments)
 
 
 @pytest.mark.parametrize("kind", KINDS)

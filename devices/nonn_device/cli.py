@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nonn import __version__
-from nonn.arguments import addresses, count, existing, port
-from nonn.errors import ConfigError, InputError, NonnError
+from nonn.arguments import addresses, count, existing, is_missing, port, usage, whole
+from nonn.commandline import run_command
+from nonn.errors import UsageError
 from nonn.telemetry.log import add_log_arguments, configure_logging
 
 if TYPE_CHECKING:
@@ -37,55 +37,55 @@ __all__ = ["build_parser", "main"]
 
 _Result = TypeVar("_Result")
 
-# Minimum and maximum of each number in the node, the runtime or the protocol.
-_RANGES = {"student": (0, 2**31 - 1), "threads": (1, 256), "memory": (0, 2**31 - 1), "max_model_bytes": (0, 2**63 - 1)}
+_student = whole(0, 2**31 - 1)  # as the protocol has it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    # A node multiplies nothing in NumPy: threads of its BLAS would only cost memory.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if arguments.tls:
-        from nonn.security.handshake import log_failed_handshakes
+    return run_command(build_parser(), argv)
 
-        log_failed_handshakes()
-    # gRPC's own log reports a taken port; nonn's error does too.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    configure_logging(arguments.log_format)
-    arguments.tracing = None
-    try:
+
+def _prepared(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A command that first sets up the process: threads, logs, traces."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        # A node multiplies nothing in NumPy: threads of its BLAS would only cost memory.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        if arguments.tls:
+            from nonn.security.handshake import log_failed_handshakes
+
+            log_failed_handshakes()
+        # gRPC's own log reports a taken port; nonn's error does too.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        configure_logging(arguments.log_format)
+        arguments.tracing = None
         if arguments.trace:
             from nonn.telemetry.tracing import Tracing
 
             arguments.tracing = Tracing.to(arguments.trace, "nonn-device", "nonn.infer", begins=False)
-        _check_numbers(arguments)
-        return int(arguments.run(arguments))
-    except NonnError as exc:
-        print(f"nonn-device: {exc}", file=sys.stderr)
-        return exc.exit_code
-    except KeyboardInterrupt:
-        return 130
+        return command(arguments)
+
+    return run
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``nonn-device``."""
     parser = argparse.ArgumentParser(prog="nonn-device", description="One student of a bundle on this device.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a student until shutdown")
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=_prepared(_serve))
     join = commands.add_parser("join", help="get a student from an aggregator, and serve it until shutdown")
     _add_join_options(join)
-    join.set_defaults(run=_join)
+    join.set_defaults(run=_prepared(_join))
     check = commands.add_parser("check", help="run a student in a separate process, and print its time and memory")
-    check.set_defaults(run=_check, tls=None, trace=None, log_format="text")
+    check.set_defaults(run=_prepared(_check), tls=None, trace=None, log_format="text")
     for command in (serve, check):
         command.add_argument(
             "bundle", type=existing, metavar="BUNDLE", help="folder with manifest.json and this student's file"
         )
         command.add_argument(
-            "--student", type=int, required=True, metavar="I", help="number of the student in the bundle"
+            "--student", type=_student, required=True, metavar="I", help="number of the student in the bundle"
         )
     for command in (serve, join):
         _add_serving_options(command)
@@ -101,10 +101,12 @@ def _add_join_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--id", metavar="ID", help="id of this device (default with --tls: that of the certificate)")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder for the student's files")
-    parser.add_argument("--student", type=int, metavar="I", help="student to run (default: the cluster chooses)")
+    parser.add_argument("--student", type=_student, metavar="I", help="student to run (default: the cluster chooses)")
     parser.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="address for connections to this node")
     parser.add_argument("--dial-out", action="store_true", help="for a node behind NAT: receive requests over a stream")
-    parser.add_argument("--max-model-bytes", type=int, default=0, metavar="B", help="largest student that fits")
+    parser.add_argument(
+        "--max-model-bytes", type=whole(0, 2**63 - 1), default=0, metavar="B", help="largest student that fits"
+    )
     parser.add_argument("--join-token-file", type=existing, metavar="FILE", help="token for joining without TLS")
     parser.add_argument(
         "--source",
@@ -119,7 +121,9 @@ def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     """Options of every node, wherever its student comes from."""
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
     parser.add_argument("--port", type=port, default=0, help="port to bind; 0, the default, chooses a free one")
-    parser.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=whole(1, 256), default=1, help="threads of one inference (default: %(default)s)"
+    )
     parser.add_argument(
         "--max-batch", type=count, default=1024, metavar="B", help="samples of one request (default: %(default)s)"
     )
@@ -127,7 +131,11 @@ def _add_serving_options(parser: argparse.ArgumentParser) -> None:
         "--max-queue", type=count, default=64, metavar="N", help="requests that may wait (default: %(default)s)"
     )
     parser.add_argument(
-        "--memory", type=int, default=0, metavar="MB", help="memory limit of the node; it limits the batch size"
+        "--memory",
+        type=whole(0, 2**31 - 1),
+        default=0,
+        metavar="MB",
+        help="memory limit of the node; it limits the batch size",
     )
     parser.add_argument("--self-test", action="store_true", help="run the student in a separate process first")
     parser.add_argument("--tls", type=existing, metavar="DIR", help="this node's TLS folder; serves TLS only")
@@ -147,7 +155,7 @@ def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
         help="ONNX Runtime, compiled C, or a board behind a line (default: %(default)s)",
     )
     parser.add_argument(
-        "--library", type=Path, metavar="FILE", help="compiled student (default: the path that nonn export uses)"
+        "--library", type=existing, metavar="FILE", help="compiled student (default: the path that nonn export uses)"
     )
 
 
@@ -158,18 +166,6 @@ def _runtime(text: str) -> str:
             f"invalid choice: '{text}' (choose onnx, c, serial:DEVICE[:BAUD] or tcp:HOST:PORT)"
         )
     return text
-
-
-def _check_numbers(arguments: argparse.Namespace) -> None:
-    """Checks the ranges of numbers.
-
-    Raises:
-        InputError: a number is out of range; the message names the option, its value and its range.
-    """
-    for name, (least, greatest) in _RANGES.items():
-        value = getattr(arguments, name, None)
-        if value is not None and not least <= value <= greatest:
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be between {least} and {greatest:,}")
 
 
 # The functions below import late, so that --help and wrong options do not wait for NumPy, gRPC and ONNX Runtime.
@@ -184,9 +180,7 @@ def _model(arguments: argparse.Namespace, bundle: Bundle, device: int, node: str
         from nonn.rpc.address import is_loopback, split_address
 
         if not is_loopback(split_address(arguments.runtime.partition(":")[2], "--runtime tcp")[0]):
-            raise ConfigError(
-                f"--runtime {arguments.runtime}: frames are not authenticated; add --insecure to allow it"
-            )
+            raise UsageError(f"--runtime {arguments.runtime}: frames are not authenticated; add --insecure to allow it")
     if arguments.self_test:
         from nonn_device.self_test import self_test
 
@@ -292,14 +286,15 @@ def _join(arguments: argparse.Namespace) -> int:
     from nonn_device.link import Link
 
     if arguments.dial_out and (arguments.host != "127.0.0.1" or arguments.advertise):
-        raise ConfigError("--dial-out is for a node without a reachable address: omit --host and --advertise")
+        raise UsageError("--dial-out is for a node without a reachable address: omit --host and --advertise")
     tls = load_tls(arguments.tls, "node")
     name = _own_id(arguments.id, tls)
     aggregators = split_addresses(",".join(arguments.aggregators), "aggregator")
     check_bind(arguments.host, arguments.port)
     _warn_of_memory()
     if arguments.advertise:
-        split_address(with_port(arguments.advertise, "1"), "--advertise")
+        with usage():
+            split_address(with_port(arguments.advertise, "1"), "--advertise")
     _check_source(arguments)
     token = Tokens(arguments.join_token_file) if arguments.join_token_file else None
     if token is not None:
@@ -324,21 +319,24 @@ def _check_source(arguments: argparse.Namespace) -> None:
     """Checks the options of a node that senses.
 
     Raises:
-        ConfigError: an option is missing, or two exclude each other.
+        UsageError: an option is missing, is wrong, or two exclude each other.
     """
     if arguments.source is None:
         if arguments.send_raw:
-            raise ConfigError("--send-raw sends what --source measures; give a --source, or leave it out")
+            raise UsageError("--send-raw sends what --source measures; give a --source, or leave it out")
         return
     from nonn_device.sources import parse_source
 
-    arguments.parsed = parse_source(arguments.source)
+    with usage():
+        arguments.parsed = parse_source(arguments.source)
+    if arguments.parsed.kind == "csv" and is_missing(Path(arguments.parsed.where)):
+        raise UsageError(f"--source {arguments.source}: {arguments.parsed.where}: no such file")
     if arguments.student is None:
-        raise ConfigError("--source needs --student: units measure different channels, and this is one of them")
+        raise UsageError("--source needs --student: units measure different channels, and this is one of them")
     if arguments.parsed.kind == "-" and arguments.watch_stdin:
-        raise ConfigError("--source - reads standard input; leave --watch-stdin out: the node ends with its source")
+        raise UsageError("--source - reads standard input; leave --watch-stdin out: the node ends with its source")
     if arguments.send_raw and not arguments.tls:
-        raise ConfigError(
+        raise UsageError(
             "--send-raw: refusing to send raw samples in plain text, where anyone on the network path can read them; "
             "use --tls with a folder of nonn certs"
         )
@@ -366,9 +364,9 @@ def _own_id(given: str | None, tls: TlsFolder | None) -> str:
 
     name = given or (tls.identity.id if tls else "")
     if not name:
-        raise ConfigError("--id is missing: without TLS nothing else identifies this device")
+        raise UsageError("--id is missing: without TLS nothing else identifies this device")
     if tls is not None and tls.identity.id != name:
-        raise ConfigError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; omit --id")
+        raise UsageError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; omit --id")
     return check_id(name)
 
 

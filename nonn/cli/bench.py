@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nonn.arguments import count, existing, seconds, usage
 
 if TYPE_CHECKING:
     from nonn.bench.students import StudentCost
@@ -25,13 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model as student.model has it; repeat for several (default: some of every family)",
     )
     students.add_argument(
-        "--bundle", type=Path, action="append", default=[], metavar="FOLDER", help="measure its students, with accuracy"
+        "--bundle",
+        type=existing,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="measure its students, with accuracy",
     )
     students.add_argument(
-        "--input", type=int, nargs="+", default=(3, 32, 32), metavar="N", help="shape of a sample (default: 3 32 32)"
+        "--input", type=count, nargs="+", default=(3, 32, 32), metavar="N", help="shape of a sample (default: 3 32 32)"
     )
     students.add_argument(
-        "--filters", type=int, default=256, metavar="N", help="filters of the part to learn (default: %(default)s)"
+        "--filters", type=count, default=256, metavar="N", help="filters of the part to learn (default: %(default)s)"
     )
     students.add_argument(
         "--sends",
@@ -40,26 +46,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as student.sends: penultimate students have no bridge on the device (default: %(default)s)",
     )
     students.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="samples of a training step (default: %(default)s)"
+        "--batch", type=count, default=64, metavar="N", help="samples of a training step (default: %(default)s)"
     )
     serve = parser.add_argument_group("serve")
-    serve.add_argument("--devices", type=int, default=8, metavar="N", help="device nodes (default: %(default)s)")
+    serve.add_argument("--devices", type=count, default=8, metavar="N", help="device nodes (default: %(default)s)")
     serve.add_argument(
         "--requests",
-        type=int,
+        type=count,
         default=2000,
         metavar="N",
         help="requests to each system, in turn (default: %(default)s)",
     )
     serve.add_argument(
-        "--clients", type=int, default=64, metavar="N", help="concurrent clients, for throughput (default: %(default)s)"
+        "--clients",
+        type=count,
+        default=64,
+        metavar="N",
+        help="concurrent clients, for throughput (default: %(default)s)",
     )
-    serve.add_argument("--rounds", type=int, default=5, metavar="N", help="throughput rounds (default: %(default)s)")
+    serve.add_argument("--rounds", type=count, default=5, metavar="N", help="throughput rounds (default: %(default)s)")
     serve.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="time per aggregator and round (default: %(default)s)"
+        "--seconds", type=seconds, default=2.0, metavar="S", help="time per aggregator and round (default: %(default)s)"
     )
     serve.add_argument(
-        "--ray", type=Path, metavar="PYTHON", help="interpreter with ray[serve]: also compare with Ray Serve"
+        "--ray", type=existing, metavar="PYTHON", help="interpreter with ray[serve]: also compare with Ray Serve"
     )
 
 
@@ -81,7 +91,8 @@ def _students(args: argparse.Namespace) -> int:
     models, bundles = [], []
     for name in args.model or (() if args.bundle else MODELS):
         say(f"{name} …")
-        models.append(measure_model(name, task))
+        with usage():
+            models.append(measure_model(name, task))
     for path in args.bundle:
         bundles += [rounded(row) | {"bundle": str(path)} for row in measure_bundle(path)]
     if args.json:
@@ -101,6 +112,7 @@ def _serve(args: argparse.Namespace) -> int:
     import json
     import os
     import tempfile
+    from pathlib import Path
 
     # The benchmark ends processes, and gRPC would log a line for each.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

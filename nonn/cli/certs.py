@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nonn.arguments import count, existing, seconds, usage
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,32 +26,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = actions.add_parser(name, help=text, description=text)
         sub.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="folder of the authority (default: %(default)s)")
         if subject:
-            count = None if needed else "?"
-            sub.add_argument("role", type=_role, nargs=count, metavar="ROLE", help="node, aggregator or client")
+            number = None if needed else "?"
+            sub.add_argument("role", type=_role, nargs=number, metavar="ROLE", help="node, aggregator or client")
             sub.add_argument(
-                "id", nargs=count, metavar="ID", help="lower-case letters, digits, hyphens; unique in its role"
+                "id", nargs=number, metavar="ID", help="lower-case letters, digits, hyphens; unique in its role"
             )
         return sub
 
     init = action("init", "create a certificate authority")
     init.add_argument("--name", default="nonn fleet", help="its common name (default: %(default)s)")
-    init.add_argument("--days", type=int, default=3650, help="days that it is valid (default: %(default)s)")
+    init.add_argument("--days", type=count, default=3650, help="days that it is valid (default: %(default)s)")
     issue = action("issue", "issue a certificate into its own folder", subject=True)
     issue.add_argument(
         "--host", action="append", default=[], metavar="NAME", help="its DNS name or IP address; may be repeated"
     )
     rotate = action("rotate", "issue a new certificate for an existing id", subject=True)
     for sub in (issue, rotate):
-        sub.add_argument("--days", type=float, default=365, help="days that it is valid (default: %(default)s)")
+        sub.add_argument("--days", type=seconds, default=365, help="days that it is valid (default: %(default)s)")
     revoke = action("revoke", "revoke the certificates of an id, or one by its file", subject=True, needed=False)
     revoke.add_argument(
-        "--file", type=Path, metavar="PATH", help="revoke this certificate: a folder of nonn certs, or a PEM file"
+        "--file", type=existing, metavar="PATH", help="revoke this certificate: a folder of nonn certs, or a PEM file"
     )
     revoke.add_argument("--reason", default="", help="note for nonn certs list")
     revoke.add_argument("--keep-newest", action="store_true", help="after rotate: revoke all but the newest")
     listing = action("list", "list the issued certificates")
     show = actions.add_parser("show", help="show a certificate", description="show a certificate")
-    show.add_argument("path", type=Path, metavar="PATH", help="a folder that nonn certs wrote, or a PEM file")
+    show.add_argument("path", type=existing, metavar="PATH", help="a folder that nonn certs wrote, or a PEM file")
     for sub in (listing, show):
         sub.add_argument("--json", action="store_true", help="print only JSON on standard output")
 
@@ -65,6 +67,11 @@ def _role(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action and prints where the result is."""
+    with usage():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.security.authority import Authority, describe
@@ -97,14 +104,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _revoke(authority: Authority, args: argparse.Namespace) -> Sequence[Issued]:
     """Revokes what the options name."""
-    from nonn.errors import ConfigError
+    from nonn.errors import UsageError
 
     if args.file is None:
         if args.id is None:
-            raise ConfigError("give ROLE and ID of what to revoke, or --file PATH")
+            raise UsageError("give ROLE and ID of what to revoke, or --file PATH")
         return authority.revoke(args.role, args.id, reason=args.reason, keep_newest=args.keep_newest)
     if args.role is not None or args.keep_newest:
-        raise ConfigError("--file names one certificate: leave out ROLE, ID and --keep-newest")
+        raise UsageError("--file names one certificate: leave out ROLE, ID and --keep-newest")
     return authority.revoke_file(args.file, reason=args.reason)
 
 

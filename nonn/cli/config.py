@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nonn.errors import ConfigError
+from nonn.arguments import is_missing
+from nonn.errors import UsageError
 
 if TYPE_CHECKING:
     from nonn.toml.listing import Table
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     files = [Path(what) for what in args.what if what.endswith(".toml")]
     keys = [what for what in args.what if not what.endswith(".toml")]
     if len(files) > 1 or len(keys) > 1:
-        raise ConfigError("name one file and one key at most, for example: examples/digits.toml distill")
+        raise UsageError("name one file and one key at most, for example: examples/digits.toml distill")
+    if files and is_missing(files[0]):
+        raise UsageError(f"{files[0]}: no such file")
     tables = list(_tables(files[0] if files else None, args.overrides, keys[0] if keys else ""))
     if args.json:
         options = [dataclasses.asdict(option) for table in tables for option in table.options]
@@ -62,7 +65,7 @@ def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[Table
     """The tables and keys at or below a key; without a key, those of a whole experiment file.
 
     Raises:
-        ConfigError: the key does not exist.
+        UsageError: the key does not exist.
     """
     from nonn.aggregator.inventory import Node
     from nonn.aggregator.policy import PolicyConfig
@@ -77,7 +80,7 @@ def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[Table
     tables += [*tables_of(PolicyConfig, key="policy"), *tables_of(Node, key="node", repeated=True, present=False)]
     names = {table.key for table in tables} | {option.key for table in tables for option in table.options}
     if key not in names:
-        raise ConfigError(f"unknown key '{key}'; {did_you_mean(key, sorted(names - {''}), 'known keys')}")
+        raise UsageError(f"unknown key '{key}'; {did_you_mean(key, sorted(names - {''}), 'known keys')}")
     for table in tables:
         if f"{table.key}.".startswith(f"{key}."):
             yield table

@@ -79,7 +79,7 @@ def examine() -> list[dict[str, object]]:
     import socket
     import sys
 
-    from nonn.cli.extras import requirements
+    from nonn.commandline.extras import requirements
 
     findings: list[dict[str, object]] = []
 

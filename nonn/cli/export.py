@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nonn.arguments import existing
+from nonn.arguments import count, existing, whole
 
 SUMMARY = "translate a bundle's students to C, compile them, and print their flash and RAM"
 
@@ -16,14 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--target", choices=("c",), required=True, help="output language")
     parser.add_argument(
-        "--student", type=int, action="append", metavar="I", help="only this student; may be repeated (default: all)"
+        "--student",
+        type=whole(0),
+        action="append",
+        metavar="I",
+        help="only this student; may be repeated (default: all)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the results (default: BUNDLE/compiled, which nodes read)"
     )
     parser.add_argument("--cc", default="cc", metavar="COMMAND", help="C compiler with its options (default: cc)")
-    parser.add_argument("--ram", type=int, metavar="BYTES", help="an error if a student needs more RAM")
-    parser.add_argument("--flash", type=int, metavar="BYTES", help="an error if a student needs more flash")
+    parser.add_argument("--ram", type=count, metavar="BYTES", help="an error if a student needs more RAM")
+    parser.add_argument("--flash", type=count, metavar="BYTES", help="an error if a student needs more flash")
     parser.add_argument("--no-library", action="store_true", help="no shared object, for devices that cannot load one")
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import existing
+from nonn.arguments import existing, seconds, share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for sub in (push, drain, rollback):
         sub.add_argument(
             "--floor",
-            type=float,
+            type=share,
             required=sub is push,
             default=0.0,
             metavar="A",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for sub in (push, rollback):
         sub.add_argument(
             "--wait",
-            type=float,
+            type=seconds,
             default=DEFAULT_WAIT_S,
             metavar="S",
             help="time that a node may take to come back (default: %(default)s)",
@@ -68,12 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action."""
-    from nonn.errors import ConfigError
-
-    if not 0 <= getattr(args, "floor", 0.0) <= 1:
-        raise ConfigError(f"--floor {args.floor:g}: must be an accuracy, 0 to 1")
-    if not getattr(args, "wait", 1.0) > 0:
-        raise ConfigError(f"--wait {args.wait:g}: must be more than 0 seconds")
     if args.action == "init":
         return _init(args.inventory)
     if args.action == "trust":

@@ -64,12 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the file."""
     from nonn.config import load_experiment
-    from nonn.errors import ConfigError
+    from nonn.errors import UsageError
     from nonn.files import atomic_file
     from nonn.toml.listing import as_toml, toml_value
 
     if args.file.exists() and not args.force:
-        raise ConfigError(f"{args.file}: exists; name another file, or replace it with --force")
+        raise UsageError(f"{args.file}: exists; name another file, or replace it with --force")
     answers = {what: _answer(what, getattr(args, what)) for what in _QUESTIONS}
     name, teacher = (toml_value(text) for text in (args.name or args.file.stem, answers["teacher"]))
     overrides = [f"experiment.name={name}", f"teacher.model={teacher}"]

@@ -77,13 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-samples", type=count, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
     )
     parser.add_argument(
-        "--window-wait", type=float, metavar="S", help="wait for windows of sensors after their end (default: hop / 2)"
+        "--window-wait",
+        type=not_negative,
+        metavar="S",
+        help="wait for windows of sensors after their end (default: hop / 2)",
     )
     parser.add_argument(
-        "--window-tolerance", type=float, metavar="S", help="distance of a window from the grid (default: hop / 10)"
+        "--window-tolerance", type=seconds, metavar="S", help="distance of a window from the grid (default: hop / 10)"
     )
     parser.add_argument(
-        "--replay-speed", type=float, default=1.0, metavar="X", help="nodes replay recordings X times as fast as life"
+        "--replay-speed", type=seconds, default=1.0, metavar="X", help="nodes replay recordings X times as fast as life"
     )
     parser.add_argument("--raw", type=Path, metavar="DIR", help="store raw samples of nodes with --send-raw")
     parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
@@ -104,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     # gRPC logs a port in use from C++; our error reports it too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-    from nonn.errors import InputError
+    from nonn.errors import UsageError
     from nonn.rpc.address import check_bind
     from nonn.rpc.loop import run as run_loop
     from nonn.telemetry.log import configure_logging
@@ -116,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args)
     check_bind(args.host, args.port)
     if args.state is not None and (args.inventory or args.trace or not args.joins):
-        raise InputError(
+        raise UsageError(
             "--state is for a fleet whose nodes all join: add --joins, and leave out --inventory and --trace"
         )
     run_loop(_serve_one(args, options) if args.state is None else _serve_fleet(args, options))
@@ -127,15 +130,15 @@ def _write_inventory(args: argparse.Namespace) -> None:
     """Writes an inventory with a node for each device, and prints the commands that start them.
 
     Raises:
-        ConfigError: the file exists.
+        UsageError: the file exists.
     """
     from nonn.aggregator.inventory import Node, write_inventory
     from nonn.bundle import load_bundle
-    from nonn.errors import ConfigError
+    from nonn.errors import UsageError
 
     file, hosts = args.write_inventory, args.node_hosts or ["127.0.0.1"]
     if file.exists():
-        raise ConfigError(f"--write-inventory {file}: exists; name another file")
+        raise UsageError(f"--write-inventory {file}: exists; name another file")
     nodes = []
     for i in range(load_bundle(args.bundle).num_devices):
         address = f"{hosts[i % len(hosts)]}:{_NODE_PORT + i // len(hosts)}"

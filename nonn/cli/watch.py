@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from nonn.arguments import addresses, existing, whole
 
 if TYPE_CHECKING:
     from nonn.streams import WindowAnswer
@@ -14,12 +15,14 @@ SUMMARY = "follow the answers of nodes that measure themselves"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("address", metavar="ADDRESS", help="host:port of the aggregator, or several with commas")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="exit after N answers (default: never)")
-    parser.add_argument("--tls", type=Path, metavar="DIR", help="client folder written by nonn certs")
     parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="file with the token that the aggregator requires"
+        "address", type=addresses, metavar="ADDRESS", help="host:port of the aggregator, or several with commas"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    parser.add_argument("--count", type=whole(0), default=0, metavar="N", help="exit after N answers (default: never)")
+    parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs")
+    parser.add_argument(
+        "--token-file", type=existing, metavar="FILE", help="file with the token that the aggregator requires"
     )
     parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from nonn.bundle import Bundle, load_bundle
 from nonn.bundle.manifest import MANIFEST
-from nonn.errors import BundleError, ConfigError
+from nonn.errors import BundleError, UsageError
 from nonn.experiment.stages import STAGE, exclusive, is_done
 from nonn.files import atomic_folder, sha256_file
 
@@ -54,10 +54,10 @@ def list_runs(runs: Path) -> list[Run]:
     """The runs of a folder, by name.
 
     Raises:
-        ConfigError: there is no such folder.
+        UsageError: there is no such folder.
     """
     if not runs.is_dir():
-        raise ConfigError(f"{runs}: no such folder; nonn run makes it, or name another one with --runs")
+        raise UsageError(f"{runs}: no such folder; nonn run makes it, or name another one with --runs")
     return [_run(folder) for folder in sorted(runs.iterdir()) if folder.is_dir() and _stages(folder)]
 
 
@@ -69,7 +69,7 @@ def find_bundle(runs: Path, name: str) -> Bundle:
         name: the first digits of the hash are enough.
 
     Raises:
-        BundleError, ConfigError: there is no such bundle, or it cannot be loaded.
+        BundleError, UsageError: there is no such bundle, or it cannot be loaded.
     """
     run, at, digits = name.partition("@")
     if (Path(name) / MANIFEST).exists():
@@ -77,11 +77,11 @@ def find_bundle(runs: Path, name: str) -> Bundle:
     folders = _bundles(runs / run)
     if not folders:
         known = ", ".join(each.name for each in list_runs(runs)) or "none"
-        raise ConfigError(f"{name}: no bundle, and {runs / run} has none; runs there: {known}")
+        raise UsageError(f"{name}: no bundle, and {runs / run} has none; runs there: {known}")
     found = [folder for hash_, folder in folders.items() if hash_.startswith(digits)]
     if at and len(found) != 1:
         known = ", ".join(hash_[:DIGITS] for hash_ in folders)
-        raise ConfigError(f"{name}: {len(found)} bundles have that hash; bundles of the run: {known}")
+        raise UsageError(f"{name}: {len(found)} bundles have that hash; bundles of the run: {known}")
     return load_bundle(found[0])
 
 
@@ -97,12 +97,12 @@ def keep(runs: Path, name: str) -> Bundle:
     """Marks a bundle, so that ``clean`` leaves it alone also after another run has replaced it.
 
     Raises:
-        BundleError, ConfigError: as ``find_bundle``; or it does not belong to a run.
+        BundleError, UsageError: as ``find_bundle``; or it does not belong to a run.
     """
     bundle = find_bundle(runs, name)
     root = runs / name.partition("@")[0]
     if bundle.path.parent not in (root, root / "bundles"):
-        raise ConfigError(f"{name}: not a bundle of a run in {runs}; write NAME or NAME@HASH")
+        raise UsageError(f"{name}: not a bundle of a run in {runs}; write NAME or NAME@HASH")
     (root / "bundles").mkdir(exist_ok=True)
     _mark(root, bundle.hash).touch()
     return bundle
@@ -119,10 +119,10 @@ def clean(runs: Path, name: str = "") -> Iterator[tuple[Path, int]]:
         Folder and size in bytes.
 
     Raises:
-        ConfigError: there is no such run.
+        UsageError: there is no such run.
     """
     if name and not (runs / name).is_dir():
-        raise ConfigError(f"{runs / name}: no such run")
+        raise UsageError(f"{runs / name}: no such run")
     for root in [runs / name] if name else sorted(folder for folder in runs.iterdir() if folder.is_dir()):
         aside = [path for path in sorted(root.iterdir()) if _ASIDE.fullmatch(path.name) and (path / STAGE).exists()]
         old = [folder for hash_, folder in _earlier(root).items() if not _mark(root, hash_).exists()]
@@ -133,7 +133,7 @@ def remove(folder: Path) -> None:
     """Removes a folder that ``clean`` has found.
 
     Raises:
-        ConfigError: a run is at work there.
+        UsageError: a run is at work there.
     """
     root = folder.parent.parent if folder.parent.name == "bundles" else folder.parent
     with exclusive(root):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from nonn.cli import command_parser, run_command
+from nonn.cli import command_parser
+from nonn.commandline import run_command
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nonn.arguments import existing, share, usage
+
 SUMMARY = "minimal sets of devices whose failure makes accuracy miss a level; fault tree"
 
 _SHOWN = 10
@@ -12,8 +14,8 @@ _SHOWN = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--level", type=float, required=True, metavar="ACCURACY", help="level of accuracy, 0 to 1")
+    parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--level", type=share, required=True, metavar="ACCURACY", help="level of accuracy, 0 to 1")
     parser.add_argument(
         "--law", metavar="TEXT", help="failure law, as in enumerate (default: independent, p_fail of the experiment)"
     )
@@ -29,7 +31,6 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.bundle import load_bundle
-    from nonn.errors import ConfigError
     from nonn.reliability.cuts import cut_sets
     from nonn.reliability.laws import parse_law
     from nonn.reliability.subsets import independent_law
@@ -37,10 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from nonn_sim.fault_tree import fault_tree
     from nonn_sim.output import write_output
 
-    if not 0 <= args.level <= 1:
-        raise ConfigError(f"--level {args.level:g}: must be between 0 and 1")
     bundle = load_bundle(args.bundle)
-    law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
+    with usage():
+        law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
     found = cut_sets(bundle.table, law.probabilities(), args.level)
     if args.fault_tree:
         write_output(args.fault_tree, fault_tree(found, law))

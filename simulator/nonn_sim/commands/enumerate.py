@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import existing
+from nonn.arguments import existing, seconds, share, usage, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level",
         action="append",
         default=[],
-        type=_level,
+        type=share,
         metavar="ACCURACY",
         help="print the share of time in which accuracy reaches this level, and when it first does not; repeatable",
     )
@@ -52,25 +52,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--samples",
-        type=int,
+        type=whole(2),
         default=0,
         metavar="COUNT",
         help="fuse this many subsets for each number of failures, with intervals: beyond 16 devices",
     )
     parser.add_argument(
         "--counted",
-        type=int,
+        type=whole(0),
         default=3,
         metavar="FAILED",
         help="--samples: fuse all subsets with at most this many failed devices, up to 50,000 subsets (default: 3)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
-        "--place", type=Path, metavar="DEVICES.toml", help="print the best placement of students on these machines"
+        "--place", type=existing, metavar="DEVICES.toml", help="print the best placement of students on these machines"
     )
     parser.add_argument(
         "--deadline-ms",
-        type=float,
+        type=seconds,
         default=float("inf"),
         metavar="MS",
         help="--place: time for an answer (default: any)",
@@ -79,28 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every subset")
 
 
-def _level(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from nonn.bundle import load_bundle
-    from nonn.errors import ConfigError
+    from nonn.errors import UsageError
     from nonn.reliability.laws import parse_law
     from nonn.reliability.subsets import independent_law
 
-    if args.seed < 0:
-        raise ConfigError(f"--seed {args.seed}: must not be negative")
     bundle = load_bundle(args.bundle)
-    law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
+    with usage():
+        law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
     if args.samples:
         for option in ("guarantee", "per_class", "csv", "place"):
             if getattr(args, option):
-                raise ConfigError(f"--{option.replace('_', '-')} needs every subset; leave out --samples")
+                raise UsageError(f"--{option.replace('_', '-')} needs every subset; leave out --samples")
         return _sampled(args, bundle, law)
     return _exact(args, bundle, law)
 
@@ -120,7 +112,8 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
         table, by_class = enumerate_bundle(bundle, recount=args.recount, per_class=args.per_class, progress=progress)
     same = (table.correct == bundle.table.correct).all()
     evidence = bundle.evidence if same else Evidence(table)  # recorded features of other samples have other outcomes
-    verdicts = [judge(evidence, law, text) for text in args.guarantee]
+    with usage():
+        verdicts = [judge(evidence, law, text) for text in args.guarantee]
     summary = exact_summary(bundle, table, law, args.level, verdicts, by_class)
     add_intervals(summary, evidence, law)
     if args.place:
@@ -136,12 +129,9 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
 
 def _sampled(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     """Some subsets of each size."""
-    from nonn.errors import ConfigError
     from nonn_sim.enumerate import count_few_failures, sample_failures, sample_law
     from nonn_sim.summary import sampled_summary, sampled_text
 
-    if args.counted < 0:
-        raise ConfigError(f"--counted {args.counted}: must not be negative")
     recorded = (bundle.head, *bundle.features)
     with _progress("subsets with few failures", shown=True) as progress:
         counted = count_few_failures(*recorded, args.counted, progress)

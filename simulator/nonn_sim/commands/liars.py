@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nonn.arguments import existing
+from nonn.arguments import count, existing, usage, whole
 
 SUMMARY = "accuracy when devices send wrong features"
 
@@ -14,18 +14,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="bundle with recorded features")
     parser.add_argument("--lie", action="append", default=[], metavar="NAME", help="a lie; repeat it (default: all)")
     parser.add_argument(
-        "--liars", type=int, nargs="+", default=[1, 2], metavar="N", help="devices that lie (default: 1 2)"
+        "--liars", type=count, nargs="+", default=[1, 2], metavar="N", help="devices that lie (default: 1 2)"
     )
     parser.add_argument(
-        "--requests", type=int, default=2000, metavar="N", help="requests for each set of liars (default: %(default)s)"
+        "--requests",
+        type=count,
+        default=2000,
+        metavar="N",
+        help="requests for each set of liars (default: %(default)s)",
     )
     parser.add_argument(
-        "--sets", type=int, default=4, metavar="N", help="sets of liars, drawn at random (default: %(default)s)"
+        "--sets", type=count, default=4, metavar="N", help="sets of liars, drawn at random (default: %(default)s)"
     )
     parser.add_argument(
-        "--honest", type=int, default=20_000, metavar="N", help="requests without a lie (default: %(default)s)"
+        "--honest", type=count, default=20_000, metavar="N", help="requests without a lie (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of lies, requests and sets (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=whole(0), default=0, help="seed of lies, requests and sets (default: %(default)s)"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
     )
@@ -37,14 +43,11 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.bundle import load_bundle
-    from nonn.errors import ConfigError
     from nonn_sim.liars import measure_honest, measure_lie
     from nonn_sim.lies import Recording, check_lies
 
-    for name in ("requests", "sets", "honest"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} {getattr(args, name)}: must be at least 1")
-    lies = check_lies(args.lie)
+    with usage():
+        lies = check_lies(args.lie)
     recording = Recording(load_bundle(args.bundle), args.seed)
     honest = measure_honest(recording, args.honest)
     rows = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from nonn.arguments import existing
 
@@ -18,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=existing, required=True, metavar="BUNDLE", help="bundle that the devices run")
     parser.add_argument(
         "--scenario",
-        type=Path,
+        type=existing,
         metavar="FILE",
         help="devices, links, load and length; its own faults are ignored (default: 10 requests per second until the "
         "last event)",

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help="also run a real cluster of processes, and compare")
     parser.add_argument(
         "--inputs",
-        type=Path,
+        type=existing,
         metavar="FILE",
         help="with --live: the requests' samples, from an experiment file (.toml: its test split) or an .npz with "
         "inputs [n, ...] and labels [n]; without it inputs are noise, and accuracy is that of the answering subsets in "
@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.bundle import load_bundle
-    from nonn.errors import ConfigError
+    from nonn.errors import UsageError
     from nonn_sim.faults import write_log
     from nonn_sim.scenario_file import load_scenario
 
     if args.live and (args.seeds != 1 or args.backend != "local"):
-        raise ConfigError("--live is one run on this machine: leave out --seeds and --backend")
+        raise UsageError("--live is one run on this machine: leave out --seeds and --backend")
     if args.inputs and not args.live:
-        raise ConfigError("--inputs: virtual time uses no inputs, accuracy is that of the bundle's table; add --live")
+        raise UsageError("--inputs: virtual time uses no inputs, accuracy is that of the bundle's table; add --live")
     scenario, bundle = load_scenario(args.scenario), load_bundle(args.bundle)
     scenario.devices(bundle.num_devices)
     if args.live:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nonn.arguments import count, existing, share, usage
+
 SUMMARY = "figures over values of a scenario's keys or of a failure law: a table, CSV, a plot, and what matters most"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="folder of the bundle")
     swept = parser.add_mutually_exclusive_group(required=True)
-    swept.add_argument("--scenario", type=Path, metavar="FILE", help="scenario to simulate at every point")
+    swept.add_argument("--scenario", type=existing, metavar="FILE", help="scenario to simulate at every point")
     swept.add_argument("--law", metavar="TEXT", help="failure law with names in braces: 'independent p={p}'")
     parser.add_argument(
         "--vary",
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level",
         action="append",
         default=[],
-        type=float,
+        type=share,
         metavar="ACCURACY",
         help="--law: availability of this accuracy",
     )
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--figure", metavar="NAME", help="figure of --svg and --one-at-a-time (default: accuracy, or expected)"
     )
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="K", help="--scenario: seeds of each point (default: 1)"
+        "--seeds", type=count, default=1, metavar="K", help="--scenario: seeds of each point (default: 1)"
     )
     parser.add_argument(
         "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
@@ -56,30 +58,33 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.bundle import load_bundle
-    from nonn.errors import ConfigError
+    from nonn.errors import UsageError
     from nonn_sim.output import write_output
     from nonn_sim.sweep import parse_axis, points, sweep_law, sweep_scenario, sweep_svg, swings
 
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds {args.seeds}: must be at least 1")
     if args.law and (args.seeds != 1 or args.backend != "local"):
-        raise ConfigError("--law is exact: leave out --seeds and --backend")
+        raise UsageError("--law is exact: leave out --seeds and --backend")
     if args.scenario and args.level:
-        raise ConfigError("--level goes with --law; a scenario has accuracy and availability of its answers")
-    axes, bundle = [parse_axis(text) for text in args.vary], load_bundle(args.bundle)
-    grid = points(axes, args.one_at_a_time)
+        raise UsageError("--level goes with --law; a scenario has accuracy and availability of its answers")
+    with usage():
+        axes = [parse_axis(text) for text in args.vary]
+        grid = points(axes, args.one_at_a_time)
+    bundle = load_bundle(args.bundle)
     if args.law:
-        rows = sweep_law(args.law, bundle.table, grid, args.level)
+        with usage():
+            rows = sweep_law(args.law, bundle.table, grid, args.level)
     else:
         rows = sweep_scenario(args.scenario, bundle, grid, seeds=args.seeds, backend=args.backend)
     figure = args.figure or ("expected" if args.law else "accuracy")
     result: dict[str, Any] = {"schema": 1, "bundle": bundle.hash, "points": rows}
-    if args.one_at_a_time:
-        result["swings"] = swings(axes, rows, figure)
+    with usage():
+        if args.one_at_a_time:
+            result["swings"] = swings(axes, rows, figure)
+        plot = sweep_svg(axes, rows, figure) if args.svg else ""
     if args.csv:
         write_output(args.csv, _csv(rows))
     if args.svg:
-        write_output(args.svg, sweep_svg(axes, rows, figure))
+        write_output(args.svg, plot)
     print(json.dumps(_finite(result)) if args.json else _text(rows, result.get("swings"), figure))
     return 0
 
