@@ -48,8 +48,9 @@ conformance: $(READY)     ## third-party client and server of the protocol, live
 soak: $(READY)            ## faults under load, memory, fuzzing; writes benchmarks/results/soak.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak
 
-bench: $(READY)           ## measure; writes bench.json and scaling.json in benchmarks/results
+bench: $(READY)           ## measure; writes bench.json, scaling.json and costs.json in benchmarks/results
 	$(BIN)/python benchmarks/bench.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.costs
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling
 
 bench-ray: $(READY)       ## serving compared with Ray Serve too; 600 MB in a separate environment

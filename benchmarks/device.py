@@ -38,8 +38,18 @@ REQUESTS = 50  # before memory is measured
 IDLE_S = 2.0
 
 
-def device_bundle(folder: Path) -> Bundle:
-    """Two students with the same random weights: device 0 in float, device 1 in 8 bits."""
+def device_bundle(
+    folder: Path, model: str = "wrn-16-1", shape: tuple[int, ...] = SHAPE, width: int = WIDTH, sends: str = "bridge"
+) -> Bundle:
+    """Two students with the same random weights: device 0 in float, device 1 in 8 bits.
+
+    Args:
+        folder: for the bundle.
+        model: as ``student.model`` has it.
+        shape: of one sample [C, H, W] or [C, T].
+        width: features of a reply.
+        sends: ``bridge`` or ``penultimate``.
+    """
     import torch
 
     from nonn.export import export_onnx
@@ -48,21 +58,22 @@ def device_bundle(folder: Path) -> Bundle:
     from nonn.teacher import Normalise
 
     torch.manual_seed(0)
-    network = Student("wrn-16-1", SHAPE, WIDTH, Normalise([127.0] * 3, [70.0] * 3, 2)).eval()
+    mean, std = (127.0,) * shape[0], (70.0,) * shape[0]
+    network = Student(model, shape, width, Normalise(mean, std, len(shape) - 1), sends).eval()
     rng = np.random.default_rng(0)
-    inputs = rng.integers(0, 256, (64, *SHAPE), np.uint8)
-    data, cost = export_onnx(network, SHAPE, inputs[:8]), measure_cost(network, SHAPE)
+    inputs = rng.integers(0, 256, (64, *shape), np.uint8)
+    data, cost = export_onnx(network, shape, inputs[:8]), measure_cost(network, shape)
     served = [deploy(ExportConfig(weights=weights), i, data, inputs) for i, weights in enumerate(("float32", "int8"))]
     features = [one.features(inputs) for one in served]
-    head = ZeroFill(rng.normal(size=(2 * WIDTH, CLASSES)), np.zeros(CLASSES), [WIDTH] * 2)
+    head = ZeroFill(rng.normal(size=(2 * width, CLASSES)), np.zeros(CLASSES), [width] * 2)
     table = enumerate_subsets(head, features, rng.integers(0, CLASSES, len(inputs)))
     manifest = Manifest(
         experiment="device",
-        input=InputSpec(SHAPE, "uint8", (127.0,) * 3, (70.0,) * 3),
+        input=InputSpec(shape, "uint8", mean, std),
         classes=tuple(map(str, range(CLASSES))),
-        parts=(tuple(range(WIDTH)),),
+        parts=(tuple(range(width)),),
         students=tuple(
-            Entry(i, 0, f"students/student-{i}{one.suffix}", "", cost.params, cost.macs, 0, WIDTH, **one.entry())
+            Entry(i, 0, f"students/student-{i}{one.suffix}", "", cost.params, cost.macs, 0, width, **one.entry())
             for i, one in enumerate(served)
         ),
         files={},

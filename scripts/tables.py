@@ -19,6 +19,8 @@ liars         the output of ``nonn-sim liars BUNDLE --json``
 serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
 scaling       ``scaling.json`` of ``make bench``: what it costs with more nodes
 soak          ``soak.json`` of ``make soak``: the adversaries, and what they cost
+costs         ``costs.json`` of ``benchmarks.costs``: what each student costs in each runtime
+estimates     the same file: times on boards that were not measured
 fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
 
@@ -230,6 +232,38 @@ def soak_markdown(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Guarantees broken in this run: {'; '.join(broken) if broken else 'none'}."])
 
 
+def costs_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each student and runtime."""
+    lines = [
+        "| example | student | runtime | file, kB | flash, kB | RAM, kB | activations, kB | process, MB | answer, ms |",
+        "| :--- | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["rows"]:
+        weights = "8 bits" if row["weights"] == "int8" else "float"
+        runtime = f"{'C' if row['runtime'] == 'c' else 'ONNX Runtime'}, {weights}"
+        sizes = (row.get(key) for key in ("file_bytes", "flash_bytes", "ram_bytes", "activation_bytes"))
+        cells = ["–" if size is None else f"{size / 1e3:,.0f}" for size in sizes]
+        cells += [f"{row['rss_mb']:.0f}", f"{row['answer_ms']:.3g}"]
+        lines.append(f"| {row['example']} | `{row['model']}` | {runtime} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def estimates_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each board, and a column for each student that something is known of."""
+    shown: dict[str, dict[str, float]] = {board: {} for board in found["boards"]}
+    for row in found["rows"]:  # of two rows of one student on one board, the later is the one in 8 bits
+        for board, ms in row["estimates_ms"].items():
+            shown[board][row["example"]] = ms
+    examples = list(dict.fromkeys(row["example"] for row in found["rows"]))
+    lines = [f"| board | {' | '.join(examples)} | from |", f"| :--- |{' ---: |' * len(examples)} :--- |"]
+    for board, source in found["boards"].items():
+        cells = [
+            f"{float(f'{shown[board][example]:.2g}'):g}" if example in shown[board] else "–" for example in examples
+        ]
+        lines.append(f"| {board} | {' | '.join(cells)} | {source} |")
+    return "\n".join(lines)
+
+
 def _listed(value: Any) -> Any:
     """A list by its length, and a dictionary as text, with its fractions to two places."""
     if isinstance(value, list):
@@ -323,6 +357,8 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "serving": (None, serving_markdown),
     "scaling": (None, scaling_markdown),
     "soak": (None, soak_markdown),
+    "costs": (None, costs_markdown),
+    "estimates": (None, estimates_markdown),
     "fields": (None, fields_markdown),
 }
 _TABLE = re.compile(rf"(<!-- ({'|'.join(KINDS)})((?: [^\s>]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.costs import STUDENTS, estimates
 from nonn.bench.bundle import SHAPE, WIDTH, idle_bundle
+from nonn.bundle import load_bundle
 from nonn.cli import main
 from nonn.export import export_onnx
 from nonn.export.memory import activation_bytes
@@ -74,3 +77,23 @@ def test_a_student_that_does_nothing_sends_the_first_values_of_its_input(tmp_pat
     batch: Array = np.random.default_rng(0).integers(0, 256, (5, *SHAPE)).astype(np.float32)
     np.testing.assert_array_equal(runtime.run(batch), batch.reshape(5, -1)[:, :WIDTH])
     np.testing.assert_array_equal(runtime.run(batch[:1]), batch[:1].reshape(1, -1)[:, :WIDTH])
+
+
+@pytest.mark.parametrize("shipped", [s for s in STUDENTS if s.example.startswith("cifar100")], ids=lambda s: s.example)
+def test_the_students_whose_cost_is_measured_are_those_that_examples_ship(shipped: Any) -> None:
+    manifest = load_bundle(Path(__file__).parent.parent / "examples" / "bundles" / shipped.example).manifest
+    config: Any = manifest.provenance["config"]
+    assert (shipped.model, shipped.sends) == (config["student"]["model"], config["student"]["sends"])
+    assert (shipped.shape, shipped.width) == (manifest.input.shape, manifest.students[0].width)
+
+
+def test_boards_are_estimated_by_their_rate_or_by_counted_instructions() -> None:
+    row = {"runtime": "onnx", "weights": "float32", "macs": 13_025_280}
+    counted = {("digits, int8", "Cortex-M4F"): {"instructions": 1_680_000}}
+    by_rate = dict(estimates(row, "digits", counted))
+    # A core of a Pi 4 runs a quarter of MobileNet v1 in 77 ms.
+    assert by_rate["Pi 4"] == pytest.approx(77 * 13_025_280 / (569e6 / 4), rel=0.01)
+    assert by_rate["Pi Zero 2 W"] > by_rate["Pi 4"] > by_rate["Pi 5"]
+    by_count = dict(estimates(row | {"runtime": "c", "weights": "int8"}, "digits", counted))
+    assert by_count == {"Cortex-M4F at 168 MHz": 10.0}
+    assert not dict(estimates(row | {"runtime": "c"}, "digits", counted))
