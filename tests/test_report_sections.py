@@ -152,6 +152,10 @@ def test_classes_are_those_counted_by_hand(halves: Bundle) -> None:
     assert (whole.cev, whole.sde) == (0, 0)
     labels = np.arange(4)
     biases = [class_bias(labels, np.array(said), labels, CLASSES) for said in ([0, 1, 0, 0], [0, 0, 2, 3])]
+    assert whole.cka == pytest.approx(1)
+    assert found.cka_cev is None  # two subsets have no rank correlation
+    assert half.cka is not None
+    assert 0 < half.cka < 1
     assert half.cev == pytest.approx(np.mean([bias.cev for bias in biases]))
     assert half.sde == pytest.approx(np.mean([bias.sde for bias in biases]))
 

@@ -22,6 +22,12 @@ class DataConfig:
     held_out_by: Annotated[
         Literal["class", "group"], "the held-out split is that share of each class, or of whole groups"
     ] = "class"
+    imbalance: Annotated[
+        float,
+        Range(ge=1),
+        "skewed training data: the first class has this many times the samples of the last one, the others between "
+        "them geometrically; 1: as they are. The test split stays as it is",
+    ] = 1.0
     test: Annotated[Inside, "share of the test split, for readers whose files have none"] = 0.2
     size: Annotated[Count, "imagefolder: images become [3, size, size]"] = 32
     inputs: Annotated[str, "npz: name of the array of inputs [n, channels, time]"] = "windows"

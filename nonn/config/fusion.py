@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from nonn.toml.constraints import Choice, Count, NotEmpty, NotNegative, Positive
+from nonn.toml.constraints import Choice, Count, NotEmpty, NotNegative, Positive, Probability
 
 __all__ = ["ExportConfig", "FusionConfig"]
 
@@ -41,6 +41,13 @@ class FusionConfig:
     steps: Annotated[
         tuple[Count, ...], NotEmpty(), "logistic: candidates for the L-BFGS steps from the ridge, chosen like ridge"
     ] = (2, 5, 10, 20)
+    balanced: Annotated[
+        bool, "passes draw every class equally often, however rare it is; the second stage of objectives.gcl"
+    ] = False
+    head_to_tail: Annotated[
+        Probability,
+        "H2T: share of the features of a rare class's sample that is replaced by a frequent class's; 0: none",
+    ] = 0.0
     hidden: Annotated[Count, "masked: hidden units"] = 512
     updates: Annotated[Count, "masked: optimiser steps, each with 512 samples"] = 1000
     samples: Annotated[Count, "logistic, masked: samples of the passes that they are fitted to"] = 50_000

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from nonn.config import DataConfig
 from nonn.data.dataset import Dataset, Split
 from nonn.data.source import Source
-from nonn.data.splits import hold_out
+from nonn.data.splits import hold_out, skew
 from nonn.errors import ConfigError
 from nonn.toml import Registry
 
@@ -51,4 +51,5 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
     if not isinstance(source, Source):
         given = type(source).__name__
         raise ConfigError(f"data.reader = {config.reader!r}: gave a {given}, not a nonn.data.source.Source")
+    source = skew(source, config.imbalance, seed)
     return hold_out(source, config.held_out, seed, config.held_out_by)

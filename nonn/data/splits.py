@@ -6,6 +6,7 @@ split samples keep the order of their file; the trainer shuffles.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +18,11 @@ from nonn.data.dataset import Dataset, Split
 from nonn.data.source import Source
 from nonn.errors import DataError
 
-__all__ = ["choose_groups", "hold_out", "split_by_share", "stratified"]
+__all__ = ["choose_groups", "hold_out", "skew", "split_by_share", "stratified"]
 
 IntArray = NDArray[np.int64]
 
-_TEST, _HELD_OUT = 0, 1  # streams of random numbers
+_TEST, _HELD_OUT, _SKEW = 0, 1, 2  # streams of random numbers
 
 
 def hold_out(source: Source, share: float, seed: int, by: str = "class") -> Dataset:
@@ -50,6 +51,38 @@ def hold_out(source: Source, share: float, seed: int, by: str = "class") -> Data
         train, held_out = stratified(source.train.labels, share, generator, f"{source.name}: data.held_out")
     splits = source.train.take(train), source.train.take(held_out), source.test
     return Dataset.of(source.name, *splits, source.classes, source.preprocess)
+
+
+def skew(source: Source, imbalance: float, seed: int) -> Source:
+    """Training data with a long tail: class k of K keeps up to n · imbalance^(−k / (K − 1)) samples, at least two.
+
+    n is the size of the largest class, so the classes of balanced data get exactly these numbers. The test data stay.
+
+    Args:
+        source: result of a reader.
+        imbalance: ratio of the first to the last class; 1 changes nothing.
+        seed: seed of the draw.
+
+    Raises:
+        DataError: there is only one class.
+
+    Source: the exponential profile of Cui et al. 2019, arXiv 1901.05555.
+    """
+    if imbalance == 1:
+        return source
+    labels, num_classes = source.train.labels, len(source.classes)
+    if num_classes < 2:
+        raise DataError(f"{source.name}: data.imbalance = {imbalance} needs at least two classes")
+    generator = np.random.default_rng([seed, _SKEW])
+    largest = np.bincount(labels).max()
+    kept = np.zeros(len(labels), dtype=bool)
+    for label in range(num_classes):
+        samples = np.flatnonzero(labels == label)
+        limit = max(2, round(largest * imbalance ** (-label / (num_classes - 1))))
+        kept[generator.permutation(samples)[:limit]] = True
+    index = np.flatnonzero(kept)
+    groups = None if source.groups is None else source.groups[index]
+    return dataclasses.replace(source, train=source.train.take(index), groups=groups)
 
 
 def split_by_share(data: Split, share: float, seed: int, name: str) -> tuple[Split, Split]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nonn.config import FusionConfig
 from nonn.distill.logistic import fit_logistic
 from nonn.distill.masked import fit_masked
+from nonn.distill.rebalance import balanced_order, head_to_tail
 from nonn.distill.students import Students
 from nonn.fusion import Head, LinearHead, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.reliability.subsets import members, sets_by_survivors
@@ -105,19 +106,25 @@ class Fitting:
     def passes(self) -> Passes:
         """Sums over all augmented passes of the training split."""
         fitter, classes = self.fitter, self.students.fusion.linear.out_features
+        config, train = self.config, fitter.train
+        counts = np.bincount(train.labels, minlength=classes)
         kept = self.config.samples if self.keeps_samples else 0
         passes = Passes(sum(self.widths), classes)
         with torch.no_grad():
             for number in range(self.config.passes):
                 generator, start = epoch_generator(self.seed, _PASS + number), 0
-                for raw in batches(fitter.train.inputs, fitter.device):
-                    labels = fitter.train.labels[start : start + len(raw)]
+                rng = np.random.default_rng([self.seed, _PASS + number])
+                split = train.take(balanced_order(train.labels, rng)) if config.balanced else train
+                for raw in batches(split.inputs, fitter.device):
+                    labels = split.labels[start : start + len(raw)]
                     varied = fitter.augment(raw, generator)
                     features = torch.cat(self.students.features(varied), dim=1).cpu().numpy()
                     if self.config.target == "labels":
                         targets = np.eye(classes)[labels]
                     else:
                         targets = self.teacher(varied)[1].cpu().numpy()
+                    if config.head_to_tail:
+                        features = head_to_tail(features, labels, counts, config.head_to_tail, rng)
                     passes.add(features, targets, labels, kept)
                     start += len(raw)
         return passes

@@ -165,6 +165,7 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
     """The manifest of the bundle."""
     config, data, teacher = space.experiment, space.data, trained.teacher.network
     cost = measure_cost(teacher, data.input_shape)
+    learned = np.concatenate([data.train.labels, data.held_out.labels])
     provenance = {
         "config": dataclasses.asdict(config),
         "code_version": code_version(),
@@ -187,7 +188,13 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
             "macs": cost.macs,
             "accuracy": float(teacher_outcomes(space, trained.teacher).mean()),
         },
-        data={"name": data.name, "split": "test", "samples": len(data.test), "fingerprint": data.fingerprint()},
+        data={
+            "name": data.name,
+            "split": "test",
+            "samples": len(data.test),
+            "fingerprint": data.fingerprint(),
+            "train_samples": np.bincount(learned, minlength=data.num_classes).tolist(),
+        },
         provenance=provenance,
         replicas=space.networks.design(trained.cut.partition).devices_of_part(config.devices.count),
         sensing=_sensing(config.sensing, data.train.inputs) if config.sensing.rate_hz else None,

@@ -10,6 +10,7 @@ result), drawn with a fixed seed. A bundle without features has no such section.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from nonn.errors import BundleError, ShapeError
 from nonn.fusion.calibration import expected_calibration_error
 from nonn.reliability.bias import class_bias
 from nonn.reliability.intervals import difference_interval, mean_interval
+from nonn.reliability.similarity import FeatureSimilarity, rank_correlation
 from nonn.reliability.subsets import members, membership
 from nonn.report import plots
 from nonn.report.document import ClassReport, ClassRow, SampledSets
@@ -43,6 +45,7 @@ _LEAST_SETS = 4
 _LOGITS = 120_000_000  # fused in total: about five seconds on one core
 _SEED = 0
 _PERFECT = 200  # test sets with perfect calibration that are drawn for each number of failures
+_SKEWED = 2  # ratio of training samples from which the table shows them
 _SHOWN = 10  # classes shown in table and figure
 
 
@@ -63,6 +66,7 @@ def class_report(bundle: Bundle) -> ClassReport | None:
     of_class = np.bincount(labels, minlength=num_classes)
     intact = np.zeros(0, dtype=np.int64)
     exact = bundle.evidence.by_failures() if bundle.table.samples == len(labels) else ()
+    similarity, found = FeatureSimilarity(features), [list[float]() for _ in range(2)]
     rows, right_after = [], np.zeros(len(labels))
     chance = np.random.default_rng(_SEED)
     for failed in range(n):
@@ -76,7 +80,8 @@ def class_report(bundle: Bundle) -> ClassReport | None:
             intact = intact if failed else answer
             right, bias = answer == labels, class_bias(intact, answer, labels, num_classes)
             ece = expected_calibration_error(confidence, right)
-            measured.append((right.mean(), confidence.mean(), ece, bias.cev, bias.sde))
+            cka = similarity.cka(list(members(mask)))
+            measured.append((right.mean(), confidence.mean(), ece, bias.cev, bias.sde, cka))
             scores += right / len(chosen)
             perfect += [
                 expected_calibration_error(confidence, chance.random(len(labels)) < confidence)
@@ -84,7 +89,11 @@ def class_report(bundle: Bundle) -> ClassReport | None:
             ]
         if failed == n // 2:
             right_after = scores
-        accuracy, sure, ece, cev, sde = np.mean(measured, axis=0).tolist()
+        accuracy, sure, ece, cev, sde, cka = np.mean(measured, axis=0).tolist()
+        columns = list(zip(*measured, strict=True))
+        for column, correlations in zip((3, 4), found, strict=True):
+            if (correlation := rank_correlation(columns[5], columns[column])) is not None:
+                correlations.append(correlation)
         interval: tuple[float, ...] = _ends(mean_interval(scores))
         if exact:
             # One mean for each number of failures: the table's, over all subsets. The subsets evaluated here give the
@@ -101,15 +110,20 @@ def class_report(bundle: Bundle) -> ClassReport | None:
                 ece=ece,
                 cev=cev,
                 sde=sde,
+                cka=min(cka, 1.0),
                 ece_worst=float(max(row[2] for row in measured)),
                 accuracy_interval=interval,
                 ece_perfect=float(np.mean(perfect)),
                 ece_perfect_high=float(np.quantile(perfect, 0.95)),
             )
         )
+    trained = bundle.manifest.data.get("train_samples")
     right_before = (intact == labels).astype(np.float64)
     classes = [
-        _class_row(c, bundle.manifest.classes[c], right_before[labels == c], right_after[labels == c])
+        dataclasses.replace(
+            _class_row(c, bundle.manifest.classes[c], right_before[labels == c], right_after[labels == c]),
+            train_samples=trained[c] if trained else None,
+        )
         for c in np.flatnonzero(of_class).tolist()
     ]
     return ClassReport(
@@ -119,6 +133,8 @@ def class_report(bundle: Bundle) -> ClassReport | None:
         by_failures=tuple(rows),
         failed=n // 2,
         classes=tuple(sorted(classes, key=lambda row: row.degraded)),
+        cka_cev=float(np.mean(found[0])) if found[0] else None,
+        cka_sde=float(np.mean(found[1])) if found[1] else None,
     )
 
 
@@ -151,6 +167,7 @@ def class_table(report: ClassReport, limit: int | None = _SHOWN) -> Table:
 
     columns = (
         TextColumn("class", "name", str),
+        *_trained(report),
         Column("samples", "samples"),
         Column("all answering", "intact", share),
         *ends("intact_interval", share),
@@ -170,8 +187,16 @@ def bias_table(report: ClassReport) -> Table:
         Column("of", "subsets"),
         Column("CEV", "cev", _three),
         Column("SDE", "sde", _three),
+        *([Column("CKA", "cka", _three)] if report.by_failures[0].cka is not None else []),
     )
     return Table(columns, report.by_failures)
+
+
+def _trained(report: ClassReport) -> tuple[Column, ...]:
+    """The samples that each class was trained with, if classes differ much."""
+    known = [row.train_samples for row in report.classes if row.train_samples is not None]
+    skewed = len(known) == len(report.classes) and max(known) > _SKEWED * min(known)
+    return (Column("trained with", "train_samples"),) if skewed else ()
 
 
 def calibration_table(report: ClassReport) -> Table:

@@ -27,6 +27,7 @@ class SampledSets:
         ece: mean expected calibration error.
         cev: mean combined error variance against the answers of all devices; 0 when no class changes.
         sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
+        cka: mean linear CKA of the features of the surviving devices with those of all devices; 1 when none failed.
         ece_worst: expected calibration error of the worst set.
         accuracy_interval: of `accuracy`.
         ece_perfect: mean expected calibration error of perfectly calibrated answers with these confidences, on as many
@@ -43,6 +44,7 @@ class SampledSets:
     cev: float
     sde: float
     ece_worst: Share
+    cka: Share | None = field(default=None, metadata=OPTIONAL)
     accuracy_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     ece_perfect: Share | None = field(default=None, metadata=OPTIONAL)
     ece_perfect_high: Share | None = field(default=None, metadata=OPTIONAL)
@@ -58,6 +60,7 @@ class ClassRow:
         samples: samples of this class.
         intact: accuracy of the class with all devices.
         degraded: its mean accuracy over the evaluated subsets with `failed` devices failed.
+        train_samples: training and held-out samples of this class; absent in older bundles.
         loss: `intact` less `degraded`.
         intact_interval: of `intact`.
         degraded_interval: of `degraded`.
@@ -70,6 +73,7 @@ class ClassRow:
     intact: Share
     degraded: Share
     loss: Difference
+    train_samples: Whole | None = field(default=None, metadata=OPTIONAL)
     intact_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     degraded_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     loss_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
@@ -86,6 +90,9 @@ class ClassReport:
         by_failures: one row each for 0 to N − 1 failed devices.
         failed: failed devices for `classes`: half of them, rounded down.
         classes: the classes that have samples, the lowest `degraded` first.
+        cka_cev: rank correlation of `cka` and `cev` among evaluated subsets with as many failures, mean over the
+            numbers of failures; negative where similar features mean less bias.
+        cka_sde: the same with `sde`.
     """
 
     samples: Whole
@@ -94,3 +101,5 @@ class ClassReport:
     by_failures: tuple[SampledSets, ...]
     failed: Whole
     classes: tuple[ClassRow, ...]
+    cka_cev: Difference | None = field(default=None, metadata=OPTIONAL)
+    cka_sde: Difference | None = field(default=None, metadata=OPTIONAL)
