@@ -210,7 +210,7 @@ class Batcher:
 
     def _may_go_alone(self, num_samples: int) -> bool:
         """Whether a request is sent at once: no fan-out is under way, and no other request is expected."""
-        if self._queue or self.config.max_delay_s or num_samples > self._batch_limit:
+        if self._queue or self.config.max_delay_s or (num_samples > 1 and num_samples > self._batch_limit):
             return False
         now = asyncio.get_running_loop().time()
         return self._slot.free(now) and self._regrouping.wait_until(num_samples) <= now

@@ -10,6 +10,7 @@ vouches for it in the inventory; all other checks are the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -23,7 +24,7 @@ from nonn.bundle import Student
 from nonn.errors import InputError
 from nonn.rpc.checksum import check_sealed
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import MAX_SAMPLES, read_parameters, read_tensors
+from nonn.rpc.wire import DATATYPES, MAX_SAMPLES, read_parameters, read_tensors
 from nonn.security import handshake
 from nonn.telemetry.printable import printable
 
@@ -98,6 +99,7 @@ class ReplyReader:
         # A foreign server sends the output of the student's network: it does not encode features.
         self._plain = node.foreign or student.code.dtype == "float32"
         self._dtype = np.dtype("<f4") if self._plain else student.code.wire
+        self._datatype, self._row_bytes = DATATYPES[self._dtype], self._dtype.itemsize * student.width
 
     @property
     def limit(self) -> int:
@@ -124,18 +126,40 @@ class ReplyReader:
             raise InputError(f"of bundle {str(bundle)[:12]}…, not {self._bundle_hash[:12]}…")
         if response.id != request_id:  # a reply to another request is not fused, however good it is
             raise InputError(f"to request '{response.id}', not '{request_id}'")
+        sent = self._only(response, num_samples)
+        if sent is None:
+            sent = self._among(response, num_samples)
+        features: Float32 = sent if self._plain else self._student.code.decode(sent)
+        if np.count_nonzero(np.isfinite(features)) < features.size:  # half of the time of all()
+            raise InputError(f"{self._output} contain NaN or infinity")
+        return features
+
+    def _only(self, response: Any, num_samples: int) -> NDArray[Any] | None:
+        """The features of a reply as nonn nodes write it; None for any other, which ``_among`` reads or refuses."""
+        tensors, raws = response.outputs, response.raw_output_contents
+        if len(tensors) != 1 or len(raws) != 1:
+            return None
+        tensor, raw, shape = tensors[0], raws[0], [num_samples, self._student.width]
+        usual = tensor.name == self._output and tensor.datatype == self._datatype and tensor.shape == shape
+        if not usual or tensor.HasField("contents") or len(raw) != num_samples * self._row_bytes:
+            return None
+        return np.frombuffer(raw, self._dtype).reshape(shape)
+
+    def _among(self, response: Any, num_samples: int) -> NDArray[Any]:
+        """The features among the outputs of any server of the protocol.
+
+        Raises:
+            InputError: an output is malformed, or these are missing or have another type or shape.
+        """
         tensors = read_tensors(response.outputs, response.raw_output_contents)
         if self._output not in tensors:
             raise InputError(f"no '{self._output}' among its outputs ({', '.join(tensors) or 'none'})")
-        sent = tensors[self._output]
-        if sent.dtype != self._dtype or sent.shape != (num_samples, width):
+        sent, wanted = tensors[self._output], (num_samples, self._student.width)
+        if sent.dtype != self._dtype or sent.shape != wanted:
             raise InputError(
-                f"{sent.dtype} {self._output} {list(sent.shape)}, expected {self._dtype.name} {[num_samples, width]}"
+                f"{sent.dtype} {self._output} {list(sent.shape)}, expected {self._dtype.name} {list(wanted)}"
             )
-        features: Float32 = sent if self._plain else self._student.code.decode(sent)
-        if not np.isfinite(features).all():
-            raise InputError(f"{self._output} contain NaN or infinity")
-        return features
+        return sent
 
 
 def failure(node: Node, exc: aio.AioRpcError, waited_s: float, num_samples: int = 1) -> Reply:

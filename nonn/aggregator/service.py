@@ -293,12 +293,21 @@ class Aggregator:
         Args:
             features: student → [B, d_i], one or more.
         """
-        arrived = mask_of(features)
+        return await self._fuse(None, features)
+
+    async def _fuse(self, fanout: _Fanout | None, features: Mapping[int, NDArray[np.float32]]) -> Answer:
+        """Builds the answer, of a fan-out or not, from the features that have arrived: student → [B, d_i]."""
+        arrived, fused = mask_of(features), features
         with span("nonn.fuse", nodes=len(features)):
             mask = await self._solver.choose(arrived, self.policy.config.quorum)
-            logits = self._head.logits({i: features[i] for i in members(mask)})
+            if mask != arrived:
+                fused = {i: features[i] for i in members(mask)}
+            logits = self._head.logits(fused)
         answered = np.zeros(self.bundle.num_devices, np.bool_)
-        answered[list(members(mask))] = True
+        answered[[*fused]] = True
+        missing: Mapping[str, tuple[ReplyStatus, str]] = {}
+        if fanout and mask.bit_count() != len(self.nodes):
+            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies, arrived & ~mask)
         return Answer(
             logits=logits.astype(np.float32),
             confidence=self._head.confidence(logits, mask).astype(np.float32),
@@ -307,22 +316,11 @@ class Aggregator:
             bundle=self.bundle.hash,
             expected_accuracy=self.policy.accuracy[mask],
             expected_accuracy_interval=self.bundle.table.interval(mask),
-            features=features,
-        )
-
-    async def _fuse(self, fanout: _Fanout, features: Mapping[int, NDArray[np.float32]]) -> Answer:
-        """Builds the answer of a fan-out from the features that have arrived: student → [B, d_i]."""
-        answer = await self.fuse(features)
-        missing = {}
-        if answer.mask.bit_count() != len(self.nodes):
-            unfused = mask_of(features) & ~answer.mask
-            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies, unfused)
-        return replace(
-            answer,
             failures={node: text for node, (_, text) in missing.items()},
             statuses={node: status for node, (status, _) in missing.items()},
-            early=fanout.session.early,
-            latency_s=self._clock() - fanout.start,
+            features=features,
+            early=bool(fanout and fanout.session.early),
+            latency_s=self._clock() - fanout.start if fanout else 0.0,
         )
 
     async def join(self, answers: Sequence[Answer]) -> Answer:

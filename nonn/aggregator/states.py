@@ -96,20 +96,21 @@ class NodeStates:
         """
         if not self._fanout.asks(reply.node):
             return  # it left meanwhile, and the observers have forgotten it
-        if reply.blameless:
-            self._policy.dropped(reply.node.id)
-            return
-        if late and reply.ok:
-            self._observers.on_late(LateEvent(self._event_clock(), reply.node.id, reply.latency_s))
         policy, node, took_s, num_samples = self._policy, reply.node.id, reply.latency_s, reply.num_samples
-        if self._stalled(reply):
-            policy.dropped(node)
-        elif reply.ok:
+        if reply.ok:
+            if late:
+                self._observers.on_late(LateEvent(self._event_clock(), node, took_s))
             self._heard[node], lag_s = self._clock(), reply.lag_s
-            self.note(
-                node,
-                lambda now: policy.on_success(node, took_s, now, late=late, lag_s=lag_s, num_samples=num_samples),
-            )
+
+            def success(now: float) -> bool:
+                return policy.on_success(node, took_s, now, late=late, lag_s=lag_s, num_samples=num_samples)
+
+            if policy.state(node) == "up":  # nearly always; an answer does not change that
+                success(self._heard[node])
+            else:
+                self.note(node, success)
+        elif reply.blameless or self._stalled(reply):
+            policy.dropped(node)
         else:
             silent = reply.status is ReplyStatus.SILENT
             self.note(

@@ -50,7 +50,7 @@ class Prediction:
     expected_accuracy: float
     expected_accuracy_interval: tuple[float, float] | None = None
 
-    @property
+    @cached_property
     def mask(self) -> int:
         """The subset of devices that answered, as a bit mask."""
         return int.from_bytes(np.packbits(self.answered, bitorder="little").tobytes(), "little")

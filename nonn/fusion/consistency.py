@@ -75,6 +75,31 @@ class Verdict:
     consensus: Float32 | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Constants:
+    """Constants of a set of n devices.
+
+    Attributes:
+        low: lower ends of the widened ranges [n, 1, d].
+        high: upper ends.
+        readout: R [n, d, K].
+        bias: estimate at features of zero [n, 1, K].
+        offset: a [n, 1, K].
+        slope: b.
+        inverse: 1 / (σ √K).
+        scale: 1 / the 90 % quantile of the statistics [n, 1].
+    """
+
+    low: Float32
+    high: Float32
+    readout: Float32
+    bias: Float32
+    offset: Float32
+    slope: Float32
+    inverse: Float32
+    scale: Float32
+
+
 class Consistency:
     """Tests of the devices of one bundle, from its ``consistency.npz``; thread-safe.
 
@@ -99,17 +124,24 @@ class Consistency:
                     raise BundleError(f"consistency.npz: '{name}' {list(arrays[name].shape)}, expected {list(shape)}")
             if len(readout) != ends[-1]:
                 raise BundleError(f"consistency.npz: readout of {len(readout)} rows for widths {self.widths}")
-            self._offset, self._slope, scale, self._level, self._low, self._high, mean = (
+            self._offset, self._slope, scale, self._level, low, high, mean = (
                 arrays[name].astype(np.float32) for name in ("offset", "slope", "scale", "level", "low", "high", "mean")
             )
             self._tail, self._peak = arrays["tail"].tolist(), arrays["peak"].tolist()
         except (KeyError, IndexError) as exc:
             raise BundleError(f"consistency.npz: lacks {exc}; build the bundle again") from exc
-        self._inverse: Float32 = np.float32(1) / scale
+        # 1 / σ, with the mean over classes of the squares in it.
+        self._inverse: Float32 = np.float32(1) / (scale * np.float32(math.sqrt(readout.shape[1])))
         rows = [slice(a, b) for a, b in pairwise(ends)]
-        self._readout = [np.ascontiguousarray(readout[row]) for row in rows]
         self._bias = np.stack([-mean[row] @ readout[row] for row in rows])  # [N, K]
-        self._rows, self._sets = rows, OrderedDict[tuple[int, ...], tuple[Float32, ...]]()
+        widest = max(self.widths)
+        # Devices with fewer features than others get zeros, which are never clipped and add nothing.
+        self._readout, self._even = np.zeros((num, widest, readout.shape[1]), np.float32), widest == min(self.widths)
+        self._ends = np.stack([np.full((num, widest), end, np.float32) for end in (-np.inf, np.inf)])  # [2, N, d]
+        for i, row in enumerate(rows):
+            self._readout[i, : self.widths[i]] = readout[row]
+            self._ends[:, i, : self.widths[i]] = low[row], high[row]
+        self._sets = OrderedDict[tuple[int, ...], _Constants]()
 
     @property
     def num_devices(self) -> int:
@@ -119,34 +151,51 @@ class Consistency:
     @property
     def readout(self) -> list[Float32]:
         """R of each device, N arrays [d_i, K]: its regression of the fused logits."""
-        return self._readout
+        return [self._readout[i, :width] for i, width in enumerate(self.widths)]
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays from which it is made."""
         return self._arrays
 
-    def _constants(self, devices: tuple[int, ...]) -> tuple[Float32, ...]:
-        """Range [D_S] twice, and bias, offset, slope and 1/σ [n, 1, K] of a set of devices."""
+    def _constants(self, devices: tuple[int, ...]) -> _Constants:
+        """The constants of a set of devices."""
         kept = self._sets.get(devices)
         if kept is None:
-            low, high = (np.concatenate([v[self._rows[i]] for i in devices]) for v in (self._low, self._high))
             which = list(devices)
-            per_class = [v[which][:, None] for v in (self._bias, self._offset, self._slope, self._inverse)]
-            kept = self._sets[devices] = (low, high, *per_class)
+            low, high = self._ends[:, which, None]
+            bias, offset, slope, inverse = (
+                v[which][:, None] for v in (self._bias, self._offset, self._slope, self._inverse)
+            )
+            scale = np.float32(1) / self._level[len(devices), which][:, None]
+            kept = _Constants(low, high, self._readout[which], bias, offset, slope, inverse, scale)
+            self._sets[devices] = kept
             while len(self._sets) > _CACHED:
                 self._sets.pop(next(iter(self._sets)), None)
         return kept
 
+    def _stacked(self, devices: tuple[int, ...], features: Mapping[int, Float32]) -> Float32:
+        """Features of some devices as one array [n, B, d], with zeros behind those that have fewer."""
+        batch = len(features[devices[0]])
+        if self._even:
+            return np.concatenate([features[i] for i in devices]).reshape(len(devices), batch, -1)
+        stacked = np.zeros((len(devices), batch, self._readout.shape[1]), np.float32)
+        for place, i in enumerate(devices):
+            stacked[place, :, : self.widths[i]] = features[i]
+        return stacked
+
+    def _clipped(
+        self, devices: tuple[int, ...], features: Mapping[int, Float32]
+    ) -> tuple[Mapping[int, Float32], Float32]:
+        """Features in their widened range, by device and as ``_stacked``."""
+        constants, stacked = self._constants(devices), self._stacked(devices, features)
+        clipped = np.minimum(np.maximum(stacked, constants.low), constants.high)
+        if not np.count_nonzero(clipped != stacked):
+            return features, stacked
+        return {i: clipped[place, :, : self.widths[i]] for place, i in enumerate(devices)}, clipped
+
     def clip(self, features: Mapping[int, Float32]) -> Mapping[int, Float32]:
         """Features in their widened range, the same object if all are."""
-        devices = tuple(sorted(features))
-        low, high = self._constants(devices)[:2]
-        together = np.concatenate([features[i] for i in devices], axis=1)
-        if ((together >= low) & (together <= high)).all():
-            return features
-        together = np.clip(together, low, high)
-        ends = np.cumsum([self.widths[i] for i in devices])[:-1]
-        return dict(zip(devices, np.split(together, ends, axis=1), strict=True))
+        return self._clipped(tuple(sorted(features)), features)[0]
 
     def statistics(self, features: Mapping[int, Float32]) -> tuple[tuple[int, ...], Float32, Float32]:
         """The statistics of some devices, at least three.
@@ -158,28 +207,36 @@ class Consistency:
             The devices [n], s [n, B] and the consensus c [B, K].
         """
         devices = tuple(sorted(features))
-        deviations, consensus = self.deviations(devices, features)
-        return devices, deviations / self._level[len(devices), list(devices)][:, None], consensus
+        return devices, *self._statistics(devices, self.estimates(devices, features))
+
+    def _statistics(self, devices: tuple[int, ...], estimates: Float32) -> tuple[Float32, Float32]:
+        """Statistics s [n, B] and consensus c [B, K] from the estimates [n, B, K]."""
+        deviations, consensus = self._deviations(devices, estimates)
+        deviations *= self._constants(devices).scale
+        return deviations, consensus
 
     def estimates(self, devices: tuple[int, ...], features: Mapping[int, Float32]) -> Float32:
         """Each device's own estimate of the fused logits [n, B, K]."""
-        bias = self._constants(devices)[2]
-        estimates = np.empty((len(devices), len(features[devices[0]]), bias.shape[2]), np.float32)
-        for place, i in enumerate(devices):
-            np.matmul(features[i], self._readout[i], out=estimates[place])
-        estimates += bias
+        return self._estimates(devices, self._stacked(devices, features))
+
+    def _estimates(self, devices: tuple[int, ...], stacked: Float32) -> Float32:
+        constants = self._constants(devices)
+        estimates: Float32 = np.matmul(stacked, constants.readout)
+        estimates += constants.bias
         return estimates
 
     def deviations(self, devices: tuple[int, ...], features: Mapping[int, Float32]) -> tuple[Float32, Float32]:
         """Statistics before they are divided by their quantile [n, B], and the consensus [B, K]."""
-        offset, slope, inverse = self._constants(devices)[3:]
-        estimates = self.estimates(devices, features)
-        consensus = _median(estimates)
-        estimates -= offset + slope * consensus
-        estimates *= inverse
-        rms = np.sqrt(np.einsum("nbk,nbk->nb", estimates, estimates) / estimates.shape[2])
-        result: Float32 = rms / (0.5 + 0.5 * _median(rms))
-        return result, consensus
+        return self._deviations(devices, self.estimates(devices, features))
+
+    def _deviations(self, devices: tuple[int, ...], estimates: Float32) -> tuple[Float32, Float32]:
+        constants, consensus = self._constants(devices), _median(estimates)
+        errors = estimates - constants.offset
+        errors -= constants.slope * consensus
+        errors *= constants.inverse
+        rms: Float32 = np.sqrt(np.einsum("nbk,nbk->nb", errors, errors))
+        rms /= 0.5 + 0.5 * _median(rms)
+        return rms, consensus
 
     def threshold(self, num_devices: int, num_samples: int = 1, rate: float = RATE) -> float:
         """Statistic above which one of n devices is excluded.
@@ -212,22 +269,29 @@ class Consistency:
         for i, f in features.items():
             if not 0 <= i < len(self.widths) or f.shape[1] != self.widths[i]:
                 raise ShapeError(f"device {i}: features {list(f.shape)}; the bundle has widths {self.widths}")
-        left = clipped = self.clip(features) if features else features
+        if not features:
+            return Verdict(features)
+        devices = tuple(sorted(features))
+        clipped, stacked = self._clipped(devices, features)
         num, excluded, surprise = len(clipped), list[int](), dict[int, float]()
         if num < MIN_DEVICES:
             return Verdict(clipped)
-        batch, first = len(next(iter(clipped.values()))), None
-        while len(left) >= MIN_DEVICES:
-            devices, statistics, consensus = self.statistics(left)
+        estimates, batch, first = self._estimates(devices, stacked), stacked.shape[1], None
+        while len(devices) >= MIN_DEVICES:
+            statistics, consensus = self._statistics(devices, estimates)
             first = consensus[0] if first is None else first
-            worst = statistics.max(axis=1).tolist()
-            surprise |= {i: self.surprise(x, len(devices), batch) for i, x in zip(devices, worst, strict=True)}
+            worst = (statistics[:, 0] if batch == 1 else statistics.max(axis=1)).tolist()
+            surprise |= {
+                i: self.surprise(x, len(devices), batch) if x > 1 else 1.0 for i, x in zip(devices, worst, strict=True)
+            }
             if max(worst) <= self.threshold(len(devices), batch, rate):
                 break
             if len(excluded) == (num - 1) // 2:
                 return Verdict(clipped, (), surprise, undecided=True, consensus=first)
-            excluded.append(devices[worst.index(max(worst))])
-            left = {i: f for i, f in left.items() if i != excluded[-1]}
+            place = worst.index(max(worst))
+            excluded.append(devices[place])
+            devices, estimates = devices[:place] + devices[place + 1 :], np.delete(estimates, place, axis=0)
+        left = {i: f for i, f in clipped.items() if i not in excluded} if excluded else clipped
         return Verdict(left, tuple(excluded), surprise, consensus=first)
 
 

@@ -44,6 +44,7 @@ KNOWN_BELOW = 0.1
 LEAST = 1e-6  # of q
 REQUESTS, P_FALSE = 1e6, 0.01
 REPEATS = 8  # requests with which a new one is compared
+_UNKNOWN = math.log(1 - EPSILON + EPSILON * (1 - KNOWN_BELOW**SHAPE) / (1 - KNOWN_BELOW))  # evidence of q above it
 NOVEL = 0.1  # least distance of its consensus from theirs, over the standard deviation of estimates
 
 
@@ -54,7 +55,7 @@ def evidence(surprise: float) -> float:
         surprise: q, the probability that an honest node contradicts the others as much; in [0, 1].
     """
     if surprise >= KNOWN_BELOW:
-        return math.log(1 - EPSILON + EPSILON * (1 - KNOWN_BELOW**SHAPE) / (1 - KNOWN_BELOW))
+        return _UNKNOWN
     return math.log(1 - EPSILON + EPSILON * SHAPE * max(surprise, LEAST) ** (SHAPE - 1))
 
 
@@ -102,8 +103,8 @@ class Suspicion:
     def _repeats(self, consensus: NDArray[Any]) -> bool:
         """Whether a request is too similar to one of the last that counted; if not, it is remembered."""
         if self._seen:
-            distance = np.square(np.asarray(self._seen) - consensus).mean(axis=1).min()
-            if distance < NOVEL**2:
+            difference = np.array(self._seen) - consensus
+            if np.einsum("rk,rk->r", difference, difference).min() < NOVEL**2 * len(consensus):
                 return True
         self._seen.append(consensus)
         return False

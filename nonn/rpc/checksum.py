@@ -29,6 +29,7 @@ def _entry() -> bytes:
 
 
 _ENTRY = _entry()
+_TAIL = len(_ENTRY) + _DIGITS
 
 
 def model_name(name: str) -> bytes:
@@ -51,8 +52,8 @@ def check_sealed(raw: bytes, first: bytes = b"") -> None:
     Raises:
         DataLossError: it was altered on the way.
     """
-    end = len(raw) - _DIGITS - len(_ENTRY)
-    if end < 0 or raw[end:-_DIGITS] != _ENTRY or not raw.startswith(first):
+    end = len(raw) - _TAIL
+    if end < 0 or not raw.startswith(_ENTRY, end) or not raw.startswith(first):
         return
     if raw[-_DIGITS:] != b"%08x" % zlib.crc32(memoryview(raw)[len(first) : end]):
         raise DataLossError(f"{len(raw)} bytes were altered on the way (wrong {PARAMETER}); the link is faulty")

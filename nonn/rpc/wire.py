@@ -25,6 +25,7 @@ from nonn.telemetry.printable import printable
 __all__ = [
     "CHANNEL_OPTIONS",
     "CLIENT_STREAMS",
+    "DATATYPES",
     "DTYPES",
     "ERROR_KEY",
     "INFER_METHOD",
@@ -69,7 +70,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _TYPED_FIELD = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -125,9 +126,9 @@ def add_tensors(descriptors: Any, raws: Any, tensors: Mapping[str, Array]) -> No
     """
     for name, array in tensors.items():
         array = little_endian(array)
-        if array.dtype not in _DATATYPES:
+        if array.dtype not in DATATYPES:
             raise InputError(f"tensor '{name}': dtype {array.dtype} has no name in the protocol; use {_known()}")
-        descriptors.add(name=name, datatype=_DATATYPES[array.dtype], shape=array.shape)
+        descriptors.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
         raws.append(array.tobytes())
 
 
@@ -162,7 +163,7 @@ def read_tensors(descriptors: Sequence[Any], raws: Sequence[bytes]) -> dict[str,
             raise InputError(f"tensor '{name}' is given twice")
         if tensor.datatype not in DTYPES:
             raise InputError(f"tensor '{name}': unknown datatype '{tensor.datatype}'; known: {_known()}")
-        if any(size < 0 for size in shape):
+        if shape and min(shape) < 0:
             raise InputError(f"tensor '{name}': shape {list(shape)} has a negative dimension")
         if raws and tensor.contents.ByteSize():
             raise InputError(f"tensor '{name}': raw and typed contents are both given; give one")

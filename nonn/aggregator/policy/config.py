@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from nonn.toml import check
@@ -63,7 +64,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         check(self)
 
-    @property
+    @cached_property
     def patience_s(self) -> float:
         """A node that is this much later than the others is a straggler."""
         return self.deadline_s * STRAGGLER_SHARE

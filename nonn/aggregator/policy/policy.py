@@ -216,7 +216,8 @@ class Policy:
         record.pace.add(num_samples, latency_s)
         if lag_s <= self.config.patience_s:
             self.stragglers.discard(node)
-        return self._noted(record.breaker.on_success(now))
+        changed = record.breaker.on_success(now)
+        return self._noted(changed) if changed else False
 
     def on_failure(self, node: str, waited_s: float, now: float, *, silent: bool = False, num_samples: int = 1) -> bool:
         """A node has failed a request; arguments and result as of ``on_success``.
