@@ -26,6 +26,7 @@ from nonn.errors import ConfigError, InputError, QuorumError, UnreachableError
 from nonn.rpc.address import split_addresses
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request
+from nonn.security.authority import Authority
 from tests.agreement import check_against_offline_fusion
 from tests.fleets import Running
 from tests.serving import TIMEOUT_S, running_node
@@ -38,8 +39,10 @@ SAMPLE = toy_data(200, seed=3)[0][:1]
 class Pair:
     """Two aggregators of the same nodes."""
 
-    def __init__(self, bundle: Bundle, inventory: Path, folder: Path, stack: contextlib.ExitStack) -> None:
-        self._arguments = ("nonn", "serve", bundle.path, "--inventory", inventory)
+    def __init__(
+        self, bundle: Bundle, inventory: Path, folder: Path, stack: contextlib.ExitStack, *options: str | Path
+    ) -> None:
+        self._arguments = ("nonn", "serve", bundle.path, "--inventory", inventory, *options)
         self._folder, self._stack = folder, stack
         self.processes = [self._start(i, 0) for i in range(2)]
         self.addresses = [process.ready["address"] for process in self.processes]
@@ -70,7 +73,7 @@ def pair(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 @contextlib.contextmanager
-def asking(client: Client, threads: int = 4) -> Iterator[Callable[[int], None]]:
+def asking(client: Client, threads: int = 4, mask: int = 0b11) -> Iterator[Callable[[int], None]]:
     """Clients that ask without a pause; yields a function that waits for so many more answers of each.
 
     Every answer must be complete, and none may fail.
@@ -81,7 +84,7 @@ def asking(client: Client, threads: int = 4) -> Iterator[Callable[[int], None]]:
     def ask(number: int) -> None:
         try:
             while not over.is_set():
-                assert client.infer(SAMPLE).mask == 0b11
+                assert client.infer(SAMPLE).mask == mask
                 with answered:
                     counts[number] += 1
                     answered.notify_all()
@@ -160,6 +163,26 @@ def test_an_aggregator_that_is_killed_ended_or_stopped_under_load_costs_no_reque
         more(10)
         assert client.aggregator == second
         assert all(other().outputs for _ in range(4))
+        check_against_offline_fusion(bundle, client.infer(SAMPLE), slice(1))
+
+
+def test_with_tls_an_aggregator_that_is_killed_under_load_costs_no_request(bundle: Bundle, tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "certs")
+    for role, name in (("node", "kitchen"), ("aggregator", "main"), ("client", "alice")):
+        authority.issue(role, name)
+    with contextlib.ExitStack() as stack:
+        tls = ("--tls", str(authority.folder("node", "kitchen")))
+        node = stack.enter_context(running_node(bundle.path, 0, *tls))[1]
+        inventory = tmp_path / "nodes.toml"
+        write_inventory(inventory, [Node(id="kitchen", address=node["address"], student=0)])
+        pair = Pair(bundle, inventory, tmp_path, stack, "--tls", authority.folder("aggregator", "main"))
+        client = stack.enter_context(Client(pair.both, TIMEOUT_S, tls=authority.folder("client", "alice")))
+        with asking(client, mask=0b1) as more:
+            more(10)
+            failed = client.aggregator
+            pair.processes[pair.addresses.index(failed)].end(signal.SIGKILL)
+            more(10)
+        assert {failed, client.aggregator} == set(pair.addresses)
         check_against_offline_fusion(bundle, client.infer(SAMPLE), slice(1))
 
 
