@@ -31,6 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nonn.aggregator.http.switches import SwitchBoard
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.file import write_policy
@@ -67,7 +68,7 @@ class NodeState:
 class _Child:
     """A process that prints a ready line and exits on a signal, or when this process ends."""
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, inherited: Sequence[int] = ()) -> None:
         self.name, self.address, self.http_address, self.stopped = name, "", "", False
         self._log = log
         with log.open("wb") as stderr:
@@ -77,6 +78,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 process_group=0,
+                pass_fds=inherited,
             )
 
     @property
@@ -134,6 +136,11 @@ class LocalCluster:
         http_port: of the aggregator's dashboard and metrics; 0 chooses a free one, None disables them.
         tls: folder of a ``nonn certs`` authority, created if missing: every process gets its own certificate and uses
             TLS only. None is plain text.
+        switches: whether the dashboard's page can switch devices off and on; the program then calls ``board.handle``
+            whenever ``board`` is readable.
+
+    Attributes:
+        board: carries out what the page asks; None without ``switches``.
 
     Raises (on entering):
         BundleError: the bundle cannot be loaded.
@@ -153,6 +160,7 @@ class LocalCluster:
         start_timeout_s: float = START_TIMEOUT_S,
         http_port: int | None = None,
         tls: Path | None = None,
+        switches: bool = False,
     ) -> None:
         self._path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
         self._port, self._threads, self._start_timeout_s = port, threads, start_timeout_s
@@ -160,6 +168,7 @@ class LocalCluster:
         given = {key: value for key, value in given.items() if value is not None}
         self._policy = dataclasses.replace(policy or PolicyConfig(), **given)
         self._http_port, self._tls = http_port, tls
+        self.board = SwitchBoard(self._switch) if switches and http_port is not None else None
         self._nodes: list[_Child] = []
         self._aggregator: _Child | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -187,6 +196,12 @@ class LocalCluster:
     def http_address(self) -> str:
         """``http://host:port`` of the aggregator's dashboard; empty without one."""
         return self._aggregator.http_address if self._aggregator else ""
+
+    @property
+    def page(self) -> str:
+        """Address of the dashboard's page, with the token that lets it switch devices; empty without one."""
+        token = f"#switch={self.board.token}" if self.board else ""
+        return f"{self.http_address}/{token}" if self.http_address else ""
 
     @property
     def client_tls(self) -> Path | None:
@@ -243,6 +258,19 @@ class LocalCluster:
         self._nodes[node] = child
         self._wait_ready([child])
 
+    def _switch(self, name: str, on: bool) -> None:
+        """Switches a node off or on, by its id, as a person would.
+
+        Raises:
+            KeyError: there is no such node.
+            NonnError: it does not start.
+        """
+        node = {f"node-{i}": i for i in range(self.num_devices)}[name]
+        if on and not self._nodes[node].alive:
+            self.restart(node)
+        elif not on:
+            self.kill(node)
+
     def close(self) -> None:
         """Ends the aggregator, then the nodes; idempotent."""
         for children in ([self._aggregator] if self._aggregator else [], self._nodes):
@@ -253,6 +281,8 @@ class LocalCluster:
             for child in children:
                 child.reap(max(0.0, deadline - time.monotonic()))
         self._nodes, self._aggregator = [], None
+        if self.board is not None:
+            self.board.close()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -276,10 +306,14 @@ class LocalCluster:
         options["--policy"] = policy
         if self._http_port is not None:
             options["--http-port"] = self._http_port
+        if self.board is not None:
+            options["--switches"] = self.board.child.fileno()
         if self._tls is not None:
             options["--tls"] = self._tls / "aggregator" / "local"
         arguments = ["nonn", "serve", str(self._path), *(str(p) for item in options.items() for p in item)]
-        self._aggregator = _Child("the aggregator", arguments, Path(self._folder.name) / "aggregator.log")
+        inherited = [self.board.child.fileno()] if self.board else []
+        log = Path(self._folder.name) / "aggregator.log"
+        self._aggregator = _Child("the aggregator", arguments, log, inherited)
         self._wait_ready([self._aggregator])
 
     def _node(self, node: int, port: int) -> _Child:

@@ -14,9 +14,9 @@ import pytest
 from tests.serving import TIMEOUT_S
 
 
-def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, str, dict[str, str]]:
+def fetch(url: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, str, dict[str, str]]:
     """Status, body and headers of a page; errors are pages too."""
-    request = urllib.request.Request(url, method=method, headers=headers)
+    request = urllib.request.Request(url, body, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             return response.status, response.read().decode(), dict(response.headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
-from tests.observing import browser, requested, state
+from tests.observing import browser, fetch, requested, state
 from tests.serving import process, until
 from tests.toys import toy_bundle
 
 NUM_DEVICES = 4
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
+APIS = ("api/state", "api/sensing", "api/predict")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,9 @@ def test_the_page_follows_a_node_that_dies_and_comes_back(driver: Any, bundle: B
         until(lambda: driver.execute_script("return document.querySelectorAll('#spark-latency polyline').length") > 0)
         until(lambda: "MB" in text(driver, "#nodes"))
     assert complaints(driver) == []
-    pages = {f"{cluster.http_address}/{name}" for name in ("", "style.css", "app.js", "api/state", "api/sensing")}
+    pages = {f"{cluster.http_address}/{name}" for name in ("", "style.css", "app.js", "ask.js", *APIS)}
+    # Only nonn up offers to switch devices.
+    assert fetch(f"{cluster.http_address}/api/devices/node-0", "POST", b'{"on": true}')[0] == 404
     # Nothing from elsewhere; the browser's own start page comes out of its package.
     assert {url for url in requested(driver) if not url.startswith(("data:", "chrome:"))} == pages
 
@@ -124,6 +129,78 @@ def _ask(client: Any) -> Any:
     except QuorumError:
         return True
     return False
+
+
+@pytest.fixture(scope="module")
+def page(bundle: Bundle) -> Iterator[str]:
+    """Address of the page of a running ``nonn up``, with its token."""
+    with process("nonn", "up", bundle.path, "--http-port", "0") as child:
+        assert child.stdout is not None
+        lines = iter(child.stdout.readline, b"")
+        yield next(found[1] for line in lines if (found := re.search(r"dashboard: (\S+)", line.decode())))
+        child.send_signal(signal.SIGTERM)
+        assert b"every process has ended" in child.stdout.read()
+        assert child.wait() == 0
+
+
+def test_a_picture_is_answered_and_the_next_answer_shows_a_device_switched_off_with_the_keyboard(
+    driver: Any, page: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    driver.get("about:blank")
+    complaints(driver)  # of other tests' pages, whose aggregators have ended
+    Image.fromarray(SAMPLE[0, 0]).save(tmp_path / "zero.png")
+    driver.get(page)
+    until(lambda: driver.find_element("id", "ask").is_displayed())
+    driver.find_element("id", "file").send_keys(str(tmp_path / "zero.png"))
+    until(lambda: "4 of 4 devices answered" in text(driver, "#answer-devices"))
+    assert text(driver, "#answer-class") in bundle.manifest.classes
+    assert driver.execute_script("return document.getElementById('preview').naturalWidth") == 8
+
+    def switch() -> Any:
+        return driver.find_element("css selector", "[data-node=node-2][role=switch]")
+
+    until(lambda: switch().get_attribute("aria-checked") == "true")
+    switch().send_keys(Keys.SPACE)
+    until(lambda: "3 of 4 devices answered" in text(driver, "#answer-devices"))
+    assert "node-2: " in text(driver, "#answer-why")
+    assert (
+        driver.find_element("css selector", "#answer-chips [data-device='2']").get_attribute("data-answered") == "false"
+    )
+    until(lambda: "node-2 is" in text(driver, "#down-list") and "Switch it on" in text(driver, "#down-list"))
+    until(lambda: switch().text == "node-2 off")
+    assert driver.switch_to.active_element.get_attribute("data-node") == "node-2"  # the focus is kept
+    switch().send_keys(Keys.ENTER)
+    until(lambda: "4 of 4 devices answered" in text(driver, "#answer-devices"))
+    driver.get("about:blank")
+    driver.get(page.partition("#")[0])
+    until(lambda: "open the address that nonn up prints" in text(driver, "#switch-note"))
+    assert complaints(driver) == []
+
+
+def test_only_the_page_of_nonn_up_switches_devices(page: str) -> None:
+    http, _, token = page.partition("/#switch=")
+
+    def switch(http: str, node: str = "node-0", body: bytes = b'{"on": true}', **headers: str) -> Any:
+        all_headers = {"Content-Type": "application/json", "Nonn-Switch-Token": token}
+        all_headers |= {name.replace("_", "-"): value for name, value in headers.items()}
+        return fetch(f"{http}/api/devices/{node}", "POST", body, **all_headers)[:2]
+
+    assert switch(http)[0] == 200
+    for status, text, found in (
+        (403, "wrong token", switch(http, Nonn_Switch_Token="")),
+        (403, "wrong token", switch(http, Nonn_Switch_Token=token[:-1])),
+        (403, "another site", switch(http, Origin="http://evil.example")),
+        (403, "another site", switch(http, Sec_Fetch_Site="cross-site")),
+        (421, "unknown host name", switch(http, Host="evil.example")),
+        (415, "send application/json", switch(http, Content_Type="text/plain")),
+        (413, "more than 1024 bytes", switch(http, body=b" " * 2000)),
+        (400, "must be true or false", switch(http, body=b'{"on": 1}')),
+        (400, "must be true or false", switch(http, body=b"[" * 1000)),
+        (404, "no device 'node-9'", switch(http, "node-9")),
+    ):
+        assert (found[0], text in found[1]) == (status, True), found
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -179,7 +256,7 @@ def test_a_hostile_node_id_is_text_and_no_markup(driver: Any, bundle: Bundle, tm
         driver.get(http)
         until(lambda: name in rows(driver))
         assert name in text(driver, "#nodes")
-        assert driver.execute_script("return document.querySelectorAll('img').length") == 0
+        assert driver.execute_script("return document.querySelectorAll('img:not(#preview)').length") == 0
         assert driver.title != "1"
         child.send_signal(signal.SIGTERM)
         assert child.wait() == 0  # with a page that is open

@@ -32,6 +32,7 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="further host name under which plain HTTP is asked, for example of a proxy; may be repeated",
     )
+    group.add_argument("--switches", type=int, help=argparse.SUPPRESS)  # a socket that nonn up lets it inherit
     group.add_argument(
         "--drift-rate",
         type=not_negative,
@@ -53,6 +54,7 @@ def observing_of(args: argparse.Namespace) -> ObservingOptions:
         http_port=args.http_port,
         http_names=tuple(args.http_name),
         http_tls=args.http_tls,
+        switches=args.switches,
         drift_rate=args.drift_rate,
         trace=args.trace,
         insecure=args.insecure,

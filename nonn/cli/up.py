@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nonn.arguments import count, existing, port
 from nonn.cli._policy_options import add_policy_arguments, policy_of
@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Starts the cluster and shows it until Ctrl-C or SIGTERM, neither of which is an error."""
     import signal
-    import threading
 
     from rich.console import Console
     from rich.live import Live
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     # too, since a shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
-    console, forever = Console(), threading.Event()
+    console = Console()
     try:
         for port in filter(None, (args.port, args.http_port)):
             check_free(port)
@@ -73,48 +72,58 @@ def run(args: argparse.Namespace) -> int:
                 threads=args.threads,
                 http_port=args.http_port,
                 tls=args.tls,
+                switches=True,
             ) as cluster,
             Client(cluster.address, tls=cluster.client_tls) as client,
         ):
             if console.is_terminal:
                 with (
                     Live(_table(bundle, cluster, client, console), console=console, auto_refresh=False) as live,
-                    _keys() as pressed,
+                    _keys(cluster, keys=True) as pressed,
                 ):
                     while True:
                         if pressed(REFRESH_S) == "r":
                             _restart(cluster, console)
                         live.update(_table(bundle, cluster, client, console), refresh=True)
             console.print(_table(bundle, cluster, client, console))
-            forever.wait()
+            with _keys(cluster, keys=False) as pressed:
+                while True:
+                    pressed(None)
     except KeyboardInterrupt:
         console.print("stopped: every process has ended")
     return 0
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Yields a function that waits some seconds for a key and returns it; empty without one, or without a terminal."""
+def _keys(cluster: LocalCluster, *, keys: bool) -> Iterator[Callable[[float | None], str]]:
+    """Yields a function that waits some seconds, or for ever, for a key, and meanwhile switches devices for the page.
+
+    It returns the key; nothing without one, without ``keys`` or a terminal, or after a device was switched.
+    """
     import os
     import select
     import sys
     import time
 
-    def pause(wait_s: float) -> str:
-        time.sleep(wait_s)
+    board, watched = cluster.board, list[Any]([cluster.board] if cluster.board else [])
+    descriptor = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
+    terminal = keys and descriptor >= 0 and _in_foreground(descriptor)
+
+    def pressed(wait_s: float | None) -> str:
+        ready = select.select([*watched, descriptor] if terminal else watched, [], [], wait_s)[0]
+        if board in ready and board is not None:
+            board.handle()
+        elif ready and not (key := os.read(descriptor, 1).decode(errors="replace")):
+            time.sleep(wait_s or 0)  # the end of input
+        elif ready:
+            return key
         return ""
 
-    descriptor = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
-    if descriptor < 0 or not _in_foreground(descriptor):
-        yield pause
+    if not terminal:
+        yield pressed
         return
     import termios
     import tty
-
-    def pressed(wait_s: float) -> str:
-        if not select.select([descriptor], [], [], wait_s)[0]:
-            return ""
-        return os.read(descriptor, 1).decode(errors="replace") or pause(wait_s)  # pause at the end of input
 
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)
@@ -161,7 +170,7 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client, console: Conso
     table = Table(
         title=f"{bundle.manifest.experiment} at {cluster.address}",
         caption="value: points of accuracy lost if the device fails\n"
-        + (f"dashboard: {cluster.http_address}/\n" if cluster.http_address else "")
+        + (f"dashboard: {cluster.page}\n" if cluster.page else "")
         + ("r: restart devices that are down; Ctrl-C: end\n" if console.is_terminal else "")
         + f"try: nonn predict {cluster.address} IMAGE"
         + (f" --tls {cluster.client_tls}" if cluster.client_tls else ""),

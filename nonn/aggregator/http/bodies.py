@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 
@@ -23,12 +23,24 @@ from nonn.rpc.wire import Status, to_status
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["Handler", "RefusedError", "answering", "failed", "reading"]
+__all__ = ["Handler", "RefusedError", "Routes", "answering", "failed", "reading"]
 
 IDLE_S = 5.0  # without a byte
 TOTAL_S = 60.0  # a request of 12 MB over a slow wireless link takes some seconds
 
 Handler = Callable[["web.Request"], Awaitable["web.StreamResponse"]]
+
+
+class Routes(Protocol):
+    """A part of what is served over HTTP."""
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Adds its routes."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
 
 
 class RefusedError(Exception):

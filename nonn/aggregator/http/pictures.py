@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nonn.aggregator.http.access import Access
 from nonn.aggregator.http.bodies import RefusedError, answering, failed, reading
 from nonn.answer import Answer
-from nonn.bundle import Manifest
+from nonn.bundle import Bundle
 from nonn.inputs import MAX_PIXELS, UPLOADED, InputReader
 from nonn.rpc.codec import Request
 from nonn.rpc.endpoint import Endpoint, Result
@@ -35,13 +35,14 @@ class Pictures:
     Args:
         endpoint: the served model.
         access: decides who may send pictures.
-        manifest: of the served bundle.
-        bundle: its hash; if another one is served meanwhile, a picture is refused.
+        bundle: the served bundle; if another one is served meanwhile, a picture is refused.
+        switches: whether the page can switch devices.
     """
 
-    def __init__(self, endpoint: Endpoint, access: Access, manifest: Manifest, bundle: str) -> None:
-        self._endpoint, self._access, self._bundle = endpoint, access, bundle
-        self._spec, self._classes = manifest.input, manifest.classes
+    def __init__(self, endpoint: Endpoint, access: Access, bundle: Bundle, *, switches: bool = False) -> None:
+        self._endpoint, self._access, self._bundle = endpoint, access, bundle.hash
+        self._switches = switches
+        self._spec, self._classes = bundle.manifest.input, bundle.manifest.classes
         self._decoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="picture")
 
     def add_to(self, router: web.UrlDispatcher) -> None:
@@ -54,7 +55,7 @@ class Pictures:
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
     async def accepted(self, request: web.Request) -> web.Response:
-        """What pictures the bundle accepts, and what the page needs to send one."""
+        """What the page offers: the pictures that the bundle accepts, what sending one needs, and switches."""
         from aiohttp import web
 
         shape = self._spec.shape
@@ -68,6 +69,7 @@ class Pictures:
                 "max_bytes": MAX_BYTES,
                 "max_pixels": MAX_PIXELS,
                 "token": self._access.needs_token,
+                "switches": self._switches,
             }
         )
 

@@ -16,36 +16,42 @@ from nonn.rpc.rest import MAX_JSON_BYTES, read_request, write_metadata
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["JSON_LENGTH", "add_protocol"]
+__all__ = ["JSON_LENGTH", "Protocol"]
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 _RAW = "send values raw (binary_data_size), or fewer samples per request"
 
 
-def add_protocol(router: web.UrlDispatcher, endpoint: Endpoint, access: Access) -> None:
-    """Adds the routes below ``/v2``."""
-    calls = _Calls(endpoint, access)
-    model = "/v2/models/{model}"
-    for path, handler in (
-        ("/v2", calls.server),
-        ("/v2/", calls.server),
-        ("/v2/health/live", calls.live),
-        ("/v2/health/ready", calls.ready),
-        (model, calls.metadata),
-        (f"{model}/ready", calls.model_ready),
-        (f"{model}/versions/{{version}}", calls.metadata),
-        (f"{model}/versions/{{version}}/ready", calls.model_ready),
-    ):
-        router.add_get(path, answering(handler))
-    for path in (f"{model}/infer", f"{model}/versions/{{version}}/infer"):
-        router.add_post(path, answering(calls.infer))
+class Protocol:
+    """The routes below ``/v2``, for one model.
 
-
-class _Calls:
-    """The calls, for one model."""
+    Args:
+        endpoint: the served model.
+        access: decides who may call.
+    """
 
     def __init__(self, endpoint: Endpoint, access: Access) -> None:
         self._endpoint, self._model, self._access = endpoint, endpoint.model, access
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Adds the routes."""
+        model = "/v2/models/{model}"
+        for path, handler in (
+            ("/v2", self.server),
+            ("/v2/", self.server),
+            ("/v2/health/live", self.live),
+            ("/v2/health/ready", self.ready),
+            (model, self.metadata),
+            (f"{model}/ready", self.model_ready),
+            (f"{model}/versions/{{version}}", self.metadata),
+            (f"{model}/versions/{{version}}/ready", self.model_ready),
+        ):
+            router.add_get(path, answering(handler))
+        for path in (f"{model}/infer", f"{model}/versions/{{version}}/infer"):
+            router.add_post(path, answering(self.infer))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     async def live(self, request: web.Request) -> web.Response:
         """Always true: the process answers."""

@@ -4,7 +4,7 @@ It runs in the aggregator's event loop with aiohttp: its ``AppRunner`` starts an
 signals alone. Starlette with uvicorn is half the size (6 MB installed, 7 MB resident, against 15 and 15), but uvicorn
 takes over the process's signals, which end an aggregator here, and only private methods prevent that.
 
-The page is three files next to this module and loads nothing from elsewhere; a content security policy enforces that.
+The page is four files next to this module and loads nothing from elsewhere; a content security policy enforces that.
 What is only read needs no login: on loopback it is plain HTTP; beyond loopback it is HTTPS for clients with a valid
 certificate of the cluster's authority, or plain HTTP with ``--insecure``. Inference needs what it needs over gRPC.
 """
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nonn.aggregator.http.access import Access, fingerprint_of, is_ours, own_names
-from nonn.aggregator.http.bodies import Handler
+from nonn.aggregator.http.bodies import Handler, Routes
 from nonn.aggregator.http.pictures import Pictures
-from nonn.aggregator.http.rest import add_protocol
+from nonn.aggregator.http.rest import Protocol
+from nonn.aggregator.http.switches import Switches
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.sensing.hub import Hub
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Inference", "serve_dashboard"]
 
 _FOLDER = Path(__file__).parent / "web"
-_ASSETS = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
+_ASSETS = {"/": "index.html", "/app.js": "app.js", "/ask.js": "ask.js", "/style.css": "style.css"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -64,11 +65,20 @@ class Inference:
         endpoint: the served model; the same as over gRPC.
         guard: of the gRPC port.
         bundle: the served bundle.
+        switches: descriptor of the socket with which ``nonn up`` switches devices; None elsewhere.
     """
 
     endpoint: Endpoint
     guard: Guard
     bundle: Bundle
+    switches: int | None = None
+
+    def routes(self, names: Sequence[str]) -> list[Routes]:
+        """What is served; ``names`` are names of proxies."""
+        access = Access(self.guard, names)
+        switches = [] if self.switches is None else [Switches(self.switches, self.endpoint, access)]
+        pictures = Pictures(self.endpoint, access, self.bundle, switches=bool(switches))
+        return [Protocol(self.endpoint, access), pictures, *switches]
 
 
 @contextlib.asynccontextmanager
@@ -117,17 +127,17 @@ async def serve_dashboard(
         )
     if not 0 <= port < 65536:  # getaddrinfo would use it modulo 65536
         raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any free port")
+    if inference is not None and inference.switches is not None and not is_loopback(host):
+        raise AddressError(f"{host}: devices are switched through loopback only")
     if is_loopback(host) and not tls_on_loopback:
         tls = None
     known = None if tls else own_names(host, names)
     async with contextlib.AsyncExitStack() as stack:
         application = _application(monitor, metrics, tls, known, hub)
         if inference is not None:
-            access = Access(inference.guard, names)
-            add_protocol(application.router, inference.endpoint, access)
-            pictures = Pictures(inference.endpoint, access, inference.bundle.manifest, inference.bundle.hash)
-            pictures.add_to(application.router)
-            stack.callback(pictures.close)
+            for route in inference.routes(names):
+                route.add_to(application.router)
+                stack.callback(route.close)
         runner = web.AppRunner(
             application,
             access_log=None,

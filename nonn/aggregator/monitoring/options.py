@@ -34,6 +34,7 @@ class ObservingOptions:
         drift_rate: most samples per second that the drift alarm tests; 0 turns it off, None is the default.
         trace: destination of traces, see ``nonn.telemetry.tracing``; None writes none.
         http_tls: HTTP with TLS on loopback too.
+        switches: descriptor of the socket with which ``nonn up`` switches devices; None elsewhere.
         insecure: HTTP beyond loopback without TLS.
 
     Raises:
@@ -46,6 +47,7 @@ class ObservingOptions:
     drift_rate: float | None = None
     trace: str | None = None
     http_tls: bool = False
+    switches: int | None = None
     insecure: bool = False
 
     def __post_init__(self) -> None:
@@ -148,6 +150,6 @@ class Observing:
                 tls_on_loopback=options.http_tls,
                 names=options.http_names,
                 hub=hub,
-                inference=None if endpoint is None else Inference(endpoint, guard, aggregator.bundle),
+                inference=None if endpoint is None else Inference(endpoint, guard, aggregator.bundle, options.switches),
             )
             yield await stack.enter_async_context(dashboard)

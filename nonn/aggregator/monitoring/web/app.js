@@ -14,7 +14,8 @@ const clock = (t) => new Date(1000 * t).toLocaleTimeString();
 const look = (node) => (node.drift.alarm && node.state === "up" ? "drift" : node.state);
 const word = (node) => (node.drift.alarm ? `${node.state}, drifting` : node.state);
 
-const heard = (node) => (node.heard_s === null ? "no reply yet" : `last reply ${Math.round(node.heard_s)} s ago`);
+const span = (s) => (s < 120 ? `${Math.round(s)} s` : s < 7200 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`);
+const heard = (node) => (node.heard_s === null ? "no reply yet" : `last reply ${span(node.heard_s)} ago`);
 
 function svg(name, attributes, text) {
   const element = document.createElementNS(SVG, name);
@@ -85,30 +86,49 @@ function picture(state) {
   byId("cluster").replaceChildren(...links, hub, ...shapes);
 }
 
-// Seconds without a value are gaps; the scale is that of the data, written next to the line.
-function spark(id, values, low, high) {
+// A round number of at least this size, for the end of an axis.
+function nice(value) {
+  if (!(value > 0)) return 1;
+  const step = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((factor) => factor * step).find((end) => end >= value * 0.999);
+}
+
+// A line over the last minute with its axes. Seconds without a value are gaps.
+function spark(id, values, low, high, label) {
+  const box = byId(id);
+  const [width, height] = [Math.max(160, box.clientWidth), 96];
+  const [left, right, top, bottom] = [52, width - 10, 8, height - 20];
+  const x = (i) => left + ((right - left) * i) / (values.length - 1);
+  const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low || 1);
+  box.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const axes = [low, (low + high) / 2, high].flatMap((value) => [
+    svg("line", { class: "grid", x1: left, x2: right, y1: y(value), y2: y(value) }),
+    svg("text", { class: "tick", x: left - 6, y: y(value) + 4, "text-anchor": "end" }, label(value)),
+  ]);
+  for (const [i, text, anchor] of [[0, `${values.length} s ago`, "start"], [(values.length - 1) / 2, `${values.length / 2} s`, "middle"], [values.length - 1, "now", "end"]]) {
+    axes.push(svg("text", { class: "tick", x: x(i), y: height - 5, "text-anchor": anchor }, text));
+  }
   const runs = [[]];
   values.forEach((value, i) => {
     if (value === null) { if (runs[runs.length - 1].length) runs.push([]); return; }
-    const x = (300 * i) / (values.length - 1);
-    const y = 55 - (50 * (value - low)) / (high - low || 1);
-    runs[runs.length - 1].push(`${x.toFixed(1)},${y.toFixed(1)}`);
+    runs[runs.length - 1].push(`${x(i).toFixed(1)},${y(value).toFixed(1)}`);
   });
-  byId(id).replaceChildren(...runs.filter((run) => run.length).map((run) =>
+  box.replaceChildren(...axes, ...runs.filter((run) => run.length).map((run) =>
     svg("polyline", { points: (run.length === 1 ? [run[0], run[0]] : run).join(" "), "stroke-linecap": "round" })));
 }
 
 function sparks(seconds) {
   const known = (values) => values.filter((value) => value !== null);
   const top = (values) => Math.max(0, ...known(values));
-  spark("spark-latency", seconds.latency_p50_s, 0, top(seconds.latency_p50_s));
+  spark("spark-latency", seconds.latency_p50_s, 0, nice(top(seconds.latency_p50_s) || 0.01), (value) => (value ? millis(value) : "0 ms"));
   write("latency-scale", `up to ${millis(top(seconds.latency_p50_s))}`);
-  spark("spark-rate", seconds.requests, 0, top(seconds.requests));
+  spark("spark-rate", seconds.requests, 0, nice(Math.max(2, top(seconds.requests))), (value) => String(value));
   write("rate-scale", `up to ${top(seconds.requests)}`);
   const accuracy = known(seconds.accuracy);
   const [low, high] = accuracy.length ? [Math.min(...accuracy), Math.max(...accuracy)] : [0, 1];
-  spark("spark-accuracy", seconds.accuracy, low - 0.005, high + 0.005);
-  write("accuracy-scale", accuracy.length ? (low === high ? percent(low) : `${percent(low)} to ${percent(high)}`) : "–");
+  const [floor, ceiling] = [Math.max(0, Math.floor(100 * low - 0.5) / 100), Math.min(1, Math.ceil(100 * high + 0.5) / 100)];
+  spark("spark-accuracy", seconds.accuracy, floor, ceiling, (value) => `${(100 * value).toFixed(1)} %`);
+  write("accuracy-scale", accuracy.length ? (percent(low) === percent(high) ? percent(low) : `${percent(low)} to ${percent(high)}`) : "–");
 }
 
 function valueBar(node, most) {
@@ -127,12 +147,33 @@ function table(state) {
     const number = (text) => html("td", { class: "number" }, text);
     return html("tr", { "data-node": node.id, "data-state": word(node) },
       html("td", {}, node.id),
-      html("td", { title: heard(node) }, shape, word(node)),
+      html("td", { title: heard(node) }, shape, word(node), html("span", { class: "note" }, node.heard_s === null ? "" : ` ${span(node.heard_s)} ago`)),
       number(String(node.part)),
       html("td", {}, valueBar(node, most), points(node.value)),
       number(millis(node.latency_p50_s)), number(millis(node.latency_p99_s)), number(share),
       number(megabytes(node.rss_bytes)), html("td", {}, node.version || "–"), html("td", {}, node.address));
   }));
+}
+
+// Nodes that do not answer: since when, why, and what helps.
+function down(state) {
+  const advice = (node, reason) => {
+    if (node.state === "unknown") return `It has never answered: start its process, and check that ${node.address} is its address.`;
+    if (/quarantine|contradict/.test(reason)) return "Check its sensor and its student; it returns when it answers known inputs correctly.";
+    if (/bundle/.test(reason)) return "It runs another bundle: give it the served one (nonn fleet push, or restart it).";
+    if (/silent|deadline/.test(reason)) return "It accepts connections and does not answer in time: look for a load, a stopped process or a slow link.";
+    if (!byId("switches").hidden) return "Switch it on, or press r in the terminal of nonn up.";
+    return `Start its process again at ${node.address}, or check its power and its link.`;
+  };
+  const list = state.nodes.filter((node) => node.state !== "up").map((node) => {
+    const fault = state.faults.find((each) => each.node === node.id && each.before === "up")
+      || state.faults.find((each) => each.node === node.id);
+    const since = fault ? ` since ${clock(fault.time)}` : "";
+    const reason = fault && fault.reason ? ` (${fault.reason})` : "";
+    return html("li", {}, html("b", {}, `${node.id}`), ` is ${node.state}${since}${reason}, ${heard(node)}. ${advice(node, fault ? fault.reason : "")}`);
+  });
+  byId("down").hidden = !list.length;
+  byId("down-list").replaceChildren(...list);
 }
 
 function faults(state) {
@@ -156,21 +197,34 @@ function show(state) {
   picture(state);
   sparks(state.requests.seconds);
   table(state);
+  down(state);
   faults(state);
   const watching = state.drift.watching ? "watching for drift" : `not watching for drift: ${state.drift.reason}`;
   write("footer", `nonn ${state.version}, up for ${Math.round(state.uptime_s)} s, ${watching}`);
+}
+
+// When the last state came; the page says how old it is.
+let shownAt = 0;
+let latest = null;
+
+function age() {
+  if (shownAt) write("age", `State of ${new Date(shownAt).toLocaleTimeString()}, ${Math.round((Date.now() - shownAt) / 1000)} s old`);
 }
 
 async function refresh() {
   try {
     const response = await fetch("api/state", { signal: AbortSignal.timeout(5 * EVERY_MS) });
     if (!response.ok) throw new Error(`status ${response.status}`);
-    show(await response.json());
+    latest = await response.json();
+    shownAt = Date.now();
+    show(latest);
+    document.dispatchEvent(new CustomEvent("state", { detail: latest }));
     byId("lost").hidden = true;
   } catch (error) {
     if (byId("lost").hidden) write("lost", `The aggregator has not answered since ${new Date().toLocaleTimeString()}; the page shows the last state.`);
     byId("lost").hidden = false;
   }
+  age();
   setTimeout(refresh, EVERY_MS);
 }
 
