@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from nonn import __version__
 
-__all__ = ["code_version", "machine"]
+__all__ = ["code_version", "command_line", "machine"]
 
 
+@functools.cache
 def code_version() -> str:
     """The version of nonn; in a checkout also the commit, and ``.dirty`` if files were changed."""
     root = Path(__file__).parent.parent
@@ -24,6 +28,14 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return __version__
     return f"{__version__}+g{done.stdout.strip()}"
+
+
+def command_line() -> str:
+    """The command line of this process, with the program's name in place of its path."""
+    program, *arguments = sys.argv or [""]
+    path = Path(program)
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    return shlex.join([name, *arguments])
 
 
 def machine() -> dict[str, str]:

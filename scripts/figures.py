@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonn.files import atomic_file
-from nonn.report.plots import BLUE, GREEN, GRID, INK, SKY, svg
+from nonn.report.drawing import BLUE, GREEN, GRID, INK, SKY, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

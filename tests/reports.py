@@ -66,6 +66,9 @@ class Page(HTMLParser):
             self._rows.append([])
         elif tag == "td":
             self._cell, self._value = "", None
+        elif tag == "small" and self._cell is not None:  # an interval shares the cell of its value
+            self.handle_endtag("td")
+            self._cell, self._value = "", None
         elif tag == "data":
             self._value = float(values["value"])
 

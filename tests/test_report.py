@@ -325,7 +325,10 @@ def test_the_page_loads_nothing_and_runs_nothing(page: str) -> None:
     read = Page(page)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(read.tags)
     assert read.tags.count("svg") == 8
-    assert all(load.startswith(("#", "data:image/png;base64,", "data:text/csv;base64,")) for load in read.loads)
+    assert all(
+        load.startswith(("#", "data:image/png;base64,", "data:image/svg+xml,", "data:text/csv;base64,"))
+        for load in read.loads
+    )
     assert re.findall(r"url\((?!#)", page) == []
     assert set(re.findall(r'(\S+)="https?:', page)) <= {"xmlns", "xmlns:xlink"}
     assert re.search(r" on\w+=", page) is None

@@ -22,6 +22,7 @@ from nonn.errors import BundleError, ConfigError, InputError
 from nonn.fusion import ZeroFill
 from nonn.reliability.bias import class_bias
 from nonn.reliability.evidence import Evidence
+from nonn.reliability.laws import parse_law
 from nonn.reliability.subsets import SubsetTable, mask_of, probabilities
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
@@ -101,8 +102,12 @@ def test_shapley_values_and_pairs_are_those_computed_by_hand(three: Bundle) -> N
 
 def test_availability_is_that_computed_by_hand(three: Bundle) -> None:
     result = build_report(three).availability
-    half, third = result.curves  # the bundle's own law comes first, and only once
-    assert (half.p_fail, third.p_fail) == (0.5, 0.3)
+    half, together, third = result.curves  # the bundle's own law comes first, and only once
+    assert (half.p_fail, together.p_fail, third.p_fail) == (0.5, 0.5, 0.3)
+    # Causes of ¼ for the devices 0 and 1, and for 2; each device fails alone with ⅓ of the rest: ½ in all.
+    assert (half.common, together.common) == (None, 0.5)
+    assert together.share[900] == pytest.approx((3 / 4) ** 2 * (2 / 3) ** 3)
+    assert together.share[1] == pytest.approx(1 - (1 / 4 + 3 / 4 / 9) * (1 / 4 + 3 / 4 / 3))
     wanted = {0.0: 8, 0.01: 7, 0.3: 7, 0.31: 6, 0.5: 5, 0.6: 4, 0.7: 2, 0.71: 1, 0.9: 1, 0.91: 0, 1.0: 0}
     found = {level: half.share[result.levels.index(level)] for level in wanted}
     assert found == pytest.approx({level: sets / 8 for level, sets in wanted.items()})
@@ -131,7 +136,10 @@ def test_devices_of_unlike_reliability_have_a_law_each(three: Bundle) -> None:
     expected = report.expected_accuracy
     assert (expected.law, expected.p_fail) == ("independent p=[0.5, 0.25, 0.25]", tuple(law))
     assert expected.value == pytest.approx(by_hand)
-    assert [curve.p_fail for curve in report.availability.curves] == [tuple(law), 0.3, 0.5]
+    assert [curve.p_fail for curve in report.availability.curves] == [tuple(law), tuple(law), 0.3, 0.5]
+    together = parse_law(report.availability.curves[1].law or "", 3).probabilities()
+    down = [together[[mask for mask in range(8) if not mask >> i & 1]].sum() for i in range(3)]
+    assert down == pytest.approx(law)
     assert "each its own p" in availability_table(report.availability).columns[1].title
     assert "<svg" in availability_plot(report.availability)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from nonn.experiment.study import study
 from nonn.experiment.summary import summarise
 from nonn.fusion import RidgePerSet, gram
 from nonn.reliability.subsets import members
-from nonn.report.plots import study_plot
 from nonn.report.study import heads_markdown, ladder_table, short_markdown, short_table, study_text
 from nonn.report.study_document import Study
+from nonn.report.study_plot import study_plot
 from nonn.report.table import percent
 from tests.toys import TINY
 
@@ -80,7 +81,7 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
     assert read(Study, runs / "ladder" / "study" / "study.json") == result
     plot = (runs / "ladder" / "study" / "study.svg").read_text()
     for title in {row.title for row in result.rows} | {"teacher"}:
-        assert f">{title}<" in plot
+        assert all(f">{line}" in plot for line in wrap(title, 22)), title
     page = (runs / "ladder" / "study" / "study.md").read_text()
     for row in result.rows:
         line = row.accuracy_by_failures[2]

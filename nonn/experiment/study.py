@@ -37,9 +37,9 @@ from nonn.experiment.summary import summarise, to_csv
 from nonn.experiment.training import Trained, teacher_accuracy, train
 from nonn.experiment.workspace import Workspace, resolve
 from nonn.files import atomic_file
-from nonn.report.plots import study_plot
 from nonn.report.study import study_markdown
 from nonn.report.study_document import Study
+from nonn.report.study_plot import study_plot
 from nonn.students import measure_cost
 from nonn.trainer import batches
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from nonn.bundle import Bundle, Student
 from nonn.bundle.traffic import traffic
 from nonn.documents import from_json, to_json
 from nonn.errors import BundleError, DataError, InputError
+from nonn.provenance import code_version, command_line, machine
 from nonn.reliability.evidence import Evidence, Interval, shapley_weights, value_weights
 from nonn.reliability.importance import pair_losses, shapley_values
 from nonn.reliability.intervals import wilson
@@ -34,6 +36,7 @@ from nonn.report.document import (
     Drop,
     ExpectedAccuracy,
     LiveMeasurement,
+    Made,
     Precision,
     Report,
     TeacherReport,
@@ -41,7 +44,7 @@ from nonn.report.document import (
 from nonn.report.heads import head_report
 from nonn.report.methods import check_same_task, method_rows
 from nonn.report.plots import Weights
-from nonn.report.risk import availability, one_or_all
+from nonn.report.risk import availability, correlated, one_or_all
 
 __all__ = ["build_report", "filter_graph", "precision_of"]
 
@@ -81,6 +84,8 @@ def build_report(
         "outcomes": 0 if evidence.outcomes is None else evidence.outcomes.kept,
     }
     pairs, pair_intervals, pair_loss_intervals = _pairs(evidence)
+    together = correlated(p_fail)
+    in_groups = together.probabilities()
     return Report(
         schema=SCHEMA,
         experiment=manifest.experiment,
@@ -99,6 +104,12 @@ def build_report(
             p_fail=one_or_all(p_fail),
             interval=evidence.mean(probabilities(law)[None])[0],
         ),
+        expected_correlated=ExpectedAccuracy(
+            law=together.text,
+            value=float(in_groups @ table.accuracy),
+            p_fail=one_or_all(p_fail),
+            interval=evidence.mean(in_groups[None])[0],
+        ),
         against_teacher=against_teacher(bundle),
         pair_losses=pairs,
         pair_intervals=pair_intervals,
@@ -108,6 +119,12 @@ def build_report(
         methods=method_rows([bundle, *others], timed=timed) if others else (),
         measured_live=tuple(_live(row, table) for row in measured_live),
         provenance=dict(manifest.provenance),
+        made=Made(
+            date=datetime.now(UTC).date().isoformat(),
+            command=command_line(),
+            code_version=code_version(),
+            machine=machine(),
+        ),
     )
 
 

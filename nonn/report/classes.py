@@ -24,7 +24,7 @@ from nonn.reliability.bias import class_bias
 from nonn.reliability.intervals import difference_interval, mean_interval
 from nonn.reliability.similarity import FeatureSimilarity, rank_correlation
 from nonn.reliability.subsets import members, membership
-from nonn.report import plots
+from nonn.report import drawing
 from nonn.report.document import ClassReport, ClassRow, SampledSets
 from nonn.report.table import Column, IntervalColumn, Table, TextColumn, points_of, share_of, show_interval
 
@@ -204,11 +204,11 @@ def calibration_table(report: ClassReport) -> Table:
     share, point = share_of(report.samples), points_of(report.samples)
     columns = [
         Column("failed", "failed"),
-        Column("sets looked at", "sets"),
+        Column("sets looked at", "sets", minor=True),
         Column("accuracy", "accuracy", share),
         Column("confidence", "confidence", share),
         Column("ECE, points", "ece", point),
-        Column("ECE of the worst set", "ece_worst", point),
+        Column("ECE of the worst set", "ece_worst", point, minor=True),
     ]
     if report.by_failures[0].ece_perfect is not None:
         columns.insert(3, IntervalColumn("95 %", "accuracy_interval", show_interval(share)))
@@ -228,10 +228,10 @@ def class_plot(report: ClassReport) -> str:
 
     def draw(axes: Axes) -> None:
         intact, degraded = [100 * row.intact for row in rows], [100 * row.degraded for row in rows]
-        axes.hlines(heights, degraded, intact, color=plots.VERMILION, linewidth=1.8, alpha=0.5)
-        axes.plot(intact, heights, "o", color=plots.BLUE, markersize=7, clip_on=False, label="all answering")
-        hollow: plots.Look = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 2.0, "clip_on": False}
-        axes.plot(degraded, heights, "D", color=plots.VERMILION, label=f"{report.failed} gone, on average", **hollow)
+        axes.hlines(heights, degraded, intact, color=drawing.VERMILION, linewidth=1.8, alpha=0.5)
+        axes.plot(intact, heights, "o", color=drawing.BLUE, markersize=7, clip_on=False, label="all answering")
+        hollow: drawing.Look = {"markersize": 7, "markerfacecolor": "none", "markeredgewidth": 2.0, "clip_on": False}
+        axes.plot(degraded, heights, "D", color=drawing.VERMILION, label=f"{report.failed} gone, on average", **hollow)
         # A dollar sign would start a formula; long names would squeeze the figure.
         names = [row.name if len(row.name) <= 18 else f"{row.name[:17]}…" for row in rows]
         axes.set_yticks(heights, names, parse_math=False)
@@ -239,10 +239,10 @@ def class_plot(report: ClassReport) -> str:
         axes.set_xlim(right=100)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("accuracy of the class, %")
-        axes.grid(axis="x", **plots.GRID)
+        axes.grid(axis="x", **drawing.GRID)
         axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.5 / (0.3 * len(rows) + 0.2)), ncols=2)
 
-    return plots.svg("classes", "Classes that suffer most", (5.9, 1.4 + 0.3 * len(rows)), draw)
+    return drawing.svg("classes", "Classes that suffer most", (5.9, 1.4 + 0.3 * len(rows)), draw)
 
 
 def calibration_plot(report: ClassReport) -> str:
@@ -256,15 +256,20 @@ def calibration_plot(report: ClassReport) -> str:
 
     def draw(axes: Axes) -> None:
         accuracy, confidence = [100 * row.accuracy for row in rows], [100 * row.confidence for row in rows]
-        axes.plot(failed, accuracy, "o-", color=plots.BLUE, linewidth=2.2, label="accuracy")
-        axes.plot(failed, confidence, "s--", color=plots.VERMILION, linewidth=1.8, label="confidence")
+        axes.plot(failed, accuracy, "o-", color=drawing.BLUE, linewidth=2.2)
+        axes.plot(failed, confidence, "s--", color=drawing.VERMILION, linewidth=1.8)
         axes.set_xticks(failed)
         axes.set_xlabel("devices failed")
         axes.set_ylabel("mean of the sets, %")
-        axes.grid(axis="y", **plots.GRID)
-        axes.legend(loc="lower left")
+        axes.grid(axis="y", **drawing.GRID)
+        drawing.break_axis(axes)
+        names = [
+            drawing.Name("accuracy", accuracy[-1], drawing.BLUE),
+            drawing.Name("confidence", confidence[-1], drawing.VERMILION),
+        ]
+        drawing.name_lines(axes, names, failed[-1])
 
-    return plots.svg("calibration", "Confidence and accuracy against failed devices", (5.9, 3.2), draw)
+    return drawing.svg("calibration", "Confidence and accuracy against failed devices", (6.6, 3.4), draw)
 
 
 def _recorded(bundle: Bundle) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nonn.report import plots
+from nonn.report import drawing
 from nonn.report.table import Column, Table, TextColumn, as_markdown, percent
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_markdown", "comparison_plot", "comparison_table"]
 
-_COLOURS = {"co-activation": plots.BLUE, "nonn": plots.VERMILION}
+_COLOURS = {"co-activation": drawing.BLUE, "nonn": drawing.VERMILION}
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
@@ -66,7 +66,7 @@ def comparison_plot(rows: Sequence[Row], teacher_accuracy: float) -> str:
     methods = list(dict.fromkeys(row.method for row in rows))
 
     def draw(axes: Axes) -> None:
-        axes.axvline(100 * teacher_accuracy, color=plots.GREEN, linestyle=(0, (6, 3)), label="teacher")
+        axes.axvline(100 * teacher_accuracy, color=drawing.GREEN, linestyle=(0, (6, 3)), label="teacher")
         for number, (graph, colour) in enumerate(_COLOURS.items()):
             mine = [row for row in rows if row.graph == graph and row.measures]
             heights = [methods.index(row.method) + 0.3 * number - 0.15 for row in mine]
@@ -80,11 +80,11 @@ def comparison_plot(rows: Sequence[Row], teacher_accuracy: float) -> str:
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("accuracy of the filters left, %: mean of all sets to the worst")
-        axes.grid(axis="x", **plots.GRID)
+        axes.grid(axis="x", **drawing.GRID)
         axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2, fontsize=9.5)
 
-    figure = plots.svg("partition", "Partitioners compared", (8.2, 1.9 + 0.55 * len(methods)), draw)
-    return plots.on_white(figure)
+    figure = drawing.svg("partition", "Partitioners compared", (8.2, 1.9 + 0.55 * len(methods)), draw)
+    return drawing.on_white(figure)
 
 
 def _flat(row: Row) -> dict[str, object]:

@@ -12,18 +12,21 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from nonn import documents
 from nonn.bundle import Bundle
 from nonn.errors import DataError, MissingExtraError
 from nonn.files import atomic_file
-from nonn.report import classes, methods, plots, risk, table, text
+from nonn.report import classes, drawing, methods, plots, risk, table, text
 from nonn.report.build import build_report, filter_graph
 from nonn.report.document import LiveMeasurement, Report
 
 __all__ = ["render_page", "write_page", "write_report"]
 
 _TEMPLATE = "report.html.j2"
+_FOLD = 12  # rows up to which a table is shown unfolded
+_KEPT = " /:;,=-.'+@!*?"  # characters that a data URI in an attribute may contain
 _SECTIONS = {
     "failures": "Failures",
     "methods": "Methods",
@@ -37,7 +40,7 @@ _SECTIONS = {
     "provenance": "Provenance",
 }
 # Colours that the page replaces in a dark scheme; var() falls back to the drawn colour.
-_THEMED = {plots.INK: "ink", plots.BLUE: "blue", plots.GREEN: "green", plots.VERMILION: "vermilion"}
+_THEMED = {drawing.INK: "ink", drawing.BLUE: "blue", drawing.GREEN: "green", drawing.VERMILION: "vermilion"}
 
 
 def write_report(
@@ -113,8 +116,9 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
     environment.globals.update(signed=lambda value: f"{100 * value + 0.0:+.{table.digits_of(report.data.samples)}f}")
     environment.filters.update(percent=table.percent, count=lambda value: f"{value:,}")
 
-    def figure(svg: str) -> Markup:
-        return Markup(_themed(svg))
+    def figure(svg: str) -> dict[str, object]:
+        name = re.findall(r'\bid="([a-z]+)-', svg)[0]
+        return {"element": Markup(_themed(svg)), "name": name, "href": _image(svg)}
 
     optional: dict[str, object] = {}
     if report.methods:
@@ -132,6 +136,7 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         sections=[(key, title) for key, title in _SECTIONS.items() if not left_out.get(key)],
         downloads={name: _download(text.wide_csv(rows)) for name, rows in text.whole_tables(report).items()},
         seed=_seed(report),
+        fold=_FOLD,
         report=report,
         headline=table.headline(report),
         digits=min(1, table.digits_of(report.data.samples)),
@@ -169,6 +174,11 @@ def _seed(report: Report) -> object:
 def _download(content: str) -> str:
     """A file in the page itself."""
     return f"data:text/csv;base64,{base64.b64encode(content.encode()).decode()}"
+
+
+def _image(svg: str) -> str:
+    """A figure as a file in the page itself, on white."""
+    return f"data:image/svg+xml,{quote(drawing.on_white(svg), safe=_KEPT)}"
 
 
 def _themed(svg: str) -> str:

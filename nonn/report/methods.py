@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from nonn.bundle import Bundle
 from nonn.errors import InputError
-from nonn.report import plots
+from nonn.report import drawing
 from nonn.report.against import against_method
 from nonn.report.document import MethodRow, Report
 from nonn.report.heads import head_report
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["check_same_task", "method_rows", "methods_plot", "methods_table"]
 
 # Marker and stroke differ too.
-_COLOURS = (plots.BLUE, plots.VERMILION, plots.ORANGE, plots.PURPLE, plots.SKY, plots.INK)
+_COLOURS = (drawing.BLUE, drawing.VERMILION, drawing.ORANGE, drawing.PURPLE, drawing.SKY, drawing.INK)
+_WIDTH = 20  # of a name in the figure, characters
 _MARKERS = ("o", "v", "s", "D", "^", "x", "P")
-_STROKES: tuple[plots.Stroke, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (2, 2)))
+_STROKES: tuple[drawing.Stroke, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (2, 2)))
 
 
 def check_same_task(bundles: Sequence[Bundle]) -> list[str]:
@@ -111,7 +113,7 @@ def methods_table(report: Report) -> Table:
 
 
 def methods_plot(report: Report) -> str:
-    """Mean accuracy against failed devices of every method as SVG.
+    """Accuracy against failed devices of every method as SVG: means, and the worst subsets dotted.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -119,22 +121,31 @@ def methods_plot(report: Report) -> str:
     most = max(row.devices for row in report.methods)
 
     def draw(axes: Axes) -> None:
+        names = [drawing.Name("teacher", 100 * report.teacher.accuracy, drawing.GREEN)]
         for number, row in enumerate(report.methods):
             failed = [line.failed for line in row.accuracy_by_failures]
             mean = [100 * line.mean for line in row.accuracy_by_failures]
-            look: plots.Look = {
+            look: drawing.Look = {
                 "color": _COLOURS[number % len(_COLOURS)],
                 "marker": _MARKERS[number % len(_MARKERS)],
                 "linestyle": _STROKES[number % len(_STROKES)],
             }
-            label = row.method.replace("$", r"\$")  # a dollar sign would start a formula
-            axes.plot(failed, mean, linewidth=2.2 if number == 0 else 1.7, markersize=6, label=label, **look)
+            axes.plot(failed, mean, linewidth=2.2 if number == 0 else 1.7, markersize=6, **look)
+            worst = [100 * line.worst for line in row.accuracy_by_failures]
+            axes.plot(failed, worst, linewidth=1.0, color=look["color"], linestyle=(0, (1, 2)))
+            names.append(drawing.Name(fill(row.method, _WIDTH), mean[-1], look["color"]))
         teacher = 100 * report.teacher.accuracy
-        axes.axhline(teacher, color=plots.GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
+        axes.axhline(teacher, color=drawing.GREEN, linewidth=1.8, linestyle=(0, (6, 3)))
         axes.set_xticks(range(most))
         axes.set_xlabel("devices failed")
-        axes.set_ylabel("accuracy, mean of all subsets, %")
-        axes.grid(axis="y", **plots.GRID)
-        axes.legend(loc="lower left", fontsize=9.5)
+        axes.set_ylabel("accuracy, %")
+        axes.grid(axis="y", **drawing.GRID)
+        lows = [min(100 * line.worst for line in row.accuracy_by_failures) for row in report.methods]
+        high = max(teacher, *(100 * line.mean for row in report.methods for line in row.accuracy_by_failures))
+        low = drawing.floor_without_outliers(lows, high)
+        pad = max(0.06 * (high - low), 0.5)
+        axes.set_ylim(max(low - pad, -1.0), min(high + pad, 101.0))
+        drawing.break_axis(axes)
+        drawing.name_lines(axes, names, most - 1)
 
-    return plots.svg("methods", "Accuracy against failed devices, by method", (5.9, 4.0), draw)
+    return drawing.svg("methods", "Accuracy against failed devices, by method", (6.9, 4.0), draw)

@@ -1,99 +1,38 @@
-"""The report's figures as SVG: one style, readable text, and the same bytes for the same report.
-
-Colours are Okabe and Ito's, which stay distinct with any colour vision; lines also differ in stroke and marker.
-Backgrounds are transparent and ``INK`` is the only neutral colour, so that a page can replace colours in a dark scheme.
-Ids depend only on the drawing (no date, no random salt) and include the figure's name, so that one page can contain
-several figures. matplotlib is imported when a figure is drawn, without pyplot and its global state.
-
-Reference: Okabe, Ito 2008, "Color Universal Design".
-"""
+"""The report's main figures: accuracy against failed devices, values of devices, and the filter graph."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.errors import MissingExtraError
 from nonn.report.document import Report
-from nonn.report.study_document import Study
+from nonn.report.drawing import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    VERMILION,
+    Look,
+    Name,
+    break_axis,
+    name_lines,
+    svg,
+)
 from nonn.report.table import digits_of, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "GRID",
-    "INK",
-    "ORANGE",
-    "PURPLE",
-    "SKY",
-    "VERMILION",
-    "Look",
-    "Stroke",
-    "Weights",
-    "accuracy_plot",
-    "graph_plot",
-    "on_white",
-    "study_plot",
-    "svg",
-    "value_plot",
-]
+__all__ = ["Weights", "accuracy_plot", "graph_plot", "value_plot"]
 
-Look: TypeAlias = dict[str, Any]  # keywords of matplotlib
-Stroke: TypeAlias = str | tuple[float, tuple[float, ...]]
 Weights: TypeAlias = NDArray[np.floating]
-
-INK = "#1d2126"
-# Okabe and Ito's colours without yellow, which is too light for a line.
-BLUE, GREEN, VERMILION = "#0072b2", "#009e73", "#d55e00"
-ORANGE, PURPLE, SKY = "#e69f00", "#cc79a7", "#56b4e9"
-
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so that the layout is the same on every machine
-    "font.size": 11.5,
-    "legend.frameon": False,
-    "path.simplify": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "nonn",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-GRID: Look = {"color": INK, "alpha": 0.12, "linewidth": 0.8}
-
-# Colour, marker and stroke of each row of a study; rows with the same colour differ in the other two.
-_METHOD_LOOKS: dict[str, tuple[str, str, Stroke]] = {
-    "nonn": (VERMILION, "v", (0, (1, 1))),
-    "jeong-4": (ORANGE, "s", (0, (4, 2))),
-    "jeong-2": (PURPLE, "D", (0, (4, 1, 1, 1))),
-    "rocoin": (SKY, "^", (0, (2, 2))),
-    "parity": (VERMILION, "P", (0, (3, 1))),
-    "imputation": (ORANGE, "d", (0, (1, 1))),
-    "synthesised": (PURPLE, "^", (0, (6, 2))),
-    "best-single": (SKY, "*", (0, (5, 1))),
-    "copies": (INK, "x", (0, (6, 2))),
-    "units": (INK, "+", (0, (1, 2))),
-    "ours-cut": (BLUE, "P", (0, (3, 1))),
-    "ours": (BLUE, "o", "-"),
-}
-_OTHER_LOOK: tuple[str, str, Stroke] = (INK, "P", (0, (2, 2)))  # of any other method
 
 
 def accuracy_plot(report: Report) -> str:
-    """Accuracy against failed devices: mean, worst to best, the teacher, and live measurements.
+    """Accuracy against failed devices: mean with its interval, worst and best subset, the teacher, measurements.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -104,16 +43,18 @@ def accuracy_plot(report: Report) -> str:
     teacher, measured = 100 * report.teacher.accuracy, [100 * row.accuracy for row in live]
 
     def draw(axes: Axes) -> None:
-        axes.fill_between(failed, worst, best, color=BLUE, alpha=0.2, linewidth=0, label="worst to best subset")
-        if all(row.interval for row in rows):
-            below, above = np.array([row.interval for row in rows]).T * 100
-            reach = [np.maximum(mean - below, 0), np.maximum(above - mean, 0)]
-            axes.errorbar(failed, mean, reach, fmt="none", color=BLUE, capsize=4, label="95 % interval of the mean")
-        axes.plot(failed, mean, "o-", color=BLUE, linewidth=2.2, markersize=6, label="mean of all subsets")
-        axes.axhline(teacher, color=GREEN, linewidth=1.8, linestyle=(0, (6, 3)), label="teacher")
+        known = [(row.failed, *row.interval) for row in rows if row.interval]
+        if known:
+            places, below, above = np.array(known).T
+            band: Look = {"color": BLUE, "alpha": 0.22, "linewidth": 0, "label": "95 % interval of the mean"}
+            axes.fill_between(places, 100 * below, 100 * above, **band)
+        axes.axhline(teacher, color=GREEN, linewidth=1.8, linestyle=(0, (6, 3)))
+        axes.plot(failed, best, "^:", color=INK, linewidth=1.2, markersize=4)
+        axes.plot(failed, worst, "v:", color=VERMILION, linewidth=1.6, markersize=5)
+        axes.plot(failed, mean, "o-", color=BLUE, linewidth=2.2, markersize=6)
         if live:
-            ring: Look = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 2.0}
-            axes.plot(failed_live, measured, "D", color=VERMILION, label="measured live", **ring)
+            ring: Look = {"markersize": 9, "markerfacecolor": "none", "markeredgewidth": 2.0}
+            axes.plot(failed_live, measured, "D", color=INK, label="measured live", **ring)
         ends = [100 * end for row in rows for end in row.interval or ()]
         low, high = min([*worst, teacher, *measured, *ends]), max([*best, teacher, *measured, *ends])
         pad = max(0.06 * (high - low), 0.5)
@@ -122,36 +63,17 @@ def accuracy_plot(report: Report) -> str:
         axes.set_xlim(-0.3, last + 0.3)
         axes.set_xticks(range(last + 1))
         axes.set_xlabel("devices failed")
-        bottom = axes.get_ylim()[0]
-        axes.set_ylabel("accuracy, %" if bottom <= 0 else f"accuracy, % (axis starts at {bottom:.0f} %)")
+        axes.set_ylabel("accuracy, %" if axes.get_ylim()[0] <= 0 else "accuracy, % (axis does not start at 0)")
         axes.grid(axis="y", **GRID)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=2)
+        break_axis(axes)
+        names = [Name("teacher", teacher, GREEN), Name("mean", mean[-1], BLUE)]
+        if any(row.subsets > 1 for row in rows):
+            names += [Name("best subset", best[-1], INK), Name("worst subset", worst[-1], VERMILION)]
+        name_lines(axes, names, failed[-1])
+        if known or live:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
-    return svg("accuracy", "Accuracy against failed devices", (5.9, 4.2), draw)
-
-
-def study_plot(study: Study) -> str:
-    """Accuracy against failed devices of every method of a study, each with the head that it serves.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    rows = [row for row in study.rows if row.own]
-
-    def draw(axes: Axes) -> None:
-        for row in rows:
-            color, marker, stroke = _METHOD_LOOKS.get(row.method, _OTHER_LOOK)
-            failed = [line.failed for line in row.accuracy_by_failures]
-            mean = [100 * line.mean for line in row.accuracy_by_failures]
-            sd = [100 * value for value in row.sd]
-            axes.errorbar(failed, mean, sd, color=color, marker=marker, linestyle=stroke, capsize=3, label=row.title)
-        axes.axhline(100 * study.teacher.accuracy, color=GREEN, linewidth=1.5, label="teacher")
-        axes.set_xlabel("devices failed")
-        axes.set_ylabel("accuracy, mean of all subsets, %")
-        axes.grid(axis="y", **GRID)
-        axes.legend(loc="lower left", fontsize=9)
-
-    return on_white(svg("study", "Accuracy against failed devices, by method", (7.2, 4.6), draw))
+    return svg("accuracy", "Accuracy against failed devices", (6.6, 4.2), draw)
 
 
 def value_plot(report: Report, key: Literal["value", "shapley"] = "value") -> str:
@@ -239,26 +161,3 @@ def graph_plot(weights: Weights, parts: Sequence[Sequence[int]]) -> str:
             edge.set(visible=True, alpha=0.3)
 
     return svg("graph", "Filter graph, filters ordered by part", (5.0, 4.8), draw)
-
-
-def on_white(figure: str) -> str:
-    """A figure for a file of its own, with a background: black lines vanish on a dark page."""
-    return figure.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
-
-
-def svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """Draws one figure, its size in inches, and returns its <svg> element."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError("matplotlib", extra="train") from exc
-    buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size)
-        draw(figure.add_subplot())
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    element = text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", element)

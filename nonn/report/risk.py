@@ -8,6 +8,7 @@ Limits: only figures need more than NumPy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -16,39 +17,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.reliability.evidence import Evidence
-from nonn.reliability.subsets import probabilities
-from nonn.report import plots
+from nonn.reliability.laws import Groups
+from nonn.reliability.subsets import independent_law, probabilities
+from nonn.report import drawing
 from nonn.report.document import Availability, AvailabilityCurve, LevelShare, Report
 from nonn.report.table import Column, IntervalColumn, Table, percent, points_of, share_of, show_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["availability", "availability_plot", "availability_table", "one_or_all", "pair_plot", "pair_table"]
+__all__ = [
+    "availability",
+    "availability_plot",
+    "availability_table",
+    "correlated",
+    "one_or_all",
+    "pair_plot",
+    "pair_table",
+]
 
 FloatArray = NDArray[np.float64]
 
 _LEVELS = 1000  # steps from 0 to 100 % of accuracy
 _HARDER = (0.3, 0.5)  # laws shown next to the bundle's own
-_LADDER = (
-    0.3,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.85,
-    0.9,
-    0.92,
-    0.94,
-    0.95,
-    0.96,
-    0.97,
-    0.975,
-    0.98,
-    0.985,
-    0.99,
-    0.995,
-)  # levels of the table
+_COMMON = 0.5  # share of failures with a common cause, in the correlated law
+_STEPS = (1, 2, 5, 10, 20, 50, 100)  # between levels of the table, in thousandths
+_STATED = 10  # levels of the table
+_RARE = 1e-4  # share of the time below the first of them
 _PAIRS = 10  # worst pairs shown in the table
 _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 
@@ -56,6 +51,30 @@ _ANNOTATED = 10  # devices up to which a number fits into a cell of the heat map
 def one_or_all(p_fail: Sequence[float]) -> float | tuple[float, ...]:
     """Probability of failure of every device [N], or one number where it is the same for all."""
     return p_fail[0] if len(set(p_fail)) == 1 else tuple(p_fail)
+
+
+def correlated(p_fail: Sequence[float]) -> Groups:
+    """Devices that fail as often as given, but often together.
+
+    Half of the failures of the most reliable device of each group have a cause that takes the whole group down; the
+    groups are the first and the second half of the devices, as with two access points or power supplies. The other
+    failures are independent, so that each device keeps its probability.
+
+    Args:
+        p_fail: probability with which each device does not answer [N].
+
+    Source: the beta-factor model of common-cause failures (IEC 61508-6, annex D), with one factor for each group.
+    """
+    n, half = len(p_fail), -(-len(p_fail) // 2)
+    groups = [group for group in (list(range(half)), list(range(half, n))) if group]
+    p_group = [_COMMON * min(p_fail[i] for i in group) for group in groups]
+    own = [1 - (1 - p_fail[i]) / (1 - cause) for group, cause in zip(groups, p_group, strict=True) for i in group]
+    text = f"groups {groups} p_group=[{_numbers(p_group)}] p=[{_numbers(own)}]"
+    return Groups(groups, np.array(p_group), np.array(own).clip(0, 1), text)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
 
 
 def availability(evidence: Evidence, p_fail: Sequence[float]) -> Availability:
@@ -66,26 +85,32 @@ def availability(evidence: Evidence, p_fail: Sequence[float]) -> Availability:
         p_fail: probability with which each device does not answer, independently [N].
 
     Returns:
-        Curves of the given law and of 0.3 and 0.5 for all devices.
+        Curves of the given law, of the same with common causes, and of 0.3 and 0.5 for all devices.
     """
     table = evidence.table
     accuracy, order = table.accuracy, np.argsort(table.accuracy)
     levels = np.arange(_LEVELS + 1) / _LEVELS
     starts = np.searchsorted(accuracy[order], levels)  # the first of the sets that reach the level
     curves = []
-    laws = dict.fromkeys([tuple(map(float, p_fail)), *((p,) * table.num_devices for p in _HARDER)])
-    stated = _stated(evidence, [probabilities(np.array(law_p)) for law_p in laws])
-    for law_p, rows in zip(laws, stated, strict=True):
-        law = probabilities(np.array(law_p))[order]
+    alone = dict.fromkeys([tuple(map(float, p_fail)), *((p,) * table.num_devices for p in _HARDER)])
+    together = correlated(p_fail)
+    laws = [(each, independent_law(each), 0.0, probabilities(np.array(each))) for each in alone]
+    laws.insert(1, (tuple(map(float, p_fail)), together.text, _COMMON, together.probabilities()))
+    stated = _stated(evidence, [law for *_, law in laws])
+    for (law_p, text, common, unordered), rows in zip(laws, stated, strict=True):
+        law = unordered[order]
         share = np.append(law[::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
         share[0] = 1.0  # every subset reaches it; the sum would differ by rounding
-        curves.append(AvailabilityCurve(p_fail=one_or_all(law_p), share=tuple(share.tolist()), stated=rows))
+        p = one_or_all(law_p)
+        curves.append(
+            AvailabilityCurve(p_fail=p, share=tuple(share.tolist()), stated=rows, law=text, common=common or None)
+        )
     return Availability(levels=tuple(levels.tolist()), curves=tuple(curves))
 
 
 def _stated(evidence: Evidence, laws: Sequence[FloatArray]) -> list[tuple[LevelShare, ...]]:
     """For each law, the levels at which any law's availability changes, with intervals."""
-    levels = np.array(_LADDER)
+    levels = _ladder(evidence.table.accuracy, laws)
 
     def shares(accuracy: FloatArray) -> FloatArray:
         """Availability by law and level, in one row."""
@@ -111,6 +136,21 @@ def _stated(evidence: Evidence, laws: Sequence[FloatArray]) -> list[tuple[LevelS
     ]
 
 
+def _ladder(accuracy: FloatArray, laws: Sequence[FloatArray]) -> FloatArray:
+    """Round levels from the accuracy that is nearly always kept under each law to the highest of any subset."""
+    order = np.argsort(accuracy)
+    ranked = accuracy[order]
+    # The empty subset answers nothing; where it is not rare, the next accuracy is the first level of interest.
+    low = min(
+        ranked[np.searchsorted(law[order].cumsum(), _RARE)] or ranked[ranked > 0].min(initial=ranked[-1])
+        for law in laws
+    )
+    first, last = math.floor(_LEVELS * low), math.ceil(_LEVELS * ranked[-1])
+    step = next((s for s in _STEPS if last // s - first // s < _STATED), _STEPS[-1])
+    levels: FloatArray = np.arange(max(first // step, 1), max(-(-last // step), first // step + 1) + 1) * step / _LEVELS
+    return levels[levels <= 1]
+
+
 def availability_table(availability: Availability, *, whole: bool = False) -> Table:
     """Share of the time in which accuracy reaches each level, one row per level.
 
@@ -121,10 +161,11 @@ def availability_table(availability: Availability, *, whole: bool = False) -> Ta
     curves, levels = availability.curves, availability.levels
     columns = [Column("accuracy at least", "level", lambda value: f"{100 * value:g} %")]
     for i, curve in enumerate(curves):
-        columns.append(Column(f"time, {_law(curve.p_fail)}", f"share_{i}", _share))
+        minor = i > 0 and not curve.common  # a harder law than the bundle's
+        columns.append(Column(f"time, {_law(curve)}", f"share_{i}", _share, minor=minor))
         columns += [IntervalColumn("95 %", f"interval_{i}", show_interval(_share))] if curve.stated else []
     stated = [{row.level: row.interval for row in curve.stated} for curve in curves]
-    shown = levels if whole else [*stated[0]] or [level for level in _LADDER if level in levels]
+    shown = levels if whole else [*stated[0]] or levels[100::100]
     rows = []
     for level in shown:
         row: dict[str, object] = {"level": level}
@@ -159,36 +200,42 @@ def pair_table(report: Report, limit: int | None = _PAIRS) -> Table:
 
 
 def availability_plot(availability: Availability) -> str:
-    """Availability curves as SVG: the bundle's law as a strong line, harder laws lighter.
+    """Availability curves as SVG: the bundle's law, the same with common causes, and harder laws.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     curves = availability.curves
     levels = [100 * level for level in availability.levels]
-    looks: list[tuple[plots.Stroke, float, float]] = [
-        ("-", 2.4, 1.0),
-        ((0, (5, 2)), 1.7, 0.7),
-        ((0, (1, 1.4)), 1.7, 0.7),
-    ]
+    looks: list[tuple[drawing.Stroke, float]] = [((0, (5, 2)), 1.7), ((0, (1, 1.4)), 1.7)]
     # Below the lowest accuracy of any set that answers, every curve is flat: the figure starts just left of its end.
     flat = [place for place in range(1, len(levels)) if all(c.share[place] == c.share[1] for c in curves)]
-    start = max(levels[flat[-1]] - 5, 0.0)
+    ends = [place for place in range(1, len(levels)) if all(c.share[place] == 0 for c in curves)]
+    start, end = levels[flat[-1]], levels[ends[0]] if ends else 100.0
+    pad = max(0.08 * (end - start), 0.5)
 
     def draw(axes: Axes) -> None:
-        for number, (curve, (stroke, width, alpha)) in enumerate(zip(curves, looks, strict=False)):
+        harder = 0
+        for number, curve in enumerate(curves):
             share = [100 * value for value in curve.share]
-            colour = plots.VERMILION if number else plots.BLUE
-            line: plots.Look = {"linestyle": stroke, "linewidth": width, "alpha": alpha, "color": colour}
-            axes.step(levels, share, where="pre", label=f"each down {_often(curve.p_fail)}", **line)
-        axes.set_xlim(start, 100)
+            line: drawing.Look = {"linestyle": "-", "linewidth": 2.4, "color": drawing.BLUE}
+            label = f"each down {_often(curve.p_fail)}"
+            if curve.common:
+                line |= {"linewidth": 1.6, "color": drawing.GREEN}
+                label = f"as often, {100 * curve.common:g} % of it together"
+            elif number:
+                stroke, width = looks[harder % len(looks)]
+                line |= {"linestyle": stroke, "linewidth": width, "color": drawing.VERMILION}
+                harder += 1
+            axes.step(levels, share, where="pre", label=label, **line)
+        axes.set_xlim(max(start - pad, 0.0), min(end + pad, 100.0))
         axes.set_ylim(0, 102)
         axes.set_xlabel("accuracy of at least, %")
         axes.set_ylabel("share of the time, %")
-        axes.grid(**plots.GRID)
-        axes.legend(loc="lower left")
+        axes.grid(**drawing.GRID)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
-    return plots.svg("availability", "How often an accuracy is kept", (5.9, 3.4), draw)
+    return drawing.svg("availability", "How often an accuracy is kept", (6.6, 4.2), draw)
 
 
 def pair_plot(report: Report) -> str:
@@ -207,7 +254,7 @@ def pair_plot(report: Report) -> str:
         from matplotlib.patches import Rectangle
 
         for (i, j), value in np.ndenumerate(accuracy):
-            cell: plots.Look = {"facecolor": plots.VERMILION, "alpha": float(opacity[i, j]), "linewidth": 0}
+            cell: drawing.Look = {"facecolor": drawing.VERMILION, "alpha": float(opacity[i, j]), "linewidth": 0}
             axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, **cell))
             if len(names) <= _ANNOTATED:
                 axes.text(j, i, percent(value, 1)[:-2], ha="center", va="center", fontsize=9.5)
@@ -221,11 +268,13 @@ def pair_plot(report: Report) -> str:
         for edge in axes.spines.values():
             edge.set_visible(False)
 
-    return plots.svg("pairs", "Accuracy when two devices are gone", (5.0, 4.8), draw)
+    return drawing.svg("pairs", "Accuracy when two devices are gone", (5.0, 4.8), draw)
 
 
-def _law(p_fail: float | tuple[float, ...]) -> str:
-    return "each its own p" if isinstance(p_fail, tuple) else f"p={p_fail:g}"
+def _law(curve: AvailabilityCurve) -> str:
+    """The law of a curve as the title of a column."""
+    p = "each its own p" if isinstance(curve.p_fail, tuple) else f"p={curve.p_fail:g}"
+    return f"{p}, in halves" if curve.common else p
 
 
 def _often(p_fail: float | tuple[float, ...]) -> str:

@@ -94,12 +94,16 @@ class Column:
         key: the attribute of a row, or its key in a mapping.
         show: how a value is printed.
         missing: text for a value that is None.
+        minor: left out on narrow screens.
+        least: smaller values, either way, are shown pale: one sample of the test set.
     """
 
     title: str
     key: str
     show: Callable[..., str] = _count
     missing: str = "–"
+    minor: bool = False
+    least: float = 0.0
 
     def of(self, row: object) -> object:
         """The value in a row."""
@@ -109,6 +113,11 @@ class Column:
         """The printed text of the value in a row."""
         value = self.of(row)
         return self.missing if value is None else self.show(value)
+
+    def is_pale(self, row: object) -> bool:
+        """Whether the value in a row is smaller than the column resolves."""
+        value = self.of(row)
+        return isinstance(value, int | float) and abs(value) < self.least * (1 - 1e-9)
 
     @property
     def is_number(self) -> bool:
@@ -126,7 +135,7 @@ class TextColumn(Column):
 
 
 class IntervalColumn(TextColumn):
-    """A column of intervals [low, high]."""
+    """A column of intervals [low, high], of the values in the column before it."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,15 @@ class Table:
 
     columns: tuple[Column, ...]
     rows: Sequence[object]
+
+    def in_cells(self) -> list[tuple[Column, Column | None]]:
+        """The columns of a page, each with that of its intervals, which share its cells."""
+        following = (*self.columns[1:], None)
+        return [
+            (column, after if isinstance(after, IntervalColumn) else None)
+            for column, after in zip(self.columns, following, strict=True)
+            if not isinstance(column, IntervalColumn)
+        ]
 
     def values(self) -> list[list[object]]:
         """The values with all their digits, row by row."""
@@ -162,12 +180,12 @@ def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int], sa
     share = share_of(samples)
     columns = (
         Column("failed", "failed"),
-        Column("subsets", "subsets"),
+        Column("subsets", "subsets", minor=True),
         Column("mean", "mean", share),
         *_interval("95 %", "interval", share, by_failures),
         Column("worst", "worst", share),
         *_interval("95 %", "worst_interval", share, by_failures),
-        Column("best", "best", share),
+        Column("best", "best", share, minor=True),
         Column("answering in the worst case", "worst_subset", _devices),
     )
     # Without failures every device answers; report.json leaves that list empty.
@@ -200,20 +218,25 @@ def live_table(report: Report) -> Table:
 def device_table(report: Report) -> Table:
     """What each device runs, sends and contributes."""
     share, point, rows = share_of(report.data.samples), points_of(report.data.samples), report.devices
+    equal = sum(device.shapley for device in rows) / len(rows)
+
+    def unequal(shapley: float) -> str:
+        return point(shapley - equal)
+
     columns = (
         Column("device", "node"),
-        Column("part", "part"),
-        Column("filters", "filters"),
-        Column("params", "params"),
-        Column("MACs", "macs"),
-        Column("model, bytes", "model_bytes"),
-        Column("sends, bytes", "feature_bytes"),
+        Column("part", "part", minor=True),
+        Column("filters", "filters", minor=True),
+        Column("params", "params", minor=True),
+        Column("MACs", "macs", minor=True),
+        Column("model, bytes", "model_bytes", minor=True),
+        Column("sends, bytes", "feature_bytes", minor=True),
         Column("accuracy alone", "accuracy_alone", share),
         *_interval("95 %", "accuracy_alone_interval", share, rows),
-        Column("value, points", "value", point),
+        Column("value, points", "value", point, least=1 / report.data.samples),
         *_interval("95 %", "value_interval", point, rows),
-        Column("Shapley, points", "shapley", point),
-        *_interval("95 %", "shapley_interval", point, rows),
+        Column(f"Shapley less {point(equal)}, points", "shapley", unequal),
+        *_interval("95 %", "shapley_interval", unequal, rows),
     )
     return Table(columns, rows)
 

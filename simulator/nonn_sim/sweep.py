@@ -190,7 +190,7 @@ def sweep_svg(axes: Sequence[Axis], rows: Sequence[Row], figure: str) -> str:
         ConfigError: there is no such figure, or the first axis is not numeric.
         MissingExtraError: matplotlib is not installed.
     """
-    from nonn.report import plots
+    from nonn.report import drawing
 
     _check_figure(rows, figure)
     first, others = axes[0], axes[1:]
@@ -201,7 +201,7 @@ def sweep_svg(axes: Sequence[Axis], rows: Sequence[Row], figure: str) -> str:
         if row[figure] is not None and math.isfinite(row[figure]):
             label = tuple(row[axis.key] for axis in others)
             lines.setdefault(label, []).append((row[first.key], row[figure]))
-    colours = (plots.BLUE, plots.VERMILION, plots.GREEN, plots.ORANGE, plots.PURPLE, plots.SKY)
+    colours = (drawing.BLUE, drawing.VERMILION, drawing.GREEN, drawing.ORANGE, drawing.PURPLE, drawing.SKY)
     wide = min(first.values) > 0 and max(first.values) >= 30 * min(first.values)
 
     def draw(axes_: Axes) -> None:
@@ -212,11 +212,11 @@ def sweep_svg(axes: Sequence[Axis], rows: Sequence[Row], figure: str) -> str:
             axes_.set_xscale("log")
         axes_.set_xlabel(first.key, parse_math=False)
         axes_.set_ylabel(figure, parse_math=False)
-        axes_.grid(**plots.GRID)
+        axes_.grid(**drawing.GRID)
         if others:
             axes_.legend()
 
-    return plots.svg("sweep", f"{figure} against {first.key}", (5.9, 3.6), draw)
+    return drawing.svg("sweep", f"{figure} against {first.key}", (5.9, 3.6), draw)
 
 
 def _check_figure(rows: Sequence[Mapping[str, Any]], figure: str) -> None:

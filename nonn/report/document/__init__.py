@@ -20,7 +20,7 @@ from nonn.reliability.subsets import FailureRow
 from nonn.report.document.availability import Availability, AvailabilityCurve, ExpectedAccuracy, LevelShare
 from nonn.report.document.classes import ClassReport, ClassRow, SampledSets
 from nonn.report.document.compared import Comparison, LiveMeasurement, MethodRow
-from nonn.report.document.devices import DataReport, DeviceReport, Drop, HeadReport, Precision, TeacherReport
+from nonn.report.document.devices import DataReport, DeviceReport, Drop, HeadReport, Made, Precision, TeacherReport
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,6 +39,7 @@ __all__ = [
     "HeadReport",
     "LevelShare",
     "LiveMeasurement",
+    "Made",
     "MethodRow",
     "Precision",
     "Report",
@@ -66,6 +67,8 @@ class Report:
         head: cost of the fusion head; absent in reports of older versions.
         accuracy_by_failures: accuracy over all subsets of devices, for 0 to N − 1 failed devices.
         expected_accuracy: accuracy under the bundle's failure law.
+        expected_correlated: the same when devices fail as often, but half of the failures have a cause that takes one
+            half of the devices down; absent in reports of older versions.
         against_teacher: mean accuracy less that of the teacher, for 0 to N − 1 failed devices; empty in reports of
             older versions.
         pair_losses: accuracy when exactly two devices have failed, on the diagonal when one has [N, N].
@@ -76,6 +79,7 @@ class Report:
         methods: this bundle and those compared with it; empty without a comparison.
         measured_live: measurements of a running cluster; empty without one.
         provenance: the bundle's record of its origin: configuration, code version, measures of the partition.
+        made: date, machine, command and version of this report; absent in reports of older versions.
     """
 
     schema: Whole
@@ -90,6 +94,7 @@ class Report:
     head: HeadReport | None = field(default=None, metadata=OPTIONAL)
     accuracy_by_failures: tuple[FailureRow, ...]
     expected_accuracy: ExpectedAccuracy
+    expected_correlated: ExpectedAccuracy | None = field(default=None, metadata=OPTIONAL)
     against_teacher: tuple[Comparison, ...] = ()
     pair_losses: tuple[tuple[Share, ...], ...]
     pair_intervals: tuple[tuple[tuple[Share, ...], ...], ...] = ()
@@ -99,6 +104,7 @@ class Report:
     methods: tuple[MethodRow, ...] = ()
     measured_live: tuple[LiveMeasurement, ...] = ()
     provenance: Mapping[str, object] = field(default_factory=dict)
+    made: Made | None = field(default=None, metadata=OPTIONAL)
 
     def frame(self, table: str = "failures") -> DataFrame:
         """One of the tables as a pandas ``DataFrame``, a line for each row of it.

@@ -54,11 +54,16 @@ class AvailabilityCurve:
         p_fail: probability that a device does not answer: one number for all devices, or one for each [N].
         share: probability that accuracy is at least the level, for each of the levels.
         stated: the levels of the table, at which the laws differ, with intervals.
+        law: the failure law as text; absent in reports of older versions.
+        common: share of each device's failures whose cause takes its group of devices down; absent where devices fail
+            independently.
     """
 
     p_fail: Share | tuple[Share, ...]
     share: tuple[Share, ...]
     stated: tuple[LevelShare, ...] = ()
+    law: str | None = field(default=None, metadata=OPTIONAL)
+    common: Share | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

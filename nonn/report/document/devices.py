@@ -1,7 +1,8 @@
-"""Sections of report.json about what runs: data, teacher, devices, their precision and the head."""
+"""Sections of report.json about what runs: data, teacher, devices, their precision, the head, the report itself."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nonn.documents import OPTIONAL, Difference, Share, Whole
@@ -11,6 +12,7 @@ __all__ = [
     "DeviceReport",
     "Drop",
     "HeadReport",
+    "Made",
     "Precision",
     "TeacherReport",
 ]
@@ -149,3 +151,20 @@ class HeadReport:
     bytes: Whole
     bundle_bytes: Whole
     solve_ms: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Where and how the report was made.
+
+    Attributes:
+        date: day in UTC, as 2026-01-31.
+        command: the command line.
+        code_version: version of nonn, with the commit.
+        machine: processor and versions of packages.
+    """
+
+    date: str
+    command: str
+    code_version: str
+    machine: Mapping[str, str]
