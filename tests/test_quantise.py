@@ -107,6 +107,10 @@ def test_the_report_has_the_cost_of_8_bits(int8_runs: Path, int8_bundle: Bundle,
         strict=True,
     ):
         assert row.drop == pytest.approx(then.mean - now.mean)
+        assert row.interval is not None
+        # Both were counted on the same samples: narrower than half of a single accuracy's interval.
+        assert row.interval[0] <= row.drop <= row.interval[1]
+        assert row.interval[1] - row.interval[0] < 0.05
     assert report.precision.size_ratio <= 0.30
     line = network_line(report)
     assert f"{widths} bytes" in line

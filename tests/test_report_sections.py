@@ -27,6 +27,7 @@ from nonn.reliability.subsets import SubsetTable, mask_of, probabilities
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
 from nonn.report.document import Report
+from nonn.report.drawing import floor_without_outliers, spread
 from nonn.report.html import render_page
 from nonn.report.methods import check_same_task, methods_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
@@ -375,6 +376,17 @@ def test_figures_stand_extremes(both: Report) -> None:
         assert "<svg" in availability_plot(availability(Evidence(THREE), [p_fail] * 3))
     flat = SubsetTable(np.array([0, 10]), 10)
     assert "<svg" in availability_plot(availability(Evidence(flat), [0.0]))
+
+
+def test_one_outlier_does_not_halve_the_scale_of_the_others_and_names_do_not_overlap() -> None:
+    assert floor_without_outliers([10, 60, 64, 65], 75) == 60
+    assert floor_without_outliers([50, 60, 64, 65], 75) == 50
+    assert floor_without_outliers([10, 60], 75) == 10  # one of two lines is no outlier
+    for places in ([1.0, 1.1, 1.2], [9.8, 9.9, 10.0], [3.0, 5.0, 7.0]):
+        found = spread(places, [1.0, 2.0, 1.0], 0.0, 10.0)
+        assert np.diff(found).min() >= 1.5 - 1e-12
+        assert max(found) <= 10
+    assert found == places
 
 
 def run_command(*arguments: str) -> int:

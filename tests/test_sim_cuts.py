@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations
+import re
+from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from nonn_sim.block_diagram import block_diagram
 from nonn_sim.cli import main
 from nonn_sim.fault_tree import fault_tree
 
@@ -55,6 +57,25 @@ def top_probability(xml: str) -> float:
     return total
 
 
+def path_fails(dot: str) -> float:
+    """Probability that no path of working blocks joins both ends, by walking the diagram in every state of devices."""
+    block = {name: int(device) for name, device in re.findall(r"^  (\w+) \[.*device=(\d+)", dot, re.MULTILINE)}
+    chance = {int(device): float(p) for device, p in re.findall(r'device=(\d+), p="([^"]+)"', dot)}
+    edges = set()
+    for line in re.findall(r"^  (\w+(?: -> \w+)+);", dot, re.MULTILINE):
+        edges |= set(pairwise(line.split(" -> ")))
+    total = 0.0
+    for count in range(len(chance) + 1):
+        for failed in combinations(chance, count):
+            reached, before = {"in"}, set[str]()
+            while reached != before:
+                before = set(reached)
+                reached |= {b for a, b in edges if a in reached and block.get(b) not in failed}
+            p = float(np.prod([q if device in failed else 1 - q for device, q in chance.items()]))
+            total += p * ("out" not in reached)
+    return total
+
+
 @pytest.mark.parametrize("coherent", [True, False])
 @pytest.mark.parametrize("seed", range(4))
 def test_minimal_cuts_are_those_found_one_by_one_and_the_fault_tree_has_their_probability(
@@ -76,6 +97,7 @@ def test_minimal_cuts_are_those_found_one_by_one_and_the_fault_tree_has_their_pr
         assert cut.probability == pytest.approx(np.prod([p[i] for i in cut.devices]))
     assert found.missed == pytest.approx(probability[table.accuracy < level].sum())
     assert top_probability(fault_tree(found, law)) == pytest.approx(found.bound)
+    assert path_fails(block_diagram(found, law)) == pytest.approx(found.bound)
     if coherent:
         assert found.coherent
         assert found.bound == pytest.approx(found.missed)
@@ -91,6 +113,8 @@ def test_a_level_that_is_never_and_one_that_is_always_missed() -> None:
     assert never.cuts == ()
     assert top_probability(fault_tree(always, law)) == pytest.approx(1)
     assert top_probability(fault_tree(never, law)) == 0
+    assert path_fails(block_diagram(always, law)) == pytest.approx(1)
+    assert path_fails(block_diagram(never, law)) == 0
 
 
 def test_a_law_of_common_causes_has_cuts_but_no_fault_tree() -> None:
@@ -112,7 +136,9 @@ def test_the_command_prints_and_writes_what_was_found(
     tree = tmp_path / "tree.xml"
     level = float(np.median(bundle.table.accuracy))
     options = ["cuts", str(bundle.path), "--level", str(level), "--law", "independent p=0.2"]
-    assert main([*options, "--json", "--fault-tree", str(tree)]) == 0
+    diagram = tmp_path / "diagram.dot"
+    assert main([*options, "--json", "--fault-tree", str(tree), "--block-diagram", str(diagram)]) == 0
+    assert diagram.read_text().startswith("digraph ")
     found = json.loads(capsys.readouterr().out)
     assert top_probability(tree.read_text()) == pytest.approx(found["bound"])
     assert main(options) == 0

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from nonn_sim.backends import map_jobs
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
 from nonn_sim.faults import World
-from nonn_sim.links import Channel
+from nonn_sim.links import Channel, arrivals
 from nonn_sim.metrics import summary
 from nonn_sim.scenario import LinkConfig, LoadConfig
 from nonn_sim.simulate import simulate, simulate_once
@@ -90,6 +91,32 @@ def test_below_the_quorum_a_request_is_lost_and_counts_against_availability(bund
     assert row["accuracy"] == pytest.approx(bundle.table.accuracy[0b1111])
     assert row["accuracy_per_request"] == pytest.approx(bundle.table.accuracy[0b1111] / 2)
     assert row["windows"][-1]["accuracy"] is None
+
+
+def test_a_client_that_retries_loses_only_what_outlasts_its_attempts_and_waits_for_it(bundle: Bundle) -> None:
+    load = {"arrivals": "fixed", "rate_per_s": 10.0, "retries": 2, "retry_after_s": 1.0}
+    off = {"at_s": 4.999, "kind": "off", "nodes": [1, 3]}
+    sizes = {"scenario": {"duration_s": 10.0}, "policy": {"quorum": 3}}
+    row, trace = simulate_once(world(load=load, fault=[off], **sizes), bundle)
+    # Two more attempts of each of the 50 requests that find two devices away, and one row for each request.
+    assert (row["requests"], row["lost"], row["retried"]) == (100, 50, 100)
+    assert trace.latency_s[~trace.answered].min() >= 2.0
+    assert trace.asked_at_s[~trace.answered].min() == pytest.approx(5.0)
+    load |= {"retries": 9}
+    row, trace = simulate_once(world(load=load, fault=[off | {"for_s": 2.5}], **sizes), bundle)
+    assert (row["requests"], row["lost"], row["availability"]) == (100, 0, 1.0)
+    first = trace.latency_s[np.isclose(trace.asked_at_s, 5.0)][0]
+    assert 2.5 <= first <= 5.0
+
+
+def test_arrivals_follow_the_day_and_keep_their_mean() -> None:
+    load = LoadConfig(rate_per_s=1.0, daily_swing=1.0, day_s=1000.0, peak_at_s=250.0)
+    times = np.array(list(takewhile(lambda at: at < 20_000, arrivals(load, seed=1))))
+    assert (np.diff(times) > 0).all()
+    assert len(times) == pytest.approx(20_000, abs=5 * 20_000**0.5)
+    # Half of a day around the peak has ½ + 1/π of the requests.
+    near = np.cos(2 * np.pi * (times - 250) / 1000) > 0
+    assert near.mean() == pytest.approx(0.5 + 1 / np.pi, abs=5 * (0.15 / len(times)) ** 0.5)
 
 
 def test_a_corrupt_reply_is_a_failure_of_its_node_and_is_not_fused(bundle: Bundle) -> None:

@@ -86,7 +86,9 @@ def test_a_scenario_is_simulated_at_every_point_and_what_matters_most_comes_firs
     found = sweep(capsys, bundle.path, *options, "--svg", figure)
     assert len(found["points"]) == 4
     assert [row["key"] for row in found["swings"]] == ["nodes.mttr_s", "load.rate_per_s"]
-    assert figure.read_text().startswith("<svg")
+    drawn = figure.read_text()
+    assert drawn.startswith("<svg")
+    assert drawn.index(">nodes.mttr_s<") < drawn.index(">load.rate_per_s<")  # the widest bar is on top
     # The last point again, from a scenario written by hand.
     tree = tomllib.loads(SCENARIO.replace("mttr_s = 10", "mttr_s = 100"))
     over = simulate(parse_scenario(tree), bundle, seeds=2, compare=False)["rows"][0]["over_seeds"]

@@ -19,12 +19,14 @@ from nonn.distill.heads import KINDS, HeadFitter
 from nonn.documents import read, to_json
 from nonn.errors import ConfigError
 from nonn.experiment import workspace
-from nonn.experiment.evaluation import Evaluation, evaluate_head
+from nonn.experiment.evaluation import Evaluation, HeadResult, evaluate_head
 from nonn.experiment.methods import METHODS, Method
+from nonn.experiment.paired import compared, digests, scores_of
 from nonn.experiment.progress import Silent
 from nonn.experiment.study import study
 from nonn.experiment.summary import summarise
 from nonn.fusion import RidgePerSet, gram
+from nonn.reliability.intervals import difference_interval
 from nonn.reliability.subsets import members
 from nonn.report.study import heads_markdown, ladder_table, short_markdown, short_table, study_text
 from nonn.report.study_document import Study
@@ -78,6 +80,18 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
             assert len(row.sd) == 4
             assert 0 <= (row.disagreement or -1) <= 1
             assert -1 <= (row.error_correlation or -2) <= 1
+    first = next(row for row in result.rows if row.own)
+    for row in result.rows:
+        for line in row.accuracy_by_failures:
+            assert line.interval is not None
+            assert line.interval[0] <= line.mean <= line.interval[1]
+        for less, mine, other in zip(
+            row.against_first or (), row.accuracy_by_failures, first.accuracy_by_failures, strict=False
+        ):
+            assert less.difference == pytest.approx(mine.mean - other.mean)
+            assert less.interval[0] <= less.difference <= less.interval[1]
+    assert first.against_first is None
+    assert [len(row.against_first or ()) for row in result.rows if row.own][1:] == [4] * (len(names) - 1)
     assert read(Study, runs / "ladder" / "study" / "study.json") == result
     plot = (runs / "ladder" / "study" / "study.svg").read_text()
     for title in {row.title for row in result.rows} | {"teacher"}:
@@ -330,3 +344,27 @@ def test_a_method_with_fewer_devices_takes_the_failout_groups_of_all() -> None:
     changed = METHODS["rocoin"].applied_to(load_experiment(None, groups), 0, ())
     assert changed.devices.count == 4
     assert changed.distill.failout_groups == ((0, 1), (6, 7))
+
+
+def test_runs_are_averaged_on_the_samples_that_they_share_and_rows_compared_on_those_alone() -> None:
+    def run(test: list[int], right: list[list[int]]) -> Evaluation:
+        head = HeadResult(samples=len(test), correct=(), by_failures=(), expected={}, right=tuple(map(tuple, right)))
+        costs = {"params": (), "macs": (), "feature_bytes": (), "part_sizes": (), "input_bytes": 1}
+        values: dict[str, Any] = {"row": "r", "seed": 0, "teacher_accuracy": 1.0, **costs}
+        return Evaluation(**values, heads={"h": head}, test=tuple(test))
+
+    # Two devices: with none failed one subset, with one failed two of them.
+    both = [run([7, 5], [[1, 0], [2, 1]]), run([5, 9], [[1, 1], [0, 2]])]
+    found = scores_of(both, "h")
+    assert found is not None
+    assert found[0].tolist() == [5, 7, 9]
+    assert found[1].tolist() == [[0.5, 1, 1], [0.25, 1, 1]]
+    other = scores_of([run([9, 11], [[0, 1], [1, 2]])], "h")
+    assert other is not None
+    rows = compared(found, [0.8, 0.7], other, [0.5, 0.75])
+    assert [row.difference for row in rows] == pytest.approx([0.3, -0.05])
+    ends = difference_interval(np.array([[1.0], [0.5]]), mean=[0.3, -0.05])
+    assert [row.interval for row in rows] == list(zip(*(end.tolist() for end in ends), strict=True))
+    assert compared(found, [0.8, 0.7], (np.array([1]), np.ones((2, 1))), [1.0, 1.0]) == []
+    assert scores_of([run([], [])], "h") is None
+    assert len({*digests(np.arange(12).reshape(4, 3) % 6, np.array([0, 0, 0, 1]))}) == 3

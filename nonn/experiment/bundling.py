@@ -24,7 +24,7 @@ from nonn.bundle.views import select_view
 from nonn.config import Experiment, SensingConfig
 from nonn.data import Dataset
 from nonn.distill import Students
-from nonn.enumeration import enumerate_evidence, enumerate_subsets
+from nonn.enumeration import enumerate_evidence
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.kept import DIGITS, restore, set_aside
 from nonn.experiment.keys import stage_inputs
@@ -123,7 +123,7 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
         recorded["features.npz"] = {"labels": labels, **{f"device_{i}": f for i, f in enumerate(exported.features)}}
     return write_bundle(
         target,
-        _manifest(space, trained, exported, head),
+        _manifest(space, trained, exported, head, evidence),
         {i: served.data for i, served in enumerate(exported.deployed)},
         {
             "fusion.npz": head.to_arrays(),
@@ -161,7 +161,7 @@ def _input_spec(data: Dataset) -> InputSpec:
     return InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist()), data.preprocess)
 
 
-def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head) -> Manifest:
+def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head, evidence: Evidence) -> Manifest:
     """The manifest of the bundle."""
     config, data, teacher = space.experiment, space.data, trained.teacher.network
     cost = measure_cost(teacher, data.input_shape)
@@ -174,7 +174,8 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
     if any(served.lossy for served in exported.deployed):
         pairs = zip(exported.deployed, space.networks.views, strict=True)
         exact = [run_onnx(served.original, select_view(data.test.inputs, view)) for served, view in pairs]
-        provenance["float32"] = float_reference(enumerate_subsets(head, exact, data.test.labels), exported.deployed)
+        original = enumerate_evidence(head, exact, data.test.labels)
+        provenance["float32"] = float_reference(original, evidence, exported.deployed)
     return Manifest(
         experiment=config.experiment.name,
         input=_input_spec(data),

@@ -46,6 +46,7 @@ class HeadResult:
         expected: expected accuracy by the probability with which every device fails, independently.
         disagreement: share of samples that two devices answer differently by themselves, mean over all pairs.
         error_correlation: correlation of the errors of two devices by themselves, mean over all pairs.
+        right: subsets that answer each sample correctly, of those with 0 to N − 1 failed devices [N, n].
     """
 
     samples: Whole
@@ -54,6 +55,7 @@ class HeadResult:
     expected: Mapping[str, float]
     disagreement: Share | None = field(default=None, metadata=OPTIONAL)
     error_correlation: float | None = field(default=None, metadata=OPTIONAL)
+    right: tuple[tuple[Whole, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class Evaluation:
         macs: multiply-accumulates of the student of each device [N].
         feature_bytes: features of each device for one answer, bytes [N].
         heads: the result of each kind of head.
+        test: digest of each sample of the test split [n]: runs of other seeds may have other samples.
     """
 
     row: str
@@ -81,6 +84,7 @@ class Evaluation:
     macs: tuple[Whole, ...]
     feature_bytes: tuple[Whole, ...]
     heads: Mapping[str, HeadResult]
+    test: tuple[Whole, ...] = ()
 
 
 def evaluate_head(
@@ -98,6 +102,12 @@ def evaluate_head(
     intact = head.logits(dict(enumerate(features))).argmax(axis=1)
     measured: dict[int, tuple[int, float, float, float]] = {0: (0, 0.0, 0.0, 0.0)}
     alone: dict[int, NDArray[np.int64]] = {}  # the answer of each student by itself
+    # Subsets of devices that make up each subset of students, by number of failed devices.
+    masks = [mask_of({student_of[i] for i in members(mask)}) for mask in all_masks(num_devices).tolist()]
+    failures = [num_devices - mask.bit_count() for mask in all_masks(num_devices).tolist()]
+    weights = np.zeros((num_devices + 1, full + 1), dtype=np.int64)
+    np.add.at(weights, (failures, masks), 1)
+    right = np.zeros((num_devices, len(labels)), dtype=np.int64)
     for mask in range(1, full + 1):
         logits = head.logits({i: features[i] for i in members(mask)}).astype(np.float32)
         predicted = logits.argmax(axis=1)
@@ -106,8 +116,9 @@ def evaluate_head(
         confidence = head.probabilities(logits, mask).max(axis=1)
         bias = class_bias(intact, predicted, labels, head.num_classes)
         ece = expected_calibration_error(confidence, predicted == labels)
+        right += np.outer(weights[:num_devices, mask], predicted == labels)
         measured[mask] = (int((predicted == labels).sum()), ece, bias.cev, bias.sde)
-    sets = [measured[mask_of(student_of[i] for i in members(mask))] for mask in all_masks(num_devices).tolist()]
+    sets = [measured[mask] for mask in masks]
     values = np.array(sets, dtype=float)
     table = SubsetTable(values[:, 0].astype(np.int64), len(labels))
     survivors = membership(num_devices).sum(axis=1)
@@ -126,4 +137,5 @@ def evaluate_head(
         expected={str(p): table.expected(np.full(num_devices, p)) for p in P_FAIL},
         disagreement=pairs.disagreement,
         error_correlation=pairs.error_correlation,
+        right=tuple(map(tuple, right.tolist())),
     )

@@ -29,6 +29,7 @@ from nonn.distill.heads import KINDS
 from nonn.experiment.evaluation import Evaluated, Evaluation, evaluate_head
 from nonn.experiment.keys import stage_inputs
 from nonn.experiment.methods import METHODS, Method
+from nonn.experiment.paired import digests
 from nonn.experiment.pilot import choose_design
 from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.rival import SubsetFunction
@@ -166,6 +167,7 @@ def _evaluation(space: Workspace, trained: Trained, method: Method, num_devices:
         macs=tuple(costs[i].macs for i in student_of),
         feature_bytes=tuple(4 * features[i].shape[1] for i in student_of),
         heads={kind: evaluate_head(head, features, test.labels, student_of) for kind, head in heads.items()},
+        test=digests(test.inputs, test.labels),
     )
 
 

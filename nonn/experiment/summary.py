@@ -13,6 +13,7 @@ from nonn.config import Experiment
 from nonn.documents import to_json
 from nonn.experiment.evaluation import Evaluation
 from nonn.experiment.methods import METHODS
+from nonn.experiment.paired import Scores, compared, intervals, scores_of
 from nonn.provenance import code_version, machine
 from nonn.report.study_document import LevelRow, Study, StudyRow, StudyTeacher
 
@@ -27,11 +28,16 @@ def summarise(experiment: Experiment, results: Sequence[Evaluation], *, complete
         results: results of rows and seeds.
         complete: whether these are all results of the study.
     """
-    rows = []
+    rows: list[StudyRow] = []
+    first: tuple[Scores, list[float]] | None = None
     for name in dict.fromkeys(result.row for result in results):
         mine = [result for result in results if result.row == name]
         own = METHODS[name].served(experiment)
-        rows += [_row(experiment, mine, head, is_own=head == own) for head in mine[0].heads]
+        for head in mine[0].heads:
+            row, scores = _row(experiment, mine, head, is_own=head == own), scores_of(mine, head)
+            if scores is not None:
+                row, first = _with_intervals(row, scores, first)
+            rows.append(row)
     return Study(
         experiment=experiment.experiment.name,
         complete=complete,
@@ -74,6 +80,19 @@ def _row(experiment: Experiment, results: Sequence[Evaluation], head: str, *, is
     )
 
 
+def _with_intervals(
+    row: StudyRow, scores: Scores, first: tuple[Scores, list[float]] | None
+) -> tuple[StudyRow, tuple[Scores, list[float]] | None]:
+    """The row with intervals and its differences from the first served row, and that row: this one if none yet."""
+    means = [line.mean for line in row.accuracy_by_failures]
+    ends = intervals(scores, means)
+    lines = [dataclasses.replace(line, interval=end) for line, end in zip(row.accuracy_by_failures, ends, strict=True)]
+    against = None if first is None else tuple(compared(scores, means, *first))
+    if first is None and row.own:
+        first = scores, means
+    return dataclasses.replace(row, accuracy_by_failures=tuple(lines), against_first=against), first
+
+
 def to_csv(study: Study) -> str:
     """The rows of the study as a flat table: one line for each method, head and number of failures."""
     records = study.records()
@@ -88,7 +107,7 @@ def _mean_rows(runs: Sequence[Sequence[LevelRow]]) -> tuple[LevelRow, ...]:
     """Rows by failures, every value averaged over runs; ``worst`` and ``best`` are averages of those of each run."""
     averaged = ("mean", "worst", "best", "ece", "cev", "sde")
     return tuple(
-        LevelRow(failed=rows[0].failed, **{key: _mean([getattr(row, key) for row in rows]) for key in averaged})
+        dataclasses.replace(rows[0], **{key: _mean([getattr(row, key) for row in rows]) for key in averaged})
         for rows in zip(*runs, strict=True)
     )
 

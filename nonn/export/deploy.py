@@ -16,7 +16,7 @@ from nonn.bundle.features import FeatureCode
 from nonn.config import ExportConfig
 from nonn.errors import BundleError
 from nonn.export.onnx_file import run_onnx
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.evidence import Evidence, failure_weights
 
 __all__ = ["Deployed", "calibration_sample", "deploy", "float_reference"]
 
@@ -89,18 +89,24 @@ def deploy(config: ExportConfig, device: int, data: bytes, calibration: NDArray[
     return Deployed(served, suffix, config.weights, code, data)
 
 
-def float_reference(table: SubsetTable, deployed: Sequence[Deployed]) -> Mapping[str, Any]:
+def float_reference(original: Evidence, served: Evidence, deployed: Sequence[Deployed]) -> Mapping[str, Any]:
     """Size and accuracy of the same students in float, for the manifest's provenance.
 
     Args:
-        table: accuracy of every subset of devices with float weights and features.
+        original: accuracy of every subset of devices with float weights and features.
+        served: the same with the weights and features of the bundle.
         deployed: the students [N].
     """
-    accuracy = table.accuracy
+    accuracy, table = original.table.accuracy, original.table
+    n = table.num_devices
+    levels, alone = failure_weights(n), np.zeros((n, 1 << n))
+    alone[np.arange(n), 1 << np.arange(n)] = 1
     return {
         "model_bytes": [len(student.original) for student in deployed],
         "accuracy_by_failures": [
             {"failed": row.failed, "mean": row.mean, "worst": row.worst} for row in table.by_failures()
         ],
         "accuracy_alone": [float(accuracy[1 << i]) for i in range(len(deployed))],
+        "drop_intervals": original.less(served, levels),
+        "drop_alone_intervals": original.less(served, alone),
     }

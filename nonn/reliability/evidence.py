@@ -101,6 +101,20 @@ class Evidence:
         ]
         return _pairs(unpaired_difference(*ends[0], *ends[1]))
 
+    def less(self, other: Evidence, weights: FloatArray) -> list[Interval]:
+        """Intervals of weighted means of these accuracies less those of another evidence of the same samples.
+
+        Args:
+            other: of as many devices.
+            weights: as for ``mean`` [q, 2^N].
+        """
+        n, middle, less = self.table.samples, weights @ self.table.accuracy, weights @ other.table.accuracy
+        if self.outcomes is not None and other.outcomes is not None:
+            scores = self.outcomes.scores(weights) - other.outcomes.scores(weights)
+            return _pairs(difference_interval(scores, n, mean=middle - less))
+        ends = [(m, wilson((m * n).clip(0, n), n)) for m in (middle, less)]
+        return _pairs(unpaired_difference(*ends[0], *ends[1]))
+
     def by_failures(self) -> tuple[FailureRow, ...]:
         """Accuracy against failed devices over all subsets, with intervals, and worst and best measured apart."""
         n = self.table.num_devices

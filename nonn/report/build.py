@@ -210,16 +210,22 @@ def precision_of(bundle: Bundle) -> Precision | None:
     if floats is None:
         return None
     try:
-        rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True)
+        rows = list(zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True))
         size, original = sum(student.bytes for student in bundle.manifest.students), sum(floats["model_bytes"])
+        ends = [tuple(map(float, end)) for end in floats.get("drop_intervals", [()] * len(rows))]
         return Precision(
             model_bytes=size,
             float32_model_bytes=original,
             size_ratio=size / original,
-            drop_by_failures=tuple(Drop(failed=now.failed, drop=then["mean"] - now.mean) for now, then in rows),
+            drop_by_failures=tuple(
+                Drop(failed=now.failed, drop=then["mean"] - now.mean, interval=end or None)
+                for (now, then), end in zip(rows, ends, strict=True)
+            ),
             drop_alone=tuple(
                 then - float(bundle.table.accuracy[1 << i]) for i, then in enumerate(floats["accuracy_alone"])
             ),
+            drop_alone_intervals=tuple(tuple(map(float, end)) for end in floats.get("drop_alone_intervals", ()))
+            or None,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
         raise BundleError(f"{bundle.path}: the manifest's 'float32' cannot be read ({exc}); build it again") from exc

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from nonn.report.study_document import Study, StudyRow
-from nonn.report.table import Column, Table, TextColumn, as_markdown, as_text, percent
+from nonn.report.table import (
+    Column,
+    IntervalColumn,
+    Table,
+    TextColumn,
+    as_markdown,
+    as_text,
+    percent,
+    points,
+    show_interval,
+)
 
 __all__ = [
     "heads_markdown",
@@ -69,16 +79,18 @@ def ladder_table(study: Study) -> Table:
     rows = []
     for row in own:
         cells = {
-            f"failed {line.failed}": (line.mean, line.worst, sd)
+            f"failed {line.failed}": (line.mean, line.worst, sd, line.interval)
             for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
         }
         flat = {"method": row.title, "head": row.head, "params": row.params, "bytes": row.bytes_per_answer}
         rows.append(flat | cells | _pairs(alone[row.method]))
     several = len(study.rows[0].by_run) > 1
+    ends = " [95 %]" if study.rows[0].accuracy_by_failures[0].interval else ""
 
-    def cell(value: tuple[float, float, float]) -> str:
-        mean, worst, sd = value
-        return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if several else "") + f" ({100 * worst:.1f})"
+    def cell(value: tuple[float, float, float, tuple[float, ...] | None]) -> str:
+        mean, worst, sd, ends = value
+        interval = "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+        return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if several else "") + f" ({100 * worst:.1f}){interval}"
 
     return Table(
         (
@@ -86,7 +98,7 @@ def ladder_table(study: Study) -> Table:
             TextColumn("head", "head", str),
             Column("params", "params"),
             Column("bytes/answer", "bytes"),
-            *(TextColumn(f"{k} failed: mean (worst)", f"failed {k}", cell) for k in range(count)),
+            *(TextColumn(f"{k} failed: mean (worst){ends}", f"failed {k}", cell) for k in range(count)),
             *_pair_columns(study),
         ),
         rows,
@@ -106,6 +118,7 @@ def heads_table(study: Study) -> Table:
         Column(f"{half} failed", "half", percent),
         Column("worst", "worst", percent),
         Column(f"{levels - 1} failed", "last", percent),
+        *_interval_columns(study, half),
         *(Column(f"expected, p={p}", p, percent) for p in laws),
         Column(f"ECE at {half}", "ece", percent),
         Column(f"CEV at {half}", "cev", lambda value: f"{value:.3f}"),
@@ -119,6 +132,7 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, object]]:
     method = ""
     for row in study.rows:
         lines = row.accuracy_by_failures
+        against = next((c for c in row.against_first or () if c.failed == half), None)
         yield {
             "method": row.title if row.method != method else "",
             "head": row.head + (" *" if row.own else ""),
@@ -129,12 +143,24 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, object]]:
             "worst": lines[half].worst,
             "last": lines[-1].mean,
             **row.expected,
+            "interval": lines[half].interval,
+            "against": against and against.difference,
+            "against_interval": against and against.interval,
             "ece": lines[half].ece,
             "cev": lines[half].cev,
             "sde": lines[half].sde,
             **_pairs(row),
         }
         method = row.method
+
+
+def _interval_columns(study: Study, half: int) -> tuple[Column, ...]:
+    """Intervals for new test samples with half of the devices failed; no columns for an older study without them."""
+    if all(row.accuracy_by_failures[half].interval is None for row in study.rows):
+        return ()
+    ends = IntervalColumn(f"{half} failed, 95 %", "interval", show_interval(percent))
+    less = Column(f"{half} failed, less the first, points", "against", points)
+    return ends, less, IntervalColumn("95 %", "against_interval", show_interval(points))
 
 
 def _pairs(row: StudyRow) -> dict[str, object]:

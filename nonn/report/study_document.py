@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nonn.documents import OPTIONAL, Share, Whole
 from nonn.errors import MissingExtraError
+from nonn.report.document.compared import Comparison
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -27,6 +28,8 @@ class LevelRow:
         ece: mean expected calibration error.
         cev: mean combined error variance against the answers of all devices; 0 when no class changes.
         sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
+        interval: of `mean`, 95 %, for new test samples; the standard deviation over seeds is `sd` of the row. Absent in
+            older studies.
     """
 
     failed: Whole
@@ -36,6 +39,7 @@ class LevelRow:
     ece: Share
     cev: float
     sde: float
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,8 @@ class StudyRow:
         disagreement: share of samples that two devices answer differently by themselves, with this head; mean over all
             pairs and runs. None in older studies.
         error_correlation: correlation of the errors of two devices by themselves, in the same way.
+        against_first: mean accuracy less that of the first row that a method serves, on the same samples; absent for
+            that row, rows before it, and in older studies.
     """
 
     method: str
@@ -85,6 +91,7 @@ class StudyRow:
     by_run: tuple[tuple[Share, ...], ...]
     disagreement: Share | None = field(default=None, metadata=OPTIONAL)
     error_correlation: float | None = field(default=None, metadata=OPTIONAL)
+    against_first: tuple[Comparison, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +154,7 @@ class Study:
             {key: getattr(row, key) for key in of_row}
             | {"failed": line.failed}
             | {key: sd if key == "sd" else getattr(line, key) for key in of_line}
+            | dict(zip(("mean_low", "mean_high"), line.interval or (None, None), strict=True))
             | {key: getattr(row, key) for key in of_pair}
             for row in self.rows
             for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)

@@ -323,6 +323,11 @@ def network_line(report: Report) -> str:
             f".\nAgainst the same students in float: {precision.size_ratio:.2f} of their size, accuracy "
             f"{-100 * none.drop + 0.0:+.2f} points with none failed, "
             f"{-100 * half.drop + 0.0:+.2f} with {half.failed} failed"
+            + (
+                f" (95 %: {-100 * half.interval[1]:+.2f} to {-100 * half.interval[0] + 0.0:+.2f})"
+                if half.interval
+                else ""
+            )
         )
     return f"{line}."
 

@@ -35,6 +35,8 @@ class Flight:
         "answered",
         "answered_at",
         "asked_at",
+        "attempt",
+        "began_at",
         "begun",
         "cell",
         "deadline_at",
@@ -56,6 +58,7 @@ class Flight:
     ) -> None:
         self.cell, self.asked_at, self.deadline_at, self.row = cell, asked_at, deadline_at, row
         self.session = session  # a probe has none
+        self.began_at, self.attempt = asked_at, 0  # first attempt of the client's request, and number of this one
         self.answered = self.eager = False
         self.answered_at = inf
         self.reported = 0  # bit j: the outcome of the j-th node was reported to the policy

@@ -34,7 +34,7 @@ from nonn_sim.trace import Trace
 
 __all__ = ["Engine"]
 
-ARRIVE, LOOK, PROBE = range(3)  # kinds of entries in the heap
+ARRIVE, LOOK, PROBE, RETRY = range(4)  # kinds of entries in the heap
 
 
 class Engine:
@@ -84,7 +84,7 @@ class Engine:
         self._probe_rows = exchanges(*draw, PROBES, measured_s)
         self._arrivals = arrivals(scenario.load, seed if arrivals_seed is None else arrivals_seed)
         self._heap: list[tuple[float, int, int, Any]] = []
-        self._sequence = self._turn = self._under_way = self._refused = 0
+        self._sequence = self._turn = self._under_way = self._refused = self._retried = 0
         self._now = 0.0
         self._asked_at, self._latency, self._mask = array("d"), array("d"), array("i")
         self._waited, self._answered = array("b"), array("b")
@@ -118,6 +118,9 @@ class Engine:
                 elif kind == PROBE:
                     if thing.probe_at == now:
                         self._probe_due(thing, now)
+                elif kind == RETRY:
+                    self._under_way -= 1
+                    self._ask(self._route(now), now, *thing)
                 elif now < until and left:
                     left -= 1
                     self._ask(self._route(now), now)
@@ -145,10 +148,19 @@ class Engine:
         self._sequence += 1
         heapq.heappush(self._heap, (time, self._sequence, kind, thing))
 
-    def _ask(self, cell: Cell, now: float) -> None:
-        """A request arrives."""
+    def _ask(self, cell: Cell, now: float, began_at: float | None = None, attempt: int = 0) -> None:
+        """A request arrives, or a client tries it again.
+
+        Args:
+            cell: the cell that gets it.
+            now: time.
+            began_at: time of the client's first attempt, if this is another one.
+            attempt: attempts before this one.
+        """
+        began_at = now if began_at is None else began_at
         if not cell.served_at(now):
-            self._refuse(now)
+            if not self._try_again(began_at, attempt, now):
+                self._refuse(began_at, now)
             return
         policy = cell.policy
         session = policy.session(now, self._scenario.load.timeout_s)
@@ -156,6 +168,7 @@ class Engine:
         service, up, down, uniform, _ = row
         deadline_at = session.deadline_at
         flight = Flight(cell, now, deadline_at, row, session)
+        flight.began_at, flight.attempt = began_at, attempt
         flight.ids = session.ask
         flight.eager = session.eager or self._deployment.first_wins or not policy.all_up
         nodes, ends, statuses = flight.nodes, flight.ends, flight.statuses
@@ -181,12 +194,22 @@ class Engine:
         self._under_way += 1
         self._launch(flight)
 
-    def _refuse(self, now: float) -> None:
-        """No aggregator is up: the request is lost, and a client of a closed load tries again after its deadline."""
+    def _try_again(self, began_at: float, attempt: int, now: float) -> bool:
+        """Whether the client sends a request again that got no answer; schedules it."""
+        load = self._scenario.load
+        if attempt >= load.retries:
+            return False
+        self._retried += 1
+        self._under_way += 1  # until the attempt
+        self._push(now + load.retry_after_s, RETRY, (began_at, attempt + 1))
+        return True
+
+    def _refuse(self, began_at: float, now: float) -> None:
+        """No aggregator is up: the request is lost, and a client of a closed load goes on after its deadline."""
         self._refused += 1
         wait_s = self._scenario.load.timeout_s
-        self._asked_at.append(now)
-        self._latency.append(wait_s)
+        self._asked_at.append(began_at)
+        self._latency.append(now - began_at + wait_s)
         self._mask.append(0)
         self._waited.append(False)
         self._answered.append(False)
@@ -335,14 +358,18 @@ class Engine:
         flight.answered, flight.answered_at = True, now
         self._under_way -= 1
         spent = self._scenario.aggregator
-        latency = now - flight.asked_at + flight.row[4] + spent.overhead_s + spent.per_node_s * len(flight.ids)
-        self._asked_at.append(flight.asked_at)
+        later_s = flight.row[4] + spent.overhead_s + spent.per_node_s * len(flight.ids)
+        answered = session.answered.bit_count() >= flight.cell.quorum
+        if not answered and self._try_again(flight.began_at, flight.attempt, now + later_s):
+            return
+        latency = now - flight.began_at + later_s
+        self._asked_at.append(flight.began_at)
         self._latency.append(latency)
         self._mask.append(session.answered)
         self._waited.append(session.timed_out(now))
-        self._answered.append(session.answered.bit_count() >= flight.cell.quorum)
+        self._answered.append(answered)
         if self._scenario.load.arrivals == "closed":
-            self._push(flight.asked_at + latency, ARRIVE, None)
+            self._push(flight.began_at + latency, ARRIVE, None)
 
     def _plan_probe(self, cell: Cell, now: float) -> None:
         """Schedules the policy's next probe."""
@@ -407,4 +434,5 @@ class Engine:
             on_s=np.array([[self._world.on_s(cell.number, d, ended_s) for d in devices] for cell in cells]),
             events=tuple(self._world.log),
             refused=self._refused,
+            retried=self._retried,
         )

@@ -152,16 +152,23 @@ def exchanges(
 
 
 def arrivals(load: LoadConfig, seed: int) -> Iterator[float]:
-    """Endless arrival times of an open load."""
+    """Endless arrival times of an open load; of one that changes over the day by thinning, which is exact.
+
+    Source: Lewis, Shedler 1979, "Simulation of nonhomogeneous Poisson processes by thinning".
+    """
     if load.arrivals == "fixed":
         number = 0
         while True:
             yield number / load.rate_per_s
             number += 1
     rng, now = np.random.default_rng([seed, ARRIVALS]), 0.0
+    swing = load.daily_swing
     while True:
-        times = now + rng.exponential(1 / load.rate_per_s, BLOCK).cumsum()
+        times = now + rng.exponential(1 / (load.rate_per_s * (1 + swing)), BLOCK).cumsum()
         now = float(times[-1])
+        if swing:
+            rate = 1 + swing * np.cos(2 * np.pi * (times - load.peak_at_s) / load.day_s)
+            times = times[rng.random(BLOCK) * (1 + swing) < rate]
         yield from times.tolist()
 
 

@@ -35,7 +35,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     Returns:
         ``accuracy`` of answers in [0, 1], ``accuracy_per_request`` (no answer is wrong), ``availability``,
         ``degraded`` (share of answers with a device missing), ``lost`` (requests), of which ``refused`` found no
-        aggregator, ``deadline_hits`` (requests that
+        aggregator, ``retried`` (attempts after the first of a request), ``deadline_hits`` (requests that
         waited to the deadline), ``latency_s`` of answers at percentiles, ``energy_j_per_answer``,
         ``bytes_per_answer``, ``intervals`` (95 %, by batch means),
         ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
@@ -57,6 +57,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         "answers": num_answers,
         "lost": len(answered) - num_answers,
         "refused": trace.refused,
+        "retried": trace.retried,
         "availability": _mean(answered),
         "accuracy": float(right.sum() / num_answers) if num_answers else None,
         "accuracy_per_request": _mean(right),

@@ -101,12 +101,21 @@ class LoadConfig:
     ] = "poisson"
     rate_per_s: Annotated[NotNegative, "poisson, fixed: requests per second, over all cells; above 0"] = 10.0
     concurrency: Annotated[int, Range(ge=1, le=MAX_CONCURRENCY), "closed: number of clients"] = 1
+    daily_swing: Annotated[
+        Share, "poisson: share by which the rate rises and falls over a day, as a sine around rate_per_s"
+    ] = 0.0
+    day_s: Annotated[Positive, "length of that day"] = 86_400.0
+    peak_at_s: Annotated[NotNegative, "time of the highest rate in a day"] = 43_200.0
+    retries: Annotated[Whole, "times that a client sends a request again that got no answer"] = 0
+    retry_after_s: Annotated[NotNegative, "time between the failure and the next attempt"] = 0.0
     batch: Annotated[Count, "samples in one request"] = 1
     timeout_s: Annotated[Positive, "deadline of a client"] = 10.0
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""
         yield "rate_per_s", self.arrivals == "closed" or self.rate_per_s, "must be above 0"
+        yield "daily_swing", self.arrivals == "poisson" or not self.daily_swing, 'goes with arrivals = "poisson"'
+        yield "retry_after_s", self.retries or not self.retry_after_s, "goes with retries"
 
 
 @dataclass(frozen=True, kw_only=True)

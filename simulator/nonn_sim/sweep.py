@@ -30,12 +30,13 @@ from nonn_sim.simulate import simulate_many
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Axis", "parse_axis", "points", "sweep_law", "sweep_scenario", "sweep_svg", "swings"]
+__all__ = ["Axis", "parse_axis", "points", "sweep_law", "sweep_scenario", "sweep_svg", "swings", "tornado_svg"]
 
 Row = dict[str, Any]
 MAX_POINTS = 10_000
 _FIGURES = ("accuracy", "accuracy_per_request", "availability", "degraded", "energy_j_per_answer")
 _LINES = 6  # lines of a figure
+_BARS = 20  # of a tornado
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,40 @@ def sweep_svg(axes: Sequence[Axis], rows: Sequence[Row], figure: str) -> str:
         if others:
             axes_.legend()
 
-    return drawing.svg("sweep", f"{figure} against {first.key}", (5.9, 3.6), draw)
+    return drawing.on_white(drawing.svg("sweep", f"{figure} against {first.key}", (5.9, 3.6), draw))
+
+
+def tornado_svg(ranges: Sequence[Row], figure: str) -> str:
+    """What matters most, as bars from the lowest to the highest value of a figure, the widest on top.
+
+    Args:
+        ranges: the rows of ``swings``.
+        figure: name of the figure.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    from nonn.report import drawing
+
+    shown = [row for row in ranges if row["base"] is not None and math.isfinite(row["range"])][:_BARS]
+    base = shown[0]["base"] if shown else 0.0
+
+    def draw(axes: Axes) -> None:
+        for place, row in enumerate(shown):
+            for end, colour in ((row["low"], drawing.VERMILION), (row["high"], drawing.BLUE)):
+                axes.barh(place, end - base, left=base, height=0.62, color=colour)
+            axes.annotate(f"{row['range']:.3g}", (row["high"], place), (5, 0), textcoords="offset points", va="center")
+        axes.axvline(base, color=drawing.INK, linewidth=1.0)
+        axes.set_yticks(range(len(shown)), [row["key"] for row in shown], parse_math=False)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.14)
+        axes.set_xlabel(f"{figure}; the line is the base, numbers are ranges", parse_math=False)
+        axes.grid(axis="x", **drawing.GRID)
+        axes.set_axisbelow(True)
+
+    label = f"What matters most for {figure}"
+    return drawing.on_white(drawing.svg("tornado", label, (6.6, 1.2 + 0.36 * max(1, len(shown))), draw))
 
 
 def _check_figure(rows: Sequence[Mapping[str, Any]], figure: str) -> None:

@@ -29,6 +29,7 @@ class Trace:
         on_s: time that each device was on [cells, n].
         events: all faults of the devices.
         refused: requests that found no aggregator up.
+        retried: attempts of clients after the first of a request; the others' times are of whole requests.
     """
 
     asked_at_s: NDArray[np.float64]
@@ -43,3 +44,4 @@ class Trace:
     on_s: NDArray[np.float64]
     events: tuple[FaultEvent, ...]
     refused: int = 0
+    retried: int = 0

@@ -110,10 +110,12 @@ class Drop:
     Attributes:
         failed: devices that have failed.
         drop: mean accuracy in float less that of this bundle.
+        interval: of `drop`, on the same samples; absent in bundles of older versions.
     """
 
     failed: Whole
     drop: Difference
+    interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,7 @@ class Precision:
         size_ratio: `model_bytes` ÷ `float32_model_bytes`.
         drop_by_failures: drop of the mean accuracy for 0 to N − 1 failed devices.
         drop_alone: accuracy of each device alone in float less that of this bundle [N].
+        drop_alone_intervals: of each, likewise; absent in bundles of older versions.
     """
 
     model_bytes: Whole
@@ -133,6 +136,7 @@ class Precision:
     size_ratio: float
     drop_by_failures: tuple[Drop, ...]
     drop_alone: tuple[Difference, ...]
+    drop_alone_intervals: tuple[tuple[Difference, ...], ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

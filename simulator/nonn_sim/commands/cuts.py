@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nonn.arguments import existing, share, usage
 
-SUMMARY = "minimal sets of devices whose failure makes accuracy miss a level; fault tree"
+SUMMARY = "minimal sets of devices whose failure makes accuracy miss a level; fault tree, block diagram"
 
 _SHOWN = 10
 
@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fault-tree", type=Path, metavar="FILE", help="write a fault tree (Open-PSA XML); needs independent devices"
     )
+    parser.add_argument(
+        "--block-diagram", type=Path, metavar="FILE", help="write a reliability block diagram (Graphviz' DOT)"
+    )
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 
 
@@ -35,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.reliability.laws import parse_law
     from nonn.reliability.subsets import independent_law
     from nonn.report.table import Column, Table, TextColumn, as_text, percent
+    from nonn_sim.block_diagram import block_diagram
     from nonn_sim.fault_tree import fault_tree
     from nonn_sim.output import write_output
 
@@ -44,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     found = cut_sets(bundle.table, law.probabilities(), args.level)
     if args.fault_tree:
         write_output(args.fault_tree, fault_tree(found, law))
+    if args.block_diagram:
+        write_output(args.block_diagram, block_diagram(found, law))
     if args.json:
         print(json.dumps({"schema": 1, "bundle": bundle.hash, "law": law.text, **dataclasses.asdict(found)}))
         return 0

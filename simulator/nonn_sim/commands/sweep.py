@@ -49,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every point")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="plot the figure against the first --vary")
+    parser.add_argument(
+        "--svg",
+        type=Path,
+        metavar="FILE",
+        help="plot the figure against the first --vary; with --one-at-a-time as a tornado",
+    )
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 
 
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.bundle import load_bundle
     from nonn.errors import UsageError
     from nonn_sim.output import write_output
-    from nonn_sim.sweep import parse_axis, points, sweep_law, sweep_scenario, sweep_svg, swings
+    from nonn_sim.sweep import parse_axis, points, sweep_law, sweep_scenario, sweep_svg, swings, tornado_svg
 
     if args.law and (args.seeds != 1 or args.backend != "local"):
         raise UsageError("--law is exact: leave out --seeds and --backend")
@@ -80,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     with usage():
         if args.one_at_a_time:
             result["swings"] = swings(axes, rows, figure)
-        plot = sweep_svg(axes, rows, figure) if args.svg else ""
+        plot = ""
+        if args.svg:
+            plot = tornado_svg(result["swings"], figure) if args.one_at_a_time else sweep_svg(axes, rows, figure)
     if args.csv:
         write_output(args.csv, _csv(rows))
     if args.svg:
