@@ -107,6 +107,6 @@ def float_reference(original: Evidence, served: Evidence, deployed: Sequence[Dep
             {"failed": row.failed, "mean": row.mean, "worst": row.worst} for row in table.by_failures()
         ],
         "accuracy_alone": [float(accuracy[1 << i]) for i in range(len(deployed))],
-        "drop_intervals": original.less(served, levels),
-        "drop_alone_intervals": original.less(served, alone),
+        "drop_intervals": [list(ends) for ends in original.less(served, levels)],
+        "drop_alone_intervals": [list(ends) for ends in original.less(served, alone)],
     }
