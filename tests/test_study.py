@@ -363,7 +363,7 @@ def test_runs_are_averaged_on_the_samples_that_they_share_and_rows_compared_on_t
     assert other is not None
     rows = compared(found, [0.8, 0.7], other, [0.5, 0.75])
     assert [row.difference for row in rows] == pytest.approx([0.3, -0.05])
-    ends = difference_interval(np.array([[1.0], [0.5]]), mean=[0.3, -0.05])
+    ends = difference_interval(np.array([[1.0], [0.5]]), mean=np.subtract([0.8, 0.7], [0.5, 0.75]))
     assert [row.interval for row in rows] == list(zip(*(end.tolist() for end in ends), strict=True))
     assert compared(found, [0.8, 0.7], (np.array([1]), np.ones((2, 1))), [1.0, 1.0]) == []
     assert scores_of([run([], [])], "h") is None
