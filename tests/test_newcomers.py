@@ -14,6 +14,7 @@ from nonn.aggregator.membership.leases import MAX_OF_CALLER, JoinRequest, Member
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MembershipError, UnreachableError
 from nonn.rpc.address import canonical
+from nonn.rpc.guard import LOG_MOST
 from nonn.rpc.v1 import fleet_pb2 as pb
 from tests.fanout import student
 from tests.fleets import Fleet, check_offline, members
@@ -84,6 +85,20 @@ def test_a_refused_node_that_tries_again_and_again_fills_no_log(
 
     asyncio.run(scenario())
     assert caplog.text.count("is the address of node 'a'") == 1
+
+
+def test_requests_that_are_refused_for_different_reasons_fill_no_log(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with service(bundle) as (_, _, register):
+            for i in range(10 * LOG_MOST):
+                with pytest.raises(AssertionError, match="version must be at most 64"):
+                    await register(f"evil-{i}", capabilities=pb.Capabilities(version=LONG))
+
+    asyncio.run(scenario())
+    assert caplog.text.count("refused ipv4:127.0.0.1:1") == LOG_MOST + 1
+    assert caplog.text.count("further ones are not logged") == 1
 
 
 def test_an_address_is_free_when_the_lease_of_its_node_has_ended(bundle: Bundle) -> None:

@@ -13,13 +13,14 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from grpc import aio
 
 from nonn.errors import CredentialsError, ForbiddenError, NonnError
-from nonn.rpc.address import is_loopback, split_address
+from nonn.rpc.address import is_loopback, peer_host, split_address
 from nonn.rpc.brake import Brake
 from nonn.rpc.wire import to_status
 from nonn.security.tls import Identity, TlsFolder, Watched, fingerprint
@@ -27,6 +28,7 @@ from nonn.security.tls import Identity, TlsFolder, Watched, fingerprint
 __all__ = ["Guard", "Tokens"]
 
 LOG_AGAIN_S = 10.0  # the same refusal is logged at most this often
+LOG_MOST = 16  # different refusals of one network address that are logged in this time
 MIN_TOKEN_CHARS = 16
 
 _log = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
     ) -> None:
         self.tls = tls
         self._roles, self._tokens = dict(roles or {}), dict(tokens or {})
-        self._logged: dict[str, float] = {}
+        self._logged: dict[str, tuple[float, set[str]]] = {}  # by network address: since when, and what
         self._brake = Brake()
 
     @property
@@ -217,10 +219,18 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         return _fingerprint(context.auth_context()["x509_pem_cert"][0])
 
     def log_refusal(self, text: str, peer: str) -> None:
-        """Logs a refusal; rate-limited, since refused clients retry."""
-        now = time.monotonic()
-        if now - self._logged.get(text, -LOG_AGAIN_S) >= LOG_AGAIN_S:
-            self._logged = {key: at for key, at in self._logged.items() if now - at < LOG_AGAIN_S} | {text: now}
+        """Logs a refusal; rate-limited, since refused clients retry, and attackers vary what is refused."""
+        now, host = time.monotonic(), peer_host(peer)
+        start, texts = self._logged.get(host, (-inf, set[str]()))
+        if now - start >= LOG_AGAIN_S:
+            self._logged = {key: kept for key, kept in self._logged.items() if now - kept[0] < LOG_AGAIN_S}
+            start, texts = self._logged[host] = now, set()
+        if text in texts or len(texts) > LOG_MOST:
+            return
+        texts.add(text)
+        if len(texts) > LOG_MOST:
+            _log.warning("refused %s: %d different calls; further ones are not logged", peer, LOG_MOST)
+        else:
             _log.warning("refused %s: %s", peer, text)
 
 
