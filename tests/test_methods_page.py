@@ -23,6 +23,7 @@ VIEWS = ["distill.teacher_views=2", "data.noise=0"]
 BESIDE = {
     ("student.model", "'auto'"): ["devices.classes=[{name='watch', count=8}]"],
     ("distill.objectives.vrkd.weight", "0.9"): VIEWS,
+    ("distill.picture", "'photo.jpg'"): ["distill.objectives.ce.weight=0"],
     ("distill.objectives.umts.weight", "0.01"): VIEWS,
 }
 

@@ -113,6 +113,14 @@ class Experiment:
             max(grouped, default=0) < devices.count,
             f"devices are numbered from 0 to {devices.count - 1}",
         )
+        fusion = self.fusion
+        labels = fusion.head in ("logistic", "masked", "best") or fusion.target == "labels" or fusion.balanced
+        yield (
+            "distill.picture",
+            not distill.picture or not (labels or fusion.head_to_tail),
+            "patches have no labels: choose fusion.head = 'ridge' or 'trained' and fusion.target = 'teacher', without "
+            "fusion.balanced and fusion.head_to_tail",
+        )
         objectives = distill.objectives
         for name in ("mutual", "pcl"):
             alone = getattr(objectives, name).weight and devices.count < 2

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from nonn.config.objectives import ObjectivesConfig
+from nonn.config.objectives import ObjectivesConfig, SoftTargetConfig
 from nonn.toml.constraints import Count, NotNegative, Positive, Probability, Range, Rules, Share, Whole
 
 __all__ = ["DistillConfig", "StudentConfig", "TeacherConfig", "TrainingConfig"]
 
 Epochs = Annotated[Count, "passes over the training split"]
+
+
+# Objectives that compare something with the labels.
+_LABELLED = frozenset({"ce", "dkd", "cwtm", "gcl", "crd", "sokd"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,11 @@ class DistillConfig(TrainingConfig):
         "augmentations stored for each training sample with the teacher's answers, so that the teacher runs once for "
         "all epochs and methods; 0: new augmentations, and the teacher in every step",
     ] = 0
+    picture: Annotated[
+        str,
+        "single-image distillation: a picture whose patches replace the training data of students and heads",
+    ] = ""
+    patches: Annotated[Count, "picture: number of patches"] = 5000
     failout_draws: Annotated[Count, "subsets drawn for every sample of a batch; the loss is their mean"] = 1
     failout: Annotated[
         Literal["none", "independent", "stratified", "groups"],
@@ -133,6 +142,17 @@ class DistillConfig(TrainingConfig):
     def rules(self) -> Rules:
         """Rules that relate several fields."""
         grouped = [device for group in self.failout_groups for device in group]
+        labelled = [name for name, options in self.objectives.weighted().items() if name in _LABELLED]
+        labelled += [
+            name
+            for name, options in self.objectives.weighted().items()
+            if isinstance(options, SoftTargetConfig) and (options.label_revision or options.selection)
+        ]
+        yield (
+            "picture",
+            not self.picture or not labelled,
+            f"patches have no labels, which objectives.{labelled[0] if labelled else ''} needs: set its weight to 0",
+        )
         for name in ("vrkd", "umts"):
             wanted = getattr(self.objectives, name).weight
             yield (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from nonn.config import DistillConfig
@@ -29,6 +30,8 @@ def distillation_inputs(config: DistillConfig) -> dict[str, Any]:
     for objective in tree["objectives"].values():
         if objective.get("on") == "device":
             objective["on"] = "own"
+    if config.picture:
+        tree["picture"] = sha256_file(Path(config.picture))
     return tree
 
 
@@ -56,6 +59,8 @@ _LATER: dict[str, Any] = {
     "window_s": 5.0,
     "hop_s": 0.0,
     "imbalance": 1.0,
+    "picture": "",
+    "patches": 5000,
     "balanced": False,
     "head_to_tail": 0.0,
     "others": {},

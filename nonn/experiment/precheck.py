@@ -35,6 +35,8 @@ def check_before_data(experiment: Experiment) -> None:
         ConfigError: a guarantee, law or model is invalid, or a file of weights is missing or of another network.
     """
     _check_guarantees(experiment)
+    if (picture := experiment.distill.picture) and not Path(picture).is_file():
+        raise ConfigError(f"distill.picture = '{picture}': no such file")
     teacher = experiment.teacher
     for step in plan(experiment.distill):
         if step.model:

@@ -12,6 +12,7 @@ stream           purpose
 ``5, g``         initial parameters of the objectives of generation g
 ``6``            training of a parity student; its weights are those of generation 9001
 ``7``            stored augmentations with the teacher's answers
+``8``            patches of a picture
 ``100 + a``      training of assistant a
 ===============  ===================================================================
 """

@@ -193,7 +193,7 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
         else:
             task = AssistantTask(teacher.network, assistant, config, _class_counts(space))
             answers = stored_answers(space, teacher)
-            space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}", answers)
+            space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}", answers, space.lessons)
             _save(assistant, file)
             stage.finish()
         teacher = TrainedTeacher(assistant.eval(), stage)
@@ -209,13 +209,14 @@ def stored_answers(space: Workspace, teacher: TrainedTeacher) -> TeacherAnswers 
         ConfigError: the augmentation cannot be stored.
         DataError: the file is damaged.
     """
-    config, train = space.experiment.distill, space.data.train
+    config, train = space.experiment.distill, space.lessons
     if not config.teacher_views:
         return None
     inputs = {
         "format": FORMAT,
         "teacher": teacher.stage.key,
         "data": space.data.fingerprint(),
+        **{k: v for k, v in distillation_inputs(config).items() if k in ("picture", "patches")},
         "augment": stage_inputs(space.experiment.data, "path"),
         "views": config.teacher_views,
         "bf16": config.bf16,
@@ -327,7 +328,7 @@ def _generation(
     task = DistillTask(teacher.network, students, filters, distill, previous=earlier, class_counts=counts, seed=seed)
     title = f"{step.name} {config.devices.count} × {'/'.join(dict.fromkeys(networks.sizing.models))}"
     if distill.epochs:
-        space.fit(task, distill, stage, 3 + 1000 * number, title, stored_answers(space, teacher))
+        space.fit(task, distill, stage, 3 + 1000 * number, title, stored_answers(space, teacher), space.lessons)
         task.finish()
     save_students(students, cut.partition, file)
     stage.finish()

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nonn.config import Experiment, TrainingConfig, load_experiment
-from nonn.data import Dataset, load_data
+from nonn.data import Dataset, Split, load_data
 from nonn.data.augment import Augment
 from nonn.distill.heads import HeadFitter
 from nonn.errors import ConfigError
@@ -107,6 +108,22 @@ class Workspace:
         return data
 
     @cached_property
+    def lessons(self) -> Split:
+        """What students and heads learn from: the training split, or patches of ``distill.picture`` without labels.
+
+        Raises:
+            ConfigError, DataError: see ``cut_patches``.
+        """
+        distill, train = self.experiment.distill, self.data.train
+        if not distill.picture:
+            return train
+        from nonn.data.patches import cut_patches  # Pillow is not needed otherwise
+
+        seed = seed_of(self.seed, 8)
+        patches = cut_patches(Path(distill.picture), distill.patches, self.data.input_shape, seed)
+        return Split(patches.astype(train.inputs.dtype), np.zeros(len(patches), dtype=np.int64))
+
+    @cached_property
     def augment(self) -> Augment:
         """Augmentation of training inputs."""
         return Augment(self.experiment.data, self.data.mean, self.data.std)
@@ -120,7 +137,7 @@ class Workspace:
     def heads(self) -> HeadFitter:
         """Fits fusion heads to trained students."""
         data = self.data
-        return HeadFitter(self.experiment.fusion, data.train, data.held_out, self.seed, self.augment, self.device)
+        return HeadFitter(self.experiment.fusion, self.lessons, data.held_out, self.seed, self.augment, self.device)
 
     def changed(self, experiment: Experiment, place: str = "") -> Workspace:
         """A workspace for a changed experiment with the same data.
@@ -152,7 +169,14 @@ class Workspace:
         return open_stage(self.folder, name, inputs)
 
     def fit(
-        self, task: Task, config: TrainingConfig, stage: Stage, stream: int, title: str, replay: Replay | None = None
+        self,
+        task: Task,
+        config: TrainingConfig,
+        stage: Stage,
+        stream: int,
+        title: str,
+        replay: Replay | None = None,
+        split: Split | None = None,
     ) -> None:
         """Trains on the training split, and writes the mean losses of every epoch into the stage as CSV.
 
@@ -163,8 +187,10 @@ class Workspace:
             stream: stream of random numbers; see ``nonn.experiment.seeds``.
             title: title of the progress bar.
             replay: stored augmentations; None for new ones.
+            split: what is learned from; None for the training split.
         """
-        samples = len(self.data.train)
+        split = split or self.data.train
+        samples = len(split)
         if (batch := batch_size(config, samples)) < config.batch:
             self.progress.say(
                 f"{title}: batches of {batch}, not {config.batch}, since {samples:,} samples would be "
@@ -173,8 +199,8 @@ class Workspace:
         with self.progress.bar(title, config.epochs, "epochs") as tick:
             history = fit(
                 task,
-                self.data.train.inputs,
-                self.data.train.labels,
+                split.inputs,
+                split.labels,
                 config,
                 stage.folder,
                 seed=seed_of(self.seed, stream),
