@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import storm
-from benchmarks.section import Figures, Ground, Section
+from benchmarks.section import Figures, Ground, Section, reasons
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.file import write_policy
 from nonn.bundle import Bundle
@@ -97,6 +97,7 @@ def flips(
         "flips": sum(flipped),
         "flips_requests": len(records),
         "flips_failed": sum(record.answer is None for record in records),
+        "flips_reasons": reasons(records),
         "flips_wrong": len(storm.wrong_answers(site.bundle, records)),
     }
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -357,7 +358,8 @@ def test_however_nonn_up_ends_no_process_is_left(small: Any, number: Any) -> Non
         assert len(pids) == 3
         assert all(str(pid) in table for pid in pids[:2])
         with watched(pids) as all_ended:
-            os.kill(pids[0], signal.SIGSTOP)  # a hung child too
+            os.kill(pids[0], signal.SIGSTOP)  # a hung child too; it stops when it next runs
+            until(lambda: psutil.Process(pids[0]).status() == psutil.STATUS_STOPPED)
             child.send_signal(number)
             assert all_ended()
         assert child.wait(TIMEOUT_S) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
