@@ -22,6 +22,8 @@ BLOCKED = (
     "aiohttp",
     "opentelemetry",
     "cryptography",
+    "zeroconf",
+    "segno",
 )
 BLOCKER = f"""
 import sys

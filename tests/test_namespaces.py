@@ -7,11 +7,14 @@ simulator's proxy, since not every kernel has netem.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import shutil
 import subprocess
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from nonn_sim.scenario import LinkConfig
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.reliability.subsets import mask_of
+from tests.pairing import fleet, listening
 from tests.serving import TIMEOUT_S, process, running_aggregator, until
 from tests.toys import toy_bundle, toy_data
 
@@ -58,11 +62,11 @@ class Link:
         self.namespace = f"nonn-{os.getpid()}-{index}"
         self.device, inside = f"nn{os.getpid() % 100000}.{index}", f"nd{os.getpid() % 100000}.{index}"
         subnet = f"10.{213 + os.getpid() % 40}.{os.getpid() // 40 % 250}"
-        ours, self.host = f"{subnet}.{4 * index + 1}", f"{subnet}.{4 * index + 2}"
+        self.ours, self.host = f"{subnet}.{4 * index + 1}", f"{subnet}.{4 * index + 2}"
         for line in (
             f"ip netns add {self.namespace}",
             f"ip link add {self.device} type veth peer name {inside} netns {self.namespace}",
-            f"ip address add {ours}/30 dev {self.device}",
+            f"ip address add {self.ours}/30 dev {self.device}",
             f"ip link set {self.device} up",
             f"ip -n {self.namespace} address add {self.host}/30 dev {inside}",
             f"ip -n {self.namespace} link set {inside} up",
@@ -194,3 +198,22 @@ def test_the_cluster_answers_through_delay_jitter_and_stalls(bundle: Bundle, add
         check_measured_is_predicted(bundle, client, mask_of([1, 2]))
         proxies.change(0, lambda proxy: proxy.silence(False))
         check_measured_is_predicted(bundle, client, 0b111)
+
+
+def test_a_device_in_another_namespace_finds_its_aggregator_by_multicast_and_pairs(links: Any, tmp_path: Path) -> None:
+    pytest.importorskip("zeroconf")
+    program = (
+        "import sys, pathlib; from nonn_device.pair import pair; from nonn_device.discovery import discovered;"
+        "from nonn.security.pairing import PairingCode; code = PairingCode.parse(sys.stdin.read());"
+        "print(pair(pathlib.Path(sys.argv[1]), 'kitchen', code, discovered()).aggregator)"
+    )
+    prefix = ("ip", "netns", "exec", links[0].namespace, sys.executable, "-c", program, str(tmp_path / "data"))
+
+    async def main() -> None:
+        async with listening(fleet(tmp_path), "0.0.0.0", announce=True) as (code, _):
+            device = await asyncio.create_subprocess_exec(*prefix, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+            output, errors = await device.communicate(code.text().encode())
+            assert device.returncode == 0, errors.decode()
+            assert output.decode().strip() == f"{links[0].ours}:50051"
+
+    asyncio.run(main())

@@ -37,6 +37,7 @@ __all__ = ["build_parser", "main"]
 
 _Result = TypeVar("_Result")
 
+_LOOPBACK = "127.0.0.1"
 _student = whole(0, 2**31 - 1)  # as the protocol has it
 
 
@@ -51,7 +52,7 @@ def _prepared(command: Callable[[argparse.Namespace], int]) -> Callable[[argpars
     def run(arguments: argparse.Namespace) -> int:
         # A node multiplies nothing in NumPy: threads of its BLAS would only cost memory.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        if arguments.tls:
+        if arguments.tls or _may_pair(arguments):
             from nonn.security.handshake import log_failed_handshakes
 
             log_failed_handshakes()
@@ -97,10 +98,26 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_join_options(parser: argparse.ArgumentParser) -> None:
     """Options of a node that joins."""
     parser.add_argument(
-        "aggregators", type=addresses, nargs="+", metavar="AGGREGATOR", help="host:port; the node joins each one"
+        "aggregators",
+        type=addresses,
+        nargs="*",
+        metavar="AGGREGATOR",
+        help="host:port; the node joins each one (default: the one that the device is paired with)",
     )
     parser.add_argument("--id", metavar="ID", help="id of this device (default with --tls: that of the certificate)")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder for the student's files")
+    parser.add_argument(
+        "--code",
+        metavar="CODE",
+        help="code that nonn serve --pair shows; - reads it from standard input, as nothing hides it on a command line "
+        "(default: NONN_CODE, or ask)",
+    )
+    parser.add_argument(
+        "--pair-with",
+        type=addresses,
+        metavar="HOST:PORT",
+        help="address that nonn serve --pair shows (default: found by multicast DNS)",
+    )
     parser.add_argument("--student", type=_student, metavar="I", help="student to run (default: the cluster chooses)")
     parser.add_argument("--advertise", default="", metavar="HOST[:PORT]", help="address for connections to this node")
     parser.add_argument("--dial-out", action="store_true", help="for a node behind NAT: receive requests over a stream")
@@ -119,7 +136,9 @@ def _add_join_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     """Options of every node, wherever its student comes from."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
+    parser.add_argument(
+        "--host", help="address to bind (default: 127.0.0.1; a paired node binds all addresses of this machine)"
+    )
     parser.add_argument("--port", type=port, default=0, help="port to bind; 0, the default, chooses a free one")
     parser.add_argument(
         "--threads", type=whole(1, 256), default=1, help="threads of one inference (default: %(default)s)"
@@ -257,6 +276,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from nonn.rpc.server import serve
     from nonn.telemetry.systemd import Watchdog
 
+    arguments.host = _LOOPBACK if arguments.host is None else arguments.host
     check_bind(arguments.host, arguments.port)
     _warn_of_memory()
     device = arguments.student
@@ -284,9 +304,17 @@ def _join(arguments: argparse.Namespace) -> int:
     from nonn_device.artifacts import Store
     from nonn_device.join import JoinOptions, Member
     from nonn_device.link import Link
+    from nonn_device.pairing_options import use_pairing
 
-    if arguments.dial_out and (arguments.host != "127.0.0.1" or arguments.advertise):
+    if arguments.dial_out and (arguments.host not in (None, _LOOPBACK) or arguments.advertise):
         raise UsageError("--dial-out is for a node without a reachable address: omit --host and --advertise")
+    if _may_pair(arguments):
+        use_pairing(arguments)
+    elif arguments.code is not None or arguments.pair_with is not None:
+        raise UsageError("--code and --pair-with get a certificate: leave out --tls and --join-token-file")
+    elif not arguments.aggregators:
+        raise UsageError("AGGREGATOR is missing: give its host:port")
+    arguments.host = _LOOPBACK if arguments.host is None else arguments.host
     tls = load_tls(arguments.tls, "node")
     name = _own_id(arguments.id, tls)
     aggregators = split_addresses(",".join(arguments.aggregators), "aggregator")
@@ -313,6 +341,11 @@ def _join(arguments: argparse.Namespace) -> int:
     if member.failure is not None:
         raise member.failure
     return 0
+
+
+def _may_pair(arguments: argparse.Namespace) -> bool:
+    """Whether the node has, or gets, its certificate by pairing."""
+    return "pair_with" in arguments and arguments.tls is None and arguments.join_token_file is None
 
 
 def _check_source(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonn.arguments import count, existing, not_negative, port, seconds
 from nonn.cli._observing_options import add_observing_arguments, observing_of
+from nonn.cli._pairing_options import add_pairing_arguments, pairing_of
 from nonn.cli._policy_options import add_policy_arguments, policy_of
 from nonn.telemetry.log import add_log_arguments
 
@@ -94,13 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch-stdin", action="store_true", help="exit when standard input closes")
     add_log_arguments(parser)
     add_observing_arguments(parser)
+    add_pairing_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until the process gets a signal to end."""
     import os
 
-    if args.tls:
+    if args.tls or args.pair:
         from nonn.security.handshake import log_failed_handshakes
 
         log_failed_handshakes()
@@ -116,13 +118,14 @@ def run(args: argparse.Namespace) -> int:
         _write_inventory(args)
         return 0
     configure_logging(args.log_format)
+    pairing = pairing_of(args)
     options = options_of(args)
     check_bind(args.host, args.port)
     if args.state is not None and (args.inventory or args.trace or not args.joins):
         raise UsageError(
             "--state is for a fleet whose nodes all join: add --joins, and leave out --inventory and --trace"
         )
-    run_loop(_serve_one(args, options) if args.state is None else _serve_fleet(args, options))
+    run_loop((_serve_one if args.state is None else _serve_fleet)(args, options, pairing.attend if pairing else None))
     return 0
 
 
@@ -189,7 +192,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     )
 
 
-async def _serve_one(args: argparse.Namespace, options: ServeOptions) -> None:
+async def _serve_one(args: argparse.Namespace, options: ServeOptions, pairing: Attend | None) -> None:
     """Serves one bundle."""
     import threading
 
@@ -207,11 +210,11 @@ async def _serve_one(args: argparse.Namespace, options: ServeOptions) -> None:
     async with Watchdog() as watchdog, served.watching(endpoint) as http:
         ready = _announce(args, bundle=served.bundle.hash, nodes=len(served.aggregator.nodes), http=http)
         keys = served.options()
-        keys["attend"] = _watched(watchdog, keys["attend"])
+        keys["attend"] = _watched(watchdog, keys["attend"], pairing)
         await serve(endpoint, **ready, **keys)
 
 
-async def _serve_fleet(args: argparse.Namespace, options: ServeOptions) -> None:
+async def _serve_fleet(args: argparse.Namespace, options: ServeOptions, pairing: Attend | None) -> None:
     """Serves the current bundle of a state folder, and switches when it changes."""
     from nonn.fleet.control import controlled
     from nonn.fleet.rollout import Rollout
@@ -224,7 +227,7 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions) -> None:
     rollout = Rollout(state, bundle, options, args.max_queue_mb * 1_000_000)
     async with Watchdog() as watchdog, controlled(rollout, state.socket), rollout.running(stop.set):
         ready = _announce(args, bundle=bundle.hash, nodes=0, http=rollout.http)
-        keys = rollout.served.options() | {"services": [rollout.add_to], "attend": _watched(watchdog)}
+        keys = rollout.served.options() | {"services": [rollout.add_to], "attend": _watched(watchdog, pairing)}
         await serve(rollout.endpoint, stop=stop, **ready, **keys)
 
 
@@ -262,16 +265,16 @@ def next_steps(address: str, http: str, *, tls: bool) -> str:
     return "\n".join([*lines, *[f"dashboard: {http}/"] * bool(http)])
 
 
-def _watched(watchdog: Watchdog, attend: Attend | None = None) -> Attend:
-    """Context that runs next to the requests; once it is entered, systemd is notified that the service is ready."""
+def _watched(watchdog: Watchdog, *attends: Attend | None) -> Attend:
+    """Contexts that run next to the requests; once they are entered, systemd is notified that the service is ready."""
     import contextlib
 
     @contextlib.asynccontextmanager
-    async def both(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
-        async with (
-            attend(address, end) if attend else contextlib.nullcontext(),
-            watchdog.over(None, f"serves at {address}"),
-        ):
+    async def all_of_them(address: str, end: Callable[[], None]) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for attend in filter(None, attends):
+                await stack.enter_async_context(attend(address, end))
+            await stack.enter_async_context(watchdog.over(None, f"serves at {address}"))
             yield
 
-    return both
+    return all_of_them

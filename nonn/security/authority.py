@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -139,12 +139,40 @@ class Authority:
         """
         identity = self._identity(role, name)
         with self._index.changing():
-            if any(entry.state == "valid" for entry in self._index.of(identity)):
-                raise ConfigError(
-                    f"{identity} has a certificate already; renew it: nonn certs rotate {role} {name}, or revoke it "
-                    "first"
-                )
+            self._check_free(identity)
             return self._issue(identity, tuple(dict.fromkeys(hosts)), days)
+
+    def sign(self, role: str, name: str, request: bytes, *, days: float = DAYS) -> tuple[Issued, bytes]:
+        """Issues a certificate for a key that its owner has made and keeps; no folder is written.
+
+        Args:
+            role: as in ``issue``.
+            name: the id; names in the request are ignored.
+            request: certificate signing request, PEM, of a P-256 key.
+            days: as in ``issue``.
+
+        Returns:
+            The entry of the index, and the certificate as PEM.
+
+        Raises:
+            ConfigError: as in ``issue``, or the request is invalid.
+        """
+        identity = self._identity(role, name)
+        try:
+            signed = x509.load_pem_x509_csr(request)
+            key = signed.public_key()
+            valid = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+            valid = valid and signed.is_signature_valid
+        except (ValueError, UnsupportedAlgorithm):
+            valid = False
+        if not valid:
+            raise ConfigError(f"{identity}: not a signing request of a P-256 key, signed with that key")
+        with self._index.changing():
+            self._check_free(identity)
+            certificate = self._certify(identity, (), days, key)
+            entry = _entry(identity, (), certificate)
+            self._index.add(entry)
+        return entry, certificate.public_bytes(serialization.Encoding.PEM)
 
     def rotate(self, role: str, name: str, *, days: float = DAYS) -> Issued:
         """Issues a certificate with a new key to an existing id, for the same hosts.
@@ -214,28 +242,34 @@ class Authority:
                 raise ConfigError(f"{file}: the certificate of {identity} has been revoked on {known.revoked[:10]}")
             return self._revoke([known or entry], reason)
 
+    def _check_free(self, identity: Identity) -> None:
+        """Raises ConfigError if an id has a valid certificate; only inside ``changing``."""
+        if any(entry.state == "valid" for entry in self._index.of(identity)):
+            role, name = identity.role, identity.id
+            raise ConfigError(
+                f"{identity} has a certificate already; renew it: nonn certs rotate {role} {name}, or revoke it first"
+            )
+
     def _revoke(self, doomed: Sequence[Issued], reason: str) -> Sequence[Issued]:
         return self._index.revoke(doomed, self._clock().isoformat(timespec="seconds"), reason)
 
+    def check_issued(self, path: Path) -> None:
+        """Checks that the certificate of a TLS folder is of this authority.
+
+        Raises:
+            CredentialsError: it is of another one.
+        """
+        file, certificate = _load(path)
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+        except (ValueError, TypeError, InvalidSignature) as exc:
+            raise CredentialsError(
+                f"{file}: not a certificate of the authority in {self.path}; name the folder of the one that issued it"
+            ) from exc
+
     def _issue(self, identity: Identity, hosts: tuple[str, ...], days: float) -> Issued:
         key = ec.generate_private_key(ec.SECP256R1())
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
-        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        if identity.role != "client":
-            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
-        if identity.role == "aggregator":
-            names.append(x509.DNSName(AGGREGATOR_NAME))
-        names += map(_host, hosts)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{identity.role} {identity.id}")])
-        issuer = self._certificate.subject
-        builder = _builder(self._clock(), subject, issuer, key.public_key(), days, self._certificate)
-        certificate = (
-            builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+        certificate = self._certify(identity, hosts, days, key.public_key())
         entry = _entry(identity, hosts, certificate)
         pem = _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
         folder = self.folder(identity.role, identity.id)
@@ -248,6 +282,26 @@ class Authority:
                 self._fill(temporary, pem)
                 self._index.add(entry)
         return entry
+
+    def _certify(self, identity: Identity, hosts: tuple[str, ...], days: float, key: Any) -> x509.Certificate:
+        """A certificate that binds an identity to a public key."""
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        if identity.role != "client":
+            usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        if identity.role == "aggregator":
+            names.append(x509.DNSName(AGGREGATOR_NAME))
+        names += map(_host, hosts)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{identity.role} {identity.id}")])
+        issuer = self._certificate.subject
+        return (
+            _builder(self._clock(), subject, issuer, key, days, self._certificate)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
 
     def _fill(self, folder: Path, pem: bytes) -> None:
         """Writes the files of a TLS folder."""
