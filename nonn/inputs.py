@@ -44,6 +44,8 @@ UPLOADED = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS, MAX_SCANS = 25_000_000, 64
 _JPEG_SCAN = b"\xff\xda"
 _ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAX_CHUNK = 1 << 28  # bytes of a PNG chunk
 _ARRAY_STARTS = (b"\x93NUMPY", b"PK\x03\x04")  # of .npy and .npz
 _MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
@@ -139,7 +141,8 @@ class InputReader:
         """The inputs of a file, in batches [B, …] of at most ``size``.
 
         Args:
-            file: an image, or an array of one input or of many; ``-`` is standard input.
+            file: an image, or an array of one input or of many; ``-`` is standard input, which may be a stream of PNG
+                images, one after the other: each is a batch as soon as it is there.
             size: most inputs of a batch.
 
         Raises:
@@ -147,7 +150,12 @@ class InputReader:
             InputError: there is no such file, or it does not fit the bundle.
         """
         name = str(file)
-        with _opened(name) as stream:
+        start = sys.stdin.buffer.read(len(_PNG)) if name == STDIN else b""
+        if start == _PNG:
+            for data in _frames(sys.stdin.buffer):
+                yield self._image(io.BytesIO(data), name)[None]
+            return
+        with io.BytesIO(start + sys.stdin.buffer.read()) if name == STDIN else _opened(name) as stream:
             start = stream.read(6)
             stream.seek(0)
             if Path(name).suffix.lower() in _ARRAY_SUFFIXES or start.startswith(_ARRAY_STARTS):
@@ -257,15 +265,35 @@ def _checked(batch: Array, scale: Array | None, name: str) -> Array:
     return batch
 
 
+def _frames(stream: BinaryIO) -> Iterator[bytes]:
+    """The PNG images of a stream, whose first signature has been read.
+
+    Raises:
+        DataError: the stream ends within an image, or has something else after one.
+    """
+    start = _PNG
+    while start == _PNG:
+        parts, kind = [_PNG], b""
+        while kind != b"IEND":
+            head = stream.read(8)  # length and type of a chunk; a checksum follows its content
+            kind, length = head[4:], int.from_bytes(head[:4]) + 4
+            content = stream.read(length) if len(head) == 8 and length <= _MAX_CHUNK else b""
+            if len(content) < length:
+                raise DataError(f"{STDIN}: the stream ends within an image")
+            parts += [head, content]
+        yield b"".join(parts)
+        start = stream.read(len(_PNG))
+    if start:
+        raise DataError(f"{STDIN}: after an image there is something that is no PNG image")
+
+
 def _opened(name: str) -> BinaryIO:
-    """A file, or standard input, which is read to its end.
+    """A file.
 
     Raises:
         InputError: there is no such file.
         DataError: it cannot be read.
     """
-    if name == STDIN:
-        return io.BytesIO(sys.stdin.buffer.read())
     try:
         return Path(name).open("rb")
     except FileNotFoundError:

@@ -3,7 +3,8 @@
 The site mirrors the repository, so that one relative link works on a code host and in the site: ``README.md`` is the
 first page, documents keep their paths, other files that a document links to are copied. Links to a
 module or package lead to its API page, links to another folder become text. API pages are generated from the package
-tree; documents are in the order of ``docs/README.md``, so that nothing is listed twice.
+tree; documents are in the sections and the order of ``docs/README.md``, so that nothing
+is listed twice.
 """
 
 from __future__ import annotations
@@ -97,13 +98,18 @@ def _linked_files(name: str) -> set[str]:
 
 
 def _navigation(pages: list[str]) -> list[Any]:
-    index = (ROOT / "docs/README.md").read_text()
-    linked = [posixpath.normpath(posixpath.join("docs", match[2])) for match in _LINK.finditer(index)]
-    documents = [name for name in dict.fromkeys(linked) if name.startswith("docs/") and name in pages]
-    decisions = [name for name in pages if name.startswith("docs/decisions/") and name not in documents]
-    nav: list[Any] = ["README.md", {"Documents": ["docs/README.md", *documents]}]
-    nav += [{"Decisions": decisions}] if decisions else []
-    return [*nav, *(name for name in BACK if name in pages), {"API": _tree(api_pages())}]
+    """The home page, a tab for each section of ``docs/README.md``, and the project's own files."""
+    nav: list[Any] = ["README.md", {"Contents": "docs/README.md"}]
+    _, *sections = re.split(r"^## (.+)$", (ROOT / "docs/README.md").read_text(), flags=re.M)
+    for title, text in zip(sections[::2], sections[1::2], strict=True):
+        linked = [posixpath.normpath(posixpath.join("docs", match[2])) for match in _LINK.finditer(text)]
+        section: list[Any] = []
+        for name in linked:
+            below = posixpath.dirname(name)
+            inside = [page for page in pages if below != "docs" and page.startswith(f"{below}/")]
+            section.append({posixpath.basename(below).capitalize(): inside} if inside else name)
+        nav.append({title: [*section, {"All modules": _tree(api_pages())}] if title == "Reference" else section})
+    return [*nav, {"Project": [name for name in BACK if name in pages]}]
 
 
 def _tree(pages: dict[str, str]) -> list[Any]:

@@ -235,15 +235,16 @@ def test_predict_answers_for_images_and_arrays_and_a_bad_file_costs_that_file_on
     (folder / "text.png").write_text("no image")
     np.savez(tmp_path / "batch.npz", inputs=inputs[:2], labels=np.arange(2))
     files = [tmp_path / "gray.png", tmp_path / "gone.png", folder, sample, tmp_path / "batch.np[yz]", "-"]
-    with (tmp_path / "gray.png").open("rb") as image:
-        asked = run("nonn", "predict", cluster.address, *files, "--json", stdin=image)
+    (tmp_path / "camera").write_bytes(2 * (tmp_path / "gray.png").read_bytes())  # a stream of two frames
+    with (tmp_path / "camera").open("rb") as frames:
+        asked = run("nonn", "predict", cluster.address, *files, "--json", stdin=frames)
     assert asked.returncode == 2, asked.stderr  # of the first bad one
     assert f"{tmp_path / 'gone.png'}: no such file" in asked.stderr
     assert f"{folder / 'text.png'}: cannot be read as an image (not an image)" in asked.stderr
     rows = json.loads(asked.stdout)
-    answered = [tmp_path / "gray.png", folder / "a" / "colour.png", sample, *[tmp_path / "batch.npz"] * 2, "-"]
+    answered = [tmp_path / "gray.png", folder / "a" / "colour.png", sample, *[tmp_path / "batch.npz"] * 2, "-", "-"]
     assert [(row["file"], row["index"]) for row in rows] == [
-        (str(file), int(i == 4)) for i, file in enumerate(answered)
+        (str(file), int(i in (4, 6))) for i, file in enumerate(answered)
     ]
     recorded, _ = bundle.features
     label = int(bundle.head.logits({i: recorded[i][:1] for i in range(NUM_DEVICES)}).argmax())

@@ -42,7 +42,11 @@ NUM_DEVICES = 1
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # The blocks of these documents belong together; a test of its own runs them.
-WHOLE = {"docs/extending.md": ("python", "toml"), "docs/tutorial.md": ("python", "toml")}
+WHOLE = {
+    "docs/extending.md": ("python", "toml"),
+    "docs/tutorial.md": ("python", "toml"),
+    "docs/tutorial-sensors.md": ("python", "toml"),
+}
 ADDRESS = "127.0.0.1:50051"
 PROGRAMS = {"nonn": nonn.cli, "nonn-device": nonn_device.cli, "nonn-sim": nonn_sim.cli}
 FENCE = re.compile(

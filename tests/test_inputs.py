@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,25 @@ def test_a_file_that_does_not_fit_is_named(
         list(GREY.read(next(expand([file]))))
     assert str(file) in str(caught.value)
     assert "pickle" not in str(caught.value)
+
+
+def test_a_stream_of_images_is_read_one_by_one_and_its_end_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = io.BytesIO()
+    Image.new("L", (8, 8), 7).save(saved, "png")
+    frame = saved.getvalue()
+
+    def read(data: bytes) -> Iterator[Any]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        return GREY.read("-")
+
+    assert [batch.tolist() for batch in read(3 * frame)] == [[[[[7] * 8] * 8]]] * 3
+    broken = {"ends within an image": frame[:-1], "no PNG image": b"text", "not an image": b""}
+    for text, tail in broken.items():
+        batches = read(frame + tail) if tail else read(b"text")
+        if tail:
+            next(batches)  # what came before is answered
+        with pytest.raises(DataError, match=text):
+            next(batches)
 
 
 def test_a_bundle_keeps_the_record_and_an_older_one_has_what_its_options_say(tmp_path: Path) -> None:

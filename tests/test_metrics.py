@@ -388,3 +388,12 @@ def test_beyond_loopback_http_takes_a_certificate_that_is_not_revoked(bundle: Bu
         assert get(None) != 200
         authority.revoke("client", "alice")
         until(lambda: get(certs / "client/alice/identity.pem") == 403)
+
+
+def test_the_reference_lists_every_metric_with_its_kind_and_labels() -> None:
+    registered = [m for m in vars(Metrics(3)).values() if hasattr(m, "_labelnames")]
+    code = {m._name + "_total" * (m._type == "counter"): (m._type, ", ".join(m._labelnames)) for m in registered}
+    text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("| `")]
+    assert {name: (kind, labels) for name, kind, labels in rows} == code
+    assert all(code in text for code in CODES)

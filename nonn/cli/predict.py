@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FILE",
         help="image, or .npy or .npz array of one input or many; also a folder of them, a pattern such as 'a/*.png', "
-        "or - for standard input",
+        "or - for standard input, also a stream of PNG images",
     )
     parser.add_argument("--array", default="", metavar="NAME", help="array of .npz files to send (default: found)")
     parser.add_argument(
@@ -60,20 +60,22 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.client import Client
+    from nonn.inputs import STDIN
 
     with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         metadata = client.metadata()
         batches = _Batches(args, metadata)
         rows = []
-        while group := list(itertools.islice(batches, CONCURRENCY)):
-            answers = client.infer_many([batch for _, _, batch in group], CONCURRENCY)
+        together = 1 if STDIN in args.files else CONCURRENCY  # frames of a camera are answered as they come
+        while group := list(itertools.islice(batches, together)):
+            answers = client.infer_many([batch for _, _, batch in group], together)
             for (file, first, _), answer in zip(group, answers, strict=True):
                 for row in answer.rows(metadata.classes, first):
                     row = {"file": file, **row}
                     if args.json:
                         rows.append(row)
                     else:
-                        print(_line(row, metadata.num_devices))
+                        print(_line(row, metadata.num_devices), flush=True)
     if args.json:
         print(json.dumps(rows))
     return batches.code

@@ -15,7 +15,7 @@ thousands of calls at a time uses the stubs in ``nonn.rpc.v1`` with ``grpc.aio``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -72,11 +72,11 @@ class AsyncClient:
         self._client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def infer(self, inputs: Array) -> Answer:
+    async def infer(self, inputs: Array | str | Path | Sequence[str | Path]) -> Answer:
         """Sends one batch and returns its answer; see ``Client.infer``.
 
         Args:
-            inputs: raw values [B, …], uint8 or float32.
+            inputs: raw values [B, …], uint8 or float32; or files.
 
         Raises:
             NonnError: as ``Client.infer``.
