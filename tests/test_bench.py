@@ -65,8 +65,8 @@ def test_activations_are_the_tensors_that_are_live_at_once() -> None:
 
 def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     ended = run("nonn", "bench", "serve", "--ray", tmp_path / "python")
-    assert ended.returncode == 3
-    assert f"{tmp_path / 'python'}: interpreter not found" in ended.stderr
+    assert ended.returncode == 2
+    assert f"{tmp_path / 'python'}: no such file or folder" in ended.stderr
 
 
 def test_a_student_that_does_nothing_sends_the_first_values_of_its_input(tmp_path: Path) -> None:
