@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from nonn.aggregator.http import rest
 from nonn.aggregator.http.access import Access
 from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
@@ -251,11 +252,40 @@ def test_a_body_of_100_megabytes_is_refused_before_it_is_read(http: str) -> None
 
 
 def test_many_bodies_that_never_end_leave_room_for_other_requests(http: str) -> None:
+    started = POST + b"Inference-Header-Content-Length: 9\r\nContent-Length: 1200000\r\n\r\n" + b" " * 1_100_000
     with contextlib.ExitStack() as stack:
-        for _ in range(50):
-            started = POST + b"Content-Length: 4000000\r\n\r\n" + b" " * 1_000_000
+        for _ in range(70):  # more than the budget of 64 MB
             stack.enter_context(raw_connection(http, started))
         assert call(f"{http}/v2/models/nonn/infer", {"inputs": [GOOD]})[0] == 200
+
+
+def test_large_bodies_of_json_are_parsed_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = [0.0], list[str]()
+
+    def parse(body: bytes, *rest: Any) -> str:
+        order.append(f"{len(body)} at {now[0]:g}")
+        now[0] += 1.0  # it takes a second
+        return "parsed"
+
+    monkeypatch.setattr(rest, "read_request", parse)
+    monkeypatch.setattr(rest, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    async def scenario() -> None:
+        protocol = rest.Protocol(SimpleNamespace(model=None), None)  # type: ignore[arg-type]
+        released = list[Any]()
+        loop = SimpleNamespace(call_later=lambda pause_s, release: released.append((pause_s, release)))
+        monkeypatch.setattr(rest.asyncio, "get_running_loop", lambda: loop)  # type: ignore[attr-defined]
+        large = [asyncio.ensure_future(protocol._read(b" " * 20_000, None, "", "")) for _ in range(2)]
+        await large[0]
+        await protocol._read(b"", None, "", "")  # a small one does not wait
+        assert not large[1].done()
+        ((pause_s, release),) = released
+        assert pause_s == rest.PAUSE
+        release()
+        await large[1]
+
+    asyncio.run(scenario())
+    assert order == ["20000 at 0", "0 at 1", "20000 at 2"]
 
 
 def picture(size: tuple[int, int] = (8, 8), pixels: NDArray[Any] | None = None, kind: str = "PNG") -> bytes:
@@ -308,6 +338,9 @@ def test_inference_over_http_needs_the_token_that_grpc_needs_and_health_needs_no
         assert json.loads(call(f"{ready['http']}/api/predict")[1])["token"]
         assert call(f"{ready['http']}/v2/models/nonn")[0] == 401
         assert call(f"{ready['http']}/v2/health/ready")[0] == 200
+        with raw_connection(ready["http"], b"GET / HTTP/1.1\r\xd0\r\n\r\n") as connection:
+            assert b" 400 " in connection.recv(1000)
+        assert "Traceback" not in (tmp_path / "aggregator.log").read_text()
 
 
 def test_with_tls_only_a_certificate_with_the_right_role_may_infer(bundle: Bundle, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ A body is JSON, or JSON followed by the raw bytes of tensors (the binary tensor 
 header ``Inference-Header-Content-Length`` is the length of the JSON). Values of JSON become raw contents, and the
 checks behind are those of ``nonn.rpc.wire``. Errors name the field, such as ``inputs[0].data``.
 
-Limit: JSON is parsed in the event loop, which stands still meanwhile, so it may have ``MAX_JSON_BYTES``. Larger inputs
-are sent raw.
+Limit: nothing else in the process runs while JSON is parsed, not even in another thread, so it may have
+``MAX_JSON_BYTES``. Larger inputs are sent raw.
 
 Reference: kserve/open-inference-protocol, ``specification/protocol/inference_rest.md``.
 """
@@ -31,7 +31,7 @@ from nonn.telemetry.printable import printable
 
 __all__ = ["HTTP_STATUS", "MAX_JSON_BYTES", "RestRequest", "read_request", "to_error", "write_metadata"]
 
-MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_JSON_BYTES = 1024 * 1024
 ERROR_LIMIT = 2000  # characters
 
 # As google.rpc.code maps them, except that another bundle is a conflict and not a bad request.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 __all__ = ["Inference", "serve_dashboard"]
+
+_log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent / "web"
 _ASSETS = {"/": "index.html", "/app.js": "app.js", "/ask.js": "ask.js", "/style.css": "style.css"}
@@ -117,9 +120,13 @@ async def serve_dashboard(
         MissingExtraError: aiohttp is not installed.
     """
     try:
-        from aiohttp import web
+        from aiohttp import http_exceptions, web
     except ModuleNotFoundError as exc:
         raise MissingExtraError("aiohttp", extra="serve") from exc
+
+    def ours(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError))
+
     if not (insecure or tls or is_loopback(host)):
         raise AddressError(
             f"{host}: refusing to serve HTTP beyond loopback without TLS; leave --http-host at 127.0.0.1, give the "
@@ -145,7 +152,11 @@ async def serve_dashboard(
             keepalive_timeout=KEEPALIVE_S,
             lingering_time=LINGERING_S,
             auto_decompress=False,
+            logger=_log,
         )
+        # aiohttp logs a traceback for every request that is not HTTP, so strangers would fill the log.
+        _log.addFilter(ours)
+        stack.callback(_log.removeFilter, ours)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, host, port, ssl_context=tls.server_context() if tls else None)
