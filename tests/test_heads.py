@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,6 +218,23 @@ def test_the_sums_are_those_of_every_augmented_pass_and_the_mean_is_theirs(
     np.testing.assert_allclose(head.mean, made.features.mean(axis=0), rtol=1e-5)
     assert len(passes(700).labels) == 600 + 128
     assert len(Fitting(fitter(CONFIG), teacher, students, keeps_samples=False).passes.labels) == 0
+
+
+def test_passes_are_balanced_and_mix_features_if_asked(teacher: Teacher) -> None:
+    whole = split(600, 1)
+    rare = np.flatnonzero((whole.labels < 5) | (np.arange(600) % 20 == 0))  # five classes with a twentieth
+    students = make_students()
+
+    def passes(**options: Any) -> Passes:
+        config = dataclasses.replace(CONFIG, samples=10_000, **options)
+        return Fitting(dataclasses.replace(fitter(config), train=whole.take(rare)), teacher, students).passes
+
+    plain, balanced, mixed = passes(), passes(balanced=True), passes(balanced=True, head_to_tail=0.3)
+    assert (plain.labels >= 5).mean() < 0.1
+    assert (balanced.labels >= 5).mean() > 0.35
+    np.testing.assert_array_equal(balanced.labels, mixed.labels)
+    assert set(balanced.labels[(balanced.features != mixed.features).any(axis=1)]) <= {5, 6, 7, 8, 9}
+    assert (balanced.features != mixed.features).any()
 
 
 def test_regressions_beat_the_fills_on_images_they_did_not_see(fitted: dict[str, Head]) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nonn.config import load_experiment
 from nonn.distill import DistillTask
+from nonn.distill.objectives import Batch
 from nonn.distill.objectives.information import mimkd, rtk
 from nonn.distill.objectives.logits import cross_entropy, kd
+from nonn.distill.objectives.several import SimregTeachers
 from nonn.distill.objectives.shots import Umts, average_views, umts
 from nonn.distill.objectives.tails import clouds, gcl
 from nonn.errors import ConfigError, ShapeError
@@ -143,3 +147,34 @@ def test_several_views_must_be_stored() -> None:
         assert load_experiment(None, views).distill.teacher_views == 2
         with pytest.raises(ConfigError, match=r"distill\.teacher_views.*at least 2"):
             load_experiment(None, views[:1])
+
+
+def test_simreg_regresses_the_features_of_further_teachers(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    other = make_teacher()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    file = tmp_path / "teacher.safetensors"
+    save_file({name: value.contiguous() for name, value in other.state_dict().items()}, file)
+    config = distill(simreg={"teachers": (str(file), str(file))})
+    task = DistillTask(make_teacher(), make_students(), PARTS, config)
+    term = task.terms["simreg"].compute
+    assert isinstance(term, SimregTeachers)
+    assert not any(name.startswith("auxiliaries.simreg._") for name in task.module.state_dict())
+    loss = losses_of(task, raw(), LABELS.repeat(2), torch.Generator().manual_seed(0))["simreg"]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in term.parameters())
+    with torch.no_grad():
+        maps, _ = task.students.maps_and_features(raw())
+        batch = Batch(LABELS, raw(), raw(), maps, [m.roll(1, 0) for m in maps], inputs=raw())
+        expected = float(term.first(batch))
+        seen = other.eval().activations(raw()).numpy()
+        for heads in term.heads:
+            assert isinstance(heads, torch.nn.ModuleList)
+            for head, student in zip(heads, maps, strict=True):
+                h = head(student.mean(dim=(2, 3))).numpy()
+                cosine = (h * seen).sum(1) / np.linalg.norm(h, axis=1) / np.linalg.norm(seen, axis=1)
+                expected += float((2 - 2 * cosine).mean())
+        assert float(term(batch)) == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(ConfigError, match="no such weights file"):
+        DistillTask(make_teacher(), make_students(), PARTS, distill(simreg={"teachers": ("none.safetensors",)}))

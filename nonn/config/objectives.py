@@ -220,6 +220,9 @@ class SimregConfig(ObjectiveConfig):
     """Regression of the teacher's features through an MLP."""
 
     hidden: Annotated[Positive, "width of the MLP's hidden layer for each filter of the part"] = 2.0
+    teachers: Annotated[
+        tuple[str, ...], "files of weights of further teachers of the same model, such as teacher.safetensors of a run"
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

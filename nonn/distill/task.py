@@ -143,6 +143,7 @@ class DistillTask:
             replicas=self._replicas,
             class_counts=self._counts,
             noise=draws.get("noise"),
+            inputs=inputs,
             **self._views(target),
         )
         return {name: term(batch) for name, term in self.terms.items()}

@@ -30,6 +30,8 @@ def distillation_inputs(config: DistillConfig) -> dict[str, Any]:
     for objective in tree["objectives"].values():
         if objective.get("on") == "device":
             objective["on"] = "own"
+    if config.objectives.simreg.teachers and config.objectives.simreg.weight:
+        tree["objectives"]["simreg"]["teachers"] = [sha256_file(Path(p)) for p in config.objectives.simreg.teachers]
     if config.picture:
         tree["picture"] = sha256_file(Path(config.picture))
     return tree
@@ -60,6 +62,7 @@ _LATER: dict[str, Any] = {
     "hop_s": 0.0,
     "imbalance": 1.0,
     "picture": "",
+    "teachers": (),
     "patches": 5000,
     "balanced": False,
     "head_to_tail": 0.0,

@@ -37,7 +37,10 @@ def check_before_data(experiment: Experiment) -> None:
     _check_guarantees(experiment)
     if (picture := experiment.distill.picture) and not Path(picture).is_file():
         raise ConfigError(f"distill.picture = '{picture}': no such file")
-    teacher = experiment.teacher
+    simreg, teacher = experiment.distill.objectives.simreg, experiment.teacher
+    for path in simreg.teachers if simreg.weight else ():
+        if not Path(path).is_file():
+            raise ConfigError(f"distill.objectives.simreg.teachers: '{path}': no such file")
     for step in plan(experiment.distill):
         if step.model:
             _check_model("teacher", step.model)

@@ -29,6 +29,7 @@ class Batch:
         mean_teacher_logits: answer of each device's moving average alone, N tensors [B, K].
         replicas: for each device the others that learn the same filters [N].
         class_counts: number of training samples of each class [K].
+        inputs: raw values [B, C, …], augmented.
         view_logits: the teacher's logits for all stored views of each sample [B, V, K]; None without stored answers.
         view_features: its pooled filters of each device's part for these views, N tensors [B, V, C_j].
         noise: random numbers, uniform in [0, 1) [B, K]; they are drawn with all others of the step.
@@ -48,6 +49,7 @@ class Batch:
     mean_teacher_logits: Sequence[Tensor] = ()
     replicas: Sequence[Sequence[int]] = ()
     class_counts: Tensor | None = None
+    inputs: Tensor | None = None
     view_logits: Tensor | None = None
     view_features: Sequence[Tensor] = ()
     noise: Tensor | None = None

@@ -22,6 +22,7 @@ from nonn.distill.objectives import (
     logits,
     online,
     relations,
+    several,
     shots,
     soft,
     tails,
@@ -215,8 +216,9 @@ def _srm(config: DistillConfig, widths: Sequence[int]) -> Compute:
 
 @objective("simreg")
 def _simreg(config: DistillConfig, widths: Sequence[int]) -> Compute:
-    hidden = config.objectives.simreg.hidden
-    return PerDevice([learned.Simreg(width, math.ceil(width * hidden)) for width in widths])
+    c = config.objectives.simreg
+    first = PerDevice([learned.Simreg(width, math.ceil(width * c.hidden)) for width in widths])
+    return several.SimregTeachers(first, widths, c.teachers, c.hidden) if c.teachers else first
 
 
 # ---- shared functions --------------------------------------------------------------------------------------------
