@@ -18,6 +18,7 @@ from nonn.teacher import Normalise, Teacher, build_teacher
 from tests.toys import toy_data
 
 PARTS = [list(range(j * 16, (j + 1) * 16)) for j in range(4)]
+SAMPLE = torch.from_numpy(toy_data(32, seed=5)[0])
 NAMES = [f.name for f in dataclasses.fields(ObjectivesConfig) if f.name != "others"]
 ON_ANSWERS = {
     "ce",

@@ -31,6 +31,7 @@ from tests.objectives import (
     NAMES,
     ON_ANSWERS,
     PARTS,
+    SAMPLE,
     distill,
     make_students,
     make_teacher,
@@ -42,7 +43,7 @@ from tests.objectives import (
 from tests.toys import toy_data
 from tests.training import Unchanged, losses_of
 
-LEARNED = {"vid", "crd", "srm", "simreg", "afd", "mimkd", "umts"}
+LEARNED = {"vid", "crd", "srm", "simreg", "afd", "mimkd", "umts", "hint_points"}
 NETWORKS = {"pcl", "sokd"}  # with further networks for all devices
 LABELS = torch.arange(12) % 10
 
@@ -52,7 +53,9 @@ def generator() -> torch.Generator:
 
 
 def task_of(teacher: Teacher | None = None, **weights: Any) -> DistillTask:
-    return DistillTask(teacher or make_teacher(), make_students(), PARTS, distill(**weights), class_counts=COUNTS)
+    return DistillTask(
+        teacher or make_teacher(), make_students(), PARTS, distill(**weights), class_counts=COUNTS, sample=SAMPLE
+    )
 
 
 def train(task: DistillTask, folder: Path, epochs: int = 1, **changes: Any) -> list[dict[str, float]]:
@@ -89,7 +92,7 @@ def test_every_objective_trains_through_the_trainer(weights: dict[str, Any], bf1
     for name, parameter in task.module.named_parameters():
         if ("fusion" in name and not answers) or name.startswith("mean_teachers"):
             assert parameter.grad is None, name
-        else:
+        elif set(weights) != {"hint_points"} or not name.startswith("students"):  # a hint trains what is before it
             assert parameter.grad is not None, name
             assert float(parameter.grad.abs().sum()) > 0, name
     assert any(not torch.equal(parameter, before[name]) for name, parameter in task.module.named_parameters())
@@ -109,6 +112,7 @@ def test_students_that_train_together_have_the_losses_of_students_apart(weights:
                     PARTS,
                     dataclasses.replace(config, grouped=grouped),
                     class_counts=COUNTS,
+                    sample=SAMPLE,
                 ),
                 raw(),
                 LABELS,
@@ -176,7 +180,9 @@ def test_parameters_of_objectives_start_from_the_seed_and_leave_other_draws_alon
     assert not torch.equal(start(0), start(1))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ON_ANSWERS - {"mutual", "pcl", "sokd"}])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in ON_ANSWERS - {"mutual", "pcl", "sokd"} | {"hint_points"}]
+)
 def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> None:
     weights: dict[str, Any] = {name: 1.0}
     task = task_of(**weights)
@@ -418,7 +424,14 @@ def test_sensor_windows_train_too(weights: dict[str, Any]) -> None:
     teacher = Teacher(make_network("wrn-10-1", 2, 5, 1), "features", layer)
     members = [Student("wrn-10-1", (2, 16), 32, layer) for _ in range(2)]
     students = Students(members, FusionLayer("zero-fill", [32] * 2, (0, 1), 5))
-    task = DistillTask(teacher, students, [range(32), range(32, 64)], distill(**weights), class_counts=COUNTS[:5])
+    task = DistillTask(
+        teacher,
+        students,
+        [range(32), range(32, 64)],
+        distill(**weights),
+        class_counts=COUNTS[:5],
+        sample=torch.randn(8, 2, 16),
+    )
     losses = losses_of(task, torch.randn(6, 2, 16), torch.arange(6) % 5, generator())
     assert all(torch.isfinite(v) for v in losses.values())
 

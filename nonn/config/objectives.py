@@ -303,6 +303,13 @@ class GclConfig(LogitConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HintPointsConfig(ObjectiveConfig):
+    """Hints at the layers of the teacher that stand for clusters of similar ones; needs wide residual networks."""
+
+    points: Annotated[Count, "clusters of the teacher's blocks, and hints"] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class OtherConfig(ObjectiveConfig):
     """An objective outside of nonn."""
 
@@ -345,6 +352,7 @@ class ObjectivesConfig:
         ObjectiveConfig, "The mean of the teacher's features for all stored views, with a predicted uncertainty."
     ] = field(default_factory=ObjectiveConfig)
     gcl: GclConfig = field(default_factory=GclConfig)
+    hint_points: HintPointsConfig = field(default_factory=HintPointsConfig)
     others: Annotated[
         Mapping[str, OtherConfig],
         "objectives outside of nonn, by package.module:name or the name of an installed package; a table such as "

@@ -139,8 +139,21 @@ class DistillConfig(TrainingConfig):
         Count, "born again: students are trained this many times, each time from the logits of the last"
     ] = 1
 
+    curriculum: Annotated[
+        Whole,
+        "curriculum by instance: phases, each with a larger share of the samples, the easiest first; 0: all samples",
+    ] = 0
+    blockwise: Annotated[
+        Whole, "progressive blockwise distillation: epochs for each stage of the students before all others; 0: none"
+    ] = 0
+
     def rules(self) -> Rules:
         """Rules that relate several fields."""
+        yield (
+            "curriculum",
+            self.curriculum <= max(self.epochs, 1),
+            "has more phases than distill.epochs; a phase takes one",
+        )
         grouped = [device for group in self.failout_groups for device in group]
         labelled = [name for name, options in self.objectives.weighted().items() if name in _LABELLED]
         labelled += [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from nonn.errors import ConfigError
 from nonn.teacher import Teacher, WideResNet, pool
 from nonn.teacher.wrn import Block
 
-__all__ = ["LastBlock", "classifier_weight", "last_block", "layers", "tapped"]
+__all__ = ["LastBlock", "blocks", "classifier_weight", "last_block", "layers", "tapped"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _TOLERANCE = 0.05  # relative to the logits' norm; bfloat16 has three digits
@@ -41,14 +41,30 @@ def layers(network: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The ``layers`` of a network, and all blocks of a wide residual one, ``block-STAGE-NUMBER``, counted from 1.
+
+    Raises:
+        ConfigError: the network has no convolution.
+    """
+    found, stage, number = layers(network), 1, 0
+    for module in network.features if isinstance(network, WideResNet) else ():
+        if isinstance(module, Block):
+            stage, number = (stage + 1, 1) if _stride(module.first) > 1 else (stage, number + 1)
+            found[f"block-{stage}-{number}"] = module
+    return found
+
+
 def _stride(convolution: nn.Module) -> int:
     assert isinstance(convolution, _CONVOLUTIONS)
     return convolution.stride[0]
 
 
 @contextlib.contextmanager
-def tapped(networks: Sequence[nn.Module]) -> Iterator[list[Mapping[str, Tensor]]]:
-    """Records the ``layers`` of networks while they run inside this context.
+def tapped(
+    networks: Sequence[nn.Module], find: Callable[[nn.Module], Mapping[str, nn.Module]] = layers
+) -> Iterator[list[Mapping[str, Tensor]]]:
+    """Records layers of networks while they run inside this context: ``layers``, or what another function finds.
 
     Hooks are set on these module instances and removed afterwards: some public code leaves hooks on a class.
 
@@ -65,7 +81,7 @@ def tapped(networks: Sequence[nn.Module]) -> Iterator[list[Mapping[str, Tensor]]
         return hook
 
     for network, into in zip(networks, outputs, strict=True):
-        handles += [layer.register_forward_hook(keep(into, name)) for name, layer in layers(network).items()]
+        handles += [layer.register_forward_hook(keep(into, name)) for name, layer in find(network).items()]
     try:
         yield list(outputs)
     finally:

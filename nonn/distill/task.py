@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nonn.config import DistillConfig
 from nonn.distill.ema import MeanTeachers
@@ -22,11 +23,12 @@ from nonn.distill.objectives import Batch, auxiliaries, build_terms
 from nonn.distill.objectives._common import pool_to
 from nonn.distill.objectives.building import Prepared
 from nonn.distill.objectives.terms import class_counts_for, draw_noise
-from nonn.distill.probes import classifier_weight, tapped
+from nonn.distill.probes import blocks, classifier_weight, tapped
 from nonn.distill.students import JointStudents, Students
 from nonn.errors import ConfigError
 from nonn.teacher import Teacher, pool
 from nonn.trainer import Target
+from nonn.trainer.curriculum import Curriculum
 
 __all__ = ["DistillTask"]
 
@@ -41,7 +43,8 @@ class DistillTask:
         config: the objectives and failout.
         previous: students of the previous generation, frozen here; their fused answer with all devices
             replaces the teacher's logits (born-again networks); the filters stay those of the teacher.
-        class_counts: number of training samples of each class [K], for objectives that need it.
+        class_counts: number of training samples of each class [K], for objectives and a curriculum.
+        sample: some raw training inputs [n, C, …], for objectives that look at the teacher before the training.
         seed: seed of the initial parameters of objectives.
 
     Attributes:
@@ -61,6 +64,7 @@ class DistillTask:
         *,
         previous: Students | None = None,
         class_counts: Sequence[int] = (),
+        sample: Tensor | None = None,
         seed: int = 0,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
@@ -73,7 +77,7 @@ class DistillTask:
             self.terms = build_terms(config, [len(f) for f in filters])
             for term in self.terms.values():
                 if isinstance(term.compute, Prepared):
-                    term.compute.prepare(self.teacher)
+                    term.compute.prepare(self.teacher, students, sample)
         self._needs: frozenset[str] = frozenset().union(*(term.needs for term in self.terms.values()))
         self._counts = class_counts_for(self.terms, class_counts)
         lists = [tuple(map(int, f)) for f in filters]
@@ -82,6 +86,11 @@ class DistillTask:
         joint = config.grouped and "student_taps" not in self._needs
         self._learners: Students | JointStudents = JointStudents(students) if joint else students
         self.module = nn.ModuleDict({"students": self._learners, "auxiliaries": auxiliaries(self.terms)})
+        self.curriculum = Curriculum(sum(class_counts), config.curriculum) if config.curriculum else None
+        if self.curriculum is not None:
+            if not class_counts:
+                raise ConfigError("distill.curriculum: give the task class_counts, the samples of each class")
+            self.module["curriculum"] = self.curriculum
         self._means = MeanTeachers(self._learners) if "mean_teacher_logits" in self._needs else None
         if self._means is not None:
             self.module["mean_teachers"] = self._means
@@ -148,6 +157,14 @@ class DistillTask:
         )
         return {name: term(batch) for name, term in self.terms.items()}
 
+    def difficulty(self, inputs: Tensor, labels: Tensor, phase: int) -> Tensor:
+        """Cross entropy of each sample [B]: of the students' answer, or of the teacher's before they have learned."""
+        if phase:
+            logits = _ensemble(self._learners, self._learners.features(inputs))
+        else:
+            _, logits = self.teacher.to(inputs.device)(inputs)
+        return functional.cross_entropy(logits.float(), labels, reduction="none")
+
     def finish(self) -> None:
         """Writes the learned weights, or their moving average if an objective has one, into the students."""
         learned = self._learners
@@ -164,7 +181,7 @@ class DistillTask:
     def _teach(self, inputs: Tensor) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
         """The teacher's maps [B, C_T, …], the logits to learn from [B, K] and its earlier layers."""
         teacher = self.teacher.to(inputs.device)
-        with tapped([teacher.network] if "teacher_taps" in self._needs else []) as taps:
+        with tapped([teacher.network] if "teacher_taps" in self._needs else [], blocks) as taps:
             maps, logits = teacher(inputs)
         return maps, self._answers(inputs, maps, logits), taps[0] if taps else None
 

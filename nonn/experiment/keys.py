@@ -69,6 +69,8 @@ _LATER: dict[str, Any] = {
     "others": {},
     "top_k": 0,
     "selection": 0.0,
+    "curriculum": 0,
+    "blockwise": 0,
 }
 
 

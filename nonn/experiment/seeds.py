@@ -13,7 +13,9 @@ stream           purpose
 ``6``            training of a parity student; its weights are those of generation 9001
 ``7``            stored augmentations with the teacher's answers
 ``8``            patches of a picture
+``9, b``         convolutions of stage b inside the teacher
 ``100 + a``      training of assistant a
+``200 + b``      training of stage b inside the teacher
 ===============  ===================================================================
 """
 

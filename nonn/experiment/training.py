@@ -18,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
+from nonn.config import TrainingConfig
 from nonn.distill import DistillTask, Students
 from nonn.distill.answers import TeacherAnswers, ask
+from nonn.distill.blockwise import STAGES, BlockTask
 from nonn.distill.schedule import AssistantTask, Step, plan
 from nonn.documents import to_json
 from nonn.errors import DataError
@@ -55,6 +57,7 @@ __all__ = [
 
 FORMAT = 1  # increased when a stage's files change so that older ones must not be used again
 STUDENTS_FORMAT = 2  # the same, for results of distillation
+_SAMPLE = 256  # inputs for objectives that look at the teacher before the training
 
 
 @dataclass(frozen=True)
@@ -324,8 +327,19 @@ def _generation(
     seed = seed_of(space.seed, 5, number)
     if weights:
         load_weights(students, weights)
+    elif distill.blockwise and previous is None:
+        _train_blocks(space, teacher, cut, students)
     counts = _class_counts(space)
-    task = DistillTask(teacher.network, students, filters, distill, previous=earlier, class_counts=counts, seed=seed)
+    task = DistillTask(
+        teacher.network,
+        students,
+        filters,
+        distill,
+        previous=earlier,
+        class_counts=counts,
+        sample=_sample(space),
+        seed=seed,
+    )
     title = f"{step.name} {config.devices.count} × {'/'.join(dict.fromkeys(networks.sizing.models))}"
     if distill.epochs:
         space.fit(task, distill, stage, 3 + 1000 * number, title, stored_answers(space, teacher), space.lessons)
@@ -333,6 +347,34 @@ def _generation(
     save_students(students, cut.partition, file)
     stage.finish()
     return TrainedStudents(students.eval(), stage)
+
+
+def _train_blocks(space: Workspace, teacher: TrainedTeacher, cut: Cut, students: Students) -> None:
+    """Trains the stages of the students inside the teacher, one after the other; see ``nonn.distill.blockwise``."""
+    config = dataclasses.replace(space.experiment.distill, epochs=space.experiment.distill.blockwise)
+    training = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(TrainingConfig)}
+    before, student = cut.stage.key, space.experiment.student
+    for number in range(1, STAGES + 1):
+        inputs: dict[str, Any] = {
+            "before": before,
+            "students": space.networks.sizing.models,
+            "views": space.networks.views,
+        }
+        inputs |= {"sends": [student.sends, student.send_width], "training": training, "seed": space.seed}
+        stage = space.stage(f"block-{number}", inputs)
+        file, before = stage.folder / "students.safetensors", stage.key
+        if stage.done:
+            load_weights(students, file)
+            continue
+        task = BlockTask(teacher.network, students, number, seed_of(space.seed, 9, number))
+        space.fit(task, config, stage, 200 + number, f"stage {number} of the students inside the teacher")
+        _save(students, file)
+        stage.finish()
+
+
+def _sample(space: Workspace) -> torch.Tensor:
+    """Some raw training inputs, for objectives that look at the teacher before the training."""
+    return torch.from_numpy(space.data.train.inputs[:_SAMPLE]).to(space.device)
 
 
 def _class_counts(space: Workspace) -> list[int]:

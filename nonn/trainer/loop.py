@@ -28,6 +28,7 @@ from nonn.config import TrainingConfig
 from nonn.errors import DataError
 from nonn.threads import pinned_threads
 from nonn.trainer import checkpoint
+from nonn.trainer.curriculum import Ranking
 from nonn.trainer.step import Augmentation, CapturedStep, Replay, Step, Task, autocast, use_bf16
 
 __all__ = [
@@ -111,7 +112,7 @@ def fit(
     for epoch in range(len(history), config.epochs):
         generator = epoch_generator(seed, epoch)
         sums: dict[str, Tensor] = {}  # on the device, since reading a loss at every step would wait for it
-        order = torch.randperm(len(x), generator=generator)[: per_epoch * batch].to(device)
+        order = _order(task, x, y, config, epoch, per_epoch * batch, generator).to(device)
         with _pinned(device) as check_threads:
             for number, index in enumerate(torch.split(order, batch), start=epoch * per_epoch):
                 check_threads()
@@ -133,6 +134,24 @@ def fit(
         module.load_state_dict(ema)
     module.eval()
     return history
+
+
+def _order(
+    task: Task, x: Tensor, y: Tensor, config: TrainingConfig, epoch: int, count: int, generator: torch.Generator
+) -> Tensor:
+    """Numbers of the samples of an epoch [count], on the CPU."""
+    curriculum = task.curriculum if isinstance(task, Ranking) else None
+    if curriculum is None:
+        return torch.randperm(len(x), generator=generator)[:count]
+    if curriculum.starts(epoch, config.epochs):
+        task.module.eval()
+        phase, size = curriculum.phase(epoch, config.epochs), 128 if x.device.type == "cpu" else 512
+        with torch.no_grad(), autocast(config, str(x.device)):
+            pairs = zip(torch.split(x, size), torch.split(y, size), strict=True)
+            losses = torch.cat([task.difficulty(inputs, labels, phase) for inputs, labels in pairs])  # type: ignore[attr-defined]
+        curriculum.order.copy_(losses.argsort(stable=True))
+        task.module.train()
+    return curriculum.draw(epoch, config.epochs, count, generator)
 
 
 def batch_size(config: TrainingConfig, samples: int) -> int:

@@ -13,6 +13,7 @@ module          objectives                                     compares         
 ``information`` mimkd; rtk: several layers                     one part [B, C_j, …]   mimkd
 ``shots``       vrkd, umts: several views                      answers, one part      no
 ``tails``       gcl                                            answers [B, K]         no
+``points``      hint_points: with regressors                   clustered layers       no
 ``adversarial`` afd: with discriminators                       one part [B, C_j, …]   no
 =============== ============================================== ====================== ==========================
 

@@ -95,7 +95,7 @@ class Afd(nn.Module):
         self.widths, self.against, self.maps = tuple(widths), against, maps
         self.devices = nn.ModuleList()
 
-    def prepare(self, teacher: Teacher) -> None:
+    def prepare(self, teacher: Teacher, students: nn.Module, sample: Tensor | None) -> None:
         """Creates the discriminators for images or for windows."""
         dims = teacher.normalise.mean.ndim - 2
         channels = [1 if self.maps == "attention" else width for width in self.widths]

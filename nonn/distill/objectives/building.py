@@ -71,8 +71,14 @@ def objective(name: str, *needs: str) -> Callable[[Build], Build]:
 class Prepared(Protocol):
     """An objective that creates its parameters when it knows the teacher."""
 
-    def prepare(self, teacher: Teacher) -> None:
-        """Called once, before the optimiser is created."""
+    def prepare(self, teacher: Teacher, students: nn.Module, sample: Tensor | None) -> None:
+        """Called once, before the optimiser is created.
+
+        Args:
+            teacher: the teacher.
+            students: ``nonn.distill.Students``.
+            sample: some raw training inputs [n, C, …], if there are any.
+        """
         ...
 
 

@@ -90,7 +90,7 @@ class Sokd(nn.Module):
         self.layer = ""
         self.block: nn.Module = nn.Identity()
 
-    def prepare(self, teacher: Teacher) -> None:
+    def prepare(self, teacher: Teacher, students: nn.Module, sample: Tensor | None) -> None:
         """Copies the teacher's last block.
 
         Raises:

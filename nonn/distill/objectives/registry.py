@@ -21,6 +21,7 @@ from nonn.distill.objectives import (
     learned,
     logits,
     online,
+    points,
     relations,
     several,
     shots,
@@ -44,7 +45,7 @@ from nonn.teacher import pool
 
 __all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice", "objective_named"]
 
-MODULES = (adversarial, information, online, shots, soft, tails)  # with builders of their own
+MODULES = (adversarial, information, online, points, shots, soft, tails)  # with builders of their own
 
 _TAPS = ("student_taps", "teacher_taps")
 
