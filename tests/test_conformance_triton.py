@@ -57,7 +57,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster(bundle: Bundle) -> Iterator[Any]:
-    with LocalCluster(bundle.path, deadline_s=TIMEOUT_S) as cluster:
+    with LocalCluster(bundle.path, deadline_s=TIMEOUT_S, http_port=0) as cluster:
         yield cluster
 
 
@@ -102,3 +102,13 @@ def test_the_example_of_the_documentation_runs(triton_python: Any, bundle: Bundl
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
 def test_tritonclient(found: Any, check: Any) -> None:
     assert not found[check], found[check]
+
+
+def test_tritonclient_over_http(triton_python: Any, bundle: Bundle, cluster: LocalCluster, tmp_path: Path) -> None:
+    inputs, (features, _) = toy_data(200, seed=3)[0][:16], bundle.features
+    expected = bundle.head.logits({i: f[:16] for i, f in enumerate(features)}).astype(np.float32)
+    np.savez(tmp_path / "expected.npz", inputs=inputs, expected=expected, output=np.array("logits"))
+    address = cluster.http_address.removeprefix("http://")
+    command = [triton_python, "-P", HERE / "triton_http_checks.py", address, tmp_path / "expected.npz"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr

@@ -27,13 +27,15 @@ from PIL import Image
 from nonn.aggregator.http import rest
 from nonn.aggregator.http.access import Access
 from nonn.bundle import Bundle
+from nonn.cli import build_parser
+from nonn.cli.serve import options_of
 from nonn.cluster import LocalCluster
-from nonn.errors import ForbiddenError, InputError
+from nonn.errors import ConfigError, ForbiddenError, InputError
 from nonn.rpc.guard import Guard
 from nonn.rpc.rest import MAX_JSON_BYTES, read_request
 from nonn.security.authority import Authority
 from nonn.security.tls import load_tls
-from tests.serving import TIMEOUT_S, run, running_aggregator, until
+from tests.serving import TIMEOUT_S, running_aggregator, until
 
 NUM_DEVICES = 3
 
@@ -375,7 +377,9 @@ def test_plain_http_shows_no_certificate_so_with_tls_it_may_not_infer(tmp_path: 
     request = SimpleNamespace(headers={}, transport=None, remote="127.0.0.1")
     with pytest.raises(ForbiddenError, match="--http-tls"):
         asyncio.run(Access(guard).check_caller(request))  # type: ignore[arg-type]
-    assert run("nonn", "serve", tmp_path, "--inventory", tmp_path, "--http-tls").returncode == 3
+    arguments = build_parser().parse_args(["serve", str(tmp_path), "--inventory", str(tmp_path), "--http-tls"])
+    with pytest.raises(ConfigError, match="--http-tls requires --tls"):
+        options_of(arguments)
 
 
 def test_the_examples_of_the_documentation_run(http: str, bundle: Bundle, tmp_path: Path) -> None:
