@@ -12,6 +12,7 @@
     cuts         minimal sets of devices whose failure misses a level
     marginal     what a device adds, under a failure law
     placement    which student runs on which machine
+    replicas     several devices for each student, exact for any number of devices
     bias         which classes lose accuracy (CEV, SDE)
 """
 

@@ -17,6 +17,7 @@ from nonn.reliability.laws import FirstPassage, Law, assess
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
 from nonn.reliability.placement import Machine, price_of_one_more
+from nonn.reliability.replicas import failures_with_replicas
 from nonn.reliability.subsets import SubsetTable, membership
 from nonn.report.table import (
     Column,
@@ -32,7 +33,7 @@ from nonn.report.table import (
 )
 from nonn_sim.enumerate import Estimate, SampledLaw, Stratum
 
-__all__ = ["exact_summary", "exact_text", "sampled_summary", "sampled_text"]
+__all__ = ["exact_summary", "exact_text", "replicated", "sampled_summary", "sampled_text"]
 
 Summary = dict[str, Any]
 _WORST_CLASSES = 5  # shown in the text
@@ -122,6 +123,22 @@ def _per_class(bundle: Bundle, table: SubsetTable, by_class: NDArray[np.int64]) 
     ]
 
 
+def replicated(table: SubsetTable, law: Law, replicas: int) -> Summary:
+    """Exact results for several devices of each student, each as reliable as the law's device of that student.
+
+    Args:
+        table: accuracy of all subsets of students.
+        law: failure law; where its devices do not fail independently, there is no expected accuracy.
+        replicas: devices of each student.
+    """
+    return {
+        "replicas": replicas,
+        "devices": replicas * table.num_devices,
+        "accuracy_by_failures": failures_with_replicas(table, replicas),
+        "expected": table.expected(law.p**replicas) if isinstance(law, Independent) else None,
+    }
+
+
 def exact_text(summary: Summary) -> str:
     """An exact summary for a terminal."""
     num_devices, law, samples = len(summary["devices"]), summary["law"], summary["samples"]
@@ -132,6 +149,12 @@ def exact_text(summary: Summary) -> str:
         _sample_line(summary),
         "\n".join(_law_lines(law, share)),
     ]
+    if more := summary.get("replicated"):
+        head = f"with {more['replicas']} devices of each student, {more['devices']} in all, exact:"
+        if more["expected"] is not None:
+            head += f" expected accuracy {share(more['expected'])}"
+        rows = failures_table(more["accuracy_by_failures"], range(more["devices"]), samples)
+        blocks.append(f"{head}\n{as_text(rows)}")
     by_device = (
         Column("device", "device"),
         Column("part", "part"),

@@ -64,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FAILED",
         help="--samples: fuse all subsets with at most this many failed devices, up to 50,000 subsets (default: 3)",
     )
+    parser.add_argument(
+        "--replicas",
+        type=whole(1),
+        default=1,
+        metavar="R",
+        help="also the exact accuracy of N · R devices, of which R run each student (default: 1)",
+    )
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
         "--place", type=existing, metavar="DEVICES.toml", help="print the best placement of students on these machines"
@@ -90,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     with usage():
         law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
     if args.samples:
+        if args.replicas > 1:
+            raise UsageError("--replicas is exact; leave out --samples")
         for option in ("guarantee", "per_class", "csv", "place"):
             if getattr(args, option):
                 raise UsageError(f"--{option.replace('_', '-')} needs every subset; leave out --samples")
@@ -105,7 +114,7 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     from nonn_sim.certainty import add_intervals, add_placement_intervals
     from nonn_sim.enumerate import enumerate_bundle
     from nonn_sim.placement_file import load_devices, placement_summary
-    from nonn_sim.summary import exact_summary, exact_text
+    from nonn_sim.summary import exact_summary, exact_text, replicated
 
     counting = args.recount or args.per_class
     with _progress("subsets", shown=counting) as progress:
@@ -116,6 +125,8 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
         verdicts = [judge(evidence, law, text) for text in args.guarantee]
     summary = exact_summary(bundle, table, law, args.level, verdicts, by_class)
     add_intervals(summary, evidence, law)
+    if args.replicas > 1:
+        summary["replicated"] = replicated(table, law, args.replicas)
     if args.place:
         machines, limit_s = load_devices(args.place), args.deadline_ms / 1000
         summary["placement"] = placement_summary(bundle, table, machines, limit_s)

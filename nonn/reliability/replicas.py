@@ -1,0 +1,77 @@
+"""Accuracy of clusters in which several devices run each student, for any number of devices. NumPy only.
+
+Replicas give the same answer, so only the students matter that at least one device answers for. The table of the N
+students therefore gives exact figures for N · R devices, 64 from sixteen students and four replicas: subsets of devices
+are counted, not enumerated. With P(x) = Σ_{j<R} C(R, j) x^j, the sets of devices with k failures for which a given set
+of s students still answers number [x^k] P(x)^s x^{R(N − s)}.
+
+Device i runs student i modulo N, as in the simulator.
+"""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+
+from nonn.errors import ShapeError
+from nonn.reliability.subsets import FailureRow, SubsetTable, members, membership
+
+__all__ = ["failures_with_replicas"]
+
+
+def failures_with_replicas(table: SubsetTable, replicas: int) -> tuple[FailureRow, ...]:
+    """Accuracy against failed devices over all subsets of N · R devices, exact, for 0 to N · R − 1 failed devices.
+
+    Args:
+        table: accuracy of all subsets of students.
+        replicas: devices R of each student.
+
+    Raises:
+        ShapeError: less than one replica.
+    """
+    if replicas < 1:
+        raise ShapeError(f"{replicas} replicas: each student needs at least one device")
+    n = table.num_devices
+    total = n * replicas
+    sizes, accuracy = membership(n).sum(axis=1), table.accuracy
+    of_size = [np.flatnonzero(sizes == s) for s in range(n + 1)]
+    means = [float(accuracy[masks].mean()) for masks in of_size]
+    ways = [_ways(s, n, replicas) for s in range(n + 1)]
+    rows = []
+    for failed in range(total):
+        counts = [comb(n, s) * ways[s].get(failed, 0) for s in range(n + 1)]
+        reached = np.concatenate([of_size[s] for s in range(n + 1) if counts[s]])
+        # Python's integers: C(64, 32) exceeds what a float resolves.
+        mean = sum(count / comb(total, failed) * mean for count, mean in zip(counts, means, strict=True))
+        values = accuracy[reached]
+        worst = int(reached[values == values.min()].min())
+        rows.append(
+            FailureRow(
+                failed=failed,
+                subsets=comb(total, failed),
+                mean=float(min(1.0, mean)),
+                worst=float(values.min()),
+                best=float(values.max()),
+                worst_subset=_devices(members(worst), n, total - failed) if failed else (),
+            )
+        )
+    return tuple(rows)
+
+
+def _ways(students: int, n: int, replicas: int) -> dict[int, int]:
+    """Sets of failed devices that leave exactly some given students, by number of failures."""
+    found = {replicas * (n - students): 1}
+    for _ in range(students):
+        grown: dict[int, int] = {}
+        for failed, count in found.items():
+            for more in range(replicas):
+                grown[failed + more] = grown.get(failed + more, 0) + count * comb(replicas, more)
+        found = grown
+    return found
+
+
+def _devices(students: tuple[int, ...], n: int, count: int) -> tuple[int, ...]:
+    """The first of the sets of devices that answer for exactly these students: one for each, then further replicas."""
+    every = [student + n * copy for copy in range(-(-count // max(1, len(students)))) for student in students]
+    return tuple(sorted(every[:count]))
