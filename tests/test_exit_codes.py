@@ -18,7 +18,7 @@ from nonn.errors import InputError, UsageError
 NUM_DEVICES = 2  # of the fixture
 PROGRAMS = {"nonn": nonn.cli, "nonn-device": nonn_device.cli, "nonn-sim": nonn_sim.cli}
 
-# FILE is a file, FOLDER an empty folder, BUNDLE a bundle. Each command has a line at least.
+# FILE: a file; FOLDER: an empty folder; BUNDLE: a bundle; JOIN: what a node that joins needs. Each command has a line.
 WRONG = {
     "nonn": "required: COMMAND",
     "nonn fly": "invalid choice: 'fly'",
@@ -76,16 +76,16 @@ WRONG = {
     "nonn-device serve BUNDLE --student 0 --runtime d": "invalid choice: 'd'",
     "nonn-device check BUNDLE --student 0 --library no.so": "no.so: no such file or folder",
     "nonn-device join h:99999 --id a --data FOLDER": "'h:99999' is not host:port",
-    "nonn-device join h:1 --id a --data FOLDER --student -1": "--student: -1: must be between 0",
-    "nonn-device join h:1 --id a --data FOLDER --advertise ::1": "--advertise '::1' is not host:port",
-    "nonn-device join h:1 --id a --data FOLDER --dial-out --host 0.0.0.0": "omit --host and --advertise",
-    "nonn-device join h:1 --data FOLDER": "--id is missing",
-    "nonn-device join h:1 --id a --data FOLDER --send-raw": "give a --source",
-    "nonn-device join h:1 --id a --data FOLDER --source -": "--source needs --student",
-    "nonn-device join h:1 --id a --data FOLDER --student 0 --source tape:1": "tape",
-    "nonn-device join h:1 --id a --data FOLDER --student 0 --source csv:no.csv": "no.csv: no such file",
-    "nonn-device join h:1 --id a --data FOLDER --student 0 --source - --watch-stdin": "leave --watch-stdin out",
-    "nonn-device join h:1 --id a --data FOLDER --student 0 --source - --send-raw": "refusing to send raw samples",
+    "nonn-device join h:1 JOIN --student -1": "--student: -1: must be between 0",
+    "nonn-device join h:1 JOIN --advertise ::1": "--advertise '::1' is not host:port",
+    "nonn-device join h:1 JOIN --dial-out --host 0.0.0.0": "omit --host and --advertise",
+    "nonn-device join h:1 --data FOLDER --join-token-file FILE": "--id is missing",
+    "nonn-device join h:1 JOIN --send-raw": "give a --source",
+    "nonn-device join h:1 JOIN --source -": "--source needs --student",
+    "nonn-device join h:1 JOIN --student 0 --source tape:1": "tape",
+    "nonn-device join h:1 JOIN --student 0 --source csv:no.csv": "no.csv: no such file",
+    "nonn-device join h:1 JOIN --student 0 --source - --watch-stdin": "leave --watch-stdin out",
+    "nonn-device join h:1 JOIN --student 0 --source - --send-raw": "refusing to send raw samples",
     "nonn-sim enumerate no": "no: no such file or folder",
     "nonn-sim enumerate BUNDLE --level 1.5": "--level: 1.5: must be between 0 and 1",
     "nonn-sim enumerate BUNDLE --seed -1": "--seed: -1: must be at least 0",
@@ -110,7 +110,8 @@ WRONG = {
 }
 # Files and folders that a command writes; all others must exist.
 WRITTEN = (
-    "--runs --html --markdown --csv --tables --out --write-inventory --state --raw --dir --fault-tree --record --svg"
+    "--runs --html --markdown --csv --tables --out --write-inventory --state --raw --dir --authority --fault-tree "
+    "--block-diagram --record --svg"
 )
 MADE = {("nonn up", "--tls"), ("nonn init", "file"), ("nonn-device join", "--data")}
 
@@ -123,7 +124,8 @@ def test_what_is_wrong_on_the_command_line_ends_with_2(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     real = {"FILE": "file", "FOLDER": "folder", "BUNDLE": str(bundle.path)}
-    program, *arguments = (real.get(word, word) for word in shlex.split(line))
+    line_with_options = line.replace("JOIN", "--id a --data FOLDER --join-token-file FILE")
+    program, *arguments = (real.get(word, word) for word in shlex.split(line_with_options))
     assert run(PROGRAMS[program].main, arguments) == 2
     shown = capsys.readouterr()
     assert WRONG[line] in shown.err
@@ -141,12 +143,12 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> objec
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
-    """Each command with each of its options."""
+    """Each command with each of its options that a user sees."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for sub in action.choices.values():
                 yield from options(sub)
-        else:
+        elif action.help != argparse.SUPPRESS:
             yield parser.prog, action
 
 
