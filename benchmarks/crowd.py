@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks import http2, slow, storm
 from benchmarks.endurance import DEADLINE_S
-from benchmarks.section import Figures, Ground, Section
+from benchmarks.section import Figures, Ground, Section, reasons
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.rpc.wire import new_request
@@ -72,7 +72,7 @@ def frames(bundle: Bundle, inputs: NDArray[Any], *, concurrency: int) -> dict[st
         log that the attacks leave behind, without those of ``COSTLY``.
     """
     message = new_request("nonn", {"input": inputs[:1]}, {}).SerializeToString().hex()
-    failed, slowest_ms = dict[str, int](), dict[str, float]()
+    failed, slowest_ms, errors = dict[str, int](), dict[str, float](), dict[str, list[str]]()
     with (
         storm.site(bundle, DEADLINE_S, 0) as site,
         Client(site.address, slow.CLIENT_DEADLINE_S) as client,
@@ -90,10 +90,12 @@ def frames(bundle: Bundle, inputs: NDArray[Any], *, concurrency: int) -> dict[st
             with http2.attack(kind, site.address, RESETTING, FLOOD_S, "--message", message):
                 records = slow.period(client, inputs, concurrency, FLOOD_S)
             failed[kind] = sum(record.answer is None for record in records)
+            errors |= {kind: texts} if (texts := reasons(records)) else {}
             slowest_ms[kind] = round(1e3 * max(record.done_s - record.asked_s for record in records), 1)
             time.sleep(SETTLE_S)
         costly_mb = process.memory_info().rss / 1e6 - before_mb
-    return left | {"frames_failed": failed, "frames_slowest_ms": slowest_ms, "frames_costly_kept_mb": costly_mb}
+    found = {"frames_failed": failed, "frames_failures": errors, "frames_slowest_ms": slowest_ms}
+    return left | found | {"frames_costly_kept_mb": costly_mb}
 
 
 def _lines(site: storm.Site) -> int:

@@ -193,6 +193,10 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
     ("a node that breaks the protocol in eight ways", "failed requests: {bad_failed}"),
     (
+        "requests to join with the addresses and ids of nodes, and in floods",
+        "{joins_failed} requests of clients failed, nodes lost: {joins_nodes_lost}; answers to them: {joins_statuses}",
+    ),
+    (
         "two nodes that lie, in seven ways, a new aggregator for each",
         "points of accuracy against the same nodes dead: {liars_loss_points}",
     ),

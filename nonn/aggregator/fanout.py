@@ -269,13 +269,14 @@ class Fanout:
                     replies.append(reply)
                     self._learn(reply, False)
                 flight.arrived.clear()
-                for node_id in session.decide(self._clock()):
+                now = self._clock()
+                for node_id in session.decide(now):
                     self._send(flight, node_id, session.deadline_at)
                 if session.prompt_done and on_prompt is not None:
                     on_prompt(session.prompt_at - session.asked_at)
                     on_prompt = None
                 if not session.done and not flight.arrived:
-                    await flight.sleep(session.look_at, self._clock())
+                    await flight.sleep(session.look_at, now)
         except BaseException:
             for call, link, asked_at in flight.calls.values():
                 call.cancel()

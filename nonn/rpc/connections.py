@@ -32,6 +32,8 @@ LIMITS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     # Without an open call. A client connects again for its next one.
     ("grpc.max_connection_idle_ms", 120_000),
+    # The limit of headers, 16 kB, holds only once the peer has acknowledged the server's settings; before, it is 16 MB.
+    ("grpc.http2.settings_timeout", 10_000),
 )
 
 
