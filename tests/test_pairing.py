@@ -483,10 +483,13 @@ def test_an_aggregator_of_another_authority_is_refused_and_a_terminal_shows_a_qr
     shown = capsys.readouterr().err
     assert CODE.text() in shown
     assert "█" in shown
+    assert "--pair-with 10.0.0.1:5000." in shown
     assert not (tmp_path / "code").exists()
     monkeypatch.setitem(sys.modules, "segno", None)
-    _show(tmp_path / "code", 1, CODE, "10.0.0.1:5000", 600.0)
-    assert "nonn[pair]" in capsys.readouterr().err
+    _show(tmp_path / "code", 1, CODE, "0.0.0.0:5000", 600.0)
+    shown = capsys.readouterr().err
+    assert "a QR code too: pip install 'nonn[pair]'" in shown
+    assert "--pair-with HOST:5000, with a name or address of this machine." in shown
 
 
 # Finding the aggregator

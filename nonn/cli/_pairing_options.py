@@ -123,13 +123,18 @@ def _show(file: Path, devices: int, code: PairingCode, address: str, lifetime_s:
         write_private(file, (code.text() + "\n").encode())
         print(f"the code is in {file}, until it is used or expires", file=sys.stderr)
         return
+    from nonn.rpc.address import is_loopback
+
     number = "one new device" if devices == 1 else f"{devices} new devices"
+    host, _, port = address.rpartition(":")
+    reached = f"HOST:{port}, with a name or address of this machine" if host in ("0.0.0.0", "[::]") else address
     lines = [
         f"pair {number} within {lifetime_s / 60:g} minutes. On the device (pip install 'nonn[pair]'):",
         "",
         "    nonn-device join --data nonn",
         "",
-        f"It asks for this code. If it does not find this aggregator, add --pair-with and an address: {address}",
+        f"It asks for this code. If it does not find this aggregator, add --pair-with {reached}.",
+        *["Only devices on this machine reach it: --host 0.0.0.0 serves others."] * is_loopback(host.strip("[]")),
         "",
         f"    {code.text()}",
         "",

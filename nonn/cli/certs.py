@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     import json
 
-    from nonn.security.authority import Authority, describe
+    from nonn.security.authority import Authority
+    from nonn.security.certificate import describe
 
     if args.action == "init":
         Authority.create(args.dir, args.name, args.days)

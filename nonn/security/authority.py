@@ -24,9 +24,8 @@ list, has no library to read one.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nonn.errors import ConfigError, CredentialsError
 from nonn.files import atomic_file, atomic_folder, write_private
+from nonn.security.certificate import certificate_builder, host_name, key_pem, load_certificate
 from nonn.security.issued import INDEX, Index, Issued, locked
 from nonn.security.tls import AGGREGATOR_NAME, AUTHORITY, IDENTITY, REVOKED, ROLES, Identity, check_id
 
-__all__ = ["CA_DAYS", "DAYS", "Authority", "Issued", "describe"]
+__all__ = ["CA_DAYS", "DAYS", "Authority", "Issued"]
 
 CA_DAYS, DAYS = 3650, 365
-# The clock of a device without a clock battery is minutes behind until it is synchronised.
-BACKDATED = timedelta(minutes=10)
 KEY = "ca.key"
 
 Clock = Callable[[], datetime]
@@ -98,7 +96,7 @@ class Authority:
             ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "digital_signature"), False
         )
         certificate = (
-            _builder(clock(), subject, subject, key.public_key(), days)
+            certificate_builder(clock(), subject, subject, key.public_key(), days)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(
                 x509.KeyUsage(**usage, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False),
@@ -110,7 +108,7 @@ class Authority:
         with _all_or_nothing(path, (KEY, AUTHORITY, INDEX, REVOKED)):
             if (path / KEY).exists() or (path / AUTHORITY).exists():
                 raise ConfigError(f"{path}: there is an authority already; name another folder: --dir")
-            write_private(path / KEY, _key_pem(key))
+            write_private(path / KEY, key_pem(key))
             with atomic_file(path / AUTHORITY) as temporary:
                 temporary.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
             Index.create(path)
@@ -225,7 +223,7 @@ class Authority:
             ConfigError: it has been revoked already.
             CredentialsError: the file has no certificate of a process, or one of another authority.
         """
-        file, certificate = _load(path)
+        file, certificate = load_certificate(path)
         try:
             certificate.verify_directly_issued_by(self._certificate)
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -259,7 +257,7 @@ class Authority:
         Raises:
             CredentialsError: it is of another one.
         """
-        file, certificate = _load(path)
+        file, certificate = load_certificate(path)
         try:
             certificate.verify_directly_issued_by(self._certificate)
         except (ValueError, TypeError, InvalidSignature) as exc:
@@ -271,7 +269,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._certify(identity, hosts, days, key.public_key())
         entry = _entry(identity, hosts, certificate)
-        pem = _key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
+        pem = key_pem(key) + certificate.public_bytes(serialization.Encoding.PEM)
         folder = self.folder(identity.role, identity.id)
         # The index is written before the certificate: a certificate that is not in the index could not be revoked.
         if folder.exists():
@@ -291,11 +289,11 @@ class Authority:
             usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
         if identity.role == "aggregator":
             names.append(x509.DNSName(AGGREGATOR_NAME))
-        names += map(_host, hosts)
+        names += map(host_name, hosts)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{identity.role} {identity.id}")])
         issuer = self._certificate.subject
         return (
-            _builder(self._clock(), subject, issuer, key, days, self._certificate)
+            certificate_builder(self._clock(), subject, issuer, key, days, self._certificate)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -316,45 +314,6 @@ class Authority:
         if role not in ROLES:
             raise ConfigError(f"unknown role '{role}'; there are {', '.join(ROLES)}")
         return Identity(role, check_id(name))
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """Fields of a certificate.
-
-    Args:
-        path: a TLS folder, an authority's folder, or a PEM file.
-
-    Raises:
-        CredentialsError: there is no certificate.
-    """
-    file, certificate = _load(path)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        texts = [str(name.value) for name in names]
-    except x509.ExtensionNotFound:
-        texts = []
-    return {
-        "file": str(file),
-        "subject": certificate.subject.rfc4514_string(),
-        "issuer": certificate.issuer.rfc4514_string(),
-        "names": texts,
-        "not_before": certificate.not_valid_before_utc.isoformat(),
-        "not_after": certificate.not_valid_after_utc.isoformat(),
-        "serial": f"{certificate.serial_number:x}",
-        "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
-    }
-
-
-def _load(path: Path) -> tuple[Path, x509.Certificate]:
-    """The certificate in a folder or PEM file, and the file; raises as ``describe`` does."""
-    candidates = [path / IDENTITY, path / AUTHORITY] if path.is_dir() else [path]
-    file = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
-    try:
-        return file, x509.load_pem_x509_certificates(file.read_bytes())[0]
-    except OSError as exc:
-        raise CredentialsError(f"{file}: {exc.strerror}; name a folder of nonn certs, or a PEM file") from exc
-    except ValueError as exc:
-        raise CredentialsError(f"{file}: contains no certificate in PEM form") from exc
 
 
 def _entry(identity: Identity, hosts: tuple[str, ...], certificate: x509.Certificate) -> Issued:
@@ -385,50 +344,3 @@ def _all_or_nothing(path: Path, names: Sequence[str]) -> Iterator[None]:
             with contextlib.suppress(OSError):  # never created, or the folder has files of another process
                 remove(made)
         raise
-
-
-def _builder(
-    now: datetime,
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: Any,
-    days: float,
-    authority: x509.Certificate | None = None,
-) -> x509.CertificateBuilder:
-    """A builder with the fields that all certificates have."""
-    if not 0 < days <= 36500:
-        raise ConfigError(f"--days {days:g}: a certificate is valid for more than 0 and at most 36500 days")
-    start, end = now - BACKDATED, now + timedelta(days=days)
-    if authority is not None:
-        # A certificate that outlives its authority would look valid but be refused.
-        start, end = max(start, authority.not_valid_before_utc), min(end, authority.not_valid_after_utc)
-        if end <= now:
-            raise CredentialsError("the authority itself has expired; make another: nonn certs init --dir …")
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(end)
-    )
-
-
-def _host(host: str) -> x509.GeneralName:
-    """An IP address or a DNS name for the certificate's alternative names."""
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    labels = host.removesuffix(".").split(".")
-    if not host.isascii() or not all(label and label.replace("-", "").isalnum() for label in labels):
-        raise ConfigError(f"--host {host}: neither an IP address nor a DNS name (without port)")
-    return x509.DNSName(host)
-
-
-def _key_pem(key: Any) -> bytes:
-    pem: bytes = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return pem
