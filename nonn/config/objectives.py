@@ -14,14 +14,13 @@ out, and the defaults leave out all but cross entropy, KD and activation transfe
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from nonn.toml.constraints import Choice, Count, NotNegative, Positive, Probability, Range, Rules, Share, Whole
-from nonn.toml.registry import is_path
+from nonn.toml.registry import installed, is_path
 
 __all__ = ["LogitConfig", "ObjectiveConfig", "ObjectivesConfig", "OtherConfig", "SoftTargetConfig"]
 
@@ -365,8 +364,8 @@ class ObjectivesConfig:
         unknown = values.keys() - {spec.name for spec in dataclasses.fields(ObjectivesConfig)}
         if not unknown:
             return values
-        installed = {point.name for point in importlib.metadata.entry_points(group="nonn.objectives")}
-        foreign = {name: values[name] for name in values if name in unknown and (is_path(name) or name in installed)}
+        known = installed("nonn.objectives")
+        foreign = {name: values[name] for name in values if name in unknown and (is_path(name) or name in known)}
         kept = {name: value for name, value in values.items() if name not in foreign}
         return {**kept, "others": {**kept.get("others", {}), **foreign}} if foreign else values
 

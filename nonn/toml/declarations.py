@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from nonn.errors import ConfigError
@@ -31,8 +32,9 @@ class Field:
     meaning: str
 
 
-def fields_of(cls: type) -> Mapping[str, Field]:
-    """The fields of a dataclass, by name."""
+@cache
+def fields_of(cls: Any) -> Mapping[str, Field]:
+    """The fields of a dataclass, by name; read once, since resolving its types takes most of the time of a file."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {}
     for spec in dataclasses.fields(cls):
