@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tomllib
 from itertools import product
 from pathlib import Path
@@ -263,8 +264,9 @@ def test_sizes_that_do_not_add_up_are_refused(sizes: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
+def uneven(tmp_path_factory: pytest.TempPathFactory, tiny_runs: Path) -> tuple[Bundle, Path]:
     folder = tmp_path_factory.mktemp("uneven")
+    shutil.copytree(tiny_runs / "tiny/teacher", folder / "runs/uneven/teacher")  # the same teacher
     (folder / "e.toml").write_text(CLASSES)
     quick = [s for s in TINY if not s.startswith(("experiment.name", "devices", "distill", "partition"))]
     experiment = load_experiment(folder / "e.toml", [*quick, "distill.epochs=3", "partition.parts=4"])
@@ -305,10 +307,13 @@ params = 9_000
 """
 
 
-def test_students_of_different_families_are_trained_together_and_bundled_in_8_bits(tmp_path: Path) -> None:
+def test_students_of_different_families_are_trained_together_and_bundled_in_8_bits(
+    tmp_path: Path, tiny_runs: Path
+) -> None:
+    shutil.copytree(tiny_runs / "tiny/teacher", tmp_path / "runs/families/teacher")  # the same teacher
     (tmp_path / "e.toml").write_text(FAMILIES)
     quick = [s for s in TINY if not s.startswith(("experiment.name", "devices", "distill"))]
-    experiment = load_experiment(tmp_path / "e.toml", [*quick, "distill.epochs=4"])
+    experiment = load_experiment(tmp_path / "e.toml", [*quick, "distill.epochs=4", "export.calibration=64"])
     space = Workspace(experiment, tmp_path / "runs")
     assert space.networks.sizing.models[:3] == ("inverted-11-0.5", "inverted-11-0.5", "densenet-bc-10-6")
     assert space.networks.sizing.models[3].startswith("strided-")

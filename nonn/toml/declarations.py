@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -32,8 +32,7 @@ class Field:
     meaning: str
 
 
-@cache
-def fields_of(cls: Any) -> Mapping[str, Field]:
+def _fields_of(cls: type) -> Mapping[str, Field]:
     """The fields of a dataclass, by name; read once, since resolving its types takes most of the time of a file."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {}
@@ -43,6 +42,9 @@ def fields_of(cls: Any) -> Mapping[str, Field]:
         meanings = [text for text in getattr(hints[spec.name], "__metadata__", ()) if isinstance(text, str)]
         found[spec.name] = Field(hints[spec.name], default, meanings[-1] if meanings else "")
     return found
+
+
+fields_of: Callable[[type], Mapping[str, Field]] = cache(_fields_of)
 
 
 def unpack(hint: Any) -> tuple[Any, list[Constraint]]:
