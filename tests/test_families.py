@@ -5,18 +5,29 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from nonn.config import load_experiment
 from nonn.errors import ConfigError
 from nonn.students import GroupedStudents, Student, measure_cost
 from nonn.students.grouped import group, of_one_architecture, ungroup
 from nonn.teacher import Normalise, make_network
+from nonn.teacher.lma_wrn import Lma
 from nonn.teacher.zoo import FAMILIES, is_known
 from tests.networks import randomise_norms
 
-SMALL = ["densenet-bc-16-4", "se-wrn-10-0.5", "inverted-11-0.5", "se-inverted-20-0.5", "wrn-10-0.5", "strided-2-0.5"]
+SMALL = [
+    "densenet-bc-16-4",
+    "se-wrn-10-0.5",
+    "inverted-11-0.5",
+    "se-inverted-20-0.5",
+    "wrn-10-0.5",
+    "lma-wrn-10-0.5",
+    "strided-2-0.5",
+]
 
 
 # Parameters at 3×32×32: DenseNet-BC as published, with K = 100; the others as students with a bridge to 256 filters.
@@ -245,3 +256,24 @@ def test_a_student_by_dotted_path_trains_next_to_others() -> None:
 def test_a_dotted_path_that_is_no_student_says_why(path: str, args: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         _by_path(path, **args)
+
+
+def test_a_multi_segment_activation_is_its_formula_around_its_moving_statistics() -> None:
+    layer = Lma()
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.5, 2.0, (6, 3, 4, 4)).astype(np.float32)
+    layer(torch.from_numpy(x))  # in training: the statistics move by a hundredth
+    mean, std = 0.01 * x.mean(), 0.99 + 0.01 * x.std(ddof=1)
+    layer.eval()
+    with torch.no_grad():
+        layer.slope.add_(torch.from_numpy(rng.normal(size=(1, 8)).astype(np.float32)))
+        layer.offset.add_(torch.from_numpy(rng.normal(size=(1, 8)).astype(np.float32)))
+        got = layer(torch.from_numpy(x)).numpy()
+    segment = np.floor((x - mean + 3 * std) / (6 * std / 8)).clip(0, 7).astype(int)
+    assert set(segment.ravel()) == set(range(8))
+    slope, offset = (p.detach().numpy()[0] for p in (layer.slope, layer.offset))
+    np.testing.assert_allclose(got, slope[segment] * x + offset[segment], rtol=1e-4, atol=1e-4)
+    start = Lma().eval()(torch.from_numpy(x))
+    torch.testing.assert_close(start, torch.from_numpy(x).relu())  # at mean 0, it starts as ReLU
+    with pytest.raises(ConfigError, match=r"export\.weights.*no 8 bits"):
+        load_experiment(None, ["student.model=lma-wrn-10-1", "export.weights=int8"])

@@ -121,6 +121,12 @@ class Experiment:
             "patches have no labels: choose fusion.head = 'ridge' or 'trained' and fusion.target = 'teacher', without "
             "fusion.balanced and fusion.head_to_tail",
         )
+        models = [self.student.model, *(kind.model for kind in devices.classes)]
+        yield (
+            "export.weights",
+            self.export.weights == "float32" or not any("lma-wrn" in model for model in models),
+            "students lma-wrn-… have no 8 bits; choose 'float32', or another student.model",
+        )
         objectives = distill.objectives
         for name in ("mutual", "pcl"):
             alone = getattr(objectives, name).weight and devices.count < 2
