@@ -99,7 +99,7 @@ def _linked_files(name: str) -> set[str]:
 
 def _navigation(pages: list[str]) -> list[Any]:
     """The home page, a tab for each section of ``docs/README.md``, and the project's own files."""
-    nav: list[Any] = ["README.md", {"Contents": "docs/README.md"}]
+    nav: list[Any] = [{"Home": "README.md"}, {"Contents": "docs/README.md"}]
     _, *sections = re.split(r"^## (.+)$", (ROOT / "docs/README.md").read_text(), flags=re.M)
     for title, text in zip(sections[::2], sections[1::2], strict=True):
         linked = [posixpath.normpath(posixpath.join("docs", match[2])) for match in _LINK.finditer(text)]
