@@ -507,6 +507,17 @@ def test_an_announcement_is_found_and_nothing_is_announced_without_one(authority
     asyncio.run(main())
 
 
+def test_a_device_without_a_network_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    zeroconf = pytest.importorskip("zeroconf")
+
+    def unplugged(**_: Any) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(zeroconf, "Zeroconf", unplugged)
+    with pytest.raises(UnreachableError, match=r"Network is unreachable.*--pair-with HOST:PORT"):
+        pair(tmp_path, "kitchen", CODE, discovery.discovered())
+
+
 def test_without_zeroconf_both_sides_say_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from nonn.errors import MissingExtraError
+from nonn.errors import MissingExtraError, UnreachableError
 from nonn.security.pairing import SERVICE_TYPE
 from nonn_device.pair import Found
 
@@ -28,6 +28,7 @@ def discovered(wait_s: float = WAIT_S) -> Iterator[Found]:
 
     Raises:
         MissingExtraError: zeroconf is not installed.
+        UnreachableError: no interface of this device can be used.
     """
     try:
         from zeroconf import IPVersion, ServiceBrowser, ServiceStateChange, Zeroconf
@@ -41,9 +42,15 @@ def discovered(wait_s: float = WAIT_S) -> Iterator[Found]:
             names.put(name)
 
     try:
-        zeroconf = Zeroconf(ip_version=IPVersion.All)
-    except OSError:  # without IPv6
-        zeroconf = Zeroconf(ip_version=IPVersion.V4Only)
+        try:
+            zeroconf = Zeroconf(ip_version=IPVersion.All)
+        except OSError:  # without IPv6
+            zeroconf = Zeroconf(ip_version=IPVersion.V4Only)
+    except OSError as exc:
+        raise UnreachableError(
+            f"multicast DNS cannot be used here ({exc.strerror or exc}): is the network up? Or give the address "
+            "that nonn serve --pair prints: --pair-with HOST:PORT"
+        ) from exc
     with zeroconf:
         ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[changed])
         until = time.monotonic() + wait_s
