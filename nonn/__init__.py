@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from nonn.errors import QuorumError as QuorumError
     from nonn.errors import ShapeError as ShapeError
     from nonn.errors import UnreachableError as UnreachableError
+    from nonn.errors import UsageError as UsageError
     from nonn.experiment.run import Result as Result
     from nonn.experiment.run import run as run
     from nonn.experiment.study import study as study
@@ -96,6 +97,7 @@ __all__ = [
     "ShapeError",
     "Study",
     "UnreachableError",
+    "UsageError",
     "__version__",
     "build_report",
     "load",
