@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from nonn.bundle import load_bundle
+from nonn.bundle.inputs import InputReader, expand
 from nonn.bundle.manifest import MANIFEST
 from nonn.bundle.preprocess import Preprocess, recorded
 from nonn.config import DataConfig
 from nonn.data import load_data
 from nonn.errors import BundleError, DataError, InputError, NonnError
-from nonn.inputs import InputReader, expand
 from tests.toys import toy_bundle
 
 GREY = InputReader((1, 8, 8), "uint8")

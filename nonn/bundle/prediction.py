@@ -114,7 +114,7 @@ class Offline:
             inputs = [inputs]
         if not isinstance(inputs, list | tuple) or not all(isinstance(name, str | Path) for name in inputs):
             return np.asarray(inputs)
-        from nonn.inputs import InputReader, expand  # needs Pillow for images
+        from nonn.bundle.inputs import InputReader, expand  # needs Pillow for images
 
         spec = self._bundle.manifest.input
         reader = InputReader(spec.shape, spec.dtype, spec.preprocess)

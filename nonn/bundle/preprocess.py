@@ -1,8 +1,8 @@
 """How files become inputs: what the reader of the training data did, recorded in the manifest for those who ask later.
 
-``nonn.inputs`` applies it, in training and in serving, so that a bundle accepts the files that it was trained on. It is
-part of the manifest's ``input``; a bundle without it accepts images of exactly its size. Nodes get arrays and do not
-need it.
+``nonn.bundle.inputs`` applies it, in training and in serving, so that a bundle accepts the files that it was trained
+on. It is part of the manifest's ``input``; a bundle without it accepts images of exactly its size. Nodes get arrays and
+do not need it.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Sends the requests and prints the answers."""
     import json
 
+    from nonn.bundle.inputs import STDIN
     from nonn.client import Client
-    from nonn.inputs import STDIN
 
     with Client(args.address, args.timeout, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         metadata = client.metadata()
@@ -89,7 +89,7 @@ class _Batches:
     """
 
     def __init__(self, args: argparse.Namespace, metadata: Metadata) -> None:
-        from nonn.inputs import InputReader
+        from nonn.bundle.inputs import InputReader
 
         steps = metadata.preprocess.resizing() if args.resize else metadata.preprocess
         self._reader = InputReader(metadata.shape, metadata.dtype, steps, args.array)
@@ -102,8 +102,8 @@ class _Batches:
         return self._all
 
     def _generate(self) -> Iterator[tuple[str, int, Array]]:
+        from nonn.bundle.inputs import expand
         from nonn.errors import DataError, InputError
-        from nonn.inputs import expand
 
         for name in self._names:
             try:

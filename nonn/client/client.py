@@ -162,7 +162,7 @@ class Client:
             DataError: a file cannot be read.
             InputError: there is no such file, or it does not fit the bundle.
         """
-        from nonn.inputs import InputReader, expand  # Pillow is not part of every client
+        from nonn.bundle.inputs import InputReader, expand  # Pillow is not part of every client
 
         metadata = self.metadata()
         reader = InputReader(metadata.shape, metadata.dtype, metadata.preprocess)

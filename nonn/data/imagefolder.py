@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from nonn.bundle.inputs import IMAGE_SUFFIXES, prepared_image
 from nonn.bundle.preprocess import Preprocess
 from nonn.config import DataConfig
 from nonn.data.dataset import Split
@@ -21,7 +22,6 @@ from nonn.data.images import decode_all
 from nonn.data.source import Source, find
 from nonn.data.splits import split_by_share
 from nonn.errors import ConfigError, DataError
-from nonn.inputs import IMAGE_SUFFIXES, prepared_image
 
 __all__ = ["read"]
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from nonn.bundle.inputs import to_rgb
 from nonn.errors import DataError
-from nonn.inputs import to_rgb
 
 __all__ = ["decode_all"]
 

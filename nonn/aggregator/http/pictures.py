@@ -16,7 +16,7 @@ from nonn.aggregator.http.access import Access
 from nonn.aggregator.http.bodies import RefusedError, answering, failed, reading
 from nonn.answer import Answer
 from nonn.bundle import Bundle
-from nonn.inputs import MAX_PIXELS, UPLOADED, InputReader
+from nonn.bundle.inputs import MAX_PIXELS, UPLOADED, InputReader
 from nonn.rpc.codec import Request
 from nonn.rpc.endpoint import Endpoint, Result
 from nonn.rpc.wire import new_request
