@@ -295,23 +295,25 @@ def lease_markdown(found: Mapping[str, Any]) -> str:
 
 
 def methods_markdown(found: Mapping[str, Any]) -> str:
-    """A row for each method, mean and standard deviation over seeds, and its difference from the labels alone."""
-    rows = {name: list(row["runs"].values()) for name, row in found["rows"].items()}
-    shown, versions = (0, 4, 7), {run["code_version"] for runs in rows.values() for run in runs}
-    labels = [mean(run["accuracy_by_failures"][failed] for run in rows["labels"]) for failed in shown]
+    """A row for each method, mean and standard deviation over seeds, and its difference from the labels, same seeds."""
+    rows = {name: row["runs"] for name, row in found["rows"].items()}
+    shown, versions = (0, 4, 7), {run["code_version"] for runs in rows.values() for run in runs.values()}
     lines = [
         "| next to the labels | seeds | 0 failed | 4 failed | 7 failed | worth at 0 | at 4 | at 7 | CEV at 4 |",
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, runs in rows.items():
-        levels = [[100 * run["accuracy_by_failures"][failed] for run in runs] for failed in shown]
+    for name, by_seed in rows.items():
+        runs, labels = list(by_seed.values()), [rows["labels"][seed] for seed in by_seed]
+        levels, base = (
+            [[100 * run["accuracy_by_failures"][failed] for run in some] for failed in shown] for some in (runs, labels)
+        )
         spread = [f" ± {stdev(level):.1f}" if len(level) > 1 else "" for level in levels]
         cells = [f"{mean(level):.1f}{sd} %" for level, sd in zip(levels, spread, strict=True)]
-        worth = [f"{mean(level) - 100 * base:+.1f}" for level, base in zip(levels, labels, strict=True)]
+        worth = [f"{mean(level) - mean(other):+.1f}" for level, other in zip(levels, base, strict=True)]
         title = f"together: {', '.join(found['together'])}" if name == "together" else name
         cev = f"{mean(run['cev'][4] for run in runs):.2f}"
         lines.append(f"| {title} | {len(runs)} | {' | '.join([*cells, *worth, cev])} |")
-    teacher = mean(run["teacher"] for run in rows["labels"])
+    teacher = mean(run["teacher"] for run in rows["labels"].values())
     machine = ", ".join(f"{key} {value}" for key, value in sorted(found["machine"].items()))
     return "\n".join([*lines, "", f"Teacher {teacher:.1%}; {machine}; {', '.join(sorted(versions))}."])
 
