@@ -328,8 +328,8 @@ def sampled_text(summary: Summary) -> str:
         Column("95 % from", "mean_low", percent),
         Column("to", "mean_high", percent),
         IntervalColumn("new samples, 95 %", "test_interval", show_interval(share_of(summary["samples"]))),
-        Column("worst seen", "worst", percent),
-        Column("best seen", "best", percent),
+        Column("worst found", "worst", percent),
+        Column("best found", "best", percent),
     )
     law = summary["law"]
     lines = [
