@@ -468,6 +468,15 @@ def test_options_of_pairing_that_cannot_be_used_are_refused(bundle: Any, options
         pairing_of(arguments)
 
 
+def test_a_bundle_after_pair_is_not_taken_for_its_number(bundle: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    parse = nonn.cli.build_parser().parse_args
+    with pytest.raises(SystemExit, match="2"):
+        parse(["serve", "--pair", str(bundle.path)])
+    assert "put --pair after BUNDLE, or use --pair=N" in capsys.readouterr().err
+    for written in (["--pair=3", str(bundle.path)], [str(bundle.path), "--pair", "3"]):
+        assert parse(["serve", *written]).pair == 3
+
+
 def test_an_aggregator_of_another_authority_is_refused_and_a_terminal_shows_a_qr_code(
     bundle: Any, authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:

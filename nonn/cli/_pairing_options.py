@@ -26,7 +26,7 @@ def add_pairing_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument(
         "--pair",
-        type=count,
+        type=_num_devices,
         nargs="?",
         const=1,
         metavar="N",
@@ -42,6 +42,13 @@ def add_pairing_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="authority of nonn certs that issues these certificates; created if missing (default: certs)",
     )
+
+
+def _num_devices(text: str) -> int:
+    """The number N of ``--pair``; argparse takes any word after the option for it, also the bundle."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: not a number of devices; put --pair after BUNDLE, or use --pair=N")
+    return count(text)
 
 
 def pairing_of(args: argparse.Namespace) -> PairingServer | None:
