@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.experiment.stages import exclusive
     from nonn.experiment.workspace import Workspace
 
-    space = Workspace(experiment, args.runs, progress=Terminal(log_time=args.log_time))
+    space = Workspace(experiment, args.runs, progress=Terminal(log_time=args.log_time), tensorboard=args.tensorboard)
     with exclusive(space.root):
         if args.compare:
             _show_comparison(*compare_partitioners(space), as_json=args.json)

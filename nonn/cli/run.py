@@ -38,6 +38,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
     parser.add_argument("--log-time", action="store_true", help="begin every line of progress with date and time")
+    parser.add_argument("--tensorboard", action="store_true", help="write the losses of each training for TensorBoard")
     parser.set_defaults(resumable=True)
 
 
@@ -51,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     from nonn.experiment.run import run as run_experiment
     from nonn.report.table import failure_table
 
-    result = run_experiment(experiment, runs=args.runs, progress=Terminal(log_time=args.log_time))
+    result = run_experiment(
+        experiment, runs=args.runs, progress=Terminal(log_time=args.log_time), tensorboard=args.tensorboard
+    )
     show(result.report, failure_table, result.bundle.path, as_json=args.json)
     return 0
 

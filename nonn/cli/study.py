@@ -28,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from nonn.experiment.study import study as run_study
     from nonn.report.study import study_text
 
-    study = run_study(experiment, runs=args.runs, progress=Terminal(log_time=args.log_time))
+    study = run_study(
+        experiment, runs=args.runs, progress=Terminal(log_time=args.log_time), tensorboard=args.tensorboard
+    )
     if args.json:
         print(json.dumps(to_json(study), indent=2, ensure_ascii=False))
         return 0

@@ -43,6 +43,7 @@ def demo(
     runs: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    tensorboard: bool = False,
 ) -> Result:
     """Runs an experiment, then streams its test split through a live cluster whose devices are killed.
 
@@ -51,6 +52,7 @@ def demo(
         runs: folder of all runs.
         overrides: ``section.key=value``, as for ``--set``.
         progress: receives the progress; None shows nothing.
+        tensorboard: write the losses of each training into its folder for TensorBoard too.
 
     Returns:
         The result of the run; its report has ``measured_live``.
@@ -58,7 +60,9 @@ def demo(
     Raises:
         NonnError: the experiment cannot be run, or the cluster does not start.
     """
-    space = Workspace(resolve(experiment, overrides), Path(runs), progress=progress or Silent())
+    space = Workspace(
+        resolve(experiment, overrides), Path(runs), progress=progress or Silent(), tensorboard=tensorboard
+    )
     with exclusive(space.root):
         result = execute(space)
     bundle = result.bundle

@@ -54,6 +54,7 @@ def run(
     runs: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    tensorboard: bool = False,
 ) -> Result:
     """Runs every unfinished stage of an experiment.
 
@@ -67,12 +68,15 @@ def run(
         runs: folder of all runs; this one is ``<runs>/<experiment.name>``.
         overrides: ``section.key=value``, as for ``--set``.
         progress: receives the progress; None shows nothing, ``nonn.cli.console`` shows it on stderr.
+        tensorboard: write the losses of each training into its folder for TensorBoard too.
 
     Raises:
         NonnError: something is wrong with the configuration, the data or a file; finished work is kept, and the next
             run resumes from it.
     """
-    space = Workspace(resolve(experiment, overrides), Path(runs), progress=progress or Silent())
+    space = Workspace(
+        resolve(experiment, overrides), Path(runs), progress=progress or Silent(), tensorboard=tensorboard
+    )
     with exclusive(space.root):
         return execute(space)
 

@@ -55,6 +55,7 @@ def study(
     runs: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    tensorboard: bool = False,
 ) -> Study:
     """Trains and evaluates every row for every seed, except finished ones.
 
@@ -69,6 +70,7 @@ def study(
         runs: folder of all runs.
         overrides: ``section.key=value``, as for ``--set``.
         progress: receives the progress; None shows nothing.
+        tensorboard: write the losses of each training into its folder for TensorBoard too.
 
     Returns:
         Content of ``runs/<experiment>/study/study.json``; it is written after every row, marked as partial until all
@@ -78,7 +80,7 @@ def study(
         NonnError: a row cannot be trained; finished work is kept.
     """
     config = resolve(experiment, overrides)
-    space = Workspace(config, Path(runs), progress=progress or Silent())
+    space = Workspace(config, Path(runs), progress=progress or Silent(), tensorboard=tensorboard)
     methods = [METHODS.load(name, "study.rows") for name in config.study.rows]
     for method in methods:  # one by package.module:name is known by its own name from here on
         METHODS.setdefault(method.name, method)

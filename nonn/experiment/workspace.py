@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from nonn.data import Dataset, Split, load_data
 from nonn.data.augment import Augment
 from nonn.distill.heads import HeadFitter
 from nonn.errors import ConfigError
+from nonn.experiment.losses import event_file, event_writer, write_losses
 from nonn.experiment.networks import Networks
 from nonn.experiment.precheck import check_before_data
 from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.seeds import seed_of
 from nonn.experiment.stages import Stage, open_stage
-from nonn.files import atomic_file
 from nonn.partition import check_parts, check_takes_sizes
 from nonn.students.devices import resolve_devices
 from nonn.trainer import Replay, Task, batch_size, fit
@@ -51,7 +51,6 @@ def resolve(experiment: str | Path | Experiment | None, overrides: Sequence[str]
     return experiment
 
 
-LOSSES = "losses.csv"
 _SILENT = Silent()
 
 
@@ -65,6 +64,10 @@ class Workspace:
         place: subfolder of the run for all stages except the teacher, which all places share.
         dataset: the data, if already read.
         progress: receives the progress.
+        tensorboard: write the losses of each training for TensorBoard too.
+
+    Raises:
+        MissingExtraError: ``tensorboard`` is set, but the package is not installed.
     """
 
     experiment: Experiment
@@ -72,6 +75,11 @@ class Workspace:
     place: str = "."
     dataset: Dataset | None = None
     progress: Progress = _SILENT
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tensorboard:
+            event_writer()
 
     @property
     def root(self) -> Path:
@@ -178,7 +186,7 @@ class Workspace:
         replay: Replay | None = None,
         split: Split | None = None,
     ) -> None:
-        """Trains on the training split, and writes the mean losses of every epoch into the stage as CSV.
+        """Trains on the training split, and writes the mean losses of every epoch into the stage.
 
         Args:
             task: the training task.
@@ -196,7 +204,16 @@ class Workspace:
                 f"{title}: batches of {batch}, not {config.batch}, since {samples:,} samples would be "
                 f"{samples // config.batch} of them; {samples // batch} steps an epoch (epoch_steps)"
             )
-        with self.progress.bar(title, config.epochs, "epochs") as tick:
+        with (
+            self.progress.bar(title, config.epochs, "epochs") as tick,
+            event_file(stage.folder) if self.tensorboard else contextlib.nullcontext() as write,
+        ):
+
+            def report(done: int, _: int, losses: dict[str, float]) -> None:
+                tick(done, "  ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+                if write is not None:
+                    write(done, losses)
+
             history = fit(
                 task,
                 split.inputs,
@@ -207,15 +224,7 @@ class Workspace:
                 augment=self.augment,
                 replay=replay,
                 device=self.device,
-                progress=lambda done, _, losses: tick(done, "  ".join(f"{k} {v:.3f}" for k, v in losses.items())),
+                progress=report,
             )
         if history:
-            _write_losses(stage.folder / LOSSES, history)
-
-
-def _write_losses(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Writes the mean losses of each epoch as CSV."""
-    with atomic_file(path) as file, file.open("w", newline="") as target:
-        writer = csv.writer(target)
-        writer.writerow(["epoch", *history[-1]])
-        writer.writerows([epoch, *losses.values()] for epoch, losses in enumerate(history, start=1))
+            write_losses(stage.folder, history)
