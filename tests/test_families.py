@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from nonn.config import load_experiment
 from nonn.errors import ConfigError
@@ -26,6 +27,7 @@ SMALL = [
     "se-inverted-20-0.5",
     "wrn-10-0.5",
     "lma-wrn-10-0.5",
+    "tissue-8-1",
     "strided-2-0.5",
 ]
 
@@ -187,6 +189,15 @@ def test_a_gate_scales_each_channel_by_the_mean_of_all() -> None:
     torch.testing.assert_close(gate(x), x * expected[:, :, None, None])
 
 
+def test_a_unit_filters_cells_of_eight_channels_separately_and_then_mixes_them() -> None:
+    torch.manual_seed(0)
+    unit = make_network("tissue-8-1", 2, 0, 2).eval().get_submodule("features.2")
+    x = torch.randn(2, 16, 8, 8)
+    first, mix = unit.get_submodule("cells.0").weight, unit.get_submodule("mix.0").weight
+    cells = [functional.conv2d(x[:, i : i + 8], first[i : i + 8], stride=2, padding=1) for i in (0, 8)]
+    torch.testing.assert_close(unit(x), functional.conv2d(torch.cat(cells, 1).relu(), mix), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -196,6 +207,7 @@ def test_a_gate_scales_each_channel_by_the_mean_of_all() -> None:
         "inverted-30-1",
         "se-inverted-11-0.1",
         "se-wrn-12-1",
+        "tissue-10-1",
     ],
 )
 def test_a_member_that_does_not_exist_is_refused_with_the_rule(name: str) -> None:

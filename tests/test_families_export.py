@@ -21,7 +21,7 @@ from nonn.export.quantise import quantise
 from tests.networks import trained_looking_student
 
 # Other tests export wide residual networks.
-MODELS = ["se-wrn-10-1", "densenet-bc-16-6", "inverted-20-0.5", "se-inverted-20-0.5", "strided-2-1"]
+MODELS = ["se-wrn-10-1", "densenet-bc-16-6", "inverted-20-0.5", "se-inverted-20-0.5", "tissue-8-1", "strided-2-1"]
 CASES = [*((model, 2) for model in MODELS), ("densenet-bc-10-4", 1)]
 
 
@@ -60,7 +60,7 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
         inputs.ctypes.data_as(ctypes.c_void_p), got.ctypes.data_as(ctypes.c_void_p), ctypes.c_int32(len(inputs))
     )
     assert np.abs(got - expected).mean() <= TOLERANCE[weights] * np.abs(expected).mean()
-    if weights == "int8" and not model.startswith("se-"):  # translated by nonn: the same integers
+    if weights == "int8" and not model.startswith(("se-", "tissue-")):  # translated by nonn: the same integers
         assert "nonn_layer" in made.source
         np.testing.assert_allclose(got, expected, rtol=1e-6)
     if model.startswith("densenet") and weights == "float32":  # every concatenation is made where its parts are
@@ -80,6 +80,11 @@ def test_a_large_dense_student_in_8_bits_is_right_at_full_optimisation(tmp_path:
         inputs.ctypes.data_as(ctypes.c_void_p), got.ctypes.data_as(ctypes.c_void_p), ctypes.c_int32(2)
     )
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_student_with_segments_has_no_8_bits() -> None:
+    with pytest.raises(BundleError, match=r"no 8 bits: node .*Floor.*float32"):
+        quantise(*_exported("lma-wrn-10-1", 2))
 
 
 def test_an_operator_that_c_cannot_have_is_named() -> None:

@@ -63,10 +63,16 @@ def quantise(data: bytes, calibration: NDArray[Any]) -> bytes:
         The ONNX file in 8 bits, with the same input and output.
 
     Raises:
-        BundleError: its features differ by more than ``TOLERANCE`` on the calibration images.
+        BundleError: it has an activation that has no 8 bits, or its features differ by more than ``TOLERANCE`` on the
+            calibration images.
     """
     inputs = calibration.astype(np.float32)
     model = onnx.load_from_string(folded(data))
+    if floor := next((node for node in model.graph.node if node.op_type == "Floor"), None):
+        raise BundleError(
+            f"the student has no 8 bits: node '{floor.output[0]}' (Floor) selects a segment of an activation, "
+            "which rounded values may miss; keep export.weights = 'float32', or choose another student.model"
+        )
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     _to_convolutions(model, constants)
     _add_biases(model.graph, constants)
