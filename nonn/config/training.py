@@ -77,8 +77,8 @@ class StudentConfig:
 
     model: Annotated[
         str,
-        "wrn-, se-wrn-, lma-wrn-, inverted-, se-inverted-, tissue- or strided-DEPTH-WIDTH, densenet-bc-DEPTH-GROWTH, or "
-        "package.module:factory; auto: the largest wrn that fits each device; auto:FAMILY,FAMILY, such as "
+        "wrn-, se-wrn-, lma-wrn-, inverted-, se-inverted-, tissue- or strided-DEPTH-WIDTH, densenet-bc-DEPTH-GROWTH "
+        "or package.module:factory; auto: the largest wrn that fits each device; auto:FAMILY,FAMILY, such as "
         "auto:densenet-bc: the largest of these families",
     ] = "wrn-10-1"
     args: Annotated[
