@@ -193,7 +193,7 @@ def test_a_unit_filters_cells_of_eight_channels_separately_and_then_mixes_them()
     torch.manual_seed(0)
     unit = make_network("tissue-8-1", 2, 0, 2).eval().get_submodule("features.2")
     x = torch.randn(2, 16, 8, 8)
-    first, mix = unit.get_submodule("cells.0").weight, unit.get_submodule("mix.0").weight
+    first, mix = (unit.state_dict()[f"{layer}.0.weight"] for layer in ("cells", "mix"))
     cells = [functional.conv2d(x[:, i : i + 8], first[i : i + 8], stride=2, padding=1) for i in (0, 8)]
     torch.testing.assert_close(unit(x), functional.conv2d(torch.cat(cells, 1).relu(), mix), rtol=1e-4, atol=1e-4)
 
