@@ -35,6 +35,7 @@ from tests.toys import SHAPE, WIDTH, toy_bundle
 ROOT = Path(__file__).parent.parent
 PI, WEARABLE = ROOT / "devices/pi", ROOT / "devices/wearable"
 UNITS = (PI / "nonn-device.service", PI / "nonn-aggregator.service", WEARABLE / "nonn-device.service")
+PAIRED = (PI / "paired.conf", WEARABLE / "paired.conf")  # drop-ins of the units of devices
 ANSIBLE = ROOT / ".venv-ansible"
 ANSIBLE_CORE = "ansible-core==2.19.14"  # the last for Python 3.11
 
@@ -53,13 +54,18 @@ def test_systemd_understands_every_line(unit: Any, tmp_path: Path) -> None:
         pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
     copy = tmp_path / unit.name
     # Programs must exist when a unit is verified; the prefix is the only thing that is changed.
-    copy.write_text(re.sub(r"(/opt/nonn|%h/\.local/share/nonn)/bin/[a-z-]+", "/bin/true", unit.read_text()))
+    program = re.compile(r"(/opt/nonn|%h/\.local/share/nonn)/bin/[a-z-]+")
+    copy.write_text(program.sub("/bin/true", unit.read_text()))
+    if unit.name == "nonn-device.service":
+        drop_in = tmp_path / f"{unit.name}.d" / "paired.conf"
+        drop_in.parent.mkdir()
+        drop_in.write_text(program.sub("/bin/true", (unit.parent / "paired.conf").read_text()))
     environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
     scope = ["--user"] if unit.parent == WEARABLE else []
     verified = subprocess.run(
         ["systemd-analyze", *scope, "verify", "--man=no", copy], capture_output=True, text=True, env=environment
     )
-    told = [line for line in verified.stderr.splitlines() if unit.name in line]
+    told = [line for line in verified.stderr.splitlines() if unit.name in line or "paired.conf" in line]
     assert (verified.returncode, told) == (0, [])
     if not scope:
         score = subprocess.run(
@@ -151,11 +157,13 @@ class Notified:
 
 
 @contextlib.contextmanager
-def started(unit: Any, folder: Any, tls: Any, variables: Any, watchdog_s: float = 1.0) -> Iterator[Any]:
+def started(
+    unit: Any, folder: Any, tls: Any, variables: Any, watchdog_s: float = 1.0, drop_in: Any = None
+) -> Iterator[Any]:
     """The unit's ExecStart with its environment, its specifiers filled in; and its notify socket."""
     folder.mkdir()
-    found, notified = settings_of(unit), Notified(folder)
-    line = found["ExecStart"][0]
+    found, notified = settings_of(unit) | (settings_of(drop_in) if drop_in else {}), Notified(folder)
+    line = found["ExecStart"][-1]
     for specifier, value in (
         ("%E/nonn/tls", tls),
         ("%S", folder),
@@ -168,7 +176,7 @@ def started(unit: Any, folder: Any, tls: Any, variables: Any, watchdog_s: float 
         line = line.replace(f"${name}", value)
     assert not re.search(r"[%$]", line), line
     environment = dict(part.split("=") for part in found["Environment"][0].split())
-    environment |= {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": str(round(1e6 * watchdog_s))}
+    environment |= variables | {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": str(round(1e6 * watchdog_s))}
     environment["PATH"] = "/usr/bin:/bin"
     with (
         (folder / "log").open("wb") as log,
@@ -187,19 +195,27 @@ def test_the_lines_of_all_units_make_a_cluster_and_systemd_hears_of_it(bundle: B
     assert run("nonn", "fleet", "init", inventory).returncode == 0
     certs = tmp_path / "certs"
     # An option that is given twice counts the last time: free ports instead of fixed ones.
-    options = {"NONN_BUNDLE": str(bundle.path), "NONN_OPTIONS": "--port 0"}
+    options = {"NONN_BUNDLE": str(bundle.path), "NONN_OPTIONS": f"--port 0 --pair 2 --authority {certs}"}
     with contextlib.ExitStack() as stack:
         aggregator, told = stack.enter_context(started(UNITS[1], tmp_path / "m", certs / "aggregator/main", options))
         address = json.loads(aggregator.stdout.readline())["address"].replace("0.0.0.0", "127.0.0.1")
         assert told.until("READY=1").endswith("STATUS=serves at " + address.replace("127.0.0.1", "0.0.0.0"))
-        options["NONN_AGGREGATORS"] = address
+        options |= {"NONN_AGGREGATORS": address, "NONN_OPTIONS": "--port 0"}
         node, heard = stack.enter_context(started(UNITS[0], tmp_path / "a", certs / "node/a", options))
         assert heard.until("READY=1") == "READY=1\nSTATUS=asks for a student"
         assert "STATUS=student" in heard.until("READY=1")
         options["NONN_OPTIONS"] = ""
         wearable, _ = stack.enter_context(started(UNITS[2], tmp_path / "b", certs / "node/b", options))
+        until((certs / "pairing.code").exists)
+        options["NONN_CODE"] = (certs / "pairing.code").read_text()
+        listens = re.search(r"valid for 600 s, at 0\.0\.0\.0:(\d+)", (tmp_path / "m/log").read_text())
+        assert listens is not None
+        paired = []
+        for name, unit, drop_in, more in (("c", UNITS[0], PAIRED[0], " --port 0"), ("d", UNITS[2], PAIRED[1], "")):
+            options["NONN_OPTIONS"] = f"--id {name} --pair-with 127.0.0.1:{listens[1]}{more}"
+            paired.append(stack.enter_context(started(unit, tmp_path / name, None, options, drop_in=drop_in))[0])
         with Client(address, TIMEOUT_S, tls=certs / "client/operator") as client:
-            until(lambda: members(client).keys() == {"a", "b"})
+            until(lambda: members(client).keys() == {"a", "b", "c", "d"})
             assert client.infer(np.zeros((1, *SHAPE), np.uint8)).mask == 0b11
             heard.until("WATCHDOG=1")
             told.until("WATCHDOG=1")
@@ -209,7 +225,7 @@ def test_the_lines_of_all_units_make_a_cluster_and_systemd_hears_of_it(bundle: B
             assert heard.take(1.5) is None
             node.send_signal(signal.SIGCONT)
             heard.until("WATCHDOG=1")
-            for child in (node, wearable, aggregator):
+            for child in (node, wearable, *paired, aggregator):
                 child.send_signal(signal.SIGTERM)
                 assert child.wait(TIMEOUT_S) == 0
             heard.until("STOPPING=1")
