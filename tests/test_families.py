@@ -6,16 +6,20 @@ import copy
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
 
 from nonn.config import load_experiment
 from nonn.errors import ConfigError
+from nonn.export import export_onnx
 from nonn.students import GroupedStudents, Student, measure_cost
 from nonn.students.grouped import group, of_one_architecture, ungroup
 from nonn.teacher import Normalise, make_network
+from nonn.teacher.binary_wrn import BinaryConv2d, flash_bytes
 from nonn.teacher.lma_wrn import Lma
 from nonn.teacher.zoo import FAMILIES, is_known
 from tests.networks import randomise_norms
@@ -28,6 +32,7 @@ SMALL = [
     "wrn-10-0.5",
     "lma-wrn-10-0.5",
     "tissue-8-1",
+    "binary-wrn-10-0.5",
     "strided-2-0.5",
 ]
 
@@ -187,6 +192,46 @@ def test_a_gate_scales_each_channel_by_the_mean_of_all() -> None:
     hidden = (x.mean((2, 3)) @ weights[0].T + weights[1]).relu()
     expected = torch.sigmoid(hidden @ weights[2].T + weights[3])
     torch.testing.assert_close(gate(x), x * expected[:, :, None, None])
+
+
+def test_a_stacked_filter_is_the_nearest_of_the_bank_and_passes_its_gradient_to_both() -> None:
+    torch.manual_seed(0)
+    layer = make_network("binary-wrn-10-0.5", 2, 0, 2).double().get_submodule("features.1.first")
+    assert isinstance(layer, BinaryConv2d)
+    weight, bank = (p.detach().numpy() for p in (layer.weight, layer.bank))
+    signs = np.where(bank >= 0, 1.0, -1.0)
+    expected, used = np.zeros_like(weight), {}
+    for out, part in np.ndindex(8, 2):
+        piece = np.s_[out, 4 * part : 4 * part + 4]
+        used[out, part] = int(np.einsum("mcyx,cyx->m", signs, weight[piece]).argmax())
+        expected[piece] = np.abs(weight[out]).mean() * signs[used[out, part]]
+    composed = layer.composed()
+    np.testing.assert_allclose(composed.detach().numpy(), expected, rtol=1e-12)
+    given = torch.randn_like(composed)
+    composed.backward(given)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(layer.weight.grad, given)
+    of_bank = np.zeros_like(bank)
+    for (out, part), i in used.items():
+        of_bank[i] += np.abs(weight[out]).mean() * given.numpy()[out, 4 * part : 4 * part + 4]
+    np.testing.assert_allclose(layer.bank.grad.numpy(), of_bank, rtol=1e-9, atol=1e-12)  # type: ignore[union-attr]
+
+
+def test_a_student_of_stacked_filters_is_an_ordinary_one_on_its_device() -> None:
+    plain, stacked = (
+        Student(model, (1, 8, 8), 5, Normalise([1.0], [3.0], 2), "penultimate")
+        for model in ("wrn-10-0.5", "binary-wrn-10-0.5")
+    )
+    costs = [measure_cost(student, (1, 8, 8)) for student in (plain, stacked)]
+    assert costs[0] == costs[1]
+    x = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
+    graphs = [onnx.load_from_string(export_onnx(student, (1, 8, 8), x)).graph for student in (plain, stacked)]
+    assert [node.op_type for node in graphs[0].node] == [node.op_type for node in graphs[1].node]
+    filters = [numpy_helper.to_array(t) for t in graphs[1].initializer if list(t.dims)[2:] == [3, 3]]
+    assert sum(len(np.unique(np.abs(f[0]))) == 1 for f in filters) == 6
+    # A layer 8 → 8: 16 selectors of 6 bits, 64 filters of 36 signs, 8 scales of 32 bits.
+    layer = stacked.backbone.get_submodule("features.1.first")
+    assert flash_bytes(layer, 8 * 8 * 9) == (16 * 6 + 64 * 36 + 8 * 32) // 8
+    assert flash_bytes(plain, costs[0].params) == 0 < flash_bytes(stacked, costs[1].params) < 4 * costs[1].params
 
 
 def test_a_unit_filters_cells_of_eight_channels_separately_and_then_mixes_them() -> None:

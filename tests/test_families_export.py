@@ -46,7 +46,11 @@ def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
 @pytest.mark.parametrize(
     ("model", "dims", "weights"),
-    [*((*case, weights) for case in CASES for weights in ("float32", "int8")), ("lma-wrn-10-1", 2, "float32")],
+    [
+        *((*case, weights) for case in CASES for weights in ("float32", "int8")),
+        ("lma-wrn-10-1", 2, "float32"),
+        ("binary-wrn-10-1", 2, "int8"),
+    ],
 )
 def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, weights: str, tmp_path: Path) -> None:
     data, inputs = _exported(model, dims)

@@ -77,9 +77,9 @@ class StudentConfig:
 
     model: Annotated[
         str,
-        "wrn-, se-wrn-, lma-wrn-, inverted-, se-inverted-, tissue- or strided-DEPTH-WIDTH, densenet-bc-DEPTH-GROWTH "
-        "or package.module:factory; auto: the largest wrn that fits each device; auto:FAMILY,FAMILY, such as "
-        "auto:densenet-bc: the largest of these families",
+        "wrn-, se-wrn-, lma-wrn-, binary-wrn-, inverted-, se-inverted-, tissue- or strided-DEPTH-WIDTH, "
+        "densenet-bc-DEPTH-GROWTH or package.module:factory; auto: the largest wrn that fits each device; "
+        "auto:FAMILY,FAMILY, such as auto:densenet-bc: the largest of these families",
     ] = "wrn-10-1"
     args: Annotated[
         Mapping[str, Any], "dotted path: keyword arguments of the factory, which is called with in_channels as well"

@@ -43,6 +43,7 @@ from nonn.reliability.outcomes import kept_samples
 from nonn.sensing import SensingSpec
 from nonn.students import measure_cost
 from nonn.students.devices import failure_law
+from nonn.teacher.binary_wrn import flash_bytes
 
 __all__ = ["bundle_students"]
 
@@ -249,7 +250,7 @@ def _export(space: Workspace, students: Students, partition: Partition) -> _Expo
     learned = space.networks.design(partition).parts_of_device(config.devices.count)
     calibration = calibration_sample(data.train.inputs, config.export.calibration, config.experiment.seed)
     students.cpu()
-    result = _Exported([], [], [])
+    result, flash = _Exported([], [], []), dict[str, tuple[int, int]]()
     with space.progress.bar("export", len(learned), "students") as tick:
         for i, student in enumerate(students.individual()):
             view = student.view
@@ -273,7 +274,14 @@ def _export(space: Workspace, students: Students, partition: Partition) -> _Expo
                     **served.entry(),
                 )
             )
+            flash |= {student.model: (flash_bytes(student, cost.params), cost.params)}
             tick(i + 1, "")
+    for model, (size, params) in flash.items():
+        if size:
+            space.progress.say(
+                f"students {model}: as selectors and signs the weights would have {size:,} bytes, "
+                f"as float32 they have {4 * params:,}"
+            )
     return result
 
 

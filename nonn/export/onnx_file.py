@@ -52,6 +52,7 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
     raw = samples.astype(np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy(raw)).numpy()
+    network = _deployed(network)
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     key = _architecture(network, input_shape)
     gap = np.inf
@@ -67,6 +68,18 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
     if not gap <= allowed:
         raise BundleError(f"the exported student differs from torch by {gap:.2g} (allowed {TOLERANCE})")
     return data
+
+
+def _deployed(network: nn.Module) -> nn.Module:
+    """The network with what its layers are on a device, where they have a method ``deployed``."""
+    if not any(callable(getattr(module, "deployed", None)) for module in network.modules()):
+        return network
+    network = copy.deepcopy(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if callable(deployed := getattr(child, "deployed", None)):
+                setattr(module, name, deployed())
+    return network
 
 
 # Graphs of the last architectures. To trace one takes seconds, to give it other weights milliseconds.

@@ -60,8 +60,12 @@ def measure_cost(network: nn.Module, input_shape: Sequence[int]) -> Cost:
         network.train(training)
         for handle in handles:
             handle.remove()
-    away = getattr(network, "training_only", ())
-    params = sum(p.numel() for name, p in network.named_parameters() if name.partition(".")[0] not in away)
+    away = tuple(
+        f"{prefix}.{name}.".removeprefix(".")
+        for prefix, module in network.named_modules()
+        for name in getattr(module, "training_only", ())
+    )
+    params = sum(p.numel() for name, p in network.named_parameters() if not f"{name}.".startswith(away))
     return Cost(params, macs, 4 * (params + largest))
 
 

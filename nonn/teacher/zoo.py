@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from nonn.errors import ConfigError
+from nonn.teacher.binary_wrn import FAMILY as BINARY_WRN
 from nonn.teacher.convnet import ConvNet
 from nonn.teacher.densenet import FAMILY as DENSENET
 from nonn.teacher.family import Family
@@ -18,7 +19,7 @@ from nonn.teacher.wrn import FAMILY as WRN
 
 __all__ = ["FAMILIES", "KNOWN", "family_named", "is_known", "make_network"]
 
-FAMILIES: tuple[Family, ...] = (WRN, SE_WRN, DENSENET, INVERTED, SE_INVERTED, LMA_WRN, TISSUE, STRIDED)
+FAMILIES: tuple[Family, ...] = (WRN, SE_WRN, DENSENET, INVERTED, SE_INVERTED, LMA_WRN, BINARY_WRN, TISSUE, STRIDED)
 
 _FORMS = [family.form for family in FAMILIES]
 KNOWN = f"{', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
