@@ -2,12 +2,12 @@
 
     python -m benchmarks.costs
 
-For ONNX Runtime and compiled C, in float and in 8 bits, on one thread, each in a process of its own
+For ONNX Runtime and compiled C, in float and in 8 bits, on one thread, each in a separate process
 (``nonn-device check``): time of an answer, resident memory, and size of the file; in C also flash and RAM of the
 student alone. Parameters, multiply-accumulates and activations come from the student. Weights are random, since none of
 the figures depends on them, and the students in 8 bits are those of today's quantiser.
 
-``estimates`` are of devices that nobody measured here, and say where they come from: multiply-accumulates divided by
+``estimates`` are of devices that were not measured here, and say where they come from: multiply-accumulates divided by
 the rate that XNNPACK's authors measured on a board of that kind, or counted instructions (``benchmarks.mcu``) at one
 for each cycle. Expect a factor of two. Measure with ``nonn-device check`` on the device.
 

@@ -165,7 +165,7 @@ def floor_without_outliers(lows: Sequence[float], high: float) -> float:
 
 
 def on_white(figure: str) -> str:
-    """A figure for a file of its own, with a background: black lines vanish on a dark page."""
+    """A figure as a separate file, with a background: black lines vanish on a dark page."""
     return figure.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1)
 
 

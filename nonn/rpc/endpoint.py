@@ -98,17 +98,22 @@ class Endpoint:
 
     Attributes:
         model: the model.
-        budget: counts the bytes of requests; whoever reads a request takes and gives them.
+        budget: counts the bytes of requests; the code that reads a request takes and gives them.
         arriving: counts the bytes of bodies that are not complete, so that slow senders hold nothing of ``budget``.
         opened: requests are refused while it is false: the server starts.
     """
 
     def __init__(self, model: Model, max_held_bytes: int = MAX_HELD_BYTES, *, opened: bool = True) -> None:
         self.model, self.opened = model, opened
-        largest = getattr(model, "max_request_bytes", 0)
+        largest = model.max_request_bytes
         self.budget, self.arriving = ByteBudget(max_held_bytes, largest), ByteBudget(max_held_bytes, largest)
         self._in_flight = 0
         self._draining, self._idle = False, asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered now."""
+        return self.opened and not self._draining and self.model.ready
 
     async def drain(self) -> None:
         """Refuses new requests from now on and waits until the requests in flight are answered."""

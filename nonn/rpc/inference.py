@@ -39,12 +39,12 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Whether the model can answer a request now."""
-        return pb.ServerReadyResponse(ready=self._model.ready)
+        return pb.ServerReadyResponse(ready=self._endpoint.ready)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The same, for the server's only model."""
         await self._check_model(request.name, request.version, context)
-        return pb.ModelReadyResponse(ready=self._model.ready)
+        return pb.ModelReadyResponse(ready=self._endpoint.ready)
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Name and version of the server."""

@@ -89,14 +89,14 @@ def _response(status: int, body: dict[str, str], headers: dict[str, str]) -> web
 
 
 @contextlib.asynccontextmanager
-async def reading(request: web.Request, limit: int, endpoint: Endpoint, what: str) -> AsyncIterator[bytes]:
+async def reading(request: web.Request, limit: int, endpoint: Endpoint, remedy: str) -> AsyncIterator[bytes]:
     """The body of a request; it counts in the budget until the block ends.
 
     Args:
         request: the request.
         limit: most bytes.
         endpoint: counts them.
-        what: how to send less, for the error.
+        remedy: how to send less, for the error.
 
     Raises:
         RefusedError: it is too long, compressed, or does not arrive.
@@ -104,7 +104,7 @@ async def reading(request: web.Request, limit: int, endpoint: Endpoint, what: st
     """
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise RefusedError(415, f"Content-Encoding: {request.headers['Content-Encoding']!r}; send the body as it is")
-    too_long = RefusedError(413, f"the body has more than {limit} bytes; {what}")
+    too_long = RefusedError(413, f"the body has more than {limit} bytes; {remedy}")
     if (request.content_length or 0) > limit:
         raise too_long
     held, chunks = 0, list[bytes]()

@@ -1,8 +1,8 @@
 """Pictures that a page sends: prepared as in training, answered like any other request, as JSON for people.
 
 The bundle's record of the preprocessing (``nonn.bundle.preprocess``) is applied by the code that ``nonn predict`` uses.
-One picture is decoded at a time, in a thread of its own: decoding takes up to a second, and the event loop must not
-wait. The answer goes through the same ``Endpoint`` as every other.
+One picture is decoded at a time, in a separate thread: decoding takes up to a second, and the event loop must not wait.
+The answer goes through the same ``Endpoint`` as every other.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Protocol:
             router.add_post(path, answering(self.infer))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: nothing is open."""
 
     async def live(self, request: web.Request) -> web.Response:
         """Always true: the process answers."""
@@ -67,7 +67,7 @@ class Protocol:
 
     async def ready(self, request: web.Request) -> web.Response:
         """Whether the model can answer a request now; needs no token, as health over gRPC does not."""
-        ready = self._endpoint.opened and self._model.ready
+        ready = self._endpoint.ready
         return _json({"ready": ready}, 200 if ready else 503)
 
     async def server(self, request: web.Request) -> web.Response:
@@ -79,7 +79,7 @@ class Protocol:
         """The same as ``ready``, for the server's only model."""
         if (refused := await self._refused(request)) is not None:
             return refused
-        ready = self._endpoint.opened and self._model.ready
+        ready = self._endpoint.ready
         return _json({"name": self._model.name, "ready": ready}, 200 if ready else 503)
 
     async def metadata(self, request: web.Request) -> web.Response:

@@ -45,7 +45,7 @@ from nonn.teacher import pool
 
 __all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice", "objective_named"]
 
-MODULES = (adversarial, information, online, points, shots, soft, tails)  # with builders of their own
+MODULES = (adversarial, information, online, points, shots, soft, tails)  # each has builders
 
 _TAPS = ("student_taps", "teacher_taps")
 

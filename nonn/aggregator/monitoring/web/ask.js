@@ -1,7 +1,7 @@
 // Pictures and switches: asks /api/predict, and in the page of nonn up switches devices by /api/devices.
 "use strict";
 
-const told = {};  // what /api/predict accepts
+const accepted = {};  // what /api/predict accepts
 let file = null;
 let asking = false;
 let againAfter = false;
@@ -35,7 +35,7 @@ async function ask() {
   asking = true;
   byId("again").disabled = true;
   try {
-    if (file.size > told.max_bytes) throw new Error(`The picture has ${megabytes(file.size)}; the limit is ${megabytes(told.max_bytes)}.`);
+    if (file.size > accepted.max_bytes) throw new Error(`The picture has ${megabytes(file.size)}; the limit is ${megabytes(accepted.max_bytes)}.`);
     const headers = { "Content-Type": file.type.startsWith("image/") ? file.type : "image/unknown" };
     if (byId("token").value) headers.Authorization = `Bearer ${byId("token").value}`;
     shown(await json(`api/predict${byId("resize").checked ? "?resize" : ""}`, { method: "POST", headers, body: file }));
@@ -121,13 +121,13 @@ document.addEventListener("state", (event) => {
 });
 
 async function begin() {
-  Object.assign(told, await json("api/predict").catch(() => ({ images: false })));
-  byId("ask").hidden = !told.images;
-  if (told.images) {
-    const [channels, height, width] = told.shape;
-    byId("resizing").hidden = told.sized;
-    byId("token-line").hidden = !told.token;
-    write("accepts", `${told.sized ? "Any size, prepared as in training for" : "Exactly"} ${width}×${height} pixels, ${channels === 1 ? "grey" : "colour"}`);
+  Object.assign(accepted, await json("api/predict").catch(() => ({ images: false })));
+  byId("ask").hidden = !accepted.images;
+  if (accepted.images) {
+    const [channels, height, width] = accepted.shape;
+    byId("resizing").hidden = accepted.sized;
+    byId("token-line").hidden = !accepted.token;
+    write("accepts", `${accepted.sized ? "Any size, prepared as in training for" : "Exactly"} ${width}×${height} pixels, ${channels === 1 ? "grey" : "colour"}`);
     byId("file").onchange = (event) => take(event.target.files[0]);
     byId("resize").onchange = ask;
     byId("ask-form").onsubmit = (event) => { event.preventDefault(); ask(); };
@@ -137,7 +137,7 @@ async function begin() {
     drop.addEventListener("drop", (event) => take(event.dataTransfer.files[0]));
     document.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
   }
-  if (told.switches) {
+  if (accepted.switches) {
     byId("switches").hidden = false;
     if (!location.hash.includes("switch=")) write("switch-note", "To switch devices, open the address that nonn up prints, with all that follows #.");
     chips();
