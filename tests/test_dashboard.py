@@ -191,6 +191,7 @@ def test_only_the_page_of_nonn_up_switches_devices(page: str) -> None:
     for status, text, found in (
         (403, "wrong token", switch(http, Nonn_Switch_Token="")),
         (403, "wrong token", switch(http, Nonn_Switch_Token=token[:-1])),
+        (403, "wrong token", switch(http, Nonn_Switch_Token="\xff")),  # a byte that is not UTF-8
         (403, "another site", switch(http, Origin="http://evil.example")),
         (403, "another site", switch(http, Sec_Fetch_Site="cross-site")),
         (421, "unknown host name", switch(http, Host="evil.example")),

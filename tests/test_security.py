@@ -439,9 +439,9 @@ def test_the_server_slows_down_wrong_tokens(tmp_path: Path, monkeypatch: pytest.
         tokens.write_text(TOKEN)
         guard = Guard(None, {}, {"S": Tokens(tokens)})
         await guard._check_token("S", f"Bearer {TOKEN}", "ipv4:10.0.0.1:1")
-        for _ in range(2):
+        for wrong in ("wrong", "\udcff"):  # a byte of a header that is not UTF-8 is such a surrogate
             with pytest.raises(CredentialsError, match="does not accept"):
-                await guard._check_token("S", "Bearer wrong", "ipv4:10.0.0.1:1")
+                await guard._check_token("S", f"Bearer {wrong}", "ipv4:10.0.0.1:1")
         with pytest.raises(CredentialsError, match="no token"):
             await guard._check_token("S", "", "ipv4:10.0.0.1:1")
         assert len(waited) == 3

@@ -70,7 +70,8 @@ class Tokens:
 
     def accept(self, authorization: str) -> bool:
         """Whether a header ``Bearer …`` has one of the tokens; compares in constant time."""
-        given = authorization.removeprefix("Bearer ").encode()
+        # HTTP headers may have any bytes; those that are not UTF-8 arrive as surrogates.
+        given = authorization.removeprefix("Bearer ").encode(errors="backslashreplace")
         # All tokens are compared, so that the duration does not reveal which one was close.
         return sum(hmac.compare_digest(given, token) for token in self._tokens.get()) > 0
 

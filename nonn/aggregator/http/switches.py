@@ -68,7 +68,8 @@ class SwitchBoard:
         self.child.close()
 
     def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        if not hmac.compare_digest(str(asked["token"]).encode(), self.token.encode()):
+        given = str(asked["token"]).encode(errors="backslashreplace")  # the header may have bytes that are not UTF-8
+        if not hmac.compare_digest(given, self.token.encode()):
             return {
                 "status": 403,
                 "error": "wrong token; open the address that nonn up prints, with all that follows #",
