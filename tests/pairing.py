@@ -34,18 +34,28 @@ async def listening(
 ) -> AsyncIterator[tuple[PairingCode, str]]:
     """A window of pairing; yields its code and address."""
     shown: list[tuple[PairingCode, str]] = []
+    server = pairing_server_of(authority, lambda code, address, _: shown.append((code, address)), host=host, **options)
+    with contextlib.nullcontext() if announce else unannounced():
+        async with server.window("127.0.0.1:50051"):
+            yield shown[0]
+
+
+def pairing_server_of(
+    authority: Authority, show: pairing_server.Show, host: str = "127.0.0.1", **options: Any
+) -> pairing_server.PairingServer:
+    """A server of pairing for an authority."""
     tls = authority.folder("aggregator", "main")
-    server = pairing_server.PairingServer(
+    return pairing_server.PairingServer(
         pairing_server.PairingOptions(host=host, **{"pace_s": 0.0, **options}),
         TlsFolder(tls),
         functools.partial(_sign, authority, tls),
-        lambda code, address, _: shown.append((code, address)),
+        show,
     )
-    with contextlib.ExitStack() as stack:
-        if not announce:
-            stack.enter_context(_patched(pairing_server, "announced", _silent))
-        async with server.window("127.0.0.1:50051"):
-            yield shown[0]
+
+
+def unannounced() -> contextlib.AbstractContextManager[None]:
+    """Without multicast DNS."""
+    return _patched(pairing_server, "announced", _silent)
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import io
 import json
 import os
@@ -30,7 +31,7 @@ import nonn.cli
 from nonn.aggregator.membership import pairing_server
 from nonn.aggregator.membership.announce import announced
 from nonn.aggregator.membership.pairing import MAX_WRONG, Window
-from nonn.cli._pairing_options import _show, pairing_of
+from nonn.cli._pairing_options import _hide, _show, pairing_of
 from nonn.client import Client
 from nonn.errors import (
     ConfigError,
@@ -45,7 +46,16 @@ from nonn.security.authority import Authority
 from nonn.security.pairing import PairingCode, PairingRequest
 from nonn.security.tls import Identity, TlsFolder
 from tests.fleets import Running, members
-from tests.pairing import fleet, in_the_middle, listening, paired_at, pretending, relaying
+from tests.pairing import (
+    fleet,
+    in_the_middle,
+    listening,
+    paired_at,
+    pairing_server_of,
+    pretending,
+    relaying,
+    unannounced,
+)
 from tests.serving import TIMEOUT_S, until
 
 NUM_DEVICES = 1
@@ -342,6 +352,68 @@ def test_strangers_hold_few_connections_and_do_not_hinder_a_device_with_the_code
                 writer.close()
 
     asyncio.run(main())
+
+
+def test_of_aggregators_that_share_a_certificate_the_one_with_the_code_is_found(
+    authority: Authority, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with listening(authority) as (_, other), listening(authority) as (code, address):
+            assert (await paired_at(tmp_path / "data", code, other, address)).path.is_dir()
+
+    asyncio.run(main())
+
+
+def test_an_authority_that_cannot_be_written_is_named_and_uses_up_no_code(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with listening(authority) as (code, address):
+            away = authority.path.rename(tmp_path / "away")
+            with pytest.raises(CredentialsError, match=r"cannot write certificates .*the code stays valid"):
+                await paired_at(tmp_path / "data", code, address)
+            assert "no certificate for 127.0.0.1" in caplog.text
+            away.rename(authority.path)
+            await paired_at(tmp_path / "data", code, address)
+
+    asyncio.run(main())
+
+
+def test_a_new_code_that_cannot_be_written_ends_neither_pairing_nor_the_aggregator(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown: asyncio.Queue[PairingCode] = asyncio.Queue()
+    failures = iter([None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None])
+
+    def show(code: PairingCode, address: str, lifetime_s: float) -> None:
+        shown.put_nowait(code)
+        if (failure := next(failures)) is not None:
+            raise failure
+
+    async def main() -> None:
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            pairing_server_of(authority, show).attend("127.0.0.1:50051", lambda: None),
+        ):
+            await shown.get()
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                await shown.get()
+
+    with unannounced():
+        asyncio.run(main())
+    assert "no new code: [Errno 28]" in caplog.text
+
+
+def test_the_private_file_of_a_code_is_removed_unless_another_aggregator_has_written_its_own(tmp_path: Path) -> None:
+    file, newer = tmp_path / "pairing.code", PairingCode.new("cd" * 32)
+    for code in (CODE, newer):
+        _show(file, 1, code, "127.0.0.1:1", 1.0)
+    _hide(file, CODE)
+    assert file.read_text().strip() == newer.text()
+    _hide(file, newer)
+    _hide(file, newer)
+    assert not file.exists()
 
 
 def test_a_wrong_secret_is_refused_over_the_network_and_so_is_a_line_without_end(

@@ -161,6 +161,7 @@ def _key_and_request(name: str) -> tuple[bytes, str]:
 def _ask_each(candidates: Iterable[Found], code: PairingCode, request: PairingRequest) -> tuple[str, Any]:
     """Address and answer of the aggregator that the code names."""
     others, silent = list[str](), list[str]()
+    refused: CredentialsError | None = None
     for found in candidates:
         for address in found.addresses:
             try:
@@ -169,8 +170,14 @@ def _ask_each(candidates: Iterable[Found], code: PairingCode, request: PairingRe
                 others.append(str(found))
                 _log.info("%s: not the aggregator of this code", found)
                 break
+            except CredentialsError as exc:
+                # Aggregators that share a certificate are told apart by the secret only.
+                refused = refused or exc
+                break
             except OSError as exc:
                 silent.append(f"{address} ({printable(str(exc.strerror or exc), 80)})")
+    if refused is not None:
+        raise refused
     if others:
         raise CredentialsError(
             f"no aggregator has the certificate that the code names; found: {', '.join(others)}. Nothing was sent. Is "

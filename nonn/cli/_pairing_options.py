@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ def pairing_of(args: argparse.Namespace) -> PairingServer | None:
         tls,
         functools.partial(_sign, authority, args.tls),
         functools.partial(_show, secret, options.devices),
-        functools.partial(secret.unlink, missing_ok=True),
+        functools.partial(_hide, secret),
     )
 
 
@@ -148,6 +149,13 @@ def _show(file: Path, devices: int, code: PairingCode, address: str, lifetime_s:
         _qr(code.text()),
     ]
     print("\n".join(lines), file=sys.stderr)
+
+
+def _hide(file: Path, code: PairingCode) -> None:
+    """Removes the private file, unless another aggregator of the same authority has written its code there since."""
+    with contextlib.suppress(OSError):  # it was never written, or the disk is read-only; the code is not valid anyway
+        if file.read_text().strip() == code.text():
+            file.unlink()
 
 
 def _qr(text: str) -> str:

@@ -81,7 +81,7 @@ class PairingServer:
         tls: TlsFolder,
         sign: Sign,
         show: Show,
-        hide: Callable[[], object] = lambda: None,
+        hide: Callable[[PairingCode], object] = lambda _: None,
     ) -> None:
         self._options, self._tls, self._show, self._hide = options, tls, show, hide
         self._sign = sign
@@ -119,7 +119,7 @@ class PairingServer:
             asked.clear()
             try:
                 window = await stack.enter_async_context(self.window(address))
-            except NonnError as exc:
+            except (NonnError, OSError) as exc:  # such as a full disk; the next SIGUSR1 tries again
                 _log.error("no new code: %s", exc)
 
     async def _last(self, window: Window, asked: asyncio.Event) -> None:
@@ -131,7 +131,7 @@ class PairingServer:
             finally:
                 for task in waiting:
                     task.cancel()
-            self._hide()
+            self._hide(window.code)
             if asked.is_set():
                 return
 
@@ -163,7 +163,7 @@ class PairingServer:
                 yield window
         finally:
             listener.close()
-            self._hide()
+            self._hide(code)
 
     def _bind(self) -> socket.socket:
         host, port = self._options.host, self._options.port
@@ -228,6 +228,9 @@ class PairingServer:
         except NonnError as exc:
             _log.warning("pairing refused %s: %s", peer, exc)
             return {"error": str(exc)}
+        except OSError as exc:  # of the authority's folder, such as a full disk
+            _log.error("pairing: no certificate for %s: %s", peer, exc)
+            return {"error": f"the aggregator cannot write certificates ({exc.strerror}); the code stays valid"}
         _log.info("pairing: %s has got the certificate of node '%s'", peer, reply["id"])
         return reply
 
