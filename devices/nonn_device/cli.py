@@ -391,7 +391,7 @@ def _own_id(given: str | None, tls: TlsFolder | None) -> str:
     """The id of this device, from its certificate or the operator.
 
     Raises:
-        ConfigError: there is neither, it is not a valid id, or the two differ.
+        UsageError: there is neither, it is not a valid id, or the two differ.
     """
     from nonn.security.tls import check_id
 
@@ -400,7 +400,8 @@ def _own_id(given: str | None, tls: TlsFolder | None) -> str:
         raise UsageError("--id is missing: without TLS nothing else identifies this device")
     if tls is not None and tls.identity.id != name:
         raise UsageError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; omit --id")
-    return check_id(name)
+    with usage():
+        return check_id(name)
 
 
 async def _run_member(arguments: argparse.Namespace, member: Member) -> None:

@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Iterable
 
+from nonn.arguments import usage
 from nonn.errors import UsageError
 from nonn.rpc.address import is_loopback, split_address, split_addresses
 from nonn.security.pairing import PairingCode
+from nonn.security.tls import check_id
 from nonn_device.discovery import discovered
 from nonn_device.pair import Found, Paired, default_id, pair, paired
 
@@ -53,7 +55,8 @@ def use_pairing(arguments: argparse.Namespace) -> None:
 
 def _pair(arguments: argparse.Namespace) -> Paired:
     """Pairs this device."""
-    name = arguments.id or default_id()
+    with usage():
+        name = check_id(arguments.id) if arguments.id else default_id()
     code = PairingCode.parse(_code(arguments))
     candidates: Iterable[Found]
     if arguments.pair_with is None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, not_negative, port, seconds
+from nonn.arguments import count, existing, not_negative, port, seconds, usage
 from nonn.cli._observing_options import add_observing_arguments, observing_of
 from nonn.cli._pairing_options import add_pairing_arguments, pairing_of
 from nonn.cli._policy_options import add_policy_arguments, policy_of
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window-tolerance", type=seconds, metavar="S", help="distance of a window from the grid (default: hop / 10)"
     )
     parser.add_argument(
-        "--replay-speed", type=seconds, default=1.0, metavar="X", help="nodes replay recordings X times as fast as life"
+        "--replay-speed", type=seconds, default=1.0, metavar="X", help="replayed recordings run at X times real time"
     )
     parser.add_argument("--raw", type=Path, metavar="DIR", help="store raw samples of nodes with --send-raw")
     parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
@@ -159,37 +159,40 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     """The options that concern the bundle.
 
     Raises:
-        ConfigError: an option is invalid, or two contradict each other.
+        ConfigError: the file of the policy is invalid.
+        UsageError: an option is invalid, or two contradict each other.
     """
     from nonn.aggregator.batching import BatchConfig
     from nonn.aggregator.membership.options import JoiningOptions
     from nonn.aggregator.sensing.hub import SensingOptions
-    from nonn.errors import ConfigError
+    from nonn.errors import UsageError
     from nonn.fleet.served import ServeOptions
 
     if args.http_tls and args.tls is None:
-        raise ConfigError("--http-tls requires --tls with a folder of nonn certs")
-    return ServeOptions(
-        inventory=args.inventory,
-        joining=JoiningOptions(
-            tls=args.tls,
-            token_file=args.token_file,
-            join_token_file=args.join_token_file,
-            lease_s=args.lease,
-            joins=args.joins,
-        ),
-        observing=observing_of(args),
-        policy=policy_of(args),
-        batching=BatchConfig(
-            max_batch=args.max_batch,
-            max_delay_s=args.max_delay_ms / 1e3,
-            max_queue=args.max_queue,
-            max_samples=args.max_samples,
-        ),
-        sensing=SensingOptions(
-            speed=args.replay_speed, tolerance_s=args.window_tolerance, wait_s=args.window_wait, raw=args.raw
-        ),
-    )
+        raise UsageError("--http-tls requires --tls with a folder of nonn certs")
+    policy = policy_of(args)
+    with usage():
+        return ServeOptions(
+            inventory=args.inventory,
+            joining=JoiningOptions(
+                tls=args.tls,
+                token_file=args.token_file,
+                join_token_file=args.join_token_file,
+                lease_s=args.lease,
+                joins=args.joins,
+            ),
+            observing=observing_of(args),
+            policy=policy,
+            batching=BatchConfig(
+                max_batch=args.max_batch,
+                max_delay_s=args.max_delay_ms / 1e3,
+                max_queue=args.max_queue,
+                max_samples=args.max_samples,
+            ),
+            sensing=SensingOptions(
+                speed=args.replay_speed, tolerance_s=args.window_tolerance, wait_s=args.window_wait, raw=args.raw
+            ),
+        )
 
 
 async def _serve_one(args: argparse.Namespace, options: ServeOptions, pairing: Attend | None) -> None:

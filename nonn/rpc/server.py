@@ -22,7 +22,7 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from nonn.errors import AddressError
+from nonn.errors import AddressError, UsageError
 from nonn.rpc.address import is_loopback
 from nonn.rpc.background import Background
 from nonn.rpc.connections import LIMITS, PEER_SHARE, PeerLimit, raise_descriptor_limit
@@ -89,7 +89,8 @@ async def serve(
         interceptors: further interceptors, after the guard.
 
     Raises:
-        AddressError: the address is taken, not of this machine, or beyond loopback without TLS or ``insecure``.
+        AddressError: the address is taken, or not of this machine.
+        UsageError: the address is beyond loopback, without TLS and without ``insecure``.
         NonnError: raised by ``attend``.
         MissingExtraError: reflection is enabled but not installed.
     """
@@ -146,7 +147,7 @@ async def _follow(model: Model, health_servicer: Any) -> None:
 def _bind(server: Any, host: str, port: int, insecure: bool, tls: TlsFolder | None) -> str:
     """Binds the server and returns ``host:port``."""
     if tls is None and not insecure and not is_loopback(host):
-        raise AddressError(
+        raise UsageError(
             f"{host}: refusing to serve beyond loopback without TLS; give a folder of nonn certs with --tls, "
             "bind 127.0.0.1, or give --insecure on a network that you trust"
         )

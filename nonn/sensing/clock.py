@@ -1,7 +1,7 @@
 """The clock of this machine, in seconds of the data.
 
 It starts at Unix time and then follows the boot clock: it does not jump when the wall clock is set, and it does count
-the time in which the machine was suspended. A recording that is replayed ten times as fast as life has a clock that
+the time in which the machine was suspended. A recording that is replayed at ten times real time has a clock that
 runs ten times as fast, here and at the aggregator, so that windows, hop and tolerance keep their meaning.
 
 An offset and a drift can be added, for experiments with wrong clocks.

@@ -18,7 +18,7 @@ from nonn.aggregator.membership.servicer import MEMBERSHIP_SERVICE, MembershipSe
 from nonn.aggregator.sensing.servicer import ANSWERS_SERVICE, SENSING_SERVICE
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError
+from nonn.errors import ConfigError, UsageError
 from nonn.rpc.guard import Guard, Tokens
 from nonn.rpc.wire import SERVICE
 from nonn.security.tls import load_tls
@@ -96,12 +96,13 @@ class Joining:
         """The nodes of the inventory; none if all nodes join.
 
         Raises:
-            ConfigError: there is neither an inventory nor ``joins``, or the inventory is invalid.
+            ConfigError: the inventory is invalid.
+            UsageError: there is neither an inventory nor ``joins``.
         """
         if path is not None:
             return load_inventory(path, num_students)
         if not self._options.joins:
-            raise ConfigError("there would be no nodes: add --inventory, or let nodes join with --joins")
+            raise UsageError("there would be no nodes: add --inventory, or let nodes join with --joins")
         return ()
 
     def servicer(self, aggregator: Aggregator) -> MembershipServicer:

@@ -29,7 +29,7 @@ from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.sensing.hub import Hub
 from nonn.bundle import Bundle
 from nonn.documents import to_json
-from nonn.errors import AddressError, MissingExtraError
+from nonn.errors import AddressError, MissingExtraError, UsageError
 from nonn.rpc.address import is_loopback
 from nonn.rpc.background import Background
 from nonn.rpc.connections import PEER_SHARE, PeerLimit, raise_descriptor_limit
@@ -116,7 +116,8 @@ async def serve_dashboard(
         Its address, ``http://host:port``.
 
     Raises:
-        AddressError: the address is in use, not of this machine, or beyond loopback without TLS or ``insecure``.
+        AddressError: the address is in use, or not of this machine.
+        UsageError: the address is beyond loopback, without TLS and without ``insecure``.
         MissingExtraError: aiohttp is not installed.
     """
     try:
@@ -128,7 +129,7 @@ async def serve_dashboard(
         return not (record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError))
 
     if not (insecure or tls or is_loopback(host)):
-        raise AddressError(
+        raise UsageError(
             f"{host}: refusing to serve HTTP beyond loopback without TLS; leave --http-host at 127.0.0.1, give the "
             "aggregator a certificate, or use --insecure on a network that you trust"
         )

@@ -129,7 +129,7 @@ class Observing:
             The address of HTTP; None without HTTP.
 
         Raises:
-            AddressError: see ``serve_dashboard``.
+            AddressError, UsageError: see ``serve_dashboard``.
         """
         self.monitor.attach(aggregator)
         async with self.monitor, contextlib.AsyncExitStack() as stack:
