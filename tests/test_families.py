@@ -33,6 +33,7 @@ SMALL = [
     "lma-wrn-10-0.5",
     "tissue-8-1",
     "binary-wrn-10-0.5",
+    "staged-wrn-10-0.5x0.25x0.5",
     "strided-2-0.5",
 ]
 
@@ -253,6 +254,7 @@ def test_a_unit_filters_cells_of_eight_channels_separately_and_then_mixes_them()
         "se-inverted-11-0.1",
         "se-wrn-12-1",
         "tissue-10-1",
+        "staged-wrn-10-1x0.1x1",
     ],
 )
 def test_a_member_that_does_not_exist_is_refused_with_the_rule(name: str) -> None:

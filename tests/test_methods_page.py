@@ -21,6 +21,7 @@ SETTINGS = re.findall(rf"`((?:{TABLES})\.[\w.]+)(?: = ([^`]+))?`", TEXT)
 # What an option needs to load.
 VIEWS = ["distill.teacher_views=2", "data.noise=0"]
 BESIDE = {
+    ("student.model", "'search:wrn-10'"): ["devices.budget.params=20000"],
     ("student.model", "'auto'"): ["devices.classes=[{name='watch', count=8}]"],
     ("distill.objectives.vrkd.weight", "0.9"): VIEWS,
     ("distill.picture", "'photo.jpg'"): ["distill.objectives.ce.weight=0"],

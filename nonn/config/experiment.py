@@ -94,6 +94,15 @@ class Experiment:
             self.student.model.partition(":")[0] != "auto" or devices.classes,
             "auto sizes students to device classes; list them as [[devices.classes]]",
         )
+        kinds = [(k.model or self.student.model, k.params or k.macs) for k in devices.classes]
+        for model, limit in kinds or [(self.student.model, devices.budget.params or devices.budget.macs)]:
+            if model.startswith("search:"):
+                yield (
+                    "student.model",
+                    limit,
+                    "search needs a limit: set params or macs of devices.budget or of the class",
+                )
+                yield "partition.parts", partition.parts != AUTO, "student.model = 'search:…' needs a number of parts"
         if partition.parts == AUTO:
             yield "partition.overlap", partition.overlap == 1, "leave it out: partition.parts = 'auto' chooses it"
         else:

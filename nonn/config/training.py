@@ -77,10 +77,12 @@ class StudentConfig:
 
     model: Annotated[
         str,
-        "wrn-, se-wrn-, lma-wrn-, binary-wrn-, inverted-, se-inverted-, tissue- or strided-DEPTH-WIDTH, "
+        "wrn-, se-wrn-, lma-wrn-, binary-wrn-, staged-wrn-, inverted-, se-inverted-, tissue- or strided-DEPTH-WIDTH, "
         "densenet-bc-DEPTH-GROWTH or package.module:factory; auto: the largest wrn that fits each device; "
-        "auto:FAMILY,FAMILY, such as auto:densenet-bc: the largest of these families",
+        "auto:FAMILY,FAMILY, such as auto:densenet-bc: the largest of these families; search:wrn-DEPTH: widths "
+        "of stages are searched",
     ] = "wrn-10-1"
+    search_epochs: Annotated[Count, "search: epochs of each network that is tried"] = 5
     args: Annotated[
         Mapping[str, Any], "dotted path: keyword arguments of the factory, which is called with in_channels as well"
     ] = field(default_factory=dict)

@@ -4,6 +4,7 @@
 
     run        design → teacher → partition → students → bundle → placement → report
     workspace  state that all stages share                          (progress: the interface for reporting)
+    search     student.model = "search:wrn-DEPTH": chooses the width of each stage
     pilot      partition.parts = "auto": chooses the design by short runs
     training   teacher → teacher assistants → partition → students  (stages: folders; keys: hashes of their inputs)
     networks   the untrained networks                               (seeds: a random stream per purpose)

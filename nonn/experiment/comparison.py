@@ -10,6 +10,7 @@ import torch
 from nonn import documents
 from nonn.data import Split
 from nonn.experiment.pilot import choose_design
+from nonn.experiment.search import search_widths
 from nonn.experiment.training import Cut, cut_filters, train_assistants, train_teacher
 from nonn.experiment.workspace import Workspace
 from nonn.files import atomic_file
@@ -62,7 +63,7 @@ def compare_partitioners(space: Workspace) -> tuple[Comparison, Path]:
 
 def _cut(space: Workspace) -> tuple[Workspace, Teacher, Cut]:
     """The workspace with its design, the network whose filters are cut, and the partition."""
-    space = choose_design(space)
+    space = choose_design(search_widths(space))
     space.check()
     teacher = train_teacher(space)
     distillation_teacher = train_assistants(space, teacher)

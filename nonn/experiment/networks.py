@@ -6,6 +6,7 @@ Each one is built with a separate seed, so the initial weights do not depend on 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,8 +20,8 @@ from nonn.experiment.seeds import seeded
 from nonn.partition import Partition
 from nonn.partition.redundancy import Design, filters_of_device
 from nonn.students import Student, measure_cost
-from nonn.students.devices import resolve_devices
-from nonn.students.sizing import Sizing, check_device, feature_bytes, size_students
+from nonn.students.devices import Device, resolve_devices
+from nonn.students.sizing import Sizing, check_device, check_model, feature_bytes, size_students
 from nonn.teacher import Normalise, Teacher, build_teacher
 
 __all__ = ["Networks"]
@@ -103,6 +104,18 @@ class Networks:
             self._student,
             config.export.features,
         )
+
+    def check_student(self, device: Device, model: str) -> None:
+        """Checks a model against the limits of a device that learns parts of equal size.
+
+        Raises:
+            BudgetError: a limit is exceeded.
+        """
+        config = self.experiment
+        design = Design(config.partition.num_parts, config.partition.overlap)
+        learned = len(design.parts_of_device(config.devices.count)[device.number])
+        filters = min(learned * math.ceil(self.num_filters / design.num_parts), self.num_filters)
+        check_model(device, model, filters, self._student, config.export.features)
 
     @property
     def _seed(self) -> int:

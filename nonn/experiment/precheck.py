@@ -19,7 +19,7 @@ from nonn.reliability.guarantees import judge
 from nonn.reliability.laws import parse_law
 from nonn.reliability.subsets import MAX_DEVICES, SubsetTable
 from nonn.students.devices import failure_law, resolve_devices
-from nonn.students.sizing import models_named
+from nonn.students.sizing import SEARCH, models_named, searched_depth
 from nonn.teacher import Normalise, Teacher, load_weights
 from nonn.teacher.dotted import NETWORKS, from_factory, is_foreign
 from nonn.teacher.zoo import KNOWN
@@ -46,6 +46,9 @@ def check_before_data(experiment: Experiment) -> None:
             _check_model("teacher", step.model)
     models = [device.model or experiment.student.model for device in resolve_devices(experiment.devices)]
     for model in dict.fromkeys(models):
+        if model.startswith(SEARCH):
+            searched_depth(model)
+            continue
         for name in models_named(model):
             _check_model("student", name)
     if is_foreign(teacher.model):

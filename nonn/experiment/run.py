@@ -20,6 +20,7 @@ from nonn.experiment.bundling import bundle_students
 from nonn.experiment.pilot import choose_design
 from nonn.experiment.placement import placed
 from nonn.experiment.progress import Progress, Silent
+from nonn.experiment.search import search_widths
 from nonn.experiment.stages import exclusive
 from nonn.experiment.training import train
 from nonn.experiment.workspace import Workspace, resolve
@@ -87,7 +88,7 @@ def execute(space: Workspace) -> Result:
     Raises:
         NonnError: see ``run``.
     """
-    space = choose_design(space)
+    space = choose_design(search_widths(space))
     trained = train(space)
     bundle = bundle_students(space, trained)
     if space.experiment.devices.classes:

@@ -8,12 +8,13 @@ stream           purpose
 ``2, i, g``      weights of student i in generation g; the first generation has no g
 ``2``            weights of the fusion
 ``3 + 1000 g``   training of generation g
-``4, a``         weights of assistant a
+``4, a``         weights of assistant a; a searched network is assistant 9002
 ``5, g``         initial parameters of the objectives of generation g
 ``6``            training of a parity student; its weights are those of generation 9001
 ``7``            stored augmentations with the teacher's answers
 ``8``            patches of a picture
 ``9, b``         convolutions of stage b inside the teacher
+``300``          training of a searched network
 ``100 + a``      training of assistant a
 ``200 + b``      training of stage b inside the teacher
 ===============  ===================================================================

@@ -33,6 +33,7 @@ from nonn.experiment.paired import digests
 from nonn.experiment.pilot import choose_design
 from nonn.experiment.progress import Progress, Silent
 from nonn.experiment.rival import SubsetFunction
+from nonn.experiment.search import search_widths
 from nonn.experiment.stages import exclusive
 from nonn.experiment.summary import summarise, to_csv
 from nonn.experiment.training import Trained, teacher_accuracy, train
@@ -125,7 +126,7 @@ def _workspace(space: Workspace, method: Method, seed: int, fold: tuple[int, ...
 
 def _evaluated(space: Workspace, method: Method, num_devices: int) -> tuple[Evaluation, bool]:
     """Result of one row and seed, trained and evaluated unless it is done, and whether it was."""
-    space = choose_design(space)
+    space = choose_design(search_widths(space))
     trained = train(space)
     fusion = stage_inputs(space.experiment.fusion)
     key = trained.students.stage.key

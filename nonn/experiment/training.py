@@ -45,6 +45,7 @@ __all__ = [
     "Trained",
     "TrainedStudents",
     "TrainedTeacher",
+    "class_counts",
     "cut_filters",
     "stored_answers",
     "teacher_accuracy",
@@ -194,7 +195,7 @@ def train_assistants(space: Workspace, teacher: TrainedTeacher) -> TrainedTeache
         if stage.done:
             load_weights(assistant, file)
         else:
-            task = AssistantTask(teacher.network, assistant, config, _class_counts(space))
+            task = AssistantTask(teacher.network, assistant, config, class_counts(space))
             answers = stored_answers(space, teacher)
             space.fit(task, config, stage, 100 + number, f"{step.name} {step.model}", answers, space.lessons)
             _save(assistant, file)
@@ -329,7 +330,7 @@ def _generation(
         load_weights(students, weights)
     elif distill.blockwise and previous is None:
         _train_blocks(space, teacher, cut, students)
-    counts = _class_counts(space)
+    counts = class_counts(space)
     task = DistillTask(
         teacher.network,
         students,
@@ -377,7 +378,7 @@ def _sample(space: Workspace) -> torch.Tensor:
     return torch.from_numpy(space.data.train.inputs[:_SAMPLE]).to(space.device)
 
 
-def _class_counts(space: Workspace) -> list[int]:
+def class_counts(space: Workspace) -> list[int]:
     """Number of training samples of each class [K]."""
     counts: list[int] = np.bincount(space.data.train.labels, minlength=space.data.num_classes).tolist()
     return counts

@@ -15,6 +15,7 @@ fits with its own part.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,16 +24,26 @@ import torch
 from torch import nn
 
 from nonn.bundle.views import View
-from nonn.errors import BudgetError
+from nonn.errors import BudgetError, ConfigError
 from nonn.partition.redundancy import Design
 from nonn.students.budget import Cost, check_budget, measure_cost
 from nonn.students.devices import Device, apportion_filters
 from nonn.students.student import Student
 from nonn.teacher.zoo import family_named
 
-__all__ = ["FAMILY", "Sizing", "check_device", "feature_bytes", "models_named", "size_students"]
+__all__ = [
+    "FAMILY",
+    "SEARCH",
+    "Sizing",
+    "check_device",
+    "check_model",
+    "feature_bytes",
+    "models_named",
+    "searched_depth",
+    "size_students",
+]
 
-AUTO = "auto"
+AUTO, SEARCH = "auto", "search:"
 FAMILY: Sequence[str] = family_named("wrn").members
 
 Build = Callable[[int, str, int], Student]  # (device, model, filters) → an untrained student
@@ -121,8 +132,37 @@ def size_students(
     return Sizing(tuple(name for name, _ in chosen), tuple(cost.params for _, cost in chosen), sizes)
 
 
+def check_model(device: Device, model: str, filters: int, build: Build, dtype: str) -> None:
+    """Checks a model, without creating its weights, against the budget of its device and the latency limit.
+
+    Raises:
+        BudgetError: see ``check_device``.
+    """
+    candidate = _candidate(build, device.number, model, filters, dtype)
+    check_device(device, model, candidate.cost, candidate.sent_bytes)
+
+
+def searched_depth(model: str) -> int:
+    """DEPTH of ``search:wrn-DEPTH``.
+
+    Raises:
+        ConfigError: it has another form, or there is no such depth.
+    """
+    match = re.fullmatch(r"search:wrn-(\d+)", model)
+    if match is None:
+        raise ConfigError(f"student.model = '{model}': write search:wrn-DEPTH, for example search:wrn-10")
+    family_named("wrn").parse(f"wrn-{match[1]}-1")
+    return int(match[1])
+
+
 def models_named(wanted: str) -> Sequence[str]:
-    """The models among which one is chosen."""
+    """The models among which one is chosen.
+
+    Raises:
+        ConfigError: there is no such family, or the model is still to be searched.
+    """
+    if wanted.startswith(SEARCH):
+        raise ConfigError(f"student.model = '{wanted}': a run needs a network; nonn.experiment.search finds one")
     auto, _, families = wanted.partition(":")
     if auto != AUTO:
         return (wanted,)

@@ -18,9 +18,10 @@ class Family:
 
     Attributes:
         prefix: of their names.
-        second: what the second number of a name is, ``WIDTH`` or ``GROWTH``; the first one is the depth.
-        build: (depth, second number, C of the input, K, spatial axes) → an untrained network.
-        exists: whether there is a network with these two numbers.
+        second: what the second number of a name is, ``WIDTH`` or ``GROWTH``, or several, ``WIDTHxWIDTH``; the first one
+            is the depth.
+        build: (depth, second numbers …, C of the input, K, spatial axes) → an untrained network.
+        exists: (depth, second numbers …) → whether there is such a network.
         rule: describes the numbers that exist, for messages.
         depths: depths of the members among which ``student.model = "auto"`` chooses.
         seconds: second numbers of these members.
@@ -28,8 +29,8 @@ class Family:
 
     prefix: str
     second: str
-    build: Callable[[int, float, int, int, int], ConvNet]
-    exists: Callable[[int, float], bool]
+    build: Callable[..., ConvNet]
+    exists: Callable[..., bool]
     rule: str
     depths: tuple[int, ...]
     seconds: tuple[str, ...] = ("0.25", "0.5", "0.75", "1", "1.5", "2", "3", "4")
@@ -44,16 +45,17 @@ class Family:
         """Names of a range of sizes."""
         return tuple(f"{self.prefix}-{depth}-{second}" for depth in self.depths for second in self.seconds)
 
-    def parse(self, name: str) -> tuple[int, float] | None:
-        """The two numbers of a name; None for a name of another family.
+    def parse(self, name: str) -> tuple[int, *tuple[float, ...]] | None:
+        """The numbers of a name; None for a name of another family.
 
         Raises:
             ConfigError: the family has no such network.
         """
-        match = re.fullmatch(rf"{self.prefix}-(\d+)-(\d+(?:\.\d+)?)", name)
+        pattern = "x".join([r"(\d+(?:\.\d+)?)"] * len(self.second.split("x")))
+        match = re.fullmatch(rf"{self.prefix}-(\d+)-{pattern}", name)
         if match is None:
             return None
-        depth, second = int(match[1]), float(match[2])
-        if not self.exists(depth, second):
+        depth, seconds = int(match[1]), tuple(map(float, match.groups()[1:]))
+        if not self.exists(depth, *seconds):
             raise ConfigError(f"model '{name}': {self.rule}")
-        return depth, second
+        return depth, *seconds

@@ -48,7 +48,7 @@ class WideResNet(ConvNet):
 
     Args:
         depth: 6n + 4.
-        width: multiplier of the channels; the final convolutional stage has 64 · width filters.
+        width: multiplier of the channels, or one for each stage; the final stage has 64 · width filters.
         in_channels: C of the input.
         num_classes: K; 0 omits the classifier.
         dims: spatial axes, 2 for images, 1 for sensor windows.
@@ -58,13 +58,15 @@ class WideResNet(ConvNet):
     def __init__(
         self,
         depth: int,
-        width: float,
+        width: float | tuple[float, float, float],
         in_channels: int,
         num_classes: int,
         dims: int = 2,
         block: type[Block] = Block,
     ) -> None:
-        channels = [round(base * scale) for base, scale in ((16, min(width, 1)), (16, width), (32, width), (64, width))]
+        first, second, third = width if isinstance(width, tuple) else (width, width, width)
+        scales = ((16, min(first, 1)), (16, first), (32, second), (64, third))
+        channels = [round(base * scale) for base, scale in scales]
         stem = conv(dims, in_channels, channels[0], 3)
         layers = stages(channels, (depth - 4) // 6, partial(block, dims))
         super().__init__([stem, *layers, norm_relu(dims, channels[-1])], channels[-1], num_classes)

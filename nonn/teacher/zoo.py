@@ -13,13 +13,25 @@ from nonn.teacher.inverted import FAMILY as INVERTED
 from nonn.teacher.inverted import SE_FAMILY as SE_INVERTED
 from nonn.teacher.lma_wrn import FAMILY as LMA_WRN
 from nonn.teacher.se_wrn import FAMILY as SE_WRN
+from nonn.teacher.staged_wrn import FAMILY as STAGED_WRN
 from nonn.teacher.strided import FAMILY as STRIDED
 from nonn.teacher.tissue import FAMILY as TISSUE
 from nonn.teacher.wrn import FAMILY as WRN
 
 __all__ = ["FAMILIES", "KNOWN", "family_named", "is_known", "make_network"]
 
-FAMILIES: tuple[Family, ...] = (WRN, SE_WRN, DENSENET, INVERTED, SE_INVERTED, LMA_WRN, BINARY_WRN, TISSUE, STRIDED)
+FAMILIES: tuple[Family, ...] = (
+    WRN,
+    SE_WRN,
+    DENSENET,
+    INVERTED,
+    SE_INVERTED,
+    LMA_WRN,
+    BINARY_WRN,
+    STAGED_WRN,
+    TISSUE,
+    STRIDED,
+)
 
 _FORMS = [family.form for family in FAMILIES]
 KNOWN = f"{', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
