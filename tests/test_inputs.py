@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,17 @@ def test_a_stream_of_images_is_read_one_by_one_and_its_end_is_checked(monkeypatc
             next(batches)  # what came before is answered
         with pytest.raises(DataError, match=text):
             next(batches)
+
+
+def test_a_closed_standard_input_is_named_and_pipes_in_a_folder_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # as after <&- in a shell
+    with pytest.raises(InputError, match="-: standard input is closed"):
+        next(GREY.read("-"))
+    Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert list(expand([tmp_path])) == [str(tmp_path / "a.png")]
 
 
 def test_a_bundle_keeps_the_record_and_an_older_one_has_what_its_options_say(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_only_authorised_nodes_join(bundle: Bundle, fleet: Any, tmp_path: Path) 
         (("--join-token-file", wrong, "--id", "a"), 3, "a token that this server does not accept"),
         (("--id", "a"), 3, "the call has no token"),
         ((), 2, "--id is missing"),
-        (("--id", "A"), 2, "lower-case"),
+        (("--id", "A\n"), 2, r"id 'A\n': use 1 to 63 lower-case"),
         (("--id", "a", "--join-token-file", tmp_path / "nowhere"), 2, "nowhere: no such file"),
     ):
         ended = run("nonn_device", "join", address, "--data", tmp_path / "d", *options)

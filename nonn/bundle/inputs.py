@@ -64,7 +64,8 @@ def expand(names: Iterable[str | Path]) -> Iterator[str]:
         path = Path(name)
         if path.is_dir():
             suffixes = IMAGE_SUFFIXES | _ARRAY_SUFFIXES
-            below = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in suffixes)
+            # A link to nothing is an error when it is read; a pipe would be waited for.
+            below = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.is_fifo())
             found = sorted(str(path / p) for p in below if not any(part.startswith(".") for part in p.parts))
             if not found:
                 raise InputError(f"{name}: no images or arrays in this folder ({', '.join(sorted(suffixes))})")
@@ -150,6 +151,8 @@ class InputReader:
             InputError: there is no such file, or it does not fit the bundle.
         """
         name = str(file)
+        if name == STDIN and sys.stdin is None:
+            raise InputError(f"{STDIN}: standard input is closed")
         start = sys.stdin.buffer.read(len(_PNG)) if name == STDIN else b""
         if start == _PNG:
             for data in _frames(sys.stdin.buffer):

@@ -55,7 +55,7 @@ def check_id(name: str) -> str:
         ConfigError: it is not a DNS label.
     """
     if not _ID.fullmatch(name):
-        raise ConfigError(f"id '{name}': use 1 to 63 lower-case letters, digits and inner hyphens")
+        raise ConfigError(f"id {name!r}: use 1 to 63 lower-case letters, digits and inner hyphens")
     return name
 
 
