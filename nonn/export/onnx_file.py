@@ -27,7 +27,7 @@ from nonn.errors import BundleError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["TOLERANCE", "export_onnx", "folded", "quiet", "run_onnx", "slim"]
+__all__ = ["TOLERANCE", "deployed", "export_onnx", "folded", "quiet", "run_onnx", "slim"]
 
 TOLERANCE = 1e-4
 
@@ -52,7 +52,7 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
     raw = samples.astype(np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy(raw)).numpy()
-    network = _deployed(network)
+    network = deployed(network)
     allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     key = _architecture(network, input_shape)
     gap = np.inf
@@ -70,15 +70,15 @@ def export_onnx(network: nn.Module, input_shape: Sequence[int], samples: NDArray
     return data
 
 
-def _deployed(network: nn.Module) -> nn.Module:
+def deployed(network: nn.Module) -> nn.Module:
     """The network with what its layers are on a device, where they have a method ``deployed``."""
     if not any(callable(getattr(module, "deployed", None)) for module in network.modules()):
         return network
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if callable(deployed := getattr(child, "deployed", None)):
-                setattr(module, name, deployed())
+            if callable(make := getattr(child, "deployed", None)):
+                setattr(module, name, make())
     return network
 
 
