@@ -70,7 +70,8 @@ def assign_cores(threads: int, cores: Sequence[frozenset[int]]) -> list[frozense
 def pinned_threads(threads: int) -> Iterator[Callable[[], None]]:
     """Keeps the OpenMP threads of the calling thread on different cores.
 
-    Threads and processes started meanwhile inherit the core of the thread that starts them.
+    Threads and processes started meanwhile inherit the core of the thread that starts them; the threads are freed when
+    the context ends.
 
     Args:
         threads: number of threads of one parallel region, ``torch.get_num_threads()``.
@@ -107,9 +108,14 @@ class _Team:
             self.release()
 
     def release(self) -> None:
-        if self._pinned:
-            self._run_on([self._allowed] * len(self._places))
-            self._pinned = False
+        if not self._pinned:
+            return
+        self._run_on([self._allowed] * len(self._places))
+        self._pinned = False
+        for thread in set(os.listdir(_TASKS)) - self._seen:  # noqa: PTH208
+            with suppress(OSError):  # it has ended meanwhile
+                if os.sched_getaffinity(int(thread)) in self._places:
+                    os.sched_setaffinity(int(thread), self._allowed)
 
     def _run_on(self, places: Sequence[frozenset[int]]) -> None:
         """Runs a parallel region in which every thread sets its own processors."""

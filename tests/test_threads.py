@@ -126,8 +126,11 @@ class TestPinned:
             assert frozenset(os.sched_getaffinity(0)) != everything
             thread = threading.Thread(target=stop.wait)
             thread.start()
+            assert thread.native_id is not None
+            assert frozenset(os.sched_getaffinity(thread.native_id)) != everything
             check()
             assert frozenset(os.sched_getaffinity(0)) == everything
+            assert frozenset(os.sched_getaffinity(thread.native_id)) == everything
             stop.set()
             thread.join()
 

@@ -43,7 +43,7 @@ class SimregTeachers(nn.Module):
         self._widths, self._weights, self._hidden = widths, weights, hidden
         self._teachers: list[Teacher] = []  # a list of modules in a list is not registered
 
-    def prepare(self, teacher: Teacher) -> None:
+    def prepare(self, teacher: Teacher, students: nn.Module, sample: Tensor | None) -> None:
         """Loads the further teachers and creates their MLPs.
 
         Raises:
