@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -449,7 +450,7 @@ def test_an_attempt_that_ends_in_the_middle_leaves_nothing(tmp_path: Path, end: 
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_does_not_use_up_the_code(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_or_has_no_space_does_not_use_up_the_code(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     def candidates() -> Iterator[Found]:
@@ -458,6 +459,14 @@ def test_a_folder_that_cannot_be_written_does_not_use_up_the_code(tmp_path: Path
 
     with pytest.raises(DataError, match="cannot be written"):
         pair(tmp_path / "file" / "data", "kitchen", CODE, candidates())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # folders can be made, files of this size not
+    try:
+        with pytest.raises(DataError, match="cannot be written"):
+            pair(tmp_path / "data", "kitchen", CODE, candidates())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_credentials_that_cannot_be_used_are_named_with_the_way_out(authority: Authority, tmp_path: Path) -> None:

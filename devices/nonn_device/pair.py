@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nonn.errors import ConfigError, CredentialsError, DataError, MissingExtraError, NonnError, UnreachableError
-from nonn.files import atomic_folder, write_json, write_private
+from nonn.files import atomic_folder, write_durable, write_json, write_private
 from nonn.rpc.address import split_address
 from nonn.security.pairing import MAX_LINE_BYTES, PairingCode, PairingRequest
 from nonn.security.tls import AUTHORITY, IDENTITY, REVOKED, Identity, TlsFolder, check_id
@@ -36,6 +36,7 @@ __all__ = ["Found", "Paired", "default_id", "pair", "paired"]
 
 FOLDER, ADDRESS = "paired", "aggregator.json"
 TIMEOUT_S = 10.0  # of each step of a connection
+RESERVED_BYTES = 2 * MAX_LINE_BYTES  # more than an answer needs, one block for each file included
 ATTEMPTS = 3  # if the connection breaks after the request: the same key gets the same certificate
 
 _log = logging.getLogger(__name__)
@@ -129,12 +130,15 @@ def pair(data: Path, name: str, code: PairingCode, candidates: Iterable[Found]) 
     check_id(name)
     path = data / FOLDER
     try:
-        # The folder is opened first, so that a disk that cannot be written does not use up the code.
+        # The folder is opened and its space taken first: a disk that cannot be written, or is full, uses up no code.
         with atomic_folder(path, durable=True) as temporary:
             temporary.chmod(0o700)
+            reserved = temporary / "reserved"
+            write_durable(reserved, bytes(RESERVED_BYTES))
             key, csr = _key_and_request(name)
             request = PairingRequest(secret=code.secret.hex(), id=name, csr=csr, time=time.time())
             address, answer = _ask_each(candidates, code, request)
+            reserved.unlink()
             _store(temporary, key, name, address, answer)
     except OSError as exc:
         raise DataError(f"{path}: cannot be written ({exc.strerror}); name another folder: --data") from exc
