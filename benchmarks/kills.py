@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -210,11 +211,13 @@ def _child(step: Step, state: Path, last: int) -> tuple[int, int]:
         Number of lines executed if it was not killed, and its wait status.
     """
     reader, writer = os.pipe()
+    gc.collect()
     if pid := os.fork():
         os.close(writer)
         with os.fdopen(reader) as file:
             lines = int(file.read() or 0)
         return lines, os.waitpid(pid, 0)[1]
+    gc.disable()  # no finaliser of an object whose thread exists in the parent only, such as a channel's
     count = 0
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:

@@ -6,6 +6,8 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nonn_device.cli
 import nonn_sim.cli
@@ -45,7 +47,8 @@ def test_provenance_begins_with_the_version() -> None:
 
 
 def test_server_metadata_carries_the_version() -> None:
-    servicer = InferenceServicer(Endpoint(None))  # type: ignore[arg-type]  # the call does not reach the model
+    model: Any = SimpleNamespace(max_request_bytes=1)  # the call does not reach it
+    servicer = InferenceServicer(Endpoint(model))
     metadata = asyncio.run(servicer.ServerMetadata(pb.ServerMetadataRequest(), None))
     assert (metadata.name, metadata.version) == ("nonn", nonn.__version__)
 
