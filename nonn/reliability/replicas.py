@@ -37,7 +37,7 @@ def failures_with_replicas(table: SubsetTable, replicas: int) -> tuple[FailureRo
     sizes, accuracy = membership(n).sum(axis=1), table.accuracy
     of_size = [np.flatnonzero(sizes == s) for s in range(n + 1)]
     means = [float(accuracy[masks].mean()) for masks in of_size]
-    ways = [_ways(s, n, replicas) for s in range(n + 1)]
+    ways = _ways(n, replicas)
     rows = []
     for failed in range(total):
         counts = [comb(n, s) * ways[s].get(failed, 0) for s in range(n + 1)]
@@ -59,15 +59,18 @@ def failures_with_replicas(table: SubsetTable, replicas: int) -> tuple[FailureRo
     return tuple(rows)
 
 
-def _ways(students: int, n: int, replicas: int) -> dict[int, int]:
-    """Sets of failed devices that leave exactly some given students, by number of failures."""
-    found = {replicas * (n - students): 1}
-    for _ in range(students):
-        grown: dict[int, int] = {}
-        for failed, count in found.items():
-            for more in range(replicas):
-                grown[failed + more] = grown.get(failed + more, 0) + count * comb(replicas, more)
-        found = grown
+def _ways(n: int, replicas: int) -> list[dict[int, int]]:
+    """Sets of failed devices that leave exactly 0 … N given students [N + 1], by number of failures."""
+    of_one = [comb(replicas, failed) for failed in range(replicas)]
+    power, found = [1], []
+    for students in range(n + 1):
+        first = replicas * (n - students)
+        found.append({first + failed: count for failed, count in enumerate(power)})
+        grown = [0] * (len(power) + replicas - 1)
+        for failed, count in enumerate(power):
+            for more, ways in enumerate(of_one):
+                grown[failed + more] += count * ways
+        power = grown
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nonn.config import DistillConfig
 from nonn.config.objectives import LogitConfig, SoftTargetConfig
-from nonn.distill.objectives import activations
+from nonn.distill.objectives import activations, logits
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.targets import keep_top, leave_out, revise_labels
 from nonn.teacher import Teacher
@@ -136,6 +136,20 @@ def on_logits(
         return summed(losses)
 
     return compute
+
+
+def kd_from(config: SoftTargetConfig, teacher: Callable[[Batch], Tensor]) -> Compute:
+    """KD from other logits than the teacher's own.
+
+    Args:
+        config: the answers, the temperature, and how the logits are changed.
+        teacher: the logits [B, K] of a batch.
+    """
+
+    def loss(student: Tensor, answer: Tensor, labels: Tensor) -> Tensor:
+        return logits.kd(student, target(config, student, answer, labels), config.temperature)
+
+    return on_logits(config, loss, teacher)
 
 
 def target(config: SoftTargetConfig, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

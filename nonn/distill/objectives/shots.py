@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nonn.config import DistillConfig
-from nonn.distill.objectives import logits
 from nonn.distill.objectives._common import full_precision, same_shape
 from nonn.distill.objectives.batch import Batch
-from nonn.distill.objectives.building import Compute, objective, on_logits, summed, target
+from nonn.distill.objectives.building import Compute, kd_from, objective, summed
 from nonn.teacher import pool
 
 __all__ = ["Umts", "average_views", "umts"]
@@ -92,14 +91,11 @@ class Umts(nn.Module):
 def _vrkd(config: DistillConfig, widths: Sequence[int]) -> Compute:
     c = config.objectives.vrkd
 
-    def one(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        return logits.kd(student, target(c, student, teacher, labels), c.temperature)
-
     def every(batch: Batch) -> Tensor:
         views = batch.teacher_logits[:, None] if batch.view_logits is None else batch.view_logits
         return average_views(views, c.temperature)
 
-    return on_logits(c, one, every)
+    return kd_from(c, every)
 
 
 @objective("umts", "views")

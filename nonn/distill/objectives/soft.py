@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nonn.config import DistillConfig
-from nonn.distill.objectives import logits
 from nonn.distill.objectives._common import full_precision, same_shape, unit
 from nonn.distill.objectives.batch import Batch
-from nonn.distill.objectives.building import Compute, objective, on_logits, target
+from nonn.distill.objectives.building import Compute, kd_from, objective, on_logits, target
 from nonn.distill.targets import balance, permute_others
 
 __all__ = ["cwtm", "dtd"]
@@ -80,28 +79,22 @@ def dtd(student_logits: Tensor, teacher_logits: Tensor, temperature: float, gamm
 def _bkd(config: DistillConfig, widths: Sequence[int]) -> Compute:
     c = config.objectives.bkd
 
-    def one(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        return logits.kd(student, target(c, student, teacher, labels), c.temperature)
-
     def balanced(batch: Batch) -> Tensor:
         assert batch.class_counts is not None
         return balance(batch.teacher_logits, batch.class_counts, c.temperature, c.beta)
 
-    return on_logits(c, one, balanced)
+    return kd_from(c, balanced)
 
 
 @objective("dkpp", "noise")
 def _dkpp(config: DistillConfig, widths: Sequence[int]) -> Compute:
     c = config.objectives.dkpp
 
-    def one(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        return logits.kd(student, target(c, student, teacher, labels), c.temperature)
-
     def permuted(batch: Batch) -> Tensor:
         assert batch.noise is not None
         return permute_others(batch.teacher_logits, batch.noise)
 
-    return on_logits(c, one, permuted)
+    return kd_from(c, permuted)
 
 
 @objective("cwtm")
