@@ -43,9 +43,11 @@ from nonn.files import atomic_file
 from nonn.partition.compare import Comparison
 from nonn.report.comparison import comparison_markdown
 from nonn.report.document import Report
+from nonn.report.overview import failure_table, live_table
+from nonn.report.sentences import headline
 from nonn.report.study import heads_markdown, short_markdown
 from nonn.report.study_document import Study
-from nonn.report.table import as_markdown, failure_table, headline, live_table
+from nonn.report.table import as_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "nonn" / "report" / "report.schema.json"

@@ -25,7 +25,7 @@ from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import calibration_sample, deploy
 from nonn.export.quantise import TOLERANCE, quantise
 from nonn.reliability.subsets import mask_of
-from nonn.report.table import network_line
+from nonn.report.sentences import network_line
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors

@@ -31,13 +31,9 @@ from nonn.report.document import Report
 from nonn.report.heads import solving_ms
 from nonn.report.html import render_page
 from nonn.report.methods import methods_table
-from nonn.report.table import (
-    as_text,
-    failure_table,
-    headline,
-    percent,
-    points,
-)
+from nonn.report.overview import failure_table
+from nonn.report.sentences import headline
+from nonn.report.table import as_text, percent, points
 from nonn.report.text import markdown_report, report_tables, text_report
 from tests.reports import CORRECT, Page, rewritten
 from tests.toys import CLASSES, WIDTH, toy_bundle

@@ -30,8 +30,8 @@ from nonn.report.document import Report
 from nonn.report.drawing import floor_without_outliers, spread
 from nonn.report.html import render_page
 from nonn.report.methods import check_same_task, methods_table
+from nonn.report.overview import device_table
 from nonn.report.risk import availability, availability_plot, availability_table, pair_plot, pair_table
-from nonn.report.table import device_table
 from nonn.report.text import csv_report, markdown_report, report_tables, text_report, whole_tables, wide_csv
 from tests.calibration import calibration
 from tests.reports import CORRECT, Page, rewritten

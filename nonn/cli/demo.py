@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nonn.cli.console import Terminal
     from nonn.experiment.demo import demo
-    from nonn.report.table import live_table
+    from nonn.report.overview import live_table
 
     result = demo(experiment, runs=args.runs, progress=Terminal(log_time=args.log_time), tensorboard=args.tensorboard)
     show(result.report, live_table, result.bundle.path, as_json=args.json)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nonn.cli.console import Terminal
     from nonn.experiment.run import run as run_experiment
-    from nonn.report.table import failure_table
+    from nonn.report.overview import failure_table
 
     result = run_experiment(
         experiment, runs=args.runs, progress=Terminal(log_time=args.log_time), tensorboard=args.tensorboard
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
 def show(report: Report, table: Callable[[Report], Table], bundle: Path, *, as_json: bool) -> None:
     """Prints report.json only, or its headline, one of its tables and the paths of the results."""
     from nonn.documents import to_json
-    from nonn.report.table import as_text, headline
+    from nonn.report.sentences import headline
+    from nonn.report.table import as_text
 
     if as_json:
         print(json.dumps(to_json(report), indent=2, ensure_ascii=False))

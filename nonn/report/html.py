@@ -18,7 +18,7 @@ from nonn import documents
 from nonn.bundle import Bundle
 from nonn.errors import DataError, MissingExtraError
 from nonn.files import atomic_file
-from nonn.report import classes, drawing, methods, plots, risk, table, text
+from nonn.report import classes, drawing, methods, overview, plots, risk, sentences, table, text
 from nonn.report.build import build_report, filter_graph
 from nonn.report.document import LiveMeasurement, Report
 
@@ -138,18 +138,18 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         seed=_seed(report),
         fold=_FOLD,
         report=report,
-        headline=table.headline(report),
+        headline=sentences.headline(report),
         digits=min(1, table.digits_of(report.data.samples)),
-        sample_line=table.sample_line(report),
-        selection_line=table.selection_line(report),
-        confidence_line=table.confidence_sentence(report),
+        sample_line=sentences.sample_line(report),
+        selection_line=sentences.selection_line(report),
+        confidence_line=sentences.confidence_sentence(report),
         interval=table.show_interval(table.share_of(report.data.samples, 1)),
-        network=table.network_line(report),
-        half=table.half_gone(report),
+        network=sentences.network_line(report),
+        half=sentences.half_gone(report),
         num_devices=len(report.devices),
-        failures=table.failure_table(report),
-        live=table.live_table(report),
-        devices=table.device_table(report),
+        failures=overview.failure_table(report),
+        live=overview.live_table(report),
+        devices=overview.device_table(report),
         measures=report.provenance.get("partition", {}),
         config=json.dumps(report.provenance.get("config", {}), indent=2, ensure_ascii=False),
         accuracy_plot=figure(plots.accuracy_plot(report)),

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 from nonn.report.classes import bias_table, calibration_table, class_table
 from nonn.report.document import Report
 from nonn.report.methods import methods_table
+from nonn.report.overview import device_table, failure_table, live_table
 from nonn.report.risk import availability_table, pair_table
+from nonn.report.sentences import head_line, headline, network_line, sample_line, selection_line
 from nonn.report.table import (
     Column,
     IntervalColumn,
     Table,
     as_markdown,
     as_text,
-    device_table,
-    failure_table,
-    live_table,
+    points_of,
     share_of,
-    short_report,
     show_interval,
 )
 
@@ -41,7 +41,7 @@ __all__ = [
 
 def text_report(report: Report) -> str:
     """What ``nonn report`` prints: the short tables, and the compared methods if there are any."""
-    text = short_report(report, as_text)
+    text = _short_report(report, as_text)
     return f"{text}\n{as_text(methods_table(report))}\n" if report.methods else text
 
 
@@ -52,7 +52,30 @@ def markdown_report(report: Report) -> str:
         for title, table in report_tables(report).items()
         if title not in ("failures", "live", "devices")
     ]
-    return "\n\n".join([short_report(report, as_markdown).rstrip(), *later]) + "\n"
+    return "\n\n".join([_short_report(report, as_markdown).rstrip(), *later]) + "\n"
+
+
+def _short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
+    """Headline, accuracy against failures and devices, and the live table if there are measurements."""
+    expected, share = report.expected_accuracy, share_of(report.data.samples)
+    blocks = [f"{headline(report)}.", lay_out(failure_table(report)), sample_line(report)]
+    if selection := selection_line(report):
+        blocks.append(selection)
+    if report.against_teacher:
+        half, point = report.against_teacher[len(report.devices) // 2], points_of(report.data.samples)
+        blocks.append(
+            f"With {half.failed} failed, {point(half.difference)} points against the teacher "
+            f"(95 %: {show_interval(point)(half.interval)})"
+            + ("." if half.paired else "; the samples that the teacher gets right are not recorded.")
+        )
+    line = f"Expected accuracy, failures {expected.law}: {share(expected.value)}"
+    blocks.append(line + (f" (95 %: {show_interval(share)(expected.interval)})" if expected.interval else ""))
+    if report.measured_live:
+        blocks += ["Measured on a live cluster:", lay_out(live_table(report))]
+    blocks += [lay_out(device_table(report)), network_line(report)]
+    if report.head is not None:
+        blocks.append(head_line(report.head))
+    return "\n\n".join(blocks) + "\n"
 
 
 def report_tables(report: Report) -> dict[str, Table]:

@@ -19,13 +19,13 @@ from nonn.reliability.marginal import marginal_values, pair_losses, shapley_valu
 from nonn.reliability.placement import Machine, price_of_one_more
 from nonn.reliability.replicas import failures_with_replicas
 from nonn.reliability.subsets import SubsetTable, membership
+from nonn.report.overview import failures_table
 from nonn.report.table import (
     Column,
     IntervalColumn,
     Table,
     TextColumn,
     as_text,
-    failures_table,
     percent,
     points_of,
     share_of,

@@ -130,6 +130,8 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Headline and accuracy against failures, for notebooks."""
-        from nonn.report.table import as_html, failure_table, headline  # tables are made of this class
+        from nonn.report.overview import failure_table  # tables are made of this class
+        from nonn.report.sentences import headline  # tables are made of this class
+        from nonn.report.table import as_html  # tables are made of this class
 
         return as_html(failure_table(self), headline(self))
