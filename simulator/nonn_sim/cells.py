@@ -80,6 +80,12 @@ class Flight:
         """Time at which the request to a device was sent."""
         return self.hedged.get(i, self.asked_at) if self.hedged else self.asked_at
 
+    def send(self, i: int, now: float) -> None:
+        """Sends it to a device that may have a fault or a lossy link."""
+        end, status = self.cell.exchange(self, i, now)
+        self.ends.append(end)
+        self.statuses.append(status)
+
     def unreported(self) -> list[int]:
         """Positions of the nodes whose outcome has not been reported to the policy."""
         return [j for j in range(len(self.ends)) if not self.reported >> j & 1]
@@ -109,7 +115,7 @@ class Cell:
         deployment: the deployment of the task on the devices.
         conditions: condition of each device in use [n].
         channels: link of each device [n].
-        launch: called with a flight whose ends have changed.
+        launch: called with a flight whose ends have changed, and the time.
         hosts: machines of the aggregators; None if they do not fail.
 
     Attributes:
@@ -129,7 +135,7 @@ class Cell:
         deployment: Deployment,
         conditions: Sequence[Condition],
         channels: Sequence[Channel],
-        launch: Callable[[Flight], None],
+        launch: Callable[[Flight, float], None],
         hosts: Hosts | None = None,
     ) -> None:
         n = len(deployment.devices)
@@ -209,7 +215,7 @@ class Cell:
             flight.begun = False
             noticed = refused and not flight.probe
             flight.ends[j], flight.statuses[j] = (now, UNREACHABLE) if noticed else (flight.deadline_at, SILENT)
-            self._launch(flight)
+            self._launch(flight, now)
 
     def freeze(self, i: int, now: float) -> None:
         """The jobs of the device wait until it thaws, or until their deadline."""
@@ -221,7 +227,7 @@ class Cell:
                 arrives = flight.asked_at + up[i] + flight.extra.get(i, 0.0)
                 jobs.append(Job(flight, arrives, done - service[i], service[i], flight.statuses[j]))
                 flight.ends[j], flight.statuses[j] = flight.deadline_at, SILENT
-                self._launch(flight)
+                self._launch(flight, now)
         for job in jobs:
             if job.start < now:
                 job.begun, job.work_s = True, job.start + job.work_s - now
@@ -238,11 +244,11 @@ class Cell:
             if status != SILENT and self.flights.get(id(flight)) is flight:
                 j = flight.nodes.index(i)
                 flight.ends[j], flight.statuses[j] = end, status
-                self._launch(flight)
+                self._launch(flight, now)
         for flight, j in self._at(i, now):
             if flight.probe and not flight.begun:
                 flight.ends[j], flight.statuses[j] = self.exchange(flight, i, now)
-                self._launch(flight)
+                self._launch(flight, now)
 
     def _at(self, i: int, now: float) -> list[tuple[Flight, int]]:
         """Flights that wait for a device, in the order of their requests."""

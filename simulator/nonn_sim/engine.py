@@ -2,13 +2,8 @@
 
 SimPy advances only from one change of the world to the next (nonn_sim.faults). Requests in between are processed in a
 plain loop over three kinds of events, in order of time: arrivals, looks at requests, probes. At each arrival the loop
-gets a ``Session`` from the real ``Policy``, reports every outcome to both and follows their decisions, exactly as
-``nonn.aggregator.service`` does; the policy is neither approximated nor skipped.
-
-If a session hedges or fuses early, or one of its nodes is not up, the loop looks at the request at every reply and at
-the times that the session sets. Otherwise only the last good reply decides, and the policy just counts the others, so a
-single look at the end, or at the first failure, is enough. That is the case for most requests, and the reason why a
-request costs about twelve microseconds.
+gets a ``Session`` from the real ``Policy``; ``nonn_sim.flights`` reports every outcome to both and follows their
+decisions, exactly as ``nonn.aggregator.service`` does; the policy is neither approximated nor skipped.
 
 The probability that an answer is right is the accuracy of the subset that answered in the deployment's table.
 """
@@ -19,7 +14,6 @@ import heapq
 from array import array
 from collections.abc import Sequence
 from math import inf, nextafter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +22,12 @@ from nonn.aggregator.policy.session import Session
 from nonn_sim.cells import OK, SILENT, Cell, Flight, Job
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import FaultEvent, Hosts, State, World
+from nonn_sim.flights import ARRIVE, LOOK, PROBE, RETRY, Agenda, Flights
 from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
 from nonn_sim.scenario import Scenario
 from nonn_sim.trace import Trace
 
 __all__ = ["Engine"]
-
-ARRIVE, LOOK, PROBE, RETRY = range(4)  # kinds of entries in the heap
 
 
 class Engine:
@@ -70,33 +63,34 @@ class Engine:
         ]
         self._local = {device: i for i, device in enumerate(deployment.devices)}
         self._world = World(scenario, num_devices, seed, self._on_change, self._used_j, events)
+        self._agenda = Agenda()
+        self._flights = Flights(self._agenda, deployment.first_wins, self._answer, self._plan_probe)
         self._cells = []
         for number, conditions in enumerate(self._world.conditions):
             mine = [conditions[device] for device in deployment.devices]
             channels = [Channel(node.link) for node in nodes]
             hosts = scenario.aggregator
             fails = Hosts(hosts.count, hosts.mtbf_s, hosts.mttr_s, seed, number) if hosts.mtbf_s else None
-            self._cells.append(Cell(number, scenario, deployment, mine, channels, self._launch, fails))
+            self._cells.append(Cell(number, scenario, deployment, mine, channels, self._flights.launch, fails))
         times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
         services_s = [w.service_s(node, macs) for w, node, macs in times]
         draw = (nodes, deployment.work, services_s, deployment.devices, seed)
         self._rows = exchanges(*draw, SERVICE, measured_s)
         self._probe_rows = exchanges(*draw, PROBES, measured_s)
         self._arrivals = arrivals(scenario.load, seed if arrivals_seed is None else arrivals_seed)
-        self._heap: list[tuple[float, int, int, Any]] = []
-        self._sequence = self._turn = self._under_way = self._refused = self._retried = 0
+        self._turn = self._under_way = self._refused = self._retried = 0
         self._now = 0.0
         self._asked_at, self._latency, self._mask = array("d"), array("d"), array("i")
         self._waited, self._answered = array("b"), array("b")
 
     def run(self) -> Trace:
         """Runs to the end of the last request."""
-        run, load, heap, env = self._scenario.scenario, self._scenario.load, self._heap, self._world.env
+        run, load, heap, env = self._scenario.scenario, self._scenario.load, self._agenda.entries, self._world.env
         left, until = run.requests or -1, run.duration_s or inf
         closed = load.arrivals == "closed"
         if closed:
             for _ in range(load.concurrency):
-                self._push(0.0, ARRIVE, None)
+                self._agenda.push(0.0, ARRIVE, None)
         arrival = inf if closed else next(self._arrivals)
         change = env.peek()
         while True:
@@ -114,7 +108,7 @@ class Engine:
                 self._now = now
                 if kind == LOOK:
                     if thing.due == now and thing.cell.flights.get(id(thing)) is thing:
-                        self._look(thing, now)
+                        self._flights.look(thing, now)
                 elif kind == PROBE:
                     if thing.probe_at == now:
                         self._probe_due(thing, now)
@@ -133,7 +127,7 @@ class Engine:
 
     def _waiting_to_arrive(self, until: float) -> bool:
         """Whether a client of a closed load will send another request."""
-        return any(kind == ARRIVE and time < until for time, _, kind, _ in self._heap)
+        return any(kind == ARRIVE and time < until for time, _, kind, _ in self._agenda.entries)
 
     def _route(self, now: float) -> Cell:
         """The front tier: the next cell that is served and can reach its quorum, or the next cell if none can."""
@@ -143,10 +137,6 @@ class Engine:
             if cells[self._turn].ready and cells[self._turn].served_at(now):
                 break
         return cells[self._turn]
-
-    def _push(self, time: float, kind: int, thing: Any) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (time, self._sequence, kind, thing))
 
     def _ask(self, cell: Cell, now: float, began_at: float | None = None, attempt: int = 0) -> None:
         """A request arrives, or a client tries it again.
@@ -177,7 +167,7 @@ class Engine:
             i = index[node]
             nodes.append(i)
             if not healthy[i] or (uniform is not None and uniform[i] < p_loss[i]):
-                self._ask_troubled(flight, i, now)
+                flight.send(i, now)
                 continue
             served[i] += 1
             arrives, free = now + up[i], free_at[i]
@@ -192,7 +182,7 @@ class Engine:
             ends.append(end)
             statuses.append(status)
         self._under_way += 1
-        self._launch(flight)
+        self._flights.launch(flight, now)
 
     def _try_again(self, began_at: float, attempt: int, now: float) -> bool:
         """Whether the client sends a request again that got no answer; schedules it."""
@@ -201,7 +191,7 @@ class Engine:
             return False
         self._retried += 1
         self._under_way += 1  # until the attempt
-        self._push(now + load.retry_after_s, RETRY, (began_at, attempt + 1))
+        self._agenda.push(now + load.retry_after_s, RETRY, (began_at, attempt + 1))
         return True
 
     def _refuse(self, began_at: float, now: float) -> None:
@@ -214,148 +204,10 @@ class Engine:
         self._waited.append(False)
         self._answered.append(False)
         if self._scenario.load.arrivals == "closed":
-            self._push(now + wait_s, ARRIVE, None)
-
-    def _ask_troubled(self, flight: Flight, i: int, now: float) -> None:
-        """Sends a request to a device with a fault or a lossy link."""
-        end, status = flight.cell.exchange(flight, i, now)
-        flight.ends.append(end)
-        flight.statuses.append(status)
-
-    def _hedge(self, flight: Flight, node: str, now: float) -> None:
-        """Sends the request to a replica too."""
-        i = flight.cell.index[node]
-        flight.ids, flight.hedged = (*flight.ids, node), {**flight.hedged, i: now}
-        flight.nodes.append(i)
-        self._ask_troubled(flight, i, now)
-
-    def _launch(self, flight: Flight) -> None:
-        """Schedules the next look at a flight, as currently known."""
-        ends, statuses = flight.ends, flight.statuses
-        patience_s = flight.cell.policy.config.patience_s
-        if not flight.eager and flight.session is not None and ends and max(ends) - min(ends) > patience_s:
-            # A reply that is much later than another one makes its node a straggler: the times of both matter.
-            self._catch_up(flight, self._now)
-        if not flight.reported and not flight.eager and not any(statuses):
-            due = max(ends, default=flight.asked_at)
-        else:
-            reported, eager, due, last = flight.reported, flight.eager, inf, flight.asked_at
-            for j, end in enumerate(ends):
-                if not reported >> j & 1:
-                    if (eager or statuses[j] != OK) and end < due:
-                        due = end
-                    if end > last:
-                        last = end
-            due = min(due, last)
-            if eager and flight.session is not None and not flight.answered:
-                due = min(due, flight.session.look_at)
-        flight.due = due
-        flight.cell.flights[id(flight)] = flight
-        self._sequence += 1
-        heapq.heappush(self._heap, (due, self._sequence, LOOK, flight))
-
-    def _look(self, flight: Flight, now: float) -> None:
-        """Processes new outcomes of a flight, or a time that its session has set."""
-        cell, session = flight.cell, flight.session
-        if session is None:
-            del cell.flights[id(flight)]
-            self._learn_of_probe(flight, now)
-            return
-        ends, reported = flight.ends, flight.reported
-        if not flight.eager and any(flight.statuses):
-            self._catch_up(flight, now)
-            reported = flight.reported
-        for j in range(len(ends)):
-            if ends[j] <= now and not reported >> j & 1:
-                self._learn(flight, j, now)
-        if not flight.answered:
-            known = len(cell.policy.stragglers)
-            for node in session.decide(now):
-                self._hedge(flight, node, now)
-            if len(cell.policy.stragglers) > known:
-                self._now_straggling(flight, now)
-            if self._deployment.first_wins and session.answered:
-                session.done = True
-        self._go_on(flight, now)
-
-    def _go_on(self, flight: Flight, now: float) -> None:
-        """Answers if the session is done, and waits for the outstanding outcomes."""
-        session = flight.session
-        if session is not None and session.done and not flight.answered:
-            self._answer(flight, session, now)
-        if flight.reported + 1 == 1 << len(flight.ends):
-            flight.cell.flights.pop(id(flight), None)
-        else:
-            self._launch(flight)
-
-    def _learn(self, flight: Flight, j: int, now: float) -> None:
-        """Reports the outcome of one node to the session and the policy."""
-        cell, node, end, status = flight.cell, flight.ids[j], flight.ends[j], flight.statuses[j]
-        flight.reported |= 1 << j
-        session, late, lag = flight.session, flight.answered, 0.0
-        latency = end - (flight.sent_at(flight.nodes[j]) if flight.hedged else flight.asked_at)
-        if session is not None:
-            if session.prompt_done or late:
-                lag = end - (session.prompt_at if session.prompt_done else flight.answered_at)
-            if not late:
-                session.tell(node, status == OK)
-        if status == OK:
-            if cell.policy.on_success(node, latency, end, late=late, lag_s=lag):
-                cell.ready = cell.policy.ready
-            return
-        others = self._others(flight, flight.nodes[j], now)
-        if cell.policy.on_failure(node, latency, now, silent=status == SILENT):
-            cell.ready = cell.policy.ready
-        self._now_troubled(cell, node, others, now)
-        self._plan_probe(cell, now)
-
-    def _learn_of_probe(self, flight: Flight, now: float) -> None:
-        """Reports the outcome of a probe to the policy."""
-        cell, node, end, ok = flight.cell, flight.ids[0], flight.ends[0], flight.statuses[0] == OK
-        others = [] if ok else self._others(flight, flight.nodes[0], now)
-        if cell.policy.on_probe(node, ok, end - flight.asked_at, end if ok else now):
-            cell.ready = cell.policy.ready
-        if not ok:
-            self._now_troubled(cell, node, others, now)
-        self._plan_probe(cell, now)
-
-    def _others(self, flight: Flight, i: int, now: float) -> list[Flight]:
-        """Flights with a request to a device that fails now; their earlier outcomes are reported first."""
-        found = []
-        for other in tuple(flight.cell.flights.values()):
-            if other is not flight and other.session is not None and i in other.nodes:
-                found.append(other)
-                self._catch_up(other, now)
-        return found
-
-    def _catch_up(self, flight: Flight, now: float) -> None:
-        """Reports the replies of a flight that have come so far; the times of the others matter from now on."""
-        for j in sorted(flight.unreported(), key=flight.ends.__getitem__):
-            if flight.statuses[j] == OK and flight.ends[j] <= now:
-                self._learn(flight, j, now)
-                if not flight.eager and not flight.answered and flight.session is not None:
-                    flight.session.decide(flight.ends[j])
-        flight.eager = True
-
-    def _now_straggling(self, flight: Flight, now: float) -> None:
-        """A node is a straggler from now on: the times of all replies matter."""
-        for other in tuple(flight.cell.flights.values()):
-            if other is not flight and other.session is not None and not other.eager:
-                self._catch_up(other, now)
-                self._go_on(other, now)
-
-    def _now_troubled(self, cell: Cell, node: str, others: Sequence[Flight], now: float) -> None:
-        """A node is not up: the times of its replies matter from now on, and no flight waits for a node that is out."""
-        state = cell.policy.state(node)
-        for other in others:
-            other.eager = other.eager or state != "up"
-            if state == "out" and other.session is not None and not other.answered:
-                other.session.leave_out(node)
-            self._go_on(other, now)
+            self._agenda.push(now + wait_s, ARRIVE, None)
 
     def _answer(self, flight: Flight, session: Session, now: float) -> None:
         """Delivers the answer to the client."""
-        flight.answered, flight.answered_at = True, now
         self._under_way -= 1
         spent = self._scenario.aggregator
         later_s = flight.row[4] + spent.overhead_s + spent.per_node_s * len(flight.ids)
@@ -369,7 +221,7 @@ class Engine:
         self._waited.append(session.timed_out(now))
         self._answered.append(answered)
         if self._scenario.load.arrivals == "closed":
-            self._push(flight.began_at + latency, ARRIVE, None)
+            self._agenda.push(flight.began_at + latency, ARRIVE, None)
 
     def _plan_probe(self, cell: Cell, now: float) -> None:
         """Schedules the policy's next probe."""
@@ -378,7 +230,7 @@ class Engine:
         at = inf if wait_s is None else max(now + wait_s, nextafter(now, inf))
         if at < cell.probe_at:
             cell.probe_at = at
-            self._push(at, PROBE, cell)
+            self._agenda.push(at, PROBE, cell)
 
     def _probe_due(self, cell: Cell, now: float) -> None:
         cell.probe_at = inf
@@ -390,8 +242,8 @@ class Engine:
         """Sends a probe to one device."""
         flight = Flight(cell, now, now + cell.policy.config.deadline_s, next(self._probe_rows))
         flight.ids, flight.nodes = (cell.ids[i],), [i]
-        self._ask_troubled(flight, i, now)
-        self._launch(flight)
+        flight.send(i, now)
+        self._flights.launch(flight, now)
 
     def _on_change(self, cell_number: int, device: int, before: State, after: State) -> None:
         """Handles a state change of a device: its requests in flight may end differently."""

@@ -1,241 +1,69 @@
-"""Virtual time: a world with faults, in which the production policy object decides about each request.
+"""Requests and probes under way in virtual time: when each is looked at, and what the policy learns from it.
 
-SimPy advances only from one change of the world to the next (nonn_sim.faults). Requests in between are processed in a
-plain loop over three kinds of events, in order of time: arrivals, looks at requests, probes. At each arrival the loop
-gets a ``Session`` from the real ``Policy``, reports every outcome to both and follows their decisions, exactly as
-``nonn.aggregator.service`` does; the policy is neither approximated nor skipped.
-
-If a session hedges or fuses early, or one of its nodes is not up, the loop looks at the request at every reply and at
-the times that the session sets. Otherwise only the last good reply decides, and the policy just counts the others, so a
+If a session hedges or fuses early, or one of its nodes is not up, the request is looked at at every reply and at the
+times that the session sets. Otherwise only the last good reply decides, and the policy just counts the others, so a
 single look at the end, or at the first failure, is enough. That is the case for most requests, and the reason why a
 request costs about twelve microseconds.
-
-The probability that an answer is right is the accuracy of the subset that answered in the deployment's table.
 """
 
 from __future__ import annotations
 
 import heapq
-from array import array
-from collections.abc import Sequence
-from math import inf, nextafter
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nonn.aggregator.policy.session import Session
-from nonn_sim.cells import OK, SILENT, Cell, Flight, Job
-from nonn_sim.deployments import Deployment
-from nonn_sim.faults import FaultEvent, Hosts, State, World
-from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
-from nonn_sim.scenario import Scenario
-from nonn_sim.trace import Trace
+from nonn_sim.cells import OK, SILENT, Cell, Flight
 
-__all__ = ["Engine"]
+__all__ = ["ARRIVE", "LOOK", "PROBE", "RETRY", "Agenda", "Flights"]
 
-ARRIVE, LOOK, PROBE, RETRY = range(4)  # kinds of entries in the heap
+ARRIVE, LOOK, PROBE, RETRY = range(4)  # kinds of entries in the agenda
 
 
-class Engine:
-    """One deployment in one world, from one seed.
+class Agenda:
+    """What is to come, in order of time; entries of the same time in the order in which they were added.
+
+    Attributes:
+        entries: a heap of (time, number, kind, thing).
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[float, int, int, Any]] = []
+        self._added = 0
+
+    def push(self, time: float, kind: int, thing: Any) -> None:
+        """Adds an entry."""
+        self._added += 1
+        heapq.heappush(self.entries, (time, self._added, kind, thing))
+
+
+class Flights:
+    """Requests and probes under way, in all cells.
 
     Args:
-        scenario: the scenario.
-        num_devices: N of the bundle.
-        deployment: the deployment of the task on the devices.
-        seed: seed of all random numbers.
-        events: recorded faults instead of the scenario's.
-        measured_s: times of whole fan-outs, and the remaining time of requests [R, 2], sampled instead of service and
-            link times.
-        arrivals_seed: seed of the arrivals, if different from ``seed``.
+        agenda: gets the times at which to look at a flight.
+        first_wins: the first answer decides.
+        answer: called with a request whose session is done.
+        plan_probe: called with a cell after a failure or a probe: its policy may want another probe.
     """
 
     def __init__(
         self,
-        scenario: Scenario,
-        num_devices: int,
-        deployment: Deployment,
-        seed: int,
-        events: Sequence[FaultEvent] | None = None,
-        measured_s: NDArray[np.float64] | None = None,
-        arrivals_seed: int | None = None,
+        agenda: Agenda,
+        first_wins: bool,
+        answer: Callable[[Flight, Session, float], None],
+        plan_probe: Callable[[Cell, float], None],
     ) -> None:
-        settings = scenario.devices(num_devices)
-        nodes = [settings[device] for device in deployment.devices]
-        self._scenario, self._deployment = scenario, deployment
-        self._joules = [
-            w.macs * node.joule_per_mac + (w.request_bytes + w.reply_bytes) * node.joule_per_byte
-            for w, node in zip(deployment.work, nodes, strict=True)
-        ]
-        self._local = {device: i for i, device in enumerate(deployment.devices)}
-        self._world = World(scenario, num_devices, seed, self._on_change, self._used_j, events)
-        self._cells = []
-        for number, conditions in enumerate(self._world.conditions):
-            mine = [conditions[device] for device in deployment.devices]
-            channels = [Channel(node.link) for node in nodes]
-            hosts = scenario.aggregator
-            fails = Hosts(hosts.count, hosts.mtbf_s, hosts.mttr_s, seed, number) if hosts.mtbf_s else None
-            self._cells.append(Cell(number, scenario, deployment, mine, channels, self._launch, fails))
-        times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
-        services_s = [w.service_s(node, macs) for w, node, macs in times]
-        draw = (nodes, deployment.work, services_s, deployment.devices, seed)
-        self._rows = exchanges(*draw, SERVICE, measured_s)
-        self._probe_rows = exchanges(*draw, PROBES, measured_s)
-        self._arrivals = arrivals(scenario.load, seed if arrivals_seed is None else arrivals_seed)
-        self._heap: list[tuple[float, int, int, Any]] = []
-        self._sequence = self._turn = self._under_way = self._refused = self._retried = 0
-        self._now = 0.0
-        self._asked_at, self._latency, self._mask = array("d"), array("d"), array("i")
-        self._waited, self._answered = array("b"), array("b")
+        self._agenda, self._first_wins, self._answer, self._plan_probe = agenda, first_wins, answer, plan_probe
 
-    def run(self) -> Trace:
-        """Runs to the end of the last request."""
-        run, load, heap, env = self._scenario.scenario, self._scenario.load, self._heap, self._world.env
-        left, until = run.requests or -1, run.duration_s or inf
-        closed = load.arrivals == "closed"
-        if closed:
-            for _ in range(load.concurrency):
-                self._push(0.0, ARRIVE, None)
-        arrival = inf if closed else next(self._arrivals)
-        change = env.peek()
-        while True:
-            if arrival >= until or left == 0:
-                arrival = inf
-                if not self._under_way and (not closed or left == 0 or not self._waiting_to_arrive(until)):
-                    break
-            first = heap[0][0] if heap else inf
-            if change <= first and change <= arrival:
-                self._now = change
-                env.step()
-                change = env.peek()
-            elif first <= arrival:
-                now, _, kind, thing = heapq.heappop(heap)
-                self._now = now
-                if kind == LOOK:
-                    if thing.due == now and thing.cell.flights.get(id(thing)) is thing:
-                        self._look(thing, now)
-                elif kind == PROBE:
-                    if thing.probe_at == now:
-                        self._probe_due(thing, now)
-                elif kind == RETRY:
-                    self._under_way -= 1
-                    self._ask(self._route(now), now, *thing)
-                elif now < until and left:
-                    left -= 1
-                    self._ask(self._route(now), now)
-            else:
-                self._now = arrival
-                left -= 1
-                self._ask(self._route(arrival), arrival)
-                arrival = next(self._arrivals)
-        return self._trace()
-
-    def _waiting_to_arrive(self, until: float) -> bool:
-        """Whether a client of a closed load will send another request."""
-        return any(kind == ARRIVE and time < until for time, _, kind, _ in self._heap)
-
-    def _route(self, now: float) -> Cell:
-        """The front tier: the next cell that is served and can reach its quorum, or the next cell if none can."""
-        cells, count = self._cells, len(self._cells)
-        for _ in range(count):
-            self._turn = (self._turn + 1) % count
-            if cells[self._turn].ready and cells[self._turn].served_at(now):
-                break
-        return cells[self._turn]
-
-    def _push(self, time: float, kind: int, thing: Any) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (time, self._sequence, kind, thing))
-
-    def _ask(self, cell: Cell, now: float, began_at: float | None = None, attempt: int = 0) -> None:
-        """A request arrives, or a client tries it again.
-
-        Args:
-            cell: the cell that gets it.
-            now: time.
-            began_at: time of the client's first attempt, if this is another one.
-            attempt: attempts before this one.
-        """
-        began_at = now if began_at is None else began_at
-        if not cell.served_at(now):
-            if not self._try_again(began_at, attempt, now):
-                self._refuse(began_at, now)
-            return
-        policy = cell.policy
-        session = policy.session(now, self._scenario.load.timeout_s)
-        row = next(self._rows)
-        service, up, down, uniform, _ = row
-        deadline_at = session.deadline_at
-        flight = Flight(cell, now, deadline_at, row, session)
-        flight.began_at, flight.attempt = began_at, attempt
-        flight.ids = session.ask
-        flight.eager = session.eager or self._deployment.first_wins or not policy.all_up
-        nodes, ends, statuses = flight.nodes, flight.ends, flight.statuses
-        index, healthy, free_at, served, p_loss = cell.index, cell.healthy, cell.free_at, cell.served, cell.p_loss
-        for node in session.ask:
-            i = index[node]
-            nodes.append(i)
-            if not healthy[i] or (uniform is not None and uniform[i] < p_loss[i]):
-                self._ask_troubled(flight, i, now)
-                continue
-            served[i] += 1
-            arrives, free = now + up[i], free_at[i]
-            start = free if free > arrives else arrives
-            end, status = deadline_at, SILENT
-            if start < deadline_at:
-                free_at[i] = done = start + service[i]
-                if done + down[i] <= deadline_at:
-                    end, status = done + down[i], OK
-            if status == SILENT:
-                cell.will_be_late(i, Job(flight, arrives, start, service[i], OK), now)
-            ends.append(end)
-            statuses.append(status)
-        self._under_way += 1
-        self._launch(flight)
-
-    def _try_again(self, began_at: float, attempt: int, now: float) -> bool:
-        """Whether the client sends a request again that got no answer; schedules it."""
-        load = self._scenario.load
-        if attempt >= load.retries:
-            return False
-        self._retried += 1
-        self._under_way += 1  # until the attempt
-        self._push(now + load.retry_after_s, RETRY, (began_at, attempt + 1))
-        return True
-
-    def _refuse(self, began_at: float, now: float) -> None:
-        """No aggregator is up: the request is lost, and a client of a closed load goes on after its deadline."""
-        self._refused += 1
-        wait_s = self._scenario.load.timeout_s
-        self._asked_at.append(began_at)
-        self._latency.append(now - began_at + wait_s)
-        self._mask.append(0)
-        self._waited.append(False)
-        self._answered.append(False)
-        if self._scenario.load.arrivals == "closed":
-            self._push(now + wait_s, ARRIVE, None)
-
-    def _ask_troubled(self, flight: Flight, i: int, now: float) -> None:
-        """Sends a request to a device with a fault or a lossy link."""
-        end, status = flight.cell.exchange(flight, i, now)
-        flight.ends.append(end)
-        flight.statuses.append(status)
-
-    def _hedge(self, flight: Flight, node: str, now: float) -> None:
-        """Sends the request to a replica too."""
-        i = flight.cell.index[node]
-        flight.ids, flight.hedged = (*flight.ids, node), {**flight.hedged, i: now}
-        flight.nodes.append(i)
-        self._ask_troubled(flight, i, now)
-
-    def _launch(self, flight: Flight) -> None:
+    def launch(self, flight: Flight, now: float) -> None:
         """Schedules the next look at a flight, as currently known."""
         ends, statuses = flight.ends, flight.statuses
         patience_s = flight.cell.policy.config.patience_s
         if not flight.eager and flight.session is not None and ends and max(ends) - min(ends) > patience_s:
             # A reply that is much later than another one makes its node a straggler: the times of both matter.
-            self._catch_up(flight, self._now)
+            self._catch_up(flight, now)
         if not flight.reported and not flight.eager and not any(statuses):
             due = max(ends, default=flight.asked_at)
         else:
@@ -251,10 +79,9 @@ class Engine:
                 due = min(due, flight.session.look_at)
         flight.due = due
         flight.cell.flights[id(flight)] = flight
-        self._sequence += 1
-        heapq.heappush(self._heap, (due, self._sequence, LOOK, flight))
+        self._agenda.push(due, LOOK, flight)
 
-    def _look(self, flight: Flight, now: float) -> None:
+    def look(self, flight: Flight, now: float) -> None:
         """Processes new outcomes of a flight, or a time that its session has set."""
         cell, session = flight.cell, flight.session
         if session is None:
@@ -274,7 +101,7 @@ class Engine:
                 self._hedge(flight, node, now)
             if len(cell.policy.stragglers) > known:
                 self._now_straggling(flight, now)
-            if self._deployment.first_wins and session.answered:
+            if self._first_wins and session.answered:
                 session.done = True
         self._go_on(flight, now)
 
@@ -282,11 +109,12 @@ class Engine:
         """Answers if the session is done, and waits for the outstanding outcomes."""
         session = flight.session
         if session is not None and session.done and not flight.answered:
+            flight.answered, flight.answered_at = True, now
             self._answer(flight, session, now)
         if flight.reported + 1 == 1 << len(flight.ends):
             flight.cell.flights.pop(id(flight), None)
         else:
-            self._launch(flight)
+            self.launch(flight, now)
 
     def _learn(self, flight: Flight, j: int, now: float) -> None:
         """Reports the outcome of one node to the session and the policy."""
@@ -353,86 +181,9 @@ class Engine:
                 other.session.leave_out(node)
             self._go_on(other, now)
 
-    def _answer(self, flight: Flight, session: Session, now: float) -> None:
-        """Delivers the answer to the client."""
-        flight.answered, flight.answered_at = True, now
-        self._under_way -= 1
-        spent = self._scenario.aggregator
-        later_s = flight.row[4] + spent.overhead_s + spent.per_node_s * len(flight.ids)
-        answered = session.answered.bit_count() >= flight.cell.quorum
-        if not answered and self._try_again(flight.began_at, flight.attempt, now + later_s):
-            return
-        latency = now - flight.began_at + later_s
-        self._asked_at.append(flight.began_at)
-        self._latency.append(latency)
-        self._mask.append(session.answered)
-        self._waited.append(session.timed_out(now))
-        self._answered.append(answered)
-        if self._scenario.load.arrivals == "closed":
-            self._push(flight.began_at + latency, ARRIVE, None)
-
-    def _plan_probe(self, cell: Cell, now: float) -> None:
-        """Schedules the policy's next probe."""
-        wait_s = cell.policy.next_probe_s(now)
-        # At least one step of the clock ahead: a wait can be too short to change the sum.
-        at = inf if wait_s is None else max(now + wait_s, nextafter(now, inf))
-        if at < cell.probe_at:
-            cell.probe_at = at
-            self._push(at, PROBE, cell)
-
-    def _probe_due(self, cell: Cell, now: float) -> None:
-        cell.probe_at = inf
-        for node in cell.policy.probes(now):
-            self._probe(cell, cell.index[node], now)
-        self._plan_probe(cell, now)
-
-    def _probe(self, cell: Cell, i: int, now: float) -> None:
-        """Sends a probe to one device."""
-        flight = Flight(cell, now, now + cell.policy.config.deadline_s, next(self._probe_rows))
-        flight.ids, flight.nodes = (cell.ids[i],), [i]
-        self._ask_troubled(flight, i, now)
-        self._launch(flight)
-
-    def _on_change(self, cell_number: int, device: int, before: State, after: State) -> None:
-        """Handles a state change of a device: its requests in flight may end differently."""
-        i = self._local.get(device)
-        if i is None:
-            return
-        cell, now = self._cells[cell_number], self._now
-        condition = self._world.conditions[cell_number][device]
-        cell.healthy[i] = after is State.UP and not condition.corrupt and not condition.delay_s
-        if before is after:
-            return
-        if after in (State.REFUSING, State.OFF) and before not in (State.REFUSING, State.OFF):
-            cell.lose(i, now, refused=after is State.REFUSING)
-        elif after is State.FROZEN and before is State.UP:
-            cell.freeze(i, now)
-        elif after is State.UP:
-            cell.thaw(i, now)
-
-    def _used_j(self, cell: int, device: int) -> float:
-        """Energy that requests have cost a device so far, in joules."""
-        i = self._local.get(device)
-        return 0.0 if i is None else self._cells[cell].served[i] * self._joules[i]
-
-    def _trace(self) -> Trace:
-        """The trace of the run."""
-        cells, devices = self._cells, self._deployment.devices
-        ended_s = max(self._now, self._scenario.scenario.duration_s)
-        records = [[cell.policy.nodes[node] for node in cell.ids] for cell in cells]
-        return Trace(
-            # Views: a copy of ten million requests is 220 MB.
-            asked_at_s=np.frombuffer(self._asked_at),
-            latency_s=np.frombuffer(self._latency),
-            mask=np.frombuffer(self._mask, np.int32),
-            waited=np.frombuffer(self._waited, np.bool_),
-            answered=np.frombuffer(self._answered, np.bool_),
-            ended_s=ended_s,
-            asked=np.array([[record.asked for record in row] for row in records]),
-            good=np.array([[record.answered for record in row] for row in records]),
-            served=np.array([cell.served for cell in cells]),
-            on_s=np.array([[self._world.on_s(cell.number, d, ended_s) for d in devices] for cell in cells]),
-            events=tuple(self._world.log),
-            refused=self._refused,
-            retried=self._retried,
-        )
+    def _hedge(self, flight: Flight, node: str, now: float) -> None:
+        """Sends the request to a replica too."""
+        i = flight.cell.index[node]
+        flight.ids, flight.hedged = (*flight.ids, node), {**flight.hedged, i: now}
+        flight.nodes.append(i)
+        flight.send(i, now)
