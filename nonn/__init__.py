@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from nonn.errors import NonnError as NonnError
     from nonn.errors import OverloadError as OverloadError
     from nonn.errors import PartitionError as PartitionError
+    from nonn.errors import PlainTextError as PlainTextError
     from nonn.errors import QuorumError as QuorumError
     from nonn.errors import ShapeError as ShapeError
     from nonn.errors import UnreachableError as UnreachableError
@@ -90,6 +91,7 @@ __all__ = [
     "NonnError",
     "OverloadError",
     "PartitionError",
+    "PlainTextError",
     "Prediction",
     "QuorumError",
     "Report",

@@ -19,6 +19,7 @@ __all__ = [
     "existing",
     "is_missing",
     "not_negative",
+    "path",
     "port",
     "seconds",
     "share",
@@ -42,17 +43,24 @@ def usage() -> Iterator[None]:
         raise UsageError(str(exc)) from exc
 
 
+def path(text: str) -> Path:
+    """A file or folder, which need not exist; an empty text, as of an unset variable, would be the working folder."""
+    if not text:
+        raise ArgumentTypeError("the path is empty; write . for the current folder")
+    return Path(text)
+
+
 def existing(text: str) -> Path:
     """A file or folder that exists."""
-    if is_missing(path := Path(text)):
+    if is_missing(found := path(text)):
         raise ArgumentTypeError(f"{text}: no such file or folder")
-    return path
+    return found
 
 
-def is_missing(path: Path) -> bool:
+def is_missing(file: Path) -> bool:
     """Whether there is no such file or folder; false if that cannot be seen: reading it reports why."""
     try:
-        path.stat()
+        file.stat()
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:

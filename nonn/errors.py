@@ -13,7 +13,8 @@
     ├── InputError                a request's shape, dtype or values     2    INVALID_ARGUMENT
     │   └── ShapeError            shapes of arrays do not match          2    INVALID_ARGUMENT
     ├── CredentialsError          a certificate or token is refused      3    UNAUTHENTICATED
-    │   └── ForbiddenError        authenticated, but not authorised      3    PERMISSION_DENIED
+    │   ├── ForbiddenError        authenticated, but not authorised      3    PERMISSION_DENIED
+    │   └── PlainTextError        a token would be sent in plain text    2    UNAUTHENTICATED
     ├── MembershipError           a node cannot join                     3    FAILED_PRECONDITION
     ├── UnreachableError          no answer at that address              4    UNAVAILABLE
     │   └── DrainedError          the node is drained; it waits          4    UNAVAILABLE
@@ -46,6 +47,7 @@ __all__ = [
     "NonnError",
     "OverloadError",
     "PartitionError",
+    "PlainTextError",
     "QuorumError",
     "ShapeError",
     "UnreachableError",
@@ -121,6 +123,12 @@ class ForbiddenError(CredentialsError):
     """The caller is authenticated but not authorised."""
 
     grpc_status = "PERMISSION_DENIED"
+
+
+class PlainTextError(CredentialsError):
+    """A token would be sent in plain text beyond loopback: the options are wrong, not the token."""
+
+    exit_code = 2
 
 
 class MembershipError(NonnError):

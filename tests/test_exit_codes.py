@@ -12,6 +12,7 @@ import nonn_sim.cli
 import pytest
 
 import nonn.cli
+from nonn.arguments import path
 from nonn.bundle import Bundle
 from nonn.errors import InputError, UsageError
 
@@ -58,6 +59,10 @@ WRONG = {
     "nonn certs init --days x": "--days: x: not a whole number",
     "nonn certs show no.pem": "no.pem: no such file or folder",
     "nonn certs issue king a": "'king' is not one of",
+    "nonn certs list --dir no": "--dir no: no such folder; nonn certs init makes an authority",
+    "nonn certs rotate node a --dir no": "--dir no: no such folder",
+    "nonn serve BUNDLE --pair --authority ''": "--authority: the path is empty",
+    "nonn top h:1 --tls ''": "--tls: the path is empty",
     "nonn fleet init no.toml": "no.toml: no such file or folder",
     "nonn fleet status --inventory no.toml": "no.toml: no such file or folder",
     "nonn fleet push BUNDLE --state FOLDER": "required: --floor",
@@ -80,6 +85,7 @@ WRONG = {
     "nonn-device join h:1 JOIN --advertise ::1": "--advertise '::1' is not host:port",
     "nonn-device join h:1 JOIN --dial-out --host 0.0.0.0": "omit --host and --advertise",
     "nonn-device join h:1 --data FOLDER --join-token-file FILE": "--id is missing",
+    "nonn-device join h:1 --data FOLDER --join-token-file FILE --id A_": "A_",
     "nonn-device join h:1 JOIN --send-raw": "give a --source",
     "nonn-device join h:1 JOIN --source -": "--source needs --student",
     "nonn-device join h:1 JOIN --student 0 --source tape:1": "tape",
@@ -162,12 +168,14 @@ def test_every_command_has_a_wrong_line() -> None:
 def test_numbers_have_a_range_and_files_that_are_read_exist(program: str) -> None:
     found = list(options(PROGRAMS[program].build_parser()))
     unchecked = [
-        (command, action.option_strings or action.dest) for command, action in found if action.type in (int, float)
+        (command, action.option_strings or action.dest)
+        for command, action in found
+        if action.type in (int, float, Path)
     ]
     assert not unchecked
     for command, action in found:
         name = (action.option_strings or [action.dest])[0]
-        if action.type is Path:
+        if action.type is path:
             assert name in WRITTEN.split() or (command, name) in MADE, f"{command} {name}"
 
 

@@ -29,8 +29,9 @@ from nonn.aggregator.http.access import Access
 from nonn.bundle import Bundle
 from nonn.cli import build_parser
 from nonn.cli.serve import options_of
+from nonn.client import Client
 from nonn.cluster import LocalCluster
-from nonn.errors import ConfigError, ForbiddenError, InputError
+from nonn.errors import ConfigError, ForbiddenError, InputError, UnreachableError
 from nonn.rpc.guard import Guard
 from nonn.rpc.rest import MAX_JSON_BYTES, read_request
 from nonn.security.authority import Authority
@@ -168,6 +169,9 @@ BAD: list[tuple[Any, int, str]] = [
     ({"inputs": [GOOD, GOOD]}, 400, "'input' is given twice"),
     ({"inputs": [GOOD], "parameters": {"x": [1]}}, 400, "parameters.x: must be a string"),
     ({"inputs": [GOOD], "parameters": {"nonn_bundle": "f" * 64}}, 409, "this cluster runs bundle"),
+    ({"inputs": [GOOD], "parameters": {"nonn_bundle": 4}}, 400, "nonn_bundle: must be the hash of a bundle"),
+    ({"inputs": [GOOD], "parameters": {"binary_data_output": "no"}}, 400, "binary_data_output: must be true or false"),
+    ({"inputs": [GOOD], "outputs": [{"name": "logits", "parameters": {"binary_data": 1}}]}, 400, "outputs[0].param"),
     ({"inputs": [GOOD], "outputs": [{"name": "mood"}]}, 400, "no output 'mood'"),
     ({"inputs": [GOOD], "id": 7}, 400, "id: must be a string, not a number"),
     ({"inputs": [{**GOOD, "parameters": {"binary_data_size": 64}}]}, 400, "give one"),
@@ -323,6 +327,11 @@ def test_a_picture_is_prepared_as_in_training_and_answered(
     assert call(f"{http}/api/predict", picture(), Content_Type="image/png", Origin="http://a.example")[0] == 403
 
 
+def test_a_client_at_the_port_of_the_dashboard_is_told_which_port_to_give(http: str) -> None:
+    with Client(http.removeprefix("http://")) as client, pytest.raises(UnreachableError, match="this is an HTTP port"):
+        client.metadata()
+
+
 def test_inference_over_http_needs_the_token_that_grpc_needs_and_health_needs_none(
     cluster: LocalCluster, bundle: Bundle, tmp_path: Path
 ) -> None:
@@ -374,7 +383,8 @@ def test_plain_http_shows_no_certificate_so_with_tls_it_may_not_infer(tmp_path: 
     authority = Authority.create(tmp_path / "certs")
     authority.issue("aggregator", "main")
     guard = Guard(load_tls(authority.folder("aggregator", "main"), "aggregator"))
-    request = SimpleNamespace(headers={}, transport=None, remote="127.0.0.1")
+    request = SimpleNamespace(headers={}, transport=None, remote="127.0.0.1", secure=False)
+    assert Access(guard).needs_certificate(request)  # type: ignore[arg-type]
     with pytest.raises(ForbiddenError, match="--http-tls"):
         asyncio.run(Access(guard).check_caller(request))  # type: ignore[arg-type]
     arguments = build_parser().parse_args(["serve", str(tmp_path), "--inventory", str(tmp_path), "--http-tls"])

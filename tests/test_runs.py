@@ -55,7 +55,9 @@ def test_runs_are_listed_with_their_bundles(runs: Path, capsys: pytest.CaptureFi
     assert row["accuracy_half_failed"] == current.accuracy(failed=1)
     assert row["earlier"] == [load_bundle(earlier(runs)).hash]
     assert main(["runs", "list", "--runs", str(runs)]) == 0
-    assert current.hash[:12] in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert current.hash[:12] in shown
+    assert earlier(runs).name in shown
 
 
 def test_two_bundles_are_compared_by_options_and_accuracy(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nonn import __version__
-from nonn.arguments import addresses, count, existing, is_missing, port, usage, whole
+from nonn.arguments import addresses, count, existing, is_missing, path, port, usage, whole
 from nonn.commandline import run_command
 from nonn.errors import UsageError
 from nonn.telemetry.log import add_log_arguments, configure_logging
@@ -56,8 +56,6 @@ def _prepared(command: Callable[[argparse.Namespace], int]) -> Callable[[argpars
             from nonn.security.handshake import log_failed_handshakes
 
             log_failed_handshakes()
-        # gRPC's own log reports a taken port; nonn's error does too.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         configure_logging(arguments.log_format)
         arguments.tracing = None
         if arguments.trace:
@@ -105,7 +103,7 @@ def _add_join_options(parser: argparse.ArgumentParser) -> None:
         help="host:port; the node joins each one (default: the one that the device is paired with)",
     )
     parser.add_argument("--id", metavar="ID", help="id of this device (default with --tls: that of the certificate)")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder for the student's files")
+    parser.add_argument("--data", type=path, required=True, metavar="DIR", help="folder for the student's files")
     parser.add_argument(
         "--code",
         metavar="CODE",
@@ -395,13 +393,14 @@ def _own_id(given: str | None, tls: TlsFolder | None) -> str:
     """
     from nonn.security.tls import check_id
 
-    name = given or (tls.identity.id if tls else "")
-    if not name:
+    if tls is not None:
+        if given not in (None, tls.identity.id):
+            raise UsageError(f"--id {given}: the certificate in {tls.path} is of {tls.identity}; omit --id")
+        return tls.identity.id
+    if not given:
         raise UsageError("--id is missing: without TLS nothing else identifies this device")
-    if tls is not None and tls.identity.id != name:
-        raise UsageError(f"--id {name}: the certificate in {tls.path} is of {tls.identity}; omit --id")
     with usage():
-        return check_id(name)
+        return check_id(given)
 
 
 async def _run_member(arguments: argparse.Namespace, member: Member) -> None:

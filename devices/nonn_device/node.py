@@ -114,9 +114,9 @@ class StudentModel:
             BundleError: the request is for another bundle.
             OverloadError: too many requests are waiting.
         """
-        if request.bundle not in (None, self._bundle.hash):
+        if not request.is_for(self._bundle.hash):
             raise BundleError(
-                f"{self.name} is of bundle {self._bundle.hash[:12]}…, the request is for {request.bundle[:12]}…; "
+                f"{self.name} is of bundle {self._bundle.hash[:12]}…, the request is for {str(request.bundle)[:12]}…; "
                 "give every node and the aggregator the same bundle"
             )
         batch = check_batch(request.tensors(), self._spec.shape, self._max_batch)

@@ -130,9 +130,9 @@ class FusedModel:
             QuorumError: fewer devices answered than the quorum.
         """
         bundle = self._aggregator.bundle
-        if request.bundle not in (None, bundle.hash):
+        if not request.is_for(bundle.hash):
             raise BundleError(
-                f"this cluster runs bundle {bundle.hash[:12]}…, the request is for {request.bundle[:12]}…; "
+                f"this cluster runs bundle {bundle.hash[:12]}…, the request is for {str(request.bundle)[:12]}…; "
                 "ask another cluster, or leave nonn_bundle out"
             )
         try:

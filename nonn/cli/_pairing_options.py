@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, port, seconds
+from nonn.arguments import count, path, port, seconds
 
 if TYPE_CHECKING:
     from nonn.aggregator.membership.pairing_server import PairingServer
@@ -39,7 +39,7 @@ def add_pairing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair-port", type=port, metavar="PORT", help="port for pairing (default: any free one)")
     parser.add_argument(
         "--authority",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="authority of nonn certs that issues these certificates; created if missing (default: certs)",
     )

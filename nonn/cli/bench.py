@@ -110,12 +110,8 @@ def _serve(args: argparse.Namespace) -> int:
     """Measures serving."""
     import datetime
     import json
-    import os
     import tempfile
     from pathlib import Path
-
-    # The benchmark ends processes, and gRPC would log a line for each.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from nonn.bench.serve import Load, bench_serve
     from nonn.cli.console import say

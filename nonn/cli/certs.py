@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, seconds, usage
+from nonn.arguments import count, existing, is_missing, path, seconds, usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, text: str, *, subject: bool = False, needed: bool = True) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text)
-        sub.add_argument("--dir", type=Path, default=DEFAULT_DIR, help="folder of the authority (default: %(default)s)")
+        sub.add_argument("--dir", type=path, default=DEFAULT_DIR, help="folder of the authority (default: %(default)s)")
         if subject:
             number = None if needed else "?"
             sub.add_argument("role", type=_role, nargs=number, metavar="ROLE", help="node, aggregator or client")
@@ -74,9 +74,12 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     import json
 
+    from nonn.errors import UsageError
     from nonn.security.authority import Authority
     from nonn.security.certificate import describe
 
+    if args.action not in ("init", "show") and is_missing(args.dir):
+        raise UsageError(f"--dir {args.dir}: no such folder; nonn certs init makes an authority")
     if args.action == "init":
         Authority.create(args.dir, args.name, args.days)
         print(f"{args.dir}: authority created; keep {args.dir / 'ca.key'} only on this machine")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from nonn.arguments import count, existing, whole
+from nonn.arguments import count, existing, path, whole
 
 SUMMARY = "translate a bundle's students to C, compile them, and print their flash and RAM"
 
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only this student; may be repeated (default: all)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the results (default: BUNDLE/compiled, which nodes read)"
+        "--out", type=path, metavar="DIR", help="folder of the results (default: BUNDLE/compiled, which nodes read)"
     )
     parser.add_argument("--cc", default="cc", metavar="COMMAND", help="C compiler with its options (default: cc)")
     parser.add_argument("--ram", type=count, metavar="BYTES", help="an error if a student needs more RAM")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import existing, seconds, share
+from nonn.arguments import existing, path, seconds, share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             return sub
         where = sub.add_mutually_exclusive_group(required=True)
         where.add_argument("--inventory", type=existing, metavar="FILE", help="call its aggregators over ssh")
-        where.add_argument("--state", type=Path, metavar="DIR", help="call the local aggregator with this state folder")
+        where.add_argument("--state", type=path, metavar="DIR", help="call the local aggregator with this state folder")
         return sub
 
     action("init", "issue the certificates that are missing")

@@ -10,6 +10,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nonn.arguments import path
+
 if TYPE_CHECKING:
     from nonn.toml.listing import Table
 
@@ -51,7 +53,7 @@ _KEYS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Defines the options."""
     parser.add_argument(
-        "file", type=Path, nargs="?", default=Path("experiment.toml"), metavar="FILE", help="(default: %(default)s)"
+        "file", type=path, nargs="?", default=Path("experiment.toml"), metavar="FILE", help="(default: %(default)s)"
     )
     parser.add_argument("--data", metavar="PATH", help="folder of images, .npz or .parquet file; empty for the digits")
     parser.add_argument("--reader", default="", metavar="NAME", help="reader of the data (default: by its form)")

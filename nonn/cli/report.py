@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nonn.arguments import existing
+from nonn.arguments import existing, path
 
 SUMMARY = "show a bundle's accuracy against failed devices: table, JSON, CSV, Markdown or HTML"
 
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the bundle; further ones are compared with the first as other methods",
     )
     parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one self-contained HTML file")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the report's tables as Markdown")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers as table,row,quantity,value")
-    parser.add_argument("--tables", type=Path, metavar="FOLDER", help="write each table as a CSV file of its own")
+    parser.add_argument("--html", type=path, metavar="FILE", help="write the report as one self-contained HTML file")
+    parser.add_argument("--markdown", type=path, metavar="FILE", help="write the report's tables as Markdown")
+    parser.add_argument("--csv", type=path, metavar="FILE", help="write all numbers as table,row,quantity,value")
+    parser.add_argument("--tables", type=path, metavar="FOLDER", help="write each table as a CSV file of its own")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nonn.arguments import existing
+from nonn.arguments import existing, path
 
 if TYPE_CHECKING:
     from nonn.report.document import Report
@@ -34,7 +34,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="override a value, for example distill.epochs=3; may be given again",
     )
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
+        "--runs", type=path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
     )
     parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
     parser.add_argument("--log-time", action="store_true", help="begin every line of progress with date and time")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nonn.arguments import path
+
 SUMMARY = "list, compare, keep and clean the results of runs"
 
 
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     runs = argparse.ArgumentParser(add_help=False)
     runs.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
+        "--runs", type=path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
     )
     listed = actions.add_parser("list", parents=[runs], help="every run with its bundles, accuracy and size")
     listed.add_argument("--json", action="store_true", help="print a JSON list")
@@ -64,7 +66,7 @@ def _list(args: argparse.Namespace) -> None:
         TextColumn("bundle", "bundle", lambda value: value[:DIGITS]),
         Column("0 failed", "accuracy", percent),
         Column("half failed", "accuracy_half_failed", percent),
-        Column("earlier bundles", "earlier", lambda value: str(len(value))),
+        TextColumn("earlier bundles", "earlier", lambda value: " ".join(hash_[:DIGITS] for hash_ in value) or "–"),
         Column("size, MB", "bytes", lambda value: f"{value / 1e6:.1f}"),
         TextColumn("unfinished stages", "unfinished", lambda value: " ".join(value) or "–"),
     )

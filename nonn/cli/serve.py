@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, not_negative, port, seconds, usage
+from nonn.arguments import count, existing, not_negative, path, port, seconds, usage
 from nonn.cli._observing_options import add_observing_arguments, observing_of
 from nonn.cli._pairing_options import add_pairing_arguments, pairing_of
 from nonn.cli._policy_options import add_policy_arguments, policy_of
@@ -32,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=existing, metavar="BUNDLE", help="bundle that all nodes run")
     parser.add_argument("--inventory", type=existing, metavar="FILE", help="TOML file with a [[node]] for each node")
     parser.add_argument(
-        "--write-inventory", type=Path, metavar="FILE", help="write an inventory of the bundle's devices, and exit"
+        "--write-inventory", type=path, metavar="FILE", help="write an inventory of the bundle's devices, and exit"
     )
     parser.add_argument(
         "--node-hosts", nargs="+", metavar="HOST", help="hosts in that inventory, in turn (default: 127.0.0.1)"
     )
     parser.add_argument("--joins", action="store_true", help="accept nodes that join with nonn-device join")
     parser.add_argument(
-        "--state", type=Path, metavar="DIR", help="folder of its bundles, for nonn fleet push and rollback"
+        "--state", type=path, metavar="DIR", help="folder of its bundles, for nonn fleet push and rollback"
     )
     parser.add_argument(
         "--lease", type=seconds, metavar="S", help="seconds until a silent node is removed (default: 4.5)"
@@ -89,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replay-speed", type=seconds, default=1.0, metavar="X", help="replayed recordings run at X times real time"
     )
-    parser.add_argument("--raw", type=Path, metavar="DIR", help="store raw samples of nodes with --send-raw")
+    parser.add_argument("--raw", type=path, metavar="DIR", help="store raw samples of nodes with --send-raw")
     parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
     parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
     parser.add_argument("--watch-stdin", action="store_true", help="exit when standard input closes")
@@ -100,14 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until the process gets a signal to end."""
-    import os
-
     if args.tls or args.pair:
         from nonn.security.handshake import log_failed_handshakes
 
         log_failed_handshakes()
-    # gRPC logs a port in use from C++; our error reports it too.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from nonn.errors import UsageError
     from nonn.rpc.address import check_bind

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, port
+from nonn.arguments import count, existing, path, port
 from nonn.cli._policy_options import add_policy_arguments, policy_of
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--http-port", type=port, metavar="PORT", help="serve dashboard and metrics on this port; 0 is any free one"
     )
     parser.add_argument(
-        "--tls", type=Path, metavar="DIR", help="use TLS with the authority in this folder, created if missing"
+        "--tls", type=path, metavar="DIR", help="use TLS with the authority in this folder, created if missing"
     )
     parser.add_argument("--threads", type=count, default=1, help="threads of one inference (default: %(default)s)")
 

@@ -92,7 +92,8 @@ class Client:
 
     Raises:
         ConfigError: an address is not ``host:port``, or the timeout is not a positive number.
-        CredentialsError: the folder or file cannot be used, or the token would be sent beyond loopback in plain text.
+        CredentialsError: the folder or file cannot be used.
+        PlainTextError: the token would be sent beyond loopback in plain text.
     """
 
     def __init__(

@@ -34,6 +34,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         The exit code of the command, or of the error that ended it; the error is printed on stderr. SIGTERM ends the
         command with a message, and the process by that signal.
     """
+    # gRPC's core would log in its own form what nonn reports as an error, and every idle connection that ends.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A terminal that cannot show a character, such as × in ASCII, shows ? in its place.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

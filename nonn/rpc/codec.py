@@ -39,6 +39,16 @@ class Request:
         self.caller = ""
         self.outputs = tuple(output.name for output in message.outputs)
 
+    def is_for(self, bundle: str) -> bool:
+        """Whether the request is for this bundle, by its hash, or for any.
+
+        Raises:
+            InputError: what it names is not a hash.
+        """
+        if self.bundle == "":
+            raise InputError("parameter nonn_bundle: must be the hash of a bundle, a string; leave it out for any")
+        return self.bundle in (None, bundle)
+
     @classmethod
     def parse(cls, raw: bytes, model: str | None = None) -> Request:
         """Reads a request.

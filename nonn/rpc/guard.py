@@ -19,7 +19,7 @@ from typing import Any
 
 from grpc import aio
 
-from nonn.errors import CredentialsError, ForbiddenError, NonnError
+from nonn.errors import CredentialsError, ForbiddenError, NonnError, PlainTextError
 from nonn.rpc.address import is_loopback, peer_host, split_address
 from nonn.rpc.brake import Brake
 from nonn.rpc.wire import to_status
@@ -59,10 +59,10 @@ class Tokens:
             insecure: the operator accepts that.
 
         Raises:
-            CredentialsError: the token would be sent in plain text beyond loopback.
+            PlainTextError: the token would be sent in plain text beyond loopback.
         """
         if tls is None and not insecure and not is_loopback(split_address(address)[0]):
-            raise CredentialsError(
+            raise PlainTextError(
                 f"{address}: refusing to send the token of {self._path} beyond loopback in plain text, where anyone on "
                 "the network path can read it; use --tls with a folder of nonn certs, or --insecure on a network that "
                 "you trust"

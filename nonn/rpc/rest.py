@@ -132,8 +132,8 @@ def read_request(body: bytes, json_bytes: int | None, model: str, version: str) 
         name = _text(output.get("name"), f"{field}.name")
         message.outputs.add(name=name)
         if "binary_data" in (asked := _parameters(output, f"{field}.parameters")):
-            raw[name] = bool(asked["binary_data"])
-    return RestRequest(Request(message), bool(parameters.get("binary_data_output", False)), raw)
+            raw[name] = _flag(asked, "binary_data", f"{field}.parameters")
+    return RestRequest(Request(message), _flag(parameters, "binary_data_output", "parameters"), raw)
 
 
 def write_metadata(metadata: Any) -> dict[str, Any]:
@@ -208,6 +208,14 @@ def _parameters(tree: Mapping[str, Any], field: str) -> dict[str, Parameter]:
         elif not isinstance(value, (bool, int, float)) or (isinstance(value, int) and value not in _INT64):
             raise InputError(f"{field}.{printable(name)}: must be a string, a number of 64 bits, true or false")
     return found
+
+
+def _flag(parameters: Mapping[str, Parameter], name: str, field: str) -> bool:
+    """A parameter that is true or false; false if it is missing."""
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{field}.{name}: must be true or false, not {_kind(value)}")
+    return value
 
 
 def _add_input(message: Any, tensor: Mapping[str, Any], field: str, left: memoryview) -> memoryview:

@@ -79,6 +79,10 @@ class Access:
         """Whether inference needs a token."""
         return self._guard is not None and self._guard.needs_token(SERVICE)
 
+    def needs_certificate(self, request: web.Request) -> bool:
+        """Whether inference needs a certificate, and this connection cannot show one because it is plain HTTP."""
+        return self._guard is not None and self._guard.tls is not None and not request.secure
+
     def check_site(self, request: web.Request) -> None:
         """Refuses a request that a page of another site sends.
 

@@ -69,6 +69,7 @@ class Pictures:
                 "max_bytes": MAX_BYTES,
                 "max_pixels": MAX_PIXELS,
                 "token": self._access.needs_token,
+                "certificate": self._access.needs_certificate(request),
                 "switches": self._switches,
             }
         )

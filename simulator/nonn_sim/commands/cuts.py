@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from nonn.arguments import existing, share, usage
+from nonn.arguments import existing, path, share, usage
 
 SUMMARY = "minimal sets of devices whose failure makes accuracy miss a level; fault tree, block diagram"
 
@@ -20,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--law", metavar="TEXT", help="failure law, as in enumerate (default: independent, p_fail of the experiment)"
     )
     parser.add_argument(
-        "--fault-tree", type=Path, metavar="FILE", help="write a fault tree (Open-PSA XML); needs independent devices"
+        "--fault-tree", type=path, metavar="FILE", help="write a fault tree (Open-PSA XML); needs independent devices"
     )
     parser.add_argument(
-        "--block-diagram", type=Path, metavar="FILE", help="write a reliability block diagram (Graphviz' DOT)"
+        "--block-diagram", type=path, metavar="FILE", help="write a reliability block diagram (Graphviz' DOT)"
     )
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import existing, seconds, share, usage, whole
+from nonn.arguments import existing, path, seconds, share, usage, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="--place: time for an answer (default: any)",
     )
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every subset")
+    parser.add_argument("--csv", type=path, metavar="FILE", help="write a line for every subset")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing
+from nonn.arguments import count, existing, path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--alone", action="store_true", help="without rows for the alternatives")
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write the faults of the first run (.csv or .jsonl)"
+        "--record", type=path, metavar="FILE", help="write the faults of the first run (.csv or .jsonl)"
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from nonn.arguments import count, existing, share, usage
+from nonn.arguments import count, existing, path, share, usage
 
 SUMMARY = "figures over values of a scenario's keys or of a failure law: a table, CSV, a plot, and what matters most"
 
@@ -48,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for every point")
+    parser.add_argument("--csv", type=path, metavar="FILE", help="write a line for every point")
     parser.add_argument(
         "--svg",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="plot the figure against the first --vary; with --one-at-a-time as a tornado",
     )

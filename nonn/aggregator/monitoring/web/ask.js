@@ -127,6 +127,8 @@ async function begin() {
     const [channels, height, width] = accepted.shape;
     byId("resizing").hidden = accepted.sized;
     byId("token-line").hidden = !accepted.token;
+    byId("ask-form").hidden = accepted.certificate;
+    if (accepted.certificate) write("answer-none", "This cluster answers clients with a certificate only, and this page is plain HTTP, where a browser shows none. Send pictures with nonn predict --tls, or start nonn serve with --http-tls.");
     write("accepts", `${accepted.sized ? "Any size, prepared as in training for" : "Exactly"} ${width}×${height} pixels, ${channels === 1 ? "grey" : "colour"}`);
     byId("file").onchange = (event) => take(event.target.files[0]);
     byId("resize").onchange = ask;
