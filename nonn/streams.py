@@ -10,7 +10,29 @@ from nonn.reliability.subsets import members
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.telemetry.printable import printable
 
-__all__ = ["WindowAnswer"]
+__all__ = ["SmoothedLabel", "WindowAnswer"]
+
+_PLAIN = ("class_number", "label", "confidence", "expected_accuracy")  # the same in the message
+
+
+@dataclass(frozen=True)
+class SmoothedLabel:
+    """The label after smoothing over time, as the bundle says (``nonn.sensing.smoothing``).
+
+    Attributes:
+        label: name of the class with the largest belief.
+        confidence: that belief.
+        expected_accuracy: of this set of devices with smoothing, on the bundle's test recordings; the windows before
+            may have had other devices.
+        interval: its 95 % interval.
+        class_number: number of the class.
+    """
+
+    label: str
+    confidence: float
+    expected_accuracy: float
+    interval: tuple[float, float]
+    class_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,7 @@ class WindowAnswer:
         bundle: hash of the bundle.
         class_number: number of the class.
         skipped: answers before this one that this client was too slow to receive.
+        smoothed: the label after smoothing over time; None without an answer, or if the bundle does not smooth.
     """
 
     time: float
@@ -46,6 +69,7 @@ class WindowAnswer:
     bundle: str = ""
     class_number: int = 0
     skipped: int = 0
+    smoothed: SmoothedLabel | None = None
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -59,6 +83,11 @@ class WindowAnswer:
     def to_message(self, skipped: int = 0) -> Any:
         """As a message for one watcher."""
         low, high = self.interval
+        smoothed = None
+        if self.smoothed is not None:
+            known = {key: getattr(self.smoothed, key) for key in _PLAIN}
+            first, last = self.smoothed.interval
+            smoothed = pb.Smoothed(**known, accuracy_low=first, accuracy_high=last)
         return pb.WindowAnswer(
             end_us=round(self.time * 1e6),
             delay_us=round(self.delay_s * 1e6),
@@ -74,11 +103,21 @@ class WindowAnswer:
             raw_bytes=self.raw_bytes,
             bundle=self.bundle,
             skipped=skipped,
+            smoothed=smoothed,
         )
 
     @classmethod
     def from_message(cls, message: Any) -> Self:
         """Reads a message."""
+        smoothed, said = None, message.smoothed
+        if message.HasField("smoothed"):
+            smoothed = SmoothedLabel(
+                printable(said.label),
+                said.confidence,
+                said.expected_accuracy,
+                (said.accuracy_low, said.accuracy_high),
+                said.class_number,
+            )
         return cls(
             time=message.end_us / 1e6,
             delay_s=message.delay_us / 1e6,
@@ -93,4 +132,5 @@ class WindowAnswer:
             bundle=message.bundle,
             class_number=message.class_number,
             skipped=message.skipped,
+            smoothed=smoothed,
         )

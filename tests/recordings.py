@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from nonn.bundle import Bundle
+from nonn.bundle.smoothed import FILE, SmoothedTable
+from nonn.enumeration.smoothed import measure_smoothed
+from nonn.reliability.subsets import SubsetTable
 from nonn.sensing import SensingSpec
+from nonn.sensing.smoothing import learn
+from tests.reports import rewritten
 from tests.toys import toy_bundle, toy_data
 
 RATE, SHAPE = 8.0, (2, 8)  # windows of one second
@@ -20,6 +25,18 @@ def sensing_bundle(path: Path, num_devices: int = 3, *, tested: bool = False) ->
     """Each unit measures the same two channels; windows follow each other without a gap."""
     spec = SensingSpec(RATE, SHAPE[1], 1.0, CHANNELS, ("m/s2",) * 2, (1.0,) * 2, (0.0,) * 2, (255.0,) * 2, (10.0,) * 2)
     return toy_bundle(path, num_devices, tested=tested, shape=SHAPE, sensing=spec)
+
+
+def smoothing_bundle(bundle: Bundle, path: Path, kind: str = "hmm") -> Bundle:
+    """The same bundle with smoothing, learned and measured on its test windows as two recordings."""
+    features, labels = bundle.features
+    places = np.stack([np.arange(len(labels)) // 100, np.arange(len(labels)) % 100], axis=1)
+    smoothing = learn(kind, labels, places, len(bundle.manifest.classes), 0.5)
+    found = measure_smoothed(bundle.head, features, labels, places, smoothing)
+    table = SubsetTable(found.correct, len(labels))
+    return rewritten(
+        bundle, path, {FILE: SmoothedTable(smoothing, table, found.effective, found.runs, found.lag).to_arrays()}
+    )
 
 
 def windows(number: int, seed: int = 5) -> tuple[Any, Any]:

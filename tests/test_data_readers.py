@@ -400,6 +400,13 @@ def test_npz_keeps_groups_on_one_side(tmp_path: Path) -> None:
     for groups, expected in (((1, 3), {1, 3}), ((), None)):
         data = load("npz", path, labels="activity", group="subject", test_groups=groups)
         test = {group_of[x.tobytes()] for x in data.test.inputs}
+        order = {x.tobytes(): i for i, x in enumerate(stored["windows"].astype(np.float32))}
+        assert data.test.places is not None
+        for group in np.unique(data.test.places[:, 0]):  # a whole group, in the order of the file
+            chosen = data.test.places[:, 0] == group
+            assert data.test.places[chosen, 1].tolist() == list(range(chosen.sum()))
+            kept = [order[x.tobytes()] for x in data.test.inputs[chosen]]
+            assert kept == sorted(kept)
         train = {group_of[key] for key in training_inputs(data)}
         assert not test & train
         assert test | train == {1, 2, 3, 4}

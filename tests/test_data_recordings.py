@@ -38,6 +38,13 @@ def test_recordings_become_windows_of_one_label_and_of_whole_persons(tmp_path: P
         assert data.classes == ("sit", "walk")
         # Twenty windows, less the one across the gap; windows end where the label changes, to a sample.
         assert 16 <= len(data.test) <= 19
+        assert data.test.places is not None
+        assert data.train.places is not None
+        assert set(data.test.places[:, 0]) == {1}
+        assert set(data.train.places[:, 0]) == {0, 2}
+        steps = np.diff(data.test.places[:, 1])
+        assert (steps > 0).all()
+        assert steps.max() > 1  # across the gap
         assert len(data.train) + len(data.held_out) == 2 * len(data.test)
         assert data.input_shape == (2, 20)
         window = data.test.inputs[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import runpy
 import signal
@@ -23,6 +24,7 @@ from nonn.aggregator.sensing.servicer import SensingServicer
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.cli import main
+from nonn.cli.watch import as_text
 from nonn.client import AsyncClient
 from nonn.errors import ConfigError, CredentialsError, DataLossError, InputError, MembershipError
 from nonn.rpc.v1 import sensing_pb2 as pb
@@ -30,7 +32,7 @@ from nonn.sensing.clocks import Exchange
 from nonn.streams import WindowAnswer
 from tests.fleets import Fleet
 from tests.memberships import Call
-from tests.recordings import CHANNELS, sensing_bundle, windows, write_recording
+from tests.recordings import CHANNELS, sensing_bundle, smoothing_bundle, windows, write_recording
 from tests.serving import TIMEOUT_S
 
 START = 1_700_000_000.0
@@ -110,6 +112,42 @@ def test_every_answer_is_the_fusion_of_the_units_that_sensed_with_their_stated_a
                 assert answer.delay_s == pytest.approx(0.6)
                 assert answer.raw_bytes == len(answer.devices) * 4 * 16
                 assert answer.bytes < len(answer.devices) * (16 + 32)
+
+    asyncio.run(scenario())
+
+
+def test_a_bundle_that_smooths_adds_the_belief_after_the_windows_before(bundle: Bundle, tmp_path: Path) -> None:
+    smoothing = smoothing_bundle(bundle, tmp_path / "smooth")
+    found = smoothing.smoothed
+    assert found is not None
+
+    async def scenario() -> None:
+        belief, before = None, 0
+        async with world(smoothing) as w:
+            for second, units in ((1, (0, 1, 2)), (2, ()), (3, (4,)), (4, range(NUM))):
+                w.now = START + second + 0.1
+                for unit in units:
+                    w.send(f"n{unit}", unit, second)
+                w.now = START + second + 0.6
+                answer = await w.answer()
+                if not units:
+                    assert answer.smoothed is None
+                    continue
+                logits = bundle.head.logits({i: w.features[i][second][None] for i in units})
+                p = bundle.head.probabilities(logits.astype(np.float32), answer.mask)[0]
+                belief = found.smoothing.step(belief, p, second - before)
+                before = second
+                assert answer.smoothed is not None
+                assert answer.smoothed.class_number == belief.argmax()
+                assert answer.smoothed.label == bundle.manifest.classes[int(belief.argmax())]
+                assert answer.smoothed.confidence == pytest.approx(belief.max())
+                assert answer.smoothed.expected_accuracy == found.table.accuracy[answer.mask]
+                sent = WindowAnswer.from_message(answer.to_message()).smoothed
+                assert sent is not None
+                assert (sent.label, sent.interval) == (answer.smoothed.label, found.interval(answer.mask))
+                assert answer.to_json()["smoothed"]["label"] == answer.smoothed.label
+                other = next(name for name in bundle.manifest.classes if name != answer.smoothed.label)
+                assert f"[this window alone: {other}]" in as_text(dataclasses.replace(answer, label=other))
 
     asyncio.run(scenario())
 

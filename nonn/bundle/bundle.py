@@ -16,6 +16,8 @@ from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import KnownInputs
 from nonn.bundle.manifest import CONSISTENCY, OUTCOMES, InputSpec, Manifest
 from nonn.bundle.prediction import Offline, Prediction
+from nonn.bundle.smoothed import FILE as SMOOTHING
+from nonn.bundle.smoothed import SmoothedTable
 from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, InputError, ShapeError
 from nonn.files import numpy_reason
@@ -180,6 +182,17 @@ class Bundle:
             BundleError: the file does not fit the bundle.
         """
         return KnownInputs(self.arrays(KNOWN), self.num_devices) if KNOWN in self.manifest.files else None
+
+    @cached_property
+    def smoothed(self) -> SmoothedTable | None:
+        """How streamed answers are smoothed, with the accuracy of every subset; None in bundles that do not smooth.
+
+        Raises:
+            BundleError: the file does not fit the bundle.
+        """
+        if SMOOTHING not in self.manifest.files:
+            return None
+        return SmoothedTable.from_arrays(self.arrays(SMOOTHING), self.num_devices, len(self.manifest.classes))
 
     @cached_property
     def features(self) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:

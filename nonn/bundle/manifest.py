@@ -11,6 +11,7 @@
     features.npz              optional: recorded test features and labels, for the simulator
     graph.npz                 optional: the filter graph, for the report
     consistency.npz           optional: constants of the test of devices against each other, for the aggregator
+    smoothing.npz             optional: smoothing of streamed answers over time, and the accuracy of each subset with it
     known.npz                 optional: known inputs and the students' features, to test a node
 
 The hash of the manifest identifies the whole bundle, even on a node that has only its own student. Needs NumPy only,

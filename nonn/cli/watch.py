@@ -43,18 +43,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_text(answer: WindowAnswer) -> str:
-    """One line: time, label, how good it is, which devices it is of, and why others are missing."""
+    """One line: time, label (smoothed if the bundle says so), how good it is, its devices, why others are missing."""
     from datetime import datetime
 
     at = datetime.fromtimestamp(answer.time).strftime("%H:%M:%S")
     devices = ",".join(map(str, answer.devices)) or "none"
-    missing = "; ".join(f"{node}: {text}" for node, text in answer.missing.items())
-    low, high = answer.interval
-    said = (
-        f"{answer.label}  confidence {answer.confidence:.0%}  accuracy {answer.expected_accuracy:.1%} "
+    missing = "; ".join(f"{node}: {why}" for node, why in answer.missing.items())
+    said = answer.smoothed or answer
+    low, high = said.interval
+    text = (
+        f"{said.label}  confidence {said.confidence:.0%}  accuracy {said.expected_accuracy:.1%} "
         f"({low:.1%} to {high:.1%})"
         if answer.label
         else "no answer"
     )
+    if answer.smoothed and answer.label != said.label:
+        text += f"  [this window alone: {answer.label}]"
     lost = f"  [{answer.skipped} answers lost]" if answer.skipped else ""
-    return f"{at}  {said}  devices {devices}  {1e3 * answer.delay_s:.0f} ms{f'  ({missing})' if missing else ''}{lost}"
+    return f"{at}  {text}  devices {devices}  {1e3 * answer.delay_s:.0f} ms{f'  ({missing})' if missing else ''}{lost}"

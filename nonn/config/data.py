@@ -77,9 +77,17 @@ class SensingConfig:
     ] = ()
     units: Annotated[tuple[str, ...], "unit of each of these channels, such as m/s2, g, rad/s, deg/s, uT"] = ()
     scale: Annotated[tuple[float, ...], "factor from that unit to the input of the students, of each channel"] = ()
+    smoothing: Annotated[
+        Literal["none", "exponential", "hmm", "hmm-stay"],
+        "smoothing of the streamed answers over time: mean with exponential weights; forward filter of a hidden Markov "
+        "model whose transitions are learned from the order of training labels; hmm-stay learns only how long each "
+        "class lasts, for recordings whose order of classes was arranged",
+    ] = "none"
+    smooth_s: Annotated[Positive, "exponential: time constant of the weights in seconds"] = 10.0
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""
+        yield "smoothing", self.smoothing == "none" or self.rate_hz, "is for nodes that sense: set sensing.rate_hz"
         yield "channels", self.channels or not self.rate_hz, "name them: a node finds its columns or sensors by name"
         for key in ("units", "scale"):
             given = getattr(self, key)

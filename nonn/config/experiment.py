@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isclose
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from nonn.config.devices import DevicesConfig
 from nonn.config.fusion import ExportConfig, FusionConfig
 from nonn.config.partition import AUTO, GraphConfig, PartitionConfig
 from nonn.config.training import DistillConfig, StudentConfig, TeacherConfig
+from nonn.sensing.smoothing import DEVICES
 from nonn.toml import from_mapping, override, parse_toml
 from nonn.toml.constraints import Choice, Matches, NotEmpty, Rules, Whole
 
@@ -155,6 +157,15 @@ class Experiment:
             distill.epochs or self.student.weights,
             "0 epochs train nothing; name trained students with student.weights",
         )
+        if self.sensing.smoothing != "none":
+            data, window_s = self.data, self.data.window_s
+            yield "sensing.smoothing", data.group, "needs windows in their order: data.group must name the recordings"
+            yield "sensing.smoothing", devices.count <= DEVICES, f"is measured for up to {DEVICES} devices"
+            yield (
+                "sensing.hop_s",
+                data.reader != "csv" or isclose(data.hop_s or window_s, self.sensing.hop_s or window_s),
+                f"smoothing is measured at data.hop_s, {data.hop_s or window_s:g} s: give both the same",
+            )
         yield "study.folds", not self.study.folds or self.data.group, "data.group must name the array of groups"
 
 

@@ -51,15 +51,18 @@ def read(config: DataConfig, seed: int) -> Source:
         (1.0,) * num,
     )
     windows, labels, groups = list[NDArray[np.float32]](), list[str](), list[str]()
-    for file in files:
-        _add(file, config, spec, windows, labels, groups)
+    places = list[tuple[int, int]]()
+    for number, file in enumerate(files):
+        found = _add(file, config, spec, windows, labels, groups)
+        places += [(number, place) for place in found]
     if not windows:
         raise DataError(
             f"{path}: no window of {config.window_s:g} s with one label in column '{config.labels}'; shorten "
             "data.window_s, or look for gaps"
         )
     numbers, classes = number_classes([np.array(labels)], None, f"{path}, column '{config.labels}'")
-    data = Split(np.stack(windows), numbers[0])
+    # Without groups the test split is drawn window by window: nothing in it follows anything.
+    data = Split(np.stack(windows), numbers[0], np.array(places, np.int64) if config.group else None)
     if not config.group:
         if config.test_groups:
             raise DataError(f"{path}: data.test_groups is set, so name the column of groups: --set data.group=NAME")
@@ -73,23 +76,26 @@ def read(config: DataConfig, seed: int) -> Source:
 
 def _add(
     file: Path, config: DataConfig, spec: SensingSpec, windows: list[Any], labels: list[str], groups: list[str]
-) -> None:
-    """Adds the windows of one file, with their labels and groups."""
+) -> list[int]:
+    """Adds the windows of one file, with their labels and groups; returns the place of each in the recording."""
     by_file = config.group == "file"
     further = (config.labels, *([config.group] if config.group and not by_file else []))
     found = list(rows(file, spec, further))
     if not found:
-        return
+        return []
+    places = list[int]()
     times, values, texts = np.array([r[0] for r in found]), np.array([r[1] for r in found]), [r[2] for r in found]
     windower = Windower(spec)
     windower.aim(float(times[0]) + spec.window_s - 1 / spec.rate_hz)
-    for window in windower.add(times, values):
+    for place, window in enumerate(windower.add(times, values)):
         first, last = np.searchsorted(times, [window.end_s - spec.window_s, window.end_s], side="right")
         kinds = set(texts[first:last])
         if window.values is not None and len(kinds) == 1 and (kind := kinds.pop())[0]:
+            places.append(place)
             windows.append(window.values)
             labels.append(kind[0])
             groups.append(file.stem if by_file else kind[1] if config.group else "")
+    return places
 
 
 def _numbered(groups: list[str]) -> NDArray[np.int64]:

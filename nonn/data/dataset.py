@@ -29,6 +29,7 @@ class Split:
     Attributes:
         inputs: images [n, C, H, W] of uint8, or sensor windows [n, C, T] of float32; values as recorded.
         labels: class numbers [n] of int64.
+        places: number of the recording and place of the window in it [n, 2]; None where the data have no order.
 
     Raises:
         DataError: shape or dtype is neither of the two, lengths differ, a value is not finite or a label negative.
@@ -36,6 +37,7 @@ class Split:
 
     inputs: NDArray[Any]
     labels: IntArray
+    places: IntArray | None = None
 
     def __post_init__(self) -> None:
         kind = (self.inputs.dtype.name, self.inputs.ndim)
@@ -53,6 +55,8 @@ class Split:
             raise DataError(f"inputs {list(self.inputs.shape)}: the split is empty")
         if self.labels.min() < 0:
             raise DataError(f"label {self.labels.min()}: classes are counted from 0")
+        if self.places is not None and self.places.shape != (len(self.labels), 2):
+            raise DataError(f"places {list(self.places.shape)}: {len(self.labels)} windows need [n, 2]")
         if self.inputs.dtype == np.float32:
             finite = np.isfinite(self.inputs).all(axis=(1, 2))
             if not finite.all():
@@ -63,7 +67,7 @@ class Split:
 
     def take(self, index: IntArray) -> Split:
         """A copy of the samples at these indices [k]."""
-        return Split(self.inputs[index], self.labels[index])
+        return Split(self.inputs[index], self.labels[index], None if self.places is None else self.places[index])
 
 
 @dataclass(frozen=True, eq=False)

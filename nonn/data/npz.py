@@ -52,7 +52,7 @@ def read(config: DataConfig, seed: int) -> Source:
         groups = _array(archive, config.group, "group", str(path)) if config.group else None
     numbers, classes = number_classes([labels], names, f"{path}, array '{config.labels}'")
     try:
-        data = Split(inputs, numbers[0])
+        data = Split(inputs, numbers[0], None if groups is None or groups.shape != labels.shape else _places(groups))
     except DataError as exc:
         raise DataError(f"{path}: {exc}") from exc
     if groups is None:
@@ -67,6 +67,15 @@ def read(config: DataConfig, seed: int) -> Source:
         train, test = data.take(np.flatnonzero(~tested)), data.take(np.flatnonzero(tested))
     steps = Preprocess(array=config.inputs, scale=scale)
     return Source(path.stem, train, test, classes, None if groups is None else groups[~tested], steps)
+
+
+def _places(groups: NDArray[Any]) -> NDArray[np.int64]:
+    """Windows of a group follow each other in the order of the file [n, 2]."""
+    number = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    order = np.argsort(number, kind="stable")
+    place = np.empty(len(number), np.int64)
+    place[order] = np.arange(len(number)) - np.searchsorted(number[order], number[order])
+    return np.stack([number, place], axis=1)
 
 
 def _inputs(archive: Any, config: DataConfig, path: str) -> tuple[NDArray[Any], tuple[float, ...]]:

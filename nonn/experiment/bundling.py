@@ -20,11 +20,14 @@ from nonn.bundle import Student as StudentEntry
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY
+from nonn.bundle.smoothed import FILE as SMOOTHING
+from nonn.bundle.smoothed import SmoothedTable
 from nonn.bundle.views import select_view
 from nonn.config import Experiment, SensingConfig
 from nonn.data import Dataset
 from nonn.distill import Students
 from nonn.enumeration import enumerate_evidence
+from nonn.enumeration.smoothed import measure_smoothed
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.kept import DIGITS, restore, set_aside
 from nonn.experiment.keys import stage_inputs
@@ -40,7 +43,9 @@ from nonn.partition import Partition
 from nonn.provenance import code_version
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import kept_samples
+from nonn.reliability.subsets import SubsetTable
 from nonn.sensing import SensingSpec
+from nonn.sensing.smoothing import learn, weight_of
 from nonn.students import measure_cost
 from nonn.students.devices import failure_law
 from nonn.teacher.binary_wrn import flash_bytes
@@ -72,7 +77,7 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
             "guarantees": dataclasses.asdict(config.guarantees),
             "name": config.experiment.name,
             # Absent in bundles of nodes that do not sense, which are therefore not built again.
-            **({"sensing": dataclasses.asdict(config.sensing)} if config.sensing.rate_hz else {}),
+            **({"sensing": _sensing_inputs(config.sensing)} if config.sensing.rate_hz else {}),
         },
     )
     target = space.folder / "bundle"
@@ -120,6 +125,11 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
     with space.progress.bar("consistency test", 1) as tick:
         recorded = _tests(space, exported, head)
         tick(1, "" if CONSISTENCY in recorded else "too few devices, classes or held-out samples")
+    if config.sensing.smoothing != "none":
+        with space.progress.bar("smoothing over time", 1) as tick:
+            found = _smoothed(space, exported, head)
+            recorded[SMOOTHING] = found.to_arrays()
+            tick(1, f"{found.table.accuracy[-1]:.1%} with all devices, {evidence.table.accuracy[-1]:.1%} without it")
     if config.export.recorded:
         recorded["features.npz"] = {"labels": labels, **{f"device_{i}": f for i, f in enumerate(exported.features)}}
     return write_bundle(
@@ -227,6 +237,38 @@ def _sensing(config: SensingConfig, windows: NDArray[Any]) -> SensingSpec:
         scale=(config.scale or (1.0,) * len(config.channels)) * times,
     )
     return spec.measured(windows)
+
+
+def _sensing_inputs(config: SensingConfig) -> dict[str, Any]:
+    """The table for the key of the bundle; bundles without smoothing are not built again."""
+    tree = dataclasses.asdict(config)
+    return tree if config.smoothing != "none" else {k: v for k, v in tree.items() if not k.startswith("smooth")}
+
+
+def _smoothed(space: Workspace, exported: _Exported, head: Head) -> SmoothedTable:
+    """Learns the smoothing from the order of the training labels, and measures it on the test recordings.
+
+    Raises:
+        ConfigError: the reader does not say which window follows which.
+        DataError: no training window follows another.
+    """
+    config, data = space.experiment.sensing, space.data
+    train, held_out, test = data.train, data.held_out, data.test
+    if train.places is None or held_out.places is None or test.places is None:
+        raise ConfigError(
+            f"sensing.smoothing: the reader '{space.experiment.data.reader}' does not say which window follows which; "
+            "set Split.places, or use csv or npz with data.group"
+        )
+    window_s = data.input_shape[-1] / config.rate_hz
+    smoothing = learn(
+        config.smoothing,
+        np.concatenate([train.labels, held_out.labels]),
+        np.concatenate([train.places, held_out.places]),
+        data.num_classes,
+        weight_of(config.smoothing, config.hop_s or window_s, window_s, config.smooth_s),
+    )
+    found = measure_smoothed(head, exported.features, test.labels, test.places, smoothing)
+    return SmoothedTable(smoothing, SubsetTable(found.correct, len(test)), found.effective, found.runs, found.lag)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from nonn.report.heads import head_report
 from nonn.report.methods import check_same_task, method_rows
 from nonn.report.plots import Weights
 from nonn.report.risk import availability, correlated, one_or_all
+from nonn.report.sensing import sensing_report
 
 __all__ = ["build_report", "filter_graph", "precision_of"]
 
@@ -94,6 +95,7 @@ def build_report(
         teacher=_teacher(bundle),
         devices=_devices(bundle, law),
         traffic=traffic(manifest),
+        sensing=sensing_report(bundle),
         precision=precision_of(bundle),
         fusion=bundle.head.kind,
         head=head_report(bundle, timed=timed),

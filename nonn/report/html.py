@@ -18,7 +18,7 @@ from nonn import documents
 from nonn.bundle import Bundle
 from nonn.errors import DataError, MissingExtraError
 from nonn.files import atomic_file
-from nonn.report import classes, drawing, methods, overview, plots, risk, sentences, table, text
+from nonn.report import classes, drawing, methods, overview, plots, risk, sensing, sentences, table, text
 from nonn.report.build import build_report, filter_graph
 from nonn.report.document import LiveMeasurement, Report
 
@@ -32,6 +32,7 @@ _SECTIONS = {
     "methods": "Methods",
     "availability": "Availability",
     "live": "Live",
+    "sensing": "Sensing",
     "devices": "Devices",
     "pairs": "Pairs",
     "classes": "Classes",
@@ -131,7 +132,10 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
             "calibration": classes.calibration_table(report.by_class),
             "calibration_plot": figure(classes.calibration_plot(report.by_class)),
         }
+    if report.sensing and report.sensing.smoothing:
+        optional |= {"smoothing": sensing.smoothing_table(report, report.sensing.smoothing)}
     left_out = {"methods": not report.methods, "pairs": len(report.devices) < 2, "calibration": not report.by_class}
+    left_out |= {"sensing": report.sensing is None}
     return environment.get_template(_TEMPLATE).render(
         sections=[(key, title) for key, title in _SECTIONS.items() if not left_out.get(key)],
         downloads={name: _download(text.wide_csv(rows)) for name, rows in text.whole_tables(report).items()},
@@ -144,6 +148,7 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         selection_line=sentences.selection_line(report),
         confidence_line=sentences.confidence_sentence(report),
         interval=table.show_interval(table.share_of(report.data.samples, 1)),
+        sensing_line=sensing.sensing_line(report.sensing) if report.sensing else "",
         network=sentences.network_line(report),
         half=sentences.half_gone(report),
         num_devices=len(report.devices),

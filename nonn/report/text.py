@@ -16,6 +16,7 @@ from nonn.report.document import Report
 from nonn.report.methods import methods_table
 from nonn.report.overview import device_table, failure_table, live_table
 from nonn.report.risk import availability_table, pair_table
+from nonn.report.sensing import sensing_line, smoothing_table
 from nonn.report.sentences import head_line, headline, network_line, sample_line, selection_line
 from nonn.report.table import (
     Column,
@@ -40,8 +41,12 @@ __all__ = [
 
 
 def text_report(report: Report) -> str:
-    """What ``nonn report`` prints: the short tables, and the compared methods if there are any."""
+    """What ``nonn report`` prints: the short tables, nodes that sense, and the compared methods if there are any."""
     text = _short_report(report, as_text)
+    if report.sensing:
+        text += f"\n{sensing_line(report.sensing)}\n"
+        if report.sensing.smoothing:
+            text += f"\n{as_text(smoothing_table(report, report.sensing.smoothing))}\n"
     return f"{text}\n{as_text(methods_table(report))}\n" if report.methods else text
 
 
@@ -92,6 +97,8 @@ def report_tables(report: Report) -> dict[str, Table]:
         tables["classes"] = class_table(report.by_class)
         tables["bias"] = bias_table(report.by_class)
         tables["calibration"] = calibration_table(report.by_class)
+    if report.sensing and report.sensing.smoothing:
+        tables["smoothing"] = smoothing_table(report, report.sensing.smoothing)
     return tables
 
 

@@ -6,6 +6,9 @@ the streams too, with evidence of its own: a unit that is worn wrongly or swappe
 its features, although its student passes every probe. It is left out of the window, and after repeated contradictions
 for the time of a quarantine.
 
+If the bundle smooths over time, an answer also has the label after the windows before it. A window without an answer
+lets the belief decay.
+
 A watcher that is too slow loses the oldest answers, and learns how many.
 """
 
@@ -27,6 +30,7 @@ from nonn.aggregator.monitoring.events import RequestEvent
 from nonn.aggregator.screening import EXCLUDED, Screen
 from nonn.aggregator.sensing.raw import RawFolder
 from nonn.aggregator.service import Aggregator
+from nonn.answer import Answer
 from nonn.errors import ConfigError, DataLossError, InputError
 from nonn.reliability.subsets import members
 from nonn.rpc.background import Background
@@ -34,7 +38,7 @@ from nonn.sensing import SensingSpec
 from nonn.sensing.alignment import Alignment, AlignmentConfig, Point, summary
 from nonn.sensing.clock import DataClock
 from nonn.sensing.windows import NO_DATA
-from nonn.streams import WindowAnswer
+from nonn.streams import SmoothedLabel, WindowAnswer
 
 __all__ = ["Hub", "SensingOptions"]
 
@@ -135,6 +139,7 @@ class Hub:
         self.batteries: dict[str, int] = {}
         self._screen = Screen(bundle.consistency, aggregator.policy.config.exclusion_rate)
         self._quarantined: dict[str, float] = {}
+        self._belief: tuple[int, NDArray[np.float64]] | None = None  # after the window of this number
         self._watchers: set[Watcher] = set()
         self._changed = asyncio.Event()
 
@@ -279,6 +284,7 @@ class Hub:
                 answer.expected_accuracy_interval or (0.0, 1.0),
                 raw_bytes=raw,
                 class_number=number,
+                smoothed=self._smoothed(point.number, answer),
                 **known,
             )
         self.counts["answers" if answer else "unanswered"] += 1
@@ -296,6 +302,24 @@ class Hub:
                 latency_s=delay_s,
                 features=features if answer else None,
             )
+        )
+
+    def _smoothed(self, number: int, answer: Answer) -> SmoothedLabel | None:
+        """The label of a window after those before it."""
+        bundle = self._aggregator.bundle
+        found = bundle.smoothed
+        if found is None:
+            return None
+        before, last = (number - 1, None) if self._belief is None else self._belief
+        probabilities = bundle.head.probabilities(answer.logits, answer.mask)[0]
+        belief = found.smoothing.step(last, probabilities, number - before)
+        self._belief, best = (number, belief), int(belief.argmax())
+        return SmoothedLabel(
+            bundle.manifest.classes[best],
+            float(belief[best]),
+            float(found.table.accuracy[answer.mask]),
+            found.interval(answer.mask),
+            best,
         )
 
     def state(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nonn.report.document.availability import Availability, AvailabilityCurve, E
 from nonn.report.document.classes import ClassReport, ClassRow, SampledSets
 from nonn.report.document.compared import Comparison, LiveMeasurement, MethodRow
 from nonn.report.document.devices import DataReport, DeviceReport, Drop, HeadReport, Made, Precision, TeacherReport
+from nonn.report.document.sensing import SensingReport, SmoothedRow, SmoothingReport
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,6 +45,9 @@ __all__ = [
     "Precision",
     "Report",
     "SampledSets",
+    "SensingReport",
+    "SmoothedRow",
+    "SmoothingReport",
     "TeacherReport",
 ]
 
@@ -62,6 +66,7 @@ class Report:
         teacher: the network that the students were distilled from.
         devices: one entry for each device [N].
         traffic: size of one answer on the network.
+        sensing: nodes that measure themselves; absent if they do not.
         precision: size and accuracy compared with float; null for a bundle in float.
         fusion: kind of the fusion head.
         head: cost of the fusion head; absent in reports of older versions.
@@ -89,6 +94,7 @@ class Report:
     teacher: TeacherReport
     devices: tuple[DeviceReport, ...]
     traffic: Traffic
+    sensing: SensingReport | None = field(default=None, metadata=OPTIONAL)
     precision: Precision | None = None
     fusion: str
     head: HeadReport | None = field(default=None, metadata=OPTIONAL)
@@ -111,7 +117,7 @@ class Report:
 
         Args:
             table: ``failures``, ``availability``, ``devices``, ``pairs``, ``live``, ``methods``, ``classes``, ``bias``
-                or ``calibration``, where the report has it.
+                ``calibration`` or ``smoothing``, where the report has it.
 
         Raises:
             InputError: the report has no such table.

@@ -99,7 +99,7 @@ class WatchRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WindowAnswer(_message.Message):
-    __slots__ = ("end_us", "delay_us", "class_number", "label", "confidence", "mask", "expected_accuracy", "accuracy_low", "accuracy_high", "missing", "bytes", "raw_bytes", "bundle", "skipped")
+    __slots__ = ("end_us", "delay_us", "class_number", "label", "confidence", "mask", "expected_accuracy", "accuracy_low", "accuracy_high", "missing", "bytes", "raw_bytes", "bundle", "skipped", "smoothed")
     class MissingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,7 @@ class WindowAnswer(_message.Message):
     RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    SMOOTHED_FIELD_NUMBER: _ClassVar[int]
     end_us: int
     delay_us: int
     class_number: int
@@ -135,4 +136,21 @@ class WindowAnswer(_message.Message):
     raw_bytes: int
     bundle: str
     skipped: int
-    def __init__(self, end_us: _Optional[int] = ..., delay_us: _Optional[int] = ..., class_number: _Optional[int] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., mask: _Optional[int] = ..., expected_accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., missing: _Optional[_Mapping[str, str]] = ..., bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., bundle: _Optional[str] = ..., skipped: _Optional[int] = ...) -> None: ...
+    smoothed: Smoothed
+    def __init__(self, end_us: _Optional[int] = ..., delay_us: _Optional[int] = ..., class_number: _Optional[int] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., mask: _Optional[int] = ..., expected_accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., missing: _Optional[_Mapping[str, str]] = ..., bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., bundle: _Optional[str] = ..., skipped: _Optional[int] = ..., smoothed: _Optional[_Union[Smoothed, _Mapping]] = ...) -> None: ...
+
+class Smoothed(_message.Message):
+    __slots__ = ("class_number", "label", "confidence", "expected_accuracy", "accuracy_low", "accuracy_high")
+    CLASS_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_LOW_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_HIGH_FIELD_NUMBER: _ClassVar[int]
+    class_number: int
+    label: str
+    confidence: float
+    expected_accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    def __init__(self, class_number: _Optional[int] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., expected_accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ...) -> None: ...
