@@ -15,6 +15,8 @@ from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, load_experiment
 from nonn.experiment.run import run
+from nonn.security.authority import Authority
+from tests.pairing import fleet
 from tests.toys import TINY, toy_bundle, toy_data
 
 # The terminal and the network in which tests are started decide nothing, here or in the processes that they start.
@@ -43,6 +45,12 @@ def no_log_of_an_earlier_test() -> Iterator[None]:
     for handler in [h for h in root.handlers if type(h) is logging.StreamHandler and h not in before]:
         root.removeHandler(handler)
         root.setLevel(level)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """An authority and the certificate of its aggregator."""
+    return fleet(tmp_path)
 
 
 @pytest.fixture(scope="session")

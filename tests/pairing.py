@@ -20,6 +20,8 @@ from nonn.security.authority import Authority
 from nonn.security.pairing import PairingCode
 from nonn.security.tls import TlsFolder
 
+CODE = PairingCode.new("ab" * 32)
+
 
 def fleet(folder: Path) -> Authority:
     """An authority and the certificate of its aggregator."""
