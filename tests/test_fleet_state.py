@@ -51,7 +51,7 @@ def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(bundle: Bundle, t
 
     async def scenario() -> None:
         rollout = Rollout(state, bundle, options)
-        async with rollout.running(lambda: None):
+        async with rollout.bundles.running(lambda: None):
             aggregator = rollout.served.aggregator
             aggregator.policy.add("liar", 0)
             assert aggregator.policy.on_contradiction("liar", 0.0)

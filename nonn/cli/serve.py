@@ -216,6 +216,7 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions, pairing:
     """Serves the current bundle of a state folder, and switches when it changes."""
     from nonn.fleet.control import controlled
     from nonn.fleet.rollout import Rollout
+    from nonn.fleet.servicer import FleetServicer
     from nonn.fleet.state import State
     from nonn.rpc.server import serve, shutdown_event
     from nonn.telemetry.systemd import Watchdog
@@ -223,10 +224,14 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions, pairing:
     state, stop = State(args.state), shutdown_event(args.watch_stdin)
     bundle = state.first(args.bundle)
     rollout = Rollout(state, bundle, options, args.max_queue_mb * 1_000_000)
-    async with Watchdog() as watchdog, controlled(rollout, state.socket), rollout.running(stop.set):
-        ready = _announce(args, bundle=bundle.hash, nodes=0, http=rollout.http)
-        keys = rollout.served.options() | {"services": [rollout.add_to], "attend": _watched(watchdog, pairing)}
-        await serve(rollout.endpoint, stop=stop, **ready, **keys)
+    bundles = rollout.bundles
+    async with Watchdog() as watchdog, controlled(rollout, state.socket), bundles.running(stop.set):
+        ready = _announce(args, bundle=bundle.hash, nodes=0, http=bundles.http)
+        keys = bundles.served.options() | {
+            "services": [FleetServicer(rollout).add_to],
+            "attend": _watched(watchdog, pairing),
+        }
+        await serve(bundles.endpoint, stop=stop, **ready, **keys)
 
 
 def _announce(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
