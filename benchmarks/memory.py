@@ -42,12 +42,13 @@ class Peak(storm.Sampler):
         self.peak_mb = [max(pair) for pair in zip(self.peak_mb, self.resident_mb(), strict=True)]
 
 
-def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
+def large_requests(site: storm.Site, *, concurrency: int, settle_s: float = SETTLE_S) -> dict[str, Any]:
     """So many clients, each with a connection, send a request of 12 MB at once.
 
     Args:
         site: cluster of a bundle with inputs of ``SHAPE``.
         concurrency: number of clients.
+        settle_s: time until memory is measured again.
 
     Returns:
         Resident memory in MB before, at the peak and afterwards, and how many requests were refused or failed.
@@ -74,7 +75,7 @@ def large_requests(site: storm.Site, *, concurrency: int) -> dict[str, Any]:
         for thread in threads:
             thread.join()
         peak_mb = peak.peak_mb
-        time.sleep(SETTLE_S)
+        time.sleep(settle_s)
         after_mb = peak.resident_mb()
     refused = sum(isinstance(error, OverloadError) for error in errors)
     return {

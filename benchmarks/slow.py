@@ -22,6 +22,7 @@ from benchmarks.endurance import DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
 from nonn.errors import NonnError
+from tests.serving import until
 
 __all__ = ["BYTES_PER_S", "CLIENT_DEADLINE_S", "DELAYS_S", "SECTIONS", "greedy", "pause", "period", "straggler"]
 
@@ -33,7 +34,7 @@ LARGE = 1000  # samples of a legal request
 PAUSE_S = 3.0  # of the aggregator, three deadlines
 SLOW_NODE = 1  # the most valuable one
 GREEDY_OTHERS, GREEDY_S = 4, 30.0
-SETTLE_S = 1.0  # until the cluster has found out about the fault, or a node is back in use
+SETTLE_S = 1.0  # of load, in which the cluster learns the usual latencies
 
 
 def period(client: Client, inputs: NDArray[Any], concurrency: int, seconds: float) -> list[storm.Record]:
@@ -56,7 +57,7 @@ def straggler(
     *,
     concurrency: int,
     rounds: int = 2,
-    delays_s: Sequence[float] = DELAYS_S,
+    seconds: float = PERIOD_S,
 ) -> dict[str, Any]:
     """Answers a second with one node slow, compared with the same node dead.
 
@@ -68,52 +69,58 @@ def straggler(
         inputs: samples.
         node: node that is slow, or dead.
         concurrency: number of clients.
-        rounds: periods of each kind for each delay.
-        delays_s: delays of the node's replies.
+        rounds: periods with each of ``DELAYS_S``, and with the node dead.
+        seconds: length of a period.
 
     Returns:
         Ratio and 99th percentile for each delay, and the number of failed requests.
     """
+    everyone = (1 << site.bundle.num_devices) - 1
 
     def measured(inject: Callable[[bool], object]) -> list[storm.Record]:
         inject(True)
-        records = period(client, inputs, concurrency, PERIOD_S)
+        records = period(client, inputs, concurrency, seconds)
         inject(False)
-        time.sleep(SETTLE_S)
+        until(lambda: client.infer(inputs[:1]).mask == everyone)
         period(client, inputs, concurrency, SETTLE_S)
         return records
 
     def slow(delay_s: float, on: bool) -> None:
         site.proxies.change(node, lambda proxy: setattr(proxy, "delay_s", delay_s if on else 0.0))
 
-    figures: dict[str, Any] = {"straggler_ratio": {}, "straggler_p99_ms": {}, "straggler_failed": 0}
-    for delay_s in delays_s:
-        rates: dict[str, list[float]] = {"slow": [], "dead": []}
-        latency_s: list[float] = []
-        for _ in range(rounds):
+    rates: dict[float | None, list[float]] = {delay_s: [] for delay_s in (*DELAYS_S, None)}  # None: the node is dead
+    latency_s: dict[float, list[float]] = {delay_s: [] for delay_s in DELAYS_S}
+    failed = 0
+    for _ in range(rounds):
+        for delay_s in DELAYS_S:
             records = measured(partial(slow, delay_s))
-            rates["slow"].append(rate(records))
-            latency_s += [record.done_s - record.asked_s for record in records]
-            figures["straggler_failed"] += sum(record.answer is None for record in records)
-            rates["dead"].append(rate(measured(partial(site.inject, node, "kill"))))
-        figures["straggler_ratio"][str(delay_s)] = sum(rates["slow"]) / sum(rates["dead"])
-        figures["straggler_p99_ms"][str(delay_s)] = 1e3 * float(np.percentile(latency_s, 99))
-    return figures
+            rates[delay_s].append(rate(records))
+            latency_s[delay_s] += [record.done_s - record.asked_s for record in records]
+            failed += sum(record.answer is None for record in records)
+        rates[None].append(rate(measured(partial(site.inject, node, "kill"))))
+    return {
+        "straggler_ratio": {str(delay_s): sum(rates[delay_s]) / sum(rates[None]) for delay_s in DELAYS_S},
+        "straggler_p99_ms": {str(s): 1e3 * float(np.percentile(latency_s[s], 99)) for s in DELAYS_S},
+        "straggler_failed": failed,
+    }
 
 
-def greedy(address: str, inputs: NDArray[Any], *, concurrency: int, seconds: float) -> dict[str, Any]:
-    """What one client with requests of 1,000 samples does to the others, at nodes that take milliseconds a sample.
+def greedy(
+    address: str, inputs: NDArray[Any], *, concurrency: int, seconds: float, samples: int = LARGE
+) -> dict[str, Any]:
+    """What one client with large requests does to the others, at nodes that take milliseconds a sample.
 
     Args:
         address: of an aggregator whose nodes are limited by their links.
         inputs: samples.
         concurrency: number of other clients, with one sample per request.
         seconds: duration.
+        samples: size of the requests of the greedy client.
 
     Returns:
         Failed, degraded and late requests of the others, and failed requests of the greedy client.
     """
-    large = np.resize(inputs, (LARGE, *inputs.shape[1:]))
+    large = np.resize(inputs, (samples, *inputs.shape[1:]))
     sent, failed, over = 0, list[str](), threading.Event()
 
     def ask() -> None:
@@ -164,10 +171,9 @@ def pause(site: storm.Site, inputs: NDArray[Any], *, concurrency: int) -> dict[s
         os.kill(site.pid, signal.SIGCONT)
 
     with Client(site.address, 60.0) as client:
-        period(client, inputs, concurrency, SETTLE_S)
         thread = threading.Thread(target=stop, name="stop")
         thread.start()
-        records = period(client, inputs, concurrency, PAUSE_S + 3 * SETTLE_S)
+        records = period(client, inputs, concurrency, PAUSE_S + 2 * SETTLE_S)
         thread.join()
         nodes = client.metadata().nodes
     return {

@@ -83,7 +83,7 @@ def test_a_request_above_the_budget_is_refused_before_it_is_parsed_and_later_one
 def test_memory_of_large_requests_is_given_back(tmp_path: Any) -> None:
     bundle = toy_bundle(tmp_path / "bundle", 2, shape=memory.SHAPE)
     with storm.site(bundle, 10.0, seed=0, options=["--max-queue", "100000"]) as site:
-        figures = memory.large_requests(site, concurrency=8)
+        figures = memory.large_requests(site, concurrency=8, settle_s=0.0)
         process = psutil.Process(site.pid)
         until(lambda: process.memory_info().rss / 1e6 < figures["memory_aggregator_before_mb"] + 60)
     assert figures["memory_aggregator_peak_mb"] > figures["memory_aggregator_before_mb"] + 60

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nonn_sim import live
 from nonn_sim.batches import quantile_interval, ratio_interval
 from nonn_sim.commands import run as run_command
-from nonn_sim.comparison import difference, total_variation
+from nonn_sim.comparison import MOST_DRIFT, difference, total_variation
 from nonn_sim.faults import FaultEvent, read_log
 from nonn_sim.live import check_live, timeline
 from nonn_sim.proxy import Proxies, _Frames
@@ -30,17 +30,17 @@ from tests.toys import toy_bundle, toy_data
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NUM_DEVICES = 4
-ATTEMPTS = 3
+ATTEMPTS = 2
 # Faults end between two probes, so that chance does not decide which probe finds the device.
 SCENARIO = """
 [scenario]
 name = "live"
 seed = 3
-duration_s = 8
+duration_s = 5
 
 [load]
-rate_per_s = 60
-batch = 50
+rate_per_s = 80
+batch = 20
 
 [policy]
 deadline_s = 0.4
@@ -49,32 +49,32 @@ deadline_s = 0.4
 latency_s = 0.001
 
 [[fault]]
-at_s = 0.5
+at_s = 0.3
 kind = "partition"
 nodes = [0]
-for_s = 3.1
+for_s = 1.6
 
 [[fault]]
-at_s = 1.0
+at_s = 0.6
 kind = "corrupt"
 nodes = [2]
-for_s = 3.1
+for_s = 1.6
 
 [[fault]]
-at_s = 5.0
+at_s = 2.8
 kind = "stop"
 nodes = [1]
-for_s = 2.6
+for_s = 1.1
 
 [[fault]]
-at_s = 6.0
+at_s = 3.4
 kind = "delay"
 nodes = [0]
-for_s = 1.0
+for_s = 0.6
 delay_s = 0.05
 
 [[fault]]
-at_s = 7.0
+at_s = 4.4
 kind = "kill"
 nodes = [3]
 """
@@ -97,9 +97,11 @@ def command(*options: object) -> argparse.Namespace:
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_a_real_cluster_does_what_the_simulator_says_of_it(
-    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_devices_of_a_real_cluster_answer_as_often_as_the_simulator_says(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In 5 seconds. The p99, which needs thousands of requests, is for ``nonn-sim run --live`` to compare."""
+    monkeypatch.setattr(live, "CALIBRATION_REQUESTS", 120)
     scenario, inputs, log = tmp_path / "live.toml", tmp_path / "test.npz", tmp_path / "log.csv"
     scenario.write_text(SCENARIO)
     samples, labels = toy_data(200, seed=3)
@@ -109,21 +111,20 @@ def test_a_real_cluster_does_what_the_simulator_says_of_it(
     for _ in range(ATTEMPTS):
         assert run_command.run(command(scenario, *options)) == 0
         result = json.loads(capsys.readouterr().out)
-        if result["difference"]["within"] and not result["measured"]["lost"]:
+        measured, simulated, found = result["measured"], result["simulated"], result["difference"]
+        agree = max(abs(found["accuracy_points"]), abs(found["sets_points"])) <= 0.5 and found["sets_beyond"] <= 0.05
+        if agree and not measured["lost"]:
             break
-    measured, simulated, found = result["measured"], result["simulated"], result["difference"]
-    if not found["conclusive"]:
-        pytest.skip(f"nothing can be compared on a machine that changes so much: {result['calibration']}")
+    else:
+        drift = result["calibration"]["drift"]
+        if measured["disturbed"] or not 1 / MOST_DRIFT <= drift <= MOST_DRIFT:
+            pytest.skip(f"nothing can be compared on a machine that changes so much: {result['calibration']}")
+    assert result["problems"] == []
     assert measured["lost"] == simulated["lost"] == 0
-    assert measured["requests"] == simulated["requests"] > 400
+    assert measured["requests"] == simulated["requests"] > 350
     assert 0.5 < measured["degraded"] < 1
-    assert abs(found["accuracy_points"]) <= 0.5
-    assert abs(found["sets_points"]) <= 0.5
-    assert found["sets_beyond"] <= 0.05
+    assert agree, found
     assert sum(measured["sets"].values()) == pytest.approx(1)
-    assert abs(found["p99_beyond"]) <= 0.15
-    low, high = measured["p99_interval_s"]
-    assert low <= measured["latency_s"]["p99"] <= high
     happened = [(event.node, event.event) for event in read_log(log)]
     assert happened == [(event.node, event.event) for event in timeline(load_scenario(scenario), NUM_DEVICES)]
 

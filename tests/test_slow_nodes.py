@@ -25,29 +25,26 @@ def site(bundle: Bundle) -> Iterator[Any]:
         yield site
 
 
-@pytest.mark.parametrize("delay_s", slow.DELAYS_S)
-def test_a_slow_node_leaves_most_of_the_throughput_without_it(
-    bundle: Bundle, inputs: NDArray[Any], site: Any, delay_s: float
-) -> None:
+def test_a_slow_node_leaves_most_of_the_throughput_without_it(bundle: Bundle, inputs: NDArray[Any], site: Any) -> None:
     with Client(site.address, 2 * DEADLINE_S) as client:
         slow.period(client, inputs, 16, 1.0)
-        figures = slow.straggler(site, client, inputs, VALUABLE, concurrency=16, rounds=1, delays_s=[delay_s])
+        figures = slow.straggler(site, client, inputs, VALUABLE, concurrency=16, rounds=1, seconds=1.5)
     assert figures["straggler_failed"] == 0
-    # The target is 0.5; before, the ratio was 0.003 to 0.08.
-    assert figures["straggler_ratio"][str(delay_s)] > 0.35
-    assert figures["straggler_p99_ms"][str(delay_s)] < 1e3 * DEADLINE_S
+    # The target is 0.5; before, the ratios were 0.003 to 0.08.
+    assert min(figures["straggler_ratio"].values()) > 0.35
+    assert max(figures["straggler_p99_ms"].values()) < 1e3 * DEADLINE_S
 
 
 def test_a_client_with_large_requests_costs_the_others_no_request_and_no_device(
     bundle: Bundle, inputs: NDArray[Any]
 ) -> None:
     with storm.site(bundle, DEADLINE_S, seed=0, bandwidth_bytes_per_s=slow.BYTES_PER_S) as site:
-        figures = slow.greedy(site.address, inputs, concurrency=4, seconds=8.0)
+        figures = slow.greedy(site.address, inputs, concurrency=4, seconds=4.0, samples=300)  # of more than a deadline
     assert figures["greedy_failed"] == []
     assert figures["others_failed"] == 0
     assert figures["others_degraded_percent"] <= 5.0  # 50, before requests were cut into pieces
     assert figures["others_p99_ms"] < 1e3 * DEADLINE_S
-    assert figures["others_requests"] > 50
+    assert figures["others_requests"] > 20
 
 
 def test_a_pause_of_the_aggregator_is_blamed_on_no_node_and_costs_no_answer(
