@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nonn_device import publish
 
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.sensing.hub import HELD, Hub, SensingOptions
-from nonn.aggregator.sensing.servicer import SensingServicer
+from nonn.aggregator.sensing.servicer import SensingServicer, _Stream
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.cli import main
@@ -28,7 +29,9 @@ from nonn.cli.watch import as_text
 from nonn.client import AsyncClient
 from nonn.errors import ConfigError, CredentialsError, DataLossError, InputError, MembershipError
 from nonn.rpc.v1 import sensing_pb2 as pb
+from nonn.sensing import SensingSpec
 from nonn.sensing.clocks import Exchange
+from nonn.sensing.windows import Window, Windower
 from nonn.streams import WindowAnswer
 from tests.fleets import Fleet
 from tests.memberships import Call
@@ -168,11 +171,60 @@ def test_a_unit_without_data_is_one_less_in_the_mask_and_nobody_waits_for_it(bun
     asyncio.run(scenario())
 
 
+def test_a_stream_that_rests_drops_windows_and_goes_on_with_the_next_one() -> None:
+    async def scenario() -> None:
+        stream = publish._Stream(Windower(SensingSpec(8.0, 8, 1.0, CHANNELS, ("",) * 2, (1.0,) * 2)))
+        first, second, third = (Window(float(end), None, "silent") for end in range(3))
+        stream.put([first])
+        stream.rest(True)
+        stream.put([second])
+        stream.rest(False)
+        stream.put([third])
+        assert await asyncio.wait_for(stream.take(), TIMEOUT_S) is third
+
+    asyncio.run(scenario())
+
+
 def test_below_the_quorum_there_is_no_label(bundle: Bundle) -> None:
     async def scenario() -> None:
         async with world(bundle, nodes=1, quorum=2) as w:
             answer = await w.second(1, [0])
             assert (answer.label, answer.mask, answer.expected_accuracy) == ("", 0, 0.0)
+
+    asyncio.run(scenario())
+
+
+def test_units_beyond_the_accuracy_goal_rest_and_are_woken_when_one_fails(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        goal = float(np.sort([bundle.table.accuracy[1 << i | 1 << j] for j in range(3) for i in range(j)])[0])
+        async with world(bundle, nodes=3, accuracy_goal=goal, duty_period_s=100.0) as w:
+            servicer = SensingServicer(w.hub, lambda token, context: None)
+            stream = servicer._streams["n2"] = _Stream(lease("n2", 2), asyncio.Queue(), {})
+            charges = {f"n{i}": {"battery": 1 + percent} for i, percent in enumerate((90, 80, 70))}
+            first = await w.second(1, range(3), **charges)
+            assert first.devices == (0, 1, 2)
+            working = {i for i in range(3) if not w.hub.alignment.nodes[f"n{i}"].rests}
+            assert 0 < len(working) < 3
+            assert 2 not in working
+            assert stream.directions.get_nowait().duty.rest
+            now = await w.second(2, working)  # a node that rests is not waited for
+            assert now.delay_s < 0.2
+            assert now.missing["n2"] == "rests: the others reach the accuracy goal"
+            assert now.expected_accuracy >= goal
+            w.hub.charged("n2", 1 + 60)
+            assert w.hub.state()["nodes"]["n2"] | {"clock": None, "windows": {}} == {
+                "unit": 2,
+                "clock": None,
+                "windows": {},
+                "late_s": 0.0,
+                "battery_percent": 60,
+                "rests": True,
+            }
+            for node in [f"n{i}" for i in working]:
+                w.hub.alignment.leave(node)
+            w.now += 1
+            w.hub._rotate(())
+            assert not stream.directions.get_nowait().duty.rest
 
     asyncio.run(scenario())
 
@@ -318,7 +370,6 @@ def test_processes_replay_a_recording_and_every_answer_has_its_window_and_a_true
 
 def test_raw_samples_are_stored_where_both_sides_say_so(tmp_path: Path) -> None:
     from nonn.aggregator.sensing.raw import RawFolder
-    from nonn.sensing import SensingSpec
 
     spec = SensingSpec(8.0, 8, 0.5, CHANNELS, ("",) * 2, (1.0,) * 2)
     folder, signal_ = RawFolder(tmp_path / "raw"), np.arange(40, dtype=np.float32).reshape(2, 20)

@@ -1,7 +1,8 @@
 """A node that senses: source → windows → student → features, over a stream that the node opens to each aggregator.
 
 Raw samples stay in this process unless ``--send-raw`` is given. Each aggregator has its own grid, so each stream cuts
-its own windows from the same samples. While a stream is broken its windows are dropped: an answer would be too old.
+its own windows from the same samples. While a stream is broken its windows are dropped: an answer would be too old. A
+stream that is told to rest drops them too: the student does not run, and the radio carries probes of the clock only.
 """
 
 from __future__ import annotations
@@ -86,12 +87,18 @@ class Sensor:
                 while (direction := await call.read()) is not aio.EOF:
                     received = self._clock()
                     if direction.HasField("probe"):
-                        echo = pb.Echo(number=direction.probe.number, received_us=round(received * 1e6))
+                        echo = pb.Echo(
+                            number=direction.probe.number,
+                            received_us=round(received * 1e6),
+                            battery=self._battery(),
+                        )
                         async with stream.writing:
                             echo.sent_us = round(self._clock() * 1e6)
                             await call.write(pb.Publication(echo=echo))
                     elif direction.HasField("grid"):
                         stream.windower.aim(direction.grid.end_us / 1e6)
+                    elif direction.HasField("duty"):
+                        stream.rest(direction.duty.rest)
         finally:
             self._streams.discard(stream)
 
@@ -145,13 +152,20 @@ class _Stream:
     def __init__(self, windower: Windower) -> None:
         self.windower, self.writing = windower, asyncio.Lock()  # a stream accepts one message at a time
         self._held: list[Window] = []
+        self._rests = False
         self._wake = asyncio.Event()
 
     def put(self, windows: list[Window]) -> None:
         """Adds windows to send; the oldest are dropped if the link is too slow."""
-        if windows:
+        if windows and not self._rests:
             self._held = [*self._held, *windows][-HELD:]
             self._wake.set()
+
+    def rest(self, rests: bool) -> None:
+        """While a stream rests its windows are dropped; samples are kept, so that the next window has data at once."""
+        self._rests = rests
+        if rests:
+            self._held.clear()
 
     async def take(self) -> Window:
         """The next window."""

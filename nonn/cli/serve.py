@@ -10,7 +10,7 @@ import argparse
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, not_negative, path, port, seconds, usage
+from nonn.arguments import count, existing, not_negative, path, port, seconds, share, usage
 from nonn.cli._observing_options import add_observing_arguments, observing_of
 from nonn.cli._pairing_options import add_pairing_arguments, pairing_of
 from nonn.cli._policy_options import add_policy_arguments, policy_of
@@ -87,6 +87,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replay-speed", type=seconds, default=1.0, metavar="X", help="replayed recordings run at X times real time"
+    )
+    parser.add_argument(
+        "--accuracy-goal",
+        type=share,
+        metavar="A",
+        help="nodes that sense: only as many work as reach this accuracy, 0 to 1; the others rest (default: all work)",
+    )
+    parser.add_argument(
+        "--duty-period",
+        type=seconds,
+        default=600.0,
+        metavar="S",
+        help="rotate them after S seconds (default: %(default)g)",
     )
     parser.add_argument("--raw", type=path, metavar="DIR", help="store raw samples of nodes with --send-raw")
     parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
@@ -185,7 +198,12 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
                 max_samples=args.max_samples,
             ),
             sensing=SensingOptions(
-                speed=args.replay_speed, tolerance_s=args.window_tolerance, wait_s=args.window_wait, raw=args.raw
+                speed=args.replay_speed,
+                tolerance_s=args.window_tolerance,
+                wait_s=args.window_wait,
+                raw=args.raw,
+                accuracy_goal=args.accuracy_goal,
+                duty_period_s=args.duty_period,
             ),
         )
 

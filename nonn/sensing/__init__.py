@@ -7,6 +7,8 @@ The node, the aggregator and the simulator share these objects; time is always a
 ``windows``      samples → windows of the bundle's rate, or the reason why there is none
 ``clocks``       offset and drift of a node's clock (minimum-delay filter)
 ``alignment``    windows of several nodes on one grid, and when each is answered
+``smoothing``    the belief in each class after a sequence of windows
+``duty``         which units sense, if some of them suffice for an accuracy goal
 ``columns``      recordings and lines of numbers: channels and units by name
 ``clock``        the clock of this machine in seconds of the data
 ===============  =======================================================================

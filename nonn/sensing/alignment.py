@@ -6,9 +6,9 @@ with the node's clock filter (``nonn.sensing.clocks``), if it is at most ``toler
 - as soon as every node that is waited for has sent its window or said that it has no data, or
 - ``wait_s`` after its end, with what has arrived.
 
-A node is not waited for while it is silent (three points without a word), or its clock is unknown or not trusted. A
-window that comes after its point was answered updates statistics only. A point without any window is answered too:
-as one in which nobody sensed.
+A node is not waited for while it rests, is silent (three points without a word), or its clock is unknown or not
+trusted. A window that comes after its point was answered updates statistics only. A point without any window is
+answered too: as one in which nobody sensed.
 
 Pure: time is an argument, and the simulator uses the same object.
 """
@@ -29,6 +29,7 @@ __all__ = ["Alignment", "AlignmentConfig", "NodeRecord", "Point", "Verdict", "su
 Payload = TypeVar("Payload")
 Verdict = Literal["taken", "late", "off grid", "early", "twice", "clock"]
 
+RESTS = "rests: the others reach the accuracy goal"
 SILENT_POINTS = 3  # without a word: no longer waited for
 MAX_BEHIND = 8  # points that are answered after this process has stood still; older ones are skipped
 
@@ -79,6 +80,7 @@ class NodeRecord:
         counts: its windows by verdict, and points without data by reason.
         heard: last point for which it sent anything.
         late_s: mean lateness of its late windows, in seconds.
+        rests: it was told to send nothing; not waited for.
     """
 
     unit: int
@@ -86,6 +88,7 @@ class NodeRecord:
     clock: ClockFilter = field(default_factory=ClockFilter)
     counts: Counter[str] = field(default_factory=Counter)
     late_s: float = 0.0
+    rests: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,12 @@ class Alignment(Generic[Payload]):
         """A node's stream has ended; windows that it has sent stay."""
         self.nodes.pop(node, None)
 
+    def rest(self, node: str, rests: bool, now: float) -> None:
+        """A node is told to send nothing, or to send again."""
+        record = self.nodes[node]
+        record.rests = rests
+        record.heard = max(record.heard, floor(now / self.config.hop_s))
+
     def exchange(self, node: str, times: Exchange) -> bool:
         """Adds an exchange of timestamps; returns whether the node's clock has stepped."""
         return node in self.nodes and self.nodes[node].clock.add(times)
@@ -198,7 +207,7 @@ class Alignment(Generic[Payload]):
             for node, record in self.nodes.items():
                 if node not in windows and node not in absent:
                     absent[node] = self._why(record, number, now)
-                    record.counts["missing"] += 1
+                    record.counts["resting" if record.rests else "missing"] += 1
             if windows or absent:
                 points.append(Point(number, number * self.config.hop_s, windows, absent))
         for kept in (self._windows, self._absent):
@@ -241,12 +250,14 @@ class Alignment(Generic[Payload]):
 
     def _usable(self, record: NodeRecord, now: float) -> bool:
         clock = record.clock
-        return (
+        return not record.rests and (
             clock.trusted(now) and clock.estimate is not None and clock.estimate.error_at(now) <= self.config.tolerance
         )
 
     def _why(self, record: NodeRecord, number: int, now: float) -> str:
         """Why a node has no window for a point."""
+        if record.rests:
+            return RESTS
         clock = record.clock
         if clock.estimate is None:
             return "its clock is not known yet"

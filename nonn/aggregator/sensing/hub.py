@@ -19,8 +19,9 @@ import contextlib
 import logging
 import zlib
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from nonn.rpc.background import Background
 from nonn.sensing import SensingSpec
 from nonn.sensing.alignment import Alignment, AlignmentConfig, Point, summary
 from nonn.sensing.clock import DataClock
+from nonn.sensing.duty import DutyCycle
 from nonn.sensing.windows import NO_DATA
 from nonn.streams import SmoothedLabel, WindowAnswer
 
@@ -62,6 +64,8 @@ class SensingOptions:
         tolerance_s: largest distance of a window from the grid; None is a tenth of the hop.
         wait_s: longest wait for windows after their end; None is half of the hop.
         raw: folder for raw samples; None accepts none.
+        accuracy_goal: units beyond those that reach it rest; None lets all of them work.
+        duty_period_s: time after which the units that work are chosen again.
 
     Raises:
         ConfigError: the speed is not positive.
@@ -71,6 +75,8 @@ class SensingOptions:
     tolerance_s: float | None = None
     wait_s: float | None = None
     raw: Any = None
+    accuracy_goal: float | None = None
+    duty_period_s: float = 600.0
 
     def __post_init__(self) -> None:
         if not 0 < self.speed < 1e4:
@@ -120,6 +126,8 @@ class Hub:
     Attributes:
         recent: the last answers, oldest first.
         counts: answers, bytes and what else happened, in total.
+        duty: chooses the units that work; None if all do.
+        directed: called with a node and whether it is to rest.
     """
 
     def __init__(
@@ -137,6 +145,12 @@ class Hub:
         self.counts = Counter[str]()
         self.raw = RawFolder(options.raw) if options.raw else None
         self.batteries: dict[str, int] = {}
+        self.duty: DutyCycle | None = None
+        if options.accuracy_goal is not None:
+            least, period_s = aggregator.policy.config.quorum, options.duty_period_s * options.speed
+            warm_up = 3 + ceil(spec.window_s / spec.hop_s)
+            self.duty = DutyCycle(bundle.table.accuracy, options.accuracy_goal, period_s, least, warm_up)
+        self.directed: Callable[[str, bool], object] = lambda node, rests: None
         self._screen = Screen(bundle.consistency, aggregator.policy.config.exclusion_rate)
         self._quarantined: dict[str, float] = {}
         self._belief: tuple[int, NDArray[np.float64]] | None = None  # after the window of this number
@@ -193,11 +207,16 @@ class Hub:
         else:
             payload = _Sent(self._features(node, student, message), num_bytes)
         if message.battery:
-            self.batteries[node] = message.battery - 1
+            self.charged(node, message.battery)
         verdict = self.alignment.offer(node, message.end_us / 1e6, payload, now, reason)
         self.counts[verdict] += 1
         if verdict == "taken":
             self._changed.set()
+
+    def charged(self, node: str, battery: int) -> None:
+        """A node reports its battery, in percent plus one; 0 if it does not know."""
+        if battery:
+            self.batteries[node] = min(100, battery - 1)
 
     def _features(self, node: str, student: int, message: Any) -> Features:
         """Features of a message [1, d_i]."""
@@ -292,6 +311,7 @@ class Hub:
         self.recent.append(said)
         for watcher in self._watchers:
             watcher.put(said)
+        self._rotate(members(said.mask))
         aggregator.observers.on_request(
             RequestEvent(
                 time_s=asyncio.get_running_loop().time(),
@@ -303,6 +323,18 @@ class Hub:
                 features=features if answer else None,
             )
         )
+
+    def _rotate(self, answered: Iterable[int]) -> None:
+        """Tells nodes to rest or to work, after an answer of these units."""
+        if self.duty is None:
+            return
+        nodes, now = self.alignment.nodes, self.clock()
+        charge = {record.unit: self.batteries.get(node) for node, record in nodes.items()}
+        working = self.duty.update(now, charge, answered)
+        for node, record in nodes.items():
+            if record.rests != (record.unit not in working):
+                self.alignment.rest(node, not record.rests, now)
+                self.directed(node, record.rests)
 
     def _smoothed(self, number: int, answer: Answer) -> SmoothedLabel | None:
         """The label of a window after those before it."""
@@ -330,7 +362,11 @@ class Hub:
             "speed": self.options.speed,
             "counts": dict(self.counts),
             "nodes": {
-                node: {**summary(record, now), "battery_percent": self.batteries.get(node)}
+                node: {
+                    **summary(record, now),
+                    "battery_percent": self.batteries.get(node),
+                    "rests": record.rests,
+                }
                 for node, record in self.alignment.nodes.items()
             },
         }

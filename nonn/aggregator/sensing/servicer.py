@@ -1,7 +1,8 @@
 """The streams of nodes that sense, and of those who watch: ``nonn.rpc.v1.Sensing`` and ``Answers``.
 
 A node's stream belongs to its lease. Over it the aggregator measures the node's clock: often at first, then every two
-seconds. As soon as the clock is known the node learns where windows end, and again when that has moved on its clock.
+seconds, and every ten while the node rests. As soon as the clock is known the node learns where windows end, and again
+when that has moved on its clock.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["ANSWERS_SERVICE", "SENSING_SERVICE", "SensingServicer"]
 SENSING_SERVICE, ANSWERS_SERVICE = "nonn.rpc.v1.Sensing", "nonn.rpc.v1.Answers"
 
 FIRST_PROBES, FIRST_S = 8, 0.05  # to know the clock before the first window
-PROBE_S = 2.0
+PROBE_S, REST_PROBE_S = 2.0, 10.0
 MOVED = 0.25  # of the interval of the rate: windows are moved if the grid is that far away on the node's clock
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,12 @@ class SensingServicer:
     def __init__(self, hub: Hub, holder: Callable[[str, Any], Lease | None]) -> None:
         self._hub, self._holder = hub, holder
         self._streams: dict[str, _Stream] = {}
+        hub.directed = self._direct
+
+    def _direct(self, node: str, rests: bool) -> None:
+        """Tells a node to rest or to work."""
+        if node in self._streams:
+            self._streams[node].directions.put_nowait(pb.Direction(duty=pb.Duty(rest=rests)))
 
     def add_to(self, server: Any) -> Any:
         """Adds both services to a server that has not started; returns the descriptor of their .proto file."""
@@ -159,6 +166,7 @@ class SensingServicer:
     def _echo(self, stream: _Stream, echo: Any, now: float) -> None:
         """Adds an exchange; tells the node where the grid is if that is new to it."""
         hub, node = self._hub, stream.lease.request.node
+        hub.charged(node, echo.battery)
         asked = stream.asked.pop(echo.number, None)
         if asked is None:
             return
@@ -180,4 +188,6 @@ class SensingServicer:
             stream.directions.put_nowait(pb.Direction(probe=pb.Probe(number=number)))
             for lost in [n for n in stream.asked if n < number - FIRST_PROBES]:
                 del stream.asked[lost]
-            await asyncio.sleep(FIRST_S if number < FIRST_PROBES else PROBE_S)
+            record = self._hub.alignment.nodes.get(stream.lease.request.node)
+            usual_s = REST_PROBE_S if record is not None and record.rests else PROBE_S
+            await asyncio.sleep(FIRST_S if number < FIRST_PROBES else usual_s)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x19nonn/rpc/v1/sensing.proto\x12\x0bnonn.rpc.v1\"\x93\x01\n\x0bPublication\x12\'\n\x07opening\x18\x01 \x01(\x0b\x32\x14.nonn.rpc.v1.OpeningH\x00\x12-\n\x06window\x18\x02 \x01(\x0b\x32\x1b.nonn.rpc.v1.WindowFeaturesH\x00\x12!\n\x04\x65\x63ho\x18\x03 \x01(\x0b\x32\x11.nonn.rpc.v1.EchoH\x00\x42\t\n\x07\x63ontent\"4\n\x07Opening\x12\r\n\x05lease\x18\x01 \x01(\t\x12\r\n\x05speed\x18\x02 \x01(\x01\x12\x0b\n\x03raw\x18\x03 \x01(\x08\"\x85\x01\n\x0eWindowFeatures\x12\x0e\n\x06\x65nd_us\x18\x01 \x01(\x03\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0c\x12$\n\x07no_data\x18\x03 \x01(\x0e\x32\x13.nonn.rpc.v1.NoData\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\x12\x0f\n\x07\x62\x61ttery\x18\x05 \x01(\r\x12\x0b\n\x03raw\x18\x06 \x01(\x0c\"<\n\x04\x45\x63ho\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x13\n\x0breceived_us\x18\x02 \x01(\x03\x12\x0f\n\x07sent_us\x18\x03 \x01(\x03\"^\n\tDirection\x12#\n\x05probe\x18\x01 \x01(\x0b\x32\x12.nonn.rpc.v1.ProbeH\x00\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x11.nonn.rpc.v1.GridH\x00\x42\t\n\x07\x63ontent\"\x17\n\x05Probe\x12\x0e\n\x06number\x18\x01 \x01(\r\"\x16\n\x04Grid\x12\x0e\n\x06\x65nd_us\x18\x01 \x01(\x03\"\x0e\n\x0cWatchRequest\"\x94\x03\n\x0cWindowAnswer\x12\x0e\n\x06\x65nd_us\x18\x01 \x01(\x03\x12\x10\n\x08\x64\x65lay_us\x18\x02 \x01(\x03\x12\x14\n\x0c\x63lass_number\x18\x03 \x01(\r\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\nconfidence\x18\x05 \x01(\x02\x12\x0c\n\x04mask\x18\x06 \x01(\r\x12\x19\n\x11\x65xpected_accuracy\x18\x07 \x01(\x01\x12\x14\n\x0c\x61\x63\x63uracy_low\x18\x08 \x01(\x01\x12\x15\n\raccuracy_high\x18\t \x01(\x01\x12\x37\n\x07missing\x18\n \x03(\x0b\x32&.nonn.rpc.v1.WindowAnswer.MissingEntry\x12\r\n\x05\x62ytes\x18\x0b \x01(\r\x12\x11\n\traw_bytes\x18\x0c \x01(\r\x12\x0e\n\x06\x62undle\x18\r \x01(\t\x12\x0f\n\x07skipped\x18\x0e \x01(\r\x12\'\n\x08smoothed\x18\x0f \x01(\x0b\x32\x15.nonn.rpc.v1.Smoothed\x1a.\n\x0cMissingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x01\n\x08Smoothed\x12\x14\n\x0c\x63lass_number\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x02\x12\x19\n\x11\x65xpected_accuracy\x18\x04 \x01(\x01\x12\x14\n\x0c\x61\x63\x63uracy_low\x18\x05 \x01(\x01\x12\x15\n\raccuracy_high\x18\x06 \x01(\x01*\xbc\x01\n\x06NoData\x12\x17\n\x13NO_DATA_UNSPECIFIED\x10\x00\x12\x12\n\x0eNO_DATA_SILENT\x10\x01\x12\x0f\n\x0bNO_DATA_GAP\x10\x02\x12\x10\n\x0cNO_DATA_RATE\x10\x03\x12\x13\n\x0fNO_DATA_INVALID\x10\x04\x12\x10\n\x0cNO_DATA_FLAT\x10\x05\x12\x15\n\x11NO_DATA_SATURATED\x10\x06\x12\x11\n\rNO_DATA_RANGE\x10\x07\x12\x11\n\rNO_DATA_CLOCK\x10\x08\x32L\n\x07Sensing\x12\x41\n\x07Publish\x12\x18.nonn.rpc.v1.Publication\x1a\x16.nonn.rpc.v1.Direction\"\x00(\x01\x30\x01\x32L\n\x07\x41nswers\x12\x41\n\x05Watch\x12\x19.nonn.rpc.v1.WatchRequest\x1a\x19.nonn.rpc.v1.WindowAnswer\"\x00\x30\x01\x62\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x19nonn/rpc/v1/sensing.proto\x12\x0bnonn.rpc.v1\"\x93\x01\n\x0bPublication\x12\'\n\x07opening\x18\x01 \x01(\x0b\x32\x14.nonn.rpc.v1.OpeningH\x00\x12-\n\x06window\x18\x02 \x01(\x0b\x32\x1b.nonn.rpc.v1.WindowFeaturesH\x00\x12!\n\x04\x65\x63ho\x18\x03 \x01(\x0b\x32\x11.nonn.rpc.v1.EchoH\x00\x42\t\n\x07\x63ontent\"4\n\x07Opening\x12\r\n\x05lease\x18\x01 \x01(\t\x12\r\n\x05speed\x18\x02 \x01(\x01\x12\x0b\n\x03raw\x18\x03 \x01(\x08\"\x85\x01\n\x0eWindowFeatures\x12\x0e\n\x06\x65nd_us\x18\x01 \x01(\x03\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0c\x12$\n\x07no_data\x18\x03 \x01(\x0e\x32\x13.nonn.rpc.v1.NoData\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\x12\x0f\n\x07\x62\x61ttery\x18\x05 \x01(\r\x12\x0b\n\x03raw\x18\x06 \x01(\x0c\"M\n\x04\x45\x63ho\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x13\n\x0breceived_us\x18\x02 \x01(\x03\x12\x0f\n\x07sent_us\x18\x03 \x01(\x03\x12\x0f\n\x07\x62\x61ttery\x18\x04 \x01(\r\"\x81\x01\n\tDirection\x12#\n\x05probe\x18\x01 \x01(\x0b\x32\x12.nonn.rpc.v1.ProbeH\x00\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x11.nonn.rpc.v1.GridH\x00\x12!\n\x04\x64uty\x18\x03 \x01(\x0b\x32\x11.nonn.rpc.v1.DutyH\x00\x42\t\n\x07\x63ontent\"\x14\n\x04\x44uty\x12\x0c\n\x04rest\x18\x01 \x01(\x08\"\x17\n\x05Probe\x12\x0e\n\x06number\x18\x01 \x01(\r\"\x16\n\x04Grid\x12\x0e\n\x06\x65nd_us\x18\x01 \x01(\x03\"\x0e\n\x0cWatchRequest\"\x94\x03\n\x0cWindowAnswer\x12\x0e\n\x06\x65nd_us\x18\x01 \x01(\x03\x12\x10\n\x08\x64\x65lay_us\x18\x02 \x01(\x03\x12\x14\n\x0c\x63lass_number\x18\x03 \x01(\r\x12\r\n\x05label\x18\x04 \x01(\t\x12\x12\n\nconfidence\x18\x05 \x01(\x02\x12\x0c\n\x04mask\x18\x06 \x01(\r\x12\x19\n\x11\x65xpected_accuracy\x18\x07 \x01(\x01\x12\x14\n\x0c\x61\x63\x63uracy_low\x18\x08 \x01(\x01\x12\x15\n\raccuracy_high\x18\t \x01(\x01\x12\x37\n\x07missing\x18\n \x03(\x0b\x32&.nonn.rpc.v1.WindowAnswer.MissingEntry\x12\r\n\x05\x62ytes\x18\x0b \x01(\r\x12\x11\n\traw_bytes\x18\x0c \x01(\r\x12\x0e\n\x06\x62undle\x18\r \x01(\t\x12\x0f\n\x07skipped\x18\x0e \x01(\r\x12\'\n\x08smoothed\x18\x0f \x01(\x0b\x32\x15.nonn.rpc.v1.Smoothed\x1a.\n\x0cMissingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x01\n\x08Smoothed\x12\x14\n\x0c\x63lass_number\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nconfidence\x18\x03 \x01(\x02\x12\x19\n\x11\x65xpected_accuracy\x18\x04 \x01(\x01\x12\x14\n\x0c\x61\x63\x63uracy_low\x18\x05 \x01(\x01\x12\x15\n\raccuracy_high\x18\x06 \x01(\x01*\xbc\x01\n\x06NoData\x12\x17\n\x13NO_DATA_UNSPECIFIED\x10\x00\x12\x12\n\x0eNO_DATA_SILENT\x10\x01\x12\x0f\n\x0bNO_DATA_GAP\x10\x02\x12\x10\n\x0cNO_DATA_RATE\x10\x03\x12\x13\n\x0fNO_DATA_INVALID\x10\x04\x12\x10\n\x0cNO_DATA_FLAT\x10\x05\x12\x15\n\x11NO_DATA_SATURATED\x10\x06\x12\x11\n\rNO_DATA_RANGE\x10\x07\x12\x11\n\rNO_DATA_CLOCK\x10\x08\x32L\n\x07Sensing\x12\x41\n\x07Publish\x12\x18.nonn.rpc.v1.Publication\x1a\x16.nonn.rpc.v1.Direction\"\x00(\x01\x30\x01\x32L\n\x07\x41nswers\x12\x41\n\x05Watch\x12\x19.nonn.rpc.v1.WatchRequest\x1a\x19.nonn.rpc.v1.WindowAnswer\"\x00\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WINDOWANSWER_MISSINGENTRY']._loaded_options = None
   _globals['_WINDOWANSWER_MISSINGENTRY']._serialized_options = b'8\001'
-  _globals['_NODATA']._serialized_start=1155
-  _globals['_NODATA']._serialized_end=1343
+  _globals['_NODATA']._serialized_start=1230
+  _globals['_NODATA']._serialized_end=1418
   _globals['_PUBLICATION']._serialized_start=43
   _globals['_PUBLICATION']._serialized_end=190
   _globals['_OPENING']._serialized_start=192
@@ -42,23 +42,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WINDOWFEATURES']._serialized_start=247
   _globals['_WINDOWFEATURES']._serialized_end=380
   _globals['_ECHO']._serialized_start=382
-  _globals['_ECHO']._serialized_end=442
-  _globals['_DIRECTION']._serialized_start=444
-  _globals['_DIRECTION']._serialized_end=538
-  _globals['_PROBE']._serialized_start=540
-  _globals['_PROBE']._serialized_end=563
-  _globals['_GRID']._serialized_start=565
-  _globals['_GRID']._serialized_end=587
-  _globals['_WATCHREQUEST']._serialized_start=589
-  _globals['_WATCHREQUEST']._serialized_end=603
-  _globals['_WINDOWANSWER']._serialized_start=606
-  _globals['_WINDOWANSWER']._serialized_end=1010
-  _globals['_WINDOWANSWER_MISSINGENTRY']._serialized_start=964
-  _globals['_WINDOWANSWER_MISSINGENTRY']._serialized_end=1010
-  _globals['_SMOOTHED']._serialized_start=1013
-  _globals['_SMOOTHED']._serialized_end=1152
-  _globals['_SENSING']._serialized_start=1345
-  _globals['_SENSING']._serialized_end=1421
-  _globals['_ANSWERS']._serialized_start=1423
-  _globals['_ANSWERS']._serialized_end=1499
+  _globals['_ECHO']._serialized_end=459
+  _globals['_DIRECTION']._serialized_start=462
+  _globals['_DIRECTION']._serialized_end=591
+  _globals['_DUTY']._serialized_start=593
+  _globals['_DUTY']._serialized_end=613
+  _globals['_PROBE']._serialized_start=615
+  _globals['_PROBE']._serialized_end=638
+  _globals['_GRID']._serialized_start=640
+  _globals['_GRID']._serialized_end=662
+  _globals['_WATCHREQUEST']._serialized_start=664
+  _globals['_WATCHREQUEST']._serialized_end=678
+  _globals['_WINDOWANSWER']._serialized_start=681
+  _globals['_WINDOWANSWER']._serialized_end=1085
+  _globals['_WINDOWANSWER_MISSINGENTRY']._serialized_start=1039
+  _globals['_WINDOWANSWER_MISSINGENTRY']._serialized_end=1085
+  _globals['_SMOOTHED']._serialized_start=1088
+  _globals['_SMOOTHED']._serialized_end=1227
+  _globals['_SENSING']._serialized_start=1420
+  _globals['_SENSING']._serialized_end=1496
+  _globals['_ANSWERS']._serialized_start=1498
+  _globals['_ANSWERS']._serialized_end=1574
 # @@protoc_insertion_point(module_scope)

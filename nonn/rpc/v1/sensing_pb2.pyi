@@ -65,22 +65,32 @@ class WindowFeatures(_message.Message):
     def __init__(self, end_us: _Optional[int] = ..., features: _Optional[bytes] = ..., no_data: _Optional[_Union[NoData, str]] = ..., crc32: _Optional[int] = ..., battery: _Optional[int] = ..., raw: _Optional[bytes] = ...) -> None: ...
 
 class Echo(_message.Message):
-    __slots__ = ("number", "received_us", "sent_us")
+    __slots__ = ("number", "received_us", "sent_us", "battery")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_US_FIELD_NUMBER: _ClassVar[int]
     SENT_US_FIELD_NUMBER: _ClassVar[int]
+    BATTERY_FIELD_NUMBER: _ClassVar[int]
     number: int
     received_us: int
     sent_us: int
-    def __init__(self, number: _Optional[int] = ..., received_us: _Optional[int] = ..., sent_us: _Optional[int] = ...) -> None: ...
+    battery: int
+    def __init__(self, number: _Optional[int] = ..., received_us: _Optional[int] = ..., sent_us: _Optional[int] = ..., battery: _Optional[int] = ...) -> None: ...
 
 class Direction(_message.Message):
-    __slots__ = ("probe", "grid")
+    __slots__ = ("probe", "grid", "duty")
     PROBE_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
+    DUTY_FIELD_NUMBER: _ClassVar[int]
     probe: Probe
     grid: Grid
-    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ...) -> None: ...
+    duty: Duty
+    def __init__(self, probe: _Optional[_Union[Probe, _Mapping]] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., duty: _Optional[_Union[Duty, _Mapping]] = ...) -> None: ...
+
+class Duty(_message.Message):
+    __slots__ = ("rest",)
+    REST_FIELD_NUMBER: _ClassVar[int]
+    rest: bool
+    def __init__(self, rest: _Optional[bool] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("number",)
