@@ -12,6 +12,7 @@ The CRC of a request leaves out its first field, the model's name, since nodes s
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 
 from nonn.errors import DataLossError
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -32,6 +33,7 @@ _ENTRY = _entry()
 _TAIL = len(_ENTRY) + _DIGITS
 
 
+@lru_cache(maxsize=64)
 def model_name(name: str) -> bytes:
     """The first field of a request."""
     return bytes(pb.ModelInferRequest(model_name=name).SerializeToString())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -35,7 +35,9 @@ __all__ = [
     "METADATA_METHOD",
     "RECONNECTING_OPTIONS",
     "SERVICE",
+    "Descriptor",
     "Status",
+    "add_descriptors",
     "add_tensors",
     "check_batch",
     "from_status",
@@ -53,6 +55,7 @@ INFER_METHOD, METADATA_METHOD = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelMeta
 
 Array = NDArray[Any]
 Parameter = bool | int | float | str
+Descriptor = tuple[str, np.dtype[Any], tuple[int, ...]]  # name, little-endian dtype and shape of a tensor
 Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]  # code, text and trailing metadata
 
 # Raw contents are little-endian on every machine.
@@ -124,12 +127,25 @@ def add_tensors(descriptors: Any, raws: Any, tensors: Mapping[str, Array]) -> No
     Raises:
         InputError: the protocol has no name for a dtype.
     """
-    for name, array in tensors.items():
-        array = little_endian(array)
-        if array.dtype not in DATATYPES:
-            raise InputError(f"tensor '{name}': dtype {array.dtype} has no name in the protocol; use {_known()}")
-        descriptors.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
-        raws.append(array.tobytes())
+    arrays = {name: little_endian(array) for name, array in tensors.items()}
+    add_descriptors(descriptors, [(name, array.dtype, array.shape) for name, array in arrays.items()])
+    raws.extend([array.tobytes() for array in arrays.values()])
+
+
+def add_descriptors(descriptors: Any, tensors: Iterable[Descriptor]) -> None:
+    """Writes name, datatype and shape of arrays.
+
+    Args:
+        descriptors: as in ``add_tensors``.
+        tensors: of the arrays.
+
+    Raises:
+        InputError: the protocol has no name for a dtype.
+    """
+    for name, dtype, shape in tensors:
+        if dtype not in DATATYPES:
+            raise InputError(f"tensor '{name}': dtype {dtype} has no name in the protocol; use {_known()}")
+        descriptors.add(name=name, datatype=DATATYPES[dtype], shape=shape)
 
 
 def little_endian(array: Array) -> Array:
@@ -165,7 +181,7 @@ def read_tensors(descriptors: Sequence[Any], raws: Sequence[bytes]) -> dict[str,
             raise InputError(f"tensor '{name}': unknown datatype '{tensor.datatype}'; known: {_known()}")
         if shape and min(shape) < 0:
             raise InputError(f"tensor '{name}': shape {list(shape)} has a negative dimension")
-        if raws and tensor.contents.ByteSize():
+        if raws and tensor.HasField("contents") and tensor.contents.ByteSize():
             raise InputError(f"tensor '{name}': raw and typed contents are both given; give one")
         arrays[name] = _raw(tensor, raws[index], shape) if raws else _typed(tensor, shape)
     return arrays
