@@ -30,12 +30,14 @@ class Screened:
     Attributes:
         features: what to fuse, student → [B, d_i].
         excluded: students that were left out.
-        quarantine: nodes that requests should no longer ask.
+        surprise: evidence against each node, by its id; empty if the request gives none.
+        consensus: what the nodes agree on [K]; None if the request gives no evidence.
     """
 
     features: Features
     excluded: tuple[int, ...] = ()
-    quarantine: list[str] = field(default_factory=list)
+    surprise: Mapping[str, float] = field(default_factory=dict)
+    consensus: NDArray[np.float32] | None = None
 
 
 class Screen:
@@ -53,19 +55,28 @@ class Screen:
     def __bool__(self) -> bool:
         return self._consistency is not None
 
-    def examine(self, features: Features, senders: Mapping[int, str], quarantined: Collection[str] = ()) -> Screened:
-        """Tests the features of one request.
+    def examine(self, features: Features, senders: Mapping[int, str]) -> Screened:
+        """Tests the features of one request; pass the result to ``suspects``, once the request is answered.
 
         Args:
             features: student → [B, d_i], finite.
             senders: student → id of the node that sent its features.
-            quarantined: nodes that are in quarantine already.
         """
         if self._consistency is None or not features:
             return Screened(features)
         verdict = self._consistency.test(features, self._rate)
-        found: list[str] = []
-        if verdict.consensus is not None and not verdict.undecided:
-            surprise = {senders[student]: q for student, q in verdict.surprise.items() if student in senders}
-            found = self.suspicion.observe(surprise, verdict.consensus, quarantined)
-        return Screened(verdict.features, verdict.excluded, found)
+        if verdict.consensus is None or verdict.undecided:
+            return Screened(verdict.features, verdict.excluded)
+        surprise = {senders[student]: q for student, q in verdict.surprise.items() if student in senders}
+        return Screened(verdict.features, verdict.excluded, surprise, verdict.consensus)
+
+    def suspects(self, screened: Screened, quarantined: Collection[str] = ()) -> list[str]:
+        """Adds the evidence of one request; returns the nodes that requests should no longer ask.
+
+        Args:
+            screened: result of ``examine``.
+            quarantined: nodes that are in quarantine already.
+        """
+        if screened.consensus is None:
+            return []
+        return self.suspicion.observe(screened.surprise, screened.consensus, quarantined)

@@ -32,7 +32,7 @@ from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.probing import Prober
 from nonn.aggregator.reply import Reply
-from nonn.aggregator.screening import EXCLUDED, QUARANTINED, Screen
+from nonn.aggregator.screening import EXCLUDED, QUARANTINED, Screen, Screened
 from nonn.aggregator.solver import HeadSolver
 from nonn.aggregator.stalls import StallClock
 from nonn.aggregator.states import NodeStates
@@ -264,7 +264,7 @@ class Aggregator:
     def _screened(
         self, session: Session, features: Mapping[int, NDArray[np.float32]], replies: list[Reply]
     ) -> tuple[Mapping[int, NDArray[np.float32]], list[Reply]]:
-        """Leaves out features that contradict the others, and quarantines nodes that send such features repeatedly."""
+        """Leaves out features that contradict the others; the evidence is added once the request is answered."""
         if not self._screen:
             return features, replies
         senders = {
@@ -273,11 +273,11 @@ class Aggregator:
             # If two replicas answered, only one is fused.
             if reply.features is not None and features.get(reply.node.student) is reply.features
         }
-        screened = self._screen.examine(features, senders, self.policy.roster.quarantined)
+        screened = self._screen.examine(features, senders)
+        # After the answer has been sent, as far as the event loop allows.
+        asyncio.get_running_loop().call_soon(self._quarantine, screened)
         for student in screened.excluded:
             session.exclude(student)
-        for node in screened.quarantine:
-            self._states.note(node, partial(self.policy.on_contradiction, node), QUARANTINED)
         if screened.excluded:
             out = {senders[student] for student in screened.excluded}
             status = ReplyStatus.INCONSISTENT
@@ -286,6 +286,12 @@ class Aggregator:
                 for reply in replies
             ]
         return screened.features, replies
+
+    def _quarantine(self, screened: Screened) -> None:
+        """Adds the evidence of a request; nodes that send contradicting features repeatedly go into quarantine."""
+        for node in self._screen.suspects(screened, self.policy.roster.quarantined):
+            if node in self.policy.nodes:  # else it has left meanwhile
+                self._states.note(node, partial(self.policy.on_contradiction, node), QUARANTINED)
 
     async def fuse(self, features: Mapping[int, NDArray[np.float32]]) -> Answer:
         """One answer from features that have arrived, however they did: of all of them whose head is solved in time.

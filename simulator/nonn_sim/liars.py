@@ -100,10 +100,10 @@ def _stream(recording: Recording, lies: dict[int, Float32], requests: int, share
             policy.on_probe(node, True, 0.0, now)
         asked = [int(node) for node in policy.roster.ask]
         features = {i: (lies[i] if lying and i in lies else recording.features[i])[row : row + 1] for i in asked}
-        screened = screen.examine(features, {i: str(i) for i in asked}, policy.roster.quarantined)
+        screened = screen.examine(features, {i: str(i) for i in asked})
         for device in asked:
             policy.on_success(str(device), 0.001, now)
-        for name in screened.quarantine:
+        for name in screen.suspects(screened, policy.roster.quarantined):
             policy.on_contradiction(name, now)
             run.quarantines.append((number, int(name)))
         run.masks[number] = mask_of(screened.features)

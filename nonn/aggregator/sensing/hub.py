@@ -265,7 +265,7 @@ class Hub:
                 missing[node] = QUARANTINE
             else:
                 features[student], senders[student] = sent.features, node
-        screened = self._screen.examine(features, senders, self._quarantined)
+        screened = self._screen.examine(features, senders)
         missing |= {senders[student]: EXCLUDED for student in screened.excluded}
         measured = {record.unit for record in self.alignment.nodes.values()} | features.keys()
         missing |= {
@@ -273,7 +273,7 @@ class Hub:
             for unit in range(aggregator.bundle.num_devices)
             if unit not in measured
         }
-        for node in screened.quarantine:
+        for node in self._screen.suspects(screened, self._quarantined):
             self._quarantined[node] = now + aggregator.policy.config.quarantine_s * self.options.speed
             _log.warning("node %s: %s", node, QUARANTINE)
         await self._tell(point, screened.features, missing, num_bytes)
