@@ -43,10 +43,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import BundleError, ShapeError
+from nonn.fusion.device_set import DeviceSet, Float32
 
 __all__ = ["RATE", "Consistency", "Verdict"]
-
-Float32 = NDArray[np.float32]
 
 RATE = 1e-5  # requests in which an honest device may be excluded
 MIN_DEVICES = 3
@@ -73,31 +72,6 @@ class Verdict:
     surprise: Mapping[int, float] = field(default_factory=dict)
     undecided: bool = False
     consensus: Float32 | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Constants:
-    """Constants of a set of n devices.
-
-    Attributes:
-        low: lower ends of the widened ranges [n, 1, d].
-        high: upper ends.
-        readout: R [n, d, K].
-        bias: estimate at features of zero [n, 1, K].
-        offset: a [n, 1, K].
-        slope: b.
-        inverse: 1 / (σ √K).
-        scale: 1 / the 90 % quantile of the statistics [n, 1].
-    """
-
-    low: Float32
-    high: Float32
-    readout: Float32
-    bias: Float32
-    offset: Float32
-    slope: Float32
-    inverse: Float32
-    scale: Float32
 
 
 class Consistency:
@@ -136,12 +110,12 @@ class Consistency:
         self._bias = np.stack([-mean[row] @ readout[row] for row in rows])  # [N, K]
         widest = max(self.widths)
         # Devices with fewer features than others get zeros, which are never clipped and add nothing.
-        self._readout, self._even = np.zeros((num, widest, readout.shape[1]), np.float32), widest == min(self.widths)
+        self._readout = np.zeros((num, widest, readout.shape[1]), np.float32)
         self._ends = np.stack([np.full((num, widest), end, np.float32) for end in (-np.inf, np.inf)])  # [2, N, d]
         for i, row in enumerate(rows):
             self._readout[i, : self.widths[i]] = readout[row]
             self._ends[:, i, : self.widths[i]] = low[row], high[row]
-        self._sets = OrderedDict[tuple[int, ...], _Constants]()
+        self._sets = OrderedDict[tuple[int, ...], DeviceSet]()
 
     @property
     def num_devices(self) -> int:
@@ -157,8 +131,8 @@ class Consistency:
         """The arrays from which it is made."""
         return self._arrays
 
-    def _constants(self, devices: tuple[int, ...]) -> _Constants:
-        """The constants of a set of devices."""
+    def _set(self, devices: tuple[int, ...]) -> DeviceSet:
+        """A set of devices, with its constants."""
         kept = self._sets.get(devices)
         if kept is None:
             which = list(devices)
@@ -167,76 +141,33 @@ class Consistency:
                 v[which][:, None] for v in (self._bias, self._offset, self._slope, self._inverse)
             )
             scale = np.float32(1) / self._level[len(devices), which][:, None]
-            kept = _Constants(low, high, self._readout[which], bias, offset, slope, inverse, scale)
+            widths = tuple([self.widths[i] for i in devices])
+            kept = DeviceSet(devices, widths, low, high, self._readout[which], bias, offset, slope, inverse, scale)
             self._sets[devices] = kept
             while len(self._sets) > _CACHED:
                 self._sets.pop(next(iter(self._sets)), None)
         return kept
 
-    def _stacked(self, devices: tuple[int, ...], features: Mapping[int, Float32]) -> Float32:
-        """Features of some devices as one array [n, B, d], with zeros behind those that have fewer."""
-        batch = len(features[devices[0]])
-        if self._even:
-            return np.concatenate([features[i] for i in devices]).reshape(len(devices), batch, -1)
-        stacked = np.zeros((len(devices), batch, self._readout.shape[1]), np.float32)
-        for place, i in enumerate(devices):
-            stacked[place, :, : self.widths[i]] = features[i]
-        return stacked
-
-    def _clipped(
-        self, devices: tuple[int, ...], features: Mapping[int, Float32]
-    ) -> tuple[Mapping[int, Float32], Float32]:
-        """Features in their widened range, by device and as ``_stacked``."""
-        constants, stacked = self._constants(devices), self._stacked(devices, features)
-        clipped = np.minimum(np.maximum(stacked, constants.low), constants.high)
-        if not np.count_nonzero(clipped != stacked):
-            return features, stacked
-        return {i: clipped[place, :, : self.widths[i]] for place, i in enumerate(devices)}, clipped
-
     def clip(self, features: Mapping[int, Float32]) -> Mapping[int, Float32]:
         """Features in their widened range, the same object if all are."""
-        return self._clipped(tuple(sorted(features)), features)[0]
+        return self._set(tuple(sorted(features))).clip(features)[0]
 
-    def statistics(self, features: Mapping[int, Float32]) -> tuple[tuple[int, ...], Float32, Float32]:
-        """The statistics of some devices, at least three.
+    def estimates(self, features: Mapping[int, Float32]) -> Float32:
+        """Each device's own estimate of the fused logits [n, B, K], in the order of the devices."""
+        these = self._set(tuple(sorted(features)))
+        return these.estimates(these.stack(features))
+
+    def deviations(self, features: Mapping[int, Float32]) -> Float32:
+        """Statistics of some devices before they are divided by their quantile [n, B], in the order of the devices."""
+        return self._set(tuple(sorted(features))).deviations(self.estimates(features))[0]
+
+    def statistics(self, features: Mapping[int, Float32]) -> Float32:
+        """The statistics s [n, B] of at least three devices, in their order.
 
         Args:
             features: clipped features, device → [B, d_i].
-
-        Returns:
-            The devices [n], s [n, B] and the consensus c [B, K].
         """
-        devices = tuple(sorted(features))
-        return devices, *self._statistics(devices, self.estimates(devices, features))
-
-    def _statistics(self, devices: tuple[int, ...], estimates: Float32) -> tuple[Float32, Float32]:
-        """Statistics s [n, B] and consensus c [B, K] from the estimates [n, B, K]."""
-        deviations, consensus = self._deviations(devices, estimates)
-        deviations *= self._constants(devices).scale
-        return deviations, consensus
-
-    def estimates(self, devices: tuple[int, ...], features: Mapping[int, Float32]) -> Float32:
-        """Each device's own estimate of the fused logits [n, B, K]."""
-        return self._estimates(devices, self._stacked(devices, features))
-
-    def _estimates(self, devices: tuple[int, ...], stacked: Float32) -> Float32:
-        constants = self._constants(devices)
-        estimates: Float32 = np.matmul(stacked, constants.readout)
-        estimates += constants.bias
-        return estimates
-
-    def deviations(self, devices: tuple[int, ...], features: Mapping[int, Float32]) -> tuple[Float32, Float32]:
-        """Statistics before they are divided by their quantile [n, B], and the consensus [B, K]."""
-        return self._deviations(devices, self.estimates(devices, features))
-
-    def _deviations(self, devices: tuple[int, ...], estimates: Float32) -> tuple[Float32, Float32]:
-        constants, consensus = self._constants(devices), _median(estimates)
-        errors = estimates - constants.offset
-        errors -= constants.slope * consensus
-        errors *= constants.inverse
-        rms: Float32 = np.sqrt(np.einsum("nbk,nbk->nb", errors, errors))
-        rms /= 0.5 + 0.5 * _median(rms)
-        return rms, consensus
+        return self._set(tuple(sorted(features))).statistics(self.estimates(features))[0]
 
     def threshold(self, num_devices: int, num_samples: int = 1, rate: float = RATE) -> float:
         """Statistic above which one of n devices is excluded.
@@ -271,32 +202,25 @@ class Consistency:
                 raise ShapeError(f"device {i}: features {list(f.shape)}; the bundle has widths {self.widths}")
         if not features:
             return Verdict(features)
-        devices = tuple(sorted(features))
-        clipped, stacked = self._clipped(devices, features)
+        these = self._set(tuple(sorted(features)))
+        clipped, stacked = these.clip(features)
         num, excluded, surprise = len(clipped), list[int](), dict[int, float]()
         if num < MIN_DEVICES:
             return Verdict(clipped)
-        estimates, batch, first = self._estimates(devices, stacked), stacked.shape[1], None
-        while len(devices) >= MIN_DEVICES:
-            statistics, consensus = self._statistics(devices, estimates)
+        estimates, batch, first = these.estimates(stacked), stacked.shape[1], None
+        while (left := len(these.devices)) >= MIN_DEVICES:
+            statistics, consensus = these.statistics(estimates)
             first = consensus[0] if first is None else first
             worst = (statistics[:, 0] if batch == 1 else statistics.max(axis=1)).tolist()
-            surprise |= {
-                i: self.surprise(x, len(devices), batch) if x > 1 else 1.0 for i, x in zip(devices, worst, strict=True)
-            }
-            if max(worst) <= self.threshold(len(devices), batch, rate):
+            for i, x in zip(these.devices, worst, strict=True):
+                surprise[i] = self.surprise(x, left, batch) if x > 1 else 1.0
+            if max(worst) <= self.threshold(left, batch, rate):
                 break
             if len(excluded) == (num - 1) // 2:
                 return Verdict(clipped, (), surprise, undecided=True, consensus=first)
             place = worst.index(max(worst))
-            excluded.append(devices[place])
-            devices, estimates = devices[:place] + devices[place + 1 :], np.delete(estimates, place, axis=0)
-        left = {i: f for i, f in clipped.items() if i not in excluded} if excluded else clipped
-        return Verdict(left, tuple(excluded), surprise, consensus=first)
-
-
-def _median(values: Float32) -> Float32:
-    """Median over the first axis; np.median takes three times as long on arrays of this size."""
-    ordered, half = np.sort(values, axis=0), len(values) // 2
-    result: Float32 = ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) * np.float32(0.5)
-    return result
+            excluded.append(these.devices[place])
+            these = self._set(these.devices[:place] + these.devices[place + 1 :])
+            estimates = np.delete(estimates, place, axis=0)
+        fused = {i: f for i, f in clipped.items() if i not in excluded} if excluded else clipped
+        return Verdict(fused, tuple(excluded), surprise, consensus=first)

@@ -91,7 +91,7 @@ def _readout(head: Head, training: Sequence[NDArray[Any]], centred: FloatArray) 
 
 def _regress(arrays: dict[str, NDArray[Any]], test: Consistency, recorded: Mapping[int, Float32]) -> None:
     """Fits a, b and σ of every device and class."""
-    estimates = test.estimates(tuple(recorded), recorded).astype(np.float64)
+    estimates = test.estimates(recorded).astype(np.float64)
     consensus = np.median(estimates, axis=0)
     spread = consensus - consensus.mean(axis=0)
     slope = (estimates * spread).sum(axis=1) / np.maximum((spread**2).sum(axis=0), 1e-12)
@@ -111,7 +111,7 @@ def _set_thresholds(
         if not sets:
             sets = [tuple(sorted(rng.choice(num, size, replace=False).tolist())) for _ in range(_SUBSETS)]
         sets = [sets[k] for k in rng.permutation(len(sets))[:_SUBSETS]]
-        found = [(devices, test.deviations(devices, {i: recorded[i] for i in devices})[0]) for devices in sets]
+        found = [(devices, test.deviations({i: recorded[i] for i in devices})) for devices in sets]
         everything = [values for _, values in found]  # for devices that are in none of the sets
         for i in range(num):
             own = [values[devices.index(i)] for devices, values in found if i in devices]

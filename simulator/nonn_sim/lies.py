@@ -82,7 +82,7 @@ class Recording:
         for _ in range(_STEPS):
             share = (low + high) * np.float32(0.5)
             tried = dict(enumerate(self.features)) | self._blend(full, share)
-            statistics = self.consistency.statistics(self.consistency.clip(tried))[1]
+            statistics = self.consistency.statistics(self.consistency.clip(tried))
             passes = (statistics.max(axis=0) <= threshold)[:, None]
             low, high = np.where(passes, share, low), np.where(passes, high, share)
         return self._blend(full, low)
