@@ -321,6 +321,8 @@ class _Translation:
 
     def _convolution(self, node: Any) -> None:
         given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if len(node.input) < 3 or not self._weights.keys() >= set(node.input[1:]):
+            raise UntranslatableError("a convolution without weights and bias in integers")
         source, (weight, scale) = self._map(node.input[0]), self._weights[node.input[1]]
         bias, _ = self._weights[node.input[2]]
         weight = weight.reshape(*weight.shape[:2], *[1] * (4 - weight.ndim), *weight.shape[2:])
