@@ -29,10 +29,11 @@ from scripts.base_install import HERE, PACKAGES, bare_environment, features_from
 
 DIST = HERE / "dist"
 BUNDLE = HERE / "examples" / "bundles" / "cifar100-small"
-# Files that packaging easily loses, since no import names them: a marker, a network, a template, a page, stubs.
+# Files that packaging easily loses, since no import names them: a marker, a network, C, a template, stubs, a page.
 NOT_CODE = (
     *(f"{package}/py.typed" for package in ("nonn", "nonn_device", "nonn_sim")),
-    *("nonn_device/probe.onnx", ".html.j2", "/web/index.html", "/web/app.js", "/web/style.css", "_pb2.pyi"),
+    *("nonn_device/probe.onnx", "/integer.c", ".html.j2", "_pb2.pyi"),
+    *("/web/index.html", "/web/app.js", "/web/style.css"),
 )
 # Files that the tests need in addition to the packages.
 IN_SDIST = (

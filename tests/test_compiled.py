@@ -28,6 +28,7 @@ from nonn.export import export_onnx
 from nonn.export.c import generate_c
 from nonn.export.compiled import TOLERANCE
 from nonn.export.deploy import deploy
+from nonn.export.integer import UntranslatableError, integer_c
 from nonn.fusion import RidgePerSet, gram
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors
@@ -275,6 +276,15 @@ def test_an_untranslatable_student_is_an_error_with_its_name() -> None:
     foreign = helper.make_node("FutureOperator", ["input", "w"], ["features"])
     with pytest.raises(BundleError, match="toy, student 7: cannot be translated to C"):
         compiled([foreign], [weight], ["batch", 4])
+
+
+def test_a_convolution_without_a_bias_is_left_to_the_other_generator(bundle: Bundle) -> None:
+    model = onnx.load(bundle.path / bundle.manifest.students[1].file)
+    integer_c(model, "student")
+    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
+    del convolution.input[2]
+    with pytest.raises(UntranslatableError, match="without weights and bias in integers"):
+        integer_c(model, "student")
 
 
 def test_buffers_are_shared_only_by_what_does_not_live_at_once() -> None:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from nonn.export.places import places
+
 __all__ = ["Buffer", "EntryFunction", "Plan", "UnexpectedCodeError", "parse_entry", "plan", "share_buffers"]
 
 _ALIGN = 16  # bytes: the size of a vector register
@@ -156,24 +158,14 @@ def plan(buffers: Sequence[Buffer], calls: Sequence[str]) -> Plan:
     for block in blocks:
         used = [number for number, found in enumerate(words) if not found.isdisjoint(block.offsets)]
         lives.append((used[0], used[-1]) if used else (0, 0))
-    placed: list[int] = []
     starts: dict[int, int] = {}
     sizes: dict[str, int] = {}
-    for number in sorted(range(len(blocks)), key=lambda number: -blocks[number].size):
-        block, start, (first, last) = blocks[number], 0, lives[number]
-        step = max(1, _ALIGN // _BYTES[block.type])
-        taken = sorted(
-            (starts[other], starts[other] + blocks[other].size)
-            for other in placed
-            if blocks[other].type == block.type and lives[other][0] <= last and first <= lives[other][1]
-        )
-        for low, high in taken:
-            if start + block.size <= low:
-                break
-            start = max(start, -(-high // step) * step)
-        placed.append(number)
-        starts[number] = start
-        sizes[block.type] = max(sizes.get(block.type, 0), start + block.size)
+    for kind in dict.fromkeys(block.type for block in blocks):
+        numbers = [number for number, block in enumerate(blocks) if block.type == kind]
+        kind_sizes = [blocks[number].size for number in numbers]
+        found = places(kind_sizes, [lives[number] for number in numbers], max(1, _ALIGN // _BYTES[kind]))
+        starts |= dict(zip(numbers, found, strict=True))
+        sizes[kind] = max(start + size for start, size in zip(found, kind_sizes, strict=True))
     offsets = {name: starts[i] + offset for i, block in enumerate(blocks) for name, offset in block.offsets.items()}
     return Plan(offsets, sizes, tuple(kept))
 

@@ -1,9 +1,9 @@
 """Students in 8 bits as plain C that computes with integers only, for processors without an operating system.
 
-It translates what ``nonn.export.quantise`` writes: convolutions in 8 bits, sums and concatenations whose terms share a
-step, and a mean at the end. All steps of activations are powers of two and those of weights have four significant bits,
-so a sum of products is rounded with one multiplication and one shift, to the same bits as in ONNX Runtime (for sums of
-products below 2^20; above, the runtime's float product is itself rounded).
+It translates what ``nonn.export.quantise`` writes to calls of the functions in ``integer.c``: convolutions in 8 bits,
+sums and concatenations whose terms share a step, and a mean at the end. All steps of activations are powers of two and
+those of weights have four significant bits, so a sum of products is rounded with one multiplication and one shift, to
+the same bits as in ONNX Runtime (for sums of products below 2^20; above, the runtime's float product is itself rounded).
 
 Maps are stored with channels last: the values below a row of a kernel are then one run of memory, and border and
 interior differ only in where the run starts and ends. Four output channels are summed at a time, so each value is
@@ -16,135 +16,18 @@ emx-onnx-cgen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from nonn.export.places import places
+
 __all__ = ["UntranslatableError", "integer_c"]
 
-_RUNTIME = """
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-
-typedef struct {
-    int32_t height, width, channels, rows, columns, outputs, kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x;
-    int32_t zero_in, zero_out;
-    const int8_t *weights;
-    const int32_t *bias;
-    const uint8_t *factor;
-    const int8_t *shift;
-} nonn_layer;
-
-static inline uint8_t nonn_clip(int32_t value) {
-    return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
-}
-
-/* sum * factor / 2^shift, rounded half to even, in 8 bits. */
-static inline uint8_t nonn_round(int32_t sum, int32_t factor, int32_t shift, int32_t zero) {
-    int32_t value = sum * factor;
-    if (shift > 0) {
-        value = (value + (1 << (shift - 1)) - 1 + ((value >> shift) & 1)) >> shift;
-    } else {
-        value *= 1 << -shift;
-    }
-    return nonn_clip(value + zero);
-}
-
-/* Weights [outputs / 4][kernel_y][kernel_x][channels][4]. */
-static inline void nonn_conv(const uint8_t *x, uint8_t *y, const nonn_layer *l) {
-    const int32_t zero = l->zero_in, channels = l->channels;
-    for (int32_t row = 0; row < l->rows; ++row) {
-        const int32_t top = row * l->stride_y - l->pad_y;
-        const int32_t first_y = top < 0 ? -top : 0;
-        const int32_t last_y = top + l->kernel_y > l->height ? l->height - top : l->kernel_y;
-        for (int32_t column = 0; column < l->columns; ++column) {
-            const int32_t left = column * l->stride_x - l->pad_x;
-            const int32_t first_x = left < 0 ? -left : 0;
-            const int32_t last_x = left + l->kernel_x > l->width ? l->width - left : l->kernel_x;
-            const int32_t run = (last_x - first_x) * channels;
-            for (int32_t output = 0; output < l->outputs; output += 4) {
-                int32_t a = l->bias[output], b = l->bias[output + 1];
-                int32_t c = l->bias[output + 2], d = l->bias[output + 3];
-                for (int32_t ky = first_y; ky < last_y; ++ky) {
-                    const uint8_t *p = x + ((top + ky) * l->width + left + first_x) * channels;
-                    const int8_t *w =
-                        l->weights + ((output / 4 * l->kernel_y + ky) * l->kernel_x + first_x) * channels * 4;
-                    const uint8_t *end = p + run;
-                    while (p < end) {
-                        const int32_t value = *p++ - zero;
-                        a += value * w[0];
-                        b += value * w[1];
-                        c += value * w[2];
-                        d += value * w[3];
-                        w += 4;
-                    }
-                }
-                const int32_t sums[4] = {a, b, c, d};
-                const int32_t left_over = l->outputs - output;
-                for (int32_t i = 0; i < (left_over < 4 ? left_over : 4); ++i) {
-                    *y++ = nonn_round(sums[i], l->factor[output + i], l->shift[output + i], l->zero_out);
-                }
-            }
-        }
-    }
-}
-
-/* Weights [kernel_y][kernel_x][channels]. */
-static inline void nonn_depthwise(const uint8_t *x, uint8_t *y, const nonn_layer *l) {
-    for (int32_t row = 0; row < l->rows; ++row) {
-        for (int32_t column = 0; column < l->columns; ++column) {
-            for (int32_t channel = 0; channel < l->channels; ++channel) {
-                int32_t sum = l->bias[channel];
-                for (int32_t ky = 0; ky < l->kernel_y; ++ky) {
-                    const int32_t at_y = row * l->stride_y - l->pad_y + ky;
-                    for (int32_t kx = 0; kx < l->kernel_x; ++kx) {
-                        const int32_t at_x = column * l->stride_x - l->pad_x + kx;
-                        if (at_y >= 0 && at_y < l->height && at_x >= 0 && at_x < l->width) {
-                            sum += (x[(at_y * l->width + at_x) * l->channels + channel] - l->zero_in) *
-                                   l->weights[(ky * l->kernel_x + kx) * l->channels + channel];
-                        }
-                    }
-                }
-                *y++ = nonn_round(sum, l->factor[channel], l->shift[channel], l->zero_out);
-            }
-        }
-    }
-}
-
-/* Terms and sum have one step, so nothing is rounded. */
-static inline void nonn_add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t size, int32_t more) {
-    for (int32_t i = 0; i < size; ++i) {
-        y[i] = nonn_clip(a[i] + b[i] + more);
-    }
-}
-
-/* Mean of each channel, in float. */
-static inline void nonn_mean(
-    const uint8_t *x, float *features, int32_t pixels, int32_t channels, int32_t zero, float step) {
-    for (int32_t channel = 0; channel < channels; ++channel) {
-        int32_t sum = -zero * pixels;
-        for (int32_t pixel = 0; pixel < pixels; ++pixel) {
-            sum += x[pixel * channels + channel];
-        }
-        features[channel] = (float)sum * step / (float)pixels;
-    }
-}
-
-/* Copies the channels of one part of a concatenation. */
-static inline void nonn_part(
-    const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t all, int32_t more) {
-    for (int32_t pixel = 0; pixel < pixels; ++pixel) {
-        for (int32_t channel = 0; channel < channels; ++channel) {
-            y[channel] = nonn_clip(x[channel] + more);
-        }
-        x += channels;
-        y += all;
-    }
-}
-"""
+_RUNTIME = "\n" + Path(__file__).with_name("integer.c").read_text()
 
 
 class UntranslatableError(Exception):
@@ -386,23 +269,12 @@ class _Translation:
         self._program.call(text, source)
 
     def _place(self) -> int:
-        """Gives every map a place, so that two share memory only if one is read last before the other is written."""
+        """Gives every map a place in the arena; returns the bytes of all."""
         maps = list({id(one): one for _, used in self._program.calls for one in used}.values())
-        placed: list[_Map] = []
-        for one in sorted(maps, key=lambda one: -one.size):
-            taken = sorted(
-                (other.offset, other.offset + other.size)
-                for other in placed
-                if other.first <= one.last and one.first <= other.last
-            )
-            start = 0
-            for low, high in taken:
-                if start + one.size <= low:
-                    break
-                start = max(start, high)
-            one.offset = start
-            placed.append(one)
-        return max(one.offset + one.size for one in placed)
+        found = places([one.size for one in maps], [(one.first, one.last) for one in maps])
+        for one, offset in zip(maps, found, strict=True):
+            one.offset = offset
+        return max(one.offset + one.size for one in maps)
 
 
 def _rescaling(ratios: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
