@@ -3,7 +3,7 @@
 It translates what ``nonn.export.quantise`` writes to calls of the functions in ``integer.c``: convolutions in 8 bits,
 sums and concatenations whose terms share a step, and a mean at the end. All steps of activations are powers of two and
 those of weights have four significant bits, so a sum of products is rounded with one multiplication and one shift, to
-the same bits as in ONNX Runtime (for sums of products below 2^20; above, the runtime's float product is itself rounded).
+the same bits as in ONNX Runtime (below 2^20; larger sums are rounded by the runtime itself, which computes in float).
 
 Maps are stored with channels last: the values below a row of a kernel are then one run of memory, and border and
 interior differ only in where the run starts and ends. Four output channels are summed at a time, so each value is
