@@ -1,21 +1,26 @@
-"""A microcontroller as a node: the frames between gateway and board, with a board in a thread of this process."""
+"""A microcontroller as a node: the frames between gateway and board, the board is a thread, or node.c."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import struct
+import subprocess
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from nonn_device.board import BoardRuntime
+from nonn_device.board import BoardRuntime, read_key
 from nonn_device.cli import main
 
 from nonn.bundle import InputSpec, Student
 from nonn.errors import BundleError, ConfigError, InputError, UnreachableError
+from tests.serving import TIMEOUT_S
 
 SHA = "5" * 64
 STUDENT = Student(2, 0, "students/student-2.onnx", SHA, 1, 1, 0, 3)
@@ -110,11 +115,71 @@ def test_another_student_and_what_is_no_byte_are_refused() -> None:
         with pytest.raises(InputError, match="whole values from 0 to 255"):
             runtime.run(BATCH + 0.5)
         runtime.close()
-    with pytest.raises(ConfigError, match="write serial:/dev/ttyACM0 or tcp:HOST:PORT"):
+    with pytest.raises(ConfigError, match="write serial:DEVICE"):
         BoardRuntime("serial:", STUDENT, SPEC)
+
+
+STUDENT_H = f"""
+#define NONN_INPUTS 4
+#define NONN_FEATURES 3
+#define NONN_HAS_BYTES
+#define NONN_SHA256 "{SHA}"
+static void nonn_student_bytes(const unsigned char *input, float *features) {{
+    features[0] = (float)(input[0] + input[1] + input[2] + input[3]);
+    features[1] = 1;
+    features[2] = 2;
+}}
+"""
+NODE_C = Path(__file__).parent.parent / "devices" / "mcu" / "node.c"
+KEY = bytes(range(100, 132))
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc (Debian: apt-get install gcc libc6-dev)")
+@pytest.mark.parametrize("key", [None, KEY])
+def test_node_c_answers_over_udp_again_after_a_reset_and_to_its_key_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes | None
+) -> None:
+    monkeypatch.setattr("nonn_device.board.REPEAT_S", 0.01)
+    (tmp_path / "student.h").write_text(STUDENT_H)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [f"-DNONN_UDP_PORT={port}", f"-I{tmp_path}", *([f"-DNONN_KEY={','.join(map(str, key))}"] if key else [])]
+    subprocess.run(["gcc", "-Wall", "-Werror", *options, NODE_C, "-o", tmp_path / "node"], check=True)
+    place, runtimes = f"udp:127.0.0.1:{port}", list[BoardRuntime]()
+
+    def eventually(ask: Callable[[], object]) -> None:
+        """While the board starts, its port refuses."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(UnreachableError):
+                ask()
+                return
+        raise AssertionError("the board does not answer")
+
+    with subprocess.Popen([tmp_path / "node"]) as board:
+        eventually(lambda: runtimes.append(BoardRuntime(place, STUDENT, SPEC, key=key)))
+        assert runtimes[0].run(BATCH).tolist() == [[6, 1, 2], [22, 1, 2]]
+        for other in {None, KEY, bytes(32)} - {key}:
+            with pytest.raises(UnreachableError, match=r"is the board on|the key of --board-key"):
+                BoardRuntime(place, STUDENT, SPEC, 0.1, other)
+        assert runtimes[0].run(BATCH).tolist() == [[6, 1, 2], [22, 1, 2]], "a stranger has ended the session"
+        board.kill()
+    with subprocess.Popen([tmp_path / "node"]) as board:
+        eventually(lambda: runtimes[0].run(BATCH))
+        board.kill()
+    runtimes[0].close()
+
+
+def test_a_key_of_another_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("00" * 31)
+    with pytest.raises(ConfigError, match="must be 64 hex digits; make one with: openssl rand -hex 32"):
+        read_key(tmp_path / "key")
+    (tmp_path / "key").write_text(KEY.hex() + "\n")
+    assert read_key(tmp_path / "key") == KEY
 
 
 def test_a_wrong_runtime_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "--runtime", "tpu", "--student", "0", "bundle"])
-    assert "choose onnx, c, serial:DEVICE[:BAUD] or tcp:HOST:PORT" in capsys.readouterr().err
+    assert "choose onnx, c, serial:DEVICE[:BAUD], tcp:HOST:PORT or udp:HOST:PORT" in capsys.readouterr().err

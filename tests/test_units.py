@@ -57,9 +57,13 @@ def test_systemd_understands_every_line(unit: Any, tmp_path: Path) -> None:
     program = re.compile(r"(/opt/nonn|%h/\.local/share/nonn)/bin/[a-z-]+")
     copy.write_text(program.sub("/bin/true", unit.read_text()))
     if unit.name == "nonn-device.service":
-        drop_in = tmp_path / f"{unit.name}.d" / "paired.conf"
-        drop_in.parent.mkdir()
-        drop_in.write_text(program.sub("/bin/true", (unit.parent / "paired.conf").read_text()))
+        for name, drop_in in (
+            (unit.name, "paired.conf"),
+            *([("nonn-board@.service", "board.conf")] if unit.parent == PI else []),
+        ):
+            (tmp_path / f"{name}.d").mkdir()
+            (tmp_path / name).write_text(copy.read_text())
+            (tmp_path / f"{name}.d" / drop_in).write_text(program.sub("/bin/true", (unit.parent / drop_in).read_text()))
     environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
     scope = ["--user"] if unit.parent == WEARABLE else []
     verified = subprocess.run(
@@ -111,6 +115,10 @@ def test_units_read_the_folder_of_certificates_itself_and_only_their_group_may(t
         (tmp_path / "etc" / name).write_text("root:x:0:0::/root:/bin/sh\n" if name == "passwd" else "root:x:0:\n")
     folder = tmp_path / "etc/nonn/tls"
     folder.mkdir(parents=True)
+    folder.parent.chmod(0o750)  # as Ansible creates it
+    board = tmp_path / "etc/nonn/boards/shelf"
+    board.mkdir(parents=True)
+    (board / "identity.pem").touch(0o600)
     for name in ("identity.pem", "ca.pem", "revoked.json"):
         (folder / name).touch(0o600)
     for command in (("systemd-sysusers",), ("systemd-tmpfiles", "--create")):
@@ -118,9 +126,11 @@ def test_units_read_the_folder_of_certificates_itself_and_only_their_group_may(t
         assert done.returncode == 0, done.stderr
     lines = (tmp_path / "etc/group").read_text().splitlines()
     group = next(int(line.split(":")[2]) for line in lines if line.startswith("nonn-tls:"))
-    for path, mode in ((folder, 0o750), *((folder / name, 0o640) for name in ("identity.pem", "ca.pem"))):
+    boards = ((board, 0o750), (board / "identity.pem", 0o640))
+    for path, mode in ((folder, 0o750), *boards, *((folder / name, 0o640) for name in ("identity.pem", "ca.pem"))):
         stat = path.stat()
         assert (stat.st_uid, stat.st_gid, stat.st_mode & 0o777) == (0, group, mode), path
+    assert folder.parent.stat().st_mode & 0o777 == 0o755
 
 
 # The lines in them, started as systemd would.

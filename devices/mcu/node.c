@@ -1,13 +1,51 @@
-/* A student on a microcontroller behind a serial line: frames in, frames out, static buffers only.
+/* A student on a microcontroller behind a serial line or a UDP port: frames in, frames out, static buffers only.
  *
- * nonn_device.board describes the frames. port_start(), port_read() and port_write() are for the UARTs of QEMU's mps2 boards
- * (Arm) and virt board (RISC-V); on a real board replace these three, for example by a Pico's USB serial line.
+ * nonn_device.board and nonn_device.line describe the frames. port_start(), port_read(), port_write() and port_flush() are
+ * here for three ports; on another board replace these four, for example by a Pico's USB serial line:
+ *
+ *   default              the UARTs of QEMU's mps2 boards (Arm) and virt board (RISC-V)
+ *   -DNONN_UDP_PORT=N    a UDP port by BSD sockets, as Linux and lwIP (ESP-IDF, Zephyr) have them
+ *
+ * -DNONN_KEY=0x12,0x34,... (32 bytes) authenticates frames with HMAC-SHA256; without it they have a CRC-32.
  */
 #include <stdint.h>
 #include <string.h>
 
 #include "student.h"
+#include "tag.h"
 
+#if defined(NONN_UDP_PORT)
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+static uint8_t received[NONN_INPUTS + 64], sent[4 * NONN_FEATURES + 128];
+static ssize_t given, taken, written;
+static int port;
+static struct sockaddr_in peer; /* the latest sender */
+static void port_start(void) {
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(NONN_UDP_PORT)};
+    port = socket(AF_INET, SOCK_DGRAM, 0);
+    while (bind(port, (struct sockaddr *)&here, sizeof here)) {
+    }
+}
+static uint8_t port_read(void) {
+    while (taken >= given) {
+        socklen_t length = sizeof peer;
+        taken = 0;
+        given = recvfrom(port, received, sizeof received, 0, (struct sockaddr *)&peer, &length);
+    }
+    return received[taken++];
+}
+static void port_write(uint8_t byte) {
+    sent[written++] = byte;
+}
+static void port_flush(void) {
+    sendto(port, sent, (size_t)written, 0, (struct sockaddr *)&peer, sizeof peer);
+    written = 0;
+}
+#else
+static void port_flush(void) {
+}
 #if defined(__riscv)
 #define UART ((volatile uint8_t *)0x10000000u) /* 16550 */
 static void port_start(void) {
@@ -39,16 +77,13 @@ static void port_write(uint8_t byte) {
     UART[0] = byte;
 }
 #endif
+#endif
 
-static uint8_t sample[NONN_INPUTS];
+static uint8_t sample[NONN_INPUTS > NONN_SESSION ? NONN_INPUTS : NONN_SESSION];
 static float features[NONN_FEATURES];
-static uint32_t crc;
 
 static uint8_t counted(uint8_t byte) {
-    crc ^= byte;
-    for (int bit = 0; bit < 8; ++bit) {
-        crc = (crc >> 1) ^ (0xEDB88320u & -(crc & 1u));
-    }
+    tag_byte(byte);
     return byte;
 }
 
@@ -68,15 +103,28 @@ static void write_bytes(const void *from, uint32_t count) {
 }
 
 static void reply(uint8_t kind, uint32_t number, const void *payload, uint32_t length) {
+    uint8_t tag[NONN_TAG];
     port_write('N');
-    port_write('1');
-    crc = ~0u;
+    port_write(NONN_MARK);
+    tag_start('<');
     write_bytes(&kind, 1);
     write_bytes(&number, 4);
     write_bytes(&length, 4);
     write_bytes(payload, length);
-    const uint32_t sum = ~crc;
-    write_bytes(&sum, 4);
+    tag_end(tag);
+    for (int i = 0; i < NONN_TAG; ++i) {
+        port_write(tag[i]);
+    }
+    port_flush();
+}
+
+static int tag_is_right(void) {
+    uint8_t tag[NONN_TAG], wrong = 0;
+    tag_end(tag);
+    for (int i = 0; i < NONN_TAG; ++i) {
+        wrong |= tag[i] ^ port_read();
+    }
+    return !wrong;
 }
 
 static void run_student(void) {
@@ -95,10 +143,10 @@ int main(void) {
     port_start();
     for (uint8_t before = 0, byte = 0;; before = byte) {
         byte = port_read();
-        if (before != 'N' || byte != '1') {
+        if (before != 'N' || byte != NONN_MARK) {
             continue;
         }
-        crc = ~0u;
+        tag_start('>');
         const uint8_t kind = counted(port_read());
         const uint32_t number = read_word(), length = read_word();
         if (length > sizeof sample) {
@@ -108,12 +156,18 @@ int main(void) {
         for (uint32_t i = 0; i < length; ++i) {
             sample[i] = counted(port_read());
         }
-        const uint32_t sum = ~crc;
-        if (read_word() != sum) {
+        const int hello = kind == 'H' && length == NONN_SESSION;
+        if (hello) {
+            tag_offer(sample);
+        }
+        if (!tag_is_right()) {
+            if (hello) {
+                tag_refuse();
+            }
             reply('E', number, "checksum", 8);
-        } else if (kind == 'H') {
+        } else if (hello) {
             reply('H', number, NONN_SHA256, 64);
-        } else if (kind == 'I' && length == sizeof sample) {
+        } else if (kind == 'I' && length == NONN_INPUTS) {
             run_student();
             reply('F', number, features, sizeof features);
         } else {

@@ -154,6 +154,9 @@ def _add_serving_options(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="memory limit of the node; it limits the batch size",
     )
+    parser.add_argument(
+        "--board-key", type=existing, metavar="FILE", help="key that authenticates the frames of a board: 64 hex digits"
+    )
     parser.add_argument("--self-test", action="store_true", help="run the student in a separate process first")
     parser.add_argument("--tls", type=existing, metavar="DIR", help="this node's TLS folder; serves TLS only")
     parser.add_argument("--insecure", action="store_true", help="serve, and send a token, beyond loopback without TLS")
@@ -168,7 +171,7 @@ def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         type=_runtime,
         default="onnx",
-        metavar="{onnx,c,serial:DEVICE,tcp:HOST:PORT}",
+        metavar="{onnx,c,serial:DEVICE,tcp:HOST:PORT,udp:HOST:PORT}",
         help="ONNX Runtime, compiled C, or a board behind a line (default: %(default)s)",
     )
     parser.add_argument(
@@ -178,10 +181,10 @@ def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
 
 def _runtime(text: str) -> str:
     """A value of ``--runtime``."""
-    if text not in ("onnx", "c") and not text.startswith(("serial:", "tcp:")):
-        raise argparse.ArgumentTypeError(
-            f"invalid choice: '{text}' (choose onnx, c, serial:DEVICE[:BAUD] or tcp:HOST:PORT)"
-        )
+    if text not in ("onnx", "c") and not text.startswith(("serial:", "tcp:", "udp:")):
+        from nonn_device.line import CHOICES
+
+        raise argparse.ArgumentTypeError(f"invalid choice: '{text}' (choose onnx, c, {CHOICES})")
     return text
 
 
@@ -193,20 +196,40 @@ def _model(arguments: argparse.Namespace, bundle: Bundle, device: int, node: str
     from nonn_device.node import StudentModel
     from nonn_device.runtime import batch_within, open_runtime
 
-    if arguments.runtime.startswith("tcp:") and not arguments.insecure:
-        from nonn.rpc.address import is_loopback, split_address
-
-        if not is_loopback(split_address(arguments.runtime.partition(":")[2], "--runtime tcp")[0]):
-            raise UsageError(f"--runtime {arguments.runtime}: frames are not authenticated; add --insecure to allow it")
+    key = _board_key(arguments)
     if arguments.self_test:
         from nonn_device.self_test import self_test
 
         self_test(bundle.path, device, arguments.runtime, arguments.library)
-    runtime = open_runtime(arguments.runtime, bundle, device, threads=arguments.threads, library=arguments.library)
+    runtime = open_runtime(
+        arguments.runtime, bundle, device, threads=arguments.threads, library=arguments.library, key=key
+    )
     max_batch = arguments.max_batch
     if arguments.memory:
         max_batch = batch_within(runtime, bundle.input_of(device), arguments.memory, max_batch)
     return StudentModel(bundle, device, runtime, max_batch=max_batch, max_queue=arguments.max_queue, node=node)
+
+
+def _board_key(arguments: argparse.Namespace) -> bytes | None:
+    """The key for a board; None if there is none.
+
+    Raises:
+        UsageError: another machine could answer in the board's place.
+    """
+    if arguments.board_key:
+        from nonn_device.board import read_key
+
+        return read_key(arguments.board_key)
+    kind, _, rest = arguments.runtime.partition(":")
+    if kind in ("tcp", "udp") and not arguments.insecure:
+        from nonn.rpc.address import is_loopback, split_address
+
+        if not is_loopback(split_address(rest, f"--runtime {kind}")[0]):
+            raise UsageError(
+                f"--runtime {arguments.runtime}: frames are not authenticated; give board and gateway a key "
+                "(--board-key), or add --insecure to allow it"
+            )
+    return None
 
 
 def _endpoint(arguments: argparse.Namespace, model: StudentModel) -> Endpoint:

@@ -37,7 +37,9 @@ class Runtime(Protocol):
         ...
 
 
-def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, library: Path | None = None) -> Runtime:
+def open_runtime(
+    kind: str, bundle: Bundle, device: int, *, threads: int = 1, library: Path | None = None, key: bytes | None = None
+) -> Runtime:
     """Loads a student of a bundle.
 
     Args:
@@ -46,6 +48,7 @@ def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, li
         device: number of the student.
         threads: of one inference; ONNX Runtime only.
         library: the compiled student; None is the path that ``nonn export`` uses.
+        key: of a board; None for frames with a CRC only.
 
     Raises:
         BundleError: the student cannot be loaded or run, or differs from its entry in the manifest.
@@ -56,7 +59,7 @@ def open_runtime(kind: str, bundle: Bundle, device: int, *, threads: int = 1, li
     if kind != "c":
         from nonn_device.board import BoardRuntime
 
-        return BoardRuntime(kind, student, spec)
+        return BoardRuntime(kind, student, spec, key=key)
     from nonn_device.compiled import CompiledRuntime, library_path
 
     return CompiledRuntime(library or library_path(bundle.path, device), student, spec)
