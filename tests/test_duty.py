@@ -48,7 +48,17 @@ def test_a_unit_that_stops_sensing_is_replaced_after_two_answers_and_tried_again
         working = duty.update(4.0 + answer, charge, {0})
     assert working == {0, 2}
     assert duty.update(50.0, charge, {0, 2}) == {0, 2}
-    assert duty.update(66.0, charge, {0, 2}) == {0, 1}
+    assert duty.update(66.0, charge, {0, 2}) == {0, 1}  # the next period
+
+
+def test_with_too_few_units_all_work_until_one_that_failed_may_be_tried_again() -> None:
+    duty = DutyCycle(ACCURACY, 0.95, 60.0)
+    charge: dict[int, int | None] = {0: 90, 1: 80, 2: 20}
+    assert duty.update(0.0, charge, ()) == {0, 1, 2}
+    for now in range(1, 4):
+        assert duty.update(float(now), charge, {0, 1, 2} if now == 1 else {0, 1}) == {0, 1, 2}
+    charge[3] = 70
+    assert duty.update(4.0, charge, {0, 1}) == {0, 1, 3}
 
 
 def test_a_unit_that_has_just_joined_has_time_until_its_first_window() -> None:

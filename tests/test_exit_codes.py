@@ -110,6 +110,7 @@ WRONG = {
     "nonn-sim sweep BUNDLE --law 'independent p={p}' --vary q=1": "has no {q}",
     "nonn-sim sweep BUNDLE --law 'independent p={p}' --vary p=0.1 --seeds 2": "--law is exact",
     "nonn-sim sweep BUNDLE --scenario FILE --vary a=1 --level 0.5": "--level goes with --law",
+    "nonn-sim sense no.toml --bundle BUNDLE": "no.toml: no such file or folder",
     "nonn-sim liars BUNDLE --sets 0": "--sets: 0: must be at least 1",
     "nonn-sim liars BUNDLE --liars 0": "--liars: 0: must be at least 1",
     "nonn-sim liars BUNDLE --lie white": "lie 'white' is unknown",

@@ -3,7 +3,7 @@
 A grid point is a multiple of the hop on our clock. A node's window belongs to the point next to its end, converted
 with the node's clock filter (``nonn.sensing.clocks``), if it is at most ``tolerance_s`` away. A point is answered
 
-- as soon as every node that is waited for has sent its window or said that it has no data, or
+- as soon as every node that is waited for has sent its window or said that it has no data, and there is a window, or
 - ``wait_s`` after its end, with what has arrived.
 
 A node is not waited for while it rests, is silent (three points without a word), or its clock is unknown or not
@@ -243,14 +243,18 @@ class Alignment(Generic[Payload]):
         if now >= number * self.config.hop_s + self.config.wait:
             return True
         there = self._windows.get(number, {}).keys() | self._absent.get(number, {}).keys()
+        # With "no data" alone a node that was silent is waited for too: it may be the only one that senses again.
+        some = number in self._windows
         return bool(there) and all(
-            node in there or number - record.heard > SILENT_POINTS or not self._usable(record, now)
+            node in there
+            or record.rests
+            or (some and (number - record.heard > SILENT_POINTS or not self._usable(record, now)))
             for node, record in self.nodes.items()
         )
 
     def _usable(self, record: NodeRecord, now: float) -> bool:
         clock = record.clock
-        return not record.rests and (
+        return (
             clock.trusted(now) and clock.estimate is not None and clock.estimate.error_at(now) <= self.config.tolerance
         )
 

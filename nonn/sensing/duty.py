@@ -4,7 +4,7 @@ The bundle states the accuracy of every set of units. A choice takes, among the 
 the goal, those with the fewest units; of these the one whose emptiest battery is fullest, then the one whose units have
 worked least. It holds for ``period_s``, so that units rotate by charge.
 
-A unit that works but is missing in ``MISSES`` answers in a row does not count as present for the rest of the period,
+A unit that works but is missing in ``MISSES`` answers in a row does not count as present for ``RETRY`` of the period,
 and another choice is made at once: failures wake the redundant units. Until its first answer a unit has ``warm_up``
 answers, because its first window needs samples. A choice is also made when a unit joins or leaves. If no set reaches
 the goal, every unit works.
@@ -26,6 +26,7 @@ from nonn.reliability.subsets import mask_of, members, membership
 
 __all__ = ["DutyCycle"]
 
+RETRY = 0.1  # of the period, until a unit that failed is tried again
 MISSES = 2  # answers in a row: a single window may be lost on the way
 FULL = 100  # a unit without a battery, or of unknown charge
 
@@ -56,9 +57,10 @@ class DutyCycle:
         size = membership(len(self._accuracy).bit_length() - 1).sum(axis=1)
         self._reach = np.flatnonzero((self._accuracy >= goal) & (size >= least))
         self._size = size[self._reach]
+        self._goal = goal
         self._period_s, self._warm_up = period_s, warm_up
         self._working, self._until = frozenset[int](), -np.inf
-        self._barred, self._missed = set[int](), Counter[int]()
+        self._barred, self._missed = dict[int, float](), Counter[int]()  # until when; answers in a row
         self._present, self._proven = set[int](), set[int]()
         self._served, self._last = dict[int, float](), 0.0
 
@@ -85,10 +87,12 @@ class DutyCycle:
             self._missed[unit] = 0 if unit in answered else self._missed[unit] + 1
         self._last = now
         failed = {unit for unit in there if self._missed[unit] >= (MISSES if unit in self._proven else self._warm_up)}
-        if now >= self._until:
-            self._barred.clear()
-        if now >= self._until or failed or charge.keys() != self._present:
-            self._barred |= failed
+        freed = {unit for unit, until in self._barred.items() if now >= until}
+        for unit in freed:
+            del self._barred[unit]
+        out_of_reach = self._accuracy[mask_of(self._working - self._barred.keys())] < self._goal
+        if now >= self._until or failed or charge.keys() != self._present or (freed and out_of_reach):
+            self._barred |= dict.fromkeys(failed, now + RETRY * self._period_s)
             self._present = set(charge)
             self._until = now + self._period_s
             self._working = self._chosen(charge)

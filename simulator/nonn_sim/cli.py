@@ -11,7 +11,7 @@ from nonn.commandline import run_command
 __all__ = ["COMMANDS", "build_parser", "main"]
 
 # Each is a module nonn_sim.commands.<name>, as in nonn.cli.
-COMMANDS = ("enumerate", "cuts", "run", "replay", "sweep", "liars")
+COMMANDS = ("enumerate", "cuts", "run", "replay", "sweep", "liars", "sense")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,16 +1,17 @@
 """The streams of nodes that sense, and of those who watch: ``nonn.rpc.v1.Sensing`` and ``Answers``.
 
 A node's stream belongs to its lease. Over it the aggregator measures the node's clock: often at first, then every two
-seconds, and every ten while the node rests. As soon as the clock is known the node learns where windows end, and again
-when that has moved on its clock.
+seconds, and every thirty while the node rests; a probe follows a window, when the node's radio is awake anyway. As soon
+as the clock is known the node learns where windows end, and again when that has moved on its clock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from grpc import aio
@@ -29,7 +30,7 @@ __all__ = ["ANSWERS_SERVICE", "SENSING_SERVICE", "SensingServicer"]
 SENSING_SERVICE, ANSWERS_SERVICE = "nonn.rpc.v1.Sensing", "nonn.rpc.v1.Answers"
 
 FIRST_PROBES, FIRST_S = 8, 0.05  # to know the clock before the first window
-PROBE_S, REST_PROBE_S = 2.0, 10.0
+PROBE_S, REST_PROBE_S = 2.0, 30.0
 MOVED = 0.25  # of the interval of the rate: windows are moved if the grid is that far away on the node's clock
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class _Stream:
     directions: asyncio.Queue[Any]
     asked: dict[int, float]
     phase: float | None = None
+    window: asyncio.Event = field(default_factory=asyncio.Event)  # one has arrived
+    woken: asyncio.Event = field(default_factory=asyncio.Event)  # after a rest
 
 
 class SensingServicer:
@@ -61,7 +64,9 @@ class SensingServicer:
     def _direct(self, node: str, rests: bool) -> None:
         """Tells a node to rest or to work."""
         if node in self._streams:
-            self._streams[node].directions.put_nowait(pb.Direction(duty=pb.Duty(rest=rests)))
+            stream = self._streams[node]
+            stream.directions.put_nowait(pb.Direction(duty=pb.Duty(rest=rests)))
+            (stream.woken.clear if rests else stream.woken.set)()
 
     def add_to(self, server: Any) -> Any:
         """Adds both services to a server that has not started; returns the descriptor of their .proto file."""
@@ -153,6 +158,7 @@ class SensingServicer:
                     if window.raw and hub.raw is not None:
                         await asyncio.to_thread(hub.raw.add, node, spec, window.end_us / 1e6, window.raw)
                     hub.window(node, lease.student, window, publication.ByteSize() - len(window.raw))
+                    stream.window.set()
             stream.directions.put_nowait(None)
         except aio.AioRpcError:
             stream.directions.put_nowait(None)
@@ -188,6 +194,18 @@ class SensingServicer:
             stream.directions.put_nowait(pb.Direction(probe=pb.Probe(number=number)))
             for lost in [n for n in stream.asked if n < number - FIRST_PROBES]:
                 del stream.asked[lost]
+            if number < FIRST_PROBES:
+                await asyncio.sleep(FIRST_S)
+                continue
             record = self._hub.alignment.nodes.get(stream.lease.request.node)
-            usual_s = REST_PROBE_S if record is not None and record.rests else PROBE_S
-            await asyncio.sleep(FIRST_S if number < FIRST_PROBES else usual_s)
+            if record is not None and record.rests:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REST_PROBE_S):
+                        await stream.woken.wait()
+            else:
+                await asyncio.sleep(PROBE_S)
+            # After a window the radio of the node is awake anyway.
+            stream.window.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.5 * self._hub.alignment.config.hop_s / self._hub.options.speed):
+                    await stream.window.wait()
