@@ -25,6 +25,7 @@ FRONT = ("README.md", "docs/README.md")
 BACK = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 _LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\])\(([^)#\s:]+)(?:#[^)\s]*)?\)")  # [label](path#anchor)
 _SOURCE = re.compile(r"""\b(?:src|srcset)="([^"#:\s]+)""")
+_PICTURE = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img alt="([^"]*)" src="([^"]+)">\s*</picture>')
 _RULE = re.compile(r"^\s*=+( +=+)+\s*$")
 _REMOTE = re.compile(r"""<(?:script|img|link|iframe)\b[^>]*(?:src|href)=["']?https?://""")
 
@@ -44,7 +45,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Redirects links to Python files and packages to the API; links to other folders, without a page, become text."""
+    """Redirects links to Python files and packages to the API; links to other folders, without a page, become text.
+
+    A picture follows the scheme of the site, which a visitor may change, and not that of the system.
+    """
     folder, modules = posixpath.dirname(page.file.src_uri), {module: name for name, module in api_pages().items()}
 
     def replace(match: re.Match[str]) -> str:
@@ -54,7 +58,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return f"{match[1]}({posixpath.relpath(name, folder or '.')})"
         return match[1][1:-1] if (ROOT / target).is_dir() else match[0]
 
-    return _LINK.sub(replace, markdown)
+    both = r'<img alt="\2" src="\3#only-light"><img alt="\2" src="\1#only-dark">'
+    return _LINK.sub(replace, _PICTURE.sub(both, markdown))
 
 
 def on_post_build(config: Any) -> None:

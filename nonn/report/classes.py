@@ -301,4 +301,4 @@ def _answers(
 
 
 def _three(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -109,7 +109,7 @@ def value_plot(report: Report, key: Literal["value", "shapley"] = "value") -> st
         axes.errorbar(value, rows, xerr=reach, fmt="none", color=INK, elinewidth=1.1, capsize=3)
         for row, worth, up in zip(rows, value, reach[1], strict=True):
             shown = points(worth / 100, digits)
-            axes.annotate(shown, (worth + up, row), xytext=(5, 0), textcoords="offset points", va="center")
+            axes.annotate(shown, (max(worth + up, 0.0), row), xytext=(5, 0), textcoords="offset points", va="center")
         axes.set_yticks(rows, [f"device {device.node}" for device in report.devices])
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)

@@ -20,6 +20,7 @@ from nonn.toml.declarations import choices, describe, fields_of, unpack
 __all__ = ["Option", "Table", "as_markdown", "as_toml", "tables_of", "toml_value"]
 
 _WIDTH = 100
+_LOOSE = re.compile(r"(?<!\w)_|_(?!\w)")  # underscores that Markdown reads as emphasis
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def _markdown_table(table: Table, hashes: str) -> str:
     lines = [f"{hashes} `{head}`", "", table.meaning, "", "| key | default | may be | meaning |", "|---|---|---|---|"]
     for option in table.options:
         default = "must be given" if option.default is None else f"`{toml_value(option.default)}`"
-        cells = (f"`{option.name}`", default, option.allowed, option.meaning)
+        words = (_LOOSE.sub(r"\_", text) for text in (option.allowed, option.meaning))
+        cells = (f"`{option.name}`", default, *words)
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -114,7 +114,7 @@ function spark(id, values, low, high, label) {
     runs[runs.length - 1].push(`${x(i).toFixed(1)},${y(value).toFixed(1)}`);
   });
   box.replaceChildren(...axes, ...runs.filter((run) => run.length).map((run) =>
-    svg("polyline", { points: (run.length === 1 ? [run[0], run[0]] : run).join(" "), "stroke-linecap": "round" })));
+    svg("polyline", run.length === 1 ? { class: "lone", points: `${run[0]} ${run[0]}` } : { points: run.join(" ") })));
 }
 
 function sparks(seconds) {
