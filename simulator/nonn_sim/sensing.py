@@ -138,6 +138,8 @@ class _World:
         unit.at = max(unit.at, now)
         if unit.energy <= 0:
             unit.alive = False
+            if self.below is None and not any(other.alive for other in self.units):
+                self.below = now
             self.empty.append(now)
             self.alignment.leave(unit.name)
         return unit.alive
