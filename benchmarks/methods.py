@@ -58,6 +58,7 @@ def _term(name: str, weight: float, **options: Any) -> tuple[str, ...]:
     return (f"{key}.weight={weight}", *(f"{key}.{k}={json.dumps(v)}" for k, v in options.items()))
 
 
+_SMALLER = ("devices.resolution=4",)  # a quarter of the pixels
 _VIEWS = ("distill.teacher_views=4", "data.noise=0", "data.crop=1")
 
 # The methods, as changes of the experiment. FSP compares layers of equal width only, which these students do not have.
@@ -100,6 +101,9 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "kd, stored views": (*_term("kd", 0.9, on="both"), *_VIEWS),
     "vrkd": (*_term("vrkd", 0.9, on="both"), *_VIEWS),
     "umts": (*_term("umts", 0.01), *_VIEWS),
+    "labels, 4×4 pixels": _SMALLER,
+    "kd, 4×4 pixels": (*_term("kd", 0.9, on="both"), *_SMALLER),
+    "pixel distillation": (*_term("kd", 0.9, on="both"), *_term("pixel", 50.0), *_SMALLER),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nonn.bundle.views import WHOLE, View, view_shape
 from nonn.config import DistillConfig, TeacherConfig
 from nonn.config.objectives import ObjectivesConfig
 from nonn.distill import FusionLayer, Students
@@ -78,9 +79,9 @@ def make_teacher() -> Teacher:
     return build_teacher(TeacherConfig(model="wrn-10-1"), (1, 8, 8), 10, normalise())
 
 
-def make_students(kind: str = "zero-fill", parts: tuple[int, ...] = (0, 1, 2, 3)) -> Students:
+def make_students(kind: str = "zero-fill", parts: tuple[int, ...] = (0, 1, 2, 3), view: View = WHOLE) -> Students:
     torch.manual_seed(1)
-    students = [Student("wrn-10-1", (1, 8, 8), 16, normalise()) for _ in parts]
+    students = [Student("wrn-10-1", view_shape((1, 8, 8), view), 16, normalise(), view=view) for _ in parts]
     return Students(students, FusionLayer(kind, [16] * len(parts), parts, 10))
 
 

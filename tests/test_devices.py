@@ -107,9 +107,12 @@ def sized(devices: DevicesConfig, model: str = "auto", num_filters: int = 64) ->
         ("[devices]\nanswer_s = 0.1", "devices.answer_s = 0.1: is for device classes"),
         ("[devices]\ngoal = 1.5\n[[devices.classes]]\nname = 'a'\ncount = 8", "devices.goal = 1.5"),
         ("[student]\nmodel = 'auto'", "auto sizes students to device classes"),
-        ("[devices]\nviews = [[0], [1, 1]]\n[partition]\nparts = 2", "device 1: list at least one channel, each once"),
+        (
+            "[devices]\nviews = [[0], [1, 1]]\n[partition]\nparts = 2",
+            "devices.views[1].channels = [1, 1]: list each channel once",
+        ),
         ("[devices]\ncount = 8\nviews = [[0], [1]]", "2 views for 8 devices"),
-        ("[devices]\nview = 'split'\nviews = [[0], [1]]\n[partition]\nparts = 2", "lists the channels already"),
+        ("[devices]\nview = 'split'\nviews = [[0], [1]]\n[partition]\nparts = 2", "has the channels already"),
         ("[devices]\nview = 'half'", "devices.view = 'half': unknown; choose one of: all, split"),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from nonn.bundle.views import WHOLE, View
 from nonn.config import DistillConfig, load_experiment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.objectives import Batch, auxiliaries, build_terms
@@ -43,7 +44,8 @@ from tests.objectives import (
 from tests.toys import toy_data
 from tests.training import Unchanged, losses_of
 
-LEARNED = {"vid", "crd", "srm", "simreg", "afd", "mimkd", "umts", "hint_points"}
+LEARNED = {"vid", "crd", "srm", "simreg", "afd", "mimkd", "umts", "hint_points", "pixel"}
+EARLY = {"hint_points", "pixel"}  # train what is before a layer
 NETWORKS = {"pcl", "sokd"}  # with further networks for all devices
 LABELS = torch.arange(12) % 10
 
@@ -53,9 +55,15 @@ def generator() -> torch.Generator:
 
 
 def task_of(teacher: Teacher | None = None, **weights: Any) -> DistillTask:
+    config = distill(**weights)
     return DistillTask(
-        teacher or make_teacher(), make_students(), PARTS, distill(**weights), class_counts=COUNTS, sample=SAMPLE
+        teacher or make_teacher(), students_for(weights), PARTS, config, class_counts=COUNTS, sample=SAMPLE
     )
+
+
+def students_for(weights: dict[str, Any]) -> Students:
+    """Students of the whole picture, or of a smaller one for an objective that needs it."""
+    return make_students(view=View(resolution=(6, 6)) if "pixel" in weights else WHOLE)
 
 
 def train(task: DistillTask, folder: Path, epochs: int = 1, **changes: Any) -> list[dict[str, float]]:
@@ -92,7 +100,7 @@ def test_every_objective_trains_through_the_trainer(weights: dict[str, Any], bf1
     for name, parameter in task.module.named_parameters():
         if ("fusion" in name and not answers) or name.startswith("mean_teachers"):
             assert parameter.grad is None, name
-        elif set(weights) != {"hint_points"} or not name.startswith("students"):  # a hint trains what is before it
+        elif not set(weights) <= EARLY or not name.startswith("students"):
             assert parameter.grad is not None, name
             assert float(parameter.grad.abs().sum()) > 0, name
     assert any(not torch.equal(parameter, before[name]) for name, parameter in task.module.named_parameters())
@@ -108,7 +116,7 @@ def test_students_that_train_together_have_the_losses_of_students_apart(weights:
             losses_of(
                 DistillTask(
                     make_teacher(),
-                    make_students(),
+                    students_for(weights),
                     PARTS,
                     dataclasses.replace(config, grouped=grouped),
                     class_counts=COUNTS,
@@ -180,9 +188,7 @@ def test_parameters_of_objectives_start_from_the_seed_and_leave_other_draws_alon
     assert not torch.equal(start(0), start(1))
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NAMES if n not in ON_ANSWERS - {"mutual", "pcl", "sokd"} | {"hint_points"}]
-)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ON_ANSWERS - {"mutual", "pcl", "sokd"} | EARLY])
 def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> None:
     weights: dict[str, Any] = {name: 1.0}
     task = task_of(**weights)

@@ -14,10 +14,11 @@ from nonn_sim.deployments import student_work
 from torch.nn import functional
 
 from nonn.bundle import Bundle
-from nonn.bundle.views import resolve_views, select_view
+from nonn.bundle.views import WHOLE, View, resolve_views, select_view
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.config import DataConfig, DevicesConfig, Experiment, load_experiment
+from nonn.config.devices import ViewConfig
 from nonn.data import load_data
 from nonn.data.augment import Augment
 from nonn.distill import DistillTask, FusionLayer, Students
@@ -32,12 +33,13 @@ from nonn.reliability.subsets import mask_of, members
 from nonn.students import Student
 from nonn.teacher import Normalise
 from nonn.teacher.zoo import make_network
+from nonn.toml import from_mapping
 from tests.reports import check_report
 from tests.serving import running_node
 from tests.training import losses_of
 
 UNITS, CHANNELS, STEPS, PEOPLE, ACTIVITIES, WINDOWS = 5, 9, 40, 4, 5, 12
-VIEWS = tuple(tuple(range(9 * i, 9 * i + 9)) for i in range(UNITS))
+VIEWS = tuple(View(tuple(range(9 * i, 9 * i + 9))) for i in range(UNITS))
 
 
 @pytest.fixture(scope="module")
@@ -240,18 +242,23 @@ def test_unlike_students_train_in_groups_of_one_architecture_and_keep_their_plac
     ("devices", "message"),
     [
         (DevicesConfig(count=4, view="split"), "45 channels do not split evenly over 4 devices"),
-        (DevicesConfig(count=2, views=((0, 1), (44, 45))), "device 1 sees channel 45, the input has 0 to 44"),
+        (
+            DevicesConfig(count=2, views=(ViewConfig(channels=(0, 1)), ViewConfig(channels=(44, 45)))),
+            "device 1 sees channel 45, the input has 0 to 44",
+        ),
     ],
 )
 def test_views_that_do_not_fit_the_input_are_refused(devices: DevicesConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        resolve_views(devices, 45)
+        resolve_views(devices, (45, STEPS))
 
 
 def test_devices_see_everything_unless_the_file_says_otherwise() -> None:
-    assert resolve_views(DevicesConfig(count=3), 45) == ((), (), ())
-    assert resolve_views(DevicesConfig(count=5, view="split"), 45) == VIEWS
-    assert resolve_views(DevicesConfig(count=2, views=((3,), (0, 7))), 45) == ((3,), (0, 7))
+    shape = (45, STEPS)
+    assert resolve_views(DevicesConfig(count=3), shape) == (WHOLE,) * 3
+    assert resolve_views(DevicesConfig(count=5, view="split"), shape) == VIEWS
+    listed = from_mapping(DevicesConfig, {"views": [[3], [0, 7]]}, source="test")
+    assert resolve_views(listed, shape) == (View((3,)), View((0, 7)))
 
 
 # ---- units by themselves
@@ -273,7 +280,7 @@ def test_the_row_of_units_trains_each_as_if_it_were_alone(small: Experiment, tmp
         weight = alone.fusion.linear.weight[:, first : first + width].detach().requires_grad_()
         assert alone.fusion.biases is not None
         bias = alone.fusion.biases[i].detach().requires_grad_()
-        functional.cross_entropy(student.train()(x[:, list(VIEWS[i])]) @ weight.T + bias, y).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(student.train()(select_view(x, VIEWS[i])) @ weight.T + bias, y).backward()  # type: ignore[no-untyped-call]
         torch.testing.assert_close(joint.fusion.linear.weight.grad[:, first : first + width], weight.grad)
         torch.testing.assert_close(joint.fusion.biases.grad[i], bias.grad)
         own = next(student.backbone.parameters()).grad

@@ -85,17 +85,24 @@ class Bundle:
         return tuple(map(float, found))
 
     def input_of(self, device: int) -> InputSpec:
-        """The input of one device, with the channels of its view.
+        """The input of one device: that part of the whole input which its view selects.
 
         Raises:
-            BundleError: its view has a channel that the input does not have.
+            BundleError: its view has a channel or a box that the input does not have.
         """
         spec, view = self.manifest.input, self.manifest.students[device].view
         if not view:
             return spec
-        if not 0 <= min(view) <= max(view) < spec.shape[0]:
-            raise BundleError(f"{self.path}: device {device} has channels {list(view)} of {spec.shape[0]}")
-        mean, std = (tuple(values[c] for c in view) for values in (spec.mean, spec.std))
+        channels = view.channels or tuple(range(spec.shape[0]))
+        if not 0 <= min(channels) <= max(channels) < spec.shape[0]:
+            raise BundleError(f"{self.path}: device {device} has channels {list(channels)} of {spec.shape[0]}")
+        if (view.crop or view.resolution) and len(spec.shape) != 3:
+            raise BundleError(f"{self.path}: device {device} has a crop or a resolution of inputs {list(spec.shape)}")
+        if view.crop and any(
+            a + n > side for a, n, side in zip(view.crop, view.crop[2:], spec.shape[1:], strict=False)
+        ):
+            raise BundleError(f"{self.path}: device {device} sees {list(view.crop)} of inputs {list(spec.shape)}")
+        mean, std = (tuple(values[c] for c in channels) for values in (spec.mean, spec.std))
         return InputSpec(view_shape(spec.shape, view), spec.dtype, mean, std)
 
     def sensing_of(self, device: int) -> SensingSpec:
@@ -109,7 +116,7 @@ class Bundle:
                 f"{self.path}: the bundle does not say at which rate and which channels its nodes measure; build it "
                 "again with a section [sensing] in the experiment file"
             )
-        return self.manifest.sensing.of_view(self.manifest.students[device].view)
+        return self.manifest.sensing.of_view(self.manifest.students[device].view.channels)
 
     def student_path(self, device: int) -> Path:
         """The ONNX file of one device.

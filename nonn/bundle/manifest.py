@@ -21,14 +21,18 @@ since devices load it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from nonn.bundle.features import FeatureCode
 from nonn.bundle.preprocess import Preprocess, recorded
+from nonn.bundle.views import WHOLE, View
 from nonn.errors import BundleError
 from nonn.sensing import SensingSpec
 
@@ -59,6 +63,11 @@ class InputSpec:
     std: tuple[float, ...]
     preprocess: Preprocess = Preprocess()  # noqa: RUF009  (frozen)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one sample, without message headers."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class Student:
@@ -78,7 +87,7 @@ class Student:
         weights: dtype of its weights, ``float32`` or ``int8``.
         scale: int8 features: the step of each [d_i].
         low: int8 features: the lower end of each [d_i].
-        view: channels of the input that it receives; empty is all of them.
+        view: the part of the input that it receives.
     """
 
     device: int
@@ -94,7 +103,7 @@ class Student:
     weights: str = "float32"
     scale: tuple[float, ...] = ()
     low: tuple[float, ...] = ()
-    view: tuple[int, ...] = ()
+    view: View = WHOLE
 
     @cached_property
     def code(self) -> FeatureCode:
@@ -143,6 +152,13 @@ class Manifest:
     sensing: SensingSpec | None = None
     schema: int = SCHEMA
 
+    def to_json(self) -> dict[str, Any]:
+        """The contents of the file."""
+        tree = dataclasses.asdict(self)
+        for entry, student in zip(tree["students"], self.students, strict=True):
+            entry["view"] = student.view.to_json()
+        return tree
+
 
 def parse_manifest(values: Mapping[str, Any]) -> Manifest:
     """Builds a manifest from parsed JSON; ignores unknown keys, which newer versions may write.
@@ -167,7 +183,13 @@ def parse_manifest(values: Mapping[str, Any]) -> Manifest:
         recorded(spec.get("preprocess"), values.get("provenance")),
     )
     known["students"] = tuple(
-        Student(**{**pick(Student, s), **{key: tuple(s.get(key, ())) for key in ("parts", "scale", "low", "view")}})
+        Student(
+            **{
+                **pick(Student, s),
+                **{key: tuple(s.get(key, ())) for key in ("parts", "scale", "low")},
+                "view": View.from_json(s.get("view", ())),
+            }
+        )
         for s in values["students"]
     )
     known["classes"] = tuple(values["classes"])

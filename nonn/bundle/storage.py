@@ -72,7 +72,7 @@ def write_bundle(
             (folder / name).write_bytes(data)
             files[name] = hashlib.sha256(data).hexdigest()
         complete = dataclasses.replace(manifest, students=tuple(entries), files=files)
-        write_json(folder / MANIFEST, dataclasses.asdict(complete))
+        write_json(folder / MANIFEST, complete.to_json())
         load_bundle(folder)
     return load_bundle(path)
 

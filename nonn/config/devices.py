@@ -1,4 +1,4 @@
-"""The devices of an experiment: a number of equal devices or classes of devices, and the channels that each sees.
+"""The devices of an experiment: a number of equal devices or classes of devices, and what each of them sees.
 
 ::
 
@@ -14,7 +14,7 @@
     link_latency_s = 0.01
     p_fail = 0.2
 
-The limits of each device follow in ``nonn.students.devices``, its channels in ``nonn.bundle.views``.
+The limits of each device follow in ``nonn.students.devices``, what it sees in ``nonn.bundle.views``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from nonn.reliability.subsets import MAX_DEVICES
 from nonn.toml.constraints import Count, NotEmpty, NotNegative, Probability, Range, Rules, Whole
 
-__all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig"]
+__all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig", "ViewConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,20 @@ class DeviceClassConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """The part of the input that one device sees; a list of numbers is short for its channels."""
+
+    channels: Annotated[tuple[Whole, ...], "numbers of its channels, ascending; empty: all"] = ()
+    crop: Annotated[tuple[Whole, ...], "pictures: top, left, height and width of a box in pixels; empty: all"] = ()
+    resolution: Annotated[Whole, "pictures: height to which the box is reduced; 0: devices.resolution"] = 0
+
+    def rules(self) -> Rules:
+        """Rules that relate several fields."""
+        yield "channels", list(self.channels) == sorted(set(self.channels)), "list each channel once and ascending"
+        yield "crop", len(self.crop) in (0, 4), "must be top, left, height and width"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DevicesConfig:
     """The devices."""
 
@@ -79,12 +93,20 @@ class DevicesConfig:
     view: Annotated[
         Literal["all", "split"], "all: every device sees the whole input; split: equal runs of its channels"
     ] = "all"
-    views: Annotated[tuple[tuple[Whole, ...], ...], "channels of each device, instead of view"] = ()
+    resolution: Annotated[
+        Whole, "pictures: height to which every device reduces what it sees, the width in proportion; 0: as it is"
+    ] = 0
+    views: Annotated[
+        tuple[ViewConfig, ...], "What each device sees, in their order, instead of devices.view: a table, or channels."
+    ] = ()
 
     @staticmethod
     def complete(values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Adds ``count`` to the table, if it is left out and follows from classes or views."""
+        """Adds ``count``, if it is left out and follows from classes or views; lists of channels become views."""
         classes, views = values.get("classes"), values.get("views")
+        if _list(views):
+            views = [{"channels": view} if isinstance(view, list | tuple) and view else view for view in _list(views)]
+            values = {**values, "views": views}
         counts = [kind.get("count", 1) if isinstance(kind, dict) else 0 for kind in _list(classes)]
         if counts and all(isinstance(count, int) and count > 0 for count in counts):
             return {"count": sum(counts), **values}
@@ -105,16 +127,13 @@ class DevicesConfig:
         for key in ("answer_s", "goal"):
             rule = "is for device classes; list them as [[devices.classes]]"
             yield key, self.classes or not getattr(self, key), rule
-        yield "view", not self.views or self.view == "all", "devices.views lists the channels already; leave view out"
+        yield "view", not self.views or self.view == "all", "devices.views has the channels already; leave view out"
         yield (
             "views",
             not self.views or len(self.views) == self.count,
             f"{len(self.views)} views for {self.count} devices; give one per device",
         )
-        for device, view in enumerate(self.views):
-            ascending = view and list(view) == sorted(set(view))
-            yield "views", ascending, f"device {device}: list at least one channel, each once and ascending"
 
 
 def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    return list(value) if isinstance(value, list | tuple) else []

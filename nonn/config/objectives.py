@@ -352,6 +352,10 @@ class ObjectivesConfig:
     ] = field(default_factory=ObjectiveConfig)
     gcl: GclConfig = field(default_factory=GclConfig)
     hint_points: HintPointsConfig = field(default_factory=HintPointsConfig)
+    pixel: Annotated[
+        ObjectiveConfig,
+        "Pixel distillation: a student of a smaller picture draws the one of the teacher; needs devices.resolution.",
+    ] = field(default_factory=ObjectiveConfig)
     others: Annotated[
         Mapping[str, OtherConfig],
         "objectives outside of nonn, by package.module:name or the name of an installed package; a table such as "

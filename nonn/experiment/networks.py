@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from nonn.bundle.views import View, resolve_views, view_shape
+from nonn.bundle.views import WHOLE, View, resolve_views, view_shape
 from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import FusionLayer, Students
@@ -80,8 +80,13 @@ class Networks:
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """Channels that each device receives [N]."""
-        return resolve_views(self.experiment.devices, self.data.input_shape[0])
+        """The part of the input that each device receives [N]."""
+        return resolve_views(self.experiment.devices, self.data.input_shape)
+
+    @cached_property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of one sample as each device sees it [N]."""
+        return [view_shape(self.data.input_shape, view) for view in self.views]
 
     @cached_property
     def num_filters(self) -> int:
@@ -97,7 +102,7 @@ class Networks:
         config = self.experiment
         return size_students(
             resolve_devices(config.devices),
-            self.views,
+            self.input_shapes,
             Design(config.partition.num_parts, config.partition.overlap),
             self.num_filters,
             config.student.model,
@@ -137,7 +142,7 @@ class Networks:
         config, view = self.experiment.student, self.views[device]
         return Student(
             model,
-            view_shape(self.data.input_shape, view),
+            self.input_shapes[device],
             filters,
             self._normalise(view),
             config.sends,
@@ -146,7 +151,8 @@ class Networks:
             config.args,
         )
 
-    def _normalise(self, view: View = ()) -> Normalise:
-        """The first layer of a network that receives these channels; an empty list is all channels."""
-        mean, std = (values[list(view)] if view else values for values in (self.data.mean, self.data.std))
+    def _normalise(self, view: View = WHOLE) -> Normalise:
+        """The first layer of a network that receives this part of the input."""
+        channels = list(view.channels) or slice(None)
+        mean, std = self.data.mean[channels], self.data.std[channels]
         return Normalise(mean.tolist(), std.tolist(), len(self.data.input_shape) - 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,7 @@ def _generation(
             "before": (previous or cut).stage.key,
             "students": networks.sizing.models,
             **({"args": config.student.args} if config.student.args else {}),  # 0.1 has none
-            "views": networks.views,
+            "views": [view.to_json() for view in networks.views],
             "sends": [config.student.sends, config.student.send_width],
             "overlap": config.partition.overlap,
             "distill": distillation_inputs(config.distill),
@@ -322,7 +323,7 @@ def _generation(
         load_weights(students, file)
         return TrainedStudents(students.eval(), stage)
     filters = filters_of_device(networks.design(cut.partition), cut.partition, config.devices.count)
-    grouped = config.distill.grouped and grouping_pays(space.device, space.data.input_shape)
+    grouped = config.distill.grouped and grouping_pays(space.device, max(networks.input_shapes, key=math.prod))
     distill = dataclasses.replace(config.distill, grouped=grouped)
     earlier = None if previous is None else previous.network
     seed = seed_of(space.seed, 5, number)
@@ -359,7 +360,7 @@ def _train_blocks(space: Workspace, teacher: TrainedTeacher, cut: Cut, students:
         inputs: dict[str, Any] = {
             "before": before,
             "students": space.networks.sizing.models,
-            "views": space.networks.views,
+            "views": [view.to_json() for view in space.networks.views],
         }
         inputs |= {"sends": [student.sends, student.send_width], "training": training, "seed": space.seed}
         stage = space.stage(f"block-{number}", inputs)

@@ -84,6 +84,7 @@ def device_table(report: Report) -> Table:
         Column("params", "params", minor=True),
         Column("MACs", "macs", minor=True),
         Column("model, bytes", "model_bytes", minor=True),
+        Column("receives, bytes", "input_bytes", minor=True),
         Column("sends, bytes", "feature_bytes", minor=True),
         Column("accuracy alone", "accuracy_alone", share),
         *_interval("95 %", "accuracy_alone_interval", share, rows),

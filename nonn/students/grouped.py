@@ -99,7 +99,7 @@ def of_one_architecture(students: Sequence[Student]) -> list[list[int]]:
         modules = [nn.Module() if student.squeeze is None else student.squeeze, student.backbone]
         shapes = tuple((name, tuple(value.shape)) for m in modules for name, value in m.state_dict().items())
         alone = number if is_foreign(student.model) else None
-        groups.setdefault((alone, shapes, student.sends, bool(student.view)), []).append(number)
+        groups.setdefault((alone, shapes, student.sends, student.input_shape[1:]), []).append(number)
     return list(groups.values())
 
 
@@ -115,10 +115,11 @@ class GroupedStudents(nn.Module):
 
     def __init__(self, students: Sequence[Student]) -> None:
         super().__init__()
-        # Students of the whole input share one normalisation; each view is normalised separately, by its own channels.
-        self.view = tuple(channel for student in students for channel in student.view)
+        # Students of one view share its normalisation; different views are normalised by their own channels.
+        self.views = tuple(student.view for student in students)
         self.normalise = copy.deepcopy(students[0].normalise)
-        if self.view:
+        self._alike = len(set(self.views)) == 1
+        if not self._alike:
             self.normalise.mean = torch.cat([student.normalise.mean for student in students], dim=1)
             self.normalise.std = torch.cat([student.normalise.std for student in students], dim=1)
         self.backbone = group([student.backbone for student in students])
@@ -144,8 +145,11 @@ class GroupedStudents(nn.Module):
 
     def _final(self, x: Tensor) -> Tensor:
         """The backbones' outputs, concatenated [B, N · C', …]."""
-        normal = self.normalise(select_view(x, self.view))
-        repeated = normal if self.view else normal.repeat(1, len(self.filters), *(1,) * (x.ndim - 2))
+        if self._alike:
+            normal = self.normalise(select_view(x, self.views[0]))
+            repeated = normal.repeat(1, len(self.filters), *(1,) * (x.ndim - 2))
+        else:
+            repeated = self.normalise(torch.cat([select_view(x, view) for view in self.views], dim=1))
         if x.ndim == 4:
             repeated = repeated.contiguous(memory_format=torch.channels_last)
         final: Tensor = self.backbone(repeated)

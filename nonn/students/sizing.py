@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from nonn.bundle.views import View
 from nonn.errors import BudgetError, ConfigError
 from nonn.partition.redundancy import Design
 from nonn.students.budget import Cost, check_budget, measure_cost
@@ -86,7 +85,7 @@ def check_device(device: Device, model: str, cost: Cost, sent_bytes: int) -> Non
 
 def size_students(
     devices: Sequence[Device],
-    views: Sequence[View],
+    shapes: Sequence[tuple[int, ...]],
     design: Design,
     num_filters: int,
     model: str,
@@ -97,7 +96,7 @@ def size_students(
 
     Args:
         devices: devices with their limits [N].
-        views: channels that each device sees [N].
+        shapes: of one sample as each device sees it [N].
         design: which device learns which of the M parts.
         num_filters: C of the teacher.
         model: model of every device that names none; a model, ``auto`` or ``auto:FAMILY``.
@@ -110,12 +109,12 @@ def size_students(
     """
     learned = design.parts_of_device(len(devices))
     equal = [math.ceil(num_filters / design.num_parts)] * design.num_parts
-    measured: dict[tuple[str, int, int], list[_Candidate]] = {}
+    measured: dict[tuple[str, tuple[int, ...], int], list[_Candidate]] = {}
 
     def largest(device: Device, sizes: Sequence[int]) -> tuple[str, Cost]:
         filters = min(sum(sizes[j] for j in learned[device.number]), num_filters)
         wanted = device.model or model
-        alike = (wanted, len(views[device.number]), filters)  # all that a student's size depends on
+        alike = (wanted, shapes[device.number], filters)  # all that a student's size depends on
         if alike not in measured:
             names = models_named(wanted)
             measured[alike] = [_candidate(build, device.number, name, filters, dtype) for name in names]

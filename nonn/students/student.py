@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonn.bundle.views import View
+from nonn.bundle.views import WHOLE, View
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import conv, norm_relu, pool
 from nonn.teacher.dotted import from_factory, is_foreign
@@ -42,7 +42,7 @@ class Student(nn.Module):
         normalise: its first layer, for the channels that it sees; not shared between students.
         sends: ``bridge`` or ``penultimate``.
         send_width: penultimate: number of sent features; 0 is all of them.
-        view: channels of the whole input that it sees; empty is all. The caller selects them from the whole input.
+        view: the part of the whole input that it sees. The caller selects it.
         args: keyword arguments of a factory.
 
     Attributes:
@@ -65,7 +65,7 @@ class Student(nn.Module):
         normalise: Normalise,
         sends: str = "bridge",
         send_width: int = 0,
-        view: View = (),
+        view: View = WHOLE,
         args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()

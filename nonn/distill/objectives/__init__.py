@@ -14,6 +14,7 @@ module          objectives                                     compares         
 ``shots``       vrkd, umts: several views                      answers, one part      no
 ``tails``       gcl                                            answers [B, K]         no
 ``points``      hint_points: with regressors                   clustered layers       no
+``pixels``      pixel: draws the larger picture                the input              no
 ``adversarial`` afd: with discriminators                       one part [B, C_j, …]   no
 =============== ============================================== ====================== ==========================
 

@@ -21,6 +21,7 @@ from nonn.distill.objectives import (
     learned,
     logits,
     online,
+    pixels,
     points,
     relations,
     several,
@@ -45,7 +46,7 @@ from nonn.teacher import pool
 
 __all__ = ["OBJECTIVES", "Compute", "Objective", "PerDevice", "objective_named"]
 
-MODULES = (adversarial, information, online, points, shots, soft, tails)  # each has builders
+MODULES = (adversarial, information, online, pixels, points, shots, soft, tails)  # each has builders
 
 _TAPS = ("student_taps", "teacher_taps")
 

@@ -76,6 +76,7 @@ class DeviceReport:
         weights: type of its weights.
         features: type of the features that it sends.
         feature_bytes: size of the features that it sends for one answer, bytes.
+        input_bytes: size of the part of one sample that it receives, bytes; less than the sample with a view.
         accuracy_alone: accuracy when no other device answers.
         value: Birnbaum importance, expected accuracy with the device up less that with it down, under the failure law
             of `expected_accuracy`; in [−1, 1] up to rounding.
@@ -98,6 +99,7 @@ class DeviceReport:
     accuracy_alone: Share
     value: float
     shapley: float
+    input_bytes: Whole | None = field(default=None, metadata=OPTIONAL)
     accuracy_alone_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     value_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
     shapley_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
