@@ -71,6 +71,7 @@ _LATER: dict[str, Any] = {
     "selection": 0.0,
     "curriculum": 0,
     "blockwise": 0,
+    "resolution": 0,
 }
 
 
