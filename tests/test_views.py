@@ -20,7 +20,7 @@ from nonn.distill.objectives.pixels import Pixel, enlarged
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.run import run
 from nonn.toml import from_mapping
-from tests.objectives import PARTS, SAMPLE, distill, make_students, make_teacher
+from tests.objectives import PARTS, SAMPLE, distill, make_students, make_teacher, tensor
 from tests.toys import TINY
 
 # Four devices: the whole picture, three quarters of its side, six columns of it, these at half the resolution.
@@ -48,7 +48,8 @@ def area_means(picture: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarr
     """By repeating pixels until the areas are whole."""
     (height, width), (h, w) = picture.shape[-2:], size
     fine = picture.repeat(h, axis=-2).repeat(w, axis=-1)
-    return fine.reshape(*picture.shape[:-2], h, height, w, width).mean(axis=(-3, -1))
+    means: np.ndarray[Any, Any] = fine.reshape(*picture.shape[:-2], h, height, w, width).mean(axis=(-3, -1))
+    return means
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 24), (6, 20), (31, 1), (32, 32)])
@@ -108,7 +109,7 @@ def test_a_picture_is_drawn_from_feature_maps() -> None:
     flat = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], maps).reshape(2, 2, 2, 2, 3, 3)
     drawn = flat.transpose(0, 1, 4, 2, 5, 3).reshape(2, 2, 6, 6)[..., :5, :5]  # cut off as in the public code
     expected = np.where(drawn > 0, drawn, slope[:, None, None] * drawn)
-    result = enlarged(*(torch.from_numpy(a).float() for a in (maps, weight, slope)), (5, 5))
+    result = enlarged(tensor(maps), tensor(weight), tensor(slope), (5, 5))
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
