@@ -70,12 +70,12 @@ class Fleet:
         running = self._start("nonn", "serve", bundle.path, "--joins", "--port", port, *security, *options)
         return running, running.ready["address"]
 
-    def with_tls(self, bundle: Bundle) -> Any:
+    def with_tls(self, bundle: Bundle, *options: Any) -> Any:
         """An authority, and an aggregator with one of its certificates: its process and address."""
         authority = Authority.create(self.folder / "certs")
         for role, name in (("aggregator", "main"), ("client", "alice"), ("node", "a"), ("node", "b")):
             authority.issue(role, name)
-        return authority, *self.aggregator(bundle, "--tls", authority.folder("aggregator", "main"))
+        return authority, *self.aggregator(bundle, "--tls", authority.folder("aggregator", "main"), *options)
 
     def node(self, name: Any, *aggregators: Any, data: Any = None, options: Any = ()) -> Any:
         security = () if "--tls" in options else ("--join-token-file", self.token, "--id", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -18,7 +19,9 @@ from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
+from tests.fleets import Fleet
 from tests.observing import browser, fetch, requested, state
+from tests.recordings import sensing_bundle, smoothing_bundle, windows, write_recording
 from tests.serving import process, until
 from tests.toys import toy_bundle
 
@@ -245,6 +248,25 @@ return [...document.querySelectorAll("body *")].flatMap((e) => {
   return ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5) ? [`${e.id || e.tagName}: ${ratio.toFixed(2)}`] : [];
 });
 """
+
+
+def test_the_strip_shows_the_answers_of_nodes_that_sense_and_why_units_are_missing(driver: Any, tmp_path: Path) -> None:
+    bundle = smoothing_bundle(sensing_bundle(tmp_path / "plain", 3), tmp_path / "bundle")
+    recording, query = write_recording(tmp_path / "a.csv", windows(200, 3)[0]), "?speed=4"
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(tmp_path, stack)
+        options = ("--joins", "--join-token-file", fleet.token, "--replay-speed", 4, "--http-port", 0)
+        ready = fleet._start("nonn", "serve", bundle.path, *options).ready
+        fleet.node("n0", ready["address"], options=("--student", 0, "--source", f"csv:{recording}{query}"))
+        driver.get(ready["http"])
+        until(lambda: driver.execute_script("return document.querySelectorAll('#strip rect.sensed').length") > 3)
+        assert not driver.execute_script("return document.querySelector('#answers').hidden")
+        assert bundle.smoothed is not None
+        accuracy = percent(bundle.smoothed.table.accuracy[1])
+        assert re.fullmatch(rf"\w+, {re.escape(accuracy)} with 1 units", text(driver, "#answer-now"))
+        assert "unit 2: no node measures it" in text(driver, "#answer-missing")
+        assert percent(bundle.table.accuracy[1]) in text(driver, "#strip rect.sensed title")
+    assert [line for line in complaints(driver) if "ERR_CONNECTION" not in line and "ERR_INCOMPLETE" not in line] == []
 
 
 def test_a_hostile_node_id_is_text_and_no_markup(driver: Any, bundle: Bundle, tmp_path: Path) -> None:

@@ -368,6 +368,23 @@ def test_processes_replay_a_recording_and_every_answer_has_its_window_and_a_true
         assert asyncio.run(follow()).bundle == bundle.hash
 
 
+def test_with_tls_a_node_senses_under_its_certificate_and_may_send_raw_samples(tmp_path: Path) -> None:
+    bundle, raw = sensing_bundle(tmp_path / "bundle", 2), tmp_path / "raw"
+    recording = write_recording(tmp_path / "a.csv", windows(200, 3)[0])
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(tmp_path, stack)
+        authority, _, address = fleet.with_tls(bundle, "--replay-speed", 4, "--raw", raw)
+        source = ("--student", 1, "--source", f"csv:{recording}?speed=4", "--send-raw")
+        fleet.node("a", address, options=("--tls", authority.folder("node", "a"), *source))
+        with pytest.raises(CredentialsError, match="it uses TLS, this side plain text"):
+            next(iter(fleet.client(address).watch()))
+        client = fleet.client(address, tls=authority.folder("client", "alice"))
+        answer = next(answer for answer in client.watch() if answer.mask)
+        assert answer.devices == (1,)
+        assert answer.missing == {"unit 0": "no node measures it"}
+    assert len((raw / "a.csv").read_text().splitlines()) > 8
+
+
 def test_raw_samples_are_stored_where_both_sides_say_so(tmp_path: Path) -> None:
     from nonn.aggregator.sensing.raw import RawFolder
 

@@ -45,8 +45,8 @@ def test_with_wrong_clocks_and_bursts_of_losses_no_answer_is_missing_and_no_mask
 
 def test_a_duty_cycle_keeps_the_goal_and_batteries_last_longer(bundle: Bundle) -> None:
     goal = float(min(bundle.table.accuracy[mask] for mask in (3, 5, 9, 6, 10, 12)))
-    battery = {"joules": 2.0, "charge": [1.0, 0.9, 0.8, 1.0]}
-    sensing = {"hours": 0.15, "accuracy_goal": goal, "duty_period_s": 30.0}
+    battery = {"joules": 1.3, "charge": [1.0, 0.9, 0.8, 1.0]}
+    sensing = {"hours": 0.1, "accuracy_goal": goal, "duty_period_s": 30.0}
     everyone, some = rows(bundle, sensing=sensing, battery=battery)
     assert everyone["policy"] == "all units work"
     assert everyone["first_empty_h"] < (some["first_empty_h"] or 1.0)

@@ -236,7 +236,8 @@ function sensed(answer) {
   strip.push(answer);
   if (strip.length > STRIP) strip.shift();
   byId("answers").hidden = false;
-  write("answer-now", answer.label ? `${answer.label}, ${percent(answer.expected_accuracy)} with ${answer.devices.length} units` : "no unit senses");
+  const shown = answer.smoothed || answer;
+  write("answer-now", answer.label ? `${shown.label}, ${percent(shown.expected_accuracy)} with ${answer.devices.length} units` : "no unit senses");
   write("answer-missing", Object.entries(answer.missing).map(([node, why]) => `${node}: ${why}`).join("; "));
   byId("strip").replaceChildren(...strip.map((each, i) => {
     const height = each.label ? 58 * each.expected_accuracy : 58;
