@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nonn.arguments import is_missing
+from nonn.cli.run import add_overrides
 from nonn.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,14 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file, to print its values; a table or key such as distill.objectives, to print only that; "
         "policy or node, for the files of nonn serve",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="override a value, for example distill.epochs=3; may be given again",
-    )
+    add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list of options")
 
 

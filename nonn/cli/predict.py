@@ -11,7 +11,8 @@ import itertools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import addresses, existing, seconds
+from nonn.arguments import addresses, seconds
+from nonn.cli._client_options import add_client_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=seconds, default=10.0, metavar="S", help="seconds per request (default: %(default)s)"
     )
-    parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs")
-    parser.add_argument(
-        "--token-file", type=existing, metavar="FILE", help="file with the token that the aggregator requires"
-    )
-    parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
+    add_client_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print only one JSON list on standard output")
 
 

@@ -25,6 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every command that runs an experiment."""
+    add_overrides(parser)
+    parser.add_argument(
+        "--runs", type=path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
+    )
+    parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
+    parser.add_argument("--log-time", action="store_true", help="begin every line of progress with date and time")
+    parser.add_argument("--tensorboard", action="store_true", help="write the losses of each training for TensorBoard")
+    parser.set_defaults(resumable=True)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--set``, also for a command that only reads an experiment."""
     parser.add_argument(
         "--set",
         action="append",
@@ -33,13 +45,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="override a value, for example distill.epochs=3; may be given again",
     )
-    parser.add_argument(
-        "--runs", type=path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
-    )
-    parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
-    parser.add_argument("--log-time", action="store_true", help="begin every line of progress with date and time")
-    parser.add_argument("--tensorboard", action="store_true", help="write the losses of each training for TensorBoard")
-    parser.set_defaults(resumable=True)
 
 
 def run(args: argparse.Namespace) -> int:

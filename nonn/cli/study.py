@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from nonn.arguments import existing
-from nonn.cli.run import add_run_options
+from nonn.cli.run import add_arguments
+
+__all__ = ["SUMMARY", "add_arguments", "run"]
 
 SUMMARY = "compare the experiment with published methods at equal budget; resumes where it stopped"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Defines the options."""
-    parser.add_argument("experiment", type=existing, metavar="EXPERIMENT.toml", help="experiment file; see examples/")
-    add_run_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

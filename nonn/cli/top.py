@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nonn.arguments import addresses, existing, seconds
+from nonn.arguments import addresses, seconds
+from nonn.cli._client_options import add_client_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,11 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="print one table and exit")
     parser.add_argument("--json", action="store_true", help="print only one JSON object and exit")
     parser.add_argument("--timeout", type=seconds, default=5.0, metavar="S", help="seconds (default: %(default)s)")
-    parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs")
-    parser.add_argument(
-        "--token-file", type=existing, metavar="FILE", help="file with the token that the aggregator requires"
-    )
-    parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
+    add_client_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nonn.arguments import addresses, existing, whole
+from nonn.arguments import addresses, whole
+from nonn.cli._client_options import add_client_arguments
 
 if TYPE_CHECKING:
     from nonn.streams import WindowAnswer
@@ -20,11 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--count", type=whole(0), default=0, metavar="N", help="exit after N answers (default: never)")
-    parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs")
-    parser.add_argument(
-        "--token-file", type=existing, metavar="FILE", help="file with the token that the aggregator requires"
-    )
-    parser.add_argument("--insecure", action="store_true", help="send the token beyond loopback without TLS")
+    add_client_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
