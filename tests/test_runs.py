@@ -15,7 +15,7 @@ from nonn.cli import main
 from nonn.cli.init import guess_reader
 from nonn.cli.serve import next_steps
 from nonn.config import load_experiment
-from nonn.errors import DataError
+from nonn.errors import UsageError
 from nonn.experiment.kept import set_aside
 from nonn.experiment.stages import open_stage
 from nonn.files import write_json
@@ -138,7 +138,7 @@ def test_the_reader_follows_from_the_form_of_the_data(tmp_path: Path, files: lis
     if reader.isalpha():
         assert guess_reader(folder / files[0] if reader == "npz" else folder) == reader
     else:
-        with pytest.raises(DataError, match=reader):
+        with pytest.raises(UsageError, match=reader):
             guess_reader(folder)
 
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nonn.arguments import path
+from nonn.arguments import count, path, usage
 
 if TYPE_CHECKING:
     from nonn.toml.listing import Table
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="PATH", help="folder of images, .npz or .parquet file; empty for the digits")
     parser.add_argument("--reader", default="", metavar="NAME", help="reader of the data (default: by its form)")
     parser.add_argument("--teacher", metavar="MODEL", help="a model of nonn, or package.module:factory")
-    parser.add_argument("--devices", metavar="N", help="number of devices")
+    parser.add_argument("--devices", type=_num_devices, metavar="N", help="number of devices")
     parser.add_argument("--name", default="", help="name of the experiment (default: that of the file)")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
 
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         overrides += [f"data.reader={toml_value(reader)}", f"data.path={toml_value(answers['data'])}"]
     elif args.reader:
         overrides.append(f"data.reader={toml_value(args.reader)}")
-    experiment = load_experiment(None, overrides)
+    with usage():
+        experiment = load_experiment(None, overrides)
     needed = {experiment.data.reader, "path" * bool(experiment.data.path), "factory" * (":" in answers["teacher"])}
     text = as_toml(_tables(experiment, needed))
     with atomic_file(args.file) as temporary:
@@ -90,16 +91,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _num_devices(text: str) -> str:
+    """A whole number of 1 or more, as text like every other answer."""
+    return str(count(text))
+
+
 def guess_reader(path: Path) -> str:
     """The reader for a file or folder.
 
     Raises:
-        DataError: it does not exist, or its form is unknown.
+        UsageError: it does not exist, or its form is unknown.
     """
-    from nonn.errors import DataError
+    from nonn.errors import UsageError
 
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+        raise UsageError(f"{path}: no such file or folder")
     if path.suffix in (".npz", ".parquet"):
         return path.suffix[1:]
     if path.is_dir() and (any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))):
@@ -108,7 +114,7 @@ def guess_reader(path: Path) -> str:
         return "cifar"
     if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
         return "imagefolder"
-    raise DataError(f"{path}: neither .npz, .parquet nor a folder of folders of images; name its reader with --reader")
+    raise UsageError(f"{path}: neither .npz, .parquet nor a folder of folders of images; name its reader with --reader")
 
 
 def _answer(what: str, given: str | None) -> str:

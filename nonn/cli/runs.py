@@ -59,6 +59,9 @@ def _list(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
         return
+    if not rows:
+        print(f"no runs in {args.runs}; nonn run makes one")
+        return
     from nonn.report.table import Column, Table, TextColumn, as_text
 
     columns = (
