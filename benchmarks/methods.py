@@ -103,7 +103,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "umts": (*_term("umts", 0.01), *_VIEWS),
     "labels, 4×4 pixels": _SMALLER,
     "kd, 4×4 pixels": (*_term("kd", 0.9, on="both"), *_SMALLER),
-    "pixel distillation": (*_term("kd", 0.9, on="both"), *_term("pixel", 50.0), *_SMALLER),
+    "pixel distillation": (*_term("kd", 0.9, on="both"), *_term("pixel", 1.0), *_SMALLER),
 }
 
 
