@@ -24,6 +24,8 @@ __all__ = ["MODEL", "Answer", "ReplyStatus"]
 
 MODEL = "nonn"  # name of the fused model in the protocol
 _INTERVAL = ("nonn_expected_accuracy_low", "nonn_expected_accuracy_high")
+_ESTIMATED = "nonn_expected_accuracy_estimated"
+_LARGEST = 2**63 - 1  # of an integer parameter: masks of more than 63 devices do not fit
 
 
 class ReplyStatus(IntEnum):
@@ -94,6 +96,10 @@ class Answer(Prediction):
         }
         if self.expected_accuracy_interval is not None:
             parameters |= dict(zip(_INTERVAL, self.expected_accuracy_interval, strict=True))
+        if self.expected_accuracy_estimated:
+            parameters[_ESTIMATED] = True
+        if self.mask > _LARGEST:  # the tensor "answered" has it
+            del parameters["nonn_mask"]
         if self.early:
             parameters["nonn_early"] = True
         if self.failures:
@@ -117,6 +123,7 @@ class Answer(Prediction):
                 "degraded": self.degraded,
                 "expected_accuracy": self.expected_accuracy,
                 "expected_accuracy_interval": self.expected_accuracy_interval,
+                **({"expected_accuracy_estimated": True} if self.expected_accuracy_estimated else {}),
                 "failures": dict(self.failures),
             }
 
@@ -162,6 +169,7 @@ class Answer(Prediction):
                 early=bool(parameters.get("nonn_early", False)),
                 latency_s=latency_s,
                 expected_accuracy_interval=(ends[0], ends[1]) if len(ends) == 2 else None,
+                expected_accuracy_estimated=bool(parameters.get(_ESTIMATED, False)),
             )
         except (KeyError, IndexError) as exc:
             raise InputError(f"the response has no {exc}: it is not the answer of a nonn aggregator") from exc

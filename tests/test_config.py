@@ -71,7 +71,7 @@ def test_overrides_are_toml_values_or_bare_strings_and_reach_nested_tables() -> 
         ("data.reader=zzzzz", ["data.reader", "digits", "parquet"]),
         ("partition.parts=9", ["partition.parts = 9", "more parts than devices (8)"]),
         ("partition.parts=0", ["partition.parts = 0", "a whole number ≥ 1 or 'auto'"]),
-        ("devices.count=17", ["devices.count = 17", "16"]),
+        ("devices.count=257", ["devices.count = 257", "256"]),
         ("experiment.name='../x'", ["experiment.name", "letters"]),
         ("experiment.name=''", ["experiment.name"]),
         ("experiment.seed=-1", ["experiment.seed = -1", "must be at least 0"]),

@@ -73,7 +73,7 @@ class Reference:
         self.env = self.world.env
         self.students = deployment.students or tuple(range(n))
         students = {f"node-{i}": student for i, student in enumerate(self.students)}
-        self.policy = Policy(students, scenario.policy, deployment.accuracy.tolist())
+        self.policy = Policy(students, scenario.policy, deployment.accuracy)
         self.open: set[Request] = set()
         self.channels = [Channel(node.link) for node in nodes]
         times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)

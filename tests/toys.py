@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nonn.bundle import Bundle, InputSpec, Manifest, Student, evidence_arrays, write_bundle
+from nonn.bundle.bundle import DEFAULT_P_FAIL
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY
 from nonn.enumeration import enumerate_evidence
+from nonn.enumeration.sampled import sample_evidence
 from nonn.fusion import RidgePerSet, gram
 from nonn.fusion.consistency_fit import fit_consistency
+from nonn.reliability.sampled_evidence import AnyEvidence
+from nonn.report.risk import report_laws
 from nonn.sensing import SensingSpec
 
 # The digits experiment with everything small: four devices, two parts, two epochs.
@@ -73,11 +78,12 @@ def toy_bundle(
     width: int = WIDTH,
     shape: tuple[int, ...] = SHAPE,
     sensing: SensingSpec | None = None,
+    sampled: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """A real bundle with random linear students, a ridge head fitted for them, its table and test features.
 
     ``tested`` adds the test of devices against each other, and known inputs. With ``sensing``, each device measures the
-    whole input.
+    whole input. With ``sampled``, the options of ``sample_evidence``, the table has a sample of the subsets.
     """
     num_parts = num_parts or num_devices
     rng = np.random.default_rng(1)
@@ -92,7 +98,12 @@ def toy_bundle(
     head = RidgePerSet(*sums, ridge=1e-4, widths=[width] * num_devices)
     inputs, labels = toy_data(200, 3, shape)
     recorded = features(inputs)
-    evidence = enumerate_evidence(head, recorded, labels)
+    laws = report_laws([DEFAULT_P_FAIL] * num_devices)
+    evidence: AnyEvidence = (
+        enumerate_evidence(head, recorded, labels)
+        if sampled is None
+        else sample_evidence(head, recorded, labels, laws, **sampled)
+    )
     further: dict[str, dict[str, NDArray[Any]]] = {}
     spec = InputSpec(shape, "uint8", (127.0,) * shape[0], (70.0,) * shape[0])
     if tested:

@@ -13,12 +13,14 @@ from nonn.aggregator.solver import HeadSolver
 from nonn.answer import Answer
 from nonn.errors import QuorumError
 from nonn.fusion import Head
-from nonn.reliability.subsets import SubsetTable, members
+from nonn.reliability.subsets import AccuracyTable, members
 
 __all__ = ["joined"]
 
 
-async def joined(answers: Sequence[Answer], solver: HeadSolver, head: Head, table: SubsetTable, quorum: int) -> Answer:
+async def joined(
+    answers: Sequence[Answer], solver: HeadSolver, head: Head, table: AccuracyTable, quorum: int
+) -> Answer:
     """Joins answers; only devices that answered every piece are fused, again if the pieces have different devices.
 
     Args:
@@ -44,7 +46,7 @@ async def joined(answers: Sequence[Answer], solver: HeadSolver, head: Head, tabl
         fused = [head.logits({i: answer.features[i] for i in members(mask)}) for answer in answers]
         logits = [part.astype(np.float32) for part in fused]
         confidence = [head.confidence(part, mask).astype(np.float32) for part in fused]
-    answered = np.zeros(num_devices, np.bool_)
+    answered, stated = np.zeros(num_devices, np.bool_), table.stated(mask)
     answered[list(members(mask))] = True
     return dataclasses.replace(
         first,
@@ -52,8 +54,9 @@ async def joined(answers: Sequence[Answer], solver: HeadSolver, head: Head, tabl
         confidence=np.concatenate(confidence),
         answered=answered,
         degraded=mask.bit_count() < num_devices,
-        expected_accuracy=float(table.accuracy[mask]),
-        expected_accuracy_interval=table.interval(mask),
+        expected_accuracy=stated.accuracy,
+        expected_accuracy_interval=stated.interval,
+        expected_accuracy_estimated=stated.estimated,
         failures={node: text for answer in answers for node, text in answer.failures.items()},
         statuses={node: status for answer in answers for node, status in answer.statuses.items()},
         early=any(answer.early for answer in answers),

@@ -98,9 +98,7 @@ class Aggregator:
         config = config or PolicyConfig()
         if config.quorum > bundle.num_devices:
             raise ConfigError(f"quorum = {config.quorum}: the bundle has only {bundle.num_devices} devices")
-        self.policy = Policy(
-            {node.id: node.student for node in nodes}, config, bundle.table.accuracy.tolist(), heard=False
-        )
+        self.policy = Policy({node.id: node.student for node in nodes}, config, bundle.accuracies.lookup(), heard=False)
         self._stalls = StallClock()
         self._clock, self._event_clock = clock or self._stalls, clock or time.monotonic
         self._fanout = Fanout(nodes, bundle, lambda reply, late: self._states.learn(reply, late), connect, self._clock)
@@ -309,7 +307,7 @@ class Aggregator:
             if mask != arrived:
                 fused = {i: features[i] for i in members(mask)}
             logits = self._head.logits(fused)
-        answered = np.zeros(self.bundle.num_devices, np.bool_)
+        answered, stated = np.zeros(self.bundle.num_devices, np.bool_), self.bundle.accuracies.stated(mask)
         answered[[*fused]] = True
         missing: Mapping[str, tuple[ReplyStatus, str]] = {}
         if fanout and mask.bit_count() != len(self.nodes):
@@ -320,8 +318,9 @@ class Aggregator:
             answered=answered,
             degraded=mask.bit_count() < self.bundle.num_devices,
             bundle=self.bundle.hash,
-            expected_accuracy=self.policy.accuracy[mask],
-            expected_accuracy_interval=self.bundle.table.interval(mask),
+            expected_accuracy=stated.accuracy,
+            expected_accuracy_interval=stated.interval,
+            expected_accuracy_estimated=stated.estimated,
             failures={node: text for node, (_, text) in missing.items()},
             statuses={node: status for node, (status, _) in missing.items()},
             features=features,
@@ -335,7 +334,7 @@ class Aggregator:
         Raises:
             QuorumError: these are fewer than the quorum.
         """
-        return await joined(answers, self._solver, self._head, self.bundle.table, self.policy.config.quorum)
+        return await joined(answers, self._solver, self._head, self.bundle.accuracies, self.policy.config.quorum)
 
     def _tell(
         self,

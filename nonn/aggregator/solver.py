@@ -11,12 +11,12 @@ the highest accuracy is fused instead, and the answer states that subset with it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, combinations
 
 from nonn.fusion import Head
-from nonn.reliability.subsets import mask_of, members
+from nonn.reliability.subsets import AccuracyOf, mask_of, members
 from nonn.rpc.background import Background
 
 __all__ = ["HeadSolver"]
@@ -29,11 +29,11 @@ class HeadSolver:
 
     Args:
         head: fusion head of the bundle.
-        accuracy: accuracy of every subset [2^N].
+        accuracy: accuracy of every subset.
         wait_s: how long a request waits for the solution of its own subset.
     """
 
-    def __init__(self, head: Head, accuracy: Sequence[float], wait_s: float) -> None:
+    def __init__(self, head: Head, accuracy: AccuracyOf, wait_s: float) -> None:
         self._head, self._accuracy, self._wait_s = head, accuracy, wait_s
         # Two threads, so that the subset of a request never queues behind those that are solved ahead.
         self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix="solve")

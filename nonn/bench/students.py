@@ -179,7 +179,7 @@ def measure_bundle(path: Path) -> Iterator[BundleStudent]:
             activation_bytes=activation_bytes(data),
             onnx_bytes=len(data),
             answer_ms=_answer_ms(data, inputs),
-            accuracy=float(bundle.table.accuracy[1 << i]),
+            accuracy=bundle.accuracies.stated(1 << i).accuracy,
             int8_drop=None if precision is None else precision.drop_alone[i],
         )
 

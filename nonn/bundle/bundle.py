@@ -25,7 +25,9 @@ from nonn.fusion import Head, head_from_arrays
 from nonn.fusion.consistency import Consistency
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import Outcomes
-from nonn.reliability.subsets import SubsetTable, mask_of
+from nonn.reliability.sampled import SampledTable
+from nonn.reliability.sampled_evidence import SampledEvidence
+from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of
 from nonn.sensing import SensingSpec
 
 if TYPE_CHECKING:
@@ -135,9 +137,32 @@ class Bundle:
 
     @cached_property
     def table(self) -> SubsetTable:
-        """Accuracy of every subset of devices, on the test split."""
+        """Accuracy of every subset of devices, on the test split.
+
+        Raises:
+            BundleError: the bundle has more devices than can be enumerated, or the table does not fit it.
+        """
+        if not isinstance(self.accuracies, SubsetTable):
+            raise BundleError(
+                f"{self.path}: {self.num_devices} devices; this needs the accuracy of all 2^N subsets, which are "
+                f"enumerated up to {MAX_DEVICES}. nonn report shows what was sampled"
+            )
+        return self.accuracies
+
+    @cached_property
+    def accuracies(self) -> SubsetTable | SampledTable:
+        """Accuracy of the subsets of devices that were evaluated: of all of them up to 16 devices.
+
+        Raises:
+            BundleError: the table does not fit the bundle.
+        """
         arrays = self.arrays("accuracy.npz")
-        table = SubsetTable(arrays["correct"], int(arrays["samples"]))
+        try:
+            if "up" in arrays:
+                return SampledTable.from_arrays(arrays, self.num_devices)
+            table = SubsetTable(arrays["correct"], int(arrays["samples"]))
+        except (KeyError, ShapeError) as exc:
+            raise BundleError(f"{self.path}/accuracy.npz: {exc}; build the bundle again") from exc
         if table.num_devices != self.num_devices:
             raise BundleError(
                 f"{self.path}/accuracy.npz: a table of {table.num_devices} devices, not {self.num_devices}"
@@ -149,21 +174,39 @@ class Bundle:
         """The table with the outcome of each test sample, for intervals; bundles of older versions lack the outcomes.
 
         Raises:
+            BundleError: the outcomes do not fit the table, or the bundle has more devices than can be enumerated.
+        """
+        return Evidence(self.table, self._outcomes)
+
+    @cached_property
+    def any_evidence(self) -> Evidence | SampledEvidence:
+        """``evidence``, of a sample of the subsets where the bundle has more devices than can be enumerated.
+
+        Raises:
             BundleError: the outcomes do not fit the table.
         """
+        table = self.accuracies
+        return self.evidence if isinstance(table, SubsetTable) else SampledEvidence(table, self._outcomes)
+
+    @cached_property
+    def _outcomes(self) -> Outcomes | None:
         if OUTCOMES not in self.manifest.files:
-            return Evidence(self.table)
-        arrays = self.arrays(OUTCOMES)
+            return None
+        arrays, table = self.arrays(OUTCOMES), self.accuracies
+        sets = None if isinstance(table, SubsetTable) else len(table.correct)
         try:
-            return Evidence(self.table, Outcomes(arrays["right"], self.num_devices, self.table.samples))
+            outcomes = Outcomes(arrays["right"], self.num_devices, table.samples, sets)
+            if outcomes.kept == table.samples and (outcomes.correct() != table.correct).any():
+                raise ShapeError("the outcomes of the samples do not add up to the counts of the table")
         except (KeyError, ShapeError) as exc:
             raise BundleError(f"{self.path}/{OUTCOMES}: {exc}; build the bundle again") from exc
+        return outcomes
 
     @cached_property
     def teacher_right(self) -> NDArray[np.bool_] | None:
         """Whether the teacher classifies each sample of the outcomes correctly [m]; None where that is not recorded."""
         packed = self.arrays(OUTCOMES).get("teacher") if OUTCOMES in self.manifest.files else None
-        outcomes = self.evidence.outcomes
+        outcomes = self._outcomes
         if packed is None or outcomes is None:
             return None
         if packed.dtype != np.uint8 or packed.shape != (-(-outcomes.kept // 8),):
@@ -233,16 +276,17 @@ class Bundle:
 
         Args:
             failed: number of failed devices, for the mean over all subsets of the others; or the numbers of the failed
-                devices, for exactly these. ``table.by_failures()`` has the worst subsets.
+                devices, for exactly these. ``accuracies.by_failures()`` has the worst subsets, and
+                ``accuracies.stated(mask)`` says of one subset whether it was evaluated.
 
         Raises:
             InputError: there are not that many devices, or no such device.
         """
         if not isinstance(failed, int):
-            return float(self.table.accuracy[self.mask_without(failed)])
+            return self.accuracies.stated(self.mask_without(failed)).accuracy
         if not 0 <= failed <= self.num_devices:
             raise InputError(f"{failed} failed devices; this bundle has {self.num_devices}")
-        return self.table.by_failures()[failed].mean if failed < self.num_devices else 0.0
+        return self.accuracies.by_failures()[failed].mean if failed < self.num_devices else 0.0
 
     def mask_without(self, failed: Iterable[int]) -> int:
         """The subset of all devices but these, as a bit mask.
@@ -269,7 +313,7 @@ class Bundle:
 
     def _repr_html_(self) -> str:
         """Experiment, hash and accuracy against failures, for notebooks."""
-        return self.table.to_html(f"{self.manifest.experiment}, bundle {self.hash[:12]}")
+        return self.accuracies.to_html(f"{self.manifest.experiment}, bundle {self.hash[:12]}")
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays of one of the bundle's .npz files.

@@ -6,7 +6,8 @@
     students/student-<i>.onnx   one network per device: raw inputs [B, …] → features [B, d_i]
     students/student-<i>.int8.onnx   the same in 8 bits; if present, devices run it
     fusion.npz                the fusion head
-    accuracy.npz              accuracy of all 2^N subsets of devices: correct counts and sample size
+    accuracy.npz              accuracy of all 2^N subsets of devices: correct counts and sample size; beyond 16 devices
+                              of a sample of the subsets, with the devices of each (nonn.reliability.sampled)
     outcomes.npz              optional: which test samples each subset, and the teacher, classify correctly
     features.npz              optional: recorded test features and labels, for the simulator
     graph.npz                 optional: the filter graph, for the report

@@ -40,6 +40,8 @@ class Prediction:
         bundle: hash of the bundle that answered.
         expected_accuracy: of exactly this set of devices, on the bundle's test split, in [0, 1].
         expected_accuracy_interval: its 95 % interval, for the finite test split; None from an older aggregator.
+        expected_accuracy_estimated: whether this set was not evaluated, as happens beyond 16 devices: then the accuracy
+            is the mean of sampled sets of as many devices, and the interval covers their differences.
     """
 
     logits: NDArray[np.float32]
@@ -49,6 +51,7 @@ class Prediction:
     bundle: str
     expected_accuracy: float
     expected_accuracy_interval: tuple[float, float] | None = None
+    expected_accuracy_estimated: bool = False
 
     @cached_property
     def mask(self) -> int:
@@ -93,15 +96,16 @@ class Offline:
         for i in members(mask):
             sent = run_session(self._sessions[i], select_view(batch, students[i].view))
             features[i] = students[i].code.roundtrip(sent)
-        logits = bundle.head.logits(features, keep=False)
+        logits, stated = bundle.head.logits(features, keep=False), bundle.accuracies.stated(mask)
         return Prediction(
             logits=logits.astype(np.float32),
             confidence=bundle.head.confidence(logits, mask).astype(np.float32),
-            answered=(mask >> np.arange(bundle.num_devices) & 1).astype(np.bool_),
+            answered=np.array([mask >> i & 1 for i in range(bundle.num_devices)], dtype=np.bool_),
             degraded=mask.bit_count() < bundle.num_devices,
             bundle=bundle.hash,
-            expected_accuracy=float(bundle.table.accuracy[mask]),
-            expected_accuracy_interval=bundle.table.interval(mask),
+            expected_accuracy=stated.accuracy,
+            expected_accuracy_interval=stated.interval,
+            expected_accuracy_estimated=stated.estimated,
         )
 
     @cached_property

@@ -18,19 +18,24 @@ from nonn.bundle.self_contained import check_self_contained
 from nonn.errors import BundleError, NonnError
 from nonn.files import atomic_folder, sha256_file, write_json
 from nonn.reliability.evidence import Evidence
+from nonn.reliability.sampled import SampledTable
+from nonn.reliability.sampled_evidence import SampledEvidence
 
 __all__ = ["evidence_arrays", "load_bundle", "write_bundle"]
 
 
-def evidence_arrays(evidence: Evidence, teacher: NDArray[np.bool_] | None = None) -> dict[str, dict[str, NDArray[Any]]]:
+def evidence_arrays(
+    evidence: Evidence | SampledEvidence, teacher: NDArray[np.bool_] | None = None
+) -> dict[str, dict[str, NDArray[Any]]]:
     """The arrays of accuracy.npz and outcomes.npz, by file.
 
     Args:
-        evidence: accuracy of all subsets, with outcomes if there are any.
+        evidence: accuracy of all subsets, or of a sample of them, with outcomes if there are any.
         teacher: whether the teacher classifies each sample of the outcomes correctly [m].
     """
     table, outcomes = evidence.table, evidence.outcomes
-    found = {"accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)}}
+    counts = {"correct": table.correct, "samples": np.array(table.samples)}
+    found = {"accuracy.npz": table.to_arrays() if isinstance(table, SampledTable) else counts}
     if outcomes is not None:
         found[OUTCOMES] = {"right": outcomes.packed}
         if teacher is not None:

@@ -20,7 +20,7 @@ SUMMARY = "write a commented experiment file for own data, model and devices"
 _QUESTIONS = {
     "data": "data: a folder with a folder of images for each class, or a .npz or .parquet file (empty: the digits)",
     "teacher": "teacher: a model such as wrn-16-2, or package.module:factory",
-    "devices": "devices: 1 to 16",
+    "devices": "devices: 1 to 256",
 }
 _DEFAULTS = {"data": "", "teacher": "wrn-16-2", "devices": "8"}
 # The keys that the file has, by the reader and the teacher that they need; empty for all.

@@ -135,4 +135,5 @@ def _line(row: dict[str, Any], num_devices: int) -> str:
     return (
         f"{row['file']}[{row['index']}]: {row['class']}, confidence {row['confidence']:.1%}; "
         f"{devices}, expected accuracy {row['expected_accuracy']:.1%}{_between(row['expected_accuracy_interval'])}"
+        + (f", estimated from other sets of {len(row['answered'])}" if row.get("expected_accuracy_estimated") else "")
     )

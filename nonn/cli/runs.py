@@ -44,7 +44,7 @@ def _list(args: argparse.Namespace) -> None:
 
     rows = []
     for found in list_runs(args.runs):
-        accuracies = None if found.bundle is None else [row.mean for row in found.bundle.table.by_failures()]
+        accuracies = None if found.bundle is None else [row.mean for row in found.bundle.accuracies.by_failures()]
         rows.append(
             {
                 "name": found.name,
@@ -89,7 +89,7 @@ def _diff(args: argparse.Namespace) -> None:
     print(as_text(Table(options, rows)) if rows else "the same options")
     if bundles[0].manifest.data.get("fingerprint") != bundles[1].manifest.data.get("fingerprint"):
         print("\nThe data differ: the accuracies are of different samples.")
-    levels = [bundle.table.by_failures() for bundle in bundles]
+    levels = [bundle.accuracies.by_failures() for bundle in bundles]
     rows = [{"failed": a.failed, "first": a.mean, "second": b.mean} for a, b in zip(*levels, strict=False)]
     accuracies = (Column("failed", "failed"), *(Column(t, k, percent) for t, k in zip(titles, sides, strict=True)))
     print(f"\n{as_text(Table(accuracies, rows))}")

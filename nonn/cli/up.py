@@ -165,7 +165,7 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client, console: Conso
         known = {node["student"]: node for node in client.metadata().nodes}
     except NonnError:
         known = {}  # the aggregator is down; the processes are still shown
-    value = bundle.table.importance(np.array(bundle.p_fail))
+    value = bundle.accuracies.importance(np.array(bundle.p_fail))
     table = Table(
         title=f"{bundle.manifest.experiment} at {cluster.address}",
         caption="value: points of accuracy lost if the device fails\n"

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from nonn.reliability.subsets import MAX_DEVICES
+from nonn.reliability.sampled import MOST_DEVICES
 from nonn.toml.constraints import Count, NotEmpty, NotNegative, Probability, Range, Rules, Whole
 
 __all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig", "ViewConfig"]
@@ -76,8 +76,9 @@ class DevicesConfig:
 
     count: Annotated[
         int,
-        Range(ge=1, le=MAX_DEVICES, why="the table has all 2^N subsets"),
-        "number of devices N; leave it out if there are classes or views",
+        Range(ge=1, le=MOST_DEVICES, why="beyond, a cell of its own costs less than its table"),
+        "number of devices N; leave it out if there are classes or views. Beyond 16 the table has a sample of the "
+        "subsets",
     ] = 8
     budget: Annotated[BudgetConfig, "Limits of every device's student; 0 is no limit. Classes have their own."] = field(
         default_factory=BudgetConfig

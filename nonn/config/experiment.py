@@ -18,6 +18,7 @@ from nonn.config.devices import DevicesConfig
 from nonn.config.fusion import ExportConfig, FusionConfig
 from nonn.config.partition import AUTO, GraphConfig, PartitionConfig
 from nonn.config.training import DistillConfig, StudentConfig, TeacherConfig
+from nonn.reliability.subsets import MAX_DEVICES
 from nonn.sensing.smoothing import DEVICES
 from nonn.toml import from_mapping, override, parse_toml
 from nonn.toml.constraints import Choice, Matches, NotEmpty, Rules, Whole
@@ -131,6 +132,22 @@ class Experiment:
             not distill.picture or not (labels or fusion.head_to_tail),
             "patches have no labels: choose fusion.head = 'ridge' or 'trained' and fusion.target = 'teacher', without "
             "fusion.balanced and fusion.head_to_tail",
+        )
+        sampled = devices.count > MAX_DEVICES
+        yield (
+            "fusion.head",
+            not sampled or fusion.head not in ("logistic", "masked", "best"),
+            f"'{fusion.head}' fits to all subsets of at most {MAX_DEVICES} devices; choose 'ridge' or 'trained'",
+        )
+        yield (
+            "fusion.temperature",
+            not sampled or fusion.temperature != "set",
+            f"'set' is for at most {MAX_DEVICES} devices; choose 'survivors' or 'auto'",
+        )
+        yield (
+            "devices.classes",
+            not sampled or not devices.classes,
+            f"students are placed on at most {MAX_DEVICES} unequal devices; leave classes out",
         )
         models = [self.student.model, *(kind.model for kind in devices.classes)]
         yield (

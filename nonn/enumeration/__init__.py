@@ -18,7 +18,7 @@ samples, ties included: the lowest class wins. Only the masked head may decide a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,18 @@ from nonn.enumeration.counter import Counter
 from nonn.enumeration.linear import count_linear
 from nonn.enumeration.masked import count_masked
 from nonn.enumeration.ridge import count_ridge
+from nonn.enumeration.sampled import sample_evidence
 from nonn.errors import ShapeError
 from nonn.fusion import Head, LogisticPerSet, MaskedHead, RidgePerSet
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import Outcomes, kept_samples
-from nonn.reliability.subsets import SubsetTable, all_masks, members
+from nonn.reliability.sampled_evidence import AnyEvidence
+from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, all_masks, members
 
-__all__ = ["count_correct", "count_one_by_one", "enumerate_evidence", "enumerate_subsets"]
+if TYPE_CHECKING:
+    from nonn.reliability.laws.base import Law
+
+__all__ = ["count_correct", "count_one_by_one", "enumerate_evidence", "enumerate_subsets", "evaluate_subsets"]
 
 IntArray = NDArray[np.int64]
 
@@ -167,3 +172,12 @@ def enumerate_evidence(head: Head, features: Sequence[NDArray[Any]], labels: NDA
     counter = _counter(head, features, labels, False, None, keep=kept_samples(head.num_devices, len(labels)))
     _count(head, counter)
     return Evidence(SubsetTable(counter.correct, len(labels)), Outcomes.of(counter.outcomes, len(labels)))
+
+
+def evaluate_subsets(
+    head: Head, features: Sequence[NDArray[Any]], labels: NDArray[np.int64], laws: Sequence[Law]
+) -> AnyEvidence:
+    """``enumerate_evidence`` up to 16 devices, beyond them ``sample_evidence`` with draws of failure laws."""
+    if head.num_devices <= MAX_DEVICES:
+        return enumerate_evidence(head, features, labels)
+    return sample_evidence(head, features, labels, laws)

@@ -26,7 +26,7 @@ from nonn.bundle.views import select_view
 from nonn.config import Experiment, SensingConfig
 from nonn.data import Dataset
 from nonn.distill import Students
-from nonn.enumeration import enumerate_evidence
+from nonn.enumeration import evaluate_subsets
 from nonn.enumeration.smoothed import measure_smoothed
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.kept import DIGITS, restore, set_aside
@@ -41,13 +41,14 @@ from nonn.fusion import Head
 from nonn.fusion.consistency_fit import fit_consistency
 from nonn.partition import Partition
 from nonn.provenance import code_version
-from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import kept_samples
+from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
 from nonn.reliability.subsets import SubsetTable
+from nonn.report.risk import report_laws
 from nonn.sensing import SensingSpec
 from nonn.sensing.smoothing import learn, weight_of
 from nonn.students import measure_cost
-from nonn.students.devices import failure_law
+from nonn.students.devices import failure_law, resolve_devices
 from nonn.teacher.binary_wrn import flash_bytes
 
 __all__ = ["bundle_students"]
@@ -87,7 +88,7 @@ def bundle_students(space: Workspace, trained: Trained) -> Bundle:
         try:
             bundle = load_bundle(target)
             if bundle.hash == wanted:
-                say_verdict(space, trained, bundle.head, bundle.table)
+                say_verdict(space, trained, bundle.head, bundle.accuracies)
                 return bundle
         except BundleError as exc:
             space.progress.say(f"the bundle is built again: {exc}")
@@ -115,9 +116,15 @@ def _build(space: Workspace, trained: Trained, target: Path) -> Bundle:
         tick(1, head.kind)
     exported = _export(space, students, trained.cut.partition)
     with space.progress.bar("all answering sets", 1) as tick:
-        evidence = enumerate_evidence(head, exported.features, labels)
+        laws = report_laws([device.p_fail for device in resolve_devices(config.devices)])
+        evidence = evaluate_subsets(head, exported.features, labels, laws)
         tick(1, f"{len(evidence.table.correct):,} × {len(labels):,} samples")
-    kept = kept_samples(head.num_devices, len(labels))
+    if isinstance(evidence, SampledEvidence):
+        space.progress.say(
+            f"{head.num_devices} devices: all subsets with up to {evidence.table.counted} failed ones are evaluated, "
+            "and a sample of the others"
+        )
+    kept = kept_samples(head.num_devices, len(labels), len(evidence.table.correct))
     if len(kept) < len(labels):
         space.progress.say(f"outcomes of {len(kept):,} of {len(labels):,} samples are kept, for intervals")
     say_verdict(space, trained, head, evidence.table)
@@ -172,7 +179,7 @@ def _input_spec(data: Dataset) -> InputSpec:
     return InputSpec(data.input_shape, data.dtype, tuple(data.mean.tolist()), tuple(data.std.tolist()), data.preprocess)
 
 
-def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head, evidence: Evidence) -> Manifest:
+def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Head, evidence: AnyEvidence) -> Manifest:
     """The manifest of the bundle."""
     config, data, teacher = space.experiment, space.data, trained.teacher.network
     cost = measure_cost(teacher, data.input_shape)
@@ -185,7 +192,8 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
     if any(served.lossy for served in exported.deployed):
         pairs = zip(exported.deployed, space.networks.views, strict=True)
         exact = [run_onnx(served.original, select_view(data.test.inputs, view)) for served, view in pairs]
-        original = enumerate_evidence(head, exact, data.test.labels)
+        laws = report_laws([device.p_fail for device in resolve_devices(config.devices)])
+        original = evaluate_subsets(head, exact, data.test.labels, laws)
         provenance["float32"] = float_reference(original, evidence, exported.deployed)
     return Manifest(
         experiment=config.experiment.name,
@@ -327,7 +335,7 @@ def _export(space: Workspace, students: Students, partition: Partition) -> _Expo
     return result
 
 
-def _check_guarantees(config: Experiment, evidence: Evidence) -> None:
+def _check_guarantees(config: Experiment, evidence: AnyEvidence) -> None:
     """Refuses to write a bundle that breaks a guarantee.
 
     Raises:

@@ -129,7 +129,7 @@ def _level(
         failed=bundle.num_devices - len(answering),
         answered=tuple(sorted(answering)),
         accuracy=correct / len(labels),
-        predicted=float(bundle.table.accuracy[mask_of(answering)]),
+        predicted=bundle.accuracies.stated(mask_of(answering)).accuracy,
         requests=sent,
         lost=lost,
         mismatched=mismatched,

@@ -19,7 +19,7 @@ import numpy as np
 
 from nonn.config import AUTO, Experiment
 from nonn.documents import read
-from nonn.enumeration import enumerate_subsets
+from nonn.enumeration import evaluate_subsets
 from nonn.errors import DataError
 from nonn.experiment.keys import stage_inputs
 from nonn.experiment.training import train
@@ -124,9 +124,10 @@ def _trial(space: Workspace, design: Design) -> Trial:
     file = stage.folder / "trial.json"
     if not stage.done:
         head = space.heads.fit(trained.teacher.network, students)
-        table = enumerate_subsets(head, space.heads.held_out_features(students), space.data.held_out.labels)
-        weights = parse_law(_law_text(config), config.devices.count).probabilities()
-        expected = float(np.dot(weights, table.accuracy))
+        law = parse_law(_law_text(config), config.devices.count)
+        features = space.heads.held_out_features(students)
+        evidence = evaluate_subsets(head, features, space.data.held_out.labels, [law])
+        expected = float(np.dot(evidence.weights(law), evidence.table.accuracy))
         trial = Trial(design.num_parts, design.overlap, expected, 4 * sum(students.fusion.widths))
         write_json(file, dataclasses.asdict(trial))
         stage.finish()

@@ -62,7 +62,7 @@ def run(
     ::
 
         result = run("examples/digits.toml", overrides=["devices.count=4", "partition.parts=4"])
-        print(result.bundle.path, result.bundle.table.by_failures()[1].mean)
+        print(result.bundle.path, result.bundle.accuracies.by_failures()[1].mean)
 
     Args:
         experiment: file or loaded experiment.

@@ -26,6 +26,7 @@ from nonn.config import Experiment
 from nonn.data import Dataset
 from nonn.distill import Students
 from nonn.distill.heads import KINDS
+from nonn.errors import ConfigError
 from nonn.experiment.evaluation import Evaluated, Evaluation, evaluate_head
 from nonn.experiment.keys import stage_inputs
 from nonn.experiment.methods import METHODS, Method
@@ -39,6 +40,7 @@ from nonn.experiment.summary import summarise, to_csv
 from nonn.experiment.training import Trained, teacher_accuracy, train
 from nonn.experiment.workspace import Workspace, resolve
 from nonn.files import atomic_file
+from nonn.reliability.subsets import MAX_DEVICES
 from nonn.report.study import study_markdown
 from nonn.report.study_document import Study
 from nonn.report.study_plot import study_plot
@@ -81,6 +83,10 @@ def study(
         NonnError: a row cannot be trained; finished work is kept.
     """
     config = resolve(experiment, overrides)
+    if config.devices.count > MAX_DEVICES:
+        raise ConfigError(
+            f"devices.count = {config.devices.count}: a study evaluates all subsets of at most {MAX_DEVICES} devices"
+        )
     space = Workspace(config, Path(runs), progress=progress or Silent(), tensorboard=tensorboard)
     methods = [METHODS.load(name, "study.rows") for name in config.study.rows]
     for method in methods:  # one by package.module:name is known by its own name from here on

@@ -17,7 +17,7 @@ from nonn.config import TrainingConfig
 from nonn.experiment.training import Trained, teacher_outcomes
 from nonn.experiment.workspace import Workspace
 from nonn.fusion import Head
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.subsets import AccuracyTable
 from nonn.report.table import percent, points
 from nonn.teacher import measure_accuracy
 from nonn.trainer import batch_size, batches
@@ -29,7 +29,7 @@ FEW_STEPS = 300  # the digits experiment has as many
 _SAMPLES = 512
 
 
-def say_verdict(space: Workspace, trained: Trained, head: Head, table: SubsetTable) -> None:
+def say_verdict(space: Workspace, trained: Trained, head: Head, table: AccuracyTable) -> None:
     """Reports the accuracy of teacher and students, and the likely cause of a large gap.
 
     Args:
@@ -39,8 +39,8 @@ def say_verdict(space: Workspace, trained: Trained, head: Head, table: SubsetTab
         table: accuracy of every subset of devices on the test split.
     """
     teacher, devices = float(teacher_outcomes(space, trained.teacher).mean()), table.num_devices
-    fused = float(table.accuracy[-1])
-    alone = [float(table.accuracy[1 << i]) for i in range(devices)]
+    fused = table.stated(table.full).accuracy
+    alone = [table.stated(1 << i).accuracy for i in range(devices)]
     space.progress.say(
         f"test split: teacher {percent(teacher)}; students: all {devices} fused {percent(fused)}, one alone "
         f"{percent(sum(alone) / devices)} on average ({percent(min(alone))} to {percent(max(alone))})"

@@ -16,7 +16,7 @@ from nonn.bundle.features import FeatureCode
 from nonn.config import ExportConfig
 from nonn.errors import BundleError
 from nonn.export.onnx_file import run_onnx
-from nonn.reliability.evidence import Evidence, failure_weights
+from nonn.reliability.sampled_evidence import AnyEvidence
 
 __all__ = ["Deployed", "calibration_sample", "deploy", "float_reference"]
 
@@ -89,7 +89,7 @@ def deploy(config: ExportConfig, device: int, data: bytes, calibration: NDArray[
     return Deployed(served, suffix, config.weights, code, data)
 
 
-def float_reference(original: Evidence, served: Evidence, deployed: Sequence[Deployed]) -> Mapping[str, Any]:
+def float_reference(original: AnyEvidence, served: AnyEvidence, deployed: Sequence[Deployed]) -> Mapping[str, Any]:
     """Size and accuracy of the same students in float, for the manifest's provenance.
 
     Args:
@@ -97,16 +97,16 @@ def float_reference(original: Evidence, served: Evidence, deployed: Sequence[Dep
         served: the same with the weights and features of the bundle.
         deployed: the students [N].
     """
-    accuracy, table = original.table.accuracy, original.table
+    table = original.table
     n = table.num_devices
-    levels, alone = failure_weights(n), np.zeros((n, 1 << n))
-    alone[np.arange(n), 1 << np.arange(n)] = 1
+    alone = np.zeros((n, len(table.correct)))
+    alone[np.arange(n), [int(table.place(1 << i) or 0) for i in range(n)]] = 1
     return {
         "model_bytes": [len(student.original) for student in deployed],
         "accuracy_by_failures": [
             {"failed": row.failed, "mean": row.mean, "worst": row.worst} for row in table.by_failures()
         ],
-        "accuracy_alone": [float(accuracy[1 << i]) for i in range(len(deployed))],
-        "drop_intervals": [list(ends) for ends in original.less(served, levels)],
+        "accuracy_alone": [table.stated(1 << i).accuracy for i in range(len(deployed))],
+        "drop_intervals": [list(ends) for ends in original.less(served, original.level_weights())],
         "drop_alone_intervals": [list(ends) for ends in original.less(served, alone)],
     }

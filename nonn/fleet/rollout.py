@@ -22,6 +22,7 @@ from nonn.fleet.plan import Blocked, Done, Situation, Switch, next_step
 from nonn.fleet.served import ServedBundle, ServeOptions
 from nonn.fleet.state import State
 from nonn.fleet.status import bundle_status, node_status
+from nonn.reliability.subsets import MAX_DEVICES
 from nonn.rpc.budget import MAX_HELD_BYTES
 
 __all__ = ["Rollout"]
@@ -250,6 +251,12 @@ class Rollout:
         other = self.other
         if other is not None and other.bundle.hash != target.hash and not other.servicer.membership.leases:
             await self._retire(other)  # of an update that was followed
+        for bundle in (self.served.bundle, target):
+            if bundle.num_devices > MAX_DEVICES:
+                raise ConfigError(
+                    f"bundle {bundle.hash[:12]} has {bundle.num_devices} devices; an update keeps its floor over all "
+                    f"subsets of at most {MAX_DEVICES}: serve the new bundle as a separate cluster"
+                )
         await self.bundles.open_other(target)
 
     async def _move(self, nodes: tuple[str, ...], wait_s: float) -> None:

@@ -18,7 +18,7 @@ def bundle_status(of: ServedBundle, *, served: bool) -> dict[str, Any]:
         "students": len(set(of.up().values())),
         "devices": of.bundle.num_devices,
         "accuracy": of.accuracy(),
-        "accuracy_of_all": of.aggregator.policy.accuracy[-1],
+        "accuracy_of_all": of.aggregator.policy.accuracy[of.bundle.accuracies.full],
     }
 
 

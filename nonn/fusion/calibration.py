@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from nonn.errors import ShapeError
 from nonn.fusion import softmax
 from nonn.fusion.head import Features
-from nonn.reliability.subsets import all_masks, members, membership, sets_by_survivors
+from nonn.reliability.subsets import MAX_DEVICES, all_masks, members, membership, sets_by_survivors
 
 __all__ = [
     "MIN_SAMPLES",
@@ -38,6 +38,7 @@ SCOPES = ("auto", "set", "survivors")  # the subsets that share a temperature; s
 MIN_SAMPLES = 1000  # with fewer, subsets of the same size share one temperature
 _LOWEST, _HIGHEST = 0.05, 20.0  # if every sample is right (or none is), the likelihood has no minimum
 _SETS = 128  # subsets of each size that are used; all of them up to N = 9
+_FEW_SETS = 16  # beyond 16 devices, where each has to be solved and differs less from others of its size
 _SAMPLES = 200_000  # samples, over several subsets, that one temperature is fitted to
 _ROUNDS = 60
 
@@ -140,15 +141,23 @@ def fit_temperatures(
         seed: seed of the choice of subsets, where there are more than 128.
 
     Returns:
-        Temperatures [2^N]; 1 for the empty subset, which gives no answer.
+        Temperatures [2^N], beyond 16 devices by number of answering devices [N + 1]; 1 for the empty subset, which
+        gives no answer.
 
     Raises:
-        ShapeError: ``by`` is none of these.
+        ShapeError: ``by`` is none of these, or ``set`` beyond 16 devices.
     """
     if by not in SCOPES:
         raise ShapeError(f"temperatures by '{by}': choose one of: {', '.join(SCOPES)}")
     if by == "auto":
         by = "set" if len(labels) >= MIN_SAMPLES and head.num_devices <= 8 else "survivors"
+    if head.num_devices > MAX_DEVICES and by == "set":
+        raise ShapeError(f"temperatures by 'set' for {head.num_devices} devices: choose 'survivors'")
+    if head.num_devices > MAX_DEVICES:
+        by_size = np.ones(head.num_devices + 1)
+        for count, masks in sets_by_survivors(head.num_devices, _FEW_SETS, seed):
+            by_size[count] = _common_temperature(head, features, labels, masks)
+        return by_size
     result = np.ones(1 << head.num_devices)
     if by == "set":
         for mask in all_masks(head.num_devices)[1:].tolist():
@@ -156,10 +165,17 @@ def fit_temperatures(
         return result
     survivors = membership(head.num_devices).sum(axis=1)
     for count, masks in sets_by_survivors(head.num_devices, _SETS, seed):
-        masks = masks[:: -(-len(masks) * len(labels) // _SAMPLES)]
-        stacked = np.concatenate([_logits(head, features, mask) for mask in masks])
-        result[survivors == count] = fit_temperature(stacked, np.tile(labels, len(masks)))
+        result[survivors == count] = _common_temperature(head, features, labels, masks)
     return result
+
+
+def _common_temperature(
+    head: Fusion, features: Sequence[NDArray[Any]], labels: NDArray[np.int64], masks: Sequence[int]
+) -> float:
+    """One temperature for several subsets, or for as many of them as the limit of samples allows."""
+    masks = masks[:: -(-len(masks) * len(labels) // _SAMPLES)]
+    stacked = np.concatenate([_logits(head, features, mask) for mask in masks])
+    return fit_temperature(stacked, np.tile(labels, len(masks)))
 
 
 def _logits(head: Fusion, features: Sequence[NDArray[Any]], mask: int) -> FloatArray:

@@ -34,7 +34,8 @@ class Head(ABC):
     Attributes:
         widths: feature width d_i of each device [N].
         num_classes: K.
-        temperatures: temperatures of the confidence, for each subset [2^N]; None is 1 everywhere.
+        temperatures: temperatures of the confidence, for each subset [2^N] or for each number of answering devices
+            [N + 1]; None is 1 everywhere.
     """
 
     temperatures: FloatArray | None = None
@@ -119,7 +120,10 @@ class Head(ABC):
 
     def temperature(self, mask: int) -> float:
         """Divisor of one subset's logits for its confidence; 1 where none was fitted."""
-        return 1.0 if self.temperatures is None else float(self.temperatures[mask])
+        if self.temperatures is None:
+            return 1.0
+        by_size = len(self.temperatures) == self.num_devices + 1  # for one device both are the same
+        return float(self.temperatures[mask.bit_count() if by_size else mask])
 
     def probabilities(self, logits: NDArray[Any], mask: int) -> FloatArray:
         """Calibrated probabilities of fused logits; the most probable class is that of the largest logit.
@@ -140,17 +144,17 @@ class Head(ABC):
         return result
 
     def with_temperatures(self, temperatures: NDArray[Any] | None) -> Self:
-        """The same head with other temperatures, one per subset [2^N]; None removes them.
+        """The same head with other temperatures, one per subset [2^N] or per size [N + 1]; None removes them.
 
         Raises:
-            ShapeError: there are not 2^N of them, or one is not a positive number.
+            ShapeError: there are not as many of them, or one is not a positive number.
         """
         if temperatures is not None:
             temperatures = np.asarray(temperatures, dtype=np.float64)
-            if temperatures.shape != (1 << self.num_devices,):
+            if temperatures.shape not in ((1 << self.num_devices,), (self.num_devices + 1,)):
                 raise ShapeError(
                     f"temperatures of shape {list(temperatures.shape)}, expected {[1 << self.num_devices]}: one for "
-                    f"every set of {self.num_devices} devices"
+                    f"every set of {self.num_devices} devices, or {[self.num_devices + 1]}: one for every size"
                 )
             if not (np.isfinite(temperatures).all() and temperatures.min() > 0):
                 raise ShapeError("temperatures must be positive numbers")

@@ -15,25 +15,30 @@ computed from the lower and the upper ends of all accuracies together; nothing i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
 from nonn.reliability.confidence import CONFIDENCE
+from nonn.reliability.importance import shapley_values
 from nonn.reliability.intervals import difference_interval, mean_interval, unpaired_difference, wilson
 from nonn.reliability.outcomes import Outcomes
-from nonn.reliability.subsets import FailureRow, SubsetTable, membership
+from nonn.reliability.subsets import AccuracyTable, FailureRow, SubsetTable, membership, probabilities
 
-__all__ = ["Evidence", "Interval", "failure_weights", "shapley_weights", "value_weights"]
+if TYPE_CHECKING:
+    from nonn.reliability.laws.base import Law
+
+__all__ = ["Evidence", "Interval", "TableEvidence", "failure_weights", "shapley_weights", "value_weights"]
 
 FloatArray = NDArray[np.float64]
 Interval: TypeAlias = tuple[float, float]
 T = TypeVar("T")
+TableT = TypeVar("TableT", bound=AccuracyTable)
 
 _DRAWS = 1000
 _FLOATS = 1 << 25  # resampled accuracies in memory: 134 MB
@@ -41,8 +46,8 @@ _SPLITS = 16  # ways to halve the samples
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Accuracies of all subsets, and what the test set says about them.
+class TableEvidence(Generic[TableT]):
+    """Accuracies of the subsets of a table, and what the test set says about them.
 
     Attributes:
         table: correct samples of each subset.
@@ -52,14 +57,14 @@ class Evidence:
         ShapeError: the outcomes are of other subsets or samples, or their counts differ from the table.
     """
 
-    table: SubsetTable
+    table: TableT
     outcomes: Outcomes | None = None
 
     def __post_init__(self) -> None:
         found, table = self.outcomes, self.table
         if found is None:
             return
-        if (found.num_devices, found.samples) != (table.num_devices, table.samples):
+        if (found.num_devices, found.samples, found.sets) != (table.num_devices, table.samples, len(table.correct)):
             raise ShapeError(
                 f"outcomes of {found.num_devices} devices and {found.samples} samples for a table of "
                 f"{table.num_devices} devices and {table.samples} samples"
@@ -67,9 +72,9 @@ class Evidence:
         if found.kept == found.samples and (found.correct() != table.correct).any():
             raise ShapeError("the outcomes of the samples do not add up to the counts of the table")
 
-    def accuracy(self, mask: int, confidence: float = CONFIDENCE) -> Interval:
-        """Wilson's interval of the accuracy of one subset."""
-        low, high = wilson(self.table.correct[mask], self.table.samples, confidence)
+    def accuracy(self, place: int, confidence: float = CONFIDENCE) -> Interval:
+        """Wilson's interval of the accuracy of the subset at a place of the table; the mask if it has all subsets."""
+        low, high = wilson(self.table.correct[place], self.table.samples, confidence)
         return float(low), float(high)
 
     def mean(self, weights: FloatArray, confidence: float = CONFIDENCE) -> list[Interval]:
@@ -101,11 +106,11 @@ class Evidence:
         ]
         return _pairs(unpaired_difference(*ends[0], *ends[1]))
 
-    def less(self, other: Evidence, weights: FloatArray) -> list[Interval]:
+    def less(self, other: TableEvidence[Any], weights: FloatArray) -> list[Interval]:
         """Intervals of weighted means of these accuracies less those of another evidence of the same samples.
 
         Args:
-            other: of as many devices.
+            other: of the same subsets.
             weights: as for ``mean`` [q, 2^N].
         """
         n, middle, less = self.table.samples, weights @ self.table.accuracy, weights @ other.table.accuracy
@@ -115,33 +120,15 @@ class Evidence:
         ends = [(m, wilson((m * n).clip(0, n), n)) for m in (middle, less)]
         return _pairs(unpaired_difference(*ends[0], *ends[1]))
 
-    def by_failures(self) -> tuple[FailureRow, ...]:
-        """Accuracy against failed devices over all subsets, with intervals, and worst and best measured apart."""
-        n = self.table.num_devices
-        weights = failure_weights(n)
-        rows = []
-        for row, chosen, interval in zip(self.table.by_failures(), weights > 0, self.mean(weights), strict=True):
-            masks = np.flatnonzero(chosen)
-            correct = self.table.correct[masks]
-            apart = len(masks) > 1
-            rows.append(
-                replace(
-                    row,
-                    interval=interval,
-                    worst_interval=self.accuracy(int(masks[correct.argmin()])),
-                    best_interval=self.accuracy(int(masks[correct.argmax()])),
-                    worst_apart=self._extreme(masks, -1) if apart else None,
-                    best_apart=self._extreme(masks, 1) if apart else None,
-                )
-            )
-        return tuple(rows)
-
-    def _extreme(self, masks: NDArray[np.int64], sign: int) -> float | None:
-        """Accuracy of the best of some subsets (sign 1) or the worst (−1), chosen and measured on separate samples."""
-        return self.apart(
-            lambda table: int(masks[(sign * table.correct[masks]).argmax()]),
-            lambda table, mask: float(table.correct[mask] / table.samples),
-        )
+    def lost(self, masks: Sequence[int]) -> list[Interval]:
+        """Intervals of the accuracy of all devices less that of some subsets of the table."""
+        places = np.array([self.table.place(mask) for mask in (self.table.full, *masks)], dtype=np.int64)
+        n, accuracy = self.table.samples, self.table.accuracy[places]
+        if self.outcomes is not None:
+            right = self.outcomes.columns(places).astype(np.float64)
+            return _pairs(difference_interval(right[0] - right[1:], n, mean=accuracy[0] - accuracy[1:]))
+        ends = [wilson((value * n).clip(0, n), n) for value in (accuracy[:1], accuracy[1:])]
+        return _pairs(unpaired_difference(accuracy[:1], ends[0], accuracy[1:], ends[1]))
 
     def of(self, function: Callable[[FloatArray], FloatArray], confidence: float = CONFIDENCE) -> list[Interval]:
         """Intervals of functions that grow with each accuracy.
@@ -162,7 +149,7 @@ class Evidence:
     def upper(self, confidence: float = CONFIDENCE) -> FloatArray:
         """The upper ends of the intervals of all accuracies; 0 of the empty subset [2^N]."""
         ends = wilson(self.table.correct, self.table.samples, confidence)[1]
-        ends[0] = 0
+        ends[self.table.empty] = 0
         return ends
 
     def lower(self, function: Callable[[FloatArray], float], confidence: float) -> float:
@@ -181,11 +168,11 @@ class Evidence:
         levels = (np.arange(count) + 0.5) / count
         rows = [wilson(self.table.correct, self.table.samples, abs(2 * u - 1))[int(u > 0.5)] for u in levels]
         result = np.array(rows)
-        result[:, 0] = 0
+        result[:, self.table.empty] = 0
         return result
 
     def apart(
-        self, choose: Callable[[SubsetTable], T], measure: Callable[[SubsetTable, T], float], splits: int = _SPLITS
+        self, choose: Callable[[TableT], T], measure: Callable[[TableT, T], float], splits: int = _SPLITS
     ) -> float | None:
         """A choice that is made on one half of the samples and measured on the other; mean over splits, both ways.
 
@@ -203,13 +190,70 @@ class Evidence:
         return float(np.mean([measure(b, choose(a)) for halves in pairs for a, b in (halves, halves[::-1])]))
 
     @cached_property
-    def _splits(self) -> list[tuple[SubsetTable, SubsetTable]]:
+    def _splits(self) -> list[tuple[TableT, TableT]]:
         """Tables of two random halves of the samples, for each split."""
         if self.outcomes is None or self.outcomes.kept < 2:
             return []
         sizes = self.outcomes.kept // 2, self.outcomes.kept - self.outcomes.kept // 2
         halves = map(self.outcomes.halves, range(_SPLITS))
-        return [(SubsetTable(a, sizes[0]), SubsetTable(b, sizes[1])) for a, b in halves]
+        with_counts = self.table.with_counts
+        return [(with_counts(a, sizes[0]), with_counts(b, sizes[1])) for a, b in halves]
+
+    def extremes(self, row: FailureRow, places: NDArray[np.int64]) -> FailureRow:
+        """A row with the intervals of its worst and best subset, and with both measured apart.
+
+        Args:
+            row: accuracy at one number of failures.
+            places: its subsets in the table.
+        """
+        correct = self.table.correct[places]
+        apart = len(places) > 1
+        return replace(
+            row,
+            worst_interval=self.accuracy(int(places[correct.argmin()])),
+            best_interval=self.accuracy(int(places[correct.argmax()])),
+            worst_apart=self._extreme(places, -1) if apart else None,
+            best_apart=self._extreme(places, 1) if apart else None,
+        )
+
+    def _extreme(self, places: NDArray[np.int64], sign: int) -> float | None:
+        """Accuracy of the best of some subsets (sign 1) or the worst (−1), chosen and measured on separate samples."""
+        return self.apart(
+            lambda table: int(places[(sign * table.correct[places]).argmax()]),
+            lambda table, place: float(table.correct[place] / table.samples),
+        )
+
+
+class Evidence(TableEvidence[SubsetTable]):
+    """Accuracies of all subsets, and what the test set says about them."""
+
+    def level_weights(self) -> FloatArray:
+        """Weights of the mean over all subsets with 0 … N − 1 failed devices [N, 2^N]."""
+        return failure_weights(self.table.num_devices)
+
+    def weights(self, law: Law) -> FloatArray:
+        """Probability of each subset under a failure law [2^N]."""
+        return law.probabilities()
+
+    def margin(self, law: Law, values: FloatArray) -> float:
+        """0: the weights of a law are exact."""
+        return 0.0
+
+    def by_failures(self) -> tuple[FailureRow, ...]:
+        """Accuracy against failed devices over all subsets, with intervals, and worst and best measured apart."""
+        weights = self.level_weights()
+        rows = zip(self.table.by_failures(), weights > 0, self.mean(weights), strict=True)
+        return tuple(
+            replace(self.extremes(row, np.flatnonzero(chosen)), interval=interval) for row, chosen, interval in rows
+        )
+
+    def importance(self, p_fail: FloatArray) -> tuple[FloatArray, list[Interval]]:
+        """Birnbaum importance of each device when all fail independently [N], and its intervals."""
+        return self.table.importance(p_fail), self.difference(*value_weights(probabilities(p_fail)))
+
+    def shapley(self) -> tuple[FloatArray, list[Interval]]:
+        """Shapley value of each device [N], and its intervals."""
+        return shapley_values(self.table), self.difference(*shapley_weights(self.table.num_devices))
 
 
 def failure_weights(num_devices: int) -> FloatArray:

@@ -15,6 +15,10 @@ new samples: it is kept if a lower bound of what was promised, at that one-sided
 - An expectation: ``nonn.reliability.intervals``.
 - A probability: resampled test sets, or without the outcomes of single samples the bounds of all subsets together.
 
+Where only a sample of the subsets was evaluated (``nonn.reliability.sampled``), a worst case can be promised for as
+many failures as were counted; with more, a promise can be found broken, but not kept. A probability or an expectation
+is kept if the lower end of its interval for the draws reaches the level, at a confidence of 95 %.
+
 The verdict on a broken promise names the subset that breaks it: the worst one,
 the likeliest one below the level, or the one that costs the most.
 """
@@ -32,7 +36,9 @@ from nonn.reliability.evidence import Evidence
 from nonn.reliability.intervals import wilson
 from nonn.reliability.laws import Law, availability, expected
 from nonn.reliability.laws.outcome import meets
-from nonn.reliability.subsets import SubsetTable, members, membership
+from nonn.reliability.sampled import SampledTable
+from nonn.reliability.sampled_evidence import AnyEvidence
+from nonn.reliability.subsets import AccuracyTable, SubsetTable, members
 
 __all__ = ["Verdict", "check_guarantees", "judge"]
 
@@ -80,11 +86,11 @@ class Verdict:
         )
 
 
-def judge(measured: SubsetTable | Evidence, law: Law | None, text: str) -> Verdict:
+def judge(measured: SubsetTable | AnyEvidence, law: Law | None, text: str) -> Verdict:
     """Checks one promise.
 
     Args:
-        measured: accuracy of every subset, with the outcomes of the samples if they are known.
+        measured: accuracy of every subset, or of a sample, with the outcomes of the samples if they are known.
         law: failure law; only the promises about probabilities and expectations need one.
         text: the promise; see the module.
 
@@ -92,7 +98,7 @@ def judge(measured: SubsetTable | Evidence, law: Law | None, text: str) -> Verdi
         ConfigError: the promise cannot be parsed, is impossible, or needs a law.
     """
     text = " ".join(text.split())
-    evidence = measured if isinstance(measured, Evidence) else Evidence(measured)
+    evidence = Evidence(measured) if isinstance(measured, SubsetTable) else measured
     table, confidence, promise = evidence.table, None, text
     if match := _CONFIDENCE.fullmatch(text):
         promise, confidence = match[1], _share(match[2], text)
@@ -103,14 +109,20 @@ def judge(measured: SubsetTable | Evidence, law: Law | None, text: str) -> Verdi
         level, failed = _share(match[1], text), int(match[2])
         if failed > table.num_devices:
             raise ConfigError(f"guarantee '{text}': there are only {table.num_devices} devices to fail")
-        gone = table.num_devices - membership(table.num_devices).sum(axis=1)
+        gone = table.failures
         masks = np.flatnonzero(gone <= failed)
         worst = int(masks[accuracy[masks].argmin()])
+        if isinstance(table, SampledTable) and failed > table.counted and accuracy[worst] >= level:
+            raise ConfigError(
+                f"guarantee '{text}': subsets with up to {table.counted} failed devices were all evaluated, with more "
+                f"only a sample, whose worst reaches {accuracy[worst]:.6g}; that proves no worst case"
+            )
         if confidence is None:
-            return _verdict(text, bool(meets(accuracy, level)[worst]), float(accuracy[worst]), level, worst, accuracy)
+            return _verdict(text, bool(meets(accuracy, level)[worst]), float(accuracy[worst]), level, table, worst)
         # Without an answer nothing is right, which is certain.
-        least = _exact_lower(int(table.correct[worst]), table.samples, confidence) if worst else 0.0
-        return _verdict(text, least >= level, least, level, worst, accuracy, confidence)
+        answers = table.mask(worst) != 0
+        least = _exact_lower(int(table.correct[worst]), table.samples, confidence) if answers else 0.0
+        return _verdict(text, least >= level, least, level, table, worst, confidence)
     likely, mean = _LIKELY.fullmatch(promise), _EXPECTED.fullmatch(promise)
     if likely is None and mean is None:
         raise ConfigError(
@@ -121,7 +133,7 @@ def judge(measured: SubsetTable | Evidence, law: Law | None, text: str) -> Verdi
         raise ConfigError(f"guarantee '{text}': needs a failure law; give one, for example 'independent p=0.1'")
     if law.num_devices != table.num_devices:
         raise ConfigError(f"guarantee '{text}': a failure law of {law.num_devices} devices for {table.num_devices}")
-    probability = law.probabilities()
+    probability = evidence.weights(law)
     if likely is not None:
         level, bound = _share(likely[1], text), _share(likely[2], text)
         surely = accuracy
@@ -130,6 +142,7 @@ def judge(measured: SubsetTable | Evidence, law: Law | None, text: str) -> Verdi
             value = min(value, evidence.lower(lambda drawn: availability(drawn, probability, level), confidence))
             surely = wilson(table.correct, table.samples, 2 * confidence - 1)[0]
         culprit = int(np.where(meets(surely, level), -1.0, probability).argmax())
+        value -= evidence.margin(law, meets(accuracy, level).astype(np.float64))
     else:
         assert mean is not None
         bound = _share(mean[1], text)
@@ -137,15 +150,16 @@ def judge(measured: SubsetTable | Evidence, law: Law | None, text: str) -> Verdi
         if confidence is not None:  # the lower end of the two-sided interval that misses as often below
             value = evidence.mean(probability[None], 2 * confidence - 1)[0][0]
         culprit = int((probability * (bound - accuracy)).argmax())
+        value -= evidence.margin(law, accuracy)
     # Sums of 2^N probabilities: a bound met exactly must not be missed by the last bit.
-    return _verdict(text, value >= bound - 1e-12, value, bound, culprit, accuracy, confidence)
+    return _verdict(text, value >= bound - 1e-12, value, bound, table, culprit, confidence)
 
 
-def check_guarantees(measured: SubsetTable | Evidence, law: Law | None, texts: Sequence[str]) -> list[Verdict]:
+def check_guarantees(measured: SubsetTable | AnyEvidence, law: Law | None, texts: Sequence[str]) -> list[Verdict]:
     """Checks promises and raises an error if one is broken.
 
     Args:
-        measured: accuracy of every subset, with the outcomes of the samples if they are known.
+        measured: accuracy of every subset, or of a sample, with the outcomes of the samples if they are known.
         law: failure law, for the promises that need one.
         texts: the promises.
 
@@ -179,12 +193,13 @@ def _verdict(
     holds: bool,
     value: float,
     bound: float,
-    mask: int,
-    accuracy: np.ndarray[tuple[int], np.dtype[np.float64]],
+    table: AccuracyTable,
+    place: int,
     confidence: float | None = None,
 ) -> Verdict:
-    breaking = None if holds else members(mask)
-    return Verdict(text, holds, value, bound, breaking, None if holds else float(accuracy[mask]), confidence)
+    breaking = None if holds else members(table.mask(place))
+    accuracy = None if holds else float(table.accuracy[place])
+    return Verdict(text, holds, value, bound, breaking, accuracy, confidence)
 
 
 def _exact_lower(correct: int, samples: int, confidence: float) -> float:

@@ -9,6 +9,7 @@
   percentiles of a bootstrap, the interval does not shrink to nothing where no sample differs.
 - ``unpaired_difference``: the same from two intervals, where nothing is known about common samples. It is too wide for
   differences on the same samples.
+- ``half_width``: of the t interval of a mean, and ``widened``: an interval that covers a second, independent error too.
 
 Limits: samples are taken as independent draws. Intervals hold for a figure that was chosen before the samples were
 seen, not for the best or the worst of many.
@@ -29,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from nonn.errors import ShapeError
 from nonn.reliability.confidence import CONFIDENCE
 
-__all__ = ["difference_interval", "mean_interval", "unpaired_difference", "wilson"]
+__all__ = ["difference_interval", "half_width", "mean_interval", "unpaired_difference", "widened", "wilson"]
 
 FloatArray = NDArray[np.float64]
 Ends = tuple[FloatArray, FloatArray]
@@ -117,6 +118,26 @@ def unpaired_difference(first: ArrayLike, first_ends: Ends, second: ArrayLike, s
     down = np.hypot(a - first_ends[0], second_ends[1] - b)
     up = np.hypot(first_ends[1] - a, b - second_ends[0])
     return (a - b - down).clip(-1, 1), (a - b + up).clip(-1, 1)
+
+
+def half_width(values: NDArray[Any], confidence: float = CONFIDENCE) -> float:
+    """Half-width of the t interval of the mean of independent values.
+
+    Args:
+        values: at least two [m].
+        confidence: of the two-sided interval.
+
+    Source: Abramowitz, Stegun 1964, 26.7.5 (quantiles of Student's t; off by 0.1 % from 10 values on).
+    """
+    z, freedom = _quantile(confidence), len(values) - 1
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return t * float(np.std(values, ddof=1)) / float(np.sqrt(len(values)))
+
+
+def widened(value: float, interval: tuple[float, float], more: float, low: float = 0.0) -> tuple[float, float]:
+    """An interval that covers another, independent error: half-widths are added as squares, and cut to [low, 1]."""
+    down, up = np.hypot(value - interval[0], more), np.hypot(interval[1] - value, more)
+    return max(low, float(value - down)), min(1.0, float(value + up))
 
 
 def _scores(scores: NDArray[Any], samples: int | None) -> tuple[FloatArray, int]:

@@ -5,7 +5,8 @@ show that; this does. A weighted sum of accuracies is the mean of one score for 
 set of the same size is imitated by new weights of the samples, the same for all subsets (``resampled``).
 
 Size: 2^N ÷ 8 bytes a sample, compressed on disk: 32 bytes for eight devices, 512 for twelve. Beyond ``LIMIT_BITS``
-(8 MiB: 2^26 bits) the outcomes of a random choice of samples are kept: of 16,384 for N = 12, of 1,024 for N = 16.
+(8 MiB: 2^26 bits) the outcomes of a random choice of samples are kept: of 16,384 for N = 12, of 1,024 for N = 16. Where
+only some subsets are evaluated (``nonn.reliability.sampled``), these take the places of the 2^N masks.
 """
 
 from __future__ import annotations
@@ -28,9 +29,15 @@ _SEED = 0  # of the choice of samples
 _UNPACKED = 1 << 24  # values unpacked at once: 64 MB as float32
 
 
-def kept_samples(num_devices: int, samples: int) -> IntArray:
-    """Numbers of the samples whose outcomes are kept, ascending: all of them up to ``LIMIT_BITS``."""
-    most = max(1, LIMIT_BITS >> num_devices)
+def kept_samples(num_devices: int, samples: int, sets: int | None = None) -> IntArray:
+    """Numbers of the samples whose outcomes are kept, ascending: all of them up to ``LIMIT_BITS``.
+
+    Args:
+        num_devices: N.
+        samples: number of samples.
+        sets: number of subsets, if these are not all 2^N.
+    """
+    most = max(1, LIMIT_BITS // (1 << num_devices if sets is None else sets))
     if samples <= most:
         return np.arange(samples)
     return np.sort(np.random.default_rng(_SEED).choice(samples, most, replace=False))
@@ -43,13 +50,15 @@ class Outcomes:
         packed: bits by mask, the lowest mask in the lowest bit [m, 2^N / 8]; one byte where 2^N < 8.
         num_devices: N.
         samples: samples n of the accuracies; m ≤ n of them are kept.
+        sets: number of subsets, if these are not all 2^N; their places replace the masks.
 
     Raises:
         ShapeError: the array does not fit N and n.
     """
 
-    def __init__(self, packed: NDArray[np.uint8], num_devices: int, samples: int) -> None:
-        wanted = max(1, (1 << num_devices) // 8)
+    def __init__(self, packed: NDArray[np.uint8], num_devices: int, samples: int, sets: int | None = None) -> None:
+        self.sets, self._has_empty = 1 << num_devices if sets is None else sets, sets is None
+        wanted = -(-self.sets // 8)
         if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != wanted or not 1 <= len(packed) <= samples:
             raise ShapeError(
                 f"outcomes {packed.dtype} {list(packed.shape)} for {num_devices} devices and {samples} samples; "
@@ -58,15 +67,19 @@ class Outcomes:
         self.packed, self.num_devices, self.samples = packed, num_devices, samples
 
     @classmethod
-    def of(cls, right: NDArray[np.bool_], samples: int | None = None) -> Outcomes:
+    def of(cls, right: NDArray[np.bool_], samples: int | None = None, num_devices: int | None = None) -> Outcomes:
         """Packs outcomes.
 
         Args:
             right: whether each subset classifies each kept sample correctly [m, 2^N].
             samples: n; None where every sample is kept.
+            num_devices: N, if the subsets are not all 2^N.
         """
         packed = np.packbits(right, axis=1, bitorder="little")
-        return cls(packed, right.shape[1].bit_length() - 1, len(right) if samples is None else samples)
+        count = len(right) if samples is None else samples
+        if num_devices is not None:
+            return cls(packed, num_devices, count, right.shape[1])
+        return cls(packed, right.shape[1].bit_length() - 1, count)
 
     @property
     def kept(self) -> int:
@@ -77,9 +90,13 @@ class Outcomes:
         """Whether one subset classifies each kept sample correctly [m]."""
         return (self.packed[:, mask >> 3] >> (mask & 7) & 1).astype(bool)
 
+    def columns(self, places: IntArray) -> NDArray[np.bool_]:
+        """Whether some subsets classify each kept sample correctly [q, m]."""
+        return (self.packed[:, places >> 3] >> (places & 7) & 1).astype(bool).T
+
     def correct(self) -> IntArray:
         """Correct samples of each subset among those kept [2^N]."""
-        return sum((block.sum(axis=0, dtype=np.int64) for _, block in self._blocks()), np.zeros(self._sets, np.int64))
+        return sum((block.sum(axis=0, dtype=np.int64) for _, block in self._blocks()), np.zeros(self.sets, np.int64))
 
     def scores(self, weights: FloatArray) -> FloatArray:
         """Weighted sums over subsets for each kept sample; the mean over samples is the weighted sum of accuracies.
@@ -114,7 +131,7 @@ class Outcomes:
         """
         rng = np.random.default_rng(seed)
         extra = rng.standard_gamma(0.5, (draws, 2))
-        total, result = extra.sum(axis=1), np.zeros((draws, self._sets), dtype=np.float32)
+        total, result = extra.sum(axis=1), np.zeros((draws, self.sets), dtype=np.float32)
         for _, block in self._blocks():
             weight = rng.standard_exponential((draws, len(block)))
             total += weight.sum(axis=1)
@@ -124,26 +141,23 @@ class Outcomes:
         if self.kept < self.samples:  # fewer samples vary more
             middle = result.mean(axis=0)
             result = middle + (result - middle) * np.float32(np.sqrt((self.kept + 2) / (self.samples + 2)))
-        result[:, 0] = 0
+        if self._has_empty:
+            result[:, 0] = 0
         return result.clip(0, 1)
 
     def halves(self, seed: int) -> tuple[IntArray, IntArray]:
         """Correct samples of each subset in two random halves of the kept samples, [2^N] each."""
         first = np.zeros(self.kept, dtype=bool)
         first[np.random.default_rng(seed).permutation(self.kept)[: self.kept // 2]] = True
-        chosen, total = np.zeros(self._sets, dtype=np.int64), np.zeros(self._sets, dtype=np.int64)
+        chosen, total = np.zeros(self.sets, dtype=np.int64), np.zeros(self.sets, dtype=np.int64)
         for rows, block in self._blocks():
             total += block.sum(axis=0, dtype=np.int64)
             chosen += block[first[rows]].sum(axis=0, dtype=np.int64)
         return chosen, total - chosen
 
-    @property
-    def _sets(self) -> int:
-        return 1 << self.num_devices
-
     def _blocks(self) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Unpacked blocks of samples: their places and outcomes [b, 2^N]."""
-        size = max(1, _UNPACKED // self._sets)
+        size = max(1, _UNPACKED // self.sets)
         for start in range(0, self.kept, size):
             rows = slice(start, start + size)
-            yield rows, np.unpackbits(self.packed[rows], axis=1, count=self._sets, bitorder="little")
+            yield rows, np.unpackbits(self.packed[rows], axis=1, count=self.sets, bitorder="little")

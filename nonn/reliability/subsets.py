@@ -4,15 +4,17 @@ A subset S of the N devices is a bit mask: bit i is set when device i answered. 
 samples that each of the 2^N subsets classifies correctly; accuracy against failures, expected accuracy under a failure
 law and the importance of a device are exact sums over it, without running a device again.
 
-Limits: N ≤ 16 (65,536 subsets). The empty subset gives no answer, so it has no correct sample.
+Limits: N ≤ 16 (65,536 subsets); beyond, ``nonn.reliability.sampled`` has some of the subsets. The empty subset gives no
+answer, so it has no correct sample.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,10 @@ from nonn.reliability.intervals import wilson
 
 __all__ = [
     "MAX_DEVICES",
+    "AccuracyOf",
+    "AccuracyTable",
     "FailureRow",
+    "Stated",
     "SubsetTable",
     "all_masks",
     "independent_law",
@@ -36,7 +41,7 @@ __all__ = [
     "sets_by_survivors",
 ]
 
-MAX_DEVICES = 16
+MAX_DEVICES = 16  # whose subsets are all enumerated
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -89,15 +94,19 @@ def sets_by_survivors(num_devices: int, at_most: int, seed: int) -> list[tuple[i
 
     Args:
         num_devices: N.
-        at_most: subsets of each size; fewer where there are fewer.
+        at_most: subsets of each size; fewer where there are fewer, or where a draw beyond 16 devices repeats one.
         seed: seed of the choice.
 
     Returns:
         Number of answering devices, from N down to 1, and masks of that size, ascending.
     """
+    rng, result = np.random.default_rng(seed), []
+    if num_devices > MAX_DEVICES:
+        for count in range(num_devices, 0, -1):
+            chosen = {mask_of(rng.choice(num_devices, count, replace=False).tolist()) for _ in range(at_most)}
+            result.append((count, sorted(chosen)))
+        return result
     survivors = membership(num_devices).sum(axis=1)
-    rng = np.random.default_rng(seed)
-    result = []
     for count in range(num_devices, 0, -1):
         masks = np.flatnonzero(survivors == count)
         if len(masks) > at_most:
@@ -149,6 +158,8 @@ class FailureRow:
         worst_apart: accuracy of the worst subset, chosen on one half of the samples and measured on the other; mean
             over 16 splits. Absent where there is one subset, or the bundle lacks the outcomes of samples.
         best_apart: the same for the best subset.
+        sampled: subsets that were evaluated, if these are not all: `worst` and `best` are the worst and the best found,
+            `mean` is an estimate, and `interval` also covers the choice of the subsets.
     """
 
     failed: Whole
@@ -162,10 +173,119 @@ class FailureRow:
     best_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     worst_apart: Share | None = field(default=None, metadata=OPTIONAL)
     best_apart: Share | None = field(default=None, metadata=OPTIONAL)
+    sampled: Whole | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
-class SubsetTable:
+class Stated:
+    """The accuracy that an answer states for its subset of devices.
+
+    Attributes:
+        accuracy: accuracy of the subset.
+        interval: its 95 % interval.
+        estimated: whether the subset was not evaluated. Then ``accuracy`` is the mean of the sampled subsets of as many
+            devices, and ``interval`` covers the differences between these.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    estimated: bool = False
+
+
+class AccuracyOf(Protocol):
+    """The accuracy of each subset, by its mask."""
+
+    def __getitem__(self, mask: int, /) -> float:
+        """Accuracy of one subset."""
+        ...
+
+
+class AccuracyTable(ABC):
+    """Number of samples that some subsets classify correctly: all subsets, or a sample of them.
+
+    Attributes:
+        correct: correct samples of each subset, in the order of the table [m].
+        samples: number of samples evaluated.
+        empty: place of the empty subset in the table, if it has one.
+    """
+
+    correct: IntArray
+    samples: int
+    empty: slice
+
+    @property
+    @abstractmethod
+    def num_devices(self) -> int:
+        """N."""
+
+    @property
+    def accuracy(self) -> FloatArray:
+        """Accuracy of each subset of the table, in [0, 1] [m]."""
+        return self.correct / self.samples
+
+    @property
+    def full(self) -> int:
+        """The mask of all devices."""
+        return (1 << self.num_devices) - 1
+
+    @abstractmethod
+    def place(self, mask: int) -> int | None:
+        """Place of a subset in the table; None if it was not evaluated."""
+
+    @abstractmethod
+    def mask(self, place: int) -> int:
+        """The subset at a place of the table."""
+
+    @property
+    @abstractmethod
+    def failures(self) -> IntArray:
+        """Failed devices of each subset of the table [m]."""
+
+    @abstractmethod
+    def with_counts(self, correct: IntArray, samples: int) -> Self:
+        """The same subsets with the counts of other samples."""
+
+    @abstractmethod
+    def stated(self, mask: int) -> Stated:
+        """The accuracy that an answer of one subset states; 0 of the empty one, which never answers."""
+
+    @abstractmethod
+    def lookup(self) -> AccuracyOf:
+        """The accuracy of any subset by its mask, as ``stated`` has it."""
+
+    @abstractmethod
+    def by_failures(self) -> tuple[FailureRow, ...]:
+        """Accuracy against failed devices: over subsets with 0 … N − 1 devices failed."""
+
+    @abstractmethod
+    def importance(self, p_fail: FloatArray) -> FloatArray:
+        """Accuracy lost if each device fails, the others independently with ``p_fail`` [N]."""
+
+    def to_html(self, caption: str = "") -> str:
+        """Accuracy against failed devices as an HTML table.
+
+        Args:
+            caption: text above it.
+        """
+        rows = [
+            (str(row.failed), str(row.subsets), *map(percent, (row.mean, row.worst, row.best)))
+            for row in self.by_failures()
+        ]
+        return html_table(("failed", "subsets", "mean", "worst", "best"), rows, caption)
+
+    def _repr_html_(self) -> str:
+        """``to_html``, for notebooks."""
+        return self.to_html()
+
+    def _check(self, p_fail: FloatArray) -> None:
+        if np.shape(p_fail) != (self.num_devices,):
+            raise ShapeError(f"{np.shape(p_fail)} failure probabilities for {self.num_devices} devices")
+        if not ((np.asarray(p_fail) >= 0) & (np.asarray(p_fail) <= 1)).all():
+            raise ShapeError("failure probabilities must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class SubsetTable(AccuracyTable):
     """Number of samples that each subset classifies correctly.
 
     Attributes:
@@ -175,6 +295,8 @@ class SubsetTable:
 
     correct: IntArray
     samples: int
+
+    empty = slice(0, 1)
 
     def __post_init__(self) -> None:
         size = len(self.correct)
@@ -188,10 +310,36 @@ class SubsetTable:
         """N."""
         return len(self.correct).bit_length() - 1
 
+    def place(self, mask: int) -> int:
+        """The mask itself: the table has every subset in its order."""
+        return mask
+
+    def mask(self, place: int) -> int:
+        """The place itself."""
+        return place
+
     @property
-    def accuracy(self) -> FloatArray:
-        """Accuracy of each mask, in [0, 1] [2^N]."""
-        return self.correct / self.samples
+    def failures(self) -> IntArray:
+        """Failed devices of each subset [2^N]."""
+        gone: IntArray = self.num_devices - membership(self.num_devices).sum(axis=1)
+        return gone
+
+    def with_counts(self, correct: IntArray, samples: int) -> SubsetTable:
+        """The same subsets with the counts of other samples."""
+        return SubsetTable(correct, samples)
+
+    def stated(self, mask: int) -> Stated:
+        """The accuracy of one subset with its interval."""
+        return Stated(float(self.correct[mask] / self.samples), self.interval(mask))
+
+    def lookup(self) -> AccuracyOf:
+        """Accuracies by mask, as a list [2^N]."""
+        return self._listed
+
+    @cached_property
+    def _listed(self) -> list[float]:
+        accuracies: list[float] = self.accuracy.tolist()
+        return accuracies
 
     def interval(self, mask: int) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy of one subset; [0, 0] of the empty one, which never answers."""
@@ -225,22 +373,6 @@ class SubsetTable:
             )
         return tuple(rows)
 
-    def to_html(self, caption: str = "") -> str:
-        """Accuracy against failed devices as an HTML table.
-
-        Args:
-            caption: text above it.
-        """
-        rows = [
-            (str(row.failed), str(row.subsets), *map(percent, (row.mean, row.worst, row.best)))
-            for row in self.by_failures()
-        ]
-        return html_table(("failed", "subsets", "mean", "worst", "best"), rows, caption)
-
-    def _repr_html_(self) -> str:
-        """``to_html``, for notebooks."""
-        return self.to_html()
-
     def expected(self, p_fail: FloatArray) -> float:
         """Expected accuracy when device i fails independently with probability ``p_fail[i]`` [N]."""
         self._check(p_fail)
@@ -267,9 +399,3 @@ class SubsetTable:
                 ends.append(self.expected(law))
             gain.append(ends[0] - ends[1])
         return np.array(gain)
-
-    def _check(self, p_fail: FloatArray) -> None:
-        if np.shape(p_fail) != (self.num_devices,):
-            raise ShapeError(f"{np.shape(p_fail)} failure probabilities for {self.num_devices} devices")
-        if not ((np.asarray(p_fail) >= 0) & (np.asarray(p_fail) <= 1)).all():
-            raise ShapeError("failure probabilities must lie between 0 and 1")

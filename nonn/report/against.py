@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from nonn.bundle import Bundle
-from nonn.reliability.evidence import Evidence, Interval, failure_weights
+from nonn.reliability.evidence import Interval
 from nonn.reliability.intervals import difference_interval, unpaired_difference, wilson
+from nonn.reliability.sampled_evidence import AnyEvidence
 from nonn.report.document import Comparison
 
 __all__ = ["against_method", "against_teacher"]
@@ -19,11 +20,11 @@ def against_teacher(bundle: Bundle) -> tuple[Comparison, ...]:
     """
     if "accuracy" not in bundle.manifest.teacher:
         return ()
-    evidence, right = bundle.evidence, bundle.teacher_right
+    evidence, right = bundle.any_evidence, bundle.teacher_right
     teacher, samples = float(bundle.manifest.teacher["accuracy"]), evidence.table.samples
-    means = failure_weights(bundle.num_devices) @ evidence.table.accuracy
+    means = evidence.level_weights() @ evidence.table.accuracy
     if evidence.outcomes is not None and right is not None:
-        scores = evidence.outcomes.scores(failure_weights(bundle.num_devices)) - right
+        scores = evidence.outcomes.scores(evidence.level_weights()) - right
         ends = difference_interval(scores, samples, mean=means - teacher)
         return _rows(means - teacher, list(zip(*(end.tolist() for end in ends), strict=True)), paired=True)
     return _unpaired(evidence, np.full(bundle.num_devices, teacher), [_wilson(teacher, samples)] * bundle.num_devices)
@@ -36,12 +37,12 @@ def against_method(bundle: Bundle, first: Bundle) -> tuple[Comparison, ...]:
     """
     keys = ("name", "split", "fingerprint")
     same = all(bundle.manifest.data.get(key) == first.manifest.data.get(key) for key in keys)
-    if not same or bundle.table.samples != first.table.samples:
+    if not same or bundle.accuracies.samples != first.accuracies.samples:
         return ()
     count = min(bundle.num_devices, first.num_devices)
-    weights = [failure_weights(b.num_devices)[:count] for b in (bundle, first)]
-    means = [w @ b.table.accuracy for w, b in zip(weights, (bundle, first), strict=True)]
-    mine, other = bundle.evidence, first.evidence
+    mine, other = bundle.any_evidence, first.any_evidence
+    weights = [evidence.level_weights()[:count] for evidence in (mine, other)]
+    means = [w @ evidence.table.accuracy for w, evidence in zip(weights, (mine, other), strict=True)]
     samples = mine.table.samples
     if (
         mine.outcomes is not None
@@ -54,9 +55,9 @@ def against_method(bundle: Bundle, first: Bundle) -> tuple[Comparison, ...]:
     return _unpaired(mine, means[1], other.mean(weights[1]))
 
 
-def _unpaired(evidence: Evidence, other: np.ndarray, intervals: list[Interval]) -> tuple[Comparison, ...]:
+def _unpaired(evidence: AnyEvidence, other: np.ndarray, intervals: list[Interval]) -> tuple[Comparison, ...]:
     """Differences to accuracies whose samples are not known."""
-    weights = failure_weights(evidence.table.num_devices)[: len(other)]
+    weights = evidence.level_weights()[: len(other)]
     means = weights @ evidence.table.accuracy
     ends = unpaired_difference(means, _ends(evidence.mean(weights)), other, _ends(intervals))
     return _rows(means - other, list(zip(*(end.tolist() for end in ends), strict=True)), paired=False)

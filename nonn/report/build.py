@@ -1,11 +1,9 @@
 """Builds report.json of a bundle.
 
-Accuracies come from the bundle's table of all 2^N subsets of devices, classes and calibration from its recorded test
-features, so no device runs again. Intervals come from the outcome of each test sample, or from the counts where an
-older bundle lacks the outcomes (``nonn.reliability.evidence``). Measurements of a live cluster are passed in and shown
-next to the prediction.
-
-Limits: as many devices as ``nonn.reliability.subsets`` enumerates. NumPy only.
+Accuracies come from the bundle's table of all 2^N subsets of devices, or beyond 16 devices of a sample of them, classes
+and calibration from its recorded test features, so no device runs again. Intervals come from the outcome of each test
+sample, or from the counts where an older bundle lacks the outcomes (``nonn.reliability.evidence``). Measurements of a
+live cluster are passed in and shown next to the prediction. NumPy only.
 """
 
 from __future__ import annotations
@@ -23,10 +21,12 @@ from nonn.bundle.traffic import traffic
 from nonn.documents import from_json, to_json
 from nonn.errors import BundleError, DataError, InputError
 from nonn.provenance import code_version, command_line, machine
-from nonn.reliability.evidence import Evidence, Interval, shapley_weights, value_weights
-from nonn.reliability.importance import pair_losses, shapley_values
+from nonn.reliability.evidence import Interval
 from nonn.reliability.intervals import wilson
-from nonn.reliability.subsets import SubsetTable, independent_law, mask_of, probabilities
+from nonn.reliability.laws import Law
+from nonn.reliability.sampled import SampledTable
+from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
+from nonn.reliability.subsets import AccuracyTable, mask_of
 from nonn.report.against import against_teacher
 from nonn.report.classes import class_report
 from nonn.report.document import (
@@ -39,12 +39,13 @@ from nonn.report.document import (
     Made,
     Precision,
     Report,
+    Sampling,
     TeacherReport,
 )
 from nonn.report.heads import head_report
 from nonn.report.methods import check_same_task, method_rows
 from nonn.report.plots import Weights
-from nonn.report.risk import availability, correlated, one_or_all
+from nonn.report.risk import availability, one_or_all, report_laws
 from nonn.report.sensing import sensing_report
 
 __all__ = ["build_report", "filter_graph", "precision_of"]
@@ -74,9 +75,9 @@ def build_report(
         InputError: a measurement lacks a key, a value is invalid, or another bundle has other classes.
     """
     check_same_task([bundle, *others])
-    manifest, evidence, table = bundle.manifest, bundle.evidence, bundle.table
+    manifest, evidence, table = bundle.manifest, bundle.any_evidence, bundle.accuracies
     p_fail = bundle.p_fail
-    law = np.array(p_fail)
+    alone, together = report_laws(p_fail)[:2]
     data = {
         "samples": table.samples,
         "classes": len(manifest.classes),
@@ -85,33 +86,22 @@ def build_report(
         "outcomes": 0 if evidence.outcomes is None else evidence.outcomes.kept,
     }
     pairs, pair_intervals, pair_loss_intervals = _pairs(evidence)
-    together = correlated(p_fail)
-    in_groups = together.probabilities()
     return Report(
         schema=SCHEMA,
         experiment=manifest.experiment,
         bundle=bundle.hash,
         data=_section(DataReport, bundle, "data", {**manifest.data, **data}),
         teacher=_teacher(bundle),
-        devices=_devices(bundle, law),
+        devices=_devices(bundle, np.array(p_fail)),
         traffic=traffic(manifest),
         sensing=sensing_report(bundle),
         precision=precision_of(bundle),
         fusion=bundle.head.kind,
         head=head_report(bundle, timed=timed),
         accuracy_by_failures=evidence.by_failures(),
-        expected_accuracy=ExpectedAccuracy(
-            law=independent_law(p_fail),
-            value=table.expected(law),
-            p_fail=one_or_all(p_fail),
-            interval=evidence.mean(probabilities(law)[None])[0],
-        ),
-        expected_correlated=ExpectedAccuracy(
-            law=together.text,
-            value=float(in_groups @ table.accuracy),
-            p_fail=one_or_all(p_fail),
-            interval=evidence.mean(in_groups[None])[0],
-        ),
+        sampling=_sampling(table),
+        expected_accuracy=_expected(evidence, alone, p_fail),
+        expected_correlated=_expected(evidence, together, p_fail),
         against_teacher=against_teacher(bundle),
         pair_losses=pairs,
         pair_intervals=pair_intervals,
@@ -148,10 +138,9 @@ def filter_graph(bundle: Bundle) -> Weights | None:
 
 def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport, ...]:
     """A row for each device, from the manifest and the table of subsets."""
-    evidence, table = bundle.evidence, bundle.table
-    value, shapley = table.importance(p_fail), shapley_values(table)
-    value_intervals = evidence.difference(*value_weights(probabilities(p_fail)))
-    shapley_intervals = evidence.difference(*shapley_weights(table.num_devices))
+    evidence, table = bundle.any_evidence, bundle.accuracies
+    (value, value_intervals), (shapley, shapley_intervals) = evidence.importance(p_fail), evidence.shapley()
+    alone = [table.stated(mask_of([i])) for i in range(table.num_devices)]
     return tuple(
         DeviceReport(
             node=student.device,
@@ -164,10 +153,10 @@ def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport,
             features=student.dtype,
             feature_bytes=student.feature_bytes,
             input_bytes=bundle.input_of(student.device).num_bytes,
-            accuracy_alone=float(table.accuracy[mask_of([student.device])]),
+            accuracy_alone=alone[student.device].accuracy,
             value=float(value[student.device]),
             shapley=float(shapley[student.device]),
-            accuracy_alone_interval=evidence.accuracy(mask_of([student.device])),
+            accuracy_alone_interval=alone[student.device].interval,
             value_interval=value_intervals[student.device],
             shapley_interval=shapley_intervals[student.device],
         )
@@ -177,24 +166,42 @@ def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport,
 
 def _teacher(bundle: Bundle) -> TeacherReport:
     """The teacher, with the interval of its accuracy."""
-    teacher, samples = _section(TeacherReport, bundle, "teacher", bundle.manifest.teacher), bundle.table.samples
+    teacher, samples = _section(TeacherReport, bundle, "teacher", bundle.manifest.teacher), bundle.accuracies.samples
     return dataclasses.replace(teacher, interval=_share_interval(teacher.accuracy, samples))
 
 
-def _pairs(evidence: Evidence) -> tuple[Shares, tuple[tuple[Interval, ...], ...], tuple[tuple[Interval, ...], ...]]:
+def _pairs(evidence: AnyEvidence) -> tuple[Shares, tuple[tuple[Interval, ...], ...], tuple[tuple[Interval, ...], ...]]:
     """Accuracy without each pair of devices, its interval, and that of the accuracy lost; [N, N] each."""
-    n = evidence.table.num_devices
-    everyone = (1 << n) - 1
-    masks = [everyone & ~(1 << i | 1 << j) for i in range(n) for j in range(n)]
-    plus, minus = np.zeros((2, len(masks), everyone + 1))
-    plus[:, everyone] = 1
-    minus[np.arange(len(masks)), masks] = 1
-    lost = evidence.difference(plus, minus)
-    rows = [slice(i * n, (i + 1) * n) for i in range(n)]
+    table, n = evidence.table, evidence.table.num_devices
+    masks = [[table.full & ~(1 << i | 1 << j) for j in range(n)] for i in range(n)]
+    stated = [[table.stated(mask) for mask in row] for row in masks]
     return (
-        tuple(map(tuple, pair_losses(evidence.table).tolist())),
-        tuple(tuple(evidence.accuracy(mask) for mask in masks[row]) for row in rows),
-        tuple(tuple(lost[row]) for row in rows),
+        tuple(tuple(pair.accuracy for pair in row) for row in stated),
+        tuple(tuple(pair.interval for pair in row) for row in stated),
+        tuple(tuple(evidence.lost(row)) for row in masks),
+    )
+
+
+def _expected(evidence: AnyEvidence, law: Law, p_fail: Sequence[float]) -> ExpectedAccuracy:
+    """Expected accuracy under a failure law."""
+    p = one_or_all(p_fail)
+    if isinstance(evidence, SampledEvidence):
+        found = evidence.expected(law)
+        return ExpectedAccuracy(law=law.text, value=found.value, p_fail=p, interval=found.interval, bound=found.bound)
+    weights = evidence.weights(law)
+    value, interval = float(weights @ evidence.table.accuracy), evidence.mean(weights[None])[0]
+    return ExpectedAccuracy(law=law.text, value=value, p_fail=p, interval=interval)
+
+
+def _sampling(table: AccuracyTable) -> Sampling | None:
+    """What was evaluated, where that is not every subset."""
+    if not isinstance(table, SampledTable):
+        return None
+    return Sampling(
+        counted_failed=table.counted,
+        subsets=len(table.correct),
+        chains=len(table.chains),
+        draws={text: len(places) for text, places in table.draws.items()},
     )
 
 
@@ -213,7 +220,7 @@ def precision_of(bundle: Bundle) -> Precision | None:
     if floats is None:
         return None
     try:
-        rows = list(zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True))
+        rows = list(zip(bundle.accuracies.by_failures(), floats["accuracy_by_failures"], strict=True))
         size, original = sum(student.bytes for student in bundle.manifest.students), sum(floats["model_bytes"])
         ends = [tuple(map(float, end)) for end in floats.get("drop_intervals", [()] * len(rows))]
         return Precision(
@@ -225,7 +232,7 @@ def precision_of(bundle: Bundle) -> Precision | None:
                 for (now, then), end in zip(rows, ends, strict=True)
             ),
             drop_alone=tuple(
-                then - float(bundle.table.accuracy[1 << i]) for i, then in enumerate(floats["accuracy_alone"])
+                then - bundle.accuracies.stated(1 << i).accuracy for i, then in enumerate(floats["accuracy_alone"])
             ),
             drop_alone_intervals=tuple(tuple(map(float, end)) for end in floats.get("drop_alone_intervals", ()))
             or None,
@@ -242,7 +249,7 @@ def _section(cls: type[T], bundle: Bundle, section: str, values: Mapping[str, ob
         raise BundleError(f"{exc}; build the bundle again") from exc
 
 
-def _live(row: LiveMeasurement | Mapping[str, object], table: SubsetTable) -> LiveMeasurement:
+def _live(row: LiveMeasurement | Mapping[str, object], table: AccuracyTable) -> LiveMeasurement:
     """One live measurement, checked, with defaults for optional keys."""
     given = to_json(row)
     try:
@@ -252,7 +259,7 @@ def _live(row: LiveMeasurement | Mapping[str, object], table: SubsetTable) -> Li
     answered = sorted(live.answered)
     if len(set(answered)) < len(answered) or not set(answered) <= set(range(table.num_devices)):
         raise InputError(f"measured_live: answered {answered} is not a set of devices 0 to {table.num_devices - 1}")
-    predicted = live.predicted if "predicted" in given else float(table.accuracy[mask_of(answered)])
+    predicted = live.predicted if "predicted" in given else table.stated(mask_of(answered)).accuracy
     distinct = min(live.requests - live.lost, table.samples)  # requests may repeat samples
     return dataclasses.replace(
         live,

@@ -11,6 +11,7 @@ result), drawn with a fixed seed. A bundle without features has no such section.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from nonn.fusion.calibration import expected_calibration_error
 from nonn.reliability.bias import class_bias
 from nonn.reliability.intervals import difference_interval, mean_interval
 from nonn.reliability.similarity import FeatureSimilarity, rank_correlation
-from nonn.reliability.subsets import members, membership
+from nonn.reliability.subsets import MAX_DEVICES, mask_of, members, membership
 from nonn.report import drawing
 from nonn.report.document import ClassReport, ClassRow, SampledSets
 from nonn.report.table import Column, IntervalColumn, Table, TextColumn, points_of, share_of, show_interval
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _SETS = 70  # for each number of failures: all of them up to eight devices
+_FEW_SETS = 8  # beyond 16 devices, where each has to be solved
 _LEAST_SETS = 4
 _LOGITS = 120_000_000  # fused in total: about five seconds on one core
 _SEED = 0
@@ -61,21 +63,21 @@ def class_report(bundle: Bundle) -> ClassReport | None:
         return None
     features, labels = _recorded(bundle)
     n, num_classes = bundle.num_devices, len(bundle.manifest.classes)
-    at_most = min(_SETS, max(_LEAST_SETS, _LOGITS // (n * len(labels) * num_classes)))
-    survivors, rng = membership(n).sum(axis=1), np.random.default_rng(_SEED)
+    most = _SETS if n <= MAX_DEVICES else _FEW_SETS
+    at_most = min(most, max(_LEAST_SETS, _LOGITS // (n * len(labels) * num_classes)))
+    rng = np.random.default_rng(_SEED)
     of_class = np.bincount(labels, minlength=num_classes)
     intact = np.zeros(0, dtype=np.int64)
-    exact = bundle.evidence.by_failures() if bundle.table.samples == len(labels) else ()
+    exact = bundle.any_evidence.by_failures() if bundle.accuracies.samples == len(labels) else ()
     similarity, found = FeatureSimilarity(features), [list[float]() for _ in range(2)]
     rows, right_after = [], np.zeros(len(labels))
     chance = np.random.default_rng(_SEED)
     for failed in range(n):
-        masks = np.flatnonzero(survivors == n - failed)
-        chosen = masks if len(masks) <= at_most else np.sort(rng.choice(masks, at_most, replace=False))
+        chosen = _chosen(n, n - failed, at_most, rng)
         measured: list[tuple[float, ...]] = []
         perfect: list[float] = []
         scores = np.zeros(len(labels))
-        for mask in chosen.tolist():
+        for mask in chosen:
             answer, confidence = _answers(bundle, features, mask)
             intact = intact if failed else answer
             right, bias = answer == labels, class_bias(intact, answer, labels, num_classes)
@@ -103,7 +105,7 @@ def class_report(bundle: Bundle) -> ClassReport | None:
         rows.append(
             SampledSets(
                 failed=failed,
-                subsets=len(masks),
+                subsets=math.comb(n, failed),
                 sets=len(chosen),
                 accuracy=accuracy,
                 confidence=sure,
@@ -136,6 +138,15 @@ def class_report(bundle: Bundle) -> ClassReport | None:
         cka_cev=float(np.mean(found[0])) if found[0] else None,
         cka_sde=float(np.mean(found[1])) if found[1] else None,
     )
+
+
+def _chosen(num_devices: int, answering: int, at_most: int, rng: np.random.Generator) -> list[int]:
+    """Subsets of a size, ascending: all of them, or as many as allowed, drawn at random."""
+    if num_devices <= MAX_DEVICES:
+        masks = np.flatnonzero(membership(num_devices).sum(axis=1) == answering)
+        chosen = masks if len(masks) <= at_most else np.sort(rng.choice(masks, at_most, replace=False))
+        return [int(mask) for mask in chosen]
+    return sorted({mask_of(rng.choice(num_devices, answering, replace=False).tolist()) for _ in range(at_most)})
 
 
 def _class_row(number: int, name: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> ClassRow:

@@ -145,6 +145,7 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         headline=sentences.headline(report),
         digits=min(1, table.digits_of(report.data.samples)),
         sample_line=sentences.sample_line(report),
+        sampling_line=sentences.sampling_line(report),
         selection_line=sentences.selection_line(report),
         confidence_line=sentences.confidence_sentence(report),
         interval=table.show_interval(table.share_of(report.data.samples, 1)),

@@ -69,7 +69,7 @@ def method_rows(bundles: Sequence[Bundle], *, timed: bool = False) -> tuple[Meth
             bundle=bundle.hash,
             devices=bundle.num_devices,
             teacher_accuracy=float(bundle.manifest.teacher.get("accuracy", 0.0)),
-            accuracy_by_failures=bundle.evidence.by_failures(),
+            accuracy_by_failures=bundle.any_evidence.by_failures(),
             bytes_per_answer=sum(student.feature_bytes for student in bundle.manifest.students),
             head=head_report(bundle, timed=timed),
             against_first=() if bundle is bundles[0] else against_method(bundle, bundles[0]),

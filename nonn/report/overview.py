@@ -31,21 +31,27 @@ def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int], sa
         devices: all devices, shown where none has failed.
         samples: size of the test set.
     """
-    share = share_of(samples)
+    share, found = share_of(samples), " found" if any(row.sampled for row in by_failures) else ""
     columns = (
         Column("failed", "failed"),
-        Column("subsets", "subsets", minor=True),
+        Column("subsets", "subsets", _many, minor=True),
+        *([Column("evaluated", "sampled", missing="all", minor=True)] if found else []),
         Column("mean", "mean", share),
         *_interval("95 %", "interval", share, by_failures),
-        Column("worst", "worst", share),
+        Column(f"worst{found}", "worst", share),
         *_interval("95 %", "worst_interval", share, by_failures),
-        Column("best", "best", share, minor=True),
-        TextColumn("answering in the worst case", "worst_subset", _devices),
+        Column(f"best{found}", "best", share, minor=True),
+        TextColumn(f"answering in the worst case{found}", "worst_subset", _devices),
     )
     # Without failures every device answers; report.json leaves that list empty.
     everyone = tuple(devices)
     rows = [row if row.failed else replace(row, worst_subset=everyone) for row in by_failures]
     return Table(columns, rows)
+
+
+def _many(value: int) -> str:
+    """A number of subsets, which may have dozens of digits."""
+    return f"{value:,}" if value < 1e9 else f"{value:.2g}"
 
 
 def _interval(title: str, key: str, show: Callable[[float], str], rows: Sequence[object]) -> tuple[Column, ...]:

@@ -1,7 +1,8 @@
 """Availability of an accuracy, and accuracy without each pair of devices: numbers, tables and figures.
 
-Both are exact, from the table of all subsets. The availability of a level is the probability of the subsets whose
-accuracy reaches it; with devices that fail and recover independently, it is the long-run share of the time.
+Both are exact where the table has all subsets; beyond, availability is estimated from draws of each law. The
+availability of a level is the probability of the subsets whose accuracy reaches it; with devices that fail and recover
+independently, it is the long-run share of the time.
 
 Limits: only figures need more than NumPy.
 """
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.reliability.evidence import Evidence
-from nonn.reliability.laws import Groups
-from nonn.reliability.subsets import independent_law, probabilities
+from nonn.reliability.laws import Groups, Independent, Law
+from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
+from nonn.reliability.subsets import independent_law
 from nonn.report import drawing
 from nonn.report.document import Availability, AvailabilityCurve, LevelShare, Report
 from nonn.report.table import Column, IntervalColumn, Table, percent, points_of, share_of, show_interval
@@ -34,6 +35,7 @@ __all__ = [
     "one_or_all",
     "pair_plot",
     "pair_table",
+    "report_laws",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -77,7 +79,18 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-def availability(evidence: Evidence, p_fail: Sequence[float]) -> Availability:
+def report_laws(p_fail: Sequence[float]) -> list[Law]:
+    """The laws of a report: the given one, the same with common causes, and 0.3 and 0.5 for all devices.
+
+    Args:
+        p_fail: probability with which each device does not answer, independently [N].
+    """
+    alone = dict.fromkeys([tuple(map(float, p_fail)), *((p,) * len(p_fail) for p in _HARDER)])
+    laws: list[Law] = [Independent(np.array(each), independent_law(each)) for each in alone]
+    return [laws[0], correlated(p_fail), *laws[1:]]
+
+
+def availability(evidence: AnyEvidence, p_fail: Sequence[float]) -> Availability:
     """Share of the time in which accuracy reaches a level, over the levels 0, 0.001 … 1.
 
     Args:
@@ -92,34 +105,35 @@ def availability(evidence: Evidence, p_fail: Sequence[float]) -> Availability:
     levels = np.arange(_LEVELS + 1) / _LEVELS
     starts = np.searchsorted(accuracy[order], levels)  # the first of the sets that reach the level
     curves = []
-    alone = dict.fromkeys([tuple(map(float, p_fail)), *((p,) * table.num_devices for p in _HARDER)])
-    together = correlated(p_fail)
-    laws = [(each, independent_law(each), 0.0, probabilities(np.array(each))) for each in alone]
-    laws.insert(1, (tuple(map(float, p_fail)), together.text, _COMMON, together.probabilities()))
-    stated = _stated(evidence, [law for *_, law in laws])
-    for (law_p, text, common, unordered), rows in zip(laws, stated, strict=True):
-        law = unordered[order]
-        share = np.append(law[::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
+    laws = report_laws(p_fail)
+    weights = [evidence.weights(law) for law in laws]
+    stated = _stated(evidence, laws, weights)
+    for law, unordered, rows in zip(laws, weights, stated, strict=True):
+        share = np.append(unordered[order][::-1].cumsum()[::-1], 0.0)[starts].clip(0, 1)
         share[0] = 1.0  # every subset reaches it; the sum would differ by rounding
-        p = one_or_all(law_p)
+        p = one_or_all(law.p.tolist() if isinstance(law, Independent) else p_fail)
+        common = None if isinstance(law, Independent) else _COMMON
         curves.append(
-            AvailabilityCurve(p_fail=p, share=tuple(share.tolist()), stated=rows, law=text, common=common or None)
+            AvailabilityCurve(p_fail=p, share=tuple(share.tolist()), stated=rows, law=law.text, common=common)
         )
     return Availability(levels=tuple(levels.tolist()), curves=tuple(curves))
 
 
-def _stated(evidence: Evidence, laws: Sequence[FloatArray]) -> list[tuple[LevelShare, ...]]:
+def _stated(evidence: AnyEvidence, laws: Sequence[Law], weights: Sequence[FloatArray]) -> list[tuple[LevelShare, ...]]:
     """For each law, the levels at which any law's availability changes, with intervals."""
-    levels = _ladder(evidence.table.accuracy, laws)
+    levels = _ladder(evidence.table.accuracy, weights)
 
     def shares(accuracy: FloatArray) -> FloatArray:
         """Availability by law and level, in one row."""
         reached = np.searchsorted(levels, accuracy, side="right")  # number of levels that a subset reaches
-        kept = [np.bincount(reached, law, len(levels) + 1)[::-1].cumsum()[::-1][1:] for law in laws]
+        kept = [np.bincount(reached, law, len(levels) + 1)[::-1].cumsum()[::-1][1:] for law in weights]
         return np.concatenate(kept).clip(0, 1)
 
     found = shares(evidence.table.accuracy).reshape(len(laws), -1)
     ends = np.array(evidence.of(shares)).reshape(*found.shape, 2)
+    if isinstance(evidence, SampledEvidence):
+        for law, share, end in zip(laws, found, ends, strict=True):
+            evidence.widen_shares(law, levels, share, end)
     # A level between two that are kept as often, to the digits shown, says nothing new.
     steps = [(np.round(found[:, k] - found[:, k - 1], 5) != 0).any() for k in range(1, len(levels))]
     new = [k for k in range(len(levels)) if any(steps[max(k - 1, 0) : k + 1])] or [len(levels) - 1]

@@ -13,6 +13,7 @@ __all__ = [
     "headline",
     "network_line",
     "sample_line",
+    "sampling_line",
     "selection_line",
 ]
 
@@ -32,7 +33,7 @@ def headline(report: Report) -> str:
         return f"With its only device, answers are right {mean} of the time; the teacher: {teacher}"
     return (
         f"With {row.failed} of {num_devices} devices gone, answers are right {mean} of the time on average, "
-        f"{worst} in the worst case; the teacher: {teacher}"
+        f"{worst} in the worst case{' found' * bool(row.sampled)}; the teacher: {teacher}"
     )
 
 
@@ -51,6 +52,18 @@ def sample_line(report: Report) -> str:
     elif report.data.outcomes is not None and report.data.outcomes < samples:
         line += f", from the outcomes of {report.data.outcomes:,} of them"
     return f"{line}."
+
+
+def sampling_line(report: Report) -> str:
+    """Which subsets were evaluated, where these are not all."""
+    if (found := report.sampling) is None:
+        return ""
+    return (
+        f"{found.subsets:,} subsets were evaluated: all with up to {found.counted_failed} failed devices, every device "
+        f"alone, and a sample of the others ({found.chains} of each size, and draws of the failure laws). Means of the "
+        "others are estimates, whose intervals cover the sampling too; worst and best are those found. The value of a "
+        f"device is that with at most {found.counted_failed - 1} others failed."
+    )
 
 
 def selection_line(report: Report) -> str:

@@ -17,7 +17,7 @@ from nonn.report.methods import methods_table
 from nonn.report.overview import device_table, failure_table, live_table
 from nonn.report.risk import availability_table, pair_table
 from nonn.report.sensing import sensing_line, smoothing_table
-from nonn.report.sentences import head_line, headline, network_line, sample_line, selection_line
+from nonn.report.sentences import head_line, headline, network_line, sample_line, sampling_line, selection_line
 from nonn.report.table import (
     Column,
     IntervalColumn,
@@ -64,6 +64,8 @@ def _short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
     """Headline, accuracy against failures and devices, and the live table if there are measurements."""
     expected, share = report.expected_accuracy, share_of(report.data.samples)
     blocks = [f"{headline(report)}.", lay_out(failure_table(report)), sample_line(report)]
+    if sampling := sampling_line(report):
+        blocks.append(sampling)
     if selection := selection_line(report):
         blocks.append(selection)
     if report.against_teacher:
@@ -74,7 +76,10 @@ def _short_report(report: Report, lay_out: Callable[[Table], str]) -> str:
             + ("." if half.paired else "; the samples that the teacher gets right are not recorded.")
         )
     line = f"Expected accuracy, failures {expected.law}: {share(expected.value)}"
-    blocks.append(line + (f" (95 %: {show_interval(share)(expected.interval)})" if expected.interval else ""))
+    line += f" (95 %: {show_interval(share)(expected.interval)})" if expected.interval else ""
+    if expected.bound:
+        line += f"; whatever the subsets that were not counted reach: {show_interval(share)(expected.bound)}"
+    blocks.append(line)
     if report.measured_live:
         blocks += ["Measured on a live cluster:", lay_out(live_table(report))]
     blocks += [lay_out(device_table(report)), network_line(report)]

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.bundle.traffic import boundary_elements
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import LinearHead, ZeroFill
-from nonn_sim.deployments import Deployment, accuracy_if, message_bytes, student_work
+from nonn.reliability.subsets import AccuracyOf
+from nonn_sim.deployments import AccuracyIf, Deployment, message_bytes, student_work
 from nonn_sim.links import Work
 from nonn_sim.scenario import NodeConfig
 
@@ -98,7 +98,7 @@ def _teacher_rows(
             tuple(range(n)),
             (whole,) * n,
             tuple(student_macs),
-            accuracy_if(n, accuracy, 1),
+            AccuracyIf(accuracy, 1),
             first_wins=True,
             note="a request goes to every device, the first answer wins, the others are wasted",
         ),
@@ -119,16 +119,16 @@ def _layer_splitting(bundle: Bundle, batch: int, macs: float, accuracy: float, e
         tuple(range(n)),
         (work,) * n,
         student_macs,
-        accuracy_if(n, accuracy, n),
+        AccuracyIf(accuracy, n),
         needs_all=True,
         note=f"{len(elements)} layer boundaries, {2 * maps_bytes:,} bytes of feature maps a request; equal shares",
     )
 
 
-def _zero_fill_accuracy(bundle: Bundle) -> tuple[NDArray[np.float64] | None, str]:
-    """Accuracy of every subset under one head with zeros for absent devices [2^N], and its assumption."""
+def _zero_fill_accuracy(bundle: Bundle) -> tuple[AccuracyOf | None, str]:
+    """Accuracy of every subset under one head with zeros for absent devices, and its assumption."""
     if isinstance(bundle.head, ZeroFill):
-        return bundle.table.accuracy, "the bundle's own head is this one"
+        return bundle.accuracies.lookup(), "the bundle's own head is this one"
     if "features.npz" not in bundle.manifest.files:
         return None, "the bundle has no features.npz to fuse again"
     if bundle.num_devices > MAX_ZERO_FILL_DEVICES:
@@ -138,4 +138,4 @@ def _zero_fill_accuracy(bundle: Bundle) -> tuple[NDArray[np.float64] | None, str
     weight, bias = bundle.head.weights((1 << bundle.num_devices) - 1)
     features, labels = bundle.features
     table = enumerate_subsets(ZeroFill(weight, bias, bundle.head.widths), features, labels)
-    return table.accuracy, "the same students under the head of the full set; absent devices count as zeros"
+    return table.lookup(), "the same students under the head of the full set; absent devices count as zeros"

@@ -146,7 +146,7 @@ class Cell:
         self.ids = [f"node-{device}" for device in deployment.devices]
         self.index = {node: i for i, node in enumerate(self.ids)}
         config = replace(scenario.policy, quorum=quorum)
-        self.policy = Policy(dict(zip(self.ids, students, strict=True)), config, deployment.accuracy.tolist())
+        self.policy = Policy(dict(zip(self.ids, students, strict=True)), config, deployment.accuracy)
         self.quorum = quorum
         self.free_at = [0.0] * n
         self.healthy = [True] * n

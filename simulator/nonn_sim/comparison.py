@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def simulated_figures(
         run["accuracy_of_sets"] = run["accuracy"]
         if recorded:
             run["accuracy"] = _accuracy_on_samples(trace, scenario, bundle)
-        run["sets"] = _shares(np.where(trace.answered, trace.mask, 0))
+        run["sets"] = _shares(np.where(trace.answered, trace.mask, 0).tolist())
         runs.append(run)
 
     def median(values: list[float | None]) -> float | None:
@@ -110,10 +111,9 @@ def simulated_figures(
     return {**figures, "sets": _mean_shares(sets), "sets_spread": spread}
 
 
-def _shares(masks: NDArray[np.int64]) -> dict[int, float]:
-    """Share of each mask."""
-    found, count = np.unique(masks, return_counts=True)
-    return dict(zip(found.tolist(), (count / len(masks)).tolist(), strict=True))
+def _shares(masks: Sequence[int]) -> dict[int, float]:
+    """Share of each mask, ascending."""
+    return {mask: count / len(masks) for mask, count in sorted(Counter(masks).items())}
 
 
 def _mean_shares(runs: Sequence[Mapping[int, float]]) -> dict[int, float]:
@@ -139,7 +139,7 @@ def _accuracy_on_samples(trace: Trace, scenario: Scenario, bundle: Bundle) -> fl
     features, labels = bundle.features
     order, right, shares = Order(scenario, len(labels)), dict[int, NDArray[np.bool_]](), []
     for number, row in enumerate(np.argsort(trace.asked_at_s, kind="stable").tolist()):
-        mask = int(trace.mask[row])
+        mask = trace.sets[trace.which[row]]
         if trace.answered[row]:
             if mask not in right:
                 logits = bundle.head.logits({i: features[i] for i in members(mask)})
@@ -155,8 +155,7 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
     ``accuracy`` is measured on the samples themselves, with its standard error. ``sets`` as in ``simulated_figures``.
     """
     answers = [row for row in measured if row.mask]
-    masks = np.array([row.mask for row in answers], dtype=np.int64)
-    full = (1 << bundle.num_devices) - 1
+    accuracy_of, full = bundle.accuracies.lookup(), (1 << bundle.num_devices) - 1
     samples = sum(row.samples for row in answers)
     accuracy = sum(row.correct for row in answers) / samples if labelled and samples else None
     latency_s = np.array([row.latency_s for row in answers])
@@ -167,11 +166,11 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
         "availability": len(answers) / len(measured) if measured else None,
         "accuracy": accuracy,
         "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / samples) if accuracy is not None else None,
-        "accuracy_of_sets": float(bundle.table.accuracy[masks].mean()) if answers else None,
-        "degraded": float((masks != full).mean()) if answers else None,
+        "accuracy_of_sets": float(np.mean([accuracy_of[row.mask] for row in answers])) if answers else None,
+        "degraded": float(np.mean([row.mask != full for row in answers])) if answers else None,
         "latency_s": percentiles(latency_s),
         "p99_interval_s": quantile_interval(latency_s, 0.99),
-        "sets": _shares(np.array([row.mask for row in measured], dtype=np.int64)) if measured else {},
+        "sets": _shares([row.mask for row in measured]) if measured else {},
     }
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from nonn.bundle import Bundle, InputSpec
-from nonn.reliability.subsets import all_masks
+from nonn.reliability.subsets import AccuracyOf
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import add_tensors, new_request, write_parameters
 from nonn_sim.links import Work
 
-__all__ = ["Deployment", "bundle_deployment", "message_bytes", "student_work"]
+__all__ = ["AccuracyIf", "Deployment", "bundle_deployment", "message_bytes", "student_work"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Deployment:
         devices: numbers of the devices in use, as in the scenario [n].
         work: work of a request on each device [n].
         macs_of_service: multiply-accumulates that take ``service_s`` on each device [n].
-        accuracy: accuracy of each subset [2^n]; bit j is ``devices[j]``, or student j where ``students`` are given.
+        accuracy: of each subset, by mask; bit j is ``devices[j]``, or student j where ``students`` are given.
         needs_all: one missing device loses the answer.
         first_wins: the first good reply is the answer.
         note: assumptions of the row.
@@ -40,7 +40,7 @@ class Deployment:
     devices: tuple[int, ...]
     work: tuple[Work, ...]
     macs_of_service: tuple[float, ...]
-    accuracy: NDArray[np.float64] = field(repr=False)
+    accuracy: AccuracyOf = field(repr=False)
     needs_all: bool = False
     first_wins: bool = False
     note: str = ""
@@ -62,7 +62,7 @@ def bundle_deployment(bundle: Bundle, batch: int = 1, replicas: int = 1) -> Depl
         devices=tuple(range(bundle.num_devices * replicas)),
         work=student_work(bundle, batch) * replicas,
         macs_of_service=tuple(float(s.macs) for s in students) * replicas,
-        accuracy=bundle.table.accuracy,
+        accuracy=bundle.accuracies.lookup(),
         note=f"this bundle: {len(bundle.manifest.parts)} parts on {bundle.num_devices} devices{copies}",
         students=tuple(range(bundle.num_devices)) * replicas if replicas > 1 else (),
     )
@@ -100,7 +100,13 @@ def message_bytes(
     return request.ByteSize(), reply.ByteSize()
 
 
-def accuracy_if(num_devices: int, accuracy: float, at_least: int) -> NDArray[np.float64]:
-    """A table with this accuracy if enough devices answer, and 0 otherwise [2^N]."""
-    count = np.array([mask.bit_count() for mask in all_masks(num_devices).tolist()])
-    return np.where(count >= at_least, accuracy, 0.0)
+@dataclass(frozen=True)
+class AccuracyIf:
+    """An accuracy that is reached if enough devices answer, and 0 otherwise."""
+
+    accuracy: float
+    at_least: int
+
+    def __getitem__(self, mask: int) -> float:
+        """Accuracy of one subset."""
+        return self.accuracy if mask.bit_count() >= self.at_least else 0.0

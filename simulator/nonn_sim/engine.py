@@ -80,7 +80,8 @@ class Engine:
         self._arrivals = arrivals(scenario.load, seed if arrivals_seed is None else arrivals_seed)
         self._turn = self._under_way = self._refused = self._retried = 0
         self._now = 0.0
-        self._asked_at, self._latency, self._mask = array("d"), array("d"), array("i")
+        self._asked_at, self._latency, self._which = array("d"), array("d"), array("i")
+        self._sets: dict[int, int] = {}  # mask → number, since masks of many devices are long
         self._waited, self._answered = array("b"), array("b")
 
     def run(self) -> Trace:
@@ -200,7 +201,7 @@ class Engine:
         wait_s = self._scenario.load.timeout_s
         self._asked_at.append(began_at)
         self._latency.append(now - began_at + wait_s)
-        self._mask.append(0)
+        self._which.append(self._sets.setdefault(0, len(self._sets)))
         self._waited.append(False)
         self._answered.append(False)
         if self._scenario.load.arrivals == "closed":
@@ -217,7 +218,7 @@ class Engine:
         latency = now - flight.began_at + later_s
         self._asked_at.append(flight.began_at)
         self._latency.append(latency)
-        self._mask.append(session.answered)
+        self._which.append(self._sets.setdefault(session.answered, len(self._sets)))
         self._waited.append(session.timed_out(now))
         self._answered.append(answered)
         if self._scenario.load.arrivals == "closed":
@@ -276,7 +277,8 @@ class Engine:
             # Views: a copy of ten million requests is 220 MB.
             asked_at_s=np.frombuffer(self._asked_at),
             latency_s=np.frombuffer(self._latency),
-            mask=np.frombuffer(self._mask, np.int32),
+            which=np.frombuffer(self._which, np.int32),
+            sets=tuple(self._sets),
             waited=np.frombuffer(self._waited, np.bool_),
             answered=np.frombuffer(self._answered, np.bool_),
             ended_s=ended_s,

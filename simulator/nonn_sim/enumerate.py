@@ -26,6 +26,7 @@ from nonn.fusion import Head
 from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
+from nonn.reliability.sampled import COUNTED_FAILURES, counted_failures, draw_others, few_failures
 from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, masks_of, members
 
 __all__ = [
@@ -43,10 +44,6 @@ __all__ = [
 ]
 
 Progress = Callable[[float], None]
-
-COUNTED_FAILURES = 3
-_MOST_COUNTED = 50_000  # subsets: all with up to 3 failures of 66 devices
-_ATTEMPTS = 300  # draws of the law for each one wanted among subsets that were not counted
 
 
 @dataclass(frozen=True)
@@ -200,14 +197,9 @@ def count_few_failures(
         failed: largest number of failures.
         progress: called with the completed share, 0 to 1.
     """
-    n, total = head.num_devices, 0
-    for most in range(min(failed, n) + 1):
-        total += math.comb(n, most)
-        if total > _MOST_COUNTED:
-            failed = most - 1
-            break
-    failed = min(failed, n)
-    gone = [chosen for k in range(failed + 1) for chosen in combinations(range(n), k)]
+    n = head.num_devices
+    failed = counted_failures(n, failed)
+    gone = list(few_failures(n, failed))
     up = np.ones((len(gone), n), dtype=bool)
     for row, chosen in zip(up, gone, strict=True):
         row[list(chosen)] = False
@@ -312,7 +304,8 @@ def sample_law(
         raise ShapeError(f"a failure law of {law.num_devices} devices for a head of {head.num_devices}")
     probability = law.probability_of(counted.up)
     unseen = min(1.0, max(0.0, 1 - float(probability.sum())))
-    masks = masks_of(_draw_others(law, counted.failed, draws if unseen > _ROUNDING else 0, seed))
+    rng = np.random.default_rng(seed)
+    masks = masks_of(draw_others(law, counted.failed, draws if unseen > _ROUNDING else 0, rng))
     distinct, place = np.unique(masks, return_inverse=True)
     accuracy = (count_one_by_one(head, features, labels, masks=distinct.tolist()) / len(labels))[place]
     known = float(probability @ counted.accuracy)
@@ -328,18 +321,6 @@ def sample_law(
 
 _UNKNOWN = Estimate(0.5, 0.0, 1.0)
 _ROUNDING = 1e-12  # of a sum of probabilities
-
-
-def _draw_others(law: Law, failed: int, draws: int, seed: int) -> NDArray[np.bool_]:
-    """Draws of a law among the subsets with more failures [m, N]: fewer than requested where these are rare."""
-    rng, found, missing = np.random.default_rng(seed), [np.empty((0, law.num_devices), dtype=bool)], draws
-    for _ in range(_ATTEMPTS):
-        if missing <= 0:
-            break
-        up = law.draw(rng, draws)
-        found.append(up[(~up).sum(axis=1) > failed][:missing])
-        missing -= len(found[-1])
-    return np.concatenate(found)
 
 
 def _with_unseen(known: float, unseen: float, among: Estimate) -> Estimate:

@@ -43,11 +43,13 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     """
     answered = trace.answered
     # Expected right answers of each request. No more than a few arrays of this length are in memory at once.
-    right = np.where(answered, deployment.accuracy[trace.mask], 0.0)
+    of_set = np.array([deployment.accuracy[mask] for mask in trace.sets])
+    right = np.where(answered, of_set[trace.which], 0.0)
     latency_s = trace.latency_s[answered]
     settings = scenario.devices(num_devices)
     nodes = [settings[device] for device in deployment.devices]
     full = (1 << len(set(deployment.students) or nodes)) - 1
+    whole = trace.sets.index(full) if full in trace.sets else -1
     num_answers = int(answered.sum())
     energy_j, sent_bytes = _energy_j(trace, deployment, nodes), _bytes(trace, deployment)
     result: dict[str, Any] = {
@@ -61,7 +63,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         "availability": _mean(answered),
         "accuracy": float(right.sum() / num_answers) if num_answers else None,
         "accuracy_per_request": _mean(right),
-        "degraded": _mean(trace.mask[answered] != full) if not deployment.first_wins else None,
+        "degraded": _mean(trace.which[answered] != whole) if not deployment.first_wins else None,
         "deadline_hits": int(trace.waited.sum()),
         "latency_s": percentiles(latency_s),
         "intervals": {  # of another run of the same length

@@ -150,7 +150,7 @@ def _rows(
 def _for_new_samples(row: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
     """A row with the 95 % interval of its accuracy: every subset's accuracy is of a finite test set."""
     if row["accuracy"] is not None:
-        samples = bundle.table.samples
+        samples = bundle.accuracies.samples
         low, high = wilson(row["accuracy"] * samples, samples)
         row["test_interval"] = [float(low), float(high)]
     return row

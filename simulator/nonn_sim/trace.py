@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ class Trace:
     Attributes:
         asked_at_s: time of arrival [R].
         latency_s: time until the answer, or until it was certain that there is none [R].
-        mask: the fused subset [R].
+        which: number of the fused subset [R].
+        sets: the subsets that occur, as masks, by number.
         waited: whether a node was silent until the deadline [R].
         answered: whether the quorum was met [R].
         ended_s: length of the run.
@@ -34,7 +36,8 @@ class Trace:
 
     asked_at_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
-    mask: NDArray[np.int32]
+    which: NDArray[np.int32]
+    sets: tuple[int, ...]
     waited: NDArray[np.bool_]
     answered: NDArray[np.bool_]
     ended_s: float
@@ -45,3 +48,10 @@ class Trace:
     events: tuple[FaultEvent, ...]
     refused: int = 0
     retried: int = 0
+
+    @property
+    def mask(self) -> NDArray[Any]:
+        """The fused subset of each request, as a mask [R]: int64, and Python's own integers from 63 devices on."""
+        wide = any(mask >> 63 for mask in self.sets)
+        masks: NDArray[Any] = np.array(self.sets or [0], dtype=object if wide else np.int64)[self.which]
+        return masks

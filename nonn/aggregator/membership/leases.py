@@ -108,7 +108,7 @@ class Membership:
         self._tokens: dict[str, str] = {}  # token → node
         self._superseded: dict[str, deque[str]] = {}  # node → the latest instances that lost its lease
         self._reserved: dict[str, int] = {}  # node → student
-        self._value = bundle.table.importance(np.array(bundle.p_fail))
+        self._value = bundle.accuracies.importance(np.array(bundle.p_fail))
 
     @property
     def leases(self) -> Mapping[str, Lease]:

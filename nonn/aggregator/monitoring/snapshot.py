@@ -48,7 +48,7 @@ def node_state(
         drift: record of its agreement with the others.
         heard_s: seconds since its last good reply; None before the first.
     """
-    record, accuracy = policy.nodes[node.id], bundle.table.accuracy
+    record, accuracy = policy.nodes[node.id], bundle.accuracies.lookup()
     rss = vitals.get("nonn_rss_bytes", "")
     others = mask_of(other.student for other in up if other.id != node.id)
     return NodeState(
@@ -83,20 +83,20 @@ def node_agreement(drift: NodeDrift | None) -> NodeAgreement:
 
 def accuracy_now(bundle: Bundle, up: Sequence[Node]) -> AccuracyNow:
     """Accuracy of the nodes that are up, and of those that are left when one more fails."""
-    table, accuracy = bundle.table, bundle.table.accuracy
+    table, accuracy = bundle.accuracies, bundle.accuracies.lookup()
     without = {node.id: mask_of(other.student for other in up if other is not node) for node in up}
     left = {node: float(accuracy[mask]) for node, mask in without.items()}
     worst = min(left, key=left.__getitem__, default="")
     now = mask_of(node.student for node in up)
     return AccuracyNow(
         now=float(accuracy[now]),
-        all=float(accuracy[-1]),
+        all=float(accuracy[table.full]),
         teacher=bundle.manifest.teacher.get("accuracy"),
         next_worst=left.get(worst, 0.0),
         next_worst_node=worst,
         next_mean=sum(left.values()) / len(left) if left else 0.0,
-        interval=table.interval(now),
-        next_worst_interval=table.interval(without.get(worst, 0)),
+        interval=table.stated(now).interval,
+        next_worst_interval=table.stated(without.get(worst, 0)).interval,
         samples=table.samples,
     )
 

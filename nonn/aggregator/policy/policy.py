@@ -18,6 +18,7 @@ from nonn.aggregator.policy.latencies import Latencies
 from nonn.aggregator.policy.roster import NodeRecord, Roster, roster_of
 from nonn.aggregator.policy.session import Session
 from nonn.errors import ConfigError
+from nonn.reliability.subsets import AccuracyOf
 
 __all__ = ["Policy"]
 
@@ -36,7 +37,7 @@ class Policy:
     Args:
         nodes: id → student that the node runs, in the order in which they are asked.
         config: options of the operator.
-        accuracy: accuracy of each subset of students [2^N]; early fusion needs it.
+        accuracy: accuracy of each subset of students; early fusion needs it.
         heard: whether the nodes are taken to be up from the start; otherwise they are unknown until they answer.
 
     Attributes:
@@ -50,7 +51,7 @@ class Policy:
     """
 
     def __init__(
-        self, nodes: Mapping[str, int], config: PolicyConfig, accuracy: Sequence[float] = (), *, heard: bool = True
+        self, nodes: Mapping[str, int], config: PolicyConfig, accuracy: AccuracyOf = (), *, heard: bool = True
     ) -> None:
         if config.accuracy_per_ms and not accuracy:
             raise ConfigError(

@@ -28,13 +28,14 @@ the session waits on, but the next batch need not wait for it (``prompt_done``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from math import inf
 from typing import Protocol
 
 from nonn.aggregator.policy.config import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
+from nonn.reliability.subsets import AccuracyOf
 
 __all__ = ["Session", "SessionPolicy"]
 
@@ -54,8 +55,8 @@ class SessionPolicy(Protocol):
         ...
 
     @property
-    def accuracy(self) -> Sequence[float]:
-        """Accuracy of each subset of students [2^N]; early fusion needs it."""
+    def accuracy(self) -> AccuracyOf:
+        """Accuracy of each subset of students; early fusion needs it."""
         ...
 
     @property

@@ -45,6 +45,7 @@ from nonn.streams import SmoothedLabel, WindowAnswer
 __all__ = ["Hub", "SensingOptions"]
 
 RECENT = 120  # answers that a new page shows
+MOST_SENSING = 32  # bits of the mask in WindowAnswer
 HELD = 64  # answers that wait for one watcher
 STALL_S, MAX_READ_S = 0.02, 0.25  # lateness of a timer that is a stall; longest time for reading after one
 FRAME_BYTES = 5  # gRPC's own, for each message
@@ -136,6 +137,10 @@ class Hub:
         options, bundle = options or SensingOptions(), aggregator.bundle
         spec = bundle.manifest.sensing
         assert spec is not None, "the bundle says what nodes measure"
+        if bundle.num_devices > MOST_SENSING:
+            raise ConfigError(
+                f"{bundle.path}: {bundle.num_devices} devices that sense; the mask of an answer has {MOST_SENSING} bits"
+            )
         self.options, self._aggregator = options, aggregator
         self.clock = clock or DataClock(options.speed)
         self.alignment = Alignment[_Sent](

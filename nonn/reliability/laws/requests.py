@@ -69,20 +69,24 @@ class Groups(Law):
 
     def probability_of(self, up: BoolArray) -> FloatArray:
         """A group with a device that answers was not struck; a sum over the others' causes gives the rest."""
-        return np.array([self._probability(row) for row in up])
+        result = np.zeros(len(up))
+        silent = np.array([~up[:, list(group)].any(axis=1) for group in self.groups]).reshape(len(self.groups), len(up))
+        for pattern in np.unique(silent, axis=1).T:
+            rows = (silent == pattern[:, None]).all(axis=0)
+            result[rows] = self._probability(up[rows], np.flatnonzero(pattern).tolist())
+        return result
 
-    def _probability(self, up: BoolArray) -> float:
-        silent = [number for number, group in enumerate(self.groups) if not up[list(group)].any()]
-        spared = np.delete(1 - self.p_group, silent).prod()
-        total = 0.0
+    def _probability(self, up: BoolArray, silent: Sequence[int]) -> FloatArray:
+        """Of subsets in which no device of the same groups answers [m]."""
+        spared, total = float(np.delete(1 - self.p_group, silent).prod()), np.zeros(len(up))
         for strikes in range(1 << len(silent)):
             struck = [number for place, number in enumerate(silent) if strikes >> place & 1]
             down = [i for number in struck for i in self.groups[number]]
             own = np.where(up, 1 - self.p, self.p)
-            own[down] = 1.0
+            own[:, down] = 1.0
             causes = [self.p_group[k] if k in struck else 1 - self.p_group[k] for k in silent]
-            total += math.prod(causes) * float(own.prod())
-        return float(spared) * total
+            total += math.prod(causes) * own.prod(axis=1)
+        return spared * total
 
     def probabilities(self) -> FloatArray:
         """Applies one cause after the other; a single device is a group of one."""

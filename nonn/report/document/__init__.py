@@ -17,7 +17,7 @@ from nonn.bundle.traffic import Traffic
 from nonn.documents import OPTIONAL, Difference, Share, Whole
 from nonn.errors import InputError, MissingExtraError
 from nonn.reliability.subsets import FailureRow
-from nonn.report.document.availability import Availability, AvailabilityCurve, ExpectedAccuracy, LevelShare
+from nonn.report.document.availability import Availability, AvailabilityCurve, ExpectedAccuracy, LevelShare, Sampling
 from nonn.report.document.classes import ClassReport, ClassRow, SampledSets
 from nonn.report.document.compared import Comparison, LiveMeasurement, MethodRow
 from nonn.report.document.devices import DataReport, DeviceReport, Drop, HeadReport, Made, Precision, TeacherReport
@@ -45,6 +45,7 @@ __all__ = [
     "Precision",
     "Report",
     "SampledSets",
+    "Sampling",
     "SensingReport",
     "SmoothedRow",
     "SmoothingReport",
@@ -71,6 +72,7 @@ class Report:
         fusion: kind of the fusion head.
         head: cost of the fusion head; absent in reports of older versions.
         accuracy_by_failures: accuracy over all subsets of devices, for 0 to N − 1 failed devices.
+        sampling: the subsets that were evaluated, if these are not all; absent up to 16 devices.
         expected_accuracy: accuracy under the bundle's failure law.
         expected_correlated: the same when devices fail as often, but half of the failures have a cause that takes one
             half of the devices down; absent in reports of older versions.
@@ -99,6 +101,7 @@ class Report:
     fusion: str
     head: HeadReport | None = field(default=None, metadata=OPTIONAL)
     accuracy_by_failures: tuple[FailureRow, ...]
+    sampling: Sampling | None = field(default=None, metadata=OPTIONAL)
     expected_accuracy: ExpectedAccuracy
     expected_correlated: ExpectedAccuracy | None = field(default=None, metadata=OPTIONAL)
     against_teacher: tuple[Comparison, ...] = ()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nonn.documents import OPTIONAL, Share
+from nonn.documents import OPTIONAL, Share, Whole
 
 __all__ = [
     "Availability",
     "AvailabilityCurve",
     "ExpectedAccuracy",
     "LevelShare",
+    "Sampling",
 ]
 
 
@@ -23,12 +25,32 @@ class ExpectedAccuracy:
         value: the expected accuracy, in [0, 1] up to rounding; where no device answers, it counts as wrong.
         p_fail: probability that a device does not answer: one number for all devices, or one for each [N].
         interval: of `value`.
+        bound: lowest and highest value for these test samples, whatever the accuracy of the subsets that were not
+            counted; absent where all were.
     """
 
     law: str
     value: float
     p_fail: Share | tuple[Share, ...]
     interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    bound: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The subsets that were evaluated, of more devices than can be enumerated (`nonn.reliability.sampled`).
+
+    Attributes:
+        counted_failed: every subset with at most this many failed devices was evaluated.
+        subsets: number of all evaluated subsets.
+        chains: orders in which all devices fail, drawn at random: subsets of each larger number of failures.
+        draws: draws of each failure law among the subsets that were not counted, by its text.
+    """
+
+    counted_failed: Whole
+    subsets: Whole
+    chains: Whole
+    draws: Mapping[str, Whole]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,9 +79,11 @@ class DeviceReport:
         input_bytes: size of the part of one sample that it receives, bytes; less than the sample with a view.
         accuracy_alone: accuracy when no other device answers.
         value: Birnbaum importance, expected accuracy with the device up less that with it down, under the failure law
-            of `expected_accuracy`; in [−1, 1] up to rounding.
+            of `expected_accuracy`; in [−1, 1] up to rounding. Where not all subsets were evaluated: given that fewer
+            than `sampling.counted_failed` other devices have failed.
         shapley: Shapley value, the mean gain in accuracy when the device joins, over all orders of joining; the sum of
-            all devices is the accuracy with all of them; in [−1, 1] up to rounding.
+            all devices is the accuracy with all of them; in [−1, 1] up to rounding. Over the chains of `sampling`, if
+            there is one.
         accuracy_alone_interval: of `accuracy_alone`.
         value_interval: of `value`; the subsets with and without the device are compared on the same samples.
         shapley_interval: of `shapley`, likewise.

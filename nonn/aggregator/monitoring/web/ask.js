@@ -56,7 +56,7 @@ function shown(answer) {
   write("answer-confidence", `confidence ${percent(answer.confidence)}`);
   const range = answer.expected_accuracy_interval;
   const between = range ? ` (95 %: ${percent(range[0])} to ${percent(range[1])})` : "";
-  write("answer-devices", `${answer.answered.length} of ${answer.devices} devices answered in ${millis(answer.latency_s)}; expected accuracy of exactly these: ${percent(answer.expected_accuracy)}${between}`);
+  write("answer-devices", `${answer.answered.length} of ${answer.devices} devices answered in ${millis(answer.latency_s)}; ${answer.expected_accuracy_estimated ? `expected accuracy, estimated from other sets of ${answer.answered.length}` : "expected accuracy of exactly these"}: ${percent(answer.expected_accuracy)}${between}`);
   byId("answer-chips").replaceChildren(...Array.from({ length: answer.devices }, (_, i) => {
     const there = answer.answered.includes(i);
     const shape = svg("svg", { viewBox: "-10 -10 20 20", "aria-hidden": "true" });
