@@ -142,6 +142,15 @@ def test_an_answer_states_its_own_accuracy_where_it_was_evaluated_and_an_estimat
     assert table.stated(0).interval == (0.0, 0.0)
 
 
+def test_requests_that_no_device_answers_count_as_wrong(ridge: RidgePerSet) -> None:
+    often = parse_law("groups [[0,1,2,3,4,5,6,7,8,9]] p_group=0.5 p=0", N)  # all devices, or none
+    found = sample_evidence(ridge, *recorded(N), [often], failed=2, chains=5)
+    assert found.table.stated(0).accuracy == 0
+    expected = found.expected(often)
+    assert expected.value == expected.bound[0] == pytest.approx(found.table.stated(found.table.full).accuracy / 2)
+    assert (found.draws[:, found.table.empty] == 0).all()
+
+
 def test_promises_hold_only_where_the_sample_proves_them(sampled: SampledEvidence) -> None:
     law = parse_law(LAW, N)
     rows = sampled.table.by_failures()

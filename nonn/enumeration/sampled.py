@@ -78,8 +78,7 @@ def sample_evidence(
     chained = np.stack([places(list(accumulate(order, xor, initial=full))) for order in orders])
     drawn = {}
     for law in laws:
-        up = draw_others(law, counted, draws, rng)
-        drawn[law.text] = places([int(mask) for mask in masks_of(up[up.any(axis=1)])])
+        drawn[law.text] = places([int(mask) for mask in masks_of(draw_others(law, counted, draws, rng))])
     masks = list(place)
     kept = kept_samples(n, len(labels), len(masks))
     counter = Counter(head, features, labels, len(masks), False, progress, kept)

@@ -164,7 +164,9 @@ class TableEvidence(Generic[TableT]):
         """
         count = max(100, min(_DRAWS, _FLOATS // len(self.table.correct)))
         if self.outcomes is not None:
-            return self.outcomes.resampled(count)
+            drawn = self.outcomes.resampled(count)
+            drawn[:, self.table.empty] = 0
+            return drawn
         levels = (np.arange(count) + 0.5) / count
         rows = [wilson(self.table.correct, self.table.samples, abs(2 * u - 1))[int(u > 0.5)] for u in levels]
         result = np.array(rows)

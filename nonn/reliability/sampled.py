@@ -107,8 +107,6 @@ class SampledTable(AccuracyTable):
     chains: IntArray
     draws: Mapping[str, IntArray] = field(default_factory=dict)
 
-    empty = slice(0, 0)
-
     def __post_init__(self) -> None:
         m, n = self.up.shape
         if self.correct.shape != (m,) or self.chains.ndim != 2 or self.chains.shape[1] != n or len(self.chains) < 2:
@@ -128,6 +126,12 @@ class SampledTable(AccuracyTable):
     def num_devices(self) -> int:
         """N."""
         return int(self.up.shape[1])
+
+    @cached_property
+    def empty(self) -> slice:
+        """Place of the empty subset, which a law may have drawn."""
+        place = self._place.get(0)
+        return slice(0, 0) if place is None else slice(place, place + 1)
 
     @cached_property
     def failures(self) -> IntArray:
@@ -211,7 +215,7 @@ class SampledTable(AccuracyTable):
     def stated(self, mask: int) -> Stated:
         """The accuracy of a subset of the table; for any other, an estimate from the sampled ones of its size."""
         place = self._place.get(mask)
-        if place is None:
+        if place is None or not mask:
             return self._strata[self.num_devices - mask.bit_count()]
         accuracy = int(self.correct[place]) / self.samples
         low, high = wilson(self.correct[place], self.samples)

@@ -206,17 +206,20 @@ class AccuracyTable(ABC):
     Attributes:
         correct: correct samples of each subset, in the order of the table [m].
         samples: number of samples evaluated.
-        empty: place of the empty subset in the table, if it has one.
     """
 
     correct: IntArray
     samples: int
-    empty: slice
 
     @property
     @abstractmethod
     def num_devices(self) -> int:
         """N."""
+
+    @property
+    @abstractmethod
+    def empty(self) -> slice:
+        """Place of the empty subset in the table, if it has one."""
 
     @property
     def accuracy(self) -> FloatArray:
@@ -296,8 +299,6 @@ class SubsetTable(AccuracyTable):
     correct: IntArray
     samples: int
 
-    empty = slice(0, 1)
-
     def __post_init__(self) -> None:
         size = len(self.correct)
         if self.correct.ndim != 1 or size < 2 or size & (size - 1):
@@ -309,6 +310,11 @@ class SubsetTable(AccuracyTable):
     def num_devices(self) -> int:
         """N."""
         return len(self.correct).bit_length() - 1
+
+    @property
+    def empty(self) -> slice:
+        """The first place."""
+        return slice(0, 1)
 
     def place(self, mask: int) -> int:
         """The mask itself: the table has every subset in its order."""
