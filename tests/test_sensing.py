@@ -8,6 +8,7 @@ import dataclasses
 import json
 import runpy
 import signal
+import tempfile
 import time
 import urllib.request
 import zlib
@@ -383,6 +384,25 @@ def test_with_tls_a_node_senses_under_its_certificate_and_may_send_raw_samples(t
         assert answer.devices == (1,)
         assert answer.missing == {"unit 0": "no node measures it"}
     assert len((raw / "a.csv").read_text().splitlines()) > 8
+
+
+def test_a_fleet_with_a_state_folder_goes_on_sensing_with_the_next_bundle(tmp_path: Path) -> None:
+    first = sensing_bundle(tmp_path / "first", 2)
+    second = smoothing_bundle(first, tmp_path / "second")
+    recording = write_recording(tmp_path / "a.csv", windows(200, 3)[0])
+    with contextlib.ExitStack() as stack:
+        fleet = Fleet(tmp_path, stack)
+        # A short name: a socket's may have 107 characters.
+        state = stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn"))
+        _, address = fleet.aggregator(first, "--replay-speed", 4, "--state", state)
+        fleet.node("a", address, options=("--student", 1, "--source", f"csv:{recording}?speed=4"))
+        answers = fleet.client(address).watch()
+        answer = next(answer for answer in answers if answer.mask)
+        assert (answer.devices, answer.bundle) == ((1,), first.hash)
+        assert main(["fleet", "push", str(second.path), "--state", state, "--floor", "0"]) == 0
+        answer = next(answer for answer in answers if answer.mask and answer.bundle != first.hash)
+        assert (answer.devices, answer.bundle) == ((1,), second.hash)
+        assert answer.smoothed is not None
 
 
 def test_raw_samples_are_stored_where_both_sides_say_so(tmp_path: Path) -> None:

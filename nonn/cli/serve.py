@@ -243,10 +243,11 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions, pairing:
     bundle = state.first(args.bundle)
     rollout = Rollout(state, bundle, options, args.max_queue_mb * 1_000_000)
     bundles = rollout.bundles
+    servicer = FleetServicer(rollout)
     async with Watchdog() as watchdog, controlled(rollout, state.socket), bundles.running(stop.set):
         ready = _announce(args, bundle=bundle.hash, nodes=0, http=bundles.http)
         keys = bundles.served.options() | {
-            "services": [FleetServicer(rollout).add_to],
+            "services": [servicer.add_to, servicer.add_sensing_to],
             "attend": _watched(watchdog, pairing),
         }
         await serve(bundles.endpoint, stop=stop, **ready, **keys)

@@ -87,6 +87,7 @@ class ServedBundle:
         # Only nodes that join sense, and only of a bundle that says what.
         senses = options.joining.joins and bundle.manifest.sensing is not None
         self.hub = Hub(self.aggregator, options.sensing) if senses else None
+        self.sensing = SensingServicer(self.hub, self.servicer.holder) if self.hub else None
 
     def watching(self, endpoint: Endpoint) -> contextlib.AbstractAsyncContextManager[str | None]:
         """Runs monitor, dashboard, metrics and inference over HTTP during the block.
@@ -102,7 +103,7 @@ class ServedBundle:
     def options(self) -> dict[str, Any]:
         """Arguments of ``nonn.rpc.server.serve``."""
         keys = self.joining.options(self.aggregator, self.servicer) | {"interceptors": self.observing.interceptors}
-        if (hub := self.hub) is None:
+        if (hub := self.hub) is None or (sensing := self.sensing) is None:
             return keys
         attend = keys["attend"]
 
@@ -111,7 +112,6 @@ class ServedBundle:
             async with attend(address, end), hub.attend(end):
                 yield
 
-        sensing = SensingServicer(hub, self.servicer.holder)
         return keys | {"attend": both, "services": [*keys["services"], sensing.add_to]}
 
     def accuracy(self, without: str = "") -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from nonn.errors import DrainedError
+from nonn.errors import ConfigError, DrainedError
 from nonn.fleet.rollout import Rollout
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.rpc.v1 import sensing_pb2
 from nonn.rpc.wire import to_status
 
 __all__ = ["FleetServicer"]
@@ -28,6 +30,12 @@ class FleetServicer:
         """Adds the service with which nodes join to a server; returns the descriptor of its .proto file."""
         add_servicer(server, pb.DESCRIPTOR.services_by_name["Fleet"], self)
         return pb.DESCRIPTOR
+
+    def add_sensing_to(self, server: Any) -> Any:
+        """Adds the services of nodes that sense, and of watchers; returns the descriptor of their .proto file."""
+        for name in ("Sensing", "Answers"):
+            add_servicer(server, sensing_pb2.DESCRIPTOR.services_by_name[name], self)
+        return sensing_pb2.DESCRIPTOR
 
     async def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives a lease for the bundle that the node should run."""
@@ -62,12 +70,41 @@ class FleetServicer:
         """Sends requests to a node that dialled in."""
         first = await anext(aiter(replies), None)
         served = self._bundles.holding(first.lease if first is not None else "")
-
-        async def again() -> AsyncIterator[Any]:
-            if first is not None:
-                yield first
-            async for reply in replies:
-                yield reply
-
-        async for request in served.servicer.Work(again(), context):
+        async for request in served.servicer.Work(_again(first, replies), context):
             yield request
+
+    async def Publish(self, publications: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Takes the windows of a node, for the bundle that it runs."""
+        first = await anext(aiter(publications), None)
+        sensing = self._bundles.holding(first.opening.lease if first is not None else "").sensing
+        if sensing is None:
+            error = ConfigError("the bundle of this node does not say what nodes measure; build it with [sensing]")
+            await context.abort(*to_status(error))
+            return
+        async with contextlib.aclosing(sensing.Publish(_again(first, publications), context)) as directions:
+            async for direction in directions:
+                yield direction
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Streams answers of the bundle that is served; those of the next one after a switch."""
+        while (hub := self._bundles.served.hub) is not None:
+            with hub.watching() as watcher:
+                while True:
+                    answer, skipped = await watcher.take()
+                    if answer is None:  # its bundle has ended
+                        break
+                    yield answer.to_message(skipped)
+                    if self._bundles.served.hub is not hub:
+                        break
+            if self._bundles.served.hub is hub:
+                return
+        error = ConfigError("the served bundle does not say what nodes measure; build it with [sensing]")
+        await context.abort(*to_status(error))
+
+
+async def _again(first: Any, following: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """A stream whose first message has been read."""
+    if first is not None:
+        yield first
+    async for message in following:
+        yield message

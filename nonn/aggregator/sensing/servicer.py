@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,7 @@ class SensingServicer:
                     return
                 yield answer.to_message(skipped)
 
-    async def Publish(self, publications: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def Publish(self, publications: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:  # noqa: N802
         """Takes the windows of a node; yields probes of its clock and the grid."""
         hub, first = self._hub, await anext(aiter(publications), None)
         try:
