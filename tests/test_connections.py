@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc import aio
 from numpy.typing import NDArray
 
 from benchmarks import http2
@@ -19,7 +21,7 @@ from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
-from nonn.rpc.connections import PeerLimit, raise_descriptor_limit
+from nonn.rpc.connections import LIMITS, PeerLimit, raise_descriptor_limit
 from nonn.rpc.wire import new_request
 from tests.serving import TIMEOUT_S, process, until
 
@@ -68,6 +70,32 @@ def test_idle_connections_of_one_peer_do_not_keep_new_clients_out(
             assert int(attacker.stdout.readline()) >= 400
             with Client(address, TIMEOUT_S) as client:
                 assert client.infer(inputs[:1]).mask == 0b11
+
+
+@pytest.mark.parametrize(
+    ("sent", "limit"),
+    [
+        (b"", "grpc.server_handshake_timeout_ms"),
+        (http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0), "grpc.http2.settings_timeout"),
+    ],
+    ids=["nothing", "settings"],
+)
+def test_a_connection_that_stops_during_its_handshake_is_closed(sent: bytes, limit: str) -> None:
+    assert dict(LIMITS)[limit] <= 10_000
+    quickly = [(name, 200 if name == limit else value) for name, value in LIMITS]
+
+    async def scenario() -> None:
+        server = aio.server(options=quickly)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        async with asyncio.timeout(TIMEOUT_S):  # the other limits are longer
+            await reader.read()  # to the end: the server's settings are never acknowledged
+        writer.close()
+        await server.stop(None)
+
+    asyncio.run(scenario())
 
 
 def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -18,6 +19,8 @@ from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
+from nonn.errors import QuorumError
+from nonn.rpc.v1 import inference_pb2 as pb
 from tests.fanout import Watcher, good_reply, student
 from tests.observing import fetch, metric, metrics, state
 from tests.serving import TIMEOUT_S, fake_node, logged, run, running_node, serving, until, until_async
@@ -70,6 +73,33 @@ def test_an_idle_node_is_asked_and_a_busy_one_is_not(bundle: Bundle, monkeypatch
                 await until_async(lambda: aggregator.heard_s("idle") == 0)
                 await aggregator.infer(SAMPLE)
                 assert asked == {"idle": 3, "busy": 2}
+
+    asyncio.run(scenario())
+
+
+def test_the_probe_of_a_node_that_failed_is_as_large_as_requests_usually_are(bundle: Bundle) -> None:
+    asked, failing = list[int](), False
+
+    async def behaviour(raw: Any, context: Any) -> Any:
+        asked.append(pb.ModelInferRequest.FromString(raw).inputs[0].shape[0])
+        if failing:
+            await context.abort(grpc.StatusCode.INTERNAL, "it fails")
+        return good_reply(bundle, raw)
+
+    async def scenario() -> None:
+        nonlocal failing
+        async with fake_node(behaviour) as address:
+            nodes, config = [Node(id="a", address=address, student=0)], PolicyConfig(deadline_s=TIMEOUT_S)
+            async with Aggregator(bundle, nodes, config) as aggregator:
+                for _ in range(3):
+                    await aggregator.infer(SAMPLE.repeat(5, axis=0))
+                failing = True
+                with pytest.raises(QuorumError):
+                    await aggregator.infer(SAMPLE.repeat(5, axis=0))
+                failing = False
+                await until_async(lambda: aggregator.policy.state("a") == "up")
+        assert asked == [1, 5, 5, 5, 5, *asked[5:]]
+        assert set(asked[5:]) == {5}
 
     asyncio.run(scenario())
 

@@ -14,8 +14,9 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
-from tests.fanout import PATIENT, student
-from tests.serving import serving, until_async
+from nonn.rpc.v1 import inference_pb2 as pb
+from tests.fanout import PATIENT, good_reply, student
+from tests.serving import fake_node, serving, until_async
 from tests.toys import toy_bundle
 
 
@@ -56,5 +57,30 @@ def test_no_batch_is_larger_than_a_node_says_that_it_accepts(tmp_path: Path) -> 
                 await until_async(lambda: model._aggregator.policy.max_batch == 3)
                 answer = await model._batcher.infer(batch)  # in three pieces, otherwise the node would refuse it
                 assert answer.logits.shape == (8, 10)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_node_states_about_itself_is_shown_as_one_printable_line(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
+    nasty = "1\n\x1b[2J" + "x" * 1_000
+
+    async def behaviour(raw: Any, context: Any) -> Any:
+        if pb.ModelInferRequest.FromString(raw).inputs:
+            return good_reply(bundle, raw)
+        return pb.ModelMetadataResponse(name="student-0", properties={"nonn_version": nasty}).SerializeToString()
+
+    async def scenario() -> None:
+        monitor = Monitor(bundle)
+        async with fake_node(behaviour) as address:
+            nodes = [Node(id="a", address=address, student=0)]
+            aggregator = Aggregator(bundle, nodes, PATIENT, connect=monitor.remembering(connect_insecure))
+            async with aggregator, monitor:
+                monitor.attach(aggregator)
+                await until_async(lambda: bool(monitor.state().nodes[0].version))
+                shown = monitor.state().nodes[0].version
+        assert shown.isprintable()
+        assert shown.startswith("1\\n\\x1b[2Jxxx")
+        assert len(shown) < 100
 
     asyncio.run(scenario())

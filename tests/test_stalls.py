@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nonn.aggregator.fanout import Fanout
+from nonn.aggregator.inventory import Node
+from nonn.aggregator.monitoring.events import Observers
+from nonn.aggregator.reply import silence
 from nonn.aggregator.stalls import STALL_S, TICK_S, StallClock
+from nonn.aggregator.states import NodeStates
+from nonn.bundle import Bundle
+from tests.policies import policy_of
+
+NUM_DEVICES = 1
 
 
 class Time:
@@ -42,6 +51,29 @@ def test_a_stall_takes_no_time_and_the_first_reading_after_it_finds_it() -> None
         time.now += 0.1
         assert clock() == pytest.approx(100.2 + TICK_S)
         assert not clock.stalled_since(clock())
+        task.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_across_a_stall_is_no_evidence_against_its_node(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        time, clock, task = ticking()
+        await asyncio.sleep(0)
+        node = Node(id="a", address="127.0.0.1:1", student=0)
+        async with Fanout([node], bundle) as fanout:
+            policy = policy_of({"a": 0})
+            states = NodeStates(
+                policy, fanout, Observers([]), lambda: None, clock=clock, event_clock=time, stalls=clock
+            )
+            for steps, state in (([0.1] * 12 + [3.0], "up"), ([0.1] * 12, "out")):
+                asked_at, policy.nodes["a"].pending = clock(), 1
+                for step in steps:
+                    time.now += step
+                    clock()
+                states.learn(silence(node, clock() - asked_at), late=False)
+                assert (policy.state("a"), policy.nodes["a"].pending) == (state, 0)
+                time.now += 0.1
         task.cancel()
 
     asyncio.run(scenario())

@@ -94,6 +94,7 @@ def test_a_unit_limits_restarts_and_watches_its_process() -> None:
         assert found["Type"] == ["notify"]
         assert found["Restart"] == ["on-failure"]
         assert int(found["WatchdogSec"][0]) >= 30
+        assert int(found["LimitNOFILE"][0]) > 1024  # the default, which a few hundred idle connections would use up
         assert {"MemoryMax", "CPUWeight", "RestartSec", "NoNewPrivileges", "SystemCallFilter"} <= found.keys()
         assert "TMPDIR=/var/tmp" in found["Environment"][0]
 
