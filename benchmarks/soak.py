@@ -16,6 +16,8 @@
     bytes     64 clients with a request of 12 MB at once
     liars     two nodes that send wrong features, in one way after another
     bad       one node that breaks the protocol in every way that gRPC lets through
+    http      clients of the REST form, while nodes are killed, two clients send 1,000 samples at a time and bodies
+              never end
     joins     requests to join with the addresses and ids of nodes, and in floods
     aggregators
               one of two aggregators is killed, ended or stopped for 3 s, compared with a single one
@@ -38,7 +40,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import aggregators, bad, clocks, crowd, endurance, fuzz, joins, kills, memory, slow, storm, wrong
+from benchmarks import aggregators, bad, clocks, crowd, endurance, fuzz, joins, kills, memory, rest, slow, storm, wrong
 from benchmarks.endurance import CLIENT_DEADLINE_S, DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
@@ -58,6 +60,7 @@ SECTIONS: tuple[Section, ...] = (
     *wrong.SECTIONS,
     *memory.SECTIONS,
     *bad.SECTIONS,
+    *rest.SECTIONS,
     *joins.SECTIONS,
     *aggregators.SECTIONS,
     *clocks.SECTIONS,

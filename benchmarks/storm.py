@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from nonn_sim.proxy import Proxies
@@ -105,6 +105,7 @@ class Site:
     address: str
     pid: int
     log: Path
+    http: str = ""
     slow_s: list[float] = field(default_factory=list)
 
     def inject(self, node: int, kind: str, on: bool) -> None:
@@ -157,7 +158,8 @@ def site(
         line = process.stdout.readline()
         if not line:
             raise RuntimeError(f"the aggregator did not start: {log.read_text()}")
-        yield Site(bundle, cluster, proxies, json.loads(line)["address"], process.pid, log)
+        ready = json.loads(line)
+        yield Site(bundle, cluster, proxies, ready["address"], process.pid, log, ready.get("http") or "")
 
 
 class Weather:
@@ -289,8 +291,16 @@ def history() -> Iterator[list[Record]]:
         _histories.remove(records)
 
 
+class Asker(Protocol):
+    """A client of an aggregator, such as ``nonn.Client``."""
+
+    def infer(self, batch: NDArray[Any], /) -> Answer:
+        """The answer to one batch; raises ``NonnError`` if there is none."""
+        ...
+
+
 def load(
-    client: Client,
+    client: Asker,
     inputs: NDArray[Any],
     concurrency: int,
     more: Callable[[int], bool],

@@ -78,7 +78,7 @@ def test_what_a_node_states_about_itself_is_shown_as_one_printable_line(tmp_path
             async with aggregator, monitor:
                 monitor.attach(aggregator)
                 await until_async(lambda: bool(monitor.state().nodes[0].version))
-                shown = monitor.state().nodes[0].version
+                shown = monitor.state().nodes[0].version or ""
         assert shown.isprintable()
         assert shown.startswith("1\\n\\x1b[2Jxxx")
         assert len(shown) < 100

@@ -265,6 +265,29 @@ def test_many_bodies_that_never_end_leave_room_for_other_requests(http: str) -> 
         assert call(f"{http}/v2/models/nonn/infer", {"inputs": [GOOD]})[0] == 200
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [b"Content-Length: 100000\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\nno length\r\n"],
+    ids=["lost", "chunks"],
+)
+def test_a_body_that_breaks_off_or_is_no_body_leaves_no_traceback_in_the_log(
+    cluster: LocalCluster, http: str, sent: bytes
+) -> None:
+    assert cluster._folder is not None
+    log = Path(cluster._folder.name) / "aggregator.log"
+
+    def errors() -> int:
+        return log.read_text().count("Traceback")
+
+    before = errors()
+    with raw_connection(http, POST + sent) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1000):
+            pass
+    assert call(f"{http}/v2/models/nonn/infer", {"inputs": [GOOD]})[0] == 200
+    assert errors() == before
+
+
 def test_large_bodies_of_json_are_parsed_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     now, order = [0.0], list[str]()
 
