@@ -30,10 +30,11 @@ from nonn.rpc.wire import DTYPES, Array
 __all__ = ["SECTIONS", "HttpClient"]
 
 SECONDS = 12.0
-DOWN_S = 0.5  # of a killed node, and as long until the next one is killed
+DOWN_S = 1.0  # of a killed node, and as long until the next one is killed
 GREEDY, GREEDY_SAMPLES = 2, 1000
+REFUSED_S = 0.1  # after which a greedy client tries again
 SLOW_SENDERS = 64
-BODY_BYTES = 1_000_000  # of a body that never ends
+BODY_BYTES = 1_000_000  # of a body that never ends; all of them are the budget of incomplete bodies
 SETTLE_S = 3.0
 KEPT_MB = 40
 LINES = 100  # of the log; each kill of a node takes some
@@ -50,30 +51,39 @@ class HttpClient:
     def __init__(self, address: str) -> None:
         self._host, self._local = address.removeprefix("http://"), threading.local()
 
-    def infer(self, batch: Array) -> Answer:
-        """The answer to one batch of bytes.
+    def send(self, body: str) -> bytes:
+        """The response to a body.
 
         Raises:
-            NonnError: there is none.
+            NonnError: there is none, or it is an error.
         """
-        start = time.monotonic()
-        tensor = {"name": "input", "datatype": "UINT8", "shape": batch.shape, "data": batch.ravel().tolist()}
         try:
             connection = self._local.__dict__.setdefault(
                 "connection", http.client.HTTPConnection(self._host, timeout=slow.CLIENT_DEADLINE_S)
             )
-            connection.request("POST", PATH, json.dumps({"inputs": [tensor]}), {"Content-Type": "application/json"})
+            connection.request("POST", PATH, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            status, body = response.status, json.loads(response.read())
+            status, content = response.status, response.read()
         except (OSError, http.client.HTTPException) as exc:
             self._local.__dict__.pop("connection").close()
             raise NonnError(f"{type(exc).__name__}: {exc}") from exc
         if status != 200:
-            raise NonnError(f"{status}: {body['error']}")
+            raise NonnError(f"{status}: {json.loads(content)['error']}")
+        return content
+
+    def infer(self, batch: Array) -> Answer:
+        """The answer to one batch of bytes; raises as ``send`` does."""
+        start, reply = time.monotonic(), json.loads(self.send(_body(batch)))
         tensors = {
-            one["name"]: np.array(one["data"], DTYPES[one["datatype"]]).reshape(one["shape"]) for one in body["outputs"]
+            one["name"]: np.array(one["data"], DTYPES[one["datatype"]]).reshape(one["shape"])
+            for one in reply["outputs"]
         }
-        return Answer.read(tensors, body["parameters"], time.monotonic() - start)
+        return Answer.read(tensors, reply["parameters"], time.monotonic() - start)
+
+
+def _body(batch: Array) -> str:
+    tensor = {"name": "input", "datatype": "UINT8", "shape": batch.shape, "data": batch.ravel().tolist()}
+    return json.dumps({"inputs": [tensor]})
 
 
 @contextlib.contextmanager
@@ -134,13 +144,14 @@ def _begun(address: tuple[str, int], head: str) -> socket.socket:
 
 def _greedy(client: HttpClient, inputs: NDArray[np.uint8], ended: threading.Event, sent: list[str]) -> None:
     """One large request after another; adds its error to ``sent``, or an empty text."""
-    batch = inputs.take(range(GREEDY_SAMPLES), axis=0, mode="wrap")
+    body = _body(inputs.take(range(GREEDY_SAMPLES), axis=0, mode="wrap"))
     while not ended.is_set():
         try:
-            client.infer(batch)
+            client.send(body)
             sent.append("")
         except NonnError as exc:
             sent.append(str(exc))
+            ended.wait(REFUSED_S)
 
 
 def _http(ground: Ground) -> Figures:

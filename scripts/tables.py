@@ -195,6 +195,10 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
     ("a node that breaks the protocol in eight ways", "failed requests: {bad_failed}"),
     (
+        "over HTTP: nodes killed, two clients with 1,000 samples at a time, 64 bodies that never end",
+        "{http_requests} requests of others: {http_failed} failed; p99 {http_p99_ms:.0f} ms",
+    ),
+    (
         "requests to join with the addresses and ids of nodes, and in floods",
         "{joins_failed} requests of clients failed, nodes lost: {joins_nodes_lost}; answers to them: {joins_statuses}",
     ),
