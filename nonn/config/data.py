@@ -28,6 +28,11 @@ class DataConfig:
         "skewed training data: the first class has this many times the samples of the last one, the others between "
         "them geometrically; 1: as they are. The test split stays as it is",
     ] = 1.0
+    cameras: Annotated[
+        Whole,
+        "made data: this many cameras look at each picture, each at its own box, with its own occlusions and noise; "
+        "their channels follow each other, for devices.view = 'split'; 0: the pictures as they are",
+    ] = 0
     test: Annotated[Inside, "share of the test split, for readers whose files have none"] = 0.2
     size: Annotated[Count, "imagefolder: images become [3, size, size]"] = 32
     inputs: Annotated[str, "npz: name of the array of inputs [n, channels, time]"] = "windows"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nonn.config import DataConfig
+from nonn.data.cameras import with_cameras
 from nonn.data.dataset import Dataset, Split
 from nonn.data.source import Source
 from nonn.data.splits import hold_out, skew
@@ -51,5 +52,6 @@ def load_data(config: DataConfig, seed: int) -> Dataset:
     if not isinstance(source, Source):
         given = type(source).__name__
         raise ConfigError(f"data.reader = {config.reader!r}: gave a {given}, not a nonn.data.source.Source")
+    source = with_cameras(source, config.cameras, seed)
     source = skew(source, config.imbalance, seed)
     return hold_out(source, config.held_out, seed, config.held_out_by)

@@ -72,6 +72,7 @@ _LATER: dict[str, Any] = {
     "curriculum": 0,
     "blockwise": 0,
     "resolution": 0,
+    "cameras": 0,
 }
 
 
