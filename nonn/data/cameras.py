@@ -61,7 +61,7 @@ def boxes(height: int, width: int, cameras: int) -> list[tuple[int, int, int, in
 def _seen(pictures: NDArray[np.uint8], cameras: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Pictures of all cameras, one after the other along the channels."""
     result = []
-    for top, left, height, width in boxes(*pictures.shape[2:], cameras):
+    for top, left, height, width in boxes(pictures.shape[2], pictures.shape[3], cameras):
         seen = pictures[:, :, top : top + height, left : left + width].copy()
         level = float(pictures.max()) / 255
         hidden = _rectangles(len(seen), height, width, rng)[:, None]
