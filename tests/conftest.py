@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, load_experiment
 from nonn.experiment.run import run
+from nonn.export import onnx_file
 from nonn.security.authority import Authority
 from tests.pairing import fleet
 from tests.toys import TINY, toy_bundle, toy_data
@@ -30,6 +32,22 @@ for name in ("no_proxy", "NO_PROXY"):
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+
+# Tests have more architectures than a run, and to trace one takes seconds.
+onnx_file._KEPT = 64
+_trace = onnx_file._trace
+
+
+def _trace_with_one_registry(network: Any, input_shape: Any) -> Any:
+    """As ``onnx_file`` traces; the exporter's table of operators, a fifth of the time, is made once a process."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore
+    return _trace(network, input_shape)
+
+
+onnx_file._trace = _trace_with_one_registry
 
 # A busy machine is no failure.
 settings.register_profile("nonn", deadline=None)

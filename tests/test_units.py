@@ -370,7 +370,6 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     made = next(wheelhouse.glob("*.whl"))
     write_list(wheelhouse, {f"{sys.version_info[0]}.{sys.version_info[1]}": {"node": [made.name]}})
     assert run("nonn", "fleet", "init", tmp_path / "fleet.toml").returncode == 0
-    assert ansible(tmp_path, "-i", "fleet.toml", "--syntax-check").returncode == 0
     # An installation that fails in the middle is repeated by the next run.
     whole = made.read_bytes()
     made.write_bytes(whole[:1000])
