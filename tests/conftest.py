@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import signal
@@ -59,6 +60,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr == "alone" and collection_path.suffix == ".py":
         return True if "mark.alone" not in collection_path.read_text(encoding="utf-8") else None
     return None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keeps the garbage collector from searching modules and collected tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
