@@ -19,7 +19,7 @@ prescott := OPENBLAS_CORETYPE=Prescott NPY_DISABLE_CPU_FEATURES='X86_V3 X86_V4 A
 ELSEWHERE := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive HOME=/dev/null LC_ALL=C http_proxy=http://192.0.2.1:9 \
   TZ=Pacific/Chatham FORCE_COLOR=1 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo demo-sensing test test-portable test-haswell test-prescott check bench bench-ray conformance soak arm mcu dist docs format \
+.PHONY: demo demo-sensing test test-portable test-haswell test-prescott check bench bench-ray conformance soak arm pi mcu dist docs format \
   stubs clean
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
@@ -60,6 +60,9 @@ bench-ray: $(READY)       ## serving compared with Ray Serve too; 600 MB in a se
 
 arm: $(READY)             ## an emulated 64-bit Arm device: features and a live cluster; root, QEMU
 	$(BIN)/python -m benchmarks.arm
+
+pi: $(READY)              ## the playbook, faults and updates on containers with systemd; root, systemd-nspawn
+	$(BIN)/python -m benchmarks.pi
 
 mcu: $(READY)             ## students on emulated microcontrollers; cross-compilers, QEMU
 	$(BIN)/python -m benchmarks.mcu

@@ -154,7 +154,13 @@ def prepare(folder: Path) -> None:
         (ansible / ANSIBLE).touch()
     shutil.rmtree(folder / "fleet", ignore_errors=True)
     (folder / "fleet").mkdir()
-    collect = [sys.executable, "scripts/wheelhouse.py", folder / "fleet" / "wheelhouse", "--python", "3.11"]
+    collect: list[str | Path] = [
+        sys.executable,
+        "scripts/wheelhouse.py",
+        folder / "fleet" / "wheelhouse",
+        "--python",
+        "3.11",
+    ]
     subprocess.run(
         [*collect, "--machine", platform.machine(), "--extra", "serve"], check=True, cwd=HERE, stderr=subprocess.DEVNULL
     )
@@ -351,7 +357,12 @@ def play(folder: Path, interrupted: Machine | None = None) -> dict[str, Any]:
         Seconds, number of changed tasks, and the machines that failed.
     """
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "LC_ALL": "C.UTF-8", "ANSIBLE_HOME": str(folder / "ansible")}
-    command = [folder / "ansible/bin/ansible-playbook", "-i", "fleet.toml", HERE / "devices/pi/site.yml"]
+    command: list[str | Path] = [
+        folder / "ansible/bin/ansible-playbook",
+        "-i",
+        "fleet.toml",
+        HERE / "devices/pi/site.yml",
+    ]
     begun = time.monotonic()
     killer = subprocess.Popen(interrupted.ssh(KILL_PIP)) if interrupted else None
     log = folder / "playbook.log"

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from nonn_device.node import StudentModel
 
+from benchmarks import pi
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import CredentialsError
@@ -392,3 +393,10 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     assert not (prefix / "opt/nonn/wheelhouse").exists()
     again = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
     assert re.search(r"kitchen +: ok=\d+ +changed=0 ", again.stdout), again.stdout[-2000:]
+
+
+def test_containers_are_skipped_with_the_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(pi.SkippedError, match=r"no systemd-nspawn, .*apt-get install systemd-container mmdebstrap"):
+        pi.check_machine()

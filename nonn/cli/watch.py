@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 from typing import TYPE_CHECKING
 
 from nonn.arguments import addresses, whole
 from nonn.cli._client_options import add_client_arguments
 
 if TYPE_CHECKING:
+    from nonn.mqtt import Broker
     from nonn.streams import WindowAnswer
+
+AGAIN_S = 1.0  # until a broker that is gone is called again
 
 SUMMARY = "follow the answers of nodes that measure themselves"
 
@@ -21,22 +26,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument("--count", type=whole(0), default=0, metavar="N", help="exit after N answers (default: never)")
+    parser.add_argument(
+        "--mqtt",
+        metavar="HOST[:PORT]",
+        help="also publish the answers at a broker, as a sensor of Home Assistant (extra mqtt; user and password in "
+        "NONN_MQTT_USER and NONN_MQTT_PASSWORD)",
+    )
+    parser.add_argument("--name", default="nonn", type=_name, help="of that sensor (default: %(default)s)")
     add_client_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints answers until Ctrl-C, or until there are as many as wanted."""
-    import contextlib
     import itertools
-    import json
 
     from nonn.client import Client
 
     quiet = contextlib.suppress(KeyboardInterrupt, BrokenPipeError)
+    if args.mqtt:
+        import asyncio
+
+        from nonn.mqtt import Broker
+
+        with quiet:
+            asyncio.run(_publish(args, Broker.parse(args.mqtt, "--mqtt")))
+        return 0
     with quiet, Client(args.address, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         for answer in itertools.islice(client.watch(), args.count or None):
-            print(json.dumps(answer.to_json()) if args.json else as_text(answer), flush=True)
+            _print(answer, args)
     return 0
+
+
+def _name(text: str) -> str:
+    """A name that may be part of a topic."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise argparse.ArgumentTypeError(f"'{text}': letters, digits, - and _ only")
+    return text
+
+
+def _print(answer: WindowAnswer, args: argparse.Namespace) -> None:
+    import json
+
+    print(json.dumps(answer.to_json()) if args.json else as_text(answer), flush=True)
+
+
+async def _publish(args: argparse.Namespace, broker: Broker) -> None:
+    """Publishes every answer; connects again to a broker that is gone.
+
+    Raises:
+        NonnError: as ``AsyncClient.watch``.
+    """
+    import asyncio
+    import sys
+
+    import aiomqtt
+
+    from nonn.client import AsyncClient
+    from nonn.mqtt import Sensor
+
+    sensor, left = Sensor(args.name), args.count or -1
+    will = aiomqtt.Will(sensor.availability_topic, "offline", retain=True)
+    client = AsyncClient(args.address, tls=args.tls, token_file=args.token_file, insecure=args.insecure)
+    async with client:
+        while left:
+            try:
+                async with broker.client(will=will) as mqtt:
+                    topic, payload = sensor.discovery()
+                    await mqtt.publish(topic, payload, retain=True)
+                    await mqtt.publish(sensor.availability_topic, "online", retain=True)
+                    try:
+                        async with contextlib.aclosing(client.watch()) as answers:
+                            async for answer in answers:
+                                now = (await client.metadata()).state.get("accuracy", {})
+                                state = sensor.state(answer, now.get("next_worst", 0.0), now.get("next_worst_node", ""))
+                                await mqtt.publish(sensor.state_topic, state)
+                                _print(answer, args)
+                                left -= 1
+                                if not left:
+                                    break
+                    finally:  # a broker sends the will only after a connection that was cut
+                        await mqtt.publish(sensor.availability_topic, "offline", retain=True)
+            except aiomqtt.MqttError as exc:
+                print(f"nonn watch: broker {broker.host}:{broker.port}: {exc}; trying again", file=sys.stderr)
+                await asyncio.sleep(AGAIN_S)
 
 
 def as_text(answer: WindowAnswer) -> str:

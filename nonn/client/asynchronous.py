@@ -15,7 +15,7 @@ thousands of calls at a time uses the stubs in ``nonn.rpc.v1`` with ``grpc.aio``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -83,7 +83,7 @@ class AsyncClient:
         """
         return await self._call(self._client.infer, inputs)
 
-    async def watch(self) -> AsyncIterator[WindowAnswer]:
+    async def watch(self) -> AsyncGenerator[WindowAnswer, None]:
         """Answers of nodes that sense, from now on; see ``Client.watch``. A thread waits for them.
 
         Raises:

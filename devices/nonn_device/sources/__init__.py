@@ -4,6 +4,7 @@
 ``csv:FILE``                        a recording, replayed; ``start``: Unix time of its first sample
 ``iio:DEVICE,DEVICE``               sensors of Linux IIO, by number or name, as on a Sense HAT; ``rate``
 ``serial:PORT``                     lines of numbers from a serial port; ``baud``
+``mqtt:HOST[:PORT]/TOPIC``          the same lines from an MQTT broker
 ``-``                               the same lines from standard input, so that any program can feed a node
 ``package.module:factory``          an asynchronous iterator of (time, values) of your own
 ==================================  ==================================================================================
@@ -12,7 +13,7 @@ Every kind also takes ``speed``, how much faster than life a recording is replay
 ``drift`` (ppm), errors of the node's clock for experiments.
 
 A source yields ``Samples`` in the units of the bundle, with times of the node's ``DataClock``. Each module is imported
-only if it is used; none needs more than the base install.
+only if it is used; none but ``mqtt`` needs more than the base install.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from nonn.toml import did_you_mean
 
 __all__ = ["CLOCK_OPTIONS", "Samples", "Source", "SourceOptions", "open_source", "parse_source"]
 
-_MODULES = {"csv": "recording", "iio": "iio", "serial": "lines", "-": "lines"}
+_MODULES = {"csv": "recording", "iio": "iio", "serial": "lines", "mqtt": "mqtt", "-": "lines"}
 CLOCK_OPTIONS = ("speed", "offset", "drift")
-_OPTIONS: dict[str, tuple[str, ...]] = {"csv": ("start",), "iio": ("rate",), "serial": ("baud",), "-": ()}
+_OPTIONS: dict[str, tuple[str, ...]] = {"csv": ("start",), "iio": ("rate",), "serial": ("baud",), "mqtt": (), "-": ()}
 
 
 class Samples(NamedTuple):
@@ -68,7 +69,7 @@ class SourceOptions:
 
     Attributes:
         text: as given, for messages.
-        kind: ``csv``, ``iio``, ``serial``, ``-``, or ``factory``.
+        kind: ``csv``, ``iio``, ``serial``, ``mqtt``, ``-``, or ``factory``.
         where: file, devices, port, or dotted path.
         options: of the kind; numbers, except for a factory.
     """
@@ -96,8 +97,8 @@ def parse_source(text: str) -> SourceOptions:
         kind, rest = "factory", where
     elif kind not in _OPTIONS or bool(rest) == (kind == "-"):
         raise ConfigError(
-            f"--source {text}: must be csv:FILE, iio:DEVICE, serial:PORT, - for standard input, or "
-            "package.module:factory"
+            f"--source {text}: must be csv:FILE, iio:DEVICE, serial:PORT, mqtt:HOST/TOPIC, - for "
+            "standard input, or package.module:factory"
         )
     options: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):

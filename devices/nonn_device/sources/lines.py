@@ -28,7 +28,7 @@ from nonn.sensing.clock import DataClock
 from nonn.sensing.columns import Columns, is_header
 from nonn_device.sources import Samples, Source, SourceOptions
 
-__all__ = ["SensorTime", "open_source"]
+__all__ = ["Parser", "SensorTime", "open_source"]
 
 BAUD = 115200
 AGAIN_S = 1.0  # until a port that has gone is opened again
@@ -60,7 +60,7 @@ class SensorTime:
         return stamp_s + min(self._now, self._before)
 
 
-class _Parser:
+class Parser:
     """Reads lines."""
 
     def __init__(self, spec: SensingSpec, clock: DataClock, what: str) -> None:
@@ -102,13 +102,13 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
         ConfigError: it cannot have this speed.
     """
     if options.kind == "-":
-        return lambda: _standard_input(_Parser(spec, clock, "standard input"))
+        return lambda: _standard_input(Parser(spec, clock, "standard input"))
     baud = int(options.options.get("baud", BAUD))
     os.close(_open_port(options.where, baud))
-    return lambda: _port(options.where, baud, _Parser(spec, clock, options.where))
+    return lambda: _port(options.where, baud, Parser(spec, clock, options.where))
 
 
-async def _standard_input(parser: _Parser) -> AsyncIterator[Samples]:
+async def _standard_input(parser: Parser) -> AsyncIterator[Samples]:
     """Samples until standard input ends."""
     reader = asyncio.StreamReader(limit=MAX_LINE)
     loop = asyncio.get_running_loop()
@@ -120,7 +120,7 @@ async def _standard_input(parser: _Parser) -> AsyncIterator[Samples]:
         yield samples
 
 
-async def _port(path: str, baud: int, parser: _Parser) -> AsyncIterator[Samples]:
+async def _port(path: str, baud: int, parser: Parser) -> AsyncIterator[Samples]:
     """Samples for ever; a port that has gone is opened again."""
     loop = asyncio.get_running_loop()
     while True:
@@ -138,7 +138,7 @@ async def _port(path: str, baud: int, parser: _Parser) -> AsyncIterator[Samples]
         await asyncio.sleep(AGAIN_S)
 
 
-async def _lines(reader: asyncio.StreamReader, parser: _Parser) -> AsyncIterator[Samples]:
+async def _lines(reader: asyncio.StreamReader, parser: Parser) -> AsyncIterator[Samples]:
     while True:
         try:
             line = await reader.readuntil(b"\n")
