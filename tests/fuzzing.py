@@ -218,7 +218,7 @@ def verdict_on_request(raw: bytes, model: str, version: str, outputs: tuple[str,
         return Verdict(NOT_FOUND)
     wanted = request.parameters.get("nonn_bundle")
     if wanted is not None and wanted.string_param != bundle.hash:
-        return Verdict(FAILED_PRECONDITION)
+        return Verdict(FAILED_PRECONDITION if wanted.string_param else INVALID_ARGUMENT)
     shape = bundle.manifest.input.shape
     try:
         tensors = decode(request.inputs, request.raw_input_contents)
