@@ -2,7 +2,7 @@
 
 Raw samples stay in this process unless ``--send-raw`` is given. Each aggregator has its own grid, so each stream cuts
 its own windows from the same samples. While a stream is broken its windows are dropped: an answer would be too old. A
-stream that is told to rest drops them too: the student does not run, and the radio carries probes of the clock only.
+stream at rest drops them too: the student does not run, and the radio carries probes of the clock only.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=path, metavar="FILE", help="write the report as one self-contained HTML file")
     parser.add_argument("--markdown", type=path, metavar="FILE", help="write the report's tables as Markdown")
     parser.add_argument("--csv", type=path, metavar="FILE", help="write all numbers as table,row,quantity,value")
-    parser.add_argument("--tables", type=path, metavar="FOLDER", help="write each table as a CSV file of its own")
+    parser.add_argument("--tables", type=path, metavar="FOLDER", help="write each table as a separate CSV file")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -151,7 +151,7 @@ class Alignment(Generic[Payload]):
         self.nodes.pop(node, None)
 
     def rest(self, node: str, rests: bool, now: float) -> None:
-        """A node is told to send nothing, or to send again."""
+        """Stops the windows of a node, or lets it send them again."""
         record = self.nodes[node]
         record.rests = rests
         record.heard = max(record.heard, floor(now / self.config.hop_s))
