@@ -37,7 +37,7 @@ WRONG = {
     "nonn init --data no --teacher y --devices 2": "no: no such file or folder",
     "nonn init --data FILE --teacher y --devices 2": "neither .npz, .parquet nor a folder of folders",
     "nonn init --teacher y --devices 0": "--devices: 0: must be at least 1",
-    "nonn init --teacher y --devices 257": "devices.count = 17",
+    "nonn init --teacher y --devices 257": "devices.count = 257",
     "nonn config distil": "unknown key 'distil'",
     "nonn config data graph": "one file and one key at most",
     "nonn report /no/bundle": "/no/bundle: no such file or folder",
