@@ -30,10 +30,24 @@ from numpy.typing import ArrayLike, NDArray
 from nonn.errors import ShapeError
 from nonn.reliability.confidence import CONFIDENCE
 
-__all__ = ["difference_interval", "half_width", "mean_interval", "unpaired_difference", "widened", "wilson"]
+__all__ = [
+    "difference_interval",
+    "half_width",
+    "mean_interval",
+    "share_interval",
+    "unpaired_difference",
+    "widened",
+    "wilson",
+]
 
 FloatArray = NDArray[np.float64]
 Ends = tuple[FloatArray, FloatArray]
+
+
+def share_interval(share: float, samples: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of one share, 0 to 1, of a number of samples."""
+    low, high = wilson(share * samples, samples)
+    return float(low), float(high)
 
 
 def wilson(correct: ArrayLike, samples: ArrayLike, confidence: float = CONFIDENCE) -> Ends:

@@ -6,7 +6,7 @@ import numpy as np
 
 from nonn.bundle import Bundle
 from nonn.reliability.evidence import Interval
-from nonn.reliability.intervals import difference_interval, unpaired_difference, wilson
+from nonn.reliability.intervals import difference_interval, share_interval, unpaired_difference
 from nonn.reliability.sampled_evidence import AnyEvidence
 from nonn.report.document import Comparison
 
@@ -27,7 +27,9 @@ def against_teacher(bundle: Bundle) -> tuple[Comparison, ...]:
         scores = evidence.outcomes.scores(evidence.level_weights()) - right
         ends = difference_interval(scores, samples, mean=means - teacher)
         return _rows(means - teacher, list(zip(*(end.tolist() for end in ends), strict=True)), paired=True)
-    return _unpaired(evidence, np.full(bundle.num_devices, teacher), [_wilson(teacher, samples)] * bundle.num_devices)
+    return _unpaired(
+        evidence, np.full(bundle.num_devices, teacher), [share_interval(teacher, samples)] * bundle.num_devices
+    )
 
 
 def against_method(bundle: Bundle, first: Bundle) -> tuple[Comparison, ...]:
@@ -66,11 +68,6 @@ def _unpaired(evidence: AnyEvidence, other: np.ndarray, intervals: list[Interval
 def _ends(intervals: list[Interval]) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.array(intervals).T
     return low, high
-
-
-def _wilson(share: float, samples: int) -> Interval:
-    low, high = wilson(share * samples, samples)
-    return float(low), float(high)
 
 
 def _rows(differences: np.ndarray, intervals: list[Interval], *, paired: bool) -> tuple[Comparison, ...]:

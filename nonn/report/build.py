@@ -22,7 +22,7 @@ from nonn.documents import from_json, to_json
 from nonn.errors import BundleError, DataError, InputError
 from nonn.provenance import code_version, command_line, machine
 from nonn.reliability.evidence import Interval
-from nonn.reliability.intervals import wilson
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import Law
 from nonn.reliability.sampled import SampledTable
 from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
@@ -167,7 +167,7 @@ def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport,
 def _teacher(bundle: Bundle) -> TeacherReport:
     """The teacher, with the interval of its accuracy."""
     teacher, samples = _section(TeacherReport, bundle, "teacher", bundle.manifest.teacher), bundle.accuracies.samples
-    return dataclasses.replace(teacher, interval=_share_interval(teacher.accuracy, samples))
+    return dataclasses.replace(teacher, interval=share_interval(teacher.accuracy, samples))
 
 
 def _pairs(evidence: AnyEvidence) -> tuple[Shares, tuple[tuple[Interval, ...], ...], tuple[tuple[Interval, ...], ...]]:
@@ -264,13 +264,8 @@ def _live(row: LiveMeasurement | Mapping[str, object], table: AccuracyTable) -> 
     return dataclasses.replace(
         live,
         answered=tuple(answered),
-        interval=_share_interval(live.accuracy, distinct) if distinct > 0 else None,
-        predicted_interval=_share_interval(predicted, table.samples),
+        interval=share_interval(live.accuracy, distinct) if distinct > 0 else None,
+        predicted_interval=share_interval(predicted, table.samples),
         failed=live.failed if "failed" in given else table.num_devices - len(answered),
         predicted=predicted,
     )
-
-
-def _share_interval(share: float, samples: int) -> Interval:
-    low, high = wilson(share * samples, samples)
-    return float(low), float(high)
