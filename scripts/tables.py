@@ -301,7 +301,7 @@ def lease_markdown(found: Mapping[str, Any]) -> str:
 
 
 def methods_markdown(found: Mapping[str, Any]) -> str:
-    """A row for each method, mean and standard deviation over seeds, and its difference from the labels, same seeds."""
+    """A row for each method, mean and deviation over seeds, and its difference from the labels alone, same seeds."""
     rows = {name: row["runs"] for name, row in found["rows"].items()}
     shown, versions = (0, 4, 7), {run["code_version"] for runs in rows.values() for run in runs.values()}
     lines = [
@@ -309,7 +309,8 @@ def methods_markdown(found: Mapping[str, Any]) -> str:
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, by_seed in rows.items():
-        runs, labels = list(by_seed.values()), [rows["labels"][seed] for seed in by_seed]
+        next_to = found["rows"][name].get("next_to", "labels")
+        runs, labels = list(by_seed.values()), [rows[next_to][seed] for seed in by_seed]
         levels, base = (
             [[100 * run["accuracy_by_failures"][failed] for run in some] for failed in shown] for some in (runs, labels)
         )

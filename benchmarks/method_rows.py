@@ -1,0 +1,171 @@
+"""The experiments of ``benchmarks.methods``: the data sets, and each method as changes of their experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["DATA", "NEXT_TO", "ROWS", "Data", "composes"]
+
+ROOT = Path(__file__).parent.parent
+_LABELS_ALONE = (
+    "distill.objectives.ce={weight=1.0, on='both'}",
+    "distill.objectives.kd.weight=0",
+    "distill.objectives.transfer.weight=0",
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, and the experiment of all its rows.
+
+    Attributes:
+        file: experiment file; None is that of the digits.
+        base: changes of it.
+        samples: training samples; a picture is cut into as many patches.
+        params: parameters of a student that is twice as wide, the limit of the search.
+        results: file name of the results.
+    """
+
+    file: Path | None
+    base: tuple[str, ...]
+    samples: int
+    params: int
+    results: str
+
+
+DATA: Mapping[str, Data] = {
+    "digits": Data(
+        None,
+        (
+            "experiment.name=methods",
+            "data.test=0.5",
+            "data.held_out=0.4",
+            "student.model=wrn-10-0.25",
+            "distill.epochs=10",
+            "fusion.passes=2",
+            *_LABELS_ALONE,
+        ),
+        538,
+        19_928,
+        "methods.json",
+    ),
+    # 20 classes with 100 images each, of which 80 train; without --set data.path it names what is missing.
+    "cifar100-20": Data(
+        ROOT / "examples" / "cifar100-small.toml",
+        (
+            "experiment.name=methods-cifar100-20",
+            "data.reader=benchmarks.few_classes:read",
+            "data.held_out=0.2",
+            "teacher.model=wrn-16-1",
+            "teacher.epochs=30",
+            "student.model=wrn-10-0.25",
+            "distill.epochs=10",
+            *_LABELS_ALONE,
+        ),
+        1600,
+        21_704,
+        "methods-cifar100-20.json",
+    ),
+}
+
+
+def _term(name: str, weight: float, **options: Any) -> tuple[str, ...]:
+    """One objective next to cross entropy."""
+    key = f"distill.objectives.{name}"
+    return (f"{key}.weight={weight}", *(f"{key}.{k}={json.dumps(v)}" for k, v in options.items()))
+
+
+_KD = _term("kd", 0.9, on="both")
+_SMALLER = ("devices.resolution=4",)  # a quarter of the pixels of digits
+_VIEWS = ("distill.teacher_views=4", "data.noise=0", "data.crop=1")
+_RARE = ("data.imbalance=10",)  # the last class has a tenth of the first one's samples
+_WIDER = ("student.model=wrn-10-0.5",)
+_REPLICAS = ("partition.parts=4",)  # two devices learn each part
+
+# {picture}, {patches}, {params} and {teacher} are filled in by the benchmark: a photograph of scikit-learn, the number
+# of training samples, the limit of the search, and the weights of a teacher that was trained with other batches.
+# FSP compares layers of equal width only, which these students do not have.
+ROWS: Mapping[str, tuple[str, ...]] = {
+    "labels": (),
+    "kd": _KD,
+    "kd standardised": _term("kd", 9.0, on="both", temperature=2.0, standardise=True),
+    "dkd": _term("dkd", 1.0, on="both"),
+    "label revision": _term("kd", 0.9, on="both", label_revision=0.8),
+    "label revision, only wrong": _term("kd", 0.9, on="both", label_revision=0.8, only_wrong=True),
+    "data selection": _term("kd", 0.9, on="both", selection=0.1),
+    "kd top-k": _term("kd", 0.9, on="both", top_k=5),
+    "bkd": _term("bkd", 0.9, on="both"),
+    "dtd": _term("dtd", 0.9, on="both"),
+    "cwtm": _term("cwtm", 1.0, on="both"),
+    "dkpp": _term("dkpp", 0.9, on="both"),
+    "mutual": _term("mutual", 0.5),
+    "born again": (*_KD, "distill.generations=2"),
+    "assistant": (*_KD, "distill.assistants=['wrn-10-2']"),
+    "transfer (NoNN)": _term("transfer", 1.0),
+    "hint": _term("hint", 0.01),
+    "at": _term("at", 1.0),
+    "srrl": _term("srrl", 0.1),
+    "sp": _term("sp", 1.0),
+    "rkd": _term("rkd", 0.02),
+    "pkt": _term("pkt", 1.0),
+    "lckd": _term("lckd", 0.001),
+    "vid": _term("vid", 0.01),
+    "crd": _term("crd", 0.1),
+    "srm": _term("srm", 0.1, warm_up=0.2),
+    "simreg": _term("simreg", 1.0),
+    "mimkd": _term("mimkd", 0.5),
+    "rtk": _term("rtk", 1.0),
+    "gcl": _term("gcl", 1.0, on="both"),
+    "pcl": _term("pcl", 0.5),
+    "sokd": _term("sokd", 0.5),
+    "ie-kd": _term("ie_kd", 1.0),
+    "afd": _term("afd", 0.1),
+    "afd, attention": _term("afd", 0.1, maps="attention"),
+    "kd, stored views": (*_KD, *_VIEWS),
+    "vrkd": (*_term("vrkd", 0.9, on="both"), *_VIEWS),
+    "umts": (*_term("umts", 0.01), *_VIEWS),
+    "hint points": _term("hint_points", 0.01),
+    "answers, features, relations": (*_KD, *_term("hint", 0.01), *_term("sp", 1.0)),
+    "curriculum": ("distill.curriculum=3",),
+    "blockwise, 2 epochs more a stage": ("distill.blockwise=2",),
+    "simreg, two teachers": _term("simreg", 1.0, teachers=["{teacher}"]),
+    "picture": (
+        *_term("kd", 0.9, on="both", temperature=8.0),
+        "distill.objectives.ce.weight=0",
+        "distill.picture={picture}",
+        "distill.patches={patches}",
+    ),
+    "lma": ("student.model=lma-wrn-10-0.25",),
+    "binary filters": ("student.model=binary-wrn-10-0.25",),
+    "tissue": ("student.model=tissue-8-0.5",),
+    "labels, twice as wide": _WIDER,
+    "structure search": ("student.model=search:wrn-10", "devices.budget.params={params}"),
+    "labels, 4 parts": _REPLICAS,
+    "ie-kd, replicas": (*_term("ie_kd", 1.0, explore="replicas"), *_REPLICAS),
+    "afd, replicas": (*_term("afd", 0.1, against="replicas"), *_REPLICAS),
+    "labels, rare classes": _RARE,
+    "balanced, rare classes": (*_RARE, "fusion.balanced=true"),
+    "h2t, rare classes": (*_RARE, "fusion.balanced=true", "fusion.head_to_tail=0.3"),
+    "bkd, rare classes": (*_term("bkd", 0.9, on="both"), *_RARE),
+    "gcl, rare classes": (*_term("gcl", 1.0, on="both"), *_RARE, "fusion.balanced=true"),
+    "labels, 4×4 pixels": _SMALLER,
+    "kd, 4×4 pixels": (*_KD, *_SMALLER),
+    "pixel distillation": (*_KD, *_term("pixel", 1.0), *_SMALLER),
+}
+
+# The row whose difference is a method's worth, where that is not ``labels``.
+NEXT_TO: Mapping[str, str] = {
+    "structure search": "labels, twice as wide",
+    **{name: "labels, 4 parts" for name in ROWS if name.endswith(", replicas")},
+    **{name: "labels, rare classes" for name in ROWS if name.endswith(", rare classes") and "labels" not in name},
+}
+
+
+def composes(name: str) -> bool:
+    """Whether a row may be one of the best three: a method with labels, on the same data, devices and parts."""
+    others = ("data.", "devices.", "partition.", "distill.picture")
+    return not name.startswith("labels") and not any(change.startswith(others) for change in ROWS[name])
