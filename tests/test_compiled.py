@@ -255,7 +255,9 @@ def test_a_missing_instruction_is_an_error_and_does_not_kill_the_node(
     assert "ready" not in served.stdout
 
 
-def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: Sequence[int | str]) -> None:
+def network(
+    nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: Sequence[int | str]
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "student",
@@ -263,8 +265,11 @@ def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], sh
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 2])],
         weights,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    generate_c(model.SerializeToString(), "toy, student 7")
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: Sequence[int | str]) -> None:
+    generate_c(network(nodes, weights, shape).SerializeToString(), "toy, student 7")
 
 
 def test_an_untranslatable_student_is_an_error_with_its_name() -> None:
@@ -276,6 +281,30 @@ def test_an_untranslatable_student_is_an_error_with_its_name() -> None:
     foreign = helper.make_node("FutureOperator", ["input", "w"], ["features"])
     with pytest.raises(BundleError, match="toy, student 7: cannot be translated to C"):
         compiled([foreign], [weight], ["batch", 4])
+
+
+CODE = "*/ int evil = 1; /*"
+
+
+def test_names_that_could_be_code_in_c_are_refused_and_descriptions_are_left_out() -> None:
+    weight = numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")
+    model = network([helper.make_node("MatMul", ["input", "w"], ["features"])], [weight], ["batch", 4])
+    helper.set_model_props(model, {CODE: CODE})
+    model.doc_string = model.graph.doc_string = model.graph.node[0].doc_string = CODE
+    assert "evil" not in generate_c(model.SerializeToString(), "toy, student 7").source
+    for place in ("producer_name", "domain", "graph.name", "graph.node.name", "graph.input.name"):
+        spoiled, *path, last = onnx.ModelProto(), *place.split(".")
+        spoiled.CopyFrom(model)
+        inner = spoiled
+        for name in path:
+            inner = getattr(inner, name)
+            inner = inner if name == "graph" else inner[0]
+        setattr(inner, last, CODE)
+        with pytest.raises(BundleError, match=rf"toy, student 7: {last} .*int evil.* could be code in C"):
+            generate_c(spoiled.SerializeToString(), "toy, student 7")
+    model.graph.node[0].attribute.append(helper.make_attribute("note", ["fine", CODE]))
+    with pytest.raises(BundleError, match=r"toy, student 7: strings .* could be code in C"):
+        generate_c(model.SerializeToString(), "toy, student 7")
 
 
 def test_a_convolution_without_a_bias_is_left_to_the_other_generator(bundle: Bundle) -> None:

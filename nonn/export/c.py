@@ -11,6 +11,7 @@ Limits: not reentrant, since buffers are static; a batch runs one sample after a
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
@@ -20,11 +21,14 @@ from typing import Any
 from nonn.errors import BundleError, MissingExtraError
 from nonn.export.arena import UnexpectedCodeError, share_buffers
 from nonn.export.onnx_file import folded, slim
+from nonn.telemetry.printable import printable
 
 __all__ = ["ABI", "CSource", "generate_c"]
 
 ABI = 1  # version of the interface below; the node checks it
 _ENTRY = "student"
+# Names and attributes of a network are in comments of the generated code; without * none can end its comment.
+_TEXT = re.compile(r"[\w .:;,/@+=()\[\]<>-]*", re.ASCII)
 
 # The generator's code takes this definition instead of its own, which is without the attribute.
 _FUNCTIONS = """
@@ -128,7 +132,8 @@ def generate_c(data: bytes, title: str) -> CSource:
         title: name of the student, for a comment and messages.
 
     Raises:
-        BundleError: a dimension other than the batch is variable, or an operator cannot be translated.
+        BundleError: a dimension other than the batch is variable, an operator cannot be translated, or a name could be
+            code.
         MissingExtraError: emx-onnx-cgen is not installed.
     """
     try:
@@ -138,6 +143,7 @@ def generate_c(data: bytes, title: str) -> CSource:
     from nonn.export.integer import UntranslatableError, integer_c
 
     model = onnx.load_from_string(data)
+    _check_texts(model, title)
     del model.graph.value_info[:]  # inner shapes depend on the batch, fixed below
     (given,), (made,) = model.graph.input, model.graph.output
     for value in (given, made):
@@ -163,6 +169,25 @@ def generate_c(data: bytes, title: str) -> CSource:
     )
     source = code + _INTERFACE.substitute(call=call, more=more)
     return CSource(source, header, arena_bytes, 4 * sum(map(prod, shapes)))
+
+
+def _check_texts(message: Any, title: str) -> None:
+    """Refuses texts that could be C code; descriptions and notes of exporters are removed instead."""
+    for name in {"doc_string", "metadata_props"} & message.DESCRIPTOR.fields_by_name.keys():
+        message.ClearField(name)
+    for field, value in message.ListFields():
+        for each in value if field.is_repeated else (value,):
+            if field.message_type is not None:
+                _check_texts(each, title)
+                continue
+            if field.name == "raw_data" or not isinstance(each, str | bytes):
+                break
+            text = each if isinstance(each, str) else each.decode(errors="replace")
+            if not _TEXT.fullmatch(text):
+                raise BundleError(
+                    f"{title}: {field.name} {printable(text, 80)!r} in its ONNX file could be code in C; export the "
+                    "student again with names of letters and digits"
+                )
 
 
 def _generated(model: Any, title: str) -> tuple[str, int]:
