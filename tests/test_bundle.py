@@ -104,6 +104,20 @@ def test_a_name_that_could_be_code_somewhere_is_refused(bundle_path: Path, name:
         load_bundle(bundle_path)
 
 
+def test_texts_that_a_terminal_would_obey_are_escaped(bundle_path: Path) -> None:
+    classes = json.loads((bundle_path / "manifest.json").read_text())["classes"]
+    _edit(bundle_path, classes=["\x1b[2J<b>", *classes[1:]], data={"a\n": {"name": ["\u202e"]}})
+    manifest = load_bundle(bundle_path).manifest
+    assert manifest.classes == (r"\x1b[2J<b>", *classes[1:])
+    assert manifest.data == {r"a\n": {"name": [r"\u202e"]}}
+
+
+def test_a_manifest_too_deep_to_be_read_is_refused(bundle_path: Path) -> None:
+    (bundle_path / "manifest.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(BundleError, match="not a manifest"):
+        load_bundle(bundle_path)
+
+
 def test_a_newer_key_in_the_manifest_is_left_alone(bundle_path: Path) -> None:
     _edit(bundle_path, colour="green")
     assert load_bundle(bundle_path).num_devices == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
@@ -14,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.client import Client
+from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.telemetry.log import configure_logging
 from nonn.telemetry.printable import printable
-from tests.serving import TIMEOUT_S, process
+from tests.serving import TIMEOUT_S, fake_node, process
 from tests.toys import toy_bundle
 
 
@@ -94,6 +97,28 @@ def test_what_other_machines_send_is_one_line_without_control_characters(
     assert line.isprintable()
     assert len(line) < 15_000
     assert "…" in line
+
+
+def test_what_an_aggregator_says_about_itself_has_no_control_characters() -> None:
+    async def behaviour(raw: Any, context: Any) -> Any:
+        metadata = pb.ModelMetadataResponse(name="nonn")
+        metadata.inputs.add(name="input", datatype="UINT8", shape=[-1, 1])
+        metadata.outputs.add(name="answered", datatype="BOOL", shape=[-1, 1])
+        said = {"classes": [NASTY], "nodes": [{"id": NASTY}], "state": {NASTY: [1.5, None, {"reason": NASTY}]}}
+        metadata.properties.update({f"nonn_{key}": json.dumps(value) for key, value in said.items()})
+        metadata.properties["nonn_quorum"] = "1"
+        return metadata.SerializeToString()
+
+    async def scenario() -> Any:
+        async with fake_node(behaviour) as address:
+            with Client(address) as client:
+                return await asyncio.to_thread(client.metadata)
+
+    metadata = asyncio.run(scenario())
+    text = printable(NASTY, len(NASTY))
+    assert text.isprintable()
+    assert (metadata.classes, metadata.nodes) == ((text,), ({"id": text},))
+    assert metadata.state == {text: [1.5, None, {"reason": text}]}
 
 
 @pytest.mark.parametrize("style", ["text", "json"])

@@ -36,6 +36,7 @@ from nonn.bundle.preprocess import Preprocess, recorded
 from nonn.bundle.views import WHOLE, View
 from nonn.errors import BundleError
 from nonn.sensing import SensingSpec
+from nonn.telemetry.printable import printable_tree
 
 __all__ = ["CONSISTENCY", "MANIFEST", "OUTCOMES", "SCHEMA", "InputSpec", "Manifest", "Student", "parse_manifest"]
 
@@ -164,10 +165,13 @@ class Manifest:
 def parse_manifest(values: Mapping[str, Any]) -> Manifest:
     """Builds a manifest from parsed JSON; ignores unknown keys, which newer versions may write.
 
+    Its texts reach terminals, pages and logs: characters that cannot be printed are escaped.
+
     Raises:
         BundleError: another schema, or values that contradict each other.
         KeyError, TypeError, ValueError, AttributeError: not a manifest.
     """
+    values = printable_tree(values)
     if values.get("schema") != SCHEMA:
         raise BundleError(f"schema {values.get('schema')!r}; this version of nonn reads schema {SCHEMA}")
 

@@ -103,7 +103,7 @@ def load_bundle(path: str | Path, *, device: int | None = None) -> Bundle:
         raise BundleError(f"{file}: cannot be read ({exc})") from exc
     try:
         manifest = parse_manifest(json.loads(raw))
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise BundleError(f"{file}: not a manifest ({type(exc).__name__}: {exc}); build the bundle again") from exc
     except NonnError as exc:
         raise BundleError(f"{file}: {exc}") from exc

@@ -41,6 +41,7 @@ from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, Array
 from nonn.security.tls import load_tls
 from nonn.streams import WindowAnswer
+from nonn.telemetry.printable import printable_tree
 
 __all__ = ["Client", "Metadata"]
 
@@ -228,12 +229,12 @@ class Client:
         return Metadata(
             shape=tuple(response.inputs[0].shape[1:]),
             dtype="uint8" if response.inputs[0].datatype == "UINT8" else "float32",
-            classes=tuple(json.loads(properties["nonn_classes"])),
+            classes=tuple(_read_json(properties["nonn_classes"])),
             bundle=properties["nonn_bundle"],
             num_devices=outputs["answered"].shape[1],
             quorum=int(properties["nonn_quorum"]),
-            nodes=tuple(json.loads(properties["nonn_nodes"])),
-            state=json.loads(properties["nonn_state"] or "{}"),
+            nodes=tuple(_read_json(properties["nonn_nodes"])),
+            state=_read_json(properties["nonn_state"] or "{}"),
             preprocess=recorded(json.loads(properties["nonn_preprocess"] or "{}"), None),
             max_samples=int(json.loads(properties["nonn_batching"] or "{}").get("max_samples", MAX_SAMPLES)),
         )
@@ -259,6 +260,11 @@ def _read_sealed(raw: bytes, address: str) -> Any:
         raise DataLossError(f"{address}: {exc}") from None
     except DecodeError as exc:
         raise InputError(f"{address}: {len(raw)} bytes that are not a ModelInferResponse") from exc
+
+
+def _read_json(text: str) -> Any:
+    """JSON in an aggregator's metadata; its texts reach terminals."""
+    return printable_tree(json.loads(text))
 
 
 def _read_ready(reply: Any, address: str) -> bool:

@@ -7,7 +7,10 @@ in Python's string literals. Markup needs no escaping here: pages and tables sho
 
 from __future__ import annotations
 
-__all__ = ["LIMIT", "printable"]
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["LIMIT", "printable", "printable_tree"]
 
 LIMIT = 300  # characters; the longest reasons of our own are shorter
 
@@ -24,3 +27,12 @@ def printable(text: str, limit: int = LIMIT, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_tree(value: Any) -> Any:
+    """A value of JSON from a file or another machine, with printable texts and keys; nothing is cut."""
+    if isinstance(value, str):
+        return printable(value, len(value))
+    if isinstance(value, Mapping):
+        return {printable_tree(key): printable_tree(each) for key, each in value.items()}
+    return [printable_tree(each) for each in value] if isinstance(value, list) else value
