@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from nonn.cli import main
+from nonn.cli.fleet import _show
 from nonn.client import Client
 from nonn.errors import ConfigError
 from nonn.fleet.hosts import load_hosts
@@ -50,8 +51,8 @@ def fleet(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def state() -> Iterator[Any]:
-    """A short name: a socket's may have 107 characters."""
-    with tempfile.TemporaryDirectory(prefix="nonn") as folder:
+    """A short name, since a socket's may have 107 characters; one that a shell would read in another way."""
+    with tempfile.TemporaryDirectory(prefix="nonn $x ") as folder:
         yield Path(folder)
 
 
@@ -274,9 +275,9 @@ def test_wrong_use_is_told(bundles: Any, tmp_path: Path, state: Any) -> None:
 
 SSH = """#!/bin/sh
 # In place of sshd: the command goes through a shell, as there, and sees the aggregator's program under its own path.
-echo "$7" >> {log}
-[ "$7" = nobody@10.0.0.9 ] && exit 255
-exec sh -c "$8"
+echo "$8" >> {log}
+[ "$8" = nobody@10.0.0.9 ] && exit 255
+exec sh -c "$9"
 """
 SUDO = """#!/bin/sh
 [ "$1" = /opt/nonn/bin/nonn ] && shift && exec {python} -m nonn "$@"
@@ -349,6 +350,13 @@ def test_a_wrong_inventory_is_refused_with_file_and_host(tmp_path: Path, change:
     assert str(path) in str(caught.value)
 
 
+def test_texts_of_nodes_are_neither_markup_nor_commands_of_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    node = {"node": "a[/]", "state": ":bug:", "address": "\x1b[2J", "machine": "[red]arm"}
+    _show({"bundles": [], "nodes": [node]})
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("a[/]", ":bug:", r"\x1b[2J", "[red]arm")), shown
+
+
 def test_machines_behind_one_address_differ_in_their_port(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(INVENTORY.read_text().replace('"192.168.1.21"', '"192.168.1.20"\nansible_port = 2222'))
@@ -356,8 +364,8 @@ def test_machines_behind_one_address_differ_in_their_port(tmp_path: Path) -> Non
 
 
 KEYSCAN = """#!/bin/sh
-[ "$5" = 192.168.1.21 ] && exit 1
-echo "[$5]:$4 $(cut -d' ' -f1,2 {key})"
+[ "$6" = 192.168.1.21 ] && exit 1
+echo "[$6]:$4 $(cut -d' ' -f1,2 {key})"
 """
 
 
@@ -397,6 +405,6 @@ def test_the_example_is_what_both_readers_take() -> None:
     inventory = load_hosts(INVENTORY)
     assert [host.id for host in inventory.nodes] == ["kitchen", "attic"]
     assert inventory.aggregators[0].ssh(["true"]) == [
-        "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "pi@192.168.1.10", "sudo true"
+        "ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "--", "pi@192.168.1.10", "sudo true"
     ]  # fmt: skip
     assert set(tomllib.loads(INVENTORY.read_text())) == {"all", "aggregators", "nodes"}

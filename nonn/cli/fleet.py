@@ -154,6 +154,7 @@ def _on(host: Host, args: argparse.Namespace, **changes: Any) -> int:
 def _status(host: Host) -> dict[str, Any]:
     """What ``nonn fleet status --json`` prints on the machine of an aggregator."""
     import json
+    import shlex
     import subprocess
 
     from nonn.errors import UnreachableError
@@ -166,7 +167,7 @@ def _status(host: Host) -> dict[str, Any]:
     command = host.ssh([NONN, "fleet", "status", "--state", host.state, "--json"])
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if ended.returncode:
-        raise UnreachableError(f"{host.id}: its aggregator cannot be asked; try: {' '.join(command)}")
+        raise UnreachableError(f"{host.id}: its aggregator cannot be asked; try: {shlex.join(command)}")
     found: dict[str, Any] = json.loads(ended.stdout)
     return found
 
@@ -259,6 +260,7 @@ def _act(args: argparse.Namespace, state: Path) -> int:
 
 def _over_ssh(args: argparse.Namespace, host: Host) -> int:
     """Runs the same command on the aggregator's machine, after copying the bundle there."""
+    import shlex
     import subprocess
 
     from nonn.errors import UnreachableError
@@ -278,7 +280,7 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
         raise UnreachableError(f"{host.id}: its aggregator does not answer")
     if code == 255:  # of ssh itself
         raise UnreachableError(
-            f"{host.id}: ssh to {host.address} failed; try: {' '.join(host.ssh(['true']))} "
+            f"{host.id}: ssh to {host.address} failed; try: {shlex.join(host.ssh(['true']))} "
             f"(an unknown host key: nonn fleet trust {args.inventory})"
         )
     return code
@@ -286,6 +288,7 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
 
 def _copy_over_ssh(folder: Path, host: Host) -> str:
     """Copies a bundle to the machine of an aggregator; returns the folder there."""
+    import shlex
     import subprocess
 
     from nonn.bundle import load_bundle
@@ -293,7 +296,7 @@ def _copy_over_ssh(folder: Path, host: Host) -> str:
 
     target = f"{host.state}/incoming-{load_bundle(folder).hash[:12]}"
     with subprocess.Popen(["tar", "-C", str(folder), "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
-        script = f"mkdir -p {target} && tar -C {target} -xf -"
+        script = f"mkdir -p {shlex.quote(target)} && tar -C {shlex.quote(target)} -xf -"
         copied = subprocess.run(host.ssh(["sh", "-c", script]), stdin=tar.stdout).returncode
     if copied:
         raise UnreachableError(f"{host.id}: the bundle could not be copied to {host.address}; see above")
@@ -318,11 +321,14 @@ def _remote_command(args: argparse.Namespace, host: Host, bundle: str) -> list[s
 
 
 def _show(found: dict[str, Any]) -> None:
-    """Two tables."""
+    """Two tables. Texts of nodes are no markup: rich would read an id with brackets as a style, and end at another."""
     from rich.console import Console
     from rich.table import Table
 
-    console, bundles, nodes = Console(), Table(), Table()
+    from nonn.telemetry.printable import printable_tree
+
+    found = printable_tree(found)
+    console, bundles, nodes = Console(markup=False, emoji=False), Table(), Table()
     for column in ("bundle", "experiment", "", "students up", "accuracy now", "with all"):
         bundles.add_column(column)
     for b in found["bundles"]:

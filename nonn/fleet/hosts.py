@@ -71,7 +71,7 @@ class Host:
         if port := self.variables.get("ansible_port"):
             options += ["-p", str(port)]
         target = f"{user}@{self.address}" if user else self.address
-        return ["ssh", *options, target, shlex.join(["sudo", *command])]
+        return ["ssh", *options, "--", target, shlex.join(["sudo", *command])]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def unknown_hosts(hosts: Iterable[Host], known: Path | None = None) -> list[Unkn
         name = host.address if port == "22" else f"[{host.address}]:{port}"
         if host.local or (file.exists() and _run("ssh-keygen", "-F", name, "-f", str(file))):
             continue
-        keys = _run("ssh-keyscan", "-T", str(TIMEOUT_S), "-p", port, host.address)
+        keys = _run("ssh-keyscan", "-T", str(TIMEOUT_S), "-p", port, "--", host.address)
         if not keys:
             raise UnreachableError(f"{host.id}: no ssh server answers at {name}; is it on, and the address right?")
         found.append(Unknown(host, keys, _run("ssh-keygen", "-l", "-f", "-", given=keys)))
