@@ -441,10 +441,10 @@ def test_a_kernel_without_memory_control_groups_is_noticed(tmp_path: Path) -> No
 
 
 def test_a_measured_entry_is_read_back_by_the_experiment_file() -> None:
-    entry = device_entry('a "watch"', Measured(1.25e8, 400_000_000, 2.5e5, 0.004))
+    entry = device_entry('a "watch"\n[', Measured(1.25e8, 400_000_000, 2.5e5, 0.004))
     kind = from_mapping(DevicesConfig, tomllib.loads(entry)["devices"], source="entry").classes[0]
     assert kind == DeviceClassConfig(
-        name='a "watch"', ram_bytes=400_000_000, macs_per_s=1.25e8, link_bytes_per_s=2.5e5, link_latency_s=0.004
+        name='a "watch"\n[', ram_bytes=400_000_000, macs_per_s=1.25e8, link_bytes_per_s=2.5e5, link_latency_s=0.004
     )
 
 

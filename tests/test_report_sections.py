@@ -353,12 +353,12 @@ def test_csv_holds_all_pairs_of_which_tables_show_the_worst(toy: Bundle) -> None
     assert accuracy == sorted(toy.table.accuracy[255 - (1 << i) - (1 << j)] for i, j in combinations(range(8), 2))
 
 
-def test_a_bar_in_a_name_does_not_break_a_markdown_table(halves: Bundle, tmp_path: Path) -> None:
-    names = ("a|b", "$c$", *(f"a rather long name of class {i}" for i in range(8)))
+def test_a_name_is_text_in_a_markdown_table_and_in_a_figure(halves: Bundle, tmp_path: Path) -> None:
+    names = ("a|b<i>&", "$c$", *(f"a rather long name of class {i}" for i in range(8)))
     bundle = rewritten(halves, tmp_path / "bundle", classes=names)
     report = build_report(bundle)
     assert (
-        r"| a\|b | 1 | 100 % | 21 to 100 % | 100 % | 21 to 100 % | 0 | -79 to 79 |"
+        r"| a\|b&lt;i&gt;&amp; | 1 | 100 % | 21 to 100 % | 100 % | 21 to 100 % | 0 | -79 to 79 |"
         in markdown_report(report).splitlines()
     )
     assert report.by_class is not None

@@ -22,6 +22,7 @@ import numpy as np
 
 from nonn.client import Client
 from nonn.errors import InputError, NonnError
+from nonn.toml import toml_value
 
 __all__ = ["Measured", "available_ram_bytes", "device_entry", "measure_link", "measure_macs_per_s"]
 
@@ -110,10 +111,9 @@ def measure_link(client: Client) -> tuple[float, float]:
 
 def device_entry(name: str, measured: Measured) -> str:
     """The measurement as a TOML table."""
-    text = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
     lines = [
         "[[devices.classes]]",
-        f"name = {text}",
+        f"name = {toml_value(name)}",
         "count = 1",
         f"ram_bytes = {measured.ram_bytes:_}",
         f"macs_per_s = {measured.macs_per_s:.3g}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from nonn.documents.shown import html_table, percent
 
@@ -161,9 +162,9 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A table for a document."""
+    """A table for a document; a cell is text and no markup."""
     rule = ["---:" if column.is_number else ":---" for column in table.columns]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in table.cells()]
+    cells = [[escape(cell, quote=False).replace("|", "\\|") for cell in line] for line in table.cells()]
     lines = [[column.title for column in table.columns], rule, *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
