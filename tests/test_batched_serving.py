@@ -22,7 +22,7 @@ from nonn_device.node import StudentModel
 from nonn_device.runtime import OnnxRuntime
 from numpy.typing import NDArray
 
-from nonn.aggregator.batching import BatchConfig
+from nonn.aggregator.batching import BatchConfig, Batcher
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
@@ -100,6 +100,25 @@ def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle: Bund
         np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(one.labels, other.labels)
         assert one.expected_accuracy == other.expected_accuracy
+
+
+def test_the_connection_of_a_request_is_the_caller_that_shares_batches(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers, infer = list[str](), Batcher.infer
+
+    async def seen(self: Any, batch: Any, remaining_s: Any = None, caller: str = "") -> Answer:
+        callers.append(caller)
+        return await infer(self, batch, remaining_s, caller)
+
+    monkeypatch.setattr(Batcher, "infer", seen)
+
+    async def scenario() -> None:
+        async with fused(bundle) as stub:
+            await ask(stub, toy_data(1, seed=3)[0])
+
+    asyncio.run(scenario())
+    assert [caller.rpartition(":")[0] for caller in callers] == ["ipv4:127.0.0.1"]
 
 
 LIMITS = BatchConfig(max_queue=8, max_samples=6)

@@ -16,7 +16,7 @@ from grpc import aio
 
 from benchmarks import memory, storm
 from nonn.errors import OverloadError
-from nonn.rpc.budget import ByteBudget
+from nonn.rpc.budget import LARGE_BYTES, TRIM_AFTER_BYTES, TRIMS, ByteBudget
 from nonn.rpc.endpoint import Endpoint, Result
 from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.v1 import inference_pb2_grpc
@@ -35,6 +35,29 @@ def test_a_budget_counts_bytes_under_way_and_always_has_room_for_the_largest_req
     budget.give(150)
     budget.take(100)
     budget.take(50)
+
+
+def test_freed_memory_is_returned_while_large_messages_are_under_way_and_some_times_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trims = list[int]()
+    monkeypatch.setattr("nonn.rpc.budget._malloc_trim", lambda: trims.append)
+    monkeypatch.setattr("nonn.rpc.budget.TRIM_DELAY_S", 0.0)
+
+    async def scenario() -> None:
+        budget, small, large = ByteBudget(1 << 30, 1), LARGE_BYTES - 1, TRIM_AFTER_BYTES
+        for num_bytes in (*[small] * 100, large - 1):
+            budget.take(num_bytes)
+            budget.give(num_bytes)
+        assert not budget._timer
+        budget.take(large)
+        await until_async(lambda: len(trims) > 2 * TRIMS)
+        budget.give(large)
+        before = len(trims)
+        await until_async(lambda: not budget._timer)
+        assert len(trims) - before <= TRIMS + 1
+
+    asyncio.run(scenario())
 
 
 @contextlib.asynccontextmanager

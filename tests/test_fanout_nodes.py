@@ -47,7 +47,7 @@ def test_an_oversized_reply_is_its_nodes_failure(bundle: Bundle, inputs: NDArray
 
 
 def test_a_node_that_ends_calls_without_a_message_is_out_and_the_others_answer(
-    bundle: Bundle, inputs: NDArray[Any]
+    bundle: Bundle, inputs: NDArray[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> tuple[list[Any], str]:
         async with cluster(bundle, fakes={1: None}) as aggregator:
@@ -56,6 +56,7 @@ def test_a_node_that_ends_calls_without_a_message_is_out_and_the_others_answer(
     answers, state = asyncio.run(scenario())
     assert [members(answer.mask) for answer in answers] == [(0, 2, 3)] * 3
     assert state == "out"
+    assert "cannot be read" not in caplog.text  # such a reply is expected: it leaves no traceback in the log
 
 
 def test_an_error_in_reading_a_reply_is_the_failure_of_that_node(

@@ -16,6 +16,7 @@ from nonn_device.node import StudentModel
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.metrics import Metrics, code_of
 from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
@@ -176,11 +177,32 @@ def test_leaving_and_joining_again_is_no_way_out_of_quarantine(bundle: Bundle, i
     async def scenario() -> None:
         async with cluster(bundle, config) as (aggregator, _):
             node = aggregator.nodes[3]
+            await aggregator.infer(inputs[:1])
+            await until_async(lambda: node.id in aggregator._screen.suspicion.scores)
             aggregator.policy.on_contradiction(node.id, aggregator._clock())
             await aggregator.remove_node(node.id)
+            assert node.id not in aggregator._screen.suspicion.scores
             await aggregator.add_node(node)
             answer = await aggregator.infer(inputs[:1])
             assert answer.statuses == {node.id: ReplyStatus.LEFT_OUT}
+
+    asyncio.run(scenario())
+
+
+def test_of_two_replicas_the_one_that_was_to_be_fused_is_excluded(bundle: Bundle) -> None:
+    async def scenario() -> None:
+        async with cluster(bundle) as (aggregator, _):
+            honest = {i: features[:1] for i, features in enumerate(bundle.features[0])}
+            fused = honest | {2: 100 * honest[2]}
+            replies = [Reply(node, ReplyStatus.OK, 0.01, fused[node.student]) for node in aggregator.nodes]
+            replica = Reply(replace(aggregator.nodes[2], id="replica"), ReplyStatus.OK, 0.02, honest[2])
+            session = aggregator.policy.session(aggregator._clock())
+            features, judged = aggregator._screened(session, fused, [*replies, replica])
+            assert features.keys() == honest.keys() - {2}
+            statuses = {reply.node.id: reply.status for reply in judged}
+            assert statuses == dict.fromkeys(statuses, ReplyStatus.OK) | {"node-2": ReplyStatus.INCONSISTENT}
+            await until_async(lambda: "node-2" in aggregator._screen.suspicion.scores)
+            assert "replica" not in aggregator._screen.suspicion.scores
 
     asyncio.run(scenario())
 

@@ -16,10 +16,11 @@ from nonn.errors import ConfigError, MembershipError, UnreachableError
 from nonn.rpc.address import canonical
 from nonn.rpc.guard import LOG_MOST
 from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.rpc.v1.inference_pb2 import ModelMetadataResponse
 from tests.fanout import student
 from tests.fleets import Fleet, check_offline, members
 from tests.memberships import Call, service
-from tests.serving import TIMEOUT_S, fake_node, serving, until
+from tests.serving import TIMEOUT_S, fake_node, serving, until, until_async
 
 NUM_DEVICES = 4
 
@@ -114,6 +115,16 @@ def test_an_address_is_free_when_the_lease_of_its_node_has_ended(bundle: Bundle)
     assert membership.register(other, 3.0).request.node == "b"
 
 
+def claims(bundle: Bundle, **wrong: str) -> Any:
+    """A server that states to be student 0 of node a."""
+    said = {"nonn_node": "a", "nonn_device": "0", "nonn_bundle": bundle.hash} | wrong
+
+    async def behaviour(raw: Any, context: Any) -> Any:
+        return ModelMetadataResponse(properties=said).SerializeToString()
+
+    return behaviour
+
+
 def test_a_node_that_does_not_answer_as_itself_does_not_join(bundle: Bundle) -> None:
     async def refuses(raw: Any, context: Any) -> Any:
         return b"no reply"
@@ -124,6 +135,8 @@ def test_a_node_that_does_not_answer_as_itself_does_not_join(bundle: Bundle) -> 
             serving(student(bundle, 0, node="b")) as other,
             serving(student(bundle, 0, node="a")) as right,
             fake_node(refuses) as noise,
+            fake_node(claims(bundle, nonn_bundle="f" * 64)) as other_bundle,
+            fake_node(claims(bundle, nonn_device="1")) as other_student,
             service(bundle) as (aggregator, fleet, register),
             asyncio.timeout(TIMEOUT_S),
         ):
@@ -133,6 +146,8 @@ def test_a_node_that_does_not_answer_as_itself_does_not_join(bundle: Bundle) -> 
                 (serves_only, 0, "reports nonn_node '', not 'a'"),
                 (other, 0, "reports nonn_node 'b', not 'a'"),
                 (right, 1, "does not answer as student 1"),
+                (other_bundle, 0, "reports nonn_bundle 'ffff"),
+                (other_student, 0, "reports nonn_device '1', not '0'"),
             ):
                 with pytest.raises(AssertionError, match=text):
                     await register("a", address=address, student=which)
@@ -213,6 +228,41 @@ def test_one_caller_does_not_take_every_lease(bundle: Bundle) -> None:
         membership.register(request("-more", "10.0.0.1"), 0.0)
     membership.register(request(0, "10.0.0.1"), 1.0)  # it has a lease already
     membership.register(request("-other", "10.0.0.2"), 1.0)
+
+
+def test_a_cluster_has_a_limit_of_nodes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nonn.aggregator.membership.leases.MAX_NODES", 2)
+    membership = Membership(bundle, lease_s=3.0)
+    a, b, c = (JoinRequest(node=name, instance="i", fingerprint="f") for name in "abc")
+    for request in (a, b, a):
+        membership.register(request, 0.0)
+    with pytest.raises(MembershipError, match="the cluster is full, 2 nodes have joined"):
+        membership.register(c, 1.0)
+    membership.expire(3.0)
+    membership.register(c, 3.0)
+
+
+def test_one_caller_has_few_nodes_called_at_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nonn.aggregator.membership.servicer.MAX_OF_CALLER", 2)
+    monkeypatch.setattr("nonn.aggregator.membership.newcomers.ANSWER_S", TIMEOUT_S)
+
+    async def scenario() -> None:
+        gate = asyncio.Event()
+
+        async def waits(raw: Any, context: Any) -> Any:
+            await gate.wait()
+            return b"no reply"
+
+        async with fake_node(waits) as address, service(bundle) as (_, fleet, register), asyncio.timeout(TIMEOUT_S):
+            called = [asyncio.ensure_future(register(f"n{i}", address=address)) for i in range(2)]
+            await until_async(lambda: fleet._calling.total() == 2)
+            with pytest.raises(AssertionError, match="2 other nodes of 127.0.0.1 are joining"):
+                await register("n2", address=address)
+            gate.set()
+            await asyncio.gather(*called, return_exceptions=True)
+            assert not fleet._calling
+
+    asyncio.run(scenario())
 
 
 def test_the_addresses_of_one_ipv6_network_are_one_caller(bundle: Bundle) -> None:
