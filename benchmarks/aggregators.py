@@ -119,7 +119,7 @@ def outages(ground: Ground, number: int, rounds: int) -> Figures:
         rounds: outages of each kind.
 
     Returns:
-        For each kind, median, 99th percentile and maximum in milliseconds; the number of requests and those that failed.
+        For each kind, median, 99th percentile and maximum in milliseconds; the number of requests, and of failed ones.
     """
     windows: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ("calm", *KINDS)}
     with contextlib.ExitStack() as stack:

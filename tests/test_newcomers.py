@@ -256,7 +256,7 @@ def test_one_caller_has_few_nodes_called_at_once(bundle: Bundle, monkeypatch: py
         async with fake_node(waits) as address, service(bundle) as (_, fleet, register), asyncio.timeout(TIMEOUT_S):
             called = [asyncio.ensure_future(register(f"n{i}", address=address)) for i in range(2)]
             await until_async(lambda: fleet._calling.total() == 2)
-            with pytest.raises(AssertionError, match="2 other nodes of 127.0.0.1 are joining"):
+            with pytest.raises(AssertionError, match=r"2 other nodes of 127\.0\.0\.1 are joining"):
                 await register("n2", address=address)
             gate.set()
             await asyncio.gather(*called, return_exceptions=True)

@@ -173,7 +173,7 @@ def generate_c(data: bytes, title: str) -> CSource:
 
 def _check_texts(message: Any, title: str) -> None:
     """Refuses texts that could be C code; descriptions and notes of exporters are removed instead."""
-    for name in {"doc_string", "metadata_props"} & message.DESCRIPTOR.fields_by_name.keys():
+    for name in {"doc_string", "metadata_props"}.intersection(message.DESCRIPTOR.fields_by_name):
         message.ClearField(name)
     for field, value in message.ListFields():
         for each in value if field.is_repeated else (value,):
