@@ -176,8 +176,9 @@ class MissingExtraError(NonnError):
     exit_code = 6
     grpc_status = "FAILED_PRECONDITION"
 
-    def __init__(self, module: str, extra: str) -> None:
-        super().__init__(f"{module} is not installed; get it with: pip install 'nonn[{extra}]'")
+    def __init__(self, module: str, extra: str = "", command: str = "") -> None:
+        command = command or f"pip install 'nonn[{extra}]'"
+        super().__init__(f"{module} is not installed; get it with: {command}")
 
 
 class GuaranteeError(NonnError):

@@ -27,6 +27,13 @@ def sensing_bundle(path: Path, num_devices: int = 3, *, tested: bool = False) ->
     return toy_bundle(path, num_devices, tested=tested, shape=SHAPE, sensing=spec)
 
 
+def camera_bundle(path: Path, num_devices: int = 2) -> Bundle:
+    """Each unit is a camera that sees the whole picture, eight times a second."""
+    frame = (8, 8)
+    spec = SensingSpec(RATE, 1, 1.0, ("grey",), ("",), (1.0,), quiet=(10.0,), frame=frame, tolerance_s=0.1)
+    return toy_bundle(path, num_devices, shape=(1, *frame), sensing=spec)
+
+
 def smoothing_bundle(bundle: Bundle, path: Path, kind: str = "hmm") -> Bundle:
     """The same bundle with smoothing, learned and measured on its test windows as two recordings."""
     features, labels = bundle.features

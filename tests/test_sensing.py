@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import runpy
 import signal
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nonn_device import publish
+from nonn_sim.sensing_compared import compared
 
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.sensing.hub import HELD, Hub, SensingOptions
@@ -32,7 +32,8 @@ from nonn.errors import ConfigError, CredentialsError, DataLossError, InputError
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.sensing import SensingSpec
 from nonn.sensing.clocks import Exchange
-from nonn.sensing.windows import Window, Windower
+from nonn.sensing.cutter import Window
+from nonn.sensing.windows import Windower
 from nonn.streams import WindowAnswer
 from tests.fleets import Fleet
 from tests.memberships import Call
@@ -184,6 +185,41 @@ def test_a_stream_that_rests_drops_windows_and_goes_on_with_the_next_one() -> No
         assert await asyncio.wait_for(stream.take(), TIMEOUT_S) is third
 
     asyncio.run(scenario())
+
+
+def test_ends_of_windows_one_hop_after_the_other_are_left_out_and_added_again(bundle: Bundle) -> None:
+    node = publish._Stream(Windower(bundle.sensing_of(0)))
+    node.implied = True
+    ends = [round(1e6 * (START + end)) for end in (1, 2, 3, 5, 6, 7.002, 8.002)]
+    messages = [pb.WindowFeatures(end_us=end + (i % 2)) for i, end in enumerate(ends)]  # rounded either way
+    for message in messages:
+        node.shorten(message, 1_000_000)
+    assert [bool(message.end_us) for message in messages] == [True, False, False, True, False, True, False]
+
+    class Taken(Hub):
+        """Keeps the ends."""
+
+        def window(self, node: str, student: int, message: Any, num_bytes: int) -> None:
+            found.append(message.end_us)
+            sizes.append(num_bytes)
+
+    found, sizes = list[int](), list[int]()
+
+    async def scenario() -> None:
+        async with Aggregator(bundle, [], PolicyConfig(quorum=1)) as aggregator:
+            hub = Taken(aggregator)
+            servicer = SensingServicer(hub, lambda token, context: lease("n0", 0))
+            stream = servicer._streams["n0"] = _Stream(lease("n0", 0), asyncio.Queue(), {})
+
+            async def sent() -> AsyncIterator[Any]:
+                for message in messages:
+                    yield pb.Publication(window=message)
+
+            await servicer._read(sent(), stream, Call())
+
+    asyncio.run(scenario())
+    assert found == pytest.approx(ends, abs=2)
+    assert sizes == [pb.Publication(window=message).ByteSize() for message in messages], "as they were sent"
 
 
 def test_below_the_quorum_there_is_no_label(bundle: Bundle) -> None:
@@ -418,10 +454,9 @@ def test_raw_samples_are_stored_where_both_sides_say_so(tmp_path: Path) -> None:
     assert [float(line.split(",")[1]) for line in lines[1:]] == list(range(16))
 
 
-def test_the_demonstration_finds_an_answer_that_is_missing_wrong_or_of_a_unit_that_did_not_sense(
+def test_a_live_run_finds_an_answer_that_is_missing_wrong_or_of_a_unit_that_did_not_sense(
     bundle: Bundle,
 ) -> None:
-    demo = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "sensing" / "demo.py"))
     labels, order, works = bundle.features[1], np.arange(60), np.ones((60, NUM), bool)
     works[:, 3] = False
     mask = 0xFF & ~8
@@ -435,13 +470,13 @@ def test_the_demonstration_finds_an_answer_that_is_missing_wrong_or_of_a_unit_th
         )
 
     right = {k: answer(k) for k in range(60)}
-    found = demo["compare"](bundle, labels, order, works, right)
+    found = compared(bundle, labels, order, works, right)
     assert (found["answers_missing"], found["masks_with_a_unit_that_did_not_sense"]) == (0, 0)
     assert (found["equal_to_offline"], found["raw_over_sent"]) == (1.0, 10.0)
     assert [row["agrees"] for row in found["rows"]] == [True]
     del right[5]
     right[6] = answer(6, 0xFF)
-    found = demo["compare"](bundle, labels, order, works, right)
+    found = compared(bundle, labels, order, works, right)
     assert (found["answers_missing"], found["masks_with_a_unit_that_did_not_sense"]) == (1, 1)
-    found = demo["compare"](bundle, labels, order, works, {k: answer(k, wrong=1) for k in range(60)})
+    found = compared(bundle, labels, order, works, {k: answer(k, wrong=1) for k in range(60)})
     assert [row["agrees"] for row in found["rows"]] == [False]

@@ -19,6 +19,7 @@ from nonn_sim.comparison import MOST_DRIFT, difference, total_variation
 from nonn_sim.faults import FaultEvent, read_log
 from nonn_sim.live import check_live, timeline
 from nonn_sim.proxy import Proxies, _Frames
+from nonn_sim.samples import noise, samples_of
 from nonn_sim.scenario import LinkConfig
 from nonn_sim.scenario_file import load_scenario, parse_scenario
 
@@ -378,19 +379,19 @@ def test_inputs_that_do_not_fit_are_errors_that_name_the_file(bundle: Bundle, tm
     inputs, labels = toy_data(5, seed=0)
     file = tmp_path / "inputs.npz"
     with pytest.raises(DataError, match=r"inputs\.npz: no such file"):
-        run_command._samples(file, bundle)
+        samples_of(file, bundle)
     np.savez(file, inputs=inputs)
     with pytest.raises(DataError, match="arrays 'inputs' and 'labels'"):
-        run_command._samples(file, bundle)
+        samples_of(file, bundle)
     np.savez(file, inputs=inputs[:, :, :4], labels=labels)
     with pytest.raises(InputError, match=r"the bundle accepts uint8 \[n, 1, 8, 8\]"):
-        run_command._samples(file, bundle)
+        samples_of(file, bundle)
     np.savez(file, inputs=inputs, labels=labels[:3])
     with pytest.raises(InputError, match=r"labels int64 \[3\] for 5 inputs"):
-        run_command._samples(file, bundle)
-    split = run_command._samples(EXAMPLES / "digits.toml", bundle)
+        samples_of(file, bundle)
+    split = samples_of(EXAMPLES / "digits.toml", bundle)
     assert split.labels is not None
     assert split.inputs.shape == (len(split.labels), 1, 8, 8)
-    noise = run_command._samples(None, bundle)
-    assert noise.labels is None
-    assert noise.inputs.shape[1:] == bundle.manifest.input.shape
+    made = noise(bundle)
+    assert made.labels is None
+    assert made.inputs.shape[1:] == bundle.manifest.input.shape

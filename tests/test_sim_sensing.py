@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nonn_sim.cli import main
+from nonn_sim.recorded import Plan, plan_of, recorded, step_of
+from nonn_sim.samples import own_samples
 from nonn_sim.sensing import simulate_sensing
 from nonn_sim.sensing_scenario import SensingScenario
 
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError
+from nonn.errors import ConfigError, DataError
+from nonn.sensing.columns import rows as read_rows
 from nonn.toml import from_mapping
-from tests.recordings import sensing_bundle
-from tests.toys import toy_bundle
+from tests.recordings import camera_bundle, sensing_bundle
+from tests.toys import toy_bundle, toy_data
+
+TESTED = toy_data(200, 3)  # the test split of a toy bundle
 
 SHIPPED = sorted((Path(__file__).parent.parent / "simulator" / "sensing").glob("*.toml"))
 
@@ -89,3 +96,54 @@ def test_shipped_scenarios_are_valid(path: Path) -> None:
     from nonn_sim.sensing_scenario import load_sensing_scenario
 
     assert load_sensing_scenario(path).sensing.accuracy_goal
+
+
+def test_a_plan_has_the_losses_failures_and_clocks_of_its_scenario() -> None:
+    units = {"offset_s": 2.0, "drift_ppm": 100, "loss": 0.2, "burst": 3, "flat_every_h": 1.0, "flat_s": 60}
+    scenario = from_mapping(SensingScenario, {"units": units}, source="test")
+    plan = plan_of(scenario, 5, 4000, 5.0)
+    assert plan.lost.mean() == pytest.approx(0.2, abs=0.03)
+    assert plan.lost.sum() / (plan.lost[1:] & ~plan.lost[:-1]).sum() == pytest.approx(3, rel=0.15)
+    # Between failures pass an hour and a minute.
+    assert plan.flat.sum() / (~plan.lost).sum() == pytest.approx(1 / 61, rel=0.3)
+    assert (max(map(abs, plan.offset_s)), max(map(abs, plan.drift_ppm))) < (2, 100)
+    np.testing.assert_array_equal(plan.works, ~(plan.lost | plan.flat))
+
+
+def test_a_recording_has_the_windows_of_its_unit_without_those_that_are_lost(bundle: Bundle, tmp_path: Path) -> None:
+    lost, flat = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    lost[1, 2], flat[3, 2] = True, True
+    shown = np.random.default_rng(0).uniform(0, 255, (4, 2, 8)).astype(np.float32)
+    plan = Plan(lost, flat, {}, (0.0,) * 4, (0.0,) * 4)
+    source = recorded(tmp_path / "2", bundle, 2, shown, plan, 1000.0, 2.0)
+    assert source == f"csv:{tmp_path / '2.csv'}?start=1000.062500&speed=2&offset=0&drift=0"
+    found = list(read_rows(tmp_path / "2.csv", bundle.sensing_of(2)))
+    times = [round(8 * time_s) for time_s, *_ in found]
+    assert times == [*range(8), *range(16, 32)]
+    np.testing.assert_allclose([row for _, row, _ in found[8:16]], shown[2].T, rtol=1e-5)
+    np.testing.assert_allclose([row for _, row, _ in found[16:]], [shown[0, :, 0]] * 8, rtol=1e-5)
+
+
+def test_windows_that_do_not_meet_the_hop_are_not_replayed(bundle: Bundle) -> None:
+    spec = bundle.sensing_of(0)
+    assert step_of(dataclasses.replace(spec, hop_s=0.5)) == 1.0
+    with pytest.raises(ConfigError, match=r"hop_s = 0\.3: a window of 1 s is no multiple of it"):
+        step_of(dataclasses.replace(spec, hop_s=0.3))
+    with pytest.raises(DataError, match="does not say which data it was tested on; name them with --inputs"):
+        own_samples(bundle)
+
+
+def test_processes_of_cameras_run_a_scenario_live(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = camera_bundle(tmp_path / "cameras")
+    np.savez(tmp_path / "tested.npz", inputs=TESTED[0], labels=TESTED[1])
+    file = tmp_path / "a.toml"
+    file.write_text("[units]\nloss = 0.2\nburst = 2\n")
+    options = ("--live", "--inputs", str(tmp_path / "tested.npz"), "--windows", "16", "--speed", "8", "--json")
+    assert main(["sense", str(file), "--bundle", str(bundle.path), *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rows"][0]["answers"] >= 15
+    (live,) = result["live"]
+    assert live["masks_with_a_unit_that_did_not_sense"] == 0
+    assert sum(row["windows"] for row in live["rows"]) > 4  # all but two on an idle machine
+    assert live["equal_to_offline"] >= 0.8
+    assert live["raw_bytes_per_answer"] == pytest.approx(64 * live["units_mean"])

@@ -144,7 +144,7 @@ def test_the_report_states_bytes_on_the_air_and_accuracy_with_smoothing(tmp_path
     assert found.smoothing is not None
     assert bundle.smoothed is not None
     student = bundle.manifest.students[0]
-    assert found.message_bytes == (student.feature_bytes + 20 + 14,) * 3  # fields of the message; gRPC and HTTP/2
+    assert found.message_bytes == (student.feature_bytes + 9 + 14,) * 3  # fields of the message; gRPC and HTTP/2
     assert found.raw_bytes == (4 * 2 * 8,) * 3
     assert found.ratio == sum(found.raw_bytes) / sum(found.message_bytes)
     for row, smoothed, before in zip(

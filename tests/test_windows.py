@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonn.errors import ConfigError
+from nonn.sensing.cutter import Window
 from nonn.sensing.spec import SensingSpec, to_unit
-from nonn.sensing.windows import Window, Windower
+from nonn.sensing.windows import Windower
 
 RATE, SAMPLES, HOP = 25.0, 50, 1.0
 SPEC = SensingSpec(RATE, SAMPLES, HOP, ("x", "y"), ("m/s2", "m/s2"), (1.0, 2.0), (-3.0, -6.0), (3.0, 6.0), (0.5, 0.5))

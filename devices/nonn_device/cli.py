@@ -117,8 +117,8 @@ def _add_join_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         metavar="KIND:WHERE",
-        help="measure windows here and send their features: csv:FILE, iio:DEVICE, serial:PORT, - (standard input), or "
-        "package.module:factory",
+        help="measure windows here and send their features: csv:FILE, iio:DEVICE, serial:PORT, mqtt:HOST/TOPIC, - "
+        "(standard input), v4l2:DEVICE, video:FILE, picamera2:NUMBER, or package.module:factory",
     )
     parser.add_argument("--send-raw", action="store_true", help="send raw samples too, for debugging; needs --tls")
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from nonn import __version__
 from nonn.bundle import Bundle
+from nonn.bundle.views import select_view
 from nonn.errors import BundleError, ConfigError, InputError
 from nonn.rpc.codec import Request
 from nonn.rpc.endpoint import Result
@@ -60,6 +62,7 @@ class StudentModel:
         self.name = f"student-{device}"
         self.version = bundle.hash[:12]
         self._bundle, self._student, self._runtime = bundle, bundle.manifest.students[device], runtime
+        self._cut = replace(self._student.view, channels=())  # a sensor has the channels of its device only
         self._spec = bundle.input_of(device)
         self.max_request_bytes = request_limit(self._spec.shape, max_batch)
         self._max_batch, self._node = max_batch, node
@@ -129,8 +132,12 @@ class StudentModel:
         return Result({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
 
     async def features(self, window: Array) -> bytes:
-        """Features of one window of the node's own sensor [C, T], encoded as they are sent."""
-        features = await self._worker(window[None], limited=False)
+        """Features of one reading of the node's own sensor, encoded as they are sent.
+
+        Args:
+            window: [C, T], or the picture of a camera [C, H, W], from which crop and resolution of the device are made.
+        """
+        features = await self._worker(select_view(window[None], self._cut), limited=False)
         return bytes(self._student.code.encode(features)[0].tobytes())
 
     async def check(self) -> None:

@@ -203,7 +203,8 @@ def parse_manifest(values: Mapping[str, Any]) -> Manifest:
     if sensing := values.get("sensing"):
         lists = {key: tuple(value) for key, value in pick(SensingSpec, sensing).items() if isinstance(value, list)}
         known["sensing"] = SensingSpec(**{**pick(SensingSpec, sensing), **lists})
-        if (len(known["sensing"].channels), known["sensing"].samples) != known["input"].shape:
+        measured = known["sensing"]
+        if (len(measured.channels), *(measured.frame or (measured.samples,))) != known["input"].shape:
             raise BundleError(f"sensing: its channels and samples differ from the input {list(known['input'].shape)}")
     manifest = Manifest(**known)
     if [s.device for s in manifest.students] != list(range(len(manifest.students))) or not manifest.students:

@@ -75,10 +75,19 @@ class DataConfig:
 class SensingConfig:
     """What nodes measure themselves (`nonn-device join --source`); written into the bundle."""
 
-    rate_hz: Annotated[NotNegative, "samples per second of each channel; 0: nodes of this bundle do not sense"] = 0.0
+    rate_hz: Annotated[
+        NotNegative, "samples per second of each channel, or pictures per second; 0: nodes of this bundle do not sense"
+    ] = 0.0
     hop_s: Annotated[NotNegative, "seconds between the ends of two windows; 0: the duration of one window"] = 0.0
+    tolerance_s: Annotated[
+        NotNegative,
+        "pictures: one may be this many seconds from its instant; 0: three quarters of the time between two pictures, "
+        "at least a tenth and at most half of the hop",
+    ] = 0.0
     channels: Annotated[
-        tuple[str, ...], "names of the channels: all of them, or those of one unit, which are the same for every unit"
+        tuple[str, ...],
+        "names of the channels: all of them, or those of one unit, which are the same for every unit; of a camera one "
+        "(grey) or three (red, green, blue)",
     ] = ()
     units: Annotated[tuple[str, ...], "unit of each of these channels, such as m/s2, g, rad/s, deg/s, uT"] = ()
     scale: Annotated[tuple[float, ...], "factor from that unit to the input of the students, of each channel"] = ()

@@ -222,14 +222,17 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
 
 
 def _sensing(config: SensingConfig, windows: NDArray[Any]) -> SensingSpec:
-    """What nodes measure, with the limits of the training windows [n, C, T].
+    """What nodes measure, with the limits of the training windows [n, C, T] or pictures [n, C, H, W].
 
     Raises:
-        ConfigError: the inputs are not windows, or the names do not fit their channels.
+        ConfigError: an option does not fit the inputs, or the names do not fit their channels.
     """
-    if windows.ndim != 3:
-        raise ConfigError(f"sensing.rate_hz: is for windows [n, channels, time], not for inputs {list(windows.shape)}")
-    num_channels, samples = windows.shape[1:]
+    num_channels, frame = windows.shape[1], windows.shape[2:] if windows.ndim == 4 else ()
+    samples = 1 if frame else windows.shape[2]
+    hop_s, rate_hz = config.hop_s or samples / config.rate_hz, config.rate_hz
+    for key in ("units", "scale") if frame else ("tolerance_s",):
+        if getattr(config, key):
+            raise ConfigError(f"sensing.{key}: is for {'windows' if frame else 'pictures'}; leave it out")
     times, rest = divmod(num_channels, len(config.channels))
     if rest:
         raise ConfigError(
@@ -237,20 +240,24 @@ def _sensing(config: SensingConfig, windows: NDArray[Any]) -> SensingSpec:
             "or those of one unit"
         )
     spec = SensingSpec(
-        rate_hz=config.rate_hz,
+        rate_hz=rate_hz,
         samples=samples,
-        hop_s=config.hop_s or samples / config.rate_hz,
+        hop_s=hop_s,
         channels=config.channels * times,
         units=(config.units or ("",) * len(config.channels)) * times,
         scale=(config.scale or (1.0,) * len(config.channels)) * times,
+        frame=frame,
+        tolerance_s=(config.tolerance_s or min(hop_s / 2, max(hop_s / 10, 0.75 / rate_hz))) if frame else 0.0,
     )
     return spec.measured(windows)
 
 
 def _sensing_inputs(config: SensingConfig) -> dict[str, Any]:
-    """The table for the key of the bundle; bundles without smoothing are not built again."""
+    """The table for the key of the bundle; bundles without smoothing or a tolerance are not built again."""
     tree = dataclasses.asdict(config)
-    return tree if config.smoothing != "none" else {k: v for k, v in tree.items() if not k.startswith("smooth")}
+    unused = {"smoothing", "smooth_s"} if config.smoothing == "none" else set()
+    unused |= set() if config.tolerance_s else {"tolerance_s"}
+    return {key: value for key, value in tree.items() if key not in unused}
 
 
 def _smoothed(space: Workspace, exported: _Exported, head: Head) -> SmoothedTable:
@@ -267,7 +274,7 @@ def _smoothed(space: Workspace, exported: _Exported, head: Head) -> SmoothedTabl
             f"sensing.smoothing: the reader '{space.experiment.data.reader}' does not say which window follows which; "
             "set Split.places, or use csv or npz with data.group"
         )
-    window_s = data.input_shape[-1] / config.rate_hz
+    window_s = (data.input_shape[1] if len(data.input_shape) == 2 else 1) / config.rate_hz
     smoothing = learn(
         config.smoothing,
         np.concatenate([train.labels, held_out.labels]),

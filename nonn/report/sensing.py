@@ -28,9 +28,13 @@ def sensing_report(bundle: Bundle) -> SensingReport | None:
     new = min(spec.samples, round(spec.rate_hz * spec.hop_s))
     for student in bundle.manifest.students:
         features = bytes(student.feature_bytes)
-        window = pb.WindowFeatures(end_us=NOW_US, features=features, crc32=zlib.crc32(features) | 1, battery=101)
+        # Windows follow each other at the hop, so their ends are left out; each picture has its own time.
+        window = pb.WindowFeatures(
+            features=features, crc32=zlib.crc32(features) | 1, end_us=NOW_US if spec.frame else 0
+        )
         messages.append(pb.Publication(window=window).ByteSize() + FRAME_BYTES)
-        raw.append(4 * new * len(bundle.sensing_of(student.device).channels))
+        measured = bundle.sensing_of(student.device)
+        raw.append(measured.raw_bytes if spec.frame else 4 * new * len(measured.channels))
     return SensingReport(
         rate_hz=spec.rate_hz,
         window_s=spec.window_s,

@@ -5,6 +5,8 @@ The node, the aggregator and the simulator share these objects; time is always a
 ===============  =======================================================================
 ``spec``         what a unit measures: channels, units, rate, window, hop, and its limits
 ``windows``      samples → windows of the bundle's rate, or the reason why there is none
+``pictures``     pictures → one for each instant, or the reason why there is none
+``cutter``       the grid of times that both share, and what a window is
 ``clocks``       offset and drift of a node's clock (minimum-delay filter)
 ``alignment``    windows of several nodes on one grid, and when each is answered
 ``smoothing``    the belief in each class after a sequence of windows

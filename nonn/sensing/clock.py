@@ -32,7 +32,11 @@ class DataClock:
 
     def true(self) -> float:
         """Now without the error: Unix time times the speed."""
-        return (time.clock_gettime(_BOOT) + self._zero) * self.speed
+        return self.of_boot(time.clock_gettime(_BOOT))
+
+    def of_boot(self, boot_s: float) -> float:
+        """The same at a time of the boot clock, which drivers of Linux use."""
+        return (boot_s + self._zero) * self.speed
 
     def __call__(self) -> float:
         """Now."""

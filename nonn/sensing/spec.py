@@ -1,4 +1,4 @@
-"""What a unit measures: channels, units, rate, window and hop, and the limits of the training windows.
+"""What a unit measures: channels, units, rate, window and hop, or the pictures of a camera; and the limits of training.
 
 It is part of the bundle's manifest. ``low``, ``high`` and ``quiet`` are measured on the training split; with them a
 node recognises a window that no working sensor would have produced.
@@ -6,6 +6,7 @@ node recognises a window that no working sensor would have produced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -48,18 +49,21 @@ def to_unit(given: str, wanted: str, what: str) -> float:
 
 @dataclass(frozen=True)
 class SensingSpec:
-    """The channels of a sensor and the windows that a student reads.
+    """The channels of a sensor and the windows, or the pictures, that a student reads.
 
     Attributes:
-        rate_hz: samples per second of each channel.
-        samples: samples T of one window.
+        rate_hz: samples of each channel, or pictures, per second.
+        samples: samples T of one window; 1 for pictures.
         hop_s: time between the ends of two windows.
         channels: name of each channel [C].
         units: unit of each channel [C]; empty if it does not matter.
         scale: factor from that unit to the input of the student [C].
         low: smallest input of the training windows [C]; empty if unknown.
         high: largest input of the training windows [C].
-        quiet: smallest difference of maximum and minimum in one training window [C].
+        quiet: smallest difference of maximum and minimum in one training window, or of the standard deviation over the
+            pixels of one training picture [C].
+        frame: height and width of a camera's picture, before the crop and resolution of its device; empty for windows.
+        tolerance_s: a picture may be this far from its instant; 0 for windows.
     """
 
     rate_hz: float
@@ -71,11 +75,18 @@ class SensingSpec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     quiet: tuple[float, ...] = ()
+    frame: tuple[int, ...] = ()
+    tolerance_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.rate_hz < 1e6 and self.samples > 1 and 0 < self.hop_s < 1e6):
+        if not (0 < self.rate_hz < 1e6 and self.samples >= (1 if self.frame else 2) and 0 < self.hop_s < 1e6):
             raise ConfigError(
                 f"sensing: rate_hz {self.rate_hz}, {self.samples} samples, hop_s {self.hop_s}; all must be positive"
+            )
+        if self.frame and not 0 < self.tolerance_s <= self.hop_s / 2:
+            raise ConfigError(
+                f"sensing.tolerance_s: {self.tolerance_s:g} s; must be above 0 and at most half of the hop, "
+                f"{self.hop_s / 2:g} s"
             )
         for name in ("units", "scale", "low", "high", "quiet"):
             values = getattr(self, name)
@@ -89,8 +100,8 @@ class SensingSpec:
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of one raw window in float32, for comparison."""
-        return 4 * self.samples * len(self.channels)
+        """Bytes of one raw window in float32, or of one picture, for comparison."""
+        return math.prod((*self.frame, len(self.channels), 1 if self.frame else 4 * self.samples))
 
     def of_view(self, view: Sequence[int]) -> Self:
         """The channels of one device, in the order of its view; an empty view is all of them."""
@@ -103,8 +114,11 @@ class SensingSpec:
         }
         return replace(self, **picked)
 
-    def measured(self, windows: NDArray[np.float32]) -> Self:
-        """The same with the limits of training windows [n, C, T]."""
+    def measured(self, windows: NDArray[Any]) -> Self:
+        """The same with the limits of training windows [n, C, T] or pictures [n, C, H, W]."""
+        if self.frame:
+            contrast = [windows[:, c].std(axis=(1, 2), dtype=np.float32).min() for c in range(windows.shape[1])]
+            return replace(self, quiet=_floats(np.array(contrast)))
         spread = windows.max(axis=2) - windows.min(axis=2)
         low, high, quiet = windows.min(axis=(0, 2)), windows.max(axis=(0, 2)), spread.min(axis=0)
         return replace(self, low=_floats(low), high=_floats(high), quiet=_floats(quiet))

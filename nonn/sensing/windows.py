@@ -20,20 +20,17 @@ Limits: a sensor that is wrong inside its usual range (rotated, swapped with ano
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from math import ceil, floor, inf
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.sensing.cutter import Cutter, Window
 from nonn.sensing.spec import SensingSpec
 
-__all__ = ["GRACE_S", "NO_DATA", "Window", "Windower"]
+__all__ = ["Windower"]
 
 Float64 = NDArray[np.float64]
-
-# In the order of their numbers in sensing.proto, from 1.
-NO_DATA = ("silent", "gap", "rate", "invalid", "flat", "saturated", "range", "clock")
 
 GAP = 3.5  # intervals of the rate: three samples in a row may be lost
 SLOW = 0.8  # of the rate
@@ -41,25 +38,9 @@ FAST = 1.5  # times the rate: averaged
 SHARE = 0.1  # of the samples of a window: saturated, out of range
 NEAR_END = 0.9  # of the training range
 QUIET = 0.1  # of the quietest training window
-GRACE_S = 0.25  # by default
 
 
-@dataclass(frozen=True, eq=False)
-class Window:
-    """One window.
-
-    Attributes:
-        end_s: time of its last sample, on the clock of the samples.
-        values: input of the student [C, T]; None without data.
-        reason: why there are no data, one of ``NO_DATA``; empty with data.
-    """
-
-    end_s: float
-    values: NDArray[np.float32] | None
-    reason: str = ""
-
-
-class Windower:
+class Windower(Cutter):
     """Cuts samples into windows.
 
     Args:
@@ -67,59 +48,28 @@ class Windower:
     """
 
     def __init__(self, spec: SensingSpec) -> None:
+        super().__init__(spec.hop_s)
         self._spec, self._interval = spec, 1 / spec.rate_hz
         self._scale = np.array(spec.scale)
         self._times: deque[float] = deque()
         self._values: deque[Float64] = deque()
-        self._phase: float | None = None
-        self._next = inf  # end of the next window
         self._backwards = -inf  # when time last went backwards
 
-    def aim(self, phase_s: float) -> None:
-        """Windows end at this time and every hop before and after it; a small change moves the next window only."""
-        if self._phase is not None and self._next < inf:
-            moved = (phase_s - self._next) / self._spec.hop_s
-            self._next += (moved - round(moved)) * self._spec.hop_s
-        self._phase = phase_s
-
     def add(self, times: Float64, values: Float64) -> list[Window]:
-        """Adds samples and returns the windows that they complete.
-
-        Args:
-            times: on the clock of the sensor [n], in seconds.
-            values: in the units of the bundle [n, C].
-        """
+        """Adds samples [n, C] and returns the windows that they complete."""
         windows = []
         for time_s, row in zip(times.tolist(), values, strict=True):
             if self._times and time_s <= self._times[-1]:
                 self._restart(time_s)
-            if self._next == inf and self._phase is not None:
-                ahead = floor((time_s - self._phase) / self._spec.hop_s) + 1
-                self._next = self._phase + ahead * self._spec.hop_s
+            self._begin(time_s)
             step_s = min(self._interval, time_s - self._times[-1]) if self._times else self._interval
             self._times.append(time_s)
             self._values.append(row)
             # Half an interval early: otherwise every window would wait for one more sample.
             while time_s >= self._next - step_s / 2:
                 windows.append(self._cut())
-        if self._phase is None:  # nobody has said yet where windows end
+        if self._phase is None:  # the grid is not known yet
             self._forget(times[-1] - self._spec.window_s - GAP * self._interval)
-        return windows
-
-    def expire(self, now_s: float, grace_s: float = GRACE_S) -> list[Window]:
-        """The windows that have ended without samples, as "no data".
-
-        Args:
-            now_s: time on the clock of the samples.
-            grace_s: after the end of a window, in which a sample may still arrive.
-        """
-        if self._phase is None:
-            return []
-        if self._next == inf:
-            self._next = self._phase + ceil((now_s - self._phase) / self._spec.hop_s) * self._spec.hop_s
-        windows = []
-        while now_s > self._next + grace_s:
-            windows.append(self._cut())
         return windows
 
     def _restart(self, time_s: float) -> None:
@@ -130,8 +80,7 @@ class Windower:
 
     def _cut(self) -> Window:
         """The next window; forgets samples that no later window needs."""
-        end_s, hop_s, window_s = self._next, self._spec.hop_s, self._spec.window_s
-        self._next += hop_s
+        end_s, window_s = self._take(), self._spec.window_s
         keep = self._next - window_s - GAP * self._interval
         times, rows = np.array(self._times), self._values
         start_s = end_s - window_s + self._interval

@@ -40,10 +40,7 @@ __all__ = ["simulate_sensing"]
 START = 1_700_000_000.0
 PROBE_S, REST_PROBE_S = 2.0, 30.0  # as in nonn.aggregator.sensing.servicer
 FIRST_PROBES, FIRST_S = 8, 0.05
-NO_DATA_BYTES = (
-    pb.Publication(window=pb.WindowFeatures(end_us=NOW_US, no_data=pb.NO_DATA_FLAT, battery=101)).ByteSize()
-    + FRAME_BYTES
-)
+NO_DATA_BYTES = pb.Publication(window=pb.WindowFeatures(no_data=pb.NO_DATA_FLAT)).ByteSize() + FRAME_BYTES
 ECHO_BYTES = (
     pb.Publication(echo=pb.Echo(number=999, received_us=NOW_US, sent_us=NOW_US, battery=101)).ByteSize() + FRAME_BYTES
 )
@@ -94,7 +91,8 @@ class _World:
             raise ConfigError(f"battery.charge: {len(battery.charge)} values for {num} units")
         self.random = np.random.default_rng(run.seed)
         self.hop_s, self.window_bytes = spec.hop_s, sizes.message_bytes
-        self.alignment = Alignment[tuple[int, int]](AlignmentConfig(hop_s=spec.hop_s))
+        times = AlignmentConfig(hop_s=spec.hop_s, tolerance_s=spec.tolerance_s or None)
+        self.alignment = Alignment[tuple[int, int]](times)
         warm_up = 3 + ceil(spec.window_s / spec.hop_s)
         self.duty = DutyCycle(bundle.table.accuracy, goal, run.duty_period_s, warm_up=warm_up) if goal else None
         wrong = self.random.uniform(-1, 1, (2, num))

@@ -91,7 +91,7 @@ def _check_source(arguments: argparse.Namespace) -> None:
 
     with usage():
         arguments.parsed = parse_source(arguments.source)
-    if arguments.parsed.kind == "csv" and is_missing(Path(arguments.parsed.where)):
+    if arguments.parsed.kind in ("csv", "video") and is_missing(Path(arguments.parsed.where)):
         raise UsageError(f"--source {arguments.source}: {arguments.parsed.where}: no such file")
     if arguments.student is None:
         raise UsageError("--source needs --student: units measure different channels, and this is one of them")

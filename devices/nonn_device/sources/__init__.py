@@ -1,4 +1,4 @@
-"""Sources of samples: ``--source KIND:WHERE?OPTION=VALUE&…``, one kind per module.
+"""Sources of samples or pictures: ``--source KIND:WHERE?OPTION=VALUE&…``.
 
 ==================================  ==================================================================================
 ``csv:FILE``                        a recording, replayed; ``start``: Unix time of its first sample
@@ -6,6 +6,9 @@
 ``serial:PORT``                     lines of numbers from a serial port; ``baud``
 ``mqtt:HOST[:PORT]/TOPIC``          the same lines from an MQTT broker
 ``-``                               the same lines from standard input, so that any program can feed a node
+``v4l2:DEVICE``                     a camera, through ffmpeg; ``rate``, ``delay``
+``video:FILE``                      a recorded video, through ffmpeg, replayed; ``start``
+``picamera2:NUMBER``                a camera of a Raspberry Pi, where picamera2 is installed
 ``package.module:factory``          an asynchronous iterator of (time, values) of your own
 ==================================  ==================================================================================
 
@@ -13,7 +16,7 @@ Every kind also takes ``speed``, how much faster than life a recording is replay
 ``drift`` (ppm), errors of the node's clock for experiments.
 
 A source yields ``Samples`` in the units of the bundle, with times of the node's ``DataClock``. Each module is imported
-only if it is used; none but ``mqtt`` needs more than the base install.
+only if it is used; ``mqtt`` needs an extra, cameras need programs of the system, and all else the base install.
 """
 
 from __future__ import annotations
@@ -34,21 +37,31 @@ from nonn.toml import did_you_mean
 
 __all__ = ["CLOCK_OPTIONS", "Samples", "Source", "SourceOptions", "open_source", "parse_source"]
 
-_MODULES = {"csv": "recording", "iio": "iio", "serial": "lines", "mqtt": "mqtt", "-": "lines"}
 CLOCK_OPTIONS = ("speed", "offset", "drift")
-_OPTIONS: dict[str, tuple[str, ...]] = {"csv": ("start",), "iio": ("rate",), "serial": ("baud",), "mqtt": (), "-": ()}
+_CAMERAS = ("v4l2", "video", "picamera2")
+# Module and options of each kind.
+_KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "csv": ("recording", ("start",)),
+    "iio": ("iio", ("rate",)),
+    "serial": ("lines", ("baud",)),
+    "mqtt": ("mqtt", ()),
+    "-": ("lines", ()),
+    "v4l2": ("camera", ("rate", "delay")),
+    "video": ("camera", ("start",)),
+    "picamera2": ("picamera", ()),
+}
 
 
 class Samples(NamedTuple):
-    """Samples in the order of their times.
+    """Samples, or pictures, in the order of their times.
 
     Attributes:
         times: on the node's clock [n], in seconds.
-        values: in the units of the bundle [n, C]; NaN where the sensor gave no number.
+        values: in the units of the bundle [n, C]; NaN where the sensor gave no number. Pictures [n, C, H, W] in bytes.
     """
 
     times: NDArray[np.float64]
-    values: NDArray[np.float64]
+    values: NDArray[Any]
 
 
 class Source(Protocol):
@@ -69,8 +82,8 @@ class SourceOptions:
 
     Attributes:
         text: as given, for messages.
-        kind: ``csv``, ``iio``, ``serial``, ``mqtt``, ``-``, or ``factory``.
-        where: file, devices, port, or dotted path.
+        kind: ``csv``, ``iio``, ``serial``, ``mqtt``, ``-``, ``v4l2``, ``video``, ``picamera2``, or ``factory``.
+        where: file, device, port, or dotted path.
         options: of the kind; numbers, except for a factory.
     """
 
@@ -84,6 +97,10 @@ class SourceOptions:
         options = self.options
         return DataClock(options.get("speed", 1.0), options.get("offset", 0.0), options.get("drift", 0.0))
 
+    def start_s(self, clock: DataClock) -> float:
+        """When a recording starts, in seconds of the data: at ``start``, or now."""
+        return self.options["start"] * clock.speed if "start" in self.options else clock.true()
+
 
 def parse_source(text: str) -> SourceOptions:
     """Reads the option ``--source``.
@@ -93,16 +110,16 @@ def parse_source(text: str) -> SourceOptions:
     """
     where, _, query = text.partition("?")
     kind, colon, rest = where.partition(":")
-    if kind not in _OPTIONS and "." in kind and colon and rest.isidentifier():
+    if kind not in _KINDS and "." in kind and colon and rest.isidentifier():
         kind, rest = "factory", where
-    elif kind not in _OPTIONS or bool(rest) == (kind == "-"):
+    elif kind not in _KINDS or bool(rest) == (kind == "-"):
         raise ConfigError(
             f"--source {text}: must be csv:FILE, iio:DEVICE, serial:PORT, mqtt:HOST/TOPIC, - for "
-            "standard input, or package.module:factory"
+            "standard input, v4l2:DEVICE, video:FILE, picamera2:NUMBER, or package.module:factory"
         )
     options: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if kind != "factory" and key not in (known := (*_OPTIONS[kind], *CLOCK_OPTIONS)):
+        if kind != "factory" and key not in (known := (*_KINDS[kind][1], *CLOCK_OPTIONS)):
             raise ConfigError(f"--source {text}: option '{key}' is unknown; {did_you_mean(key, known)}")
         try:
             options[key] = float(value)
@@ -117,7 +134,7 @@ def parse_source(text: str) -> SourceOptions:
 
 
 def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
-    """A source of a unit's channels.
+    """A source of a unit's channels, or of its pictures.
 
     Args:
         options: result of ``parse_source``.
@@ -127,6 +144,14 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
     Raises:
         DataError, ConfigError: it does not exist, or its channels or units do not fit.
     """
-    module = importlib.import_module(f"nonn_device.sources.{_MODULES.get(options.kind, 'factory')}")
+    if options.kind != "factory" and bool(spec.frame) != (options.kind in _CAMERAS):
+        raise ConfigError(
+            f"--source {options.text}: the units of this bundle are cameras; take v4l2:DEVICE, video:FILE, "
+            "picamera2:NUMBER or package.module:factory"
+            if spec.frame
+            else f"--source {options.text}: a camera, but the units of this bundle measure {', '.join(spec.channels)}"
+        )
+    name = _KINDS[options.kind][0] if options.kind in _KINDS else "factory"
+    module = importlib.import_module(f"nonn_device.sources.{name}")
     source: Source = module.open_source(options, spec, clock)
     return source

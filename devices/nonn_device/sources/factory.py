@@ -2,7 +2,8 @@
 
 The factory is called with the unit's ``SensingSpec``, the node's ``DataClock`` and the options after ``?``, and returns
 an asynchronous iterator of ``(time, values)``: values [C] or [n, C] in the units and order of ``spec.channels``; times
-of that clock in seconds, or None for now. ``speed``, ``offset`` and ``drift`` belong to the clock.
+of that clock in seconds, or None for now. For a camera values are one picture [C, H, W], or several [n, C, H, W], in
+bytes; larger ones than ``spec.frame`` are reduced. ``speed``, ``offset`` and ``drift`` belong to the clock.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nonn.errors import ConfigError, DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn_device.sources import CLOCK_OPTIONS, Samples, Source, SourceOptions
+from nonn_device.sources.frames import fitted
 
 __all__ = ["open_source"]
 
@@ -42,12 +44,15 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
 
 async def _samples(iterator: Any, spec: SensingSpec, clock: DataClock, text: str) -> AsyncIterator[Samples]:
     async for stamps, given in iterator:
-        values = np.atleast_2d(np.asarray(given, np.float64))
-        if values.shape[1] != len(spec.channels):
-            raise DataError(
-                f"--source {text}: {values.shape[1]} values a sample; the unit has {len(spec.channels)} channels "
-                f"({', '.join(spec.channels)})"
-            )
+        if spec.frame:
+            values = fitted(np.asarray(given), spec, f"--source {text}")
+        else:
+            values = np.atleast_2d(np.asarray(given, np.float64))
+            if values.shape[1] != len(spec.channels):
+                raise DataError(
+                    f"--source {text}: {values.shape[1]} values a sample; the unit has {len(spec.channels)} channels "
+                    f"({', '.join(spec.channels)})"
+                )
         now = clock()
         if stamps is None:
             times = now - np.arange(len(values) - 1, -1, -1) / spec.rate_hz

@@ -44,7 +44,7 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
             f"{path}: {rate:.3g} samples per second; the bundle was trained at {spec.rate_hz:g}, and a slower "
             "recording cannot be resampled to it: record faster, or train a bundle with this sensing.rate_hz"
         )
-    start_s = options.options["start"] * clock.speed if "start" in options.options else clock.true()
+    start_s = options.start_s(clock)
 
     async def play() -> AsyncIterator[Samples]:
         stamps, values = list[float](), list[list[float]]()

@@ -38,8 +38,8 @@ from nonn.rpc.background import Background
 from nonn.sensing import SensingSpec
 from nonn.sensing.alignment import Alignment, AlignmentConfig, Point, summary
 from nonn.sensing.clock import DataClock
+from nonn.sensing.cutter import NO_DATA
 from nonn.sensing.duty import DutyCycle
-from nonn.sensing.windows import NO_DATA
 from nonn.streams import SmoothedLabel, WindowAnswer
 
 __all__ = ["Hub", "SensingOptions"]
@@ -62,7 +62,8 @@ class SensingOptions:
 
     Attributes:
         speed: how much faster than life the nodes replay recordings.
-        tolerance_s: largest distance of a window from the grid; None is a tenth of the hop.
+        tolerance_s: largest distance of a window from the grid; None is that of the bundle for pictures, for windows a
+            tenth of the hop.
         wait_s: longest wait for windows after their end; None is half of the hop.
         raw: folder for raw samples; None accepts none.
         accuracy_goal: units beyond those that reach it rest; None lets all of them work.
@@ -144,7 +145,11 @@ class Hub:
         self.options, self._aggregator = options, aggregator
         self.clock = clock or DataClock(options.speed)
         self.alignment = Alignment[_Sent](
-            AlignmentConfig(hop_s=spec.hop_s, tolerance_s=options.tolerance_s, wait_s=options.wait_s)
+            AlignmentConfig(
+                hop_s=spec.hop_s,
+                tolerance_s=options.tolerance_s if options.tolerance_s is not None else spec.tolerance_s or None,
+                wait_s=options.wait_s,
+            )
         )
         self.recent: deque[WindowAnswer] = deque(maxlen=RECENT)
         self.counts = Counter[str]()

@@ -1,6 +1,7 @@
 """Raw samples of nodes whose owners send them (``--send-raw``), as recordings: one CSV file for each node.
 
-Only the samples since the window before are written, so a file can be replayed as ``csv:FILE``.
+Only the samples since the window before are written, so a file can be replayed as ``csv:FILE``. The pictures of a
+camera become a folder of arrays ``.npy``, named by their times, which ``nonn predict`` reads.
 """
 
 from __future__ import annotations
@@ -34,15 +35,20 @@ class RawFolder:
         self._path, self._last = path, dict[str, float]()
 
     def add(self, node: str, spec: SensingSpec, end_s: float, raw: bytes) -> None:
-        """Appends the new samples of a window.
+        """Appends the new samples of a window, or writes a picture.
 
         Args:
             node: its id, which is a valid name of a file.
             spec: of its unit.
             end_s: end of the window on the node's clock.
-            raw: the window [C, T] in float32, little-endian.
+            raw: the window [C, T] in float32, little-endian; or the picture [C, H, W] in bytes.
         """
         if len(raw) != spec.raw_bytes:
+            return
+        if spec.frame:
+            folder = self._path / node
+            folder.mkdir(exist_ok=True)
+            np.save(folder / f"{end_s:.3f}.npy", np.frombuffer(raw, np.uint8).reshape(-1, *spec.frame))
             return
         window = np.frombuffer(raw, "<f4").reshape(len(spec.channels), spec.samples)
         times = end_s - np.arange(spec.samples - 1, -1, -1) / spec.rate_hz

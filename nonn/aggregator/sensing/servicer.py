@@ -44,6 +44,7 @@ class _Stream:
     directions: asyncio.Queue[Any]
     asked: dict[int, float]
     phase: float | None = None
+    end_us: int = 0  # of the last window
     window: asyncio.Event = field(default_factory=asyncio.Event)  # one has arrived
     woken: asyncio.Event = field(default_factory=asyncio.Event)  # after a rest
 
@@ -145,6 +146,7 @@ class SensingServicer:
         hub, lease = self._hub, stream.lease
         node, token = lease.request.node, lease.token
         spec = hub.spec_of(lease.student)
+        hop_us = round(1e6 * spec.hop_s)
         try:
             async for publication in publications:
                 if self._streams.get(node) is not stream:
@@ -154,10 +156,11 @@ class SensingServicer:
                 elif publication.HasField("window"):
                     if self._holder(token, context) is None:
                         break
-                    window = publication.window
+                    window, num_bytes = publication.window, publication.ByteSize() - len(publication.window.raw)
+                    stream.end_us = window.end_us = window.end_us or stream.end_us + hop_us
                     if window.raw and hub.raw is not None:
                         await asyncio.to_thread(hub.raw.add, node, spec, window.end_us / 1e6, window.raw)
-                    hub.window(node, lease.student, window, publication.ByteSize() - len(window.raw))
+                    hub.window(node, lease.student, window, num_bytes)
                     stream.window.set()
             stream.directions.put_nowait(None)
         except aio.AioRpcError:
@@ -184,7 +187,7 @@ class SensingServicer:
         moved = abs((phase - (stream.phase or 0.0)) % hop_s)
         if stream.phase is None or min(moved, hop_s - moved) > MOVED / hub.spec_of(stream.lease.student).rate_hz:
             stream.phase = phase
-            stream.directions.put_nowait(pb.Direction(grid=pb.Grid(end_us=round(phase * 1e6))))
+            stream.directions.put_nowait(pb.Direction(grid=pb.Grid(end_us=round(phase * 1e6), implied=True)))
 
     async def _probe(self, stream: _Stream) -> None:
         """Asks for the node's clock for as long as the stream is open."""

@@ -18,6 +18,8 @@ class NoData(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NO_DATA_SATURATED: _ClassVar[NoData]
     NO_DATA_RANGE: _ClassVar[NoData]
     NO_DATA_CLOCK: _ClassVar[NoData]
+    NO_DATA_FROZEN: _ClassVar[NoData]
+    NO_DATA_OLD: _ClassVar[NoData]
 NO_DATA_UNSPECIFIED: NoData
 NO_DATA_SILENT: NoData
 NO_DATA_GAP: NoData
@@ -27,6 +29,8 @@ NO_DATA_FLAT: NoData
 NO_DATA_SATURATED: NoData
 NO_DATA_RANGE: NoData
 NO_DATA_CLOCK: NoData
+NO_DATA_FROZEN: NoData
+NO_DATA_OLD: NoData
 
 class Publication(_message.Message):
     __slots__ = ("opening", "window", "echo")
@@ -99,10 +103,12 @@ class Probe(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class Grid(_message.Message):
-    __slots__ = ("end_us",)
+    __slots__ = ("end_us", "implied")
     END_US_FIELD_NUMBER: _ClassVar[int]
+    IMPLIED_FIELD_NUMBER: _ClassVar[int]
     end_us: int
-    def __init__(self, end_us: _Optional[int] = ...) -> None: ...
+    implied: bool
+    def __init__(self, end_us: _Optional[int] = ..., implied: _Optional[bool] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonn.arguments import count, existing, path
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from nonn.bundle import Bundle, InputSpec
-    from nonn_sim.live import Samples
+    from nonn.bundle import Bundle
     from nonn_sim.scenario import Scenario
 
 SUMMARY = "run a scenario of failing devices in virtual time, with --live also on a real cluster"
@@ -83,61 +79,11 @@ def _live(scenario: Scenario, bundle: Bundle, args: argparse.Namespace) -> dict[
     from nonn.cli.console import say
     from nonn_sim.faults import write_log
     from nonn_sim.live import check_live, run_live
+    from nonn_sim.samples import noise, samples_of
 
     check_live(scenario, bundle.num_devices)
-    result, happened = run_live(scenario, bundle, _samples(args.inputs, bundle), say)
+    samples = samples_of(args.inputs, bundle) if args.inputs else noise(bundle)
+    result, happened = run_live(scenario, bundle, samples, say)
     if args.record:
         write_log(args.record, happened)
     return result
-
-
-def _samples(path: Path | None, bundle: Bundle) -> Samples:
-    """The samples of the requests: the test split of an experiment, from a file, or noise of the right shape.
-
-    Raises:
-        DataError: the file cannot be read or lacks an array.
-        InputError: its arrays do not fit the bundle or each other.
-    """
-    import zipfile
-
-    import numpy as np
-
-    from nonn.errors import DataError
-    from nonn_sim.live import Samples
-
-    spec = bundle.manifest.input
-    if path is None:
-        noise = np.random.default_rng(0).integers(0, 256, (256, *spec.shape))
-        return Samples(noise.astype(spec.dtype), None)
-    if path.suffix == ".toml":
-        from nonn.config import load_experiment
-        from nonn.data import load_data
-
-        experiment = load_experiment(path)
-        test = load_data(experiment.data, experiment.experiment.seed).test
-        return _fitting(path, test.inputs, test.labels, spec)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            inputs, labels = arrays["inputs"], arrays["labels"]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as exc:
-        raise DataError(f"{path}: not an .npz file with arrays 'inputs' and 'labels' ({exc})") from exc
-    return _fitting(path, inputs, labels, spec)
-
-
-def _fitting(path: Path, inputs: NDArray[Any], labels: NDArray[Any], spec: InputSpec) -> Samples:
-    """Samples, if they fit the bundle and each other."""
-    import numpy as np
-
-    from nonn.errors import InputError
-    from nonn_sim.live import Samples
-
-    if inputs.shape[1:] != spec.shape or not len(inputs) or inputs.dtype not in (np.uint8, np.float32):
-        wanted = ", ".join(map(str, spec.shape))
-        raise InputError(
-            f"{path}: inputs {inputs.dtype} {list(inputs.shape)}; the bundle accepts {spec.dtype} [n, {wanted}]"
-        )
-    if labels.shape != (len(inputs),) or labels.dtype.kind not in "iu":
-        raise InputError(f"{path}: labels {labels.dtype} {list(labels.shape)} for {len(inputs)} inputs")
-    return Samples(inputs, labels.astype(np.int64))

@@ -1,10 +1,12 @@
-"""``nonn-sim sense``: nodes that measure themselves, in virtual time."""
+"""``nonn-sim sense``: nodes that measure themselves, in virtual time, with ``--live`` also as processes."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
-from nonn.arguments import existing
+from nonn.arguments import count, existing, seconds
 
 SUMMARY = "nodes that sense: wrong clocks, lost windows, failing sensors, batteries and duty cycles"
 
@@ -13,6 +15,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("scenario", type=existing, metavar="SCENARIO", help="sensing scenario (TOML)")
     parser.add_argument("--bundle", type=existing, required=True, metavar="BUNDLE", help="bundle that the units run")
+    parser.add_argument(
+        "--live", action="store_true", help="also replay recordings through processes, one per unit, without batteries"
+    )
+    parser.add_argument(
+        "--windows", type=count, default=120, metavar="N", help="--live: windows to replay (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--speed",
+        type=seconds,
+        default=10.0,
+        metavar="X",
+        help="--live: times the speed of life (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--inputs",
+        type=existing,
+        metavar="FILE",
+        help="--live: the test split, from an experiment file (.toml) or an .npz with inputs [n, ...] and labels [n] "
+        "(default: the data of the bundle's training)",
+    )
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 
 
@@ -21,14 +43,29 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.bundle import load_bundle
-    from nonn.report.table import Column, Table, TextColumn, as_text, percent
     from nonn_sim.sensing import simulate_sensing
     from nonn_sim.sensing_scenario import load_sensing_scenario
 
-    result = simulate_sensing(load_sensing_scenario(args.scenario), load_bundle(args.bundle))
+    scenario, bundle = load_sensing_scenario(args.scenario), load_bundle(args.bundle)
+    if args.live:
+        from nonn.cli.console import say
+        from nonn_sim.samples import own_samples, samples_of
+        from nonn_sim.sensing_live import run_live
+
+        samples = samples_of(args.inputs, bundle) if args.inputs else own_samples(bundle)
+        result = run_live(scenario, bundle, samples, args.windows, args.speed, say)
+    else:
+        result = simulate_sensing(scenario, bundle)
     if args.json:
         print(json.dumps(result))
         return 0
+    _print(result["rows"], result.get("live", ()))
+    return 0
+
+
+def _print(rows: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> None:
+    """Prints the tables."""
+    from nonn.report.table import Column, Table, TextColumn, as_text, percent
 
     def hours(value: float) -> str:
         return f"{value:.1f}"
@@ -45,5 +82,15 @@ def run(args: argparse.Namespace) -> int:
         Column("first empty, h", "first_empty_h", hours),
         Column("below the goal, h", "below_goal_h", hours),
     )
-    print(as_text(Table(columns, result["rows"])))
-    return 0
+    print(as_text(Table(columns, rows)))
+    if live:
+        print("\nThe same with processes; bytes without probes of the clocks:")
+        measured = (
+            *columns[:1],
+            Column("windows", "windows"),
+            *columns[2:6],
+            Column("bytes an answer", "bytes_per_answer", "{:.0f}".format),
+            Column("delay p95, ms", "delay_p95_ms", "{:.0f}".format),
+            Column("as offline", "equal_to_offline", percent),
+        )
+        print(as_text(Table(measured, live)))
