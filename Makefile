@@ -27,8 +27,9 @@ demo: $(READY)            ## train, distil, launch eight devices, kill them one 
 demo-sensing: $(READY)    ## five nodes measure themselves and fail one after another; streamed accuracy against the table
 	$(BIN)/python examples/sensing/demo.py
 
+# Tests wait for a fifth of their time, so three at a time use two cores.
 test: $(READY)            ## all tests; with COVERAGE=1 half as long again, fails below 85 % of lines and branches
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not alone' $(if $(COVERAGE),--cov --cov-report=term)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m 'not alone' $(if $(COVERAGE),--cov --cov-report=term)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m alone
 
 test-portable: test-haswell test-prescott ## numerical tests, like on two other machines; -j2: at the same time

@@ -1,7 +1,8 @@
 """``make bench``: measures the cost of nonn on this machine in one run.
 
 Writes ``benchmarks/results/bench.json``: flat keys with units in the name, with machine, versions, code version and
-date. Machines are noisy: times are medians, and things that are compared are interleaved and reported as a ratio.
+date. ``python benchmarks/bench.py busy --out benchmarks/results/busy.json`` writes those of one benchmark. Machines
+are noisy: times are medians, and things that are compared are interleaved and reported as a ratio.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", choices=[[], *BENCHES], help="benchmarks to run (default: all)")
     parser.add_argument("--bundle", type=Path, help="bundle to serve (default: a digits bundle of one epoch)")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="file (default: bench.json for all benchmarks, none for some)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.bundle is None:
@@ -105,11 +106,11 @@ def main() -> None:
             figures |= BENCHES[name](bundle)
     for key, value in figures.items():
         print(f"{key:28} {value:.4g}")
-    if not args.only:
+    if out := args.out or (None if args.only else RESULTS):
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         rounded = {key: round(value, 6) for key, value in figures.items()}
-        write_json(args.out, {**rounded, "machine": machine(), "code_version": code_version(), "date": date})
-        print(f"written to {args.out}")
+        write_json(out, {**rounded, "machine": machine(), "code_version": code_version(), "date": date})
+        print(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,8 @@ def site(
             raise RuntimeError(f"the aggregator did not start: {log.read_text()}")
         ready = json.loads(line)
         yield Site(bundle, cluster, proxies, ready["address"], process.pid, log, ready.get("http") or "")
+        if process.poll() is not None:
+            raise RuntimeError(f"the aggregator ended with {process.returncode}: {log.read_text()}")
 
 
 class Weather:

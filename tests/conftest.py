@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import functools
 import gc
 import logging
 import os
+import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers get files in the order of ``pytest_collection_modifyitems``."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test first, then by number of tests: at the end no worker waits long for another one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Keeps the garbage collector from searching modules and collected tests again and again."""
     gc.collect()
@@ -92,10 +107,18 @@ def tiny() -> Experiment:
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Path:
-    """A folder of runs in which the tiny experiment is finished. Copy it before changing it."""
-    runs = tmp_path_factory.mktemp("runs")
-    run(tiny, runs=runs)
-    return runs
+    """A folder of runs in which the tiny experiment is finished. Copy it before changing it.
+
+    The first worker that needs it trains it; every worker has a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / "tiny.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "tiny-runs").exists():
+            run(tiny, runs=shared / "tiny-unfinished")
+            (shared / "tiny-unfinished").rename(shared / "tiny-runs")
+    return shutil.copytree(shared / "tiny-runs", tmp_path_factory.mktemp("runs") / "runs")
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,6 @@ def test_a_request_above_the_budget_is_refused_before_it_is_parsed_and_later_one
     assert num_parsed == 3
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_memory_of_large_requests_is_given_back(tmp_path: Any) -> None:
     bundle = toy_bundle(tmp_path / "bundle", 2, shape=memory.SHAPE)

@@ -48,17 +48,16 @@ def test_streams_that_are_cancelled_at_once_cost_other_clients_no_request(
 ) -> None:
     message = new_request("nonn", {"input": inputs[:1]}, {}).SerializeToString().hex()
     with aggregator(bundle, cluster, tmp_path) as address, Client(address, TIMEOUT_S) as client:
-        with http2.attack("reset", address, 4, 4.0, "--message", message) as attacker:
+        with http2.attack("reset", address, 4, 2.0, "--message", message) as attacker:
             answers = 0
             while attacker.poll() is None:
                 assert client.infer(inputs[:1]).mask == 0b11  # most were cancelled, before streams were limited
                 answers += 1
             assert attacker.stdout is not None
-            assert int(attacker.stdout.read()) > 10_000
-        assert answers > 20
+            assert int(attacker.stdout.read()) > 5000
+        assert answers > 10
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("speak", [False, True], ids=["no TLS, no HTTP/2", "no call"])
 def test_idle_connections_of_one_peer_do_not_keep_new_clients_out(
     bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, tmp_path: Path, speak: bool

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nonn.bundle import load_bundle
 from nonn.experiment.demo import kill_one_by_one
 from tests.reports import check_report
@@ -15,6 +17,7 @@ from tests.toys import TINY, toy_bundle, toy_data
 SETS = [argument for item in TINY for argument in ("--set", item)]
 
 
+@pytest.mark.slow
 def test_the_demo_measures_live_what_the_table_predicts(tiny_runs: Path) -> None:
     command = [sys.executable, "-m", "nonn", "demo", "--runs", str(tiny_runs), "--json", *SETS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10 * TIMEOUT_S)

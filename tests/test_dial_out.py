@@ -191,6 +191,7 @@ def test_new_credentials_leave_the_stream_of_a_node_that_dials_out_alone(bundle:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_nodes_that_dial_out_serve_die_hang_and_leave_like_any_other(bundle: Bundle, fleet: Any) -> None:
     aggregator, address = fleet.aggregator(bundle)
     client = fleet.client(address)

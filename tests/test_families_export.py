@@ -32,10 +32,15 @@ def _exported(model: str, dims: int) -> tuple[bytes, NDArray[np.float32]]:
     return export_onnx(trained_looking_student(dims, model), shape, inputs[:4]), inputs
 
 
+@functools.cache
+def _in_8_bits(model: str, dims: int) -> bytes:
+    return quantise(*_exported(model, dims))
+
+
 @pytest.mark.parametrize(("model", "dims"), CASES)
 def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
     data, inputs = _exported(model, dims)
-    small = quantise(data, inputs)
+    small = _in_8_bits(model, dims)
     exact = run_onnx(data, inputs)
     assert np.abs(run_onnx(small, inputs) - exact).mean() < 0.06 * np.abs(exact).mean()
     kinds = [node.op_type for node in onnx.load_from_string(small).graph.node]
@@ -55,7 +60,7 @@ def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
 def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, weights: str, tmp_path: Path) -> None:
     data, inputs = _exported(model, dims)
     if weights == "int8":
-        data = quantise(data, inputs)
+        data = _in_8_bits(model, dims)
     made = generate_c(data, model)
     library = ctypes.CDLL(str(build_library(["cc"], write_source(made, tmp_path))))
     expected = run_onnx(data, inputs)
@@ -72,6 +77,7 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
+@pytest.mark.slow
 def test_a_large_dense_student_in_8_bits_is_right_at_full_optimisation(tmp_path: Path) -> None:
     """GCC 12 gave wrong features for this one without ``noclone``."""
     student = trained_looking_student(2, "densenet-bc-40-12", (3, 32, 32))

@@ -29,6 +29,7 @@ NUM_DEVICES = 4
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
 
 
+@pytest.mark.slow
 def test_nodes_that_die_and_come_back_are_noticed_without_a_request(bundle: Bundle) -> None:
     with LocalCluster(bundle.path, http_port=0) as cluster:
         http = cluster.http_address

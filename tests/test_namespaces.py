@@ -152,6 +152,7 @@ def check_measured_is_predicted(bundle: Bundle, client: Any, mask: Any) -> None:
     assert right / 200 == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_links_are_cut_and_restored_and_accuracy_is_as_predicted_for_whoever_is_left(
     bundle: Bundle, links: Any, client: Any
 ) -> None:

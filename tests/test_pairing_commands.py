@@ -35,6 +35,7 @@ NUM_DEVICES = 1
 # An aggregator
 
 
+@pytest.mark.slow
 def test_a_device_joins_with_a_code_alone_and_comes_back_without_one(bundle: Any, tmp_path: Path) -> None:
     certs, data = tmp_path / "certs", tmp_path / "data"
     code_file = certs / "pairing.code"

@@ -155,6 +155,7 @@ def log_of(cluster: LocalCluster, name: Any) -> Any:
     return (Path(cluster._folder.name) / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_revoked_node_is_out_and_in_again_with_another_certificate(bundle: Bundle, tmp_path: Path) -> None:
     certs = tmp_path / "certs"
     with LocalCluster(bundle.path, tls=certs) as cluster, Client(cluster.address, tls=cluster.client_tls) as client:

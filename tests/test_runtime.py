@@ -101,7 +101,6 @@ def test_a_node_within_its_memory_serves(bundle: Bundle) -> None:
         assert ready["event"] == "ready"
 
 
-@pytest.mark.alone
 def test_threads_of_an_idle_node_do_not_spin(bundle: Bundle) -> None:
     """A thread that spins takes a whole core, on a loaded machine as well; idle is a hundredth of one."""
 
@@ -114,7 +113,7 @@ def test_threads_of_an_idle_node_do_not_spin(bundle: Bundle) -> None:
             stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
             stub.ModelInfer(new_request("student-0", {"input": np.zeros((4, *SHAPE), np.uint8)}, {}), timeout=TIMEOUT_S)
         before = cpu_s(child.pid)
-        time.sleep(2.0)  # what is measured is what happens while nothing happens
+        time.sleep(1.0)  # what is measured is what happens while nothing happens
         assert cpu_s(child.pid) - before <= 0.1
 
 

@@ -345,6 +345,7 @@ def test_a_node_that_may_not_sense_is_refused_with_the_reason(
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_processes_replay_a_recording_and_every_answer_has_its_window_and_a_true_mask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

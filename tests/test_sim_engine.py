@@ -356,7 +356,6 @@ def test_figures_of_nothing_are_none(bundle: Bundle) -> None:
     assert json.loads(json.dumps(row)) == row
 
 
-@pytest.mark.alone
 def test_a_million_requests_fit_into_a_minute(bundle: Bundle) -> None:
     import time
 

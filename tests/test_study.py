@@ -59,6 +59,7 @@ def finished(ladder: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tu
     return runs, study(ladder, runs=runs)
 
 
+@pytest.mark.slow
 def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_serves(
     finished: tuple[Path, Study],
 ) -> None:

@@ -126,6 +126,7 @@ def do(reader: Reader, document: str) -> None:
         getattr(reader, language)(block)
 
 
+@pytest.mark.slow
 def test_every_block_of_the_tutorial_runs(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
     do(reader, "tutorial")
     shown = capsys.readouterr().out
@@ -134,6 +135,7 @@ def test_every_block_of_the_tutorial_runs(reader: Reader, capsys: pytest.Capture
     assert reader.names["answer"].answered.tolist() == [False, True, True, False, True, False, False, True]
 
 
+@pytest.mark.slow
 def test_every_block_of_the_tutorial_for_sensors_runs(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
     do(reader, "tutorial-sensors")
     assert reader.names["answer"].bundle == reader.names["bundle"].hash

@@ -351,6 +351,7 @@ def ansible() -> Any:
     return play
 
 
+@pytest.mark.slow
 def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     ansible: Any, bundle: Bundle, tmp_path: Path
 ) -> None:

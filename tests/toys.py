@@ -35,6 +35,7 @@ TINY = (
     "fusion.passes=1",
     "fusion.hidden=16",
     "fusion.updates=20",
+    "fusion.steps=[2]",
 )
 SHAPE = (1, 8, 8)
 CLASSES = 10
