@@ -98,6 +98,7 @@ def is_document(value: Any) -> bool:
     return dataclasses.is_dataclass(value)
 
 
+@functools.cache
 def json_type(hint: Any) -> str:
     """The JSON type of an annotation that is not a union; empty for any."""
     origin = typing.get_origin(hint)
@@ -114,6 +115,7 @@ def json_type(hint: Any) -> str:
     return _JSON_TYPES[hint]
 
 
+@functools.cache
 def choices(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the annotation itself."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)

@@ -28,6 +28,7 @@ _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (Mapping,),
 }
 _SCALARS = (str, float, int, types.NoneType)  # checked first, since most values are scalars
+_PLAIN: Mapping[Any, set[type]] = {int: {int}, float: {int, float}, str: {str}}
 _NAMES = {"integer": "a whole number", "array": "a list", "object": "an object", "null": "null"}
 
 
@@ -106,10 +107,18 @@ def _read_one(hint: Any, value: Any, source: str, path: str) -> object:
     if is_document(hint):
         return _read_object(hint, value, source, path)
     if arguments and json_type(hint) == "array":
+        if _are_plain(arguments[0], value):
+            return tuple(value)
         return tuple(_read(arguments[0], inner, source, f"{path}[{i}]") for i, inner in enumerate(value))
     if arguments:
         return {key: _read(arguments[1], inner, source, _inside(path, key)) for key, inner in value.items()}
     return value
+
+
+def _are_plain(hint: Any, values: Any) -> bool:
+    """Whether an annotation is a plain type with limits, and all values keep to it; measured arrays are long."""
+    base, *limits = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    return set(map(type, values)) <= _PLAIN.get(base, set()) and all(v in limit for limit in limits for v in values)
 
 
 def _read_object(cls: Any, value: Mapping[str, object], source: str, path: str) -> object:
