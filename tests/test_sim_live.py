@@ -352,6 +352,10 @@ def test_behind_a_proxy_a_node_that_is_gone_refuses(bundle: Bundle) -> None:
         ("[fleet]\ncells = 2", "fleet.cells = 2: one cell runs live"),
         ("[fleet]\nreplicas = 2", "fleet.replicas = 2: a live run has one device a student"),
         ("[aggregator]\nmtbf_s = 2\nmttr_s = 1", "aggregator.mtbf_s: the aggregator of a live run does not fail"),
+        (
+            '[[group]]\nname = "air"\nnodes = [0]\nbandwidth_bytes_per_s = 1e6',
+            "group 'air': bandwidth_bytes_per_s: a live run has no access point",
+        ),
     ],
 )
 def test_what_a_real_cluster_cannot_do_is_an_error_before_it_starts(text: str, message: Any) -> None:

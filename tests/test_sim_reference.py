@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from nonn_sim.cells import MALFORMED, OK, SILENT, UNREACHABLE
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
 from nonn_sim.faults import State, World
-from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
+from nonn_sim.links import PROBES, SERVICE, Channel, access_points, arrivals, exchanges
 from nonn_sim.scenario import FAULT_ENDS
 
 from nonn.aggregator.policy import Policy
@@ -76,6 +77,8 @@ class Reference:
         self.policy = Policy(students, scenario.policy, deployment.accuracy)
         self.open: set[Request] = set()
         self.channels = [Channel(node.link) for node in nodes]
+        self.points = access_points(scenario.groups, range(n)) or [None] * n
+        self.work = deployment.work
         times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
         drawn = (nodes, deployment.work, [w.service_s(node, m) for w, node, m in times], range(n), seed)
         self.draws, self.probe_draws = exchanges(*drawn, SERVICE), exchanges(*drawn, PROBES)
@@ -179,9 +182,11 @@ class Reference:
                 if expired.processed:
                     return env.now, SILENT
             condition = self.world.conditions[0][i]
-            arrives, status = env.now + up[i] + condition.delay_s, MALFORMED if condition.corrupt else OK
+            sent_at = self.sent_at(i, self.work[i].request_bytes, deadline_at)
+            arrives, status = sent_at + up[i] + condition.delay_s, MALFORMED if condition.corrupt else OK
             job = Job(env, arrives, service[i], deadline_at, down[i], status)
-            if uniform is None or not self.channels[i].lost(env.now, uniform[i], uniform[self.n + i]):
+            lost = uniform is not None and self.channels[i].lost(env.now, uniform[i], uniform[self.n + i])
+            if not lost and sent_at < inf:
                 self.jobs[i].append(job)
                 asked, self.asked[i] = self.asked[i], env.event()
                 asked.succeed()
@@ -220,10 +225,20 @@ class Reference:
                 job.left_s -= env.now - started
                 if done.processed:
                     jobs.popleft()
-                    job.has_left = True
-                    env.process(self.deliver(job))
+                    env.process(self.deliver(i, job))
 
-    def deliver(self, job: Job) -> Process:
+    def sent_at(self, i: int, payload_bytes: float, deadline_at: float) -> float:
+        """When a message that is ready now has been sent: now, if no access point is between."""
+        point = self.points[i]
+        return self.env.now if point is None else point.send(self.env.now, payload_bytes, deadline_at)
+
+    def deliver(self, i: int, job: Job) -> Process:
+        if self.points[i] is not None:
+            sent_at = self.sent_at(i, self.work[i].reply_bytes, job.deadline_at)
+            if sent_at == inf:
+                return
+            yield self.env.timeout(sent_at - self.env.now)
+        job.has_left = True
         yield self.env.timeout(job.down_s)
         job.reply.succeed()
 
@@ -341,5 +356,21 @@ def test_the_queue_of_a_device_that_freezes_again_and_again_is_the_plain_simulat
         policy={"breaker_failures": 50},
         nodes={"service_s": 0.012, "service_cv": 0.8},
         fault=faults,
+    )
+    check_against_the_reference(scenario, bundle_deployment(bundle), seed)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_access_point_delays_messages_in_the_loop_as_in_the_plain_simulation(bundle: Bundle, seed: Any) -> None:
+    """Requests and replies take turns, wait beyond their deadline, and are lost with devices that fail meanwhile."""
+    rng = random.Random(seed)
+    scenario = world(
+        scenario={"requests": 200},
+        load={"rate_per_s": rng.choice([20.0, 90.0, 200.0])},
+        policy={"quorum": rng.randint(1, 3), "breaker_reset_s": 0.3, "hedge_quantile": rng.choice([0.5, 0.9])},
+        nodes={"service_s": rng.choice([0.001, 0.008]), "service_cv": 0.6, "mtbf_s": 2.0, "mttr_s": 0.3},
+        link={"jitter_s": rng.choice([0.0, 0.003])},
+        group=[{"name": "air", "nodes": [0, 1, 2], "bandwidth_bytes_per_s": rng.choice([2e5, 1e6])}],
+        fault=random_faults(rng, list(FAULT_ENDS), 4),
     )
     check_against_the_reference(scenario, bundle_deployment(bundle), seed)

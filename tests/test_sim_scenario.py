@@ -125,6 +125,11 @@ IMPOSSIBLE = {
     "two speeds": ("[nodes]\nservice_s = 1\nspeed_macs_per_s = 1", "speed_macs_per_s is given too; give one"),
     "empty group": ('[[group]]\nname = "g"\nnodes = []', "group[0].nodes = []: must not be empty"),
     "two groups": ('[[group]]\nname = "g"\nnodes = [1]\n' * 2, "group[1].name = 'g': give each group its own name"),
+    "two access points": (
+        '[[group]]\nname = "a"\nnodes = [1]\nbandwidth_bytes_per_s = 1\n[[group]]\nname = "b"\nnodes = [1]\n'
+        "bandwidth_bytes_per_s = 1",
+        "group[1].bandwidth_bytes_per_s = 1.0: device 1 shares that of group 'a' already",
+    ),
     "unknown group": (FAULT + 'group = "g"', "fault[0].group = 'g': there is no such group"),
     "fault without a node": (FAULT, "fault[0].nodes = []: list nodes or name a group"),
     "negative node": (FAULT + "nodes = [-1]", "devices are numbered from 0"),

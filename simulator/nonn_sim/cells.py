@@ -17,7 +17,7 @@ from nonn.aggregator.policy.session import Session
 from nonn.answer import ReplyStatus
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import Condition, Hosts, State
-from nonn_sim.links import Channel, Exchange
+from nonn_sim.links import AccessPoint, Channel, Exchange
 from nonn_sim.scenario import Scenario
 
 __all__ = ["MALFORMED", "OK", "SILENT", "UNREACHABLE", "Cell", "Flight", "Job"]
@@ -117,10 +117,13 @@ class Cell:
         channels: link of each device [n].
         launch: called with a flight whose ends have changed, and the time.
         hosts: machines of the aggregators; None if they do not fail.
+        points: access point of each device, None for a device without one [n]; empty if no device has one.
+        computed: called with the time at which a device behind an access point will have computed a reply, this cell,
+            the place of the device and the flight; ``reply`` is due then.
 
     Attributes:
         free_at: time at which each device finishes its queue [n].
-        healthy: whether each device has no fault [n].
+        healthy: whether each device has no fault and no access point, so that its queue decides [n].
         p_loss: an exchange whose uniform draw is at least this is not lost [n].
         served: exchanges on which each device spent energy [n].
         flights: requests in flight, by their identity.
@@ -137,6 +140,8 @@ class Cell:
         channels: Sequence[Channel],
         launch: Callable[[Flight, float], None],
         hosts: Hosts | None = None,
+        points: Sequence[AccessPoint | None] = (),
+        computed: Callable[[float, Cell, int, Flight], None] = lambda *_: None,
     ) -> None:
         n = len(deployment.devices)
         self.number, self._channels, self._conditions, self._launch = number, channels, conditions, launch
@@ -149,7 +154,12 @@ class Cell:
         self.policy = Policy(dict(zip(self.ids, students, strict=True)), config, deployment.accuracy)
         self.quorum = quorum
         self.free_at = [0.0] * n
-        self.healthy = [True] * n
+        self._points: Sequence[AccessPoint | None] = points or (None,) * n
+        self._computed = computed
+        self._bytes = [(w.request_bytes, w.reply_bytes) for w in deployment.work]
+        # Behind an access point: when each reply will have been computed.
+        self._replies: list[dict[Flight, float]] = [{} for _ in range(n)]
+        self.healthy = [point is None for point in self._points]
         self._crossings = [w.crossings for w in deployment.work]
         self.p_loss = [channel.most(c) for channel, c in zip(channels, self._crossings, strict=True)]
         self.served = [0] * n
@@ -159,6 +169,10 @@ class Cell:
         self.probe_at = inf
         self.ready = True
         self.hosts = hosts
+
+    def change(self, i: int, *, sound: bool) -> None:
+        """A device has a fault, or has none any more."""
+        self.healthy[i] = sound and self._points[i] is None
 
     def served_at(self, now: float) -> bool:
         """Whether an aggregator is up."""
@@ -181,11 +195,15 @@ class Cell:
             return now, UNREACHABLE
         if not flight.begun:
             return silent
+        point = self._points[i]
+        sent_at = now if point is None else point.send(now, self._bytes[i][0], flight.deadline_at)
+        if sent_at == inf:
+            return silent
         self.served[i] += 1
         state_uniform = len(service) + i
         if uniform is not None and self._channels[i].lost(now, uniform[i], uniform[state_uniform], self._crossings[i]):
             return silent
-        arrives = now + up[i] + condition.delay_s
+        arrives = sent_at + up[i] + condition.delay_s
         flight.extra = {**flight.extra, i: arrives - flight.asked_at - up[i]}
         status = MALFORMED if condition.corrupt else OK
         if state is State.FROZEN:
@@ -197,17 +215,37 @@ class Cell:
         """Appends a job to a device's queue; returns time and status of the end of its exchange."""
         flight = job.flight
         if job.begun or job.start < flight.deadline_at:
-            self.free_at[i] = job.start + job.work_s
-            end = self.free_at[i] + flight.row[2][i]
+            self.free_at[i] = done = job.start + job.work_s
+            sent_at, point = done, self._points[i]
+            if point is not None:
+                sent_at += point.alone_s(self._bytes[i][1])
+                self._replies[i][flight] = done
+                self._computed(done, self, i, flight)
+            end = sent_at + flight.row[2][i]
             if end <= flight.deadline_at:
                 return end, job.status
         self.will_be_late(i, job, now)
         return flight.deadline_at, SILENT
 
+    def reply(self, i: int, flight: Flight, now: float) -> None:
+        """A device behind an access point has computed a reply, unless it was lost or frozen since."""
+        point = self._points[i]
+        if point is None or self._replies[i].get(flight) != now:
+            return
+        del self._replies[i][flight]
+        end = point.send(now, self._bytes[i][1], flight.deadline_at) + flight.row[2][i]
+        if self.flights.get(id(flight)) is not flight:
+            return
+        j = flight.nodes.index(i)
+        if flight.statuses[j] in (OK, MALFORMED) and flight.ends[j] != end:
+            in_time = end <= flight.deadline_at
+            flight.ends[j], flight.statuses[j] = (end, flight.statuses[j]) if in_time else (flight.deadline_at, SILENT)
+            self._launch(flight, now)
+
     def lose(self, i: int, now: float, refused: bool) -> None:
         """The device loses its queue; replies that it has sent still arrive."""
         self.free_at[i] = now
-        self._late[i], self._held[i] = [], []
+        self._late[i], self._held[i], self._replies[i] = [], [], {}
         for flight, j in self._at(i, now):
             left_at = flight.ends[j] - flight.row[2][i]
             if flight.statuses[j] in (OK, MALFORMED) and left_at <= now:
@@ -221,8 +259,8 @@ class Cell:
         """The jobs of the device wait until it thaws, or until their deadline."""
         jobs = [job for job in self._late[i] if not job.over(now)]
         for flight, j in self._at(i, now):
-            service, up, down, _, _ = flight.row
-            done = flight.ends[j] - down[i]
+            service, up, *_ = flight.row
+            done = self._computed_at(flight, i, j)
             if flight.statuses[j] in (OK, MALFORMED) and done > now:
                 arrives = flight.asked_at + up[i] + flight.extra.get(i, 0.0)
                 jobs.append(Job(flight, arrives, done - service[i], service[i], flight.statuses[j]))
@@ -232,6 +270,13 @@ class Cell:
             if job.start < now:
                 job.begun, job.work_s = True, job.start + job.work_s - now
         self._late[i], self._held[i] = [], sorted(jobs, key=lambda job: job.flight.sent_at(i))
+        self._replies[i] = {}
+
+    def _computed_at(self, flight: Flight, i: int, j: int) -> float:
+        """Time at which a device has computed a reply that is in time."""
+        if self._points[i] is None:
+            return flight.ends[j] - flight.row[2][i]
+        return self._replies[i].get(flight, -inf)
 
     def thaw(self, i: int, now: float) -> None:
         """The device continues its queue; one that was off receives the probes that wait for it."""

@@ -1,7 +1,7 @@
 """Virtual time: a world with faults, in which the production policy object decides about each request.
 
 SimPy advances only from one change of the world to the next (nonn_sim.faults). Requests in between are processed in a
-plain loop over three kinds of events, in order of time: arrivals, looks at requests, probes. At each arrival the loop
+plain loop over events in order of time: arrivals, looks at requests, probes and more. At each arrival the loop
 gets a ``Session`` from the real ``Policy``; ``nonn_sim.flights`` reports every outcome to both and follows their
 decisions, exactly as ``nonn.aggregator.service`` does; the policy is neither approximated nor skipped.
 
@@ -22,8 +22,8 @@ from nonn.aggregator.policy.session import Session
 from nonn_sim.cells import OK, SILENT, Cell, Flight, Job
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import FaultEvent, Hosts, State, World
-from nonn_sim.flights import ARRIVE, LOOK, PROBE, RETRY, Agenda, Flights
-from nonn_sim.links import PROBES, SERVICE, Channel, arrivals, exchanges
+from nonn_sim.flights import ARRIVE, LOOK, PROBE, REPLY, RETRY, Agenda, Flights
+from nonn_sim.links import PROBES, SERVICE, Channel, access_points, arrivals, exchanges
 from nonn_sim.scenario import Scenario
 from nonn_sim.trace import Trace
 
@@ -71,7 +71,13 @@ class Engine:
             channels = [Channel(node.link) for node in nodes]
             hosts = scenario.aggregator
             fails = Hosts(hosts.count, hosts.mtbf_s, hosts.mttr_s, seed, number) if hosts.mtbf_s else None
-            self._cells.append(Cell(number, scenario, deployment, mine, channels, self._flights.launch, fails))
+            # Measured times include an access point already.
+            points = [] if measured_s is not None else access_points(scenario.groups, deployment.devices)
+            self._cells.append(
+                Cell(
+                    number, scenario, deployment, mine, channels, self._flights.launch, fails, points, self._computed
+                )
+            )
         times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
         services_s = [w.service_s(node, macs) for w, node, macs in times]
         draw = (nodes, deployment.work, services_s, deployment.devices, seed)
@@ -113,6 +119,8 @@ class Engine:
                 elif kind == PROBE:
                     if thing.probe_at == now:
                         self._probe_due(thing, now)
+                elif kind == REPLY:
+                    thing[0].reply(*thing[1:], now)
                 elif kind == RETRY:
                     self._under_way -= 1
                     self._ask(self._route(now), now, *thing)
@@ -224,6 +232,10 @@ class Engine:
         if self._scenario.load.arrivals == "closed":
             self._agenda.push(flight.began_at + latency, ARRIVE, None)
 
+    def _computed(self, at: float, cell: Cell, i: int, flight: Flight) -> None:
+        """Schedules the end of a computation behind an access point."""
+        self._agenda.push(at, REPLY, (cell, i, flight))
+
     def _plan_probe(self, cell: Cell, now: float) -> None:
         """Schedules the policy's next probe."""
         wait_s = cell.policy.next_probe_s(now)
@@ -253,7 +265,7 @@ class Engine:
             return
         cell, now = self._cells[cell_number], self._now
         condition = self._world.conditions[cell_number][device]
-        cell.healthy[i] = after is State.UP and not condition.corrupt and not condition.delay_s
+        cell.change(i, sound=after is State.UP and not condition.corrupt and not condition.delay_s)
         if before is after:
             return
         if after in (State.REFUSING, State.OFF) and before not in (State.REFUSING, State.OFF):

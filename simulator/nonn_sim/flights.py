@@ -16,9 +16,9 @@ from typing import Any
 from nonn.aggregator.policy.session import Session
 from nonn_sim.cells import OK, SILENT, Cell, Flight
 
-__all__ = ["ARRIVE", "LOOK", "PROBE", "RETRY", "Agenda", "Flights"]
+__all__ = ["ARRIVE", "LOOK", "PROBE", "REPLY", "RETRY", "Agenda", "Flights"]
 
-ARRIVE, LOOK, PROBE, RETRY = range(4)  # kinds of entries in the agenda
+ARRIVE, LOOK, PROBE, RETRY, REPLY = range(5)  # kinds of entries in the agenda
 
 
 class Agenda:

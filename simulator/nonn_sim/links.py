@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, inf, log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn_sim.scenario import LinkConfig, LoadConfig, NodeConfig
+from nonn_sim.scenario import Group, LinkConfig, LoadConfig, NodeConfig
 
-__all__ = ["BLOCK", "Channel", "Exchange", "Work", "arrivals", "exchanges"]
+__all__ = ["BLOCK", "AccessPoint", "Channel", "Exchange", "Work", "access_points", "arrivals", "exchanges"]
 
 BLOCK = 4096  # requests drawn at once: large enough to amortise NumPy's calls, small enough for the cache
 
@@ -52,6 +52,51 @@ class Work:
         if node.speed_macs_per_s:
             return self.macs / node.speed_macs_per_s
         return node.service_s * self.macs / macs_of_service if macs_of_service else node.service_s
+
+
+class AccessPoint:
+    """What several devices share: it sends one message at a time, in the order in which they are ready.
+
+    Args:
+        bytes_per_s: its rate.
+    """
+
+    __slots__ = ("_bytes_per_s", "_free_at")
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._bytes_per_s, self._free_at = bytes_per_s, 0.0
+
+    def alone_s(self, payload_bytes: float) -> float:
+        """Time to send a message that waits for no other."""
+        return payload_bytes / self._bytes_per_s
+
+    def send(self, now: float, payload_bytes: float, deadline_at: float) -> float:
+        """Time at which a message that is ready now has been sent.
+
+        Args:
+            now: time, not before that of the last call.
+            payload_bytes: its size; nothing to send needs no turn.
+            deadline_at: a message whose turn does not come before it is dropped.
+
+        Returns:
+            That time; infinity if it is dropped.
+        """
+        if not payload_bytes:
+            return now
+        start = max(now, self._free_at)
+        if start >= deadline_at:
+            return inf
+        self._free_at = start + self.alone_s(payload_bytes)
+        return self._free_at
+
+
+def access_points(groups: Sequence[Group], devices: Sequence[int]) -> list[AccessPoint | None]:
+    """The access points of a cell, one for each device, None without one [n]; empty if no device has one."""
+    of: dict[int, AccessPoint] = {}
+    for group in groups:
+        if group.bandwidth_bytes_per_s:
+            of |= dict.fromkeys(group.nodes, AccessPoint(group.bandwidth_bytes_per_s))
+    return [of.get(device) for device in devices] if of else []
 
 
 class Channel:

@@ -68,6 +68,9 @@ def check_live(scenario: Scenario, num_devices: int) -> None:
             raise ConfigError(f"{source}: device {device} has battery_j; processes of this machine have no battery")
         if node.link.p_loss or node.link.good_s:
             raise ConfigError(f"{source}: the link of device {device} loses exchanges; TCP would repeat them")
+    for group in scenario.groups:
+        if group.bandwidth_bytes_per_s:
+            raise ConfigError(f"{source}: group '{group.name}': bandwidth_bytes_per_s: a live run has no access point")
     if scenario.load.retries:
         raise ConfigError(f"{source}: load.retries: the clients of a live run send each request once")
     if scenario.aggregator.mtbf_s:

@@ -195,12 +195,20 @@ class NodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Devices that fail together, such as those of one access point, battery or person."""
+    """Devices that share something: they fail together, as those of one battery or person, or share an access point.
+
+    An access point sends one message at a time, requests and replies alike, in the order in which they are ready. A
+    message whose turn does not come before its deadline is dropped. Collisions and repetitions are not simulated: the
+    rate is that which remains for payload.
+    """
 
     name: Annotated[str, NotEmpty(), "unique name of the group"]
     nodes: Annotated[tuple[Device, ...], NotEmpty(), "its devices"]
     mtbf_s: Annotated[NotNegative, "mean time until all of them go off together; 0 never"] = 0.0
     mttr_s: Annotated[NotNegative, "mean time until they are on again"] = 0.0
+    bandwidth_bytes_per_s: Annotated[
+        NotNegative, "rate of their access point, which all messages of these devices share; 0 is no limit"
+    ] = 0.0
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""

@@ -44,6 +44,12 @@ class _File:
         names = [group.name for group in self.group]
         for index, name in enumerate(names):
             yield f"group[{index}].name", name not in names[:index], "give each group its own name"
+        point: dict[int, str] = {}  # the access point of each device
+        for index, group in enumerate(self.group):
+            for node in group.nodes if group.bandwidth_bytes_per_s else ():
+                where = f"group[{index}].bandwidth_bytes_per_s"
+                yield where, node not in point, f"device {node} shares that of group '{point.get(node)}' already"
+                point[node] = group.name
         for index, fault in enumerate(self.fault):
             known = not fault.group or fault.group in names
             yield f"fault[{index}].group", known, f"there is no such group; {did_you_mean(fault.group, names)}"
