@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nonn.reliability.confidence import CONFIDENCE
 
-__all__ = ["quantile_interval", "ratio_interval"]
+__all__ = ["BATCHES", "enclosing_ranks", "quantile_interval", "ratio_interval"]
 
 BATCHES = 20
 
@@ -29,8 +29,8 @@ def ratio_interval(values: NDArray[Any], weights: NDArray[Any]) -> Interval | No
     """95 % confidence interval of ``Σ values / Σ weights``, a share or a mean in [0, 1].
 
     Args:
-        values: in the order of time, such as the accuracy of each answer and 0 without one [n].
-        weights: such as 1 for each answer [n].
+        values: in the order of time, such as the accuracy of each answer and 0 without one, or sums of them [n].
+        weights: such as 1 for each answer, or their sums [n].
 
     Returns:
         Both ends; None if there are fewer requests than batches, or no weight.
@@ -65,20 +65,33 @@ def quantile_interval(values: NDArray[np.float64], share: float) -> tuple[float,
     Sources: Conover 1999, "Practical nonparametric statistics", section 3.2; Woodruff 1952, "Confidence intervals for
     medians and other position measures" (effective number).
     """
-    from scipy.stats import binom
-
     if not len(values):
         return None
-    ordered, count = np.sort(values), float(len(values))
+    ordered = np.sort(values)
     below = np.array(
         [part.mean() for part in np.array_split(values <= np.quantile(values, share), BATCHES) if len(part)]
     )
+    ranks = enclosing_ranks(len(values), below, share)
+    return None if ranks is None else (float(ordered[ranks[0]]), float(ordered[ranks[1]]))
+
+
+def enclosing_ranks(size: int, below: NDArray[np.float64], share: float) -> tuple[int, int] | None:
+    """Ranks of the ordered values, counted from 0, that enclose a quantile at 95 %; see ``quantile_interval``.
+
+    Args:
+        size: number n of values.
+        below: share of the values up to the quantile in each batch of consecutive values [B].
+        share: the quantile.
+    """
+    from scipy.stats import binom
+
+    count = float(size)
     if len(below) > 1:
-        count /= max(1.0, float(below.var(ddof=1)) * len(values) / len(below) / (share * (1 - share)))
+        count /= max(1.0, float(below.var(ddof=1)) * size / len(below) / (share * (1 - share)))
     effective = int(count)
     first, last = (int(binom.ppf(p, effective, share)) for p in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     # In a sample of the effective size these are the order statistics first and last + 1, counted from 1.
     if first < 1 or last + 1 > effective:
         return None
-    low, high = (max(1, round(rank / effective * len(values))) - 1 for rank in (first, last + 1))
-    return float(ordered[low]), float(ordered[high])
+    low, high = (max(1, round(rank / effective * size)) - 1 for rank in (first, last + 1))
+    return low, high

@@ -46,6 +46,11 @@ class Deployment:
     note: str = ""
     students: tuple[int, ...] = ()
 
+    @property
+    def full(self) -> int:
+        """The mask of all devices, or of all students."""
+        return (1 << len(set(self.students) or self.devices)) - 1
+
 
 def bundle_deployment(bundle: Bundle, batch: int = 1, replicas: int = 1) -> Deployment:
     """The bundle itself: one student per device, and the accuracy of its own table.

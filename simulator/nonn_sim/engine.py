@@ -11,7 +11,6 @@ The probability that an answer is right is the accuracy of the subset that answe
 from __future__ import annotations
 
 import heapq
-from array import array
 from collections.abc import Sequence
 from math import inf, nextafter
 
@@ -25,7 +24,7 @@ from nonn_sim.faults import FaultEvent, Hosts, State, World
 from nonn_sim.flights import ARRIVE, LOOK, PROBE, REPLY, RETRY, Agenda, Flights
 from nonn_sim.links import PROBES, SERVICE, Channel, access_points, arrivals, exchanges
 from nonn_sim.scenario import Scenario
-from nonn_sim.trace import Trace
+from nonn_sim.trace import Recorder, Trace
 
 __all__ = ["Engine"]
 
@@ -86,9 +85,7 @@ class Engine:
         self._arrivals = arrivals(scenario.load, seed if arrivals_seed is None else arrivals_seed)
         self._turn = self._under_way = self._refused = self._retried = 0
         self._now = 0.0
-        self._asked_at, self._latency, self._which = array("d"), array("d"), array("i")
-        self._sets: dict[int, int] = {}  # mask → number, since masks of many devices are long
-        self._waited, self._answered = array("b"), array("b")
+        self._outcomes = Recorder(deployment, scenario.scenario)
 
     def run(self) -> Trace:
         """Runs to the end of the last request."""
@@ -207,11 +204,7 @@ class Engine:
         """No aggregator is up: the request is lost, and a client of a closed load goes on after its deadline."""
         self._refused += 1
         wait_s = self._scenario.load.timeout_s
-        self._asked_at.append(began_at)
-        self._latency.append(now - began_at + wait_s)
-        self._which.append(self._sets.setdefault(0, len(self._sets)))
-        self._waited.append(False)
-        self._answered.append(False)
+        self._outcomes.add(began_at, now - began_at + wait_s, 0, waited=False, answered=False)
         if self._scenario.load.arrivals == "closed":
             self._agenda.push(now + wait_s, ARRIVE, None)
 
@@ -224,11 +217,8 @@ class Engine:
         if not answered and self._try_again(flight.began_at, flight.attempt, now + later_s):
             return
         latency = now - flight.began_at + later_s
-        self._asked_at.append(flight.began_at)
-        self._latency.append(latency)
-        self._which.append(self._sets.setdefault(session.answered, len(self._sets)))
-        self._waited.append(session.timed_out(now))
-        self._answered.append(answered)
+        waited = session.timed_out(now)
+        self._outcomes.add(flight.began_at, latency, session.answered, waited=waited, answered=answered)
         if self._scenario.load.arrivals == "closed":
             self._agenda.push(flight.began_at + latency, ARRIVE, None)
 
@@ -285,14 +275,7 @@ class Engine:
         cells, devices = self._cells, self._deployment.devices
         ended_s = max(self._now, self._scenario.scenario.duration_s)
         records = [[cell.policy.nodes[node] for node in cell.ids] for cell in cells]
-        return Trace(
-            # Views: a copy of ten million requests is 220 MB.
-            asked_at_s=np.frombuffer(self._asked_at),
-            latency_s=np.frombuffer(self._latency),
-            which=np.frombuffer(self._which, np.int32),
-            sets=tuple(self._sets),
-            waited=np.frombuffer(self._waited, np.bool_),
-            answered=np.frombuffer(self._answered, np.bool_),
+        return self._outcomes.trace(
             ended_s=ended_s,
             asked=np.array([[record.asked for record in row] for row in records]),
             good=np.array([[record.answered for record in row] for row in records]),

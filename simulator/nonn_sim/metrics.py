@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from nonn_sim.batches import quantile_interval, ratio_interval
 from nonn_sim.deployments import Deployment
 from nonn_sim.scenario import NodeConfig, Scenario
-from nonn_sim.trace import Trace
+from nonn_sim.totals import WINDOWS
+from nonn_sim.trace import Trace, right_answers
 
 __all__ = ["summary"]
 
 PERCENTILES = (50, 95, 99)
-DEFAULT_WINDOWS = 20
 MAX_WINDOWS = 1_000_000  # counted with empty ones; sparser windows are sorted, which takes several times the memory
 
 
@@ -41,41 +41,25 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
         ``worst_cell``. Undefined figures are None.
     """
-    answered = trace.answered
-    # Expected right answers of each request. No more than a few arrays of this length are in memory at once.
-    of_set = np.array([deployment.accuracy[mask] for mask in trace.sets])
-    right = np.where(answered, of_set[trace.which], 0.0)
-    latency_s = trace.latency_s[answered]
     settings = scenario.devices(num_devices)
     nodes = [settings[device] for device in deployment.devices]
-    full = (1 << len(set(deployment.students) or nodes)) - 1
-    whole = trace.sets.index(full) if full in trace.sets else -1
-    num_answers = int(answered.sum())
+    if trace.totals is None:
+        found = _of_requests(trace, deployment, _window_s(scenario, trace.ended_s))
+    else:
+        found = trace.totals.figures(PERCENTILES)
+    num_answers = found["answers"]
     energy_j, sent_bytes = _energy_j(trace, deployment, nodes), _bytes(trace, deployment)
     result: dict[str, Any] = {
         "deployment": deployment.name,
         "note": deployment.note,
-        "requests": len(answered),
-        "answers": num_answers,
-        "lost": len(answered) - num_answers,
+        **found,
+        "degraded": None if deployment.first_wins else found["degraded"],
         "refused": trace.refused,
         "retried": trace.retried,
-        "availability": _mean(answered),
-        "accuracy": float(right.sum() / num_answers) if num_answers else None,
-        "accuracy_per_request": _mean(right),
-        "degraded": _mean(trace.which[answered] != whole) if not deployment.first_wins else None,
-        "deadline_hits": int(trace.waited.sum()),
-        "latency_s": percentiles(latency_s),
-        "intervals": {  # of another run of the same length
-            "accuracy": ratio_interval(right, answered),
-            "availability": ratio_interval(answered, np.ones(len(answered), np.bool_)),
-            "latency_p99_s": quantile_interval(latency_s, 0.99),
-        },
         "energy_j_per_answer": float(energy_j.sum()) / num_answers if num_answers else None,
         "bytes_per_answer": float(sent_bytes.sum()) / num_answers if num_answers else None,
         "ended_s": trace.ended_s,
         "faults": len(trace.events),
-        "windows": windows(trace.asked_at_s, right, answered, _window_s(scenario, trace.ended_s)),
         "nodes": [
             {
                 "node": device,
@@ -95,6 +79,32 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         worst = min(known) if known else None
         result["worst_cell"] = {"cell": worst[1], "answered_share": worst[0]} if worst else None
     return result
+
+
+def _of_requests(trace: Trace, deployment: Deployment, window_s: float) -> dict[str, Any]:
+    """The figures about requests, from each of them; a few arrays as long are in memory at once."""
+    answered = trace.answered
+    right = right_answers(deployment, trace.sets, trace.which, answered)
+    latency_s = trace.latency_s[answered]
+    whole = trace.sets.index(deployment.full) if deployment.full in trace.sets else -1
+    num_answers = int(answered.sum())
+    return {
+        "requests": len(answered),
+        "answers": num_answers,
+        "lost": len(answered) - num_answers,
+        "availability": _mean(answered),
+        "accuracy": float(right.sum() / num_answers) if num_answers else None,
+        "accuracy_per_request": _mean(right),
+        "degraded": _mean(trace.which[answered] != whole),
+        "deadline_hits": int(trace.waited.sum()),
+        "latency_s": percentiles(latency_s),
+        "intervals": {  # of another run of the same length
+            "accuracy": ratio_interval(right, answered),
+            "availability": ratio_interval(answered, np.ones(len(answered), np.bool_)),
+            "latency_p99_s": quantile_interval(latency_s, 0.99),
+        },
+        "windows": windows(trace.asked_at_s, right, answered, window_s),
+    }
 
 
 def percentiles(latency_s: NDArray[np.float64]) -> dict[str, float | None]:
@@ -135,7 +145,7 @@ def windows(
 
 def _window_s(scenario: Scenario, ended_s: float) -> float:
     run = scenario.scenario
-    return run.window_s or (run.duration_s or ended_s) / DEFAULT_WINDOWS
+    return run.window_s or (run.duration_s or ended_s) / WINDOWS
 
 
 def _energy_j(trace: Trace, deployment: Deployment, nodes: list[NodeConfig]) -> NDArray[np.float64]:
