@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nonn_sim.cli import main
 from nonn_sim.scenario_file import parse_scenario
 from nonn_sim.simulate import simulate_once
 from numpy.typing import NDArray
@@ -113,6 +115,18 @@ def test_intervals_and_bounds_contain_what_enumeration_finds(ridge: RidgePerSet,
     assert sum(inside) >= N - 1  # 95 % each
 
 
+def test_a_search_finds_worse_subsets_than_the_sample_and_leaves_its_means_alone(ridge: RidgePerSet) -> None:
+    exact = enumerate_evidence(ridge, *recorded(N)).by_failures()
+    found, plain = (sample_evidence(ridge, *recorded(N), failed=2, chains=4, rounds=r) for r in (4, 0))
+    rows = list(zip(found.by_failures(), plain.by_failures(), exact, strict=True))
+    for row, without, truth in rows:
+        assert truth.worst <= row.worst <= without.worst
+        assert row.mean == without.mean
+        assert found.table.stated(mask_of(row.worst_subset or range(N))).accuracy == row.worst
+    assert sum(row.worst < without.worst for row, without, _ in rows) >= 4
+    assert sum(row.worst == truth.worst for row, _, truth in rows) >= N - 1
+
+
 def test_value_of_a_device_is_that_with_few_others_failed(ridge: RidgePerSet, sampled: SampledEvidence) -> None:
     accuracy, full = enumerate_evidence(ridge, *recorded(N)).table.accuracy, (1 << N) - 1
     others = [0, *(1 << j for j in range(1, N))]  # of device 0: none or one has failed
@@ -191,6 +205,45 @@ def test_a_bundle_of_64_devices_is_reported_with_its_sample(bundle: Bundle, tmp_
     assert "whatever the subsets that were not counted reach" in text
     with pytest.raises(BundleError, match="64 devices; this needs the accuracy of all 2\\^N subsets"):
         _ = bundle.table
+
+
+def test_enumerate_shows_the_stored_sample_of_64_devices(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, file = build_report(bundle), tmp_path / "sets.csv"
+    level, kept = 0.5, f"accuracy>={report.accuracy_by_failures[2].worst} failed<=2"
+    command = ["enumerate", str(bundle.path), "--level", str(level), "--guarantee", kept]
+    assert main([*command, "--csv", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "stored"
+    assert found["accuracy_by_failures"] == to_json(report.accuracy_by_failures)
+    assert found["law"]["expected"] == report.expected_accuracy.value
+    assert found["law"]["expected_bound"] == list(report.expected_accuracy.bound or ())
+    assert [row["shapley"] for row in found["devices"]] == [device.shapley for device in report.devices]
+    (share,) = found["law"]["levels"]
+    stated = dict((row.level, row) for row in report.availability.curves[0].stated)
+    assert share["bound"][0] <= share["availability"] <= share["bound"][1]
+    if level in stated:
+        assert share["availability"] == pytest.approx(stated[level].share)
+    assert found["guarantees"][0]["holds"]
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(row["correct"]) for row in rows] == bundle.accuracies.correct.tolist()
+    assert sum(float(row["probability"] or 0) for row in rows) == pytest.approx(1 - found["law"]["unseen"])
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "worst found" in shown
+    assert f"guarantee '{kept}' holds" in shown
+    # Of another law there are no draws: only bounds are known.
+    other = ["enumerate", str(bundle.path), "--law", "independent p=0.01", "--level", str(level)]
+    assert main([*other, "--json"]) == 0
+    law = json.loads(capsys.readouterr().out)["law"]
+    assert law["expected"] is law["levels"][0]["availability"] is None
+    assert law["expected_bound"][1] - law["expected_bound"][0] == pytest.approx(law["unseen"])
+    assert main(other) == 0
+    assert "has no draws of this law" in capsys.readouterr().out
+    assert main([*other, "--per-class"]) == 2
+    assert "--per-class needs every subset" in capsys.readouterr().err
 
 
 def test_64_devices_are_served_and_their_answers_travel(bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ Answers equal those of the head: samples near a tie are fused by the head itself
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import xor
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from nonn.enumeration.additive import AdditiveForm, additive_form
 from nonn.enumeration.counter import Counter
+from nonn.enumeration.worst import ROUNDS, search_worst
 from nonn.fusion import Head, RidgePerSet
 from nonn.reliability.outcomes import Outcomes, kept_samples
 from nonn.reliability.sampled import COUNTED_FAILURES, SampledTable, counted_failures, draw_others, few_failures
 from nonn.reliability.sampled_evidence import SampledEvidence
-from nonn.reliability.subsets import mask_of, masks_of, members
+from nonn.reliability.subsets import mask_of, masks_of, members, membership_of
 
 if TYPE_CHECKING:
     from nonn.reliability.laws.base import Law
@@ -50,9 +52,10 @@ def sample_evidence(
     chains: int = CHAINS,
     draws: int = DRAWS,
     seed: int = 0,
+    rounds: int = ROUNDS,
     progress: Callable[[float], None] | None = None,
 ) -> SampledEvidence:
-    """Evaluates subsets with few failures, and samples of the others.
+    """Evaluates subsets with few failures, samples of the others, and the worst that a search from these finds.
 
     Args:
         head: the fusion, any N.
@@ -63,6 +66,7 @@ def sample_evidence(
         chains: orders in which all devices fail; subsets of each number of failures.
         draws: draws of each law.
         seed: seed of chains and draws.
+        rounds: of the search for the worst subset of each size; see ``nonn.enumeration.worst``.
         progress: called periodically with the completed share, 0 to 1.
     """
     n, rng = head.num_devices, np.random.default_rng(seed)
@@ -80,12 +84,28 @@ def sample_evidence(
     for law in laws:
         drawn[law.text] = places([int(mask) for mask in masks_of(draw_others(law, counted, draws, rng))])
     masks = list(place)
-    kept = kept_samples(n, len(labels), len(masks))
-    counter = Counter(head, features, labels, len(masks), False, progress, kept)
-    count_masks(counter, masks)
-    up = np.array([[mask >> i & 1 for i in range(n)] for mask in masks], dtype=bool)
-    table = SampledTable(up, counter.correct, len(labels), counted, chained, drawn)
-    return SampledEvidence(table, Outcomes.of(counter.outcomes, len(labels), n))
+    kept = kept_samples(n, len(labels), len(masks) + n)
+
+    def counts(some: Sequence[int], shown: Callable[[float], None] | None = None) -> Counter:
+        counter = Counter(head, features, labels, len(some), False, shown, kept)
+        count_masks(counter, some)
+        return counter
+
+    sampled, up = counts(masks, progress), membership_of(masks, n)
+    searched = [size for size, of_size in enumerate(np.bincount((~up).sum(axis=1))) if of_size < math.comb(n, size)]
+    found = search_worst(up, sampled.correct, lambda some: counts(some).correct, searched, rounds=rounds)
+    worst = [mask for mask, _ in found.values()]
+    rest = counts(worst)
+    table = SampledTable(
+        up=np.concatenate([up, membership_of(worst, n)]),
+        correct=np.concatenate([sampled.correct, rest.correct]),
+        samples=len(labels),
+        counted=counted,
+        chains=chained,
+        draws=drawn,
+    )
+    outcomes = np.concatenate([sampled.outcomes, rest.outcomes], axis=1)
+    return SampledEvidence(table, Outcomes.of(outcomes, len(labels), n))
 
 
 def count_masks(counter: Counter, masks: Sequence[int]) -> None:

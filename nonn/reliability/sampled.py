@@ -1,16 +1,17 @@
 """Accuracy of some subsets of more devices than can be enumerated.
 
-A ``SampledTable`` has three kinds of subsets:
+A ``SampledTable`` has four kinds of subsets:
 
 - **counted**: every subset with few failed devices (three up to 66 devices), and every device alone;
 - **chains**: all devices fail one by one in a random order, so that each chain has one subset of every size. The
   subsets of one size are a uniform sample of it, and the steps of a chain give Shapley values;
-- **draws** of failure laws among the subsets that were not counted.
+- **draws** of failure laws among the subsets that were not counted;
+- the worst subset of each size that a search from these found (``nonn.enumeration.worst``).
 
 Under a failure law the counted subsets have their exact probability. They are a lower bound of the expected accuracy,
 and with the probability of all others an upper one, whatever the accuracy of these. Draws estimate it in between.
 
-Limits: the worst subset of a size that was sampled is the worst found. A law needs draws of its own; without them only
+Limits: the worst subset of a size that was sampled is the worst found; nothing shows that there is no worse one. A law needs draws of its own; without them only
 the bound is known. NumPy only.
 
 Reference: Castro, Gómez, Tejada 2009, "Polynomial calculation of the Shapley value based on sampling".

@@ -26,6 +26,8 @@ __all__ = ["AnyEvidence", "Expected", "SampledEvidence"]
 
 FloatArray = NDArray[np.float64]
 
+_ROUNDING = 1e-12  # of a sum of probabilities
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -59,6 +61,11 @@ class SampledEvidence(TableEvidence[SampledTable]):
             rows.append(replace(self.extremes(row, places), interval=widened(row.mean, interval, more)))
         return tuple(rows)
 
+    def is_drawn(self, law: Law) -> bool:
+        """Whether figures under a law can be estimated: the table has draws of it, or needs none."""
+        _, unseen, draws = self.table.law_weights(law)
+        return unseen <= _ROUNDING or len(draws) > 1
+
     def weights(self, law: Law) -> FloatArray:
         """Weights of the mean under a failure law: probabilities of the counted subsets, and its draws [m].
 
@@ -66,7 +73,7 @@ class SampledEvidence(TableEvidence[SampledTable]):
             ConfigError: the table has no draws of this law, and needs them.
         """
         known, unseen, draws = self.table.law_weights(law)
-        if unseen > 1e-12 and len(draws) < 2:
+        if not self.is_drawn(law):
             found = "; ".join(f"'{text}'" for text in self.table.draws)
             raise ConfigError(
                 f"failure law '{law.text}': the bundle has no draws of it, only of {found or 'no law'}; the "

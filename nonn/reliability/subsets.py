@@ -37,6 +37,7 @@ __all__ = [
     "masks_of",
     "members",
     "membership",
+    "membership_of",
     "probabilities",
     "sets_by_survivors",
 ]
@@ -87,6 +88,12 @@ def members(mask: int) -> tuple[int, ...]:
 def membership(num_devices: int) -> NDArray[np.bool_]:
     """Whether each device is in each subset [2^N, N]."""
     return (all_masks(num_devices)[:, None] >> np.arange(num_devices) & 1).astype(bool)
+
+
+def membership_of(masks: Sequence[int], num_devices: int) -> NDArray[np.bool_]:
+    """Whether each device is in each of some subsets [m, N], any N; the inverse of ``masks_of``."""
+    rows = [[mask >> i & 1 for i in range(num_devices)] for mask in masks]
+    return np.array(rows, dtype=bool).reshape(-1, num_devices)
 
 
 def sets_by_survivors(num_devices: int, at_most: int, seed: int) -> list[tuple[int, list[int]]]:

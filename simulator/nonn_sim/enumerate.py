@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.enumeration import count_correct, count_one_by_one
+from nonn.enumeration.worst import NEIGHBOURS, search_worst
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head
 from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.sampled import COUNTED_FAILURES, counted_failures, draw_others, few_failures
-from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, masks_of, members
+from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, masks_of, members, membership_of
 
 __all__ = [
     "COUNTED_FAILURES",
@@ -70,9 +71,10 @@ class Stratum:
         subsets: number of subsets.
         sampled: how many of them were fused.
         mean: mean accuracy over the subsets.
-        worst: lowest observed accuracy; unless all subsets were fused, another one may be lower.
+        worst: lowest accuracy found, also by a search from the sampled subsets (``nonn.enumeration.worst``); unless all
+            subsets were fused, another one may be lower.
         best: highest observed accuracy.
-        worst_subset: devices of the worst observed subset.
+        worst_subset: devices of that subset.
     """
 
     failed: int
@@ -235,15 +237,18 @@ def sample_failures(
         raise ConfigError(f"{samples} samples: an interval needs at least two subsets")
     rng, n = np.random.default_rng(seed), head.num_devices
     strata = []
+    drawn: list[tuple[list[int], NDArray[np.int64]]] = []
     for failed in range(n):
         if counted is not None and failed <= counted.failed:
             chosen = (~counted.up).sum(axis=1) == failed
-            masks, accuracy = masks_of(counted.up[chosen]).tolist(), counted.accuracy[chosen]
+            masks = masks_of(counted.up[chosen]).tolist()
+            correct = np.rint(counted.accuracy[chosen] * len(labels)).astype(np.int64)
         else:
             masks = _draw(rng, n, n - failed, samples)
-            accuracy = count_one_by_one(head, features, labels, masks=masks) / len(labels)
-        subsets = math.comb(n, failed)
-        worst = int(accuracy.argmin())
+            correct = count_one_by_one(head, features, labels, masks=masks)
+        drawn.append((masks, correct))
+        subsets, accuracy = math.comb(n, failed), correct / len(labels)
+        worst = int(correct.argmin())
         strata.append(
             Stratum(
                 failed,
@@ -257,6 +262,15 @@ def sample_failures(
         )
         if progress is not None:
             progress((failed + 1) / n)
+    found = search_worst(
+        membership_of([mask for masks, _ in drawn for mask in masks], n),
+        np.concatenate([correct for _, correct in drawn]),
+        lambda masks: count_one_by_one(head, features, labels, masks=masks),
+        [stratum.failed for stratum in strata if stratum.sampled < stratum.subsets],
+        most=min(samples, max(2, NEIGHBOURS // n)),
+    )
+    for failed, (mask, right) in found.items():
+        strata[failed] = replace(strata[failed], worst=right / len(labels), worst_subset=members(mask))
     return strata
 
 

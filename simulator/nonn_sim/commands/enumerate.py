@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from nonn.arguments import existing, path, seconds, share, usage, whole
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
     from nonn.bundle import Bundle
     from nonn.reliability.laws import Law
-    from nonn.reliability.subsets import SubsetTable
+    from nonn.reliability.subsets import AccuracyTable
 
 SUMMARY = "exact accuracy of all subsets, failure laws, guarantees, value of devices"
 
@@ -83,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="--place: time for an answer (default: any)",
     )
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
-    parser.add_argument("--csv", type=path, metavar="FILE", help="write a line for every subset")
+    parser.add_argument("--csv", type=path, metavar="FILE", help="write a line for every subset that was evaluated")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.bundle import load_bundle
     from nonn.errors import UsageError
     from nonn.reliability.laws import parse_law
-    from nonn.reliability.subsets import independent_law
+    from nonn.reliability.subsets import MAX_DEVICES, independent_law
 
     bundle = load_bundle(args.bundle)
     with usage():
@@ -103,6 +102,18 @@ def run(args: argparse.Namespace) -> int:
             if getattr(args, option):
                 raise UsageError(f"--{option.replace('_', '-')} needs every subset; leave out --samples")
         return _sampled(args, bundle, law)
+    if bundle.num_devices > MAX_DEVICES:
+        for option, given in {
+            "recount": args.recount,
+            "per-class": args.per_class,
+            "replicas": args.replicas > 1,
+            "place": args.place,
+        }.items():
+            if given:
+                raise UsageError(
+                    f"--{option} needs every subset, which a bundle of {bundle.num_devices} devices does not have"
+                )
+        return _stored(args, bundle, law)
     return _exact(args, bundle, law)
 
 
@@ -132,8 +143,30 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
         summary["placement"] = placement_summary(bundle, table, machines, limit_s)
         add_placement_intervals(summary["placement"], bundle, evidence, machines, limit_s)
     if args.csv:
-        _write_csv(args.csv, table, law.probabilities())
+        _write_csv(args.csv, table, law.probabilities().tolist())
     print(json.dumps(to_json(summary), indent=2, ensure_ascii=False) if args.json else exact_text(summary))
+    check_guarantees(evidence, law, args.guarantee)
+    return 0
+
+
+def _stored(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
+    """The subsets that the bundle has: a sample of them."""
+    from nonn.documents import to_json
+    from nonn.reliability.guarantees import check_guarantees, judge
+    from nonn.reliability.sampled_evidence import SampledEvidence
+    from nonn_sim.stored import stored_summary, stored_text
+
+    evidence = bundle.any_evidence
+    assert isinstance(evidence, SampledEvidence)
+    with usage():
+        verdicts = [judge(evidence, law, text) for text in args.guarantee]
+    summary = stored_summary(bundle, evidence, law, args.level, verdicts)
+    if args.csv:
+        table = evidence.table
+        known, _, _ = table.law_weights(law)
+        counted = (table.failures <= table.counted).tolist()
+        _write_csv(args.csv, table, [p if sure else None for p, sure in zip(known.tolist(), counted, strict=True)])
+    print(json.dumps(to_json(summary), indent=2, ensure_ascii=False) if args.json else stored_text(summary))
     check_guarantees(evidence, law, args.guarantee)
     return 0
 
@@ -171,8 +204,8 @@ def _progress(description: str, *, shown: bool) -> Any:
     return shares()
 
 
-def _write_csv(path: Path, table: SubsetTable, probability: NDArray[np.float64]) -> None:
-    """A line for every subset."""
+def _write_csv(path: Path, table: AccuracyTable, probability: Sequence[float | None]) -> None:
+    """A line for every subset of a table; without a probability where a law has only draws of it."""
     import csv
 
     from nonn.errors import ConfigError
@@ -183,10 +216,10 @@ def _write_csv(path: Path, table: SubsetTable, probability: NDArray[np.float64])
         with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["mask", "answered", "failed", "correct", "samples", "accuracy", "probability"])
-            for mask, correct in enumerate(table.correct.tolist()):
+            for place, (correct, p) in enumerate(zip(table.correct.tolist(), probability, strict=True)):
+                mask = table.mask(place)
                 answered = members(mask)
-                failed = table.num_devices - len(answered)
-                accuracy, p = correct / table.samples, float(probability[mask])
+                failed, accuracy = table.num_devices - len(answered), correct / table.samples
                 writer.writerow([mask, " ".join(map(str, answered)), failed, correct, table.samples, accuracy, p])
     except OSError as exc:
         raise ConfigError(f"--csv {path}: cannot be written ({exc.strerror})") from exc
