@@ -6,7 +6,8 @@
 ``FOLDER`` contains train.parquet and test.parquet in the hub's layout (uoft-cs/cifar100). The students of
 examples/bundles/cifar100-small are quantised anew with 512 training images, and measured on the first 2,000 test
 images with the bundle's head. Writes benchmarks/results/int8-<name>.json: configuration, machine, and for each number
-of failed devices the mean and the worst accuracy in float and in int8 (weights and features), on the same students.
+of failed devices the mean and the worst accuracy in float and in int8 (weights and features), on the same students, and
+the interval of the difference between the means for new test samples.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nonn.bundle import Bundle, load_bundle
 from nonn.bundle.traffic import traffic
 from nonn.config import Experiment, ExportConfig, load_experiment
 from nonn.documents import to_json
-from nonn.enumeration import enumerate_subsets
+from nonn.enumeration import enumerate_evidence
 from nonn.experiment.run import run
 from nonn.export import run_onnx
 from nonn.export.deploy import deploy
@@ -52,7 +53,11 @@ def main() -> None:
             name, figures = experiment.experiment.name, measure(experiment, args.runs or Path(scratch))
     write_json(RESULTS / f"int8-{name}.json", figures)
     for row in figures["accuracy_by_failures"]:
-        print(f"{row['failed']} failed: {100 * row['float32']:.2f} % in float, {100 * row['int8']:.2f} % in int8")
+        low, high = (100 * end for end in row["drop_interval"])
+        print(
+            f"{row['failed']} failed: {100 * row['float32']:.2f} % in float, {100 * row['int8']:.2f} % in int8; lost, "
+            f"95 %: {low:.2f} to {high:.2f} points"
+        )
     print(f"largest loss of a subset: {100 * figures.get('largest_drop', 0.0):.2f} points")
     print(f"size {figures['size_ratio']:.3f} of float; {figures['bytes_per_answer']} bytes per answer")
 
@@ -62,7 +67,9 @@ def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
     bundle = run(experiment, runs=runs).bundle
     precision, floats = build_report(bundle).precision, bundle.manifest.provenance["float32"]
     assert precision is not None, "the experiment builds an int8 bundle"
-    rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], strict=True)
+    rows = zip(
+        bundle.table.by_failures(), floats["accuracy_by_failures"], precision.drop_by_failures, strict=True
+    )
     return {
         "config": dataclasses.asdict(experiment),
         "machine": machine(),
@@ -79,8 +86,9 @@ def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
                 "int8": now.mean,
                 "worst_float32": then["worst"],
                 "worst_int8": now.worst,
+                "drop_interval": drop.interval,
             }
-            for now, then in rows
+            for now, then, drop in rows
         ],
     }
 
@@ -98,7 +106,8 @@ def measure_bundle(bundle: Bundle, folder: Path) -> dict[str, Any]:
         features[1].append(small.features(inputs))
         sizes[0] += len(data)
         sizes[1] += len(small.data)
-    tables = [enumerate_subsets(bundle.head, found, labels) for found in features]
+    exact, small = (enumerate_evidence(bundle.head, found, labels) for found in features)
+    drops = exact.less(small, exact.level_weights())
     return {
         "bundle": bundle.hash,
         "machine": machine(),
@@ -106,7 +115,7 @@ def measure_bundle(bundle: Bundle, folder: Path) -> dict[str, Any]:
         "test_samples": len(labels),
         "size_ratio": sizes[1] / sizes[0],
         **to_json(traffic(bundle.manifest)),
-        "largest_drop": float((tables[0].accuracy - tables[1].accuracy)[1:].max()),
+        "largest_drop": float((exact.table.accuracy - small.table.accuracy)[1:].max()),
         "accuracy_by_failures": [
             {
                 "failed": now.failed,
@@ -115,8 +124,9 @@ def measure_bundle(bundle: Bundle, folder: Path) -> dict[str, Any]:
                 "int8": now.mean,
                 "worst_float32": then.worst,
                 "worst_int8": now.worst,
+                "drop_interval": list(drop),
             }
-            for then, now in zip(*(table.by_failures() for table in tables), strict=True)
+            for then, now, drop in zip(exact.table.by_failures(), small.table.by_failures(), drops, strict=True)
         ],
     }
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from nonn_sim.alternatives import alternatives, boundary_elements
-from nonn_sim.backends import map_jobs
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
 from nonn_sim.faults import World
@@ -22,6 +21,7 @@ from nonn_sim.simulate import simulate, simulate_once
 
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MissingExtraError
+from nonn.jobs import map_jobs
 from nonn.reliability.subsets import mask_of
 from tests.serving import TIMEOUT_S
 from tests.toys import toy_bundle
@@ -277,7 +277,7 @@ def test_no_more_processes_start_than_the_cores_that_this_one_may_use() -> None:
     program = (
         "import os\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from nonn_sim.backends import map_jobs\n"
+        "from nonn.jobs import map_jobs\n"
         "pids = map_jobs(eval, 4 * ['__import__(\"os\").getpid()'])\n"
         "print(set(pids) == {os.getpid()})\n"
     )
@@ -286,7 +286,7 @@ def test_no_more_processes_start_than_the_cores_that_this_one_may_use() -> None:
 
 def test_processes_end_with_the_one_that_started_them() -> None:
     job = "import time; print('up', flush=True); time.sleep(3600)"
-    program = f"from nonn_sim.backends import map_jobs; map_jobs(exec, 2 * [{job!r}], workers=2)"
+    program = f"from nonn.jobs import map_jobs; map_jobs(exec, 2 * [{job!r}], workers=2)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         assert [parent.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]

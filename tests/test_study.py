@@ -3,11 +3,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import wrap
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from nonn.cli import main
 from nonn.config import Experiment, GraphConfig, StudyConfig, load_experiment
 from nonn.distill.heads import KINDS, HeadFitter
 from nonn.documents import read, to_json
-from nonn.errors import ConfigError
+from nonn.errors import ConfigError, MissingExtraError
 from nonn.experiment import workspace
 from nonn.experiment.evaluation import Evaluation, HeadResult, evaluate_head
 from nonn.experiment.methods import METHODS, Method
@@ -98,6 +101,10 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
     for title in {row.title for row in result.rows} | {"teacher"}:
         assert all(f">{line}" in plot for line in wrap(title, 22)), title
     page = (runs / "ladder" / "study" / "study.md").read_text()
+    for row in result.rows:
+        assert row.expected_intervals is not None
+        for p, value in row.expected.items():
+            assert row.expected_intervals[p][0] < value < row.expected_intervals[p][1]
     for row in result.rows:
         line = row.accuracy_by_failures[2]
         assert percent(line.mean) in page
@@ -209,6 +216,60 @@ def test_a_finished_study_trains_and_evaluates_nothing_again(
     rows = [line for line in said if line.startswith("study: ")]
     assert all("finished earlier; " in row for row in rows)
     assert rows[-1].endswith(f"{len(rows)} of {len(rows)} rows ({len(rows)} finished earlier), 0 left")
+
+
+class RayOfThisProcess(ModuleType):
+    """Ray as a study uses it: tasks run at once, here, with jobs and outcomes as they come out of a pickle."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.tasks: list[str] = []
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: Any) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def remote(self, function: Callable[[Any], Any]) -> Any:
+        def submit(job: Any) -> bytes:
+            self.tasks.append(function.__name__)
+            return pickle.dumps(function(pickle.loads(pickle.dumps(job))))
+
+        return SimpleNamespace(remote=submit)
+
+    def get(self, outcome: bytes) -> Any:
+        return pickle.loads(outcome)
+
+
+def test_rows_of_a_ray_cluster_are_those_of_this_process(
+    finished: tuple[Path, Study], ladder: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0] / "ladder", tmp_path / "ladder")
+    trained_again = tmp_path / "ladder" / "study" / "jeong-4-1"
+    shutil.rmtree(trained_again)
+    rows = ("copies", "imputation", "jeong-4")
+    few = dataclasses.replace(ladder, study=dataclasses.replace(ladder.study, seeds=(1,), rows=rows))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'nonn\[ray\]'"):
+        study(few, runs=tmp_path, backend="ray")
+    ray = RayOfThisProcess()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    found = study(few, runs=tmp_path, backend="ray")
+    # A teacher, then one worker for each method that has students of its own.
+    assert ray.tasks == ["_train_teacher", "_train_rows", "_train_rows"]
+    stages = ("copies-1/evaluation", "jeong-4-1/evaluation-imputation", "jeong-4-1/evaluation")
+    results = [read(Evaluation, finished[0] / "ladder" / "study" / stage / "result.json") for stage in stages]
+    assert found.rows == summarise(few, results, complete=True).rows
+    assert (trained_again / "teacher" / "teacher.safetensors").exists()
+    with pytest.raises(ConfigError, match="backend 'cloud': unknown; choose one of: local, ray"):
+        study(few, runs=tmp_path, backend="cloud")
 
 
 def test_rivals_on_the_students_of_another_row_train_nothing_and_answer_from_as_many_devices(

@@ -8,7 +8,7 @@ compared on the samples that both have. The training's own spread over seeds is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from nonn.experiment.evaluation import Evaluation
 from nonn.reliability.intervals import difference_interval, mean_interval
 from nonn.report.document import Comparison
 
-__all__ = ["Scores", "compared", "digests", "intervals", "scores_of"]
+__all__ = ["Scores", "compared", "digests", "expected_intervals", "intervals", "scores_of"]
 
 _BYTES = 6  # of a digest: numbers in JSON are exact below 2^53
 Scores: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -53,6 +53,17 @@ def intervals(scores: Scores, means: Sequence[float]) -> list[tuple[float, float
     """Intervals of mean accuracies for 0 to N − 1 failed devices."""
     low, high = mean_interval(scores[1], mean=means)
     return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def expected_intervals(scores: Scores, expected: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Intervals of expected accuracies by the probability with which every device fails, independently."""
+    n, found = len(scores[1]), {}
+    for text, mean in expected.items():
+        p = float(text)
+        chance = np.array([comb(n, failed) * p**failed * (1 - p) ** (n - failed) for failed in range(n)])
+        low, high = mean_interval(chance @ scores[1], mean=mean)
+        found[text] = float(low), float(high)
+    return found
 
 
 def compared(scores: Scores, means: Sequence[float], first: Scores, of_first: Sequence[float]) -> list[Comparison]:

@@ -13,7 +13,7 @@ from nonn.config import Experiment
 from nonn.documents import to_json
 from nonn.experiment.evaluation import Evaluation
 from nonn.experiment.methods import METHODS
-from nonn.experiment.paired import Scores, compared, intervals, scores_of
+from nonn.experiment.paired import Scores, compared, expected_intervals, intervals, scores_of
 from nonn.provenance import code_version, machine
 from nonn.report.study_document import LevelRow, Study, StudyRow, StudyTeacher
 
@@ -90,7 +90,13 @@ def _with_intervals(
     against = None if first is None else tuple(compared(scores, means, *first))
     if first is None and row.own:
         first = scores, means
-    return dataclasses.replace(row, accuracy_by_failures=tuple(lines), against_first=against), first
+    row = dataclasses.replace(
+        row,
+        accuracy_by_failures=tuple(lines),
+        against_first=against,
+        expected_intervals=expected_intervals(scores, row.expected),
+    )
+    return row, first
 
 
 def to_csv(study: Study) -> str:

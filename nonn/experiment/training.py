@@ -143,7 +143,7 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
     }
     if config.weights:
         inputs["weights"] = sha256_file(weights)
-    stage = open_stage(space.root, "teacher", inputs)
+    stage = open_stage(space.common, "teacher", inputs)
     file = stage.folder / "teacher.safetensors"
     if stage.done:
         load_weights(teacher, file)
@@ -226,7 +226,7 @@ def stored_answers(space: Workspace, teacher: TrainedTeacher) -> TeacherAnswers 
         "views": config.teacher_views,
         "bf16": config.bf16,
     }
-    stage = open_stage(space.root, "answers", inputs)
+    stage = open_stage(space.common, "answers", inputs)
     file = stage.folder / "answers.safetensors"
     if not stage.done:
         seed = seed_of(space.seed, 7)

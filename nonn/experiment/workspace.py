@@ -61,10 +61,11 @@ class Workspace:
     Attributes:
         experiment: the experiment.
         runs: folder of all runs.
-        place: subfolder of the run for all stages except the teacher, which all places share.
+        place: subfolder of the run for all other stages than the teacher.
         dataset: the data, if already read.
         progress: receives the progress.
         tensorboard: write the losses of each training for TensorBoard too.
+        shared: subfolder of the run for the teacher and its stored answers, which places share.
 
     Raises:
         MissingExtraError: ``tensorboard`` is set, but the package is not installed.
@@ -76,6 +77,7 @@ class Workspace:
     dataset: Dataset | None = None
     progress: Progress = _SILENT
     tensorboard: bool = False
+    shared: str = "."
 
     def __post_init__(self) -> None:
         if self.tensorboard:
@@ -90,6 +92,11 @@ class Workspace:
     def folder(self) -> Path:
         """The folder of the stages after the teacher."""
         return self.root / self.place
+
+    @property
+    def common(self) -> Path:
+        """The folder of the teacher and its stored answers."""
+        return self.root / self.shared
 
     @property
     def seed(self) -> int:

@@ -68,6 +68,7 @@ class StudyRow:
         disagreement: share of samples that two devices answer differently by themselves, with this head; mean over all
             pairs and runs. None in older studies.
         error_correlation: correlation of the errors of two devices by themselves, in the same way.
+        expected_intervals: of each of `expected`, 95 %, for new test samples; absent in older studies.
         against_first: mean accuracy less that of the first row that a method serves, on the same samples; absent for
             that row, rows before it, and in older studies.
     """
@@ -91,6 +92,7 @@ class StudyRow:
     by_run: tuple[tuple[Share, ...], ...]
     disagreement: Share | None = field(default=None, metadata=OPTIONAL)
     error_correlation: float | None = field(default=None, metadata=OPTIONAL)
+    expected_intervals: Mapping[str, tuple[Share, ...]] | None = field(default=None, metadata=OPTIONAL)
     against_first: tuple[Comparison, ...] | None = field(default=None, metadata=OPTIONAL)
 
 

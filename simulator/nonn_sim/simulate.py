@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from nonn.bundle import Bundle
+from nonn.jobs import map_jobs
 from nonn.reliability.intervals import wilson
 from nonn_sim.alternatives import alternatives
-from nonn_sim.backends import map_jobs
 from nonn_sim.deployments import Deployment, bundle_deployment
 from nonn_sim.engine import Engine
 from nonn_sim.faults import FaultEvent

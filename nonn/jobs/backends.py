@@ -1,6 +1,6 @@
-"""Backends that compute runs: processes of this machine, or a Ray cluster.
+"""Backends that compute jobs: processes of this machine, or a Ray cluster.
 
-Runs share nothing, so they can use any number of workers. Results are in the order of the jobs and do not depend on the
+Jobs share nothing, so they can use any number of workers. Results are in the order of the jobs and do not depend on the
 backend.
 """
 
@@ -10,13 +10,13 @@ import importlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 from nonn.errors import ConfigError, MissingExtraError
 
-__all__ = ["BACKENDS", "map_jobs"]
+__all__ = ["BACKENDS", "map_jobs", "on_ray"]
 
 BACKENDS = ("local", "ray")
 
@@ -41,7 +41,7 @@ def map_jobs(
         MissingExtraError: Ray is not installed.
     """
     if backend == "ray":
-        return _ray(function, jobs)
+        return list(on_ray(function, jobs))
     if backend != "local":
         raise ConfigError(f"backend '{backend}': unknown; choose one of: {', '.join(BACKENDS)}")
     # Not os.cpu_count(): a container or taskset may allow fewer cores than the machine has.
@@ -66,8 +66,17 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _ray(function: Callable[[Job], Outcome], jobs: Sequence[Job]) -> list[Outcome]:
-    """One Ray task for each job."""
+def on_ray(function: Callable[[Job], Outcome], jobs: Sequence[Job], *, gpu: bool = False) -> Iterator[Outcome]:
+    """One Ray task for each job; yields their outcomes in the order of the jobs, each when it is there.
+
+    Args:
+        function: as for ``map_jobs``.
+        jobs: its arguments.
+        gpu: each task has a GPU to itself, if the cluster has any.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
     try:
         ray = importlib.import_module("ray")
     except ImportError as exc:
@@ -76,9 +85,10 @@ def _ray(function: Callable[[Job], Outcome], jobs: Sequence[Job]) -> list[Outcom
     if started:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        task: Any = ray.remote(function)
-        outcomes: list[Outcome] = ray.get([task.remote(job) for job in jobs])
-        return outcomes
+        has_gpu = gpu and ray.cluster_resources().get("GPU", 0) >= 1
+        task: Any = ray.remote(num_gpus=1)(function) if has_gpu else ray.remote(function)
+        for outcome in [task.remote(job) for job in jobs]:
+            yield ray.get(outcome)
     finally:
         if started:
             ray.shutdown()
