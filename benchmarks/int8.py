@@ -67,9 +67,7 @@ def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
     bundle = run(experiment, runs=runs).bundle
     precision, floats = build_report(bundle).precision, bundle.manifest.provenance["float32"]
     assert precision is not None, "the experiment builds an int8 bundle"
-    rows = zip(
-        bundle.table.by_failures(), floats["accuracy_by_failures"], precision.drop_by_failures, strict=True
-    )
+    rows = zip(bundle.table.by_failures(), floats["accuracy_by_failures"], precision.drop_by_failures, strict=True)
     return {
         "config": dataclasses.asdict(experiment),
         "machine": machine(),

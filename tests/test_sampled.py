@@ -34,6 +34,7 @@ from nonn.reliability.laws import parse_law
 from nonn.reliability.sampled_evidence import SampledEvidence
 from nonn.reliability.subsets import mask_of, members
 from nonn.report import build_report
+from nonn.report.document import Report
 from nonn.report.text import text_report
 from tests.reports import check_report
 from tests.toys import toy_bundle, toy_data
@@ -65,6 +66,11 @@ def sampled(ridge: RidgePerSet) -> SampledEvidence:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("sampled") / "bundle"
     return toy_bundle(folder, MANY, width=1, sampled={"failed": 2, "chains": 4, "draws": 8})
+
+
+@pytest.fixture(scope="module")
+def report(bundle: Bundle) -> Report:
+    return build_report(load_bundle(bundle.path))
 
 
 def heads(ridge: RidgePerSet) -> list[Head]:
@@ -183,8 +189,7 @@ def test_promises_hold_only_where_the_sample_proves_them(sampled: SampledEvidenc
         judge(sampled, parse_law("independent p=0.3", N), "expected>=0.2")
 
 
-def test_a_bundle_of_64_devices_is_reported_with_its_sample(bundle: Bundle, tmp_path: Path) -> None:
-    report = build_report(load_bundle(bundle.path))
+def test_a_bundle_of_64_devices_is_reported_with_its_sample(bundle: Bundle, report: Report, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     file.write_text(json.dumps(to_json(report)))
     assert check_report(file) == report
@@ -208,9 +213,9 @@ def test_a_bundle_of_64_devices_is_reported_with_its_sample(bundle: Bundle, tmp_
 
 
 def test_enumerate_shows_the_stored_sample_of_64_devices(
-    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report, file = build_report(bundle), tmp_path / "sets.csv"
+    file = tmp_path / "sets.csv"
     level, kept = 0.5, f"accuracy>={report.accuracy_by_failures[2].worst} failed<=2"
     command = ["enumerate", str(bundle.path), "--level", str(level), "--guarantee", kept]
     assert main([*command, "--csv", str(file), "--json"]) == 0
@@ -221,7 +226,7 @@ def test_enumerate_shows_the_stored_sample_of_64_devices(
     assert found["law"]["expected_bound"] == list(report.expected_accuracy.bound or ())
     assert [row["shapley"] for row in found["devices"]] == [device.shapley for device in report.devices]
     (share,) = found["law"]["levels"]
-    stated = dict((row.level, row) for row in report.availability.curves[0].stated)
+    stated = {row.level: row for row in report.availability.curves[0].stated}
     assert share["bound"][0] <= share["availability"] <= share["bound"][1]
     if level in stated:
         assert share["availability"] == pytest.approx(stated[level].share)

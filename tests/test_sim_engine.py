@@ -170,8 +170,8 @@ def test_requests_wait_for_their_access_point_as_long_as_queueing_theory_says(bu
 def test_requests_and_replies_take_turns_at_the_access_point(bundle: Bundle) -> None:
     sections = {"scenario": {"requests": 20}, "load": {"arrivals": "fixed", "rate_per_s": 10.0}}
     latency_s = behind_an_access_point(bundle, 4, Work(1.0, 2000, 3000), 1e6, **sections)
-    # Requests are sent after 2, 4, 6 and 8 ms, the first reply is computed after 2 + 1 + 4 ms and waits until 8, and each
-    # of the four then takes 3 ms; the last has 1 ms to go.
+    # Requests are sent after 2, 4, 6 and 8 ms, the first reply is computed after 2 + 1 + 4 ms and waits until 8, and
+    # each of the four then takes 3 ms; the last has 1 ms to go.
     np.testing.assert_allclose(latency_s, 0.021)
 
 

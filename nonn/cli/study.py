@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=BACKENDS,
         default="local",
-        help="local: one row after another in this process; ray: rows, seeds and folds at the same time on a Ray cluster "
-        "(default: local)",
+        help="local: one row after another in this process; ray: rows, seeds and folds at the same time on a Ray "
+        "cluster (default: local)",
     )
 
 
@@ -37,9 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from nonn.report.study import study_text
 
     progress = Terminal(log_time=args.log_time)
-    study = run_study(
-        experiment, runs=args.runs, progress=progress, tensorboard=args.tensorboard, backend=args.backend
-    )
+    study = run_study(experiment, runs=args.runs, progress=progress, tensorboard=args.tensorboard, backend=args.backend)
     if args.json:
         print(json.dumps(to_json(study), indent=2, ensure_ascii=False))
         return 0

@@ -1,11 +1,11 @@
 """Searches for subsets that are worse than the sampled ones.
 
-A local search over all sizes at once. A round takes the worst known subset of each size and counts neighbours of it: one
-more device fails, which gives a subset of the next size, or one is up again. The devices that matter most in the sampled
-subsets fail first, and are restored last. Later rounds start from what earlier ones found.
+A local search over all sizes at once. A round takes the worst known subset of each size and counts neighbours of it:
+one more device fails, which gives a subset of the next size, or one is up again. The devices that matter most in the
+sampled subsets fail first, and are restored last. Later rounds start from what earlier ones found.
 
-Limits: what it finds is the worst found. A few random subsets of a size miss the worst by far, since it fails exactly the
-devices that matter; a search comes closer, but nothing shows that there is no worse subset.
+Limits: what it finds is the worst found. A few random subsets of a size miss the worst by far, since it fails exactly
+the devices that matter; a search comes closer, but nothing shows that there is no worse subset.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def search_worst(
 
 
 def _neighbours(worst: dict[int, tuple[int, int]], failed: int, order: Sequence[int]) -> Iterator[list[int]]:
-    """Subsets with so many failed devices next to the worst known ones with one less, and one more, likely ones first."""
+    """Subsets of one size next to the worst known ones with one failure less, and with one more, likely ones first."""
     if failed - 1 in worst:
         mask = worst[failed - 1][0]
         yield [mask & ~(1 << i) for i in order if mask >> i & 1]

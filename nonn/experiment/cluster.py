@@ -1,11 +1,13 @@
 """Rows of a study on a Ray cluster: seeds, folds and rows at the same time, each row on one worker.
 
-The teachers come first, one for each seed and fold. A row then has a copy of its teacher in its own folder, so that no two
-workers write to one stage; rows that share students run on one worker. All else is that of ``nonn.experiment.rows``:
-results are in the same folders, finished rows are not trained again, and an interrupted one resumes.
+The teachers come first, one for each seed and fold. A row then has a copy of its teacher in its own folder, so that no
+two workers write to one stage; rows that share students run on one worker. All else is that of
+``nonn.experiment.rows``: results are in the same folders, finished rows are not trained again, and an interrupted one
+resumes.
 
-Limits: every machine of the cluster needs this version of nonn with the extra ``train``, and the data and the folder of
-runs under the same paths, for example on a network file system. A worker has one GPU if the cluster has any.
+Limits: every machine of the cluster needs this version of nonn with the extras ``train`` and ``ray``, and the data and
+the folder of runs under the same paths, for example on a network file system. A worker has one GPU if the cluster has
+any.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ another method, they are trained once for both.
 
 With ``study.folds`` every row is trained for each fold, whose groups (for example people) are the test split.
 
-Every (row, fold, seed) has a separate folder of stages; a killed study resumes at the last epoch of the last row. On a Ray
-cluster they are trained at the same time (``nonn.experiment.cluster``).
+Every (row, fold, seed) has a separate folder of stages; a killed study resumes at the last epoch of the last row. On a
+Ray cluster they are trained at the same time (``nonn.experiment.cluster``).
 """
 
 from __future__ import annotations

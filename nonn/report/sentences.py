@@ -60,8 +60,8 @@ def sampling_line(report: Report) -> str:
         return ""
     return (
         f"{found.subsets:,} subsets were evaluated: all with up to {found.counted_failed} failed devices, every device "
-        f"alone, and a sample of the others ({found.chains} of each size, and draws of the failure laws), with the worst "
-        "of each size that a search from these found. Means of the others are estimates, whose intervals cover the "
+        f"alone, a sample of the others ({found.chains} of each size, and draws of the failure laws), and the worst of "
+        "each size that a search from these found. Means of the others are estimates, whose intervals cover the "
         "sampling too; worst and best are those found, and others may be worse or better. The value of a "
         f"device is that with at most {found.counted_failed - 1} others failed."
     )

@@ -73,9 +73,7 @@ class Engine:
             # Measured times include an access point already.
             points = [] if measured_s is not None else access_points(scenario.groups, deployment.devices)
             self._cells.append(
-                Cell(
-                    number, scenario, deployment, mine, channels, self._flights.launch, fails, points, self._computed
-                )
+                Cell(number, scenario, deployment, mine, channels, self._flights.launch, fails, points, self._computed)
             )
         times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
         services_s = [w.service_s(node, macs) for w, node, macs in times]

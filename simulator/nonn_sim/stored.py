@@ -1,8 +1,8 @@
 """What a bundle of more than 16 devices knows: its stored sample of the subsets, under a failure law.
 
 Nothing is fused. Figures that the sample proves are exact (subsets with few failures, bounds under a law); the others
-have intervals for the choice of the subsets and the test set (``nonn.reliability.sampled_evidence``). A law of which the
-bundle has no draws has its bounds only; ``nonn-sim enumerate --samples`` draws it.
+have intervals for the choice of the subsets and the test set (``nonn.reliability.sampled_evidence``). A law of which
+the bundle has no draws has its bounds only; ``nonn-sim enumerate --samples`` draws it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def stored_text(summary: Summary) -> str:
     """A stored summary for a terminal."""
     devices, samples = summary["devices"], summary["samples"]
     share, point = share_of(samples), points_of(samples)
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("device", "device"),
         Column("part", "part"),
         Column("accuracy alone", "accuracy_alone", share),

@@ -113,7 +113,7 @@ class Totals:
             start = rows.stop
 
     def _room(self) -> int:
-        """Requests that the last batch lacks; opens another one if it is full, and merges pairs if there are too many."""
+        """Requests that the last batch lacks; opens another if it is full, and merges pairs if there are too many."""
         if self._batches and self._batches[-1].requests < self._size:
             return self._size - self._batches[-1].requests
         if len(self._batches) == 2 * BATCHES:

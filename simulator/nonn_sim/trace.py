@@ -103,7 +103,9 @@ class Recorder:
         kept, run = self._arrays(), self._run
         if self._totals is None:
             length_s = run.duration_s or run.requests * float(kept["asked_at_s"].max()) / KEPT
-            self._totals = Totals(run.window_s or length_s / WINDOWS, None if run.duration_s or run.window_s else WINDOWS)
+            self._totals = Totals(
+                run.window_s or length_s / WINDOWS, None if run.duration_s or run.window_s else WINDOWS
+            )
         answered, whole = kept["answered"], self._sets.get(self._deployment.full, -1)
         self._totals.add(
             kept["asked_at_s"],
@@ -115,7 +117,7 @@ class Recorder:
         )
         self._clear()
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
+    def _arrays(self) -> dict[str, Any]:
         """The recorded requests: views, since a copy of a million of them is 22 MB."""
         return {
             "asked_at_s": np.frombuffer(self._asked_at),
