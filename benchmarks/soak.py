@@ -16,6 +16,8 @@
     bytes     64 clients with a request of 12 MB at once
     liars     two nodes that send wrong features, in one way after another
     bad       one node that breaks the protocol in every way that gRPC lets through
+    node-frames
+              one node that attacks with HTTP/2 frames of five kinds
     http      clients of the REST form, while nodes are killed, two clients send 1,000 samples at a time and bodies
               never end
     joins     requests to join with the addresses and ids of nodes, and in floods
@@ -40,7 +42,22 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import aggregators, bad, clocks, crowd, endurance, fuzz, joins, kills, memory, rest, slow, storm, wrong
+from benchmarks import (
+    aggregators,
+    bad,
+    clocks,
+    crowd,
+    endurance,
+    fuzz,
+    joins,
+    kills,
+    memory,
+    node_frames,
+    rest,
+    slow,
+    storm,
+    wrong,
+)
 from benchmarks.endurance import CLIENT_DEADLINE_S, DEADLINE_S
 from benchmarks.section import Figures, Ground, Section
 from nonn.client import Client
@@ -60,6 +77,7 @@ SECTIONS: tuple[Section, ...] = (
     *wrong.SECTIONS,
     *memory.SECTIONS,
     *bad.SECTIONS,
+    *node_frames.SECTIONS,
     *rest.SECTIONS,
     *joins.SECTIONS,
     *aggregators.SECTIONS,

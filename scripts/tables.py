@@ -195,6 +195,10 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
     ("a node that breaks the protocol in eight ways", "failed requests: {bad_failed}"),
     (
+        "a node that sends HTTP/2 frames of five kinds",
+        "{node_frames_requests} requests: {node_frames_failed} failed",
+    ),
+    (
         "over HTTP: nodes killed, two clients with 1,000 samples at a time, 64 bodies that never end",
         "{http_requests} requests of others: {http_failed} failed; p99 {http_p99_ms:.0f} ms",
     ),

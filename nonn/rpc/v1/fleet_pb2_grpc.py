@@ -5,7 +5,7 @@ import warnings
 
 from nonn.rpc.v1 import fleet_pb2 as nonn_dot_rpc_dot_v1_dot_fleet__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.83.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
