@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from nonn.bundle import Bundle
-from nonn.bundle.smoothed import FILE, SmoothedTable
+from nonn.bundle.manifest import SMOOTHING
+from nonn.bundle.smoothed import SmoothedTable
 from nonn.enumeration.smoothed import measure_smoothed
 from nonn.reliability.subsets import SubsetTable
 from nonn.sensing import SensingSpec
@@ -42,7 +43,7 @@ def smoothing_bundle(bundle: Bundle, path: Path, kind: str = "hmm") -> Bundle:
     found = measure_smoothed(bundle.head, features, labels, places, smoothing)
     table = SubsetTable(found.correct, len(labels))
     return rewritten(
-        bundle, path, {FILE: SmoothedTable(smoothing, table, found.effective, found.runs, found.lag).to_arrays()}
+        bundle, path, {SMOOTHING: SmoothedTable(smoothing, table, found.effective, found.runs, found.lag).to_arrays()}
     )
 
 

@@ -48,10 +48,16 @@ def test_every_option_is_printed_with_the_base_install_alone() -> None:
     assert "dealt-eigenvector" in printed.stdout
 
 
-def test_a_node_serves_with_the_base_install_alone(tmp_path: Path) -> None:
+def test_a_node_serves_with_the_base_install_alone_and_without_what_others_need(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
     # Standard input is empty, so the node ends as soon as it has said that it serves.
-    program = "from nonn_device.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = """
+import nonn_device.publish, nonn_device.sources
+from nonn_device.cli import main
+assert main(sys.argv[1:]) == 0
+unneeded = ("nonn.fusion", "nonn.reliability", "nonn.documents", "nonn.toml", "nonn.config")
+assert not [name for name in sys.modules if name.startswith(unneeded)], "4 MB"
+"""
     served = python(program, "serve", str(bundle.path), "--student", "0", "--watch-stdin")
     assert served.returncode == 0, served.stderr
     assert json.loads(served.stdout)["event"] == "ready"

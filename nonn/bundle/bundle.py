@@ -1,4 +1,8 @@
-"""A verified bundle on disk: its paths, its arrays, and what a program asks of it."""
+"""A verified bundle on disk: its paths, its arrays, and what a program asks of it.
+
+A device asks for its student only. What aggregators, simulations and reports need is imported when it is used, because
+a node has no memory for it.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,23 @@ from numpy.typing import NDArray
 
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import KnownInputs
-from nonn.bundle.manifest import CONSISTENCY, OUTCOMES, InputSpec, Manifest
-from nonn.bundle.prediction import Offline, Prediction
-from nonn.bundle.smoothed import FILE as SMOOTHING
-from nonn.bundle.smoothed import SmoothedTable
+from nonn.bundle.manifest import CONSISTENCY, OUTCOMES, SMOOTHING, InputSpec, Manifest
 from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, InputError, ShapeError
 from nonn.files import numpy_reason
-from nonn.fusion import Head, head_from_arrays
-from nonn.fusion.consistency import Consistency
-from nonn.reliability.evidence import Evidence
-from nonn.reliability.outcomes import Outcomes
-from nonn.reliability.sampled import SampledTable
-from nonn.reliability.sampled_evidence import SampledEvidence
-from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of
 from nonn.sensing import SensingSpec
 
 if TYPE_CHECKING:
     import nonn
+    from nonn.bundle.prediction import Offline, Prediction
+    from nonn.bundle.smoothed import SmoothedTable
+    from nonn.fusion import Head
+    from nonn.fusion.consistency import Consistency
+    from nonn.reliability.evidence import Evidence
+    from nonn.reliability.outcomes import Outcomes
+    from nonn.reliability.sampled import SampledTable
+    from nonn.reliability.sampled_evidence import SampledEvidence
+    from nonn.reliability.subsets import SubsetTable
 
 __all__ = ["Bundle"]
 
@@ -133,6 +136,8 @@ class Bundle:
     @cached_property
     def head(self) -> Head:
         """The fusion head."""
+        from nonn.fusion import head_from_arrays
+
         return head_from_arrays(self.arrays("fusion.npz"))
 
     @cached_property
@@ -142,6 +147,8 @@ class Bundle:
         Raises:
             BundleError: the bundle has more devices than can be enumerated, or the table does not fit it.
         """
+        from nonn.reliability.subsets import MAX_DEVICES, SubsetTable
+
         if not isinstance(self.accuracies, SubsetTable):
             raise BundleError(
                 f"{self.path}: {self.num_devices} devices; this needs the accuracy of all 2^N subsets, which are "
@@ -156,6 +163,9 @@ class Bundle:
         Raises:
             BundleError: the table does not fit the bundle.
         """
+        from nonn.reliability.sampled import SampledTable
+        from nonn.reliability.subsets import SubsetTable
+
         arrays = self.arrays("accuracy.npz")
         try:
             if "up" in arrays:
@@ -176,6 +186,8 @@ class Bundle:
         Raises:
             BundleError: the outcomes do not fit the table, or the bundle has more devices than can be enumerated.
         """
+        from nonn.reliability.evidence import Evidence
+
         return Evidence(self.table, self._outcomes)
 
     @cached_property
@@ -185,6 +197,9 @@ class Bundle:
         Raises:
             BundleError: the outcomes do not fit the table.
         """
+        from nonn.reliability.sampled_evidence import SampledEvidence
+        from nonn.reliability.subsets import SubsetTable
+
         table = self.accuracies
         return self.evidence if isinstance(table, SubsetTable) else SampledEvidence(table, self._outcomes)
 
@@ -192,6 +207,9 @@ class Bundle:
     def _outcomes(self) -> Outcomes | None:
         if OUTCOMES not in self.manifest.files:
             return None
+        from nonn.reliability.outcomes import Outcomes
+        from nonn.reliability.subsets import SubsetTable
+
         arrays, table = self.arrays(OUTCOMES), self.accuracies
         sets = None if isinstance(table, SubsetTable) else len(table.correct)
         try:
@@ -222,6 +240,8 @@ class Bundle:
         """
         if CONSISTENCY not in self.manifest.files:
             return None
+        from nonn.fusion.consistency import Consistency
+
         return Consistency(self.arrays(CONSISTENCY), [student.width for student in self.manifest.students])
 
     @cached_property
@@ -242,6 +262,8 @@ class Bundle:
         """
         if SMOOTHING not in self.manifest.files:
             return None
+        from nonn.bundle.smoothed import SmoothedTable
+
         return SmoothedTable.from_arrays(self.arrays(SMOOTHING), self.num_devices, len(self.manifest.classes))
 
     @cached_property
@@ -294,6 +316,8 @@ class Bundle:
         Raises:
             InputError: there is no such device.
         """
+        from nonn.reliability.subsets import mask_of
+
         out = set(failed)
         wrong = sorted(out - set(range(self.num_devices)))
         if wrong:
@@ -302,6 +326,8 @@ class Bundle:
 
     @cached_property
     def _offline(self) -> Offline:
+        from nonn.bundle.prediction import Offline
+
         return Offline(self)
 
     @cached_property

@@ -38,12 +38,23 @@ from nonn.errors import BundleError
 from nonn.sensing import SensingSpec
 from nonn.telemetry.printable import printable_tree
 
-__all__ = ["CONSISTENCY", "MANIFEST", "OUTCOMES", "SCHEMA", "InputSpec", "Manifest", "Student", "parse_manifest"]
+__all__ = [
+    "CONSISTENCY",
+    "MANIFEST",
+    "OUTCOMES",
+    "SCHEMA",
+    "SMOOTHING",
+    "InputSpec",
+    "Manifest",
+    "Student",
+    "parse_manifest",
+]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CONSISTENCY = "consistency.npz"
 OUTCOMES = "outcomes.npz"
+SMOOTHING = "smoothing.npz"
 _NAME = re.compile(r"\w[\w.-]*")  # as in an experiment file: names reach C comments, pages and terminals
 
 

@@ -2,6 +2,8 @@
 
 The students run in ONNX Runtime, their features pass through the code of the network, and the head fuses them, as on
 devices and aggregator. The result equals that of a cluster in which the same devices answer, up to rounding.
+
+A device imports this module for nothing but the name ``Prediction``; what the rest needs is imported when it is used.
 """
 
 from __future__ import annotations
@@ -16,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle.views import select_view
-from nonn.documents.shown import html_table, percent
 from nonn.errors import BundleError, InputError, ShapeError
-from nonn.reliability.subsets import members
 
 if TYPE_CHECKING:
     from nonn.bundle.bundle import Bundle
@@ -66,6 +66,8 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """The first samples as a table, for notebooks."""
+        from nonn.documents.shown import html_table, percent
+
         answered, left = int(self.answered.sum()), len(self.labels) - _SHOWN
         missing = ", ".join(map(str, np.flatnonzero(~self.answered)))
         caption = f"{answered} of {len(self.answered)} devices answered" + f" (missing: {missing})" * bool(missing)
@@ -87,6 +89,8 @@ class Offline:
 
     def predict(self, inputs: NDArray[Any] | str | Path | Sequence[str | Path], without: Iterable[int]) -> Prediction:
         """See ``Bundle.predict``."""
+        from nonn.reliability.subsets import members
+
         bundle = self._bundle
         mask = bundle.mask_without(without)
         if not mask:

@@ -9,14 +9,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.manifest import SMOOTHING
 from nonn.errors import BundleError, ShapeError
 from nonn.reliability.intervals import wilson
 from nonn.reliability.subsets import SubsetTable
 from nonn.sensing.smoothing import Smoothing
 
-__all__ = ["FILE", "SmoothedTable"]
-
-FILE = "smoothing.npz"
+__all__ = ["SmoothedTable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +70,7 @@ class SmoothedTable:
             smoothing = Smoothing.from_arrays(arrays)
             found = cls(smoothing, table, arrays["effective"], int(arrays["runs"]), arrays["lag"])
         except (KeyError, ValueError, ShapeError) as exc:
-            raise BundleError(f"{FILE}: {exc}; build the bundle again") from exc
+            raise BundleError(f"{SMOOTHING}: {exc}; build the bundle again") from exc
         if (table.num_devices, len(smoothing.prior)) != (num_devices, num_classes):
-            raise BundleError(f"{FILE}: is of other devices or classes; build the bundle again")
+            raise BundleError(f"{SMOOTHING}: is of other devices or classes; build the bundle again")
         return found

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,10 @@ from nonn.bundle.manifest import MANIFEST, OUTCOMES, Manifest, parse_manifest
 from nonn.bundle.self_contained import check_self_contained
 from nonn.errors import BundleError, NonnError
 from nonn.files import atomic_folder, sha256_file, write_json
-from nonn.reliability.evidence import Evidence
-from nonn.reliability.sampled import SampledTable
-from nonn.reliability.sampled_evidence import SampledEvidence
+
+if TYPE_CHECKING:
+    from nonn.reliability.evidence import Evidence
+    from nonn.reliability.sampled_evidence import SampledEvidence
 
 __all__ = ["evidence_arrays", "load_bundle", "write_bundle"]
 
@@ -33,6 +34,8 @@ def evidence_arrays(
         evidence: accuracy of all subsets, or of a sample of them, with outcomes if there are any.
         teacher: whether the teacher classifies each sample of the outcomes correctly [m].
     """
+    from nonn.reliability.sampled import SampledTable  # a device writes none
+
     table, outcomes = evidence.table, evidence.outcomes
     counts = {"correct": table.correct, "samples": np.array(table.samples)}
     found = {"accuracy.npz": table.to_arrays() if isinstance(table, SampledTable) else counts}

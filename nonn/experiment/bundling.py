@@ -19,8 +19,7 @@ from nonn.bundle import Bundle, InputSpec, Manifest, evidence_arrays, load_bundl
 from nonn.bundle import Student as StudentEntry
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
-from nonn.bundle.manifest import CONSISTENCY
-from nonn.bundle.smoothed import FILE as SMOOTHING
+from nonn.bundle.manifest import CONSISTENCY, SMOOTHING
 from nonn.bundle.smoothed import SmoothedTable
 from nonn.bundle.views import select_view
 from nonn.config import Experiment, SensingConfig

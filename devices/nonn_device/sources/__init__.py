@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from nonn.errors import ConfigError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
-from nonn.toml import did_you_mean
 
 __all__ = ["CLOCK_OPTIONS", "Samples", "Source", "SourceOptions", "open_source", "parse_source"]
 
@@ -120,6 +119,8 @@ def parse_source(text: str) -> SourceOptions:
     options: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if kind != "factory" and key not in (known := (*_KINDS[kind][1], *CLOCK_OPTIONS)):
+            from nonn.toml import did_you_mean  # 1 MB that a node does not need
+
             raise ConfigError(f"--source {text}: option '{key}' is unknown; {did_you_mean(key, known)}")
         try:
             options[key] = float(value)
