@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from nonn_device.node import StudentModel
 
-from benchmarks import pi
+from benchmarks.pi.containers import SkippedError, check_machine
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import CredentialsError
@@ -399,5 +399,5 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
 def test_containers_are_skipped_with_the_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(pi.SkippedError, match=r"no systemd-nspawn, .*apt-get install systemd-container mmdebstrap"):
-        pi.check_machine()
+    with pytest.raises(SkippedError, match=r"no systemd-nspawn, .*apt-get install systemd-container mmdebstrap"):
+        check_machine()
