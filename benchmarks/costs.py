@@ -9,13 +9,16 @@ the figures depends on them, and the students in 8 bits are those of today's qua
 
 ``estimates`` are of devices that were not measured here, and say where they come from: multiply-accumulates divided by
 the rate that XNNPACK's authors measured on a board of that kind, or counted instructions (``benchmarks.mcu``) at one
-for each cycle. Expect a factor of two. Measure with ``nonn-device check`` on the device.
+for each cycle. Expect a factor of two. Measure with ``nonn-device check`` on the device. Energy of an answer is that
+time multiplied by a published power of such a board above rest, without the radio; measure it with ``nonn doctor
+--device --energy``. ``--estimates`` makes only the estimates again, for the rows that are there.
 
 Written to benchmarks/results/costs.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -85,39 +88,64 @@ class Board:
     macs_per_s: float = 0.0
     hz: float = 0.0
     counted: str = ""
+    watts: float = 0.0
+    power: str = ""
 
 
 # XNNPACK, README, "Raspberry Pi": MobileNet v1 1.0 (569 million multiply-accumulates) in float on four cores.
 _PER_CORE = 569e6 / 4
 BOARDS = (
-    Board("Pi Zero 2 W", "XNNPACK on a Pi 3+ (Cortex-A53), 114 ms, by clock 1.0 / 1.4 GHz", _PER_CORE / 0.114 / 1.4),
-    Board("Pi 4", "XNNPACK on a Pi 4 (Cortex-A72, 64 bits), 77 ms", _PER_CORE / 0.077),
+    Board(
+        "Pi Zero 2 W",
+        "XNNPACK on a Pi 3+ (Cortex-A53), 114 ms, by clock 1.0 / 1.4 GHz",
+        _PER_CORE / 0.114 / 1.4,
+        watts=round((5.1 - 1.9) / 4 / 1.4, 3),
+        power="pidramble.com, Pi 3 B+: 1.9 W at rest, 5.1 W with four busy cores, by clock 1.0 / 1.4 GHz",
+    ),
+    Board(
+        "Pi 4",
+        "XNNPACK on a Pi 4 (Cortex-A72, 64 bits), 77 ms",
+        _PER_CORE / 0.077,
+        watts=round((6.4 - 2.7) / 4, 3),
+        power="pidramble.com: 2.7 W at rest, 6.4 W with four busy cores",
+    ),
     Board("Pi 5", "Pi 4 by clock 2.4 / 1.5 GHz and two multiply-add pipes for one", 2 * 1.6 * _PER_CORE / 0.077),
     Board("Cortex-M4F at 168 MHz", "counted instructions, one a cycle", hz=168e6, counted="Cortex-M4F"),
-    Board("ESP32-S3 at 240 MHz", "instructions of RV32IMAC in its place, one a cycle", hz=240e6, counted="RV32IMAC"),
+    Board(
+        "ESP32-S3 at 240 MHz",
+        "instructions of RV32IMAC in its place, one a cycle",
+        hz=240e6,
+        counted="RV32IMAC",
+        watts=round(3.3 * (0.0323 - 0.00078), 3),
+        power="WUSN of ComNets Bremen, ESP32-S3-DevKitC at 3.3 V: 32.3 mA awake, 0.78 mA in light sleep",
+    ),
 )
 
 
 def main() -> None:
     """Measures every student; writes the file only after all of them, since it describes one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--estimates", action="store_true", help="only the estimates, of the rows that are there")
+    args = parser.parse_args()
     counted = {
         (row["student"], row["processor"]): row for row in json.loads((RESULTS / "mcu.json").read_text())["rows"]
     }
-    rows = []
-    for shipped in STUDENTS:
-        for row in measure(shipped):
-            rows.append(row | {"estimates_ms": dict(estimates(row, shipped.counted, counted))})
-            print(json.dumps(rows[-1]), flush=True)
-    write_json(
-        RESULTS / "costs.json",
-        {
-            "command": "python -m benchmarks.costs",
-            "rows": rows,
-            "boards": {board.name: board.source for board in BOARDS},
-            "machine": machine(),
-            "code_version": code_version(),
-        },
-    )
+    if args.estimates:
+        found = json.loads((RESULTS / "costs.json").read_text())
+    else:
+        rows = []
+        for shipped in STUDENTS:
+            for row in measure(shipped):
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+        found = {"command": "python -m benchmarks.costs", "rows": rows}
+        found |= {"boards": {}, "watts": {}, "machine": machine(), "code_version": code_version()}
+    names = {shipped.example: shipped.counted for shipped in STUDENTS}
+    for row in found["rows"]:
+        row["estimates_ms"] = dict(estimates(row, names[row["example"]], counted))
+    found["boards"] = {board.name: board.source for board in BOARDS}
+    found["watts"] = {board.name: {"watts": board.watts, "source": board.power} for board in BOARDS if board.watts}
+    write_json(RESULTS / "costs.json", found)
 
 
 def measure(shipped: Shipped, run: Callable[..., dict[str, Any]] = self_test) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nonn.bundle import Bundle, InputSpec, Manifest, Student, evidence_arrays, write_bundle
-from nonn.bundle.bundle import DEFAULT_P_FAIL
+from nonn.bundle.classes import DEFAULT_P_FAIL
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY

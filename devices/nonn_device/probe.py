@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,24 @@ import numpy as np
 from nonn.client import Client
 from nonn.errors import InputError, NonnError
 from nonn.toml import toml_value
+from nonn_device.energy import Energy
 
-__all__ = ["Measured", "available_ram_bytes", "device_entry", "measure_link", "measure_macs_per_s"]
+__all__ = [
+    "LINK_BYTES",
+    "PROBE_MACS",
+    "Measured",
+    "available_ram_bytes",
+    "device_entry",
+    "measure_link",
+    "measure_macs_per_s",
+    "probe",
+    "send",
+]
 
 PROBE = Path(__file__).with_name("probe.onnx")
 PROBE_MACS = 4 * 32 * 32 * 9 * 32 * 32  # four layers of 32 × 32 filters, 3 wide, at 32 × 32 positions
 _SHAPE = (1, 32, 32, 32)
-_LINK_BYTES = 256 * 1024
+LINK_BYTES = 256 * 1024
 _CALLS = 15
 
 
@@ -50,8 +62,8 @@ class Measured:
     link_latency_s: float = 0.0
 
 
-def measure_macs_per_s(seconds: float = 1.0) -> float:
-    """Multiply-accumulates per second of ONNX Runtime on one thread; the median of runs over ``seconds``."""
+def probe() -> Callable[[], object]:
+    """A function that runs the probe once: ``PROBE_MACS`` multiply-accumulates on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -61,11 +73,17 @@ def measure_macs_per_s(seconds: float = 1.0) -> float:
     session = onnxruntime.InferenceSession(PROBE, options, providers=["CPUExecutionProvider"])
     inputs = {"input": np.ones(_SHAPE, np.float32)}
     session.run(None, inputs)  # allocates
+    return lambda: session.run(None, inputs)
+
+
+def measure_macs_per_s(seconds: float = 1.0) -> float:
+    """Multiply-accumulates per second of ONNX Runtime on one thread; the median of runs over ``seconds``."""
+    run = probe()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
         start = time.perf_counter()
-        session.run(None, inputs)
+        run()
         times.append(time.perf_counter() - start)
     return PROBE_MACS / statistics.median(times)
 
@@ -93,23 +111,29 @@ def measure_link(client: Client) -> tuple[float, float]:
     """
     client.metadata()  # connects, and raises a clear error if that fails
 
-    def call(num_bytes: int) -> float:
-        # An input whose shape no network accepts: the server reads it whole and refuses it, so nothing is computed.
-        start = time.perf_counter()
-        try:
-            client.infer(np.zeros((1, num_bytes), np.uint8))
-        except InputError:
-            return time.perf_counter() - start
-        raise NonnError(f"{client.address}: accepted an input of {num_bytes} bytes that it should have refused")
-
-    small = [call(1) for _ in range(_CALLS)]
-    large = [call(_LINK_BYTES) for _ in range(_CALLS)]
+    small = [send(client, 1) for _ in range(_CALLS)]
+    large = [send(client, LINK_BYTES) for _ in range(_CALLS)]
     longer = statistics.median(large) - statistics.median(small)
     noise = statistics.median(abs(t - statistics.median(small)) for t in small)
-    return statistics.median(small), _LINK_BYTES / longer if longer > 2 * noise else 0.0
+    return statistics.median(small), LINK_BYTES / longer if longer > 2 * noise else 0.0
 
 
-def device_entry(name: str, measured: Measured) -> str:
+def send(client: Client, num_bytes: int = LINK_BYTES) -> float:
+    """Seconds of a call that sends so many bytes.
+
+    Raises:
+        NonnError: the aggregator accepts it.
+    """
+    # An input whose shape no network accepts: the server reads it whole and refuses it, so nothing is computed.
+    start = time.perf_counter()
+    try:
+        client.infer(np.zeros((1, num_bytes), np.uint8))
+    except InputError:
+        return time.perf_counter() - start
+    raise NonnError(f"{client.address}: accepted an input of {num_bytes} bytes that it should have refused")
+
+
+def device_entry(name: str, measured: Measured, energy: Energy | None = None) -> str:
     """The measurement as a TOML table."""
     lines = [
         "[[devices.classes]]",
@@ -122,5 +146,9 @@ def device_entry(name: str, measured: Measured) -> str:
         lines.append(f"link_latency_s = {measured.link_latency_s:.3g}")
         known = measured.link_bytes_per_s
         lines.append(f"link_bytes_per_s = {known:.3g}" if known else "# link_bytes_per_s: too fast to measure")
+    if energy is not None:
+        lines.append(f"joule_per_mac = {energy.joule_per_mac:.3g}  # {energy.meter}")
+        if energy.joule_per_byte:
+            lines.append(f"joule_per_byte = {energy.joule_per_byte:.3g}")
     lines.append("p_fail = 0.1  # not measured: set the share of time that the device does not answer")
     return "\n".join(lines) + "\n"

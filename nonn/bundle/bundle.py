@@ -7,7 +7,7 @@ a node has no memory for it.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.classes import energies, failure_probabilities
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import KnownInputs
 from nonn.bundle.manifest import CONSISTENCY, OUTCOMES, SMOOTHING, InputSpec, Manifest
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from nonn.reliability.subsets import SubsetTable
 
 __all__ = ["Bundle"]
-
-DEFAULT_P_FAIL = 0.1
 
 
 @dataclass(frozen=True)
@@ -67,27 +66,16 @@ class Bundle:
         Raises:
             BundleError: a value is not a probability, or the device classes do not add up to N devices.
         """
-        devices: Any = self.manifest.provenance
-        for key in ("config", "devices"):
-            devices = devices.get(key) if isinstance(devices, Mapping) else None
-        devices = devices if isinstance(devices, Mapping) else {}
-        try:
-            kinds = [(kind["p_fail"], kind["count"]) for kind in devices.get("classes") or ()]
-            found = [
-                p
-                for p, count in kinds or [(devices.get("p_fail", DEFAULT_P_FAIL), self.num_devices)]
-                for _ in range(count)
-            ]
-        except (KeyError, TypeError) as exc:
-            raise BundleError(f"{self.path}: devices.classes in the provenance cannot be read: {exc}") from exc
-        for value in found:
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise BundleError(f"{self.path}: devices.p_fail = {value!r} in the provenance is not a probability")
-        if len(found) != self.num_devices:
-            raise BundleError(
-                f"{self.path}: devices.classes in the provenance have {len(found)} devices, not {self.num_devices}"
-            )
-        return tuple(map(float, found))
+        return failure_probabilities(self.path, self.manifest)
+
+    @property
+    def energies(self) -> tuple[tuple[float, float], ...]:
+        """Joules of a multiply-accumulate and of a byte on each device [N, 2], from the configuration; 0 is unknown.
+
+        Raises:
+            BundleError: a value is not a number, or the device classes do not add up to N devices.
+        """
+        return energies(self.path, self.manifest)
 
     def input_of(self, device: int) -> InputSpec:
         """The input of one device: that part of the whole input which its view selects.

@@ -26,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls", type=existing, metavar="DIR", help="client folder written by nonn certs, for --link")
     parser.add_argument("--token-file", type=existing, metavar="FILE", help="file with the token for --link")
     parser.add_argument(
+        "--energy",
+        nargs="?",
+        const=True,
+        type=existing,
+        metavar="FILE",
+        help="also measure energy, for half a minute: by a meter that is found, or by a file in microwatts",
+    )
+    parser.add_argument(
         "--insecure", action="store_true", help="send the token of --token-file beyond loopback without TLS"
     )
 
@@ -36,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.device:
         return _measure(args)
-    for option in ("link", "name", "tls", "token_file"):
+    for option in ("link", "name", "tls", "token_file", "energy"):
         if getattr(args, option):
             raise InputError(f"--{option.replace('_', '-')} requires --device")
     findings = examine()
@@ -51,23 +59,34 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     """Measures this device and prints the entry."""
+    import contextlib
     import dataclasses
     import platform
+    from functools import partial
 
-    from nonn_device.probe import Measured, available_ram_bytes, device_entry, measure_link, measure_macs_per_s
+    from nonn_device import probe
+    from nonn_device.energy import find_meter, measure_energy
 
     from nonn.client import Client
 
-    latency_s, bytes_per_s = 0.0, 0.0
-    if args.link:  # first, so that a wrong address fails at once
-        with Client(args.link, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
-            latency_s, bytes_per_s = measure_link(client)
-    measured = Measured(measure_macs_per_s(), available_ram_bytes(), bytes_per_s, latency_s)
+    energy, latency_s, bytes_per_s = None, 0.0, 0.0
+    meter = find_meter(None if args.energy is True else args.energy) if args.energy else None
+    with contextlib.ExitStack() as stack:
+        client: Client | None = None
+        if args.link:  # first, so that a wrong address fails at once
+            client = Client(args.link, tls=args.tls, token_file=args.token_file, insecure=args.insecure)
+            latency_s, bytes_per_s = probe.measure_link(stack.enter_context(client))
+        speed, ram = probe.measure_macs_per_s(), probe.available_ram_bytes()
+        if meter is not None:
+            send = None if client is None else partial(probe.send, client)
+            energy = measure_energy(meter, probe.probe(), probe.PROBE_MACS, send, probe.LINK_BYTES)
+    measured = probe.Measured(speed, ram, bytes_per_s, latency_s)
     name = args.name or platform.node() or "device"
     if args.json:
-        print(json.dumps({"name": name} | dataclasses.asdict(measured), indent=2))
+        found = dataclasses.asdict(measured) | (dataclasses.asdict(energy) if energy else {})
+        print(json.dumps({"name": name} | found, indent=2))
     else:
-        print(device_entry(name, measured), end="")
+        print(probe.device_entry(name, measured, energy), end="")
     return 0
 
 

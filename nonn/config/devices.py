@@ -53,6 +53,8 @@ class DeviceClassConfig:
     macs_per_s: Annotated[NotNegative, "measured speed of the device"] = 0.0
     link_bytes_per_s: Annotated[NotNegative, "bandwidth of its link"] = 0.0
     link_latency_s: Annotated[NotNegative, "round-trip time of its link"] = 0.0
+    joule_per_mac: Annotated[NotNegative, "energy of a multiply-accumulate, above rest"] = 0.0
+    joule_per_byte: Annotated[NotNegative, "energy of a byte that it receives or sends, above rest"] = 0.0
     p_fail: Annotated[Probability, "probability that a device does not answer"] = 0.1
 
 

@@ -32,12 +32,14 @@ class Assignment:
         title: title of the device.
         student: number of the student; None if the machine should be left out.
         latency_s: latency of its answer.
+        joules: energy of its answer above rest; None if unknown.
     """
 
     machine: int
     title: str
     student: int | None
     latency_s: float
+    joules: float | None
 
 
 def placed(space: Workspace, bundle: Bundle) -> list[Assignment]:
@@ -49,6 +51,7 @@ def placed(space: Workspace, bundle: Bundle) -> list[Assignment]:
     assignments = place_students(bundle, space.experiment.devices)
     for one in assignments:
         what = "left out" if one.student is None else f"student {one.student}, {1000 * one.latency_s:.3g} ms"
+        what += "" if one.joules is None else f", {1000 * one.joules:.3g} mJ"
         space.progress.say(f"placement: device {one.title}: {what}")
     write_json(space.folder / "placement.json", [dataclasses.asdict(one) for one in assignments])
     return assignments
@@ -74,10 +77,12 @@ def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:
             memory_bytes=device.budget.peak_bytes or math.inf,
             link_bytes_per_s=device.link_bytes_per_s,
             link_latency_s=device.link_latency_s,
+            joule_per_mac=device.joule_per_mac,
+            joule_per_byte=device.joule_per_byte,
         )
         for device in devices
     ]
-    works = works_of(bundle.manifest.students)
+    works = works_of(bundle.manifest.students, (bundle.input_of(i).num_bytes for i in range(bundle.num_devices)))
     limit = config.answer_s or math.inf
 
     def within(latency_s: float) -> Placement:
@@ -92,8 +97,10 @@ def place_students(bundle: Bundle, config: DevicesConfig) -> list[Assignment]:
     if config.goal:
         best = _fastest(config.goal, {w.latency_s(m) for w in works for m in machines}, limit, within)
     return [
-        Assignment(i, devices[i].title, student, 0.0 if student is None else works[student].latency_s(machines[i]))
-        for i, student in enumerate(best.students)
+        Assignment(i, device.title, None, 0.0, None)
+        if student is None
+        else Assignment(i, device.title, student, works[student].latency_s(machine), works[student].joules(machine))
+        for i, (device, machine, student) in enumerate(zip(devices, machines, best.students, strict=True))
     ]
 
 

@@ -43,15 +43,28 @@ _GAIN = 1e-12  # smaller gains are rounding
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast a device answers; an unknown part takes no time."""
+    """How fast a device answers, and with how much energy; an unknown part takes no time and no energy."""
 
     macs_per_s: Annotated[Positive, "measured speed of the device"] = math.inf
     link_bytes_per_s: Annotated[Positive, "bandwidth of its link"] = math.inf
     link_latency_s: Annotated[NotNegative, "round-trip time of its link"] = 0.0
+    joule_per_mac: Annotated[NotNegative, "energy of a multiply-accumulate, above rest"] = 0.0
+    joule_per_byte: Annotated[NotNegative, "energy of a byte that it receives or sends, above rest"] = 0.0
 
     def latency_s(self, macs: int, feature_bytes: int) -> float:
         """Time from the request until the features are back."""
         return macs / self.macs_per_s + feature_bytes / self.link_bytes_per_s + self.link_latency_s
+
+    def joules(self, macs: int, radio_bytes: int) -> float | None:
+        """Energy of one answer, above rest; None if nothing is known of it.
+
+        Args:
+            macs: multiply-accumulates; their energy is (power of a student − power at rest) × time.
+            radio_bytes: that it receives and sends.
+        """
+        if not (self.joule_per_mac or self.joule_per_byte):
+            return None
+        return macs * self.joule_per_mac + radio_bytes * self.joule_per_byte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +91,21 @@ class Work:
         macs: multiply-accumulates of one answer.
         model_bytes: size of its file, bytes.
         feature_bytes: size of the features that it sends for one answer, bytes.
+        input_bytes: size of what it receives for one answer, bytes; only energy depends on it.
     """
 
     macs: int
     model_bytes: int
     feature_bytes: int
+    input_bytes: int = 0
 
     def latency_s(self, device: Machine) -> float:
         """Time from the request until the features are back."""
         return device.latency_s(self.macs, self.feature_bytes)
+
+    def joules(self, device: Machine) -> float | None:
+        """Energy of one answer, above rest; None if nothing is known of it."""
+        return device.joules(self.macs, self.input_bytes + self.feature_bytes)
 
     def fits(self, device: Machine, latency_limit_s: float) -> bool:
         """Whether a device has memory for the student and answers in time."""
@@ -110,9 +129,18 @@ class StudentCost(Protocol):
     def feature_bytes(self) -> int: ...
 
 
-def works_of(students: Iterable[StudentCost]) -> list[Work]:
-    """What each student needs."""
-    return [Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes) for s in students]
+def works_of(students: Sequence[StudentCost], input_bytes: Iterable[int] = ()) -> list[Work]:
+    """What each student needs.
+
+    Args:
+        students: their costs [N].
+        input_bytes: size of what each receives for one answer [N]; without it no energy is counted for that.
+    """
+    received = tuple(input_bytes) or (0,) * len(students)
+    return [
+        Work(macs=s.macs, model_bytes=s.bytes, feature_bytes=s.feature_bytes, input_bytes=size)
+        for s, size in zip(students, received, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from nonn.provenance import code_version, command_line, machine
 from nonn.reliability.evidence import Interval
 from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import Law
+from nonn.reliability.placement import Speed
 from nonn.reliability.sampled import SampledTable
 from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
 from nonn.reliability.subsets import AccuracyTable, mask_of
@@ -141,6 +142,7 @@ def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport,
     evidence, table = bundle.any_evidence, bundle.accuracies
     (value, value_intervals), (shapley, shapley_intervals) = evidence.importance(p_fail), evidence.shapley()
     alone = [table.stated(mask_of([i])) for i in range(table.num_devices)]
+    energy = [Speed(joule_per_mac=mac, joule_per_byte=byte) for mac, byte in bundle.energies]
     return tuple(
         DeviceReport(
             node=student.device,
@@ -159,6 +161,9 @@ def _devices(bundle: Bundle, p_fail: NDArray[np.float64]) -> tuple[DeviceReport,
             accuracy_alone_interval=alone[student.device].interval,
             value_interval=value_intervals[student.device],
             shapley_interval=shapley_intervals[student.device],
+            joules=energy[student.device].joules(
+                student.macs, bundle.input_of(student.device).num_bytes + student.feature_bytes
+            ),
         )
         for student in bundle.manifest.students
     )

@@ -83,6 +83,8 @@ def device_table(report: Report) -> Table:
     def unequal(shapley: float) -> str:
         return point(shapley - equal)
 
+    known = any(device.joules is not None for device in rows)
+    energy = (Column("energy, mJ", "joules", lambda value: f"{1e3 * value:.3g}"),) if known else ()
     columns = (
         Column("device", "node"),
         Column("part", "part", minor=True),
@@ -92,6 +94,7 @@ def device_table(report: Report) -> Table:
         Column("model, bytes", "model_bytes", minor=True),
         Column("receives, bytes", "input_bytes", minor=True),
         Column("sends, bytes", "feature_bytes", minor=True),
+        *energy,
         Column("accuracy alone", "accuracy_alone", share),
         *_interval("95 %", "accuracy_alone_interval", share, rows),
         Column("value, points", "value", point, least=1 / report.data.samples),

@@ -54,6 +54,8 @@ def resolve_devices(config: DevicesConfig) -> tuple[Device, ...]:
             macs_per_s=kind.macs_per_s or math.inf,
             link_bytes_per_s=kind.link_bytes_per_s or math.inf,
             link_latency_s=kind.link_latency_s,
+            joule_per_mac=kind.joule_per_mac,
+            joule_per_byte=kind.joule_per_byte,
             p_fail=kind.p_fail,
             answer_s=config.answer_s,
             model=kind.model,

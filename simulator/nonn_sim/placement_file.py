@@ -49,15 +49,23 @@ def placement_summary(
     Raises:
         ConfigError: no student fits any machine.
     """
-    works = works_of(bundle.manifest.students)
+    works = works_of(bundle.manifest.students, (bundle.input_of(i).num_bytes for i in range(bundle.num_devices)))
     found = place(table, works, devices, latency_limit_s=latency_limit_s)
     down = np.ones(table.num_devices)
     rows = []
     for device, student in zip(devices, found.students, strict=True):
         if student is not None:
             down[student] *= device.p_fail
-        latency = None if student is None else 1000 * works[student].latency_s(device)
-        rows.append({"device": device.name, "p_fail": device.p_fail, "student": student, "latency_ms": latency})
+        work = None if student is None else works[student]
+        rows.append(
+            {
+                "device": device.name,
+                "p_fail": device.p_fail,
+                "student": student,
+                "latency_ms": work and 1000 * work.latency_s(device),
+                "joules": work and work.joules(device),
+            }
+        )
     spare = min(devices, key=lambda device: device.p_fail)
     more = price_of_one_more(table, 1 - down, spare, works, latency_limit_s)
     return {

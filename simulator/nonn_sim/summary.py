@@ -252,12 +252,14 @@ def _one_more(more: Mapping[str, Any], title: str, point: Callable[[float], str]
 
 
 def _placement_text(placement: Mapping[str, Any], share: Callable[[float], str], point: Callable[[float], str]) -> str:
-    columns = (
+    columns: tuple[Column, ...] = (
         TextColumn("machine", "device", str),
         Column("p_fail", "p_fail", lambda value: f"{value:g}"),
         Column("student", "student", str),
         Column("latency, ms", "latency_ms", lambda value: f"{value:.2f}"),
     )
+    if any(row["joules"] is not None for row in placement["devices"]):
+        columns += (Column("energy, mJ", "joules", lambda value: f"{1e3 * value:.3g}"),)
     kind = "best placement" if placement["exact"] else "best placement found by local search"
     ends = show_interval(share)(placement["interval"])
     head = f"{kind}: expected accuracy {share(placement['expected'])} (95 %: {ends}), {placement['latency_ms']:.2f} ms"

@@ -87,6 +87,8 @@ class DeviceReport:
         accuracy_alone_interval: of `accuracy_alone`.
         value_interval: of `value`; the subsets with and without the device are compared on the same samples.
         shapley_interval: of `shapley`, likewise.
+        joules: energy of one answer above rest, joules: its multiply-accumulates, and the bytes that it receives and
+            sends, by `joule_per_mac` and `joule_per_byte` of the class of the device; absent where they are unknown.
     """
 
     node: Whole
@@ -105,6 +107,7 @@ class DeviceReport:
     accuracy_alone_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     value_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
     shapley_interval: tuple[Difference, ...] | None = field(default=None, metadata=OPTIONAL)
+    joules: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
