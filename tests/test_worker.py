@@ -57,6 +57,19 @@ def test_short_runs_move_into_the_event_loop_and_long_ones_out_again() -> None:
     assert inline[-1] is False
 
 
+def test_runs_that_wait_for_another_machine_never_block_the_event_loop() -> None:
+    async def scenario() -> Any:
+        student = Student()
+        worker = Worker(student, 4, student.clock, inline=False)
+        student.takes_s = INLINE_S / 10
+        for _ in range(REMEMBERED_RUNS + 2):
+            await worker(SAMPLE)
+        worker.close()
+        return student.threads
+
+    assert asyncio.run(scenario()) == [False] * (REMEMBERED_RUNS + 2)
+
+
 def test_a_full_queue_refuses_and_names_the_limit() -> None:
     async def scenario() -> None:
         student = Student()

@@ -41,6 +41,7 @@ class StudentModel:
         max_batch: samples of one request.
         max_queue: requests that may wait while the student computes.
         node: id of the device, which an aggregator that it joins asks for; empty if it joins none.
+        remote: whether the runtime waits for another machine, such as a board.
 
     Raises:
         ConfigError: a limit is less than 1.
@@ -55,6 +56,7 @@ class StudentModel:
         max_batch: int = MAX_SAMPLES,
         max_queue: int = MAX_QUEUE,
         node: str = "",
+        remote: bool = False,
     ) -> None:
         for name, value in (("--max-batch", max_batch), ("--max-queue", max_queue)):
             if value < 1:
@@ -66,7 +68,7 @@ class StudentModel:
         self._spec = bundle.input_of(device)
         self.max_request_bytes = request_limit(self._spec.shape, max_batch)
         self._max_batch, self._node = max_batch, node
-        self._worker = Worker(self._run, max_queue)
+        self._worker = Worker(self._run, max_queue, inline=not remote)
 
     async def __aenter__(self) -> Self:
         return self

@@ -33,12 +33,19 @@ class Worker:
         run: batch [B, …] → features [B, d]; never called concurrently.
         max_queue: requests that may wait for the thread.
         clock: monotonic clock, in seconds.
+        inline: whether short runs happen in the event loop; not if a run waits for another machine.
     """
 
     def __init__(
-        self, run: Callable[[Array], Array], max_queue: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        run: Callable[[Array], Array],
+        max_queue: int,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        inline: bool = True,
     ) -> None:
         self._run, self._max_queue, self._clock = run, max_queue, clock
+        self._inline_s = INLINE_S if inline else 0.0
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._sample_s: deque[float] = deque(maxlen=REMEMBERED_RUNS)
         self._shortest_s = inf  # of these, once there are so many
@@ -51,7 +58,7 @@ class Worker:
     def now(self, batch: Array) -> Array | None:
         """Features of one batch, if nothing waits and the last runs were short enough for the event loop; else None."""
         # Nearly every request passes here, on a small device with cold caches: no unnecessary calls.
-        return None if self._waiting or self._shortest_s * len(batch) > INLINE_S else self._timed(batch)
+        return None if self._waiting or self._shortest_s * len(batch) > self._inline_s else self._timed(batch)
 
     async def __call__(self, batch: Array, *, limited: bool = True) -> Array:
         """Features of one batch.

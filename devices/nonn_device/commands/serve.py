@@ -59,7 +59,15 @@ def model_of(arguments: argparse.Namespace, bundle: Bundle, device: int, node: s
     max_batch = arguments.max_batch
     if arguments.memory:
         max_batch = batch_within(runtime, bundle.input_of(device), arguments.memory, max_batch)
-    return StudentModel(bundle, device, runtime, max_batch=max_batch, max_queue=arguments.max_queue, node=node)
+    return StudentModel(
+        bundle,
+        device,
+        runtime,
+        max_batch=max_batch,
+        max_queue=arguments.max_queue,
+        node=node,
+        remote=arguments.runtime not in ("onnx", "c"),
+    )
 
 
 def _board_key(arguments: argparse.Namespace) -> bytes | None:
