@@ -60,6 +60,13 @@ class Broker:
         user, password = (os.environ.get(f"NONN_MQTT_{name}") for name in ("USER", "PASSWORD"))
         return aiomqtt.Client(self.host, self.port, username=user, password=password, **options)
 
+    def gone(self, exc: Exception) -> str:
+        """A message about a connection that failed or ended."""
+        return (
+            f"broker {self.host}:{self.port}: {exc}; is it running, and are NONN_MQTT_USER and NONN_MQTT_PASSWORD "
+            "right? trying again"
+        )
+
 
 @dataclass(frozen=True)
 class Sensor:

@@ -122,3 +122,36 @@ def test_a_missing_broker_is_wrong_usage() -> None:
     with pytest.raises(ConfigError, match="--mqtt: the broker is missing"):
         Broker.parse("", "--mqtt")
     assert Broker.parse("home", "--mqtt") == Broker("home", 1883)
+
+
+def test_a_broker_that_is_gone_is_named_and_called_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("nonn_device.sources.mqtt", "nonn.cli.watch"):
+        monkeypatch.setattr(f"{module}.AGAIN_S", 0.001)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = parse_source(f"mqtt:127.0.0.1:{port}/room/imu")
+    watching = argparse.Namespace(
+        address="127.0.0.1:1", tls=None, token_file=None, insecure=False, count=0, json=True, name="activity"
+    )
+    said = f"broker 127.0.0.1:{port}: "
+
+    async def scenario() -> None:
+        samples = open_source(options, SPEC, options.clock())()
+        tasks = [
+            asyncio.ensure_future(anext(samples)),
+            asyncio.ensure_future(_publish(watching, Broker("127.0.0.1", port))),
+        ]
+        printed = ""
+        async with asyncio.timeout(TIMEOUT_S):
+            while caplog.text.count(said) < 2 or printed.count(said) < 2:
+                await asyncio.sleep(0.01)
+                printed += capsys.readouterr().err
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert "is it running" in printed
+
+    asyncio.run(scenario())
+    assert "is it running" in caplog.text

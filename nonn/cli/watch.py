@@ -107,7 +107,7 @@ async def _publish(args: argparse.Namespace, broker: Broker) -> None:
                     finally:  # a broker sends the will only after a connection that was cut
                         await mqtt.publish(sensor.availability_topic, "offline", retain=True)
             except aiomqtt.MqttError as exc:
-                print(f"nonn watch: broker {broker.host}:{broker.port}: {exc}; trying again", file=sys.stderr)
+                print(f"nonn watch: {broker.gone(exc)}", file=sys.stderr)
                 await asyncio.sleep(AGAIN_S)
 
 

@@ -48,5 +48,5 @@ async def _messages(broker: Broker, topic: str, parser: Parser) -> AsyncIterator
                         if (samples := parser.read(line)) is not None:
                             yield samples
         except aiomqtt.MqttError as exc:
-            _log.warning("broker %s:%d: %s; trying again", broker.host, broker.port, exc)
+            _log.warning("%s", broker.gone(exc))
         await asyncio.sleep(AGAIN_S)
