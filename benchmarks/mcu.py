@@ -9,22 +9,21 @@ Written to benchmarks/results/mcu.json, for each student and processor:
 - ``gap``: the largest difference of a feature from ONNX Runtime's on this machine, over the largest feature.
 
 It ends with an error if a gap is above ``TOLERANCE``, or if a board behind a line (``devices/mcu/node.c``) gives other
-features. It needs the Debian packages qemu-system-arm, qemu-system-misc, gcc-arm-none-eabi, picolibc-arm-none-eabi,
-gcc-riscv64-unknown-elf and picolibc-riscv64-unknown-elf. A processor whose compiler or emulator is missing is skipped,
-and the reason is printed.
+features. A processor whose compiler or emulator is missing is skipped, and the packages that it needs are printed.
+
+``--cmsis-nn DIR`` measures students in 8 bits on the Cortex-M with the kernels of a checkout of CMSIS-NN too; it is no
+part of nonn (``nonn.export.cmsis_nn``).
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,10 @@ import numpy as np
 from nonn_device.board import BoardRuntime
 from numpy.typing import NDArray
 
+from benchmarks.emulated import PACKAGES, PROCESSORS, RAM_KB, STACK_BYTES, EmulatedBoard, Processor, free_port, link
 from benchmarks.features import random_samples
 from nonn.bundle import InputSpec, Student, load_bundle
+from nonn.bundle.features import FeatureCode
 from nonn.config import load_experiment
 from nonn.errors import UnreachableError
 from nonn.experiment.run import run
@@ -46,49 +47,9 @@ from nonn.provenance import code_version, machine
 
 HERE = Path(__file__).resolve().parent.parent
 RESULT = HERE / "benchmarks" / "results" / "mcu.json"
-RAM_KB, STACK_BYTES = 256, 4096
 TOLERANCE = 1e-5
 TIMEOUT_S = 600.0
 DIGITS = ("experiment.name=mcu", "teacher.epochs=1", "distill.epochs=1", "fusion.passes=1")
-
-
-@dataclass(frozen=True)
-class Processor:
-    """A processor, its compiler and its emulated board.
-
-    Attributes:
-        name: in the result.
-        compiler: command.
-        emulator: command.
-        flash: address of the program.
-        ram: address of the RAM.
-    """
-
-    name: str
-    compiler: str
-    emulator: str
-    flash: int
-    ram: int
-
-
-_ARM = "arm-none-eabi-gcc -mthumb"
-PROCESSORS = (
-    Processor("Cortex-M3", f"{_ARM} -mcpu=cortex-m3", "qemu-system-arm -M mps2-an385", 0, 0x20000000),
-    Processor(
-        "Cortex-M4F",
-        f"{_ARM} -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16",
-        "qemu-system-arm -M mps2-an386",
-        0,
-        0x20000000,
-    ),
-    Processor(
-        "RV32IMAC",
-        "riscv64-unknown-elf-gcc -march=rv32imac -mabi=ilp32",
-        "qemu-system-riscv32 -M virt -bios none",
-        0x80000000,
-        0x80400000,
-    ),
-)
 
 
 def main() -> None:
@@ -98,6 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=HERE / "build" / "mcu", help="of the digits (default: %(default)s)"
     )
+    parser.add_argument("--cmsis-nn", type=Path, metavar="DIR", help="measure students in 8 bits with its kernels too")
     args = parser.parse_args()
     available = [processor for processor in PROCESSORS if _is_available(processor)]
     if not available:
@@ -107,21 +69,26 @@ def main() -> None:
         if student == "digits, int8":
             check_board(available[-1], data, samples)
             check_board(available[0], data, samples)
-        for processor in available:
-            row = {"student": student, **measure(processor, student, data, samples[:1], args.optimise)}
+        wanted = [(processor, None) for processor in available]
+        if args.cmsis_nn and student.endswith("int8"):
+            wanted += [(processor, args.cmsis_nn) for processor in available if processor.name.startswith("Cortex")]
+        for processor, kernels in wanted:
+            row = measure(processor, student, data, samples[:1], args.optimise, kernels)
+            row = {"student": f"{student}, CMSIS-NN" if kernels else student, **row}
             rows.append(row)
             print(
-                f"{student:28} {processor.name:10} {row['flash_bytes']:9,} B flash {row['ram_bytes']:8,} B RAM "
+                f"{row['student']:36} {processor.name:10} {row['flash_bytes']:9,} B flash {row['ram_bytes']:8,} B RAM "
                 f"{row['instructions'] / 1e6:9.1f} M instructions, gap {row['gap']:.1e}",
                 flush=True,
             )
             assert row["gap"] <= TOLERANCE, (
                 f"{student} on {processor.name} differs from ONNX Runtime by {row['gap']:.2g}"
             )
+    kernels_option = " --cmsis-nn CMSIS-NN" if args.cmsis_nn else ""
     write_json(
         RESULT,
         {
-            "command": f"python -m benchmarks.mcu --optimise={args.optimise}",
+            "command": f"python -m benchmarks.mcu --optimise={args.optimise}{kernels_option}",
             "ram_limit_bytes": 1024 * RAM_KB,
             "stack_bytes": STACK_BYTES,
             "processors": [asdict(processor) for processor in available],
@@ -134,11 +101,9 @@ def main() -> None:
 
 
 def _is_available(processor: Processor) -> bool:
-    programs = [command.split()[0] for command in (processor.compiler, processor.emulator)]
-    missing = [program for program in programs if not shutil.which(program)]
-    if missing:
-        print(f"skipped: {processor.name}, no {', '.join(missing)}; its packages are in the head of benchmarks/mcu.py")
-    return not missing
+    if processor.missing:
+        print(f"skipped: {processor.name}, no {', '.join(processor.missing)}; {PACKAGES}")
+    return not processor.missing
 
 
 def students(runs: Path) -> Iterator[tuple[str, bytes, NDArray[np.float32]]]:
@@ -158,52 +123,33 @@ def students(runs: Path) -> Iterator[tuple[str, bytes, NDArray[np.float32]]]:
         yield f"{name}, int8", quantise(data, samples), samples[:2]
 
 
-def link(processor: Processor, program: str, student: Path, optimise: str) -> Path:
-    """Links a program of devices/mcu with a student.c into the same folder.
-
-    Raises:
-        AssertionError: it does not fit.
-    """
-    made = student.with_name("program.elf")
-    memory = {"flash": processor.flash, "flash_size": 1 << 22, "ram": processor.ram, "ram_size": 1024 * RAM_KB}
-    symbols = [f"-Wl,--defsym=__{key}={value}" for key, value in {**memory, "stack_size": STACK_BYTES}.items()]
-    options = ["--specs=picolibc.specs", "--oslib=semihost", "--crt0=hosted", "-std=c11", optimise]
-    options += ["-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", *symbols, f"-I{student.parent}"]
-    build = [*processor.compiler.split(), *options, str(HERE / "devices/mcu" / program), str(student), "-lm"]
-    built = subprocess.run([*build, "-o", str(made)], capture_output=True, text=True)
-    assert not built.returncode, f"{program} for {processor.name}: {built.stderr.strip()[-500:]}"
-    return made
-
-
 def check_board(processor: Processor, data: bytes, samples: NDArray[np.float32]) -> None:
     """Runs ``devices/mcu/node.c`` behind a TCP port; the board is reset between two samples.
 
     Raises:
-        AssertionError: the features are not those of ONNX Runtime.
+        AssertionError: the features are not those of ONNX Runtime, sent as bytes.
     """
-    shape, expected = samples.shape[1:], run_onnx(data, samples)
-    entry = Student(0, 0, "", hashlib.sha256(data).hexdigest(), 0, 0, 0, expected.shape[1])
-    with tempfile.TemporaryDirectory() as temporary, socket.create_server(("127.0.0.1", 0)) as free:
-        program = link(processor, "node.c", write_source(generate_c(data, "board"), Path(temporary)), "-O2")
-        port = free.getsockname()[1]
-        free.close()
-        line = f"tcp:127.0.0.1:{port},server=on,wait=off"
-        command = [*processor.emulator.split(), "-display", "none", "-monitor", "none", "-serial", line]
+    shape, computed = samples.shape[1:], run_onnx(data, samples)
+    code = FeatureCode.fit("int8", computed)
+    expected = code.roundtrip(computed)
+    entry = Student(
+        0, 0, "", hashlib.sha256(data).hexdigest(), 0, 0, 0, expected.shape[1], "int8", scale=code.scale, low=code.low
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        program = link(processor, "node.c", write_source(generate_c(data, "board", code), Path(temporary)))
+        place = f"tcp:127.0.0.1:{(port := free_port())}"
         spec = InputSpec(shape, "uint8", (0.0,) * shape[0], (1.0,) * shape[0])
         runtime, found = None, []
         for sample in samples[:2]:
-            with subprocess.Popen([*command, "-kernel", str(program)], stdin=subprocess.DEVNULL) as board:
-                try:
-                    deadline = time.monotonic() + TIMEOUT_S
-                    while runtime is None:
-                        try:
-                            runtime = BoardRuntime(f"tcp:127.0.0.1:{port}", entry, spec)
-                        except UnreachableError:
-                            assert time.monotonic() < deadline, "the emulated board does not start"
-                            time.sleep(0.2)
-                    found.append(_answer(runtime, sample[None], deadline))
-                finally:
-                    board.kill()
+            with EmulatedBoard(processor, program, port):
+                deadline = time.monotonic() + TIMEOUT_S
+                while runtime is None:
+                    try:
+                        runtime = BoardRuntime(place, entry, spec)
+                    except UnreachableError:
+                        assert time.monotonic() < deadline, "the emulated board does not start"
+                        time.sleep(0.2)
+                found.append(_answer(runtime, sample[None], deadline))
         assert runtime is not None
         runtime.close()
     assert (np.concatenate(found) == expected[:2]).all(), f"{processor.name}: a board behind a line differs"
@@ -221,7 +167,12 @@ def _answer(runtime: BoardRuntime, sample: NDArray[np.float32], deadline: float)
 
 
 def measure(
-    processor: Processor, name: str, data: bytes, samples: NDArray[np.float32], optimise: str
+    processor: Processor,
+    name: str,
+    data: bytes,
+    samples: NDArray[np.float32],
+    optimise: str,
+    cmsis_nn: Path | None = None,
 ) -> dict[str, Any]:
     """Links and runs one student.
 
@@ -231,11 +182,11 @@ def measure(
     expected = run_onnx(data, samples)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        source = write_source(generate_c(data, name), folder)
+        source = write_source(generate_c(data, name, cmsis_nn=cmsis_nn is not None), folder)
         rows = ",\n".join("{" + ",".join(map(str, row.reshape(-1).astype(np.uint8))) + "}" for row in samples)
         declared = f"static const unsigned char samples[{len(samples)}][{samples[0].size}]"
         (folder / "samples.h").write_text(f"#define SAMPLES {len(samples)}\n{declared} = {{\n{rows}}};\n")
-        program = link(processor, "measure.c", source, optimise)
+        program = link(processor, "measure.c", source, optimise, cmsis_nn)
         size = subprocess.run(["size", str(program)], check=True, capture_output=True, text=True).stdout.split("\n")[1]
         text, initial, zeros = (int(word) for word in size.split()[:3])
         emulate = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import socket
 import struct
@@ -19,6 +20,7 @@ from nonn_device.board import BoardRuntime, read_key
 from nonn_device.cli import main
 
 from nonn.bundle import InputSpec, Student
+from nonn.bundle.features import FeatureCode
 from nonn.errors import BundleError, ConfigError, InputError, UnreachableError
 from tests.serving import TIMEOUT_S
 
@@ -119,6 +121,14 @@ def test_another_student_and_what_is_no_byte_are_refused() -> None:
         BoardRuntime("serial:", STUDENT, SPEC)
 
 
+def test_a_board_with_the_code_of_another_bundle_is_refused() -> None:
+    with (
+        board(lambda _, number, __: frame(b"H", number, (SHA + "8" * 64).encode())) as place,
+        pytest.raises(BundleError, match=r"sends features in the code 888888888888…, not in that of the bundle"),
+    ):
+        features(place)
+
+
 STUDENT_H = f"""
 #define NONN_INPUTS 4
 #define NONN_FEATURES 3
@@ -130,6 +140,17 @@ static void nonn_student_bytes(const unsigned char *input, float *features) {{
     features[2] = 2;
 }}
 """
+CODE = FeatureCode("int8", (2.0, 0.5, 0.25), (0.0, -1.0, 1.5))
+CODED_H = f"""
+#define NONN_HAS_CODE 1
+#define NONN_CODE_SHA256 "{CODE.fingerprint}"
+static void nonn_student_code(const float *features, signed char *codes) {{
+    codes[0] = (signed char)(features[0] / 2 - 128);
+    codes[1] = (signed char)((features[1] + 1) * 2 - 128);
+    codes[2] = (signed char)((features[2] - 1.5f) * 4 - 128);
+}}
+"""
+CODED = dataclasses.replace(STUDENT, dtype="int8", scale=CODE.scale, low=CODE.low)
 NODE_C = Path(__file__).parent.parent / "devices" / "mcu" / "node.c"
 KEY = bytes(range(100, 132))
 
@@ -140,7 +161,8 @@ def test_node_c_answers_over_udp_again_after_a_reset_and_to_its_key_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes | None
 ) -> None:
     monkeypatch.setattr("nonn_device.board.REPEAT_S", 0.01)
-    (tmp_path / "student.h").write_text(STUDENT_H)
+    student = CODED if key else STUDENT  # with a key, features are sent as bytes too
+    (tmp_path / "student.h").write_text(STUDENT_H + (CODED_H if key else ""))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -158,7 +180,7 @@ def test_node_c_answers_over_udp_again_after_a_reset_and_to_its_key_only(
         raise AssertionError("the board does not answer")
 
     with subprocess.Popen([tmp_path / "node"]) as board:
-        eventually(lambda: runtimes.append(BoardRuntime(place, STUDENT, SPEC, key=key)))
+        eventually(lambda: runtimes.append(BoardRuntime(place, student, SPEC, key=key)))
         assert runtimes[0].run(BATCH).tolist() == [[6, 1, 2], [22, 1, 2]]
         for other in {None, KEY, bytes(32)} - {key}:
             with pytest.raises(UnreachableError, match=r"is the board on|the key of --board-key"):

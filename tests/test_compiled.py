@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -51,7 +52,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     rng = np.random.default_rng(0)
     inputs = rng.normal(127, 70, (128, *SHAPE)).clip(0, 255).astype(np.uint8)
     data = export_onnx(network, SHAPE, inputs)
-    configs = (ExportConfig(weights="float32"), ExportConfig(weights="int8"))
+    configs = (ExportConfig(weights="float32"), ExportConfig(weights="int8", features="int8"))
     served = [deploy(config, i, data, inputs) for i, config in enumerate(configs)]
     features, labels = [one.features(inputs) for one in served], rng.integers(0, 3, len(inputs))
     width = features[0].shape[1]
@@ -109,6 +110,20 @@ def test_compiled_students_give_what_onnx_runtime_gives_for_any_batch(
         assert rows(exported)[device]["gap"] <= TOLERANCE[weights]
 
 
+def test_compiled_code_of_features_is_that_of_the_bundle(bundle: Bundle, exported: dict[str, object]) -> None:
+    del exported
+    student = bundle.manifest.students[1]
+    low, high = (student.code.decode(np.full((1, student.width), end, np.int8)) for end in (-128, 127))
+    drawn = np.random.default_rng(0).uniform(low - 1, high + 1, (500, student.width)).astype(np.float32)
+    pointer, codes = np.ctypeslib.ndpointer(np.float32), np.empty(drawn.shape, np.int8)
+    encode = ctypes.CDLL(str(library_path(bundle.path, 1))).nonn_student_code
+    encode.argtypes, encode.restype = [pointer, np.ctypeslib.ndpointer(np.int8)], None
+    for row, code in zip(drawn, codes, strict=True):
+        encode(row, code)
+    assert (codes == student.code.encode(drawn)).all()
+    assert {-128, 127} <= set(codes.flat)
+
+
 def test_flash_and_ram_are_those_of_the_sections(bundle: Bundle, exported: dict[str, object], tmp_path: Path) -> None:
     for row, student in zip(rows(exported), bundle.manifest.students, strict=True):
         source = library_path(bundle.path, student.device).with_name("student.c")
@@ -148,7 +163,7 @@ def test_the_code_has_no_heap_and_no_library_but_mathematics(bundle: Bundle, exp
             "nonn_student_inputs",
             "nonn_student_features",
             "nonn_student_sha256",
-            *(["nonn_student_bytes"] if device == 1 else []),  # of the student in 8 bits
+            *(["nonn_student_bytes", "nonn_student_code"] if device == 1 else []),  # of the student in 8 bits
         }
 
 

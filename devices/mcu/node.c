@@ -1,10 +1,11 @@
 /* A student on a microcontroller behind a serial line or a UDP port: frames in, frames out, static buffers only.
  *
  * nonn_device.board and nonn_device.line describe the frames. port_start(), port_read(), port_write() and port_flush() are
- * here for three ports; on another board replace these four, for example by a Pico's USB serial line:
+ * here for these ports; on another board replace these four:
  *
  *   default              the UARTs of QEMU's mps2 boards (Arm) and virt board (RISC-V)
- *   -DNONN_UDP_PORT=N    a UDP port by BSD sockets, as Linux and lwIP (ESP-IDF, Zephyr) have them
+ *   -DNONN_UDP_PORT=N    a UDP port by BSD sockets, as Linux and lwIP (ESP-IDF, Zephyr) have them: esp-idf/ is such a project
+ *   -DNONN_STDIO         standard input and output, where they are the serial line, as with the Pico SDK: pico/ is such a project
  *
  * -DNONN_KEY=0x12,0x34,... (32 bytes) authenticates frames with HMAC-SHA256; without it they have a CRC-32.
  */
@@ -18,7 +19,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-static uint8_t received[NONN_INPUTS + 64], sent[4 * NONN_FEATURES + 128];
+static uint8_t received[NONN_INPUTS + 64], sent[4 * NONN_FEATURES + 192];
 static ssize_t given, taken, written;
 static int port;
 static struct sockaddr_in peer; /* the latest sender */
@@ -42,6 +43,26 @@ static void port_write(uint8_t byte) {
 static void port_flush(void) {
     sendto(port, sent, (size_t)written, 0, (struct sockaddr *)&peer, sizeof peer);
     written = 0;
+}
+#elif defined(NONN_STDIO)
+#include <stdio.h>
+#include <stdlib.h>
+
+static void port_start(void) {
+    setvbuf(stdin, 0, _IONBF, 0);
+}
+static uint8_t port_read(void) {
+    const int byte = getchar();
+    if (byte == EOF) {
+        exit(0); /* on a computer; a serial line has no end */
+    }
+    return (uint8_t)byte;
+}
+static void port_write(uint8_t byte) {
+    putchar(byte);
+}
+static void port_flush(void) {
+    fflush(stdout);
 }
 #else
 static void port_flush(void) {
@@ -81,6 +102,12 @@ static void port_write(uint8_t byte) {
 
 static uint8_t sample[NONN_INPUTS > NONN_SESSION ? NONN_INPUTS : NONN_SESSION];
 static float features[NONN_FEATURES];
+#ifdef NONN_HAS_CODE
+static int8_t codes[NONN_FEATURES]; /* features as the bundle sends them */
+static const char hello[] = NONN_SHA256 NONN_CODE_SHA256;
+#else
+static const char hello[] = NONN_SHA256;
+#endif
 
 static uint8_t counted(uint8_t byte) {
     tag_byte(byte);
@@ -156,20 +183,25 @@ int main(void) {
         for (uint32_t i = 0; i < length; ++i) {
             sample[i] = counted(port_read());
         }
-        const int hello = kind == 'H' && length == NONN_SESSION;
-        if (hello) {
+        const int opens = kind == 'H' && length == NONN_SESSION;
+        if (opens) {
             tag_offer(sample);
         }
         if (!tag_is_right()) {
-            if (hello) {
+            if (opens) {
                 tag_refuse();
             }
             reply('E', number, "checksum", 8);
-        } else if (hello) {
-            reply('H', number, NONN_SHA256, 64);
+        } else if (opens) {
+            reply('H', number, hello, sizeof hello - 1);
         } else if (kind == 'I' && length == NONN_INPUTS) {
             run_student();
+#ifdef NONN_HAS_CODE
+            nonn_student_code(features, codes);
+            reply('C', number, codes, sizeof codes);
+#else
             reply('F', number, features, sizeof features);
+#endif
         } else {
             reply('E', number, "unknown kind or size", 20);
         }

@@ -2,8 +2,8 @@
 
 The board runs ``devices/mcu/node.c``. Frames (``nonn_device.line``) of a kind each::
 
-    H, empty, or with a key 16 random bytes  → H, the student's SHA-256 as 64 hex digits
-    I, a sample as bytes                     → F, its features as 32-bit floats
+    H, empty, or with a key 16 random bytes  → H, the student's SHA-256 as 64 hex digits, and that of its feature code
+    I, a sample as bytes                     → F, its features as 32-bit floats, or C, in the code of the bundle
     anything else                            → E, the reason as text
 
 A reply has the number of its request, so a late reply to an earlier request is recognised and dropped. A line that is
@@ -32,6 +32,7 @@ from nonn_device.line import KEY_BYTES, SESSION_BYTES, Line, SilentError
 __all__ = ["BoardRuntime", "read_key"]
 
 TIMEOUT_S = 10.0
+DIGITS = 64  # of a SHA-256
 REPEAT_S = 0.5  # first wait before a request is sent again over UDP; it doubles
 
 
@@ -77,7 +78,7 @@ class BoardRuntime:
         if spec.dtype != "uint8":
             raise BundleError(f"{place}: a board takes samples of bytes, the bundle's are {spec.dtype}")
         self._place, self._student, self._spec, self._timeout_s = place, student, spec, timeout_s
-        self._number, self._key = 0, key
+        self._number, self._key, self._coded = 0, key, False
         self._line: Line | None = None
         self._open()
 
@@ -108,25 +109,42 @@ class BoardRuntime:
         try:
             if self._line is None:
                 self._open()
-            payload = self._ask(b"I", b"F", sample)
+            payload = self._ask(b"I", self._kind, sample)
         except UnreachableError:
             self._open()  # the board was reset, or the line cut
-            payload = self._ask(b"I", b"F", sample)
-        if len(payload) != 4 * self._student.width:
-            raise BundleError(f"{self.name}: {len(payload)} bytes of features, not {4 * self._student.width}")
+            payload = self._ask(b"I", self._kind, sample)
+        size = self._student.width * (1 if self._coded else 4)
+        if len(payload) != size:
+            raise BundleError(f"{self.name}: {len(payload)} bytes of features, not {size}")
+        if self._coded:
+            decoded: NDArray[np.float32] = self._student.code.decode(np.frombuffer(payload, np.int8)[None])[0]
+            return decoded
         return np.frombuffer(payload, "<f4").astype(np.float32)
+
+    @property
+    def _kind(self) -> bytes:
+        """Kind of the frames with features."""
+        return b"C" if self._coded else b"F"
 
     def _open(self) -> None:
         """Opens the line and checks which student the board runs."""
         self.close()
         session = b"" if self._key is None else secrets.token_bytes(SESSION_BYTES)
         self._line = Line(self._place, self._timeout_s, self._key, session)
-        made_from = self._ask(b"H", b"H", session).decode("ascii", "replace")
+        said = self._ask(b"H", b"H", session).decode("ascii", "replace")
+        made_from, code = said[:DIGITS], said[DIGITS:]
         if made_from != self._student.sha256:
             self.close()
             raise BundleError(
                 f"{self.name}: runs the student {made_from[:12]}…, not the bundle's student {self._student.device} "
-                f"({self._student.sha256[:12]}…); write that one to the board (docs/devices.md)"
+                f"({self._student.sha256[:12]}…); write that one to the board (docs/boards.md)"
+            )
+        self._coded = bool(code)
+        if self._coded and code != self._student.code.fingerprint:
+            self.close()
+            raise BundleError(
+                f"{self.name}: sends features in the code {code[:12]}…, not in that of the bundle's student "
+                f"{self._student.device}; export the student from this bundle and write it to the board"
             )
 
     def _ask(self, kind: bytes, expected: bytes, payload: bytes) -> bytes:

@@ -10,6 +10,7 @@ values; for int8 half a step inside the range. Needs NumPy only, since devices a
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -84,6 +85,11 @@ class FeatureCode:
     def num_bytes(self, width: int) -> int:
         """Bytes of ``width`` features, without message headers."""
         return width * self.wire.itemsize
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of steps and lower ends as hex; for ends that do not share the manifest."""
+        return hashlib.sha256(np.array([self.scale, self.low], "<f4").tobytes()).hexdigest()
 
     def encode(self, features: NDArray[np.float32]) -> NDArray[Any]:
         """Encodes finite features [B, d] → [B, d]."""

@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cc", default="cc", metavar="COMMAND", help="C compiler with its options (default: cc)")
     parser.add_argument("--ram", type=count, metavar="BYTES", help="an error if a student needs more RAM")
     parser.add_argument("--flash", type=count, metavar="BYTES", help="an error if a student needs more flash")
+    parser.add_argument(
+        "--cmsis-nn",
+        type=existing,
+        metavar="DIR",
+        help="call the kernels of this checkout of CMSIS-NN (Cortex-M); no shared object",
+    )
     parser.add_argument("--no-library", action="store_true", help="no shared object, for devices that cannot load one")
     parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
 
@@ -50,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
         folder = (args.out or bundle.path / "compiled") / f"student-{device}"
         print(f"student {device}: translating to C, compiling with {args.cc} …", file=sys.stderr, flush=True)
         try:
-            row = export_student(bundle, device, folder, compiler, target, library=not args.no_library)
+            row = export_student(
+                bundle, device, folder, compiler, target, library=not args.no_library, cmsis_nn=args.cmsis_nn
+            )
         except OSError as exc:
             raise BundleError(
                 f"{folder}: cannot be written ({exc.strerror}); choose another folder with --out"
@@ -75,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         Column("ms", "run_ms", lambda ms: f"{ms:.2f}"),
     )
     print(as_text(Table(columns, rows)))
+    if args.cmsis_nn:
+        print("\nFlash and RAM are without the kernels of CMSIS-NN; docs/boards.md has the link command.")
     print(
         f"\nFlash and RAM with -Os for {target}. Error: mean error of the features, relative to their mean. ms: one "
         f"answer of the shared object on this machine.\n{rows[0]['folder']}{'' if len(rows) == 1 else ' …'}"

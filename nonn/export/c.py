@@ -2,8 +2,8 @@
 
 A student in 8 bits is translated by ``integer`` if that can. emx-onnx-cgen translates all others, for one sample at a
 time: ONNX Runtime first turns 8-bit networks into integer convolutions for it, and activations share memory afterwards
-(``arena``). This module adds a small interface that identifies the student. The same file runs on a microcontroller
-(devices/c/main.c) and, built as a shared object, in ``nonn-device serve --runtime c``.
+(``arena``). ``interface`` adds functions for programs, and identifies the student. The same file runs on a
+microcontroller (devices/c/main.c) and, built as a shared object, in ``nonn-device serve --runtime c``.
 
 Limits: not reentrant, since buffers are static; a batch runs one sample after another.
 """
@@ -15,17 +15,17 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
-from string import Template
 from typing import Any
 
+from nonn.bundle.features import FeatureCode
 from nonn.errors import BundleError, MissingExtraError
 from nonn.export.arena import UnexpectedCodeError, share_buffers
+from nonn.export.interface import header, interface
 from nonn.export.onnx_file import folded, slim
 from nonn.telemetry.printable import printable
 
-__all__ = ["ABI", "CSource", "generate_c"]
+__all__ = ["CSource", "generate_c"]
 
-ABI = 1  # version of the interface below; the node checks it
 _ENTRY = "student"
 # Names and attributes of a network are in comments of the generated code; without * none can end its comment.
 _TEXT = re.compile(r"[\w .:;,/@+=()\[\]<>-]*", re.ASCII)
@@ -37,74 +37,6 @@ _FUNCTIONS = """
 #define EMX_NODE_FN static inline __attribute__((noclone))
 #endif
 """
-
-_INTERFACE = Template("""
-/* The interface for programs; see student.h. */
-#include "student.h"
-
-#if defined(__GNUC__)
-#define NONN_PUBLIC __attribute__((visibility("default")))
-#else
-#define NONN_PUBLIC
-#endif
-
-NONN_PUBLIC const int32_t nonn_student_abi = NONN_ABI;
-NONN_PUBLIC const int32_t nonn_student_inputs = NONN_INPUTS;
-NONN_PUBLIC const int32_t nonn_student_features = NONN_FEATURES;
-NONN_PUBLIC const char nonn_student_sha256[] = NONN_SHA256;
-
-NONN_PUBLIC void nonn_student(const float *input, float *features) {
-    $call
-}
-
-$more
-NONN_PUBLIC void nonn_student_batch(const float *inputs, float *features, int32_t count) {
-    for (int32_t i = 0; i < count; ++i) {
-        nonn_student(inputs + (size_t)i * NONN_INPUTS, features + (size_t)i * NONN_FEATURES);
-    }
-}
-""")
-
-_BYTES = Template("""
-NONN_PUBLIC void nonn_student_bytes(const uint8_t *input, float *features) {
-    ${entry}_bytes(input, features);
-}
-""")
-
-_BYTES_HEADER = """/* The same for a sample of bytes. */
-#define NONN_HAS_BYTES 1
-void nonn_student_bytes(const uint8_t *input, float *features);
-"""
-
-_HEADER = Template("""/* $title. Made by nonn; do not edit. */
-#ifndef NONN_STUDENT_H
-#define NONN_STUDENT_H
-
-#include <stddef.h>
-#include <stdint.h>
-
-#define NONN_ABI $abi
-#define NONN_INPUTS $inputs      /* raw values of one sample: $shape */
-#define NONN_FEATURES $features  /* values of its answer */
-#define NONN_SHA256 "$sha256"  /* of the ONNX file */
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-extern const int32_t nonn_student_abi, nonn_student_inputs, nonn_student_features;
-extern const char nonn_student_sha256[];
-
-/* One sample. Not reentrant: the activations are in static buffers. */
-void nonn_student(const float *input, float *features);
-/* count samples, one after another. */
-void nonn_student_batch(const float *inputs, float *features, int32_t count);
-$more
-#ifdef __cplusplus
-}
-#endif
-#endif
-""")
 
 
 @dataclass(frozen=True)
@@ -124,12 +56,14 @@ class CSource:
     buffer_bytes: int
 
 
-def generate_c(data: bytes, title: str) -> CSource:
+def generate_c(data: bytes, title: str, code: FeatureCode | None = None, *, cmsis_nn: bool = False) -> CSource:
     """Translates a student.
 
     Args:
         data: its ONNX file, float or 8 bits.
         title: name of the student, for a comment and messages.
+        code: of its features; if it is int8, a function that encodes them too.
+        cmsis_nn: call CMSIS-NN for convolutions (``nonn.export.cmsis_nn``).
 
     Raises:
         BundleError: a dimension other than the batch is variable, an operator cannot be translated, or a name could be
@@ -152,23 +86,23 @@ def generate_c(data: bytes, title: str) -> CSource:
     if not all(map(all, shapes)):
         raise BundleError(f"{title}: only the batch may vary, but the shapes are {shapes} (0 is any size)")
     try:
-        code, arena_bytes = integer_c(model, _ENTRY)
-        call, more = f"{_ENTRY}(input, features);", _BYTES.substitute(entry=_ENTRY)
-    except UntranslatableError:
-        code, arena_bytes = _generated(model, title)
+        source, arena_bytes = integer_c(model, _ENTRY, cmsis_nn=cmsis_nn)
+        call, bytes_call = f"{_ENTRY}(input, features);", f"{_ENTRY}_bytes(input, features);"
+    except UntranslatableError as exc:
+        if cmsis_nn:
+            raise BundleError(f"{title}: cannot use CMSIS-NN ({exc}); export without --cmsis-nn") from exc
+        source, arena_bytes = _generated(model, title)
         dims = ["".join(f"[{size}]" for size in shape[1:]) for shape in shapes]
-        call, more = f"{_ENTRY}((const float (*){dims[0]})input, (float (*){dims[1]})features);", ""
-    header = _HEADER.substitute(
-        title=title,
-        abi=ABI,
-        inputs=prod(shapes[0]),
-        features=prod(shapes[1]),
-        shape=" x ".join(map(str, shapes[0][1:])),
-        sha256=hashlib.sha256(data).hexdigest(),
-        more=_BYTES_HEADER if more else "",
+        call, bytes_call = f"{_ENTRY}((const float (*){dims[0]})input, (float (*){dims[1]})features);", ""
+    declared = header(
+        title,
+        shapes[0][1:],
+        prod(shapes[1]),
+        hashlib.sha256(data).hexdigest(),
+        takes_bytes=bool(bytes_call),
+        code=code,
     )
-    source = code + _INTERFACE.substitute(call=call, more=more)
-    return CSource(source, header, arena_bytes, 4 * sum(map(prod, shapes)))
+    return CSource(source + interface(call, bytes_call, code), declared, arena_bytes, 4 * sum(map(prod, shapes)))
 
 
 def _check_texts(message: Any, title: str) -> None:

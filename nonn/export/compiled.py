@@ -13,6 +13,7 @@ from nonn.bundle import Bundle
 from nonn.errors import BundleError
 from nonn.export.build import build_library, measure_footprint, write_source
 from nonn.export.c import generate_c
+from nonn.export.cmsis_nn import check_cmsis_nn
 
 __all__ = ["TOLERANCE", "export_student"]
 
@@ -23,7 +24,14 @@ _SAMPLES = 16
 
 
 def export_student(
-    bundle: Bundle, device: int, folder: Path, compiler: Sequence[str], target: str, *, library: bool = True
+    bundle: Bundle,
+    device: int,
+    folder: Path,
+    compiler: Sequence[str],
+    target: str,
+    *,
+    library: bool = True,
+    cmsis_nn: Path | None = None,
 ) -> dict[str, Any]:
     """Translates and compiles a student.
 
@@ -34,6 +42,8 @@ def export_student(
         compiler: command of the C compiler.
         target: of the compiler.
         library: build student.so, and run it if it is for this machine.
+        cmsis_nn: folder of CMSIS-NN, which the student calls; its kernels are not in the figures, and no library is
+            built.
 
     Returns:
         ``student``, ``weights``, ``folder``, the fields of Footprint, ``arena_bytes``, ``gap`` and ``run_ms``; the last
@@ -45,7 +55,10 @@ def export_student(
         MissingExtraError: emx-onnx-cgen is not installed.
     """
     student = bundle.manifest.students[device]
-    made = generate_c(bundle.student_path(device).read_bytes(), f"{bundle.manifest.experiment}, student {device}")
+    if cmsis_nn is not None:
+        compiler, library = [*compiler, check_cmsis_nn(cmsis_nn)], False
+    title = f"{bundle.manifest.experiment}, student {device}"
+    made = generate_c(bundle.student_path(device).read_bytes(), title, student.code, cmsis_nn=cmsis_nn is not None)
     source = write_source(made, folder)
     row: dict[str, Any] = {
         "student": device,

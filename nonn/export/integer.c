@@ -2,6 +2,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A map holds unsigned values, or with CMSIS-NN these less 128; zero_in is a value of a map, zero_out is unsigned. */
+#ifdef NONN_CMSIS_NN
+#include "arm_nnfunctions.h"
+typedef int8_t nonn_value;
+enum { NONN_LOW = -128 };
+#else
+typedef uint8_t nonn_value;
+enum { NONN_LOW = 0 };
+#endif
+
 typedef struct {
     int32_t height, width, channels, rows, columns, outputs, kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x;
     int32_t zero_in, zero_out;
@@ -9,14 +19,17 @@ typedef struct {
     const int32_t *bias;
     const uint8_t *factor;
     const int8_t *shift;
+#ifdef NONN_CMSIS_NN
+    const int32_t *multiplier, *shifts; /* factor and shift as CMSIS-NN takes them */
+#endif
 } nonn_layer;
 
-static inline uint8_t nonn_clip(int32_t value) {
-    return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+static inline nonn_value nonn_clip(int32_t value) {
+    return (nonn_value)((value < 0 ? 0 : value > 255 ? 255 : value) + NONN_LOW);
 }
 
 /* sum * factor / 2^shift, rounded half to even, in 8 bits. */
-static inline uint8_t nonn_round(int32_t sum, int32_t factor, int32_t shift, int32_t zero) {
+static inline nonn_value nonn_round(int32_t sum, int32_t factor, int32_t shift, int32_t zero) {
     int32_t value = sum * factor;
     if (shift > 0) {
         value = (value + (1 << (shift - 1)) - 1 + ((value >> shift) & 1)) >> shift;
@@ -26,8 +39,30 @@ static inline uint8_t nonn_round(int32_t sum, int32_t factor, int32_t shift, int
     return nonn_clip(value + zero);
 }
 
+#ifdef NONN_CMSIS_NN
+static int16_t nonn_scratch[NONN_SCRATCH];
+
+/* Weights [outputs][kernel_y][kernel_x][channels]. */
+static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_layer *l) {
+    const cmsis_nn_context context = {nonn_scratch, sizeof nonn_scratch};
+    const cmsis_nn_conv_params parameters = {
+        .input_offset = -l->zero_in,
+        .output_offset = l->zero_out + NONN_LOW,
+        .stride = {.w = l->stride_x, .h = l->stride_y},
+        .padding = {.w = l->pad_x, .h = l->pad_y},
+        .dilation = {.w = 1, .h = 1},
+        .activation = {.min = -128, .max = 127}};
+    const cmsis_nn_per_channel_quant_params steps = {(int32_t *)l->multiplier, (int32_t *)l->shifts};
+    const cmsis_nn_dims input = {.n = 1, .h = l->height, .w = l->width, .c = l->channels};
+    const cmsis_nn_dims filter = {.n = l->outputs, .h = l->kernel_y, .w = l->kernel_x, .c = l->channels};
+    const cmsis_nn_dims bias = {.n = 1, .h = 1, .w = 1, .c = l->outputs};
+    const cmsis_nn_dims output = {.n = 1, .h = l->rows, .w = l->columns, .c = l->outputs};
+    arm_convolve_wrapper_s8(
+        &context, &parameters, &steps, &input, x, &filter, l->weights, &bias, l->bias, &output, y);
+}
+#else
 /* Weights [outputs / 4][kernel_y][kernel_x][channels][4]. */
-static inline void nonn_conv(const uint8_t *x, uint8_t *y, const nonn_layer *l) {
+static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_layer *l) {
     const int32_t zero = l->zero_in, channels = l->channels;
     for (int32_t row = 0; row < l->rows; ++row) {
         const int32_t top = row * l->stride_y - l->pad_y;
@@ -42,10 +77,10 @@ static inline void nonn_conv(const uint8_t *x, uint8_t *y, const nonn_layer *l) 
                 int32_t a = l->bias[output], b = l->bias[output + 1];
                 int32_t c = l->bias[output + 2], d = l->bias[output + 3];
                 for (int32_t ky = first_y; ky < last_y; ++ky) {
-                    const uint8_t *p = x + ((top + ky) * l->width + left + first_x) * channels;
+                    const nonn_value *p = x + ((top + ky) * l->width + left + first_x) * channels;
                     const int8_t *w =
                         l->weights + ((output / 4 * l->kernel_y + ky) * l->kernel_x + first_x) * channels * 4;
-                    const uint8_t *end = p + run;
+                    const nonn_value *end = p + run;
                     while (p < end) {
                         const int32_t value = *p++ - zero;
                         a += value * w[0];
@@ -64,9 +99,10 @@ static inline void nonn_conv(const uint8_t *x, uint8_t *y, const nonn_layer *l) 
         }
     }
 }
+#endif
 
 /* Weights [kernel_y][kernel_x][channels]. */
-static inline void nonn_depthwise(const uint8_t *x, uint8_t *y, const nonn_layer *l) {
+static inline void nonn_depthwise(const nonn_value *x, nonn_value *y, const nonn_layer *l) {
     for (int32_t row = 0; row < l->rows; ++row) {
         for (int32_t column = 0; column < l->columns; ++column) {
             for (int32_t channel = 0; channel < l->channels; ++channel) {
@@ -88,7 +124,7 @@ static inline void nonn_depthwise(const uint8_t *x, uint8_t *y, const nonn_layer
 }
 
 /* Terms and sum have one step, so nothing is rounded. */
-static inline void nonn_add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t size, int32_t more) {
+static inline void nonn_add(const nonn_value *a, const nonn_value *b, nonn_value *y, int32_t size, int32_t more) {
     for (int32_t i = 0; i < size; ++i) {
         y[i] = nonn_clip(a[i] + b[i] + more);
     }
@@ -96,7 +132,7 @@ static inline void nonn_add(const uint8_t *a, const uint8_t *b, uint8_t *y, int3
 
 /* Mean of each channel, in float. */
 static inline void nonn_mean(
-    const uint8_t *x, float *features, int32_t pixels, int32_t channels, int32_t zero, float step) {
+    const nonn_value *x, float *features, int32_t pixels, int32_t channels, int32_t zero, float step) {
     for (int32_t channel = 0; channel < channels; ++channel) {
         int32_t sum = -zero * pixels;
         for (int32_t pixel = 0; pixel < pixels; ++pixel) {
@@ -108,7 +144,7 @@ static inline void nonn_mean(
 
 /* Copies the channels of one part of a concatenation. */
 static inline void nonn_part(
-    const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t all, int32_t more) {
+    const nonn_value *x, nonn_value *y, int32_t pixels, int32_t channels, int32_t all, int32_t more) {
     for (int32_t pixel = 0; pixel < pixels; ++pixel) {
         for (int32_t channel = 0; channel < channels; ++channel) {
             y[channel] = nonn_clip(x[channel] + more);

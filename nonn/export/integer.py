@@ -71,28 +71,34 @@ class _Program:
         return name
 
 
-def integer_c(model: Any, entry: str) -> tuple[str, int]:
+def integer_c(model: Any, entry: str, *, cmsis_nn: bool = False) -> tuple[str, int]:
     """Translates a student.
 
     Args:
         model: a ModelProto from ``quantise``, for one sample.
         entry: name of the function to write, ``void entry(const float *input, float *features)``; the function
             ``entry_bytes`` takes bytes.
+        cmsis_nn: convolutions are those of CMSIS-NN, whose headers and sources are to be compiled with the code.
 
     Returns:
-        The code, and the bytes of the arena.
+        The code, and the bytes of the arena and of the scratch memory of CMSIS-NN.
 
     Raises:
         UntranslatableError: an operator or its form is not supported.
     """
-    return _Translation(model).write(entry)
+    return _Translation(model, 128 if cmsis_nn else 0).write(entry)
 
 
 class _Translation:
-    """Follows the nodes of a network from its input to its features."""
+    """Follows the nodes of a network from its input to its features.
 
-    def __init__(self, model: Any) -> None:
-        self._graph = model.graph
+    Args:
+        model: the network.
+        less: what maps hold is less than their values by this: 128 for CMSIS-NN, whose values are signed; else 0.
+    """
+
+    def __init__(self, model: Any, less: int) -> None:
+        self._graph, self._less, self._scratch = model.graph, less, 0
         self._stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._readers: dict[str, list[Any]] = {}
         for node in model.graph.node:
@@ -131,9 +137,9 @@ class _Translation:
         if not self._program.calls or "nonn_mean" not in self._program.calls[-1][0]:
             raise UntranslatableError("no mean at the end")
         size = self._place()
-        arena = "nonn_arena + {}".format
+        at = "nonn_arena + {}".format
         first = f"nonn_arena + {start.offset}"
-        lines = [text.format(*(arena(one.offset) for one in maps)) for text, maps in self._program.calls]
+        lines = [text.format(*(at(one.offset) for one in maps)) for text, maps in self._program.calls]
         body = "\n    ".join(lines)
         loops = (
             f"    for (int32_t pixel = 0; pixel < {pixels}; ++pixel) {{\n"
@@ -146,7 +152,9 @@ class _Translation:
             for name, kind in ((entry, "float"), (f"{entry}_bytes", "uint8_t"))
         )
         constants = "\n".join(self._program.constants)
-        return f"{_RUNTIME}\n{constants}\n{normalise}\nstatic uint8_t nonn_arena[{size}];\n{functions}", size
+        head = f"#define NONN_CMSIS_NN 1\n#define NONN_SCRATCH {self._scratch}\n" if self._less else ""
+        arena = f"static nonn_value nonn_arena[{size}];\n"
+        return f"{head}{_RUNTIME}\n{constants}\n{normalise}\n{arena}{functions}", size + 2 * self._scratch
 
     def _normalise(self, channels: int) -> tuple[str, str]:
         """The function that rounds an input value, and the name of the tensor that it computes."""
@@ -164,11 +172,11 @@ class _Translation:
         step, zero = (self._stored[key] for key in rounding.input[1:3])
         mean, std = ("{" + ",".join(f"{float(value)!r}f" for value in row) + "}" for row in values)
         return (
-            "static uint8_t nonn_input(float value, int32_t channel) {\n"
+            "static nonn_value nonn_input(float value, int32_t channel) {\n"
             f"    static const float mean[{channels}] = {mean}, std[{channels}] = {std};\n"
             f"    const float steps = (value - mean[channel]) / std[channel] * {1 / float(step)!r}f;\n"
             f"    const float scaled = rintf(steps) + {int(zero)}.0f;\n"
-            "    return (uint8_t)(scaled < 0.0f ? 0.0f : scaled > 255.0f ? 255.0f : scaled);\n}\n",
+            "    return (nonn_value)((scaled < 0.0f ? 0.0f : scaled > 255.0f ? 255.0f : scaled) + NONN_LOW);\n}\n",
             name,
         )
 
@@ -223,9 +231,12 @@ class _Translation:
         columns = (source.width + pads[1] + pads[3] - kernel_x) // stride[1] + 1
         made = self._rounded(node.output[0], rows, columns, outputs)
         factor, shift = _rescaling(scale.astype(np.float64) * source.step / made.step)
-        padding = 0 if depthwise else -outputs % 4
+        padding = 0 if depthwise or self._less else -outputs % 4
         if depthwise:
             packed = weight.reshape(outputs, kernel_y, kernel_x).transpose(1, 2, 0)
+        elif self._less:
+            packed = weight.transpose(0, 2, 3, 1)
+            self._scratch = max(self._scratch, 2 * (packed[0].size + -packed[0].size % 8))
         else:
             full = np.pad(weight, ((0, padding), (0, 0), (0, 0), (0, 0)))
             packed = full.reshape(-1, 4, inputs, kernel_y, kernel_x).transpose(0, 3, 4, 2, 1)
@@ -235,8 +246,11 @@ class _Translation:
             self._program.array("uint8_t", factor),
             self._program.array("int8_t", shift),
         ]
+        if self._less:
+            arrays.append(self._program.array("int32_t", factor.astype(np.int32) << 27))
+            arrays.append(self._program.array("int32_t", 4 - shift.astype(np.int32)))
         numbers = [source.height, source.width, source.channels, rows, columns, outputs, kernel_y, kernel_x, *stride]
-        numbers += [pads[0], pads[1], source.zero, made.zero]
+        numbers += [pads[0], pads[1], source.zero - self._less, made.zero]
         name = f"nonn_layer_{len(self._program.constants)}"
         values = ", ".join([*map(str, numbers), *arrays])
         self._program.constants.append(f"static const nonn_layer {name} = {{{values}}};")
@@ -247,7 +261,7 @@ class _Translation:
         made = self._rounded(node.output[0], one.height, one.width, one.channels)
         if not one.step == other.step == made.step or one.size != other.size:
             raise UntranslatableError("a sum of maps with other steps or sizes")
-        more = made.zero - one.zero - other.zero
+        more = made.zero - one.zero - other.zero + 2 * self._less
         self._program.call(f"nonn_add({{0}}, {{1}}, {{2}}, {made.size}, {more});", one, other, made)
 
     def _concatenation(self, node: Any) -> None:
@@ -258,14 +272,14 @@ class _Translation:
         for part in parts:
             if part.step != made.step:
                 raise UntranslatableError("a concatenation of maps with other steps")
-            pixels, more = part.height * part.width, made.zero - part.zero
+            pixels, more = part.height * part.width, made.zero - part.zero + self._less
             text = f"nonn_part({{0}}, {{1}} + {start}, {pixels}, {part.channels}, {whole}, {more});"
             self._program.call(text, part, made)
             start += part.channels
 
     def _mean(self, source: _Map) -> None:
         pixels = source.height * source.width
-        text = f"nonn_mean({{0}}, features, {pixels}, {source.channels}, {source.zero}, {source.step!r}f);"
+        text = f"nonn_mean({{0}}, features, {pixels}, {source.channels}, {source.zero - self._less}, {source.step!r}f);"
         self._program.call(text, source)
 
     def _place(self) -> int:
