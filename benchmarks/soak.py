@@ -23,6 +23,7 @@
     joins     requests to join with the addresses and ids of nodes, and in floods
     aggregators
               one of two aggregators is killed, ended or stopped for 3 s, compared with a single one
+    boards    an emulated microcontroller behind a gateway is killed, cut off and reset
     clock     clocks of the aggregator and the nodes that jump by hours and years
     kills     SIGKILL at random lines of every write of state
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
@@ -45,6 +46,7 @@ from pathlib import Path
 from benchmarks import (
     aggregators,
     bad,
+    boards,
     clocks,
     crowd,
     endurance,
@@ -81,6 +83,7 @@ SECTIONS: tuple[Section, ...] = (
     *rest.SECTIONS,
     *joins.SECTIONS,
     *aggregators.SECTIONS,
+    *boards.SECTIONS,
     *clocks.SECTIONS,
     *kills.SECTIONS,
     *fuzz.SECTIONS,

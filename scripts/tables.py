@@ -21,6 +21,9 @@ scaling       ``scaling.json`` of ``make bench``: what it costs with more nodes
 soak          ``soak.json`` of ``make soak``: the adversaries, and what they cost
 costs         ``costs.json`` of ``benchmarks.costs``: what each student costs in each runtime
 estimates     the same file: times on boards that were not measured
+energies      the same file: energy of an answer on those whose power is known
+mcu           ``mcu.json`` of ``make mcu``: flash, RAM and instructions of the students in 8 bits
+pi            ``pi.json`` of ``make pi``: installation, faults and updates
 fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
 
@@ -33,7 +36,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -192,6 +195,11 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
         "{aggregators_failed} requests failed; time without an answer, p99 in ms: {aggregators_p99_ms}, with a single "
         "one: {aggregators_single_p99_ms}",
     ),
+    (
+        "a microcontroller behind a gateway killed, cut off, reset",
+        "{boards_requests:,} requests: {boards_failed} failed, {boards_wrong} wrong; it is in answers again after, "
+        "in s: {boards_back_s}",
+    ),
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
     ("a node that breaks the protocol in eight ways", "failed requests: {bad_failed}"),
     (
@@ -264,18 +272,73 @@ def costs_markdown(found: Mapping[str, Any]) -> str:
 
 def estimates_markdown(found: Mapping[str, Any]) -> str:
     """A row for each board, and a column for each student that something is known of."""
-    shown: dict[str, dict[str, float]] = {board: {} for board in found["boards"]}
-    for row in found["rows"]:  # of two rows of one student on one board, the later is the one in 8 bits
-        for board, ms in row["estimates_ms"].items():
-            shown[board][row["example"]] = ms
+    shown = _estimated(found)
     examples = list(dict.fromkeys(row["example"] for row in found["rows"]))
     lines = [f"| board | {' | '.join(examples)} | from |", f"| :--- |{' ---: |' * len(examples)} :--- |"]
     for board, source in found["boards"].items():
-        cells = [
-            f"{float(f'{shown[board][example]:.2g}'):g}" if example in shown[board] else "–" for example in examples
-        ]
+        cells = _two_digits(shown[board], examples)
         lines.append(f"| {board} | {' | '.join(cells)} | {source} |")
     return "\n".join(lines)
+
+
+def energies_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each board whose power is known: the estimated time multiplied by it."""
+    shown = _estimated(found)
+    examples = list(dict.fromkeys(row["example"] for row in found["rows"]))
+    lines = [f"| board | {' | '.join(examples)} | power above rest, W | from |"]
+    lines.append(f"| :--- |{' ---: |' * len(examples)} ---: | :--- |")
+    for board, power in found["watts"].items():
+        cells = _two_digits(shown[board], examples, power["watts"])
+        lines.append(f"| {board} | {' | '.join(cells)} | {power['watts']:.2g} | {power['source']} |")
+    return "\n".join(lines)
+
+
+def _estimated(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Milliseconds by board and example; of two rows of one student on one board, the later is the one in 8 bits."""
+    shown: dict[str, dict[str, float]] = {board: {} for board in found["boards"]}
+    for row in found["rows"]:
+        for board, ms in row["estimates_ms"].items():
+            shown[board][row["example"]] = ms
+    return shown
+
+
+def _two_digits(values: Mapping[str, float], keys: Sequence[str], factor: float = 1.0) -> list[str]:
+    return [f"{float(f'{factor * values[key]:.2g}'):g}" if key in values else "–" for key in keys]
+
+
+def mcu_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each student in 8 bits and processor."""
+    lines = ["| student | processor | flash, bytes | RAM, bytes | instructions of an answer |"]
+    lines.append("| :--- | :--- | ---: | ---: | ---: |")
+    for row in found["rows"]:
+        name, is_int8, kernels = row["student"].partition(", int8")
+        if is_int8:
+            cells = [name + kernels, row["processor"], f"{row['flash_bytes']:,}"]
+            cells += [f"{row['ram_bytes']:,}", f"{row['instructions'] / 1e6:.1f} million"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pi_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each step of the fleet of containers."""
+    killed, ended, again = found["playbook"]
+    faults, fleet = found["faults"], found["fleet"]
+    rows = [
+        (
+            "playbook, pip killed on a node while it installs",
+            f"{killed['seconds']:.0f} s, {', '.join(killed['failed'])} fails",
+        ),
+        ("playbook again", f"{ended['seconds']:.0f} s, {ended['changed']} tasks change something, none fails"),
+        ("playbook a third time", f"{again['seconds']:.0f} s, {again['changed']} tasks change something"),
+        ("SIGKILL of a node", f"in answers again after {faults['kill']['back_s']:.0f} s"),
+        ("SIGSTOP of a node, ended by the watchdog", f"in answers again after {faults['stop']['back_s']:.0f} s"),
+        ("reboot of a node", f"in answers again after {faults['reboot']['back_s']:.0f} s"),
+        ("`nonn fleet push` of another bundle", f"{fleet['push_s']:.0f} s"),
+        ("`nonn fleet drain` and `--undo`", f"{fleet['drain_s']:.0f} s"),
+        ("`nonn fleet rollback`", f"{fleet['rollback_s']:.0f} s"),
+        ("all requests meanwhile", f"{found['requests']:,}, {found['lost']} lost"),
+    ]
+    return "\n".join(["| step | measured |", "|---|---|", *(f"| {step} | {text} |" for step, text in rows)])
 
 
 def _listed(value: Any) -> Any:
@@ -376,6 +439,9 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "soak": (None, soak_markdown),
     "costs": (None, costs_markdown),
     "estimates": (None, estimates_markdown),
+    "energies": (None, energies_markdown),
+    "mcu": (None, mcu_markdown),
+    "pi": (None, pi_markdown),
     "fields": (None, fields_markdown),
 }
 _TABLE = re.compile(rf"(<!-- ({'|'.join(KINDS)})((?: [^\s>]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
