@@ -197,7 +197,7 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
     ),
     (
         "a microcontroller behind a gateway killed, cut off, reset",
-        "{boards_requests:,} requests: {boards_failed} failed, {boards_wrong} wrong; it is in answers again after, "
+        "{boards_requests:,} requests: {boards_failed} failed, {boards_wrong} wrong; it is up again after, "
         "in s: {boards_back_s}",
     ),
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
