@@ -15,6 +15,7 @@ __all__ = ["UNIT_ROUNDOFF", "Counter", "Settle"]
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 _NOISE = 2.0**-40  # relative to the summands: far above the rounding of a float64 product, far below that of float32
+_TIE = 1e-5  # margins below this share of the largest logit are decided by the head itself
 
 IntArray = NDArray[np.int64]
 Settle = Callable[[int, IntArray], NDArray[np.bool_]]
@@ -100,6 +101,28 @@ class Counter:
             places = np.flatnonzero(unsure[place])
             right[place, places] = (settle or self.fuse)(int(masks[place]), rows[places])
         self.count(masks, rows, right)
+
+    def decide(self, mask: int, rows: IntArray, logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which samples a subset gets right [b], from logits that equal the head's up to rounding.
+
+        Near a tie the head itself decides. So it does where logits exceed float32, the type of its answers.
+
+        Args:
+            mask: the subset.
+            rows: samples [b], all with a label of the head.
+            logits: [b, K]; overwritten.
+        """
+        scale = np.abs(logits).max(axis=1)
+        own = np.arange(len(rows)), self.labels[rows]
+        true_logit = logits[own]
+        logits[own] = -np.inf
+        margin = logits.max(axis=1) - true_logit
+        right: NDArray[np.bool_] = np.asarray(margin < 0)
+        # This form of the comparison treats a NaN as a tie.
+        tied = ~((np.abs(margin) > _TIE * scale) & (scale > 1e-30) & (scale < 1e38))
+        if tied.any():
+            right[tied] = self.fuse(mask, rows[tied])
+        return right
 
     def fuse(self, mask: int, rows: IntArray) -> NDArray[np.bool_]:
         """Which samples the head itself classifies correctly with the devices in ``mask`` [b].

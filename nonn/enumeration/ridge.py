@@ -25,7 +25,6 @@ IntArray = NDArray[np.int64]
 
 _STATE = 100_000  # floats of one state: larger exceeds the cache, smaller spends its time in calls (measured)
 _WEIGHTS = 1 << 22  # floats of the exact weights in memory at once: 34 MB
-_TIE = 1e-5  # margins below this share of the largest logit are decided by the head's own solve
 
 
 def count_ridge(head: RidgePerSet, counter: Counter) -> None:
@@ -92,15 +91,4 @@ class _Samples:
         columns = np.concatenate([kept, bottom[chosen]])
         # Called for most subsets with a few samples: plain indexing, since NumPy's helpers cost more than the product.
         x = self._features[rows[:, None], columns].astype(np.float64) - self._mean[columns]
-        logits = x @ weight + self._target_mean
-        scale = np.abs(logits).max(axis=1)
-        own = np.arange(len(rows)), self._counter.labels[rows]
-        true_logit = logits[own]
-        logits[own] = -np.inf
-        margin = logits.max(axis=1) - true_logit
-        right: NDArray[np.bool_] = np.asarray(margin < 0)
-        # Also where the logits exceed float32, in which the head's answer is taken; a NaN counts as a tie.
-        tied = ~((np.abs(margin) > _TIE * scale) & (scale > 1e-30) & (scale < 1e38))
-        if tied.any():
-            right[tied] = self._counter.fuse(mask, rows[tied])
-        return right
+        return self._counter.decide(mask, rows, x @ weight + self._target_mean)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["CHAINS", "DRAWS", "count_masks", "sample_evidence"]
 
 CHAINS, DRAWS = 64, 256
-_TIE = 1e-5  # margins below this share of the largest logit are decided by the head itself
 _BLOCK = 1 << 25  # floats of the samples at once: 268 MB
 
 FloatArray = NDArray[np.float64]
@@ -131,7 +130,7 @@ def count_masks(counter: Counter, masks: Sequence[int]) -> None:
                 if (found := logits(mask)) is None:
                     left.append(number)
                 elif mask:
-                    right = _right(counter, mask, rows, found, labels[rows])
+                    right = counter.decide(mask, rows, found)
                     counter.count(np.array([number]), rows, right[None])
                 counter.report((start + size * (number + 1) / len(masks)) / max(n, size))
             rest = left
@@ -141,20 +140,6 @@ def count_masks(counter: Counter, masks: Sequence[int]) -> None:
             logits_of = head.logits(arrived, keep=False).astype(np.float32)
             counter.count(np.array([number]), counter.rows, (logits_of.argmax(axis=1) == labels)[None])
         counter.report((number + 1) / len(masks))
-
-
-def _right(counter: Counter, mask: int, rows: IntArray, logits: FloatArray, labels: IntArray) -> NDArray[np.bool_]:
-    """Which samples are right [b], near a tie by the head itself."""
-    scale = np.abs(logits).max(axis=1)
-    own = np.arange(len(rows)), labels
-    true_logit = logits[own]
-    logits[own] = -np.inf
-    margin = logits.max(axis=1) - true_logit
-    right: NDArray[np.bool_] = np.asarray(margin < 0)
-    tied = ~((np.abs(margin) > _TIE * scale) & (scale > 1e-30) & (scale < 1e38))
-    if tied.any():
-        right[tied] = counter.fuse(mask, rows[tied])
-    return right
 
 
 def _few(head: Head, counter: Counter, rows: IntArray) -> Logits:
