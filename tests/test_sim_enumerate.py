@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nonn_sim.enumerate import (
-    count_few_failures,
-    enumerate_bundle,
-    mean_estimate,
-    sample_failures,
-    sample_law,
-    wilson,
-)
+from nonn_sim.enumerate import count_few_failures, enumerate_bundle, mean_estimate, sample_failures, sample_law
 from numpy.typing import NDArray
 
 from nonn.enumeration import count_correct, count_one_by_one, enumerate_evidence, enumerate_subsets
@@ -340,17 +333,6 @@ def test_a_law_of_seventy_devices_is_counted_and_sampled() -> None:
     strata = sample_failures(*recorded, 3, counted=counted)
     assert [row.sampled for row in strata[:4]] == [1, 70, 2415, 3]
     assert strata[1].worst == min(right)
-
-
-def test_wilson_interval_has_the_published_values() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263 and 0 of 20, method 3.
-    share = wilson(81, 263)
-    assert (share.low, share.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    none = wilson(0, 20)
-    assert (none.low, none.high) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    for trials in range(1, 60):
-        for share in (wilson(trials, trials), wilson(0, trials)):
-            assert share.low <= share.estimate <= share.high
 
 
 def test_a_mean_of_one_value_says_nothing_and_of_all_says_everything() -> None:

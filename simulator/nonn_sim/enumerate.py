@@ -25,6 +25,7 @@ from nonn.enumeration.worst import NEIGHBOURS, search_worst
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head
 from nonn.reliability.confidence import CONFIDENCE
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.sampled import COUNTED_FAILURES, counted_failures, draw_others, few_failures
@@ -41,7 +42,6 @@ __all__ = [
     "mean_estimate",
     "sample_failures",
     "sample_law",
-    "wilson",
 ]
 
 Progress = Callable[[float], None]
@@ -118,19 +118,6 @@ class SampledLaw:
     bound: tuple[float, float]
     expected: Estimate
     availability: dict[float, Estimate]
-
-
-def wilson(successes: int, trials: int) -> Estimate:
-    """A share and its 95 % score interval, which never leaves [0, 1] and contains the share.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
-    share = successes / trials
-    # Rounding puts the upper end of n successes of n below 1.
-    return Estimate(share, min(float(low), share), max(float(high), share))
 
 
 def mean_estimate(values: NDArray[np.float64], population: int | None = None) -> Estimate:
@@ -326,8 +313,7 @@ def sample_law(
     reached = {}
     for level in levels:
         at_least = float(probability[meets(counted.accuracy, level)].sum())
-        share = wilson(int(meets(accuracy, level).sum()), len(masks)) if len(masks) else _UNKNOWN
-        reached[level] = _with_unseen(at_least, unseen, share)
+        reached[level] = _with_unseen(at_least, unseen, _share(meets(accuracy, level)))
     mean = mean_estimate(accuracy) if len(masks) else _UNKNOWN
     bound = known, min(1.0, known + unseen)
     return SampledLaw(len(masks), unseen, bound, _with_unseen(known, unseen, mean), reached)
@@ -335,6 +321,14 @@ def sample_law(
 
 _UNKNOWN = Estimate(0.5, 0.0, 1.0)
 _ROUNDING = 1e-12  # of a sum of probabilities
+
+
+def _share(values: NDArray[np.bool_]) -> Estimate:
+    """The share of true values and its 95 % interval."""
+    if not len(values):
+        return _UNKNOWN
+    share = float(values.mean())
+    return Estimate(share, *share_interval(share, len(values)))
 
 
 def _with_unseen(known: float, unseen: float, among: Estimate) -> Estimate:
