@@ -86,10 +86,6 @@ class TimedLaw(Law):
     """A law in which devices fail and may recover over time; ``probabilities`` are shares of the time."""
 
     @abstractmethod
-    def probabilities_at(self, time_s: float) -> FloatArray:
-        """Probability of each subset at a moment after the start, with every device up at 0 [2^N]."""
-
-    @abstractmethod
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
         """The time at which the subset of devices that are up is first not a good one.
 

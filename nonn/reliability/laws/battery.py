@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from nonn.reliability.confidence import NORMAL_QUANTILE
 from nonn.reliability.laws.base import BoolArray, FirstPassage, FloatArray, TimedLaw
 from nonn.reliability.laws.requests import Independent
-from nonn.reliability.subsets import membership
 
 __all__ = ["Battery"]
 
@@ -36,22 +35,13 @@ class Battery(TimedLaw):
         super().__init__(len(life_s), text)
         self.life_s, self.sd_s, self.horizon_s, self.seed = life_s, sd_s, horizon_s, seed
 
-    def _p_dead(self, times_s: FloatArray) -> FloatArray:
-        """Probability that a device is empty at each time [T, N]."""
+    def _p_dead(self, time_s: float) -> FloatArray:
+        """Probability that each device is empty at a time [N]."""
         from scipy.stats import gamma
 
         spread = np.where(self.sd_s > 0, self.sd_s, 1.0)
         shape, scale = (self.life_s / spread) ** 2, spread**2 / self.life_s
-        late = times_s[:, None]
-        return np.where(self.sd_s > 0, gamma.cdf(late, shape, scale=scale), late >= self.life_s)
-
-    def probabilities_at(self, time_s: float) -> FloatArray:
-        """Product over devices, which fail independently."""
-        return self._at(time_s, membership(self.num_devices))
-
-    def _at(self, time_s: float, up: BoolArray) -> FloatArray:
-        dead = self._p_dead(np.array([time_s]))[0]
-        return Independent(dead).probability_of(up)
+        return np.where(self.sd_s > 0, gamma.cdf(time_s, shape, scale=scale), time_s >= self.life_s)
 
     def probability_of(self, up: BoolArray) -> FloatArray:
         """Average over the horizon: exact for fixed lifetimes, midpoints of 500 intervals otherwise."""
@@ -61,7 +51,7 @@ class Battery(TimedLaw):
             edges = np.linspace(0, self.horizon_s, _MOMENTS + 1)
         result = np.zeros(len(up))
         for start, end in pairwise(edges):
-            result += (end - start) / self.horizon_s * self._at((start + end) / 2, up)
+            result += (end - start) / self.horizon_s * Independent(self._p_dead((start + end) / 2)).probability_of(up)
         return result
 
     def draw(self, rng: np.random.Generator, count: int) -> BoolArray:

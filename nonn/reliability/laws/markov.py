@@ -15,7 +15,7 @@ from nonn.errors import ConfigError
 from nonn.reliability.laws.base import FirstPassage, FloatArray, TimedLaw
 from nonn.reliability.laws.first_passage import mean_first_passage
 from nonn.reliability.laws.requests import Groups, Independent
-from nonn.reliability.subsets import mask_of, probabilities
+from nonn.reliability.subsets import mask_of
 
 __all__ = ["MAX_COMPONENTS", "Markov", "MarkovGroups"]
 
@@ -37,10 +37,6 @@ class Markov(TimedLaw, Independent):
     def __init__(self, mtbf_s: FloatArray, mttr_s: FloatArray, text: str = "") -> None:
         Independent.__init__(self, mttr_s / (mtbf_s + mttr_s), text)
         self.fail_rate, self.repair_rate = 1 / mtbf_s, 1 / mttr_s
-
-    def probabilities_at(self, time_s: float) -> FloatArray:
-        """Transient solution: p_down(t) = p (1 − exp(−(λ + μ) t))."""
-        return probabilities(_p_down(self.fail_rate, self.repair_rate, time_s))
 
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
         """Mean first passage out of the good subsets, exact for any number of devices."""
@@ -74,12 +70,6 @@ class MarkovGroups(TimedLaw, Groups):
         self.fail_rate = 1 / np.concatenate([mtbf_s, group_mtbf_s])
         self.repair_rate = 1 / np.concatenate([mttr_s, group_mttr_s])
 
-    def probabilities_at(self, time_s: float) -> FloatArray:
-        """The transient solution of every device and cause."""
-        p = _p_down(self.fail_rate, self.repair_rate, time_s)
-        n = self.num_devices
-        return Groups(self.groups, p[n:], p[:n]).probabilities()
-
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
         """Mean first passage out of the good subsets, exact: over the subsets of devices and causes that are up.
 
@@ -98,9 +88,3 @@ class MarkovGroups(TimedLaw, Groups):
             struck = up >> (n + number) & 1 == 0
             answering[struck] &= ~mask_of(group)
         return FirstPassage.certain(mean_first_passage(self.fail_rate, self.repair_rate, good[answering]))
-
-
-def _p_down(fail_rate: FloatArray, repair_rate: FloatArray, time_s: float) -> FloatArray:
-    """Probability that each chain, up at 0, is down at a time."""
-    total = fail_rate + repair_rate
-    return fail_rate / total * -np.expm1(-total * time_s)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ConfigError
-from nonn.reliability.laws.base import BoolArray, FirstPassage, FloatArray, IntArray, TimedLaw
-from nonn.reliability.subsets import masks_of, membership
+from nonn.reliability.laws.base import BoolArray, FirstPassage, FloatArray, TimedLaw
+from nonn.reliability.subsets import masks_of
 
 __all__ = ["Trace", "read_trace"]
 
@@ -92,17 +92,8 @@ class Trace(TimedLaw):
 
     def draw(self, rng: np.random.Generator, count: int) -> BoolArray:
         """Draws times in the record."""
-        return self.up[self._places(rng.uniform(0, self.times_s[-1], count))]
-
-    def probabilities_at(self, time_s: float) -> FloatArray:
-        """The subset that was up at a time after the start; after the end of the record, the last one."""
-        now: BoolArray = self.up[self._places(np.array(time_s))]
-        result: FloatArray = (membership(self.num_devices) == now).all(axis=1).astype(np.float64)
-        return result
-
-    def _places(self, times_s: FloatArray) -> IntArray:
-        """The last change before each time."""
-        return np.searchsorted(self.times_s, times_s, side="right") - 1
+        drawn_s = rng.uniform(0, self.times_s[-1], count)
+        return self.up[np.searchsorted(self.times_s, drawn_s, side="right") - 1]
 
     def first_passage(self, good: NDArray[np.bool_]) -> FirstPassage:
         """The first passage in the record; infinite if there is none."""
