@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from nonn.reliability.sampled import MOST_DEVICES
+from nonn.reliability.counted import MOST_DEVICES
 from nonn.toml.constraints import Count, NotEmpty, NotNegative, Probability, Range, Rules, Whole
 
 __all__ = ["BudgetConfig", "DeviceClassConfig", "DevicesConfig", "ViewConfig"]

@@ -23,8 +23,9 @@ from nonn.enumeration.additive import AdditiveForm, additive_form
 from nonn.enumeration.counter import Counter
 from nonn.enumeration.worst import ROUNDS, search_worst
 from nonn.fusion import Head, RidgePerSet
+from nonn.reliability.counted import COUNTED_FAILURES, counted_failures, draw_others, few_failures
 from nonn.reliability.outcomes import Outcomes, kept_samples
-from nonn.reliability.sampled import COUNTED_FAILURES, SampledTable, counted_failures, draw_others, few_failures
+from nonn.reliability.sampled import SampledTable
 from nonn.reliability.sampled_evidence import SampledEvidence
 from nonn.reliability.subsets import mask_of, masks_of, members, membership_of
 

@@ -2,7 +2,7 @@
 
 A ``SampledTable`` has four kinds of subsets:
 
-- **counted**: every subset with few failed devices (three up to 66 devices), and every device alone;
+- **counted**: every subset with few failed devices (``nonn.reliability.counted``), and every device alone;
 - **chains**: all devices fail one by one in a random order, so that each chain has one subset of every size. The
   subsets of one size are a uniform sample of it, and the steps of a chain give Shapley values;
 - **draws** of failure laws among the subsets that were not counted;
@@ -20,10 +20,9 @@ Reference: Castro, Gómez, Tejada 2009, "Polynomial calculation of the Shapley v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,53 +35,11 @@ from nonn.reliability.subsets import AccuracyTable, FailureRow, Stated, members
 if TYPE_CHECKING:
     from nonn.reliability.laws.base import Law
 
-__all__ = [
-    "COUNTED_FAILURES",
-    "MOST_COUNTED",
-    "MOST_DEVICES",
-    "SampledTable",
-    "counted_failures",
-    "draw_others",
-    "few_failures",
-]
-
-MOST_DEVICES = 256  # of a bundle
-COUNTED_FAILURES = 3
-MOST_COUNTED = 50_000  # subsets: all with up to 3 failures of 66 devices
+__all__ = ["SampledTable"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-_ATTEMPTS = 300  # draws of the law for each one wanted among subsets that were not counted
-
-
-def counted_failures(num_devices: int, failed: int = COUNTED_FAILURES) -> int:
-    """The largest number of failures, at most ``failed``, whose subsets are all counted: 50,000 in total."""
-    total = 0
-    for most in range(min(failed, num_devices) + 1):
-        total += math.comb(num_devices, most)
-        if total > MOST_COUNTED:
-            return most - 1
-    return min(failed, num_devices)
-
-
-def few_failures(num_devices: int, failed: int) -> Iterator[tuple[int, ...]]:
-    """The failed devices of every subset with at most this many failures, by number of failures."""
-    for count in range(failed + 1):
-        yield from combinations(range(num_devices), count)
-
-
-def draw_others(law: Law, failed: int, draws: int, rng: np.random.Generator) -> BoolArray:
-    """Draws of a law among the subsets with more failures [m, N]: fewer than requested where these are rare."""
-    found, missing = [np.empty((0, law.num_devices), dtype=bool)], draws
-    for _ in range(_ATTEMPTS):
-        if missing <= 0:
-            break
-        up = law.draw(rng, draws)
-        found.append(up[(~up).sum(axis=1) > failed][:missing])
-        missing -= len(found[-1])
-    return np.concatenate(found)
 
 
 @dataclass(frozen=True, eq=False)

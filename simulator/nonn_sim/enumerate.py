@@ -25,10 +25,10 @@ from nonn.enumeration.worst import NEIGHBOURS, search_worst
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head
 from nonn.reliability.confidence import CONFIDENCE
+from nonn.reliability.counted import COUNTED_FAILURES, counted_failures, draw_others, few_failures
 from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
-from nonn.reliability.sampled import COUNTED_FAILURES, counted_failures, draw_others, few_failures
 from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, masks_of, members, membership_of
 
 __all__ = [
