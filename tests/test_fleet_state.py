@@ -23,7 +23,7 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.screening import QUARANTINED
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, DataError
-from nonn.fleet.rollout import Rollout
+from nonn.fleet.bundles import Bundles
 from nonn.fleet.served import ServeOptions
 from nonn.fleet.state import Record, State
 from tests.serving import run, until_async
@@ -50,14 +50,14 @@ def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(bundle: Bundle, t
     state.first(bundle.path)
 
     async def scenario() -> None:
-        rollout = Rollout(state, bundle, options)
-        async with rollout.bundles.running(lambda: None):
-            aggregator = rollout.served.aggregator
+        bundles = Bundles(state, bundle, options)
+        async with bundles.running(lambda: None):
+            aggregator = bundles.served.aggregator
             aggregator.policy.add("liar", 0)
             assert aggregator.policy.on_contradiction("liar", 0.0)
             aggregator.observers.on_state(StateEvent(0.0, "liar", "up", "out", QUARANTINED))
             await until_async(lambda: bool(state.read().quarantined))
-        policy = Rollout(state, bundle, options).served.aggregator.policy
+        policy = Bundles(state, bundle, options).served.aggregator.policy
         policy.add("liar", 0)
         policy.add("honest", 1)
         assert (policy.state("liar"), policy.state("honest")) == ("out", "up")

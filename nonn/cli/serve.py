@@ -232,6 +232,7 @@ async def _serve_one(args: argparse.Namespace, options: ServeOptions, pairing: A
 
 async def _serve_fleet(args: argparse.Namespace, options: ServeOptions, pairing: Attend | None) -> None:
     """Serves the current bundle of a state folder, and switches when it changes."""
+    from nonn.fleet.bundles import Bundles
     from nonn.fleet.control import controlled
     from nonn.fleet.rollout import Rollout
     from nonn.fleet.servicer import FleetServicer
@@ -241,8 +242,8 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions, pairing:
 
     state, stop = State(args.state), shutdown_event(args.watch_stdin)
     bundle = state.first(args.bundle)
-    rollout = Rollout(state, bundle, options, args.max_queue_mb * 1_000_000)
-    bundles = rollout.bundles
+    bundles = Bundles(state, bundle, options, args.max_queue_mb * 1_000_000)
+    rollout = Rollout(bundles)
     servicer = FleetServicer(rollout)
     async with Watchdog() as watchdog, controlled(rollout, state.socket), bundles.running(stop.set):
         ready = _announce(args, bundle=bundle.hash, nodes=0, http=bundles.http)

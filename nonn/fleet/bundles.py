@@ -19,6 +19,7 @@ from nonn.errors import ConfigError
 from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions
 from nonn.fleet.state import State
 from nonn.rpc.background import Background
+from nonn.rpc.budget import MAX_HELD_BYTES
 from nonn.rpc.endpoint import Endpoint
 
 __all__ = ["Bundles"]
@@ -36,6 +37,7 @@ class Bundles:
         max_held_bytes: bytes of all inference requests under way.
 
     Attributes:
+        state: the folder.
         served: the served bundle.
         other: the bundle to which, or from which, nodes are moved; None if no update is running.
         model: the model of whichever bundle is served.
@@ -47,8 +49,10 @@ class Bundles:
 
     other: ServedBundle | None
 
-    def __init__(self, state: State, first: Bundle, options: ServeOptions, max_held_bytes: int) -> None:
-        self._state, self._options = state, options
+    def __init__(
+        self, state: State, first: Bundle, options: ServeOptions, max_held_bytes: int = MAX_HELD_BYTES
+    ) -> None:
+        self.state, self._options = state, options
         record = state.read()
         self._quarantined = dict(record.quarantined)  # as it is on the disk
         self.served, self.other = self._make(first), None
@@ -94,7 +98,7 @@ class Bundles:
         """Records that another bundle is served, and shows it in dashboard and metrics."""
         async with self._recording:
             self._quarantined = {}
-            await asyncio.to_thread(self._state.served, new.bundle.hash, old.bundle.hash)
+            await asyncio.to_thread(self.state.served, new.bundle.hash, old.bundle.hash)
         self._note_quarantines()
         await self._watching.aclose()
         await self._watch()
@@ -130,7 +134,7 @@ class Bundles:
         """Records that a node is drained or no longer, here and for the next start."""
         async with self._recording:
             nodes = self.drained | {node} if out else self.drained - {node}
-            await asyncio.to_thread(self._state.drained, sorted(nodes))
+            await asyncio.to_thread(self.state.drained, sorted(nodes))
             self.drained = nodes
 
     def _make(self, bundle: Bundle) -> ServedBundle:
@@ -145,7 +149,7 @@ class Bundles:
 
     async def _record_quarantines(self, found: dict[str, int]) -> None:
         async with self._recording:
-            await asyncio.to_thread(self._state.quarantined, found)
+            await asyncio.to_thread(self.state.quarantined, found)
 
     async def _start(self, served: ServedBundle) -> None:
         stack = contextlib.AsyncExitStack()

@@ -19,11 +19,9 @@ from nonn.bundle import Bundle
 from nonn.errors import ConfigError, MembershipError
 from nonn.fleet.bundles import Bundles
 from nonn.fleet.plan import Blocked, Done, Situation, Switch, next_step
-from nonn.fleet.served import ServedBundle, ServeOptions
-from nonn.fleet.state import State
+from nonn.fleet.served import ServedBundle
 from nonn.fleet.status import bundle_status, node_status
 from nonn.reliability.subsets import MAX_DEVICES
-from nonn.rpc.budget import MAX_HELD_BYTES
 
 __all__ = ["Rollout"]
 
@@ -36,20 +34,11 @@ class Rollout:
     """Which node runs which bundle, and the updates that the operator asks for.
 
     Args:
-        state: folder with the bundles.
-        first: the bundle that is served at the start.
-        options: options of every bundle; all nodes join.
-        max_held_bytes: bytes of all inference requests under way.
-
-    Attributes:
-        bundles: the bundles of this process.
+        bundles: the bundles of this process; all nodes join.
     """
 
-    def __init__(
-        self, state: State, first: Bundle, options: ServeOptions, max_held_bytes: int = MAX_HELD_BYTES
-    ) -> None:
-        self._state = state
-        self.bundles = Bundles(state, first, options, max_held_bytes)
+    def __init__(self, bundles: Bundles) -> None:
+        self.bundles = bundles
         self._on_other: set[str] = set()  # nodes that should run the other bundle
         self._moving: set[str] = set()  # nodes that have been given another bundle and are not back yet
         self._following = ""  # bundle to which another aggregator moves the nodes
@@ -86,7 +75,7 @@ class Rollout:
         return {
             "bundles": [bundle_status(each, served=each is self.served) for each in served],
             "nodes": sorted(nodes, key=lambda node: str(node["node"])),
-            "previous": self._state.read().previous,
+            "previous": self.bundles.state.read().previous,
         }
 
     async def roll(self, bundle: str, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
@@ -105,8 +94,8 @@ class Rollout:
             raise ConfigError("another push or rollback is running; wait for it, or stop it with Ctrl-C")
         async with self._busy:
             if not bundle:  # during a push, back to the served bundle; otherwise to the previous one
-                bundle = self.served.bundle.hash if self.other else self._state.read().previous
-            async for said in self._roll(self._state.load(bundle), floor, wait_s):
+                bundle = self.served.bundle.hash if self.other else self.bundles.state.read().previous
+            async for said in self._roll(self.bundles.state.load(bundle), floor, wait_s):
                 _log.info("%s", said["text"])
                 yield said
 
@@ -122,7 +111,7 @@ class Rollout:
         if self._busy.locked():
             raise ConfigError("another push or rollback is running; wait for it, or stop it with Ctrl-C")
         async with self._busy:
-            target = self._state.load(bundle)
+            target = self.bundles.state.load(bundle)
             if target.hash != self.served.bundle.hash:
                 await self._open_other(target)
             self._following = target.hash

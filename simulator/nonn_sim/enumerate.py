@@ -32,7 +32,6 @@ from nonn.reliability.laws.outcome import meets
 from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, masks_of, members, membership_of
 
 __all__ = [
-    "COUNTED_FAILURES",
     "Counted",
     "Estimate",
     "SampledLaw",
