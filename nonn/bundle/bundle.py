@@ -279,7 +279,7 @@ class Bundle:
             DataError: a file cannot be read.
             BundleError: a student cannot be loaded.
         """
-        return self._offline.predict(inputs, without)
+        return self._offline.predict(inputs, self.mask_without(without))
 
     def accuracy(self, failed: int | Iterable[int] = 0) -> float:
         """Accuracy on the test split when devices have failed.
@@ -316,7 +316,8 @@ class Bundle:
     def _offline(self) -> Offline:
         from nonn.bundle.prediction import Offline
 
-        return Offline(self)
+        models = [self.student_path(i) for i in range(self.num_devices)]
+        return Offline(self.manifest, models, self.head, self.accuracies, self.hash)
 
     @cached_property
     def report(self) -> nonn.Report:

@@ -8,7 +8,7 @@ A device imports this module for nothing but the name ``Prediction``; what the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.bundle.manifest import Manifest
 from nonn.bundle.views import select_view
 from nonn.errors import BundleError, InputError, ShapeError
 
 if TYPE_CHECKING:
-    from nonn.bundle.bundle import Bundle
+    from nonn.fusion import Head
+    from nonn.reliability.subsets import AccuracyTable
 
 __all__ = ["Offline", "Prediction", "open_session", "run_session"]
 
@@ -78,35 +80,40 @@ class Prediction:
 
 
 class Offline:
-    """The students of one bundle; each is loaded when it is first needed.
+    """The students of one bundle, loaded for the first prediction.
 
     Args:
-        bundle: verified, with all students.
+        manifest: of the bundle: its input and its students.
+        models: ONNX file of each student [N].
+        head: the fusion.
+        table: accuracy of the subsets that were evaluated.
+        bundle: hash of the bundle.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(
+        self, manifest: Manifest, models: Sequence[Path], head: Head, table: AccuracyTable, bundle: str
+    ) -> None:
+        self._manifest, self._models = manifest, models
+        self._head, self._table, self._bundle = head, table, bundle
 
-    def predict(self, inputs: NDArray[Any] | str | Path | Sequence[str | Path], without: Iterable[int]) -> Prediction:
-        """See ``Bundle.predict``."""
+    def predict(self, inputs: NDArray[Any] | str | Path | Sequence[str | Path], mask: int) -> Prediction:
+        """Runs the students in ``mask`` and fuses them; see ``Bundle.predict``."""
         from nonn.reliability.subsets import members
 
-        bundle = self._bundle
-        mask = bundle.mask_without(without)
         if not mask:
             raise InputError("every device is left out: there is nothing to fuse")
-        batch, students = self._batch(self._read(inputs)), bundle.manifest.students
+        batch, students = self._batch(self._read(inputs)), self._manifest.students
         features = {}
         for i in members(mask):
             sent = run_session(self._sessions[i], select_view(batch, students[i].view))
             features[i] = students[i].code.roundtrip(sent)
-        logits, stated = bundle.head.logits(features, keep=False), bundle.accuracies.stated(mask)
+        logits, stated = self._head.logits(features, keep=False), self._table.stated(mask)
         return Prediction(
             logits=logits.astype(np.float32),
-            confidence=bundle.head.confidence(logits, mask).astype(np.float32),
-            answered=np.array([mask >> i & 1 for i in range(bundle.num_devices)], dtype=np.bool_),
-            degraded=mask.bit_count() < bundle.num_devices,
-            bundle=bundle.hash,
+            confidence=self._head.confidence(logits, mask).astype(np.float32),
+            answered=np.array([mask >> i & 1 for i in range(len(students))], dtype=np.bool_),
+            degraded=mask.bit_count() < len(students),
+            bundle=self._bundle,
             expected_accuracy=stated.accuracy,
             expected_accuracy_interval=stated.interval,
             expected_accuracy_estimated=stated.estimated,
@@ -114,7 +121,7 @@ class Offline:
 
     @cached_property
     def _sessions(self) -> list[Any]:
-        return [open_session(self._bundle.student_path(i)) for i in range(self._bundle.num_devices)]
+        return [open_session(model) for model in self._models]
 
     def _read(self, inputs: NDArray[Any] | str | Path | Sequence[str | Path]) -> NDArray[Any]:
         """Arrays as they are, files as one batch."""
@@ -124,13 +131,13 @@ class Offline:
             return np.asarray(inputs)
         from nonn.bundle.inputs import InputReader, expand  # needs Pillow for images
 
-        spec = self._bundle.manifest.input
+        spec = self._manifest.input
         reader = InputReader(spec.shape, spec.dtype, spec.preprocess)
         return np.concatenate([batch for name in expand(inputs) for batch in reader.read(name)])
 
     def _batch(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """The batch [B, …] of raw values."""
-        shape = self._bundle.manifest.input.shape
+        shape = self._manifest.input.shape
         batch = inputs[None] if inputs.shape == shape else inputs
         if batch.shape[1:] != shape or not len(batch):
             raise ShapeError(f"inputs of shape {list(inputs.shape)}; expected {list(shape)}, or a batch of them")
