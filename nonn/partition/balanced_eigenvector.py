@@ -37,8 +37,8 @@ from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 
 from nonn.errors import PartitionError
-from nonn.partition import Partition, check_parts
 from nonn.partition.graph import FilterGraph
+from nonn.partition.partition import Partition, check_parts
 
 __all__ = ["partition"]
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nonn.partition import Partition, balanced_eigenvector
+from nonn.partition import balanced_eigenvector
 from nonn.partition.graph import FilterGraph
+from nonn.partition.partition import Partition
 
 __all__ = ["partition"]
 

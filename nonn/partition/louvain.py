@@ -32,8 +32,9 @@ import networkx as nx
 import numpy as np
 
 from nonn.errors import PartitionError
-from nonn.partition import Partition, balanced_eigenvector, check_parts
+from nonn.partition import balanced_eigenvector
 from nonn.partition.graph import FilterGraph
+from nonn.partition.partition import Partition, check_parts
 
 __all__ = ["RESOLUTION", "communities_to_parts", "partition"]
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
-from nonn.partition import Partition
 from nonn.partition.graph import FilterGraph
+from nonn.partition.partition import Partition
 
 __all__ = ["Measures", "measure"]
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import numpy as np
 from pymetis import CSRAdjacency, Options, part_graph
 
-from nonn.partition import Partition, check_parts, parts_of_labels
 from nonn.partition.graph import FilterGraph
+from nonn.partition.partition import Partition, check_parts, parts_of_labels
 
 __all__ = ["partition"]
 

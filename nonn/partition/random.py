@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nonn.partition import Partition, check_parts
 from nonn.partition.graph import FilterGraph
+from nonn.partition.partition import Partition, check_parts
 
 __all__ = ["partition"]
 

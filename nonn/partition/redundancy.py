@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nonn.errors import PartitionError
-from nonn.partition import Partition
+from nonn.partition.partition import Partition
 
 __all__ = ["Design", "filters_of_device"]
 

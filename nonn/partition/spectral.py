@@ -19,8 +19,8 @@ import numpy as np
 from sklearn.cluster import SpectralClustering
 from sklearn.exceptions import ConvergenceWarning
 
-from nonn.partition import Partition, check_parts, parts_of_labels
 from nonn.partition.graph import FilterGraph
+from nonn.partition.partition import Partition, check_parts, parts_of_labels
 
 __all__ = ["partition"]
 
