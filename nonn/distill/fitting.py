@@ -6,16 +6,17 @@ heads, so the students run over the training split once. docs/extending.md shows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nonn.config import FusionConfig
+from nonn.data import Split
 from nonn.distill.logistic import fit_logistic
 from nonn.distill.masked import fit_masked
 from nonn.distill.rebalance import balanced_order, head_to_tail
@@ -25,13 +26,37 @@ from nonn.reliability.subsets import members, sets_by_survivors
 from nonn.teacher import Teacher
 from nonn.trainer import batches, epoch_generator
 
-if TYPE_CHECKING:
-    from nonn.distill.heads import HeadFitter
-
-__all__ = ["Fitting", "Passes", "choose_ridge", "held_out_accuracy"]
+__all__ = ["Fitting", "FittingData", "Passes", "choose_ridge", "held_out_accuracy"]
 
 _PASS = 1_000_000  # passes use generators of other epochs than training
 _SETS = 8  # subsets of each size on which λ and the ``best`` head are chosen: 57 of 255 for eight devices
+
+
+@dataclass(frozen=True)
+class FittingData:
+    """What all heads of one experiment are fitted and chosen with.
+
+    Attributes:
+        config: the head, and passes, candidates, storage and temperatures of all heads.
+        train: split that heads are fitted to, augmented.
+        held_out: split for choosing λ, the number of steps and the ``best`` head, and for the temperatures.
+        seed: seed of the augmentation and of the sample of subsets.
+        augment: (raw batch, generator) → varied raw batch.
+        device: torch device name.
+    """
+
+    config: FusionConfig
+    train: Split
+    held_out: Split
+    seed: int
+    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+    device: str = "cpu"
+
+    def held_out_features(self, students: Students) -> list[NDArray[np.float32]]:
+        """Features of each device over the original held-out split, N arrays [n, d_i]."""
+        with torch.no_grad():
+            chunks = [students.features(raw) for raw in batches(self.held_out.inputs, self.device)]
+        return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -39,13 +64,13 @@ class Fitting:
     """What heads are fitted to.
 
     Attributes:
-        fitter: options, splits and augmentation.
+        data: options, splits and augmentation.
         teacher: gives the targets.
         students: gives the features and the fusion through which they were trained.
         keeps_samples: whether ``features``, ``labels`` and ``targets`` are recorded.
     """
 
-    fitter: HeadFitter
+    data: FittingData
     teacher: Teacher
     students: Students
     keeps_samples: bool = True
@@ -53,12 +78,12 @@ class Fitting:
     @property
     def config(self) -> FusionConfig:
         """The table ``[fusion]``."""
-        return self.fitter.config
+        return self.data.config
 
     @property
     def seed(self) -> int:
         """Of everything random."""
-        return self.fitter.seed
+        return self.data.seed
 
     @cached_property
     def trained(self) -> LinearHead:
@@ -95,18 +120,18 @@ class Fitting:
     @cached_property
     def held_out_features(self) -> list[NDArray[np.float32]]:
         """Features of each device over the held-out split, N arrays [m, d_i]: for choices, not for fitting."""
-        return self.fitter.held_out_features(self.students)
+        return self.data.held_out_features(self.students)
 
     @property
     def held_out_labels(self) -> NDArray[np.int64]:
         """Labels of the held-out split [m]."""
-        return self.fitter.held_out.labels
+        return self.data.held_out.labels
 
     @cached_property
     def passes(self) -> Passes:
         """Sums over all augmented passes of the training split."""
-        fitter, classes = self.fitter, self.students.fusion.linear.out_features
-        config, train = self.config, fitter.train
+        data, classes = self.data, self.students.fusion.linear.out_features
+        config, train = self.config, data.train
         counts = np.bincount(train.labels, minlength=classes)
         kept = self.config.samples if self.keeps_samples else 0
         passes = Passes(sum(self.widths), classes)
@@ -115,9 +140,9 @@ class Fitting:
                 generator, start = epoch_generator(self.seed, _PASS + number), 0
                 rng = np.random.default_rng([self.seed, _PASS + number])
                 split = train.take(balanced_order(train.labels, rng)) if config.balanced else train
-                for raw in batches(split.inputs, fitter.device):
+                for raw in batches(split.inputs, data.device):
                     labels = split.labels[start : start + len(raw)]
-                    varied = fitter.augment(raw, generator)
+                    varied = data.augment(raw, generator)
                     features = torch.cat(self.students.features(varied), dim=1).cpu().numpy()
                     if self.config.target == "labels":
                         targets = np.eye(classes)[labels]
@@ -178,7 +203,7 @@ def fit_logistic_head(fitting: Fitting) -> Head:
         fitting.held_out_labels,
         steps=fitting.config.steps,
         limit_bytes=int(fitting.config.stored_mb * 1e6),
-        device=fitting.fitter.device,
+        device=fitting.data.device,
     )
 
 
@@ -192,7 +217,7 @@ def fit_masked_head(fitting: Fitting) -> Head:
         hidden=fitting.config.hidden,
         updates=fitting.config.updates,
         seed=fitting.seed,
-        device=fitting.fitter.device,
+        device=fitting.data.device,
     )
 
 

@@ -20,22 +20,18 @@ features of all passes are computed once for all heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nonn.config import FusionConfig
-from nonn.data import Split
-from nonn.distill.fitting import Fitting, choose_ridge, held_out_accuracy
+from nonn.distill.fitting import Fitting, FittingData, choose_ridge, held_out_accuracy
 from nonn.distill.students import Students
 from nonn.errors import ConfigError
 from nonn.fusion import HEADS, Head
 from nonn.fusion.calibration import Fusion, fit_temperatures
 from nonn.teacher import Teacher
-from nonn.trainer import batches
 
 __all__ = ["KINDS", "HeadFitter", "choose_ridge", "held_out_accuracy"]
 
@@ -45,24 +41,8 @@ _WITHOUT_SAMPLES = {"trained", "zero-fill", "rescale", "mean-fill", "ridge"}  # 
 
 
 @dataclass(frozen=True)
-class HeadFitter:
-    """Fits heads to the students of one experiment.
-
-    Attributes:
-        config: the head, and passes, candidates, storage and temperatures of all heads.
-        train: split that heads are fitted to, augmented.
-        held_out: split for choosing λ, the number of steps and the ``best`` head, and for the temperatures.
-        seed: seed of the augmentation and of the sample of subsets.
-        augment: (raw batch, generator) → varied raw batch.
-        device: torch device name.
-    """
-
-    config: FusionConfig
-    train: Split
-    held_out: Split
-    seed: int
-    augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-    device: str = "cpu"
+class HeadFitter(FittingData):
+    """Fits heads to the students of one experiment."""
 
     def fit(self, teacher: Teacher, students: Students) -> Head:
         """Fits the head that ``fusion.head`` names; of equally good ones the simplest.
@@ -98,12 +78,6 @@ class HeadFitter:
                 raise ConfigError(f"fusion.head = {kind!r}: gave a {type(head).__name__}, not a nonn.fusion.Head")
             heads[kind] = head.with_temperatures(self.temperatures(head, fitting.held_out_features))
         return heads
-
-    def held_out_features(self, students: Students) -> list[NDArray[np.float32]]:
-        """Features of each device over the original held-out split, N arrays [n, d_i]."""
-        with torch.no_grad():
-            chunks = [students.features(raw) for raw in batches(self.held_out.inputs, self.device)]
-        return [torch.cat(f).cpu().numpy() for f in zip(*chunks, strict=True)]
 
     def temperatures(self, head: Fusion, recorded: Sequence[NDArray[np.float32]]) -> NDArray[np.float64] | None:
         """Temperatures of the confidence, as ``fusion.temperature`` has them.
