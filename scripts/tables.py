@@ -43,7 +43,7 @@ from typing import Any
 
 from nonn.documents import read, schema
 from nonn.files import atomic_file
-from nonn.partition.compare import Comparison
+from nonn.partition.compare import PartitionComparison
 from nonn.report.comparison import comparison_markdown
 from nonn.report.document import Report
 from nonn.report.overview import failure_table, live_table
@@ -428,7 +428,7 @@ def _type(value: Mapping[str, Any]) -> str:
 KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "study": (Study, short_markdown),
     "study-heads": (Study, heads_markdown),
-    "partitioners": (Comparison, comparison_markdown),
+    "partitioners": (PartitionComparison, comparison_markdown),
     "report": (Report, report_markdown),
     "results": (Report, results_markdown),
     "methods": (None, methods_markdown),

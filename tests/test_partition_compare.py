@@ -16,7 +16,7 @@ from nonn.config import GraphConfig
 from nonn.documents import read, to_json
 from nonn.errors import PartitionError
 from nonn.partition import METHODS, Partition
-from nonn.partition.compare import GRAPHS, Comparison, Outputs, compare, missing_levels, probe, stability
+from nonn.partition.compare import GRAPHS, PartitionComparison, Outputs, compare, missing_levels, probe, stability
 from nonn.report.comparison import comparison_plot, comparison_table
 from nonn.report.table import as_text
 
@@ -137,7 +137,7 @@ def test_the_command_prints_a_table_and_writes_comparison_and_figure(
     assert "3 missing" in text
     assert str(folder / "compare.json") in text
     svg = (folder / "compare.svg").read_text()
-    written = read(Comparison, folder / "compare.json")
+    written = read(PartitionComparison, folder / "compare.json")
     assert svg == comparison_plot(written.rows, written.teacher_accuracy)
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert all(method in svg for method in METHODS)
@@ -155,4 +155,4 @@ def test_a_method_that_cut_nothing_is_a_row_of_dashes() -> None:
 
 def test_the_shipped_comparison_read_and_written_again_is_the_same_text() -> None:
     file = Path(__file__).parent.parent / "benchmarks" / "results" / "cifar100-small-partitioners.json"
-    assert json.dumps(to_json(read(Comparison, file)), indent=2, ensure_ascii=False) + "\n" == file.read_text()
+    assert json.dumps(to_json(read(PartitionComparison, file)), indent=2, ensure_ascii=False) + "\n" == file.read_text()

@@ -12,7 +12,7 @@ from nonn.cli.run import add_run_options
 
 if TYPE_CHECKING:
     from nonn.experiment.training import Cut
-    from nonn.partition.compare import Comparison
+    from nonn.partition.compare import PartitionComparison
 
 SUMMARY = "train the teacher if needed, partition its filters, print measures of the partition"
 
@@ -59,7 +59,7 @@ def _show_cut(cut: Cut, *, as_json: bool) -> None:
     print(f"{'filters':18} {file}")
 
 
-def _show_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:
+def _show_comparison(comparison: PartitionComparison, folder: Path, *, as_json: bool) -> None:
     """Prints compare.json only, or its table, the methods that failed and its path."""
     from nonn.documents import to_json
     from nonn.report.comparison import comparison_table

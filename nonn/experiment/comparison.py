@@ -15,7 +15,7 @@ from nonn.experiment.training import Cut, cut_filters, train_assistants, train_t
 from nonn.experiment.workspace import Workspace
 from nonn.files import atomic_file
 from nonn.partition import METHODS
-from nonn.partition.compare import GRAPHS, SCHEMA, ComparedData, Comparison, Outputs, compare
+from nonn.partition.compare import GRAPHS, SCHEMA, ComparedData, PartitionComparison, Outputs, compare
 from nonn.provenance import code_version, machine
 from nonn.report.comparison import comparison_plot
 from nonn.teacher import Teacher, pool
@@ -31,7 +31,7 @@ def cut(space: Workspace) -> Cut:
     return _cut(space)[2]
 
 
-def compare_partitioners(space: Workspace) -> tuple[Comparison, Path]:
+def compare_partitioners(space: Workspace) -> tuple[PartitionComparison, Path]:
     """Compares all partitioners on all filter graphs.
 
     Returns:
@@ -42,7 +42,7 @@ def compare_partitioners(space: Workspace) -> tuple[Comparison, Path]:
     fit, held_out = _outputs(space, teacher, data.train, _FIT), _outputs(space, teacher, data.held_out)
     with space.progress.bar("partitioners", len(GRAPHS) * len(METHODS), "cuts") as tick:
         rows = compare(fit, held_out, config.graph, config.partition.num_parts, space.seed, tick)
-    comparison = Comparison(
+    comparison = PartitionComparison(
         schema=SCHEMA,
         experiment=config.experiment.name,
         teacher=config.teacher.model,

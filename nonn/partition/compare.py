@@ -38,7 +38,7 @@ __all__ = [
     "GRAPHS",
     "SCHEMA",
     "ComparedData",
-    "Comparison",
+    "PartitionComparison",
     "Outputs",
     "ProbeRow",
     "Row",
@@ -128,7 +128,7 @@ class ComparedData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PartitionComparison:
     """compare.json: every method on every graph.
 
     Attributes:

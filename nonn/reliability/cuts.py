@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from nonn.reliability.subsets import SubsetTable, all_masks, members
 
-__all__ = ["Cut", "CutSets", "cut_sets"]
+__all__ = ["CutSet", "CutSets", "cut_sets"]
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutSet:
     """One minimal cut set.
 
     Attributes:
@@ -50,7 +50,7 @@ class CutSets:
     """
 
     level: float
-    cuts: tuple[Cut, ...]
+    cuts: tuple[CutSet, ...]
     missed: float
     bound: float
     coherent: bool
@@ -77,7 +77,7 @@ def cut_sets(table: SubsetTable, probability: FloatArray, level: float) -> CutSe
     for device in range(table.num_devices):
         with_it = masks[masks >> device & 1 == 1]
         minimal[with_it] &= ~covered[with_it ^ 1 << device]
-    cuts = [Cut(members(mask), float(min(1.0, all_failed[mask]))) for mask in np.flatnonzero(minimal).tolist()]
+    cuts = [CutSet(members(mask), float(min(1.0, all_failed[mask]))) for mask in np.flatnonzero(minimal).tolist()]
     return CutSets(
         level=level,
         cuts=tuple(sorted(cuts, key=lambda cut: (-cut.probability, len(cut.devices), cut.devices))),

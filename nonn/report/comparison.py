@@ -11,7 +11,7 @@ from nonn.report.table import Column, Table, TextColumn, as_markdown, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from nonn.partition.compare import Comparison, Row
+    from nonn.partition.compare import PartitionComparison, Row
 
 __all__ = ["comparison_markdown", "comparison_plot", "comparison_table"]
 
@@ -46,7 +46,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return Table(tuple(columns), [empty | _flat(row) for row in rows])
 
 
-def comparison_markdown(comparison: Comparison) -> str:
+def comparison_markdown(comparison: PartitionComparison) -> str:
     """The table with its provenance, for a document."""
     data = comparison.data
     return (

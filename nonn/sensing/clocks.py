@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["ClockFilter", "Estimate", "Exchange"]
+__all__ = ["ClockFilter", "ClockEstimate", "Exchange"]
 
 BLOCK_S = 4.0
 BLOCKS = 32
@@ -59,7 +59,7 @@ class Exchange(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ClockEstimate:
     """What is known about a node's clock.
 
     Attributes:
@@ -94,7 +94,7 @@ class ClockFilter:
     """
 
     def __init__(self) -> None:
-        self.estimate: Estimate | None = None
+        self.estimate: ClockEstimate | None = None
         self.steps = 0
         self._blocks: deque[Exchange] = deque(maxlen=BLOCKS)
         self._stepped: deque[float] = deque(maxlen=MAX_STEPS)
@@ -136,7 +136,7 @@ class ClockFilter:
         blocks = self._blocks
         # The least error now: an exchange gets worse with its age.
         best = min(blocks, key=lambda x: x.delay / 2 + MAX_DRIFT * (now - x.at))
-        plain = Estimate(best.at, best.offset, 0.0, best.delay / 2 + 1e-6, MAX_DRIFT)
+        plain = ClockEstimate(best.at, best.offset, 0.0, best.delay / 2 + 1e-6, MAX_DRIFT)
         if blocks[-1].at - blocks[0].at < SPAN_S or len(blocks) < 3:
             return plain
         at, offset, delay = (np.array([getattr(x, name) for x in blocks]) for name in ("at", "offset", "delay"))
@@ -146,7 +146,7 @@ class ClockFilter:
             return plain
         fast = delay <= np.median(delay)
         error = best.delay / 2 + float(np.abs(residual[fast]).max()) + 1e-6
-        return Estimate(now, middle(now), drift, error, WANDER)
+        return ClockEstimate(now, middle(now), drift, error, WANDER)
 
 
 def _line(x: Any, y: Any, weight: Any) -> tuple[Callable[[float], float], float, Any]:
