@@ -49,7 +49,7 @@ from nonn.aggregator.policy.file import load_policy, write_policy
 from nonn.bundle import MANIFEST, Bundle, load_bundle
 from nonn.errors import ConfigError
 from nonn.files import sha256_file
-from nonn.fleet.state import Record, State
+from nonn.fleet.state import StateFolder, StateRecord
 from nonn.security.authority import Authority
 from nonn.security.tls import IDENTITY
 from tests.toys import toy_bundle
@@ -76,29 +76,29 @@ class Step:
 
 def steps(old: Bundle, new: Bundle) -> dict[str, Step]:
     """All changes, from one bundle to another."""
-    before, after = Record(current=old.hash), Record(current=new.hash, previous=old.hash, drained=("node-3",))
+    before, after = StateRecord(current=old.hash), StateRecord(current=new.hash, previous=old.hash, drained=("node-3",))
 
     def held(folder: Path) -> None:
-        state = State(folder)
+        state = StateFolder(folder)
         state.take(old.path)
         state.write(before)
 
     def serve(folder: Path) -> None:
-        state = State(folder)
+        state = StateFolder(folder)
         state.take(new.path)
         state.served(new.hash, old.hash)
         state.drained(after.drained)
 
     def served(folder: Path) -> None:
-        record = State(folder).read()
-        assert record in (before, Record(current=new.hash, previous=old.hash), after), record
-        assert State(folder).first(old.path).hash == record.current
+        record = StateFolder(folder).read()
+        assert record in (before, StateRecord(current=new.hash, previous=old.hash), after), record
+        assert StateFolder(folder).first(old.path).hash == record.current
 
     def take(folder: Path) -> None:
-        State(folder).take(new.path)
+        StateFolder(folder).take(new.path)
 
     def took(folder: Path) -> None:
-        assert State(folder).first(new.path).hash == old.hash
+        assert StateFolder(folder).first(new.path).hash == old.hash
 
     def replace(folder: Path) -> None:
         toy_bundle(folder / "bundle", 2, width=5)

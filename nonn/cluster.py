@@ -39,7 +39,7 @@ from nonn.bundle import Bundle, load_bundle
 from nonn.client import Client
 from nonn.errors import ConfigError, UnreachableError
 
-__all__ = ["LocalCluster", "NodeState"]
+__all__ = ["LocalCluster", "ProcessState"]
 
 START_TIMEOUT_S = 60.0  # a node takes half a second; a loaded Pi with a cold disk much longer
 STOP_TIMEOUT_S = 5.0  # from SIGTERM to SIGKILL
@@ -47,7 +47,7 @@ LOG_LINES = 15  # last lines of a dead child's log in the error message
 
 
 @dataclass(frozen=True)
-class NodeState:
+class ProcessState:
     """One node process.
 
     Attributes:
@@ -217,10 +217,10 @@ class LocalCluster:
         """N."""
         return len(self._nodes)
 
-    def states(self) -> list[NodeState]:
+    def states(self) -> list[ProcessState]:
         """State of each node process."""
         return [
-            NodeState(
+            ProcessState(
                 node=i,
                 part=self._bundle.manifest.students[i].part,
                 pid=child.process.pid,

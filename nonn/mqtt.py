@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from nonn.streams import WindowAnswer
 
-__all__ = ["Broker", "Sensor"]
+__all__ = ["Broker", "HomeAssistantSensor"]
 
 PORT = "1883"
 
@@ -69,7 +69,7 @@ class Broker:
 
 
 @dataclass(frozen=True)
-class Sensor:
+class HomeAssistantSensor:
     """The answers of a cluster as one sensor of Home Assistant (its MQTT discovery).
 
     Attributes:

@@ -27,7 +27,7 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.config import Experiment
 from nonn.files import atomic_file
 from nonn.reliability.placement import Machine
-from nonn.toml.listing import Table, as_markdown, tables_of
+from nonn.toml.listing import TableListing, as_markdown, tables_of
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
@@ -81,7 +81,7 @@ def document() -> str:
         *tables_of(Group, key="group", repeated=True),
         *tables_of(Fault, key="fault", repeated=True),
     ]
-    sections: list[tuple[str, Iterable[Table]]] = [
+    sections: list[tuple[str, Iterable[TableListing]]] = [
         (_EXPERIMENT, tables_of(Experiment)),
         (_POLICY, tables_of(PolicyConfig, key="policy")),
         (_INVENTORY, tables_of(Node, key="node", repeated=True)),

@@ -17,7 +17,7 @@ from grpc import aio
 from benchmarks import memory, storm
 from nonn.errors import OverloadError
 from nonn.rpc.budget import LARGE_BYTES, TRIM_AFTER_BYTES, TRIMS, ByteBudget
-from nonn.rpc.endpoint import Endpoint, Result
+from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request
@@ -79,7 +79,7 @@ def test_a_request_above_the_budget_is_refused_before_it_is_parsed_and_later_one
         async def infer(request: Any, remaining_s: Any) -> Any:
             parsed.append(len(request.tensors()["input"]))
             await gate.wait()
-            return Result({"output": np.zeros((1, 1), np.float32)})
+            return InferenceResult({"output": np.zeros((1, 1), np.float32)})
 
         model = SimpleNamespace(name="m", version="1", max_request_bytes=500_000, infer=infer)
         async with served(model, 700_000) as stub:

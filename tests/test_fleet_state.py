@@ -25,7 +25,7 @@ from nonn.bundle import Bundle
 from nonn.errors import BundleError, DataError
 from nonn.fleet.bundles import Bundles
 from nonn.fleet.served import ServeOptions
-from nonn.fleet.state import Record, State
+from nonn.fleet.state import StateRecord, StateFolder
 from tests.serving import run, until_async
 from tests.toys import toy_bundle
 
@@ -46,7 +46,7 @@ def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(bundle: Bundle, t
         batching=BatchConfig(),
     )
     (tmp_path / "token").write_text("a-token-for-those-who-join")
-    state = State(tmp_path / "state")
+    state = StateFolder(tmp_path / "state")
     state.first(bundle.path)
 
     async def scenario() -> None:
@@ -67,14 +67,14 @@ def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(bundle: Bundle, t
 
 
 def test_what_was_written_is_read(bundle: Bundle, other: Bundle, tmp_path: Path) -> None:
-    state = State(tmp_path)
-    assert state.read() == Record()
+    state = StateFolder(tmp_path)
+    assert state.read() == StateRecord()
     assert state.first(bundle.path).hash == bundle.hash
     state.served(state.take(other.path).hash, bundle.hash)
     state.drained(["a", "b"])
     state.quarantined({"c": 2})
-    record = Record(current=other.hash, previous=bundle.hash, drained=("a", "b"), quarantined={"c": 2})
-    assert State(tmp_path).read() == record
+    record = StateRecord(current=other.hash, previous=bundle.hash, drained=("a", "b"), quarantined={"c": 2})
+    assert StateFolder(tmp_path).read() == record
     state.quarantined({})
     assert "quarantined" not in json.loads((tmp_path / "state.json").read_text())  # versions before this one read it
     assert state.first(bundle.path).hash == other.hash  # whatever the command says
@@ -114,7 +114,7 @@ def a_list(raw: bytes) -> bytes:
 def test_a_damaged_record_is_refused_with_the_remedy(
     bundle: Bundle, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
-    state = State(tmp_path)
+    state = StateFolder(tmp_path)
     state.first(bundle.path)
     document = tmp_path / "state.json"
     document.write_bytes(change(document.read_bytes()))
@@ -138,20 +138,20 @@ def test_a_damaged_file_of_an_older_version_is_refused(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name}: not the hash of a bundle; restore"):
-        State(tmp_path).first(bundle.path)
+        StateFolder(tmp_path).first(bundle.path)
 
 
 def test_a_folder_of_an_older_version_is_taken_over(bundle: Bundle, other: Bundle, tmp_path: Path) -> None:
-    state = State(tmp_path)
+    state = StateFolder(tmp_path)
     for name, taken in (("current", bundle), ("previous", other)):
         (tmp_path / name).write_text(f"{state.take(taken.path).hash}\n")
     assert state.first(other.path).hash == bundle.hash
     assert {path.name for path in tmp_path.iterdir()} == {"bundles", "state.json"}
-    assert state.read() == Record(current=bundle.hash, previous=other.hash)
+    assert state.read() == StateRecord(current=bundle.hash, previous=other.hash)
 
 
 def test_a_served_bundle_that_is_missing_is_an_error_with_the_remedy(bundle: Bundle, tmp_path: Path) -> None:
-    state = State(tmp_path)
+    state = StateFolder(tmp_path)
     state.first(bundle.path)
     shutil.rmtree(tmp_path / "bundles" / bundle.hash)
     with pytest.raises(BundleError, match=r"contains no bundle .*; or delete .*state\.json to begin with"):
@@ -161,7 +161,7 @@ def test_a_served_bundle_that_is_missing_is_an_error_with_the_remedy(bundle: Bun
 def test_a_bundle_that_a_killed_process_has_half_deleted_is_copied_again(
     bundle: Bundle, other: Bundle, tmp_path: Path
 ) -> None:
-    state = State(tmp_path)
+    state = StateFolder(tmp_path)
     state.first(bundle.path)
     (state.take(other.path).path / "students/student-0.onnx").unlink()
     assert state.take(other.path).hash == state.load(other.hash).hash == other.hash
@@ -170,9 +170,9 @@ def test_a_bundle_that_a_killed_process_has_half_deleted_is_copied_again(
 CHILD = """
 import sys
 from pathlib import Path
-from nonn.fleet.state import State
+from nonn.fleet.state import StateFolder
 
-state, bundles = State(Path(sys.argv[1])), [Path(path) for path in sys.argv[2:]]
+state, bundles = StateFolder(Path(sys.argv[1])), [Path(path) for path in sys.argv[2:]]
 print("ready", flush=True)
 while True:  # as a push and a rollback do, one after the other
     for new in bundles:
@@ -189,7 +189,7 @@ def test_sigkill_at_any_point_loses_neither_the_served_bundle_nor_the_one_to_rol
 ) -> None:
     third = toy_bundle(tmp_path / "third", num_devices=4)
     paths, folder, rng, seen = [bundle.path, other.path, third.path], tmp_path / "state", random.Random(1), set()
-    state = State(folder)
+    state = StateFolder(folder)
     state.first(bundle.path)
     state.served(state.take(other.path).hash, bundle.hash)
     for _ in range(15):
@@ -209,6 +209,6 @@ def test_sigkill_at_any_point_loses_neither_the_served_bundle_nor_the_one_to_rol
 
 
 def test_the_document_is_plain_json(bundle: Bundle, tmp_path: Path) -> None:
-    State(tmp_path).first(bundle.path)
+    StateFolder(tmp_path).first(bundle.path)
     found = json.loads((tmp_path / "state.json").read_text())
     assert found.keys() == {"schema", "current", "previous", "drained", "sha256"}

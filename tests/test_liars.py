@@ -22,7 +22,7 @@ from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.known import KnownInputs
 from nonn.errors import BundleError
-from nonn.rpc.endpoint import Result
+from nonn.rpc.endpoint import InferenceResult
 from tests.agreement import check_against_offline_fusion
 from tests.fanout import Watcher, student
 from tests.serving import TIMEOUT_S, serving, until_async
@@ -64,11 +64,11 @@ class Liar:
     async def __aexit__(self, *exc: object) -> None:
         await self._model.__aexit__(None, None, None)
 
-    async def infer(self, request: Any, remaining_s: float | None) -> Result:
+    async def infer(self, request: Any, remaining_s: float | None) -> InferenceResult:
         result = await self._model.infer(request, remaining_s)
         if self.change is None:
             return result
-        return Result({"features": self.change(np.array(result.outputs["features"]))}, result.parameters)
+        return InferenceResult({"features": self.change(np.array(result.outputs["features"]))}, result.parameters)
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from torch.nn import functional
 from nonn.config import DistillConfig, TeacherConfig, load_experiment
 from nonn.distill import DistillTask, FusionLayer, Students
 from nonn.distill.blockwise import BlockTask
-from nonn.distill.schedule import AssistantTask, Step, plan
+from nonn.distill.schedule import AssistantTask, DistillStep, plan
 from nonn.errors import ConfigError
 from nonn.students import Student
 from nonn.teacher import Teacher, build_teacher
@@ -31,16 +31,16 @@ def generator() -> torch.Generator:
 
 
 def test_without_a_schedule_students_learn_from_the_teacher() -> None:
-    assert plan(DistillConfig()) == (Step("students", "teacher"),)
+    assert plan(DistillConfig()) == (DistillStep("students", "teacher"),)
 
 
 def test_assistants_teach_one_another_and_generations_pass_on_their_answers() -> None:
     assert plan(DistillConfig(assistants=("wrn-28-2", "wrn-16-2"), generations=3)) == (
-        Step("assistant-1", "teacher", "wrn-28-2"),
-        Step("assistant-2", "assistant-1", "wrn-16-2"),
-        Step("students-1", "assistant-2"),
-        Step("students-2", "assistant-2", previous="students-1"),
-        Step("students", "assistant-2", previous="students-2"),
+        DistillStep("assistant-1", "teacher", "wrn-28-2"),
+        DistillStep("assistant-2", "assistant-1", "wrn-16-2"),
+        DistillStep("students-1", "assistant-2"),
+        DistillStep("students-2", "assistant-2", previous="students-1"),
+        DistillStep("students", "assistant-2", previous="students-2"),
     )
 
 

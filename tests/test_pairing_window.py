@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from nonn_device.pair import _key_and_request
 
-from nonn.aggregator.membership.pairing import MAX_WRONG, Window
+from nonn.aggregator.membership.pairing import MAX_WRONG, PairingWindow
 from nonn.errors import ConfigError, CredentialsError, NonnError
 from nonn.security.authority import Authority
 from nonn.security.pairing import PairingCode, PairingRequest
@@ -39,8 +39,8 @@ class Signing:
         return {"id": name, "number": len(self.names)}
 
 
-def window(signing: Signing, devices: int = 1, clock: Any = lambda: 0.0) -> Window:
-    return Window(CODE, devices, 600.0, signing, clock)
+def window(signing: Signing, devices: int = 1, clock: Any = lambda: 0.0) -> PairingWindow:
+    return PairingWindow(CODE, devices, 600.0, signing, clock)
 
 
 # The code

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nonn.aggregator.queueing import Alarm, Member, Queue
+from nonn.aggregator.queueing import Alarm, BatchMember, Queue
 from nonn.errors import OverloadError
 
 
 def member(
     num_samples: int = 1, dtype: Any = np.uint8, arrived_at: float = 0.0, deadline_at: float = inf, caller: str = ""
-) -> Member:
+) -> BatchMember:
     answer = asyncio.get_running_loop().create_future()
-    return Member(np.zeros((num_samples, 4), dtype), arrived_at, deadline_at, answer, copy_context(), caller)
+    return BatchMember(np.zeros((num_samples, 4), dtype), arrived_at, deadline_at, answer, copy_context(), caller)
 
 
-def popped(queue: Queue, limit: int, now: float = 0.0) -> list[tuple[Member, int, int]]:
+def popped(queue: Queue, limit: int, now: float = 0.0) -> list[tuple[BatchMember, int, int]]:
     """The pieces of the next batch."""
     return [(piece.member, piece.start, piece.stop) for piece in queue.pop(limit, now)]
 
@@ -135,7 +135,7 @@ def test_every_sample_is_sent_once_in_the_order_of_its_caller(
     def check(queue: Queue) -> None:
         members = [member(size, np.uint8 if small else np.float32, caller=f"c{who}") for who, size, small in arrivals]
         sent: dict[int, list[int]] = {id(each): [] for each in members}
-        order: dict[str, list[Member]] = {}
+        order: dict[str, list[BatchMember]] = {}
         for each in members:
             queue.push(each)
         for k in range(5000):

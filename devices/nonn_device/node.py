@@ -17,7 +17,7 @@ from nonn.bundle import Bundle
 from nonn.bundle.views import select_view
 from nonn.errors import BundleError, ConfigError, InputError
 from nonn.rpc.codec import Request
-from nonn.rpc.endpoint import Result
+from nonn.rpc.endpoint import InferenceResult
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_SAMPLES, Array, check_batch, request_limit
 from nonn_device.runtime import Runtime
@@ -110,7 +110,7 @@ class StudentModel:
         metadata.properties.update({f"nonn_{key}": str(value) for key, value in properties.items()})
         return metadata
 
-    async def infer(self, request: Request, remaining_s: float | None) -> Result:
+    async def infer(self, request: Request, remaining_s: float | None) -> InferenceResult:
         """Features of one batch.
 
         Raises:
@@ -131,7 +131,7 @@ class StudentModel:
         # Bytes are always in range, and the aggregator checks features anyway; a caller of floats gets a clear error.
         if batch.dtype.char == "f" and not np.isfinite(features).all():
             raise InputError(f"{self.name}: its features are not finite; the inputs are far outside the raw range")
-        return Result({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
+        return InferenceResult({"features": self._student.code.encode(features)}, {"nonn_bundle": self._bundle.hash})
 
     async def features(self, window: Array) -> bytes:
         """Features of one reading of the node's own sensor, encoded as they are sent.

@@ -35,7 +35,7 @@ from nonn.aggregator.fanout import OnPrompt
 from nonn.aggregator.pacing import BatchLimit, FanoutSlot, Regrouping
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
-from nonn.aggregator.queueing import Alarm, Member, Piece, Queue
+from nonn.aggregator.queueing import Alarm, BatchMember, Piece, Queue
 from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
 from nonn.rpc.background import Background
@@ -166,7 +166,7 @@ class Batcher:
         now = self._clock()
         deadline_at = inf if remaining_s is None else now + remaining_s
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        member = Member(batch, now, deadline_at, answer, copy_context(), caller)
+        member = BatchMember(batch, now, deadline_at, answer, copy_context(), caller)
         self._hold(member)
         try:
             if self.config.max_batch == 1:
@@ -179,7 +179,7 @@ class Batcher:
         finally:
             self._release(member)
 
-    def _hold(self, member: Member) -> None:
+    def _hold(self, member: BatchMember) -> None:
         """Counts a request as waiting; if the queue is full, the caller that waits with the most makes room."""
         num_samples = len(member.batch)
         while self._held + num_samples > self.config.max_queue:
@@ -196,7 +196,7 @@ class Batcher:
         member.held = num_samples
         self._held += num_samples
 
-    def _release(self, member: Member) -> None:
+    def _release(self, member: BatchMember) -> None:
         """A request is answered, or refused."""
         self._held -= member.held
         member.held = 0
@@ -337,7 +337,7 @@ class Batcher:
         if sum(len(part.logits) for _, part in member.parts) == len(member.batch):
             self._tasks.start(self._put_together(member), "request in pieces", context=member.context)
 
-    async def _put_together(self, member: Member) -> None:
+    async def _put_together(self, member: BatchMember) -> None:
         """Answers a request from its parts."""
         try:
             answer = await self._join([part for _, part in sorted(member.parts, key=itemgetter(0))])

@@ -19,11 +19,11 @@ from nonn.answer import Answer
 from nonn.errors import OverloadError
 from nonn.rpc.wire import Array
 
-__all__ = ["Alarm", "Member", "Piece", "Queue"]
+__all__ = ["Alarm", "BatchMember", "Piece", "Queue"]
 
 
 @dataclass(eq=False, slots=True)
-class Member:
+class BatchMember:
     """One client's request.
 
     Attributes:
@@ -58,7 +58,7 @@ class Member:
 class Piece:
     """Consecutive samples of a request that are sent in one fan-out."""
 
-    member: Member
+    member: BatchMember
     start: int
     stop: int
 
@@ -84,7 +84,7 @@ class Queue:
     """
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[Member]] = {}  # in the order in which callers have their turn
+        self._lines: dict[str, deque[BatchMember]] = {}  # in the order in which callers have their turn
         self._credit: dict[str, int] = {}  # samples that a caller may send now
         self.num_samples = 0
 
@@ -96,7 +96,7 @@ class Queue:
         """Arrival time of the first request."""
         return min(line[0].arrived_at for line in self._lines.values())
 
-    def push(self, member: Member) -> None:
+    def push(self, member: BatchMember) -> None:
         """Adds one."""
         if member.caller not in self._lines:
             self._lines[member.caller], self._credit[member.caller] = deque(), 0
@@ -134,7 +134,7 @@ class Queue:
                     break
         return taken
 
-    def push_out(self, caller: str, num_samples: int) -> Member | None:
+    def push_out(self, caller: str, num_samples: int) -> BatchMember | None:
         """Removes the newest request of the caller with the most waiting samples; returns it, or None.
 
         Args:
@@ -151,7 +151,7 @@ class Queue:
         self.num_samples -= member.num_left
         return member
 
-    def _drop_head(self, line: deque[Member], now: float) -> bool:
+    def _drop_head(self, line: deque[BatchMember], now: float) -> bool:
         """Drops requests that need no answer any more; returns whether one is left."""
         while line:
             member = line[0]
@@ -164,7 +164,7 @@ class Queue:
             line.popleft()
         return False
 
-    def _take(self, line: deque[Member], size: int) -> Piece:
+    def _take(self, line: deque[BatchMember], size: int) -> Piece:
         """Takes so many samples of the first request in a line."""
         member = line[0]
         piece = Piece(member, member.num_sent, member.num_sent + size)
@@ -175,12 +175,12 @@ class Queue:
         return piece
 
     @staticmethod
-    def _divisible(member: Member, limit: int) -> bool:
+    def _divisible(member: BatchMember, limit: int) -> bool:
         """Whether a request is sent in pieces."""
         return member.num_sent > 0 or member.num_left > limit
 
     @staticmethod
-    def _fits(member: Member, limit: int, credit: int, room: int, taken: list[Piece]) -> int:
+    def _fits(member: BatchMember, limit: int, credit: int, room: int, taken: list[Piece]) -> int:
         """How many samples of a request can join the batch now."""
         if taken and member.batch.dtype != taken[0].member.batch.dtype:
             return 0

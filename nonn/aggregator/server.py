@@ -20,7 +20,7 @@ from nonn.answer import MODEL, Answer
 from nonn.documents import to_json
 from nonn.errors import BundleError, InputError, OverloadError
 from nonn.rpc.codec import Request
-from nonn.rpc.endpoint import Result
+from nonn.rpc.endpoint import InferenceResult
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import check_batch, request_limit
 
@@ -120,7 +120,7 @@ class FusedModel:
             metadata.properties["nonn_state"] = json.dumps(to_json(self._state()))
         return metadata
 
-    async def infer(self, request: Request, remaining_s: float | None) -> Result:
+    async def infer(self, request: Request, remaining_s: float | None) -> InferenceResult:
         """Fuses one batch.
 
         Raises:
@@ -147,7 +147,7 @@ class FusedModel:
             raise
         if self._answered:
             self._answered(answer)
-        return Result(answer.outputs(), answer.parameters())
+        return InferenceResult(answer.outputs(), answer.parameters())
 
     def _tell_refused(self, outcome: Outcome, num_samples: int) -> None:
         """Reports a request that was sent to no node to the observers."""

@@ -28,7 +28,7 @@ from nonn.report.build import precision_of
 from nonn.students import Student, measure_cost
 from nonn.teacher import Normalise
 
-__all__ = ["MODELS", "BundleStudent", "StudentCost", "Task", "measure_bundle", "measure_model", "rounded"]
+__all__ = ["MODELS", "BundleStudent", "MeasuredModel", "StudentTask", "measure_bundle", "measure_model", "rounded"]
 
 # One or two members of each family, at most 0.2 and 0.75 million parameters without a bridge.
 MODELS = (
@@ -51,7 +51,7 @@ _CALIBRATION = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class StudentTask:
     """What the students are measured for.
 
     Attributes:
@@ -68,7 +68,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class StudentCost:
+class MeasuredModel:
     """Costs of one model.
 
     Attributes:
@@ -123,7 +123,7 @@ class BundleStudent:
     int8_drop: float | None
 
 
-def measure_model(model: str, task: Task) -> StudentCost:
+def measure_model(model: str, task: StudentTask) -> MeasuredModel:
     """Measures an untrained student.
 
     Raises:
@@ -144,7 +144,7 @@ def measure_model(model: str, task: Task) -> StudentCost:
         small = quantise(data, inputs)
     except BundleError:
         small = None
-    return StudentCost(
+    return MeasuredModel(
         model=model,
         params=cost.params,
         macs=cost.macs,
@@ -225,7 +225,7 @@ def _fastest(run: Callable[[], object], rounds: int, round_s: float) -> float:
     return min(times)
 
 
-def rounded(row: StudentCost | BundleStudent, digits: int = 4) -> dict[str, Any]:
+def rounded(row: MeasuredModel | BundleStudent, digits: int = 4) -> dict[str, Any]:
     """A row with its numbers rounded to significant digits, for JSON."""
     values: Sequence[tuple[str, Any]] = list(dataclasses.asdict(row).items())
     return {key: float(f"{value:.{digits}g}") if isinstance(value, float) else value for key, value in values}

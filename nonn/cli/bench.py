@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nonn.arguments import count, existing, seconds, usage
 
 if TYPE_CHECKING:
-    from nonn.bench.students import StudentCost
+    from nonn.bench.students import MeasuredModel
 
 SUMMARY = "measure the cost of serving, compared with a bare gRPC fan-out of the same bytes, or of students"
 
@@ -83,11 +83,11 @@ def _students(args: argparse.Namespace) -> int:
     import datetime
     import json
 
-    from nonn.bench.students import MODELS, Task, measure_bundle, measure_model, rounded
+    from nonn.bench.students import MODELS, StudentTask, measure_bundle, measure_model, rounded
     from nonn.cli.console import say
     from nonn.provenance import code_version, machine
 
-    task = Task(tuple(args.input), args.filters, args.sends, args.batch)
+    task = StudentTask(tuple(args.input), args.filters, args.sends, args.batch)
     models, bundles = [], []
     for name in args.model or (() if args.bundle else MODELS):
         say(f"{name} …")
@@ -139,7 +139,7 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_table(rows: Sequence[StudentCost]) -> list[str]:
+def _model_table(rows: Sequence[MeasuredModel]) -> list[str]:
     """Costs of models as a text table."""
     titles = ("model", "params", "MMAC", "activations", "ONNX", "answer", "8 bits", "answer", "training step")
     cells = [

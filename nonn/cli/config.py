@@ -18,7 +18,7 @@ from nonn.cli.run import add_overrides
 from nonn.errors import UsageError
 
 if TYPE_CHECKING:
-    from nonn.toml.listing import Table
+    from nonn.toml.listing import TableListing
 
 SUMMARY = "print every option of an experiment file with its default, meaning and allowed values"
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[Table]:
+def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[TableListing]:
     """The tables and keys at or below a key; without a key, those of a whole experiment file.
 
     Raises:

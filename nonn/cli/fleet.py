@@ -160,10 +160,10 @@ def _status(host: Host) -> dict[str, Any]:
     from nonn.errors import UnreachableError
     from nonn.fleet.control import ask
     from nonn.fleet.hosts import NONN
-    from nonn.fleet.state import State
+    from nonn.fleet.state import StateFolder
 
     if host.local:
-        return next(ask(State(Path(host.state)).socket, do="status"))
+        return next(ask(StateFolder(Path(host.state)).socket, do="status"))
     command = host.ssh([NONN, "fleet", "status", "--state", host.state, "--json"])
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if ended.returncode:
@@ -234,9 +234,9 @@ def _act(args: argparse.Namespace, state: Path) -> int:
     import json
 
     from nonn.fleet.control import ask
-    from nonn.fleet.state import State
+    from nonn.fleet.state import StateFolder
 
-    folder = State(state)
+    folder = StateFolder(state)
     if args.action == "status":
         found = next(ask(folder.socket, do="status"))
         if args.json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nonn.arguments import count, path, usage
 
 if TYPE_CHECKING:
-    from nonn.toml.listing import Table
+    from nonn.toml.listing import TableListing
 
 SUMMARY = "write a commented experiment file for own data, model and devices"
 
@@ -127,7 +127,7 @@ def _answer(what: str, given: str | None) -> str:
     return input(f"{_QUESTIONS[what]}{f' [{default}]' * bool(default)}: ").strip() or default
 
 
-def _tables(experiment: object, needed: set[str]) -> list[Table]:
+def _tables(experiment: object, needed: set[str]) -> list[TableListing]:
     """The tables of the file, with the keys that it has."""
     import dataclasses
 

@@ -236,11 +236,11 @@ async def _serve_fleet(args: argparse.Namespace, options: ServeOptions, pairing:
     from nonn.fleet.control import controlled
     from nonn.fleet.rollout import Rollout
     from nonn.fleet.servicer import FleetServicer
-    from nonn.fleet.state import State
+    from nonn.fleet.state import StateFolder
     from nonn.rpc.server import serve, shutdown_event
     from nonn.telemetry.systemd import Watchdog
 
-    state, stop = State(args.state), shutdown_event(args.watch_stdin)
+    state, stop = StateFolder(args.state), shutdown_event(args.watch_stdin)
     bundle = state.first(args.bundle)
     bundles = Bundles(state, bundle, options, args.max_queue_mb * 1_000_000)
     rollout = Rollout(bundles)

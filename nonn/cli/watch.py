@@ -82,9 +82,9 @@ async def _publish(args: argparse.Namespace, broker: Broker) -> None:
     import aiomqtt
 
     from nonn.client import AsyncClient
-    from nonn.mqtt import Sensor
+    from nonn.mqtt import HomeAssistantSensor
 
-    sensor, left = Sensor(args.name), args.count or -1
+    sensor, left = HomeAssistantSensor(args.name), args.count or -1
     will = aiomqtt.Will(sensor.availability_topic, "offline", retain=True)
     client = AsyncClient(args.address, tls=args.tls, token_file=args.token_file, insecure=args.insecure)
     async with client:

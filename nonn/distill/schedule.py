@@ -24,14 +24,14 @@ from nonn.errors import ConfigError
 from nonn.teacher import Teacher
 from nonn.trainer import Target
 
-__all__ = ["AssistantTask", "Step", "plan"]
+__all__ = ["AssistantTask", "DistillStep", "plan"]
 
 TEACHER = "teacher"
 STUDENTS = "students"
 
 
 @dataclass(frozen=True)
-class Step:
+class DistillStep:
     """One distillation.
 
     Attributes:
@@ -47,19 +47,19 @@ class Step:
     previous: str = ""
 
 
-def plan(config: DistillConfig) -> tuple[Step, ...]:
+def plan(config: DistillConfig) -> tuple[DistillStep, ...]:
     """The steps of a configuration, in order; the last one is always called ``students``.
 
     One assistant and two generations give ``assistant-1``, ``students-1``, ``students``.
     """
     steps, teacher = [], TEACHER
     for number, model in enumerate(config.assistants, start=1):
-        steps.append(Step(f"assistant-{number}", teacher, model))
+        steps.append(DistillStep(f"assistant-{number}", teacher, model))
         teacher = steps[-1].name
     previous = ""
     for generation in range(1, config.generations + 1):
         name = STUDENTS if generation == config.generations else f"{STUDENTS}-{generation}"
-        steps.append(Step(name, teacher, previous=previous))
+        steps.append(DistillStep(name, teacher, previous=previous))
         previous = name
     return tuple(steps)
 

@@ -23,7 +23,7 @@ from nonn.config import TrainingConfig
 from nonn.distill import DistillTask, Students
 from nonn.distill.answers import TeacherAnswers, ask
 from nonn.distill.blockwise import STAGES, BlockTask
-from nonn.distill.schedule import AssistantTask, Step, plan
+from nonn.distill.schedule import AssistantTask, DistillStep, plan
 from nonn.documents import to_json
 from nonn.errors import DataError
 from nonn.experiment.contract import contract_warnings
@@ -293,7 +293,7 @@ def train_students(space: Workspace, distillation_teacher: TrainedTeacher, cut: 
 def _generation(
     space: Workspace,
     number: int,
-    step: Step,
+    step: DistillStep,
     teacher: TrainedTeacher,
     cut: Cut,
     previous: TrainedStudents | None,

@@ -17,7 +17,7 @@ from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEven
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions
-from nonn.fleet.state import State
+from nonn.fleet.state import StateFolder
 from nonn.rpc.background import Background
 from nonn.rpc.budget import MAX_HELD_BYTES
 from nonn.rpc.endpoint import Endpoint
@@ -50,7 +50,7 @@ class Bundles:
     other: ServedBundle | None
 
     def __init__(
-        self, state: State, first: Bundle, options: ServeOptions, max_held_bytes: int = MAX_HELD_BYTES
+        self, state: StateFolder, first: Bundle, options: ServeOptions, max_held_bytes: int = MAX_HELD_BYTES
     ) -> None:
         self.state, self._options = state, options
         record = state.read()

@@ -24,7 +24,7 @@ from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.codec import Request
-from nonn.rpc.endpoint import Endpoint, Result
+from nonn.rpc.endpoint import Endpoint, InferenceResult
 
 __all__ = ["ServeOptions", "ServedBundle", "ServedModel"]
 
@@ -192,7 +192,7 @@ class ServedModel:
         """That of the served bundle."""
         return self._current.model.metadata()
 
-    async def infer(self, request: Request, remaining_s: float | None) -> Result:
+    async def infer(self, request: Request, remaining_s: float | None) -> InferenceResult:
         """Answers from one bundle; raises as ``FusedModel.infer`` does."""
         served = self._current
         self._under_way[served] = self._under_way.get(served, 0) + 1

@@ -4,7 +4,7 @@
 
     STATE/
         bundles/<hash>/    complete bundles: the served one, the previous one, the one that is pushed
-        state.json         what is served, see ``Record``
+        state.json         what is served, see ``StateRecord``
         control.sock       socket between `nonn fleet` and the process
 
 ``state.json`` is one document with a checksum, written atomically and durably, so that a kill or a power cut leaves the
@@ -30,7 +30,7 @@ from nonn.bundle import MANIFEST, Bundle, load_bundle
 from nonn.errors import BundleError, ConfigError, DataError
 from nonn.files import atomic_folder, digest, is_digest, json_bytes, write_durable
 
-__all__ = ["DOCUMENT", "SOCKET", "Record", "State"]
+__all__ = ["DOCUMENT", "SOCKET", "StateRecord", "StateFolder"]
 
 DOCUMENT, SOCKET = "state.json", "control.sock"
 SCHEMA = 1
@@ -40,7 +40,7 @@ _OLD = ("current", "previous")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class StateRecord:
     """The record of an aggregator between starts.
 
     Attributes:
@@ -56,7 +56,7 @@ class Record:
     quarantined: Mapping[str, int] = field(default_factory=dict)
 
 
-class State:
+class StateFolder:
     """The folder of ``nonn serve --state``.
 
     Args:
@@ -141,7 +141,7 @@ class State:
         """Records the nodes in quarantine."""
         self.write(dataclasses.replace(self.read(), quarantined=dict(nodes)))
 
-    def read(self) -> Record:
+    def read(self) -> StateRecord:
         """The record; empty before the first start.
 
         Raises:
@@ -153,7 +153,7 @@ class State:
                 raise ValueError("its checksum is wrong")
             if content.pop("schema") != SCHEMA:
                 raise ValueError(f"this version of nonn reads schema {SCHEMA}")
-            return Record(**content | {"drained": tuple(content["drained"])})
+            return StateRecord(**content | {"drained": tuple(content["drained"])})
         except FileNotFoundError:
             return self._read_old()
         except OSError as exc:
@@ -161,7 +161,7 @@ class State:
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise DataError(f"{self._document}: damaged ({exc}); {self._remedy(DOCUMENT)}") from exc
 
-    def write(self, record: Record) -> None:
+    def write(self, record: StateRecord) -> None:
         """Replaces the record; on return it is on the disk.
 
         Raises:
@@ -177,7 +177,7 @@ class State:
         except OSError as exc:
             raise DataError(f"{exc.filename or self._document}: cannot be written ({exc.strerror})") from exc
 
-    def _read_old(self) -> Record:
+    def _read_old(self) -> StateRecord:
         """The record of a folder of an older version."""
         found = {}
         for name in _OLD:
@@ -189,7 +189,7 @@ class State:
                 raise DataError(f"{exc.filename}: cannot be read ({exc.strerror})") from exc
             if not is_digest(found[name]):
                 raise DataError(f"{self.path / name}: not the hash of a bundle; {self._remedy(name)}")
-        return Record(current=found.get("current", ""), previous=found.get("previous", ""))
+        return StateRecord(current=found.get("current", ""), previous=found.get("previous", ""))
 
     def _remedy(self, name: str) -> str:
         """What to do about a damaged file."""

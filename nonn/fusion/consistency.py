@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion.device_set import DeviceSet, Float32
 
-__all__ = ["RATE", "Consistency", "Verdict"]
+__all__ = ["RATE", "Consistency", "ConsistencyVerdict"]
 
 RATE = 1e-5  # requests in which an honest device may be excluded
 MIN_DEVICES = 3
@@ -56,7 +56,7 @@ _CACHED = 64  # sets of devices whose constants are kept, a few kilobytes each
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class ConsistencyVerdict:
     """The result of one test.
 
     Attributes:
@@ -187,7 +187,7 @@ class Consistency:
         tail = (1 - BODY) * math.exp(-(statistic - 1) / self._tail[num_devices])
         return min(1.0, num_samples * tail)
 
-    def test(self, features: Mapping[int, Float32], rate: float = RATE) -> Verdict:
+    def test(self, features: Mapping[int, Float32], rate: float = RATE) -> ConsistencyVerdict:
         """Tests the devices that answered one request.
 
         Args:
@@ -201,12 +201,12 @@ class Consistency:
             if not 0 <= i < len(self.widths) or f.shape[1] != self.widths[i]:
                 raise ShapeError(f"device {i}: features {list(f.shape)}; the bundle has widths {self.widths}")
         if not features:
-            return Verdict(features)
+            return ConsistencyVerdict(features)
         these = self._set(tuple(sorted(features)))
         clipped, stacked = these.clip(features)
         num, excluded, surprise = len(clipped), list[int](), dict[int, float]()
         if num < MIN_DEVICES:
-            return Verdict(clipped)
+            return ConsistencyVerdict(clipped)
         estimates, batch, first = these.estimates(stacked), stacked.shape[1], None
         while (left := len(these.devices)) >= MIN_DEVICES:
             statistics, consensus = these.statistics(estimates)
@@ -217,10 +217,10 @@ class Consistency:
             if max(worst) <= self.threshold(left, batch, rate):
                 break
             if len(excluded) == (num - 1) // 2:
-                return Verdict(clipped, (), surprise, undecided=True, consensus=first)
+                return ConsistencyVerdict(clipped, (), surprise, undecided=True, consensus=first)
             place = worst.index(max(worst))
             excluded.append(these.devices[place])
             these = self._set(these.devices[:place] + these.devices[place + 1 :])
             estimates = np.delete(estimates, place, axis=0)
         fused = {i: f for i, f in clipped.items() if i not in excluded} if excluded else clipped
-        return Verdict(fused, tuple(excluded), surprise, consensus=first)
+        return ConsistencyVerdict(fused, tuple(excluded), surprise, consensus=first)

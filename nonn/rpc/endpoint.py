@@ -20,7 +20,7 @@ from nonn.rpc.budget import MAX_HELD_BYTES, ByteBudget
 from nonn.rpc.codec import Request
 from nonn.rpc.wire import Array, Parameter, Status, to_status
 
-__all__ = ["Endpoint", "Model", "Result"]
+__all__ = ["Endpoint", "Model", "InferenceResult"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Result:
+class InferenceResult:
     """The answer of a model.
 
     Attributes:
@@ -75,7 +75,7 @@ class Model(Protocol):
         """The ModelMetadataResponse."""
         ...
 
-    async def infer(self, request: Request, remaining_s: float | None) -> Result:
+    async def infer(self, request: Request, remaining_s: float | None) -> InferenceResult:
         """Answers a request.
 
         Args:
@@ -131,7 +131,7 @@ class Endpoint:
         return grpc.StatusCode.NOT_FOUND, f"no model {asked} here; this server has {here}", ()
 
     async def infer(
-        self, request: Request, remaining_s: float | None, write: Callable[[str, Result], _T]
+        self, request: Request, remaining_s: float | None, write: Callable[[str, InferenceResult], _T]
     ) -> tuple[_T | None, Status | None]:
         """The response to a request, or the status of its failure; the other one is None.
 

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from nonn import __version__
 from nonn.errors import DataLossError, OverloadError
 from nonn.rpc.codec import Request, write_response
-from nonn.rpc.endpoint import Endpoint, Result
+from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.registration import add_servicer, unreadable
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
@@ -83,7 +83,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             return None, to_status(exc)
         request.caller = context.peer()
 
-        def write(version: str, result: Result) -> bytes:
+        def write(version: str, result: InferenceResult) -> bytes:
             return write_response(self._model.name, version, request, result.outputs, result.parameters)
 
         return await self._endpoint.infer(request, context.time_remaining(), write)

@@ -24,7 +24,7 @@ import numpy as np
 
 from nonn.errors import InputError
 from nonn.rpc.codec import Request, choose_outputs
-from nonn.rpc.endpoint import Result
+from nonn.rpc.endpoint import InferenceResult
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import DTYPES, Array, Parameter, Status, little_endian, write_parameters
 from nonn.telemetry.printable import printable
@@ -68,7 +68,7 @@ class RestRequest:
     binary: bool
     outputs: Mapping[str, bool]
 
-    def write(self, model: str, version: str, result: Result) -> tuple[bytes, int | None]:
+    def write(self, model: str, version: str, result: InferenceResult) -> tuple[bytes, int | None]:
         """The body of the response, and the length of its JSON if raw values follow.
 
         Raises:

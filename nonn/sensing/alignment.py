@@ -24,10 +24,10 @@ from typing import Generic, Literal, TypeVar
 from nonn.errors import ConfigError, MembershipError
 from nonn.sensing.clocks import ClockFilter, Exchange
 
-__all__ = ["Alignment", "AlignmentConfig", "NodeRecord", "Point", "Verdict", "summary"]
+__all__ = ["Alignment", "AlignmentConfig", "SensingNode", "Point", "WindowVerdict", "summary"]
 
 Payload = TypeVar("Payload")
-Verdict = Literal["taken", "late", "off grid", "early", "twice", "clock"]
+WindowVerdict = Literal["taken", "late", "off grid", "early", "twice", "clock"]
 
 RESTS = "rests: the others reach the accuracy goal"
 SILENT_POINTS = 3  # without a word: no longer waited for
@@ -71,7 +71,7 @@ class AlignmentConfig:
 
 
 @dataclass
-class NodeRecord:
+class SensingNode:
     """One node that senses.
 
     Attributes:
@@ -119,12 +119,12 @@ class Alignment(Generic[Payload]):
     """
 
     def __init__(self, config: AlignmentConfig) -> None:
-        self.config, self.nodes = config, dict[str, NodeRecord]()
+        self.config, self.nodes = config, dict[str, SensingNode]()
         self._windows: dict[int, dict[str, Payload]] = {}
         self._absent: dict[int, dict[str, str]] = {}
         self._answered = -1  # last point that was answered
 
-    def join(self, node: str, unit: int, now: float) -> NodeRecord:
+    def join(self, node: str, unit: int, now: float) -> SensingNode:
         """A node begins to send windows, or begins again after its stream broke.
 
         Raises:
@@ -140,7 +140,7 @@ class Alignment(Generic[Payload]):
         if not self.nodes:
             self._answered = max(self._answered, current)
         old = self.nodes.get(node)
-        record = NodeRecord(unit, current)
+        record = SensingNode(unit, current)
         if old is not None:  # its process may be another one, with another clock
             record.counts, record.late_s, record.clock.steps = old.counts, old.late_s, old.clock.steps
         self.nodes[node] = record
@@ -165,7 +165,7 @@ class Alignment(Generic[Payload]):
         clock = self.nodes[node].clock
         return clock.to_theirs(self._next_point(now)) if clock.estimate else None
 
-    def offer(self, node: str, end_s: float, payload: Payload | None, now: float, reason: str = "") -> Verdict:
+    def offer(self, node: str, end_s: float, payload: Payload | None, now: float, reason: str = "") -> WindowVerdict:
         """A node sends a window, or says that it has no data for it.
 
         Args:
@@ -222,7 +222,7 @@ class Alignment(Generic[Payload]):
         end_s = (self._answered + 1) * self.config.hop_s
         return end_s if now < end_s else end_s + self.config.wait
 
-    def _judged(self, record: NodeRecord, end_s: float, now: float) -> tuple[Verdict, int]:
+    def _judged(self, record: SensingNode, end_s: float, now: float) -> tuple[WindowVerdict, int]:
         """The verdict on a window, and its point."""
         clock, hop_s = record.clock, self.config.hop_s
         if clock.estimate is None or not clock.trusted(now):
@@ -252,13 +252,13 @@ class Alignment(Generic[Payload]):
             for node, record in self.nodes.items()
         )
 
-    def _usable(self, record: NodeRecord, now: float) -> bool:
+    def _usable(self, record: SensingNode, now: float) -> bool:
         clock = record.clock
         return (
             clock.trusted(now) and clock.estimate is not None and clock.estimate.error_at(now) <= self.config.tolerance
         )
 
-    def _why(self, record: NodeRecord, number: int, now: float) -> str:
+    def _why(self, record: SensingNode, number: int, now: float) -> str:
         """Why a node has no window for a point."""
         if record.rests:
             return RESTS
@@ -277,7 +277,7 @@ class Alignment(Generic[Payload]):
         return ceil(now / self.config.hop_s) * self.config.hop_s
 
 
-def summary(record: NodeRecord, now: float) -> dict[str, object]:
+def summary(record: SensingNode, now: float) -> dict[str, object]:
     """A node's record as plain values, for people and programs."""
     estimate = record.clock.estimate
     clock = None

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 from nonn.errors import ConfigError
 from nonn.toml.constraints import Choice, Constraint, Rules
 
-__all__ = ["Field", "check", "check_rules", "choices", "describe", "fields_of", "kind_of", "shown", "unpack"]
+__all__ = ["Declaration", "check", "check_rules", "choices", "describe", "fields_of", "kind_of", "shown", "unpack"]
 
 
 @dataclass(frozen=True)
-class Field:
+class Declaration:
     """A declared field.
 
     Attributes:
@@ -32,7 +32,7 @@ class Field:
     meaning: str
 
 
-def _fields_of(cls: type) -> Mapping[str, Field]:
+def _fields_of(cls: type) -> Mapping[str, Declaration]:
     """The fields of a dataclass, by name; read once, since resolving its types takes most of the time of a file."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {}
@@ -40,11 +40,11 @@ def _fields_of(cls: type) -> Mapping[str, Field]:
         factory = spec.default_factory
         default = spec.default if factory is dataclasses.MISSING else factory()
         meanings = [text for text in getattr(hints[spec.name], "__metadata__", ()) if isinstance(text, str)]
-        found[spec.name] = Field(hints[spec.name], default, meanings[-1] if meanings else "")
+        found[spec.name] = Declaration(hints[spec.name], default, meanings[-1] if meanings else "")
     return found
 
 
-fields_of: Callable[[type], Mapping[str, Field]] = cache(_fields_of)
+fields_of: Callable[[type], Mapping[str, Declaration]] = cache(_fields_of)
 
 
 def unpack(hint: Any) -> tuple[Any, list[Constraint]]:

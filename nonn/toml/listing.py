@@ -17,7 +17,7 @@ from typing import Any
 
 from nonn.toml.declarations import choices, describe, fields_of, unpack
 
-__all__ = ["Option", "Table", "as_markdown", "as_toml", "tables_of", "toml_value"]
+__all__ = ["Option", "TableListing", "as_markdown", "as_toml", "tables_of", "toml_value"]
 
 _WIDTH = 100
 _LOOSE = re.compile(r"(?<!\w)_|_(?!\w)")  # underscores that Markdown reads as emphasis
@@ -50,7 +50,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableListing:
     """A table of a file.
 
     Attributes:
@@ -76,7 +76,7 @@ def tables_of(
     *,
     repeated: bool = False,
     present: bool = True,
-) -> Iterator[Table]:
+) -> Iterator[TableListing]:
     """The tables of a configuration class, in the order of a file.
 
     Args:
@@ -112,7 +112,7 @@ def tables_of(
             options.append(
                 Option(prefix + name, value, default, describe(field.hint), choices(field.hint), field.meaning)
             )
-    yield Table(key, meaning or _first_line(cls), tuple(options), repeated, present)
+    yield TableListing(key, meaning or _first_line(cls), tuple(options), repeated, present)
     for tables in below:
         yield from tables
 
@@ -130,17 +130,17 @@ def toml_value(value: Any) -> str:
     return repr(value)
 
 
-def as_toml(tables: Sequence[Table]) -> str:
+def as_toml(tables: Sequence[TableListing]) -> str:
     """A file with every key, each under a comment with its meaning and allowed values."""
     return "\n".join(filter(None, map(_toml_table, tables)))
 
 
-def as_markdown(tables: Sequence[Table], level: int = 3) -> str:
+def as_markdown(tables: Sequence[TableListing], level: int = 3) -> str:
     """A heading and a table of options for each table."""
     return "\n".join(_markdown_table(table, "#" * level) for table in tables if table.options)
 
 
-def _toml_table(table: Table) -> str:
+def _toml_table(table: TableListing) -> str:
     if not table.options:
         return ""
     head = f"[[{table.key}]]" if table.repeated else f"[{table.key}]"
@@ -161,7 +161,7 @@ def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
 
 
-def _markdown_table(table: Table, hashes: str) -> str:
+def _markdown_table(table: TableListing, hashes: str) -> str:
     head = f"[[{table.key}]]" if table.repeated else f"[{table.key}]"
     lines = [f"{hashes} `{head}`", "", table.meaning, "", "| key | default | may be | meaning |", "|---|---|---|---|"]
     for option in table.options:

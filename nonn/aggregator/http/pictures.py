@@ -18,7 +18,7 @@ from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.bundle.inputs import MAX_PIXELS, UPLOADED, InputReader
 from nonn.rpc.codec import Request
-from nonn.rpc.endpoint import Endpoint, Result
+from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.wire import new_request
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Pictures:
             )
             asked.caller = caller
 
-            def write(version: str, result: Result) -> dict[str, Any]:
+            def write(version: str, result: InferenceResult) -> dict[str, Any]:
                 answer = Answer.read(result.outputs, result.parameters, time.monotonic() - started)
                 row = next(answer.rows(self._classes))
                 return {**row, "devices": len(answer.answered), "latency_s": answer.latency_s}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nonn import __version__
 from nonn.aggregator.http.access import Access
 from nonn.aggregator.http.bodies import RefusedError, answering, failed, reading
-from nonn.rpc.endpoint import Endpoint, Result
+from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.rest import MAX_JSON_BYTES, RestRequest, read_request, write_metadata
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Protocol:
             del body
             asked.request.caller = caller
 
-            def write(version: str, result: Result) -> tuple[bytes, int | None]:
+            def write(version: str, result: InferenceResult) -> tuple[bytes, int | None]:
                 return asked.write(self._model.name, version, result)
 
             response, status = await self._endpoint.infer(asked.request, None, write)

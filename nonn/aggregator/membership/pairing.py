@@ -1,6 +1,6 @@
 """Pairing: a device that has seen a code gets a certificate of this fleet's authority.
 
-A ``Window`` has one code, and decides: it is pure logic with an injected clock. It ends when its devices have their
+A ``PairingWindow`` has one code, and decides: it is pure logic with an injected clock. It ends when its devices have their
 certificates, when its time is over, or after a few wrong secrets. The secret is compared in constant time, and before
 anything else in the request is used. A request with the right secret and an invalid id does not use up the code.
 
@@ -24,7 +24,7 @@ from nonn.errors import ConfigError, CredentialsError
 from nonn.security.pairing import PairingCode, PairingRequest
 from nonn.security.tls import check_id
 
-__all__ = ["MAX_WRONG", "Sign", "Window"]
+__all__ = ["MAX_WRONG", "Sign", "PairingWindow"]
 
 MAX_WRONG = 5  # then the code is void: five of 2**64 secrets
 BEHIND_S, AHEAD_S = 600.0, 86_400.0  # of a device's clock; certificates are valid from ten minutes before they are made
@@ -32,7 +32,7 @@ BEHIND_S, AHEAD_S = 600.0, 86_400.0  # of a device's clock; certificates are val
 Sign = Callable[[str, bytes], Mapping[str, Any]]  # id, signing request → the answer for the device
 
 
-class Window:
+class PairingWindow:
     """A code while it is valid.
 
     Args:

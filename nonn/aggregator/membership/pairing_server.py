@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nonn.aggregator.membership.announce import announced
-from nonn.aggregator.membership.pairing import Sign, Window
+from nonn.aggregator.membership.pairing import Sign, PairingWindow
 from nonn.errors import AddressError, NonnError
 from nonn.rpc.address import peer_host, resolve
 from nonn.rpc.background import Background
@@ -70,7 +70,7 @@ class PairingServer:
     Args:
         options: of the operator.
         tls: the aggregator's folder, whose certificate the codes name.
-        sign: issues certificates, given also the aggregator's port; see ``Window``.
+        sign: issues certificates, given also the aggregator's port; see ``PairingWindow``.
         show: shows the operator a new code, the address where it is valid, and its lifetime in seconds.
         hide: called when that code is no longer valid.
     """
@@ -108,7 +108,7 @@ class PairingServer:
         finally:
             loop.remove_signal_handler(signal.SIGUSR1)
 
-    async def _keep(self, window: Window, address: str, stack: contextlib.AsyncExitStack, asked: asyncio.Event) -> None:
+    async def _keep(self, window: PairingWindow, address: str, stack: contextlib.AsyncExitStack, asked: asyncio.Event) -> None:
         while True:
             try:
                 await self._last(window, asked)
@@ -122,7 +122,7 @@ class PairingServer:
             except (NonnError, OSError) as exc:  # such as a full disk; the next SIGUSR1 tries again
                 _log.error("no new code: %s", exc)
 
-    async def _last(self, window: Window, asked: asyncio.Event) -> None:
+    async def _last(self, window: PairingWindow, asked: asyncio.Event) -> None:
         """Waits until a window is over, or the operator has asked for another."""
         for event, wait_s in ((window.ended, window.left_s), (asyncio.Event(), self._options.linger_s)):
             waiting = [asyncio.ensure_future(each.wait()) for each in (event, asked)]
@@ -136,7 +136,7 @@ class PairingServer:
                 return
 
     @contextlib.asynccontextmanager
-    async def window(self, address: str) -> AsyncIterator[Window]:
+    async def window(self, address: str) -> AsyncIterator[PairingWindow]:
         """Listens, announces and shows a new code during the block.
 
         Args:
@@ -151,7 +151,7 @@ class PairingServer:
         context.load_cert_chain(self._tls.identity_file)
         code = PairingCode.new(self._tls.fingerprint)
         port = int(address.rpartition(":")[2])
-        window = Window(code, options.devices, options.lifetime_s, lambda *what: {**self._sign(*what), "port": port})
+        window = PairingWindow(code, options.devices, options.lifetime_s, lambda *what: {**self._sign(*what), "port": port})
         listener = self._bind()
         host, bound = listener.getsockname()[:2]
         where = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
@@ -179,7 +179,7 @@ class PairingServer:
         return listener
 
     async def _accept(
-        self, listener: socket.socket, window: Window, context: ssl.SSLContext, tasks: Background
+        self, listener: socket.socket, window: PairingWindow, context: ssl.SSLContext, tasks: Background
     ) -> None:
         """Accepts connections, as many and as fast as the limits allow."""
         open_now: Counter[str] = Counter()
@@ -197,7 +197,7 @@ class PairingServer:
             task.add_done_callback(functools.partial(_release, open_now, host))
             await asyncio.sleep(self._options.pace_s)
 
-    async def _answer(self, connection: socket.socket, window: Window, context: ssl.SSLContext, peer: str) -> None:
+    async def _answer(self, connection: socket.socket, window: PairingWindow, context: ssl.SSLContext, peer: str) -> None:
         """Serves one connection."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(MAX_LINE_BYTES)
@@ -222,7 +222,7 @@ class PairingServer:
             else:
                 transport.abort()
 
-    async def _reply(self, window: Window, line: bytes, peer: str) -> Any:
+    async def _reply(self, window: PairingWindow, line: bytes, peer: str) -> Any:
         try:
             reply = await window.pair(line)
         except NonnError as exc:
