@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from nonn.bundle import Bundle, InputSpec, Manifest, write_bundle
-from nonn.bundle import Student as Entry
+from nonn.bundle import StudentEntry
 from nonn.config import ExportConfig, load_experiment
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import ZeroFill
@@ -73,7 +73,7 @@ def device_bundle(
         classes=tuple(map(str, range(CLASSES))),
         parts=(tuple(range(width)),),
         students=tuple(
-            Entry(i, 0, f"students/student-{i}{one.suffix}", "", cost.params, cost.macs, 0, width, **one.entry())
+            StudentEntry(i, 0, f"students/student-{i}{one.suffix}", "", cost.params, cost.macs, 0, width, **one.entry())
             for i, one in enumerate(served)
         ),
         files={},

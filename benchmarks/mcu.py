@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from benchmarks.emulated import PACKAGES, PROCESSORS, RAM_KB, STACK_BYTES, EmulatedBoard, Processor, free_port, link
 from benchmarks.features import random_samples
-from nonn.bundle import InputSpec, Student, load_bundle
+from nonn.bundle import InputSpec, StudentEntry, load_bundle
 from nonn.bundle.features import FeatureCode
 from nonn.config import load_experiment
 from nonn.errors import UnreachableError
@@ -132,7 +132,7 @@ def check_board(processor: Processor, data: bytes, samples: NDArray[np.float32])
     shape, computed = samples.shape[1:], run_onnx(data, samples)
     code = FeatureCode.fit("int8", computed)
     expected = code.roundtrip(computed)
-    entry = Student(
+    entry = StudentEntry(
         0, 0, "", hashlib.sha256(data).hexdigest(), 0, 0, 0, expected.shape[1], "int8", scale=code.scale, low=code.low
     )
     with tempfile.TemporaryDirectory() as temporary:

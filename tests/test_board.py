@@ -19,13 +19,13 @@ import pytest
 from nonn_device.board import BoardRuntime, read_key
 from nonn_device.cli import main
 
-from nonn.bundle import InputSpec, Student
+from nonn.bundle import InputSpec, StudentEntry
 from nonn.bundle.features import FeatureCode
 from nonn.errors import BundleError, ConfigError, InputError, UnreachableError
 from tests.serving import TIMEOUT_S
 
 SHA = "5" * 64
-STUDENT = Student(2, 0, "students/student-2.onnx", SHA, 1, 1, 0, 3)
+STUDENT = StudentEntry(2, 0, "students/student-2.onnx", SHA, 1, 1, 0, 3)
 SPEC = InputSpec((1, 2, 2), "uint8", (0.0,), (1.0,))
 BATCH = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
 

@@ -20,7 +20,7 @@ from nonn_device.self_test import samples_like
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
+from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, write_bundle
 from nonn.cli import main
 from nonn.config import ExportConfig
 from nonn.enumeration import enumerate_subsets
@@ -64,7 +64,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         classes=("a", "b", "c"),
         parts=(tuple(range(width)),),
         students=tuple(
-            Student(i, 0, f"students/student-{i}{one.suffix}", "", 1, 1, 0, width, **one.entry())
+            StudentEntry(i, 0, f"students/student-{i}{one.suffix}", "", 1, 1, 0, width, **one.entry())
             for i, one in enumerate(served)
         ),
         files={},

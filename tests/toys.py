@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from nonn.bundle import Bundle, InputSpec, Manifest, Student, evidence_arrays, write_bundle
+from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, evidence_arrays, write_bundle
 from nonn.bundle.classes import DEFAULT_P_FAIL
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
@@ -116,7 +116,7 @@ def toy_bundle(
         further[CONSISTENCY] = test.to_arrays()
         further[KNOWN] = {"inputs": known, **{f"device_{i}": f for i, f in enumerate(features(known))}}
     students = tuple(
-        Student(i, i % num_parts, f"students/student-{i}.onnx", "", 64 * width, 64 * width, 0, width)
+        StudentEntry(i, i % num_parts, f"students/student-{i}.onnx", "", 64 * width, 64 * width, 0, width)
         for i in range(num_devices)
     )
     manifest = Manifest(

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import InputSpec, Student
+from nonn.bundle import InputSpec, StudentEntry
 from nonn.errors import BundleError, ConfigError, InputError, UnreachableError
 from nonn.rpc.wire import Array
 from nonn_device.line import KEY_BYTES, SESSION_BYTES, Line, SilentError
@@ -70,7 +70,7 @@ class BoardRuntime:
     def __init__(
         self,
         place: str,
-        student: Student,
+        student: StudentEntry,
         spec: InputSpec,
         timeout_s: float = TIMEOUT_S,
         key: bytes | None = None,

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import InputSpec, Student
+from nonn.bundle import InputSpec, StudentEntry
 from nonn.errors import BundleError
 from nonn.rpc.wire import Array
 
@@ -46,7 +46,7 @@ class CompiledRuntime:
         BundleError: it is missing, for another processor, cannot be loaded, or was compiled from another student.
     """
 
-    def __init__(self, path: Path, student: Student, spec: InputSpec) -> None:
+    def __init__(self, path: Path, student: StudentEntry, spec: InputSpec) -> None:
         again = f"make it with: nonn export BUNDLE --target c --student {student.device}"
         try:
             with path.open("rb") as file:

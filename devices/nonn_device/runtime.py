@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import Bundle, InputSpec, Student
+from nonn.bundle import Bundle, InputSpec, StudentEntry
 from nonn.errors import BudgetError, BundleError
 from nonn.rpc.wire import Array
 from nonn_device.vitals import peak_bytes, resident_bytes
@@ -110,7 +110,7 @@ class OnnxRuntime:
         BundleError: ONNX Runtime cannot load or run the file, or its features differ from the manifest.
     """
 
-    def __init__(self, path: Path, student: Student, spec: InputSpec, threads: int = 1) -> None:
+    def __init__(self, path: Path, student: StudentEntry, spec: InputSpec, threads: int = 1) -> None:
         import onnxruntime  # 30 MB that a node with a compiled student does not need
 
         self._version = onnxruntime.__version__

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nonn.aggregator.inventory import Node
 from nonn.answer import ReplyStatus
-from nonn.bundle import Student
+from nonn.bundle import StudentEntry
 from nonn.errors import InputError
 from nonn.rpc.checksum import check_sealed
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -93,7 +93,7 @@ class ReplyReader:
         bundle_hash: hash of the bundle that replies must name.
     """
 
-    def __init__(self, node: Node, student: Student, bundle_hash: str) -> None:
+    def __init__(self, node: Node, student: StudentEntry, bundle_hash: str) -> None:
         self._student, self._bundle_hash, self._foreign = student, bundle_hash, node.foreign
         self._output = node.output
         # A foreign server sends the output of the student's network: it does not encode features.

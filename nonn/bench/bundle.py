@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import Bundle, InputSpec, Manifest, Student, write_bundle
+from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, write_bundle
 from nonn.bundle.manifest import CONSISTENCY
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import RidgePerSet, gram
@@ -50,7 +50,7 @@ def idle_bundle(path: Path, num_devices: int = 8, seed: int = 0) -> Bundle:
     else:  # two minutes for sixteen; what an answer costs does not depend on its accuracy
         correct = SAMPLES * np.bitwise_count(np.arange(1 << num_devices)).astype(np.int64) // (2 * num_devices)
     students = tuple(
-        Student(i, i, f"students/student-{i}.onnx", "", params=0, macs=0, bytes=0, width=WIDTH)
+        StudentEntry(i, i, f"students/student-{i}.onnx", "", params=0, macs=0, bytes=0, width=WIDTH)
         for i in range(num_devices)
     )
     manifest = Manifest(

@@ -26,7 +26,7 @@ CPUS = 0.05  # per replica, for Ray's bookkeeping only: all of them must fit on 
 
 
 @serve.deployment(ray_actor_options={"num_cpus": CPUS})
-class Student:
+class RayStudent:
     """One student, run as on a node."""
 
     def __init__(self, path: str) -> None:
@@ -66,7 +66,7 @@ def main(head: str, students: list[str]) -> None:
         port = free.getsockname()[1]
     ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options=serve.config.HTTPOptions(host="127.0.0.1", port=port))
-    front = Front.bind(head, [Student.options(name=f"student-{i}").bind(path) for i, path in enumerate(students)])
+    front = Front.bind(head, [RayStudent.options(name=f"student-{i}").bind(path) for i, path in enumerate(students)])
     serve.run(front, route_prefix="/")
     os.write(1, (json.dumps({"event": "ready", "address": f"127.0.0.1:{port}"}) + "\n").encode())
     while os.read(0, 4096):

@@ -7,7 +7,7 @@ bytes of an answer, ``prediction`` runs the students in this process. Needs NumP
 """
 
 from nonn.bundle.bundle import Bundle
-from nonn.bundle.manifest import MANIFEST, SCHEMA, InputSpec, Manifest, Student
+from nonn.bundle.manifest import MANIFEST, SCHEMA, InputSpec, Manifest, StudentEntry
 from nonn.bundle.prediction import Prediction
 from nonn.bundle.storage import evidence_arrays, load_bundle, write_bundle
 
@@ -18,7 +18,7 @@ __all__ = [
     "InputSpec",
     "Manifest",
     "Prediction",
-    "Student",
+    "StudentEntry",
     "evidence_arrays",
     "load_bundle",
     "write_bundle",

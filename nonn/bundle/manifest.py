@@ -46,7 +46,7 @@ __all__ = [
     "SMOOTHING",
     "InputSpec",
     "Manifest",
-    "Student",
+    "StudentEntry",
     "parse_manifest",
 ]
 
@@ -83,7 +83,7 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentEntry:
     """One device's network.
 
     Attributes:
@@ -156,7 +156,7 @@ class Manifest:
     input: InputSpec
     classes: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
-    students: tuple[Student, ...]
+    students: tuple[StudentEntry, ...]
     files: Mapping[str, str]
     teacher: Mapping[str, Any]
     data: Mapping[str, Any]
@@ -199,9 +199,9 @@ def parse_manifest(values: Mapping[str, Any]) -> Manifest:
         recorded(spec.get("preprocess"), values.get("provenance")),
     )
     known["students"] = tuple(
-        Student(
+        StudentEntry(
             **{
-                **pick(Student, s),
+                **pick(StudentEntry, s),
                 **{key: tuple(s.get(key, ())) for key in ("parts", "scale", "low")},
                 "view": View.from_json(s.get("view", ())),
             }

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import Bundle, InputSpec, Manifest, evidence_arrays, load_bundle, write_bundle
-from nonn.bundle import Student as StudentEntry
+from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, evidence_arrays, load_bundle, write_bundle
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import draw_inputs
 from nonn.bundle.manifest import CONSISTENCY, SMOOTHING

@@ -113,7 +113,7 @@ class Work:
 
 
 class StudentCost(Protocol):
-    """The costs of a student that placement reads, as in ``nonn.bundle.Student``.
+    """The costs of a student that placement reads, as in ``nonn.bundle.StudentEntry``.
 
     Attributes:
         macs: multiply-accumulates of one answer.

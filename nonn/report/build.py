@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.bundle import Bundle, Student
+from nonn.bundle import Bundle, StudentEntry
 from nonn.bundle.traffic import traffic
 from nonn.documents import from_json, to_json
 from nonn.errors import BundleError, DataError, InputError
@@ -210,7 +210,7 @@ def _sampling(table: AccuracyTable) -> Sampling | None:
     )
 
 
-def _num_filters(bundle: Bundle, student: Student) -> int:
+def _num_filters(bundle: Bundle, student: StudentEntry) -> int:
     """Number of the teacher's filters that a student learns."""
     learned = student.parts or (student.part,)
     for part in (student.part, *learned):

@@ -1,8 +1,8 @@
 """Pairing: a device that has seen a code gets a certificate of this fleet's authority.
 
-A ``PairingWindow`` has one code, and decides: it is pure logic with an injected clock. It ends when its devices have their
-certificates, when its time is over, or after a few wrong secrets. The secret is compared in constant time, and before
-anything else in the request is used. A request with the right secret and an invalid id does not use up the code.
+A ``PairingWindow`` has one code, and decides: it is pure logic with an injected clock. It ends when its devices have
+their certificates, when its time is over, or after a few wrong secrets. The secret is compared in constant time, and
+before anything else in the request is used. A request with the right secret and an invalid id does not use up the code.
 
 An answer may be lost on the way. A device that asks again with the same key gets the same certificate, which is useless
 without that key.
