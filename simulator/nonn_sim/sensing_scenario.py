@@ -15,7 +15,7 @@ Share = Annotated[float, Range(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class SensingRunConfig:
     """The run."""
 
     name: Annotated[str, "name of the scenario"] = "sensing"
@@ -55,7 +55,7 @@ class BatteryConfig:
 class SensingScenario:
     """The file."""
 
-    sensing: RunConfig = field(default_factory=RunConfig)
+    sensing: SensingRunConfig = field(default_factory=SensingRunConfig)
     units: UnitConfig = field(default_factory=UnitConfig)
     battery: BatteryConfig = field(default_factory=BatteryConfig)
 
