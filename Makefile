@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # AVX-512 and without AVX in OpenBLAS, NumPy, torch, oneDNN and MKL, two threads, and another home, locale, time zone,
 # proxy, colours and file permissions. Threads wait without spinning, so that two runs share two cores.
 PORTABLE := aggregator base_install bias bundle calibration drift examples export features filters fusion grouped heads \
-  node objectives_formulas partition partition_methods policy_waiting report_sections sim_enumerate sim_laws \
+  learned_heads node objectives_formulas partition partition_methods policy_waiting report_sections sim_enumerate sim_laws \
   solver students subsets teacher trainer
 haswell := OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES='X86_V4 AVX512_ICL AVX512_SPR' \
   ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
