@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, write_bundle
 from nonn.bundle.manifest import OUTCOMES
 from nonn.documents import from_json, to_json
 from nonn.report.document import Report
+from tests.toys import toy_bundle
 
 SCHEMA = Path(__file__).parent.parent / "nonn" / "report" / "report.schema.json"
 # Right answers of ten samples by mask: none, {0}, {1}, {0,1}, {2}, {0,2}, {1,2}, all.
 CORRECT = [0, 5, 4, 7, 3, 6, 6, 9]
-
+LIVE: list[dict[str, Any]] = [
+    {"answered": [0, 1, 2], "accuracy": 0.9, "requests": 10, "lost": 0},
+    {"answered": [2, 0], "accuracy": 0.5, "requests": 1234, "lost": 3, "seconds": 1.5},
+]
 
 def check_report(file: Path) -> Report:
     """The report; an error unless it keeps to the schema and is written again as the same text."""
@@ -41,6 +46,23 @@ def rewritten(
     manifest = dataclasses.replace(bundle.manifest, **changes)
     students = {s.device: bundle.student_path(s.device % bundle.num_devices).read_bytes() for s in manifest.students}
     return write_bundle(path, manifest, students, {**kept, **(arrays or {})})
+
+
+def by_hand(folder: Path) -> Bundle:
+    """Three devices whose table was written by hand, failing with probability ½."""
+    weights = np.random.default_rng(0).random((14, 14)).astype(np.float32)
+    graph = weights + weights.T - 2 * np.diag(weights.diagonal())
+    table = {"correct": np.array(CORRECT), "samples": np.array(10)}
+    return rewritten(
+        toy_bundle(folder / "toy", num_devices=3),
+        folder / "bundle",
+        {"accuracy.npz": table, "graph.npz": {"weights": graph}},
+        provenance={
+            "code_version": "1.2.3",
+            "config": {"devices": {"count": 3, "p_fail": 0.5}},
+            "partition": {"sizes": [4, 4, 4], "num_dropped": 2, "balance": 1.0, "normalised_cut": 2.0625},
+        },
+    )
 
 
 class Page(HTMLParser):
