@@ -22,7 +22,7 @@ from nonn.rpc.wire import Array
 __all__ = ["Worker"]
 
 INLINE_S = 0.001  # the longest run in the event loop; health checks wait at most that long
-# The shortest of these decides, since a busy machine interrupts others. The first runs happen in the thread.
+# The shortest of the last runs decides, since a busy machine interrupts some of them.
 REMEMBERED_RUNS = 4
 
 
@@ -48,7 +48,7 @@ class Worker:
         self._inline_s = INLINE_S if inline else 0.0
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._sample_s: deque[float] = deque(maxlen=REMEMBERED_RUNS)
-        self._shortest_s = inf  # of these, once there are so many
+        self._shortest_s = inf  # of the remembered runs; until there are four, runs happen in the thread
         self._waiting = 0
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""How files become inputs: what the reader of the training data did, recorded in the manifest for those who ask later.
+"""Preprocessing of files, as the reader of the training data did it.
 
-``nonn.bundle.inputs`` applies it, in training and in serving, so that a bundle accepts the files that it was trained
-on. It is part of the manifest's ``input``; a bundle without it accepts images of exactly its size. Nodes get arrays and
-do not need it.
+It is recorded in the manifest's ``input``. ``nonn.bundle.inputs`` applies it in training and in serving, so that a bundle
+accepts the files that it was trained on. A bundle without a record accepts images of exactly its size. Nodes receive
+arrays and do not need it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def recorded(values: Mapping[str, Any] | None, provenance: Any) -> Preprocess:
 
     Args:
         values: its ``input.preprocess``; None in bundles that were written without one.
-        provenance: its provenance, from which the work of the reader of photographs is known nevertheless.
+        provenance: its provenance. Without a record, the steps follow from the reader that it names.
     """
     if values is not None:
         known = {name: values[name] for name in Preprocess.__dataclass_fields__ if name in values}
@@ -57,5 +57,5 @@ def recorded(values: Mapping[str, Any] | None, provenance: Any) -> Preprocess:
     config = provenance.get("config") if isinstance(provenance, Mapping) else None
     data = config.get("data") if isinstance(config, Mapping) else None
     if isinstance(data, Mapping) and data.get("reader") == "imagefolder":
-        return Preprocess("exif", "centre", "bicubic", "RGB")
+        return Preprocess(orientation="exif", crop="centre", resize="bicubic", channels="RGB")
     return Preprocess()

@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         metadata = client.metadata()
         batches = _Batches(args, metadata)
         rows = []
-        together = 1 if STDIN in args.files else CONCURRENCY  # frames of a camera are answered as they come
-        while group := list(itertools.islice(batches, together)):
-            answers = client.infer_many([batch for _, _, batch in group], together)
+        concurrency = 1 if STDIN in args.files else CONCURRENCY  # frames of a camera are answered as they come
+        while group := list(itertools.islice(batches, concurrency)):
+            answers = client.infer_many([batch for _, _, batch in group], concurrency)
             for (file, first, _), answer in zip(group, answers, strict=True):
                 for row in answer.rows(metadata.classes, first):
                     row = {"file": file, **row}

@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     import signal
 
     from rich.console import Console
-    from rich.live import Live
 
     from nonn.bundle import load_bundle
     from nonn.client import Client
@@ -75,22 +74,27 @@ def run(args: argparse.Namespace) -> int:
             ) as cluster,
             Client(cluster.address, tls=cluster.client_tls) as client,
         ):
-            if console.is_terminal:
-                with (
-                    Live(_table(bundle, cluster, client, console), console=console, auto_refresh=False) as live,
-                    _keys(cluster, keys=True) as pressed,
-                ):
-                    while True:
-                        if pressed(REFRESH_S) == "r":
-                            _restart(cluster, console)
-                        live.update(_table(bundle, cluster, client, console), refresh=True)
-            console.print(_table(bundle, cluster, client, console))
-            with _keys(cluster, keys=False) as pressed:
-                while True:
-                    pressed(None)
+            _show(bundle, cluster, client, console)
     except KeyboardInterrupt:
         console.print("stopped: every process has ended")
     return 0
+
+
+def _show(bundle: Bundle, cluster: LocalCluster, client: Client, console: Console) -> None:
+    """Shows the cluster until an exception: a live table in a terminal, otherwise one table."""
+    from rich.live import Live
+
+    table = _table(bundle, cluster, client, console)
+    if not console.is_terminal:
+        console.print(table)
+        with _keys(cluster, keys=False) as pressed:
+            while True:
+                pressed(None)
+    with Live(table, console=console, auto_refresh=False) as live, _keys(cluster, keys=True) as pressed:
+        while True:
+            if pressed(REFRESH_S) == "r":
+                _restart(cluster, console)
+            live.update(_table(bundle, cluster, client, console), refresh=True)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,14 @@ from nonn.arguments import addresses, whole
 from nonn.cli._client_options import add_client_arguments
 
 if TYPE_CHECKING:
-    from nonn.mqtt import Broker
+    from collections.abc import AsyncIterator
+
+    import aiomqtt
+
+    from nonn.mqtt import Broker, HomeAssistantSensor
     from nonn.streams import WindowAnswer
 
-AGAIN_S = 1.0  # until a broker that is gone is called again
+RECONNECT_S = 1.0  # pause before a lost broker is tried again
 
 SUMMARY = "follow the answers of nodes that measure themselves"
 
@@ -90,25 +94,34 @@ async def _publish(args: argparse.Namespace, broker: Broker) -> None:
     async with client:
         while left:
             try:
-                async with broker.client(will=will) as mqtt:
-                    topic, payload = sensor.discovery()
-                    await mqtt.publish(topic, payload, retain=True)
-                    await mqtt.publish(sensor.availability_topic, "online", retain=True)
-                    try:
-                        async with contextlib.aclosing(client.watch()) as answers:
-                            async for answer in answers:
-                                now = (await client.metadata()).state.get("accuracy", {})
-                                state = sensor.state(answer, now.get("next_worst", 0.0), now.get("next_worst_node", ""))
-                                await mqtt.publish(sensor.state_topic, state)
-                                _print(answer, args)
-                                left -= 1
-                                if not left:
-                                    break
-                    finally:  # a broker sends the will only after a connection that was cut
-                        await mqtt.publish(sensor.availability_topic, "offline", retain=True)
+                async with (
+                    broker.client(will=will) as mqtt,
+                    _announced(sensor, mqtt),
+                    contextlib.aclosing(client.watch()) as answers,
+                ):
+                    async for answer in answers:
+                        now = (await client.metadata()).state.get("accuracy", {})
+                        state = sensor.state(answer, now.get("next_worst", 0.0), now.get("next_worst_node", ""))
+                        await mqtt.publish(sensor.state_topic, state)
+                        _print(answer, args)
+                        left -= 1
+                        if not left:
+                            break
             except aiomqtt.MqttError as exc:
                 print(f"nonn watch: {broker.gone(exc)}", file=sys.stderr)
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RECONNECT_S)
+
+
+@contextlib.asynccontextmanager
+async def _announced(sensor: HomeAssistantSensor, mqtt: aiomqtt.Client) -> AsyncIterator[None]:
+    """Announces the sensor at a broker while the block runs."""
+    topic, payload = sensor.discovery()
+    await mqtt.publish(topic, payload, retain=True)
+    await mqtt.publish(sensor.availability_topic, "online", retain=True)
+    try:
+        yield
+    finally:  # a broker sends the will only after a connection that was cut
+        await mqtt.publish(sensor.availability_topic, "offline", retain=True)
 
 
 def as_text(answer: WindowAnswer) -> str:
@@ -118,15 +131,15 @@ def as_text(answer: WindowAnswer) -> str:
     at = datetime.fromtimestamp(answer.time).strftime("%H:%M:%S")
     devices = ",".join(map(str, answer.devices)) or "none"
     missing = "; ".join(f"{node}: {why}" for node, why in answer.missing.items())
-    said = answer.smoothed or answer
-    low, high = said.interval
+    shown = answer.smoothed or answer
+    low, high = shown.interval
     text = (
-        f"{said.label}  confidence {said.confidence:.0%}  accuracy {said.expected_accuracy:.1%} "
+        f"{shown.label}  confidence {shown.confidence:.0%}  accuracy {shown.expected_accuracy:.1%} "
         f"({low:.1%} to {high:.1%})"
         if answer.label
         else "no answer"
     )
-    if answer.smoothed and answer.label != said.label:
+    if answer.smoothed and answer.label != shown.label:
         text += f"  [this window alone: {answer.label}]"
     lost = f"  [{answer.skipped} answers lost]" if answer.skipped else ""
     return f"{at}  {text}  devices {devices}  {1e3 * answer.delay_s:.0f} ms{f'  ({missing})' if missing else ''}{lost}"

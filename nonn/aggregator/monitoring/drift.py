@@ -182,14 +182,14 @@ class DriftWatch:
             and the probability of that as built [n].
         """
         # A node that has gone bad is tested, but has no vote: it would distort the tests of the others.
-        says = [i for i, (node, _) in enumerate(nodes) if node != without and not self._alarm(node)]
-        bounded = self.baseline.bounded((nodes[i][1] for i in says), logits[says])
+        voters = [i for i, (node, _) in enumerate(nodes) if node != without and not self._alarm(node)]
+        bounded = self.baseline.bounded((nodes[i][1] for i in voters), logits[voters])
         together, found = bounded.sum(axis=0), {}
         for index, (node, device) in enumerate(nodes):
-            others = mask_of(nodes[i][1] for i in says if i != index)
+            others = mask_of(nodes[i][1] for i in voters if i != index)
             if node == without or not others or not (expected := self.baseline.expect(device, others)):
                 continue
-            own = bounded[says.index(index)] if index in says else 0.0
+            own = bounded[voters.index(index)] if index in voters else 0.0
             classes = (together - own).argmax(axis=1)
             bins = self.baseline.bins(logits[index], classes)
             found[node] = expected.ratio[classes, bins], bins == 0, expected.first[classes]
@@ -210,22 +210,22 @@ class DriftWatch:
 
     def _notice(self, node: str) -> DriftNotice | None:
         """The finding for a score beyond the threshold."""
-        ends, culprit = self.nodes[node].alarm, node
+        ends, suspect = self.nodes[node].alarm, node
         if not ends:
-            culprit = self._culprit(self.nodes[node].rising)
+            suspect = self._find_cause(self.nodes[node].rising)
             # Until now they were compared with a bad node, or tested with inputs that say nothing about nodes.
             for record in self.nodes.values():
                 record.score = record.score if record.alarm else 0.0
-        if not culprit:
-            told, self._quiet = self._quiet > 0, QUIET_SAMPLES
+        if not suspect:
+            reported, self._quiet = self._quiet > 0, QUIET_SAMPLES
             reason = "most nodes agree less than as built: inputs differ from the test data, or several nodes went bad"
-            return None if told else DriftNotice("inputs", "", reason)
-        record = self.nodes[culprit]
+            return None if reported else DriftNotice("inputs", "", reason)
+        record = self.nodes[suspect]
         record.alarm, record.score = not ends, 0.0
         reason = f"agrees with the others in {record.agreement:.0%} of samples, {record.expected:.0%} as built"
-        return DriftNotice("clear" if ends else "alarm", culprit, reason)
+        return DriftNotice("clear" if ends else "alarm", suspect, reason)
 
-    def _culprit(self, num_samples: int) -> str:
+    def _find_cause(self, num_samples: int) -> str:
         """The node without which the others agree best; empty if most of them still disagree.
 
         Args:
