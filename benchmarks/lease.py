@@ -41,7 +41,8 @@ from nonn.distill import DistillTask, Students
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, DataError, NonnError
 from nonn.experiment.methods import METHODS
-from nonn.experiment.training import Cut, Trained, TrainedTeacher, cut_filters, stored_answers, train, train_teacher
+from nonn.experiment.teachers import TrainedTeacher, stored_answers, train_teacher
+from nonn.experiment.training import Cut, Trained, cut_filters, train
 from nonn.experiment.weights import save_students
 from nonn.experiment.workspace import Workspace
 from nonn.files import write_json

@@ -34,7 +34,8 @@ from nonn.distill.heads import held_out_accuracy
 from nonn.experiment.evaluation import evaluate_head
 from nonn.experiment.search import search_widths
 from nonn.experiment.study import features_of_test
-from nonn.experiment.training import teacher_accuracy, train, train_teacher
+from nonn.experiment.teachers import teacher_accuracy, train_teacher
+from nonn.experiment.training import train
 from nonn.experiment.workspace import Workspace
 from nonn.files import digest, write_json
 from nonn.provenance import code_version, machine

@@ -25,7 +25,8 @@ from nonn.errors import BudgetError, BundleError, ConfigError, DataError, Guaran
 from nonn.experiment import bundling, workspace
 from nonn.experiment.progress import Silent, Tick
 from nonn.experiment.run import run
-from nonn.experiment.training import train, train_teacher
+from nonn.experiment.teachers import train_teacher
+from nonn.experiment.training import train
 from nonn.experiment.verdict import say_verdict
 from nonn.experiment.workspace import Workspace
 from nonn.export import run_onnx

@@ -29,7 +29,8 @@ from nonn.enumeration.smoothed import measure_smoothed
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.kept import DIGITS, restore, set_aside
 from nonn.experiment.keys import stage_inputs
-from nonn.experiment.training import Trained, teacher_outcomes
+from nonn.experiment.teachers import teacher_outcomes
+from nonn.experiment.training import Trained
 from nonn.experiment.verdict import say_verdict
 from nonn.experiment.workspace import Workspace
 from nonn.export import export_onnx, run_onnx

@@ -24,7 +24,7 @@ from nonn.data import Dataset
 from nonn.experiment.methods import Method
 from nonn.experiment.rows import Row, evaluated, methods_of, runs_of, workspace_of
 from nonn.experiment.stages import STAGE
-from nonn.experiment.training import train_teacher
+from nonn.experiment.teachers import train_teacher
 from nonn.experiment.workspace import Workspace
 from nonn.files import atomic_folder
 from nonn.jobs.backends import on_ray

@@ -11,7 +11,8 @@ from nonn import documents
 from nonn.data import Split
 from nonn.experiment.pilot import choose_design
 from nonn.experiment.search import search_widths
-from nonn.experiment.training import Cut, cut_filters, train_assistants, train_teacher
+from nonn.experiment.teachers import train_assistants, train_teacher
+from nonn.experiment.training import Cut, cut_filters
 from nonn.experiment.workspace import Workspace
 from nonn.files import atomic_file
 from nonn.partition import METHODS

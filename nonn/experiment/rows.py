@@ -23,7 +23,8 @@ from nonn.experiment.paired import digests
 from nonn.experiment.pilot import choose_design
 from nonn.experiment.rival import SubsetFunction
 from nonn.experiment.search import search_widths
-from nonn.experiment.training import Trained, teacher_accuracy, train
+from nonn.experiment.teachers import teacher_accuracy
+from nonn.experiment.training import Trained, train
 from nonn.experiment.workspace import Workspace
 from nonn.students import measure_cost
 from nonn.trainer import batches

@@ -27,7 +27,7 @@ from nonn.distill.schedule import AssistantTask
 from nonn.errors import BudgetError, DataError
 from nonn.experiment.keys import distillation_inputs
 from nonn.experiment.stages import open_stage
-from nonn.experiment.training import TrainedTeacher, class_counts, train_assistants, train_teacher
+from nonn.experiment.teachers import TrainedTeacher, class_counts, train_assistants, train_teacher
 from nonn.experiment.workspace import Workspace
 from nonn.files import write_json
 from nonn.students.devices import Device, resolve_devices

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from nonn.config import TrainingConfig
-from nonn.experiment.training import Trained, teacher_outcomes
+from nonn.experiment.teachers import teacher_outcomes
+from nonn.experiment.training import Trained
 from nonn.experiment.workspace import Workspace
 from nonn.fusion import Head
 from nonn.reliability.subsets import AccuracyTable

@@ -1,4 +1,4 @@
-"""Files of trained students: their weights and the partition that they learned, for ``student.weights``."""
+"""Files of trained networks; those of students also have the partition that they learned, for ``student.weights``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nonn.errors import ConfigError
 from nonn.files import atomic_file
 from nonn.partition import Partition
 
-__all__ = ["given_students", "partition_of", "save_students"]
+__all__ = ["given_students", "partition_of", "save_network", "save_students"]
 
 
 def given_students(config: StudentConfig) -> Path | None:
@@ -30,6 +30,12 @@ def given_students(config: StudentConfig) -> Path | None:
     if not path.is_file():
         raise ConfigError(f"student.weights = '{config.weights}': no such file")
     return path
+
+
+def save_network(network: torch.nn.Module, path: Path) -> None:
+    """Writes the weights of a network."""
+    with atomic_file(path) as file:
+        file.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}))
 
 
 def save_students(students: Students, partition: Partition, path: Path, *, half: bool = False) -> None:
