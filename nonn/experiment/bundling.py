@@ -40,6 +40,8 @@ from nonn.fusion import Head
 from nonn.fusion.consistency_fit import fit_consistency
 from nonn.partition import Partition
 from nonn.provenance import code_version
+from nonn.reliability.guarantees import check_guarantees
+from nonn.reliability.laws import parse_law
 from nonn.reliability.outcomes import kept_samples
 from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
 from nonn.reliability.subsets import SubsetTable
@@ -350,8 +352,5 @@ def _check_guarantees(config: Experiment, evidence: AnyEvidence) -> None:
     promised = config.guarantees
     if not promised.require:
         return
-    from nonn.reliability.guarantees import check_guarantees  # it also checks existing bundles
-    from nonn.reliability.laws import parse_law
-
     law = parse_law(promised.law or failure_law(config.devices), evidence.table.num_devices)
     check_guarantees(evidence, law, promised.require)
