@@ -46,7 +46,7 @@ class Prober:
         self, bundle: Bundle, policy: Policy, fanout: Fanout, states: NodeStates, clock: Callable[[], float]
     ) -> None:
         self._bundle, self._policy, self._fanout, self._states, self._clock = bundle, policy, fanout, states, clock
-        self._random = np.random.default_rng()  # nodes must not know which known inputs they are asked
+        self._random = np.random.default_rng()  # nodes must not foresee which known inputs they receive
         self.sizes = Latencies()
         self._wake = asyncio.Event()
         self._tasks = Background()

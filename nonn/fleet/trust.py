@@ -37,7 +37,7 @@ class Unknown:
 
 
 def unknown_hosts(hosts: Iterable[Host], known: Path | None = None) -> list[Unknown]:
-    """Asks every machine that ssh does not know for its keys.
+    """Fetches the keys of every machine that is not in ``known_hosts``.
 
     Args:
         hosts: of an inventory; those on this machine are left out.

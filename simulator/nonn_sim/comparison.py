@@ -128,7 +128,7 @@ def total_variation(one: Mapping[int, float], other: Mapping[int, float]) -> flo
 
 
 def _are_recorded(samples: Samples, bundle: Bundle) -> bool:
-    """Whether the samples are, as far as their labels tell, those of the bundle's recorded features."""
+    """Whether the samples have the labels of the bundle's recorded features."""
     if samples.labels is None or "features.npz" not in bundle.manifest.files:
         return False
     return np.array_equal(samples.labels, bundle.features[1])

@@ -101,7 +101,7 @@ class Access:
             raise ForbiddenError("this request comes from a page of another site; open the dashboard's own address")
 
     async def check_caller(self, request: web.Request) -> str:
-        """Checks a request for inference; returns who sent it, for fair sharing between clients.
+        """Checks a request for inference; returns its sender, for fair sharing between clients.
 
         That is the certificate's identity, or else the address: unlike a client of gRPC, one of HTTP opens as many
         connections as it likes.

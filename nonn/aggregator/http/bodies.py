@@ -123,7 +123,7 @@ async def reading(request: web.Request, limit: int, endpoint: Endpoint, remedy: 
         endpoint.budget.take(held)
     except TimeoutError:
         raise RefusedError(408, f"the body stopped after {held} bytes", Connection="close") from None
-    except ConnectionError:  # there is nobody to tell; without this aiohttp would log a traceback
+    except ConnectionError:  # the client is gone; without this aiohttp would log a traceback
         raise RefusedError(400, f"the connection was lost after {held} bytes", Connection="close") from None
     finally:
         endpoint.arriving.give(held)

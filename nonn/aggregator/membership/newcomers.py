@@ -1,4 +1,4 @@
-"""Checks of a node that wants to join: what its request may say, and that it answers at its address.
+"""Checks of a node that asks to join: what its request may say, and that it answers at its address.
 
 A request costs its sender nothing, so it proves nothing about an address. The aggregator therefore calls the address
 before anything changes: the node there must report the id that joins, the student and the bundle, and with TLS show the

@@ -224,7 +224,7 @@ class Hub:
             self._changed.set()
 
     def charged(self, node: str, battery: int) -> None:
-        """A node reports its battery, in percent plus one; 0 if it does not know."""
+        """A node reports its battery, in percent plus one; 0 if that is unknown."""
         if battery:
             self.batteries[node] = min(100, battery - 1)
 
@@ -261,7 +261,7 @@ class Hub:
                 await asyncio.sleep(min(late_s, MAX_READ_S))
 
     async def _answer(self, point: Point[_Sent]) -> None:
-        """Fuses one point and tells everybody who watches."""
+        """Fuses one point and sends the answer to every client that watches."""
         aggregator, students = self._aggregator, {n.id: n.student for n in self._aggregator.nodes}
         missing, features, senders = dict(point.absent), dict[int, Features](), dict[int, str]()
         now, num_bytes = self.clock(), sum(sent.num_bytes for sent in point.windows.values())

@@ -1,4 +1,4 @@
-"""The streams of nodes that sense, and of those who watch: ``nonn.rpc.v1.Sensing`` and ``Answers``.
+"""The streams of nodes that sense, and of clients that watch: ``nonn.rpc.v1.Sensing`` and ``Answers``.
 
 A node's stream belongs to its lease. Over it the aggregator measures the node's clock: often at first, then every two
 seconds, and every thirty while the node rests; a probe follows a window, when the node's radio is awake anyway. As soon
@@ -173,7 +173,7 @@ class SensingServicer:
             raise
 
     def _echo(self, stream: _Stream, echo: Any, now: float) -> None:
-        """Adds an exchange; tells the node where the grid is if that is new to it."""
+        """Adds an exchange; sends the node the place of the grid if that has changed."""
         hub, node = self._hub, stream.lease.request.node
         hub.charged(node, echo.battery)
         asked = stream.asked.pop(echo.number, None)

@@ -69,7 +69,7 @@ def objective(name: str, *needs: str) -> Callable[[Build], Build]:
 
 @runtime_checkable
 class Prepared(Protocol):
-    """An objective that creates its parameters when it knows the teacher."""
+    """An objective whose parameters depend on the teacher."""
 
     def prepare(self, teacher: Teacher, students: nn.Module, sample: Tensor | None) -> None:
         """Called once, before the optimiser is created.
