@@ -141,7 +141,7 @@ def judge(measured: SubsetTable | AnyEvidence, law: Law | None, text: str) -> Ve
         if confidence is not None:
             value = min(value, evidence.lower(lambda drawn: availability(drawn, probability, level), confidence))
             surely = wilson(table.correct, table.samples, 2 * confidence - 1)[0]
-        culprit = int(np.where(meets(surely, level), -1.0, probability).argmax())
+        place = int(np.where(meets(surely, level), -1.0, probability).argmax())
         value -= evidence.margin(law, meets(accuracy, level).astype(np.float64))
     else:
         assert mean is not None
@@ -149,10 +149,10 @@ def judge(measured: SubsetTable | AnyEvidence, law: Law | None, text: str) -> Ve
         value = expected(accuracy, probability)
         if confidence is not None:  # the lower end of the two-sided interval that misses as often below
             value = evidence.mean(probability[None], 2 * confidence - 1)[0][0]
-        culprit = int((probability * (bound - accuracy)).argmax())
+        place = int((probability * (bound - accuracy)).argmax())
         value -= evidence.margin(law, accuracy)
     # Sums of 2^N probabilities: a bound met exactly must not be missed by the last bit.
-    return _verdict(text, value >= bound - 1e-12, value, bound, table, culprit, confidence)
+    return _verdict(text, value >= bound - 1e-12, value, bound, table, place, confidence)
 
 
 def check_guarantees(measured: SubsetTable | AnyEvidence, law: Law | None, texts: Sequence[str]) -> list[Verdict]:

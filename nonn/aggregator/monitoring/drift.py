@@ -210,20 +210,20 @@ class DriftWatch:
 
     def _notice(self, node: str) -> DriftNotice | None:
         """The finding for a score beyond the threshold."""
-        ends, suspect = self.nodes[node].alarm, node
+        ends, cause = self.nodes[node].alarm, node
         if not ends:
-            suspect = self._find_cause(self.nodes[node].rising)
+            cause = self._find_cause(self.nodes[node].rising)
             # Until now they were compared with a bad node, or tested with inputs that say nothing about nodes.
             for record in self.nodes.values():
                 record.score = record.score if record.alarm else 0.0
-        if not suspect:
+        if not cause:
             reported, self._quiet = self._quiet > 0, QUIET_SAMPLES
             reason = "most nodes agree less than as built: inputs differ from the test data, or several nodes went bad"
             return None if reported else DriftNotice("inputs", "", reason)
-        record = self.nodes[suspect]
+        record = self.nodes[cause]
         record.alarm, record.score = not ends, 0.0
         reason = f"agrees with the others in {record.agreement:.0%} of samples, {record.expected:.0%} as built"
-        return DriftNotice("clear" if ends else "alarm", suspect, reason)
+        return DriftNotice("clear" if ends else "alarm", cause, reason)
 
     def _find_cause(self, num_samples: int) -> str:
         """The node without which the others agree best; empty if most of them still disagree.
