@@ -20,8 +20,7 @@ import grpc
 import numpy as np
 import psutil
 
-from nonn.bundle import Bundle, InputSpec, Manifest, write_bundle
-from nonn.bundle import StudentEntry
+from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, write_bundle
 from nonn.config import ExportConfig, load_experiment
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import ZeroFill

@@ -27,6 +27,7 @@ LIVE: list[dict[str, Any]] = [
     {"answered": [2, 0], "accuracy": 0.5, "requests": 1234, "lost": 3, "seconds": 1.5},
 ]
 
+
 def check_report(file: Path) -> Report:
     """The report; an error unless it keeps to the schema and is written again as the same text."""
     document = json.loads(file.read_text())

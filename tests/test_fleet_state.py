@@ -25,7 +25,7 @@ from nonn.bundle import Bundle
 from nonn.errors import BundleError, DataError
 from nonn.fleet.bundles import Bundles
 from nonn.fleet.served import ServeOptions
-from nonn.fleet.state import StateRecord, StateFolder
+from nonn.fleet.state import StateFolder, StateRecord
 from tests.serving import run, until_async
 from tests.toys import toy_bundle
 

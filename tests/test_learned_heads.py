@@ -1,4 +1,4 @@
-"""Heads that are learned in steps from features, without students: logistic regressions, one network for all subsets."""
+"""Heads that are learned in steps, without students: logistic regressions, one network for all subsets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ def task(samples: int, seed: int, scale: float = 1.0) -> tuple[list[NDArray[np.f
 
 def ridge_of(features: list[NDArray[np.float32]], targets: Array) -> RidgePerSet:
     return RidgePerSet(*gram(np.concatenate(features, axis=1), targets), 1e-3, [3, 3, 3])
-
 
 
 # ---- logistic regression ---------------------------------------------------------------------------------------

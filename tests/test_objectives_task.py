@@ -13,15 +13,9 @@ from safetensors import safe_open
 from torch import nn
 
 from nonn.bundle.views import WHOLE, View
-from nonn.config import DistillConfig, load_experiment
 from nonn.distill import DistillTask, FusionLayer, Students
-from nonn.distill.objectives import Batch, auxiliaries, build_terms
-from nonn.distill.objectives.activations import activation_transfer, joint_activation_transfer, partial_logits, srrl
-from nonn.distill.objectives.flow import fsp, lckd
-from nonn.distill.objectives.logits import cross_entropy, dkd, kd, mutual, standardise
-from nonn.distill.objectives.relations import rkd
+from nonn.distill.objectives import Batch
 from nonn.distill.probes import classifier_weight, layers, tapped
-from nonn.distill.targets import revise_labels
 from nonn.errors import ConfigError, ShapeError
 from nonn.students import Student
 from nonn.teacher import Normalise, Teacher, make_network, pool
@@ -39,7 +33,6 @@ from tests.objectives import (
     normalise,
     raw,
     total,
-    weighted,
 )
 from tests.toys import toy_data
 from tests.training import Unchanged, losses_of

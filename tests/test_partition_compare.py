@@ -16,7 +16,7 @@ from nonn.config import GraphConfig
 from nonn.documents import read, to_json
 from nonn.errors import PartitionError
 from nonn.partition import METHODS, Partition
-from nonn.partition.compare import GRAPHS, PartitionComparison, Outputs, compare, missing_levels, probe, stability
+from nonn.partition.compare import GRAPHS, Outputs, PartitionComparison, compare, missing_levels, probe, stability
 from nonn.report.comparison import comparison_plot, comparison_table
 from nonn.report.table import as_text
 

@@ -8,7 +8,6 @@ import json
 import re
 import sys
 import time
-from html import unescape
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -20,22 +19,19 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.cli import report as command
-from nonn.documents import read, to_json
+from nonn.documents import to_json
 from nonn.errors import BundleError, ConfigError, InputError, MissingExtraError
 from nonn.fusion import ZeroFill
 from nonn.reliability.intervals import wilson
 from nonn.reliability.subsets import membership
 from nonn.report import build_report, write_report
-from nonn.report.build import filter_graph
-from nonn.report.document import Report
 from nonn.report.heads import solving_ms
-from nonn.report.html import render_page
 from nonn.report.methods import methods_table
 from nonn.report.overview import failure_table
 from nonn.report.sentences import headline
 from nonn.report.table import as_text, percent, points
-from nonn.report.text import markdown_report, report_tables, text_report
-from tests.reports import CORRECT, LIVE, by_hand, rewritten
+from nonn.report.text import markdown_report, text_report
+from tests.reports import LIVE, by_hand, rewritten
 from tests.toys import CLASSES, WIDTH, toy_bundle
 
 

@@ -1,8 +1,8 @@
 """Preprocessing of files, as the reader of the training data did it.
 
-It is recorded in the manifest's ``input``. ``nonn.bundle.inputs`` applies it in training and in serving, so that a bundle
-accepts the files that it was trained on. A bundle without a record accepts images of exactly its size. Nodes receive
-arrays and do not need it.
+It is recorded in the manifest's ``input``. ``nonn.bundle.inputs`` applies it in training and in serving, so that a
+bundle accepts the files that it was trained on. A bundle without a record accepts images of exactly its size. Nodes
+receive arrays and do not need it.
 """
 
 from __future__ import annotations

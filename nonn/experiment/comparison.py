@@ -16,7 +16,7 @@ from nonn.experiment.training import Cut, cut_filters
 from nonn.experiment.workspace import Workspace
 from nonn.files import atomic_file
 from nonn.partition import METHODS
-from nonn.partition.compare import GRAPHS, SCHEMA, ComparedData, PartitionComparison, Outputs, compare
+from nonn.partition.compare import GRAPHS, SCHEMA, ComparedData, Outputs, PartitionComparison, compare
 from nonn.provenance import code_version, machine
 from nonn.report.comparison import comparison_plot
 from nonn.teacher import Teacher, pool

@@ -30,7 +30,7 @@ from nonn.bundle import MANIFEST, Bundle, load_bundle
 from nonn.errors import BundleError, ConfigError, DataError
 from nonn.files import atomic_folder, digest, is_digest, json_bytes, write_durable
 
-__all__ = ["DOCUMENT", "SOCKET", "StateRecord", "StateFolder"]
+__all__ = ["DOCUMENT", "SOCKET", "StateFolder", "StateRecord"]
 
 DOCUMENT, SOCKET = "state.json", "control.sock"
 SCHEMA = 1

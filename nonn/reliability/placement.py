@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability.laws.base import FloatArray

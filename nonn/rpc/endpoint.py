@@ -20,7 +20,7 @@ from nonn.rpc.budget import MAX_HELD_BYTES, ByteBudget
 from nonn.rpc.codec import Request
 from nonn.rpc.wire import Array, Parameter, Status, to_status
 
-__all__ = ["Endpoint", "Model", "InferenceResult"]
+__all__ = ["Endpoint", "InferenceResult", "Model"]
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from typing import Generic, Literal, TypeVar
 from nonn.errors import ConfigError, MembershipError
 from nonn.sensing.clocks import ClockFilter, Exchange
 
-__all__ = ["Alignment", "AlignmentConfig", "SensingNode", "Point", "WindowVerdict", "summary"]
+__all__ = ["Alignment", "AlignmentConfig", "Point", "SensingNode", "WindowVerdict", "summary"]
 
 Payload = TypeVar("Payload")
 WindowVerdict = Literal["taken", "late", "off grid", "early", "twice", "clock"]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["ClockFilter", "ClockEstimate", "Exchange"]
+__all__ = ["ClockEstimate", "ClockFilter", "Exchange"]
 
 BLOCK_S = 4.0
 BLOCKS = 32
@@ -132,7 +132,7 @@ class ClockFilter:
         """A time of our clock on the node's."""
         return ours + (self.estimate.offset_at(ours) if self.estimate else 0.0)
 
-    def _estimated(self, now: float) -> Estimate:
+    def _estimated(self, now: float) -> ClockEstimate:
         blocks = self._blocks
         # The least error now: an exchange gets worse with its age.
         best = min(blocks, key=lambda x: x.delay / 2 + MAX_DRIFT * (now - x.at))

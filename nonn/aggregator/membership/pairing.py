@@ -24,7 +24,7 @@ from nonn.errors import ConfigError, CredentialsError
 from nonn.security.pairing import PairingCode, PairingRequest
 from nonn.security.tls import check_id
 
-__all__ = ["MAX_WRONG", "Sign", "PairingWindow"]
+__all__ = ["MAX_WRONG", "PairingWindow", "Sign"]
 
 MAX_WRONG = 5  # then the code is void: five of 2**64 secrets
 BEHIND_S, AHEAD_S = 600.0, 86_400.0  # of a device's clock; certificates are valid from ten minutes before they are made

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nonn.aggregator.membership.announce import announced
-from nonn.aggregator.membership.pairing import Sign, PairingWindow
+from nonn.aggregator.membership.pairing import PairingWindow, Sign
 from nonn.errors import AddressError, NonnError
 from nonn.rpc.address import peer_host, resolve
 from nonn.rpc.background import Background
@@ -108,7 +108,9 @@ class PairingServer:
         finally:
             loop.remove_signal_handler(signal.SIGUSR1)
 
-    async def _keep(self, window: PairingWindow, address: str, stack: contextlib.AsyncExitStack, asked: asyncio.Event) -> None:
+    async def _keep(
+        self, window: PairingWindow, address: str, stack: contextlib.AsyncExitStack, asked: asyncio.Event
+    ) -> None:
         while True:
             try:
                 await self._last(window, asked)
@@ -151,7 +153,9 @@ class PairingServer:
         context.load_cert_chain(self._tls.identity_file)
         code = PairingCode.new(self._tls.fingerprint)
         port = int(address.rpartition(":")[2])
-        window = PairingWindow(code, options.devices, options.lifetime_s, lambda *what: {**self._sign(*what), "port": port})
+        window = PairingWindow(
+            code, options.devices, options.lifetime_s, lambda *what: {**self._sign(*what), "port": port}
+        )
         listener = self._bind()
         host, bound = listener.getsockname()[:2]
         where = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
@@ -197,7 +201,9 @@ class PairingServer:
             task.add_done_callback(functools.partial(_release, open_now, host))
             await asyncio.sleep(self._options.pace_s)
 
-    async def _answer(self, connection: socket.socket, window: PairingWindow, context: ssl.SSLContext, peer: str) -> None:
+    async def _answer(
+        self, connection: socket.socket, window: PairingWindow, context: ssl.SSLContext, peer: str
+    ) -> None:
         """Serves one connection."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(MAX_LINE_BYTES)
