@@ -127,8 +127,8 @@ def test_a_missing_broker_is_wrong_usage() -> None:
 def test_a_broker_that_is_gone_is_named_and_called_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("nonn_device.sources.mqtt", "nonn.cli.watch"):
-        monkeypatch.setattr(f"{module}.AGAIN_S", 0.001)
+    for pause in ("nonn_device.sources.mqtt.AGAIN_S", "nonn.cli.watch.RECONNECT_S"):
+        monkeypatch.setattr(pause, 0.001)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = parse_source(f"mqtt:127.0.0.1:{port}/room/imu")

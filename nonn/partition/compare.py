@@ -40,8 +40,8 @@ __all__ = [
     "ComparedData",
     "Outputs",
     "PartitionComparison",
+    "PartitionRow",
     "ProbeRow",
-    "Row",
     "compare",
     "missing_levels",
     "probe",
@@ -88,7 +88,7 @@ class ProbeRow:
 
 
 @dataclass(frozen=True)
-class Row:
+class PartitionRow:
     """One method on one graph.
 
     Attributes:
@@ -153,7 +153,7 @@ class PartitionComparison:
     seed: Whole
     machine: Mapping[str, str]
     code_version: str
-    rows: tuple[Row, ...]
+    rows: tuple[PartitionRow, ...]
 
 
 def compare(
@@ -163,7 +163,7 @@ def compare(
     parts: int,
     seed: int,
     progress: Callable[[int, str], None] | None = None,
-) -> list[Row]:
+) -> list[PartitionRow]:
     """Compares every method on every graph.
 
     Args:
@@ -181,7 +181,7 @@ def compare(
         MissingExtraError: a package that a method needs is not installed.
     """
     strength = correlation(held_out.activations)
-    rows: list[Row] = []
+    rows: list[PartitionRow] = []
     for kind in GRAPHS:
         graph = build_graph(replace(config, kind=kind), held_out.activations)
         for method in METHODS:
@@ -199,7 +199,7 @@ def _row(
     held_out: Outputs,
     parts: int,
     seed: int,
-) -> Row:
+) -> PartitionRow:
     """Cuts with ten seeds and measures the first."""
     cut = load_partitioner(method)
     try:
@@ -207,8 +207,8 @@ def _row(
         made = [cut(graph, parts, seed + k) for k in range(SEEDS)]
         seconds = (time.perf_counter() - start) / SEEDS
     except PartitionError as exc:
-        return Row(method, graph.kind, error=str(exc))
-    return Row(
+        return PartitionRow(method, graph.kind, error=str(exc))
+    return PartitionRow(
         method,
         graph.kind,
         measure(made[0], graph, strength),

@@ -11,14 +11,14 @@ from nonn.report.table import Column, Table, TextColumn, as_markdown, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from nonn.partition.compare import PartitionComparison, Row
+    from nonn.partition.compare import PartitionComparison, PartitionRow
 
 __all__ = ["comparison_markdown", "comparison_plot", "comparison_table"]
 
 _COLOURS = {"co-activation": drawing.BLUE, "nonn": drawing.VERMILION}
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[PartitionRow]) -> Table:
     """All methods on all graphs; what could not be measured is a dash."""
     measured = [row for row in rows if row.measures]
     levels = [level.missing for level in measured[0].probe] if measured else []
@@ -57,7 +57,7 @@ def comparison_markdown(comparison: PartitionComparison) -> str:
     )
 
 
-def comparison_plot(rows: Sequence[Row], teacher_accuracy: float) -> str:
+def comparison_plot(rows: Sequence[PartitionRow], teacher_accuracy: float) -> str:
     """Probe accuracy of every method and graph with half and with all but one of the parts missing, as SVG.
 
     Raises:
@@ -87,7 +87,7 @@ def comparison_plot(rows: Sequence[Row], teacher_accuracy: float) -> str:
     return drawing.on_white(figure)
 
 
-def _flat(row: Row) -> dict[str, object]:
+def _flat(row: PartitionRow) -> dict[str, object]:
     """The values of one row by column."""
     flat: dict[str, object] = {"method": row.method, "graph": row.graph}
     if row.measures is None:
