@@ -62,6 +62,21 @@ def test_a_bare_import_loads_no_dependency() -> None:
     assert _python(program) == "[]\n"
 
 
+@pytest.mark.parametrize("name", ["Client", "LocalCluster"])
+def test_grpc_logs_errors_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it prints a line when a server closes an idle connection. It reads the variable when it is imported."""
+    program = (
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'grpc': print(os.environ.get('GRPC_VERBOSITY'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"import nonn; nonn.{name}"
+    )
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    assert _python(program) == "ERROR\n"
+
+
 def test_nothing_public_loads_torch_but_training() -> None:
     names = sorted(PUBLIC - TRAINING)
     program = f"import nonn, sys; [getattr(nonn, name) for name in {names}]; print('torch' in sys.modules)"
