@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nonn.aggregator.membership.leases import MAX_OF_CALLER, JoinRequest, Membership
+from nonn.aggregator.membership.newcomers import join_request
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError, MembershipError, UnreachableError
+from nonn.errors import ConfigError, ForbiddenError, MembershipError, UnreachableError
 from nonn.rpc.address import canonical
 from nonn.rpc.guard import LOG_MOST
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1.inference_pb2 import ModelMetadataResponse
+from nonn.security.tls import Identity
 from tests.fanout import student
 from tests.fleets import Fleet, check_offline, members
 from tests.memberships import Call, service
@@ -281,6 +284,16 @@ def test_the_addresses_of_one_ipv6_network_are_one_caller(bundle: Bundle) -> Non
             assert callers == ["2001:db8::/64", "2001:db8::/64", "10.0.0.1"]
 
     asyncio.run(scenario())
+
+
+def test_with_tls_the_owner_of_the_certificate_is_the_caller() -> None:
+    guard: Any = SimpleNamespace(
+        tls=True, caller=lambda context: Identity("node", "a"), fingerprint=lambda context: "f"
+    )
+    found = join_request(pb.RegisterRequest(node="a", instance="i"), Call(), guard)
+    assert (found.caller, found.fingerprint) == (str(Identity("node", "a")), "f")
+    with pytest.raises(ForbiddenError, match="does not let it join as 'b'"):
+        join_request(pb.RegisterRequest(node="b", instance="i"), Call(), guard)
 
 
 def test_an_address_that_is_advertised_by_accident_takes_nobodys_place(bundle: Bundle, fleet: Any) -> None:
