@@ -93,8 +93,8 @@ def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:
 
 def measure_bundle(bundle: Bundle, folder: Path) -> dict[str, Any]:
     """Quantises the float students of a bundle and compares both on test images."""
-    calibration, _ = _images(folder / "train.parquet", 512)
-    inputs, labels = _images(folder / "test.parquet", 2000)
+    calibration, _ = images(folder / "train.parquet", 512)
+    inputs, labels = images(folder / "test.parquet", 2000)
     sizes = [0, 0]
     features: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
     for i in range(bundle.num_devices):
@@ -129,7 +129,7 @@ def measure_bundle(bundle: Bundle, folder: Path) -> dict[str, Any]:
     }
 
 
-def _images(file: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def images(file: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The first images [n, C, H, W] of a file, and their fine labels."""
     import pyarrow.parquet as pq
     from PIL import Image
