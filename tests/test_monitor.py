@@ -61,6 +61,29 @@ def test_no_batch_is_larger_than_a_node_says_that_it_accepts(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+def test_no_batch_is_larger_than_the_measured_pace_of_the_slowest_node_allows(tmp_path: Path) -> None:
+    bundle, sizes = toy_bundle(tmp_path / "bundle", num_devices=1), list[int]()
+
+    async def counts(raw: Any, context: Any) -> Any:
+        sizes.append(pb.ModelInferRequest.FromString(raw).inputs[0].shape[0])
+        return good_reply(bundle, raw)
+
+    async def scenario() -> None:
+        async with fake_node(counts) as address:
+            model = FusedModel(Aggregator(bundle, [Node(id="a", address=address, student=0)], PATIENT))
+            async with model:
+                model._batcher._limit.size = 8
+                pace = model._aggregator.policy.nodes["a"].pace
+                for num_samples in (1, 2):
+                    pace.add(num_samples, num_samples * PATIENT.patience_s / 2)
+                await model._batcher.infer(np.zeros((8, 1, 8, 8), np.uint8))
+        # A probe; as many samples as the node takes within its patience; the rest, since it was much faster than that.
+        assert sizes == [1, 2, 6]
+        assert pace._mean_n == pytest.approx((1 + 2 + 2 + 6) / 4, rel=0.1)
+
+    asyncio.run(scenario())
+
+
 def test_what_a_node_states_about_itself_is_shown_as_one_printable_line(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
     nasty = "1\n\x1b[2J" + "x" * 1_000
