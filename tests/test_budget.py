@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from argparse import Namespace
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +15,14 @@ import numpy as np
 import psutil
 import pytest
 from grpc import aio
+from nonn_device.commands.serve import endpoint_of
+from nonn_device.runtime import memory_left
 
 from benchmarks import memory, storm
-from nonn.errors import OverloadError
-from nonn.rpc.budget import LARGE_BYTES, TRIM_AFTER_BYTES, TRIMS, ByteBudget
+from nonn.aggregator.inventory import Node, write_inventory
+from nonn.cli import main
+from nonn.errors import ConfigError, OverloadError
+from nonn.rpc.budget import LARGE_BYTES, MAX_HELD_BYTES, TRIM_AFTER_BYTES, TRIMS, ByteBudget
 from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.v1 import inference_pb2_grpc
@@ -110,3 +116,27 @@ def test_memory_of_large_requests_is_given_back(tmp_path: Any) -> None:
         until(lambda: process.memory_info().rss / 1e6 < figures["memory_aggregator_before_mb"] + 60)
     assert figures["memory_aggregator_peak_mb"] > figures["memory_aggregator_before_mb"] + 60
     assert figures["memory_node_peak_mb"] < 160  # 446, when a request went to the nodes as a whole
+
+
+def test_the_budget_of_an_aggregator_is_that_of_its_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(model: Any, max_held_bytes: int, **options: Any) -> None:
+        raise ConfigError(f"a budget of {max_held_bytes} bytes")
+
+    for place in ("nonn.rpc.endpoint", "nonn.fleet.bundles"):
+        monkeypatch.setattr(f"{place}.Endpoint", made)
+    bundle, inventory, token = toy_bundle(tmp_path / "bundle", 1), tmp_path / "nodes.toml", tmp_path / "token"
+    write_inventory(inventory, [Node(id="a", address="127.0.0.1:1", student=0)])
+    token.write_text("a-token-for-those-who-join")
+    fleet = ["--joins", "--join-token-file", str(token), "--state", str(tmp_path / "s")]
+    for options in (["--inventory", str(inventory)], fleet):
+        assert main(["serve", str(bundle.path), *options, "--max-queue-mb", "3"]) == 3
+        assert "a budget of 3000000 bytes" in capsys.readouterr().err
+
+
+def test_half_of_the_memory_that_a_node_has_left_is_for_requests_that_wait() -> None:
+    model: Any = SimpleNamespace(max_request_bytes=10)
+    without, limited = (endpoint_of(Namespace(memory=memory), model).budget._most for memory in (None, 1000))
+    assert without == MAX_HELD_BYTES
+    assert limited == pytest.approx(memory_left(1000) / 2, rel=0.1)

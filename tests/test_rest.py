@@ -31,9 +31,10 @@ from nonn.cli import build_parser
 from nonn.cli.serve import options_of
 from nonn.client import Client
 from nonn.cluster import LocalCluster
-from nonn.errors import ConfigError, ForbiddenError, InputError, UnreachableError
+from nonn.errors import ConfigError, ForbiddenError, InputError, OverloadError, UnreachableError
 from nonn.rpc.guard import Guard
 from nonn.rpc.rest import MAX_JSON_BYTES, read_request
+from nonn.rpc.wire import to_status
 from nonn.security.authority import Authority
 from nonn.security.tls import load_tls
 from tests.serving import TIMEOUT_S, running_aggregator, until
@@ -315,6 +316,28 @@ def test_large_bodies_of_json_are_parsed_with_pauses(monkeypatch: pytest.MonkeyP
 
     asyncio.run(scenario())
     assert order == ["20000 at 0", "0 at 1", "20000 at 2"]
+
+
+def test_the_caller_over_http_shares_batches_under_what_identifies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    callers = list[str]()
+
+    async def infer(request: Any, remaining_s: Any, write: Any) -> Any:
+        callers.append(request.caller)
+        return None, to_status(OverloadError("full"))
+
+    async def identified(request: Any) -> str:
+        return "http 10.0.0.1"
+
+    @contextlib.asynccontextmanager
+    async def reading(*arguments: Any) -> Any:
+        yield json.dumps({"inputs": [GOOD]}).encode()
+
+    monkeypatch.setattr(rest, "reading", reading)
+    endpoint: Any = SimpleNamespace(model=SimpleNamespace(max_request_bytes=1000), infer=infer)
+    access: Any = SimpleNamespace(check_caller=identified)
+    request: Any = SimpleNamespace(headers={}, match_info={"model": "nonn"}, content_type="application/json")
+    assert asyncio.run(rest.Protocol(endpoint, access).infer(request)).status == 429
+    assert callers == ["http 10.0.0.1"]
 
 
 def picture(size: tuple[int, int] = (8, 8), pixels: NDArray[Any] | None = None, kind: str = "PNG") -> bytes:
