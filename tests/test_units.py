@@ -98,6 +98,8 @@ def test_a_unit_limits_restarts_and_watches_its_process() -> None:
         assert int(found["LimitNOFILE"][0]) > 1024  # the default, which a few hundred idle connections would use up
         assert {"MemoryMax", "CPUWeight", "RestartSec", "NoNewPrivileges", "SystemCallFilter"} <= found.keys()
         assert "TMPDIR=/var/tmp" in found["Environment"][0]
+        command = found["ExecStart"][0]
+        assert "nonn-device" not in command or "--memory" in command.split()
 
 
 def test_units_read_the_folder_of_certificates_itself_and_only_their_group_may(tmp_path: Path) -> None:
