@@ -18,6 +18,7 @@ lease         results of ``benchmarks/lease.py``: its pilots and rows
 liars         the output of ``nonn-sim liars BUNDLE --json``
 serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
 scaling       ``scaling.json`` of ``make bench``: what it costs with more nodes
+sensing       results of ``examples/sensing/demo.py``, fast and at the speed of life
 soak          ``soak.json`` of ``make soak``: the adversaries, and what they cost
 costs         ``costs.json`` of ``benchmarks.costs``: what each student costs in each runtime
 estimates     the same file: times on boards that were not measured
@@ -174,6 +175,48 @@ def scaling_markdown(found: Mapping[str, Any]) -> str:
         cells += [pair("p99_ms", ".1f"), pair("per_s", ".0f"), pair("front_cpu_ms", ".1f"), pair("all_cpu_ms", ".1f")]
         cells += [pair("front_mb", ".0f"), pair("behind_mb", ".0f")]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sensing_markdown(found: Mapping[str, Any], life: Mapping[str, Any]) -> str:
+    """Streamed accuracy by missing units next to the table's; then answers, delays, bytes and what a node used.
+
+    Args:
+        found: result of ``examples/sensing/demo.py`` at many times the speed of life.
+        life: the same at the speed of life, for delays.
+    """
+    lines = ["| units missing | windows | streamed, % | table, % (same sets of units) |", "|---:|---:|---:|---:|"]
+    by_missing: dict[int, list[Any]] = {}
+    most = max(len(row["units"]) for row in found["rows"])
+    for row in found["rows"]:
+        by_missing.setdefault(most - len(row["units"]), []).append(row)
+    for missing, rows in sorted(by_missing.items()):
+        windows = sum(row["windows"] for row in rows)
+        shown = (100 * sum(row[key] * row["windows"] for row in rows) / windows for key in ("streamed", "table"))
+        lines.append(f"| {missing} | {windows} | {' | '.join(f'{value:.1f}' for value in shown)} |")
+    differ = sum(not row["agrees"] for row in found["rows"])
+    lines += [
+        "",
+        f"- {found['windows']} windows: {found['answers_missing']} answers missing while a unit senses, "
+        f"{found['masks_with_a_unit_that_did_not_sense']} masks with a unit that did not sense, "
+        f"{100 * found['equal_to_offline']:.1f} % of the labels equal to the offline fusion of the same windows and "
+        f"units; {differ} of {len(found['rows'])} sets of units differ from the table.",
+        f"- An answer came {found['delay_p50_ms']:.0f} ms after the end of its window (median; 95 %: "
+        f"{found['delay_p95_ms']:.0f} ms). At the speed of life: {life['delay_p50_ms']:.0f} ms (95 %: "
+        f"{life['delay_p95_ms']:.0f} ms) in {life['windows']} windows; a node used {life['node_cpu_percent']:.1f} % of "
+        "a core.",
+        f"- {found['bytes_per_answer']:.0f} bytes an answer with headers of messages; the raw windows of the same "
+        f"units are {found['raw_bytes_per_answer']:,.0f} in float32, {found['raw_over_sent']:.0f} times as many.",
+        f"- A node took {found['node_rss_mb']:.1f} MB of memory, and {found['node_cpu_percent']:.1f} % of a core at "
+        f"{found['speed']:g} times the speed of life.",
+    ]
+    if goal := found.get("goal"):
+        shares = (f"{name} {100 * goal[key]:.1f} %" for name, key in (("streamed", "accuracy"), ("table", "table")))
+        lines.append(
+            f"- With an accuracy goal of {goal['accuracy_goal']:g}, without failures, {goal['units_mean']:.1f} units "
+            f"work: {goal['bytes_per_answer']:.0f} bytes an answer, {', '.join(shares)} ({goal['windows']} windows, "
+            f"{goal['answers_missing']} answers missing)."
+        )
     return "\n".join(lines)
 
 
@@ -436,6 +479,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "liars": (None, liars_markdown),
     "serving": (None, serving_markdown),
     "scaling": (None, scaling_markdown),
+    "sensing": (None, sensing_markdown),
     "soak": (None, soak_markdown),
     "costs": (None, costs_markdown),
     "estimates": (None, estimates_markdown),

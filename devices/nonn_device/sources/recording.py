@@ -18,7 +18,7 @@ from nonn.errors import DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.sensing.columns import rows
-from nonn.sensing.windows import SLOW
+from nonn.sensing.windows import SLOW, middle
 from nonn_device.sources import Samples, Source, SourceOptions
 
 __all__ = ["open_source"]
@@ -38,7 +38,7 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
     times = np.array([t for t, *_ in itertools.islice(rows(path, spec), CHECKED)])
     if len(times) < 2:
         raise DataError(f"{path}: {len(times)} samples; a recording has two or more")
-    rate = 1 / float(np.median(np.diff(times)))
+    rate = 1 / middle(np.diff(times))
     if rate < SLOW * spec.rate_hz:
         raise DataError(
             f"{path}: {rate:.3g} samples per second; the bundle was trained at {spec.rate_hz:g}, and a slower "
