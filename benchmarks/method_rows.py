@@ -83,6 +83,8 @@ _KD = _term("kd", 0.9, on="both")
 _SMALLER = ("devices.resolution=4",)  # a quarter of the pixels of digits
 _VIEWS = ("distill.teacher_views=4", "data.noise=0", "data.crop=1")
 _RARE = ("data.imbalance=10",)  # the last class has a tenth of the first one's samples
+_CAMERAS = ("data.cameras=8", "devices.view=split")  # a made camera for each device, with occlusions
+_PRECISION = ("fusion.head=precision",)
 _WIDER = ("student.model=wrn-10-0.5",)
 _REPLICAS = ("partition.parts=4",)  # two devices learn each part
 
@@ -152,6 +154,10 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "h2t, rare classes": (*_RARE, "fusion.balanced=true", "fusion.head_to_tail=0.3"),
     "bkd, rare classes": (*_term("bkd", 0.9, on="both"), *_RARE),
     "gcl, rare classes": (*_term("gcl", 1.0, on="both"), *_RARE, "fusion.balanced=true"),
+    "precision head": _PRECISION,
+    "umts, precision head": (*_term("umts", 0.01), *_VIEWS, *_PRECISION),
+    "labels, cameras": _CAMERAS,
+    "precision head, cameras": (*_CAMERAS, *_PRECISION),
     "labels, 4×4 pixels": _SMALLER,
     "kd, 4×4 pixels": (*_KD, *_SMALLER),
     "pixel distillation": (*_KD, *_term("pixel", 1.0), *_SMALLER),
@@ -160,12 +166,14 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 # The row whose difference is a method's worth, where that is not ``labels``.
 NEXT_TO: Mapping[str, str] = {
     "structure search": "labels, twice as wide",
+    "umts, precision head": "umts",
+    "precision head, cameras": "labels, cameras",
     **{name: "labels, 4 parts" for name in ROWS if name.endswith(", replicas")},
     **{name: "labels, rare classes" for name in ROWS if name.endswith(", rare classes") and "labels" not in name},
 }
 
 
 def composes(name: str) -> bool:
-    """Whether a row may be one of the best three: a method with labels, on the same data, devices and parts."""
-    others = ("data.", "devices.", "partition.", "distill.picture")
+    """Whether a row may be one of the best three: a method of training with labels, on the same data and parts."""
+    others = ("data.", "devices.", "partition.", "distill.picture", "fusion.head")
     return not name.startswith("labels") and not any(change.startswith(others) for change in ROWS[name])

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nonn.config import load_experiment
 from nonn.errors import ConfigError
 from nonn.export.onnx_file import deployed
 from nonn.students import GroupedStudents, Student, measure_cost
@@ -343,5 +342,3 @@ def test_a_multi_segment_activation_is_its_formula_around_its_moving_statistics(
     np.testing.assert_allclose(got, slope[segment] * x + offset[segment], rtol=1e-4, atol=1e-4)
     start = Lma().eval()(torch.from_numpy(x))
     torch.testing.assert_close(start, torch.from_numpy(x).relu())  # at mean 0, it starts as ReLU
-    with pytest.raises(ConfigError, match=r"export\.weights.*no 8 bits"):
-        load_experiment(None, ["student.model=lma-wrn-10-1", "export.weights=int8"])

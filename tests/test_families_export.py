@@ -54,6 +54,7 @@ def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
     [
         *((*case, weights) for case in CASES for weights in ("float32", "int8")),
         ("lma-wrn-10-1", 2, "float32"),
+        ("lma-wrn-10-1", 2, "int8"),
         ("binary-wrn-10-1", 2, "int8"),
     ],
 )
@@ -69,7 +70,7 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
         inputs.ctypes.data_as(ctypes.c_void_p), got.ctypes.data_as(ctypes.c_void_p), ctypes.c_int32(len(inputs))
     )
     assert np.abs(got - expected).mean() <= TOLERANCE[weights] * np.abs(expected).mean()
-    if weights == "int8" and not model.startswith(("se-", "tissue-")):  # translated by nonn: the same integers
+    if weights == "int8" and not model.startswith("se-"):  # translated by nonn: the same integers
         assert "nonn_layer" in made.source
         np.testing.assert_allclose(got, expected, rtol=1e-6)
     if model.startswith("densenet") and weights == "float32":  # every concatenation is made where its parts are
@@ -92,9 +93,17 @@ def test_a_large_dense_student_in_8_bits_is_right_at_full_optimisation(tmp_path:
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
-def test_a_student_with_segments_has_no_8_bits() -> None:
+def test_a_multi_segment_activation_is_a_table_in_8_bits_and_other_rounding_is_refused() -> None:
+    data, inputs = _exported("lma-wrn-10-1", 2)
+    graph = onnx.load_from_string(quantise(data, inputs)).graph
+    assert [node.op_type for node in graph.node].count("Gather") == 6  # the activations of three blocks
+    tables = [tensor for tensor in graph.initializer if list(tensor.dims) == [256]]
+    assert len(tables) == 6
+    model = onnx.load_from_string(data)
+    model.graph.node.append(onnx.helper.make_node("Floor", ["features"], ["rounded"]))
+    model.graph.output[0].name = "rounded"
     with pytest.raises(BundleError, match=r"no 8 bits: node .*Floor.*float32"):
-        quantise(*_exported("lma-wrn-10-1", 2))
+        quantise(model.SerializeToString(), inputs)
 
 
 def test_an_operator_that_c_cannot_have_is_named() -> None:

@@ -18,6 +18,7 @@ from nonn.fusion import (
     LogisticPerSet,
     MaskedHead,
     MeanFill,
+    PrecisionHead,
     ReplicaAverage,
     Rescale,
     RidgePerSet,
@@ -50,6 +51,7 @@ def heads() -> dict[str, Head]:
         "ridge": ridge,
         "masked": masked(rng),
         "logistic": LogisticPerSet.pack(ridge, {m: solution(m, rng) for m in (15, 3, 6, 8)}),
+        "precision": PrecisionHead(ridge, rng.normal(size=10), rng.normal(size=4), 0.7),
     }
 
 
@@ -324,6 +326,34 @@ def test_arrays_of_a_masked_head_that_do_not_fit_are_refused_by_name() -> None:
         head_from_arrays(stored | {"scale": np.full(10, np.nan)})
     with pytest.raises(BundleError, match="lacks the array 'film'"):
         head_from_arrays({name: array for name, array in stored.items() if name != "film"})
+
+
+def test_a_precision_head_weighs_what_each_device_adds_by_its_predicted_variance() -> None:
+    head, fs = heads()["precision"], features(6)
+    assert isinstance(head, PrecisionHead)
+    ridge, rows = head.ridge, [head.rows(1 << i) for i in range(4)]
+    logs = [head.biases[i] + (fs[i] - ridge.mean[rows[i]]) @ head.directions[rows[i]] for i in range(4)]
+    for mask in all_masks(4)[1:].tolist():
+        devices, (weight, bias) = members(mask), ridge.weights(mask)
+        precision = {i: np.exp(-0.7 * logs[i]) for i in devices}
+        expected, start = bias + ridge.mean[ridge.rows(mask)] @ weight, 0
+        for i in devices:
+            gain = len(devices) * precision[i] / sum(precision.values())
+            expected = expected + gain[:, None] * ((fs[i] - ridge.mean[rows[i]]) @ weight[start : start + WIDTHS[i]])
+            start += WIDTHS[i]
+        arrived = {i: fs[i] for i in devices}
+        np.testing.assert_allclose(head.logits(arrived), expected, atol=1e-9)
+        np.testing.assert_allclose(head.with_strength(0).logits(arrived), ridge.logits(arrived), atol=1e-9)
+    assert head.is_solved(15)
+    assert sorted(head.solved()) == sorted(ridge.solved())
+
+
+def test_arrays_of_a_precision_head_that_do_not_fit_are_refused_by_name() -> None:
+    stored = heads()["precision"].to_arrays()
+    with pytest.raises(ShapeError, match=r"precision head: directions \[9\], expected finite \[10\]"):
+        head_from_arrays(stored | {"directions": stored["directions"][1:]})
+    with pytest.raises(ShapeError, match="precision head: strength"):
+        head_from_arrays(stored | {"strength": np.array(np.inf)})
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6))

@@ -136,6 +136,7 @@ def test_every_kind_is_fitted_and_asked_for_by_name(fitted: dict[str, Head], tea
         "ridge",
         "logistic",
         "masked",
+        "precision",
     ]
     features = recorded(make_students(), split(20, 4))
     for kind in ("rescale", "mean-fill", "ridge", "masked"):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nonn_device.runtime import open_runtime
 
 from nonn.bundle import Bundle, load_bundle
 from nonn.bundle.views import WHOLE, View, resolve_views, select_view, view_shape
@@ -19,6 +22,8 @@ from nonn.distill import DistillTask
 from nonn.distill.objectives.pixels import Pixel, enlarged
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.run import run
+from nonn.export.build import build_library, write_source
+from nonn.export.c import generate_c
 from nonn.toml import from_mapping
 from tests.objectives import PARTS, SAMPLE, distill, make_students, make_teacher, tensor
 from tests.toys import TINY
@@ -152,6 +157,16 @@ def test_nodes_get_and_answer_their_views(bundle: Bundle) -> None:
         answer = client.infer(inputs)
     np.testing.assert_allclose(answer.logits, offline.logits, atol=1e-4)
     assert answer.answered.all()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
+def test_a_student_of_a_view_in_c_gives_what_onnx_runtime_gives(bundle: Bundle, tmp_path: Path) -> None:
+    student = bundle.manifest.students[1]  # of a crop at a lower resolution, 4×3
+    source = generate_c(bundle.student_path(1).read_bytes(), "student 1")
+    library = build_library(["cc"], write_source(source, tmp_path))
+    sample = select_view(load_data(load_experiment(None, TINY).data, 0).test.inputs[:16], student.view)
+    expected = open_runtime("onnx", bundle, 1).run(sample)
+    np.testing.assert_allclose(open_runtime("c", bundle, 1, library=library).run(sample), expected, rtol=1e-6)
 
 
 def test_a_manifest_with_a_box_outside_of_the_input_is_refused(bundle: Bundle) -> None:

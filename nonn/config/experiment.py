@@ -149,12 +149,6 @@ class Experiment:
             not sampled or not devices.classes,
             f"students are placed on at most {MAX_DEVICES} unequal devices; leave classes out",
         )
-        models = [self.student.model, *(kind.model for kind in devices.classes)]
-        yield (
-            "export.weights",
-            self.export.weights == "float32" or not any("lma-wrn" in model for model in models),
-            "students lma-wrn-… have no 8 bits; choose 'float32', or another student.model",
-        )
         objectives = distill.objectives
         for name in ("mutual", "pcl"):
             alone = getattr(objectives, name).weight and devices.count < 2

@@ -24,7 +24,8 @@ class FusionConfig:
         Choice("nonn.fusion:HEADS", besides=("best",)),
         "fusion that is served: that of the training (trained); the same weights with zeros, scaled, or with the mean "
         "of absent features; a ridge or logistic regression for every subset; one network for all subsets with their "
-        "mask as input (masked); or of all these the most accurate on the held-out split (best)",
+        "mask as input (masked); the ridge, with devices weighted by their predicted uncertainty (precision); or of "
+        "all these the most accurate on the held-out split (best)",
     ] = "ridge"
     target: Annotated[
         Literal["teacher", "labels"], "what the ridge is fitted to: the teacher's logits or one-hot labels"

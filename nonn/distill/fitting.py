@@ -19,6 +19,7 @@ from nonn.config import FusionConfig
 from nonn.data import Split
 from nonn.distill.logistic import fit_logistic
 from nonn.distill.masked import fit_masked
+from nonn.distill.precision import STRENGTHS, fit_precision
 from nonn.distill.rebalance import balanced_order, head_to_tail
 from nonn.distill.students import Students
 from nonn.fusion import Head, LinearHead, MeanFill, Rescale, RidgePerSet, ZeroFill, gram
@@ -219,6 +220,14 @@ def fit_masked_head(fitting: Fitting) -> Head:
         seed=fitting.seed,
         device=fitting.data.device,
     )
+
+
+def fit_precision_head(fitting: Fitting) -> Head:
+    """The ridge with devices weighted by their predicted uncertainty about the sample."""
+    head = fit_precision(fitting.ridge, fitting.features, fitting.targets)
+    features, labels = fitting.held_out_features, fitting.held_out_labels
+    heads = [head.with_strength(strength) for strength in STRENGTHS]  # of equally good ones the first
+    return max(heads, key=lambda one: held_out_accuracy(one, features, labels, fitting.seed))
 
 
 def held_out_accuracy(

@@ -10,6 +10,7 @@
 ``ridge``             a ridge regression for every subset of devices, to the teacher's logits or to the labels
 ``logistic``          a logistic regression for every subset of devices, a few steps from the ridge
 ``masked``            one network for all subsets of devices, with their mask as an input
+``precision``         the ridge, with devices weighted by their predicted uncertainty about the sample
 ``best``              the one of these with the highest accuracy on the held-out split
 ====================  ================================================================================================
 

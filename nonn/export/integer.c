@@ -123,10 +123,44 @@ static inline void nonn_depthwise(const nonn_value *x, nonn_value *y, const nonn
     }
 }
 
+/* Weights [outputs][kernel_y][kernel_x][channels / groups]. */
+static inline void nonn_grouped(const nonn_value *x, nonn_value *y, const nonn_layer *l, int32_t groups) {
+    const int32_t inputs = l->channels / groups, outputs = l->outputs / groups;
+    for (int32_t row = 0; row < l->rows; ++row) {
+        for (int32_t column = 0; column < l->columns; ++column) {
+            const int8_t *w = l->weights;
+            for (int32_t output = 0; output < l->outputs; ++output) {
+                int32_t sum = l->bias[output];
+                for (int32_t ky = 0; ky < l->kernel_y; ++ky) {
+                    const int32_t at_y = row * l->stride_y - l->pad_y + ky;
+                    for (int32_t kx = 0; kx < l->kernel_x; ++kx, w += inputs) {
+                        const int32_t at_x = column * l->stride_x - l->pad_x + kx;
+                        if (at_y >= 0 && at_y < l->height && at_x >= 0 && at_x < l->width) {
+                            const nonn_value *p =
+                                x + (at_y * l->width + at_x) * l->channels + output / outputs * inputs;
+                            for (int32_t channel = 0; channel < inputs; ++channel) {
+                                sum += (p[channel] - l->zero_in) * w[channel];
+                            }
+                        }
+                    }
+                }
+                *y++ = nonn_round(sum, l->factor[output], l->shift[output], l->zero_out);
+            }
+        }
+    }
+}
+
 /* Terms and sum have one step, so nothing is rounded. */
 static inline void nonn_add(const nonn_value *a, const nonn_value *b, nonn_value *y, int32_t size, int32_t more) {
     for (int32_t i = 0; i < size; ++i) {
         y[i] = nonn_clip(a[i] + b[i] + more);
+    }
+}
+
+/* An activation, by the unsigned value of its input. */
+static inline void nonn_table(const nonn_value *x, nonn_value *y, const uint8_t *table, int32_t size) {
+    for (int32_t i = 0; i < size; ++i) {
+        y[i] = (nonn_value)(table[x[i] - NONN_LOW] + NONN_LOW);
     }
 }
 

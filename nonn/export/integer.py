@@ -1,15 +1,16 @@
 """Students in 8 bits as plain C that computes with integers only, for processors without an operating system.
 
 It translates what ``nonn.export.quantise`` writes to calls of the functions in ``integer.c``: convolutions in 8 bits,
-sums and concatenations whose terms share a step, and a mean at the end. All steps of activations are powers of two and
-those of weights have four significant bits, so a sum of products is rounded with one multiplication and one shift, to
-the same bits as in ONNX Runtime (below 2^20; larger sums are rounded by the runtime itself, which computes in float).
+sums and concatenations whose terms share a step, tables of activations, and a mean at the end. All steps of
+activations are powers of two and those of weights have four significant bits, so a sum of products is rounded with one
+multiplication and one shift, to the same bits as in ONNX Runtime (below 2^20; larger sums are rounded by the runtime
+itself, which computes in float).
 
 Maps are stored with channels last: the values below a row of a kernel are then one run of memory, and border and
 interior differ only in where the run starts and ends. Four output channels are summed at a time, so each value is
 loaded once for them. Maps share one static arena.
 
-Limits: other operators (gates, grouped convolutions) raise ``UntranslatableError``; ``nonn.export.c`` then uses
+Limits: other operators (gates) raise ``UntranslatableError``; ``nonn.export.c`` then uses
 emx-onnx-cgen.
 """
 
@@ -128,6 +129,10 @@ class _Translation:
                 self._sum(node)
             elif node.op_type == "Concat":
                 self._concatenation(node)
+            elif node.op_type == "Cast":  # the index of a table
+                self._maps[node.output[0]] = self._map(node.input[0])
+            elif node.op_type == "Gather" and node.input[0] in self._stored:
+                self._table(node)
             elif node.op_type == "Reshape" and self._reads(node.output[0], "ReduceMean"):
                 self._maps[node.output[0]] = self._map(node.input[0])
             elif node.op_type == "ReduceMean" and node.output[0] == self._graph.output[0].name:
@@ -225,15 +230,17 @@ class _Translation:
         pads = [0, pads[0], 0, pads[1]] if flat else pads
         depthwise = group == source.channels == outputs and inputs == 1
         dilated = any(step != 1 for step in given.get("dilations", ()))
-        if dilated or (group != 1 and not depthwise) or given.get("auto_pad", b"NOTSET") != b"NOTSET":
-            raise UntranslatableError("a grouped, dilated or automatically padded convolution")
+        if dilated or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+            raise UntranslatableError("a dilated or automatically padded convolution")
         rows = (source.height + pads[0] + pads[2] - kernel_y) // stride[0] + 1
         columns = (source.width + pads[1] + pads[3] - kernel_x) // stride[1] + 1
         made = self._rounded(node.output[0], rows, columns, outputs)
         factor, shift = _rescaling(scale.astype(np.float64) * source.step / made.step)
-        padding = 0 if depthwise or self._less else -outputs % 4
+        padding = 0 if group > 1 or depthwise or self._less else -outputs % 4
         if depthwise:
             packed = weight.reshape(outputs, kernel_y, kernel_x).transpose(1, 2, 0)
+        elif group > 1:
+            packed = weight.transpose(0, 2, 3, 1)
         elif self._less:
             packed = weight.transpose(0, 2, 3, 1)
             self._scratch = max(self._scratch, 2 * (packed[0].size + -packed[0].size % 8))
@@ -254,7 +261,9 @@ class _Translation:
         name = f"nonn_layer_{len(self._program.constants)}"
         values = ", ".join([*map(str, numbers), *arrays])
         self._program.constants.append(f"static const nonn_layer {name} = {{{values}}};")
-        self._program.call(f"nonn_{'depthwise' if depthwise else 'conv'}({{0}}, {{1}}, &{name});", source, made)
+        function = "depthwise" if depthwise else "grouped" if group > 1 else "conv"
+        more = f", {group}" if function == "grouped" else ""
+        self._program.call(f"nonn_{function}({{0}}, {{1}}, &{name}{more});", source, made)
 
     def _sum(self, node: Any) -> None:
         one, other = (self._map(name) for name in node.input)
@@ -276,6 +285,19 @@ class _Translation:
             text = f"nonn_part({{0}}, {{1}} + {start}, {pixels}, {part.channels}, {whole}, {more});"
             self._program.call(text, part, made)
             start += part.channels
+
+    def _table(self, node: Any) -> None:
+        """An activation that is a table of the 256 values of its input."""
+        source, values = self._map(node.input[1]), self._stored[node.input[0]]
+        reader = self._reads(node.output[0], "DequantizeLinear")
+        if reader is None or values.shape != (256,) or values.dtype != np.uint8:
+            raise UntranslatableError("a table of other values")
+        step, zero = (self._stored[key] for key in reader.input[1:3])
+        size = (source.height, source.width, source.channels)
+        made = _Map(*size, float(step), int(zero), first=len(self._program.calls))
+        self._maps[node.output[0]] = made
+        table = self._program.array("uint8_t", values)
+        self._program.call(f"nonn_table({{0}}, {{1}}, {table}, {source.size});", source, made)
 
     def _mean(self, source: _Map) -> None:
         pixels = source.height * source.width

@@ -11,6 +11,7 @@ is rounded may depend on the processor:
   concatenation, which the runtime cannot fold, and means of windows become depthwise convolutions.
 - The steps of activations are powers of two. What a runtime does in float between two roundings (gates, means of whole
   maps) is then exact, in any order and with or without fused multiplication.
+- A multi-segment activation is a table of 256 values (``nonn.export.tables``).
 - The terms of a sum, and the parts of a concatenation, share the step of the result: nothing is rounded there.
 - The steps of weights have four significant bits: the product of a sum of products with the ratio of steps is exact in
   float for all sums below 2^20, and a microcontroller computes it with one integer multiplication.
@@ -36,6 +37,7 @@ from onnx import helper, numpy_helper
 
 from nonn.errors import BundleError
 from nonn.export.onnx_file import folded, run_onnx, slim
+from nonn.export.tables import Activation, find_activations, insert_tables
 
 __all__ = ["TOLERANCE", "quantise"]
 
@@ -63,24 +65,25 @@ def quantise(data: bytes, calibration: NDArray[Any]) -> bytes:
         The ONNX file in 8 bits, with the same input and output.
 
     Raises:
-        BundleError: it has an activation that has no 8 bits, or its features differ by more than ``TOLERANCE`` on the
+        BundleError: it has a node that cannot be in 8 bits, or its features differ by more than ``TOLERANCE`` on the
             calibration images.
     """
     inputs = calibration.astype(np.float32)
     model = onnx.load_from_string(folded(data))
-    if floor := next((node for node in model.graph.node if node.op_type == "Floor"), None):
-        raise BundleError(
-            f"the student has no 8 bits: node '{floor.output[0]}' (Floor) selects a segment of an activation, "
-            "which rounded values may miss; keep export.weights = 'float32', or choose another student.model"
-        )
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    activations = find_activations(model.graph, constants)
     _to_convolutions(model, constants)
     _add_biases(model.graph, constants)
     sample = inputs[np.linspace(0, len(inputs) - 1, min(_SAMPLE, len(inputs))).astype(int)]
-    steps = _steps(model, _quantised(model.graph, constants), inputs, sample)
+    inner = {name for activation in activations for name in activation.inner}
+    names = [name for name in _quantised(model.graph, constants) if name not in inner]
+    tables = [a for a in activations if {a.source, a.result} <= set(names)]
+    _check_tables(model.graph, tables)
+    steps = _steps(model, names, inputs, sample)
     products = [node.output[0] for node in model.graph.node if node.op_type in _PRODUCTS]
     means = dict(zip(products, map(_channel_means, _tensors(model, products)(sample)), strict=True))
     _insert(model.graph, constants, steps)
+    insert_tables(model, tables, constants, steps)
     _correct_biases(model, means, sample)
     result = slim(model)
     expected = run_onnx(data, inputs)
@@ -91,6 +94,17 @@ def quantise(data: bytes, calibration: NDArray[Any]) -> bytes:
             "train it longer, give more export.calibration images, or keep export.weights = 'float32'"
         )
     return result
+
+
+def _check_tables(graph: Any, tables: Sequence[Activation]) -> None:
+    """Raises BundleError if a node rounds down and is in no activation that becomes a table."""
+    inner = {name for activation in tables for name in activation.inner}
+    for node in graph.node:
+        if node.op_type == "Floor" and node.output[0] not in inner:
+            raise BundleError(
+                f"the student has no 8 bits: node '{node.output[0]}' (Floor) is in no activation of one value, which "
+                "could be a table; keep export.weights = 'float32', or choose another student.model"
+            )
 
 
 def _to_convolutions(model: Any, constants: dict[str, NDArray[Any]]) -> None:

@@ -1,6 +1,6 @@
 """Fusion: from the features of the devices that answered to logits, for any subset S of the devices.
 
-Every head here but one is linear in the features that arrived: ``z_S = concat(f_i, i in S) · W_S + b_S``. Linear heads
+Every head here but two is linear in the features that arrived: ``z_S = concat(f_i, i in S) · W_S + b_S``. Linear heads
 differ only in how W_S depends on S:
 
 - ``ZeroFill``: one fully connected layer; an absent device contributes zeros (NoNN, Bhardwaj et al. 2019).
@@ -16,6 +16,7 @@ differ only in how W_S depends on S:
   beyond the size limit use the ridge.
 
 ``MaskedHead`` is one small network for all subsets: features of absent devices are zeros, and the mask is an input.
+``PrecisionHead`` is the ridge of each subset with devices weighted by their predicted uncertainty about the sample.
 
 A head may have a temperature for each subset. It divides the logits only for the confidence: the logits themselves,
 and so every answer and every accuracy table, do not change (``nonn.fusion.calibration``).
@@ -30,6 +31,7 @@ from nonn.fusion.head import HEADS, Head, head_from_arrays, softmax
 from nonn.fusion.linear import LinearHead
 from nonn.fusion.logistic import LogisticPerSet
 from nonn.fusion.masked import MaskedHead
+from nonn.fusion.precision import PrecisionHead
 from nonn.fusion.ridge import RidgePerSet, gram
 from nonn.fusion.trained import LogitAverage, MeanFill, ReplicaAverage, Rescale, ZeroFill
 
@@ -41,6 +43,7 @@ __all__ = [
     "LogitAverage",
     "MaskedHead",
     "MeanFill",
+    "PrecisionHead",
     "ReplicaAverage",
     "Rescale",
     "RidgePerSet",

@@ -188,6 +188,7 @@ HEADS: Registry[Callable[[Any], Head]] = Registry(
         "ridge": "nonn.distill.fitting:fit_ridge",
         "logistic": "nonn.distill.fitting:fit_logistic_head",
         "masked": "nonn.distill.fitting:fit_masked_head",
+        "precision": "nonn.distill.fitting:fit_precision_head",
     },
 )
 

@@ -3,8 +3,10 @@
 The network ``wrn-DEPTH-WIDTH`` whose blocks have a learned activation of eight linear segments in place of ReLU. Each
 activation adds 16 parameters. The last one, after the final batch norm, stays ReLU.
 
-Limits: no 8 bits (``export.weights``). Segments may not meet, so a student in C, whose sums are rounded in another way,
-can differ by a jump where an input lies at the end of a segment.
+In 8 bits the activation is a table of 256 values (``nonn.export.tables``).
+
+Limits: segments may not meet, so a float student in C, whose sums are rounded in another way, can differ by a jump
+where an input lies at the end of a segment.
 
 Source: Xu et al. 2019, "Light Multi-Segment Activation for Model Compression", arXiv 1907.06870.
 """

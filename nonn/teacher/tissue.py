@@ -6,8 +6,6 @@ its input is added if it has the shape of the output.
 
 Source: the idea of TissueNet, grouped convolutions in basic units that are stacked, is recalled; its paper was not
 reachable. A substitute: the stages, the size of a cell and the shortcut follow the other families here.
-
-Limits: in 8 bits the C code comes from emx-onnx-cgen, since ``nonn.export.integer`` has no grouped convolutions.
 """
 
 from __future__ import annotations
