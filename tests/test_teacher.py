@@ -12,6 +12,7 @@ from nonn.config import TeacherConfig
 from nonn.errors import ConfigError
 from nonn.students import measure_cost
 from nonn.teacher import Normalise, Teacher, WideResNet, build_teacher, load_weights, make_network, pool
+from nonn.teacher.convnet import conv
 
 
 class TinyNet(nn.Module):
@@ -49,6 +50,25 @@ def test_wide_residual_networks_have_the_published_sizes(name: str, params: int,
     assert cost.params == params
     assert cost.macs / 1e6 == pytest.approx(mmacs, abs=0.06)
     assert network.out_channels == features
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1,)])
+def test_strided_convolutions_of_narrow_maps_are_right_in_bfloat16(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = conv(len(shape), 32, 64, 3, stride=2), torch.randn(32, 32, *shape)
+    found: list[list[torch.Tensor | None]] = []
+    weight = next(layer.parameters())
+    for enabled in (False, True):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            made = layer(given)
+        layer.zero_grad(set_to_none=True)
+        made.float().square().sum().backward()
+        found.append([made.detach().float(), given.grad, weight.grad])
+    for exact, half in zip(*found, strict=True):
+        assert exact is not None
+        assert half is not None
+        assert float((exact - half).abs().max()) < 0.05 * float(exact.abs().max())
 
 
 def test_the_same_network_serves_sensor_windows() -> None:

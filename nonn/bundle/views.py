@@ -9,9 +9,6 @@ smaller input.
 
 A lower resolution is the mean over the area of each new pixel, rounded where inputs are bytes. Works with NumPy arrays
 and torch tensors, with equal results; this module imports neither.
-
-Limits: a picture so narrow that a network's maps are one pixel wide and several high (4 columns of 8 rows, for a wide
-residual network) trains to NaN in bfloat16 on a CPU, which the trainer reports; set ``distill.bf16 = "off"``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from nonn.teacher.convnet import conv
+from nonn.teacher.convnet import Conv1d, Conv2d, conv
 from nonn.teacher.wrn import FAMILY as WRN
 from nonn.teacher.wrn import Block, WideResNet
 
@@ -84,11 +84,11 @@ class _BinaryConv(_ConvNd):
         return layer.train(self.training)
 
 
-class BinaryConv1d(_BinaryConv, nn.Conv1d):
+class BinaryConv1d(_BinaryConv, Conv1d):
     """Over windows."""
 
 
-class BinaryConv2d(_BinaryConv, nn.Conv2d):
+class BinaryConv2d(_BinaryConv, Conv2d):
     """Over images."""
 
 

@@ -12,10 +12,35 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["Concat", "ConvNet", "SqueezeExcitation", "conv", "norm", "norm_relu", "pool", "stages"]
+__all__ = ["Concat", "Conv1d", "Conv2d", "ConvNet", "SqueezeExcitation", "conv", "norm", "norm_relu", "pool", "stages"]
 
-_CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+
+class _ExactWhereNarrow(_ConvNd):
+    """A convolution that is right in bfloat16 on a CPU.
+
+    Of maps one or two columns wide, oneDNN (in torch 2.13) gives wrong values and gradients, some of them NaN, for
+    3-wide convolutions with a stride in bfloat16; so these run in float32.
+    """
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        narrow = x.shape[-1] <= 2 and self.stride[-1] > 1 and self.kernel_size[-1] > 1
+        if narrow and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super()._conv_forward(x.float(), weight.float(), bias)
+        return super()._conv_forward(x, weight, bias)
+
+
+class Conv1d(_ExactWhereNarrow, nn.Conv1d):
+    """Over windows."""
+
+
+class Conv2d(_ExactWhereNarrow, nn.Conv2d):
+    """Over images."""
+
+
+_CONV: dict[int, type[Conv1d] | type[Conv2d]] = {1: Conv1d, 2: Conv2d}
 _NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 
 
