@@ -18,7 +18,7 @@ import pytest
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.monitoring.drift import REMEMBERED, SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
-from nonn.aggregator.monitoring.events import RequestEvent
+from nonn.aggregator.events import RequestEvent
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.policy import PolicyConfig

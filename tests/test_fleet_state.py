@@ -17,7 +17,7 @@ import pytest
 
 from nonn.aggregator.batching import BatchConfig
 from nonn.aggregator.membership.options import JoiningOptions
-from nonn.aggregator.monitoring.events import StateEvent
+from nonn.aggregator.events import StateEvent
 from nonn.aggregator.monitoring.options import ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.screening import QUARANTINED

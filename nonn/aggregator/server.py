@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig, Batcher
-from nonn.aggregator.monitoring.events import Outcome, RequestEvent
+from nonn.aggregator.events import Outcome, RequestEvent
 from nonn.aggregator.monitoring.state import ClusterState
 from nonn.aggregator.service import Aggregator
 from nonn.answer import MODEL, Answer

@@ -12,7 +12,7 @@ from math import inf
 
 from nonn.aggregator.fanout import Fanout
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.monitoring.events import LateEvent, Observers, StateEvent
+from nonn.aggregator.events import LateEvent, Observers, StateEvent
 from nonn.aggregator.policy import Policy
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.stalls import StallClock

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from nonn.aggregator.monitoring.events import LateEvent, RequestEvent, StateEvent
+from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig
 from nonn.aggregator.membership.options import Joining, JoiningOptions
-from nonn.aggregator.monitoring.events import Observer
+from nonn.aggregator.events import Observer
 from nonn.aggregator.monitoring.options import Observing, ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.sensing.hub import Hub, SensingOptions

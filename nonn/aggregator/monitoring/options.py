@@ -9,7 +9,7 @@ from typing import Any
 
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.monitoring.drift import DriftConfig
-from nonn.aggregator.monitoring.events import Observer
+from nonn.aggregator.events import Observer
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.sensing.hub import Hub
 from nonn.aggregator.service import Aggregator

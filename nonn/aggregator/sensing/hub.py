@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.aggregator.monitoring.events import RequestEvent
+from nonn.aggregator.events import RequestEvent
 from nonn.aggregator.screening import EXCLUDED, Screen
 from nonn.aggregator.sensing.raw import RawFolder
 from nonn.aggregator.service import Aggregator
