@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nonn.aggregator.events import RequestEvent
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.monitoring.drift import REMEMBERED, SECONDS_A_DAY, Baseline, DriftConfig, DriftWatch
-from nonn.aggregator.events import RequestEvent
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.policy import PolicyConfig

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from nonn.aggregator.batching import BatchConfig
-from nonn.aggregator.membership.options import JoiningOptions
 from nonn.aggregator.events import StateEvent
+from nonn.aggregator.membership.options import JoiningOptions
 from nonn.aggregator.monitoring.options import ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.screening import QUARANTINED

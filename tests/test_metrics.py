@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.aggregator.monitoring.drift import DriftNotice
-from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.monitoring.metrics import CODES, Metrics, code_of
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator

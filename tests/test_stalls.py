@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nonn.aggregator.events import Observers
 from nonn.aggregator.fanout import Fanout
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.events import Observers
 from nonn.aggregator.reply import silence
 from nonn.aggregator.stalls import STALL_S, TICK_S, StallClock
 from nonn.aggregator.states import NodeStates

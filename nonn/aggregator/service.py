@@ -23,11 +23,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.aggregator.events import Observer, Observers, Outcome, RequestEvent
 from nonn.aggregator.fanout import Connect, Fanout, OnPrompt
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.joined import joined
 from nonn.aggregator.missing import missing_nodes, refusal
-from nonn.aggregator.events import Observer, Observers, Outcome, RequestEvent
 from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.probing import Prober

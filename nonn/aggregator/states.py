@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from math import inf
 
+from nonn.aggregator.events import LateEvent, Observers, StateEvent
 from nonn.aggregator.fanout import Fanout
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.events import LateEvent, Observers, StateEvent
 from nonn.aggregator.policy import Policy
 from nonn.aggregator.reply import Reply
 from nonn.aggregator.stalls import StallClock

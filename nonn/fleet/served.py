@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig
-from nonn.aggregator.membership.options import Joining, JoiningOptions
 from nonn.aggregator.events import Observer
+from nonn.aggregator.membership.options import Joining, JoiningOptions
 from nonn.aggregator.monitoring.options import Observing, ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.sensing.hub import Hub, SensingOptions

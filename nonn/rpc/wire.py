@@ -23,6 +23,7 @@ from nonn.security import handshake
 from nonn.telemetry.printable import printable
 
 __all__ = [
+    "ANSWERS_SERVICE",
     "CHANNEL_OPTIONS",
     "CLIENT_STREAMS",
     "DATATYPES",
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_STREAMS",
     "METADATA_METHOD",
     "RECONNECTING_OPTIONS",
+    "SENSING_SERVICE",
     "SERVICE",
     "Descriptor",
     "Status",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 SERVICE = "inference.GRPCInferenceService"
+SENSING_SERVICE, ANSWERS_SERVICE = "nonn.rpc.v1.Sensing", "nonn.rpc.v1.Answers"
 INFER_METHOD, METADATA_METHOD = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelMetadata"
 
 Array = NDArray[Any]

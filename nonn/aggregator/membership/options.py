@@ -15,12 +15,11 @@ from nonn.aggregator.membership.credentials import Watch, connect_tls
 from nonn.aggregator.membership.dial_out import WorkChannels
 from nonn.aggregator.membership.leases import DEFAULT_LEASE_S, Membership
 from nonn.aggregator.membership.servicer import MEMBERSHIP_SERVICE, MembershipServicer
-from nonn.aggregator.sensing.servicer import ANSWERS_SERVICE, SENSING_SERVICE
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, UsageError
 from nonn.rpc.guard import Guard, Tokens
-from nonn.rpc.wire import SERVICE
+from nonn.rpc.wire import ANSWERS_SERVICE, SENSING_SERVICE, SERVICE
 from nonn.security.tls import load_tls
 
 __all__ = ["Joining", "JoiningOptions"]

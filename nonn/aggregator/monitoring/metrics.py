@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nonn.aggregator.monitoring.drift import DriftNotice
 from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
+from nonn.aggregator.monitoring.drift import DriftNotice
 from nonn.aggregator.service import Aggregator
 from nonn.answer import MODEL, Answer, ReplyStatus
 from nonn.errors import MissingExtraError

@@ -21,10 +21,10 @@ from typing import Any, Self
 import grpc
 
 from nonn import __version__
+from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.drift import Baseline, DriftConfig, DriftNotice, DriftWatch
-from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.monitoring.faultlog import Fault, FaultLog
 from nonn.aggregator.monitoring.snapshot import accuracy_now, fault_state, node_state, request_state
 from nonn.aggregator.monitoring.state import SCHEMA, ClusterDrift, ClusterState

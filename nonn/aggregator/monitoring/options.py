@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+from nonn.aggregator.events import Observer
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.monitoring.drift import DriftConfig
-from nonn.aggregator.events import Observer
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.sensing.hub import Hub
 from nonn.aggregator.service import Aggregator

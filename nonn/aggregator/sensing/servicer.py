@@ -25,9 +25,7 @@ from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.rpc.wire import to_status
 from nonn.sensing.clocks import Exchange
 
-__all__ = ["ANSWERS_SERVICE", "SENSING_SERVICE", "SensingServicer"]
-
-SENSING_SERVICE, ANSWERS_SERVICE = "nonn.rpc.v1.Sensing", "nonn.rpc.v1.Answers"
+__all__ = ["SensingServicer"]
 
 FIRST_PROBES, FIRST_S = 8, 0.05  # to know the clock before the first window
 PROBE_S, REST_PROBE_S = 2.0, 30.0
