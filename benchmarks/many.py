@@ -37,7 +37,7 @@ SETTINGS = (
     "teacher.epochs=8",
     "partition.parts=16",
     "student.model=strided-2-1",
-    "distill.epochs=3",
+    "distill.epochs=2",
     "fusion.passes=1",
 )
 
@@ -69,7 +69,8 @@ def measure(experiment: Experiment, result: Result, inputs: np.ndarray[Any, Any]
     """Kills more and more nodes of a live cluster, and compares its answers with the offline fusion."""
     bundle, num_devices = result.bundle, experiment.devices.count
     features, labels = bundle.features
-    order = np.random.default_rng(0).permutation(num_devices).tolist()
+    # Not seed 0, whose first order is one of the table's.
+    order = np.random.default_rng(1).permutation(num_devices).tolist()
     rows, begin = [], time.monotonic()
     with (
         LocalCluster(bundle, deadline_s=DEADLINE_S, start_timeout_s=START_TIMEOUT_S) as cluster,
