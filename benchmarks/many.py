@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nonn.client import Client
 from nonn.cluster import LocalCluster
@@ -65,7 +66,7 @@ def main() -> None:
     print(f"trained in {trained_s:.0f} s, {args.devices} processes up after {figures['start_s']:.1f} s")
 
 
-def measure(experiment: Experiment, result: Result, inputs: np.ndarray[Any, Any]) -> dict[str, Any]:
+def measure(experiment: Experiment, result: Result, inputs: NDArray[Any]) -> dict[str, Any]:
     """Kills more and more nodes of a live cluster, and compares its answers with the offline fusion."""
     bundle, num_devices = result.bundle, experiment.devices.count
     features, labels = bundle.features
@@ -103,7 +104,13 @@ def measure(experiment: Experiment, result: Result, inputs: np.ndarray[Any, Any]
                     "estimated": stated.estimated,
                 }
             )
-    return {"devices": num_devices, "samples": len(labels), "settings": list(SETTINGS), "start_s": start_s, "rows": rows}
+    return {
+        "devices": num_devices,
+        "samples": len(labels),
+        "settings": list(SETTINGS),
+        "start_s": start_s,
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":
