@@ -1,12 +1,12 @@
 """Many devices end to end: tiny students trained on digits, exported, served by a process each, and killed.
 
     python -m benchmarks.many                      # 64 devices
-    python -m benchmarks.many --devices 24         # a quarter of the memory and time
+    python -m benchmarks.many --devices 24         # fewer processes
 
-One process serves one student, so that 64 devices are 64 processes of about 50 MB; start it on a machine that has the
-memory. Prints, and writes to benchmarks/results/many.json, for none to three quarters of the devices killed: accuracy of
-the whole test split over the network, that of the same students fused offline, and the accuracy that the answers state,
-from the bundle's table of a sample of the subsets.
+One process serves one student, so that 64 devices are 64 processes; `node_rss_mb` of `make bench` is the memory of one.
+Prints, and writes to benchmarks/results/many.json, for none to three quarters of the devices killed: accuracy of the
+whole test split over the network, that of the same students fused offline, and the accuracy that the answers state,
+from the table of a sample of the subsets.
 """
 
 from __future__ import annotations

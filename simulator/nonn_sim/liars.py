@@ -7,6 +7,7 @@ any test, and with the liars dead. ``nonn_sim.lies`` has the lies.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -77,29 +78,29 @@ class Honest:
 
 @dataclass
 class _Run:
-    """One stream of requests: row, fused mask and whether the liars lied in each, and what was excluded."""
+    """One stream of requests: row, fused mask and how much the liars lied in each, and what was excluded."""
 
     rows: NDArray[np.int64]
-    lied: NDArray[np.bool_]
+    share: Float32  # of a lie: 0 is honest, 1 the whole lie
     masks: NDArray[np.int64]
     excluded: list[tuple[int, ...]]
     quarantines: list[tuple[int, int]]  # number of the request, device
 
 
-def _stream(recording: Recording, lies: dict[int, Float32], requests: int, share: float, config: PolicyConfig) -> _Run:
+def _stream(
+    recording: Recording, lies: dict[int, Float32], rows: NDArray[np.int64], share: Float32, config: PolicyConfig
+) -> _Run:
     """Sends requests through policy and screening."""
-    num, rng = recording.head.num_devices, recording.rng(4)
-    rows = rng.integers(len(recording.labels), size=requests)
-    lied = rng.random(requests) < share
+    num, requests = recording.head.num_devices, len(rows)
     policy = Policy({str(i): i for i in range(num)}, config)
     screen = Screen(recording.consistency, config.exclusion_rate)
-    run = _Run(rows, lied, np.zeros(requests, np.int64), [], [])
-    for number, (row, lying) in enumerate(zip(rows.tolist(), lied.tolist(), strict=True)):
+    run = _Run(rows, share, np.zeros(requests, np.int64), [], [])
+    for number in range(requests):
         now = number / PER_SECOND
         for node in policy.probes(now):
             policy.on_probe(node, True, 0.0, now)
         asked = [int(node) for node in policy.roster.ask]
-        features = {i: (lies[i] if lying and i in lies else recording.features[i])[row : row + 1] for i in asked}
+        features = _sent(recording, lies, run, np.array([number]), asked)
         screened = screen.examine(features, {i: str(i) for i in asked})
         for device in asked:
             policy.on_success(str(device), 0.001, now)
@@ -111,18 +112,28 @@ def _stream(recording: Recording, lies: dict[int, Float32], requests: int, share
     return run
 
 
+def _sent(
+    recording: Recording, lies: dict[int, Float32], run: _Run, requests: NDArray[np.int64], devices: Iterable[int]
+) -> dict[int, Float32]:
+    """The features that devices send in some requests [r, d_i]."""
+    rows, share, features = run.rows[requests], run.share[requests][:, None], {}
+    for i in devices:
+        honest = features[i] = recording.features[i][rows]
+        if i in lies:
+            lie = lies[i][rows]
+            with np.errstate(over="ignore"):  # of the largest features; they are sent as they are
+                features[i] = np.where(share == 1, lie, np.where(share, honest + share * (lie - honest), honest))
+    return features
+
+
 def _right(recording: Recording, lies: dict[int, Float32], run: _Run, masks: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each answer is right if these devices are fused."""
     right = np.zeros(len(run.rows), bool)
     for mask in np.unique(masks).tolist():
-        for lying in (False, True):
-            chosen = np.flatnonzero((masks == mask) & (run.lied == lying))
-            if not mask or not len(chosen):
-                continue
-            rows = run.rows[chosen]
-            features = {i: (lies[i] if lying and i in lies else recording.features[i])[rows] for i in members(mask)}
-            logits = recording.head.logits(features)
-            right[chosen] = logits.argmax(axis=1) == recording.labels[rows]
+        if mask:
+            chosen = np.flatnonzero(masks == mask)
+            logits = recording.head.logits(_sent(recording, lies, run, chosen, members(mask)))
+            right[chosen] = logits.argmax(axis=1) == recording.labels[run.rows[chosen]]
     return right
 
 
@@ -175,15 +186,19 @@ def measure_lie(
 
 def _measure(recording: Recording, lie: str, liars: tuple[int, ...], requests: int, config: PolicyConfig) -> Lied:
     """Measures one lie of one set of liars."""
-    lies, everyone, share = LIES[lie](recording, liars), (1 << recording.head.num_devices) - 1, 1.0
+    lies, everyone = LIES[lie](recording, liars), (1 << recording.head.num_devices) - 1
+    rng = recording.rng(4)
+    rows, share = rng.integers(len(recording.labels), size=requests), np.ones(requests, np.float32)
     if lie == "rare":
-        share = RARE
-    run = _stream(recording, lies, requests, share, config)
+        share = (rng.random(requests) < RARE).astype(np.float32)
+    elif lie == "drift":
+        share = np.linspace(0, 1, requests, dtype=np.float32)
+    run = _stream(recording, lies, rows, share, config)
     alive = everyone & ~mask_of(liars)
     dead = _right(recording, lies, run, np.full(requests, alive))
     with np.errstate(over="ignore", invalid="ignore"):  # lies may be too large for the head
         unscreened = _right(recording, lies, run, np.full(requests, everyone))
-    lied = np.array([[run.lied[k] and run.masks[k] >> i & 1 for i in liars] for k in range(requests)])
+    lied = np.array([[share[k] > 0 and run.masks[k] >> i & 1 for i in liars] for k in range(requests)])
     first = {i: next((number + 1 for number, device in run.quarantines if device == i), None) for i in liars}
     firsts = [number for number in first.values() if number is not None]
     return Lied(
@@ -194,7 +209,7 @@ def _measure(recording: Recording, lie: str, liars: tuple[int, ...], requests: i
         float(_right(recording, _clipped(recording, lies), run, run.masks).mean()),
         0.0,
         stated=float(recording.bundle.table.accuracy[run.masks].mean()),
-        caught=1 - float(lied.sum() / max(1, len(liars) * run.lied.sum())),
+        caught=1 - float(lied.sum() / max(1, len(liars) * (share > 0).sum())),
         honest_excluded=sum(any(i not in liars for i in excluded) for excluded in run.excluded),
         honest_quarantines=sum(device not in liars for _, device in run.quarantines),
         first_quarantine=float(max(firsts)) if len(firsts) == len(liars) else None,
@@ -208,7 +223,8 @@ def _clipped(recording: Recording, lies: dict[int, Float32]) -> dict[int, Float3
 
 def measure_honest(recording: Recording, requests: int, config: PolicyConfig | None = None) -> Honest:
     """Measures what the test costs honest devices, on every recorded sample in turn."""
-    run = _stream(recording, {}, requests, 0.0, config or PolicyConfig())
+    rows = recording.rng(4).integers(len(recording.labels), size=requests)
+    run = _stream(recording, {}, rows, np.zeros(requests, np.float32), config or PolicyConfig())
     excluded = sum(bool(devices) for devices in run.excluded)
     return Honest(
         requests, excluded, len(run.quarantines), _upper_bound(excluded, min(requests, len(recording.labels)))

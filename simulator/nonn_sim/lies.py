@@ -11,6 +11,8 @@
 ``replay``     features of another sample
 ``permuted``   its features in another order, as after a change of the network's layout
 ``flipped``    mirrored inside their range, as with a wrong sign
+``drift``      each feature moves away from its value, from none to four standard deviations over the requests, as
+               with a sensor that loses its calibration
 ============== ==========================================================================================
 """
 
@@ -32,6 +34,7 @@ Float32 = NDArray[np.float32]
 Lie = Callable[["Recording", tuple[int, ...]], dict[int, Float32]]
 
 _STEPS = 12  # halvings of the search for the largest lie that passes
+DRIFT_SD = np.float32(4)
 
 
 class Recording:
@@ -108,6 +111,12 @@ def _permuted(recording: Recording, i: int, f: Float32) -> Float32:
     return f[:, recording.rng(3, i).permutation(f.shape[1])]
 
 
+def _drifted(recording: Recording, i: int, f: Float32) -> Float32:
+    """At the end of the drift."""
+    sign = recording.rng(6, i).choice(np.array([-1, 1], np.float32), f.shape[1])
+    return f + DRIFT_SD * f.std(axis=0) * sign
+
+
 LIES: dict[str, Lie] = {
     "huge": _each(_huge),
     "x100": _each(lambda recording, i, f: 100 * f),
@@ -118,6 +127,7 @@ LIES: dict[str, Lie] = {
     "replay": _each(_replay),
     "permuted": _each(_permuted),
     "flipped": _each(lambda recording, i, f: f.max(axis=0) + f.min(axis=0) - f),
+    "drift": _each(_drifted),
 }
 
 
