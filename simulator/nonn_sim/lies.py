@@ -114,7 +114,8 @@ def _permuted(recording: Recording, i: int, f: Float32) -> Float32:
 def _drifted(recording: Recording, i: int, f: Float32) -> Float32:
     """At the end of the drift."""
     sign = recording.rng(6, i).choice(np.array([-1, 1], np.float32), f.shape[1])
-    return f + DRIFT_SD * f.std(axis=0) * sign
+    moved: Float32 = f + DRIFT_SD * f.std(axis=0) * sign
+    return moved
 
 
 LIES: dict[str, Lie] = {
