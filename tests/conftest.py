@@ -78,9 +78,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keeps the garbage collector from searching modules and collected tests again and again."""
+    """Keeps the garbage collector from searching modules and collected tests again and again: it took a twelfth."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
