@@ -19,6 +19,7 @@ liars         the output of ``nonn-sim liars BUNDLE --json``
 serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
 scaling       ``scaling.json`` of ``make bench``: what it costs with more nodes
 sensing       results of ``examples/sensing/demo.py``, fast and at the speed of life
+worn          results of ``benchmarks/worn.py``: units that are worn wrongly
 soak          ``soak.json`` of ``make soak``: the adversaries, and what they cost
 costs         ``costs.json`` of ``benchmarks.costs``: what each student costs in each runtime
 estimates     the same file: times on boards that were not measured
@@ -217,6 +218,19 @@ def sensing_markdown(found: Mapping[str, Any], life: Mapping[str, Any]) -> str:
             f"work: {goal['bytes_per_answer']:.0f} bytes an answer, {', '.join(shares)} ({goal['windows']} windows, "
             f"{goal['answers_missing']} answers missing)."
         )
+    return "\n".join(lines)
+
+
+def worn_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each way in which a unit is worn wrongly, from ``benchmarks/worn.py``."""
+    lines = [
+        "| one unit is | units quarantined | after windows (median) | left out of windows, % | accuracy, % |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found["rows"]:
+        after, shares = row["windows_to_quarantine_median"], (row["left_out"], row["accuracy"])
+        cells = [row["fault"], str(row["quarantined_units"]), "–" if after is None else f"{after:g}"]
+        lines.append(f"| {' | '.join([*cells, *(f'{100 * share:.1f}' for share in shares)])} |")
     return "\n".join(lines)
 
 
@@ -487,6 +501,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "mcu": (None, mcu_markdown),
     "pi": (None, pi_markdown),
     "fields": (None, fields_markdown),
+    "worn": (None, worn_markdown),
 }
 _TABLE = re.compile(rf"(<!-- ({'|'.join(KINDS)})((?: [^\s>]+)+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
