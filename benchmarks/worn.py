@@ -6,8 +6,8 @@
 
 A unit is turned about one of its axes, worn in place of another one, or worn by another person. Its recording is
 changed in the test windows of the bundle's data, which must be where they were in training, and its student runs on
-that. The windows pass one by one through the test of the aggregator's streams (``nonn.aggregator.screening``). In service a unit
-that is quarantined is left out for a while; here all windows are tested.
+that. The windows pass one by one through the test of the aggregator's streams (``nonn.aggregator.screening``). In
+service a unit that is quarantined is left out for a while; here all windows are tested.
 
 Limits: windows come in random order, so that each is a new activity; the next window of a stream is less of a surprise.
 """
