@@ -58,7 +58,8 @@ def main() -> None:
             f"{row['failed']} failed: {100 * row['float32']:.2f} % in float, {100 * row['int8']:.2f} % in int8; lost, "
             f"95 %: {low:.2f} to {high:.2f} points"
         )
-    print(f"largest loss of a subset: {100 * figures.get('largest_drop', 0.0):.2f} points")
+    if "largest_drop" in figures:
+        print(f"largest loss of a subset: {100 * figures['largest_drop']:.2f} points")
     print(f"size {figures['size_ratio']:.3f} of float; {figures['bytes_per_answer']} bytes per answer")
 
 
