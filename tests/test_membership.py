@@ -19,7 +19,7 @@ from nonn_device.join import Backoff
 from nonn_device.link import Link
 
 from nonn.aggregator.inventory import Node
-from nonn.aggregator.membership.leases import JoinRequest, Membership
+from nonn.aggregator.membership.leases import MAX_SUPERSEDED, JoinRequest, Membership
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, DataError, MembershipError, UnreachableError
 from nonn.rpc.v1 import fleet_pb2 as pb
@@ -99,6 +99,15 @@ def test_an_id_is_one_device(bundle: Bundle) -> None:
     assert membership.expire(17.0) == [second]
     # Its lease is over: the id is free for whoever comes.
     assert membership.register(joining("a", "i", "g"), 18.0).student == second.student
+
+
+def test_a_node_that_starts_again_and_again_is_remembered_by_its_last_starts_only(bundle: Bundle) -> None:
+    membership = Membership(bundle)
+    for start in range(MAX_SUPERSEDED + 2):
+        membership.register(joining("a", f"i{start}"), 0.0)
+    with pytest.raises(MembershipError, match="two devices share this identity"):
+        membership.register(joining("a", "i1"), 0.0)
+    membership.register(joining("a", "i0"), 0.0)
 
 
 def test_a_lease_lives_by_its_heartbeats(bundle: Bundle) -> None:

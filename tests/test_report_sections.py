@@ -27,7 +27,7 @@ from nonn.reliability.subsets import SubsetTable, mask_of, probabilities
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
 from nonn.report.document import Report
-from nonn.report.drawing import floor_without_outliers, spread
+from nonn.report.drawing import INK, Name, floor_without_outliers, name_lines, spread, svg
 from nonn.report.html import render_page
 from nonn.report.methods import check_same_task, methods_table
 from nonn.report.overview import device_table
@@ -366,6 +366,8 @@ def test_a_name_is_text_in_a_markdown_table_and_in_a_figure(halves: Bundle, tmp_
     assert ">$c$<" in picture
     assert ">a rather long nam…<" in picture
     assert len(class_table(report.by_class).rows) == 4
+    line = svg("x", "a line", (3, 2), lambda axes: name_lines(axes, [Name("$c$", 0.5, INK)], 1.0))
+    assert ">$c$<" in line
 
 
 def test_figures_stand_extremes(both: Report) -> None:

@@ -26,12 +26,14 @@ from PIL import Image
 
 from nonn.aggregator.http import rest
 from nonn.aggregator.http.access import Access
+from nonn.aggregator.http.bodies import reading
 from nonn.bundle import Bundle
 from nonn.cli import build_parser
 from nonn.cli.serve import options_of
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import ConfigError, ForbiddenError, InputError, OverloadError, UnreachableError
+from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.guard import Guard
 from nonn.rpc.rest import MAX_JSON_BYTES, read_request
 from nonn.rpc.wire import to_status
@@ -446,3 +448,27 @@ def test_the_examples_of_the_documentation_run(http: str, bundle: Bundle, tmp_pa
     done = subprocess.run(["sh", "-e"], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.stdout.startswith('{"ready": true}{"model_name": "nonn"'), done
     assert json.loads(done.stdout.partition("}")[2])["parameters"]["nonn_plan"] == bundle.hash
+
+
+def test_a_body_counts_where_incomplete_bodies_count_and_then_with_the_requests() -> None:
+    endpoint = Endpoint(SimpleNamespace(max_request_bytes=1), max_held_bytes=100)  # type: ignore[arg-type]
+
+    async def read(*chunks: bytes) -> int:
+        left = iter((*chunks, b""))
+
+        async def readany() -> bytes:
+            return next(left)
+
+        request: Any = SimpleNamespace(headers={}, content_length=None, content=SimpleNamespace(readany=readany))
+        async with reading(request, 1000, endpoint, "send less") as body:
+            assert endpoint.arriving._held == 0
+            assert endpoint.budget._held == len(body)
+            return len(body)
+
+    assert asyncio.run(read(bytes(60), bytes(30))) == 90
+    with pytest.raises(OverloadError, match="over the budget"):
+        asyncio.run(read(bytes(60), bytes(60)))
+    endpoint.budget.take(60)
+    with pytest.raises(OverloadError, match="over the budget"):
+        asyncio.run(read(bytes(60)))
+    assert (endpoint.arriving._held, endpoint.budget._held) == (0, 60)
