@@ -110,6 +110,7 @@ def test_the_threshold_grows_with_the_batch_and_as_the_rate_falls(test: Consiste
     assert test.threshold(8, 100, 1e-9) > usual
     assert test.threshold(8, 1, 1e-11) == pytest.approx(test.threshold(8, 100, 1e-9))
     assert test.threshold(8, 1, 0.5) < usual
+    assert test.threshold(8, 1, 0.5) == pytest.approx(1.4 * test.to_arrays()["peak"][8])  # however large the rate
 
 
 def test_features_beyond_the_widened_range_are_clipped_and_others_are_not_touched(

@@ -56,6 +56,7 @@ WRONG = {
     "nonn top h:1 --token-file /no/token": "/no/token: no such file or folder",
     "nonn watch h": "'h' is not host:port",
     "nonn watch h:1 --count -1": "--count: -1: must be at least 0",
+    "nonn watch h:1 --name a/b": "letters, digits, - and _ only",
     "nonn watch h:1 --tls no": "no: no such file or folder",
     "nonn predict h:1 x.png --timeout 0": "--timeout: 0: must be more than 0",
     "nonn predict h x.png": "'h' is not host:port",

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nonn.aggregator.inventory import Node, write_inventory
+from nonn.answer import Answer
 from nonn.client import Client
+from nonn.documents.shown import html_table
 from nonn.rpc.v1 import inference_pb2 as pb
+from nonn.rpc.v1 import sensing_pb2
+from nonn.streams import WindowAnswer
 from nonn.telemetry.log import configure_logging
 from nonn.telemetry.printable import printable
 from tests.serving import TIMEOUT_S, fake_node, process
@@ -119,6 +125,24 @@ def test_what_an_aggregator_says_about_itself_has_no_control_characters() -> Non
     assert text.isprintable()
     assert (metadata.classes, metadata.nodes) == ((text,), ({"id": text},))
     assert metadata.state == {text: [1.5, None, {"reason": text}]}
+
+
+def test_what_an_answer_says_has_no_control_characters() -> None:
+    text = printable(NASTY)
+    tensors = {"logits": np.zeros((1, 2)), "confidence": np.zeros(1), "answered": np.ones((1, 2), np.bool_)}
+    parameters = {"nonn_degraded": True, "nonn_plan": "b", "nonn_expected_accuracy": 0.5}
+    answer = Answer.read(tensors, {**parameters, "nonn_failures": json.dumps({NASTY: NASTY})}, 0.0)
+    assert answer.failures == {text: text}
+    window = WindowAnswer.from_message(
+        sensing_pb2.WindowAnswer(label=NASTY, missing={NASTY: NASTY}, smoothed=sensing_pb2.Smoothed(label=NASTY))
+    )
+    assert window.smoothed is not None
+    assert (window.label, window.smoothed.label, window.missing) == (text, text, {text: text})
+
+
+def test_a_table_for_a_notebook_has_texts_and_no_markup() -> None:
+    table = html_table(["<b>"], [["<script>&"]], "<i>")
+    assert re.findall(r"&lt;\w+&gt;(?:&amp;)?", table) == ["&lt;i&gt;", "&lt;b&gt;", "&lt;script&gt;&amp;"]
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
