@@ -175,8 +175,10 @@ def test_the_server_slows_down_wrong_tokens(tmp_path: Path, monkeypatch: pytest.
                 await guard._check_token("S", f"Bearer {wrong}", "ipv4:10.0.0.1:1")
         with pytest.raises(CredentialsError, match="no token"):
             await guard._check_token("S", "", "ipv4:10.0.0.1:1")
-        assert len(waited) == 3
+        await guard._check_token("S", f"Bearer {TOKEN}", "ipv4:10.0.0.1:2")
+        assert len(waited) == 4
         assert guard._brake._records["10.0.0.1"].wrong == 2
+        assert list(guard._brake._proven) == ["ipv4:10.0.0.1:2"]  # the other one has shown wrong tokens since
 
     asyncio.run(scenario())
 
