@@ -137,6 +137,13 @@ def test_surprise_of_honest_devices_is_no_smaller_than_chance(test: Consistency,
         assert (q <= level).mean() <= 1.5 * level + 1e-3
 
 
+def test_the_surprise_of_a_batch_counts_its_samples(test: Consistency, honest: Any) -> None:
+    batch = {i: features[:64] for i, features in honest.items()}
+    worst = test.statistics(batch).max(axis=1)
+    assert test.surprise(float(worst.max()), 8) < test.surprise(float(worst.max()), 8, 64)
+    assert test.test(batch).surprise == {i: test.surprise(float(x), 8, 64) for i, x in enumerate(worst)}
+
+
 def test_of_one_rate_follows_the_other(test: Consistency) -> None:
     """The threshold is where the surprise is the rate, shared by devices and samples, if the tail decides."""
     threshold = test.threshold(8, 1, 1e-12)
