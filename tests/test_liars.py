@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.metrics import Metrics, code_of
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.reply import Reply
+from nonn.aggregator.screening import Screen
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.known import KnownInputs
 from nonn.errors import BundleError
+from nonn.fusion.consistency import Verdict
 from nonn.rpc.endpoint import InferenceResult
 from tests.agreement import check_against_offline_fusion
 from tests.fanout import Watcher, student
@@ -252,6 +255,19 @@ def test_failures_on_the_wire_name_the_excluded_node(bundle: Bundle, inputs: Any
     parameters = asyncio.run(scenario())
     assert "contradict" in json.loads(parameters["nonn_failures"])["node-0"]
     assert parameters["nonn_mask"] == 0b11111110
+
+
+def test_a_request_that_is_undecided_is_no_evidence() -> None:
+    features = {i: np.zeros((1, 2), np.float32) for i in range(3)}
+    verdict = Verdict(
+        features, surprise=dict.fromkeys(features, 1e-9), undecided=True, consensus=np.zeros(3, np.float32)
+    )
+    tests: Any = SimpleNamespace(test=lambda features, rate: verdict)
+    screen = Screen(tests, 1e-5)
+    screened = screen.examine(features, {i: f"node-{i}" for i in features})
+    assert (screened.excluded, screened.surprise) == ((), {})
+    assert screen.suspects(screened) == []
+    assert screen.suspicion.scores == {}
 
 
 def test_known_inputs_are_of_every_student(bundle: Bundle) -> None:
