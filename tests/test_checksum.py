@@ -108,7 +108,10 @@ def test_other_programs_read_an_ordinary_parameter() -> None:
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_a_flipped_bit_is_the_failure_of_its_node_if_the_node_sends_a_checksum(bundle: Bundle, sealed: bool) -> None:
+    asked = list[bool]()
+
     async def faulty(raw: bytes, context: Any) -> bytes:
+        asked.append(b"nonn_crc32" in raw)
         reply = bytes(good_reply(bundle, raw))
         reply = seal(reply) if sealed else reply
         place = reply.index(np.ones(4, np.float32).tobytes())  # of the features, which stay finite
@@ -119,6 +122,7 @@ def test_a_flipped_bit_is_the_failure_of_its_node_if_the_node_sends_a_checksum(b
             return await aggregator.infer(toy_data(BATCH, seed=1)[0])
 
     answer = asyncio.run(scenario())
+    assert all(asked)  # requests have a checksum too
     assert answer.answered.tolist() == [True, not sealed, True]
     if sealed:
         assert answer.statuses["node-1"] is ReplyStatus.MALFORMED

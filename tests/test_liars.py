@@ -24,7 +24,7 @@ from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.known import KnownInputs
 from nonn.errors import BundleError
-from nonn.fusion.consistency import Verdict
+from nonn.fusion.consistency import ConsistencyVerdict
 from nonn.rpc.endpoint import InferenceResult
 from tests.agreement import check_against_offline_fusion
 from tests.fanout import Watcher, student
@@ -259,7 +259,7 @@ def test_failures_on_the_wire_name_the_excluded_node(bundle: Bundle, inputs: Any
 
 def test_a_request_that_is_undecided_is_no_evidence() -> None:
     features = {i: np.zeros((1, 2), np.float32) for i in range(3)}
-    verdict = Verdict(
+    verdict = ConsistencyVerdict(
         features, surprise=dict.fromkeys(features, 1e-9), undecided=True, consensus=np.zeros(3, np.float32)
     )
     tests: Any = SimpleNamespace(test=lambda features, rate: verdict)
