@@ -17,7 +17,7 @@ from nonn.distill.objectives.registry import OBJECTIVES
 from nonn.errors import ConfigError
 from nonn.experiment.keys import distillation_inputs, stage_inputs
 from nonn.files import digest
-from nonn.toml import from_mapping
+from nonn.toml import from_mapping, toml_value
 from nonn.toml.listing import Option, as_toml, tables_of
 from scripts import configuration
 
@@ -33,6 +33,11 @@ def test_the_defaults_are_the_digits_example() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_every_example_is_a_valid_experiment_of_its_own_name(path: Path) -> None:
     assert load_experiment(path).experiment.name == path.stem
+
+
+def test_any_key_and_any_text_is_a_value_of_toml() -> None:
+    tree = {'a "b"\n[c]': '\x7f\x1b[2J"\\\n', "d": [True, 1.5, {"e.f": ""}]}
+    assert tomllib.loads(f"x = {toml_value(tree)}")["x"] == tree
 
 
 def test_overrides_are_toml_values_or_bare_strings_and_reach_nested_tables() -> None:
