@@ -18,7 +18,7 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.metrics import Metrics, code_of
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.reply import Reply
-from nonn.aggregator.screening import Screen
+from nonn.aggregator.screening import Screen, Screened
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
@@ -206,6 +206,32 @@ def test_of_two_replicas_the_one_that_was_to_be_fused_is_excluded(bundle: Bundle
             assert statuses == dict.fromkeys(statuses, ReplyStatus.OK) | {"node-2": ReplyStatus.INCONSISTENT}
             await until_async(lambda: "node-2" in aggregator._screen.suspicion.scores)
             assert "replica" not in aggregator._screen.suspicion.scores
+
+    asyncio.run(scenario())
+
+
+def test_zeros_that_were_sent_before_a_quarantine_are_no_test(
+    bundle: Bundle, inputs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(PATIENT, quarantine_s=1000.0)
+
+    async def scenario() -> None:
+        async with cluster(bundle, config) as (aggregator, _):
+            probe, policy = aggregator._fanout.probe, aggregator.policy
+
+            async def quarantined_meanwhile(*arguments: Any) -> Any:
+                reply = await probe(*arguments)
+                policy.on_contradiction("node-1", aggregator._clock())
+                return reply
+
+            monkeypatch.setattr(aggregator._fanout, "probe", quarantined_meanwhile)
+            await aggregator._prober.probe("node-1")
+            assert policy.nodes["node-1"].breaker.quarantined
+            # A node that has left meanwhile is not quarantined.
+            await aggregator.remove_node("node-2")
+            monkeypatch.setattr(aggregator._screen, "suspects", lambda *_: ["node-2"])
+            aggregator._quarantine(Screened({}))
+            assert "node-2" not in policy.quarantined()
 
     asyncio.run(scenario())
 

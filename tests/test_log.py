@@ -130,7 +130,7 @@ def test_what_an_aggregator_says_about_itself_has_no_control_characters() -> Non
 def test_what_an_answer_says_has_no_control_characters() -> None:
     text = printable(NASTY)
     tensors = {"logits": np.zeros((1, 2)), "confidence": np.zeros(1), "answered": np.ones((1, 2), np.bool_)}
-    parameters = {"nonn_degraded": True, "nonn_plan": "b", "nonn_expected_accuracy": 0.5}
+    parameters: dict[str, Any] = {"nonn_degraded": True, "nonn_plan": "b", "nonn_expected_accuracy": 0.5}
     answer = Answer.read(tensors, {**parameters, "nonn_failures": json.dumps({NASTY: NASTY})}, 0.0)
     assert answer.failures == {text: text}
     window = WindowAnswer.from_message(

@@ -451,7 +451,8 @@ def test_the_examples_of_the_documentation_run(http: str, bundle: Bundle, tmp_pa
 
 
 def test_a_body_counts_where_incomplete_bodies_count_and_then_with_the_requests() -> None:
-    endpoint = Endpoint(SimpleNamespace(max_request_bytes=1), max_held_bytes=100)  # type: ignore[arg-type]
+    model: Any = SimpleNamespace(max_request_bytes=1)
+    endpoint = Endpoint(model, max_held_bytes=100)
 
     async def read(*chunks: bytes) -> int:
         left = iter((*chunks, b""))
