@@ -133,7 +133,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "hint points": _term("hint_points", 0.01),
     "answers, features, relations": (*_KD, *_term("hint", 0.01), *_term("sp", 1.0)),
     "curriculum": ("distill.curriculum=3",),
-    "blockwise, 2 epochs more a stage": ("distill.blockwise=2",),
+    "blockwise": ("distill.blockwise=1", "distill.epochs=7"),  # an epoch for each of three stages, then seven
     "simreg, two teachers": _term("simreg", 1.0, teachers=["{teacher}"]),
     "picture": (
         *_term("kd", 0.9, on="both", temperature=8.0),

@@ -120,7 +120,7 @@ class Study:
         start = time.monotonic()
         run = measure(self._experiment(*self._filled(changes, seed), f"experiment.seed={seed}"), self.runs)
         row["runs"][str(seed)] = run | {"seconds": round(time.monotonic() - start, 1), "code_version": code_version()}
-        self.found["machine"] = machine()
+        self.found |= {"machine": machine(), "rows": {one: rows[one] for one in [*ROWS, TOGETHER] if one in rows}}
         write_json(self.out, self.found)
         levels = [f"{100 * run['accuracy_by_failures'][failed]:.1f}" for failed in (0, 4, 7)]
         print(f"{name}, seed {seed}: {' / '.join(levels)} %", flush=True)
