@@ -358,8 +358,9 @@ def test_the_command_prints_a_table_or_json_alone(
     finished: tuple[Path, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ladder.toml").write_text("")
-    arguments = ["study", str(tmp_path / "ladder.toml"), "--runs", str(finished[0])]
-    arguments += [a for item in SETS for a in ("--set", item)]
+    runs = shutil.copytree(finished[0], tmp_path / "runs")
+    arguments = ["study", str(tmp_path / "ladder.toml"), "--runs", str(runs)]
+    arguments += [a for item in (*SETS, "study.rows=['copies', 'ours']") for a in ("--set", item)]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "ridge *" in out
