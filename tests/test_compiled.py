@@ -27,6 +27,7 @@ from nonn.enumeration import enumerate_subsets
 from nonn.errors import BundleError, MissingExtraError
 from nonn.export import export_onnx
 from nonn.export.c import generate_c
+from nonn.export.cmsis_nn import sources as cmsis_sources
 from nonn.export.compiled import TOLERANCE
 from nonn.export.deploy import deploy
 from nonn.export.integer import UntranslatableError, integer_c
@@ -402,3 +403,92 @@ def test_without_the_extra_the_message_has_the_command_to_install_it(
     bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
     with pytest.raises(MissingExtraError, match=r"pip install 'nonn\[c\]'"):
         generate_c(bundle.student_path(0).read_bytes(), "toy")
+
+
+# What nonn uses of CMSIS-NN, by definition: convolution with a padded value of zero, requantised by another file.
+CMSIS_H = """
+#include <stdint.h>
+typedef struct { void *buf; int32_t size; } cmsis_nn_context;
+typedef struct { int32_t n, h, w, c; } cmsis_nn_dims;
+typedef struct { int32_t w, h; } cmsis_nn_tile;
+typedef struct { int32_t min, max; } cmsis_nn_activation;
+typedef struct {
+    int32_t input_offset, output_offset;
+    cmsis_nn_tile stride, padding, dilation;
+    cmsis_nn_activation activation;
+} cmsis_nn_conv_params;
+typedef struct { int32_t *multiplier, *shift; } cmsis_nn_per_channel_quant_params;
+int arm_convolve_wrapper_s8(const cmsis_nn_context *, const cmsis_nn_conv_params *,
+    const cmsis_nn_per_channel_quant_params *, const cmsis_nn_dims *, const int8_t *, const cmsis_nn_dims *,
+    const int8_t *, const cmsis_nn_dims *, const int32_t *, const cmsis_nn_dims *, int8_t *);
+"""
+CMSIS_C = """
+#include "arm_nnfunctions.h"
+int arm_convolve_wrapper_s8(const cmsis_nn_context *context, const cmsis_nn_conv_params *p,
+    const cmsis_nn_per_channel_quant_params *q, const cmsis_nn_dims *in, const int8_t *x, const cmsis_nn_dims *f,
+    const int8_t *w, const cmsis_nn_dims *b, const int32_t *bias, const cmsis_nn_dims *out, int8_t *y) {
+    (void)b;
+    if (context->size < 4 * f->h * f->w * f->c) return -1;
+    for (int row = 0; row < out->h; ++row)
+        for (int column = 0; column < out->w; ++column)
+            for (int channel = 0; channel < out->c; ++channel) {
+                int32_t sum = bias[channel];
+                for (int ky = 0; ky < f->h; ++ky)
+                    for (int kx = 0; kx < f->w; ++kx)
+                        for (int c = 0; c < f->c; ++c) {
+                            int at_y = row * p->stride.h - p->padding.h + ky;
+                            int at_x = column * p->stride.w - p->padding.w + kx;
+                            if (at_y >= 0 && at_y < in->h && at_x >= 0 && at_x < in->w)
+                                sum += (x[(at_y * in->w + at_x) * in->c + c] + p->input_offset) *
+                                       w[((channel * f->h + ky) * f->w + kx) * f->c + c];
+                        }
+                sum = arm_nn_requantize(sum, q->multiplier[channel], q->shift[channel]) + p->output_offset;
+                sum = sum < p->activation.min ? p->activation.min : sum;
+                *y++ = (int8_t)(sum > p->activation.max ? p->activation.max : sum);
+            }
+    return 0;
+}
+"""
+
+
+@pytest.fixture
+def cmsis_nn(tmp_path: Path) -> Path:
+    """A folder with the layout of CMSIS-NN."""
+    folder = tmp_path / "cmsis-nn"
+    for name, text in {
+        "LICENSE": "Apache License\nVersion 2.0",
+        "Include/arm_nnfunctions.h": CMSIS_H,
+        "Include/arm_nnsupportfunctions.h": "#include <stdint.h>\n",
+        "Source/ConvolutionFunctions/arm_convolve_wrapper_s8.c": CMSIS_C,
+        "Source/ConvolutionFunctions/arm_convolve_s8_f16.c": "#error not for 8 bits\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_student_on_cmsis_nn_gives_the_bits_of_onnx_runtime(
+    bundle: Bundle, cmsis_nn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cmsis_nn.parent / "out"
+    command = ["export", str(bundle.path), "--target", "c", "--out", str(folder), "--cmsis-nn", str(cmsis_nn)]
+    assert main([*command, "--student", "1"]) == 0
+    assert "without the kernels of CMSIS-NN" in capsys.readouterr().out
+    student, program = folder / "student-1", folder / "program"
+    sources = [REPOSITORY / "devices/c/main.c", student / "student.c", *cmsis_sources(cmsis_nn)]
+    rounding = ["-include", REPOSITORY / "devices/mcu/requantize.h"]
+    options = ["-std=c11", "-O2", "-Wall", "-Werror", f"-I{student}", f"-I{cmsis_nn / 'Include'}", *rounding]
+    subprocess.run(["cc", *options, *sources, "-lm", "-o", program], check=True)
+    inputs = samples_like(bundle.input_of(1), 9).round().clip(0, 255)
+    done = subprocess.run([program], input=inputs.tobytes(), capture_output=True, timeout=TIMEOUT_S, check=True)
+    expected = open_runtime("onnx", bundle, 1).run(inputs)
+    assert (np.frombuffer(done.stdout, np.float32).reshape(9, -1) == expected).all()
+
+    assert main([*command, "--student", "0"]) == 3
+    assert "cannot use CMSIS-NN" in capsys.readouterr().err
+    (cmsis_nn / "LICENSE").write_text("All rights reserved")
+    assert main([*command, "--student", "1"]) == 3
+    assert "its LICENSE is not the Apache License 2.0" in capsys.readouterr().err
+    (cmsis_nn / "Include/arm_nnfunctions.h").unlink()
+    assert main([*command, "--student", "1"]) == 3
+    assert "git clone https://github.com/ARM-software/CMSIS-NN" in capsys.readouterr().err
