@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import socket
 import struct
 import subprocess
 import threading
 import time
+import tty
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,6 +193,25 @@ def test_node_c_answers_over_udp_again_after_a_reset_and_to_its_key_only(
         eventually(lambda: runtimes[0].run(BATCH))
         board.kill()
     runtimes[0].close()
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc (Debian: apt-get install gcc libc6-dev)")
+def test_node_c_answers_on_a_serial_line(tmp_path: Path) -> None:
+    (tmp_path / "student.h").write_text(STUDENT_H)
+    subprocess.run(
+        ["gcc", "-Wall", "-Werror", "-DNONN_STDIO", f"-I{tmp_path}", NODE_C, "-o", tmp_path / "node"], check=True
+    )
+    ours, theirs = os.openpty()
+    place = f"serial:{os.ttyname(theirs)}"
+    tty.setraw(theirs)  # until the gateway does so, what the board writes would come back to it
+    with subprocess.Popen([tmp_path / "node"], stdin=ours, stdout=ours) as board:
+        assert features(place) == [[6, 1, 2], [22, 1, 2]]
+        assert features(f"{place}:9600") == [[6, 1, 2], [22, 1, 2]]
+        with pytest.raises(ConfigError, match=f"{place}:9601: not a baud rate"):
+            features(f"{place}:9601")
+        board.kill()
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
 
 
 def test_a_key_of_another_form_is_refused(tmp_path: Path) -> None:
