@@ -476,8 +476,16 @@ def test_a_student_on_cmsis_nn_gives_the_bits_of_onnx_runtime(
     assert "without the kernels of CMSIS-NN" in capsys.readouterr().out
     student, program = folder / "student-1", folder / "program"
     sources = [REPOSITORY / "devices/c/main.c", student / "student.c", *cmsis_sources(cmsis_nn)]
-    rounding = ["-include", REPOSITORY / "devices/mcu/requantize.h"]
-    options = ["-std=c11", "-O2", "-Wall", "-Werror", f"-I{student}", f"-I{cmsis_nn / 'Include'}", *rounding]
+    rounding: list[str | Path] = ["-include", REPOSITORY / "devices/mcu/requantize.h"]
+    options: list[str | Path] = [
+        "-std=c11",
+        "-O2",
+        "-Wall",
+        "-Werror",
+        f"-I{student}",
+        f"-I{cmsis_nn / 'Include'}",
+        *rounding,
+    ]
     subprocess.run(["cc", *options, *sources, "-lm", "-o", program], check=True)
     inputs = samples_like(bundle.input_of(1), 9).round().clip(0, 255)
     done = subprocess.run([program], input=inputs.tobytes(), capture_output=True, timeout=TIMEOUT_S, check=True)
