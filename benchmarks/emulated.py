@@ -161,9 +161,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(shutil.copytree(args.student, Path(folder) / "student")) / "student.c"
         program = link(processor, "node.c", source)
-        with EmulatedBoard(processor, program, args.port), contextlib.suppress(KeyboardInterrupt):
+        ends = {signal.SIGINT, signal.SIGTERM}
+        with EmulatedBoard(processor, program, args.port):
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
             print(f"a board at tcp:127.0.0.1:{args.port}; Ctrl-C switches it off", flush=True)
-            signal.pause()
+            signal.sigwait(ends)
 
 
 if __name__ == "__main__":
