@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.drift import DriftConfig
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.monitoring.state import ClusterState
 from nonn.aggregator.service import Aggregator
+from nonn.cli.top import _view
 from nonn.documents import from_json, schema, to_json
 from nonn.errors import DataError
 from tests.toys import toy_bundle
@@ -63,3 +66,13 @@ def test_every_field_is_described() -> None:
         "$ref": "#/$defs/AccuracyNow",
         "description": "expected accuracy of the nodes that are up.",
     }
+
+
+def test_a_node_id_is_no_markup_in_nonn_top(shown: dict[str, Any]) -> None:
+    nodes = [{**shown["nodes"][0], "id": "a[/]", "address": "[red]h:1"}]
+    screen = io.StringIO()
+    Console(file=screen, width=140).print(
+        _view(from_json(ClusterState, {**shown, "nodes": nodes}, "state"), "h:1", 140)
+    )
+    assert "a[/]" in screen.getvalue()
+    assert "[red]h:1" in screen.getvalue()
