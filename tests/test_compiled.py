@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import json
 import os
 import re
@@ -84,10 +86,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def exported(bundle: Bundle) -> dict[str, object]:
     """What the command prints about both students; the shared objects then lie where a node looks."""
-    command = [sys.executable, "-m", "nonn", "export", str(bundle.path), "--target", "c", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10 * TIMEOUT_S)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["export", str(bundle.path), "--target", "c", "--json"]) == 0
+    return dict(json.loads(out.getvalue()))
 
 
 def rows(exported: dict[str, object]) -> list[dict[str, float]]:

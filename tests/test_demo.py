@@ -2,27 +2,23 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from nonn.bundle import load_bundle
+from nonn.cli import main
 from nonn.experiment.demo import kill_one_by_one
 from tests.reports import check_report
-from tests.serving import TIMEOUT_S
 from tests.toys import TINY, toy_bundle, toy_data
 
 SETS = [argument for item in TINY for argument in ("--set", item)]
 
 
 @pytest.mark.slow
-def test_the_demo_measures_live_what_the_table_predicts(tiny_runs: Path) -> None:
-    command = [sys.executable, "-m", "nonn", "demo", "--runs", str(tiny_runs), "--json", *SETS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10 * TIMEOUT_S)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_the_demo_measures_live_what_the_table_predicts(tiny_runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--runs", str(tiny_runs), "--json", *SETS]) == 0
+    report = json.loads(capfd.readouterr().out)
     assert report == json.loads((tiny_runs / "tiny" / "report" / "report.json").read_text())
     assert len(check_report(tiny_runs / "tiny" / "report" / "report.json").measured_live) == 4
     rows = report["measured_live"]

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 NUM_DEVICES = 6
 DEADLINE_S = 1.5
-STORM_S = 9.0
+STORM_S = 7.0
 ATTEMPTS = 3
 SEED = 39  # with it each of the six nodes begins with another kind of fault
 
