@@ -12,7 +12,7 @@ from nonn.bundle import Bundle
 from nonn.bundle.manifest import SMOOTHING
 from nonn.bundle.smoothed import SmoothedTable
 from nonn.enumeration.smoothed import measure_smoothed
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from nonn.sensing import SensingSpec
 from nonn.sensing.smoothing import learn
 from tests.reports import rewritten

@@ -16,7 +16,8 @@ from nonn.reliability.evidence import Evidence, failure_weights, shapley_weights
 from nonn.reliability.importance import shapley_values
 from nonn.reliability.intervals import difference_interval, mean_interval, unpaired_difference, wilson
 from nonn.reliability.outcomes import Outcomes, kept_samples
-from nonn.reliability.subsets import SubsetTable, membership, probabilities
+from nonn.reliability.subsets import membership, probabilities
+from nonn.reliability.table import SubsetTable
 from tests.reports import rewritten
 from tests.toys import toy_bundle
 

@@ -31,7 +31,7 @@ from nonn.experiment.verdict import say_verdict
 from nonn.experiment.workspace import Workspace
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from tests.reports import check_report
 from tests.serving import TIMEOUT_S
 from tests.toys import TINY

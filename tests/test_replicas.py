@@ -11,7 +11,8 @@ from nonn_sim.cli import main
 from nonn.bundle import Bundle
 from nonn.errors import ShapeError
 from nonn.reliability.replicas import failures_with_replicas
-from nonn.reliability.subsets import SubsetTable, mask_of, membership, probabilities
+from nonn.reliability.subsets import mask_of, membership, probabilities
+from nonn.reliability.table import SubsetTable
 
 NUM_DEVICES = 3
 

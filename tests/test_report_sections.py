@@ -23,7 +23,8 @@ from nonn.fusion import ZeroFill
 from nonn.reliability.bias import class_bias
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.laws import parse_law
-from nonn.reliability.subsets import SubsetTable, mask_of, probabilities
+from nonn.reliability.subsets import mask_of, probabilities
+from nonn.reliability.table import SubsetTable
 from nonn.report import build_report, classes, write_report
 from nonn.report.classes import class_plot, class_report, class_table
 from nonn.report.document import Report

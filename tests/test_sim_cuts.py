@@ -16,7 +16,8 @@ from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.reliability.cuts import cut_sets
 from nonn.reliability.laws import parse_law
-from nonn.reliability.subsets import SubsetTable, mask_of
+from nonn.reliability.subsets import mask_of
+from nonn.reliability.table import SubsetTable
 from tests.toys import toy_bundle
 
 N = 5

@@ -10,7 +10,8 @@ from nonn.errors import ConfigError, GuaranteeError
 from nonn.reliability.guarantees import check_guarantees, judge
 from nonn.reliability.intervals import wilson
 from nonn.reliability.laws import parse_law
-from nonn.reliability.subsets import SubsetTable, members
+from nonn.reliability.subsets import members
+from nonn.reliability.table import SubsetTable
 
 # Three devices; 0 alone is good, 1 and 2 are weak.
 TABLE = SubsetTable(np.array([0, 80, 40, 90, 30, 85, 60, 95]), 100)

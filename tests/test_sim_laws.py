@@ -26,7 +26,8 @@ from nonn.reliability.laws import (
     law_from_mapping,
     parse_law,
 )
-from nonn.reliability.subsets import SubsetTable, mask_of, membership
+from nonn.reliability.subsets import mask_of, membership
+from nonn.reliability.table import SubsetTable
 
 TRACE = "time_s,device,state\n0,0,down\n10,0,up\n30,2,down\n30,1,down\n40,1,up\n100,2,up\n"
 TEXTS = (

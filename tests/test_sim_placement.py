@@ -13,7 +13,7 @@ from nonn_sim.placement_file import load_devices, placement_summary
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability import placement
 from nonn.reliability.placement import Machine, Work, expected_accuracy, place, price_of_one_more
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from tests.toys import toy_bundle
 
 LIGHT = Work(macs=1000, model_bytes=100, feature_bytes=10)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nonn.reliability.laws import parse_law
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
-from nonn.reliability.subsets import SubsetTable, mask_of
+from nonn.reliability.subsets import mask_of
+from nonn.reliability.table import SubsetTable
 
 tables = st.integers(1, 5).flatmap(
     lambda n: st.lists(st.integers(0, 50), min_size=2**n, max_size=2**n).map(

@@ -14,7 +14,8 @@ from nonn.config import load_experiment
 from nonn.enumeration.smoothed import measure_smoothed
 from nonn.errors import BundleError, ConfigError, DataError
 from nonn.fusion import RidgePerSet, gram
-from nonn.reliability.subsets import SubsetTable, members
+from nonn.reliability.subsets import members
+from nonn.reliability.table import SubsetTable
 from nonn.report import build_report
 from nonn.report.html import render_page
 from nonn.report.text import text_report, whole_tables

@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nonn.errors import ShapeError
-from nonn.reliability.subsets import (
-    SubsetTable,
-    all_masks,
-    mask_of,
-    members,
-    membership,
-    probabilities,
-    sets_by_survivors,
-)
+from nonn.reliability.subsets import all_masks, mask_of, members, membership, probabilities, sets_by_survivors
+from nonn.reliability.table import SubsetTable
 
 tables = st.integers(1, 5).flatmap(
     lambda n: st.lists(st.integers(0, 50), min_size=2**n, max_size=2**n).map(

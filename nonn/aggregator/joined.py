@@ -13,7 +13,8 @@ from nonn.aggregator.solver import HeadSolver
 from nonn.answer import Answer
 from nonn.errors import QuorumError
 from nonn.fusion import Head
-from nonn.reliability.subsets import AccuracyTable, members
+from nonn.reliability.subsets import members
+from nonn.reliability.table import AccuracyTable
 
 __all__ = ["joined"]
 

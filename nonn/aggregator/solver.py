@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, combinations
 
 from nonn.fusion import Head
-from nonn.reliability.subsets import AccuracyOf, mask_of, members
+from nonn.reliability.subsets import mask_of, members
+from nonn.reliability.table import AccuracyOf
 from nonn.rpc.background import Background
 
 __all__ = ["HeadSolver"]

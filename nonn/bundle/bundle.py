@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nonn.reliability.outcomes import Outcomes
     from nonn.reliability.sampled import SampledTable
     from nonn.reliability.sampled_evidence import SampledEvidence
-    from nonn.reliability.subsets import SubsetTable
+    from nonn.reliability.table import SubsetTable
 
 __all__ = ["Bundle"]
 
@@ -135,7 +135,8 @@ class Bundle:
         Raises:
             BundleError: the bundle has more devices than can be enumerated, or the table does not fit it.
         """
-        from nonn.reliability.subsets import MAX_DEVICES, SubsetTable
+        from nonn.reliability.subsets import MAX_DEVICES
+        from nonn.reliability.table import SubsetTable
 
         if not isinstance(self.accuracies, SubsetTable):
             raise BundleError(
@@ -152,7 +153,7 @@ class Bundle:
             BundleError: the table does not fit the bundle.
         """
         from nonn.reliability.sampled import SampledTable
-        from nonn.reliability.subsets import SubsetTable
+        from nonn.reliability.table import SubsetTable
 
         arrays = self.arrays("accuracy.npz")
         try:
@@ -186,7 +187,7 @@ class Bundle:
             BundleError: the outcomes do not fit the table.
         """
         from nonn.reliability.sampled_evidence import SampledEvidence
-        from nonn.reliability.subsets import SubsetTable
+        from nonn.reliability.table import SubsetTable
 
         table = self.accuracies
         return self.evidence if isinstance(table, SubsetTable) else SampledEvidence(table, self._outcomes)
@@ -196,7 +197,7 @@ class Bundle:
         if OUTCOMES not in self.manifest.files:
             return None
         from nonn.reliability.outcomes import Outcomes
-        from nonn.reliability.subsets import SubsetTable
+        from nonn.reliability.table import SubsetTable
 
         arrays, table = self.arrays(OUTCOMES), self.accuracies
         sets = None if isinstance(table, SubsetTable) else len(table.correct)

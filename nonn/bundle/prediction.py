@@ -23,7 +23,7 @@ from nonn.errors import BundleError, InputError, ShapeError
 
 if TYPE_CHECKING:
     from nonn.fusion import Head
-    from nonn.reliability.subsets import AccuracyTable
+    from nonn.reliability.table import AccuracyTable
 
 __all__ = ["Offline", "Prediction", "open_session", "run_session"]
 

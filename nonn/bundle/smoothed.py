@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nonn.bundle.manifest import SMOOTHING
 from nonn.errors import BundleError, ShapeError
 from nonn.reliability.intervals import wilson
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from nonn.sensing.smoothing import Smoothing
 
 __all__ = ["SmoothedTable"]

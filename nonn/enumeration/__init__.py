@@ -34,7 +34,8 @@ from nonn.fusion import Head, LogisticPerSet, MaskedHead, RidgePerSet
 from nonn.reliability.evidence import Evidence
 from nonn.reliability.outcomes import Outcomes, kept_samples
 from nonn.reliability.sampled_evidence import AnyEvidence
-from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, all_masks, members
+from nonn.reliability.subsets import MAX_DEVICES, all_masks, members
+from nonn.reliability.table import SubsetTable
 
 if TYPE_CHECKING:
     from nonn.reliability.laws.base import Law

@@ -44,7 +44,7 @@ from nonn.reliability.guarantees import check_guarantees
 from nonn.reliability.laws import parse_law
 from nonn.reliability.outcomes import kept_samples
 from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from nonn.report.risk import report_laws
 from nonn.sensing import SensingSpec
 from nonn.sensing.smoothing import learn, weight_of

@@ -14,7 +14,8 @@ from nonn.fusion.calibration import Fusion, expected_calibration_error
 from nonn.fusion.head import FloatArray
 from nonn.reliability.bias import class_bias
 from nonn.reliability.diversity import diversity
-from nonn.reliability.subsets import SubsetTable, all_masks, mask_of, members, membership
+from nonn.reliability.subsets import all_masks, mask_of, members, membership
+from nonn.reliability.table import SubsetTable
 from nonn.report.study_document import LevelRow
 
 __all__ = ["P_FAIL", "Evaluated", "Evaluation", "HeadResult", "evaluate_head"]

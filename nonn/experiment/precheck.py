@@ -17,7 +17,8 @@ from nonn.errors import ConfigError
 from nonn.experiment.weights import given_students, partition_of
 from nonn.reliability.guarantees import judge
 from nonn.reliability.laws import parse_law
-from nonn.reliability.subsets import MAX_DEVICES, SubsetTable
+from nonn.reliability.subsets import MAX_DEVICES
+from nonn.reliability.table import SubsetTable
 from nonn.students.devices import failure_law, resolve_devices
 from nonn.students.sizing import SEARCH, models_named, searched_depth
 from nonn.teacher import Normalise, Teacher, load_weights

@@ -18,7 +18,7 @@ from nonn.experiment.teachers import teacher_outcomes
 from nonn.experiment.training import Trained
 from nonn.experiment.workspace import Workspace
 from nonn.fusion import Head
-from nonn.reliability.subsets import AccuracyTable
+from nonn.reliability.table import AccuracyTable
 from nonn.report.table import percent, points
 from nonn.teacher import measure_accuracy
 from nonn.trainer import batch_size, batches

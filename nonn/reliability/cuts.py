@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.reliability.subsets import SubsetTable, all_masks, members
+from nonn.reliability.subsets import all_masks, members
+from nonn.reliability.table import SubsetTable
 
 __all__ = ["CutSet", "CutSets", "cut_sets"]
 

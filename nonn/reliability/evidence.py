@@ -28,7 +28,8 @@ from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.importance import shapley_values
 from nonn.reliability.intervals import difference_interval, mean_interval, unpaired_difference, wilson
 from nonn.reliability.outcomes import Outcomes
-from nonn.reliability.subsets import AccuracyTable, FailureRow, SubsetTable, membership, probabilities
+from nonn.reliability.subsets import membership, probabilities
+from nonn.reliability.table import AccuracyTable, FailureRow, SubsetTable
 
 if TYPE_CHECKING:
     from nonn.reliability.laws.base import Law

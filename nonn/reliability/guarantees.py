@@ -38,7 +38,8 @@ from nonn.reliability.laws import Law, availability, expected
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.sampled import SampledTable
 from nonn.reliability.sampled_evidence import AnyEvidence
-from nonn.reliability.subsets import AccuracyTable, SubsetTable, members
+from nonn.reliability.subsets import members
+from nonn.reliability.table import AccuracyTable, SubsetTable
 
 __all__ = ["Verdict", "check_guarantees", "judge"]
 

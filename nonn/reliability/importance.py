@@ -14,7 +14,8 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
-from nonn.reliability.subsets import SubsetTable, all_masks, membership
+from nonn.reliability.subsets import all_masks, membership
+from nonn.reliability.table import SubsetTable
 
 __all__ = ["pair_losses", "shapley_values"]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from nonn.reliability.importance import pair_losses, shapley_values
 from nonn.reliability.laws.base import FloatArray
-from nonn.reliability.subsets import SubsetTable, all_masks
+from nonn.reliability.subsets import all_masks
+from nonn.reliability.table import SubsetTable
 
 __all__ = ["marginal_values", "pair_losses", "shapley_values"]
 

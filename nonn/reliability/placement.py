@@ -20,7 +20,7 @@ import numpy as np
 from nonn.errors import ConfigError, ShapeError
 from nonn.reliability.laws.base import FloatArray
 from nonn.reliability.placement_search import PlacementSearch, expected_accuracy
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from nonn.toml import check
 from nonn.toml.constraints import NotNegative, Positive, Share
 

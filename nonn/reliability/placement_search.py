@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.reliability.laws.base import FloatArray
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 
 __all__ = ["PlacementSearch", "expected_accuracy"]
 

@@ -15,7 +15,8 @@ from math import comb
 import numpy as np
 
 from nonn.errors import ShapeError
-from nonn.reliability.subsets import FailureRow, SubsetTable, members, membership
+from nonn.reliability.subsets import members, membership
+from nonn.reliability.table import FailureRow, SubsetTable
 
 __all__ = ["failures_with_replicas"]
 

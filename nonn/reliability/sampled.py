@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
 from nonn.reliability.intervals import half_width, wilson
-from nonn.reliability.subsets import AccuracyTable, FailureRow, Stated, members
+from nonn.reliability.subsets import members
+from nonn.reliability.table import AccuracyTable, FailureRow, Stated
 
 if TYPE_CHECKING:
     from nonn.reliability.laws.base import Law

@@ -17,7 +17,7 @@ from nonn.errors import ConfigError
 from nonn.reliability.evidence import Evidence, Interval, TableEvidence
 from nonn.reliability.intervals import half_width, widened, wilson
 from nonn.reliability.sampled import SampledTable
-from nonn.reliability.subsets import FailureRow
+from nonn.reliability.table import FailureRow
 
 if TYPE_CHECKING:
     from nonn.reliability.laws.base import Law

@@ -27,7 +27,8 @@ from nonn.reliability.laws import Law
 from nonn.reliability.placement import Speed
 from nonn.reliability.sampled import SampledTable
 from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
-from nonn.reliability.subsets import AccuracyTable, mask_of
+from nonn.reliability.subsets import mask_of
+from nonn.reliability.table import AccuracyTable
 from nonn.report.against import against_teacher
 from nonn.report.classes import class_report
 from nonn.report.document import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from nonn.reliability.subsets import FailureRow
+from nonn.reliability.table import FailureRow
 from nonn.report.document import Report
 from nonn.report.table import Column, IntervalColumn, Table, TextColumn, points_of, share_of, show_interval
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nonn.reliability.subsets import FailureRow
+from nonn.reliability.table import FailureRow
 from nonn.report.document import HeadReport, Report
 from nonn.report.table import points_of, share_of, show_interval
 

@@ -20,7 +20,7 @@ from nonn.bundle import Bundle
 from nonn.bundle.traffic import boundary_elements
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import LinearHead, ZeroFill
-from nonn.reliability.subsets import AccuracyOf
+from nonn.reliability.table import AccuracyOf
 from nonn_sim.deployments import AccuracyIf, Deployment, message_bytes, student_work
 from nonn_sim.links import Work
 from nonn_sim.scenario import NodeConfig

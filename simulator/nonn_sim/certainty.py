@@ -24,7 +24,8 @@ from nonn.reliability.laws import Law, TimedLaw, availability, distribution
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.placement import Machine, expected_accuracy, place, price_of_one_more, works_of
-from nonn.reliability.subsets import SubsetTable, probabilities
+from nonn.reliability.subsets import probabilities
+from nonn.reliability.table import SubsetTable
 
 __all__ = ["add_intervals", "add_placement_intervals"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from nonn.bundle import Bundle, InputSpec
-from nonn.reliability.subsets import AccuracyOf
+from nonn.reliability.table import AccuracyOf
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import add_tensors, new_request, write_parameters
 from nonn_sim.links import Work

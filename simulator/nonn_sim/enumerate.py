@@ -29,7 +29,8 @@ from nonn.reliability.counted import COUNTED_FAILURES, counted_failures, draw_ot
 from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
-from nonn.reliability.subsets import MAX_DEVICES, SubsetTable, mask_of, masks_of, members, membership_of
+from nonn.reliability.subsets import MAX_DEVICES, mask_of, masks_of, members, membership_of
+from nonn.reliability.table import SubsetTable
 
 __all__ = [
     "Counted",

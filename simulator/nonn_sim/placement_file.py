@@ -22,7 +22,7 @@ import numpy as np
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.reliability.placement import Machine, place, price_of_one_more, works_of
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from nonn.toml import from_mapping, parse_toml
 
 __all__ = ["load_devices", "placement_summary"]

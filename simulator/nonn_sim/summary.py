@@ -18,7 +18,8 @@ from nonn.reliability.laws.requests import Independent
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
 from nonn.reliability.placement import Machine, price_of_one_more
 from nonn.reliability.replicas import failures_with_replicas
-from nonn.reliability.subsets import SubsetTable, membership
+from nonn.reliability.subsets import membership
+from nonn.reliability.table import SubsetTable
 from nonn.report.overview import failures_table
 from nonn.report.table import (
     Column,

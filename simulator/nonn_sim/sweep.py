@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.reliability.laws import assess, parse_law
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 from nonn.toml import override, parse_toml, toml_value
 from nonn_sim.scenario_file import parse_scenario
 from nonn_sim.simulate import simulate_many

@@ -18,7 +18,7 @@ from nonn.aggregator.policy.latencies import Latencies
 from nonn.aggregator.policy.roster import NodeRecord, Roster, roster_of
 from nonn.aggregator.policy.session import Session
 from nonn.errors import ConfigError
-from nonn.reliability.subsets import AccuracyOf
+from nonn.reliability.table import AccuracyOf
 
 __all__ = ["Policy"]
 

@@ -35,7 +35,7 @@ from typing import Protocol
 
 from nonn.aggregator.policy.config import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
-from nonn.reliability.subsets import AccuracyOf
+from nonn.reliability.table import AccuracyOf
 
 __all__ = ["Session", "SessionPolicy"]
 

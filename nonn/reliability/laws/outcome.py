@@ -10,7 +10,7 @@ import numpy as np
 
 from nonn.errors import ShapeError
 from nonn.reliability.laws.base import FirstPassage, FloatArray, Law, TimedLaw
-from nonn.reliability.subsets import SubsetTable
+from nonn.reliability.table import SubsetTable
 
 __all__ = ["Level", "Outcome", "assess", "availability", "distribution", "expected", "meets"]
 

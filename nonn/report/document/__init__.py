@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from nonn.bundle.traffic import Traffic
 from nonn.documents import OPTIONAL, Difference, Share, Whole
 from nonn.errors import InputError, MissingExtraError
-from nonn.reliability.subsets import FailureRow
+from nonn.reliability.table import FailureRow
 from nonn.report.document.availability import Availability, AvailabilityCurve, ExpectedAccuracy, LevelShare, Sampling
 from nonn.report.document.classes import ClassReport, ClassRow, SampledSets
 from nonn.report.document.compared import Comparison, LiveMeasurement, MethodRow

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nonn.documents import OPTIONAL, REST, Difference, Share, Whole
-from nonn.reliability.subsets import FailureRow
+from nonn.reliability.table import FailureRow
 from nonn.report.document.devices import HeadReport
 
 __all__ = [

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nonn.bundle import Bundle
     from nonn.reliability.laws import Law
-    from nonn.reliability.subsets import AccuracyTable
+    from nonn.reliability.table import AccuracyTable
 
 SUMMARY = "exact accuracy of all subsets, failure laws, guarantees, value of devices"
 
