@@ -253,7 +253,10 @@ def test_the_same_seed_gives_the_same_json_and_another_seed_does_not(bundle: Bun
     assert json.dumps(simulate(other, bundle)) != first
 
 
-def test_runs_over_seeds_and_processes_are_those_of_each_seed_alone(bundle: Bundle) -> None:
+def test_runs_over_seeds_and_processes_are_those_of_each_seed_alone(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nonn_sim.simulate.FEW", 0)
     scenario = world(scenario={"requests": 200}, nodes={"mtbf_s": 1.0, "mttr_s": 0.5})
     both = simulate(scenario, bundle, seeds=2, compare=False)["rows"][0]
     alone = [

@@ -21,6 +21,7 @@ from nonn_sim.trace import Trace
 
 __all__ = ["simulate", "simulate_many", "simulate_once"]
 
+FEW = 20_000  # requests of all runs; to start processes takes as long as to simulate them
 # Averaged over seeds; the other figures are those of the first seed.
 _AVERAGED = (
     "accuracy",
@@ -138,13 +139,20 @@ def _rows(
         for scenario, deployment in pairs
         for k in range(seeds)
     ]
-    outcomes = map_jobs(_run, jobs, backend)
+    few = sum(_requests(job.scenario) for job in jobs) < FEW
+    outcomes = map_jobs(_run, jobs, backend, workers=1 if few else 0)
     rows = []
     for start in range(0, len(outcomes), seeds):
         mine = outcomes[start : start + seeds]
         row = {**mine[0], **({"over_seeds": _over_seeds(mine)} if seeds > 1 else {})}
         rows.append(_for_new_samples(row, bundle))
     return rows
+
+
+def _requests(scenario: Scenario) -> float:
+    """Number of requests of a run, about; infinite where the answers decide it."""
+    run, load = scenario.scenario, scenario.load
+    return run.requests or (np.inf if load.arrivals == "closed" else run.duration_s * load.rate_per_s)
 
 
 def _for_new_samples(row: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
