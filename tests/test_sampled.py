@@ -65,7 +65,7 @@ def sampled(ridge: RidgePerSet) -> SampledEvidence:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("sampled") / "bundle"
-    return toy_bundle(folder, MANY, width=1, sampled={"failed": 2, "chains": 4, "draws": 8})
+    return toy_bundle(folder, MANY, width=1, sampled={"failed": 2, "chains": 4, "draws": 8, "rounds": 1})
 
 
 @pytest.fixture(scope="module")

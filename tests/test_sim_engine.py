@@ -159,7 +159,7 @@ def behind_an_access_point(bundle: Bundle, nodes: int, work: Work, bytes_per_s: 
 
 
 def test_requests_wait_for_their_access_point_as_long_as_queueing_theory_says(bundle: Bundle) -> None:
-    sections = {"scenario": {"requests": 40_000}, "load": {"rate_per_s": 70.0}, "link": {"latency_s": 0.0}}
+    sections = {"scenario": {"requests": 25_000}, "load": {"rate_per_s": 70.0}, "link": {"latency_s": 0.0}}
     latency_s = behind_an_access_point(bundle, 1, Work(0.0, 1000, 0), 1e5, **sections)  # 10 ms a request, no reply
     assert latency_s.min() == pytest.approx(0.01)
     # M/D/1: a load of 0.7 waits 0.7 · 10 ms ÷ (2 · 0.3) on average.
