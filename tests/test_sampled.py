@@ -247,6 +247,8 @@ def test_enumerate_shows_the_stored_sample_of_64_devices(
     assert law["expected_bound"][1] - law["expected_bound"][0] == pytest.approx(law["unseen"])
     assert main(other) == 0
     assert "has no draws of this law" in capsys.readouterr().out
+    assert main(["enumerate", str(bundle.path), "--law", "independent p=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["law"]["expected_bound"] == [0, 0]  # no device ever answers
     assert main([*other, "--per-class"]) == 2
     assert "--per-class needs every subset" in capsys.readouterr().err
 

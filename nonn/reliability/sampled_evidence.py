@@ -125,6 +125,19 @@ class SampledEvidence(TableEvidence[SampledTable]):
         ends[:, 0] = (shares - np.hypot(shares - ends[:, 0], down)).clip(0, 1)
         ends[:, 1] = (shares + np.hypot(ends[:, 1] - shares, up)).clip(0, 1)
 
+    def bound(self, law: Law, values: FloatArray, of_none: float = 0.0) -> Interval:
+        """Lowest and highest mean under a law, whatever the values of the subsets that were not counted.
+
+        Args:
+            law: the failure law.
+            values: of each subset, in [0, 1] [m].
+            of_none: value of the empty subset, which is known without counting.
+        """
+        known, unseen, _ = self.table.law_weights(law)
+        none = min(unseen, float(law.probability_of(np.zeros((1, self.table.num_devices), dtype=bool))[0]))
+        least = min(1.0, float(known @ values) + none * of_none)
+        return least, min(1.0, least + unseen - none)
+
     def expected(self, law: Law) -> Expected:
         """Expected accuracy under a failure law.
 
@@ -132,10 +145,10 @@ class SampledEvidence(TableEvidence[SampledTable]):
             ConfigError: the table has no draws of this law.
         """
         accuracy, weights = self.table.accuracy, self.weights(law)
-        known, unseen, _ = self.table.law_weights(law)
-        least, value = float(known @ accuracy), min(1.0, float(weights @ accuracy))
+        low, high = self.bound(law, accuracy)
+        value = min(high, max(low, float(weights @ accuracy)))  # few draws can miss the bound
         interval = widened(value, self.mean(weights[None])[0], self.sampling(law, accuracy))
-        return Expected(value, interval, (least, min(1.0, least + unseen)))
+        return Expected(value, interval, (low, high))
 
     def importance(self, p_fail: FloatArray) -> tuple[FloatArray, list[Interval]]:
         """Accuracy lost if each device fails, given that few others have [N], and its intervals."""

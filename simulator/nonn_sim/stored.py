@@ -61,8 +61,7 @@ def stored_summary(
 
 def _under(evidence: SampledEvidence, law: Law, levels: Sequence[float]) -> Summary:
     """Figures under a failure law; None where the bundle has no draws of it."""
-    known, unseen, draws = evidence.table.law_weights(law)
-    least = float(known @ evidence.table.accuracy)
+    _, unseen, draws = evidence.table.law_weights(law)
     expected = evidence.expected(law) if evidence.is_drawn(law) else None
     return {
         "law": law.text,
@@ -70,7 +69,7 @@ def _under(evidence: SampledEvidence, law: Law, levels: Sequence[float]) -> Summ
         "unseen": unseen,
         "expected": None if expected is None else expected.value,
         "expected_interval": None if expected is None else list(expected.interval),
-        "expected_bound": [least, min(1.0, least + unseen)],
+        "expected_bound": list(evidence.bound(law, evidence.table.accuracy)),
         "levels": [_level(evidence, law, level) for level in levels],
     }
 
@@ -78,12 +77,11 @@ def _under(evidence: SampledEvidence, law: Law, levels: Sequence[float]) -> Summ
 def _level(evidence: SampledEvidence, law: Law, level: float) -> Summary:
     """The share of time in which accuracy reaches a level: its bound, and its estimate if the law was drawn."""
     accuracy = evidence.table.accuracy
-    known, unseen, _ = evidence.table.law_weights(law)
-    sure = float(known @ meets(accuracy, level))
-    row: Summary = {"level": level, "availability": None, "interval": None, "bound": [sure, min(1.0, sure + unseen)]}
+    bound = evidence.bound(law, meets(accuracy, level).astype(np.float64), float(level <= 0))
+    row: Summary = {"level": level, "availability": None, "interval": None, "bound": list(bound)}
     if evidence.is_drawn(law):
         weights = evidence.weights(law)
-        share = np.array([min(1.0, float(weights @ meets(accuracy, level)))])
+        share = np.array([float(weights @ meets(accuracy, level))]).clip(*bound)
         ends = np.array(evidence.of(lambda drawn: np.array([weights @ meets(drawn, level)])))
         evidence.widen_shares(law, np.array([level]), share, ends)
         row |= {"availability": float(share[0]), "interval": ends[0].tolist()}
