@@ -24,7 +24,7 @@ ELSEWHERE := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive HOME=/dev/null LC_ALL=C h
 demo: $(READY)            ## train, distil, launch eight devices, kill them one by one, report
 	$(BIN)/nonn demo
 
-demo-sensing: $(READY)    ## five nodes measure themselves and fail one after another; streamed accuracy against the table
+demo-sensing: $(READY)    ## five nodes measure themselves, fail one after another, and rest by an accuracy goal
 	$(BIN)/python examples/sensing/demo.py
 
 # Tests wait for a fifth of their time, so three at a time use two cores.
