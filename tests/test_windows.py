@@ -92,6 +92,19 @@ def test_a_fault_of_the_sensor_is_no_data_while_a_window_has_it(kind: str) -> No
     assert found[2] == found[7] == ""
 
 
+@pytest.mark.parametrize("rate", [RATE, 4 * RATE])
+def test_a_sensor_that_hangs_or_recovers_within_a_window_is_flat_in_the_window_that_it_mostly_missed(
+    rate: float,
+) -> None:
+    spec = SensingSpec(RATE, SAMPLES, HOP, ("x", "y", "z"), ("g",) * 3, (1.0,) * 3, (-3.0,) * 3, (3.0,) * 3, (0.5,) * 3)
+    times = at(rate, 10)
+    values = np.column_stack([signal(times), np.sin(2 * times)])
+    hung = (times > 2.1) & (times < 5.9)
+    values[hung] = values[hung][0]
+    found = {round(w.end_s): w.reason for w in windows(times, values, spec)}
+    assert found == {1: "gap", 2: "", 3: "", 4: "flat", 5: "flat", 6: "flat", 7: "", 8: "", 9: "", 10: ""}
+
+
 def test_a_window_after_a_gap_has_data_if_it_has_all_its_samples() -> None:
     times = at(RATE, 8)
     kept = times[(times <= 2) | (times > 4 + 1e-9)]

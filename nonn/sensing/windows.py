@@ -8,7 +8,8 @@ of what would alias. A window is answered with "no data" instead of values if
 - ``gap``: two neighbouring samples are more than ``GAP`` intervals apart, or its start is missing;
 - ``rate``: the source is slower than 80 % of the rate;
 - ``invalid``: a value is NaN or infinite;
-- ``flat``: a channel moves less than a tenth of what it did in the quietest training window;
+- ``flat``: a channel moves less than a tenth of what it did in the quietest training window, or all channels, at least
+  three, stand still for half of the window, as when a sensor hangs within it;
 - ``saturated``: a tenth of its samples or more, at least three, equal its extreme, near the end of the training range;
 - ``range``: a tenth of its samples lie outside the training range, widened by its width at each end;
 - ``clock``: time went backwards inside it.
@@ -38,6 +39,8 @@ FAST = 1.5  # times the rate: averaged
 SHARE = 0.1  # of the samples of a window: saturated, out of range
 NEAR_END = 0.9  # of the training range
 QUIET = 0.1  # of the quietest training window
+STILL = 1e-9  # of the training range: rounding of averages
+MOVING = 3  # channels that do not all stand still at once, however coarse they are
 
 
 def middle(values: Float64) -> float:
@@ -139,6 +142,10 @@ class Windower(Cutter):
         low, high, quiet = (np.array(v)[:, None] for v in (spec.low, spec.high, spec.quiet))
         width = high - low
         if (np.ptp(values, axis=1, keepdims=True) < QUIET * quiet).any():
+            return "flat"
+        halves = np.stack([values[:, : values.shape[1] // 2], values[:, -(values.shape[1] // 2) :]])
+        still = (np.ptp(halves, axis=2) <= STILL * width.T).all(axis=1)
+        if len(values) >= MOVING and (quiet > 0).all() and still.any():
             return "flat"
         if (((values > high + width) | (values < low - width)).sum(axis=1) >= limit).any():
             return "range"
