@@ -98,6 +98,7 @@ def commands(line: str) -> Iterator[list[str]]:
 def problem(command: list[str]) -> str | None:
     program, arguments = command[0], command[1:]
     if program in PROGRAMS:
+        PROGRAMS[program].build_parser()  # its modules must not be imported while the function is replaced
         said = io.StringIO()
         try:
             with (

@@ -99,9 +99,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
 # Calls that a server takes at once from one connection; further ones are refused. gRPC clients keep them back, but not
-# before they know the limit, and a call that has ended for the client may still count for the server.
+# before they know the limit, and a call that has ended for the client may still count for the server: a client that is
+# answered all at once asks again while its last calls count, so it opens less than half of the limit.
 MAX_STREAMS = 100
-CLIENT_STREAMS = 64
+CLIENT_STREAMS = 48
 # For channels that outlive their peer. A restarted peer is found within half a second, not after gRPC's back-off of up
 # to two minutes. The minimum also limits one connection attempt: a stopped process accepts the connection but does not
 # answer. Keepalive is for links that fail silently.
