@@ -1,15 +1,15 @@
 """A node that attacks the aggregator below gRPC, with frames of HTTP/2 (RFC 9113).
 
-Each connection of the aggregator gets the frames of another kind:
+Each connection of the aggregator gets the frames of another kind, again whenever bytes come from it:
 
-==========  ========================================================================================================
-``goaway``  GOAWAY with an error code that RFC 9113 does not know, which "must not trigger any special behavior": one
-            such frame aborts a process with grpcio 1.84 or 1.85
-``reset``   RST_STREAM with such a code
-``pings``   PING frames, without an end
-``settings``  SETTINGS frames, without an end
-``noise``   frames of random types, flags, streams, lengths and contents
-==========  ========================================================================================================
+============  ======================================================================================================
+``goaway``    GOAWAY with an error code that RFC 9113 does not know, which "must not trigger any special behavior":
+              one such frame aborts a process with grpcio 1.84 or 1.85
+``reset``     RST_STREAM with such a code
+``pings``     10,000 PING frames
+``settings``  10,000 SETTINGS frames
+``noise``     100 frames of random types, flags, streams, lengths and contents
+============  ======================================================================================================
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["KINDS", "SECTIONS", "FrameNode"]
 GOAWAY = 7
 CODES = (*range(14, 40), 0x80, 0x4000, 2**31, 2**32 - 1)  # beyond the 14 of RFC 9113
 KINDS = ("goaway", "reset", "pings", "settings", "noise")
-ENDLESS_S = 0.5  # that the last three kinds take on one connection
+SILENCE_S = 0.5  # without a byte, after which a connection ends
 PERIOD_S = 10.0
 
 
@@ -74,9 +74,9 @@ class FrameNode:
 
     def _attack(self, connection: socket.socket, kind: str, code: int) -> None:
         with contextlib.suppress(OSError), connection:
-            connection.settimeout(ENDLESS_S)
+            connection.settimeout(SILENCE_S)
             connection.sendall(http2.frame(http2.SETTINGS, 0, 0))
-            while connection.recv(65_536):  # until there is a call, or for as long as none comes
+            while connection.recv(65_536):
                 for frames in _frames(kind, code):
                     connection.sendall(frames)
                 self.attacks[kind] += 1
