@@ -25,6 +25,21 @@ SPEC = SensingSpec(8.0, 8, 1.0, ("acc_x", "acc_y"), ("m/s2", "m/s2"), (1.0, 1.0)
 CLOCK = DataClock()
 
 
+def test_a_process_that_is_interrupted_between_two_clocks_does_not_shift_its_recordings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    boot, interruptions = 100.0, iter([0.1, 0.3, 0.0, 0.4])
+
+    def advanced(*_: int) -> float:
+        nonlocal boot
+        boot += next(interruptions, 0.0)
+        return boot
+
+    monkeypatch.setattr("nonn.sensing.clock.time.clock_gettime", advanced)
+    monkeypatch.setattr("nonn.sensing.clock.time.time", lambda: boot + 1000.0)
+    assert DataClock(4.0).of_boot(7.0) == pytest.approx(4.0 * 1007.0)
+
+
 def opened(text: str, spec: SensingSpec = SPEC, clock: DataClock | None = None) -> Any:
     options = parse_source(text)
     return open_source(options, spec, clock or options.clock())

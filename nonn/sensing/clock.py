@@ -14,6 +14,7 @@ import time
 __all__ = ["DataClock"]
 
 _BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # Linux; others do not count a suspend
+READINGS = 10
 
 
 class DataClock:
@@ -27,7 +28,7 @@ class DataClock:
 
     def __init__(self, speed: float = 1.0, offset_s: float = 0.0, drift_ppm: float = 0.0) -> None:
         self.speed = speed
-        self._zero = time.time() - time.clock_gettime(_BOOT)
+        self._zero = _unix_of_boot()
         self._start, self._offset_s, self._drift = self.true(), offset_s, drift_ppm * 1e-6
 
     def true(self) -> float:
@@ -45,3 +46,16 @@ class DataClock:
     def at(self, true_s: float) -> float:
         """What the clock shows at a time without error."""
         return true_s + self._offset_s + self._drift * (true_s - self._start)
+
+
+def _unix_of_boot() -> float:
+    """Unix time at which the boot clock was zero, in seconds.
+
+    Of several readings the shortest counts: a process that is interrupted between two clocks is wrong by that time.
+    """
+
+    def reading() -> tuple[float, float]:
+        before, unix, after = time.clock_gettime(_BOOT), time.time(), time.clock_gettime(_BOOT)
+        return after - before, unix - (before + after) / 2
+
+    return min(reading() for _ in range(READINGS))[1]
