@@ -196,6 +196,7 @@ def sensing_markdown(found: Mapping[str, Any], life: Mapping[str, Any]) -> str:
         shown = (100 * sum(row[key] * row["windows"] for row in rows) / windows for key in ("streamed", "table"))
         lines.append(f"| {missing} | {windows} | {' | '.join(f'{value:.1f}' for value in shown)} |")
     differ = sum(not row["agrees"] for row in found["rows"])
+    own = f", {found['node_anonymous_mb']:.1f} MB of it not pages of files" if "node_anonymous_mb" in found else ""
     lines += [
         "",
         f"- {found['windows']} windows: {found['answers_missing']} answers missing while a unit senses, "
@@ -208,8 +209,8 @@ def sensing_markdown(found: Mapping[str, Any], life: Mapping[str, Any]) -> str:
         "a core.",
         f"- {found['bytes_per_answer']:.0f} bytes an answer with headers of messages; the raw windows of the same "
         f"units are {found['raw_bytes_per_answer']:,.0f} in float32, {found['raw_over_sent']:.0f} times as many.",
-        f"- A node took {found['node_rss_mb']:.1f} MB of memory, and {found['node_cpu_percent']:.1f} % of a core at "
-        f"{found['speed']:g} times the speed of life.",
+        f"- A node took {found['node_rss_mb']:.1f} MB of memory{own}, and {found['node_cpu_percent']:.1f} % of a core "
+        f"at {found['speed']:g} times the speed of life.",
     ]
     if goal := found.get("goal"):
         shares = (f"{name} {100 * goal[key]:.1f} %" for name, key in (("streamed", "accuracy"), ("table", "table")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -10,6 +11,11 @@ import pytest
 
 from tests.light import BLOCKED, python
 from tests.toys import toy_bundle
+
+# All that a node loads besides the standard library; grpc loads its last two where they are installed.
+PACKAGES = {"nonn", "nonn_device", "numpy", "onnxruntime", "uvloop", "google", "typing_extensions"}
+PACKAGES |= {"grpc", "grpc_health", "grpc_reflection", "grpc_tools"}
+PARTS = {"arguments", "bundle", "commandline", "errors", "files", "rpc", "security", "sensing", "telemetry"}
 
 
 @pytest.mark.parametrize("name", BLOCKED)
@@ -52,15 +58,22 @@ def test_a_node_serves_with_the_base_install_alone_and_without_what_others_need(
     bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
     # Standard input is empty, so the node ends as soon as it has said that it serves.
     program = """
-import nonn_device.publish, nonn_device.sources
+import nonn_device.commands.join, nonn_device.publish, nonn_device.sources.recording
 from nonn_device.cli import main
+from nonn_device.vitals import peak_bytes, resident_bytes
 assert main(sys.argv[1:]) == 0
-unneeded = ("nonn.fusion", "nonn.reliability", "nonn.documents", "nonn.toml", "nonn.config")
-assert not [name for name in sys.modules if name.startswith(unneeded)], "4 MB"
+freed = peak_bytes() - resident_bytes()
+packages = {name for name, module in sys.modules.items() if "." not in name and getattr(module, "__file__", None)}
+parts = {name.split(".")[1] for name in sys.modules if name.startswith("nonn.")}
+print(sorted(packages - sys.stdlib_module_names), sorted(parts), freed, sep="\\n", file=sys.stderr)
 """
     served = python(program, "serve", str(bundle.path), "--student", "0", "--watch-stdin")
     assert served.returncode == 0, served.stderr
     assert json.loads(served.stdout)["event"] == "ready"
+    packages, parts, freed = map(ast.literal_eval, served.stderr.splitlines()[-3:])
+    assert {name for name in packages if name[0] != "_"} <= PACKAGES
+    assert set(parts) <= PARTS
+    assert freed > 5_000_000, "the code of the start is still mapped"
 
 
 def test_training_without_its_extra_gives_the_install_command() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from nonn_device.runtime import batch_within, open_runtime
 from nonn_device.self_test import self_test
-from nonn_device.vitals import peak_bytes, processor, resident_bytes
+from nonn_device.vitals import peak_bytes, processor, release_code, resident_bytes
 
 from nonn.bundle import Bundle, InputSpec
 from nonn.errors import BudgetError, BundleError
@@ -161,6 +161,14 @@ def _check_peak_counted_anew() -> None:
     again = peak_bytes(reset=True)
     assert again < before - 30_000_000
     assert abs(again - resident_bytes()) < 20_000_000
+
+
+def test_code_is_unmapped_and_mapped_again_where_it_runs_again(bundle: Bundle) -> None:
+    runtime, sample = open_runtime("onnx", bundle, 0), np.ones((1, *SHAPE), np.float32)
+    before, held = runtime.run(sample), resident_bytes()
+    release_code()
+    assert resident_bytes() < held - 10_000_000
+    np.testing.assert_array_equal(runtime.run(sample), before)
 
 
 def test_a_node_that_runs_c_needs_no_onnx_runtime_to_be_imported(bundle: Bundle) -> None:

@@ -86,7 +86,7 @@ def batch_within(runtime: Runtime, spec: InputSpec, limit_mb: int, max_batch: in
     if left < sample:
         raise BudgetError(
             f"{runtime.name}: the node uses {held / 1e6:.0f} MB and one sample needs {sample / 1e6:.1f} MB more, over "
-            f"the {limit_mb} MB of --memory; allow more, or use --runtime c, which needs about a third less"
+            f"the {limit_mb} MB of --memory; allow more, or use --runtime c, which needs less"
         )
     # The other half is for requests that wait.
     return min(max_batch, max(1, int(left / sample / 2)))
@@ -111,7 +111,7 @@ class OnnxRuntime:
     """
 
     def __init__(self, path: Path, student: StudentEntry, spec: InputSpec, threads: int = 1) -> None:
-        import onnxruntime  # 30 MB that a node with a compiled student does not need
+        import onnxruntime  # a node with a compiled student does without it
 
         self._version = onnxruntime.__version__
         options = onnxruntime.SessionOptions()

@@ -48,7 +48,8 @@ class Replayed:
 
     Attributes:
         answers: answer to each window, by its number.
-        used: largest resident memory and processor time of a node, ``node_rss_mb`` and ``node_cpu_percent``.
+        used: the most that a node used: resident memory ``node_rss_mb``, and ``node_anonymous_mb`` of it that are not
+            pages of files; processor time ``node_cpu_percent``.
     """
 
     answers: dict[int, WindowAnswer] = field(default_factory=dict)
@@ -158,7 +159,7 @@ def replay(
                 continue
             found.answers[k] = answer
             if not before and k >= 5:
-                before = {unit: (time.time(), _usage(node.pid)[1]) for unit, node in enumerate(nodes)}
+                before = {unit: (time.time(), _usage(node.pid)[2]) for unit, node in enumerate(nodes)}
             if before and not found.used and k >= len(inputs) // len(nodes) - 1:
                 found.used = _used(nodes, before)
             for unit, since in plan.killed.items():
@@ -193,19 +194,20 @@ def _ready(child: subprocess.Popen[bytes], log: Path) -> Any:
     return json.loads(line)
 
 
-def _usage(pid: int) -> tuple[float, float]:
-    """Resident megabytes and processor seconds of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    resident = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+def _usage(pid: int) -> tuple[float, float, float]:
+    """Resident megabytes of a process, those of them that are not pages of files, and its processor seconds."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    resident, anonymous = (int(status[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "RssAnon"))
     ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return resident * 1024 / 1e6, ticks / 100
+    return resident, anonymous, ticks / 100
 
 
 def _used(nodes: list[subprocess.Popen[bytes]], before: Mapping[int, tuple[float, float]]) -> dict[str, float]:
     """Largest memory of a node, and its share of a core since then."""
     now = {unit: _usage(node.pid) for unit, node in enumerate(nodes) if node.poll() is None}
-    shares = [100 * (cpu - before[unit][1]) / (time.time() - before[unit][0]) for unit, (_, cpu) in now.items()]
+    shares = [100 * (cpu - before[unit][1]) / (time.time() - before[unit][0]) for unit, (*_, cpu) in now.items()]
     return {
-        "node_rss_mb": max((rss for rss, _ in now.values()), default=0.0),
+        "node_rss_mb": max((resident for resident, *_ in now.values()), default=0.0),
+        "node_anonymous_mb": max((anonymous for _, anonymous, _ in now.values()), default=0.0),
         "node_cpu_percent": max(shares, default=0),
     }

@@ -38,11 +38,11 @@ _Result = TypeVar("_Result")
 
 def run(arguments: argparse.Namespace) -> int:
     """Gets a student and serves it; gets another one when an aggregator assigns it."""
-    from nonn_device.pairing_options import use_pairing
-
     if arguments.dial_out and (arguments.host not in (None, LOOPBACK) or arguments.advertise):
         raise UsageError("--dial-out is for a node without a reachable address: omit --host and --advertise")
     if arguments.may_pair:
+        from nonn_device.pairing_options import use_pairing
+
         use_pairing(arguments)
     elif arguments.code is not None or arguments.pair_with is not None:
         raise UsageError("--code and --pair-with get a certificate: leave out --tls and --join-token-file")

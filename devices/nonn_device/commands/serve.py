@@ -20,7 +20,7 @@ from nonn.security.tls import load_tls
 from nonn.telemetry.systemd import Watchdog
 from nonn_device.node import StudentModel
 from nonn_device.runtime import batch_within, memory_left, open_runtime
-from nonn_device.vitals import can_limit_memory
+from nonn_device.vitals import can_limit_memory, release_code
 
 __all__ = ["LOOPBACK", "endpoint_of", "model_of", "run", "server_options", "warn_of_memory"]
 
@@ -59,6 +59,7 @@ def model_of(arguments: argparse.Namespace, bundle: Bundle, device: int, node: s
     max_batch = arguments.max_batch
     if arguments.memory:
         max_batch = batch_within(runtime, bundle.input_of(device), arguments.memory, max_batch)
+    release_code()
     return StudentModel(
         bundle,
         device,
