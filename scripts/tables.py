@@ -19,6 +19,7 @@ liars         the output of ``nonn-sim liars BUNDLE --json``
 serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
 scaling       ``scaling.json`` of ``make bench``: what it costs with more nodes
 sensing       results of ``examples/sensing/demo.py``, fast and at the speed of life
+cameras       result of the same with a bundle of cameras
 worn          results of ``benchmarks/worn.py``: units that are worn wrongly
 soak          ``soak.json`` of ``make soak``: the adversaries, and what they cost
 costs         ``costs.json`` of ``benchmarks.costs``: what each student costs in each runtime
@@ -186,23 +187,9 @@ def sensing_markdown(found: Mapping[str, Any], life: Mapping[str, Any]) -> str:
         found: result of ``examples/sensing/demo.py`` at many times the speed of life.
         life: the same at the speed of life, for delays.
     """
-    lines = ["| units missing | windows | streamed, % | table, % (same sets of units) |", "|---:|---:|---:|---:|"]
-    by_missing: dict[int, list[Any]] = {}
-    most = max(len(row["units"]) for row in found["rows"])
-    for row in found["rows"]:
-        by_missing.setdefault(most - len(row["units"]), []).append(row)
-    for missing, rows in sorted(by_missing.items()):
-        windows = sum(row["windows"] for row in rows)
-        shown = (100 * sum(row[key] * row["windows"] for row in rows) / windows for key in ("streamed", "table"))
-        lines.append(f"| {missing} | {windows} | {' | '.join(f'{value:.1f}' for value in shown)} |")
-    differ = sum(not row["agrees"] for row in found["rows"])
     own = f", {found['node_anonymous_mb']:.1f} MB of it not pages of files" if "node_anonymous_mb" in found else ""
-    lines += [
-        "",
-        f"- {found['windows']} windows: {found['answers_missing']} answers missing while a unit senses, "
-        f"{found['masks_with_a_unit_that_did_not_sense']} masks with a unit that did not sense, "
-        f"{100 * found['equal_to_offline']:.1f} % of the labels equal to the offline fusion of the same windows and "
-        f"units; {differ} of {len(found['rows'])} sets of units differ from the table.",
+    lines = [
+        _streamed(found, "units", "windows"),
         f"- An answer came {found['delay_p50_ms']:.0f} ms after the end of its window (median; 95 %: "
         f"{found['delay_p95_ms']:.0f} ms). At the speed of life: {life['delay_p50_ms']:.0f} ms (95 %: "
         f"{life['delay_p95_ms']:.0f} ms) in {life['windows']} windows; a node used {life['node_cpu_percent']:.1f} % of "
@@ -212,14 +199,52 @@ def sensing_markdown(found: Mapping[str, Any], life: Mapping[str, Any]) -> str:
         f"- A node took {found['node_rss_mb']:.1f} MB of memory{own}, and {found['node_cpu_percent']:.1f} % of a core "
         f"at {found['speed']:g} times the speed of life.",
     ]
-    if goal := found.get("goal"):
-        shares = (f"{name} {100 * goal[key]:.1f} %" for name, key in (("streamed", "accuracy"), ("table", "table")))
-        lines.append(
-            f"- With an accuracy goal of {goal['accuracy_goal']:g}, without failures, {goal['units_mean']:.1f} units "
-            f"work: {goal['bytes_per_answer']:.0f} bytes an answer, {', '.join(shares)} ({goal['windows']} windows, "
-            f"{goal['answers_missing']} answers missing)."
-        )
+    return "\n".join([*lines, *_with_goal(found, "units", "windows")])
+
+
+def cameras_markdown(found: Mapping[str, Any]) -> str:
+    """The same for cameras: accuracy, answers, and bytes of pictures."""
+    lines = [
+        _streamed(found, "cameras", "pictures"),
+        f"- {found['bytes_per_answer']:.0f} bytes an answer with headers of messages; the pictures of the same cameras "
+        f"are {found['raw_bytes_per_answer']:,.0f} bytes. A node took {found['node_rss_mb']:.1f} MB of memory.",
+    ]
+    return "\n".join([*lines, *_with_goal(found, "cameras", "pictures")])
+
+
+def _streamed(found: Mapping[str, Any], units: str, windows: str) -> str:
+    """Streamed accuracy by missing units next to the table's, and what was wrong with the answers."""
+    head = f"| {units} missing | {windows} | streamed, % | table, % (same sets of {units}) |"
+    lines = [head, "|---:|---:|---:|---:|"]
+    by_missing: dict[int, list[Any]] = {}
+    most = max(len(row["units"]) for row in found["rows"])
+    for row in found["rows"]:
+        by_missing.setdefault(most - len(row["units"]), []).append(row)
+    for missing, rows in sorted(by_missing.items()):
+        number = sum(row["windows"] for row in rows)
+        shown = (100 * sum(row[key] * row["windows"] for row in rows) / number for key in ("streamed", "table"))
+        lines.append(f"| {missing} | {number} | {' | '.join(f'{value:.1f}' for value in shown)} |")
+    differ = sum(not row["agrees"] for row in found["rows"])
+    lines += [
+        "",
+        f"- {found['windows']} {windows}: {found['answers_missing']} answers missing while a {units[:-1]} senses, "
+        f"{found['masks_with_a_unit_that_did_not_sense']} masks with a {units[:-1]} that did not sense, "
+        f"{100 * found['equal_to_offline']:.1f} % of the labels equal to the offline fusion of the same {windows} and "
+        f"{units}; {differ} of {len(found['rows'])} sets of {units} differ from the table.",
+    ]
     return "\n".join(lines)
+
+
+def _with_goal(found: Mapping[str, Any], units: str, windows: str) -> list[str]:
+    """A line on the replay with an accuracy goal, if there was one."""
+    if not (goal := found.get("goal")):
+        return []
+    shares = (f"{name} {100 * goal[key]:.1f} %" for name, key in (("streamed", "accuracy"), ("table", "table")))
+    return [
+        f"- With an accuracy goal of {goal['accuracy_goal']:g}, without failures, {goal['units_mean']:.1f} {units} "
+        f"work: {goal['bytes_per_answer']:.0f} bytes an answer, {', '.join(shares)} ({goal['windows']} {windows}, "
+        f"{goal['answers_missing']} answers missing)."
+    ]
 
 
 def worn_markdown(found: Mapping[str, Any]) -> str:
@@ -495,6 +520,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "serving": (None, serving_markdown),
     "scaling": (None, scaling_markdown),
     "sensing": (None, sensing_markdown),
+    "cameras": (None, cameras_markdown),
     "soak": (None, soak_markdown),
     "costs": (None, costs_markdown),
     "estimates": (None, estimates_markdown),

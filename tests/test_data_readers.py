@@ -239,6 +239,8 @@ def test_cifar_10_joins_its_five_batches_in_order(tmp_path: Path) -> None:
     write_pickle(folder / "batches.meta", {"label_names": NAMES})
     data = load("cifar", tmp_path)
     assert data.name == "cifar-10"
+    seen = load("cifar", tmp_path, cameras=2)
+    assert (seen.name, seen.input_shape) == ("cifar-10, 2 made cameras", (6, 24, 24))
     assert training_inputs(data) == {x.tobytes() for x in flat[:20]}
     (folder / "data_batch_3").unlink()
     with pytest.raises(DataError, match="data_batch_3: no such file; the folder is incomplete"):

@@ -23,7 +23,7 @@ BUNDLES = sorted(EXAMPLES.glob("bundles/*/manifest.json"))
 FEW_BYTES = 10 << 20  # a bundle in the repository is cloned by everyone
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.stem)
 def test_every_experiment_is_read(path: Any) -> None:
     assert load_experiment(path).experiment.name == path.stem
 

@@ -84,6 +84,9 @@ def test_a_specification_of_pictures_has_their_contrast_and_a_tolerance() -> Non
     assert spec.tolerance_s == 0.1875
     np.testing.assert_allclose(spec.quiet, made.std(axis=(2, 3)).min(axis=0), rtol=1e-5)
     assert spec.of_view((1,)).quiet == spec.quiet[1:]
+    colours = SensingConfig(rate_hz=4.0, channels=("red", "green", "blue"))
+    of_second = _sensing(colours, made.repeat(3, axis=1)).of_view((3, 4, 5))
+    assert (of_second.channels, of_second.raw_bytes) == (colours.channels, 144)
     with pytest.raises(ConfigError, match=r"sensing\.units: is for windows"):
         _sensing(SensingConfig(rate_hz=4.0, channels=("grey",), units=("lux",)), made)
     with pytest.raises(ConfigError, match=r"sensing\.tolerance_s: is for pictures"):

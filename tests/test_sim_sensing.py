@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from nonn_sim.cli import main
+from nonn_sim.clients import Samples
 from nonn_sim.recorded import Plan, plan_of, recorded, step_of
 from nonn_sim.samples import own_samples
 from nonn_sim.sensing import simulate_sensing
+from nonn_sim.sensing_live import Replayed
 from nonn_sim.sensing_scenario import SensingScenario
 
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, DataError
+from nonn.reliability.subsets import members
 from nonn.sensing.columns import rows as read_rows
+from nonn.streams import WindowAnswer
 from nonn.toml import from_mapping
 from tests.recordings import camera_bundle, sensing_bundle
 from tests.toys import toy_bundle, toy_data
 
 TESTED = toy_data(200, 3)  # the test split of a toy bundle
 
-SHIPPED = sorted((Path(__file__).parent.parent / "simulator" / "sensing").glob("*.toml"))
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "examples" / "sensing" / "demo.py"
+SHIPPED = sorted((ROOT / "simulator" / "sensing").glob("*.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,7 @@ def test_the_command_prints_and_wrong_scenarios_are_refused(
     file = tmp_path / "a.toml"
     file.write_text("[sensing]\nhours = 0.01\n")
     assert main(["sense", str(file), "--bundle", str(bundle.path)]) == 0
-    assert "all units work" in capsys.readouterr().out
+    assert re.search(r"false masks.*\n.*all units work", capsys.readouterr().out, re.DOTALL)
     assert main(["sense", str(file), "--bundle", str(bundle.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["answers_missing"] == 0
     with pytest.raises(ConfigError, match=r"battery\.charge: 1 values for 4 units"):
@@ -147,3 +155,36 @@ def test_processes_of_cameras_run_a_scenario_live(tmp_path: Path, capsys: pytest
     assert sum(row["windows"] for row in live["rows"]) > 4  # all but two on an idle machine
     assert live["equal_to_offline"] >= 0.8
     assert live["raw_bytes_per_answer"] == pytest.approx(64 * live["units_mean"])
+
+
+@pytest.mark.parametrize("kind", ["as measured", "other labels", "a missing answer", "a unit that did not sense"])
+def test_the_demonstration_ends_with_7_if_answers_or_masks_are_not_those_of_the_bundle(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    demo, written = runpy.run_path(str(DEMO)), tmp_path / "found.json"
+    features, labels = bundle.features
+    order = np.random.default_rng(1).permutation(len(labels))[:60]
+
+    def replayed(bundle: Bundle, inputs: Any, plan: Plan, *_: Any, **options: Any) -> Replayed:
+        found = Replayed(used={"node_rss_mb": 70.0, "node_cpu_percent": 1.0})
+        for k, works in enumerate(plan.works):
+            mask = int(works @ (1 << np.arange(len(works)))) | (kind == "a unit that did not sense")
+            if not mask or (kind == "a missing answer" and k == 7):
+                continue
+            number = int(bundle.head.logits({i: features[i][order[k]][None] for i in members(mask)}).argmax())
+            number = (number + (kind == "other labels")) % len(bundle.manifest.classes)
+            label, accuracy = bundle.manifest.classes[number], float(bundle.table.accuracy[mask])
+            found.answers[k] = WindowAnswer(
+                0.0, 0.01, label, 0.9, mask, accuracy, (0.0, 1.0), bytes=10, raw_bytes=100, class_number=number
+            )
+        return found
+
+    # Other tests run the processes, and read the data.
+    names = demo["main"].__globals__
+    monkeypatch.setitem(names, "replay", replayed)
+    monkeypatch.setitem(names, "own_samples", lambda bundle: Samples(np.zeros((len(labels), 1)), labels))
+    options = ["--windows", "60", "--json", str(written)]
+    monkeypatch.setattr("sys.argv", ["demo.py", "--bundle", str(bundle.path), *options])
+    assert demo["main"]() == (0 if kind == "as measured" else 7)
+    assert "--accuracy-goal" in capsys.readouterr().out
+    assert json.loads(written.read_text())["goal"]["windows"] == 28

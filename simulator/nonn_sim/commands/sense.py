@@ -74,6 +74,7 @@ def _print(rows: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> No
         TextColumn("policy", "policy", str),
         Column("answers", "answers"),
         Column("missing", "answers_missing"),
+        Column("false masks", "masks_with_a_unit_that_did_not_sense"),
         Column("accuracy", "accuracy", percent),
         Column("table", "table", percent),
         Column("units", "units_mean", hours),
@@ -88,7 +89,7 @@ def _print(rows: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> No
         measured = (
             *columns[:1],
             Column("windows", "windows"),
-            *columns[2:6],
+            *columns[2:7],
             Column("bytes an answer", "bytes_per_answer", "{:.0f}".format),
             Column("delay p95, ms", "delay_p95_ms", "{:.0f}".format),
             Column("as offline", "equal_to_offline", percent),
