@@ -19,14 +19,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from nonn_device.board import BoardRuntime
 from nonn_sim.proxy import Proxies
 from nonn_sim.scenario import LinkConfig
 
 from benchmarks import storm
-from benchmarks.emulated import HERE, PROCESSORS, EmulatedBoard, free_port, link
+from benchmarks.emulated import HERE, PROCESSORS, Board, EmulatedBoard, NativeBoard, free_port, link
 from benchmarks.endurance import CLIENT_DEADLINE_S, DEADLINE_S
 from benchmarks.section import Figures, Ground, Section, reasons
 from nonn.aggregator.inventory import Node, write_inventory
@@ -44,43 +43,6 @@ ROUNDS = 3
 OFF_S = 2.0
 BACK_S = 30.0  # the promise: a breaker asks again after ten seconds at most, an emulated board starts in one
 WAIT_S = 120.0
-
-
-class Board(Protocol):
-    """What is done to a board."""
-
-    def switch_on(self) -> None:
-        """Starts it."""
-
-    def kill(self) -> None:
-        """Switches it off."""
-
-    def reset(self) -> None:
-        """Resets it."""
-
-
-class NativeBoard:
-    """node.c as a program of this machine, behind a UDP port."""
-
-    def __init__(self, program: Path) -> None:
-        self._program = program
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def switch_on(self) -> None:
-        """Starts it."""
-        self._child = subprocess.Popen([self._program])
-
-    def kill(self) -> None:
-        """Ends it; idempotent."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-        self._child = None
-
-    def reset(self) -> None:
-        """Ends it and starts it again at once."""
-        self.kill()
-        self.switch_on()
 
 
 class Watch:
@@ -132,10 +94,7 @@ def _board(ground: Ground, device: int) -> Iterator[tuple[Board, str, Proxies | 
             program = ground.folder / "node"
             command = ["cc", "-O2", f"-DNONN_UDP_PORT={port}", f"-I{ground.folder}", HERE / "devices/mcu/node.c"]
             subprocess.run([*command, student, "-lm", "-o", program], check=True)
-            native = NativeBoard(program)
-            stack.callback(native.kill)
-            native.switch_on()
-            yield native, f"udp:127.0.0.1:{port}", None, ""
+            yield stack.enter_context(NativeBoard([program])), f"udp:127.0.0.1:{port}", None, ""
             return
         board = stack.enter_context(EmulatedBoard(processor, link(processor, "node.c", student), port))
         fast = LinkConfig(latency_s=0.0, jitter_s=0.0)

@@ -14,6 +14,8 @@ import signal
 import socket
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +23,18 @@ from typing import Self
 
 from nonn.export.cmsis_nn import check_cmsis_nn, sources
 
-__all__ = ["HERE", "PROCESSORS", "RAM_KB", "STACK_BYTES", "EmulatedBoard", "Processor", "free_port", "link"]
+__all__ = [
+    "HERE",
+    "PROCESSORS",
+    "RAM_KB",
+    "STACK_BYTES",
+    "Board",
+    "EmulatedBoard",
+    "NativeBoard",
+    "Processor",
+    "free_port",
+    "link",
+]
 
 HERE = Path(__file__).resolve().parent.parent
 RAM_KB, STACK_BYTES = 256, 4096
@@ -104,20 +117,15 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-class EmulatedBoard:
-    """A board with ``devices/mcu/node.c`` whose serial line is a TCP port; off until it is switched on.
+class Board(ABC):
+    """A board as a child process; off until it is switched on.
 
     Args:
-        processor: of the board.
-        program: made by ``link``.
-        port: of the line; the monitor of QEMU has a socket next to the program.
+        command: runs the board.
     """
 
-    def __init__(self, processor: Processor, program: Path, port: int) -> None:
-        self._monitor = program.with_suffix(".monitor")
-        line, monitor = f"tcp:127.0.0.1:{port},server=on,wait=off", f"unix:{self._monitor},server=on,wait=off"
-        self._command = [*processor.emulator.split(), "-display", "none", "-monitor", monitor, "-serial", line]
-        self._command += ["-kernel", str(program)]
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        self._command = command
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -139,6 +147,35 @@ class EmulatedBoard:
             self._child.kill()
             self._child.wait()
         self._child = None
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Resets the processor."""
+
+
+class NativeBoard(Board):
+    """node.c as a program of this machine, ``command``, behind a UDP port."""
+
+    def reset(self) -> None:
+        """Ends it and starts it again at once."""
+        self.kill()
+        self.switch_on()
+
+
+class EmulatedBoard(Board):
+    """A board with ``devices/mcu/node.c`` whose serial line is a TCP port.
+
+    Args:
+        processor: of the board.
+        program: made by ``link``.
+        port: of the line; the monitor of QEMU has a socket next to the program.
+    """
+
+    def __init__(self, processor: Processor, program: Path, port: int) -> None:
+        self._monitor = program.with_suffix(".monitor")
+        line, monitor = f"tcp:127.0.0.1:{port},server=on,wait=off", f"unix:{self._monitor},server=on,wait=off"
+        devices = ["-display", "none", "-monitor", monitor, "-serial", line]
+        super().__init__([*processor.emulator.split(), *devices, "-kernel", program])
 
     def reset(self) -> None:
         """Resets the processor; the line stays open."""
