@@ -1,3 +1,5 @@
+"""Students compiled from C, as a node loads them: features, memory, refusals, on CMSIS-NN too."""
+
 from __future__ import annotations
 
 import contextlib
@@ -9,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -19,16 +20,13 @@ import pytest
 from nonn_device.compiled import CompiledRuntime, library_path, machine_of
 from nonn_device.runtime import open_runtime
 from nonn_device.self_test import samples_like
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, write_bundle
 from nonn.cli import main
 from nonn.config import ExportConfig
 from nonn.enumeration import enumerate_subsets
-from nonn.errors import BundleError, MissingExtraError
+from nonn.errors import BundleError
 from nonn.export import export_onnx
-from nonn.export.c import generate_c
 from nonn.export.cmsis_nn import sources as cmsis_sources
 from nonn.export.compiled import TOLERANCE
 from nonn.export.deploy import deploy
@@ -36,6 +34,7 @@ from nonn.export.integer import UntranslatableError, integer_c
 from nonn.fusion import RidgePerSet, gram
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request, read_tensors
+from tests.cmsis_nn import write_cmsis_nn
 from tests.networks import trained_looking_student
 from tests.serving import TIMEOUT_S, running_node
 from tests.toys import toy_bundle
@@ -272,58 +271,6 @@ def test_a_missing_instruction_is_an_error_and_does_not_kill_the_node(
     assert "ready" not in served.stdout
 
 
-def network(
-    nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: Sequence[int | str]
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "student",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 2])],
-        weights,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def compiled(nodes: Sequence[onnx.NodeProto], weights: Sequence[TensorProto], shape: Sequence[int | str]) -> None:
-    generate_c(network(nodes, weights, shape).SerializeToString(), "toy, student 7")
-
-
-def test_an_untranslatable_student_is_an_error_with_its_name() -> None:
-    weight = numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")
-    product = helper.make_node("MatMul", ["input", "w"], ["features"])
-    compiled([product], [weight], ["batch", 4])
-    with pytest.raises(BundleError, match=r"toy, student 7: only the batch may vary.*\[1, 0\]"):
-        compiled([product], [weight], ["batch", "length"])
-    foreign = helper.make_node("FutureOperator", ["input", "w"], ["features"])
-    with pytest.raises(BundleError, match="toy, student 7: cannot be translated to C"):
-        compiled([foreign], [weight], ["batch", 4])
-
-
-CODE = "*/ int evil = 1; /*"
-
-
-def test_names_that_could_be_code_in_c_are_refused_and_descriptions_are_left_out() -> None:
-    weight = numpy_helper.from_array(np.zeros((4, 2), np.float32), "w")
-    model = network([helper.make_node("MatMul", ["input", "w"], ["features"])], [weight], ["batch", 4])
-    helper.set_model_props(model, {CODE: CODE})
-    model.doc_string = model.graph.doc_string = model.graph.node[0].doc_string = CODE
-    assert "evil" not in generate_c(model.SerializeToString(), "toy, student 7").source
-    for place in ("producer_name", "domain", "graph.name", "graph.node.name", "graph.input.name"):
-        spoiled, *path, last = onnx.ModelProto(), *place.split(".")
-        spoiled.CopyFrom(model)
-        inner = spoiled
-        for name in path:
-            inner = getattr(inner, name)
-            inner = inner if name == "graph" else inner[0]
-        setattr(inner, last, CODE)
-        with pytest.raises(BundleError, match=rf"toy, student 7: {last} .*int evil.* could be code in C"):
-            generate_c(spoiled.SerializeToString(), "toy, student 7")
-    model.graph.node[0].attribute.append(helper.make_attribute("note", ["fine", CODE]))
-    with pytest.raises(BundleError, match=r"toy, student 7: strings .* could be code in C"):
-        generate_c(model.SerializeToString(), "toy, student 7")
-
-
 def test_a_convolution_without_a_bias_is_left_to_the_other_generator(bundle: Bundle) -> None:
     model = onnx.load(bundle.path / bundle.manifest.students[1].file)
     integer_c(model, "student")
@@ -331,50 +278,6 @@ def test_a_convolution_without_a_bias_is_left_to_the_other_generator(bundle: Bun
     del convolution.input[2]
     with pytest.raises(UntranslatableError, match="without weights and bias in integers"):
         integer_c(model, "student")
-
-
-def test_buffers_are_shared_only_by_what_does_not_live_at_once() -> None:
-    """Chains of residual sums: a wrong plan overwrites what is still needed, a wasteful one shares nothing."""
-    rng, nodes, last = np.random.default_rng(0), [], ["input"]
-    weights = [numpy_helper.from_array(rng.normal(size=(16, 16)).astype(np.float32), f"w{i}") for i in range(12)]
-    for i in range(12):
-        nodes.append(helper.make_node("MatMul", [last[-1], f"w{i}"], [f"m{i}"]))
-        nodes.append(helper.make_node("Add", [f"m{i}", last[max(0, len(last) - 1 - i % 4)]], [f"s{i}"]))
-        last.append(f"s{i}")
-    nodes[-1].output[0] = "features"
-    graph = helper.make_graph(
-        nodes,
-        "student",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 16])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 16])],
-        weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    made = generate_c(model.SerializeToString(), "chain")
-    assert 4 * 16 * 2 <= made.arena_bytes <= 4 * 16 * 6 < 4 * 16 * 23
-    values: dict[str, NDArray[np.float32]] = {"input": rng.normal(size=(1, 16)).astype(np.float32)}
-    for weight in weights:
-        values[weight.name] = numpy_helper.to_array(weight)
-    for node in nodes:
-        first, second = (values[name] for name in node.input)
-        values[node.output[0]] = first @ second if node.op_type == "MatMul" else first + second
-    got = _run_source(made.source, made.header, values["input"])
-    np.testing.assert_allclose(got, values["features"], rtol=1e-4, atol=1e-2)
-
-
-def _run_source(source: str, header: str, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "student.c").write_text(source)
-        (folder / "student.h").write_text(header)
-        sources = [REPOSITORY / "devices/c/main.c", folder / "student.c"]
-        subprocess.run(["cc", "-O2", f"-I{folder}", *sources, "-lm", "-o", folder / "program"], check=True)
-        done = subprocess.run(
-            [folder / "program"], input=inputs.tobytes(), capture_output=True, check=True, timeout=TIMEOUT_S
-        )
-    return np.frombuffer(done.stdout, np.float32).reshape(len(inputs), -1)
 
 
 @pytest.mark.parametrize(
@@ -395,82 +298,10 @@ def test_what_cannot_be_exported_ends_with_its_exit_code(
     assert text in capsys.readouterr().err
 
 
-def test_without_the_extra_the_message_has_the_command_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "emx_onnx_cgen"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "emx_onnx_cgen", None)
-    bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
-    with pytest.raises(MissingExtraError, match=r"pip install 'nonn\[c\]'"):
-        generate_c(bundle.student_path(0).read_bytes(), "toy")
-
-
-# What nonn uses of CMSIS-NN, by definition: convolution with a padded value of zero, requantised by another file.
-CMSIS_H = """
-#include <stdint.h>
-typedef struct { void *buf; int32_t size; } cmsis_nn_context;
-typedef struct { int32_t n, h, w, c; } cmsis_nn_dims;
-typedef struct { int32_t w, h; } cmsis_nn_tile;
-typedef struct { int32_t min, max; } cmsis_nn_activation;
-typedef struct {
-    int32_t input_offset, output_offset;
-    cmsis_nn_tile stride, padding, dilation;
-    cmsis_nn_activation activation;
-} cmsis_nn_conv_params;
-typedef struct { int32_t *multiplier, *shift; } cmsis_nn_per_channel_quant_params;
-int arm_convolve_wrapper_s8(const cmsis_nn_context *, const cmsis_nn_conv_params *,
-    const cmsis_nn_per_channel_quant_params *, const cmsis_nn_dims *, const int8_t *, const cmsis_nn_dims *,
-    const int8_t *, const cmsis_nn_dims *, const int32_t *, const cmsis_nn_dims *, int8_t *);
-"""
-CMSIS_C = """
-#include "arm_nnfunctions.h"
-int arm_convolve_wrapper_s8(const cmsis_nn_context *context, const cmsis_nn_conv_params *p,
-    const cmsis_nn_per_channel_quant_params *q, const cmsis_nn_dims *in, const int8_t *x, const cmsis_nn_dims *f,
-    const int8_t *w, const cmsis_nn_dims *b, const int32_t *bias, const cmsis_nn_dims *out, int8_t *y) {
-    (void)b;
-    if (context->size < 4 * f->h * f->w * f->c) return -1;
-    for (int row = 0; row < out->h; ++row)
-        for (int column = 0; column < out->w; ++column)
-            for (int channel = 0; channel < out->c; ++channel) {
-                int32_t sum = bias[channel];
-                for (int ky = 0; ky < f->h; ++ky)
-                    for (int kx = 0; kx < f->w; ++kx)
-                        for (int c = 0; c < f->c; ++c) {
-                            int at_y = row * p->stride.h - p->padding.h + ky;
-                            int at_x = column * p->stride.w - p->padding.w + kx;
-                            if (at_y >= 0 && at_y < in->h && at_x >= 0 && at_x < in->w)
-                                sum += (x[(at_y * in->w + at_x) * in->c + c] + p->input_offset) *
-                                       w[((channel * f->h + ky) * f->w + kx) * f->c + c];
-                        }
-                sum = arm_nn_requantize(sum, q->multiplier[channel], q->shift[channel]) + p->output_offset;
-                sum = sum < p->activation.min ? p->activation.min : sum;
-                *y++ = (int8_t)(sum > p->activation.max ? p->activation.max : sum);
-            }
-    return 0;
-}
-"""
-
-
-@pytest.fixture
-def cmsis_nn(tmp_path: Path) -> Path:
-    """A folder with the layout of CMSIS-NN."""
-    folder = tmp_path / "cmsis-nn"
-    for name, text in {
-        "LICENSE": "Apache License\nVersion 2.0",
-        "Include/arm_nnfunctions.h": CMSIS_H,
-        "Include/arm_nnsupportfunctions.h": "#include <stdint.h>\n",
-        "Source/ConvolutionFunctions/arm_convolve_wrapper_s8.c": CMSIS_C,
-        "Source/ConvolutionFunctions/arm_convolve_s8_f16.c": "#error not for 8 bits\n",
-    }.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
 def test_a_student_on_cmsis_nn_gives_the_bits_of_onnx_runtime(
-    bundle: Bundle, cmsis_nn: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    cmsis_nn = write_cmsis_nn(tmp_path / "cmsis-nn")
     folder = cmsis_nn.parent / "out"
     command = ["export", str(bundle.path), "--target", "c", "--out", str(folder), "--cmsis-nn", str(cmsis_nn)]
     assert main([*command, "--student", "1"]) == 0
