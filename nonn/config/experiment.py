@@ -91,52 +91,67 @@ class Experiment:
 
     def rules(self) -> Rules:
         """Rules that relate several tables."""
-        devices, partition, distill = self.devices, self.partition, self.distill
+        yield from self._sizes()
+        yield from self._parts()
+        yield from self._heads()
+        yield from self._objectives()
+        yield from self._windows()
+
+    def _sizes(self) -> Rules:
+        """Students that are sized to their devices."""
+        devices, student = self.devices, self.student
         yield (
             "student.model",
-            self.student.model.partition(":")[0] != "auto" or devices.classes,
+            student.model.partition(":")[0] != "auto" or devices.classes,
             "auto sizes students to device classes; list them as [[devices.classes]]",
         )
-        kinds = [(k.model or self.student.model, k.params or k.macs) for k in devices.classes]
-        for model, limit in kinds or [(self.student.model, devices.budget.params or devices.budget.macs)]:
+        kinds = [(k.model or student.model, k.params or k.macs) for k in devices.classes]
+        for model, limit in kinds or [(student.model, devices.budget.params or devices.budget.macs)]:
             if model.startswith("search:"):
                 yield (
                     "student.model",
                     limit,
                     "search needs a limit: set params or macs of devices.budget or of the class",
                 )
-                yield "partition.parts", partition.parts != AUTO, "student.model = 'search:…' needs a number of parts"
+                yield (
+                    "partition.parts",
+                    self.partition.parts != AUTO,
+                    "student.model = 'search:…' needs a number of parts",
+                )
+
+    def _parts(self) -> Rules:
+        """Parts, overlap and groups of devices."""
+        partition, count = self.partition, self.devices.count
         if partition.parts == AUTO:
             yield "partition.overlap", partition.overlap == 1, "leave it out: partition.parts = 'auto' chooses it"
         else:
             yield (
                 "partition.parts",
-                partition.parts <= devices.count,
-                f"more parts than devices ({devices.count}); a part without a device contributes to no answer",
+                partition.parts <= count,
+                f"more parts than devices ({count}); a part without a device contributes to no answer",
             )
             yield (
                 "partition.overlap",
                 partition.overlap <= partition.parts,
                 f"must be between 1 and the number of parts ({partition.parts})",
             )
-        grouped = [device for group in distill.failout_groups for device in group]
-        yield (
-            "distill.failout_groups",
-            max(grouped, default=0) < devices.count,
-            f"devices are numbered from 0 to {devices.count - 1}",
-        )
-        fusion = self.fusion
-        labels = fusion.head in ("logistic", "masked", "best") or fusion.target == "labels" or fusion.balanced
+        grouped = [device for group in self.distill.failout_groups for device in group]
+        yield "distill.failout_groups", max(grouped, default=0) < count, f"devices are numbered from 0 to {count - 1}"
+
+    def _heads(self) -> Rules:
+        """Heads that need labels, or all subsets of the devices."""
+        fusion, sampled = self.fusion, self.devices.count > MAX_DEVICES
+        fitted = fusion.head in ("logistic", "masked", "best")
+        labels = fitted or fusion.target == "labels" or fusion.balanced or fusion.head_to_tail
         yield (
             "distill.picture",
-            not distill.picture or not (labels or fusion.head_to_tail),
+            not (self.distill.picture and labels),
             "patches have no labels: choose fusion.head = 'ridge' or 'trained' and fusion.target = 'teacher', without "
             "fusion.balanced and fusion.head_to_tail",
         )
-        sampled = devices.count > MAX_DEVICES
         yield (
             "fusion.head",
-            not sampled or fusion.head not in ("logistic", "masked", "best"),
+            not (sampled and fitted),
             f"'{fusion.head}' fits to all subsets of at most {MAX_DEVICES} devices; choose 'ridge' or 'trained'",
         )
         yield (
@@ -146,14 +161,17 @@ class Experiment:
         )
         yield (
             "devices.classes",
-            not sampled or not devices.classes,
+            not (sampled and self.devices.classes),
             f"students are placed on at most {MAX_DEVICES} unequal devices; leave classes out",
         )
-        objectives = distill.objectives
+
+    def _objectives(self) -> Rules:
+        """Objectives that need several devices, and trainings that train something."""
+        objectives, count, parts = self.distill.objectives, self.devices.count, self.partition.parts
         for name in ("mutual", "pcl"):
-            alone = getattr(objectives, name).weight and devices.count < 2
+            alone = getattr(objectives, name).weight and count < 2
             yield "devices.count", not alone, f"distill.objectives.{name} needs at least two devices"
-        single = partition.parts != AUTO and devices.count < 2 * partition.parts
+        single = parts != AUTO and count < 2 * parts
         for key, wanted in (
             ("ie_kd.explore", objectives.ie_kd.weight and objectives.ie_kd.explore == "replicas"),
             ("afd.against", objectives.afd.weight and objectives.afd.against == "replicas"),
@@ -161,23 +179,27 @@ class Experiment:
             yield (
                 f"distill.objectives.{key}",
                 not (wanted and single),
-                f"needs two devices for each part; set partition.parts to {max(1, devices.count // 2)} or fewer",
+                f"needs two devices for each part; set partition.parts to {max(1, count // 2)} or fewer",
             )
         yield (
             "distill.epochs",
-            distill.epochs or self.student.weights,
+            self.distill.epochs or self.student.weights,
             "0 epochs train nothing; name trained students with student.weights",
         )
-        if self.sensing.smoothing != "none":
-            data, window_s = self.data, self.data.window_s
+
+    def _windows(self) -> Rules:
+        """Smoothing over windows, and folds of their groups."""
+        data, sensing = self.data, self.sensing
+        if sensing.smoothing != "none":
             yield "sensing.smoothing", data.group, "needs windows in their order: data.group must name the recordings"
-            yield "sensing.smoothing", devices.count <= DEVICES, f"is measured for up to {DEVICES} devices"
+            yield "sensing.smoothing", self.devices.count <= DEVICES, f"is measured for up to {DEVICES} devices"
+            hop_s = data.hop_s or data.window_s
             yield (
                 "sensing.hop_s",
-                data.reader != "csv" or isclose(data.hop_s or window_s, self.sensing.hop_s or window_s),
-                f"smoothing is measured at data.hop_s, {data.hop_s or window_s:g} s: give both the same",
+                data.reader != "csv" or isclose(hop_s, sensing.hop_s or data.window_s),
+                f"smoothing is measured at data.hop_s, {hop_s:g} s: give both the same",
             )
-        yield "study.folds", not self.study.folds or self.data.group, "data.group must name the array of groups"
+        yield "study.folds", not self.study.folds or data.group, "data.group must name the array of groups"
 
 
 def load_experiment(path: Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
