@@ -1,10 +1,9 @@
-"""The aggregator over HTTP: dashboard, state, metrics and health, and inference (``nonn.aggregator.http``).
+"""The aggregator over HTTP: what is read (``pages``), and inference (``nonn.aggregator.http``).
 
 It runs in the aggregator's event loop with aiohttp: its ``AppRunner`` starts and stops inside a running loop and leaves
 signals alone. Starlette with uvicorn is half the size (6 MB installed, 7 MB resident, against 15 and 15), but uvicorn
 takes over the process's signals, which end an aggregator here, and only private methods prevent that.
 
-The page is four files next to this module and loads nothing from elsewhere; a content security policy enforces that.
 What is only read needs no login: on loopback it is plain HTTP; beyond loopback it is HTTPS for clients with a valid
 certificate of the cluster's authority, or plain HTTP with ``--insecure``. Inference needs what it needs over gRPC.
 """
@@ -12,11 +11,9 @@ certificate of the cluster's authority, or plain HTTP with ``--insecure``. Infer
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nonn.aggregator.http.access import Access, fingerprint_of, is_ours, own_names
@@ -26,9 +23,9 @@ from nonn.aggregator.http.rest import Protocol
 from nonn.aggregator.http.switches import Switches
 from nonn.aggregator.monitoring.metrics import Metrics
 from nonn.aggregator.monitoring.monitor import Monitor
+from nonn.aggregator.monitoring.pages import HEADERS, Pages
 from nonn.aggregator.sensing.hub import Hub
 from nonn.bundle import Bundle
-from nonn.documents import to_json
 from nonn.errors import AddressError, MissingExtraError, UsageError
 from nonn.rpc.address import is_loopback
 from nonn.rpc.background import Background
@@ -45,16 +42,8 @@ __all__ = ["Inference", "serve_dashboard"]
 
 _log = logging.getLogger(__name__)
 
-_FOLDER = Path(__file__).parent / "web"
-_ASSETS = {"/": "index.html", "/app.js": "app.js", "/ask.js": "ask.js", "/style.css": "style.css"}
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
+Middleware = Callable[["web.Request", Handler], Awaitable["web.StreamResponse"]]
+
 SHUTDOWN_S = 0.5  # for requests in flight; enough for a page that polls every second
 KEEPALIVE_S = 30.0  # of a connection without a complete request; also the longest time for the first one's headers
 LINGERING_S = 2.0  # a refused body is read and dropped, so that its sender sees the response
@@ -121,31 +110,19 @@ async def serve_dashboard(
         MissingExtraError: aiohttp is not installed.
     """
     try:
-        from aiohttp import http_exceptions, web
+        from aiohttp import web
     except ModuleNotFoundError as exc:
         raise MissingExtraError("aiohttp", extra="serve") from exc
-
-    def ours(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError))
-
-    if not (insecure or tls or is_loopback(host)):
-        raise UsageError(
-            f"{host}: refusing to serve HTTP beyond loopback without TLS; leave --http-host at 127.0.0.1, give the "
-            "aggregator a certificate, or use --insecure on a network that you trust"
-        )
-    if not 0 <= port < 65536:  # getaddrinfo would use it modulo 65536
-        raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any free port")
-    if inference is not None and inference.switches is not None and not is_loopback(host):
-        raise AddressError(f"{host}: devices are switched through loopback only")
+    switches = inference is not None and inference.switches is not None
+    _check_place(host, port, beyond_loopback=insecure or tls is not None, switches=switches)
     if is_loopback(host) and not tls_on_loopback:
         tls = None
-    known = None if tls else own_names(host, names)
+    routes: list[Routes] = [Pages(monitor, metrics, hub), *(inference.routes(names) if inference else ())]
+    application = web.Application(middlewares=[_guarded(tls, None if tls else own_names(host, names))])
     async with contextlib.AsyncExitStack() as stack:
-        application = _application(monitor, metrics, tls, known, hub)
-        if inference is not None:
-            for route in inference.routes(names):
-                route.add_to(application.router)
-                stack.callback(route.close)
+        for route in routes:
+            route.add_to(application.router)
+            stack.callback(route.close)
         runner = web.AppRunner(
             application,
             access_log=None,
@@ -155,9 +132,8 @@ async def serve_dashboard(
             auto_decompress=False,
             logger=_log,
         )
-        # aiohttp logs a traceback for every request that is not HTTP, so strangers would fill the log.
-        _log.addFilter(ours)
-        stack.callback(_log.removeFilter, ours)
+        _log.addFilter(_is_ours)
+        stack.callback(_log.removeFilter, _is_ours)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, host, port, ssl_context=tls.server_context() if tls else None)
@@ -173,44 +149,40 @@ async def serve_dashboard(
         yield f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{bound}"
 
 
-def _application(
-    monitor: Monitor, metrics: Metrics, tls: TlsFolder | None, names: frozenset[str] | None, hub: Hub | None = None
-) -> web.Application:
-    """The routes that are only read; without ``names`` every Host header is accepted."""
+def _check_place(host: str, port: int, *, beyond_loopback: bool, switches: bool) -> None:
+    """Checks an address before anything starts.
+
+    Args:
+        host: address to bind.
+        port: 0 lets the system choose.
+        beyond_loopback: whether it may be beyond loopback.
+        switches: whether devices are switched through it.
+
+    Raises:
+        AddressError: the port does not exist, or devices would be switched from elsewhere.
+        UsageError: the address is beyond loopback and must not be.
+    """
+    if not (beyond_loopback or is_loopback(host)):
+        raise UsageError(
+            f"{host}: refusing to serve HTTP beyond loopback without TLS; leave --http-host at 127.0.0.1, give the "
+            "aggregator a certificate, or use --insecure on a network that you trust"
+        )
+    if not 0 <= port < 65536:  # getaddrinfo would use it modulo 65536
+        raise AddressError(f"--http-port {port}: must be 1 to 65535, or 0 for any free port")
+    if switches and not is_loopback(host):
+        raise AddressError(f"{host}: devices are switched through loopback only")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """False for the traceback that aiohttp logs for a request that is not HTTP: strangers would fill the log."""
+    from aiohttp import http_exceptions
+
+    return not (record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError))
+
+
+def _guarded(tls: TlsFolder | None, names: frozenset[str] | None) -> Middleware:
+    """Refuses revoked certificates and foreign hosts, and adds headers; without ``names`` any host is accepted."""
     from aiohttp import web
-
-    async def asset(request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(_FOLDER / _ASSETS[request.path])
-
-    async def state(request: web.Request) -> web.Response:
-        return web.json_response(to_json(monitor.state()))
-
-    async def exposition(request: web.Request) -> web.Response:
-        body, content_type = metrics.exposition(request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type})
-
-    async def healthz(request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")  # an answer proves that the event loop runs
-
-    async def readyz(request: web.Request) -> web.Response:
-        ready, text = monitor.readiness()
-        return web.Response(text=f"{text}\n", status=200 if ready else 503)
-
-    async def sensing(request: web.Request) -> web.Response:
-        return web.json_response(hub.state() if hub else {})
-
-    async def answers(request: web.Request) -> web.StreamResponse:
-        """Server-sent events: the last answers, and each further one."""
-        if hub is None:
-            raise web.HTTPNotFound(text="no node of this cluster senses\n")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
-        await response.prepare(request)
-        with hub.watching(recent=True) as watcher, contextlib.suppress(ConnectionResetError):
-            while (taken := await watcher.take())[0] is not None:
-                assert taken[0] is not None
-                said = json.dumps({**taken[0].to_json(), "skipped": taken[1]})
-                await response.write(f"data: {said}\n\n".encode())
-        return response
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -226,7 +198,7 @@ def _application(
                 return response
         except web.HTTPException as exc:  # 404 and 405 get the same headers
             if not request.path.startswith("/v2"):
-                exc.headers.update(_HEADERS)
+                exc.headers.update(HEADERS)
                 raise
             text = (exc.text or exc.reason).strip()
             response = web.json_response(
@@ -234,19 +206,7 @@ def _application(
             )
             if "Allow" in exc.headers:
                 response.headers["Allow"] = exc.headers["Allow"]
-        response.headers.update(_HEADERS)
+        response.headers.update(HEADERS)
         return response
 
-    application = web.Application(middlewares=[guarded])
-    for path in _ASSETS:
-        application.router.add_get(path, asset)
-    for path, handler in (
-        ("/api/state", state),
-        ("/api/sensing", sensing),
-        ("/api/answers", answers),
-        ("/metrics", exposition),
-        ("/healthz", healthz),
-        ("/readyz", readyz),
-    ):
-        application.router.add_get(path, handler)
-    return application
+    return guarded
