@@ -25,8 +25,9 @@ from nonn.reliability.evidence import Evidence
 from nonn.reliability.laws import parse_law
 from nonn.reliability.subsets import mask_of, probabilities
 from nonn.reliability.table import SubsetTable
-from nonn.report import build_report, classes, write_report
-from nonn.report.classes import class_plot, class_report, class_table
+from nonn.report import build_report, class_evaluation, write_report
+from nonn.report.class_evaluation import class_report
+from nonn.report.classes import class_plot, class_table
 from nonn.report.document import Report
 from nonn.report.drawing import INK, Name, floor_without_outliers, name_lines, spread, svg
 from nonn.report.html import render_page
@@ -206,7 +207,7 @@ def test_too_many_sets_are_sampled_with_a_seed_and_the_page_says_so(
     assert first is not None
     assert [row.sets for row in first.by_failures] == [1, 8, 28, 56, 70, 56, 28, 8]
     assert first == class_report(toy)
-    monkeypatch.setattr(classes, "_LOGITS", 8 * 200 * CLASSES * 5)
+    monkeypatch.setattr(class_evaluation, "_LOGITS", 8 * 200 * CLASSES * 5)
     report = build_report(toy)
     assert report.by_class is not None
     assert [row.sets for row in report.by_class.by_failures] == [1, *[5] * 7]

@@ -30,7 +30,7 @@ from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
 from nonn.reliability.subsets import mask_of
 from nonn.reliability.table import AccuracyTable
 from nonn.report.against import against_teacher
-from nonn.report.classes import class_report
+from nonn.report.class_evaluation import class_report
 from nonn.report.document import (
     SCHEMA,
     DataReport,
