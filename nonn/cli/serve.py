@@ -53,6 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--join-token-file", type=existing, metavar="FILE", help="accepted tokens of nodes; required without TLS"
     )
+    _add_queue_arguments(parser)
+    _add_sensing_arguments(parser)
+    parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
+    parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
+    parser.add_argument("--watch-stdin", action="store_true", help="exit when standard input closes")
+    add_log_arguments(parser)
+    add_observing_arguments(parser)
+    add_pairing_arguments(parser)
+
+
+def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
+    """Batches, and limits of requests."""
     parser.add_argument(
         "--max-batch", type=count, default=64, metavar="B", help="most samples of several clients in one batch"
     )
@@ -76,6 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-samples", type=count, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
     )
+
+
+def _add_sensing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Windows of nodes that sense."""
     parser.add_argument(
         "--window-wait",
         type=not_negative,
@@ -102,12 +118,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rotate them after S seconds (default: %(default)g)",
     )
     parser.add_argument("--raw", type=path, metavar="DIR", help="store raw samples of nodes with --send-raw")
-    parser.add_argument("--insecure", action="store_true", help="allow serving beyond loopback without TLS")
-    parser.add_argument("--reflection", action="store_true", help="enable gRPC server reflection")
-    parser.add_argument("--watch-stdin", action="store_true", help="exit when standard input closes")
-    add_log_arguments(parser)
-    add_observing_arguments(parser)
-    add_pairing_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -104,7 +104,6 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
     """
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
     except ModuleNotFoundError as exc:
         raise MissingExtraError(exc.name or "jinja2", extra="train") from exc
     environment = Environment(
@@ -117,23 +116,6 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
     environment.globals.update(signed=lambda value: f"{100 * value + 0.0:+.{table.digits_of(report.data.samples)}f}")
     environment.filters.update(percent=table.percent, count=lambda value: f"{value:,}")
 
-    def figure(svg: str) -> dict[str, object]:
-        name = re.findall(r'\bid="([a-z]+)-', svg)[0]
-        return {"element": Markup(_themed(svg)), "name": name, "href": _image(svg)}
-
-    optional: dict[str, object] = {}
-    if report.methods:
-        optional |= {"methods": methods.methods_table(report), "methods_plot": figure(methods.methods_plot(report))}
-    if report.by_class:
-        optional |= {
-            "classes": classes.class_table(report.by_class),
-            "class_plot": figure(classes.class_plot(report.by_class)),
-            "bias": classes.bias_table(report.by_class),
-            "calibration": classes.calibration_table(report.by_class),
-            "calibration_plot": figure(classes.calibration_plot(report.by_class)),
-        }
-    if report.sensing and report.sensing.smoothing:
-        optional |= {"smoothing": sensing.smoothing_table(report, report.sensing.smoothing)}
     left_out = {"methods": not report.methods, "pairs": len(report.devices) < 2, "calibration": not report.by_class}
     left_out |= {"sensing": report.sensing is None}
     return environment.get_template(_TEMPLATE).render(
@@ -158,16 +140,34 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         devices=overview.device_table(report),
         measures=report.provenance.get("partition", {}),
         config=json.dumps(report.provenance.get("config", {}), indent=2, ensure_ascii=False),
-        accuracy_plot=figure(plots.accuracy_plot(report)),
-        value_plot=figure(plots.value_plot(report)),
-        shapley_plot=figure(plots.value_plot(report, "shapley")),
+        accuracy_plot=_figure(plots.accuracy_plot(report)),
+        value_plot=_figure(plots.value_plot(report)),
+        shapley_plot=_figure(plots.value_plot(report, "shapley")),
         availability=risk.availability_table(report.availability),
-        availability_plot=figure(risk.availability_plot(report.availability)),
+        availability_plot=_figure(risk.availability_plot(report.availability)),
         pairs=risk.pair_table(report),
-        pair_plot=figure(risk.pair_plot(report)),
-        graph_plot=None if graph is None else figure(plots.graph_plot(graph, parts)),
-        **optional,
+        pair_plot=_figure(risk.pair_plot(report)),
+        graph_plot=None if graph is None else _figure(plots.graph_plot(graph, parts)),
+        **_optional(report),
     )
+
+
+def _optional(report: Report) -> dict[str, object]:
+    """Tables and figures that not every bundle has."""
+    shown: dict[str, object] = {}
+    if report.methods:
+        shown |= {"methods": methods.methods_table(report), "methods_plot": _figure(methods.methods_plot(report))}
+    if report.by_class:
+        shown |= {
+            "classes": classes.class_table(report.by_class),
+            "class_plot": _figure(classes.class_plot(report.by_class)),
+            "bias": classes.bias_table(report.by_class),
+            "calibration": classes.calibration_table(report.by_class),
+            "calibration_plot": _figure(classes.calibration_plot(report.by_class)),
+        }
+    if report.sensing and report.sensing.smoothing:
+        shown |= {"smoothing": sensing.smoothing_table(report, report.sensing.smoothing)}
+    return shown
 
 
 def _seed(report: Report) -> object:
@@ -180,6 +180,14 @@ def _seed(report: Report) -> object:
 def _download(content: str) -> str:
     """A file in the page itself."""
     return f"data:text/csv;base64,{base64.b64encode(content.encode()).decode()}"
+
+
+def _figure(svg: str) -> dict[str, object]:
+    """A figure for the template: in the page's colours, and as a file."""
+    from markupsafe import Markup
+
+    name = re.findall(r'\bid="([a-z]+)-', svg)[0]
+    return {"element": Markup(_themed(svg)), "name": name, "href": _image(svg)}
 
 
 def _image(svg: str) -> str:

@@ -95,14 +95,7 @@ def fit(
         torch.backends.cudnn.benchmark = True  # the same shapes in every step
         torch.set_float32_matmul_precision("high")
     captured = config.captured and on_gpu
-    optimizer = torch.optim.SGD(
-        module.parameters(),
-        lr=torch.tensor(config.lr, device=device) if captured else config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-        fused=captured,
-    )
+    optimizer = _optimizer(module, config, device, captured)
     ema = {k: v.detach().clone() for k, v in module.state_dict().items()} if config.ema else {}
     history = checkpoint.resume(folder / checkpoint.FILE, module, optimizer, ema)
     stored = None if replay is None else replay.to(device)
@@ -134,6 +127,18 @@ def fit(
         module.load_state_dict(ema)
     module.eval()
     return history
+
+
+def _optimizer(module: nn.Module, config: TrainingConfig, device: str, captured: bool) -> torch.optim.SGD:
+    """SGD; in a captured step the learning rate is a tensor, which a replay reads."""
+    return torch.optim.SGD(
+        module.parameters(),
+        lr=torch.tensor(config.lr, device=device) if captured else config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+        fused=captured,
+    )
 
 
 def _order(
