@@ -175,7 +175,7 @@ def _ask_each(candidates: Iterable[Found], code: PairingCode, request: PairingRe
                 _log.info("%s: not the aggregator of this code", found)
                 break
             except CredentialsError as exc:
-                # Aggregators that share a certificate are told apart by the secret only.
+                # Aggregators that share a certificate differ in the secret only.
                 refused = refused or exc
                 break
             except OSError as exc:

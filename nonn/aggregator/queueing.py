@@ -126,7 +126,7 @@ class Queue:
                 del self._lines[caller]
                 if line:
                     self._lines[caller] = line  # at the end: others are next
-                    # Kept is what the next request needs, if it cannot be cut: more would be taken from others later.
+                    # What the next request needs is kept, if it cannot be cut: more would be taken from others later.
                     self._credit[caller] = 0 if self._divisible(line[0], limit) else min(credit, line[0].num_left)
                 else:
                     del self._credit[caller]

@@ -25,7 +25,7 @@ def check_cmsis_nn(folder: Path) -> str:
     """Checks a checkout of CMSIS-NN, and returns the option of the compiler for its headers.
 
     Raises:
-        ConfigError: it is none, or its licence is not the Apache License 2.0.
+        ConfigError: it is not CMSIS-NN, or its licence is not the Apache License 2.0.
     """
     header = folder / "Include" / "arm_nnfunctions.h"
     if not header.is_file() or not sources(folder):

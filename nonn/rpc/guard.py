@@ -150,11 +150,13 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         """
         try:
             if self.tls is not None:
-                who = caller()
+                identity = caller()
                 roles = self._roles.get(service)
-                if roles is not None and who.role not in roles:
+                if roles is not None and identity.role not in roles:
                     wanted = " or ".join(sorted(roles))
-                    raise ForbiddenError(f"{who} may not call {service}: that needs a certificate of role {wanted}")
+                    raise ForbiddenError(
+                        f"{identity} may not call {service}: that needs a certificate of role {wanted}"
+                    )
             if service in self._tokens:
                 await self._check_token(service, authorization, peer)
         except NonnError as exc:

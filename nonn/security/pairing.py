@@ -42,7 +42,7 @@ class PairingCode:
 
     Attributes:
         pin: the first bytes of the SHA-256 of the aggregator's certificate.
-        secret: what only those know who have seen the code.
+        secret: known only to readers of the code.
     """
 
     pin: bytes

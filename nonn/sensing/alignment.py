@@ -8,7 +8,7 @@ with the node's clock filter (``nonn.sensing.clocks``), if it is at most ``toler
 
 A node is not waited for while it rests, is silent (three points without a word), or its clock is unknown or not
 trusted. A window that comes after its point was answered updates statistics only. A point without any window is
-answered too: as one in which nobody sensed.
+answered too, without any device.
 
 Pure: time is an argument, and the simulator uses the same object.
 """
@@ -80,7 +80,7 @@ class SensingNode:
         counts: its windows by verdict, and points without data by reason.
         heard: last point for which it sent anything.
         late_s: mean lateness of its late windows, in seconds.
-        rests: it was told to send nothing; not waited for.
+        rests: the aggregator asked it to send nothing; it is not waited for.
     """
 
     unit: int

@@ -50,13 +50,13 @@ def liars_markdown(found: Mapping[str, Any]) -> str:
         shown = (f"{100 * row[key]:.1f} %" for key in ("dead", "unscreened", "screened"))
         after = "–" if row["first_quarantine"] is None else f"{row['first_quarantine']:.0f} requests"
         lines.append(f"| `{row['lie']}` | {row['liars']} | {' | '.join(shown)} | {100 * row['worst']:.2f} | {after} |")
-    honest, beside = found["honest"], sum(row["honest_excluded"] for row in found["lies"])
+    honest, next_to_liars = found["honest"], sum(row["honest_excluded"] for row in found["lies"])
     return "\n".join(
         [
             *lines,
             "",
             f"Without a lie, {honest['excluded']} of {honest['requests']:,} requests lost a device, and there were "
-            f"{honest['quarantines']} quarantines; next to liars, {beside} requests lost an honest device. The "
+            f"{honest['quarantines']} quarantines; next to liars, {next_to_liars} requests lost an honest device. The "
             f"distinct samples of the bundle support no rate below {honest['rate_bound']:.1e} (95 % confidence).",
         ]
     )

@@ -123,8 +123,8 @@ class AggregatorConfig:
     """The aggregators of a cell: the cost of a request without the devices, and their failures.
 
     A request that finds every aggregator down is refused; otherwise one that is up serves it. Those under way when an
-    aggregator fails are not lost, and the one that takes over knows the states of the nodes: both are small beside an
-    outage of seconds.
+    aggregator fails are not lost, and the one that takes over knows the states of the nodes: both are small compared
+    with an outage of seconds.
     """
 
     overhead_s: Annotated[NotNegative, "time from client to aggregator and back, and of fusion"] = 0.0

@@ -3,6 +3,6 @@
 ::
 
     hub        aligns what nodes send, fuses it, and passes each answer on
-    servicer   the streams of nodes and of those who watch
+    servicer   the streams of nodes and of watchers
     raw        raw samples, where the owner of a node sends them
 """

@@ -114,7 +114,7 @@ class SensingServicer:
         Raises:
             CredentialsError: no such lease.
             MembershipError: another node senses the unit.
-            ConfigError: the node replays at another speed, or sends raw samples that nobody takes.
+            ConfigError: the node replays at another speed, or sends raw samples that this aggregator does not store.
         """
         hub, opening = self._hub, first.opening if first is not None else pb.Opening()
         lease = self._holder(opening.lease, context)
