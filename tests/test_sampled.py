@@ -239,8 +239,12 @@ def test_enumerate_shows_the_stored_sample_of_64_devices(
     shown = capsys.readouterr().out
     assert "worst found" in shown
     assert f"guarantee '{kept}' holds" in shown
-    # Of another law there are no draws: only bounds are known.
-    other = ["enumerate", str(bundle.path), "--law", "independent p=0.01", "--level", str(level)]
+
+
+def test_enumerate_knows_only_bounds_under_a_law_without_draws(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["enumerate", str(bundle.path), "--law", "independent p=0.01", "--level", "0.5"]
     assert main([*other, "--json"]) == 0
     law = json.loads(capsys.readouterr().out)["law"]
     assert law["expected"] is law["levels"][0]["availability"] is None

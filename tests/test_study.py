@@ -66,10 +66,9 @@ def finished(ladder: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_serves(
     finished: tuple[Path, Study],
 ) -> None:
-    runs, result = finished
+    result, names = finished[1], StudyConfig().rows
     assert result.complete
     assert result.seeds == (0, 1)
-    names = StudyConfig().rows
     assert {row.method for row in result.rows} == set(names)
     for name in names:
         rows = [row for row in result.rows if row.method == name]
@@ -84,34 +83,48 @@ def test_a_study_has_every_row_with_every_head_and_marks_the_one_each_method_ser
             assert len(row.sd) == 4
             assert 0 <= (row.disagreement or -1) <= 1
             assert -1 <= (row.error_correlation or -2) <= 1
-    first = next(row for row in result.rows if row.own)
-    for row in result.rows:
+
+
+def test_every_mean_and_expected_accuracy_of_a_study_is_inside_its_interval(finished: tuple[Path, Study]) -> None:
+    for row in finished[1].rows:
         for line in row.accuracy_by_failures:
             assert line.interval is not None
             assert line.interval[0] <= line.mean <= line.interval[1]
+        assert row.expected_intervals is not None
+        for p, value in row.expected.items():
+            assert row.expected_intervals[p][0] < value < row.expected_intervals[p][1]
+
+
+def test_every_row_is_compared_with_the_first(finished: tuple[Path, Study]) -> None:
+    rows = finished[1].rows
+    first, *others = [row for row in rows if row.own]
+    assert first.against_first is None
+    assert [len(row.against_first or ()) for row in others] == [4] * (len(StudyConfig().rows) - 1)
+    for row in rows:
         for less, mine, other in zip(
             row.against_first or (), row.accuracy_by_failures, first.accuracy_by_failures, strict=False
         ):
             assert less.difference == pytest.approx(mine.mean - other.mean)
             assert less.interval[0] <= less.difference <= less.interval[1]
-    assert first.against_first is None
-    assert [len(row.against_first or ()) for row in result.rows if row.own][1:] == [4] * (len(names) - 1)
-    assert read(Study, runs / "ladder" / "study" / "study.json") == result
-    plot = (runs / "ladder" / "study" / "study.svg").read_text()
+
+
+def test_a_study_writes_its_result_a_plot_and_a_page(finished: tuple[Path, Study]) -> None:
+    folder, result = finished[0] / "ladder" / "study", finished[1]
+    assert read(Study, folder / "study.json") == result
+    plot, page = (folder / "study.svg").read_text(), (folder / "study.md").read_text()
     for title in {row.title for row in result.rows} | {"teacher"}:
         assert all(f">{line}" in plot for line in wrap(title, 22)), title
-    page = (runs / "ladder" / "study" / "study.md").read_text()
-    for row in result.rows:
-        assert row.expected_intervals is not None
-        for p, value in row.expected.items():
-            assert row.expected_intervals[p][0] < value < row.expected_intervals[p][1]
     for row in result.rows:
         line = row.accuracy_by_failures[2]
         assert percent(line.mean) in page
         if row.own:
             mean, sd, worst = 100 * line.mean, 100 * row.sd[2], 100 * line.worst
             assert f"{mean:.1f} ± {sd:.1f} ({worst:.1f})" in page
-    lines = list(csv.DictReader((runs / "ladder" / "study" / "study.csv").read_text().splitlines()))
+
+
+def test_a_study_is_a_csv_file_a_data_frame_and_a_table_in_a_notebook(finished: tuple[Path, Study]) -> None:
+    result = finished[1]
+    lines = list(csv.DictReader((finished[0] / "ladder" / "study" / "study.csv").read_text().splitlines()))
     assert len(lines) == 4 * len(result.rows)
     assert float(lines[0]["error_correlation"]) == result.rows[0].error_correlation
     assert float(lines[0]["mean"]) == result.rows[0].accuracy_by_failures[0].mean
