@@ -17,6 +17,7 @@ methods       results of ``benchmarks/methods.py``: each method alone, and the b
 lease         results of ``benchmarks/lease.py``: its pilots and rows
 liars         the output of ``nonn-sim liars BUNDLE --json``
 serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
+training      the same file: what two busy processes cost training
 scaling       ``scaling.json`` of ``make bench``: what it costs with more nodes
 sensing       results of ``examples/sensing/demo.py``, fast and at the speed of life
 cameras       result of the same with a bundle of cameras
@@ -54,8 +55,11 @@ from scripts.result_tables.accuracy import lease_markdown, methods_markdown, rep
 from scripts.result_tables.costs import costs_markdown, energies_markdown, estimates_markdown, mcu_markdown
 from scripts.result_tables.fields import fields_markdown
 from scripts.result_tables.sensing import cameras_markdown, sensing_markdown, worn_markdown
-from scripts.result_tables.serving import liars_markdown, pi_markdown, scaling_markdown, serving_markdown
+from scripts.result_tables.serving import liars_markdown, pi_markdown, scaling_markdown
 from scripts.result_tables.soak import soak_markdown
+from scripts.result_tables.targets import serving_markdown, training_markdown
+from scripts.result_tables.soak import soak_markdown
+from scripts.result_tables.targets import serving_markdown, training_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "nonn" / "report" / "report.schema.json"
@@ -109,6 +113,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "lease": (None, lease_markdown),
     "liars": (None, liars_markdown),
     "serving": (None, serving_markdown),
+    "training": (None, training_markdown),
     "scaling": (None, scaling_markdown),
     "sensing": (None, sensing_markdown),
     "cameras": (None, cameras_markdown),

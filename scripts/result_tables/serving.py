@@ -1,24 +1,11 @@
-"""Tables of live clusters: serving, nodes that lie, a fleet."""
+"""Tables of live clusters: scaling, nodes that lie, a fleet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["liars_markdown", "pi_markdown", "scaling_markdown", "serving_markdown"]
-
-
-def serving_markdown(found: Mapping[str, Any]) -> str:
-    """What an answer costs against a bare fan-out, with the test for liars on."""
-    lines = ["| | measured | target |", "|---|---:|---:|"]
-    for title, key, target in (
-        ("p50 of an answer, nonn ÷ bare fan-out", "serve_p50_ratio", "1.25"),
-        ("p99 of an answer, nonn ÷ bare fan-out", "serve_p99_ratio", "1.5"),
-        ("answers a second, 64 clients, batched ÷ unbatched", "serve_batched_speedup", "4"),
-        ("p50 of an answer, with ÷ without the test for liars", "serve_test_p50_ratio", "1.05"),
-    ):
-        lines.append(f"| {title} | {found[key]:.2f} | {target} |" if key in found else f"| {title} | – | {target} |")
-    return "\n".join(lines)
+__all__ = ["liars_markdown", "pi_markdown", "scaling_markdown"]
 
 
 def scaling_markdown(found: Mapping[str, Any]) -> str:
