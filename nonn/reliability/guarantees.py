@@ -48,6 +48,7 @@ _NUMBER = r"\s*>=\s*([0-9.eE+-]+)\s*"
 _WORST = re.compile(rf"accuracy{_NUMBER}failed\s*<=\s*(\d+)")
 _LIKELY = re.compile(rf"P\(\s*accuracy{_NUMBER}\){_NUMBER}")
 _EXPECTED = re.compile(rf"expected{_NUMBER}")
+_ROUNDING = 1e-12  # of sums of 2^N probabilities: a bound met exactly must not be missed by the last bit
 
 
 @dataclass(frozen=True)
@@ -100,30 +101,13 @@ def judge(measured: SubsetTable | AnyEvidence, law: Law | None, text: str) -> Ve
     """
     text = " ".join(text.split())
     evidence = Evidence(measured) if isinstance(measured, SubsetTable) else measured
-    table, confidence, promise = evidence.table, None, text
+    confidence, promise = None, text
     if match := _CONFIDENCE.fullmatch(text):
         promise, confidence = match[1], _share(match[2], text)
         if not 0.5 <= confidence < 1:
             raise ConfigError(f"guarantee '{text}': confidence={match[2]} must be at least 0.5 and below 1")
-    accuracy = table.accuracy
     if match := _WORST.fullmatch(promise):
-        level, failed = _share(match[1], text), int(match[2])
-        if failed > table.num_devices:
-            raise ConfigError(f"guarantee '{text}': there are only {table.num_devices} devices to fail")
-        gone = table.failures
-        masks = np.flatnonzero(gone <= failed)
-        worst = int(masks[accuracy[masks].argmin()])
-        if isinstance(table, SampledTable) and failed > table.counted and accuracy[worst] >= level:
-            raise ConfigError(
-                f"guarantee '{text}': subsets with up to {table.counted} failed devices were all evaluated, with more "
-                f"only a sample, whose worst reaches {accuracy[worst]:.6g}; that proves no worst case"
-            )
-        if confidence is None:
-            return _verdict(text, bool(meets(accuracy, level)[worst]), float(accuracy[worst]), level, table, worst)
-        # Without an answer nothing is right, which is certain.
-        answers = table.mask(worst) != 0
-        least = _exact_lower(int(table.correct[worst]), table.samples, confidence) if answers else 0.0
-        return _verdict(text, least >= level, least, level, table, worst, confidence)
+        return _worst_case(evidence, text, _share(match[1], text), int(match[2]), confidence)
     likely, mean = _LIKELY.fullmatch(promise), _EXPECTED.fullmatch(promise)
     if likely is None and mean is None:
         raise ConfigError(
@@ -132,28 +116,60 @@ def judge(measured: SubsetTable | AnyEvidence, law: Law | None, text: str) -> Ve
         )
     if law is None:
         raise ConfigError(f"guarantee '{text}': needs a failure law; give one, for example 'independent p=0.1'")
-    if law.num_devices != table.num_devices:
-        raise ConfigError(f"guarantee '{text}': a failure law of {law.num_devices} devices for {table.num_devices}")
-    probability = evidence.weights(law)
+    if law.num_devices != evidence.table.num_devices:
+        raise ConfigError(
+            f"guarantee '{text}': a failure law of {law.num_devices} devices for {evidence.table.num_devices}"
+        )
     if likely is not None:
-        level, bound = _share(likely[1], text), _share(likely[2], text)
-        surely = accuracy
-        value = availability(accuracy, probability, level)
-        if confidence is not None:
-            value = min(value, evidence.lower(lambda drawn: availability(drawn, probability, level), confidence))
-            surely = wilson(table.correct, table.samples, 2 * confidence - 1)[0]
-        place = int(np.where(meets(surely, level), -1.0, probability).argmax())
-        value -= evidence.margin(law, meets(accuracy, level).astype(np.float64))
-    else:
-        assert mean is not None
-        bound = _share(mean[1], text)
-        value = expected(accuracy, probability)
-        if confidence is not None:  # the lower end of the two-sided interval that misses as often below
-            value = evidence.mean(probability[None], 2 * confidence - 1)[0][0]
-        place = int((probability * (bound - accuracy)).argmax())
-        value -= evidence.margin(law, accuracy)
-    # Sums of 2^N probabilities: a bound met exactly must not be missed by the last bit.
-    return _verdict(text, value >= bound - 1e-12, value, bound, table, place, confidence)
+        return _probability(evidence, law, text, _share(likely[1], text), _share(likely[2], text), confidence)
+    assert mean is not None
+    return _expectation(evidence, law, text, _share(mean[1], text), confidence)
+
+
+def _worst_case(evidence: AnyEvidence, text: str, level: float, failed: int, confidence: float | None) -> Verdict:
+    """Whether every subset with at most so many failures reaches a level."""
+    table = evidence.table
+    if failed > table.num_devices:
+        raise ConfigError(f"guarantee '{text}': there are only {table.num_devices} devices to fail")
+    accuracy, masks = table.accuracy, np.flatnonzero(table.failures <= failed)
+    worst = int(masks[accuracy[masks].argmin()])
+    if isinstance(table, SampledTable) and failed > table.counted and accuracy[worst] >= level:
+        raise ConfigError(
+            f"guarantee '{text}': subsets with up to {table.counted} failed devices were all evaluated, with more "
+            f"only a sample, whose worst reaches {accuracy[worst]:.6g}; that proves no worst case"
+        )
+    if confidence is None:
+        return _verdict(text, bool(meets(accuracy, level)[worst]), float(accuracy[worst]), level, table, worst)
+    # Without an answer nothing is right, which is certain.
+    answers = table.mask(worst) != 0
+    least = _exact_lower(int(table.correct[worst]), table.samples, confidence) if answers else 0.0
+    return _verdict(text, least >= level, least, level, table, worst, confidence)
+
+
+def _probability(
+    evidence: AnyEvidence, law: Law, text: str, level: float, bound: float, confidence: float | None
+) -> Verdict:
+    """Whether a level is reached with a probability."""
+    table, probability = evidence.table, evidence.weights(law)
+    surely = table.accuracy
+    value = availability(table.accuracy, probability, level)
+    if confidence is not None:
+        value = min(value, evidence.lower(lambda drawn: availability(drawn, probability, level), confidence))
+        surely = wilson(table.correct, table.samples, 2 * confidence - 1)[0]
+    likeliest = int(np.where(meets(surely, level), -1.0, probability).argmax())
+    value -= evidence.margin(law, meets(table.accuracy, level).astype(np.float64))
+    return _verdict(text, value >= bound - _ROUNDING, value, bound, table, likeliest, confidence)
+
+
+def _expectation(evidence: AnyEvidence, law: Law, text: str, bound: float, confidence: float | None) -> Verdict:
+    """Whether the expected accuracy reaches a bound."""
+    table, probability = evidence.table, evidence.weights(law)
+    value = expected(table.accuracy, probability)
+    if confidence is not None:  # the lower end of the two-sided interval that misses as often below
+        value = evidence.mean(probability[None], 2 * confidence - 1)[0][0]
+    costliest = int((probability * (bound - table.accuracy)).argmax())
+    value -= evidence.margin(law, table.accuracy)
+    return _verdict(text, value >= bound - _ROUNDING, value, bound, table, costliest, confidence)
 
 
 def check_guarantees(measured: SubsetTable | AnyEvidence, law: Law | None, texts: Sequence[str]) -> list[Verdict]:

@@ -1,4 +1,4 @@
-"""Tables of figures of ``make bench`` next to their targets; a dash stands for a figure that the results do not have."""
+"""Tables of figures of ``make bench`` next to their targets; a dash stands for a figure that the results lack."""
 
 from __future__ import annotations
 
