@@ -20,7 +20,7 @@ from math import ceil, prod
 from nonn.bundle import Manifest
 from nonn.documents import Whole
 
-__all__ = ["Traffic", "boundary_elements", "traffic"]
+__all__ = ["FLOAT_BYTES", "Traffic", "boundary_elements", "traffic"]
 
 FLOAT_BYTES = 4
 

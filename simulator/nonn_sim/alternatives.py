@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nonn.bundle import Bundle
-from nonn.bundle.traffic import boundary_elements
+from nonn.bundle.traffic import FLOAT_BYTES, boundary_elements
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import LinearHead, ZeroFill
 from nonn.reliability.table import AccuracyOf
@@ -27,7 +27,6 @@ from nonn_sim.scenario import NodeConfig
 
 __all__ = ["alternatives", "boundary_elements"]
 
-FLOAT_BYTES = 4
 # Enumerating the subsets of the zero-fill head takes 2^N small products of the recorded features.
 MAX_ZERO_FILL_DEVICES = 12
 
