@@ -18,7 +18,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from nonn_device.board import BoardRuntime
 from nonn_sim.proxy import Proxies
