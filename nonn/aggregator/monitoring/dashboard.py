@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,12 +37,11 @@ from nonn.telemetry.printable import printable
 
 if TYPE_CHECKING:
     from aiohttp import web
+    from aiohttp.typedefs import Middleware
 
 __all__ = ["Inference", "serve_dashboard"]
 
 _log = logging.getLogger(__name__)
-
-Middleware = Callable[["web.Request", Handler], Awaitable["web.StreamResponse"]]
 
 SHUTDOWN_S = 0.5  # for requests in flight; enough for a page that polls every second
 KEEPALIVE_S = 30.0  # of a connection without a complete request; also the longest time for the first one's headers
