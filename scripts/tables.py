@@ -58,8 +58,6 @@ from scripts.result_tables.sensing import cameras_markdown, sensing_markdown, wo
 from scripts.result_tables.serving import liars_markdown, pi_markdown, scaling_markdown
 from scripts.result_tables.soak import soak_markdown
 from scripts.result_tables.targets import serving_markdown, training_markdown
-from scripts.result_tables.soak import soak_markdown
-from scripts.result_tables.targets import serving_markdown, training_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "nonn" / "report" / "report.schema.json"
