@@ -475,6 +475,12 @@ def test_a_live_run_finds_an_answer_that_is_missing_wrong_or_of_a_unit_that_did_
     assert (found["answers_missing"], found["masks_with_a_unit_that_did_not_sense"]) == (0, 0)
     assert (found["equal_to_offline"], found["raw_over_sent"]) == (1.0, 10.0)
     assert [row["agrees"] for row in found["rows"]] == [True]
+    rare = mask & ~1
+    right[9] = answer(9, rare, wrong=1)
+    assert 0.95 < bundle.table.accuracy[rare] < 1
+    rows = compared(bundle, labels, order, works, right)["rows"]
+    assert [(row["windows"], row["agrees"]) for row in rows] == [(57, True), (1, True)], "one window says little"
+    right[9] = answer(9)
     del right[5]
     right[6] = answer(6, 0xFF)
     found = compared(bundle, labels, order, works, right)

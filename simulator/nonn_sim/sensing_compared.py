@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from math import comb
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
-from nonn.reliability.intervals import unpaired_difference, wilson
 from nonn.sensing.alignment import RESTS
 from nonn.streams import WindowAnswer
 
 __all__ = ["compared"]
 
-ALPHA = 0.01  # a set that agrees is called different in one of a hundred runs
+ALPHA = 0.01  # in at most one of a hundred runs any set that agrees is called different
 
 
 def compared(
@@ -50,14 +50,13 @@ def compared(
             by_mask[mask].append(bool(answer.label == bundle.manifest.classes[labels[order[k]]]))
             offline = bundle.head.logits({i: features[i][order[k]][None] for i in answer.devices})
             same += answer.class_number == int(offline.argmax())
-    rows, level = [], 1 - ALPHA / max(1, len(by_mask))
+    rows = list[dict[str, Any]]()
     for mask, correct in sorted(by_mask.items(), key=lambda item: (-item[0].bit_count(), item[0])):
+        units, right, windows = [u for u in range(works.shape[1]) if mask >> u & 1], sum(correct), len(correct)
         expected, samples = int(bundle.table.correct[mask]), bundle.table.samples
-        streamed, table = sum(correct) / len(correct), expected / samples
-        ends = wilson(sum(correct), len(correct), level), wilson(expected, samples, level)
-        low, high = unpaired_difference(streamed, ends[0], table, ends[1])
-        row: dict[str, Any] = {"units": [u for u in range(works.shape[1]) if mask >> u & 1], "windows": len(correct)}
-        rows.append(row | {"streamed": streamed, "table": table, "agrees": bool(low <= 0 <= high)})
+        agrees = _chance(right, windows, expected, samples) >= ALPHA / len(by_mask)
+        shares = {"streamed": right / windows, "table": expected / samples}
+        rows.append({"units": units, "windows": windows, **shares, "agrees": agrees})
     number = sum(row["windows"] for row in rows)
     good = [answer for k, answer in answers.items() if answer.mask and 1 <= k < len(order) - 1]
     delays = 1e3 * np.array([answer.delay_s for answer in good] or [np.nan])
@@ -79,3 +78,14 @@ def compared(
         "raw_over_sent": float((raw / sent).mean()),
         "rows": rows,
     }
+
+
+def _chance(right: int, windows: int, expected: int, samples: int) -> float:
+    """How probable two shares of one accuracy are that differ at least as much (Fisher's exact test, two-sided).
+
+    Intervals would call a set different after a single wrong window.
+    """
+    total = right + expected
+    first, last = max(0, total - samples), min(total, windows)
+    weights = [comb(windows, k) * comb(samples, total - k) for k in range(first, last + 1)]
+    return sum(weight for weight in weights if weight <= weights[right - first]) / sum(weights)
