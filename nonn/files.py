@@ -2,7 +2,8 @@
 
 A file or folder is written under a temporary name next to its target and renamed when complete. A reader sees the old
 state or the new one, never a mixture, even if the writer is killed. Durable writes also survive a power cut: the
-contents are on the disk before the name is, and the name before the function returns.
+contents are on the disk before the name is, and the name before the function returns. A device, a pipe or
+``/dev/stdout`` is written directly: a rename would replace it.
 
 An existing folder is exchanged with the new one in one step, ``renameat2`` of Linux. Where the file system cannot do
 that, it is moved aside for a moment; the next write puts it back if the writer was killed in that moment.
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # open files by name, also of regular files that a shell redirects to
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
 
 
@@ -63,20 +65,27 @@ def is_digest(text: str) -> bool:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path next to ``path``; renames it to ``path`` if the block succeeds, else removes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # of a killed process with the same number, as every container has
+    """Yields a temporary path next to ``path``; renames it to ``path`` if the block succeeds, else removes it.
+
+    If ``path`` is no regular file, such as ``/dev/stdout``, it is yielded itself.
+    """
+    direct = path.exists() and not path.is_dir() and (not path.is_file() or str(path.parent) in _STREAMS)
+    temporary = path if direct else path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not direct:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # of a killed process with the same number, as every container has
     try:
         yield temporary
-        temporary.replace(path)
+        if not direct:
+            temporary.replace(path)
     except OSError as exc:
         if exc.errno is None or exc.filename not in (None, str(temporary)):
             raise
         # Errors of write() carry no file name, and the temporary name would not help the reader of the message.
         raise OSError(exc.errno, exc.strerror, str(path)) from exc
     finally:
-        temporary.unlink(missing_ok=True)
+        if not direct:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

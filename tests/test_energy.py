@@ -58,7 +58,7 @@ def test_a_meter_that_says_nothing_of_the_device_is_refused(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="the battery BAT0 is charging: unplug the charger"):
         find_meter(root=tmp_path)
     (tmp_path / "text").write_text("much")
-    with pytest.raises(ConfigError, match=f"--energy: {tmp_path}/text: is no power"):
+    with pytest.raises(ConfigError, match=f"--energy: {tmp_path}/text: does not contain a number"):
         find_meter(tmp_path / "text")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import resource
 from pathlib import Path
@@ -49,6 +50,22 @@ def test_where_the_system_refuses_to_write_the_error_names_the_file_and_nothing_
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.filename == str(tmp_path / "a.bin")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_or_device_is_written_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_json(pipe, 1)
+        assert os.read(reader, 100) == b"1\n"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    if Path("/dev/full").is_char_device():
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            write_json(Path("/dev/full"), 1)
+        assert Path("/dev/full").is_char_device()
 
 
 def test_a_folder_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:

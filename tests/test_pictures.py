@@ -18,7 +18,6 @@ from nonn_device.sources import camera, open_source, parse_source
 from nonn.aggregator.sensing.raw import RawFolder
 from nonn.config import SensingConfig
 from nonn.errors import ConfigError, DataError, MissingExtraError, NonnError
-from nonn.experiment.bundling import _sensing
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.sensing.pictures import PictureCutter
@@ -79,7 +78,7 @@ def test_a_clock_that_is_set_back_begins_anew_and_one_reading_twice_is_one() -> 
 def test_a_specification_of_pictures_has_their_contrast_and_a_tolerance() -> None:
     config = SensingConfig(rate_hz=4.0, hop_s=1.0, channels=("grey",))
     made = RNG.integers(0, 256, (50, 2, 6, 8)).astype(np.uint8)
-    spec = _sensing(config, made)
+    spec = config.spec(made.shape[1:]).measured(made)
     assert (spec.frame, spec.samples, spec.channels, spec.raw_bytes) == ((6, 8), 1, ("grey",) * 2, 96)
     assert spec.tolerance_s == 0.1875
     np.testing.assert_allclose(spec.quiet, made.std(axis=(2, 3)).min(axis=0), rtol=1e-5)
@@ -88,11 +87,13 @@ def test_a_specification_of_pictures_has_their_contrast_and_a_tolerance() -> Non
     of_second = _sensing(colours, made.repeat(3, axis=1)).of_view((3, 4, 5))
     assert (of_second.channels, of_second.raw_bytes) == (colours.channels, 144)
     with pytest.raises(ConfigError, match=r"sensing\.units: is for windows"):
-        _sensing(SensingConfig(rate_hz=4.0, channels=("grey",), units=("lux",)), made)
+        SensingConfig(rate_hz=4.0, channels=("grey",), units=("lux",)).spec((2, 6, 8))
     with pytest.raises(ConfigError, match=r"sensing\.tolerance_s: is for pictures"):
-        _sensing(SensingConfig(rate_hz=4.0, channels=("x",), tolerance_s=0.1), made[:, :, 0].astype(np.float32))
+        SensingConfig(rate_hz=4.0, channels=("x",), tolerance_s=0.1).spec((2, 8))
     with pytest.raises(ConfigError, match=r"tolerance_s: 0\.6 s; must be above 0 and at most half of the hop, 0\.5 s"):
-        _sensing(SensingConfig(rate_hz=4.0, hop_s=1.0, channels=("grey",), tolerance_s=0.6), made)
+        SensingConfig(rate_hz=4.0, hop_s=1.0, channels=("grey",), tolerance_s=0.6).spec((2, 6, 8))
+    with pytest.raises(ConfigError, match=r"sensing\.channels: 2 names for inputs of 5 channels"):
+        SensingConfig(rate_hz=4.0, channels=("x", "y")).spec((5, 8))
 
 
 def test_raw_pictures_are_stored_by_their_times(tmp_path: Path) -> None:

@@ -40,3 +40,12 @@ def test_what_needs_no_data_is_checked_before_they_are_read(
     assert time.process_time() - started < LIMIT_S
     assert WRONG[override] in str(caught.value)
     assert not list(tmp_path.glob("runs/**/*.safetensors"))
+
+
+def test_sensing_that_does_not_fit_the_data_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "fit", lambda *_, **__: pytest.fail("a training began"))
+    sensing = ["sensing.rate_hz=10", "sensing.channels=['red', 'green']"]
+    with pytest.raises(ConfigError, match=r"sensing\.channels: 2 names for inputs of 1 channels"):
+        run(load_experiment(None, sensing), runs=tmp_path)

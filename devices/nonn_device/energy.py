@@ -191,7 +191,7 @@ def _number(file: Path) -> float:
     except PermissionError as exc:
         raise ConfigError(f"--energy: {file}: only root may read it; run the command with sudo") from exc
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"--energy: {file}: is no power or energy that can be read ({exc})") from exc
+        raise ConfigError(f"--energy: {file}: does not contain a number ({exc})") from exc
 
 
 def _text(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Nodes that measure themselves, and fail one after another: streamed accuracy compared with the bundle's table.
+"""Nodes that read sensors, and fail one after another: streamed accuracy compared with the bundle's table.
 
 One process per unit replays its channels of the test people, or its pictures, on a clock that is wrong; the aggregator
 aligns, fuses and streams. Then the units fail: their samples come in bursts with losses, their sensor hangs, their

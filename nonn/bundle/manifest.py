@@ -148,7 +148,7 @@ class Manifest:
         data: name, split, samples of the accuracy table; fingerprint of the data.
         provenance: the resolved config, code version.
         replicas: devices of each part, M lists.
-        sensing: what nodes measure themselves, for all channels of the input; None if they do not.
+        sensing: what the sensors of nodes measure, for all channels of the input; None without sensors.
         schema: version of this layout.
     """
 

@@ -101,7 +101,9 @@ def load_bundle(path: str | Path, *, device: int | None = None) -> Bundle:
     try:
         raw = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{file}: no such file; {path} is not a bundle (nonn run writes one)") from None
+        near = [folder for folder in (path / "bundle", path.parent) if (folder / MANIFEST).is_file()]
+        hint = f"{near[0]} is one" if near else "nonn run writes one"
+        raise BundleError(f"{file}: no such file; {path} is not a bundle ({hint})") from None
     except OSError as exc:
         raise BundleError(f"{file}: cannot be read ({exc})") from exc
     try:

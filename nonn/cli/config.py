@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,11 @@ def _tables(file: Path | None, overrides: list[str], key: str) -> Iterator[Table
     tables += [*tables_of(PolicyConfig, key="policy"), *tables_of(Node, key="node", repeated=True, present=False)]
     names = {table.key for table in tables} | {option.key for table in tables for option in table.options}
     if key not in names:
-        raise UsageError(f"unknown key '{key}'; {did_you_mean(key, sorted(names - {''}), 'known keys')}")
+        if Path(key).exists():
+            raise UsageError(f"{key}: no experiment file: its name does not end with .toml")
+        near = get_close_matches(key, names, n=1)
+        shown = sorted(near or {name.partition(".")[0] for name in names} - {""})
+        raise UsageError(f"unknown key '{key}'; {did_you_mean(key, shown, 'known tables')}")
     for table in tables:
         if f"{table.key}.".startswith(f"{key}."):
             yield table

@@ -29,7 +29,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", type=path, default=Path("runs"), metavar="FOLDER", help="folder of all runs (default: runs)"
     )
-    parser.add_argument("--json", action="store_true", help="print only report.json on stdout")
+    parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
     parser.add_argument("--log-time", action="store_true", help="begin every line of progress with date and time")
     parser.add_argument("--tensorboard", action="store_true", help="write the losses of each training for TensorBoard")
     parser.set_defaults(resumable=True)

@@ -7,7 +7,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING
 
-from nonn.arguments import addresses, whole
+from nonn.arguments import addresses, usage, whole
 from nonn.cli._client_options import add_client_arguments
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RECONNECT_S = 1.0  # pause before a lost broker is tried again
 
-SUMMARY = "follow the answers of nodes that measure themselves"
+SUMMARY = "follow the answers of nodes that sense"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +47,15 @@ def run(args: argparse.Namespace) -> int:
     from nonn.client import Client
 
     quiet = contextlib.suppress(KeyboardInterrupt, BrokenPipeError)
-    if args.mqtt:
+    if args.mqtt is not None:
         import asyncio
 
         from nonn.mqtt import Broker
 
+        with usage():
+            broker = Broker.parse(args.mqtt, "--mqtt")
         with quiet:
-            asyncio.run(_publish(args, Broker.parse(args.mqtt, "--mqtt")))
+            asyncio.run(_publish(args, broker))
         return 0
     with quiet, Client(args.address, tls=args.tls, token_file=args.token_file, insecure=args.insecure) as client:
         for answer in itertools.islice(client.watch(), args.count or None):
@@ -88,7 +90,7 @@ async def _publish(args: argparse.Namespace, broker: Broker) -> None:
     from nonn.client import AsyncClient
     from nonn.mqtt import HomeAssistantSensor
 
-    sensor, left = HomeAssistantSensor(args.name), args.count or -1
+    sensor, left, logged = HomeAssistantSensor(args.name), args.count or -1, ""
     will = aiomqtt.Will(sensor.availability_topic, "offline", retain=True)
     client = AsyncClient(args.address, tls=args.tls, token_file=args.token_file, insecure=args.insecure)
     async with client:
@@ -99,6 +101,7 @@ async def _publish(args: argparse.Namespace, broker: Broker) -> None:
                     _announced(sensor, mqtt),
                     contextlib.aclosing(client.watch()) as answers,
                 ):
+                    logged = ""
                     async for answer in answers:
                         now = (await client.metadata()).state.get("accuracy", {})
                         state = sensor.state(answer, now.get("next_worst", 0.0), now.get("next_worst_node", ""))
@@ -108,7 +111,9 @@ async def _publish(args: argparse.Namespace, broker: Broker) -> None:
                         if not left:
                             break
             except aiomqtt.MqttError as exc:
-                print(f"nonn watch: {broker.gone(exc)}", file=sys.stderr)
+                if (text := broker.gone(exc)) != logged:
+                    print(f"nonn watch: {text}", file=sys.stderr)
+                logged = text
                 await asyncio.sleep(RECONNECT_S)
 
 

@@ -1,10 +1,13 @@
-"""Tables of the experiment file about data: what is read, and what nodes measure themselves."""
+"""Tables of the experiment file about data: what is read, and what the sensors of nodes measure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from nonn.errors import ConfigError
+from nonn.sensing import SensingSpec
 from nonn.toml.constraints import Choice, Count, NotNegative, Positive, Range, Rules, Whole
 
 __all__ = ["DataConfig", "SensingConfig"]
@@ -73,7 +76,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SensingConfig:
-    """What nodes measure themselves (`nonn-device join --source`); written into the bundle."""
+    """What the sensors of nodes measure (`nonn-device join --source`); written into the bundle."""
 
     rate_hz: Annotated[
         NotNegative, "samples per second of each channel, or pictures per second; 0: nodes of this bundle do not sense"
@@ -106,3 +109,32 @@ class SensingConfig:
         for key in ("units", "scale"):
             given = getattr(self, key)
             yield key, len(given) in (0, len(self.channels)), f"give one for each of the {len(self.channels)} channels"
+
+    def spec(self, shape: Sequence[int]) -> SensingSpec:
+        """What nodes measure for inputs of a shape, [C, T] or [C, H, W], without the limits of training.
+
+        Raises:
+            ConfigError: an option does not fit the inputs, or the names do not fit their channels.
+        """
+        num_channels, frame = shape[0], tuple(shape[1:]) if len(shape) == 3 else ()
+        samples = 1 if frame else shape[1]
+        hop_s = self.hop_s or samples / self.rate_hz
+        for key in ("units", "scale") if frame else ("tolerance_s",):
+            if getattr(self, key):
+                raise ConfigError(f"sensing.{key}: is for {'windows' if frame else 'pictures'}; leave it out")
+        times, rest = divmod(num_channels, len(self.channels))
+        if rest:
+            raise ConfigError(
+                f"sensing.channels: {len(self.channels)} names for inputs of {num_channels} channels; give all of them, "
+                "or those of one unit"
+            )
+        return SensingSpec(
+            rate_hz=self.rate_hz,
+            samples=samples,
+            hop_s=hop_s,
+            channels=self.channels * times,
+            units=(self.units or ("",) * len(self.channels)) * times,
+            scale=(self.scale or (1.0,) * len(self.channels)) * times,
+            frame=frame,
+            tolerance_s=(self.tolerance_s or min(hop_s / 2, max(hop_s / 10, 0.75 / self.rate_hz))) if frame else 0.0,
+        )

@@ -80,7 +80,7 @@ def _add(
     """Adds the windows of one file, with their labels and groups; returns the place of each in the recording."""
     by_file = config.group == "file"
     further = (config.labels, *([config.group] if config.group and not by_file else []))
-    found = list(rows(file, spec, further))
+    found = list(rows(file, spec, further, "data.columns"))
     if not found:
         return []
     places = list[int]()

@@ -46,7 +46,6 @@ from nonn.reliability.outcomes import kept_samples
 from nonn.reliability.sampled_evidence import AnyEvidence, SampledEvidence
 from nonn.reliability.table import SubsetTable
 from nonn.report.risk import report_laws
-from nonn.sensing import SensingSpec
 from nonn.sensing.smoothing import learn, weight_of
 from nonn.students import measure_cost
 from nonn.students.devices import failure_law, resolve_devices
@@ -218,39 +217,8 @@ def _manifest(space: Workspace, trained: Trained, exported: _Exported, head: Hea
         },
         provenance=provenance,
         replicas=space.networks.design(trained.cut.partition).devices_of_part(config.devices.count),
-        sensing=_sensing(config.sensing, data.train.inputs) if config.sensing.rate_hz else None,
+        sensing=config.sensing.spec(data.input_shape).measured(data.train.inputs) if config.sensing.rate_hz else None,
     )
-
-
-def _sensing(config: SensingConfig, windows: NDArray[Any]) -> SensingSpec:
-    """What nodes measure, with the limits of the training windows [n, C, T] or pictures [n, C, H, W].
-
-    Raises:
-        ConfigError: an option does not fit the inputs, or the names do not fit their channels.
-    """
-    num_channels, frame = windows.shape[1], windows.shape[2:] if windows.ndim == 4 else ()
-    samples = 1 if frame else windows.shape[2]
-    hop_s, rate_hz = config.hop_s or samples / config.rate_hz, config.rate_hz
-    for key in ("units", "scale") if frame else ("tolerance_s",):
-        if getattr(config, key):
-            raise ConfigError(f"sensing.{key}: is for {'windows' if frame else 'pictures'}; leave it out")
-    times, rest = divmod(num_channels, len(config.channels))
-    if rest:
-        raise ConfigError(
-            f"sensing.channels: {len(config.channels)} names for inputs of {num_channels} channels; give all of them, "
-            "or those of one unit"
-        )
-    spec = SensingSpec(
-        rate_hz=rate_hz,
-        samples=samples,
-        hop_s=hop_s,
-        channels=config.channels * times,
-        units=(config.units or ("",) * len(config.channels)) * times,
-        scale=(config.scale or (1.0,) * len(config.channels)) * times,
-        frame=frame,
-        tolerance_s=(config.tolerance_s or min(hop_s / 2, max(hop_s / 10, 0.75 / rate_hz))) if frame else 0.0,
-    )
-    return spec.measured(windows)
 
 
 def _sensing_inputs(config: SensingConfig) -> dict[str, Any]:

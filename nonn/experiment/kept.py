@@ -81,7 +81,7 @@ def find_bundle(runs: Path, name: str) -> Bundle:
     found = [folder for hash_, folder in folders.items() if hash_.startswith(digits)]
     if at and len(found) != 1:
         known = ", ".join(hash_[:DIGITS] for hash_ in folders)
-        raise UsageError(f"{name}: {len(found)} bundles have that hash; bundles of the run: {known}")
+        raise UsageError(f"{name}: {len(found) or 'no'} bundles have that hash; bundles of the run: {known}")
     return load_bundle(found[0])
 
 

@@ -169,8 +169,11 @@ class Workspace:
         Raises:
             PartitionError: more parts than the teacher has filters.
             BudgetError: a student is over its device's budget.
-            ConfigError: a model cannot be built, or ``partition.parts`` is still ``"auto"``.
+            ConfigError: a model cannot be built, ``partition.parts`` is still ``"auto"``, or ``[sensing]`` does not
+                fit the data.
         """
+        if self.experiment.sensing.rate_hz:
+            self.experiment.sensing.spec(self.data.input_shape)
         check_parts(self.networks.num_filters, self.experiment.partition.num_parts)
         sizing = self.networks.sizing
         if sizing.sizes is not None:

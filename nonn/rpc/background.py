@@ -13,6 +13,8 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, Self
 
+from nonn.errors import NonnError
+
 __all__ = ["Background"]
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class Background:
         exc = None if task.cancelled() else task.exception()
         if exc is None:
             return
-        _log.error("%s failed: %s", task.get_name(), exc, exc_info=exc)
+        _log.error("%s failed: %s", task.get_name(), exc, exc_info=None if isinstance(exc, NonnError) else exc)
         if self._end is not None and self._failure is None:
             self._failure = exc
             self._end()

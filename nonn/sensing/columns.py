@@ -41,8 +41,14 @@ class Columns:
     width: int
 
     @classmethod
-    def named(cls, header: Sequence[str], spec: SensingSpec, what: str) -> Columns:
+    def named(cls, header: Sequence[str], spec: SensingSpec, what: str, key: str = "sensing.channels") -> Columns:
         """From a header.
+
+        Args:
+            header: cells of the first row.
+            spec: the channels.
+            what: the file, for messages.
+            key: option of the experiment file that names the channels, for messages.
 
         Raises:
             DataError: a channel has no column, or a name occurs twice.
@@ -59,8 +65,8 @@ class Columns:
         missing = [channel for channel in spec.channels if channel.lower() not in names]
         if missing:
             raise DataError(
-                f"{what}: no column '{missing[0]}'; the unit has the channels {', '.join(spec.channels)}, the columns "
-                f"are {', '.join(names)}; rename them, or build the bundle with these names in sensing.channels"
+                f"{what}: no column '{missing[0]}'; the channels are {', '.join(spec.channels)}, the columns "
+                f"are {', '.join(names)}; rename the columns, or give these names in {key} of the experiment file"
             )
         places = tuple(names.index(channel.lower()) for channel in spec.channels)
         factors = tuple(
@@ -110,7 +116,7 @@ def _number(cell: str) -> float:
 
 
 def rows(
-    path: Path, spec: SensingSpec, further: Sequence[str] = ()
+    path: Path, spec: SensingSpec, further: Sequence[str] = (), key: str = "sensing.channels"
 ) -> Iterator[tuple[float, list[float], tuple[str, ...]]]:
     """Time since the first sample, values, and the text of further columns, of each row of a recording.
 
@@ -118,6 +124,7 @@ def rows(
         path: a CSV file whose first row names the columns.
         spec: the channels; without a column of time the rows have its rate.
         further: names of further columns, such as labels.
+        key: see ``Columns.named``.
 
     Raises:
         DataError: the file cannot be read, a column is missing, a row is too short, or time goes backwards.
@@ -129,7 +136,7 @@ def rows(
             header = next(reader, None)
             if not header:
                 raise DataError(f"{path}: empty; its first row must name the columns")
-            columns = Columns.named(header, spec, str(path))
+            columns = Columns.named(header, spec, str(path), key)
             names = [re.sub(r"\[.*", "", cell).strip().lower() for cell in header]
             if lacking := [name for name in further if name.lower() not in names]:
                 raise DataError(f"{path}: no column '{lacking[0]}'; the columns are {', '.join(names)}")

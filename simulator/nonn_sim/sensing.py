@@ -88,7 +88,7 @@ class _World:
         run, units, battery = scenario.sensing, scenario.units, scenario.battery
         num = bundle.num_devices
         if battery.charge and len(battery.charge) != num:
-            raise ConfigError(f"battery.charge: {len(battery.charge)} values for {num} units")
+            raise ConfigError(f"battery.charge: {len(battery.charge)} values for {num} units of {bundle.path}")
         self.random = np.random.default_rng(run.seed)
         self.hop_s, self.window_bytes = spec.hop_s, sizes.message_bytes
         times = AlignmentConfig(hop_s=spec.hop_s, tolerance_s=spec.tolerance_s or None)

@@ -88,10 +88,11 @@ def _check_source(arguments: argparse.Namespace) -> None:
         if arguments.send_raw:
             raise UsageError("--send-raw sends what --source measures; give a --source, or leave it out")
         return
-    from nonn_device.sources import parse_source
+    from nonn_device.sources import check_source, parse_source
 
     with usage():
         arguments.parsed = parse_source(arguments.source)
+        check_source(arguments.parsed)
     if arguments.parsed.kind in ("csv", "video") and is_missing(Path(arguments.parsed.where)):
         raise UsageError(f"--source {arguments.source}: {arguments.parsed.where}: no such file")
     if arguments.student is None:

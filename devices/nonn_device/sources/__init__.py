@@ -34,8 +34,21 @@ from nonn.errors import ConfigError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 
-__all__ = ["CLOCK_OPTIONS", "Samples", "Source", "SourceOptions", "open_source", "parse_source"]
+__all__ = [
+    "CLOCK_OPTIONS",
+    "FORMS",
+    "Samples",
+    "Source",
+    "SourceOptions",
+    "check_source",
+    "open_source",
+    "parse_source",
+]
 
+FORMS = (
+    "csv:FILE, iio:DEVICE, serial:PORT, mqtt:HOST/TOPIC, - for standard input, v4l2:DEVICE, video:FILE, "
+    "picamera2:NUMBER, or package.module:factory in the current folder or on the PYTHONPATH"
+)
 CLOCK_OPTIONS = ("speed", "offset", "drift")
 _CAMERAS = ("v4l2", "video", "picamera2")
 # Module and options of each kind.
@@ -108,14 +121,11 @@ def parse_source(text: str) -> SourceOptions:
         ConfigError: the kind or one of its options is unknown, or a value is not a number.
     """
     where, _, query = text.partition("?")
-    kind, colon, rest = where.partition(":")
-    if kind not in _KINDS and "." in kind and colon and rest.isidentifier():
+    kind, _, rest = where.partition(":")
+    if kind not in _KINDS and kind.replace(".", "_").isidentifier() and rest.isidentifier():
         kind, rest = "factory", where
     elif kind not in _KINDS or bool(rest) == (kind == "-"):
-        raise ConfigError(
-            f"--source {text}: must be csv:FILE, iio:DEVICE, serial:PORT, mqtt:HOST/TOPIC, - for "
-            "standard input, v4l2:DEVICE, video:FILE, picamera2:NUMBER, or package.module:factory"
-        )
+        raise ConfigError(f"--source {text}: must be {FORMS}")
     options: dict[str, Any] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if kind != "factory" and key not in (known := (*_KINDS[kind][1], *CLOCK_OPTIONS)):
@@ -132,6 +142,16 @@ def parse_source(text: str) -> SourceOptions:
         if (kind != "factory" or key == "speed") and not options.get(key, 1.0) > 0:
             raise ConfigError(f"--source {text}: {key} must be above 0")
     return SourceOptions(text, kind, rest, options)
+
+
+def check_source(options: SourceOptions) -> None:
+    """Finds errors before the node joins: a factory or an extra that cannot be imported, a broker without a topic.
+
+    Raises:
+        ConfigError, ModuleNotFoundError: see there.
+    """
+    if options.kind in ("factory", "mqtt"):
+        importlib.import_module(f"nonn_device.sources.{options.kind}").parsed(options)
 
 
 def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:

@@ -1,7 +1,7 @@
 """``mqtt:HOST[:PORT]/TOPIC``: lines of numbers from a broker that the sensor already sends to (extra ``mqtt``).
 
 A message is one or more lines as those of ``serial:PORT``. While a broker is gone the node tries to connect again, and
-its windows have no data.
+its windows have no data; the log has each reason once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,24 @@ from nonn.sensing.clock import DataClock
 from nonn_device.sources import Samples, Source, SourceOptions
 from nonn_device.sources.lines import AGAIN_S, Parser
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "parsed"]
 
 _log = logging.getLogger(__name__)
+
+
+def parsed(options: SourceOptions) -> tuple[Broker, str]:
+    """Broker and topic.
+
+    Raises:
+        ConfigError: one of them is missing.
+        ModuleNotFoundError: the extra is not installed.
+    """
+    import aiomqtt  # noqa: F401 - missing, the node ends before it joins
+
+    where, _, topic = options.where.partition("/")
+    if not topic:
+        raise ConfigError(f"--source {options.text}: the topic is missing; write mqtt:HOST/TOPIC")
+    return Broker.parse(where, f"--source {options.text}: broker"), topic
 
 
 def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
@@ -28,10 +43,7 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
     Raises:
         ConfigError: broker or topic is missing.
     """
-    where, _, topic = options.where.partition("/")
-    if not topic:
-        raise ConfigError(f"--source {options.text}: the topic is missing; write mqtt:HOST/TOPIC")
-    broker = Broker.parse(where, f"--source {options.text}")
+    broker, topic = parsed(options)
     return lambda: _messages(broker, topic, Parser(spec, clock, options.text))
 
 
@@ -39,14 +51,18 @@ async def _messages(broker: Broker, topic: str, parser: Parser) -> AsyncIterator
     """Samples for ever."""
     import aiomqtt  # an extra
 
+    logged = ""
     while True:
         try:
             async with broker.client() as client:
                 await client.subscribe(topic)
+                logged = ""
                 async for message in client.messages:
                     for line in bytes(message.payload or b"").splitlines():
                         if (samples := parser.read(line)) is not None:
                             yield samples
         except aiomqtt.MqttError as exc:
-            _log.warning("%s", broker.gone(exc))
+            if (text := broker.gone(exc)) != logged:
+                _log.warning("%s", text)
+            logged = text
         await asyncio.sleep(AGAIN_S)

@@ -59,7 +59,8 @@ class LawValues:
         """Any value; required without a default."""
         self.known.append(key)
         if key not in self.values and default is None:
-            raise ConfigError(f"{self.source}: '{key}' is missing")
+            given = f"; given: {', '.join(self.values)}" if self.values else ""
+            raise ConfigError(f"{self.source}: '{key}' is missing{given}")
         return self.values.get(key, default)
 
     def number(self, key: str, default: float | None = None, *, low: float, open_low: bool = False) -> float:

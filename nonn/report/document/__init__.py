@@ -67,7 +67,7 @@ class Report:
         teacher: the network that the students were distilled from.
         devices: one entry for each device [N].
         traffic: size of one answer on the network.
-        sensing: nodes that measure themselves; absent if they do not.
+        sensing: nodes that read sensors; absent without them.
         precision: size and accuracy compared with float; null for a bundle in float.
         fusion: kind of the fusion head.
         head: cost of the fusion head; absent in reports of older versions.

@@ -52,7 +52,7 @@ class SmoothingReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SensingReport:
-    """Nodes that measure themselves.
+    """Nodes that read sensors.
 
     Attributes:
         rate_hz: samples of each channel, or pictures of a camera, per second.

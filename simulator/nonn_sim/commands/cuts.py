@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     bundle = load_bundle(args.bundle)
     with usage():
-        law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
+        law = parse_law(independent_law(bundle.p_fail) if args.law is None else args.law, bundle.num_devices)
     found = cut_sets(bundle.table, law.probabilities(), args.level)
     if args.fault_tree:
         write_output(args.fault_tree, fault_tree(found, law))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nonn.bundle import Bundle
     from nonn.reliability.laws import Law
     from nonn.reliability.table import AccuracyTable
+
+COUNTED = 3  # failed devices up to which all subsets are fused
 
 SUMMARY = "exact accuracy of all subsets, failure laws, guarantees, value of devices"
 
@@ -59,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--counted",
         type=whole(0),
-        default=3,
         metavar="FAILED",
-        help="--samples: fuse all subsets with at most this many failed devices, up to 50,000 subsets (default: 3)",
+        help="--samples: fuse all subsets with at most this many failed devices, up to 50,000 subsets "
+        f"(default: {COUNTED})",
     )
     parser.add_argument(
         "--replicas",
@@ -77,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deadline-ms",
         type=seconds,
-        default=float("inf"),
         metavar="MS",
         help="--place: time for an answer (default: any)",
     )
@@ -92,9 +94,12 @@ def run(args: argparse.Namespace) -> int:
     from nonn.reliability.laws import parse_law
     from nonn.reliability.subsets import MAX_DEVICES, independent_law
 
+    for option, other in (("counted", "samples"), ("deadline_ms", "place")):
+        if getattr(args, option) is not None and not getattr(args, other):
+            raise UsageError(f"--{option.replace('_', '-')} requires --{other}")
     bundle = load_bundle(args.bundle)
     with usage():
-        law = parse_law(args.law or independent_law(bundle.p_fail), bundle.num_devices)
+        law = parse_law(independent_law(bundle.p_fail) if args.law is None else args.law, bundle.num_devices)
     if args.samples:
         if args.replicas > 1:
             raise UsageError("--replicas is exact; leave out --samples")
@@ -139,7 +144,7 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     if args.replicas > 1:
         summary["replicated"] = replicated(table, law, args.replicas)
     if args.place:
-        machines, limit_s = load_devices(args.place), args.deadline_ms / 1000
+        machines, limit_s = load_devices(args.place), (args.deadline_ms or inf) / 1000
         summary["placement"] = placement_summary(bundle, table, machines, limit_s)
         add_placement_intervals(summary["placement"], bundle, evidence, machines, limit_s)
     if args.csv:
@@ -178,7 +183,7 @@ def _sampled(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
 
     recorded = (bundle.head, *bundle.features)
     with _progress("subsets with few failures", shown=True) as progress:
-        counted = count_few_failures(*recorded, args.counted, progress)
+        counted = count_few_failures(*recorded, COUNTED if args.counted is None else args.counted, progress)
     with _progress("others", shown=True) as progress:
         strata = sample_failures(*recorded, args.samples, counted=counted, seed=args.seed, progress=progress)
         draws = args.samples * bundle.num_devices

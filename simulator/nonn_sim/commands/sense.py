@@ -1,4 +1,4 @@
-"""``nonn-sim sense``: nodes that measure themselves, in virtual time, with ``--live`` also as processes."""
+"""``nonn-sim sense``: nodes that sense, in virtual time, with ``--live`` also as processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from nonn.arguments import count, existing, seconds
+from nonn.arguments import existing, seconds, whole
+
+LEAST, WINDOWS, SPEED = 3, 120, 10.0  # windows that a live run needs; how many it has, and how fast they are replayed
 
 SUMMARY = "nodes that sense: wrong clocks, lost windows, failing sensors, batteries and duty cycles"
 
@@ -19,14 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--live", action="store_true", help="also replay recordings through processes, one per unit, without batteries"
     )
     parser.add_argument(
-        "--windows", type=count, default=120, metavar="N", help="--live: windows to replay (default: %(default)s)"
+        "--windows", type=whole(LEAST), metavar="N", help=f"--live: windows to replay (default: {WINDOWS})"
     )
     parser.add_argument(
         "--speed",
         type=seconds,
-        default=10.0,
         metavar="X",
-        help="--live: times the speed of life (default: %(default)s)",
+        help=f"--live: times the speed of life (default: {SPEED:g})",
     )
     parser.add_argument(
         "--inputs",
@@ -43,9 +44,13 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.bundle import load_bundle
+    from nonn.errors import UsageError
     from nonn_sim.sensing import simulate_sensing
     from nonn_sim.sensing_scenario import load_sensing_scenario
 
+    for option in ("windows", "speed", "inputs"):
+        if getattr(args, option) is not None and not args.live:
+            raise UsageError(f"--{option} requires --live")
     scenario, bundle = load_sensing_scenario(args.scenario), load_bundle(args.bundle)
     if args.live:
         from nonn.cli.console import say
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         from nonn_sim.sensing_live import run_live
 
         samples = samples_of(args.inputs, bundle) if args.inputs else own_samples(bundle)
-        result = run_live(scenario, bundle, samples, args.windows, args.speed, say)
+        result = run_live(scenario, bundle, samples, args.windows or WINDOWS, args.speed or SPEED, say)
     else:
         result = simulate_sensing(scenario, bundle)
     if args.json:
