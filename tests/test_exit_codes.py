@@ -35,7 +35,7 @@ WRONG = {
     "nonn runs clean digits --runs FOLDER": "no such run",
     "nonn init FILE --data x --teacher y --devices 2": "exists; name another file",
     "nonn init --data no --teacher y --devices 2": "no: no such file or folder",
-    "nonn init --data FILE --teacher y --devices 2": "neither .npz, .parquet nor a folder of folders",
+    "nonn init --data FILE --teacher y --devices 2": "neither .npz, .parquet, .csv nor a folder of folders",
     "nonn init --teacher y --devices 0": "--devices: 0: must be at least 1",
     "nonn init --teacher y --devices 257": "devices.count = 257",
     "nonn config distil": "unknown key 'distil'; did you mean 'distill'?",

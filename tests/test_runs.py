@@ -104,6 +104,9 @@ def test_a_written_experiment_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "size = 32" in file.read_text()
     assert "guarantees" in file.read_text()
     assert main(["init", str(file)]) == 2
+    (tmp_path / "walk.csv").touch()
+    assert main(["init", str(tmp_path / "walk.toml"), "--data", str(tmp_path / "walk.csv")]) == 0
+    assert all(key in (tmp_path / "walk.toml").read_text() for key in ("columns = []", "window_s = 5.0", "group = "))
 
 
 def test_a_terminal_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +125,15 @@ def test_a_terminal_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("files", "reader"),
     [
         (["data.npz"], "npz"),
+        (["one.csv"], "csv"),
+        (["train-labels-idx1-ubyte.gz"], "idx"),
         (["a.parquet"], "parquet"),
         (["data_batch_1"], "cifar"),
         (["dog/1.png"], "imagefolder"),
         (["1.png"], "--reader"),
         ([], "no such file"),
     ],
-    ids=["npz", "parquet", "cifar", "imagefolder", "flat", "missing"],
+    ids=["npz", "csv", "idx", "parquet", "cifar", "imagefolder", "flat", "missing"],
 )
 def test_the_reader_follows_from_the_form_of_the_data(tmp_path: Path, files: list[str], reader: str) -> None:
     folder = tmp_path / "data"

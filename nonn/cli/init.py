@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 SUMMARY = "write a commented experiment file for own data, model and devices"
 
 _QUESTIONS = {
-    "data": "data: a folder with a folder of images for each class, or a .npz or .parquet file (empty: the digits)",
+    "data": "data: a folder with a folder of images for each class, a .npz or .parquet file, or CSV recordings "
+    "(empty: the digits)",
     "teacher": "teacher: a model such as wrn-16-2, or package.module:factory",
     "devices": "devices: 1 to 256",
 }
@@ -31,7 +32,12 @@ _KEYS = {
     "data.path": "path",
     "data.size": "imagefolder",
     "data.inputs": "npz",
-    "data.labels": "npz parquet",
+    "data.labels": "npz parquet csv",
+    "data.columns": "csv",
+    "data.rate_hz": "csv",
+    "data.window_s": "csv",
+    "data.hop_s": "csv",
+    "data.group": "csv npz",
     "data.crop": "",
     "data.flip": "imagefolder parquet cifar",
     "teacher.model": "",
@@ -55,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", type=path, nargs="?", default=Path("experiment.toml"), metavar="FILE", help="(default: %(default)s)"
     )
-    parser.add_argument("--data", metavar="PATH", help="folder of images, .npz or .parquet file; empty for the digits")
+    parser.add_argument("--data", metavar="PATH", help="folder of images, .npz, .parquet or .csv; empty for the digits")
     parser.add_argument("--reader", default="", metavar="NAME", help="reader of the data (default: by its form)")
     parser.add_argument("--teacher", metavar="MODEL", help="a model of nonn, or package.module:factory")
     parser.add_argument("--devices", type=_num_devices, metavar="N", help="number of devices")
@@ -106,15 +112,21 @@ def guess_reader(path: Path) -> str:
 
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
-    if path.suffix in (".npz", ".parquet"):
+    if path.suffix in (".npz", ".parquet", ".csv"):
         return path.suffix[1:]
     if path.is_dir() and (any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))):
         return "parquet"
     if path.is_dir() and any(path.glob("*batch*")):
         return "cifar"
+    if path.is_dir() and any(path.glob("*.csv")):
+        return "csv"
+    if path.is_dir() and any(path.glob("*-ubyte*")):
+        return "idx"
     if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
         return "imagefolder"
-    raise UsageError(f"{path}: neither .npz, .parquet nor a folder of folders of images; name its reader with --reader")
+    raise UsageError(
+        f"{path}: neither .npz, .parquet, .csv nor a folder of folders of images; name its reader with --reader"
+    )
 
 
 def _answer(what: str, given: str | None) -> str:
