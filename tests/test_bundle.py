@@ -138,7 +138,7 @@ def test_a_bundle_that_cannot_be_completed_leaves_the_old_one(bundle_path: Path)
 
 
 def test_a_bundle_says_what_its_nodes_measure_and_an_older_one_does_not(bundle_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"does not say at which rate .*\[sensing\]"):
+    with pytest.raises(BundleError, match=r"does not say what its nodes measure.*\[sensing\]"):
         load_bundle(bundle_path).sensing_of(0)
     spec = SensingSpec(10.0, 8, 0.4, ("x",), ("g",), (1.0,), (0.0,), (255.0,), (1.0,))
     bundle = toy_bundle(tmp_path / "sensing", num_devices=2, shape=(1, 8), sensing=spec)

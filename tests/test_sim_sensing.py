@@ -89,6 +89,11 @@ def test_the_command_prints_and_wrong_scenarios_are_refused(
     assert re.search(r"false masks.*\n.*all units work", capsys.readouterr().out, re.DOTALL)
     assert main(["sense", str(file), "--bundle", str(bundle.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["answers_missing"] == 0
+    assert main(["run", str(file), "--bundle", str(bundle.path)]) == 3
+    assert "run it with nonn-sim sense" in capsys.readouterr().err
+    file.write_text("[scenario]\nname = 'month'\n")
+    assert main(["sense", str(file), "--bundle", str(bundle.path)]) == 3
+    assert "run it with nonn-sim run" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"battery\.charge: 1 values for 4 units"):
         rows(bundle, battery={"charge": [1.0]})
     with pytest.raises(ConfigError, match=r"accuracy goal 1: "):

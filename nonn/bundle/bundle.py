@@ -106,8 +106,8 @@ class Bundle:
         """
         if self.manifest.sensing is None:
             raise BundleError(
-                f"{self.path}: the bundle does not say at which rate and which channels its nodes measure; build it "
-                "again with a section [sensing] in the experiment file"
+                f"{self.path}: the bundle does not say what its nodes measure; build it again with a section [sensing] "
+                "in the experiment file"
             )
         return self.manifest.sensing.of_view(self.manifest.students[device].view.channels)
 

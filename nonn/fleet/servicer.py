@@ -78,7 +78,7 @@ class FleetServicer:
         first = await anext(aiter(publications), None)
         sensing = self._bundles.holding(first.opening.lease if first is not None else "").sensing
         if sensing is None:
-            error = ConfigError("the bundle of this node does not say what nodes measure; build it with [sensing]")
+            error = ConfigError("the bundle of this node does not say what nodes measure; build it with a section [sensing]")
             await context.abort(*to_status(error))
             return
         async with contextlib.aclosing(sensing.Publish(_again(first, publications), context)) as directions:
@@ -98,7 +98,7 @@ class FleetServicer:
                         break
             if self._bundles.served.hub is hub:
                 return
-        error = ConfigError("the served bundle does not say what nodes measure; build it with [sensing]")
+        error = ConfigError("the served bundle does not say what nodes measure; build it with a section [sensing]")
         await context.abort(*to_status(error))
 
 

@@ -63,7 +63,10 @@ def load_scenario(path: Path) -> Scenario:
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid; it names file and key.
     """
-    return parse_scenario(parse_toml(path), source=str(path))
+    tree = parse_toml(path)
+    if tree and set(tree) <= {"sensing", "units", "battery"}:
+        raise ConfigError(f"{path}: a scenario of nodes that sense; run it with nonn-sim sense")
+    return parse_scenario(tree, source=str(path))
 
 
 def parse_scenario(tree: Mapping[str, Any], source: str = "scenario") -> Scenario:

@@ -84,7 +84,10 @@ class _World:
         self.scenario, self.bundle, spec = scenario, bundle, bundle.manifest.sensing
         sizes = sensing_report(bundle)
         if spec is None or sizes is None:
-            raise ConfigError(f"{bundle.path}: the bundle does not say what its nodes measure; build it with [sensing]")
+            raise ConfigError(
+                f"{bundle.path}: the bundle does not say what its nodes measure; build it again with a section [sensing] "
+                "in the experiment file"
+            )
         run, units, battery = scenario.sensing, scenario.units, scenario.battery
         num = bundle.num_devices
         if battery.charge and len(battery.charge) != num:

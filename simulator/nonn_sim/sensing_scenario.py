@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from nonn.errors import ConfigError
 from nonn.toml import Range, Rules, from_mapping, parse_toml
 from nonn.toml.constraints import NotNegative, Positive, Whole
 
@@ -71,4 +72,7 @@ def load_sensing_scenario(path: Path) -> SensingScenario:
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid; it names file and key.
     """
-    return from_mapping(SensingScenario, parse_toml(path), source=str(path))
+    tree = parse_toml(path)
+    if "scenario" in tree:
+        raise ConfigError(f"{path}: a scenario of requests; run it with nonn-sim run")
+    return from_mapping(SensingScenario, tree, source=str(path))
