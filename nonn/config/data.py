@@ -125,8 +125,8 @@ class SensingConfig:
         times, rest = divmod(num_channels, len(self.channels))
         if rest:
             raise ConfigError(
-                f"sensing.channels: {len(self.channels)} names for inputs of {num_channels} channels; give all of them, "
-                "or those of one unit"
+                f"sensing.channels: {len(self.channels)} names for inputs of {num_channels} channels; give all of "
+                "them, or those of one unit"
             )
         return SensingSpec(
             rate_hz=self.rate_hz,

@@ -78,7 +78,7 @@ class FleetServicer:
         first = await anext(aiter(publications), None)
         sensing = self._bundles.holding(first.opening.lease if first is not None else "").sensing
         if sensing is None:
-            error = ConfigError("the bundle of this node does not say what nodes measure; build it with a section [sensing]")
+            error = ConfigError("this node's bundle does not say what nodes measure; build it with a section [sensing]")
             await context.abort(*to_status(error))
             return
         async with contextlib.aclosing(sensing.Publish(_again(first, publications), context)) as directions:

@@ -85,8 +85,8 @@ class _World:
         sizes = sensing_report(bundle)
         if spec is None or sizes is None:
             raise ConfigError(
-                f"{bundle.path}: the bundle does not say what its nodes measure; build it again with a section [sensing] "
-                "in the experiment file"
+                f"{bundle.path}: the bundle does not say what its nodes measure; build it again with a section "
+                "[sensing] in the experiment file"
             )
         run, units, battery = scenario.sensing, scenario.units, scenario.battery
         num = bundle.num_devices
