@@ -86,8 +86,7 @@ def find_bundle(runs: Path, name: str) -> Bundle:
 
 
 def differences(first: Bundle, second: Bundle) -> dict[str, tuple[Any, Any]]:
-        number = len(found) or "no"
-        raise UsageError(f"{name}: {number} bundles have that hash; bundles of the run: {known}")
+    """Options in which the experiments of two bundles differ: key → (first, second); None where one has no such key."""
     trees = [_flat(bundle.manifest.provenance.get("config", {})) for bundle in (first, second)]
     keys = dict.fromkeys([*trees[0], *trees[1]])
     pairs = {key: (trees[0].get(key), trees[1].get(key)) for key in keys}
