@@ -88,6 +88,7 @@ WRONG = {
     "nonn-device serve BUNDLE --student 0 --threads 0": "--threads: 0: must be between 1 and 256",
     "nonn-device serve BUNDLE --student 0 --memory -5": "--memory: -5: must be between 0",
     "nonn-device serve BUNDLE --student 0 --runtime d": "invalid choice: 'd'",
+    "nonn-device serve BUNDLE --student 0 --runtime tcp:board": "'board' is not host:port",
     "nonn-device check BUNDLE --student 0 --library no.so": "no.so: no such file or folder",
     "nonn-device join h:99999 --id a --data FOLDER": "'h:99999' is not host:port",
     "nonn-device join h:1 JOIN --student -1": "--student: -1: must be between 0",

@@ -176,4 +176,6 @@ def _runtime(text: str) -> str:
         from nonn_device.line import CHOICES
 
         raise argparse.ArgumentTypeError(f"invalid choice: '{text}' (choose onnx, c, {CHOICES})")
+    if text.startswith(("tcp:", "udp:")):
+        addresses(text[4:])
     return text

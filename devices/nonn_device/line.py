@@ -74,8 +74,10 @@ class Line:
                 self._socket.connect(address)  # only datagrams of this address are received
             elif kind != "serial" or not rest:
                 raise ConfigError(f"--runtime {place}: write {CHOICES}")
-            path, _, baud = rest.partition(":")
-            self._descriptor = self._socket.fileno() if self._socket else _open_serial(path, baud or str(BAUD))
+            path, _, baud = rest.rpartition(":")
+            if not baud.isdecimal():  # names in /dev/serial/by-path have colons
+                path, baud = rest, str(BAUD)
+            self._descriptor = self._socket.fileno() if self._socket else _open_serial(path, baud)
         except OSError as exc:
             raise UnreachableError(f"{place}: cannot be opened ({exc.strerror or exc}); is the board on?") from exc
         os.set_blocking(self._descriptor, False)
