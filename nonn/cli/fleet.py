@@ -11,6 +11,7 @@ from nonn.arguments import existing, path, seconds, share
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nonn.errors import UnreachableError
     from nonn.fleet.hosts import Host, Hosts
 
 SUMMARY = "manage a fleet: init, trust, status, push, drain, rollback"
@@ -165,11 +166,23 @@ def _status(host: Host) -> dict[str, Any]:
     if host.local:
         return next(ask(StateFolder(Path(host.state)).socket, do="status"))
     command = host.ssh([NONN, "fleet", "status", "--state", host.state, "--json"])
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    try:
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    except FileNotFoundError as exc:
+        raise _not_installed(host, exc) from exc
     if ended.returncode:
         raise UnreachableError(f"{host.id}: its aggregator cannot be asked; try: {shlex.join(command)}")
     found: dict[str, Any] = json.loads(ended.stdout)
     return found
+
+
+def _not_installed(host: Host, exc: FileNotFoundError) -> UnreachableError:
+    """The error of a machine without ssh or tar."""
+    from nonn.errors import UnreachableError
+
+    return UnreachableError(
+        f"{host.id}: {exc.filename} is not installed here; install it, or use --state on the aggregator's machine"
+    )
 
 
 def _init(path: Path) -> int:
@@ -273,9 +286,7 @@ def _over_ssh(args: argparse.Namespace, host: Host) -> int:
         if target and target != args.bundle:
             subprocess.run(host.ssh(["rm", "-r", target]), check=False)
     except FileNotFoundError as exc:
-        raise UnreachableError(
-            f"{host.id}: {exc.filename} is not installed here; install it, or use --state on the aggregator's machine"
-        ) from exc
+        raise _not_installed(host, exc) from exc
     if code == UnreachableError.exit_code and args.action != "status":
         raise UnreachableError(f"{host.id}: its aggregator does not answer")
     if code == 255:  # of ssh itself
