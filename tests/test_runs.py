@@ -67,7 +67,7 @@ def test_two_bundles_are_compared_by_options_and_accuracy(runs: Path, capsys: py
     assert ["fusion.head", "–", "ridge"] in [line.split() for line in shown.splitlines()]
     assert f"{100 * load_bundle(earlier(runs)).accuracy(failed=1):.2f} %" in shown
     assert main(["runs", "diff", "toy", "toy@ffff", "--runs", str(runs)]) == 2
-    assert "0 bundles have that hash" in capsys.readouterr().err
+    assert "no bundles have that hash" in capsys.readouterr().err
     assert main(["runs", "diff", "toy", "other", "--runs", str(runs)]) == 2
     assert "runs there: toy" in capsys.readouterr().err
 
