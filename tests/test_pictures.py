@@ -84,7 +84,7 @@ def test_a_specification_of_pictures_has_their_contrast_and_a_tolerance() -> Non
     np.testing.assert_allclose(spec.quiet, made.std(axis=(2, 3)).min(axis=0), rtol=1e-5)
     assert spec.of_view((1,)).quiet == spec.quiet[1:]
     colours = SensingConfig(rate_hz=4.0, channels=("red", "green", "blue"))
-    of_second = _sensing(colours, made.repeat(3, axis=1)).of_view((3, 4, 5))
+    of_second = colours.spec((6, 6, 8)).of_view((3, 4, 5))
     assert (of_second.channels, of_second.raw_bytes) == (colours.channels, 144)
     with pytest.raises(ConfigError, match=r"sensing\.units: is for windows"):
         SensingConfig(rate_hz=4.0, channels=("grey",), units=("lux",)).spec((2, 6, 8))
