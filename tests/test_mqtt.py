@@ -137,7 +137,12 @@ def test_a_broker_that_is_gone_is_named_once_and_called_again(
     )
     said, calls = f"broker 127.0.0.1:{port}: ", list[str]()
     gone = Broker.gone
-    monkeypatch.setattr(Broker, "gone", lambda self, exc: calls.append(gone(self, exc)) or calls[-1])
+
+    def counted(broker: Broker, exc: Exception) -> str:
+        calls.append(gone(broker, exc))
+        return calls[-1]
+
+    monkeypatch.setattr(Broker, "gone", counted)
 
     async def scenario() -> None:
         samples = open_source(options, SPEC, options.clock())()
