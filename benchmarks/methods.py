@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ import torch
 from benchmarks.method_rows import DATA, NEXT_TO, ROWS, Data, composes
 from nonn.config import Experiment, load_experiment
 from nonn.distill.heads import held_out_accuracy
+from nonn.errors import NonnError
 from nonn.experiment.evaluation import evaluate_head
 from nonn.experiment.search import search_widths
 from nonn.experiment.study import features_of_test
@@ -45,7 +47,7 @@ TOGETHER, BEST = "together", 3
 
 
 def main() -> int:
-    """Trains what is missing and writes the results after every row."""
+    """Trains what is missing and writes the results after every row; 1 if a row could not be trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"all by default: {', '.join([*ROWS, TOGETHER])}")
     parser.add_argument("--data", choices=DATA, default="digits", help="data set, with the experiment of all rows")
@@ -60,15 +62,20 @@ def main() -> int:
     torch.set_num_threads(1)
     data = DATA[args.data]
     study = Study(data, (*data.base, *args.set), args.runs, args.out or FOLDER / data.results)
+    failed: list[str] = []
     for seed in args.seeds:
         for name in [name for name in args.rows or ROWS if name != TOGETHER]:
-            study.measure(name, ROWS[name], seed)
+            try:
+                study.measure(name, ROWS[name], seed)
+            except NonnError as exc:  # such as a loss that is not finite: the other rows are measured all the same
+                failed.append(f"{name}, seed {seed}: {exc}")
+                print(failed[-1], file=sys.stderr, flush=True)
     if not args.rows or TOGETHER in args.rows:
         chosen = best_of(study.found["rows"], args.seeds)
         study.found["together"] = chosen
         for seed in args.seeds:
             study.measure(TOGETHER, tuple(change for name in chosen for change in ROWS[name]), seed)
-    return 0
+    return int(bool(failed))
 
 
 def best_of(rows: Mapping[str, Any], seeds: Sequence[int], count: int = BEST) -> list[str]:
@@ -130,7 +137,8 @@ class Study:
 
     def _filled(self, changes: Sequence[str], seed: int) -> list[str]:
         """The changes of a row with the files that they need."""
-        values: dict[str, Any] = {"{patches}": self.data.samples, "{params}": self.data.params}
+        values = {f"{{{name}}}": value for name, value in self.data.values.items()}
+        values |= {"{patches}": self.data.samples, "{params}": self.data.params}
         if any("{picture}" in change for change in changes):
             import sklearn.datasets
 
