@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DATA", "NEXT_TO", "ROWS", "Data", "composes"]
+__all__ = ["DATA", "NEXT_TO", "ROWS", "Data", "composes", "filled"]
 
 ROOT = Path(__file__).parent.parent
 _LABELS_ALONE = (
@@ -25,16 +25,13 @@ class Data:
     Attributes:
         file: experiment file; None is that of the digits.
         base: changes of it.
-        samples: training samples; a picture is cut into as many patches.
-        params: parameters of a student that is twice as wide, the limit of the search.
-        values: what else stands in braces in the changes of a row.
+        values: what the names in braces in the changes of a row stand for. ``patches`` of a picture are as many as
+            training samples, ``params`` are those of a student that is twice as wide, the limit of the search.
         results: file name of the results.
     """
 
     file: Path | None
     base: tuple[str, ...]
-    samples: int
-    params: int
     values: Mapping[str, Any]
     results: str
 
@@ -51,13 +48,18 @@ DATA: Mapping[str, Data] = {
             "fusion.passes=2",
             *_LABELS_ALONE,
         ),
-        538,
-        19_928,
-        {"crop": 1, "resolution": 4, "assistant": "wrn-10-2", "after_blocks": 7},
+        {
+            "patches": 538,
+            "params": 19_928,
+            "crop": 1,
+            "resolution": 4,
+            "assistant": "wrn-10-2",
+            "after_blocks": 7,
+        },
         "methods.json",
     ),
-    # 20 classes of 16×16 pixels with 100 images each, of which 80 train: few enough for all rows and seeds in an hour and
-    # a half of one core. Without --set data.path it names what is missing.
+    # 20 classes of 16×16 pixels with 100 images each, of which 80 train: all rows and seeds take about an hour of one
+    # core. Without --set data.path it names what is missing.
     "cifar100-20": Data(
         ROOT / "examples" / "cifar100-small.toml",
         (
@@ -73,9 +75,14 @@ DATA: Mapping[str, Data] = {
             "distill.lr=0.1",
             *_LABELS_ALONE,
         ),
-        1600,
-        21_704,
-        {"crop": 2, "resolution": 8, "assistant": "wrn-10-0.5", "after_blocks": 3},
+        {
+            "patches": 1600,
+            "params": 21_704,
+            "crop": 2,
+            "resolution": 8,
+            "assistant": "wrn-10-0.5",
+            "after_blocks": 3,
+        },
         "methods-cifar100-20.json",
     ),
 }
@@ -97,8 +104,8 @@ _WIDER = ("student.model=wrn-10-0.5",)
 _REPLICAS = ("partition.parts=4",)  # two devices learn each part
 _STEM = ("student.model=staged-wrn-10-1x0.25x0.25",)  # FSP needs a first layer as wide as the teacher's
 
-# What stands in braces is filled in by the benchmark: {picture}, a photograph of scikit-learn; {teacher}, the weights of
-# a teacher that was trained with other batches; the others are values of the data set.
+# The benchmark fills in names in braces: {picture}, a photograph of scikit-learn; {teacher}, the weights of a teacher
+# that was trained with other batches; the others are values of the data set.
 ROWS: Mapping[str, tuple[str, ...]] = {
     "labels": (),
     "kd": _KD,
@@ -186,8 +193,16 @@ NEXT_TO: Mapping[str, str] = {
 }
 
 
+def filled(changes: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    """The changes of a row with values in place of names in braces."""
+    result = list(changes)
+    for name, value in values.items():
+        result = [change.replace(f"{{{name}}}", str(value)) for change in result]
+    return result
+
+
 def composes(name: str) -> bool:
-    """Whether a row may be one of the best three: a method of training with labels, on the same data, parts, students."""
+    """Whether a row may be one of the best three: a way to train with the labels, on the same data and parts."""
     others = ("data.", "devices.", "partition.", "distill.picture", "fusion.head")
     alone = name.startswith("labels") or name in NEXT_TO
     return not alone and not any(change.startswith(others) for change in ROWS[name])

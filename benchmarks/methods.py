@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.method_rows import DATA, NEXT_TO, ROWS, Data, composes
+from benchmarks.method_rows import DATA, NEXT_TO, ROWS, Data, composes, filled
 from nonn.config import Experiment, load_experiment
 from nonn.distill.heads import held_out_accuracy
 from nonn.errors import NonnError
@@ -137,19 +137,15 @@ class Study:
 
     def _filled(self, changes: Sequence[str], seed: int) -> list[str]:
         """The changes of a row with the files that they need."""
-        values = {f"{{{name}}}": value for name, value in self.data.values.items()}
-        values |= {"{patches}": self.data.samples, "{params}": self.data.params}
+        values = dict(self.data.values)
         if any("{picture}" in change for change in changes):
             import sklearn.datasets
 
-            values["{picture}"] = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
+            values["picture"] = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
         if any("{teacher}" in change for change in changes):
             other = self._experiment("experiment.name=methods-teacher", "teacher.batch=64", f"experiment.seed={seed}")
-            values["{teacher}"] = train_teacher(Workspace(other, self.runs)).stage.folder / "teacher.safetensors"
-        filled = list(changes)
-        for place, value in values.items():
-            filled = [change.replace(place, str(value)) for change in filled]
-        return filled
+            values["teacher"] = train_teacher(Workspace(other, self.runs)).stage.folder / "teacher.safetensors"
+        return filled(changes, values)
 
 
 def measure(experiment: Experiment, runs: Path) -> dict[str, Any]:

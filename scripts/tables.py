@@ -14,6 +14,7 @@ partitioners  ``compare.json`` of ``nonn partition --compare``
 report        ``report.json`` of ``nonn demo``: its tables
 results       several such files: one line each
 methods       results of ``benchmarks/methods.py``: each method alone, and the best together
+modnn         ``modnn.json`` of ``benchmarks/modnn.py``: layers over nodes next to fused students
 lease         results of ``benchmarks/lease.py``: its pilots and rows
 liars         the output of ``nonn-sim liars BUNDLE --json``
 serving       ``bench.json`` of ``make bench``: what an answer costs, next to its targets
@@ -51,9 +52,10 @@ from nonn.report.comparison import comparison_markdown
 from nonn.report.document import Report
 from nonn.report.study import heads_markdown, short_markdown
 from nonn.report.study_document import Study
-from scripts.result_tables.accuracy import lease_markdown, methods_markdown, report_markdown, results_markdown
+from scripts.result_tables.accuracy import lease_markdown, report_markdown, results_markdown
 from scripts.result_tables.costs import costs_markdown, energies_markdown, estimates_markdown, mcu_markdown
 from scripts.result_tables.fields import fields_markdown
+from scripts.result_tables.methods import methods_markdown, modnn_markdown
 from scripts.result_tables.sensing import cameras_markdown, sensing_markdown, worn_markdown
 from scripts.result_tables.serving import liars_markdown, pi_markdown, scaling_markdown
 from scripts.result_tables.soak import soak_markdown
@@ -108,6 +110,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "report": (Report, report_markdown),
     "results": (Report, results_markdown),
     "methods": (None, methods_markdown),
+    "modnn": (None, modnn_markdown),
     "lease": (None, lease_markdown),
     "liars": (None, liars_markdown),
     "serving": (None, serving_markdown),

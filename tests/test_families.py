@@ -147,6 +147,19 @@ def test_two_sgd_steps_of_the_group_are_those_of_separate_networks(model: str, d
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("model", ["lma-wrn-10-0.5", "tissue-8-1", "binary-wrn-10-0.5"])
+def test_a_family_trains_in_bfloat16(model: str) -> None:
+    torch.manual_seed(0)
+    network = make_network(model, 2, 7, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(torch.randn(4, 2, 8, 8))
+    logits.float().square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.any(), name
+
+
 @pytest.mark.parametrize("sends", ["bridge", "penultimate"])
 @pytest.mark.parametrize("model", SMALL)
 def test_students_of_a_family_are_one_group_and_send_the_same(model: str, sends: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -20,10 +22,12 @@ from nonn.export.build import build_library, write_source
 from nonn.export.c import generate_c
 from nonn.export.compiled import TOLERANCE as TOLERANCE_OF_C
 from nonn.export.quantise import quantise
+from nonn.export.stacked import find_stack
 from tests.networks import trained_looking_student
 
 # Other tests export wide residual networks.
 MODELS = ["se-wrn-10-1", "densenet-bc-16-6", "inverted-20-0.5", "se-inverted-20-0.5", "tissue-8-1", "strided-2-1"]
+STACKED = "binary-wrn-10-0.375"  # 6, 12 and 24 filters: of two and four channels, and not of four at a time
 CASES = [*((model, 2) for model in MODELS), ("densenet-bc-10-4", 1)]
 
 
@@ -72,7 +76,7 @@ def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
         *((*case, weights) for case in CASES for weights in ("float32", "int8")),
         ("lma-wrn-10-1", 2, "float32"),
         ("lma-wrn-10-1", 2, "int8"),
-        ("binary-wrn-10-1", 2, "int8"),
+        (STACKED, 2, "int8"),
     ],
 )
 def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, weights: str, tmp_path: Path) -> None:
@@ -90,6 +94,7 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
     if weights == "int8" and not model.startswith("se-"):  # translated by nonn: the same integers
         assert "nonn_layer" in made.source
         np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert ("#define NONN_STACKED" in made.source) == (model == STACKED)
     if model.startswith("densenet") and weights == "float32":  # every concatenation is made where its parts are
         assert "_concat(" not in made.source.partition("void student(")[2]
 
@@ -120,6 +125,25 @@ def test_a_multi_segment_activation_is_a_table_in_8_bits_and_other_rounding_is_r
     model.graph.output[0].name = "rounded"
     with pytest.raises(BundleError, match=r"no 8 bits: node .*Floor.*float32"):
         quantise(model.SerializeToString(), inputs)
+
+
+def test_stacked_filters_are_selectors_and_signs_in_c() -> None:
+    data = _in_8_bits(STACKED, 2)
+    stored = onnx.load_from_string(data).graph.initializer
+    whole = sum(math.prod(tensor.dims) for tensor in stored if tensor.data_type == onnx.TensorProto.INT8)
+    constants = re.findall(r"static const u?int8_t \w+\[(\d+)\]", generate_c(data, "stacked").source)
+    assert sum(map(int, constants)) < 0.6 * whole
+
+    rng = np.random.default_rng(0)
+    bank, chosen = rng.choice([-1, 1], (9, 4, 3, 3)), rng.integers(0, 9, (10, 3))
+    weight = (rng.integers(1, 60, (10, 1, 1, 1)) * bank[chosen].reshape(10, 12, 3, 3)).astype(np.int8)
+    found = find_stack(weight)
+    assert found is not None
+    signs = 2 * np.unpackbits(found.bank, axis=1, bitorder="little")[:, :36].astype(int) - 1
+    stacked = signs[found.chosen].reshape(10, 3, 9, 4).transpose(0, 1, 3, 2).reshape(weight.shape)
+    np.testing.assert_array_equal(found.scale[:, None, None, None] * stacked, weight)
+    weight[3, 2] += 1
+    assert find_stack(weight) is None
 
 
 def test_an_operator_that_c_cannot_have_is_named() -> None:

@@ -40,6 +40,7 @@ from tests.training import Unchanged, losses_of
 LEARNED = {"vid", "crd", "srm", "simreg", "afd", "mimkd", "umts", "hint_points", "pixel"}
 EARLY = {"hint_points", "pixel"}  # train what is before a layer
 NETWORKS = {"pcl", "sokd"}  # with further networks for all devices
+ON_LAYERS = {"fsp", "lckd", "rtk", "sokd", "hint_points", "pixel"}  # of the networks themselves
 LABELS = torch.arange(12) % 10
 
 
@@ -99,6 +100,8 @@ def test_every_objective_trains_through_the_trainer(weights: dict[str, Any], bf1
     assert any(not torch.equal(parameter, before[name]) for name, parameter in task.module.named_parameters())
     assert all(torch.equal(t, teacher[name]) for name, t in task.teacher.state_dict().items())
     assert all(p.grad is None for p in task.teacher.parameters())
+    storage = [t.data_ptr() for t in (*task.module.state_dict().values(), *task.teacher.state_dict().values())]
+    assert len(set(storage)) == len(storage)
 
 
 @pytest.mark.parametrize("weights", variants())
@@ -189,6 +192,21 @@ def test_the_gradient_reaches_every_students_backbone_and_bridge(name: str) -> N
     for parameter_name, parameter in task.students.students.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert float(parameter.grad.abs().sum()) > 0, parameter_name
+
+
+@pytest.mark.parametrize("name", [*sorted(ON_LAYERS), "simreg", "kd"])
+@torch.no_grad()
+def test_a_batch_of_layers_is_the_mean_of_its_samples(name: str) -> None:
+    weights: dict[str, Any] = {name: 1.0}
+    task = task_of(**weights)
+    task.module.eval()
+
+    def loss(some: slice) -> float:
+        return losses_of(task, raw()[some], LABELS[some], generator())[name].item()
+
+    halves = loss(slice(0, 6)), loss(slice(6, 12))
+    assert halves[0] != pytest.approx(halves[1], rel=1e-3)
+    assert loss(slice(0, 12)) == pytest.approx(sum(halves) / 2, rel=1e-3)
 
 
 # ---- warm-up ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 Students that only imitate the teacher's answers need inputs, not data: crops of one picture with many details do.
 Source: Asano & Saeed 2021, arXiv 2112.00725, who also rotate, shear and change colours; here patches are cropped,
 mirrored and turned by quarters, and ``[data]`` may add its augmentation.
+
+Limit: students and heads are trained without the data; the cut into parts, λ, temperatures and the accuracy table still
+need the held-out and the test split.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_laye
         &context, &parameters, &steps, &input, x, &filter, l->weights, &bias, l->bias, &output, y);
 }
 #else
-/* Weights [outputs / 4][kernel_y][kernel_x][channels][4]. */
-static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_layer *l) {
+/* Weights [outputs / 4][kernel_y][kernel_x][channels][4]; gap: values between the results of two positions. */
+static inline void nonn_conv_part(const nonn_value *x, nonn_value *y, const nonn_layer *l, int32_t gap) {
     const int32_t zero = l->zero_in, channels = l->channels;
     for (int32_t row = 0; row < l->rows; ++row) {
         const int32_t top = row * l->stride_y - l->pad_y;
@@ -96,7 +96,47 @@ static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_laye
                     *y++ = nonn_round(sums[i], l->factor[output + i], l->shift[output + i], l->zero_out);
                 }
             }
+            y += gap;
         }
+    }
+}
+
+static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_layer *l) {
+    nonn_conv_part(x, y, l, 0);
+}
+#endif
+
+#ifdef NONN_STACKED
+typedef struct {
+    int32_t depth, bytes;         /* channels of a stacked filter, and bytes of its signs */
+    const uint8_t *bank, *chosen; /* bit position * depth + channel; [outputs][channels / depth] */
+    const int8_t *scale;
+} nonn_stack;
+
+/* Filters of one magnitude each, whose signs are stacked from a bank; four are composed at a time. */
+static void nonn_stacked(const nonn_value *x, nonn_value *y, const nonn_layer *l, const nonn_stack *s) {
+    static int8_t weights[NONN_STACKED];
+    const int32_t positions = l->kernel_y * l->kernel_x, stacks = l->channels / s->depth;
+    nonn_layer part = *l;
+    part.weights = weights;
+    for (int32_t output = 0; output < l->outputs; output += 4) {
+        part.outputs = l->outputs - output < 4 ? l->outputs - output : 4;
+        part.bias = l->bias + output;
+        part.factor = l->factor + output;
+        part.shift = l->shift + output;
+        for (int32_t i = 0; i < part.outputs; ++i) {
+            const int8_t scale = s->scale[output + i];
+            for (int32_t channel = 0; channel < l->channels; ++channel) {
+                const uint8_t *signs =
+                    s->bank + s->chosen[(output + i) * stacks + channel / s->depth] * s->bytes;
+                for (int32_t position = 0; position < positions; ++position) {
+                    const int32_t bit = position * s->depth + channel % s->depth;
+                    const int32_t plus = (signs[bit / 8] >> (bit % 8)) & 1;
+                    weights[(position * l->channels + channel) * 4 + i] = (int8_t)(plus ? scale : -scale);
+                }
+            }
+        }
+        nonn_conv_part(x, y + output, &part, l->outputs - part.outputs);
     }
 }
 #endif

@@ -10,6 +10,8 @@ Maps are stored with channels last: the values below a row of a kernel are then 
 interior differ only in where the run starts and ends. Four output channels are summed at a time, so each value is
 loaded once for them. Maps share one static arena.
 
+Stacked binary filters stay selectors and signs (``nonn.export.stacked``).
+
 Limits: other operators (gates) raise ``UntranslatableError``; ``nonn.export.c`` then uses
 emx-onnx-cgen.
 """
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from nonn.export.places import places
+from nonn.export.stacked import Stack, find_stack
 
 __all__ = ["UntranslatableError", "integer_c"]
 
@@ -82,7 +85,7 @@ def integer_c(model: Any, entry: str, *, cmsis_nn: bool = False) -> tuple[str, i
         cmsis_nn: convolutions are those of CMSIS-NN, whose headers and sources are to be compiled with the code.
 
     Returns:
-        The code, and the bytes of the arena and of the scratch memory of CMSIS-NN.
+        The code, and the bytes of the arena and of scratch memory.
 
     Raises:
         UntranslatableError: an operator or its form is not supported.
@@ -108,6 +111,7 @@ class _Translation:
         self._maps: dict[str, _Map] = {}
         self._weights: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         self._program = _Program()
+        self._composed = 0  # bytes of four stacked filters
 
     def write(self, entry: str) -> tuple[str, int]:
         given = [dim.dim_value for dim in self._graph.input[0].type.tensor_type.shape.dim][1:]
@@ -158,8 +162,10 @@ class _Translation:
         )
         constants = "\n".join(self._program.constants)
         head = f"#define NONN_CMSIS_NN 1\n#define NONN_SCRATCH {self._scratch}\n" if self._less else ""
+        head += f"#define NONN_STACKED {self._composed}\n" if self._composed else ""
         arena = f"static nonn_value nonn_arena[{size}];\n"
-        return f"{head}{_RUNTIME}\n{constants}\n{normalise}\n{arena}{functions}", size + 2 * self._scratch
+        static = size + 2 * self._scratch + self._composed
+        return f"{head}{_RUNTIME}\n{constants}\n{normalise}\n{arena}{functions}", static
 
     def _normalise(self, channels: int) -> tuple[str, str]:
         """The function that rounds an input value, and the name of the tensor that it computes."""
@@ -237,7 +243,11 @@ class _Translation:
         made = self._rounded(node.output[0], rows, columns, outputs)
         factor, shift = _rescaling(scale.astype(np.float64) * source.step / made.step)
         padding = 0 if group > 1 or depthwise or self._less else -outputs % 4
-        if depthwise:
+        stack = None if group > 1 or depthwise or self._less else find_stack(weight)
+        packed = None
+        if stack:
+            self._composed = max(self._composed, 4 * weight[0].size)
+        elif depthwise:
             packed = weight.reshape(outputs, kernel_y, kernel_x).transpose(1, 2, 0)
         elif group > 1:
             packed = weight.transpose(0, 2, 3, 1)
@@ -248,7 +258,7 @@ class _Translation:
             full = np.pad(weight, ((0, padding), (0, 0), (0, 0), (0, 0)))
             packed = full.reshape(-1, 4, inputs, kernel_y, kernel_x).transpose(0, 3, 4, 2, 1)
         arrays = [
-            self._program.array("int8_t", packed),
+            "0" if packed is None else self._program.array("int8_t", packed),
             self._program.array("int32_t", np.pad(bias, (0, padding))),
             self._program.array("uint8_t", factor),
             self._program.array("int8_t", shift),
@@ -261,9 +271,18 @@ class _Translation:
         name = f"nonn_layer_{len(self._program.constants)}"
         values = ", ".join([*map(str, numbers), *arrays])
         self._program.constants.append(f"static const nonn_layer {name} = {{{values}}};")
-        function = "depthwise" if depthwise else "grouped" if group > 1 else "conv"
-        more = f", {group}" if function == "grouped" else ""
+        function = "depthwise" if depthwise else "grouped" if group > 1 else "stacked" if stack else "conv"
+        more = f", {group}" if function == "grouped" else f", &{self._stack(stack)}" if stack else ""
         self._program.call(f"nonn_{function}({{0}}, {{1}}, &{name}{more});", source, made)
+
+    def _stack(self, stack: Stack) -> str:
+        """The name of the constant with the filters of a convolution."""
+        kinds = (("uint8_t", stack.bank), ("uint8_t", stack.chosen), ("int8_t", stack.scale))
+        arrays = ", ".join(self._program.array(kind, values) for kind, values in kinds)
+        name = f"nonn_stack_{len(self._program.constants)}"
+        numbers = f"{stack.depth}, {stack.bank.shape[1]}"
+        self._program.constants.append(f"static const nonn_stack {name} = {{{numbers}, {arrays}}};")
+        return name
 
     def _sum(self, node: Any) -> None:
         one, other = (self._map(name) for name in node.input)

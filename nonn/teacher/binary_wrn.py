@@ -4,8 +4,9 @@ The network ``wrn-DEPTH-WIDTH``. Every filter of the 3-wide convolutions of its 
 filters of four channels, selected from a bank of 64 filters of ±1 that its layer shares, times a scale. The first
 convolution and the 1-wide ones are ordinary.
 
-A device gets the composed weights as an ordinary convolution: its ONNX file and its C code are those of a ``wrn``, also
-in 8 bits. ``flash_bytes`` is what a runtime would need that composes them itself; nonn has no such runtime.
+A device gets the composed weights as an ordinary convolution: its ONNX file is that of a ``wrn``. C code in 8 bits has
+selectors and signs, and composes the filters itself (``nonn.export.stacked``). ``flash_bytes`` is what selectors and
+signs need where the other weights are float32.
 
 Source: Lan & Lan 2021, "Compressing Deep Convolutional Neural Networks by Stacking Low-dimensional Binary Convolution
 Filters", AAAI, arXiv 2010.02778, recalled. Deviation: the selector is the largest inner product of the bank with a real

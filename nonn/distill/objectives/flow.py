@@ -41,7 +41,8 @@ def fsp(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tenso
     if s.shape != t.shape:
         raise ShapeError(
             f"fsp: student layers of {list(s.shape[1:])} filters and teacher layers of {list(t.shape[1:])} must agree; "
-            "lckd compares layers of any widths"
+            "choose students whose first layer is as wide as the teacher's, such as "
+            "student.model = 'staged-wrn-10-1x0.25x0.25'; lckd compares layers of any widths"
         )
     return (s - t).square().sum(dim=(1, 2)).mean()
 
