@@ -24,6 +24,7 @@ sensing       results of ``examples/sensing/demo.py``, fast and at the speed of 
 cameras       result of the same with a bundle of cameras
 worn          results of ``benchmarks/worn.py``: units that are worn wrongly
 soak          ``soak.json`` of ``make soak``: the adversaries, and what they cost
+aggregators   the same file: time to the next answer when an aggregator fails
 costs         ``costs.json`` of ``benchmarks.costs``: what each student costs in each runtime
 estimates     the same file: times on boards that were not measured
 energies      the same file: energy of an answer on those whose power is known
@@ -58,7 +59,7 @@ from scripts.result_tables.fields import fields_markdown
 from scripts.result_tables.methods import methods_markdown, modnn_markdown
 from scripts.result_tables.sensing import cameras_markdown, sensing_markdown, worn_markdown
 from scripts.result_tables.serving import liars_markdown, pi_markdown, scaling_markdown
-from scripts.result_tables.soak import soak_markdown
+from scripts.result_tables.soak import aggregators_markdown, soak_markdown
 from scripts.result_tables.targets import serving_markdown, training_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +120,7 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "sensing": (None, sensing_markdown),
     "cameras": (None, cameras_markdown),
     "soak": (None, soak_markdown),
+    "aggregators": (None, aggregators_markdown),
     "costs": (None, costs_markdown),
     "estimates": (None, estimates_markdown),
     "energies": (None, energies_markdown),

@@ -1,11 +1,11 @@
-"""The table of ``make soak``: each adversary, and what it cost."""
+"""The tables of ``make soak``: each adversary, and what it cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["soak_markdown"]
+__all__ = ["aggregators_markdown", "soak_markdown"]
 
 # What is done to the cluster, and the keys of soak.json that say what it cost, each with a format.
 _ADVERSARIES: tuple[tuple[str, str], ...] = (
@@ -22,8 +22,8 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
     ("a node slow by 0.2, 0.3, 0.9 s", "throughput ÷ with the node dead: {straggler_ratio}"),
     (
         "one of two aggregators killed, ended, stopped",
-        "{aggregators_failed} requests failed; time without an answer, p99 in ms: {aggregators_p99_ms}, with a single "
-        "one: {aggregators_single_p99_ms}",
+        "{aggregators_failed} requests failed; time without an answer in ms, median: {aggregators_p50_ms}; p99: "
+        "{aggregators_p99_ms}; p99 with a single one: {aggregators_single_p99_ms}",
     ),
     (
         "a microcontroller behind a gateway killed, cut off, reset",
@@ -74,14 +74,39 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
 def soak_markdown(found: Mapping[str, Any]) -> str:
     """A row for each adversary; a dash if the results do not have it."""
     lines = ["| adversary | measured |", "|---|---|"]
-    figures = {key: _listed(value) for key, value in found.items()}
+    figures = {"aggregators_p50_ms": "–"} | {key: _listed(value) for key, value in found.items()}
     for adversary, text in _ADVERSARIES:
         try:
             lines.append(f"| {adversary} | {text.format_map(figures)} |")
         except KeyError:
             lines.append(f"| {adversary} | – |")
-    broken = found["broken"]
-    return "\n".join([*lines, "", f"Guarantees broken in this run: {'; '.join(broken) if broken else 'none'}."])
+    broken, minutes = found["broken"], sum(found["section_s"].values()) / 60
+    text = f"The run took {minutes:.0f} minutes. Guarantees broken in it: {'; '.join(broken) if broken else 'none'}."
+    return "\n".join([*lines, "", text])
+
+
+# Failures of an aggregator, and the target for those that end it.
+_OUTAGES = {"calm": "none", "kill": "SIGKILL", "term": "SIGTERM", "pause": "stopped for 3 s"}
+_NEXT_ANSWER_MS = 100
+
+
+def aggregators_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each kind of failure: time to the next answer with two aggregators, and with a single one."""
+    lines = ["| failure of an aggregator | two aggregators, ms: median | 99 % | one, started again at once, ms: 99 % |"]
+    lines.append("| :--- | ---: | ---: | ---: |")
+    p50, p99 = found.get("aggregators_p50_ms", {}), found["aggregators_p99_ms"]
+    for kind, title in _OUTAGES.items():
+        median = f"{p50[kind]:.0f}" if kind in p50 else "–"
+        lines.append(f"| {title} | {median} | {p99[kind]:.0f} | {found['aggregators_single_p99_ms'][kind]:,.0f} |")
+    failed = [found[f"{key}_failed"] for key in ("aggregators", "aggregators_single")]
+    asked = [found[f"{key}_requests"] for key in ("aggregators", "aggregators_single")]
+    lines.append(f"| requests that failed | | {failed[0]:,} of {asked[0]:,} | {failed[1]:,} of {asked[1]:,} |")
+    reached = max(p99["kill"], p99["term"]) <= _NEXT_ANSWER_MS
+    text = (
+        f"{found['config']['outages']} failures of each kind with two aggregators. The target for SIGKILL and SIGTERM, "
+        f"{_NEXT_ANSWER_MS} ms at 99 %, was {'reached' if reached else 'missed'}."
+    )
+    return "\n".join([*lines, "", text])
 
 
 def _listed(value: Any) -> Any:
@@ -89,6 +114,6 @@ def _listed(value: Any) -> Any:
     if isinstance(value, list):
         return len(value)
     if isinstance(value, dict):
-        shown = {key: f"{number:.2f}" if isinstance(number, float) else number for key, number in value.items()}
+        shown = {key: f"{round(number, 2):g}" if isinstance(number, float) else number for key, number in value.items()}
         return ", ".join(f"{key} {number}" for key, number in shown.items())
     return value
