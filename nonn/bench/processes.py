@@ -21,8 +21,10 @@ from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle
 from nonn.errors import NonnError, UnreachableError
 from nonn.reliability.subsets import mask_of
+from nonn.rpc.checksum import model_name
+from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import INFER_METHOD, from_status, new_request
+from nonn.rpc.wire import INFER_METHOD, from_status
 
 __all__ = [
     "TIMEOUT_S",
@@ -87,9 +89,8 @@ def check_complete(reply: bytes, num_devices: int) -> None:
 
 
 def node_request(bundle: Bundle, sample: np.ndarray[Any, Any]) -> bytes:
-    """The bytes that the aggregator sends to a node, to within a byte or two."""
-    request = new_request("student-0", {"input": sample}, {"nonn_bundle": bundle.hash}, id="1000")
-    return bytes(request.SerializeToString())
+    """The bytes that the aggregator sends to a node."""
+    return model_name("student-0") + write_request("1000", {"input": sample}, {"nonn_bundle": bundle.hash})
 
 
 @contextlib.contextmanager
