@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonn.errors import DataLossError, InputError
-from nonn.rpc.checksum import CHECKSUM_BYTES, model_name, seal
+from nonn.rpc.checksum import model_name, seal
 from nonn.rpc.codec import Request, RequestReader, write_request, write_response
 from nonn.rpc.envelope import MAX_BYTES, MAX_ENVELOPE_BYTES, MAX_ENVELOPES
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -137,30 +137,44 @@ def read_by(reader: RequestReader, raw: bytes) -> Any:
 @given(changed(lambda: copy.deepcopy(REQUEST)), tensors, parameters, st.tuples(ids, ids))
 def test_what_was_read_before_changes_no_request(body: bytes, arrays: Any, values: Any, both: Any) -> None:
     reader = RequestReader("m")
-    for raw in [*(PREFIX + write_request(id, arrays, values) for id in both), PREFIX + seal(body)] * 2:
+    for raw in [*(PREFIX + write_request(id, arrays, values) for id in both), PREFIX + seal(body), body] * 2:
         assert read_by(reader, raw) == read_by(RequestReader("m"), raw)
 
 
-@pytest.mark.parametrize("id", ["", "7", "ü" * 70])
-def test_no_byte_of_a_known_request_is_taken_for_another_one(id: str) -> None:
-    raw = PREFIX + write_request(id, {"input": np.ones((2, 3), np.float32)}, {"nonn_bundle": "abc"})
-    body = raw[len(PREFIX) : -CHECKSUM_BYTES]
+@pytest.mark.parametrize(("id", "sealed"), [("", True), ("7", True), ("ü" * 70, True), ("", False)])
+def test_no_byte_of_a_known_request_is_taken_for_another_one(id: str, sealed: bool) -> None:
+    body = write_request(id, {"input": np.ones((2, 3), np.float32)}, {"nonn_bundle": "abc"}, sealed=False)
+
+    def closed(body: bytes) -> bytes:
+        return seal(body) if sealed else body
+
+    raw = PREFIX + closed(body)
     reader = RequestReader("m")
     assert read_by(reader, raw) == read_by(RequestReader("m"), raw)
     for place in range(len(body)):
         for bit in (1, 2, 8, 128):
-            altered = PREFIX + seal(body[:place] + bytes([body[place] ^ bit]) + body[place + 1 :])
+            altered = PREFIX + closed(body[:place] + bytes([body[place] ^ bit]) + body[place + 1 :])
             assert read_by(reader, altered) == read_by(RequestReader("m"), altered)
             reader.read(raw)
 
 
-def test_a_request_that_repeats_another_one_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def of_nonn(id: str, values: Any) -> bytes:
+    return PREFIX + write_request(id, {"input": values}, {"nonn_bundle": "abc"})
+
+
+def of_another_client(id: str, values: Any) -> bytes:
+    return bytes(new_request("m", {"input": values}, {"nonn_bundle": "abc"}).SerializeToString())
+
+
+@pytest.mark.parametrize("write", [of_nonn, of_another_client])
+def test_a_request_that_repeats_another_one_is_not_parsed(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (np.full((2, 3), value, np.float32) for value in (1, 2))
     reader = RequestReader("m")
-    reader.read(PREFIX + write_request("7", {"input": first}, {"nonn_bundle": "abc"}))
+    reader.read(write("7", first))
     monkeypatch.setattr(Request, "parse", lambda raw: pytest.fail("parsed"))
-    request = reader.read(PREFIX + write_request("8", {"input": second}, {"nonn_bundle": "abc"}))
-    assert (request.model_name, request.id, request.bundle) == ("m", "8", "abc")
+    request = reader.read(write("8", second))
+    assert (request.model_name, request.bundle) == ("m", "abc")
+    assert request.id == ("8" if write is of_nonn else "")
     assert comparable(request.tensors()) == comparable({"input": second})
     assert not request.tensors()["input"].flags.writeable
 

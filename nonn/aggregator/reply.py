@@ -119,18 +119,18 @@ class ReplyReader:
         width = self._student.width
         if len(raw) > reply_limit(num_samples, width):
             raise InputError(f"oversized: {len(raw)} bytes for {num_samples} × {width} features")
-        sealed = check_sealed(raw)
-        found = self._envelopes.find(raw) if sealed else None
+        end = check_sealed(raw)
+        found = self._envelopes.find(raw, end)
         if found is not None and found[:2] == (num_samples, request_id):
             sent: NDArray[Any] = np.frombuffer(found[2], self._dtype).reshape(num_samples, width)
         else:
-            sent = self._parse(raw, request_id, num_samples, sealed=sealed)
+            sent = self._parse(raw, end, request_id, num_samples)
         features: Float32 = sent if self._plain else self._student.code.decode(sent)
         if np.count_nonzero(np.isfinite(features)) < features.size:  # half of the time of all()
             raise InputError(f"{self._output} contain NaN or infinity")
         return features
 
-    def _parse(self, raw: bytes, request_id: str, num_samples: int, *, sealed: bool) -> NDArray[Any]:
+    def _parse(self, raw: bytes, end: int, request_id: str, num_samples: int) -> NDArray[Any]:
         """The features as they were sent [B, d_i]; raises as ``read`` does."""
         try:
             response = pb.ModelInferResponse.FromString(raw)
@@ -144,8 +144,7 @@ class ReplyReader:
         sent = self._only(response, num_samples)
         if sent is None:
             return self._among(response, num_samples)
-        if sealed:
-            self._envelopes.keep(raw, response, num_samples)
+        self._envelopes.keep(raw, end, response, num_samples)
         return sent
 
     def _only(self, response: Any, num_samples: int) -> NDArray[Any] | None:

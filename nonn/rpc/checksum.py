@@ -30,7 +30,7 @@ def _entry() -> bytes:
 
 
 _ENTRY = _entry()
-CHECKSUM_BYTES = len(_ENTRY) + _DIGITS  # at the end of a message
+CHECKSUM_BYTES = len(_ENTRY) + _DIGITS
 
 
 @lru_cache(maxsize=64)
@@ -44,7 +44,7 @@ def seal(body: bytes) -> bytes:
     return b"%b%b%08x" % (body, _ENTRY, zlib.crc32(body))
 
 
-def check_sealed(raw: bytes, first: bytes = b"") -> bool:
+def check_sealed(raw: bytes, first: bytes = b"") -> int:
     """Checks the checksum of a received message, if it has one.
 
     Args:
@@ -52,14 +52,14 @@ def check_sealed(raw: bytes, first: bytes = b"") -> bool:
         first: the first field, which is not covered; a message that does not begin with it is for another model.
 
     Returns:
-        Whether it has one.
+        Number of bytes before the checksum; of all of them if there is none.
 
     Raises:
         DataLossError: it was altered on the way.
     """
     end = len(raw) - CHECKSUM_BYTES
     if end < 0 or not raw.startswith(_ENTRY, end) or not raw.startswith(first):
-        return False
+        return len(raw)
     if raw[-_DIGITS:] != b"%08x" % zlib.crc32(memoryview(raw)[len(first) : end]):
         raise DataLossError(f"{len(raw)} bytes were altered on the way (wrong {PARAMETER}); the link is faulty")
-    return True
+    return end

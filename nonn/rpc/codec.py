@@ -112,17 +112,19 @@ class RequestReader:
             DataLossError: its checksum is wrong.
             DecodeError: the bytes are not a ModelInferRequest.
         """
-        sealed = check_sealed(raw, self._first)
-        if sealed and (found := self._envelopes.find(raw)) is not None:
+        end = check_sealed(raw, self._first)
+        if (found := self._envelopes.find(raw, end)) is not None:
             (request, (name, dtype, shape)), id, contents = found
             return request.again(id, {name: np.frombuffer(contents, dtype).reshape(shape)})
         request = Request.parse(raw)
-        if sealed:
-            self._keep(raw, request)
+        self._keep(raw, end, request)
         return request
 
-    def _keep(self, raw: bytes, request: Request) -> None:
+    def _keep(self, raw: bytes, end: int, request: Request) -> None:
         """Remembers the envelope of a request with one tensor, unless its values must be checked one by one."""
+        message = request._message
+        if len(message.raw_input_contents) != 1 or (request.id and end == len(raw)):
+            return  # without a checksum it is of another program, which writes an id before the tensor
         try:
             tensors = request.tensors()
         except InputError:  # it is refused later
@@ -131,7 +133,7 @@ class RequestReader:
             ((name, array),) = tensors.items()
             if array.size and array.dtype != np.bool_:
                 known = request.again("", {}), (name, array.dtype, array.shape)
-                self._envelopes.keep(raw, request._message, known)
+                self._envelopes.keep(raw, end, message, known)
 
 
 def write_request(

@@ -5,6 +5,8 @@ are written in this order, which any protobuf parser reads (protobuf.dev, encodi
 
     envelope · id · contents of each tensor · checksum
 
+Other clients that send no id and raw contents write the same order without the checksum.
+
 The envelope has all other fields; protobuf serialises it once. ``Envelopes`` remembers the envelopes of messages that were
 parsed. A message of the same length that begins with the same bytes can only mean the same, so its id and contents are
 taken from their places. Anything else is parsed.
@@ -21,7 +23,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from nonn.rpc.checksum import CHECKSUM_BYTES
 from nonn.rpc.v1 import inference_pb2 as pb
 
 __all__ = ["Envelopes", "lay_out", "tag"]
@@ -90,36 +91,38 @@ class Envelopes(Generic[T]):
 
     def __init__(self, kind: Any, field: str) -> None:
         self._kind, self._field, self._tag = kind, field, tag(kind, field)
-        self._kept: dict[int, _Place[T]] = {}  # by the length of the message
+        self._kept: dict[int, _Place[T]] = {}  # by the length without checksum
 
-    def find(self, raw: bytes) -> tuple[T, str, bytes] | None:
+    def find(self, raw: bytes, end: int) -> tuple[T, str, bytes] | None:
         """What a message with a known envelope means, its id and the contents of its tensor; None for any other one.
 
         Args:
-            raw: ends with a checksum, which is correct.
+            raw: the message.
+            end: number of its bytes before the checksum.
         """
-        place = self._kept.get(len(raw))
+        place = self._kept.get(end)
         if place is None or not raw.startswith(place.start) or not raw.startswith(place.head, place.id_end):
             return None
         try:
             id = raw[len(place.start) : place.id_end].decode()
         except UnicodeDecodeError:  # protobuf refuses it
             return None
-        return place.meaning, id, raw[place.id_end + len(place.head) : -CHECKSUM_BYTES]
+        return place.meaning, id, raw[place.id_end + len(place.head) : end]
 
-    def keep(self, raw: bytes, message: Any, meaning: T) -> None:
+    def keep(self, raw: bytes, end: int, message: Any, meaning: T) -> None:
         """Remembers the envelope of a message, if it has the order of fields above.
 
         Args:
-            raw: ends with a checksum, which is correct.
+            raw: the message.
+            end: number of its bytes before the checksum.
             message: the same, parsed.
             meaning: for ``find``; must not depend on id and contents.
         """
         contents = getattr(message, self._field)
-        if len(raw) > MAX_BYTES or len(contents) != 1:
+        if end > MAX_BYTES or len(contents) != 1:
             return
         rest = lay_out(b"", message.id, contents, self._tag)
-        envelope = raw[: -CHECKSUM_BYTES - len(rest)]
+        envelope = raw[: end - len(rest)]
         if len(envelope) > MAX_ENVELOPE_BYTES or not raw.startswith(rest, len(envelope)):
             return
         try:
@@ -133,4 +136,4 @@ class Envelopes(Generic[T]):
         id_bytes = len(message.id.encode())
         start = envelope + _head(_ID, id_bytes) if id_bytes else envelope
         head = _head(self._tag, len(contents[0]))
-        self._kept[len(raw)] = _Place(start, len(start) + id_bytes, head, meaning)
+        self._kept[end] = _Place(start, len(start) + id_bytes, head, meaning)
