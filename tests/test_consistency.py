@@ -77,18 +77,18 @@ def test_honest_devices_are_not_excluded_however_many_answer(test: Consistency, 
 
 
 def test_at_most_one_honest_device_of_100_000_requests_is_excluded() -> None:
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((CLASSES, 12), np.float32)
-    maps = [rng.standard_normal((12, WIDTH), np.float32) / 3 for _ in range(NUM_DEVICES)]
+    rng, classes, width = np.random.default_rng(0), 4, 6
+    centres = rng.standard_normal((classes, 8), np.float32)
+    maps = [rng.standard_normal((8, width), np.float32) / 3 for _ in range(NUM_DEVICES)]
 
     def sampled(number: int) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
-        labels = rng.integers(CLASSES, size=number)
-        hidden = centres[labels] + rng.standard_normal((number, 12), np.float32) / 2
-        return labels, [np.tanh(hidden @ m + rng.standard_normal((number, WIDTH), np.float32) / 3) for m in maps]
+        labels = rng.integers(classes, size=number)
+        hidden = centres[labels] + rng.standard_normal((number, 8), np.float32) / 2
+        return labels, [np.tanh(hidden @ m + rng.standard_normal((number, width), np.float32) / 3) for m in maps]
 
     labels, training = sampled(2000)
-    sums = gram(np.concatenate(training, axis=1), 8.0 * np.eye(CLASSES)[labels])
-    head = RidgePerSet(*sums, ridge=1e-2, widths=[WIDTH] * NUM_DEVICES)
+    sums = gram(np.concatenate(training, axis=1), 8.0 * np.eye(classes)[labels])
+    head = RidgePerSet(*sums, ridge=1e-2, widths=[width] * NUM_DEVICES)
     test = fit_consistency(head, training, sampled(1000)[1])
     assert test is not None
     excluded = 0

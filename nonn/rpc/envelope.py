@@ -7,9 +7,9 @@ are written in this order, which any protobuf parser reads (protobuf.dev, encodi
 
 Other clients that send no id and raw contents write the same order without the checksum.
 
-The envelope has all other fields; protobuf serialises it once. ``Envelopes`` remembers the envelopes of messages that were
-parsed. A message of the same length that begins with the same bytes can only mean the same, so its id and contents are
-taken from their places. Anything else is parsed.
+The envelope has all other fields; protobuf serialises it once. ``Envelopes`` remembers the envelopes of messages that
+were parsed. A message of the same length that begins with the same bytes can only mean the same, so its id and contents
+are taken from their places. Anything else is parsed.
 
 A device sleeps between requests and finds its caches taken by other programs, so the code that a request passes counts
 more than its arithmetic.
