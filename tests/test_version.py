@@ -47,7 +47,7 @@ def test_provenance_begins_with_the_version() -> None:
 
 
 def test_server_metadata_carries_the_version() -> None:
-    model: Any = SimpleNamespace(max_request_bytes=1)  # the call does not reach it
+    model: Any = SimpleNamespace(name="m", max_request_bytes=1)  # the call does not reach it
     servicer = InferenceServicer(Endpoint(model))
     metadata = asyncio.run(servicer.ServerMetadata(pb.ServerMetadataRequest(), None))
     assert (metadata.name, metadata.version) == ("nonn", nonn.__version__)
