@@ -94,7 +94,7 @@ def test_at_most_one_honest_device_of_100_000_requests_is_excluded() -> None:
     excluded = 0
     for _ in range(10):
         statistics = test.statistics(dict(enumerate(sampled(30_000)[1])))
-        excluded += np.count_nonzero(statistics.max(axis=0) > test.threshold(NUM_DEVICES))
+        excluded += int(np.count_nonzero(statistics.max(axis=0) > test.threshold(NUM_DEVICES)))
     assert excluded == 0  # in 300,000 requests: a rate below 1e-5, with 95 % confidence
 
 
