@@ -132,8 +132,8 @@ def _serve() -> None:
             config = DistillConfig(epochs=1, grouped=True)
             task = DistillTask(teacher.eval(), Students(students, fusion), filters, config)
         else:
-            config = TeacherConfig(epochs=1)
-            task = TeacherTask(teacher, 0.1)
+            config = TeacherConfig(epochs=1, label_smoothing=0.1)
+            task = TeacherTask(teacher, config)
         augment = Augment(DataConfig(noise=0.2), mean, std)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()

@@ -77,6 +77,9 @@ def small(recording: Path) -> Experiment:
     smaller = (
         f"data.path='{recording}'",
         "teacher.model=strided-2-1",
+        "teacher.branches=1",
+        "teacher.modality_dropout=0.3",
+        "distill.branch_share=0.5",
         "teacher.epochs=8",
         "student.model=strided-2-0.5",
         "distill.epochs=8",

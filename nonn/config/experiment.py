@@ -186,6 +186,11 @@ class Experiment:
             self.distill.epochs or self.student.weights,
             "0 epochs train nothing; name trained students with student.weights",
         )
+        yield (
+            "distill.branch_share",
+            not self.distill.branch_share or (self.teacher.branches and not self.distill.assistants),
+            "needs a teacher with branches, without assistants: set teacher.branches",
+        )
 
     def _windows(self) -> Rules:
         """Smoothing over windows, and folds of their groups."""

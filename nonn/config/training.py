@@ -50,6 +50,18 @@ class TeacherConfig(TrainingConfig):
     model: Annotated[str, "a name as student.model has it, or package.module:factory"] = "wrn-16-2"
     features: Annotated[str, "dotted path: name of the submodule whose output is the final convolutional stage"] = ""
     args: Annotated[Mapping[str, Any], "dotted path: keyword arguments of the factory"] = field(default_factory=dict)
+    branches: Annotated[
+        Whole,
+        "this many networks of teacher.model for each different view of the devices, whose logits are averaged; 0: one "
+        "network that sees the whole input",
+    ] = 0
+    modality_dropout: Annotated[
+        Probability,
+        "branches: probability that a view is left out of a training sample's averaged logits; one always stays",
+    ] = 0.0
+    branch_weight: Annotated[
+        NotNegative, "branches: weight of the mean cross entropy of each branch alone, next to that of all of them"
+    ] = 1.0
     weights: Annotated[str, "safetensors file to load instead of training"] = ""
     normalise: Annotated[
         Literal["data", "imagenet", "unit", "none"],
@@ -68,6 +80,7 @@ class TeacherConfig(TrainingConfig):
             len(self.mean) == len(self.std),
             "give teacher.mean and teacher.std, both with a value per channel",
         )
+        yield "modality_dropout", self.branches or not self.modality_dropout, "drops branches: set teacher.branches"
         yield "normalise", self.normalise == "data" or not self.mean, "leave it out: teacher.mean is in place of it"
 
 
@@ -120,6 +133,11 @@ class DistillConfig(TrainingConfig):
         "augmentations stored for each training sample with the teacher's answers, so that the teacher runs once for "
         "all epochs and methods; 0: new augmentations, and the teacher in every step",
     ] = 0
+    branch_share: Annotated[
+        Share,
+        "a teacher with branches: share of the logits of a device's branch in the target of its separate answer (kd, "
+        "dkd and others with on = 'device'); the rest are the mean logits of all branches",
+    ] = 0.0
     picture: Annotated[
         str,
         "single-image distillation: a picture whose patches replace the training data of students and heads",

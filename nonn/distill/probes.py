@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nonn.errors import ConfigError
-from nonn.teacher import Teacher, WideResNet, pool
+from nonn.teacher import Branches, Teacher, WideResNet, pool
 from nonn.teacher.wrn import Block
 
 __all__ = ["LastBlock", "blocks", "classifier_weight", "last_block", "layers", "tapped"]
@@ -28,8 +28,10 @@ def layers(network: nn.Module) -> dict[str, nn.Module]:
     before each halving of the resolution.
 
     Raises:
-        ConfigError: the network has no convolution.
+        ConfigError: the network has no convolution, or branches.
     """
+    if isinstance(network, Branches):
+        raise ConfigError("objectives on earlier layers need a teacher of one network; set teacher.branches = 0")
     stem = next((m for m in network.modules() if isinstance(m, _CONVOLUTIONS)), None)
     if stem is None:
         raise ConfigError("objectives on earlier layers compare convolutional ones, and this network has none")

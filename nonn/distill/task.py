@@ -26,7 +26,7 @@ from nonn.distill.objectives.terms import class_counts_for, draw_noise
 from nonn.distill.probes import blocks, classifier_weight, tapped
 from nonn.distill.students import JointStudents, Students
 from nonn.errors import ConfigError
-from nonn.teacher import Teacher, pool
+from nonn.teacher import Branches, Teacher, pool
 from nonn.trainer import Target
 from nonn.trainer.curriculum import Curriculum
 
@@ -144,6 +144,7 @@ class DistillTask:
             [pool_to(t, m.shape[2:]) for t, m in zip(parts, maps, strict=True)],
             progress=self.progress,
             device_logits=_device_logits(self._learners, features) if "device_logits" in self._needs else (),
+            branch_logits=self._branch_logits(teacher_maps, teacher_logits),
             classifier=self._classifier,
             student_taps=taps,
             teacher_taps=teacher_taps,
@@ -212,6 +213,19 @@ class DistillTask:
         if self.previous is not None:
             logits = _ensemble(self.previous, self.previous.to(inputs.device).features(inputs))
         return logits
+
+    @torch.no_grad()
+    def _branch_logits(self, maps: Tensor, logits: Tensor) -> Sequence[Tensor]:
+        """The logits that each device alone learns from, N tensors [B, K]; empty if branches have no share in them."""
+        share, network = self.config.branch_share, self.teacher.network
+        if not share:
+            return ()
+        if not isinstance(network, Branches):
+            raise ConfigError("distill.branch_share: needs a teacher with branches; set teacher.branches")
+        views = network.view_logits(maps)  # [B, U, K]
+        return [
+            (1 - share) * logits + share * views[:, network.views.index(s.view)] for s in self.students.individual()
+        ]
 
     def _filters_on(self, device: torch.device) -> list[Tensor]:
         """The filters of each device, copied to the device of the batch once."""

@@ -73,6 +73,10 @@ _LATER: dict[str, Any] = {
     "blockwise": 0,
     "resolution": 0,
     "cameras": 0,
+    "branches": 0,
+    "modality_dropout": 0.0,
+    "branch_weight": 1.0,
+    "branch_share": 0.0,
 }
 
 

@@ -131,10 +131,11 @@ class Networks:
         config, data = self.experiment.teacher, self.data
         with seeded(self._seed, *stream):
             return build_teacher(
-                dataclasses.replace(config, model=model) if model else config,
+                dataclasses.replace(config, model=model, branches=0) if model else config,
                 data.input_shape,
                 data.num_classes,
                 self._normalise() if model else normalisation(config, data),
+                self.views,
             )
 
     def _student(self, device: int, model: str, filters: int) -> Student:

@@ -66,6 +66,8 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
         "augment": stage_inputs(space.experiment.data, "path"),
         "teacher": stage_inputs(config, "weights"),
     }
+    if config.branches:
+        inputs["views"] = [view.to_json() for view in space.networks.views]
     if config.weights:
         inputs["weights"] = sha256_file(weights)
     stage = open_stage(space.common, "teacher", inputs)
@@ -74,7 +76,7 @@ def train_teacher(space: Workspace) -> TrainedTeacher:
         load_weights(teacher, file)
         return TrainedTeacher(teacher.eval(), stage)
     if not config.weights:
-        space.fit(TeacherTask(teacher, config.label_smoothing), config, stage, 1, f"teacher {config.model}")
+        space.fit(TeacherTask(teacher, config), config, stage, 1, f"teacher {config.model}")
     save_network(teacher, file)
     accuracy = measure_accuracy(teacher, space.data.held_out, space.device)
     space.progress.say(f"teacher {config.model}: {100 * accuracy:.2f} % on the held-out split")

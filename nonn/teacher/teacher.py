@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nonn.bundle.views import WHOLE, View
 from nonn.config import TeacherConfig
 from nonn.errors import ConfigError
+from nonn.teacher.branches import Branches
 from nonn.teacher.convnet import pool
 from nonn.teacher.dotted import from_factory, is_foreign
-from nonn.teacher.zoo import make_network
+from nonn.teacher.zoo import KNOWN, make_network
 
 __all__ = ["Normalise", "Teacher", "build_teacher", "load_weights"]
 
@@ -92,7 +94,13 @@ class Teacher(nn.Module):
         return pool(self(x)[0])
 
 
-def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes: int, normalise: Normalise) -> Teacher:
+def build_teacher(
+    config: TeacherConfig,
+    input_shape: Sequence[int],
+    num_classes: int,
+    normalise: Normalise,
+    views: Sequence[View] = (WHOLE,),
+) -> Teacher:
     """Creates an untrained teacher from the configuration.
 
     Args:
@@ -101,12 +109,19 @@ def build_teacher(config: TeacherConfig, input_shape: Sequence[int], num_classes
         input_shape: shape of one sample [C, H, W] or [C, T].
         num_classes: K.
         normalise: its first layer.
+        views: of all devices; only ``config.branches`` uses them.
 
     Raises:
         ConfigError: the model cannot be created, or does not return ``num_classes`` logits.
     """
-    if not is_foreign(config.model):
-        network: nn.Module = make_network(config.model, input_shape[0], num_classes, len(input_shape) - 1)
+    if config.branches:
+        if is_foreign(config.model):
+            raise ConfigError(f"teacher.branches: teacher.model = '{config.model}' is not one of: {KNOWN}")
+        different = tuple(dict.fromkeys(views))
+        network: nn.Module = Branches(config.model, different, config.branches, input_shape, num_classes)
+        features = "features"
+    elif not is_foreign(config.model):
+        network = make_network(config.model, input_shape[0], num_classes, len(input_shape) - 1)
         features = "features"
     else:
         network, features = from_factory("teacher", config.model, config.args), config.features

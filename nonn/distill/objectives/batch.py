@@ -22,6 +22,8 @@ class Batch:
         teacher_maps: the teacher's filters of each device's part, N tensors [B, C_j, …].
         progress: share of finished steps, in [0, 1]; used by warm-ups.
         device_logits: answer of each device alone, N tensors [B, K].
+        branch_logits: the teacher's logits for each device alone, N tensors [B, K], if its branches have a share in
+            them; empty: they are ``teacher_logits`` for every device.
         classifier: the teacher's classifier over each device's part, N tensors [K, C_j].
         student_taps: earlier layers of each student by name, N mappings to [B, C, …].
         teacher_taps: earlier layers of the teacher by name, [B, C, …].
@@ -42,6 +44,7 @@ class Batch:
     teacher_maps: Sequence[Tensor]
     progress: float = 1.0
     device_logits: Sequence[Tensor] = ()
+    branch_logits: Sequence[Tensor] = ()
     classifier: Sequence[Tensor] = ()
     student_taps: Sequence[Mapping[str, Tensor]] = ()
     teacher_taps: Mapping[str, Tensor] | None = None

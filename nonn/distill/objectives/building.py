@@ -112,14 +112,15 @@ def on_parts(objective: Callable[[Tensor, Tensor], Tensor]) -> Compute:
 def on_logits(
     config: LogitConfig,
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-    teacher: Callable[[Batch], Tensor] = lambda b: b.teacher_logits,
+    teacher: Callable[[Batch], Tensor] | None = None,
 ) -> Compute:
     """A loss of student logits, teacher logits and labels, summed over the answers that ``on`` names.
 
     Args:
         config: the answers.
         loss: (student [B, K], teacher [B, K], labels [B]) → scalar.
-        teacher: the teacher's logits [B, K] of a batch; not used for ``partial``.
+        teacher: the teacher's logits [B, K] of a batch for every device; not used for ``partial``. None is
+            ``teacher_logits``, and ``branch_logits`` for devices alone if there are any.
     """
 
     def compute(b: Batch) -> Tensor:
@@ -127,12 +128,14 @@ def on_logits(
             parts = zip(b.student_maps, b.teacher_maps, b.classifier, strict=True)
             pairs = [(activations.partial_logits(s, w), activations.partial_logits(t, w)) for s, t, w in parts]
             return summed([loss(s, t, b.labels) for s, t in pairs])
-        losses, answer = [], teacher(b)
+        losses, answer = [], b.teacher_logits if teacher is None else teacher(b)
         if config.on in ("fused", "both"):
             subsets = len(b.fused) // len(b.labels)
             losses.append(loss(b.fused, answer.repeat(subsets, 1), b.labels.repeat(subsets)))
         if config.on in ("device", "both"):
-            losses += [config.device_weight * loss(s, answer, b.labels) for s in b.device_logits]
+            answers = b.branch_logits if teacher is None and b.branch_logits else [answer] * len(b.device_logits)
+            alone = zip(b.device_logits, answers, strict=True)
+            losses += [config.device_weight * loss(s, t, b.labels) for s, t in alone]
         return summed(losses)
 
     return compute
