@@ -137,6 +137,17 @@ def test_a_recording_has_the_windows_of_its_unit_without_those_that_are_lost(bun
     np.testing.assert_allclose([row for _, row, _ in found[16:]], [shown[0, :, 0]] * 8, rtol=1e-5)
 
 
+def test_no_picture_is_near_the_instant_of_one_that_is_lost(tmp_path: Path) -> None:
+    cameras, lost = camera_bundle(tmp_path / "cameras"), np.zeros((4, 2), bool)
+    lost[1, 0] = True
+    shown = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
+    recorded(tmp_path / "0", cameras, 0, shown, Plan(lost, np.zeros_like(lost), {}, (0.0,) * 2, (0.0,) * 2), 1000.0, 1.0)
+    with np.load(tmp_path / "0.npz") as found:
+        times, pictures = found["times"], found["pictures"][:, 0, 0, 0]
+    assert np.abs(times - 2.0).min() >= 0.2
+    assert {round(at): int(pictures[times == at][0]) for at in (1.0, 3.0, 4.0)} == {1: 0, 3: 2, 4: 3}
+
+
 def test_windows_that_do_not_meet_the_hop_are_not_replayed(bundle: Bundle) -> None:
     spec = bundle.sensing_of(0)
     assert step_of(dataclasses.replace(spec, hop_s=0.5)) == 1.0

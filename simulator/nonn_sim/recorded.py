@@ -102,13 +102,19 @@ def recorded(
 
 
 def _write_pictures(path: Path, own: NDArray[Any], plan: Plan, unit: int, spec: SensingSpec) -> None:
-    """Each picture is shown for a hop; the last of its frames is at the instant of the answer."""
+    """Each picture is shown for a hop; the last of its frames is at the instant of the answer.
+
+    After a loss it begins later: its first frame would be within the tolerance of the instant that was lost.
+    """
     frames = max(1, round(spec.rate_hz * spec.hop_s))
+    after = (np.arange(frames) + 1) / frames * spec.hop_s
     there = np.flatnonzero(~plan.lost[:, unit])
     shown = own[there]
     shown[plan.flat[there, unit]] = 0
-    times = there[:, None] * spec.hop_s + (np.arange(frames) + 1) / frames * spec.hop_s
-    write_pictures(path, times.ravel(), shown.repeat(frames, axis=0))
+    early = after < min(2 * spec.tolerance_s, spec.hop_s)
+    kept = ~(~np.isin(there - 1, there)[:, None] & early)
+    times = there[:, None] * spec.hop_s + after
+    write_pictures(path, times[kept], shown.repeat(frames, axis=0)[kept.ravel()])
 
 
 def _write_samples(path: Path, own: NDArray[Any], plan: Plan, unit: int, spec: SensingSpec) -> None:
