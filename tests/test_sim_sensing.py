@@ -141,7 +141,9 @@ def test_no_picture_is_near_the_instant_of_one_that_is_lost(tmp_path: Path) -> N
     cameras, lost = camera_bundle(tmp_path / "cameras"), np.zeros((4, 2), bool)
     lost[1, 0] = True
     shown = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
-    recorded(tmp_path / "0", cameras, 0, shown, Plan(lost, np.zeros_like(lost), {}, (0.0,) * 2, (0.0,) * 2), 1000.0, 1.0)
+    recorded(
+        tmp_path / "0", cameras, 0, shown, Plan(lost, np.zeros_like(lost), {}, (0.0,) * 2, (0.0,) * 2), 1000.0, 1.0
+    )
     with np.load(tmp_path / "0.npz") as found:
         times, pictures = found["times"], found["pictures"][:, 0, 0, 0]
     assert np.abs(times - 2.0).min() >= 0.2
