@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nonn.files import atomic_file
-from nonn.report.drawing import BLUE, GREEN, GRID, INK, SKY, svg
+from nonn.report.drawing import BLUE, GREEN, GRID, INK, SKY, on_white, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ def scaling_figure(rows: Sequence[Mapping[str, Any]]) -> str:
             if number == 1:
                 panel.legend(frameon=False)
 
-    return svg("scaling", "Cost of an answer against the number of nodes", (13.0, 3.2), draw)
+    return on_white(svg("scaling", "Cost of an answer against the number of nodes", (13.0, 3.2), draw))
 
 
 def _panel(axes: Axes, title: str, report: Mapping[str, Any], *, first: bool) -> None:
