@@ -113,8 +113,8 @@ def test_blocks_give_the_margins_and_the_peaks_of_the_whole(problem: Problem) ->
     (whole, margins), (parts, in_parts) = run_of(problem, prefix), run_of(problem, prefix, blocks=3)
     np.testing.assert_allclose(in_parts, margins, atol=1e-5)
     np.testing.assert_allclose(parts.peaks.root, whole.peaks.root, rtol=1e-5)
-    for key, peak in whole.peaks.steps.items():
-        np.testing.assert_allclose(parts.peaks.steps[key], peak, rtol=1e-5)
+    for peak, in_part in zip(whole.peaks.steps, parts.peaks.steps, strict=True):
+        np.testing.assert_allclose(in_part, peak, rtol=1e-5)
 
 
 def test_peaks_are_the_largest_residuals_of_the_regression_on_what_was_taken(problem: Problem) -> None:
@@ -134,7 +134,7 @@ def test_bounds_grow_with_the_residuals(problem: Problem) -> None:
     plan, peaks = problem.plan(prefix), np.abs(problem.centred).max(axis=1)
     arguments = (peaks[prefix.columns], peaks[problem.bottom], np.abs(problem.target_mean))
     run, _ = run_of(problem, prefix)
-    larger = Peaks(100 * run.peaks.root, {key: 100 * peak for key, peak in run.peaks.steps.items()})
+    larger = Peaks(100 * run.peaks.root, [100 * peak for peak in run.peaks.steps])
     small, large = margin_bounds(plan, run.peaks, *arguments), margin_bounds(plan, larger, *arguments)
     assert (large[1:] > small[1:]).all()
     assert large[0] == small[0]  # no low device: nothing is taken after the prefix

@@ -7,7 +7,7 @@ add up, weighted by the final W, instead of multiplying along the path. The peak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,16 +30,16 @@ class Peaks:
 
     Attributes:
         root: peaks of the low devices' features after the prefix [D'].
-        steps: peaks of the features that are undecided after each step [D' − d_i].
+        steps: by device, peaks of the features that are undecided after each of its steps [2^(low − 1 − i), D_i].
     """
 
     root: FloatArray
-    steps: Mapping[tuple[int, int], FloatArray]
+    steps: Sequence[FloatArray]
 
     @classmethod
     def of(cls, plan: CellPlan) -> Self:
         """No residuals yet."""
-        steps = {key: np.zeros(len(step) - plan.num_classes) for key, step in plan.steps.items()}
+        steps = [np.zeros((len(step), step.shape[1] - plan.num_classes)) for step in plan.steps]
         return cls(np.zeros(plan.num_features), steps)
 
 
@@ -84,14 +84,15 @@ class CellRun:
             np.maximum.reduce(state, axis=0, out=row)
             np.subtract(row, true_logit, out=row)
             return
-        width, step = self._plan.widths[device], self._plan.steps[device, mask]
+        above = mask >> (device + 1)
+        width, step = self._plan.widths[device], self._plan.steps[device][above]
         shape = (len(step), state.shape[1])
         buffer = self._buffers.get((device, shape[1]))
         if buffer is None:
             buffer = self._buffers[device, shape[1]] = np.empty(shape, dtype=np.float32)
         np.matmul(step, state[:width], out=buffer)
         np.add(buffer, state[width:], out=buffer)
-        _raise_peak(self.peaks.steps[device, mask], buffer)
+        _raise_peak(self.peaks.steps[device][above], buffer)
         self._walk(device - 1, mask | 1 << device, buffer, own, margins)
         self._walk(device - 1, mask, state[width:], own, margins)
 
@@ -120,9 +121,9 @@ def margin_bounds(
             # Twice for the two logits of a margin, twice for the terms that a first-order bound omits.
             bounds[mask] = 4 * float(final.max()) + 2 * unit * float(height.max())
             return
-        width, rest = plan.widths[device], len(peak) - plan.widths[device]
-        added = np.abs(plan.steps[device, mask]) @ peak[:width]
-        next_peak, next_height = peaks.steps[device, mask], height + added[rest:]
+        width, rest, above = plan.widths[device], len(peak) - plan.widths[device], mask >> (device + 1)
+        added = np.abs(plan.steps[device][above]) @ peak[:width]
+        next_peak, next_height = peaks.steps[device][above], height + added[rest:]
         made = unit * ((width + 2) * added + np.concatenate([next_peak, next_height]))
         following = np.concatenate([taken, error[:width]])
         walk(device - 1, mask | 1 << device, next_peak, error[width:] + made, next_height, following)
@@ -137,7 +138,7 @@ def margin_bounds(
 
 def _raise_peak(peak: FloatArray, state: Float32) -> None:
     """Raises the peaks of the residuals in a state [D']."""
-    rest = len(peak)
-    if rest:
-        np.maximum(peak, state[:rest].max(axis=1), out=peak)
-        np.maximum(peak, -state[:rest].min(axis=1), out=peak)
+    residuals = state[: len(peak)]
+    if len(residuals):
+        np.maximum(peak, np.maximum.reduce(residuals, axis=1), out=peak)
+        np.maximum(peak, -np.minimum.reduce(residuals, axis=1), out=peak)

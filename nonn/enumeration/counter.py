@@ -15,7 +15,7 @@ __all__ = ["UNIT_ROUNDOFF", "Counter", "Settle"]
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 _NOISE = 2.0**-40  # relative to the summands: far above the rounding of a float64 product, far below that of float32
-_TIE = 1e-5  # margins below this share of the largest logit are decided by the head itself
+_TIE = 1e-5  # ten times what the condition number of a ridge head allows at most
 
 IntArray = NDArray[np.int64]
 Settle = Callable[[int, IntArray], NDArray[np.bool_]]
@@ -102,7 +102,9 @@ class Counter:
             right[place, places] = (settle or self.fuse)(int(masks[place]), rows[places])
         self.count(masks, rows, right)
 
-    def decide(self, mask: int, rows: IntArray, logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def decide(
+        self, mask: int, rows: IntArray, logits: NDArray[np.float64], tie: float = _TIE
+    ) -> NDArray[np.bool_]:
         """Which samples a subset gets right [b], from logits that equal the head's up to rounding.
 
         Near a tie the head itself decides. So it does where logits exceed float32, the type of its answers.
@@ -111,6 +113,7 @@ class Counter:
             mask: the subset.
             rows: samples [b], all with a label of the head.
             logits: [b, K]; overwritten.
+            tie: margins below this share of the largest logit are decided by the head itself.
         """
         scale = np.abs(logits).max(axis=1)
         own = np.arange(len(rows)), self.labels[rows]
@@ -119,7 +122,7 @@ class Counter:
         margin = logits.max(axis=1) - true_logit
         right: NDArray[np.bool_] = np.asarray(margin < 0)
         # This form of the comparison treats a NaN as a tie.
-        tied = ~((np.abs(margin) > _TIE * scale) & (scale > 1e-30) & (scale < 1e38))
+        tied = ~((np.abs(margin) > tie * scale) & (scale > 1e-30) & (scale < 1e38))
         if tied.any():
             right[tied] = self.fuse(mask, rows[tied])
         return right
@@ -131,10 +134,10 @@ class Counter:
         which is rare apart from exact ties, the whole batch is fused once.
         """
         assert isinstance(self.head, LinearHead)  # other heads are counted without margins
-        arrived = {i: self.features[i][rows] for i in members(mask)}
-        logits = self.head.logits(arrived, keep=False)
         weight, bias = self.head.weights(mask, keep=False)
-        summands = np.abs(np.concatenate(list(arrived.values()), axis=1).astype(np.float64)) @ np.abs(weight)
+        arrived = np.concatenate([self.features[i][rows] for i in members(mask)], axis=1, dtype=np.float64)
+        logits = arrived @ weight + bias
+        summands = np.abs(arrived) @ np.abs(weight)
         noise = _NOISE * (summands + np.abs(bias))
         low, high = (logits - noise).astype(np.float32), (logits + noise).astype(np.float32)
         labels = self.labels[rows][:, None]

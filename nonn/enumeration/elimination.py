@@ -8,7 +8,7 @@ completions of one prefix by the low devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,20 +44,21 @@ class CellPlan:
 
     A state is [residual features of the undecided devices | logits] over samples, [D' + K, b]. A step is the matrix
     that takes a device: multiplied by the device's residuals, it is added to the rest of the state. It depends on the
-    device and on the mask of the low devices taken before it.
+    device i and on which of the low devices above it were taken before: ``mask >> (i + 1)``.
 
     Attributes:
         widths: d_i of the low devices.
         num_features: D', features of all low devices.
         root: maps the prefix's features to a state [D' + K, D_S].
-        steps: step by device and mask [D' − d_i + K, d_i].
+        steps: by device, a step for each set of the devices above it [2^(low − 1 − i), D_i + K, d_i] with D_i features
+            below it.
         weights: by completion, the low columns that it uses and its exact W_S, the prefix's rows first.
     """
 
     widths: Sequence[int]
     num_features: int
     root: Float32
-    steps: Mapping[tuple[int, int], Float32]
+    steps: Sequence[Float32]
     weights: Sequence[tuple[IntArray, FloatArray]]
 
     @property
@@ -84,8 +85,10 @@ def prefixes(system: FloatArray, widths: Sequence[int], low: int) -> Iterator[Pr
         width = widths[device]
         # Leaving a device out removes its rows and columns.
         yield from walk(device - 1, mask, columns, start + width, left[width:, width:], solution[:, width:])
-        reduced, grown, _ = _take(left, solution, width)
+        coefficients = _coefficients(left, width)
+        reduced = left[width:, width:] - left[width:, :width] @ coefficients
         taken = np.concatenate([columns, np.arange(start, start + width)])
+        grown = _grow(solution, coefficients)
         yield from walk(device - 1, mask | 1 << (device - low), taken, start + width, reduced, grown)
 
     yield from walk(len(widths) - 1, 0, np.empty(0, np.int64), 0, system, np.empty((0, system.shape[1])))
@@ -99,45 +102,69 @@ def plan_cell(widths: Sequence[int], system: FloatArray, solution: FloatArray) -
         system: the system given the prefix [D', D' + K].
         solution: coefficients on the prefix's features [D_S, D' + K].
     """
-    steps: dict[tuple[int, int], Float32] = {}
-    weights: list[tuple[IntArray, FloatArray]] = [(np.empty(0, np.int64), solution)] * (1 << len(widths))
     # The explained part is subtracted from residuals and added to logits.
     sign = np.ones(system.shape[1])
     sign[: len(system)] = -1
+    solved: list[FloatArray] = []
+    left, start = system[None], 0  # one system for each set of the devices above
+    for width in reversed(widths):
+        start += width
+        solved.append(_coefficients(left, width))
+        rest = left[:, width:, width:]
+        without_and_with = np.stack([rest, rest - left[:, width:, :width] @ solved[-1]], axis=1)
+        left = without_and_with.reshape(2 * len(left), *rest.shape[1:])
+    solved.reverse()
+    steps = [_to_step(of_device, sign[len(sign) - of_device.shape[-1] :]) for of_device in solved]
+    weights: list[tuple[IntArray, FloatArray]] = [(np.empty(0, np.int64), solution)] * (1 << len(widths))
 
-    def walk(device: int, mask: int, start: int, columns: IntArray, left: FloatArray, solution: FloatArray) -> None:
+    def walk(device: int, mask: int, start: int, columns: IntArray, solution: FloatArray) -> None:
         if device < 0:
             weights[mask] = columns, solution
             return
         width = widths[device]
-        reduced, grown, coefficients = _take(left, solution, width)
-        steps[device, mask] = _to_step(coefficients, sign[start + width :])
+        grown = _grow(solution, solved[device][mask >> (device + 1)])
         taken = np.concatenate([columns, np.arange(start, start + width)])
-        walk(device - 1, mask | 1 << device, start + width, taken, reduced, grown)
-        walk(device - 1, mask, start + width, columns, left[width:, width:], solution[:, width:])
+        walk(device - 1, mask | 1 << device, start + width, taken, grown)
+        walk(device - 1, mask, start + width, columns, solution[:, width:])
 
-    walk(len(widths) - 1, 0, 0, np.empty(0, np.int64), system, solution)
+    walk(len(widths) - 1, 0, 0, np.empty(0, np.int64), solution)
     return CellPlan(widths, len(system), _to_step(solution, sign), steps, weights)
 
 
-def _take(system: FloatArray, solution: FloatArray, width: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Takes the first undecided device into the set.
+def _coefficients(system: FloatArray, width: int) -> FloatArray:
+    """Coefficients of the rest on the first undecided device, of one or several systems.
+
+    The inverse of the small block and a product take a third of the time of a solution with as many right-hand sides.
 
     Args:
-        system: [Σ + λ s I | Σ_y] given the set [D', D' + K].
-        solution: coefficients of the undecided features and the targets on the set's [D_S, D' + K].
+        system: [Σ + λ s I | Σ_y] given the devices taken so far [..., D', D' + K].
         width: d_i of the device.
 
     Returns:
-        The next system and solution, and the device's own coefficients [d_i, D' − d_i + K].
+        [..., d_i, D' − d_i + K].
     """
-    solved = np.linalg.solve(system[:width, :width], system[:width, width:])
-    coefficients: FloatArray = np.asarray(solved, dtype=np.float64)
-    reduced: FloatArray = system[width:, width:] - system[width:, :width] @ coefficients
-    grown: FloatArray = np.concatenate([solution[:, width:] - solution[:, :width] @ coefficients, coefficients])
-    return reduced, grown, coefficients
+    found: FloatArray = np.linalg.inv(system[..., :width, :width]) @ system[..., :width, width:]
+    return found
+
+
+def _grow(solution: FloatArray, coefficients: FloatArray) -> FloatArray:
+    """Coefficients of the undecided features and the targets once the first undecided device is taken.
+
+    Args:
+        solution: the same before, on the set's features [D_S, D' + K].
+        coefficients: of the rest on the device [d_i, D' − d_i + K].
+
+    Returns:
+        [D_S + d_i, D' − d_i + K].
+    """
+    width, size = len(coefficients), len(solution)
+    grown = np.empty((size + width, coefficients.shape[1]))
+    np.matmul(solution[:, :width], coefficients, out=grown[:size])
+    np.subtract(solution[:, width:], grown[:size], out=grown[:size])
+    grown[size:] = coefficients
+    return grown
 
 
 def _to_step(coefficients: FloatArray, sign: FloatArray) -> Float32:
-    """Coefficients [d, D' + K] as a step [D' + K, d]."""
-    return np.ascontiguousarray((coefficients * sign).T.astype(np.float32))
+    """Coefficients [..., d, D' + K] as steps [..., D' + K, d]."""
+    return np.ascontiguousarray((coefficients * sign).swapaxes(-1, -2).astype(np.float32))

@@ -2,7 +2,7 @@
 
 A subset costs one product of inner size d_i with the state of its prefix instead of Σ_{i∈S} d_i, and one small solve.
 Coefficients are exact (float64, ``elimination``); states are float32 (``cell``). Samples in doubt are fused from the
-exact weights in float64, and within 1e-5 of a tie by the head's own solve.
+exact weights in float64, and near a tie by the head's own solve.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _STATE = 100_000  # floats of one state: larger exceeds the cache, smaller spends its time in calls (measured)
+# Margins below this share of the largest logit may depend on the way of solving: eight roundings to float32, or ten times
+# the condition number's share of float64, 1e-5 for the worst head that is enumerated here.
+_TIE, _TIE_BY_CONDITION = 1e-6, 1e-15
 _WEIGHTS = 1 << 22  # floats of the exact weights in memory at once: 34 MB
 
 
@@ -40,7 +43,7 @@ def count_ridge(head: RidgePerSet, counter: Counter) -> None:
     covariance, target, mean, target_mean = head.normal_equations()
     system = np.concatenate([covariance[np.ix_(columns, columns)], target[columns]], axis=1)
     rows = counter.answerable
-    samples = _Samples(counter, mean[columns], target_mean)
+    samples = _Samples(counter, mean[columns], target_mean, max(_TIE, _TIE_BY_CONDITION * head.condition))
     centred = samples.centred(rows)
     peaks = np.abs(centred).max(axis=1, initial=0).astype(np.float64)
     low = min(num_devices, 7)
@@ -74,10 +77,11 @@ class _Samples:
         counter: the counter with features and labels.
         mean: mean of the features, in the order of the columns [D].
         target_mean: mean logits [K].
+        tie: margins below this share of the largest logit are decided by the head itself.
     """
 
-    def __init__(self, counter: Counter, mean: FloatArray, target_mean: FloatArray) -> None:
-        self._counter, self._mean, self._target_mean = counter, mean, target_mean
+    def __init__(self, counter: Counter, mean: FloatArray, target_mean: FloatArray, tie: float) -> None:
+        self._counter, self._mean, self._target_mean, self._tie = counter, mean, target_mean, tie
         self._features = np.concatenate(list(reversed(counter.features)), axis=1)
 
     def centred(self, rows: IntArray) -> Float32:
@@ -91,4 +95,4 @@ class _Samples:
         columns = np.concatenate([kept, bottom[chosen]])
         # Called for most subsets with a few samples: plain indexing, since NumPy's helpers cost more than the product.
         x = self._features[rows[:, None], columns].astype(np.float64) - self._mean[columns]
-        return self._counter.decide(mask, rows, x @ weight + self._target_mean)
+        return self._counter.decide(mask, rows, x @ weight + self._target_mean, self._tie)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -87,10 +88,16 @@ class RidgePerSet(LinearHead):
         return weight, self._target_mean - self.mean[rows] @ weight
 
     @cached_property
+    def condition(self) -> float:
+        """Bound of the condition number of every subset's system; infinite where there is none."""
+        if not self._shrink or not np.isfinite(self._covariance).all():
+            return math.inf
+        return 1 + float(np.trace(self._covariance)) / self._shrink
+
+    @property
     def is_well_conditioned(self) -> bool:
         """Whether two ways of solving a subset agree to about six digits."""
-        trace = float(np.trace(self._covariance))
-        return bool(np.isfinite(self._covariance).all() and trace <= _CONDITION * self._shrink)
+        return self.condition <= _CONDITION
 
     @cached_property
     def _all_devices(self) -> tuple[FloatArray, FloatArray]:
