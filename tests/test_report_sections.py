@@ -265,9 +265,16 @@ def test_several_bundles_stand_side_by_side(both: Report, three: Bundle, toy: Bu
     assert first.method != second.method  # both are called toy, so the hash tells them apart
     assert first.accuracy_by_failures == both.accuracy_by_failures
     assert second.accuracy_by_failures == toy.evidence.by_failures()
-    cells = [line[:-6] for line in methods_table(both).cells()]  # without the columns of differences and costs
-    assert cells[0][1:] == ["3", "90 %", "63 %", "40 %", *["–"] * 5]
+    shown = methods_table(both)
+    levels = [k for k, column in enumerate(shown.columns) if column.key.startswith(("mean_", "interval_"))]
+    cells = [[line[k] for k in levels] for line in shown.cells()]
+    assert cells[0] == ["90 %", "60 to 98 %", "63 %", "34 to 85 %", "40 %", "17 to 69 %", *["–"] * 10]
     assert "–" not in cells[1]
+    assert [column.title for column in methods_table(both, [1]).columns[2:4]] == ["1 failed", "95 %"]
+    assert (first.teacher_interval, second.teacher_interval) == (
+        both.teacher.interval,
+        build_report(toy).teacher.interval,
+    )
     assert second.against_first == ()  # another number of test samples
     assert text_report(both).endswith("\n")
     assert second.method in text_report(both)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from nonn.bundle.manifest import SMOOTHING
 from nonn.errors import BundleError, ShapeError
-from nonn.reliability.intervals import wilson
+from nonn.reliability.intervals import share_interval
+from nonn.reliability.subsets import membership
 from nonn.reliability.table import SubsetTable
 from nonn.sensing.smoothing import Smoothing
 
@@ -42,11 +43,12 @@ class SmoothedTable:
 
     def interval(self, mask: int) -> tuple[float, float]:
         """95 % interval of the accuracy of one subset with smoothing; [0, 0] of the empty one."""
-        if not mask:
-            return 0.0, 0.0
-        samples = float(self.effective[mask])
-        low, high = wilson(self.table.accuracy[mask] * samples, samples)
-        return float(low), float(high)
+        return share_interval(float(self.table.accuracy[mask]), float(self.effective[mask])) if mask else (0.0, 0.0)
+
+    def mean_interval(self, answering: int) -> tuple[float, float]:
+        """95 % interval of the mean accuracy of all subsets of a size: as of one subset, so too wide."""
+        chosen = membership(self.table.num_devices).sum(axis=1) == answering
+        return share_interval(float(self.table.accuracy[chosen].mean()), float(self.effective[chosen].mean()))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Its values, for the bundle."""

@@ -44,8 +44,8 @@ FloatArray = NDArray[np.float64]
 Ends = tuple[FloatArray, FloatArray]
 
 
-def share_interval(share: float, samples: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of one share, 0 to 1, of a number of samples."""
+def share_interval(share: float, samples: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of one share, 0 to 1, of a number of samples, which may be an effective one."""
     low, high = wilson(share * samples, samples)
     return float(low), float(high)
 

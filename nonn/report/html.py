@@ -129,6 +129,7 @@ def render_page(report: Report, graph: plots.Weights | None = None, parts: Seque
         sample_line=sentences.sample_line(report),
         sampling_line=sentences.sampling_line(report),
         selection_line=sentences.selection_line(report),
+        class_line=sentences.class_sentence(report),
         confidence_line=sentences.confidence_sentence(report),
         interval=table.show_interval(table.share_of(report.data.samples, 1)),
         sensing_line=sensing.sensing_line(report.sensing) if report.sensing else "",

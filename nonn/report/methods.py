@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nonn.bundle import Bundle
 from nonn.errors import InputError
+from nonn.reliability.intervals import share_interval
 from nonn.report import drawing
 from nonn.report.against import against_method
 from nonn.report.document import MethodRow, Report
@@ -69,6 +70,7 @@ def method_rows(bundles: Sequence[Bundle], *, timed: bool = False) -> tuple[Meth
             bundle=bundle.hash,
             devices=bundle.num_devices,
             teacher_accuracy=float(bundle.manifest.teacher.get("accuracy", 0.0)),
+            teacher_interval=_of_teacher(bundle),
             accuracy_by_failures=bundle.any_evidence.by_failures(),
             bytes_per_answer=sum(student.feature_bytes for student in bundle.manifest.students),
             head=head_report(bundle, timed=timed),
@@ -78,17 +80,35 @@ def method_rows(bundles: Sequence[Bundle], *, timed: bool = False) -> tuple[Meth
     )
 
 
-def methods_table(report: Report) -> Table:
+def _of_teacher(bundle: Bundle) -> tuple[float, float] | None:
+    """Interval of the accuracy of a bundle's teacher, where it is recorded."""
+    accuracy = bundle.manifest.teacher.get("accuracy")
+    return None if accuracy is None else share_interval(float(accuracy), bundle.accuracies.samples)
+
+
+def methods_table(report: Report, failures: Sequence[int] | None = None) -> Table:
     """Mean accuracy of every method, a column for each number of failures, and what it costs.
 
     A dash is where no device is left, or nothing was measured.
+
+    Args:
+        report: the report.
+        failures: numbers of failed devices that are shown; None is all.
     """
     most = max(row.devices for row in report.methods)
     share, point, half = share_of(report.data.samples), points_of(report.data.samples), len(report.devices) // 2
+    means = [
+        column
+        for failed in (range(most) if failures is None else failures)
+        for column in (
+            Column(f"{failed} failed", f"mean_{failed}", share),
+            IntervalColumn("95 %", f"interval_{failed}", show_interval(share)),
+        )
+    ]
     columns = (
         TextColumn("method", "method", str),
         Column("devices", "devices"),
-        *(Column(f"{failed} failed", f"mean_{failed}", share) for failed in range(most)),
+        *means,
         Column(f"{half} failed, less the first", "difference", point),
         IntervalColumn("95 %", "difference_interval", show_interval(point)),
         Column("bytes/answer", "bytes_per_answer"),
@@ -98,8 +118,9 @@ def methods_table(report: Report) -> Table:
     )
     rows = []
     for row in report.methods:
-        means = dict.fromkeys((f"mean_{failed}" for failed in range(most)), None)
-        means |= {f"mean_{line.failed}": line.mean for line in row.accuracy_by_failures}
+        levels: dict[str, object] = {f"{key}_{failed}": None for key in ("mean", "interval") for failed in range(most)}
+        for line in row.accuracy_by_failures:
+            levels |= {f"mean_{line.failed}": line.mean, f"interval_{line.failed}": line.interval}
         costs = {
             "bytes_per_answer": row.bytes_per_answer,
             "head_bytes": row.head and row.head.bytes,
@@ -108,7 +129,7 @@ def methods_table(report: Report) -> Table:
         }
         against = next((c for c in row.against_first if c.failed == half), None)
         compared = {"difference": against and against.difference, "difference_interval": against and against.interval}
-        rows.append({"method": row.method, "devices": row.devices, **means, **compared, **costs})
+        rows.append({"method": row.method, "devices": row.devices, **levels, **compared, **costs})
     return Table(columns, rows)
 
 

@@ -41,6 +41,7 @@ def failures_table(by_failures: Sequence[FailureRow], devices: Iterable[int], sa
         Column(f"worst{found}", "worst", share),
         *_interval("95 %", "worst_interval", share, by_failures),
         Column(f"best{found}", "best", share, minor=True),
+        *_interval("95 %", "best_interval", share, by_failures),
         TextColumn(f"answering in the worst case{found}", "worst_subset", _devices),
     )
     # Without failures every device answers; report.json leaves that list empty.
@@ -70,6 +71,7 @@ def live_table(report: Report) -> Table:
         Column("accuracy", "accuracy", share),
         *_interval("95 %", "interval", share, rows),
         Column("predicted", "predicted", share),
+        *_interval("95 %", "predicted_interval", share, rows),
         TextColumn("answered devices", "answered", _devices),
     )
     return Table(columns, rows)

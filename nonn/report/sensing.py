@@ -48,7 +48,7 @@ def sensing_report(bundle: Bundle) -> SensingReport | None:
 
 
 def _smoothing(bundle: Bundle, found: SmoothedTable, hop_s: float) -> SmoothingReport:
-    plain = bundle.table.by_failures()
+    plain = bundle.evidence.by_failures()
     before, after = (None if math.isnan(lag) else lag * hop_s for lag in found.lag.tolist())
     everyone = range(bundle.num_devices)
     return SmoothingReport(
@@ -64,6 +64,8 @@ def _smoothing(bundle: Bundle, found: SmoothedTable, hop_s: float) -> SmoothingR
                 worst_subset=row.worst_subset or tuple(everyone),
                 worst_interval=found.interval(mask_of(row.worst_subset or everyone)),
                 unsmoothed=before_row.mean,
+                interval=found.mean_interval(bundle.num_devices - row.failed),
+                unsmoothed_interval=before_row.interval,
             )
             for row, before_row in zip(found.table.by_failures(), plain, strict=True)
         ),
@@ -76,7 +78,9 @@ def smoothing_table(report: Report, smoothing: SmoothingReport) -> Table:
     columns = (
         Column("failed", "failed"),
         Column("single windows, mean", "unsmoothed", share),
+        IntervalColumn("95 %", "unsmoothed_interval", show_interval(share)),
         Column("smoothed, mean", "mean", share),
+        IntervalColumn("95 %", "interval", show_interval(share)),
         Column("worst", "worst", share),
         IntervalColumn("95 %", "worst_interval", show_interval(share)),
     )

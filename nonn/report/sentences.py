@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from nonn.reliability.table import FailureRow
-from nonn.report.document import HeadReport, Report
+from nonn.report.document import Drop, HeadReport, Report
 from nonn.report.table import points_of, share_of, show_interval
 
 __all__ = [
+    "class_sentence",
     "confidence_sentence",
     "half_gone",
     "head_line",
@@ -26,9 +29,8 @@ def half_gone(report: Report) -> FailureRow:
 def headline(report: Report) -> str:
     """The report in one sentence."""
     row, num_devices, share = half_gone(report), len(report.devices), share_of(report.data.samples, 1)
-    teacher, mean, worst = map(share, (report.teacher.accuracy, row.mean, row.worst))
-    if row.interval is not None:
-        mean += f" ({show_interval(share)(row.interval)})"
+    teacher = _with_interval(share, report.teacher.accuracy, report.teacher.interval)
+    mean, worst = _with_interval(share, row.mean, row.interval), _with_interval(share, row.worst, row.worst_interval)
     if num_devices == 1:
         return f"With its only device, answers are right {mean} of the time; the teacher: {teacher}"
     return (
@@ -79,6 +81,19 @@ def selection_line(report: Report) -> str:
     )
 
 
+def class_sentence(report: Report) -> str:
+    """The class with the lowest accuracy with half of the devices failed, rounded to what its samples support."""
+    if report.by_class is None:
+        return ""
+    row, share = report.by_class.classes[0], share_of(report.by_class.classes[0].samples)
+    degraded = _with_interval(share, row.degraded, row.degraded_interval)
+    intact = _with_interval(share, row.intact, row.intact_interval)
+    return (
+        f"With {report.by_class.failed} of {len(report.devices)} devices gone, the worst class is {row.name}: {degraded}, "
+        f"after {intact} with all devices, on {row.samples:,} samples."
+    )
+
+
 def confidence_sentence(report: Report) -> str:
     """Whether the confidence of answers still holds with half of the devices failed."""
     if report.by_class is None:
@@ -111,15 +126,22 @@ def network_line(report: Report) -> str:
         none, half = precision.drop_by_failures[0], precision.drop_by_failures[len(report.devices) // 2]
         line += (
             f".\nAgainst the same students in float: {precision.size_ratio:.2f} of their size, accuracy "
-            f"{-100 * none.drop + 0.0:+.2f} points with none failed, "
-            f"{-100 * half.drop + 0.0:+.2f} with {half.failed} failed"
-            + (
-                f" (95 %: {-100 * half.interval[1]:+.2f} to {-100 * half.interval[0] + 0.0:+.2f})"
-                if half.interval
-                else ""
-            )
+            f"{_gained(none)} points with none failed, {_gained(half)} with {half.failed} failed"
         )
     return f"{line}."
+
+
+def _with_interval(share: Callable[[float], str], accuracy: float, interval: Sequence[float] | None) -> str:
+    """An accuracy with its interval in brackets; older reports have none."""
+    return share(accuracy) + ("" if interval is None else f" ({show_interval(share)(interval)})")
+
+
+def _gained(drop: Drop) -> str:
+    """A drop of accuracy as a gain in points, with its interval."""
+    text = f"{-100 * drop.drop + 0.0:+.2f}"
+    if drop.interval:
+        text += f" (95 %: {-100 * drop.interval[1] + 0.0:+.2f} to {-100 * drop.interval[0] + 0.0:+.2f})"
+    return text
 
 
 def head_line(head: HeadReport) -> str:

@@ -47,7 +47,11 @@ def text_report(report: Report) -> str:
         text += f"\n{sensing_line(report.sensing)}\n"
         if report.sensing.smoothing:
             text += f"\n{as_text(smoothing_table(report, report.sensing.smoothing))}\n"
-    return f"{text}\n{as_text(methods_table(report))}\n" if report.methods else text
+    if report.methods:
+        last = max(row.devices for row in report.methods) - 1
+        few = sorted({0, len(report.devices) // 2, last})  # all of them do not fit in a line
+        text += f"\n{as_text(methods_table(report, few))}\n"
+    return text
 
 
 def markdown_report(report: Report) -> str:
@@ -113,7 +117,6 @@ def whole_tables(report: Report) -> dict[str, Table]:
     if any(row.best_interval for row in report.accuracy_by_failures):
         share = share_of(report.data.samples)
         more = (
-            IntervalColumn("of the best, 95 %", "best_interval", show_interval(share)),
             Column("worst, chosen apart", "worst_apart", share),
             Column("best, chosen apart", "best_apart", share),
         )

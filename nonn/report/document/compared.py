@@ -46,6 +46,7 @@ class MethodRow:
         bytes_per_answer: features of all students for one answer, bytes; absent in reports of older versions.
         head: cost of the fusion head; absent in reports of older versions.
         against_first: mean accuracy less that of the first method; empty for the first, or for another test set.
+        teacher_interval: of `teacher_accuracy`; absent where the bundle does not record it.
     """
 
     method: str
@@ -56,6 +57,7 @@ class MethodRow:
     bytes_per_answer: Whole | None = field(default=None, metadata=OPTIONAL)
     head: HeadReport | None = field(default=None, metadata=OPTIONAL)
     against_first: tuple[Comparison, ...] = ()
+    teacher_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

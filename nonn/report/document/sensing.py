@@ -20,6 +20,10 @@ class SmoothedRow:
         worst_subset: devices of the worst subset.
         worst_interval: of the accuracy of the worst subset; neighbouring windows are not independent.
         unsmoothed: mean accuracy of the same subsets without smoothing.
+        interval: of `mean`, with as many independent samples as one of these subsets has on average; absent in reports
+            of older versions.
+        unsmoothed_interval: of `unsmoothed`, as in `accuracy_by_failures` of the report: windows are taken as
+            independent.
     """
 
     failed: Whole
@@ -28,6 +32,8 @@ class SmoothedRow:
     worst_subset: tuple[Whole, ...]
     worst_interval: tuple[Share, ...]
     unsmoothed: Share
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    unsmoothed_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
