@@ -6,7 +6,9 @@ grows with every device that answers, as in a real bundle. ``speedup`` is compar
 for each subset, timed on 48 random subsets, half of them before the fast count and half after it, and scaled to all.
 ``enumerate_products_speedup`` is the same for nothing but the float32 products that a ridge head of width 16 needs: the
 most that any organisation of that tree can reach. ``enumerate_passes_speedup`` adds the additions to the states and the
-maxima over the classes: the most that it can reach with NumPy's separate calls.
+maxima over the classes: the most that it can reach with NumPy's separate calls. ``enumerate_share_…`` is where the time
+of the ridge head goes, as shares: ``margins`` (the tree over the samples, of which ``products`` and ``passes`` are those
+bare calls), ``plans`` (coefficients of every subset), ``bounds`` (of rounding errors) and ``ties`` (samples in doubt).
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.enumeration import count_correct
+from nonn.enumeration import ridge as tree
 from nonn.fusion import Head, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.reliability.subsets import members
 
-SAMPLES, CLASSES, LATENT, SEED = 10_000, 100, 64, 0
+SAMPLES, FEW_SAMPLES, CLASSES, LATENT, SEED = 10_000, 2500, 100, 64, 0
 WIDTHS = (4, 16)
 HEADS = ("ridge", "zero_fill", "mean_fill", "rescale", "replica_average", "logistic")
 NAIVE_SETS = 48
@@ -35,15 +40,15 @@ NAIVE_SETS = 48
 Problem = tuple[list[NDArray[np.float32]], NDArray[np.int64], RidgePerSet]
 
 
-def problem(num_devices: int, width: int) -> Problem:
+def problem(num_devices: int, width: int, samples: int = SAMPLES) -> Problem:
     """Features, labels and the ridge head fitted to the teacher."""
     rng = np.random.default_rng(SEED)
-    labels = rng.integers(0, CLASSES, SAMPLES)
+    labels = rng.integers(0, CLASSES, samples)
     centres = rng.normal(size=(CLASSES, LATENT))
-    latent = rng.normal(size=(SAMPLES, LATENT)) + 0.5 * centres[labels]
+    latent = rng.normal(size=(samples, LATENT)) + 0.5 * centres[labels]
     features = []
     for _ in range(num_devices):
-        view = latent @ rng.normal(size=(LATENT, width)) / 8 + 0.5 * rng.normal(size=(SAMPLES, width))
+        view = latent @ rng.normal(size=(LATENT, width)) / 8 + 0.5 * rng.normal(size=(samples, width))
         features.append(np.maximum(view, 0).astype(np.float32))
     sums = gram(np.concatenate(features, axis=1), latent @ centres.T / 8)
     return features, labels, RidgePerSet(*sums, 1e-3, [width] * num_devices)
@@ -79,10 +84,10 @@ def one_by_one_s(
     return (time.process_time() - start) / len(masks) * (1 << head.num_devices), right
 
 
-def measure(kind: str, num_devices: int, width: int) -> tuple[float, float]:
+def measure(kind: str, num_devices: int, width: int, samples: int = SAMPLES) -> tuple[float, float]:
     """Seconds of the fast count, and its speed-up over fusing each subset separately."""
-    features, labels, ridge = problem(num_devices, width)
-    head = head_of(kind, ridge)
+    features, labels, fitted = problem(num_devices, width, samples)
+    head = head_of(kind, fitted)
     masks = np.random.default_rng(SEED).integers(1, 1 << num_devices, NAIVE_SETS).tolist()
     before, right = one_by_one_s(head, features, labels, masks[::2])
     start = time.process_time()
@@ -95,6 +100,33 @@ def measure(kind: str, num_devices: int, width: int) -> tuple[float, float]:
                 f"{kind}, width {width}: set {members(mask)} has {correct[mask]} right, fused separately {count}"
             )
     return fast, (before + after) / 2 / fast
+
+
+def shares(num_devices: int, width: int, samples: int = SAMPLES) -> dict[str, float]:
+    """The share of the processor time of a count that goes to each part of the ridge enumeration."""
+    features, labels, head = problem(num_devices, width, samples)
+    spent = dict.fromkeys(("margins", "plans", "bounds", "ties"), 0.0)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.process_time()
+            try:
+                return function(*arguments)
+            finally:
+                spent[part] += time.process_time() - start
+
+        return call
+
+    with (
+        mock.patch.object(tree.CellRun, "run", timed("margins", tree.CellRun.run)),
+        mock.patch.object(tree, "plan_cell", timed("plans", tree.plan_cell)),
+        mock.patch.object(tree, "margin_bounds", timed("bounds", tree.margin_bounds)),
+        mock.patch.object(tree._Samples, "settle", timed("ties", tree._Samples.settle)),
+    ):
+        start = time.process_time()
+        count_correct(head, features, labels)
+        whole = time.process_time() - start
+    return {part: seconds / whole for part, seconds in spent.items()}
 
 
 def passes_s(num_devices: int, width: int) -> tuple[float, float]:
@@ -142,7 +174,13 @@ def main() -> None:
     loop_s = figures["enumerate_n12_s"] * figures["enumerate_speedup"]
     products, passes = passes_s(12, 16)
     figures |= {"enumerate_products_speedup": loop_s / products, "enumerate_passes_speedup": loop_s / passes}
+    fast_s = figures["enumerate_n12_s"]
+    parts = shares(12, 16) | {"products": products / fast_s, "passes": passes / fast_s}
+    figures |= {f"enumerate_share_{part}": share for part, share in parts.items()}
     if args.sixteen:
+        few = measure("ridge", 16, 16, FEW_SAMPLES)
+        figures["enumerate_n16_2500_s"], figures["enumerate_n16_2500_speedup"] = few
+        figures |= {f"enumerate_n16_2500_share_{part}": share for part, share in shares(16, 16, FEW_SAMPLES).items()}
         figures["enumerate_n16_s"], figures["enumerate_n16_speedup"] = measure("ridge", 16, 16)
     print(json.dumps(figures))
 

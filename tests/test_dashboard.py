@@ -19,6 +19,7 @@ from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
+from nonn.report.table import share_of
 from tests.fleets import Fleet
 from tests.observing import browser, fetch, requested, state
 from tests.recordings import sensing_bundle, smoothing_bundle, windows, write_recording
@@ -69,7 +70,7 @@ def complaints(driver: Any) -> Any:
 
 
 def percent(value: Any) -> Any:
-    return f"{100 * value:.2f} %"
+    return share_of(200)(value)  # of the toy's test samples
 
 
 def test_the_page_follows_a_node_that_dies_and_comes_back(driver: Any, bundle: Bundle, cluster: LocalCluster) -> None:
@@ -263,9 +264,10 @@ def test_the_strip_shows_the_answers_of_nodes_that_sense_and_why_units_are_missi
         assert not driver.execute_script("return document.querySelector('#answers').hidden")
         assert bundle.smoothed is not None
         accuracy = percent(bundle.smoothed.table.accuracy[1])
-        assert re.fullmatch(rf"\w+, {re.escape(accuracy)} with 1 units", text(driver, "#answer-now"))
+        now = rf"\w+, {re.escape(accuracy)} \([\d.]+ % to [\d.]+ %\) with 1 units"
+        until(lambda: re.fullmatch(now, text(driver, "#answer-now")))
         assert "unit 2: no node measures it" in text(driver, "#answer-missing")
-        assert percent(bundle.table.accuracy[1]) in text(driver, "#strip rect.sensed title")
+        until(lambda: percent(bundle.table.accuracy[1]) in text(driver, "#strip rect.sensed title"))
     assert [line for line in complaints(driver) if "ERR_CONNECTION" not in line and "ERR_INCOMPLETE" not in line] == []
 
 

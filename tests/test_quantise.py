@@ -25,6 +25,7 @@ from nonn.export import export_onnx, run_onnx
 from nonn.export.deploy import calibration_sample, deploy
 from nonn.export.quantise import TOLERANCE, quantise
 from nonn.reliability.subsets import mask_of
+from nonn.report.build import precision_of
 from nonn.report.sentences import network_line
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
@@ -112,7 +113,21 @@ def test_the_report_has_the_cost_of_8_bits(int8_runs: Path, int8_bundle: Bundle,
         assert row.interval[0] <= row.drop <= row.interval[1]
         assert row.interval[1] - row.interval[0] < 0.05
     assert report.precision.size_ratio <= 0.30
+    # A bundle of an older version, without these intervals: from the counts, so wider.
+    floats = int8_bundle.manifest.provenance["float32"]
+    older = {key: value for key, value in floats.items() if not key.endswith("intervals")}
+    provenance = {**int8_bundle.manifest.provenance, "float32": older}
+    manifest = dataclasses.replace(int8_bundle.manifest, provenance=provenance)
+    wide = precision_of(dataclasses.replace(int8_bundle, manifest=manifest))
+    assert wide is not None
+    for row, wider in zip(report.precision.drop_by_failures, wide.drop_by_failures, strict=True):
+        assert row.interval is not None
+        assert wider.interval is not None
+        assert wider.interval[0] < row.interval[0]
+        assert row.interval[1] < wider.interval[1]
+    assert wide.drop_alone_intervals is not None
     line = network_line(report)
+    assert line.count("(95 %: ") == 2
     assert f"{widths} bytes" in line
     assert "NoNN" in line
     assert "MoDNN" in line

@@ -10,7 +10,7 @@ from nonn_sim.cli import main
 
 from nonn.bundle import Bundle
 from nonn.errors import ShapeError
-from nonn.reliability.replicas import failures_with_replicas
+from nonn.reliability.replicas import failures_with_replicas, replica_weights
 from nonn.reliability.subsets import mask_of, membership, probabilities
 from nonn.reliability.table import SubsetTable
 
@@ -31,6 +31,9 @@ def test_all_subsets_of_devices_are_counted_as_if_enumerated(students: int, repl
         if row.failed:
             assert len(row.worst_subset) == total - row.failed
             assert every.accuracy[mask_of(row.worst_subset)] == row.worst
+    for weights, wanted in zip(replica_weights(students, replicas), every.by_failures(), strict=True):
+        assert weights.sum() == pytest.approx(1)
+        assert weights @ table.accuracy == pytest.approx(wanted.mean)
     p = np.linspace(0.1, 0.3, students)
     assert table.expected(p**replicas) == pytest.approx(probabilities(np.tile(p, replicas)) @ every.accuracy)
 
@@ -50,6 +53,10 @@ def test_the_command_adds_them(bundle: Bundle, capsys: pytest.CaptureFixture[str
     found = json.loads(capsys.readouterr().out)["replicated"]
     assert (found["replicas"], found["devices"], len(found["accuracy_by_failures"])) == (2, 6, 6)
     assert found["expected"] == pytest.approx(bundle.table.expected(np.full(3, 0.04)))
+    assert found["expected_interval"][0] < found["expected"] < found["expected_interval"][1]
+    for row in found["accuracy_by_failures"]:
+        for key, ends in (("mean", "interval"), ("worst", "worst_interval"), ("best", "best_interval")):
+            assert row[ends][0] <= row[key] <= row[ends][1]
     assert main(options) == 0
     assert "with 2 devices of each student, 6 in all, exact" in capsys.readouterr().out
     assert main([*options, "--samples", "4"]) == 2

@@ -59,6 +59,9 @@ def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle: Bundl
     assert set(trace.mask) == {0b1111, 0b0101}
     assert row["accuracy"] == pytest.approx((table[0b1111] + table[0b0101]) / 2)
     assert row["windows"][0]["accuracy"] == pytest.approx(table[0b1111])
+    low, high = row["windows"][0]["test_interval"]
+    assert low <= table[0b1111] <= high
+    assert high - low > 0.005
     assert row["windows"][-1]["accuracy"] == pytest.approx(table[0b0101])
     assert row["degraded"] == 0.5
     assert row["deadline_hits"] == 0  # who is killed refuses, and nobody waits

@@ -51,6 +51,10 @@ def test_json_holds_the_exact_figures(bundle: Bundle, capsys: pytest.CaptureFixt
     assert [d["marginal"] for d in found["devices"]] == pytest.approx(table.importance(np.array(p)).tolist())
     assert sum(d["shapley"] for d in found["devices"]) == pytest.approx(table.accuracy[-1])
     assert found["pair_losses"][0][3] == table.accuracy[mask_of([1, 2])]
+    assert found["pair_intervals"][0][3] == pytest.approx(bundle.evidence.accuracy(mask_of([1, 2])))
+    for row in found["per_class"]:
+        for mean, (low, high) in zip(row["accuracy_by_failures"], row["intervals"], strict=True):
+            assert low <= mean <= high
     # Classes weighted by their samples give the whole again, at every number of failures.
     for row in found["accuracy_by_failures"]:
         right = sum(c["samples"] * c["accuracy_by_failures"][row["failed"]] for c in found["per_class"])
@@ -83,12 +87,18 @@ def test_text_shows_what_the_json_holds(bundle: Bundle, tmp_path: Path, capsys: 
     assert f"{found['placement']['latency_ms']:.2f} ms" in shown
     assert "classes with the lowest accuracy with 2 failed" in shown
     assert "Shapley" in shown
+    share, ends = found["law"]["quantiles"][0]["share"], found["law"]["quantiles"][0]["interval"]
+    assert f"{100 * share:g} % of the time" in shown
+    assert f"(95 %: {100 * ends[0]:.1f} to " in shown
+    i, j = np.unravel_index(np.argmin(found["pair_losses"]), (4, 4))
+    assert f"(95 %: {100 * found['pair_intervals'][i][j][0]:.1f} to " in shown
 
 
 def test_a_class_that_is_never_right_suffers_most() -> None:
-    kept = [{"class": f"kept {k}", "accuracy_by_failures": [1.0, 0.9]} for k in range(6)]
-    lines = _class_text([*kept, {"class": "never", "accuracy_by_failures": [0.0, 0.0]}], 1).splitlines()
-    assert lines[3].split() == ["never", "0.00", "%", "0.00", "%"]
+    known: dict[str, Any] = {"samples": 40, "intervals": [(0.0, 0.09)] * 2}
+    kept = [{"class": f"kept {k}", "accuracy_by_failures": [1.0, 0.9], **known} for k in range(6)]
+    lines = _class_text([*kept, {"class": "never", "accuracy_by_failures": [0.0, 0.0], **known}], 1).splitlines()
+    assert re.split(r"  +", lines[3].strip()) == ["never", "0 %", "0 to 9 %", "0 %", "0 to 9 %"]
 
 
 def test_csv_has_a_line_for_every_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +142,8 @@ def test_sampling_shows_intervals(bundle: Bundle, capsys: pytest.CaptureFixture[
     middle = found["accuracy_by_failures"][2]
     assert middle["sampled"] == 3 < middle["subsets"]
     assert middle["mean_low"] < middle["mean"] < middle["mean_high"]
+    for key in ("worst", "best"):
+        assert middle[f"{key}_interval"][0] < middle[key] < middle[f"{key}_interval"][1]
     assert found["law"]["levels"][0]["availability"]["low"] <= found["law"]["levels"][0]["availability"]["estimate"]
     low, high = found["law"]["expected_bound"]
     assert low < bundle.table.expected(np.full(4, 0.1)) < high == pytest.approx(low + found["law"]["unseen"])

@@ -65,6 +65,17 @@ def test_without_the_test_the_same_lies_cost_much(recording: Recording, lie: str
     assert untested.caught == 0.0
 
 
+def test_intervals_are_of_the_samples_and_not_of_the_requests(recording: Recording) -> None:
+    """Four requests for each of the 360 samples say hardly more about new ones than one."""
+    found = measure_lie(recording, "adversary", 2, requests=1440, sets=1)
+    for key in ("dead", "unscreened", "screened", "worst", "stated"):
+        low, high = getattr(found, f"{key}_interval")
+        assert low <= getattr(found, key) <= high
+    low, high = found.unscreened_interval
+    as_if_independent = 2 * 1.96 * (found.unscreened * (1 - found.unscreened) / 1440) ** 0.5
+    assert 1.5 * as_if_independent < high - low < 3 * as_if_independent
+
+
 def test_the_stated_accuracy_is_that_of_the_devices_that_are_fused(recording: Recording) -> None:
     table = recording.bundle.table.accuracy
     found = measure_lie(recording, "huge", 1, requests=300, sets=8)
@@ -100,4 +111,6 @@ def test_the_command_prints_the_table_and_the_same_as_json(digits: Bundle, capsy
     assert main([*arguments, "--sets", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["honest"]["requests"] == 100
-    assert document["lies"] == [dataclasses.asdict(measure_lie(Recording(digits), "x100", 2, requests=100, sets=1))]
+    lied = measure_lie(Recording(digits), "x100", 2, requests=100, sets=1)
+    assert document["lies"] == [json.loads(json.dumps(dataclasses.asdict(lied)))]
+    assert f"({100 * lied.dead_interval[0]:.1f}–{100 * lied.dead_interval[1]:.1f})" in text

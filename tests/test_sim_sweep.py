@@ -16,6 +16,7 @@ from nonn_sim.sweep import parse_axis, points
 
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
+from nonn.reliability.intervals import share_interval
 from tests.toys import toy_bundle
 
 SCENARIO = """
@@ -69,6 +70,10 @@ def test_a_law_is_exact_at_every_point(bundle: Bundle, tmp_path: Path, capsys: p
         accuracy = table.accuracy[: 1 << n]
         chance = np.array([p ** (n - mask.bit_count()) * (1 - p) ** mask.bit_count() for mask in range(1 << n)])
         assert row["expected"] == pytest.approx(chance @ accuracy)
+        weights = np.zeros(16)
+        weights[: 1 << n] = chance
+        assert (row["expected_low"], row["expected_high"]) == pytest.approx(bundle.evidence.mean(weights[None])[0])
+        assert row["accuracy_p01_low"] <= row["accuracy_p01"] <= row["accuracy_p01_high"]
         assert row["availability_0.5"] == pytest.approx(chance[accuracy >= 0.5].sum())
     with file.open(newline="") as lines:
         written = list(csv.DictReader(lines))
@@ -96,6 +101,8 @@ def test_a_scenario_is_simulated_at_every_point_and_what_matters_most_comes_firs
     for name in ("accuracy", "availability"):
         assert found["points"][3][name] == over[name]["mean"]
         assert found["points"][3][f"{name}_sd"] == over[name]["sd"]
+    ends = share_interval(over["accuracy"]["mean"], bundle.table.samples)
+    assert (found["points"][3]["accuracy_low"], found["points"][3]["accuracy_high"]) == ends
     assert main(["sweep", str(bundle.path), *map(str, options)]) == 0
     assert "what matters most" in capsys.readouterr().out
 

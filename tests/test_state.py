@@ -22,7 +22,8 @@ from tests.toys import toy_bundle
 KEYS = {
     "": "schema experiment bundle version time uptime_s ready quorum devices students_up accuracy nodes requests drift "
     "faults",
-    "accuracy": "now all teacher next_worst next_worst_node next_mean interval next_worst_interval samples",
+    "accuracy": "now all teacher next_worst next_worst_node next_mean interval next_worst_interval samples "
+    "next_mean_interval",
     "requests": "total by_outcome per_second latency_p50_s latency_p99_s seconds",
     "drift": "watching reason alarms",
 }

@@ -32,7 +32,7 @@ from nonn.fusion import RidgePerSet, gram
 from nonn.reliability.intervals import difference_interval
 from nonn.reliability.subsets import members
 from nonn.report.study import heads_markdown, ladder_table, short_markdown, short_table, study_text
-from nonn.report.study_document import Study
+from nonn.report.study_document import Study, StudyRow
 from nonn.report.study_plot import study_plot
 from nonn.report.table import percent
 from tests.toys import TINY
@@ -119,7 +119,16 @@ def test_a_study_writes_its_result_a_plot_and_a_page(finished: tuple[Path, Study
         assert percent(line.mean) in page
         if row.own:
             mean, sd, worst = 100 * line.mean, 100 * row.sd[2], 100 * line.worst
-            assert f"{mean:.1f} ± {sd:.1f} ({worst:.1f})" in page
+            assert line.interval is not None
+            assert line.worst_interval is not None
+            assert line.worst_interval[0] < line.worst < line.worst_interval[1]
+            ends, of_worst = (
+                f"[{100 * low:.1f}, {100 * high:.1f}]" for low, high in (line.interval, line.worst_interval)
+            )
+            assert f"{mean:.1f} ± {sd:.1f} {ends} ({worst:.1f} {of_worst})" in page
+    assert result.teacher.interval is not None
+    assert result.teacher.interval[0] < result.teacher.accuracy < result.teacher.interval[1]
+    assert f"(95 %: {percent(result.teacher.interval[0]).removesuffix(' %')} to" in page
 
 
 def test_a_study_is_a_csv_file_a_data_frame_and_a_table_in_a_notebook(finished: tuple[Path, Study]) -> None:
@@ -149,14 +158,18 @@ def test_the_short_table_tells_the_gain_of_training_from_that_of_the_head(
     served = [row for row in shown if row[1].endswith("*")]
     assert [row[0] for row in served] == list(dict.fromkeys(row.title for row in result.rows))
     assert sum(row[1] == "ridge" for row in shown) == len(served) - len(RIVALS) - 1  # it is what ours serves
-    assert [column.title for column in short_table(result).columns][-4:] == [
-        "0 failed",
-        "2 failed",
-        "worst",
-        "3 failed",
-    ]
-    assert served[-1][5] in short_markdown(result)
+    titles = [column.title for column in short_table(result).columns][-8:]
+    assert titles == [text for title in ("0 failed", "2 failed", "worst", "3 failed") for text in (title, "95 %")]
+    older = dataclasses.replace(result, rows=tuple(map(_without_intervals, result.rows)))
+    assert [column.title for column in short_table(older).columns][-4:] == titles[::2]
+    assert served[-1][6] in short_markdown(result)
     assert heads_markdown(result).count("\n| ") == 2 + len(result.rows)
+
+
+def _without_intervals(row: StudyRow) -> StudyRow:
+    """A row as older studies have it."""
+    lines = tuple(dataclasses.replace(line, interval=None, worst_interval=None) for line in row.accuracy_by_failures)
+    return dataclasses.replace(row, accuracy_by_failures=lines, expected_intervals=None, against_first=None)
 
 
 @pytest.mark.parametrize("name", ["cifar100-small", "wearables", "wearables-unturned"])

@@ -140,12 +140,12 @@ def _summary(state: ClusterState, address: str) -> Text:
     up = sum(node.state == "up" for node in state.nodes)
     text = Text(f"{state.experiment} at {address}, bundle {state.bundle[:12]}\n")
     text.append(f"accuracy now {accuracy.now:.1%}", style="bold")
-    if accuracy.interval:
-        text.append(" ({:.1%} to {:.1%})".format(*accuracy.interval))
+    text.append(_between(accuracy.interval))
     text.append(f" with {state.students_up} of {state.devices} students on {up} of {len(state.nodes)} nodes; ")
     if accuracy.next_worst_node:
         text.append(f"{accuracy.next_worst:.1%}", style="bold")
-        text.append(f" if {accuracy.next_worst_node} fails next, {accuracy.next_mean:.1%} on average\n")
+        text.append(f"{_between(accuracy.next_worst_interval)} if {accuracy.next_worst_node} fails next, ")
+        text.append(f"{accuracy.next_mean:.1%}{_between(accuracy.next_mean_interval)} on average\n")
     else:
         text.append("no node is up\n", style="red")
     if not state.ready:
@@ -157,6 +157,11 @@ def _summary(state: ClusterState, address: str) -> Text:
     text.append(f"p50 {_ms(requests.latency_p50_s)}, p99 {_ms(requests.latency_p99_s)} ")
     text.append(_spark(requests.seconds.latency_p50_s), style="blue")
     return text
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    """An interval in brackets; older aggregators have none."""
+    return " ({:.1%} to {:.1%})".format(*interval) if interval else ""
 
 
 def _caption(state: ClusterState) -> str:

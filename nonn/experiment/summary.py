@@ -15,6 +15,7 @@ from nonn.experiment.evaluation import Evaluation
 from nonn.experiment.methods import METHODS
 from nonn.experiment.paired import Scores, compared, expected_intervals, intervals, scores_of
 from nonn.provenance import code_version, machine
+from nonn.reliability.intervals import share_interval
 from nonn.report.study_document import LevelRow, Study, StudyRow, StudyTeacher
 
 __all__ = ["summarise", "to_csv"]
@@ -30,6 +31,8 @@ def summarise(experiment: Experiment, results: Sequence[Evaluation], *, complete
     """
     rows: list[StudyRow] = []
     first: tuple[Scores, list[float]] | None = None
+    teacher = _mean([result.teacher_accuracy for result in results])
+    tested = {sample for result in results for sample in result.test}
     for name in dict.fromkeys(result.row for result in results):
         mine = [result for result in results if result.row == name]
         own = METHODS[name].served(experiment)
@@ -47,7 +50,9 @@ def summarise(experiment: Experiment, results: Sequence[Evaluation], *, complete
         machine=machine(),
         code_version=code_version(),
         teacher=StudyTeacher(
-            model=experiment.teacher.model, accuracy=_mean([result.teacher_accuracy for result in results])
+            model=experiment.teacher.model,
+            accuracy=teacher,
+            interval=share_interval(teacher, len(tested)) if tested else None,
         ),
         rows=tuple(rows),
     )
@@ -85,8 +90,11 @@ def _with_intervals(
 ) -> tuple[StudyRow, tuple[Scores, list[float]] | None]:
     """The row with intervals and its differences from the first served row, and that row: this one if none yet."""
     means = [line.mean for line in row.accuracy_by_failures]
-    ends = intervals(scores, means)
-    lines = [dataclasses.replace(line, interval=end) for line, end in zip(row.accuracy_by_failures, ends, strict=True)]
+    samples, ends = len(scores[0]), intervals(scores, means)
+    lines = [
+        dataclasses.replace(line, interval=end, worst_interval=share_interval(line.worst, samples))
+        for line, end in zip(row.accuracy_by_failures, ends, strict=True)
+    ]
     against = None if first is None else tuple(compared(scores, means, *first))
     if first is None and row.own:
         first = scores, means

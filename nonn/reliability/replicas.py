@@ -10,15 +10,17 @@ Device i runs student i modulo N, as in the simulator.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import comb
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nonn.errors import ShapeError
 from nonn.reliability.subsets import members, membership
 from nonn.reliability.table import FailureRow, SubsetTable
 
-__all__ = ["failures_with_replicas"]
+__all__ = ["failures_with_replicas", "replica_weights"]
 
 
 def failures_with_replicas(table: SubsetTable, replicas: int) -> tuple[FailureRow, ...]:
@@ -58,6 +60,20 @@ def failures_with_replicas(table: SubsetTable, replicas: int) -> tuple[FailureRo
             )
         )
     return tuple(rows)
+
+
+def replica_weights(num_devices: int, replicas: int) -> Iterator[NDArray[np.float64]]:
+    """Weights of the mean over all subsets of N · R devices, for 0 to N · R − 1 failed devices, one at a time [2^N].
+
+    Args:
+        num_devices: students N.
+        replicas: devices R of each.
+    """
+    total, sizes = num_devices * replicas, membership(num_devices).sum(axis=1)
+    ways = _ways(num_devices, replicas)
+    for failed in range(total):
+        sets = comb(total, failed)
+        yield np.array([of_size.get(failed, 0) / sets for of_size in ways])[sizes]
 
 
 def _ways(n: int, replicas: int) -> list[dict[int, int]]:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle, StudentEntry
 from nonn.bundle.traffic import traffic
 from nonn.documents import from_json, to_json
-from nonn.errors import BundleError, DataError, InputError
+from nonn.errors import BundleError, DataError, InputError, ShapeError
 from nonn.provenance import code_version, command_line, machine
 from nonn.reliability.evidence import Interval
-from nonn.reliability.intervals import share_interval
+from nonn.reliability.intervals import share_interval, unpaired_difference, wilson
 from nonn.reliability.laws import Law
 from nonn.reliability.placement import Speed
 from nonn.reliability.sampled import SampledTable
@@ -228,23 +228,33 @@ def precision_of(bundle: Bundle) -> Precision | None:
     try:
         rows = list(zip(bundle.accuracies.by_failures(), floats["accuracy_by_failures"], strict=True))
         size, original = sum(student.bytes for student in bundle.manifest.students), sum(floats["model_bytes"])
-        ends = [tuple(map(float, end)) for end in floats.get("drop_intervals", [()] * len(rows))]
+        ends = floats.get("drop_intervals") or [
+            _apart(then["mean"], now.mean, bundle.accuracies.samples) for now, then in rows
+        ]
+        alone = [(then, bundle.accuracies.stated(1 << i).accuracy) for i, then in enumerate(floats["accuracy_alone"])]
+        ends_alone = floats.get("drop_alone_intervals") or [
+            _apart(then, now, bundle.accuracies.samples) for then, now in alone
+        ]
         return Precision(
             model_bytes=size,
             float32_model_bytes=original,
             size_ratio=size / original,
             drop_by_failures=tuple(
-                Drop(failed=now.failed, drop=then["mean"] - now.mean, interval=end or None)
+                Drop(failed=now.failed, drop=then["mean"] - now.mean, interval=tuple(map(float, end)))
                 for (now, then), end in zip(rows, ends, strict=True)
             ),
-            drop_alone=tuple(
-                then - bundle.accuracies.stated(1 << i).accuracy for i, then in enumerate(floats["accuracy_alone"])
-            ),
-            drop_alone_intervals=tuple(tuple(map(float, end)) for end in floats.get("drop_alone_intervals", ()))
-            or None,
+            drop_alone=tuple(then - now for then, now in alone),
+            drop_alone_intervals=tuple(tuple(map(float, end)) for end in ends_alone),
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, ShapeError) as exc:
         raise BundleError(f"{bundle.path}: the manifest's 'float32' cannot be read ({exc}); build it again") from exc
+
+
+def _apart(first: float, second: float, samples: int) -> Interval:
+    """Interval of the difference of two accuracies whose samples cannot be compared: too wide."""
+    ends = [wilson(accuracy * samples, samples) for accuracy in (first, second)]
+    low, high = unpaired_difference(first, ends[0], second, ends[1])
+    return float(low), float(high)
 
 
 def _section(cls: type[T], bundle: Bundle, section: str, values: Mapping[str, object]) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from nonn.report.study_document import Study, StudyRow
+from nonn.report.study_document import LevelRow, Study, StudyRow
 from nonn.report.table import (
     Column,
     IntervalColumn,
@@ -27,9 +27,6 @@ __all__ = [
     "study_markdown",
     "study_text",
 ]
-
-_ACCURACIES = 8  # columns of the table of heads up to the last accuracy against failures
-
 
 def study_text(study: Study) -> str:
     """The short table of every method and head, for a terminal."""
@@ -67,7 +64,8 @@ def short_table(study: Study) -> Table:
     """Each method with its served head and with the experiment's served head, columns up to the accuracies."""
     same = study.config["fusion"]["head"]
     shown = heads_table(replace(study, rows=tuple(row for row in study.rows if row.own or row.head == same)))
-    return Table(shown.columns[:_ACCURACIES], shown.rows)
+    keys = [column.key for column in shown.columns]
+    return Table(shown.columns[: keys.index("last_interval" if "last_interval" in keys else "last") + 1], shown.rows)
 
 
 def ladder_table(study: Study) -> Table:
@@ -79,18 +77,21 @@ def ladder_table(study: Study) -> Table:
     rows = []
     for row in own:
         cells = {
-            f"failed {line.failed}": (line.mean, line.worst, sd, line.interval)
-            for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
+            f"failed {line.failed}": (line, sd) for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
         }
         flat = {"method": row.title, "head": row.head, "params": row.params, "bytes": row.bytes_per_answer}
         rows.append(flat | cells | _pairs(alone[row.method]))
     several = len(study.rows[0].by_run) > 1
     ends = " [95 %]" if study.rows[0].accuracy_by_failures[0].interval else ""
 
-    def cell(value: tuple[float, float, float, tuple[float, ...] | None]) -> str:
-        mean, worst, sd, ends = value
-        interval = "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-        return f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if several else "") + f" ({100 * worst:.1f}){interval}"
+    def between(ends: tuple[float, ...] | None) -> str:
+        return "" if ends is None else f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+    def cell(value: tuple[LevelRow, float]) -> str:
+        line, sd = value
+        spread = f" ± {100 * sd:.1f}" if several else ""
+        worst = f"{100 * line.worst:.1f}{between(line.worst_interval)}"
+        return f"{100 * line.mean:.1f}{spread}{between(line.interval)} ({worst})"
 
     return Table(
         (
@@ -98,7 +99,7 @@ def ladder_table(study: Study) -> Table:
             TextColumn("head", "head", str),
             Column("params", "params"),
             Column("bytes/answer", "bytes"),
-            *(TextColumn(f"{k} failed: mean (worst){ends}", f"failed {k}", cell) for k in range(count)),
+            *(TextColumn(f"{k} failed: mean{ends} (worst{ends})", f"failed {k}", cell) for k in range(count)),
             *_pair_columns(study),
         ),
         rows,
@@ -114,12 +115,12 @@ def heads_table(study: Study) -> Table:
         TextColumn("head", "head", str),
         Column("params", "params"),
         Column("bytes/answer", "bytes"),
-        Column("0 failed", "none", percent),
-        Column(f"{half} failed", "half", percent),
-        Column("worst", "worst", percent),
-        Column(f"{levels - 1} failed", "last", percent),
-        *_interval_columns(study, half),
-        *(Column(f"expected, p={p}", p, percent) for p in laws),
+        *_with_interval(study, "0 failed", "none"),
+        *_with_interval(study, f"{half} failed", "half"),
+        *_with_interval(study, "worst", "worst"),
+        *_with_interval(study, f"{levels - 1} failed", "last"),
+        *_against_columns(study, half),
+        *(column for p in laws for column in _with_interval(study, f"expected, p={p}", p)),
         Column(f"ECE at {half}", "ece", percent),
         Column(f"CEV at {half}", "cev", lambda value: f"{value:.3f}"),
         Column(f"SDE at {half}", "sde", lambda value: f"{value:.3f}"),
@@ -139,11 +140,15 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, object]]:
             "params": row.params,
             "bytes": row.bytes_per_answer,
             "none": lines[0].mean,
+            "none_interval": lines[0].interval,
             "half": lines[half].mean,
+            "half_interval": lines[half].interval,
             "worst": lines[half].worst,
+            "worst_interval": lines[half].worst_interval,
             "last": lines[-1].mean,
+            "last_interval": lines[-1].interval,
             **row.expected,
-            "interval": lines[half].interval,
+            **{f"{p}_interval": (row.expected_intervals or {}).get(p) for p in row.expected},
             "against": against and against.difference,
             "against_interval": against and against.interval,
             "ece": lines[half].ece,
@@ -154,13 +159,23 @@ def _head_rows(study: Study, half: int) -> Iterator[dict[str, object]]:
         method = row.method
 
 
-def _interval_columns(study: Study, half: int) -> tuple[Column, ...]:
-    """Intervals for new test samples with half of the devices failed; no columns for an older study without them."""
-    if all(row.accuracy_by_failures[half].interval is None for row in study.rows):
+def _has_intervals(study: Study) -> bool:
+    """Whether any row has intervals for new test samples; older studies have none."""
+    return any(row.accuracy_by_failures[0].interval is not None for row in study.rows)
+
+
+def _with_interval(study: Study, title: str, key: str) -> tuple[Column, ...]:
+    """A column of accuracies, and one of their intervals if the study has them."""
+    ends = (IntervalColumn("95 %", f"{key}_interval", show_interval(percent)),) if _has_intervals(study) else ()
+    return Column(title, key, percent), *ends
+
+
+def _against_columns(study: Study, half: int) -> tuple[Column, ...]:
+    """Differences from the first row with half of the devices failed; no columns for an older study without them."""
+    if not _has_intervals(study):
         return ()
-    ends = IntervalColumn(f"{half} failed, 95 %", "interval", show_interval(percent))
     less = Column(f"{half} failed, less the first, points", "against", points)
-    return ends, less, IntervalColumn("95 %", "against_interval", show_interval(points))
+    return less, IntervalColumn("95 %", "against_interval", show_interval(points))
 
 
 def _pairs(row: StudyRow) -> dict[str, object]:
@@ -184,11 +199,17 @@ def _origin(study: Study) -> str:
     return (
         ("" if study.complete else "**Not complete: rows or seeds are missing.** ")
         + f"Teacher {study.teacher.model}, {_training(config, 'teacher')}: "
-        f"{percent(study.teacher.accuracy)}. {config['devices']['count']} students {config['student']['model']}, "
+        f"{_of_teacher(study)}. {config['devices']['count']} students {config['student']['model']}, "
         f"{_training(config, 'student')}; {seeds}; last epoch, test split, all sets of survivors; "
         f"{study.machine['processor']}; version {study.code_version}. A star marks the head "
         "that the method serves."
     )
+
+
+def _of_teacher(study: Study) -> str:
+    """Accuracy of the teacher, with its interval if the study has it."""
+    ends = study.teacher.interval
+    return percent(study.teacher.accuracy) + (f" (95 %: {show_interval(percent)(ends)})" if ends else "")
 
 
 def _training(config: Mapping[str, Mapping[str, object]], network: str) -> str:
@@ -202,7 +223,7 @@ def _training(config: Mapping[str, Mapping[str, object]], network: str) -> str:
 
 def _title(study: Study) -> str:
     seeds = ", ".join(map(str, study.seeds))
-    teacher = f"Teacher {study.teacher.model}: {percent(study.teacher.accuracy)}"
+    teacher = f"Teacher {study.teacher.model}: {_of_teacher(study)}"
     folds = f"; test groups {', '.join(str(list(fold)) for fold in study.folds)}" if study.folds else ""
     sent = f"; an input is {study.rows[0].input_bytes:,} bytes"
     return f"{teacher}; students {study.config['student']['model']}; seeds {seeds}{folds}{sent}"

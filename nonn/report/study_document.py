@@ -30,6 +30,7 @@ class LevelRow:
         sde: mean symmetric distance error against the answers of all devices; 0 when no class changes.
         interval: of `mean`, 95 %, for new test samples; the standard deviation over seeds is `sd` of the row. Absent in
             older studies.
+        worst_interval: of `worst`, likewise, as if the subset had not been chosen on these samples.
     """
 
     failed: Whole
@@ -40,6 +41,7 @@ class LevelRow:
     cev: float
     sde: float
     interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    worst_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +105,12 @@ class StudyTeacher:
     Attributes:
         model: its name.
         accuracy: its mean accuracy over the runs.
+        interval: of `accuracy`, 95 %, for new test samples; absent in older studies.
     """
 
     model: str
     accuracy: Share
+    interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,7 @@ class Study:
             | {"failed": line.failed}
             | {key: sd if key == "sd" else getattr(line, key) for key in of_line}
             | dict(zip(("mean_low", "mean_high"), line.interval or (None, None), strict=True))
+            | dict(zip(("worst_low", "worst_high"), line.worst_interval or (None, None), strict=True))
             | {key: getattr(row, key) for key in of_pair}
             for row in self.rows
             for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)

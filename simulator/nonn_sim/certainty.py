@@ -12,6 +12,7 @@ stands what such a choice reaches on samples that it was not made on (``apart``)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,16 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.evidence import Evidence, shapley_weights, value_weights
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import Law, TimedLaw, availability, distribution
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.placement import Machine, expected_accuracy, place, price_of_one_more, works_of
+from nonn.reliability.replicas import replica_weights
 from nonn.reliability.subsets import probabilities
 from nonn.reliability.table import SubsetTable
 
-__all__ = ["add_intervals", "add_placement_intervals"]
+__all__ = ["add_intervals", "add_placement_intervals", "add_replica_intervals"]
 
 FloatArray = NDArray[np.float64]
 
@@ -65,7 +68,9 @@ def add_intervals(summary: dict[str, Any], evidence: Evidence, law: Law) -> None
         row["interval"] = interval
         if isinstance(law, TimedLaw):
             row["first_fall"]["interval_s"] = _times(evidence, law, row["level"])
-    alone = [evidence.accuracy(1 << i) for i in range(table.num_devices)]
+    devices, full = range(table.num_devices), table.full
+    summary["pair_intervals"] = [[evidence.accuracy(full & ~(1 << i | 1 << j)) for j in devices] for i in devices]
+    alone = [evidence.accuracy(1 << i) for i in devices]
     shapley = evidence.difference(*shapley_weights(table.num_devices))
     marginal = evidence.difference(*value_weights(probability))
     for row, *intervals in zip(summary["devices"], alone, shapley, marginal, strict=True):
@@ -78,6 +83,30 @@ def add_intervals(summary: dict[str, Any], evidence: Evidence, law: Law) -> None
         _add_gains(
             more, evidence, 1 - law.p, machine, lambda now: price_of_one_more(now, 1 - law.p, machine)[0].student
         )
+
+
+def add_replica_intervals(replicated: dict[str, Any], evidence: Evidence, law: Law) -> None:
+    """Adds intervals to the results for several devices of each student.
+
+    Args:
+        replicated: of ``nonn_sim.summary.replicated``; changed in place.
+        evidence: accuracy of all subsets of students, and what the test set says about it.
+        law: failure law of the students.
+    """
+    samples = evidence.table.samples
+    weights = replica_weights(evidence.table.num_devices, replicated["replicas"])
+    replicated["accuracy_by_failures"] = tuple(
+        replace(
+            row,
+            interval=evidence.mean(of_row[None])[0],
+            worst_interval=share_interval(row.worst, samples),
+            best_interval=share_interval(row.best, samples),
+        )
+        for row, of_row in zip(replicated["accuracy_by_failures"], weights, strict=True)
+    )
+    if isinstance(law, Independent):
+        p_fail = law.p ** replicated["replicas"]
+        replicated["expected_interval"] = evidence.mean(probabilities(p_fail)[None])[0]
 
 
 def add_placement_intervals(

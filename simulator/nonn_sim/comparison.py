@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import UnreachableError
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.subsets import members
 from nonn_sim.batches import quantile_interval
 from nonn_sim.clients import Measured, Order, Samples
@@ -83,7 +84,8 @@ def simulated_figures(
         unless the bundle has recorded features of the samples: then it is measured on the samples of each request, so
         that sampling error does not appear as an error of the simulator. ``sets`` is the share of requests that
         each subset answered, mask → share, mask 0 for no answer: the mean of the runs; ``sets_spread`` is the largest
-        total variation between one run and the mean of the others.
+        total variation between one run and the mean of the others. ``test_interval`` is the 95 % interval of
+        ``accuracy_of_sets`` for new test samples.
     """
     deployment = bundle_deployment(bundle, scenario.load.batch)
     n, seed = bundle.num_devices, scenario.scenario.seed
@@ -108,7 +110,13 @@ def simulated_figures(
     figures["latency_s"] = {key: median([run["latency_s"][key] for run in runs]) for key in _LATENCIES}
     sets = [run["sets"] for run in runs]
     spread = max(total_variation(one, _mean_shares([s for s in sets if s is not one])) for one in sets)
+    figures["test_interval"] = _for_new_samples(figures["accuracy_of_sets"], bundle)
     return {**figures, "sets": _mean_shares(sets), "sets_spread": spread}
+
+
+def _for_new_samples(accuracy: float | None, bundle: Bundle) -> tuple[float, float] | None:
+    """The 95 % interval of an accuracy in the table of a bundle, which is of a finite test set."""
+    return None if accuracy is None else share_interval(accuracy, bundle.accuracies.samples)
 
 
 def _shares(masks: Sequence[int]) -> dict[int, float]:
@@ -152,13 +160,16 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
     """The measured side of the table.
 
     ``accuracy_of_sets`` is the accuracy of the subsets that answered in the bundle's table, without sampling error.
-    ``accuracy`` is measured on the samples themselves, with its standard error. ``sets`` as in ``simulated_figures``.
+    ``accuracy`` is measured on the samples themselves, with its standard error; ``accuracy_interval`` takes no more
+    samples as independent than the test set has. ``sets`` and ``test_interval`` as in ``simulated_figures``.
     """
     answers = [row for row in measured if row.mask]
     accuracy_of, full = bundle.accuracies.lookup(), (1 << bundle.num_devices) - 1
     samples = sum(row.samples for row in answers)
     accuracy = sum(row.correct for row in answers) / samples if labelled and samples else None
     latency_s = np.array([row.latency_s for row in answers])
+    of_sets = float(np.mean([accuracy_of[row.mask] for row in answers])) if answers else None
+    distinct = min(samples, bundle.accuracies.samples)
     return {
         "requests": len(measured),
         "answers": len(answers),
@@ -166,7 +177,9 @@ def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: boo
         "availability": len(answers) / len(measured) if measured else None,
         "accuracy": accuracy,
         "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / samples) if accuracy is not None else None,
-        "accuracy_of_sets": float(np.mean([accuracy_of[row.mask] for row in answers])) if answers else None,
+        "accuracy_interval": share_interval(accuracy, distinct) if accuracy is not None else None,
+        "accuracy_of_sets": of_sets,
+        "test_interval": _for_new_samples(of_sets, bundle),
         "degraded": float(np.mean([row.mask != full for row in answers])) if answers else None,
         "latency_s": percentiles(latency_s),
         "p99_interval_s": quantile_interval(latency_s, 0.99),

@@ -3,6 +3,9 @@
 Requests come one after another in virtual time. A liar sends wrong features in requests, and honest ones when it is
 tested in quarantine, the hardest case; so it comes back, and is found again. The same requests are also fused without
 any test, and with the liars dead. ``nonn_sim.lies`` has the lies.
+
+Intervals are for new samples (95 %): a recorded sample counts once, however many requests have it, and the loss against
+the dead liars is compared sample by sample. The loss of the worst set of liars is chosen on the samples that measure it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +21,14 @@ from numpy.typing import NDArray
 from nonn.aggregator.policy import Policy, PolicyConfig
 from nonn.aggregator.screening import Screen
 from nonn.errors import ConfigError
+from nonn.reliability.intervals import difference_interval, mean_interval, share_interval
 from nonn.reliability.subsets import mask_of, members
 from nonn_sim.lies import LIES, Recording
 
 __all__ = ["Honest", "Lied", "measure_honest", "measure_lie"]
 
 Float32 = NDArray[np.float32]
+Ends: TypeAlias = tuple[float, float]
 
 PER_SECOND = 100.0  # requests; decides only how many fall into a quarantine
 RARE = 0.05
@@ -44,6 +50,11 @@ class Lied:
         honest_excluded: requests that lost an honest device.
         honest_quarantines: quarantines of an honest device.
         first_quarantine: number of requests until every liar had been in quarantine once, mean; None if one never was.
+        dead_interval: of ``dead``.
+        unscreened_interval: of ``unscreened``.
+        screened_interval: of ``screened``.
+        worst_interval: of ``worst``.
+        stated_interval: of ``stated``, for the test set of the bundle.
     """
 
     lie: str
@@ -57,6 +68,41 @@ class Lied:
     honest_excluded: int
     honest_quarantines: int
     first_quarantine: float | None
+    dead_interval: Ends
+    unscreened_interval: Ends
+    screened_interval: Ends
+    worst_interval: Ends
+    stated_interval: Ends
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The result of one lie of one set of liars.
+
+    Attributes:
+        rows: sample of each request [R].
+        dead: whether each answer is right with the liars dead [R].
+        unscreened: the same without any test [R].
+        screened: the same with it [R].
+
+    The others are as in ``Lied``.
+    """
+
+    rows: NDArray[np.int64]
+    dead: NDArray[np.bool_]
+    unscreened: NDArray[np.bool_]
+    screened: NDArray[np.bool_]
+    stated: float
+    caught: float
+    honest_excluded: int
+    honest_quarantines: int
+    first_quarantine: float | None
+
+    @property
+    def loss(self) -> NDArray[np.float64]:
+        """What each answer loses against the dead liars: −1, 0 or 1 [R]."""
+        result: NDArray[np.float64] = self.dead.astype(np.float64) - self.screened
+        return result
 
 
 @dataclass(frozen=True)
@@ -169,14 +215,25 @@ def measure_lie(
     found = [_measure(recording, lie, devices, requests, config) for devices in chosen]
     firsts = [row.first_quarantine for row in found]
     known = [first for first in firsts if first is not None]
+    rows = found[0].rows  # those of all sets
+    dead, unscreened, screened = (
+        np.mean([getattr(row, key) for row in found], axis=0) for key in ("dead", "unscreened", "screened")
+    )
+    worst = max((row.loss for row in found), key=lambda loss: float(loss.mean()))
+    stated = float(np.mean([row.stated for row in found]))
     return Lied(
         lie,
         liars,
-        dead=float(np.mean([row.dead for row in found])),
-        unscreened=float(np.mean([row.unscreened for row in found])),
-        screened=float(np.mean([row.screened for row in found])),
-        worst=max(row.dead - row.screened for row in found),
-        stated=float(np.mean([row.stated for row in found])),
+        dead=float(dead.mean()),
+        unscreened=float(unscreened.mean()),
+        screened=float(screened.mean()),
+        worst=float(worst.mean()),
+        stated=stated,
+        dead_interval=_ends(mean_interval(_of_samples(rows, dead), mean=dead.mean())),
+        unscreened_interval=_ends(mean_interval(_of_samples(rows, unscreened), mean=unscreened.mean())),
+        screened_interval=_ends(mean_interval(_of_samples(rows, screened), mean=screened.mean())),
+        worst_interval=_ends(difference_interval(_of_samples(rows, worst), mean=worst.mean())),
+        stated_interval=share_interval(stated, recording.bundle.table.samples),
         caught=float(np.mean([row.caught for row in found])),
         honest_excluded=sum(row.honest_excluded for row in found),
         honest_quarantines=sum(row.honest_quarantines for row in found),
@@ -184,7 +241,18 @@ def measure_lie(
     )
 
 
-def _measure(recording: Recording, lie: str, liars: tuple[int, ...], requests: int, config: PolicyConfig) -> Lied:
+def _of_samples(rows: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of the requests of each sample that was sent [s]."""
+    place = np.unique(rows, return_inverse=True)[1]
+    result: NDArray[np.float64] = np.bincount(place, values) / np.bincount(place)
+    return result
+
+
+def _ends(interval: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Ends:
+    return float(interval[0]), float(interval[1])
+
+
+def _measure(recording: Recording, lie: str, liars: tuple[int, ...], requests: int, config: PolicyConfig) -> _Found:
     """Measures one lie of one set of liars."""
     lies, everyone = LIES[lie](recording, liars), (1 << recording.head.num_devices) - 1
     rng = recording.rng(4)
@@ -201,13 +269,11 @@ def _measure(recording: Recording, lie: str, liars: tuple[int, ...], requests: i
     lied = np.array([[share[k] > 0 and run.masks[k] >> i & 1 for i in liars] for k in range(requests)])
     first = {i: next((number + 1 for number, device in run.quarantines if device == i), None) for i in liars}
     firsts = [number for number in first.values() if number is not None]
-    return Lied(
-        lie,
-        len(liars),
-        float(dead.mean()),
-        float(unscreened.mean()),
-        float(_right(recording, _clipped(recording, lies), run, run.masks).mean()),
-        0.0,
+    return _Found(
+        rows=rows,
+        dead=dead,
+        unscreened=unscreened,
+        screened=_right(recording, _clipped(recording, lies), run, run.masks),
         stated=float(recording.bundle.table.accuracy[run.masks].mean()),
         caught=1 - float(lied.sum() / max(1, len(liars) * (share > 0).sum())),
         honest_excluded=sum(any(i not in liars for i in excluded) for excluded in run.excluded),

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.subsets import mask_of, members
 from nonn.report.sensing import FRAME_BYTES, NOW_US, sensing_report
 from nonn.rpc.v1 import sensing_pb2 as pb
@@ -303,6 +304,9 @@ def _row(scenario: SensingScenario, bundle: Bundle, goal: float) -> dict[str, An
     hours = [(at - START) / 3600 for at in world.empty]
     wanted = scenario.sensing.accuracy_goal
     unit_hours = sum(unit.at - START for unit in world.units) / 3600
+    samples = bundle.table.samples
+    accuracy = sum(world.right.values()) / max(1, answered)
+    table = float(sum(bundle.table.accuracy[mask] * n for mask, n in masks.items()) / max(1, answered))
     return {
         "policy": f"accuracy goal {goal:g}" if goal else "all units work",
         "answers": counts["answers"],
@@ -310,8 +314,10 @@ def _row(scenario: SensingScenario, bundle: Bundle, goal: float) -> dict[str, An
         "windows_misaligned": counts["misaligned"],
         "masks_with_a_unit_that_did_not_sense": counts["not sensed"],
         "windows_lost": counts["lost"],
-        "accuracy": sum(world.right.values()) / max(1, answered),
-        "table": float(sum(bundle.table.accuracy[mask] * n for mask, n in masks.items()) / max(1, answered)),
+        "accuracy": accuracy,
+        "accuracy_interval": share_interval(accuracy, min(answered, samples)) if answered else None,
+        "table": table,
+        "table_interval": share_interval(min(1.0, table), samples) if answered else None,
         "goal_reached": sum(n for mask, n in masks.items() if bundle.table.accuracy[mask] >= wanted) / max(1, answered),
         "units_mean": sum(mask.bit_count() * n for mask, n in masks.items()) / max(1, answered),
         "delay_p95_s": float(np.quantile(world.delays, 0.95)) if world.delays else None,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
+from nonn.reliability.intervals import share_interval
 from nonn.sensing.alignment import RESTS
 from nonn.streams import WindowAnswer
 
@@ -57,7 +58,9 @@ def compared(
         agrees = _chance(right, windows, expected, samples) >= ALPHA / len(by_mask)
         shares = {"streamed": right / windows, "table": expected / samples}
         rows.append({"units": units, "windows": windows, **shares, "agrees": agrees})
-    number = sum(row["windows"] for row in rows)
+    number, samples = sum(row["windows"] for row in rows), bundle.table.samples
+    accuracy = sum(row["streamed"] * row["windows"] for row in rows) / max(1, number)
+    table = sum(row["table"] * row["windows"] for row in rows) / max(1, number)
     good = [answer for k, answer in answers.items() if answer.mask and 1 <= k < len(order) - 1]
     delays = 1e3 * np.array([answer.delay_s for answer in good] or [np.nan])
     sent, raw = (np.array([getattr(answer, name) for answer in good] or [np.nan]) for name in ("bytes", "raw_bytes"))
@@ -68,8 +71,10 @@ def compared(
         "masks_with_a_unit_that_did_not_sense": wrong,
         "unit_windows_lost": absent,
         "equal_to_offline": same / max(1, number),
-        "accuracy": sum(row["streamed"] * row["windows"] for row in rows) / max(1, number),
-        "table": sum(row["table"] * row["windows"] for row in rows) / max(1, number),
+        "accuracy": accuracy,
+        "accuracy_interval": share_interval(min(1.0, accuracy), min(number, samples)) if number else None,
+        "table": table,
+        "table_interval": share_interval(min(1.0, table), samples) if number else None,
         "units_mean": sum(len(row["units"]) * row["windows"] for row in rows) / max(1, number),
         "delay_p50_ms": float(np.median(delays)),
         "delay_p95_ms": float(np.quantile(delays, 0.95)),

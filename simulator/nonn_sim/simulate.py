@@ -10,7 +10,7 @@ import numpy as np
 
 from nonn.bundle import Bundle
 from nonn.jobs import map_jobs
-from nonn.reliability.intervals import wilson
+from nonn.reliability.intervals import share_interval
 from nonn_sim.alternatives import alternatives
 from nonn_sim.deployments import Deployment, bundle_deployment
 from nonn_sim.engine import Engine
@@ -156,11 +156,10 @@ def _requests(scenario: Scenario) -> float:
 
 
 def _for_new_samples(row: dict[str, Any], bundle: Bundle) -> dict[str, Any]:
-    """A row with the 95 % interval of its accuracy: every subset's accuracy is of a finite test set."""
-    if row["accuracy"] is not None:
-        samples = bundle.accuracies.samples
-        low, high = wilson(row["accuracy"] * samples, samples)
-        row["test_interval"] = [float(low), float(high)]
+    """A row with the 95 % intervals of its accuracies: every subset's accuracy is of a finite test set."""
+    for part in (row, *row["windows"]):
+        if part["accuracy"] is not None:
+            part["test_interval"] = share_interval(part["accuracy"], bundle.accuracies.samples)
     return row
 
 

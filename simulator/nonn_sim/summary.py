@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.reliability.guarantees import Verdict
-from nonn.reliability.intervals import wilson
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import FirstPassage, Law, assess
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.marginal import marginal_values, pair_losses, shapley_values
@@ -110,7 +110,10 @@ def _fall(fall: FirstPassage | None) -> dict[str, Any] | None:
 
 
 def _per_class(bundle: Bundle, table: SubsetTable, by_class: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Mean accuracy of every class for each number of failures; classes without samples are left out."""
+    """Mean accuracy of every class for each number of failures; classes without samples are left out.
+
+    The intervals are those of one subset, so they are too wide for means.
+    """
     counts = np.bincount(bundle.features[1], minlength=by_class.shape[1])
     answering = membership(table.num_devices).sum(axis=1)
     means = np.array([by_class[answering == table.num_devices - f].mean(axis=0) for f in range(table.num_devices)])
@@ -119,6 +122,7 @@ def _per_class(bundle: Bundle, table: SubsetTable, by_class: NDArray[np.int64]) 
             "class": bundle.manifest.classes[k] if k < len(bundle.manifest.classes) else str(k),
             "samples": int(counts[k]),
             "accuracy_by_failures": (means[:, k] / counts[k]).tolist(),
+            "intervals": [share_interval(mean / counts[k], counts[k]) for mean in means[:, k].tolist()],
         }
         for k in np.flatnonzero(counts[: by_class.shape[1]])
     ]
@@ -153,7 +157,8 @@ def exact_text(summary: Summary) -> str:
     if more := summary.get("replicated"):
         head = f"with {more['replicas']} devices of each student, {more['devices']} in all, exact:"
         if more["expected"] is not None:
-            head += f" expected accuracy {share(more['expected'])}"
+            ends = show_interval(share)(more["expected_interval"])
+            head += f" expected accuracy {share(more['expected'])} (95 %: {ends})"
         rows = failures_table(more["accuracy_by_failures"], range(more["devices"]), samples)
         blocks.append(f"{head}\n{as_text(rows)}")
     by_device = (
@@ -168,7 +173,7 @@ def exact_text(summary: Summary) -> str:
     )
     blocks.append(as_text(Table(by_device, summary["devices"])))
     if num_devices > 1:
-        blocks.append(_worst_pair(summary["pair_losses"], share))
+        blocks.append(_worst_pair(summary["pair_losses"], summary["pair_intervals"], share))
     if "one_more_device" in summary:
         blocks.append(_one_more(summary["one_more_device"], "one more device, failing like the others", point))
     if "placement" in summary:
@@ -197,8 +202,11 @@ def _law_lines(law: Mapping[str, Any], share: Callable[[float], str]) -> list[st
         f"failures {law['law']}: expected accuracy {share(law['expected'])} "
         f"(95 %: {show_interval(share)(law['expected_interval'])})"
     ]
-    tail = ", ".join(f"{share(q['accuracy'])} ({100 * q['share']:g} %)" for q in law["quantiles"])
-    lines.append(f"accuracy that is undercut at most this often: {tail}")
+    tail = "; ".join(
+        f"{100 * q['share']:g} % of the time {share(q['accuracy'])} (95 %: {show_interval(share)(q['interval'])})"
+        for q in law["quantiles"]
+    )
+    lines.append(f"accuracy that is undercut at most: {tail}")
     for kept in law["levels"]:
         line = (
             f"accuracy of at least {percent(kept['level'])}: {_of_time(kept['availability'])} of the time "
@@ -236,9 +244,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.4g} s"
 
 
-def _worst_pair(pairs: Sequence[Sequence[float]], share: Callable[[float], str]) -> str:
+def _worst_pair(
+    pairs: Sequence[Sequence[float]],
+    intervals: Sequence[Sequence[Sequence[float]]],
+    share: Callable[[float], str],
+) -> str:
     value, i, j = min((pairs[i][j], i, j) for i in range(len(pairs)) for j in range(i))
-    return f"costliest pair: devices {j} and {i}, accuracy without both {share(value)}"
+    ends = show_interval(share)(intervals[i][j])
+    return f"costliest pair: devices {j} and {i}, accuracy without both {share(value)} (95 %: {ends})"
 
 
 def _one_more(more: Mapping[str, Any], title: str, point: Callable[[float], str]) -> str:
@@ -273,16 +286,25 @@ def _placement_text(placement: Mapping[str, Any], share: Callable[[float], str],
 
 
 def _class_text(classes: Sequence[Mapping[str, Any]], failed: int) -> str:
+    share = share_of(max(c["samples"] for c in classes))
     rows = [
-        {"class": c["class"], "all": c["accuracy_by_failures"][0], "half": c["accuracy_by_failures"][failed]}
+        {
+            "class": c["class"],
+            "all": c["accuracy_by_failures"][0],
+            "all_interval": c["intervals"][0],
+            "half": c["accuracy_by_failures"][failed],
+            "half_interval": c["intervals"][failed],
+        }
         for c in classes
     ]
     # By the accuracy that is left: a class that is never right has nothing to lose, and suffers most.
     rows.sort(key=lambda row: (row["half"], row["half"] - row["all"]))
     columns = (
         TextColumn("class", "class", str),
-        Column("all answer", "all", percent),
-        Column(f"{failed} failed", "half", percent),
+        Column("all answer", "all", share),
+        IntervalColumn("95 %", "all_interval", show_interval(share)),
+        Column(f"{failed} failed", "half", share),
+        IntervalColumn("95 %", "half_interval", show_interval(share)),
     )
     return f"classes with the lowest accuracy with {failed} failed:\n" + as_text(Table(columns, rows[:_WORST_CLASSES]))
 
@@ -291,9 +313,8 @@ def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: 
     """The estimated results of a bundle; ``test_interval`` is for new samples, the others for the choice of subsets."""
     samples = len(bundle.features[1])
 
-    def new(mean: float) -> list[float]:
-        low, high = wilson(min(1.0, max(0.0, mean)) * samples, samples)
-        return [float(low), float(high)]
+    def new(accuracy: float) -> tuple[float, float]:
+        return share_interval(min(1.0, max(0.0, accuracy)), samples)
 
     return {
         "schema": 1,
@@ -306,7 +327,11 @@ def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: 
         "devices": bundle.num_devices,
         "accuracy_by_failures": [
             {**asdict(s), "mean": s.mean.estimate, "mean_low": s.mean.low, "mean_high": s.mean.high}
-            | {"test_interval": new(s.mean.estimate)}
+            | {
+                "test_interval": new(s.mean.estimate),
+                "worst_interval": new(s.worst),
+                "best_interval": new(s.best),
+            }
             for s in strata
         ],
         "law": {
@@ -332,7 +357,9 @@ def sampled_text(summary: Summary) -> str:
         Column("to", "mean_high", percent),
         IntervalColumn("new samples, 95 %", "test_interval", show_interval(share_of(summary["samples"]))),
         Column("worst found", "worst", percent),
+        IntervalColumn("new samples, 95 %", "worst_interval", show_interval(share_of(summary["samples"]))),
         Column("best found", "best", percent),
+        IntervalColumn("new samples, 95 %", "best_interval", show_interval(share_of(summary["samples"]))),
     )
     law = summary["law"]
     lines = [

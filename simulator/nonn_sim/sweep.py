@@ -19,8 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError
+from nonn.reliability.evidence import Evidence
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import assess, parse_law
 from nonn.reliability.table import SubsetTable
 from nonn.toml import override, parse_toml, toml_value
@@ -122,23 +126,34 @@ def sweep_scenario(
             if over:
                 figures[name] = over[name] and over[name]["mean"]
                 figures[f"{name}_sd"] = over[name] and over[name]["sd"]
+        for name in ("accuracy", "accuracy_per_request"):
+            known = None if figures[name] is None else share_interval(figures[name], bundle.accuracies.samples)
+            figures |= _ends(name, known)
         rows.append({**point, **figures})
     return rows
 
 
-def sweep_law(text: str, table: SubsetTable, grid: Sequence[Row], levels: Sequence[float] = ()) -> list[Row]:
-    """Accuracy under a failure law at every point, exact.
+def _ends(name: str, interval: tuple[float, float] | None) -> Row:
+    """The ends of the 95 % interval of a figure for new test samples."""
+    return dict(zip((f"{name}_low", f"{name}_high"), interval or (None, None), strict=True))
+
+
+def sweep_law(text: str, evidence: Evidence, grid: Sequence[Row], levels: Sequence[float] = ()) -> list[Row]:
+    """Accuracy under a failure law at every point, exact for the test set.
 
     Args:
         text: the law, with the keys of the points in braces.
-        table: accuracy of all subsets.
+        evidence: accuracy of all subsets, and what the test set says about it.
         grid: the points.
         levels: accuracies whose availability is computed.
+
+    Returns:
+        Each point with its figures; ``…_low`` and ``…_high`` are the 95 % interval for new test samples.
 
     Raises:
         ConfigError: a key is not in the law, or the law is invalid at a point.
     """
-    rows = []
+    rows, table = list[Row](), evidence.table
     for point in grid:
         law, num_devices = text, table.num_devices
         for key, value in point.items():
@@ -152,8 +167,13 @@ def sweep_law(text: str, table: SubsetTable, grid: Sequence[Row], levels: Sequen
                 )
             law = law.replace(f"{{{key}}}", toml_value(value))
         used = SubsetTable(table.correct[: 1 << num_devices], table.samples)
-        outcome = assess(used, parse_law(law, num_devices), levels)
-        row = {**point, "expected": outcome.expected, "sd": outcome.sd, "accuracy_p01": outcome.quantiles[0.01]}
+        parsed = parse_law(law, num_devices)
+        outcome = assess(used, parsed, levels)
+        tail = outcome.quantiles[0.01]  # the accuracy of one subset
+        chance = np.zeros(1 << table.num_devices)
+        chance[: 1 << num_devices] = parsed.probabilities()
+        row = {**point, "expected": outcome.expected, **_ends("expected", evidence.mean(chance[None])[0])}
+        row |= {"sd": outcome.sd, "accuracy_p01": tail, **_ends("accuracy_p01", share_interval(tail, table.samples))}
         for kept in outcome.levels:
             row[f"availability_{kept.level:g}"] = kept.availability
             if kept.first_passage is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["print_liars", "print_live", "print_rows"]
 
 _SETS = 8  # subsets shown with their share of the requests
-MIN_WIDTH = 120  # in a narrower terminal lines wrap, which is easier to read than wrapped cells
+MIN_WIDTH, LIARS_WIDTH = 120, 170  # in a narrower terminal lines wrap, which is easier to read than wrapped cells
 
 
 def print_rows(result: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def print_rows(result: dict[str, Any]) -> None:
         table.add_row(
             row["deployment"],
             _between(row, "accuracy", over),
-            "{:.1%} to {:.1%}".format(*row["test_interval"]) if "test_interval" in row else "–",
+            _new_samples(row),
             _between(row, "availability", over),
             _percent(row["degraded"]),
             *(_ms(row["latency_s"][key]) for key in ("p50", "p95", "p99")),
@@ -67,7 +67,7 @@ def print_rows(result: dict[str, Any]) -> None:
         console.print(f"not compared: {line}", markup=False)
     first = result["rows"][0]
     over_time = Table(title=f"{first['deployment']} over time")
-    for column in ("from s", "requests", "available", "accuracy"):
+    for column in ("from s", "requests", "available", "accuracy", "new samples"):
         over_time.add_column(column, justify="right")
     for window in first["windows"]:
         over_time.add_row(
@@ -75,6 +75,7 @@ def print_rows(result: dict[str, Any]) -> None:
             f"{window['requests']:,}",
             _percent(window["availability"]),
             _percent(window["accuracy"]),
+            _new_samples(window),
         )
     console.print(over_time)
 
@@ -82,7 +83,7 @@ def print_rows(result: dict[str, Any]) -> None:
 def print_liars(honest: Honest, rows: Sequence[Lied]) -> None:
     """A row for each lie, then what the test costs honest devices."""
     console = Console(soft_wrap=True)
-    console.width = max(console.width, MIN_WIDTH)
+    console.width = max(console.width, LIARS_WIDTH)
     table = Table(title="accuracy when devices send wrong features")
     columns = (
         "lie",
@@ -101,16 +102,18 @@ def print_liars(honest: Honest, rows: Sequence[Lied]) -> None:
         table.add_row(
             row.lie,
             str(row.liars),
-            *map(_percent, (row.dead, row.unscreened, row.screened)),
-            f"{100 * row.worst:+.2f}",
-            *map(_percent, (row.stated, row.caught)),
+            *(_known(vars(row), key, f"{key}_interval") for key in ("dead", "unscreened", "screened")),
+            "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * end for end in (row.worst, *row.worst_interval))),
+            _known(vars(row), "stated", "stated_interval"),
+            _percent(row.caught),
             "–" if row.first_quarantine is None else f"{row.first_quarantine:,.0f}",
         )
     console.print(table)
     excluded, quarantines = (sum(getattr(row, f"honest_{key}") for row in rows) for key in ("excluded", "quarantines"))
     console.print(
         "dead: the liars do not answer; worst loss: in points against dead, of the worst set of liars; caught: lies "
-        "that were not fused; quarantine after: requests until every liar was in quarantine",
+        "that were not fused; quarantine after: requests until every liar was in quarantine; in brackets 95 % "
+        "intervals for new samples",
         markup=False,
     )
     console.print(f"honest devices next to liars: {excluded} exclusions, {quarantines} quarantines", markup=False)
@@ -129,15 +132,20 @@ def print_live(result: dict[str, Any]) -> None:
     for column in ("", "simulated", "measured", "difference"):
         table.add_column(column, justify="left" if not column else "right")
     points, p99 = difference["accuracy_points"], difference["p99_share"]
-    found = measured["accuracy"] if measured["accuracy"] is not None else measured["accuracy_of_sets"]
-    table.add_row("accuracy", _percent(simulated["accuracy"]), _percent(found), _number(points, "{:+.2f} points"))
-    if measured["accuracy"] is not None:
-        sets = _number(difference.get("sets_points"), "{:+.2f} points")
+    labelled = measured["accuracy"] is not None
+    key, ends = ("accuracy", "accuracy_interval") if labelled else ("accuracy_of_sets", "test_interval")
+    table.add_row(
+        "accuracy",
+        _known(simulated, "accuracy", "test_interval"),
+        _known(measured, key, ends),
+        _number(points, "{:+.2f} points"),
+    )
+    if labelled:
         table.add_row(
             "accuracy of the sets",
-            _percent(simulated["accuracy_of_sets"]),
-            _percent(measured["accuracy_of_sets"]),
-            sets,
+            _known(simulated, "accuracy_of_sets", "test_interval"),
+            _known(measured, "accuracy_of_sets", "test_interval"),
+            _number(difference.get("sets_points"), "{:+.2f} points"),
         )
     for key in ("p50", "p95", "p99"):
         share = _number(p99, "{:+.1%}") if key == "p99" else ""
@@ -179,12 +187,23 @@ def print_live(result: dict[str, Any]) -> None:
     )
 
 
+def _known(row: dict[str, Any], key: str, ends: str) -> str:
+    """An accuracy with its interval for new samples in brackets."""
+    interval = row.get(ends)
+    return _percent(row[key]) + ("" if interval is None else f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})")
+
+
 def _between(row: dict[str, Any], key: str, over: dict[str, Any]) -> str:
     """A figure with its deviation over seeds, or with its interval where there is one seed."""
     ends = row["intervals"][key]
     if over or ends is None:
         return _percent(row[key], over.get(key))
     return f"{_percent(row[key])} ({100 * ends[0]:.2f}–{100 * ends[1]:.2f})"
+
+
+def _new_samples(row: dict[str, Any]) -> str:
+    """The interval of an accuracy for new samples."""
+    return "{:.1%} to {:.1%}".format(*row["test_interval"]) if "test_interval" in row else "–"
 
 
 def _percent(value: float | None, over: dict[str, float] | None = None) -> str:

@@ -18,6 +18,7 @@ from nonn.aggregator.monitoring.state import (
 from nonn.aggregator.monitoring.timeline import Second, quantile
 from nonn.aggregator.policy.policy import Policy
 from nonn.bundle import Bundle
+from nonn.reliability.intervals import share_interval
 from nonn.reliability.subsets import mask_of
 
 __all__ = ["accuracy_now", "fault_state", "node_agreement", "node_state", "request_state"]
@@ -88,16 +89,18 @@ def accuracy_now(bundle: Bundle, up: Sequence[Node]) -> AccuracyNow:
     left = {node: float(accuracy[mask]) for node, mask in without.items()}
     worst = min(left, key=left.__getitem__, default="")
     now = mask_of(node.student for node in up)
+    mean = sum(left.values()) / len(left) if left else 0.0
     return AccuracyNow(
         now=float(accuracy[now]),
         all=float(accuracy[table.full]),
         teacher=bundle.manifest.teacher.get("accuracy"),
         next_worst=left.get(worst, 0.0),
         next_worst_node=worst,
-        next_mean=sum(left.values()) / len(left) if left else 0.0,
+        next_mean=mean,
         interval=table.stated(now).interval,
         next_worst_interval=table.stated(without.get(worst, 0)).interval,
         samples=table.samples,
+        next_mean_interval=share_interval(min(1.0, mean), table.samples) if left else (0.0, 0.0),
     )
 
 

@@ -100,6 +100,7 @@ class AccuracyNow:
         interval: 95 % interval of `now`, for the finite test set; absent from older aggregators.
         next_worst_interval: the same of `next_worst`.
         samples: samples of the test set.
+        next_mean_interval: 95 % interval of `next_mean`, as of one subset of devices: too wide for a mean.
     """
 
     now: Share
@@ -111,6 +112,7 @@ class AccuracyNow:
     interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     next_worst_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     samples: Whole | None = field(default=None, metadata=OPTIONAL)
+    next_mean_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,8 @@ class Drop:
     Attributes:
         failed: devices that have failed.
         drop: mean accuracy in float less that of this bundle.
-        interval: of `drop`, on the same samples; absent in bundles of older versions.
+        interval: of `drop`, on the same samples; from the counts, and too wide, for bundles of older versions; absent in
+            their reports.
     """
 
     failed: Whole
@@ -135,7 +136,7 @@ class Precision:
         size_ratio: `model_bytes` ÷ `float32_model_bytes`.
         drop_by_failures: drop of the mean accuracy for 0 to N − 1 failed devices.
         drop_alone: accuracy of each device alone in float less that of this bundle [N].
-        drop_alone_intervals: of each, likewise; absent in bundles of older versions.
+        drop_alone_intervals: of each, likewise.
     """
 
     model_bytes: Whole

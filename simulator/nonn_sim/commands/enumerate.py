@@ -127,7 +127,7 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     from nonn.documents import to_json
     from nonn.reliability.evidence import Evidence
     from nonn.reliability.guarantees import check_guarantees, judge
-    from nonn_sim.certainty import add_intervals, add_placement_intervals
+    from nonn_sim.certainty import add_intervals, add_placement_intervals, add_replica_intervals
     from nonn_sim.enumerate import enumerate_bundle
     from nonn_sim.placement_file import load_devices, placement_summary
     from nonn_sim.summary import exact_summary, exact_text, replicated
@@ -143,6 +143,7 @@ def _exact(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     add_intervals(summary, evidence, law)
     if args.replicas > 1:
         summary["replicated"] = replicated(table, law, args.replicas)
+        add_replica_intervals(summary["replicated"], evidence, law)
     if args.place:
         machines, limit_s = load_devices(args.place), (args.deadline_ms or inf) / 1000
         summary["placement"] = placement_summary(bundle, table, machines, limit_s)

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(rows: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> None:
     """Prints the tables."""
-    from nonn.report.table import Column, Table, TextColumn, as_text, percent
+    from nonn.report.table import Column, IntervalColumn, Table, TextColumn, as_text, percent, show_interval
 
     def hours(value: float) -> str:
         return f"{value:.1f}"
@@ -81,7 +81,9 @@ def _print(rows: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> No
         Column("missing", "answers_missing"),
         Column("false masks", "masks_with_a_unit_that_did_not_sense"),
         Column("accuracy", "accuracy", percent),
+        IntervalColumn("95 %", "accuracy_interval", show_interval(percent)),
         Column("table", "table", percent),
+        IntervalColumn("95 %", "table_interval", show_interval(percent)),
         Column("units", "units_mean", hours),
         Column("bytes an answer", "bytes_per_answer", "{:.0f}".format),
         Column("wake-ups an hour", "wake_ups_per_unit_hour", "{:.0f}".format),
@@ -94,7 +96,7 @@ def _print(rows: Sequence[dict[str, Any]], live: Sequence[dict[str, Any]]) -> No
         measured = (
             *columns[:1],
             Column("windows", "windows"),
-            *columns[2:7],
+            *columns[2:9],
             Column("bytes an answer", "bytes_per_answer", "{:.0f}".format),
             Column("delay p95, ms", "delay_p95_ms", "{:.0f}".format),
             Column("as offline", "equal_to_offline", percent),

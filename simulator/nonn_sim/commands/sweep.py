@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     if args.law:
         with usage():
-            rows = sweep_law(args.law, bundle.table, grid, args.level)
+            rows = sweep_law(args.law, bundle.evidence, grid, args.level)
     else:
         rows = sweep_scenario(args.scenario, bundle, grid, seeds=args.seeds, backend=args.backend)
     figure = args.figure or ("expected" if args.law else "accuracy")

@@ -6,7 +6,11 @@ const SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 const write = (id, text) => { if (byId(id).textContent !== text) byId(id).textContent = text; };
 
-const percent = (x) => (x === null || x === undefined ? "–" : `${(100 * x).toFixed(2)} %`);
+// As many digits as the test set supports; a value below 1 is never rounded up to 100.
+let digits = 2;
+const percent = (x) => (x === null || x === undefined ? "–"
+  : `${(x < 1 ? Math.min(100 * x, 100 - 10 ** -digits) : 100).toFixed(digits)} %`);
+const between = (ends) => (ends ? ` (${percent(ends[0])} to ${percent(ends[1])})` : "");
 const millis = (s) => (s === null || s === undefined ? "–" : `${(1000 * s).toFixed(s < 0.01 ? 2 : 0)} ms`);
 const points = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(100 * x).toFixed(2)}`;
 const megabytes = (b) => (b === null ? "–" : `${(b / 1e6).toFixed(0)} MB`);
@@ -36,7 +40,7 @@ function headline(state) {
   const students = `${state.students_up} of ${state.devices} students`;
   if (!state.ready) return `Only ${students} are up: below the quorum of ${state.quorum}, requests fail.`;
   const whole = state.students_up === state.devices ? `All ${state.devices} students are up` : `${students} are up`;
-  return `${whole}, on ${up} of ${state.nodes.length} nodes: expected accuracy ${percent(state.accuracy.now)}.`;
+  return `${whole}, on ${up} of ${state.nodes.length} nodes: expected accuracy ${percent(state.accuracy.now)}${between(state.accuracy.interval)}.`;
 }
 
 function tiles(state) {
@@ -49,7 +53,8 @@ function tiles(state) {
   write("accuracy-of", `${range}${percent(accuracy.all)} with all, ${percent(accuracy.teacher)} the teacher`);
   write("accuracy-next", percent(accuracy.next_worst));
   write("accuracy-next-node", accuracy.next_worst_node
-    ? `at worst, ${accuracy.next_worst_node}; ${percent(accuracy.next_mean)} on average` : "no node is up");
+    ? `at worst, ${accuracy.next_worst_node}${between(accuracy.next_worst_interval)}; `
+      + `${percent(accuracy.next_mean)}${between(accuracy.next_mean_interval)} on average` : "no node is up");
   const failed = (requests.by_outcome.below_quorum || 0) + (requests.by_outcome.exhausted || 0);
   write("rate", requests.per_second.toFixed(1));
   write("totals", `${requests.total} in all, ${requests.by_outcome.degraded || 0} degraded, ${failed} failed`);
@@ -120,8 +125,8 @@ function spark(id, values, low, high, label) {
 function sparks(seconds) {
   const known = (values) => values.filter((value) => value !== null);
   const top = (values) => Math.max(0, ...known(values));
-  spark("spark-latency", seconds.latency_p50_s, 0, nice(top(seconds.latency_p50_s) || 0.01), (value) => (value ? millis(value) : "0 ms"));
-  write("latency-scale", `up to ${millis(top(seconds.latency_p50_s))}`);
+  spark("spark-latency", seconds.latency_p50_s, 0, nice(top(seconds.latency_p50_s) || 0.01), (value) => `${Number((1000 * value).toPrecision(2))} ms`);
+  write("latency-scale", known(seconds.latency_p50_s).length ? `up to ${millis(top(seconds.latency_p50_s))}` : "–");
   spark("spark-rate", seconds.requests, 0, nice(Math.max(2, top(seconds.requests))), (value) => String(value));
   write("rate-scale", `up to ${top(seconds.requests)}`);
   const accuracy = known(seconds.accuracy);
@@ -161,7 +166,7 @@ function down(state) {
     if (node.state === "unknown") return `It has never answered: start its process, and check that ${node.address} is its address.`;
     if (/quarantine|contradict/.test(reason)) return "Check its sensor and its student; it returns when it answers known inputs correctly.";
     if (/bundle/.test(reason)) return "It runs another bundle: give it the served one (nonn fleet push, or restart it).";
-    if (/silent|deadline/.test(reason)) return "It accepts connections and does not answer in time: look for a load, a stopped process or a slow link.";
+    if (/silent|deadline/.test(reason)) return `It does not answer in time: check that its process runs at ${node.address}, its load and its link.`;
     if (!byId("switches").hidden) return "Switch it on, or press r in the terminal of nonn up.";
     return `Start its process again at ${node.address}, or check its power and its link.`;
   };
@@ -187,6 +192,7 @@ function faults(state) {
 }
 
 function show(state) {
+  if (state.accuracy.samples) digits = Math.max(0, Math.min(2, Math.ceil(Math.log10(state.accuracy.samples)) - 2));
   document.title = `${percent(state.accuracy.now)} · nonn ${state.experiment}`;
   write("experiment", `${state.experiment}, bundle ${state.bundle.slice(0, 12)}`);
   write("headline", headline(state));
@@ -237,7 +243,8 @@ function sensed(answer) {
   if (strip.length > STRIP) strip.shift();
   byId("answers").hidden = false;
   const shown = answer.smoothed || answer;
-  write("answer-now", answer.label ? `${shown.label}, ${percent(shown.expected_accuracy)} with ${answer.devices.length} units` : "no unit senses");
+  const accuracy = `${percent(shown.expected_accuracy)}${between(shown.interval)}`;
+  write("answer-now", answer.label ? `${shown.label}, ${accuracy} with ${answer.devices.length} units` : "no unit senses");
   write("answer-missing", Object.entries(answer.missing).map(([node, why]) => `${node}: ${why}`).join("; "));
   byId("strip").replaceChildren(...strip.map((each, i) => {
     const height = each.label ? 58 * each.expected_accuracy : 58;
