@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nonn_sim.cells import Cell
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
 from nonn_sim.faults import World
@@ -79,6 +80,36 @@ def test_a_node_that_hangs_is_waited_for_once_and_comes_back_by_a_probe(bundle: 
     assert row["latency_s"]["max"] == pytest.approx(scenario.policy.deadline_s)
     back = trace.asked_at_s[(trace.asked_at_s > 2.1) & (trace.mask == 0b1111)].min()
     assert 6.1 <= back <= 6.1 + scenario.policy.breaker_reset_s + scenario.policy.deadline_s + 0.2
+
+
+@pytest.mark.parametrize("quorum", [1, 4])
+def test_probes_of_a_device_that_is_gone_for_long_are_left_out_and_change_nothing(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, quorum: int
+) -> None:
+    """Below the quorum, requests ask devices that are gone, so their probes matter."""
+    scenario = world(
+        scenario={"requests": 150},
+        load={"rate_per_s": 0.5},
+        policy={"quorum": quorum, "breaker_reset_s": 0.7},
+        nodes={"mtbf_s": 120.0, "mttr_s": 100.0},
+        link={"jitter_s": 0.003, "p_loss": 0.01},
+        fault=[{"at_s": 30.0 + k, "kind": kind, "nodes": [k], "for_s": 60.0} for k, kind in enumerate(("kill", "stop"))],
+    )
+    probes, probe = list[float](), Engine._probe
+
+    def counted(engine: Engine, cell: Cell, i: int, now: float) -> None:
+        probes.append(now)
+        probe(engine, cell, i, now)
+
+    monkeypatch.setattr(Engine, "_probe", counted)
+    _, rested = simulate_once(scenario, bundle)
+    few = len(probes)
+    monkeypatch.setattr(Cell, "rest", lambda cell, i: None)
+    _, every = simulate_once(scenario, bundle)
+    assert len(probes) - few > (10 if quorum == 1 else 1) * few
+    np.testing.assert_array_equal(rested.mask, every.mask)
+    np.testing.assert_allclose(rested.latency_s, every.latency_s, atol=1e-9)
+    np.testing.assert_array_equal(rested.served, every.served)
 
 
 def test_below_the_quorum_a_request_is_lost_and_counts_against_availability(bundle: Bundle) -> None:

@@ -169,7 +169,7 @@ class Reference:
         self, i: int, deadline_s: float, row: Any, probe: bool
     ) -> Generator[Any, Any, tuple[float, ReplyStatus]]:
         """Asks one device; returns the end and what came of it."""
-        env, (service, up, down, uniform, _) = self.env, row
+        env = self.env
         deadline_at, expired = env.now + deadline_s, env.timeout(deadline_s)
         while True:
             if self.state(i) is State.REFUSING and not probe:
@@ -181,6 +181,8 @@ class Reference:
                 yield self.changes[i] | expired
                 if expired.processed:
                     return env.now, SILENT
+            row = row or next(self.probe_draws)
+            service, up, down, uniform, _ = row
             condition = self.world.conditions[0][i]
             sent_at = self.sent_at(i, self.work[i].request_bytes, deadline_at)
             arrives, status = sent_at + up[i] + condition.delay_s, MALFORMED if condition.corrupt else OK
@@ -243,8 +245,8 @@ class Reference:
         job.reply.succeed()
 
     def probe(self, i: Any) -> Process:
-        at, row = self.env.now, next(self.probe_draws)
-        end, status = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, row, True))
+        at = self.env.now  # what it meets is drawn when it reaches the device
+        end, status = yield self.env.process(self.exchange(i, self.policy.config.deadline_s, None, True))
         self.policy.on_probe(f"node-{i}", status == OK, end - at, end)
         self.nobody_waits_for(f"node-{i}")
         self.look_again()

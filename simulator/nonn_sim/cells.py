@@ -4,11 +4,15 @@ A device computes one request at a time, in the order of arrival. The time of a 
 unless the state of the device changes meanwhile: then the ends of all flights that wait for it are computed again. A
 job still in the queue at its deadline is dropped without cost; a started job is finished, even if its reply is no
 longer needed.
+
+A device that is gone for days fails probe after probe, which changes nothing: while the policy leaves it out and no
+request is sent to it, its probes are not simulated (``Cell.rest``). Their times are known, so that the next one, or the
+one under way, takes place as soon as something depends on it. Draws of a probe are made when it reaches a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -20,10 +24,11 @@ from nonn_sim.faults import Condition, Hosts, State
 from nonn_sim.links import AccessPoint, Channel, Exchange
 from nonn_sim.scenario import Scenario
 
-__all__ = ["MALFORMED", "OK", "SILENT", "UNREACHABLE", "Cell", "Flight", "Job"]
+__all__ = ["GONE", "MALFORMED", "OK", "SILENT", "UNREACHABLE", "Cell", "Flight", "Job"]
 
 OK, SILENT = ReplyStatus.OK, ReplyStatus.SILENT
 UNREACHABLE, MALFORMED = ReplyStatus.UNREACHABLE, ReplyStatus.MALFORMED
+GONE = (State.REFUSING, State.OFF)
 LATE_JOBS = 256  # late jobs kept before finished ones are removed
 _NOTHING: dict[int, float] = {}
 
@@ -120,6 +125,8 @@ class Cell:
         points: access point of each device, None for a device without one [n]; empty if no device has one.
         computed: called with the time at which a device behind an access point will have computed a reply, this cell,
             the place of the device and the flight; ``reply`` is due then.
+        probe_rows: draws of probes.
+        wake: called with this cell, the place of a resting device, and the time, when its probes matter again.
 
     Attributes:
         free_at: time at which each device finishes its queue [n].
@@ -129,6 +136,8 @@ class Cell:
         flights: requests in flight, by their identity.
         probe_at: time of the policy's next probe.
         ready: whether the policy can reach its quorum.
+        resting: devices that are gone and whose probes are not simulated, with the time of the first such probe.
+        undrawn: draws of a probe that has not reached its device.
     """
 
     def __init__(
@@ -139,9 +148,11 @@ class Cell:
         conditions: Sequence[Condition],
         channels: Sequence[Channel],
         launch: Callable[[Flight, float], None],
-        hosts: Hosts | None = None,
-        points: Sequence[AccessPoint | None] = (),
-        computed: Callable[[float, Cell, int, Flight], None] = lambda *_: None,
+        hosts: Hosts | None,
+        points: Sequence[AccessPoint | None],
+        computed: Callable[[float, Cell, int, Flight], None],
+        probe_rows: Iterator[Exchange],
+        wake: Callable[[Cell, int, float], None],
     ) -> None:
         n = len(deployment.devices)
         self.number, self._channels, self._conditions, self._launch = number, channels, conditions, launch
@@ -169,6 +180,9 @@ class Cell:
         self.probe_at = inf
         self.ready = True
         self.hosts = hosts
+        self.resting: dict[int, float] = {}
+        self._probe_rows, self._wake = probe_rows, wake
+        self.undrawn: Exchange = ([0.0] * n, [0.0] * n, [0.0] * n, None, 0.0)
 
     def change(self, i: int, *, sound: bool) -> None:
         """A device has a fault, or has none any more."""
@@ -187,14 +201,18 @@ class Cell:
 
     def exchange(self, flight: Flight, i: int, now: float) -> tuple[float, ReplyStatus]:
         """Time and status of the end of an exchange that begins now, as currently known."""
-        service, up, _, uniform, _ = flight.row
         condition = self._conditions[i]
         state, silent = condition.state, (flight.deadline_at, SILENT)
-        flight.begun = state in (State.UP, State.FROZEN)
+        flight.begun = state not in GONE
+        if i in self.resting and not flight.probe:
+            self._wake(self, i, now)
         if state is State.REFUSING and not flight.probe:
             return now, UNREACHABLE
         if not flight.begun:
             return silent
+        if flight.row is self.undrawn:
+            flight.row = next(self._probe_rows)
+        service, up, _, uniform, _ = flight.row
         point = self._points[i]
         sent_at = now if point is None else point.send(now, self._bytes[i][0], flight.deadline_at)
         if sent_at == inf:
@@ -279,7 +297,7 @@ class Cell:
         return self._replies[i].get(flight, -inf)
 
     def thaw(self, i: int, now: float) -> None:
-        """The device continues its queue; one that was off receives the probes that wait for it."""
+        """The device continues its queue; one that was gone receives the probes that wait for it."""
         self.free_at[i] = now
         jobs, self._held[i] = self._held[i], []
         for job in jobs:
@@ -290,10 +308,21 @@ class Cell:
                 j = flight.nodes.index(i)
                 flight.ends[j], flight.statuses[j] = end, status
                 self._launch(flight, now)
+        self.reach(i, now)
+
+    def reach(self, i: int, now: float) -> None:
+        """A device that was gone can be reached again: it receives the probes that wait for it."""
         for flight, j in self._at(i, now):
             if flight.probe and not flight.begun:
                 flight.ends[j], flight.statuses[j] = self.exchange(flight, i, now)
                 self._launch(flight, now)
+
+    def rest(self, i: int) -> None:
+        """A probe has failed: if the policy leaves the device out and it is gone, further ones change nothing."""
+        breaker = self.policy.nodes[self.ids[i]].breaker
+        if breaker.state == "out" and self._conditions[i].state in GONE:
+            breaker.probing = True  # so that the policy plans no other
+            self.resting[i] = breaker.probe_at
 
     def _at(self, i: int, now: float) -> list[tuple[Flight, int]]:
         """Flights that wait for a device, in the order of their requests."""

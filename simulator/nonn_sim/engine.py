@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.aggregator.policy.session import Session
-from nonn_sim.cells import OK, SILENT, Cell, Flight, Job
+from nonn_sim.cells import GONE, OK, SILENT, Cell, Flight, Job
 from nonn_sim.deployments import Deployment
 from nonn_sim.faults import FaultEvent, Hosts, State, World
 from nonn_sim.flights import ARRIVE, LOOK, PROBE, REPLY, RETRY, Agenda, Flights
@@ -64,6 +64,11 @@ class Engine:
         self._world = World(scenario, num_devices, seed, self._on_change, self._used_j, events)
         self._agenda = Agenda()
         self._flights = Flights(self._agenda, deployment.first_wins, self._answer, self._plan_probe)
+        times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
+        services_s = [w.service_s(node, macs) for w, node, macs in times]
+        draw = (nodes, deployment.work, services_s, deployment.devices, seed)
+        self._rows = exchanges(*draw, SERVICE, measured_s)
+        probe_rows = exchanges(*draw, PROBES, measured_s)
         self._cells = []
         for number, conditions in enumerate(self._world.conditions):
             mine = [conditions[device] for device in deployment.devices]
@@ -72,14 +77,10 @@ class Engine:
             fails = Hosts(hosts.count, hosts.mtbf_s, hosts.mttr_s, seed, number) if hosts.mtbf_s else None
             # Measured times include an access point already.
             points = [] if measured_s is not None else access_points(scenario.groups, deployment.devices)
+            calls = (self._computed, probe_rows, self._wake)
             self._cells.append(
-                Cell(number, scenario, deployment, mine, channels, self._flights.launch, fails, points, self._computed)
+                Cell(number, scenario, deployment, mine, channels, self._flights.launch, fails, points, *calls)
             )
-        times = zip(deployment.work, nodes, deployment.macs_of_service, strict=True)
-        services_s = [w.service_s(node, macs) for w, node, macs in times]
-        draw = (nodes, deployment.work, services_s, deployment.devices, seed)
-        self._rows = exchanges(*draw, SERVICE, measured_s)
-        self._probe_rows = exchanges(*draw, PROBES, measured_s)
         self._arrivals = arrivals(scenario.load, seed if arrivals_seed is None else arrivals_seed)
         self._turn = self._under_way = self._refused = self._retried = 0
         self._now = 0.0
@@ -241,10 +242,24 @@ class Engine:
 
     def _probe(self, cell: Cell, i: int, now: float) -> None:
         """Sends a probe to one device."""
-        flight = Flight(cell, now, now + cell.policy.config.deadline_s, next(self._probe_rows))
-        flight.ids, flight.nodes = (cell.ids[i],), [i]
+        flight = _probe_of(cell, i, now)
         flight.send(i, now)
         self._flights.launch(flight, now)
+
+    def _wake(self, cell: Cell, i: int, now: float) -> None:
+        """The probes of a resting device matter again: the one that is under way, or the next one."""
+        config, breaker = cell.policy.config, cell.policy.nodes[cell.ids[i]].breaker
+        at, every_s = cell.resting.pop(i), config.deadline_s + config.breaker_reset_s
+        if now > at:
+            at += (now - at) // every_s * every_s
+        if at <= now < at + config.deadline_s:
+            flight = _probe_of(cell, i, at)
+            flight.begun = False
+            flight.ends, flight.statuses = [flight.deadline_at], [SILENT]
+            self._flights.launch(flight, now)
+            return
+        breaker.probing, breaker.probe_at = False, at if now < at else at + every_s
+        self._plan_probe(cell, now)
 
     def _on_change(self, cell_number: int, device: int, before: State, after: State) -> None:
         """Handles a state change of a device: its requests in flight may end differently."""
@@ -256,12 +271,17 @@ class Engine:
         cell.change(i, sound=after is State.UP and not condition.corrupt and not condition.delay_s)
         if before is after:
             return
-        if after in (State.REFUSING, State.OFF) and before not in (State.REFUSING, State.OFF):
-            cell.lose(i, now, refused=after is State.REFUSING)
-        elif after is State.FROZEN and before is State.UP:
-            cell.freeze(i, now)
+        if i in cell.resting and after not in GONE:
+            self._wake(cell, i, now)
+        if after in GONE:
+            if before not in GONE:
+                cell.lose(i, now, refused=after is State.REFUSING)
         elif after is State.UP:
             cell.thaw(i, now)
+        elif before is State.UP:
+            cell.freeze(i, now)
+        else:
+            cell.reach(i, now)
 
     def _used_j(self, cell: int, device: int) -> float:
         """Energy that requests have cost a device so far, in joules."""
@@ -283,3 +303,10 @@ class Engine:
             refused=self._refused,
             retried=self._retried,
         )
+
+
+def _probe_of(cell: Cell, i: int, at: float) -> Flight:
+    """A probe of one device, sent at a time."""
+    flight = Flight(cell, at, at + cell.policy.config.deadline_s, cell.undrawn)
+    flight.ids, flight.nodes = (cell.ids[i],), [i]
+    return flight

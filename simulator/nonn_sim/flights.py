@@ -145,6 +145,7 @@ class Flights:
             cell.ready = cell.policy.ready
         if not ok:
             self._now_troubled(cell, node, others, now)
+            cell.rest(flight.nodes[0])
         self._plan_probe(cell, now)
 
     def _others(self, flight: Flight, i: int, now: float) -> list[Flight]:
