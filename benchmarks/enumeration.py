@@ -7,8 +7,8 @@ for each subset, timed on 48 random subsets, half of them before the fast count 
 ``enumerate_products_speedup`` is the same for nothing but the float32 products that a ridge head of width 16 needs: the
 most that any organisation of that tree can reach. ``enumerate_passes_speedup`` adds the additions to the states and the
 maxima over the classes: the most that it can reach with NumPy's separate calls. ``enumerate_share_…`` is where the time
-of the ridge head goes, as shares: ``margins`` (the tree over the samples, of which ``products`` and ``passes`` are those
-bare calls), ``plans`` (coefficients of every subset), ``bounds`` (of rounding errors) and ``ties`` (samples in doubt).
+of the ridge head goes: ``margins`` (the tree over the samples, of which ``products`` and ``passes`` are those bare
+calls), ``plans`` (coefficients of every subset), ``bounds`` (of rounding errors) and ``ties`` (samples in doubt).
 """
 
 from __future__ import annotations

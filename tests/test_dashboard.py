@@ -265,7 +265,7 @@ def test_the_strip_shows_the_answers_of_nodes_that_sense_and_why_units_are_missi
         assert bundle.smoothed is not None
         accuracy = percent(bundle.smoothed.table.accuracy[1])
         now = rf"\w+, {re.escape(accuracy)} \([\d.]+ % to [\d.]+ %\) with 1 units"
-        until(lambda: re.fullmatch(now, text(driver, "#answer-now")))
+        until(lambda: bool(re.fullmatch(now, text(driver, "#answer-now"))))
         assert "unit 2: no node measures it" in text(driver, "#answer-missing")
         until(lambda: percent(bundle.table.accuracy[1]) in text(driver, "#strip rect.sensed title"))
     assert [line for line in complaints(driver) if "ERR_CONNECTION" not in line and "ERR_INCOMPLETE" not in line] == []

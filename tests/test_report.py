@@ -215,8 +215,8 @@ def test_a_live_row_that_lacks_a_key_names_it(three: Bundle) -> None:
 
 def test_the_headline_is_one_plain_sentence(three: Bundle, toy: Bundle) -> None:
     assert headline(build_report(three)) == (
-        "With 1 of 3 devices gone, answers are right 63 % (34 to 85 %) of the time on average, 60 % (31 to 83 %) in the "
-        "worst case; the teacher: 100 % (72 to 100 %)"
+        "With 1 of 3 devices gone, answers are right 63 % (34 to 85 %) of the time on average, 60 % (31 to 83 %) in "
+        "the worst case; the teacher: 100 % (72 to 100 %)"
     )
     assert headline(build_report(toy)).startswith("With 4 of 8 devices gone")
 

@@ -49,6 +49,8 @@ def test_totals_have_the_figures_of_every_request(monkeypatch: pytest.MonkeyPatc
     assert summed["latency_s"] == pytest.approx(every["latency_s"], rel=0.02)  # few requests are near the p99
     assert summed["latency_s"]["max"] == every["latency_s"]["max"]
     for mine, other in zip(summed["windows"], every["windows"], strict=True):
+        ends = mine.pop("test_interval"), other.pop("test_interval")
+        assert ends[0] == pytest.approx(ends[1])
         assert mine == pytest.approx(other)
     for key, value in (("accuracy", every["accuracy"]), ("latency_p99_s", every["latency_s"]["p99"])):
         ends, others = summed["intervals"][key], every["intervals"][key]

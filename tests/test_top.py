@@ -52,7 +52,8 @@ def test_once_prints_nodes_accuracy_and_faults(cluster: LocalCluster) -> None:
     assert "with 3 of 4 students on 3 of 4 nodes;" in text
     assert "fails next" in text
     assert re.search(r"accuracy now [\d.]+% \([\d.]+% to [\d.]+%\)", text)
-    assert re.search(r"[\d.]+% \([\d.]+% to [\d.]+%\) if node-\d fails next, [\d.]+% \([\d.]+% to [\d.]+%\) on aver", text)
+    between = r"[\d.]+% \([\d.]+% to [\d.]+%\)"
+    assert re.search(rf"{between} if node-\d fails next, {between} on average", text)
     for word in (
         "node-0",
         "part",

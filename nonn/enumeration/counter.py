@@ -102,9 +102,7 @@ class Counter:
             right[place, places] = (settle or self.fuse)(int(masks[place]), rows[places])
         self.count(masks, rows, right)
 
-    def decide(
-        self, mask: int, rows: IntArray, logits: NDArray[np.float64], tie: float = _TIE
-    ) -> NDArray[np.bool_]:
+    def decide(self, mask: int, rows: IntArray, logits: NDArray[np.float64], tie: float = _TIE) -> NDArray[np.bool_]:
         """Which samples a subset gets right [b], from logits that equal the head's up to rounding.
 
         Near a tie the head itself decides. So it does where logits exceed float32, the type of its answers.

@@ -24,8 +24,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _STATE = 100_000  # floats of one state: larger exceeds the cache, smaller spends its time in calls (measured)
-# Margins below this share of the largest logit may depend on the way of solving: eight roundings to float32, or ten times
-# the condition number's share of float64, 1e-5 for the worst head that is enumerated here.
+# Margins below this share of the largest logit may depend on the way of solving: eight roundings to float32, or ten
+# times the condition number's share of float64, 1e-5 for the worst head that is enumerated here.
 _TIE, _TIE_BY_CONDITION = 1e-6, 1e-15
 _WEIGHTS = 1 << 22  # floats of the exact weights in memory at once: 34 MB
 

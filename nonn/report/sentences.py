@@ -89,8 +89,8 @@ def class_sentence(report: Report) -> str:
     degraded = _with_interval(share, row.degraded, row.degraded_interval)
     intact = _with_interval(share, row.intact, row.intact_interval)
     return (
-        f"With {report.by_class.failed} of {len(report.devices)} devices gone, the worst class is {row.name}: {degraded}, "
-        f"after {intact} with all devices, on {row.samples:,} samples."
+        f"With {report.by_class.failed} of {len(report.devices)} devices gone, the worst class is {row.name}: "
+        f"{degraded}, after {intact} with all devices, on {row.samples:,} samples."
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "study_text",
 ]
 
+
 def study_text(study: Study) -> str:
     """The short table of every method and head, for a terminal."""
     return f"\n{_title(study)}; * the head that the method serves\n\n{as_text(heads_table(study))}\n"
@@ -76,9 +77,7 @@ def ladder_table(study: Study) -> Table:
     count = len(study.rows[0].sd)
     rows = []
     for row in own:
-        cells = {
-            f"failed {line.failed}": (line, sd) for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)
-        }
+        cells = {f"failed {line.failed}": (line, sd) for line, sd in zip(row.accuracy_by_failures, row.sd, strict=True)}
         flat = {"method": row.title, "head": row.head, "params": row.params, "bytes": row.bytes_per_answer}
         rows.append(flat | cells | _pairs(alone[row.method]))
     several = len(study.rows[0].by_run) > 1

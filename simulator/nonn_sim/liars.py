@@ -5,7 +5,7 @@ tested in quarantine, the hardest case; so it comes back, and is found again. Th
 any test, and with the liars dead. ``nonn_sim.lies`` has the lies.
 
 Intervals are for new samples (95 %): a recorded sample counts once, however many requests have it, and the loss against
-the dead liars is compared sample by sample. The loss of the worst set of liars is chosen on the samples that measure it.
+the dead liars is compared sample by sample. The worst set of liars is chosen on the samples that measure it.
 """
 
 from __future__ import annotations

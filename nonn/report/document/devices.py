@@ -117,8 +117,8 @@ class Drop:
     Attributes:
         failed: devices that have failed.
         drop: mean accuracy in float less that of this bundle.
-        interval: of `drop`, on the same samples; from the counts, and too wide, for bundles of older versions; absent in
-            their reports.
+        interval: of `drop`, on the same samples; from the counts, and too wide, for bundles of older versions; absent
+            in their reports.
     """
 
     failed: Whole
