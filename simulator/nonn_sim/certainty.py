@@ -46,7 +46,6 @@ def add_intervals(summary: dict[str, Any], evidence: Evidence, law: Law) -> None
         law: failure law of the summary.
     """
     table, probability = evidence.table, law.probabilities()
-    summary["points_per_sample"] = 100 / table.samples
     summary["outcomes"] = 0 if evidence.outcomes is None else evidence.outcomes.kept
     summary["accuracy_by_failures"] = evidence.by_failures()
     under = summary["law"]

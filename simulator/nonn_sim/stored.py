@@ -20,11 +20,10 @@ from nonn.reliability.laws.outcome import meets
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.sampled_evidence import SampledEvidence
 from nonn.report.overview import failures_table
-from nonn.report.table import Column, IntervalColumn, Table, as_text, percent, points_of, share_of, show_interval
+from nonn.report.table import as_text, percent, share_of, show_interval
+from nonn_sim.described import Summary, device_table, heading, held
 
 __all__ = ["stored_summary", "stored_text"]
-
-Summary = dict[str, Any]
 
 
 def stored_summary(
@@ -40,13 +39,7 @@ def stored_summary(
         verdicts: verdicts on promises.
     """
     table = evidence.table
-    summary: Summary = {
-        "schema": 1,
-        "experiment": bundle.manifest.experiment,
-        "bundle": f"sha256:{bundle.hash}",
-        "method": "stored",
-        "samples": table.samples,
-        "points_per_sample": 100 / table.samples,
+    summary = heading(bundle, "stored", table.samples) | {
         "outcomes": 0 if evidence.outcomes is None else evidence.outcomes.kept,
         "subsets": len(table.correct),
         "counted_failed": table.counted,
@@ -113,31 +106,17 @@ def _devices(bundle: Bundle, evidence: SampledEvidence, law: Law) -> list[Summar
 def stored_text(summary: Summary) -> str:
     """A stored summary for a terminal."""
     devices, samples = summary["devices"], summary["samples"]
-    share, point = share_of(samples), points_of(samples)
-    columns: tuple[Column, ...] = (
-        Column("device", "device"),
-        Column("part", "part"),
-        Column("accuracy alone", "accuracy_alone", share),
-        IntervalColumn("95 %", "accuracy_alone_interval", show_interval(share)),
-        Column("Shapley, points", "shapley", point),
-        IntervalColumn("95 %", "shapley_interval", show_interval(point)),
-    )
-    if "marginal" in devices[0]:
-        columns += (
-            Column(f"with under {summary['counted_failed']} others failed, points", "marginal", point),
-            IntervalColumn("95 %", "marginal_interval", show_interval(point)),
-        )
+    others = f"with under {summary['counted_failed']} others failed, points"
     blocks = [
         f"{summary['experiment']}: {len(devices)} devices, {summary['subsets']:,} stored subsets, {samples:,} test "
         f"samples; all subsets with up to {summary['counted_failed']} failed devices, a sample of the others with the "
         "worst that a search found",
         as_text(failures_table(summary["accuracy_by_failures"], range(len(devices)), samples)),
         "\n".join(_law_lines(summary["law"], samples)),
-        as_text(Table(columns, devices)),
+        as_text(device_table(devices, samples, others)),
+        held(summary),
     ]
-    if held := [f"guarantee {Verdict(**v)}" for v in summary.get("guarantees", ()) if v["holds"]]:
-        blocks.append("\n".join(held))
-    return "\n\n".join(blocks)
+    return "\n\n".join(filter(None, blocks))
 
 
 def _law_lines(law: Mapping[str, Any], samples: int) -> list[str]:

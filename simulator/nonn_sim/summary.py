@@ -1,4 +1,4 @@
-"""The results of ``nonn-sim enumerate`` as JSON, and as text with the same contents."""
+"""The exact results of ``nonn-sim enumerate``, over all subsets, as JSON and as text with the same contents."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ from nonn.report.table import (
     share_of,
     show_interval,
 )
-from nonn_sim.enumerate import Estimate, SampledLaw, Stratum
+from nonn_sim.described import Summary, device_table, heading, held
 
-__all__ = ["exact_summary", "exact_text", "replicated", "sampled_summary", "sampled_text"]
+__all__ = ["exact_summary", "exact_text", "replicated"]
 
-Summary = dict[str, Any]
 _WORST_CLASSES = 5  # shown in the text
 
 
@@ -60,12 +59,7 @@ def exact_summary(
     """
     probability, outcome = law.probabilities(), assess(table, law, levels)
     shapley, marginal = shapley_values(table), marginal_values(table, probability)
-    summary: Summary = {
-        "schema": 1,
-        "experiment": bundle.manifest.experiment,
-        "bundle": f"sha256:{bundle.hash}",
-        "method": "exact",
-        "samples": table.samples,
+    summary = heading(bundle, "exact", table.samples) | {
         "accuracy_by_failures": table.by_failures(),
         "law": {
             "law": outcome.law,
@@ -161,17 +155,7 @@ def exact_text(summary: Summary) -> str:
             head += f" expected accuracy {share(more['expected'])} (95 %: {ends})"
         rows = failures_table(more["accuracy_by_failures"], range(more["devices"]), samples)
         blocks.append(f"{head}\n{as_text(rows)}")
-    by_device = (
-        Column("device", "device"),
-        Column("part", "part"),
-        Column("accuracy alone", "accuracy_alone", share),
-        IntervalColumn("95 %", "accuracy_alone_interval", show_interval(share)),
-        Column("Shapley, points", "shapley", point),
-        IntervalColumn("95 %", "shapley_interval", show_interval(point)),
-        Column("under the law, points", "marginal", point),
-        IntervalColumn("95 %", "marginal_interval", show_interval(point)),
-    )
-    blocks.append(as_text(Table(by_device, summary["devices"])))
+    blocks.append(as_text(device_table(summary["devices"], samples, "under the law, points")))
     if num_devices > 1:
         blocks.append(_worst_pair(summary["pair_losses"], summary["pair_intervals"], share))
     if "one_more_device" in summary:
@@ -180,10 +164,7 @@ def exact_text(summary: Summary) -> str:
         blocks.append(_placement_text(summary["placement"], share, point))
     if "per_class" in summary:
         blocks.append(_class_text(summary["per_class"], num_devices // 2))
-    # A broken promise ends the command with an error.
-    if held := [f"guarantee {Verdict(**v)}" for v in summary.get("guarantees", ()) if v["holds"]]:
-        blocks.append("\n".join(held))
-    return "\n\n".join(blocks)
+    return "\n\n".join(filter(None, [*blocks, held(summary)]))
 
 
 def _sample_line(summary: Mapping[str, Any]) -> str:
@@ -307,78 +288,3 @@ def _class_text(classes: Sequence[Mapping[str, Any]], failed: int) -> str:
         IntervalColumn("95 %", "half_interval", show_interval(share)),
     )
     return f"classes with the lowest accuracy with {failed} failed:\n" + as_text(Table(columns, rows[:_WORST_CLASSES]))
-
-
-def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: SampledLaw, seed: int) -> Summary:
-    """The estimated results of a bundle; ``test_interval`` is for new samples, the others for the choice of subsets."""
-    samples = len(bundle.features[1])
-
-    def new(accuracy: float) -> tuple[float, float]:
-        return share_interval(min(1.0, max(0.0, accuracy)), samples)
-
-    return {
-        "schema": 1,
-        "experiment": bundle.manifest.experiment,
-        "bundle": f"sha256:{bundle.hash}",
-        "method": "sampled",
-        "seed": seed,
-        "samples": samples,
-        "points_per_sample": 100 / samples,
-        "devices": bundle.num_devices,
-        "accuracy_by_failures": [
-            {**asdict(s), "mean": s.mean.estimate, "mean_low": s.mean.low, "mean_high": s.mean.high}
-            | {
-                "test_interval": new(s.mean.estimate),
-                "worst_interval": new(s.worst),
-                "best_interval": new(s.best),
-            }
-            for s in strata
-        ],
-        "law": {
-            "law": law.text,
-            "draws": drawn.draws,
-            "unseen": drawn.unseen,
-            "expected_bound": list(drawn.bound),
-            "expected": asdict(drawn.expected),
-            "test_interval": new(drawn.expected.estimate),
-            "levels": [{"level": level, "availability": asdict(e)} for level, e in drawn.availability.items()],
-        },
-    }
-
-
-def sampled_text(summary: Summary) -> str:
-    """A sampled summary for a terminal."""
-    columns = (
-        Column("failed", "failed"),
-        Column("sets", "subsets"),
-        Column("sampled", "sampled"),
-        Column("mean", "mean", percent),
-        Column("95 % from", "mean_low", percent),
-        Column("to", "mean_high", percent),
-        IntervalColumn("new samples, 95 %", "test_interval", show_interval(share_of(summary["samples"]))),
-        Column("worst found", "worst", percent),
-        IntervalColumn("new samples, 95 %", "worst_interval", show_interval(share_of(summary["samples"]))),
-        Column("best found", "best", percent),
-        IntervalColumn("new samples, 95 %", "best_interval", show_interval(share_of(summary["samples"]))),
-    )
-    law = summary["law"]
-    lines = [
-        f"failures {law['law']}: expected accuracy {_interval(law['expected'])}; for new samples, 95 %: "
-        f"{show_interval(share_of(summary['samples']))(law['test_interval'])}"
-    ]
-    low, high = law["expected_bound"]
-    lines.append(
-        f"probability of the subsets not fused: {law['unseen']:.3g}, with {law['draws']:,} draws among them; whatever "
-        f"their accuracy, the expected one is {percent(low)} to {percent(high)}"
-    )
-    lines += [
-        f"accuracy of at least {percent(kept['level'])}: {_interval(kept['availability'])} of the time"
-        for kept in law["levels"]
-    ]
-    head = f"{summary['experiment']}: {summary['devices']} devices, subsets sampled with seed {summary['seed']}"
-    return "\n\n".join([head, as_text(Table(columns, summary["accuracy_by_failures"])), "\n".join(lines)])
-
-
-def _interval(values: Mapping[str, float]) -> str:
-    estimate = Estimate(**values)
-    return f"{percent(estimate.estimate)} (95 %: {percent(estimate.low)} to {percent(estimate.high)})"

@@ -179,8 +179,8 @@ def _stored(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
 
 def _sampled(args: argparse.Namespace, bundle: Bundle, law: Law) -> int:
     """Some subsets of each size."""
+    from nonn_sim.drawn import sampled_summary, sampled_text
     from nonn_sim.enumerate import count_few_failures, sample_failures, sample_law
-    from nonn_sim.summary import sampled_summary, sampled_text
 
     recorded = (bundle.head, *bundle.features)
     with _progress("subsets with few failures", shown=True) as progress:
