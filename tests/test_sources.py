@@ -105,7 +105,7 @@ def test_a_recording_that_does_not_fit_is_refused_by_line_and_column(tmp_path: P
         ("csv:x?sped=2", "option 'sped' is unknown; did you mean 'speed'"),
         ("csv:x?speed=fast", "speed=fast is not a number"),
         ("csv:x?speed=0", "speed must be above 0"),
-        ("no.such:factory", r"No module named 'no'.*PYTHONPATH"),
+        ("no.such:factory", r"No module named 'no'.*on the PYTHONPATH"),
         ("tests.test_sources:nothing", "has no attribute 'nothing'"),
         ("tests.test_sources:program?colour=red", "unexpected keyword argument 'colour'"),
     ],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUMMARY = "run a whole cluster on this machine: one process per device, and the aggregator"
 
 REFRESH_S = 0.5
-NARROW, NARROWEST = 100, 76  # terminals with fewer columns do not show parts, nor process ids
+LEAST_WIDTH = {"part": 100, "pid": 76, "latency": 66}  # of the terminal, for a column of the table to be shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,8 +179,7 @@ def _table(bundle: Bundle, cluster: LocalCluster, client: Client, console: Conso
         + (f" --tls {cluster.client_tls}" if cluster.client_tls else ""),
     )
     columns = ["device", "part", "state", "pid", "address", "latency", "answered", "value"]
-    hidden = ("part", "pid") if console.width < NARROWEST else ("part",) if console.width < NARROW else ()
-    columns = [column for column in columns if column not in hidden]
+    columns = [column for column in columns if console.width >= LEAST_WIDTH.get(column, 0)]
     for column in columns:
         table.add_column(column, justify="left" if column in ("state", "address") else "right", no_wrap=True)
     for state in cluster.states():

@@ -32,11 +32,10 @@ def parsed(options: SourceOptions) -> Callable[..., Any]:
 
     try:
         factory: Callable[..., Any] = import_path(options.where)
-    except (ImportError, AttributeError) as exc:
-        hint = "is the module in the current folder or on the PYTHONPATH of the node?"
-        raise ConfigError(
-            f"--source {options.text}: {exc}; {hint if '.' in options.where else f'must be {FORMS}'}"
-        ) from exc
+    except AttributeError as exc:
+        raise ConfigError(f"--source {options.text}: {exc}") from exc
+    except ImportError as exc:
+        raise ConfigError(f"--source {options.text}: {exc}; must be {FORMS}") from exc
     return factory
 
 
