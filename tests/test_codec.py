@@ -9,10 +9,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nonn.errors import DataLossError, InputError
-from nonn.rpc.checksum import model_name, seal
-from nonn.rpc.codec import Request, RequestReader, write_request, write_response
-from nonn.rpc.envelope import MAX_BYTES, MAX_ENVELOPE_BYTES, MAX_ENVELOPES
+from nonn.errors import InputError
+from nonn.rpc.codec import Request, write_request, write_response
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import new_request, read_parameters, read_tensors
 from tests.fuzzing import changed
@@ -118,88 +116,3 @@ def test_a_response_holds_the_outputs_that_were_asked_for_in_their_order() -> No
     message.outputs.add(name="d")
     with pytest.raises(InputError, match=r"no output 'd'; the model has a, b, c"):
         write_response("m", "v", Request(message), outputs, {})
-
-
-PREFIX = model_name("m")
-
-
-def read_by(reader: RequestReader, raw: bytes) -> Any:
-    """Every part of a request, or the class of the error."""
-    try:
-        request = reader.read(raw)
-    except (DataLossError, DecodeError) as exc:
-        return type(exc)
-    parts = request.model_name, request.model_version, request.id, request.bundle, request.outputs, request.caller
-    return parts, outcome(request.tensors)
-
-
-@settings(deadline=None)
-@given(changed(lambda: copy.deepcopy(REQUEST)), tensors, parameters, st.tuples(ids, ids))
-def test_what_was_read_before_changes_no_request(body: bytes, arrays: Any, values: Any, both: Any) -> None:
-    reader = RequestReader("m")
-    for raw in [*(PREFIX + write_request(id, arrays, values) for id in both), PREFIX + seal(body), body] * 2:
-        assert read_by(reader, raw) == read_by(RequestReader("m"), raw)
-
-
-@pytest.mark.parametrize(("id", "sealed"), [("", True), ("7", True), ("ü" * 70, True), ("", False)])
-def test_no_byte_of_a_known_request_is_taken_for_another_one(id: str, sealed: bool) -> None:
-    body = write_request(id, {"input": np.ones((2, 3), np.float32)}, {"nonn_bundle": "abc"}, sealed=False)
-
-    def closed(body: bytes) -> bytes:
-        return seal(body) if sealed else body
-
-    raw = PREFIX + closed(body)
-    reader = RequestReader("m")
-    assert read_by(reader, raw) == read_by(RequestReader("m"), raw)
-    for place in range(len(body)):
-        for bit in (1, 2, 8, 128):
-            altered = PREFIX + closed(body[:place] + bytes([body[place] ^ bit]) + body[place + 1 :])
-            assert read_by(reader, altered) == read_by(RequestReader("m"), altered)
-            reader.read(raw)
-
-
-def of_nonn(id: str, values: Any) -> bytes:
-    return PREFIX + write_request(id, {"input": values}, {"nonn_bundle": "abc"})
-
-
-def of_another_client(id: str, values: Any) -> bytes:
-    return bytes(new_request("m", {"input": values}, {"nonn_bundle": "abc"}).SerializeToString())
-
-
-@pytest.mark.parametrize("write", [of_nonn, of_another_client])
-def test_a_request_that_repeats_another_one_is_not_parsed(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (np.full((2, 3), value, np.float32) for value in (1, 2))
-    reader = RequestReader("m")
-    reader.read(write("7", first))
-    monkeypatch.setattr(Request, "parse", lambda raw: pytest.fail("parsed"))
-    request = reader.read(write("8", second))
-    assert (request.model_name, request.bundle) == ("m", "abc")
-    assert request.id == ("8" if write is of_nonn else "")
-    assert comparable(request.tensors()) == comparable({"input": second})
-    assert not request.tensors()["input"].flags.writeable
-
-
-def test_an_envelope_that_ends_within_a_field_is_none() -> None:
-    content = np.ones(3, np.uint8).tobytes()
-    message = pb.ModelInferRequest(id="7", raw_input_contents=[content])
-    message.inputs.add(name="input", datatype="UINT8", shape=[3])
-
-    def with_unknown_field(inside: bytes) -> bytes:
-        return PREFIX + seal(message.SerializeToString() + b"\xa2\x06" + bytes([len(inside)]) + inside)
-
-    reader = RequestReader("m")
-    for id in ("7", "8"):  # of the id and contents in a field that no server knows
-        inside = pb.ModelInferRequest(id=id, raw_input_contents=[content]).SerializeToString()
-        assert reader.read(with_unknown_field(inside)).id == "7"
-
-
-def test_few_and_small_envelopes_are_kept() -> None:
-    reader = RequestReader("m")
-    for size in range(1, 2 * MAX_ENVELOPES):
-        reader.read(PREFIX + write_request("7", {"input": np.ones(size, np.uint8)}, {"a": "b" * (size % 9)}))
-    reader.read(PREFIX + write_request("7", {"input": np.ones(MAX_BYTES, np.uint8)}, {}))
-    reader.read(PREFIX + write_request("7", {"input": np.ones(1, np.uint8)}, {"a": "b" * MAX_ENVELOPE_BYTES}))
-    kept = reader._envelopes._kept
-    assert 0 < len(kept) <= MAX_ENVELOPES
-    assert max(kept) < MAX_BYTES
-    assert max(len(place.start) for place in kept.values()) < MAX_ENVELOPE_BYTES

@@ -23,7 +23,6 @@ from nonn.answer import ReplyStatus
 from nonn.bundle import StudentEntry
 from nonn.errors import InputError
 from nonn.rpc.checksum import check_sealed
-from nonn.rpc.envelope import Envelopes
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import DATATYPES, MAX_SAMPLES, read_parameters, read_tensors
 from nonn.security import handshake
@@ -101,8 +100,6 @@ class ReplyReader:
         self._plain = node.foreign or student.code.dtype == "float32"
         self._dtype = np.dtype("<f4") if self._plain else student.code.wire
         self._datatype, self._row_bytes = DATATYPES[self._dtype], self._dtype.itemsize * student.width
-        # Of valid replies, with their number of samples.
-        self._envelopes = Envelopes[int](pb.ModelInferResponse, "raw_output_contents")
 
     @property
     def limit(self) -> int:
@@ -119,19 +116,7 @@ class ReplyReader:
         width = self._student.width
         if len(raw) > reply_limit(num_samples, width):
             raise InputError(f"oversized: {len(raw)} bytes for {num_samples} × {width} features")
-        end = check_sealed(raw)
-        found = self._envelopes.find(raw, end)
-        if found is not None and found[:2] == (num_samples, request_id):
-            sent: NDArray[Any] = np.frombuffer(found[2], self._dtype).reshape(num_samples, width)
-        else:
-            sent = self._parse(raw, end, request_id, num_samples)
-        features: Float32 = sent if self._plain else self._student.code.decode(sent)
-        if np.count_nonzero(np.isfinite(features)) < features.size:  # half of the time of all()
-            raise InputError(f"{self._output} contain NaN or infinity")
-        return features
-
-    def _parse(self, raw: bytes, end: int, request_id: str, num_samples: int) -> NDArray[Any]:
-        """The features as they were sent [B, d_i]; raises as ``read`` does."""
+        check_sealed(raw)
         try:
             response = pb.ModelInferResponse.FromString(raw)
         except DecodeError as exc:
@@ -143,9 +128,11 @@ class ReplyReader:
             raise InputError(f"to request '{response.id}', not '{request_id}'")
         sent = self._only(response, num_samples)
         if sent is None:
-            return self._among(response, num_samples)
-        self._envelopes.keep(raw, end, response, num_samples)
-        return sent
+            sent = self._among(response, num_samples)
+        features: Float32 = sent if self._plain else self._student.code.decode(sent)
+        if np.count_nonzero(np.isfinite(features)) < features.size:  # half of the time of all()
+            raise InputError(f"{self._output} contain NaN or infinity")
+        return features
 
     def _only(self, response: Any, num_samples: int) -> NDArray[Any] | None:
         """The features of a reply as nonn nodes write it; None for any other, which ``_among`` reads or refuses."""

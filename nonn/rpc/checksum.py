@@ -17,7 +17,7 @@ from functools import lru_cache
 from nonn.errors import DataLossError
 from nonn.rpc.v1 import inference_pb2 as pb
 
-__all__ = ["CHECKSUM_BYTES", "check_sealed", "model_name", "seal"]
+__all__ = ["check_sealed", "model_name", "seal"]
 
 PARAMETER, _DIGITS = "nonn_crc32", 8
 
@@ -30,7 +30,7 @@ def _entry() -> bytes:
 
 
 _ENTRY = _entry()
-CHECKSUM_BYTES = len(_ENTRY) + _DIGITS
+_TAIL = len(_ENTRY) + _DIGITS
 
 
 @lru_cache(maxsize=64)
@@ -44,22 +44,18 @@ def seal(body: bytes) -> bytes:
     return b"%b%b%08x" % (body, _ENTRY, zlib.crc32(body))
 
 
-def check_sealed(raw: bytes, first: bytes = b"") -> int:
+def check_sealed(raw: bytes, first: bytes = b"") -> None:
     """Checks the checksum of a received message, if it has one.
 
     Args:
         raw: the message.
         first: the first field, which is not covered; a message that does not begin with it is for another model.
 
-    Returns:
-        Number of bytes before the checksum; of all of them if there is none.
-
     Raises:
         DataLossError: it was altered on the way.
     """
-    end = len(raw) - CHECKSUM_BYTES
+    end = len(raw) - _TAIL
     if end < 0 or not raw.startswith(_ENTRY, end) or not raw.startswith(first):
-        return len(raw)
+        return
     if raw[-_DIGITS:] != b"%08x" % zlib.crc32(memoryview(raw)[len(first) : end]):
         raise DataLossError(f"{len(raw)} bytes were altered on the way (wrong {PARAMETER}); the link is faulty")
-    return end

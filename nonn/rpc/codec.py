@@ -1,7 +1,10 @@
 """ModelInfer messages as bytes: requests read and written, responses written.
 
-Only protobuf parses messages: one parser for data from the network is safest. What is equal in successive messages is
-serialised and parsed once (``nonn.rpc.envelope``).
+Only protobuf parses requests, every time: a cache of parsed messages did not make answers faster, and one parser for
+data from the network is safest.
+
+Responses repeat themselves: only the id and the contents of the tensors differ from those before. The rest is
+serialised once and kept, since protobuf messages may be concatenated (protobuf.dev, encoding, "Last One Wins").
 """
 
 from __future__ import annotations
@@ -10,11 +13,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from nonn.errors import InputError
 from nonn.rpc.checksum import check_sealed, model_name, seal
-from nonn.rpc.envelope import Envelopes, lay_out, tag
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import (
     Array,
@@ -22,14 +22,12 @@ from nonn.rpc.wire import (
     Parameter,
     add_descriptors,
     little_endian,
+    new_request,
     read_tensors,
     write_parameters,
 )
 
-__all__ = ["Request", "RequestReader", "choose_outputs", "write_request", "write_response"]
-
-_INPUTS = tag(pb.ModelInferRequest, "raw_input_contents")
-_OUTPUTS = tag(pb.ModelInferResponse, "raw_output_contents")
+__all__ = ["Request", "choose_outputs", "write_request", "write_response"]
 
 
 class Request:
@@ -44,24 +42,15 @@ class Request:
         caller: connection that sent it; empty if unknown.
     """
 
-    __slots__ = ("_arrays", "_message", "bundle", "caller", "id", "model_name", "model_version", "outputs")
+    __slots__ = ("_message", "bundle", "caller", "id", "model_name", "model_version", "outputs")
 
     def __init__(self, message: Any) -> None:
         self._message = message
-        self._arrays: dict[str, Array] | None = None
         self.model_name, self.model_version, self.id = message.model_name, message.model_version, message.id
         parameters, outputs = message.parameters, message.outputs
         self.bundle: str | None = parameters["nonn_bundle"].string_param if "nonn_bundle" in parameters else None
         self.caller = ""
         self.outputs = tuple([output.name for output in outputs]) if outputs else ()
-
-    def again(self, id: str, arrays: dict[str, Array]) -> Request:
-        """The same request with another id and other tensors."""
-        other = object.__new__(Request)
-        other._message, other._arrays, other.caller, other.id = None, arrays, "", id
-        other.model_name, other.model_version = self.model_name, self.model_version
-        other.bundle, other.outputs = self.bundle, self.outputs
-        return other
 
     def is_for(self, bundle: str) -> bool:
         """Whether the request is for this bundle, by its hash, or for any.
@@ -74,12 +63,19 @@ class Request:
         return self.bundle in (None, bundle)
 
     @classmethod
-    def parse(cls, raw: bytes) -> Request:
-        """Reads a request without its checksum.
+    def parse(cls, raw: bytes, model: str | None = None) -> Request:
+        """Reads a request.
+
+        Args:
+            raw: the message.
+            model: name of the server's model, which the checksum leaves out; None does not check it.
 
         Raises:
+            DataLossError: its checksum is wrong.
             DecodeError: the bytes are not a ModelInferRequest.
         """
+        if model is not None:
+            check_sealed(raw, model_name(model))
         return cls(pb.ModelInferRequest.FromString(raw))
 
     def tensors(self) -> dict[str, Array]:
@@ -88,52 +84,7 @@ class Request:
         Raises:
             InputError: as in ``read_tensors``.
         """
-        if self._arrays is not None:
-            return self._arrays
         return read_tensors(self._message.inputs, self._message.raw_input_contents)
-
-
-class RequestReader:
-    """Reads the requests of one server.
-
-    Args:
-        model: name of the server's model, which checksums leave out.
-    """
-
-    def __init__(self, model: str) -> None:
-        self._first = model_name(model)
-        # What is known of an envelope: a request, and name, dtype and shape of its tensor.
-        self._envelopes = Envelopes[tuple[Request, Descriptor]](pb.ModelInferRequest, "raw_input_contents")
-
-    def read(self, raw: bytes) -> Request:
-        """Reads a request.
-
-        Raises:
-            DataLossError: its checksum is wrong.
-            DecodeError: the bytes are not a ModelInferRequest.
-        """
-        end = check_sealed(raw, self._first)
-        if (found := self._envelopes.find(raw, end)) is not None:
-            (request, (name, dtype, shape)), id, contents = found
-            return request.again(id, {name: np.frombuffer(contents, dtype).reshape(shape)})
-        request = Request.parse(raw)
-        self._keep(raw, end, request)
-        return request
-
-    def _keep(self, raw: bytes, end: int, request: Request) -> None:
-        """Remembers the envelope of a request with one tensor, unless its values must be checked one by one."""
-        message = request._message
-        if len(message.raw_input_contents) != 1 or (request.id and end == len(raw)):
-            return  # without a checksum it is of another program, which writes an id before the tensor
-        try:
-            tensors = request.tensors()
-        except InputError:  # it is refused later
-            return
-        if len(tensors) == 1:
-            ((name, array),) = tensors.items()
-            if array.size and array.dtype != np.bool_:
-                known = request.again("", {}), (name, array.dtype, array.shape)
-                self._envelopes.keep(raw, end, message, known)
 
 
 def write_request(
@@ -155,9 +106,10 @@ def write_request(
         outputs: names of the requested outputs; empty for all.
         sealed: append the checksum.
     """
-    arrays = {name: little_endian(array) for name, array in tensors.items()}
-    envelope = _request_envelope(_descriptors(arrays), _values(parameters), tuple(outputs))
-    body = lay_out(envelope, id, [array.tobytes() for array in arrays.values()], _INPUTS)
+    message = new_request("", tensors, parameters, id)
+    for name in outputs:
+        message.outputs.add(name=name)
+    body = bytes(message.SerializeToString())
     return seal(body) if sealed else body
 
 
@@ -177,38 +129,20 @@ def write_response(
         InputError: the request names an unknown output.
     """
     arrays = {name: little_endian(array) for name, array in choose_outputs(request, outputs).items()}
-    envelope = _response_envelope(name, version, _descriptors(arrays), _values(parameters))
-    return seal(lay_out(envelope, request.id, [array.tobytes() for array in arrays.values()], _OUTPUTS))
-
-
-def _descriptors(arrays: Mapping[str, Array]) -> tuple[Descriptor, ...]:
-    return tuple([(name, array.dtype, array.shape) for name, array in arrays.items()])
-
-
-# With the types of values: 1 and True are equal, and different parameters.
-_Values = tuple[tuple[str, type, Parameter], ...]
-
-
-def _values(parameters: Mapping[str, Parameter]) -> _Values:
-    return tuple([(key, type(value), value) for key, value in parameters.items()])
+    descriptors = tuple([(name, array.dtype, array.shape) for name, array in arrays.items()])
+    # With the types of values: 1 and True are equal, and different parameters.
+    values = tuple([(key, type(value), value) for key, value in parameters.items()])
+    contents = pb.ModelInferResponse(id=request.id, raw_output_contents=[array.tobytes() for array in arrays.values()])
+    return seal(_frame(name, version, descriptors, values) + contents.SerializeToString())
 
 
 @lru_cache(maxsize=256)
-def _request_envelope(inputs: tuple[Descriptor, ...], parameters: _Values, outputs: tuple[str, ...]) -> bytes:
-    """A request without its model's name, its id and the contents of its tensors."""
-    message = pb.ModelInferRequest()
-    add_descriptors(message.inputs, inputs)
-    write_parameters(message.parameters, {key: value for key, _, value in parameters})
-    for name in outputs:
-        message.outputs.add(name=name)
-    return bytes(message.SerializeToString())
-
-
-@lru_cache(maxsize=256)
-def _response_envelope(name: str, version: str, outputs: tuple[Descriptor, ...], parameters: _Values) -> bytes:
+def _frame(
+    name: str, version: str, descriptors: tuple[Descriptor, ...], parameters: tuple[tuple[str, type, Parameter], ...]
+) -> bytes:
     """A response without its id and the contents of its tensors."""
     message = pb.ModelInferResponse(model_name=name, model_version=version)
-    add_descriptors(message.outputs, outputs)
+    add_descriptors(message.outputs, descriptors)
     write_parameters(message.parameters, {key: value for key, _, value in parameters})
     return bytes(message.SerializeToString())
 

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from nonn import __version__
 from nonn.errors import DataLossError, OverloadError
-from nonn.rpc.codec import RequestReader, write_response
+from nonn.rpc.codec import Request, write_response
 from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.registration import add_servicer, unreadable
 from nonn.rpc.v1 import inference_pb2 as pb
@@ -27,7 +27,6 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint, self._model = endpoint, endpoint.model
-        self._reader = RequestReader(endpoint.model.name)
 
     def add_to(self, server: Any) -> None:
         """Adds the service to a server that has not been started."""
@@ -77,7 +76,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def _answer(self, raw: bytes, context: Any) -> tuple[bytes | None, Status | None]:
         """The response to a request, or the status of its failure."""
         try:
-            request = self._reader.read(raw)
+            request = Request.parse(raw, self._model.name)
         except DecodeError:
             return None, unreadable(raw, "ModelInferRequest")
         except DataLossError as exc:
