@@ -19,9 +19,6 @@ typedef struct {
     const int32_t *bias;
     const uint8_t *factor;
     const int8_t *shift;
-#ifdef NONN_CMSIS_NN
-    const int32_t *multiplier, *shifts; /* factor and shift as CMSIS-NN takes them */
-#endif
 } nonn_layer;
 
 static inline nonn_value nonn_clip(int32_t value) {
@@ -41,9 +38,14 @@ static inline nonn_value nonn_round(int32_t sum, int32_t factor, int32_t shift, 
 
 #ifdef NONN_CMSIS_NN
 static int16_t nonn_scratch[NONN_SCRATCH];
+static int32_t nonn_multipliers[NONN_WIDEST], nonn_shifts[NONN_WIDEST]; /* of one layer, as CMSIS-NN takes them */
 
 /* Weights [outputs][kernel_y][kernel_x][channels]. */
-static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_layer *l) {
+static void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_layer *l) {
+    for (int32_t output = 0; output < l->outputs; ++output) {
+        nonn_multipliers[output] = (int32_t)l->factor[output] << 27;
+        nonn_shifts[output] = 4 - l->shift[output];
+    }
     const cmsis_nn_context context = {nonn_scratch, sizeof nonn_scratch};
     const cmsis_nn_conv_params parameters = {
         .input_offset = -l->zero_in,
@@ -52,7 +54,7 @@ static inline void nonn_conv(const nonn_value *x, nonn_value *y, const nonn_laye
         .padding = {.w = l->pad_x, .h = l->pad_y},
         .dilation = {.w = 1, .h = 1},
         .activation = {.min = -128, .max = 127}};
-    const cmsis_nn_per_channel_quant_params steps = {(int32_t *)l->multiplier, (int32_t *)l->shifts};
+    const cmsis_nn_per_channel_quant_params steps = {nonn_multipliers, nonn_shifts};
     const cmsis_nn_dims input = {.n = 1, .h = l->height, .w = l->width, .c = l->channels};
     const cmsis_nn_dims filter = {.n = l->outputs, .h = l->kernel_y, .w = l->kernel_x, .c = l->channels};
     const cmsis_nn_dims bias = {.n = 1, .h = 1, .w = 1, .c = l->outputs};

@@ -102,7 +102,8 @@ class _Translation:
     """
 
     def __init__(self, model: Any, less: int) -> None:
-        self._graph, self._less, self._scratch = model.graph, less, 0
+        self._graph, self._less = model.graph, less
+        self._scratch = self._widest = 0  # of CMSIS-NN: values of 16 bits, and channels of a result
         self._stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self._readers: dict[str, list[Any]] = {}
         for node in model.graph.node:
@@ -161,10 +162,11 @@ class _Translation:
             for name, kind in ((entry, "float"), (f"{entry}_bytes", "uint8_t"))
         )
         constants = "\n".join(self._program.constants)
-        head = f"#define NONN_CMSIS_NN 1\n#define NONN_SCRATCH {self._scratch}\n" if self._less else ""
+        sizes = f"#define NONN_SCRATCH {self._scratch}\n#define NONN_WIDEST {self._widest}\n"
+        head = f"#define NONN_CMSIS_NN 1\n{sizes}" if self._less else ""
         head += f"#define NONN_STACKED {self._composed}\n" if self._composed else ""
         arena = f"static nonn_value nonn_arena[{size}];\n"
-        static = size + 2 * self._scratch + self._composed
+        static = size + 2 * self._scratch + 8 * self._widest + self._composed
         return f"{head}{_RUNTIME}\n{constants}\n{normalise}\n{arena}{functions}", static
 
     def _normalise(self, channels: int) -> tuple[str, str]:
@@ -254,6 +256,7 @@ class _Translation:
         elif self._less:
             packed = weight.transpose(0, 2, 3, 1)
             self._scratch = max(self._scratch, 2 * (packed[0].size + -packed[0].size % 8))
+            self._widest = max(self._widest, outputs)
         else:
             full = np.pad(weight, ((0, padding), (0, 0), (0, 0), (0, 0)))
             packed = full.reshape(-1, 4, inputs, kernel_y, kernel_x).transpose(0, 3, 4, 2, 1)
@@ -263,9 +266,6 @@ class _Translation:
             self._program.array("uint8_t", factor),
             self._program.array("int8_t", shift),
         ]
-        if self._less:
-            arrays.append(self._program.array("int32_t", factor.astype(np.int32) << 27))
-            arrays.append(self._program.array("int32_t", 4 - shift.astype(np.int32)))
         numbers = [source.height, source.width, source.channels, rows, columns, outputs, kernel_y, kernel_x, *stride]
         numbers += [pads[0], pads[1], source.zero - self._less, made.zero]
         name = f"nonn_layer_{len(self._program.constants)}"
