@@ -30,14 +30,6 @@ _ENTRY = "student"
 # Names and attributes of a network are in comments of the generated code; without * none can end its comment.
 _TEXT = re.compile(r"[\w .:;,/@+=()\[\]<>-]*", re.ASCII)
 
-# The generator's code takes this definition instead of its own, which is without the attribute.
-_FUNCTIONS = """
-#if defined(__GNUC__) && !defined(__clang__)
-/* GCC 12 gives wrong results for a large network in 8 bits from clones for constant arguments (-fipa-cp). */
-#define EMX_NODE_FN static inline __attribute__((noclone))
-#endif
-"""
-
 
 @dataclass(frozen=True)
 class CSource:
@@ -143,7 +135,7 @@ def _generated(model: Any, title: str) -> tuple[str, int]:
             f"{title}: emx-onnx-cgen {version('emx-onnx-cgen')} writes C that nonn cannot read ({exc}); "
             "install emx-onnx-cgen 1.4, or serve the student with ONNX Runtime"
         ) from exc
-    return _FUNCTIONS + code, arena_bytes
+    return code, arena_bytes
 
 
 def _is_quantised(model: Any) -> bool:
