@@ -51,7 +51,6 @@ class Shipped:
         shape: of one sample [C, H, W] or [C, T].
         width: features that it sends.
         sends: ``bridge`` or ``penultimate``.
-        counted: its name in mcu.json; empty if it is not counted there.
     """
 
     example: str
@@ -59,13 +58,12 @@ class Shipped:
     shape: tuple[int, ...]
     width: int
     sends: str = "bridge"
-    counted: str = ""
 
 
 STUDENTS = (
-    Shipped("digits", "wrn-10-1", (1, 8, 8), 16, counted="digits"),
+    Shipped("digits", "wrn-10-1", (1, 8, 8), 16),
     Shipped("wearables", "strided-4-1", (9, 125), 64, sends="penultimate"),
-    Shipped("cifar100-small", "wrn-10-1", (3, 32, 32), 128, counted="cifar100-small"),
+    Shipped("cifar100-small", "wrn-10-1", (3, 32, 32), 128),
     Shipped("cifar100", "wrn-16-1", (3, 32, 32), 256),
     Shipped("cifar100-large", "wrn-16-2", (3, 32, 32), 256),
 )
@@ -140,9 +138,8 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
         found = {"command": "python -m benchmarks.costs", "rows": rows}
         found |= {"boards": {}, "watts": {}, "machine": machine(), "code_version": code_version()}
-    names = {shipped.example: shipped.counted for shipped in STUDENTS}
     for row in found["rows"]:
-        row["estimates_ms"] = dict(estimates(row, names[row["example"]], counted))
+        row["estimates_ms"] = dict(estimates(row, counted))
     found["boards"] = {board.name: board.source for board in BOARDS}
     found["watts"] = {board.name: {"watts": board.watts, "source": board.power} for board in BOARDS if board.watts}
     write_json(RESULTS / "costs.json", found)
@@ -182,14 +179,12 @@ def measure(shipped: Shipped, run: Callable[..., dict[str, Any]] = self_test) ->
                     }
 
 
-def estimates(
-    row: dict[str, Any], name: str, counted: dict[tuple[str, str], dict[str, Any]]
-) -> Iterator[tuple[str, float]]:
+def estimates(row: dict[str, Any], counted: dict[tuple[str, str], dict[str, Any]]) -> Iterator[tuple[str, float]]:
     """Milliseconds of an answer on each board that this row says something about."""
     for board in BOARDS:
         if board.macs_per_s and (row["runtime"], row["weights"]) == ("onnx", "float32"):
             yield board.name, round(1e3 * row["macs"] / board.macs_per_s, 2)
-        kind = f"{name}, {'int8' if row['weights'] == 'int8' else 'float'}"
+        kind = f"{row['example']}, {'int8' if row['weights'] == 'int8' else 'float'}"
         if board.hz and row["runtime"] == "c" and (kind, board.counted) in counted:
             yield board.name, round(1e3 * counted[kind, board.counted]["instructions"] / board.hz, 1)
 

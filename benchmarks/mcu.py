@@ -1,8 +1,9 @@
 """``make mcu``: students on emulated microcontrollers without an operating system.
 
-Each student is translated to C, linked with ``devices/mcu/measure.c`` for a Cortex-M3 (no floating point unit), a
-Cortex-M4F and a 32-bit RISC-V with 256 kB of RAM, and run in QEMU. The linker refuses a program that needs more RAM.
-Written to benchmarks/results/mcu.json, for each student and processor:
+The student of every example (``benchmarks.costs``) is translated to C, linked with ``devices/mcu/measure.c`` for a
+Cortex-M3 (no floating point unit), a Cortex-M4F and a 32-bit RISC-V with 256 kB of RAM, and run in QEMU. The linker
+refuses a program that needs more RAM. Weights are random, since neither size nor instructions depend on them. Written
+to benchmarks/results/mcu.json, for each student and processor:
 
 - ``flash_bytes`` and ``ram_bytes`` of the whole program: the student, its buffers, the C library, 4 kB of stack;
 - ``instructions`` of one answer, which is no time: a real core takes one to several cycles for one;
@@ -11,8 +12,9 @@ Written to benchmarks/results/mcu.json, for each student and processor:
 It ends with an error if a gap is above ``TOLERANCE``, or if a board behind a line (``devices/mcu/node.c``) gives other
 features. A processor whose compiler or emulator is missing is skipped, and the packages that it needs are printed.
 
-``--cmsis-nn DIR`` measures students in 8 bits on the Cortex-M with the kernels of a checkout of CMSIS-NN too; it is no
-part of nonn (``nonn.export.cmsis_nn``).
+What is no part of nonn is measured if it is there: ``--cmsis-nn DIR`` is a checkout of CMSIS-NN, with whose kernels
+students in 8 bits are measured on the Cortex-M too (``nonn.export.cmsis_nn``); ``--pico-sdk DIR`` and ``--esp-idf DIR``
+are SDKs, with which the projects of devices/mcu are built (``benchmarks.projects``).
 """
 
 from __future__ import annotations
@@ -31,17 +33,27 @@ import numpy as np
 from nonn_device.board import BoardRuntime
 from numpy.typing import NDArray
 
-from benchmarks.emulated import PACKAGES, PROCESSORS, RAM_KB, STACK_BYTES, EmulatedBoard, Processor, free_port, link
+from benchmarks.costs import STUDENTS
+from benchmarks.device import device_bundle
+from benchmarks.emulated import (
+    PACKAGES,
+    PROCESSORS,
+    RAM_KB,
+    STACK_BYTES,
+    EmulatedBoard,
+    Processor,
+    free_port,
+    link,
+    memory,
+)
 from benchmarks.features import random_samples
-from nonn.bundle import InputSpec, StudentEntry, load_bundle
+from benchmarks.projects import build_esp_idf, build_pico
+from nonn.bundle import InputSpec, StudentEntry
 from nonn.bundle.features import FeatureCode
-from nonn.config import load_experiment
 from nonn.errors import UnreachableError
-from nonn.experiment.run import run
 from nonn.export import run_onnx
 from nonn.export.build import write_source
 from nonn.export.c import generate_c
-from nonn.export.quantise import quantise
 from nonn.files import write_json
 from nonn.provenance import code_version, machine
 
@@ -49,26 +61,28 @@ HERE = Path(__file__).resolve().parent.parent
 RESULT = HERE / "benchmarks" / "results" / "mcu.json"
 TOLERANCE = 1e-5
 TIMEOUT_S = 600.0
-DIGITS = ("experiment.name=mcu", "teacher.epochs=1", "distill.epochs=1", "fusion.passes=1")
+FLOAT_MACS = 20_000_000  # a larger student in float takes minutes without a floating point unit, and more than the RAM
 
 
 def main() -> None:
     """Measures every student on every processor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimise", default="-O2", help="option of the compilers (default: %(default)s)")
-    parser.add_argument(
-        "--runs", type=Path, default=HERE / "build" / "mcu", help="of the digits (default: %(default)s)"
-    )
+    parser.add_argument("--folder", type=Path, default=HERE / "build" / "mcu", help="of builds (default: %(default)s)")
     parser.add_argument("--cmsis-nn", type=Path, metavar="DIR", help="measure students in 8 bits with its kernels too")
+    parser.add_argument("--pico-sdk", type=Path, metavar="DIR", help="build the project for a Pico with it")
+    parser.add_argument("--esp-idf", type=Path, metavar="DIR", help="build the project for an ESP32 with it")
     args = parser.parse_args()
     available = [processor for processor in PROCESSORS if _is_available(processor)]
     if not available:
         return
-    rows = []
-    for student, data, samples in students(args.runs):
+    rows: list[dict[str, Any]] = []
+    projects: list[dict[str, Any]] = []
+    for student, data, samples in students():
         if student == "digits, int8":
             check_board(available[-1], data, samples)
             check_board(available[0], data, samples)
+            projects = list(build_projects(args, data))
         wanted = [(processor, None) for processor in available]
         if args.cmsis_nn and student.endswith("int8"):
             wanted += [(processor, args.cmsis_nn) for processor in available if processor.name.startswith("Cortex")]
@@ -84,15 +98,18 @@ def main() -> None:
             assert row["gap"] <= TOLERANCE, (
                 f"{student} on {processor.name} differs from ONNX Runtime by {row['gap']:.2g}"
             )
-    kernels_option = " --cmsis-nn CMSIS-NN" if args.cmsis_nn else ""
+    given = [
+        f" --{name} DIR" for name in ("cmsis-nn", "pico-sdk", "esp-idf") if getattr(args, name.replace("-", "_"))
+    ]
     write_json(
         RESULT,
         {
-            "command": f"python -m benchmarks.mcu --optimise={args.optimise}{kernels_option}",
+            "command": f"python -m benchmarks.mcu --optimise={args.optimise}{''.join(given)}",
             "ram_limit_bytes": 1024 * RAM_KB,
             "stack_bytes": STACK_BYTES,
             "processors": [asdict(processor) for processor in available],
             "rows": rows,
+            "projects": projects,
             "machine": machine(),
             "code_version": code_version(),
         },
@@ -106,21 +123,26 @@ def _is_available(processor: Processor) -> bool:
     return not processor.missing
 
 
-def students(runs: Path) -> Iterator[tuple[str, bytes, NDArray[np.float32]]]:
-    """Student 0 of the digits and of CIFAR-100, in float and in 8 bits, with samples [2, …].
+def students() -> Iterator[tuple[str, bytes, NDArray[np.float32]]]:
+    """The student of every example in float, unless it is large, and in 8 bits, with samples [2, …]."""
+    for shipped in STUDENTS:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = device_bundle(Path(folder), shipped.model, shipped.shape, shipped.width, shipped.sends)
+            for student in bundle.manifest.students:
+                kind = "int8" if student.weights == "int8" else "float"
+                if kind == "int8" or student.macs <= FLOAT_MACS:
+                    data = bundle.student_path(student.device).read_bytes()
+                    yield f"{shipped.example}, {kind}", data, random_samples(shipped.shape, 2)
 
-    The digits are trained for one epoch, and random samples give the ranges of 8 bits; neither size nor instructions
-    depend on that.
-    """
-    bundles = {
-        "digits": run(load_experiment(None, DIGITS), runs=runs).bundle,
-        "cifar100-small": load_bundle(HERE / "examples" / "bundles" / "cifar100-small"),
-    }
-    for name, bundle in bundles.items():
-        data = (bundle.path / "students" / "student-0.onnx").read_bytes()
-        samples = random_samples(bundle.input_of(0).shape, 64)
-        yield f"{name}, float", data, samples[:2]
-        yield f"{name}, int8", quantise(data, samples), samples[:2]
+
+def build_projects(args: argparse.Namespace, data: bytes) -> Iterator[dict[str, Any]]:
+    """Builds the projects whose SDK is there with a student."""
+    folder = args.folder.resolve()
+    source = write_source(generate_c(data, "digits"), folder / "student")
+    for build, sdk in ((build_pico, args.pico_sdk), (build_esp_idf, args.esp_idf)):
+        if sdk is not None:
+            yield (row := build(sdk.resolve(), source.parent, folder))
+            print(row, flush=True)
 
 
 def check_board(processor: Processor, data: bytes, samples: NDArray[np.float32]) -> None:
@@ -187,8 +209,7 @@ def measure(
         declared = f"static const unsigned char samples[{len(samples)}][{samples[0].size}]"
         (folder / "samples.h").write_text(f"#define SAMPLES {len(samples)}\n{declared} = {{\n{rows}}};\n")
         program = link(processor, "measure.c", source, optimise, cmsis_nn)
-        size = subprocess.run(["size", str(program)], check=True, capture_output=True, text=True).stdout.split("\n")[1]
-        text, initial, zeros = (int(word) for word in size.split()[:3])
+        flash, ram = memory(program)
         emulate = [
             *processor.emulator.split(),
             "-display",
@@ -208,8 +229,8 @@ def measure(
     found = np.array(bits, np.uint32).view(np.float32).reshape(expected.shape)
     return {
         "processor": processor.name,
-        "flash_bytes": text + initial,
-        "ram_bytes": initial + zeros,
+        "flash_bytes": flash,
+        "ram_bytes": ram,
         "instructions": max(int(line[1]) for line in lines if line[:1] == ["instructions"]),
         "gap": float(np.abs(found - expected).max() / np.abs(expected).max()),
     }

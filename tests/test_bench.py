@@ -88,12 +88,12 @@ def test_the_students_whose_cost_is_measured_are_those_that_examples_ship(shippe
 
 
 def test_boards_are_estimated_by_their_rate_or_by_counted_instructions() -> None:
-    row = {"runtime": "onnx", "weights": "float32", "macs": 13_025_280}
+    row = {"example": "digits", "runtime": "onnx", "weights": "float32", "macs": 13_025_280}
     counted = {("digits, int8", "Cortex-M4F"): {"instructions": 1_680_000}}
-    by_rate = dict(estimates(row, "digits", counted))
+    by_rate = dict(estimates(row, counted))
     # A core of a Pi 4 runs a quarter of MobileNet v1 in 77 ms.
     assert by_rate["Pi 4"] == pytest.approx(77 * 13_025_280 / (569e6 / 4), rel=0.01)
     assert by_rate["Pi Zero 2 W"] > by_rate["Pi 4"] > by_rate["Pi 5"]
-    by_count = dict(estimates(row | {"runtime": "c", "weights": "int8"}, "digits", counted))
+    by_count = dict(estimates(row | {"runtime": "c", "weights": "int8"}, counted))
     assert by_count == {"Cortex-M4F at 168 MHz": 10.0}
-    assert not dict(estimates(row | {"runtime": "c"}, "digits", counted))
+    assert not dict(estimates(row | {"runtime": "c"}, counted))
