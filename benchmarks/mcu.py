@@ -35,17 +35,7 @@ from numpy.typing import NDArray
 
 from benchmarks.costs import STUDENTS
 from benchmarks.device import device_bundle
-from benchmarks.emulated import (
-    PACKAGES,
-    PROCESSORS,
-    RAM_KB,
-    STACK_BYTES,
-    EmulatedBoard,
-    Processor,
-    free_port,
-    link,
-    memory,
-)
+from benchmarks.emulated import PACKAGES, PROCESSORS, RAM_KB, STACK_BYTES, EmulatedBoard, Processor, free_port, link
 from benchmarks.features import random_samples
 from benchmarks.projects import build_esp_idf, build_pico
 from nonn.bundle import InputSpec, StudentEntry
@@ -209,7 +199,8 @@ def measure(
         declared = f"static const unsigned char samples[{len(samples)}][{samples[0].size}]"
         (folder / "samples.h").write_text(f"#define SAMPLES {len(samples)}\n{declared} = {{\n{rows}}};\n")
         program = link(processor, "measure.c", source, optimise, cmsis_nn)
-        flash, ram = memory(program)
+        size = subprocess.run(["size", str(program)], check=True, capture_output=True, text=True).stdout.split("\n")[1]
+        text, initial, zeros = (int(word) for word in size.split()[:3])
         emulate = [
             *processor.emulator.split(),
             "-display",
@@ -229,8 +220,8 @@ def measure(
     found = np.array(bits, np.uint32).view(np.float32).reshape(expected.shape)
     return {
         "processor": processor.name,
-        "flash_bytes": flash,
-        "ram_bytes": ram,
+        "flash_bytes": text + initial,
+        "ram_bytes": initial + zeros,
         "instructions": max(int(line[1]) for line in lines if line[:1] == ["instructions"]),
         "gap": float(np.abs(found - expected).max() / np.abs(expected).max()),
     }

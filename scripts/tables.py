@@ -28,7 +28,10 @@ aggregators   the same file: time to the next answer when an aggregator fails
 costs         ``costs.json`` of ``benchmarks.costs``: what each student costs in each runtime
 estimates     the same file: times on boards that were not measured
 energies      the same file: energy of an answer on those whose power is known
+int8          results of ``benchmarks/int8.py``: the same students in float and in 8 bits
+arm           ``arm.json`` of ``make arm``: features of students on Arm compared with those of this machine
 mcu           ``mcu.json`` of ``make mcu``: flash, RAM and instructions of the students in 8 bits
+projects      the same file: the projects for boards that were built with an SDK
 pi            ``pi.json`` of ``make pi``: installation, faults and updates
 fields        the JSON Schema of a document: every field of it
 ============  ===========================================================================
@@ -54,9 +57,10 @@ from nonn.report.document import Report
 from nonn.report.study import heads_markdown, short_markdown
 from nonn.report.study_document import Study
 from scripts.result_tables.accuracy import lease_markdown, report_markdown, results_markdown
-from scripts.result_tables.costs import costs_markdown, energies_markdown, estimates_markdown, mcu_markdown
+from scripts.result_tables.costs import costs_markdown, energies_markdown, estimates_markdown, int8_markdown
 from scripts.result_tables.fields import fields_markdown
 from scripts.result_tables.methods import methods_markdown, modnn_markdown
+from scripts.result_tables.processors import arm_markdown, mcu_markdown, projects_markdown
 from scripts.result_tables.sensing import cameras_markdown, sensing_markdown, worn_markdown
 from scripts.result_tables.serving import liars_markdown, pi_markdown, scaling_markdown
 from scripts.result_tables.soak import aggregators_markdown, soak_markdown
@@ -124,7 +128,10 @@ KINDS: Mapping[str, tuple[type[Any] | None, Callable[..., str]]] = {
     "costs": (None, costs_markdown),
     "estimates": (None, estimates_markdown),
     "energies": (None, energies_markdown),
+    "int8": (None, int8_markdown),
+    "arm": (None, arm_markdown),
     "mcu": (None, mcu_markdown),
+    "projects": (None, projects_markdown),
     "pi": (None, pi_markdown),
     "fields": (None, fields_markdown),
     "worn": (None, worn_markdown),

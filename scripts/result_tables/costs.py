@@ -1,25 +1,24 @@
-"""Tables of what students cost: in each runtime, on boards, on microcontrollers."""
+"""Tables of what students cost: in each runtime, and on boards; and of what 8 bits cost in accuracy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["costs_markdown", "energies_markdown", "estimates_markdown", "mcu_markdown"]
+__all__ = ["costs_markdown", "energies_markdown", "estimates_markdown", "int8_markdown"]
 
 
 def costs_markdown(found: Mapping[str, Any]) -> str:
     """A row for each student and runtime."""
-    lines = [
-        "| example | student | runtime | file, kB | flash, kB | RAM, kB | activations, kB | process, MB | answer, ms |",
-        "| :--- | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    titles = ["file, kB", "flash, kB", "RAM, kB", "activations, kB", "MACs, million", "process, MB", "answer, ms"]
+    lines = [f"| example | student | runtime | {' | '.join(titles)} |"]
+    lines.append(f"| :--- | :--- | :--- |{' ---: |' * len(titles)}")
     for row in found["rows"]:
         weights = "8 bits" if row["weights"] == "int8" else "float"
         runtime = f"{'C' if row['runtime'] == 'c' else 'ONNX Runtime'}, {weights}"
         sizes = (row.get(key) for key in ("file_bytes", "flash_bytes", "ram_bytes", "activation_bytes"))
         cells = ["–" if size is None else f"{size / 1e3:,.0f}" for size in sizes]
-        cells += [f"{row['rss_mb']:.0f}", f"{row['answer_ms']:.3g}"]
+        cells += [f"{row['macs'] / 1e6:,.3g}", f"{row['rss_mb']:.0f}", f"{row['answer_ms']:.3g}"]
         lines.append(f"| {row['example']} | `{row['model']}` | {runtime} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -60,14 +59,12 @@ def _two_digits(values: Mapping[str, float], keys: Sequence[str], factor: float 
     return [f"{float(f'{factor * values[key]:.2g}'):g}" if key in values else "–" for key in keys]
 
 
-def mcu_markdown(found: Mapping[str, Any]) -> str:
-    """A row for each student in 8 bits and processor."""
-    lines = ["| student | processor | flash, bytes | RAM, bytes | instructions of an answer |"]
-    lines.append("| :--- | :--- | ---: | ---: | ---: |")
-    for row in found["rows"]:
-        name, is_int8, kernels = row["student"].partition(", int8")
-        if is_int8:
-            cells = [name + kernels, row["processor"], f"{row['flash_bytes']:,}"]
-            cells += [f"{row['ram_bytes']:,}", f"{row['instructions'] / 1e6:.1f} million"]
-            lines.append(f"| {' | '.join(cells)} |")
+def int8_markdown(found: Mapping[str, Any]) -> str:
+    """A row for each number of failed devices: the same students in float and in 8 bits."""
+    lines = ["| failed | float | int8, features too | lost with new samples, points (95 %) |"]
+    lines.append("| ---: | ---: | ---: | ---: |")
+    for row in found["accuracy_by_failures"]:
+        means = [f"{100 * row[key]:.2f} %" for key in ("float32", "int8")]
+        low, high = (f"{100 * end:.2f}".replace("-", "−") for end in row["drop_interval"])
+        lines.append(f"| {row['failed']} | {' | '.join(means)} | {low} to {high} |")
     return "\n".join(lines)
