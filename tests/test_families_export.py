@@ -99,21 +99,6 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
         assert "_concat(" not in made.source.partition("void student(")[2]
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this machine")
-@pytest.mark.slow
-def test_a_dense_student_of_large_images_in_8_bits_gives_what_onnx_runtime_gives(tmp_path: Path) -> None:
-    student = trained_looking_student(2, "densenet-bc-16-12", (3, 32, 32))
-    inputs = np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32)).astype(np.float32)
-    data = quantise(export_onnx(student, (3, 32, 32), inputs[:2]), inputs)
-    library = ctypes.CDLL(str(build_library(["cc"], write_source(generate_c(data, "dense"), tmp_path))))
-    expected = run_onnx(data, inputs[:2])
-    got = np.zeros_like(expected)
-    library.nonn_student_batch(
-        inputs.ctypes.data_as(ctypes.c_void_p), got.ctypes.data_as(ctypes.c_void_p), ctypes.c_int32(2)
-    )
-    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
-
-
 def test_a_multi_segment_activation_is_a_table_in_8_bits_and_other_rounding_is_refused() -> None:
     data, inputs = _exported("lma-wrn-10-1", 2)
     graph = onnx.load_from_string(quantise(data, inputs)).graph
