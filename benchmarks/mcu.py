@@ -88,9 +88,7 @@ def main() -> None:
             assert row["gap"] <= TOLERANCE, (
                 f"{student} on {processor.name} differs from ONNX Runtime by {row['gap']:.2g}"
             )
-    given = [
-        f" --{name} DIR" for name in ("cmsis-nn", "pico-sdk", "esp-idf") if getattr(args, name.replace("-", "_"))
-    ]
+    given = [f" --{name} DIR" for name in ("cmsis-nn", "pico-sdk", "esp-idf") if getattr(args, name.replace("-", "_"))]
     write_json(
         RESULT,
         {
