@@ -65,6 +65,6 @@ def int8_markdown(found: Mapping[str, Any]) -> str:
     lines.append("| ---: | ---: | ---: | ---: |")
     for row in found["accuracy_by_failures"]:
         means = [f"{100 * row[key]:.2f} %" for key in ("float32", "int8")]
-        low, high = (f"{100 * end:.2f}".replace("-", "−") for end in row["drop_interval"])
+        low, high = (f"{round(100 * end, 2) + 0:.2f}".replace("-", "−") for end in row["drop_interval"])
         lines.append(f"| {row['failed']} | {' | '.join(means)} | {low} to {high} |")
     return "\n".join(lines)
