@@ -12,7 +12,12 @@ def arm_markdown(found: Mapping[str, Any]) -> str:
     """A row for each group of students."""
     lines = ["| students | answers | not equal in every bit | largest difference |", "| :--- | ---: | ---: | ---: |"]
     for group, row in sorted(found["features"].items()):
-        cells = [group.replace("int8", "8 bits"), f"{row['samples']}", f"{row['differ']}", f"{row['largest']:.1e}" if row["largest"] else "0"]
+        cells = [
+            group.replace("int8", "8 bits"),
+            f"{row['samples']}",
+            f"{row['differ']}",
+            f"{row['largest']:.1e}" if row["largest"] else "0",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
