@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 
 from nonn.enumeration import count_correct
 from nonn.enumeration import ridge as tree
+from nonn.enumeration.cell import CellRun, margin_bounds
+from nonn.enumeration.elimination import plan_cell
 from nonn.fusion import Head, LogisticPerSet, MeanFill, ReplicaAverage, Rescale, RidgePerSet, ZeroFill, gram
 from nonn.reliability.subsets import members
 
@@ -118,9 +120,9 @@ def shares(num_devices: int, width: int, samples: int = SAMPLES) -> dict[str, fl
         return call
 
     with (
-        mock.patch.object(tree.CellRun, "run", timed("margins", tree.CellRun.run)),
-        mock.patch.object(tree, "plan_cell", timed("plans", tree.plan_cell)),
-        mock.patch.object(tree, "margin_bounds", timed("bounds", tree.margin_bounds)),
+        mock.patch.object(CellRun, "run", timed("margins", CellRun.run)),
+        mock.patch.object(tree, "plan_cell", timed("plans", plan_cell)),
+        mock.patch.object(tree, "margin_bounds", timed("bounds", margin_bounds)),
         mock.patch.object(tree._Samples, "settle", timed("ties", tree._Samples.settle)),
     ):
         start = time.process_time()

@@ -52,6 +52,12 @@ def problem() -> Problem:
     return Problem(head, columns, system, centred, target_mean, labels)
 
 
+def whole(prefix: Prefix, chosen: NDArray[np.int64], low: NDArray[np.float64]) -> NDArray[np.float64]:
+    """W_S of a completion, the prefix's rows first, from its rows for the residuals of the low features."""
+    features = prefix.system.shape[0]
+    return np.concatenate([prefix.solution[:, features:] - prefix.solution[:, chosen] @ low, low])
+
+
 def exact_margins(problem: Problem, weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Best wrong logit less the true one, in float64 [n]."""
     logits = weights.T @ problem.centred[rows] + problem.target_mean[:, None]
@@ -82,8 +88,8 @@ def test_prefixes_are_all_sets_of_the_high_devices(problem: Problem) -> None:
 def test_a_plan_has_the_weights_that_the_head_solves_for_every_set(problem: Problem) -> None:
     bottom = np.arange(len(problem.columns))[problem.bottom]
     for prefix in problem.prefixes():
-        for low, (chosen, weights) in enumerate(problem.plan(prefix).weights):
-            mask = prefix.mask << LOW | low
+        for low, (chosen, rows_of_low) in enumerate(problem.plan(prefix).weights):
+            mask, weights = prefix.mask << LOW | low, whole(prefix, chosen, rows_of_low)
             columns = problem.columns[np.concatenate([prefix.columns, bottom[chosen]])]
             if mask:
                 expected = problem.head.weights(mask)[0]
@@ -103,7 +109,7 @@ def test_margins_are_those_of_the_exact_weights_within_the_bounds(problem: Probl
         )
         for low, (chosen, weights) in enumerate(plan.weights):
             rows = np.concatenate([prefix.columns, bottom[chosen]])
-            errors = np.abs(margins[low] - exact_margins(problem, weights, rows))
+            errors = np.abs(margins[low] - exact_margins(problem, whole(prefix, chosen, weights), rows))
             assert errors.max() <= bounds[low]
             assert bounds[low] < 1e-3  # small enough to decide nearly all samples
 

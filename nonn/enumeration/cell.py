@@ -3,6 +3,7 @@
 Rounding: an error e in a residual r_j, made at any step, becomes ``e W_{S,j}`` in the logits, because the coefficient
 of a residual in the regression on the rest equals that of the feature in the full regression. Local errors therefore
 add up, weighted by the final W, instead of multiplying along the path. The peaks of the residuals are recorded.
+Rounding of the prefix's features is an error of the state that is made of them.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ class Peaks:
     """Largest absolute residuals over all samples so far.
 
     Attributes:
-        root: peaks of the low devices' features after the prefix [D'].
+        root: peaks of the low devices' features after the prefix [D'], in float32 as the states are.
         steps: by device, peaks of the features that are undecided after each of its steps [2^(low − 1 − i), D_i].
     """
 
-    root: FloatArray
-    steps: Sequence[FloatArray]
+    root: Float32
+    steps: Sequence[Float32]
 
     @classmethod
     def of(cls, plan: CellPlan) -> Self:
         """No residuals yet."""
-        steps = [np.zeros((len(step), step.shape[1] - plan.num_classes)) for step in plan.steps]
-        return cls(np.zeros(plan.num_features), steps)
+        steps = [np.zeros((len(step), step.shape[1] - plan.num_classes), np.float32) for step in plan.steps]
+        return cls(np.zeros(plan.num_features, np.float32), steps)
 
 
 class CellRun:
@@ -92,7 +93,8 @@ class CellRun:
             buffer = self._buffers[device, shape[1]] = np.empty(shape, dtype=np.float32)
         np.matmul(step, state[:width], out=buffer)
         np.add(buffer, state[width:], out=buffer)
-        _raise_peak(self.peaks.steps[device][above], buffer)
+        if device:
+            _raise_peak(self.peaks.steps[device][above], buffer)
         self._walk(device - 1, mask | 1 << device, buffer, own, margins)
         self._walk(device - 1, mask, state[width:], own, margins)
 
@@ -123,7 +125,7 @@ def margin_bounds(
             return
         width, rest, above = plan.widths[device], len(peak) - plan.widths[device], mask >> (device + 1)
         added = np.abs(plan.steps[device][above]) @ peak[:width]
-        next_peak, next_height = peaks.steps[device][above], height + added[rest:]
+        next_peak, next_height = peaks.steps[device][above].astype(np.float64), height + added[rest:]
         made = unit * ((width + 2) * added + np.concatenate([next_peak, next_height]))
         following = np.concatenate([taken, error[:width]])
         walk(device - 1, mask | 1 << device, next_peak, error[width:] + made, next_height, following)
@@ -131,14 +133,13 @@ def margin_bounds(
 
     grown = np.abs(plan.root).astype(np.float64) @ kept
     height = np.concatenate([bottom, target_mean]) + grown
-    error = unit * ((len(kept) + 2) * grown + 2 * height)
-    walk(len(plan.widths) - 1, 0, peaks.root, error, height[plan.num_features :], unit * kept)
+    error = unit * ((len(kept) + 3) * grown + 2 * height)
+    walk(len(plan.widths) - 1, 0, peaks.root.astype(np.float64), error, height[plan.num_features :], np.empty(0))
     return bounds
 
 
-def _raise_peak(peak: FloatArray, state: Float32) -> None:
+def _raise_peak(peak: Float32, state: Float32) -> None:
     """Raises the peaks of the residuals in a state [D']."""
     residuals = state[: len(peak)]
-    if len(residuals):
-        np.maximum(peak, np.maximum.reduce(residuals, axis=1), out=peak)
-        np.maximum(peak, -np.minimum.reduce(residuals, axis=1), out=peak)
+    np.maximum(peak, np.maximum.reduce(residuals, axis=1), out=peak)
+    np.maximum(peak, -np.minimum.reduce(residuals, axis=1), out=peak)

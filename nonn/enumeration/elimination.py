@@ -52,13 +52,16 @@ class CellPlan:
         root: maps the prefix's features to a state [D' + K, D_S].
         steps: by device, a step for each set of the devices above it [2^(low − 1 − i), D_i + K, d_i] with D_i features
             below it.
-        weights: by completion, the low columns that it uses and its exact W_S, the prefix's rows first.
+        solution: exact coefficients of the low features and the targets on the prefix's features [D_S, D' + K].
+        weights: by completion, the low columns that it uses and their rows of its exact W_S, which multiply the
+            residuals of these features.
     """
 
     widths: Sequence[int]
     num_features: int
     root: Float32
     steps: Sequence[Float32]
+    solution: FloatArray
     weights: Sequence[tuple[IntArray, FloatArray]]
 
     @property
@@ -115,20 +118,21 @@ def plan_cell(widths: Sequence[int], system: FloatArray, solution: FloatArray) -
         left = without_and_with.reshape(2 * len(left), *rest.shape[1:])
     solved.reverse()
     steps = [_to_step(of_device, sign[len(sign) - of_device.shape[-1] :]) for of_device in solved]
-    weights: list[tuple[IntArray, FloatArray]] = [(np.empty(0, np.int64), solution)] * (1 << len(widths))
+    none, nothing = np.empty(0, np.int64), np.empty((0, system.shape[1]))
+    weights: list[tuple[IntArray, FloatArray]] = [(none, nothing)] * (1 << len(widths))
 
-    def walk(device: int, mask: int, start: int, columns: IntArray, solution: FloatArray) -> None:
+    def walk(device: int, mask: int, start: int, columns: IntArray, low: FloatArray) -> None:
         if device < 0:
-            weights[mask] = columns, solution
+            weights[mask] = columns, low
             return
         width = widths[device]
-        grown = _grow(solution, solved[device][mask >> (device + 1)])
+        grown = _grow(low, solved[device][mask >> (device + 1)])
         taken = np.concatenate([columns, np.arange(start, start + width)])
         walk(device - 1, mask | 1 << device, start + width, taken, grown)
-        walk(device - 1, mask, start + width, columns, solution[:, width:])
+        walk(device - 1, mask, start + width, columns, low[:, width:])
 
-    walk(len(widths) - 1, 0, 0, np.empty(0, np.int64), solution)
-    return CellPlan(widths, len(system), _to_step(solution, sign), steps, weights)
+    walk(len(widths) - 1, 0, 0, none, nothing)
+    return CellPlan(widths, len(system), _to_step(solution, sign), steps, solution, weights)
 
 
 def _coefficients(system: FloatArray, width: int) -> FloatArray:

@@ -66,7 +66,7 @@ def count_ridge(head: RidgePerSet, counter: Counter) -> None:
             cell.run(features[kept], features[bottom], target_mean, own, margins[:, place])
         doubt = margin_bounds(plan, cell.peaks, peaks[kept], peaks[bottom], np.abs(target_mean))
         masks = np.arange(prefix.mask << low, (prefix.mask + 1) << low)
-        counter.judge(masks, rows, margins, doubt[:, None], partial(samples.settle, plan, kept, bottom))
+        counter.judge(masks, rows, margins, doubt[:, None], partial(samples.settle, plan, kept))
         counter.report((prefix.mask + 1) / (1 << (num_devices - low)))
 
 
@@ -89,10 +89,11 @@ class _Samples:
         result: Float32 = (self._features[rows] - self._mean).astype(np.float32).T
         return result
 
-    def settle(self, plan: CellPlan, kept: IntArray, bottom: IntArray, mask: int, rows: IntArray) -> NDArray[np.bool_]:
+    def settle(self, plan: CellPlan, kept: IntArray, mask: int, rows: IntArray) -> NDArray[np.bool_]:
         """Which samples a subset gets right [b]: by its weights in float64, near a tie by the head's own solve."""
         chosen, weight = plan.weights[mask & (len(plan.weights) - 1)]
-        columns = np.concatenate([kept, bottom[chosen]])
-        # Called for most subsets with a few samples: plain indexing, since NumPy's helpers cost more than the product.
-        x = self._features[rows[:, None], columns].astype(np.float64) - self._mean[columns]
-        return self._counter.decide(mask, rows, x @ weight + self._target_mean, self._tie)
+        centred, low = self._features[rows] - self._mean, plan.num_features
+        explained = centred[:, kept] @ plan.solution
+        residuals = centred[:, centred.shape[1] - low :] - explained[:, :low]
+        logits = residuals[:, chosen] @ weight + explained[:, low:] + self._target_mean
+        return self._counter.decide(mask, rows, logits, self._tie)
