@@ -51,7 +51,7 @@ def test_without_a_fault_a_request_takes_what_its_slowest_device_takes(bundle: B
 
 def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle: Bundle) -> None:
     scenario = world(
-        scenario={"duration_s": 10.0},
+        scenario={"duration_s": 10.0, "levels": [0.1, float(bundle.table.accuracy[0b1111])]},
         load={"arrivals": "fixed", "rate_per_s": 10.0},
         fault=[{"at_s": 4.999, "kind": "kill", "nodes": [1, 3]}],
     )
@@ -63,6 +63,10 @@ def test_accuracy_is_the_tables_for_exactly_the_sets_that_answered(bundle: Bundl
     low, high = row["windows"][0]["test_interval"]
     assert low <= table[0b1111] <= high
     assert high - low > 0.005
+    always, half = row["levels"]
+    assert (always["level"], always["reached"], always["first_missed_s"]) == (0.1, 1.0, None)
+    assert (half["reached"], half["first_missed_s"]) == (0.5, 5.0)
+    assert half["interval"][0] < 0.5 < half["interval"][1]
     assert row["windows"][-1]["accuracy"] == pytest.approx(table[0b0101])
     assert row["degraded"] == 0.5
     assert row["deadline_hits"] == 0  # who is killed refuses, and nobody waits

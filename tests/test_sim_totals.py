@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def both(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, **length: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """The figures of one run from every request, and from its totals."""
     scenario = world(
-        scenario=length,
+        scenario={**length, "levels": [0.2, float(bundle.table.accuracy[-1])]},
         load={"rate_per_s": 50.0},
         policy={"quorum": 3},
         nodes={"service_s": 0.004, "service_cv": 0.5, "mtbf_s": 6.0, "mttr_s": 1.0},
@@ -56,9 +56,13 @@ def test_totals_have_the_figures_of_every_request(monkeypatch: pytest.MonkeyPatc
         ends, others = summed["intervals"][key], every["intervals"][key]
         assert ends[0] <= value <= ends[1]
         assert 0.4 < (ends[1] - ends[0]) / (others[1] - others[0]) < 2.5
-    assert {key: summed[key] for key in every if key not in (*EXACT, "latency_s", "windows", "intervals")} == {
-        key: every[key] for key in every if key not in (*EXACT, "latency_s", "windows", "intervals")
-    }
+    for mine, other in zip(summed["levels"], every["levels"], strict=True):
+        assert 0 < other["reached"] < 1
+        assert mine["reached"] == pytest.approx(other["reached"])
+        assert mine["first_missed_s"] == other["first_missed_s"]
+        assert mine["interval"][0] < other["reached"] < mine["interval"][1]
+    rest = every.keys() - {*EXACT, "latency_s", "windows", "intervals", "levels"}
+    assert {key: summed[key] for key in rest} == {key: every[key] for key in rest}
 
 
 def test_a_run_of_so_many_requests_has_windows_of_about_a_twentieth(

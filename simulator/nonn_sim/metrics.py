@@ -6,11 +6,13 @@ answer: it lowers availability, not the accuracy of answers; ``accuracy_per_requ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.reliability.laws.outcome import meets
 from nonn_sim.batches import quantile_interval, ratio_interval
 from nonn_sim.deployments import Deployment
 from nonn_sim.scenario import NodeConfig, Scenario
@@ -37,14 +39,15 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
         ``degraded`` (share of answers with a device missing), ``lost`` (requests), of which ``refused`` found no
         aggregator, ``retried`` (attempts after the first of a request), ``deadline_hits`` (requests that
         waited to the deadline), ``latency_s`` of answers at percentiles, ``energy_j_per_answer``,
-        ``bytes_per_answer``, ``intervals`` (95 %, by batch means),
+        ``bytes_per_answer``, ``intervals`` (95 %, by batch means), ``levels`` (the share of requests whose answer
+        reaches each accuracy of the scenario's ``levels``, its interval, and the time of the first that does not),
         ``windows`` of accuracy over time, ``nodes`` (averages over cells), and for a fleet the
         ``worst_cell``. Undefined figures are None.
     """
     settings = scenario.devices(num_devices)
     nodes = [settings[device] for device in deployment.devices]
     if trace.totals is None:
-        found = _of_requests(trace, deployment, _window_s(scenario, trace.ended_s))
+        found = _of_requests(trace, deployment, _window_s(scenario, trace.ended_s), scenario.scenario.levels)
     else:
         found = trace.totals.figures(PERCENTILES)
     num_answers = found["answers"]
@@ -81,7 +84,9 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     return result
 
 
-def _of_requests(trace: Trace, deployment: Deployment, window_s: float) -> dict[str, Any]:
+def _of_requests(
+    trace: Trace, deployment: Deployment, window_s: float, levels: Sequence[float]
+) -> dict[str, Any]:
     """The figures about requests, from each of them; a few arrays as long are in memory at once."""
     answered = trace.answered
     right = right_answers(deployment, trace.sets, trace.which, answered)
@@ -103,7 +108,19 @@ def _of_requests(trace: Trace, deployment: Deployment, window_s: float) -> dict[
             "availability": ratio_interval(answered, np.ones(len(answered), np.bool_)),
             "latency_p99_s": quantile_interval(latency_s, 0.99),
         },
+        "levels": [_level(level, meets(right, level), trace.asked_at_s) for level in levels],
         "windows": windows(trace.asked_at_s, right, answered, window_s),
+    }
+
+
+def _level(level: float, reached: NDArray[np.bool_], asked_at_s: NDArray[np.float64]) -> dict[str, Any]:
+    """How many requests reach an accuracy, and when the first does not."""
+    missed_at_s = asked_at_s[~reached]
+    return {
+        "level": level,
+        "reached": _mean(reached),
+        "interval": ratio_interval(reached, np.ones(len(reached), np.bool_)),
+        "first_missed_s": float(missed_at_s.min()) if len(missed_at_s) else None,
     }
 
 

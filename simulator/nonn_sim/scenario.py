@@ -82,6 +82,7 @@ class RunConfig:
     duration_s: Annotated[NotNegative, "time during which requests arrive"] = 0.0
     requests: Annotated[Whole, "number of requests"] = 0
     window_s: Annotated[NotNegative, "width of a window of accuracy over time; 0 is a twentieth of the run"] = 0.0
+    levels: Annotated[tuple[Share, ...], "accuracies: how often a run reaches them, and when it first does not"] = ()
 
     def rules(self) -> Rules:
         """Rules that relate several fields."""

@@ -66,6 +66,8 @@ def print_rows(result: dict[str, Any]) -> None:
     for line in result["not_compared"]:
         console.print(f"not compared: {line}", markup=False)
     first = result["rows"][0]
+    for kept in first["levels"]:
+        console.print(_level_line(first["deployment"], kept, seeds), markup=False)
     over_time = Table(title=f"{first['deployment']} over time")
     for column in ("from s", "requests", "available", "accuracy", "new samples"):
         over_time.add_column(column, justify="right")
@@ -199,6 +201,18 @@ def _between(row: dict[str, Any], key: str, over: dict[str, Any]) -> str:
     if over or ends is None:
         return _percent(row[key], over.get(key))
     return f"{_percent(row[key])} ({100 * ends[0]:.2f}–{100 * ends[1]:.2f})"
+
+
+def _level_line(deployment: str, kept: dict[str, Any], seeds: int) -> str:
+    """How often an accuracy is reached, and when it is first missed; of the first seed."""
+    ends, missed_s = kept["interval"], kept["first_missed_s"]
+    between = "" if ends is None else f" (95 %: {100 * ends[0]:.2f} to {100 * ends[1]:.2f} %)"
+    missed = "never missed" if missed_s is None else f"first missed after {missed_s:,.0f} s"
+    of_first = ", first seed" if seeds > 1 else ""
+    return (
+        f"{deployment}{of_first}: accuracy of at least {kept['level']:.2%} in {_percent(kept['reached'])} of the "
+        f"requests{between}, {missed}"
+    )
 
 
 def _new_samples(row: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ requests predict.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, log1p
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nonn.reliability.laws.outcome import meets
 from nonn_sim.batches import BATCHES, enclosing_ranks, ratio_interval
 
 __all__ = ["KEPT", "WINDOWS", "Totals"]
@@ -42,10 +44,12 @@ class _Batch:
     requests: int = 0
     answers: int = 0
     right: float = 0.0
+    reached: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # of each level
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
-    def add(self, latency_s: FloatArray, right: FloatArray, answered: BoolArray) -> None:
+    def add(self, latency_s: FloatArray, right: FloatArray, answered: BoolArray, levels: Sequence[float]) -> None:
         self.requests += len(answered)
+        self.reached = self.reached + np.array([meets(right, level).sum() for level in levels], np.int64)
         self.answers += int(answered.sum())
         self.right += float(right.sum())
         self.bins += np.bincount(_bin_of(latency_s[answered]), minlength=BINS)
@@ -55,6 +59,7 @@ class _Batch:
             self.requests + other.requests,
             self.answers + other.answers,
             self.right + other.right,
+            self.reached + other.reached,
             self.bins + other.bins,
         )
 
@@ -65,9 +70,11 @@ class Totals:
     Args:
         window_s: width of a window of accuracy over time.
         windows: number of windows, if the end of the run is not known: later requests are in the last one.
+        levels: accuracies of which the share of requests that reach them is counted.
     """
 
-    def __init__(self, window_s: float, windows: int | None = None) -> None:
+    def __init__(self, window_s: float, windows: int | None = None, levels: Sequence[float] = ()) -> None:
+        self._levels, self._missed_at_s = levels, [inf] * len(levels)
         self._window_s, self._last = window_s, inf if windows is None else windows - 1
         self._batches: list[_Batch] = []
         self._size = KEPT // (2 * BATCHES)
@@ -100,6 +107,9 @@ class Totals:
         if answered.any():
             self._shortest_s = min(self._shortest_s, float(latency_s[answered].min()))
             self._longest_s = max(self._longest_s, float(latency_s[answered].max()))
+        for k, level in enumerate(self._levels):
+            missed_at_s = float(asked_at_s[~meets(right, level)].min(initial=inf))
+            self._missed_at_s[k] = min(self._missed_at_s[k], missed_at_s)
         number = asked_at_s // self._window_s if self._window_s else np.zeros(len(asked_at_s))
         window = np.minimum(number, self._last)
         numbers, place, requests = np.unique(window, return_inverse=True, return_counts=True)
@@ -109,7 +119,7 @@ class Totals:
         start = 0
         while start < len(answered):
             rows = slice(start, start + self._room())
-            self._batches[-1].add(latency_s[rows], right[rows], answered[rows])
+            self._batches[-1].add(latency_s[rows], right[rows], answered[rows], self._levels)
             start = rows.stop
 
     def _room(self) -> int:
@@ -119,7 +129,7 @@ class Totals:
         if len(self._batches) == 2 * BATCHES:
             pairs = zip(self._batches[::2], self._batches[1::2], strict=True)
             self._batches, self._size = [first.merged(second) for first, second in pairs], 2 * self._size
-        self._batches.append(_Batch())
+        self._batches.append(_Batch(reached=np.zeros(len(self._levels), np.int64)))
         return self._size
 
     def figures(self, percentiles: tuple[int, ...]) -> dict[str, Any]:
@@ -144,6 +154,17 @@ class Totals:
                 "availability": ratio_interval(answers, requests),
                 "latency_p99_s": self._quantile_interval_s(0.99),
             },
+            "levels": [
+                {
+                    "level": level,
+                    "reached": int(reached.sum()) / total,
+                    "interval": ratio_interval(reached, requests),
+                    "first_missed_s": None if missed_at_s == inf else missed_at_s,
+                }
+                for level, reached, missed_at_s in zip(
+                    self._levels, np.array([b.reached for b in batches]).T, self._missed_at_s, strict=True
+                )
+            ],
             "windows": [
                 {
                     "from_s": number * self._window_s,

@@ -103,9 +103,8 @@ class Recorder:
         kept, run = self._arrays(), self._run
         if self._totals is None:
             length_s = run.duration_s or run.requests * float(kept["asked_at_s"].max()) / KEPT
-            self._totals = Totals(
-                run.window_s or length_s / WINDOWS, None if run.duration_s or run.window_s else WINDOWS
-            )
+            known = run.duration_s or run.window_s
+            self._totals = Totals(run.window_s or length_s / WINDOWS, None if known else WINDOWS, run.levels)
         answered, whole = kept["answered"], self._sets.get(self._deployment.full, -1)
         self._totals.add(
             kept["asked_at_s"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, path
+from nonn.arguments import count, existing, path, share
 
 if TYPE_CHECKING:
     from nonn.bundle import Bundle
@@ -35,6 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--alone", action="store_true", help="without rows for the alternatives")
     parser.add_argument(
+        "--level",
+        action="append",
+        default=[],
+        type=share,
+        metavar="ACCURACY",
+        help="share of requests whose answer has at least this accuracy, and when it is first missed; repeat it "
+        "(default: the scenario's levels)",
+    )
+    parser.add_argument(
         "--record", type=path, metavar="FILE", help="write the faults of the first run (.csv or .jsonl)"
     )
     parser.add_argument(
@@ -45,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs and prints."""
     import json
+    from dataclasses import replace
 
     from nonn.bundle import load_bundle
     from nonn.errors import UsageError
@@ -56,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     if args.inputs and not args.live:
         raise UsageError("--inputs: virtual time uses no inputs, accuracy is that of the bundle's table; add --live")
     scenario, bundle = load_scenario(args.scenario), load_bundle(args.bundle)
+    if args.level:
+        scenario = replace(scenario, scenario=replace(scenario.scenario, levels=tuple(args.level)))
     scenario.devices(bundle.num_devices)
     if args.live:
         result = _live(scenario, bundle, args)
