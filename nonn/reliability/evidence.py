@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from nonn.errors import ShapeError
 from nonn.reliability.confidence import CONFIDENCE
 from nonn.reliability.importance import shapley_values
-from nonn.reliability.intervals import difference_interval, mean_interval, unpaired_difference, wilson
+from nonn.reliability.intervals import difference_interval, mean_interval, share_interval, unpaired_difference, wilson
 from nonn.reliability.outcomes import Outcomes
 from nonn.reliability.subsets import membership, probabilities
 from nonn.reliability.table import AccuracyTable, FailureRow, SubsetTable
@@ -192,6 +192,12 @@ class TableEvidence(Generic[TableT]):
         pairs = self._splits[:splits]
         return float(np.mean([measure(b, choose(a)) for halves in pairs for a, b in (halves, halves[::-1])]))
 
+    def apart_interval(self, accuracy: float | None) -> Interval | None:
+        """Interval of an accuracy that was measured apart, on half of the samples; None without one."""
+        if accuracy is None or self.outcomes is None:
+            return None
+        return share_interval(min(1.0, accuracy), self.outcomes.kept // 2)
+
     @cached_property
     def _splits(self) -> list[tuple[TableT, TableT]]:
         """Tables of two random halves of the samples, for each split."""
@@ -210,13 +216,15 @@ class TableEvidence(Generic[TableT]):
             places: its subsets in the table.
         """
         correct = self.table.correct[places]
-        apart = len(places) > 1
+        worst, best = (self._extreme(places, sign) if len(places) > 1 else None for sign in (-1, 1))
         return replace(
             row,
             worst_interval=self.accuracy(int(places[correct.argmin()])),
             best_interval=self.accuracy(int(places[correct.argmax()])),
-            worst_apart=self._extreme(places, -1) if apart else None,
-            best_apart=self._extreme(places, 1) if apart else None,
+            worst_apart=worst,
+            best_apart=best,
+            worst_apart_interval=self.apart_interval(worst),
+            best_apart_interval=self.apart_interval(best),
         )
 
     def _extreme(self, places: NDArray[np.int64], sign: int) -> float | None:

@@ -45,6 +45,8 @@ class FailureRow:
         worst_apart: accuracy of the worst subset, chosen on one half of the samples and measured on the other; mean
             over 16 splits. Absent where there is one subset, or the bundle lacks the outcomes of samples.
         best_apart: the same for the best subset.
+        worst_apart_interval: of `worst_apart`, with half of the samples.
+        best_apart_interval: of `best_apart`, likewise.
         sampled: subsets that were evaluated, if these are not all: `worst` and `best` are the worst and the best found,
             `mean` is an estimate, and `interval` also covers the choice of the subsets.
     """
@@ -60,6 +62,8 @@ class FailureRow:
     best_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     worst_apart: Share | None = field(default=None, metadata=OPTIONAL)
     best_apart: Share | None = field(default=None, metadata=OPTIONAL)
+    worst_apart_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
+    best_apart_interval: tuple[Share, ...] | None = field(default=None, metadata=OPTIONAL)
     sampled: Whole | None = field(default=None, metadata=OPTIONAL)
 
 

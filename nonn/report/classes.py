@@ -53,7 +53,7 @@ def bias_table(report: ClassReport) -> Table:
     """How unevenly failures affect the classes, against failed devices."""
     columns = (
         Column("failed", "failed"),
-        Column("sets looked at", "sets"),
+        Column("sets evaluated", "sets"),
         Column("of", "subsets"),
         Column("CEV", "cev", _three),
         Column("SDE", "sde", _three),
@@ -74,7 +74,7 @@ def calibration_table(report: ClassReport) -> Table:
     share, point = share_of(report.samples), points_of(report.samples)
     columns = [
         Column("failed", "failed"),
-        Column("sets looked at", "sets", minor=True),
+        Column("sets evaluated", "sets", minor=True),
         Column("accuracy", "accuracy", share),
         Column("confidence", "confidence", share),
         Column("ECE, points", "ece", point),

@@ -74,10 +74,13 @@ def selection_line(report: Report) -> str:
     row, share = half_gone(report), share_of(report.data.samples)
     if row.worst_apart is None or row.best_apart is None:
         return "" if row.subsets == 1 else "Worst and best are chosen on the samples that they are measured on."
+    worst = _with_interval(share, row.worst_apart, row.worst_apart_interval)
+    best = _with_interval(share, row.best_apart, row.best_apart_interval)
     return (
         f"Worst and best are chosen on the samples that they are measured on. With {row.failed} failed, the subset "
-        f"that is worst on one half of the samples reaches {share(row.worst_apart)} on the other (worst of all: "
-        f"{share(row.worst)}), and the best one {share(row.best_apart)} (best of all: {share(row.best)})."
+        f"that is worst on one half of the samples reaches {worst} on the other, the worst of all "
+        f"{_with_interval(share, row.worst, row.worst_interval)}; the one that is best on one half {best}, the best of "
+        f"all {_with_interval(share, row.best, row.best_interval)}."
     )
 
 

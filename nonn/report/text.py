@@ -118,7 +118,9 @@ def whole_tables(report: Report) -> dict[str, Table]:
         share = share_of(report.data.samples)
         more = (
             Column("worst, chosen apart", "worst_apart", share),
+            IntervalColumn("95 %", "worst_apart_interval", show_interval(share)),
             Column("best, chosen apart", "best_apart", share),
+            IntervalColumn("95 %", "best_apart_interval", show_interval(share)),
         )
         tables["failures"] = replace(tables["failures"], columns=(*tables["failures"].columns, *more))
     if "pairs" in tables:

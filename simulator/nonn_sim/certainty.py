@@ -136,6 +136,7 @@ def add_placement_intervals(
         expected_accuracy,
         splits=1,  # a placement may take seconds
     )
+    placement["apart_interval"] = evidence.apart_interval(placement["apart"])
     spare = min(machines, key=lambda machine: machine.p_fail)
 
     def best(table: SubsetTable) -> int:

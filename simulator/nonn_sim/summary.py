@@ -259,7 +259,9 @@ def _placement_text(placement: Mapping[str, Any], share: Callable[[float], str],
     ends = show_interval(share)(placement["interval"])
     head = f"{kind}: expected accuracy {share(placement['expected'])} (95 %: {ends}), {placement['latency_ms']:.2f} ms"
     if placement["apart"] is not None:
-        head += f"\nchosen on one half of the samples, a placement reaches {share(placement['apart'])} on the other"
+        ends = show_interval(share)(placement["apart_interval"])
+        apart = f"{share(placement['apart'])} (95 %: {ends})"
+        head += f"\nchosen on one half of the samples, a placement reaches {apart} on the other"
     more = placement["one_more"]
     return "\n".join(
         [head, as_text(Table(columns, placement["devices"])), _one_more(more, f"one more {more['like']}", point)]
