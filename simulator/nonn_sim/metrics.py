@@ -84,9 +84,7 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     return result
 
 
-def _of_requests(
-    trace: Trace, deployment: Deployment, window_s: float, levels: Sequence[float]
-) -> dict[str, Any]:
+def _of_requests(trace: Trace, deployment: Deployment, window_s: float, levels: Sequence[float]) -> dict[str, Any]:
     """The figures about requests, from each of them; a few arrays as long are in memory at once."""
     answered = trace.answered
     right = right_answers(deployment, trace.sets, trace.which, answered)
