@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["print_liars", "print_live", "print_rows"]
 
 _SETS = 8  # subsets shown with their share of the requests
-MIN_WIDTH, LIARS_WIDTH = 120, 170  # in a narrower terminal lines wrap, which is easier to read than wrapped cells
+MIN_WIDTH = 170  # in a narrower terminal lines wrap, which is easier to read than wrapped cells
 
 
 def print_rows(result: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def print_rows(result: dict[str, Any]) -> None:
 def print_liars(honest: Honest, rows: Sequence[Lied]) -> None:
     """A row for each lie, then what the test costs honest devices."""
     console = Console(soft_wrap=True)
-    console.width = max(console.width, LIARS_WIDTH)
+    console.width = max(console.width, MIN_WIDTH)
     table = Table(title="accuracy when devices send wrong features")
     columns = (
         "lie",
