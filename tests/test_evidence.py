@@ -150,6 +150,7 @@ def test_the_worst_that_is_chosen_and_measured_on_the_same_samples_looks_worse_t
     assert row.worst < row.mean - 0.03
     assert row.best > row.mean + 0.03
     assert row.worst_apart == pytest.approx(row.mean, abs=0.015)
+    assert row.worst_apart is not None
     assert row.worst_apart_interval is not None
     assert row.worst_apart_interval[0] < row.worst_apart < row.worst_apart_interval[1]
     assert row.best_apart == pytest.approx(row.mean, abs=0.015)
