@@ -394,7 +394,7 @@ def test_on_a_terminal_of_80_columns_nonn_up_shows_ports_and_restarts_devices_on
 
     try:
         until(lambda: shows("r: restart devices"))
-        assert re.search(r"up +│ 127\.0\.0\.1:\d+ ", seen)
+        assert re.search(r"up +│ +\d+ +│ 127\.0\.0\.1:\d+ ", seen)
         victim = children_of(child.pid)[0]
         os.kill(victim, signal.SIGKILL)
         until(lambda: shows("dead"))
