@@ -105,7 +105,9 @@ def name_lines(axes: Axes, names: Sequence[Name], x: float) -> None:
     rows = [1 + name.text.count("\n") for name in ordered]
     ends = [min(max(name.y, low), high) for name in ordered]
     for name, end, y in zip(ordered, ends, spread(ends, [line * row for row in rows], low, high), strict=True):
-        look: Look = {"arrowstyle": "-", "color": name.colour, "linewidth": 1.4, "shrinkA": 1, "shrinkB": 4}
+        # From the left edge of the text: from its middle it would cross the names next to it.
+        look: Look = {"arrowstyle": "-", "relpos": (0.0, 0.5), "color": name.colour, "linewidth": 1.4}
+        look |= {"shrinkA": 1, "shrinkB": 4}
         axes.annotate(
             name.text.replace("$", r"\$"),  # a dollar sign would start a formula
             (x, end),

@@ -76,6 +76,7 @@ def study_plot(study: Study) -> str:
             panel.axhline(teacher, color=GREEN, linewidth=1.5, linestyle=(0, (6, 3)))
             panel.set_title(title, fontsize=11.5, loc="left")
             panel.set_ylim(max(low - pad, -1.0), min(high + pad, 101.0))
+            panel.set_xticks(range(max(len(row.accuracy_by_failures) for row in rows)))
             panel.set_xlabel("devices failed")
             if number == 1:
                 panel.set_ylabel("accuracy, %")
