@@ -39,8 +39,8 @@ def peak_bytes(*, reset: bool = False) -> int:
 def release_code() -> None:
     """Unmaps the code of the program and its libraries; code that runs again is mapped again, from the page cache.
 
-    Most of it runs at the start only: to load a student, ONNX Runtime registers every one of its operators. Android
-    does the same with an app's code after its start (``madvise``). Does nothing on systems other than Linux.
+    Most of it runs at the start only: to load a student, ONNX Runtime registers every one of its operators. Anonymous
+    memory stays as it is. Does nothing on systems other than Linux.
     """
     try:
         lines = Path("/proc/self/smaps").read_text().splitlines()

@@ -48,6 +48,7 @@ def sampled_summary(bundle: Bundle, strata: Sequence[Stratum], law: Law, drawn: 
 
 def sampled_text(summary: Summary) -> str:
     """A sampled summary for a terminal."""
+    new = show_interval(share_of(summary["samples"]))
     columns = (
         Column("failed", "failed"),
         Column("sets", "subsets"),
@@ -55,16 +56,16 @@ def sampled_text(summary: Summary) -> str:
         Column("mean", "mean", percent),
         Column("95 % from", "mean_low", percent),
         Column("to", "mean_high", percent),
-        IntervalColumn("new samples, 95 %", "test_interval", show_interval(share_of(summary["samples"]))),
+        IntervalColumn("new samples, 95 %", "test_interval", new),
         Column("worst found", "worst", percent),
-        IntervalColumn("new samples, 95 %", "worst_interval", show_interval(share_of(summary["samples"]))),
+        IntervalColumn("new samples, 95 %", "worst_interval", new),
         Column("best found", "best", percent),
-        IntervalColumn("new samples, 95 %", "best_interval", show_interval(share_of(summary["samples"]))),
+        IntervalColumn("new samples, 95 %", "best_interval", new),
     )
     law = summary["law"]
     lines = [
         f"failures {law['law']}: expected accuracy {_interval(law['expected'])}; for new samples, 95 %: "
-        f"{show_interval(share_of(summary['samples']))(law['test_interval'])}"
+        f"{new(law['test_interval'])}"
     ]
     low, high = law["expected_bound"]
     lines.append(
