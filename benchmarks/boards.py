@@ -40,6 +40,7 @@ CLIENTS = 4
 PAUSE_S = 0.03  # between two requests of all clients: emulated, it has a slow line
 ROUNDS = 3
 OFF_S = 2.0
+WORKS_S = 2.0  # between two faults: a board that fails before it has answered a request is asked again later each time
 BACK_S = 30.0  # the promise: a breaker asks again after ten seconds at most, an emulated board starts in one
 WAIT_S = 120.0
 
@@ -121,6 +122,7 @@ def _boards(ground: Ground) -> Figures:
             watch.until(True)
             for _ in range(ROUNDS):
                 for kind in ("kill", "reset", *(["cut"] if proxies else [])):
+                    time.sleep(WORKS_S)
                     _fault(kind, board, proxies, watch)
                     back.setdefault(kind, []).append(watch.until(True))
     return {
@@ -128,6 +130,7 @@ def _boards(ground: Ground) -> Figures:
         "boards_requests": len(watch.records),
         "boards_failed": sum(record.answer is None for record in watch.records),
         "boards_failures": reasons(watch.records),
+        "boards_fused": sum(r.answer is not None and bool(r.answer.answered[device]) for r in watch.records),
         "boards_wrong": len(storm.wrong_answers(ground.bundle, watch.records)),
         "boards_faults": {kind: len(times) for kind, times in back.items()},
         "boards_back_s": {kind: round(max(times), 2) for kind, times in back.items()},

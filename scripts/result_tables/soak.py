@@ -67,7 +67,7 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
         "{clock_requests:,} requests: {clock_failed} failed, {clock_degraded} degraded",
     ),
     ("SIGKILL at any line of a write of state", "{kills} kills: {kills_wrong} states wrong"),
-    ("mutated and random messages", "{fuzz_replies} of forged replies; memory × {fuzz_aggregator_rss_growth:.2f}"),
+    ("mutated and random messages", "{fuzz_replies} of forged replies; memory × {fuzz_aggregator_memory_growth:.2f}"),
 )
 
 
