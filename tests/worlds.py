@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from nonn_sim.deployments import bundle_deployment
+from nonn_sim.engine import Engine
 from nonn_sim.scenario_file import parse_scenario
+
+from nonn.bundle import Bundle
 
 NUM_DEVICES = 4
 QUIET: dict[str, dict[str, Any]] = {
@@ -26,3 +30,8 @@ def world(**sections: Any) -> Any:
     if "duration_s" in tree["scenario"]:
         tree["scenario"].pop("requests")
     return parse_scenario(tree)
+
+
+def trace_of(scenario: Any, bundle: Bundle, deployment: Any = None, seed: int = 0) -> Any:
+    """The trace of one run of a scenario, by default in the bundle's own deployment."""
+    return Engine(scenario, bundle.num_devices, deployment or bundle_deployment(bundle), seed).run()

@@ -8,7 +8,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import existing, path, seconds, share, usage, whole
+from nonn.arguments import existing, path, seconds, usage, whole
+from nonn_sim.commands.options import add_levels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,13 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="'accuracy>=0.70 failed<=4', 'P(accuracy>=0.70)>=0.999' or 'expected>=0.70', with confidence=0.95 at its "
         "end about new samples; exit code 7 if it does not hold; repeatable",
     )
-    parser.add_argument(
-        "--level",
-        action="append",
-        default=[],
-        type=share,
-        metavar="ACCURACY",
-        help="print the share of time in which accuracy reaches this level, and when it first does not; repeatable",
+    add_levels(
+        parser,
+        "print the share of time in which accuracy reaches this level, and when it first does not; repeatable",
     )
     parser.add_argument("--per-class", action="store_true", help="accuracy of every class too; needs recorded features")
     parser.add_argument(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, path, share
+from nonn.arguments import count, existing, path
+from nonn_sim.commands.options import add_backend, add_levels
 
 if TYPE_CHECKING:
     from nonn.bundle import Bundle
@@ -30,17 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=count, default=1, metavar="K", help="runs that differ by their seed (default: 1)"
     )
-    parser.add_argument(
-        "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
-    )
+    add_backend(parser)
     parser.add_argument("--alone", action="store_true", help="without rows for the alternatives")
-    parser.add_argument(
-        "--level",
-        action="append",
-        default=[],
-        type=share,
-        metavar="ACCURACY",
-        help="share of requests whose answer has at least this accuracy, and when it is first missed; repeat it "
+    add_levels(
+        parser,
+        "share of requests whose answer has at least this accuracy, and when it is first missed; repeat it "
         "(default: the scenario's levels)",
     )
     parser.add_argument(

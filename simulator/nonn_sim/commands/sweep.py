@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from nonn.arguments import count, existing, path, share, usage
+from nonn.arguments import count, existing, path, usage
+from nonn_sim.commands.options import add_backend, add_levels
 
 SUMMARY = "figures over values of a scenario's keys or of a failure law: a table, CSV, a plot, and what matters most"
 
@@ -30,13 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the first value of each --vary is the base and every other value is tried alone: what matters most",
     )
-    parser.add_argument(
-        "--level",
-        action="append",
-        default=[],
-        type=share,
-        metavar="ACCURACY",
-        help="--law: availability of this accuracy",
+    add_levels(
+        parser,
+        "--law: availability of this accuracy",
     )
     parser.add_argument(
         "--figure", metavar="NAME", help="figure of --svg and --one-at-a-time (default: accuracy, or expected)"
@@ -44,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=count, default=1, metavar="K", help="--scenario: seeds of each point (default: 1)"
     )
-    parser.add_argument(
-        "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
-    )
+    add_backend(parser)
     parser.add_argument("--csv", type=path, metavar="FILE", help="write a line for every point")
     parser.add_argument(
         "--svg",
