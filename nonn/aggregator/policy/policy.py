@@ -215,7 +215,7 @@ class Policy:
         record.answered += not late
         record.latencies.add(latency_s)
         record.pace.add(num_samples, latency_s)
-        if lag_s <= self.config.patience_s:
+        if self.stragglers and lag_s <= self.config.patience_s:
             self.stragglers.discard(node)
         changed = record.breaker.on_success(now)
         return self._noted(changed) if changed else False
