@@ -31,12 +31,15 @@
 Every answer of every section is compared with the offline fusion of the devices that it names, with the accuracy of
 that set and with the bundle. Writes ``benchmarks/results/soak.json`` with machine, seed and code version; exits with
 1 if a guarantee was broken. A section that fails with an error breaks a guarantee, and the next ones run.
+
+    python -m benchmarks.soak --again fuzz boards    # measures these sections again; the file names their version
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import sys
 import tempfile
 import time
@@ -72,6 +75,9 @@ NUM_DEVICES = 8
 WIDTH = 16  # features of a student, enough to contradict each other
 WARM_UP = 200
 
+EVERY_ANSWER = "every answer is the offline fusion of its mask, with its accuracy and bundle"
+TO_ITS_END = "runs to its end"
+
 SECTIONS: tuple[Section, ...] = (
     *endurance.SECTIONS,
     *crowd.SECTIONS,
@@ -103,15 +109,35 @@ def run(sections: tuple[Section, ...], ground: Ground) -> Figures:
             except Exception as exc:
                 traceback.print_exc()
                 figures["errors"][section.name] = f"{type(exc).__name__}: {exc}"
-                broken.append(f"{section.name} runs to its end")
+                broken.append(f"{section.name} {TO_ITS_END}")
             figures["answers"] += sum(record.answer is not None for record in records)
             figures["answers_wrong"] += len(storm.wrong_answers(ground.bundle, records))
         figures["section_s"][section.name] = round(time.monotonic() - start, 1)
         report(f"{section.name} ({figures['section_s'][section.name]} s)", found)
         figures |= found
     if figures["answers_wrong"]:
-        broken.append("every answer is the offline fusion of its mask, with its accuracy and bundle")
+        broken.append(EVERY_ANSWER)
     return figures | {"broken": broken}
+
+
+def merged(before: Figures, again: Figures) -> Figures:
+    """Results in which some sections were measured again; ``answers`` are those of all runs.
+
+    Args:
+        before: results of all sections.
+        again: results of some of them, with their versions.
+    """
+    figures = before | again
+    for key in ("answers", "answers_wrong"):
+        figures[key] = before[key] + again[key]
+    names = again["section_s"]
+    errors = {name: error for name, error in before["errors"].items() if name not in names}
+    figures |= {"section_s": before["section_s"] | names, "errors": errors | again["errors"]}
+    ran = [section for section in SECTIONS if section.name not in figures["errors"]]
+    figures["broken"] = [promise for section in ran for promise in section.broken(figures)]
+    figures["broken"] += [f"{name} {TO_ITS_END}" for name in figures["errors"]]
+    figures["broken"] += [EVERY_ANSWER] if figures["answers_wrong"] else []
+    return figures
 
 
 def report(title: str, figures: Figures) -> None:
@@ -124,7 +150,12 @@ def report(title: str, figures: Figures) -> None:
 def main() -> int:
     """Runs the sections and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=[section.name for section in SECTIONS], metavar="SECTION")
+    names = [section.name for section in SECTIONS]
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--only", nargs="+", choices=names, metavar="SECTION", help="these sections; writes nothing")
+    chosen.add_argument(
+        "--again", nargs="+", choices=names, metavar="SECTION", help="these sections; the file keeps all others"
+    )
     parser.add_argument("--requests", type=int, default=20_000, help="requests in the storm (default: %(default)s)")
     parser.add_argument(
         "--total", type=int, default=100_000, help="all requests, including those after it (default: %(default)s)"
@@ -144,11 +175,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60, help="kills of each write of state (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="concurrent clients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help=f"file to write (default: {RESULTS}; with --only none)")
+    parser.add_argument("--out", type=Path, help=f"file to write (default: {RESULTS})")
     args = parser.parse_args()
     if not args.rss_from <= args.requests <= args.total:
         parser.error("--rss-from must not be more than --requests, and that not more than --total")
-    sections = tuple(section for section in SECTIONS if section.name in (args.only or section.name))
+    out = args.out or (None if args.only else RESULTS)
+    before: Figures = json.loads((args.out or RESULTS).read_text()) if args.again else {}
+    sections = tuple(section for section in SECTIONS if section.name in (args.only or args.again or section.name))
     inputs, _ = toy_data(200, seed=3)
     with tempfile.TemporaryDirectory() as folder:
         bundle = toy_bundle(Path(folder) / "bundle", NUM_DEVICES, tested=True, width=WIDTH)
@@ -159,13 +192,18 @@ def main() -> int:
             storm.load(client, inputs, args.concurrency, lambda number: number < WARM_UP)
             site.learn_latencies(client)
             figures = run(sections, Ground(bundle, inputs, site, client, Path(folder), args))
-    config = {key: value for key, value in vars(args).items() if key not in ("only", "out")}
+    config = {key: value for key, value in vars(args).items() if key not in ("only", "again", "out")}
     config |= {"devices": NUM_DEVICES, "deadline_s": DEADLINE_S, "client_deadline_s": CLIENT_DEADLINE_S}
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     figures = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
-    out = args.out or (None if args.only else RESULTS)
+    provenance = {"config": config, "machine": machine(), "code_version": code_version(), "date": date}
+    if args.again:
+        if different := [key for key in ("config", "machine") if before[key] != provenance[key]]:
+            parser.exit(1, f"soak: {out}: another {' and '.join(different)}; run all sections\n")
+        measured = {name: {"code_version": code_version(), "date": date} for name in args.again}
+        figures = merged(before, figures) | {"again": before.get("again", {}) | measured}
+        provenance = {key: before[key] for key in provenance}
     if out:
-        provenance = {"config": config, "machine": machine(), "code_version": code_version(), "date": date}
         write_json(out, {**figures, **provenance})
         print(f"written to {out}")
     for name in figures["broken"]:

@@ -179,6 +179,25 @@ def test_a_section_that_breaks_a_guarantee_or_ends_with_an_error_is_named_and_th
     assert figures["third_failed"] == 0
 
 
+def test_sections_that_are_measured_again_replace_their_figures_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("first", "second", "third")
+
+    def section(name: str) -> Section:
+        return Section(name, lambda ground: {}, {f"{name} holds": lambda figures: figures[name] == 0})
+
+    monkeypatch.setattr(soak, "SECTIONS", tuple(map(section, names)))
+    totals = {"answers": 5, "answers_wrong": 0}
+    before = {"first": 1, "third": 1, "section_s": dict.fromkeys(names, 1.0), "errors": {"second": "OSError"}} | totals
+    again = {"first": 0, "second": 0, "section_s": {"first": 2.0, "second": 3.0}, "errors": {}} | totals
+    found = soak.merged(before, again)
+    assert found["broken"] == ["third holds"]
+    assert (found["first"], found["third"], found["answers"]) == (0, 1, 10)
+    assert found["section_s"] == {"first": 2.0, "second": 3.0, "third": 1.0}
+    assert found["errors"] == {}
+    worse = soak.merged(found, again | {"second": 1, "errors": {"first": "OSError"}, "answers_wrong": 2})
+    assert worse["broken"] == ["second holds", "third holds", "first runs to its end", soak.EVERY_ANSWER]
+
+
 @pytest.fixture
 def far_away(bundle: Bundle) -> Iterator[Any]:
     """A node in a network namespace of its own, its address, and a switch for its link."""

@@ -82,6 +82,9 @@ def soak_markdown(found: Mapping[str, Any]) -> str:
             lines.append(f"| {adversary} | – |")
     broken, minutes = found["broken"], sum(found["section_s"].values()) / 60
     text = f"The run took {minutes:.0f} minutes. Guarantees broken in it: {'; '.join(broken) if broken else 'none'}."
+    if again := found.get("again"):
+        versions = ", ".join(f"`{name}` at {run['code_version']}" for name, run in again.items())
+        text += f" Measured again: {versions}."
     return "\n".join([*lines, "", text])
 
 
