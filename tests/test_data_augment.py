@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nonn.config import DataConfig
+from nonn.config import DataConfig, load_experiment
 from nonn.data.augment import Augment
 from nonn.errors import ConfigError, ShapeError
 
@@ -137,6 +137,56 @@ def test_a_cutout_is_one_square_of_mean_values_in_all_channels(side: int) -> Non
 def test_a_cutout_larger_than_the_image_may_cover_it() -> None:
     outputs = augment(pictures(8, height=4, width=4), cutout=20)
     assert (outputs == 7.5).all()
+
+
+def worn(num: int = 64) -> Tensor:
+    """Windows of two units of 9 channels: a constant vertical, noise of the gyroscope, a field that changes."""
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn((num, 2, 3, 3, 20), generator=generator)
+    vectors[:, :, 0] = vectors[:, :, 0, :, :1]
+    return vectors.reshape(num, 18, 20)
+
+
+def test_a_heading_turns_only_the_magnetometers_about_the_vertical() -> None:
+    inputs = worn()
+    before, after = (values.view(-1, 2, 3, 3, 20) for values in (inputs, augment(inputs, heading=180.0)))
+    assert torch.equal(before[:, :, :2], after[:, :, :2])
+    vertical = torch.nn.functional.normalize(before[:, :, 0, :, 0], dim=-1)
+    old, new = before[:, :, 2], after[:, :, 2]
+    torch.testing.assert_close(new.norm(dim=2), old.norm(dim=2))
+    up = [torch.einsum("bui,buit->but", vertical, field) for field in (old, new)]
+    torch.testing.assert_close(*up, atol=1e-5, rtol=1e-5)
+    # Seen from above: the angle from the old field to the new one is that of the whole window and of both units.
+    flat = [field - vertical[..., None] * part[:, :, None] for field, part in zip((old, new), up, strict=True)]
+    sine = (torch.linalg.cross(*flat, dim=2) * vertical[..., None]).sum(2)
+    angles = torch.atan2(sine, (flat[0] * flat[1]).sum(2))
+    turn = angles[:, :1, :1].expand_as(angles)
+    torch.testing.assert_close(torch.cos(angles - turn), torch.ones_like(angles), atol=1e-3, rtol=0)
+    assert angles.abs().max() > 2
+    small = augment(inputs, heading=10.0).view(-1, 2, 3, 3, 20)[:, :, 2]
+    assert (small - old).norm(dim=2).max() <= 0.18 * old.norm(dim=2).max()  # 2 sin 5°
+
+
+def test_without_gravity_there_is_no_vertical_to_turn_about() -> None:
+    inputs = worn().view(-1, 2, 3, 3, 20)
+    inputs[:, :, 0] = 0
+    inputs = inputs.view(-1, 18, 20)
+    torch.testing.assert_close(augment(inputs, heading=180.0), inputs)
+
+
+def test_units_of_other_sensors_name_the_two_that_a_heading_needs() -> None:
+    inputs = worn().view(-1, 2, 3, 3, 20).flip(2).reshape(-1, 18, 20)
+    turned = augment(inputs, heading=90.0, accelerometer=2, magnetometer=0).view(-1, 2, 3, 3, 20)
+    other_way = augment(worn(), heading=90.0).view(-1, 2, 3, 3, 20).flip(2)
+    torch.testing.assert_close(turned, other_way)
+    with pytest.raises(ConfigError, match=r"data.magnetometer.* a unit has sensors 0 to 1"):
+        load_experiment(None, ["data.heading=90", "data.unit=6"])
+
+
+@pytest.mark.parametrize("inputs", [signals(), pictures()])
+def test_a_heading_is_for_windows_of_whole_units(inputs: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"data.heading: is for windows of units of 9 channels"):
+        augment(inputs, heading=15.0)
 
 
 @pytest.mark.parametrize("option", ["flip", "cutout"])

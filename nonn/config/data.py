@@ -58,11 +58,19 @@ class DataConfig:
     rotate: Annotated[
         NotNegative, "augmentation of windows: rotate each body-worn unit by this many degrees (standard deviation)"
     ] = 0.0
+    heading: Annotated[
+        float,
+        Range(ge=0, le=180),
+        "augmentation of windows: turn the magnetometers of all units about the vertical by up to this many degrees, "
+        "as for a person who faces another way",
+    ] = 0.0
     unit: Annotated[
         int,
         Range(ge=3, multiple_of=3, why="x, y, z of each sensor"),
-        "rotate: channels of one rigid unit, x y z of each of its sensors",
+        "rotate, heading: channels of one rigid unit, x y z of each of its sensors",
     ] = 9
+    accelerometer: Annotated[Whole, "heading: number of this sensor in a unit, from 0"] = 0
+    magnetometer: Annotated[Whole, "heading: number of this sensor in a unit, from 0"] = 2
     cutout: Annotated[Whole, "augmentation of images: side of a random square set to the mean"] = 0
 
     def rules(self) -> Rules:
@@ -72,6 +80,9 @@ class DataConfig:
             self.held_out_by == "class" or self.group,
             "data.group must name the array of groups, such as persons",
         )
+        for key in ("accelerometer", "magnetometer"):
+            sensors = self.unit // 3
+            yield key, not self.heading or getattr(self, key) < sensors, f"a unit has sensors 0 to {sensors - 1}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,9 @@ class Augment:
     ``rotate`` rotate every body-worn unit about a random axis; windows only. All sensors of a unit rotate together,
                as when the unit is worn slightly askew. Angles are normal with this standard deviation in
                degrees, about each of x, y and z
+    ``heading`` turn the magnetometers of all units about the vertical by one angle, uniform up to this many degrees
+               to either side; windows only. A person who faces another way measures that and nothing else. The
+               vertical of a unit is the mean of its accelerometer over the window
     ``cutout`` set a square of this side to the mean; images only. Its centre is uniform over the image, so
                it may extend beyond the border, as in the paper
     ========== ============================================================================================
@@ -48,11 +51,12 @@ class Augment:
     """
 
     def __init__(self, config: DataConfig, mean: ArrayLike, std: ArrayLike) -> None:
-        for key in ("crop", "noise", "rotate", "cutout"):
+        for key in ("crop", "noise", "rotate", "heading", "cutout"):
             if getattr(config, key) < 0:
                 raise ConfigError(f"data.{key} = {getattr(config, key)}: must not be negative")
         self.crop, self.flip, self.noise, self.cutout = config.crop, config.flip, config.noise, config.cutout
-        self.rotate, self.unit = math.radians(config.rotate), config.unit
+        self.rotate, self.heading, self.unit = math.radians(config.rotate), math.radians(config.heading), config.unit
+        self._accelerometer, self._magnetometer = config.accelerometer, config.magnetometer
         self._mean = torch.as_tensor(mean, dtype=torch.float32)
         self._std = torch.as_tensor(std, dtype=torch.float32)
 
@@ -76,6 +80,8 @@ class Augment:
             draws["crop"] = torch.randint(2 * self.crop + 1, (len(axes), batch), generator=generator).T
         if self.rotate:
             draws["rotate"] = torch.randn((batch, shape[1] // self.unit, 3), generator=generator)
+        if self.heading:
+            draws["heading"] = 2 * torch.rand((batch,), generator=generator) - 1
         if self.noise:
             draws["noise"] = torch.randn(tuple(shape), generator=generator)
         if self.cutout:
@@ -105,6 +111,8 @@ class Augment:
         outputs = inputs.to(torch.float32)
         if self.rotate:
             outputs = _turn(outputs, self.rotate * draws["rotate"])
+        if self.heading:
+            outputs = self._face(outputs, self.heading * draws["heading"])
         per_channel = (-1, *[1] * (inputs.ndim - 2))
         if self.noise:
             outputs = outputs + draws["noise"] * (self.noise * self._std.to(inputs.device)).view(per_channel)
@@ -112,6 +120,14 @@ class Augment:
             mask = _square(inputs, self.cutout, draws["cutout"])
             outputs = torch.where(mask, self._mean.to(inputs.device).view(per_channel), outputs)
         return outputs
+
+    def _face(self, windows: Tensor, angles: Tensor) -> Tensor:
+        """Turns the magnetometers of each window [B, C, T] about the vertical, by an angle in radians [B]."""
+        vectors = windows.view(len(windows), -1, self.unit // 3, 3, windows.shape[2]).clone()
+        vertical = torch.nn.functional.normalize(vectors[:, :, self._accelerometer].mean(-1), dim=-1)  # [B, units, 3]
+        turns = _rotations(angles[:, None, None] * vertical)
+        vectors[:, :, self._magnetometer] = turns @ vectors[:, :, self._magnetometer]
+        return vectors.view(windows.shape)
 
     def _check(self, inputs: Tensor) -> None:
         if inputs.ndim not in (3, 4) or inputs.shape[1] != len(self._mean):
@@ -121,11 +137,12 @@ class Augment:
             )
         if inputs.ndim == 3 and (self.flip or self.cutout):
             key = "flip" if self.flip else "cutout"
-            raise ConfigError(f"data.{key}: is for images; sensor windows support crop, noise and rotate")
-        if self.rotate and (inputs.ndim != 3 or inputs.shape[1] % self.unit):
-            raise ConfigError(
-                f"data.rotate: is for windows of units of {self.unit} channels (data.unit); not {list(inputs.shape)}"
-            )
+            raise ConfigError(f"data.{key}: is for images; sensor windows support crop, noise, rotate and heading")
+        for key in ("rotate", "heading"):
+            if getattr(self, key) and (inputs.ndim != 3 or inputs.shape[1] % self.unit):
+                raise ConfigError(
+                    f"data.{key}: is for windows of units of {self.unit} channels (data.unit); not {list(inputs.shape)}"
+                )
         if self.crop >= min(inputs.shape[2:]):
             raise ConfigError(f"data.crop = {self.crop}: must be less than the input, {list(inputs.shape[2:])}")
 
@@ -160,13 +177,18 @@ def _turn(windows: Tensor, angles: Tensor) -> Tensor:
     """
     batch, channels, length = windows.shape
     units = angles.shape[1]
+    vectors = windows.view(batch, units, channels // units // 3, 3, length)
+    return torch.einsum("buij,busjt->busit", _rotations(angles), vectors).reshape(windows.shape)
+
+
+def _rotations(angles: Tensor) -> Tensor:
+    """Rotation matrices [B, units, 3, 3] about axes with these lengths in radians [B, units, 3]."""
     # The matrix exponential of the skew-symmetric matrix of an axis-angle vector is its rotation (Rodrigues).
     x, y, z = angles.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).reshape(*x.shape, 3, 3)
-    turns = torch.linalg.matrix_exp(skew)  # [B, units, 3, 3]
-    vectors = windows.view(batch, units, channels // units // 3, 3, length)
-    return torch.einsum("buij,busjt->busit", turns, vectors).reshape(windows.shape)
+    rotations: Tensor = torch.linalg.matrix_exp(skew)
+    return rotations
 
 
 def _square(images: Tensor, side: int, centres: Tensor) -> Tensor:

@@ -77,6 +77,9 @@ _LATER: dict[str, Any] = {
     "modality_dropout": 0.0,
     "branch_weight": 1.0,
     "branch_share": 0.0,
+    "heading": 0.0,
+    "accelerometer": 0,
+    "magnetometer": 2,
 }
 
 
