@@ -35,6 +35,7 @@ from nonn.distill.heads import held_out_accuracy
 from nonn.errors import NonnError
 from nonn.experiment.evaluation import evaluate_head
 from nonn.experiment.search import search_widths
+from nonn.experiment.stages import exclusive
 from nonn.experiment.study import features_of_test
 from nonn.experiment.teachers import teacher_accuracy, train_teacher
 from nonn.experiment.training import train
@@ -125,7 +126,9 @@ class Study:
         if str(seed) in row["runs"]:
             return
         start = time.monotonic()
-        run = measure(self._experiment(*self._filled(changes, seed), f"experiment.seed={seed}"), self.runs)
+        experiment = self._experiment(*self._filled(changes, seed), f"experiment.seed={seed}")
+        with exclusive(self.runs / experiment.experiment.name):
+            run = measure(experiment, self.runs)
         row["runs"][str(seed)] = run | {"seconds": round(time.monotonic() - start, 1), "code_version": code_version()}
         self.found |= {"machine": machine(), "rows": {one: rows[one] for one in [*ROWS, TOGETHER] if one in rows}}
         write_json(self.out, self.found)
