@@ -208,5 +208,6 @@ def test_the_program_of_a_document_runs(
         (tmp_path / "runs").mkdir()
         (tmp_path / "runs/digits").symlink_to(request.getfixturevalue("tiny_runs") / "tiny")
     command = [sys.executable, program.name]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=2 * TIMEOUT_S)
+    # Some train: ten seconds on an idle machine.
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=9 * TIMEOUT_S)
     assert done.returncode == 0, f"{block.document}:{block.line}:\n{done.stderr}"
