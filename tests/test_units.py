@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -372,7 +373,8 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     wheelhouse = tmp_path / "wheelhouse"
     subprocess.run([*wheel, wheelhouse, ROOT], check=True)
     made = next(wheelhouse.glob("*.whl"))
-    write_list(wheelhouse, {f"{sys.version_info[0]}.{sys.version_info[1]}": {"node": [made.name]}})
+    listed = {f"{sys.version_info[0]}.{sys.version_info[1]}": {"node": [made.name]}}
+    write_list(wheelhouse, listed)
     assert run("nonn", "fleet", "init", tmp_path / "fleet.toml").returncode == 0
     # An installation that fails in the middle is repeated by the next run.
     whole = made.read_bytes()
@@ -396,6 +398,12 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     assert not (prefix / "opt/nonn/wheelhouse").exists()
     again = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
     assert re.search(r"kitchen +: ok=\d+ +changed=0 ", again.stdout), again.stdout[-2000:]
+    # A wheel that was built again is installed, although the version is the same.
+    with zipfile.ZipFile(made, "a") as rebuilt:
+        rebuilt.writestr("nonn/built_again.py", "")
+    write_list(wheelhouse, listed)
+    assert ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen").returncode == 0
+    assert list(prefix.glob("opt/nonn/lib/python*/site-packages/nonn/built_again.py"))
 
 
 def test_containers_are_skipped_with_the_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
