@@ -64,7 +64,7 @@ def bench_enumerate(bundle: Bundle) -> Figures:
 def bench_simulate(bundle: Bundle) -> Figures:
     """A million requests in virtual time: the shipped cluster at its load, on one core.
 
-    In a process of its own: in one that has much else in memory, the garbage collector would take most of the time.
+    In a separate process: in one that has much else in memory, the garbage collector would take most of the time.
     """
     with multiprocessing.get_context("spawn").Pool(1) as process:
         return {"sim_million_s": process.apply(_simulate_million, (bundle.path,))}

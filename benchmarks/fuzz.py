@@ -25,7 +25,7 @@ SETTLE_S = 5
 
 
 def _memory(process: psutil.Process) -> int:
-    """Bytes of its own, the least within a moment: connections that have just ended are still being closed.
+    """Bytes that only it uses, the least in some seconds: connections that have just ended are still being closed.
 
     Shared pages do not count: nodes unmap code that has run once, and a rare request maps some of it again.
     """

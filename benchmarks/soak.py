@@ -152,7 +152,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     names = [section.name for section in SECTIONS]
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--only", nargs="+", choices=names, metavar="SECTION", help="these sections; writes nothing")
+    chosen.add_argument(
+        "--only", nargs="+", choices=names, metavar="SECTION", help="these sections; writes no file without --out"
+    )
     chosen.add_argument(
         "--again", nargs="+", choices=names, metavar="SECTION", help="these sections; the file keeps all others"
     )
@@ -180,7 +182,15 @@ def main() -> int:
     if not args.rss_from <= args.requests <= args.total:
         parser.error("--rss-from must not be more than --requests, and that not more than --total")
     out = args.out or (None if args.only else RESULTS)
-    before: Figures = json.loads((args.out or RESULTS).read_text()) if args.again else {}
+    config = {key: value for key, value in vars(args).items() if key not in ("only", "again", "out")}
+    config |= {"devices": NUM_DEVICES, "deadline_s": DEADLINE_S, "client_deadline_s": CLIENT_DEADLINE_S}
+    before = Figures()
+    if args.again and out:
+        if not out.exists():
+            parser.error(f"--again: {out}: no such file; run all sections first")
+        before = json.loads(out.read_text())
+        if different := [key for key, value in (("config", config), ("machine", machine())) if before[key] != value]:
+            parser.error(f"--again: {out}: of another {' and '.join(different)}; run all sections")
     sections = tuple(section for section in SECTIONS if section.name in (args.only or args.again or section.name))
     inputs, _ = toy_data(200, seed=3)
     with tempfile.TemporaryDirectory() as folder:
@@ -192,14 +202,10 @@ def main() -> int:
             storm.load(client, inputs, args.concurrency, lambda number: number < WARM_UP)
             site.learn_latencies(client)
             figures = run(sections, Ground(bundle, inputs, site, client, Path(folder), args))
-    config = {key: value for key, value in vars(args).items() if key not in ("only", "again", "out")}
-    config |= {"devices": NUM_DEVICES, "deadline_s": DEADLINE_S, "client_deadline_s": CLIENT_DEADLINE_S}
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     figures = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
     provenance = {"config": config, "machine": machine(), "code_version": code_version(), "date": date}
     if args.again:
-        if different := [key for key in ("config", "machine") if before[key] != provenance[key]]:
-            parser.exit(1, f"soak: {out}: another {' and '.join(different)}; run all sections\n")
         measured = {name: {"code_version": code_version(), "date": date} for name in args.again}
         figures = merged(before, figures) | {"again": before.get("again", {}) | measured}
         provenance = {key: before[key] for key in provenance}
