@@ -116,15 +116,19 @@ def test_a_shell_completes_commands_options_and_files(capsys: pytest.CaptureFixt
     assert "_shtab_nonn_predict_pos_1_COMPGEN=_shtab_compgen_files" in script
 
 
-def test_a_missing_extra_names_the_install_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "nonn.experiment.demo", None)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    for name in [m for m in sys.modules if m.startswith("nonn.experiment.run")]:
-        monkeypatch.delitem(sys.modules, name)
-    assert main(["run", str(Path(__file__).parent.parent / "examples" / "digits.toml")]) == 6
-    assert "pip install 'nonn[train]'" in capsys.readouterr().err
+def test_a_missing_extra_names_the_install_command(tmp_path: Path) -> None:
+    absent = tmp_path / "absent" / "torch"
+    absent.mkdir(parents=True)
+    (absent / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    experiment = Path(__file__).parent.parent / "examples" / "digits.toml"
+    done = subprocess.run(
+        [sys.executable, "-m", "nonn", "run", str(experiment), "--runs", str(tmp_path / "runs")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(absent.parent), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 6
+    assert "pip install 'nonn[train]'" in done.stderr
 
 
 def test_modules_are_matched_to_the_extra_that_brings_them() -> None:
