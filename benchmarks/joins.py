@@ -7,7 +7,8 @@ The attacker has the token with which nodes join, and runs in a separate process
 Each of its connections sends, in turn: a new id with the address of a node, in every spelling; the id of a node with
 another key; texts of 10 kB; an address at which nothing answers; and a new id that dials out, which takes a lease.
 Clients ask meanwhile. No request may fail and no node may leave an answer; the leases of the attacker stay within the
-quota of its network address, and memory and log within limits. Afterwards a node is killed and started again.
+quota of its network address, and memory and log within limits. Afterwards a node is killed and started again, and the
+aggregator is stopped for two leases: no node is to blame, and none may leave.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ CONNECTIONS = 4
 SECONDS = 5.0
 SETTLE_S = 3.0
 LEASE_S = 3.0
+PAUSE_S = 2 * LEASE_S
 START_S = 300.0  # longest start of the nodes, on a busy machine
 KEPT_MB = 30  # memory that the attack may leave behind
 LINES = 200  # of the log, from an attack; a refusal is logged once in ten seconds
@@ -140,6 +142,10 @@ def _joins(ground: Ground) -> Figures:
         fleet.node(name, address)
         until(lambda: members(client) == students and client.infer(ground.inputs[:1]).mask == everyone, START_S)
         back_s = time.monotonic() - start
+        running.child.send_signal(signal.SIGSTOP)
+        time.sleep(PAUSE_S)
+        running.child.send_signal(signal.SIGCONT)
+        paused = slow.period(hurried, ground.inputs, ground.args.concurrency, SETTLE_S)
         return {
             "joins_statuses": statuses,
             "joins_requests": len(records),
@@ -151,6 +157,9 @@ def _joins(ground: Ground) -> Figures:
             "joins_kept_mb": process.memory_info().rss / 1e6 - before_mb,
             "joins_log_lines": running.log.read_bytes().count(b"\n") - lines,
             "joins_back_s": back_s,
+            "joins_pause_failed": sum(record.answer is None for record in paused),
+            "joins_pause_without_percent": _without(paused, everyone),
+            "joins_leases_ended": running.log.read_text().count("was silent until its lease ended"),
         }
 
 
@@ -175,6 +184,10 @@ SECTIONS = (
             "requests to join leave no memory behind": lambda f: f["joins_kept_mb"] <= KEPT_MB,
             "requests to join do not fill the log": lambda f: f["joins_log_lines"] <= LINES,
             "after a flood of requests to join a node joins again": lambda f: f["joins_back_s"] < START_S,
+            "a pause of two leases ends no lease": lambda f: (
+                f["joins_pause_failed"] == f["joins_leases_ended"] == 0
+                and f["joins_pause_without_percent"] <= f["joins_calm_without_percent"] + 1
+            ),
         },
     ),
 )

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_a_node_that_falls_silent_loses_its_lease_and_comes_back_by_itself(bundl
     node.child.send_signal(signal.SIGCONT)
     until(lambda: len(members(client)) == 1)
     check_offline(bundle, client)
+
+
+def test_no_lease_ends_while_the_aggregator_stands_still(bundle: Bundle, fleet: Any) -> None:
+    aggregator, address = fleet.aggregator(bundle, "--lease", "1")
+    client = fleet.client(address)
+    for name in ("a", "b"):
+        fleet.node(name, address)
+    until(lambda: len(members(client)) == 2)
+    aggregator.child.send_signal(signal.SIGSTOP)
+    time.sleep(3.0)  # three leases
+    aggregator.child.send_signal(signal.SIGCONT)
+    with asking(client, SAMPLE) as answers:
+        until(lambda: len(answers) >= 50)
+    assert all(answer.answered.sum() == 2 for answer in answers)
+    assert "was silent until its lease ended" not in aggregator.log.read_text()
 
 
 def test_a_second_device_of_the_same_id_is_refused_loudly(bundle: Bundle, fleet: Any) -> None:

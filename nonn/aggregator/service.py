@@ -184,6 +184,11 @@ class Aggregator:
         await self._fanout.reconnect(self.policy.config.deadline_s)
 
     @property
+    def clock(self) -> Callable[[], float]:
+        """Monotonic time in seconds, on which this process never stood still."""
+        return self._clock
+
+    @property
     def ready(self) -> bool:
         """Whether a request would reach its quorum, from the states of the nodes."""
         return self.policy.ready

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -49,7 +48,7 @@ class MembershipServicer:
         guard: guard of the server, which gives the identity of a TLS caller.
         work: channels to nodes that dial out, used by the aggregator.
         connect: opens the channel on which a node is called before it is added; in plain text by default.
-        clock: monotonic time in seconds.
+        clock: monotonic time in seconds; by default the aggregator's, on which no lease ends while it stands still.
     """
 
     def __init__(
@@ -59,11 +58,12 @@ class MembershipServicer:
         guard: Guard,
         work: WorkChannels,
         connect: Connect = connect_insecure,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._work, self._connect = work, connect
         self._calling = Counter[str]()  # nodes that are called now, by caller
-        self._aggregator, self.membership, self._guard, self._clock = aggregator, membership, guard, clock
+        self._aggregator, self.membership, self._guard = aggregator, membership, guard
+        self._clock = clock or aggregator.clock
         self._changed = asyncio.Event()
         # One change of the cluster at a time; otherwise a node that registers twice in a row would be added twice.
         # Not held while an added node is probed: a hung node would block all others for a deadline.
