@@ -37,15 +37,42 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return toy_bundle(tmp_path_factory.mktemp("other") / "bundle", num_devices=3)
 
 
-def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(bundle: Bundle, tmp_path: Path) -> None:
-    options = ServeOptions(
+@pytest.fixture
+def options(tmp_path: Path) -> ServeOptions:
+    """Of a cluster that nodes join."""
+    token = tmp_path / "token"
+    token.write_text("a-token-for-those-who-join")
+    return ServeOptions(
         inventory=None,
-        joining=JoiningOptions(joins=True, join_token_file=tmp_path / "token"),
+        joining=JoiningOptions(joins=True, join_token_file=token),
         observing=ObservingOptions(),
         policy=PolicyConfig(),
         batching=BatchConfig(),
     )
-    (tmp_path / "token").write_text("a-token-for-those-who-join")
+
+
+def test_a_bundle_says_what_it_is_from_the_moment_at_which_it_is_served(
+    bundle: Bundle, other: Bundle, options: ServeOptions, tmp_path: Path
+) -> None:
+    state = StateFolder(tmp_path / "state")
+    state.first(bundle.path)
+
+    async def scenario() -> None:
+        bundles = Bundles(state, bundle, options)
+        async with bundles.running(lambda: None):
+            assert bundles.model.metadata().versions == [bundle.hash[:12]]
+            await bundles.open_other(state.take(other.path))
+            recorded = bundles.switch()
+            assert bundles.model.metadata().versions == [other.hash[:12]]
+            await recorded
+            assert bundles.model.metadata().versions == [other.hash[:12]]
+
+    asyncio.run(scenario())
+
+
+def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(
+    bundle: Bundle, options: ServeOptions, tmp_path: Path
+) -> None:
     state = StateFolder(tmp_path / "state")
     state.first(bundle.path)
 

@@ -80,6 +80,8 @@ class ServedBundle:
             observers=[*self.observing.observers, *observers],
             connect=self.observing.connect(self.joining.connect(bundle)),
         )
+        # At once: a bundle is served from the switch on, and asked for its state before it is watched.
+        self.observing.monitor.attach(self.aggregator)
         self.model = FusedModel(
             self.aggregator, self.observing.monitor.state, options.batching, self.observing.answered
         )

@@ -131,7 +131,6 @@ class Observing:
         Raises:
             AddressError, UsageError: see ``serve_dashboard``.
         """
-        self.monitor.attach(aggregator)
         async with self.monitor, contextlib.AsyncExitStack() as stack:
             if self._metrics is None:
                 yield None
