@@ -62,21 +62,30 @@ def main() -> int:
         parser.error(f"no row {', '.join(unknown)}; there are: {', '.join([*ROWS, TOGETHER])}")
     torch.set_num_threads(1)
     data = DATA[args.data]
-    study = Study(data, (*data.base, *args.set), args.runs, args.out or FOLDER / data.results)
-    failed: list[str] = []
-    for seed in args.seeds:
-        for name in [name for name in args.rows or ROWS if name != TOGETHER]:
+    try:
+        study = Study(data, (*data.base, *args.set), args.runs, args.out or FOLDER / data.results)
+        with exclusive(study.folder):
+            return measure_all(study, args.rows, args.seeds)
+    except NonnError as exc:
+        parser.error(str(exc))
+
+
+def measure_all(study: Study, rows: Sequence[str], seeds: Sequence[int]) -> int:
+    """Measures the rows, or all of them and the best ones together; 1 if a row could not be trained."""
+    failed = False
+    for seed in seeds:
+        for name in [name for name in rows or ROWS if name != TOGETHER]:
             try:
                 study.measure(name, ROWS[name], seed)
             except NonnError as exc:  # such as a loss that is not finite: the other rows are measured all the same
-                failed.append(f"{name}, seed {seed}: {exc}")
-                print(failed[-1], file=sys.stderr, flush=True)
-    if not args.rows or TOGETHER in args.rows:
-        chosen = best_of(study.found["rows"], args.seeds)
+                failed = True
+                print(f"{name}, seed {seed}: {exc}", file=sys.stderr, flush=True)
+    if not rows or TOGETHER in rows:
+        chosen = best_of(study.found["rows"], seeds)
         study.found["together"] = chosen
-        for seed in args.seeds:
+        for seed in seeds:
             study.measure(TOGETHER, tuple(change for name in chosen for change in ROWS[name]), seed)
-    return int(bool(failed))
+    return int(failed)
 
 
 def best_of(rows: Mapping[str, Any], seeds: Sequence[int], count: int = BEST) -> list[str]:
@@ -103,7 +112,7 @@ class Study:
     Args:
         data: the data set.
         base: changes of its experiment file for all rows.
-        runs: folder of the stages.
+        runs: folder of all runs; ``folder`` is that of the stages of this study.
         out: file of the results.
     """
 
@@ -114,6 +123,7 @@ class Study:
         if self.found and self.found["base"] != stated:
             raise SystemExit(f"{out}: results of another experiment; remove the file, or name another one with --out")
         self.found = self.found or {"base": stated, "rows": {}}
+        self.folder = runs / self._experiment().experiment.name
 
     def measure(self, name: str, changes: Sequence[str], seed: int) -> None:
         """Adds one row and seed to the results, unless they have it."""
@@ -127,8 +137,7 @@ class Study:
             return
         start = time.monotonic()
         experiment = self._experiment(*self._filled(changes, seed), f"experiment.seed={seed}")
-        with exclusive(self.runs / experiment.experiment.name):
-            run = measure(experiment, self.runs)
+        run = measure(experiment, self.runs)
         row["runs"][str(seed)] = run | {"seconds": round(time.monotonic() - start, 1), "code_version": code_version()}
         self.found |= {"machine": machine(), "rows": {one: rows[one] for one in [*ROWS, TOGETHER] if one in rows}}
         write_json(self.out, self.found)
