@@ -118,6 +118,17 @@ def test_every_row_comes_home_with_its_students(out: Path) -> None:
     assert partition_of(out / "small" / "ours-0.safetensors") is not None
 
 
+def test_every_pilot_of_the_plan_trains_from_what_is_stored_of_the_teacher(place: Path, parts: Sequence[Path]) -> None:
+    plan = Path(lease.__file__).with_suffix(".toml").read_text()
+    pilots = plan[plan.index("[pilots]") : plan.index("[[groups]]")]
+    start, end = PLAN.index("[pilots]"), PLAN.index("[[groups]]")
+    (place / "pilots.toml").write_text(PLAN[:start] + pilots + PLAN[end:].replace(', "copies"', ""))
+    arguments = ["--parts", *map(str, parts), "--runs", str(place / "pilots"), "--out", str(place / "pilots-out")]
+    assert command(place, "--plan", str(place / "pilots.toml"), *arguments) == 0
+    found = json.loads((place / "pilots-out" / "lease.json").read_text())["pilots"]
+    assert found.keys() == lease.read_plan(place / "pilots.toml").pilots.keys() > {"srrl"}
+
+
 def test_the_next_stay_does_only_what_is_missing(
     place: Path, parts: Sequence[Path], out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
