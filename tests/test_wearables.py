@@ -88,7 +88,9 @@ def small(recording: Path) -> Experiment:
         "teacher.lr=0.1",
         "distill.lr=0.1",
         "data.rotate=5.0",
+        "fusion.head=ridge",
         "fusion.updates=20",
+        "study.seeds=[0]",
         "study.folds=[[1], [2, 3]]",
         "data.test_groups=[4]",
     )
