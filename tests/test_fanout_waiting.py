@@ -99,7 +99,7 @@ def test_a_node_that_hangs_on_requests_of_the_usual_size_does_not_pass_its_probe
                 await asyncio.Event().wait()
             return good_reply(bundle, raw)
 
-        config = PolicyConfig(deadline_s=0.3, breaker_reset_s=0.05, early_loss=0.0)
+        config = PolicyConfig(deadline_s=1.0, breaker_reset_s=0.05, early_loss=0.0)
         async with cluster(bundle, config, fakes={1: large}) as aggregator:
             answers = [await aggregator.infer(inputs[:6])]
             start = len(probed)
@@ -113,8 +113,8 @@ def test_a_node_that_hangs_on_requests_of_the_usual_size_does_not_pass_its_probe
             return answers, probed[start : start + 3], state
 
     answers, probed, state = asyncio.run(scenario())
-    assert [answer.latency_s > 0.25 for answer in answers[:2]] == [True, False]
-    assert sum(answer.latency_s > 0.25 for answer in answers) <= 2  # one; a busy machine may delay another
+    assert [answer.latency_s > 0.9 for answer in answers[:2]] == [True, False]
+    assert sum(answer.latency_s > 0.9 for answer in answers) <= 2  # one; a busy machine may delay another
     assert probed == [6, 6, 6]
     assert state == "out"
 
