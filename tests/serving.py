@@ -28,7 +28,7 @@ from nonn.rpc.inference import InferenceServicer
 TIMEOUT_S = 60.0  # for what takes a second on an idle machine
 LONGEST_PAUSE_S = 0.05  # between two looks at what may have changed
 
-Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
+Behaviour = Callable[[bytes, Any], Awaitable[bytes | None]]
 
 
 @contextlib.contextmanager
@@ -147,29 +147,25 @@ async def until_async(condition: Callable[[], object], timeout_s: float = TIMEOU
 
 
 class _Generic(grpc.GenericRpcHandler):  # type: ignore[misc]
-    def __init__(self, behaviour: Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour | None) -> None:
         self._behaviour = behaviour
 
     def service(self, details: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(self._behaviour)
+        async def answer(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            if self._behaviour and (reply := await self._behaviour(request, context)) is not None:
+                yield reply
 
-
-class _WithoutMessage(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Ends every call with status OK and no message, which no unary call may."""
-
-    def service(self, details: Any) -> Any:
-        async def nothing(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            return
-            yield
-
-        return grpc.unary_stream_rpc_method_handler(nothing)
+        return grpc.unary_stream_rpc_method_handler(answer)
 
 
 @contextlib.asynccontextmanager
 async def fake_node(behaviour: Behaviour | None, port: int = 0) -> AsyncIterator[str]:
-    """A server that answers any call with what ``behaviour`` makes of the request's bytes; None: with no message."""
+    """A server that answers any call with what ``behaviour`` makes of the request's bytes.
+
+    Without it, or if it returns None, a call ends with status OK and no message, which no unary call may.
+    """
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((_WithoutMessage() if behaviour is None else _Generic(behaviour),))
+    server.add_generic_rpc_handlers((_Generic(behaviour),))
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:

@@ -11,11 +11,13 @@ import pytest
 
 from nonn.aggregator.fanout import connect_insecure
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.metadata import METADATA_BYTES, ask_metadata
 from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.server import FusedModel
 from nonn.aggregator.service import Aggregator
+from nonn.errors import InputError
 from nonn.rpc.v1 import inference_pb2 as pb
-from tests.fanout import PATIENT, good_reply, student
+from tests.fanout import PATIENT, Watcher, good_reply, student
 from tests.serving import fake_node, serving, until_async
 from tests.toys import toy_bundle
 
@@ -41,6 +43,51 @@ def test_what_goes_wrong_while_a_node_is_asked_about_itself_is_logged(
 
     asyncio.run(scenario())
     assert "metadata of node a failed: channel is closed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"\x22\x00" * (METADATA_BYTES // 2 + 1), f"metadata of more than {METADATA_BYTES} bytes"),
+        (None, "status OK without metadata"),
+        (b"noise", "metadata that cannot be parsed"),
+    ],
+)
+def test_bad_metadata_is_a_failure_of_its_node_and_one_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, sent: bytes | None, reason: str
+) -> None:
+    monkeypatch.setattr("nonn.aggregator.monitoring.monitor.VITALS_EVERY_S", 0.1)
+    bundle = toy_bundle(tmp_path / "bundle", num_devices=1)
+
+    async def behaviour(raw: Any, context: Any) -> Any:
+        return good_reply(bundle, raw) if pb.ModelInferRequest.FromString(raw).inputs else sent
+
+    async def scenario() -> list[Any]:
+        monitor, watcher = Monitor(bundle), Watcher()
+        async with fake_node(behaviour) as address:
+            nodes, connect = [Node(id="a", address=address, student=0)], monitor.remembering(connect_insecure)
+            aggregator = Aggregator(bundle, nodes, PATIENT, observers=[watcher], connect=connect)
+            async with aggregator, monitor:
+                monitor.attach(aggregator)
+                await until_async(lambda: len(watcher.states) >= 4)  # two of these replies, and probes between them
+        return watcher.states
+
+    states = asyncio.run(scenario())
+    assert [(event.after, event.reason) for event in states if event.before == "up"][:2] == [("suspect", reason)] * 2
+    assert not any(record.exc_info for record in caplog.records)
+    assert caplog.text.count(f"node 'a': {reason}") == 1
+
+
+def test_large_metadata_over_the_stream_of_a_node_that_dials_out_is_not_parsed() -> None:
+    class Stream:
+        def unary_unary(self, method: str) -> Any:
+            async def call(request: bytes, **options: Any) -> bytes:
+                return b"\x22\x00" * METADATA_BYTES
+
+            return call
+
+    with pytest.raises(InputError, match=f"metadata of more than {METADATA_BYTES} bytes"):
+        asyncio.run(ask_metadata(Stream(), "student-0", 1.0))
 
 
 def test_no_batch_is_larger_than_a_node_says_that_it_accepts(tmp_path: Path) -> None:

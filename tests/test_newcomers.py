@@ -13,6 +13,7 @@ import pytest
 
 from nonn.aggregator.membership.leases import MAX_OF_CALLER, JoinRequest, Membership
 from nonn.aggregator.membership.newcomers import join_request
+from nonn.aggregator.metadata import METADATA_BYTES
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, ForbiddenError, MembershipError, UnreachableError
 from nonn.rpc.address import canonical
@@ -132,12 +133,17 @@ def test_a_node_that_does_not_answer_as_itself_does_not_join(bundle: Bundle) -> 
     async def refuses(raw: Any, context: Any) -> Any:
         return b"no reply"
 
+    async def floods(raw: Any, context: Any) -> Any:
+        return b"\x22\x00" * METADATA_BYTES  # empty tensors
+
     async def scenario() -> None:
         async with (
             serving(student(bundle, 0)) as serves_only,
             serving(student(bundle, 0, node="b")) as other,
             serving(student(bundle, 0, node="a")) as right,
             fake_node(refuses) as noise,
+            fake_node(floods) as huge,
+            fake_node(None) as nothing,
             fake_node(claims(bundle, nonn_bundle="f" * 64)) as other_bundle,
             fake_node(claims(bundle, nonn_device="1")) as other_student,
             service(bundle) as (aggregator, fleet, register),
@@ -146,6 +152,8 @@ def test_a_node_that_does_not_answer_as_itself_does_not_join(bundle: Bundle) -> 
             for address, which, text in (
                 ("127.0.0.1:1", 0, "does not answer as student 0"),
                 (noise, 0, "is not the metadata of a student"),
+                (huge, 0, f"is not the metadata of a student .metadata of more than {METADATA_BYTES} bytes"),
+                (nothing, 0, "is not the metadata of a student .status OK without metadata"),
                 (serves_only, 0, "reports nonn_node '', not 'a'"),
                 (other, 0, "reports nonn_node 'b', not 'a'"),
                 (right, 1, "does not answer as student 1"),

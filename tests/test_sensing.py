@@ -347,6 +347,28 @@ def test_a_node_that_may_not_sense_is_refused_with_the_reason(
     asyncio.run(scenario())
 
 
+def test_a_node_whose_sensor_is_refused_again_and_again_fills_no_log(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with world(bundle, nodes=0) as w:
+            servicer = SensingServicer(w.hub, lambda token, context: None if token == "none" else lease("n0", 0))
+
+            async def sent(*messages: Any) -> AsyncIterator[Any]:
+                for message in messages:
+                    yield pb.Publication(**message)
+
+            wrong = {"window": pb.WindowFeatures(features=b"short")}
+            for opening, text in (({"lease": "none"}, "unknown lease"), ({"lease": "n0"}, "were altered on the way")):
+                for _ in range(5):
+                    with pytest.raises(AssertionError, match=text):
+                        _ = [d async for d in servicer.Publish(sent({"opening": pb.Opening(**opening)}, wrong), Call())]
+
+    asyncio.run(scenario())
+    assert caplog.text.count("a node's sensor is refused: unknown lease") == 1
+    assert caplog.text.count("were altered on the way") == 1
+
+
 @pytest.mark.slow
 def test_processes_replay_a_recording_and_every_answer_has_its_window_and_a_true_mask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -24,6 +24,7 @@ import numpy as np
 from grpc import aio
 
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.metadata import METADATA_LIMIT
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Float32, Reply, ReplyReader, failure, reply_limit, silence
 from nonn.answer import ReplyStatus
@@ -49,7 +50,11 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 # The deadline of a request detects failures; keepalive is for idle links.
-NODE_CHANNEL_OPTIONS = (*RECONNECTING_OPTIONS, ("grpc.keepalive_permit_without_calls", 1))
+NODE_CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    *RECONNECTING_OPTIONS,
+    ("grpc.keepalive_permit_without_calls", 1),
+    METADATA_LIMIT,
+)
 
 # A call ends at the deadline of its request, which is extended if this process is stopped meanwhile. gRPC's own
 # deadline cannot be extended, so it is later by this from the start.
@@ -62,7 +67,7 @@ Learn = Callable[[Reply, bool], None]
 OnPrompt = Callable[[float], None]
 
 
-def channel_options(bundle: Bundle) -> tuple[tuple[str, int], ...]:
+def channel_options(bundle: Bundle) -> tuple[tuple[str, int | str], ...]:
     """Options of a channel to a node: gRPC refuses messages larger than the reply to the largest request."""
     manifest = bundle.manifest
     samples = MAX_MESSAGE_BYTES // max(int(np.prod(manifest.input.shape)), 1)
@@ -71,7 +76,7 @@ def channel_options(bundle: Bundle) -> tuple[tuple[str, int], ...]:
     return tuple((k, limit if k == "grpc.max_receive_message_length" else v) for k, v in NODE_CHANNEL_OPTIONS)
 
 
-def connect_insecure(node: Node, options: Sequence[tuple[str, int]] = NODE_CHANNEL_OPTIONS) -> Any:
+def connect_insecure(node: Node, options: Sequence[tuple[str, int | str]] = NODE_CHANNEL_OPTIONS) -> Any:
     """A channel to a node in plain text; it connects when it is first used."""
     return aio.insecure_channel(node.address, options=options)
 

@@ -179,6 +179,11 @@ class Aggregator:
         """Nodes that an earlier run had in quarantine return to it when they come; see ``Policy.expel``."""
         self.policy.expel(quarantined, self._clock())
 
+    def on_fault(self, node: Node, reason: str) -> None:
+        """A node has sent something invalid that belongs to no request; its breaker counts a failure."""
+        if self._fanout.asks(node):
+            self._states.note(node.id, partial(self.policy.on_fault, node.id), reason)
+
     async def reconnect(self) -> None:
         """Opens every channel again after credentials have changed; no request fails because of it."""
         await self._fanout.reconnect(self.policy.config.deadline_s)

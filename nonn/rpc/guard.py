@@ -25,7 +25,7 @@ from nonn.rpc.brake import Brake
 from nonn.rpc.wire import to_status
 from nonn.security.tls import Identity, TlsFolder, Watched, fingerprint
 
-__all__ = ["Guard", "Tokens"]
+__all__ = ["Guard", "RefusalLog", "Tokens"]
 
 LOG_AGAIN_S = 10.0  # the same refusal is logged at most this often
 LOG_MOST = 16  # different refusals of one network address that are logged in this time
@@ -88,6 +88,33 @@ class Tokens:
         return tuple(token.encode() for token in tokens)
 
 
+class RefusalLog:
+    """Logs refusals; rate-limited, since refused peers try again, and attackers vary what is refused."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, tuple[float, set[str]]] = {}  # by network address: since when, and what
+
+    def add(self, text: str, peer: str) -> None:
+        """Logs a refusal, unless it was logged in the last ten seconds or too many others of that address were.
+
+        Args:
+            text: the reason.
+            peer: address and port of the connection, as gRPC writes them, or of a node.
+        """
+        now, host = time.monotonic(), peer_host(peer)
+        start, texts = self._logged.get(host, (-inf, set[str]()))
+        if now - start >= LOG_AGAIN_S:
+            self._logged = {key: kept for key, kept in self._logged.items() if now - kept[0] < LOG_AGAIN_S}
+            start, texts = self._logged[host] = now, set()
+        if text in texts or len(texts) > LOG_MOST:
+            return
+        texts.add(text)
+        if len(texts) > LOG_MOST:
+            _log.warning("refused %s: %d different calls; further ones are not logged", peer, LOG_MOST)
+        else:
+            _log.warning("refused %s: %s", peer, text)
+
+
 class Guard(aio.ServerInterceptor):  # type: ignore[misc]
     """Admits a call only if its caller is authorised.
 
@@ -96,6 +123,10 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
         roles: roles that may call a service, by its full name; a service that is not listed accepts every caller that
             TLS accepts.
         tokens: tokens that a service accepts, by its full name; a service that is not listed needs none.
+
+    Attributes:
+        tls: as given.
+        log_refusal: logs a refusal of a caller, as of ``RefusalLog.add``.
     """
 
     def __init__(
@@ -106,7 +137,7 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
     ) -> None:
         self.tls = tls
         self._roles, self._tokens = dict(roles or {}), dict(tokens or {})
-        self._logged: dict[str, tuple[float, set[str]]] = {}  # by network address: since when, and what
+        self.log_refusal = RefusalLog().add
         self._brake = Brake()
 
     @property
@@ -220,21 +251,6 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
     def fingerprint(self, context: Any) -> str:
         """SHA-256 of the caller's certificate."""
         return _fingerprint(context.auth_context()["x509_pem_cert"][0])
-
-    def log_refusal(self, text: str, peer: str) -> None:
-        """Logs a refusal; rate-limited, since refused clients retry, and attackers vary what is refused."""
-        now, host = time.monotonic(), peer_host(peer)
-        start, texts = self._logged.get(host, (-inf, set[str]()))
-        if now - start >= LOG_AGAIN_S:
-            self._logged = {key: kept for key, kept in self._logged.items() if now - kept[0] < LOG_AGAIN_S}
-            start, texts = self._logged[host] = now, set()
-        if text in texts or len(texts) > LOG_MOST:
-            return
-        texts.add(text)
-        if len(texts) > LOG_MOST:
-            _log.warning("refused %s: %d different calls; further ones are not logged", peer, LOG_MOST)
-        else:
-            _log.warning("refused %s: %s", peer, text)
 
 
 # Computed once for each connection's certificate, not at every call.

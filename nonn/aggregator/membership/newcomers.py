@@ -16,18 +16,16 @@ import ipaddress
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.credentials import server_name
 from nonn.aggregator.membership.leases import JoinRequest
-from nonn.errors import ConfigError, ForbiddenError, UnreachableError
+from nonn.aggregator.metadata import ask_metadata
+from nonn.errors import ConfigError, ForbiddenError, InputError, UnreachableError
 from nonn.files import is_digest
 from nonn.rpc.address import canonical, peer_host, split_address
 from nonn.rpc.guard import Guard
-from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import METADATA_METHOD
 from nonn.security.handshake import explain
 from nonn.security.tls import TlsFolder, check_id
 
@@ -99,18 +97,17 @@ async def check_answers(node: Node, bundle: str, connect: Connect, tls: TlsFolde
         UnreachableError: nothing answers there, or not this node with this student; the message says what does.
     """
     name, channel = f"node '{node.id}': {node.address}", connect(node)
-    call = channel.unary_unary(METADATA_METHOD)
-    request = pb.ModelMetadataRequest(name=f"student-{node.student}").SerializeToString()
     try:
-        found = dict(pb.ModelMetadataResponse.FromString(await call(request, timeout=ANSWER_S)).properties)
+        found = await ask_metadata(channel, f"student-{node.student}", ANSWER_S)
     except grpc.RpcError as exc:
         why = None
         if exc.code() is grpc.StatusCode.UNAVAILABLE:  # gRPC does not say why
             why = await asyncio.to_thread(explain, node.address, server_name(node) if tls else None, tls)
         text = why or f"{exc.code().name}: {(exc.details() or '')[:200]}"
         raise UnreachableError(f"{name} does not answer as student {node.student} ({text})") from exc
-    except (DecodeError, TypeError) as exc:
-        raise UnreachableError(f"{name} answers with something that is not the metadata of a student") from exc
+    except InputError as exc:
+        text = f"{name} answers with something that is not the metadata of a student ({exc})"
+        raise UnreachableError(text) from exc
     finally:
         await channel.close()
     found.setdefault("nonn_node", node.id)  # a node of an older version does not report its id

@@ -8,7 +8,6 @@ parts of the state.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -24,6 +23,7 @@ from nonn import __version__
 from nonn.aggregator.events import LateEvent, RequestEvent, StateEvent
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.metadata import ask_metadata
 from nonn.aggregator.monitoring.drift import Baseline, DriftConfig, DriftNotice, DriftWatch
 from nonn.aggregator.monitoring.faultlog import Fault, FaultLog
 from nonn.aggregator.monitoring.snapshot import accuracy_now, fault_state, node_state, request_state
@@ -32,10 +32,9 @@ from nonn.aggregator.monitoring.timeline import Timeline
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.bundle import Bundle
-from nonn.errors import BundleError
+from nonn.errors import BundleError, InputError
 from nonn.rpc.background import Background
-from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import METADATA_METHOD
+from nonn.rpc.guard import RefusalLog
 from nonn.telemetry.printable import printable
 
 __all__ = ["Monitor"]
@@ -74,7 +73,7 @@ class Monitor:
         self._late: Counter[str] = Counter()
         self._channels: dict[str, Any] = {}
         self._vitals: dict[str, Mapping[str, str]] = {}
-        self._tasks = Background()
+        self._tasks, self._refusals = Background(), RefusalLog()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drift")
         self._judging, self._next_sample, self._random = False, 0.0, random.Random(0)
         self._watch, self._unwatched = self._make_watch(drift)
@@ -181,21 +180,20 @@ class Monitor:
             await asyncio.sleep(VITALS_EVERY_S if self._vitals else VITALS_EVERY_S / 10)
 
     async def _ask(self, node: Node, channel: Any) -> None:
-        """Asks one node; no reply is not a fault, since a foreign server may not report anything."""
-        call = channel.unary_unary(
-            METADATA_METHOD,
-            request_serializer=pb.ModelMetadataRequest.SerializeToString,
-            response_deserializer=pb.ModelMetadataResponse.FromString,
-        )
-        with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
-            request = pb.ModelMetadataRequest(name=node.model or f"student-{node.student}")
-            properties = (await call(request, timeout=VITALS_TIMEOUT_S)).properties
-            self._vitals[node.id] = {
-                key: printable(properties[key], VITALS_LIMIT) for key in VITALS if key in properties
-            }
-            stated = properties.get("nonn_max_batch", "")
-            if self._aggregator is not None and stated.isascii() and stated.isdecimal() and int(stated[:9]) > 0:
-                self._aggregator.policy.accepts(node.id, int(stated[:9]))
+        """Asks one node; no reply is not a fault, since a foreign server may not report anything, but a bad one is."""
+        try:
+            properties = await ask_metadata(channel, node.model or f"student-{node.student}", VITALS_TIMEOUT_S)
+        except (grpc.RpcError, asyncio.CancelledError):
+            return
+        except InputError as exc:
+            self._refusals.add(f"node '{node.id}': {exc}", node.address)
+            if self._aggregator is not None:
+                self._aggregator.on_fault(node, str(exc))
+            return
+        self._vitals[node.id] = {key: printable(properties[key], VITALS_LIMIT) for key in VITALS if key in properties}
+        stated = properties.get("nonn_max_batch", "")
+        if self._aggregator is not None and stated.isascii() and stated.isdecimal() and int(stated[:9]) > 0:
+            self._aggregator.policy.accepts(node.id, int(stated[:9]))
 
     def readiness(self) -> tuple[bool, str]:
         """Whether a request would reach its quorum, and how many students are up, in words."""

@@ -91,6 +91,16 @@ class Breaker:
         self.proven = False
         return self._count(max(self.failures + 1, self.limit) if silent else self.failures + 1)
 
+    def on_fault(self, now: float, *, out: bool) -> bool:
+        """The node has failed in something other than one request.
+
+        Args:
+            now: time.
+            out: whether the node is out at once, at least for ``reset_s``: what it answered before proves nothing.
+        """
+        self.proven = self.proven and not out
+        return self.on_failure(now, now, silent=out)
+
     def on_probe(self, ok: bool, asked_at: float, now: float) -> bool:
         """A probe that was sent at ``asked_at`` has ended. Its silence counts once: it may have had no connection."""
         self.probing = False

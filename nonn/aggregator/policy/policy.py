@@ -245,6 +245,17 @@ class Policy:
         record = self.nodes.get(node)
         return record is not None and self._noted(record.breaker.quarantine(now))
 
+    def on_fault(self, node: str, now: float, *, out: bool = False) -> bool:
+        """A node has failed in something other than one request; the result is that of ``on_success``.
+
+        Args:
+            node: its id.
+            now: time of the failure.
+            out: whether the node is out at once; as of ``Breaker.on_fault``.
+        """
+        record = self.nodes.get(node)
+        return record is not None and self._noted(record.breaker.on_fault(now, out=out))
+
     def on_probe(self, node: str, ok: bool, latency_s: float, now: float) -> bool:
         """A probe has ended, with a good reply or without; arguments and result as of ``on_success``."""
         record = self.nodes.get(node)

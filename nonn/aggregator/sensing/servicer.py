@@ -20,6 +20,7 @@ from nonn.aggregator.membership.leases import Lease
 from nonn.aggregator.sensing.hub import Hub
 from nonn.errors import ConfigError, CredentialsError, NonnError
 from nonn.rpc.background import Background
+from nonn.rpc.guard import RefusalLog
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.rpc.wire import to_status
@@ -57,7 +58,7 @@ class SensingServicer:
 
     def __init__(self, hub: Hub, holder: Callable[[str, Any], Lease | None]) -> None:
         self._hub, self._holder = hub, holder
-        self._streams: dict[str, _Stream] = {}
+        self._streams, self._refusals = dict[str, _Stream](), RefusalLog()
         hub.directed = self._direct
 
     def _direct(self, node: str, rests: bool) -> None:
@@ -88,7 +89,7 @@ class SensingServicer:
         try:
             stream = self._opened(first, context)
         except NonnError as exc:
-            _log.warning("a node's sensor is refused: %s", exc)
+            self._refusals.add(f"a node's sensor is refused: {exc}", context.peer())
             await context.abort(*to_status(exc))
             return
         node = stream.lease.request.node
@@ -164,7 +165,7 @@ class SensingServicer:
         except aio.AioRpcError:
             stream.directions.put_nowait(None)
         except NonnError as exc:
-            _log.warning("%s", exc)
+            self._refusals.add(str(exc), context.peer())
             stream.directions.put_nowait(exc)
         except BaseException:
             stream.directions.put_nowait(None)
