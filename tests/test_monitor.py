@@ -101,7 +101,7 @@ def test_no_batch_is_larger_than_a_node_says_that_it_accepts(tmp_path: Path) -> 
             model = FusedModel(Aggregator(bundle, nodes, PATIENT, connect=monitor.remembering(connect_insecure)))
             async with model, monitor:
                 monitor.attach(model._aggregator)
-                await until_async(lambda: model._aggregator.policy.max_batch == 3)
+                await until_async(lambda: model._aggregator.policy.max_batch(16) == 3)
                 answer = await model._batcher.infer(batch)  # in three pieces, otherwise the node would refuse it
                 assert answer.logits.shape == (8, 10)
 

@@ -7,7 +7,9 @@ then serve many clients, and the calls are most of an answer's cost. No client i
   cut short are sent again.
 - A request that is larger than a batch is sent in pieces, between the requests of other callers; all share the batches
   fairly (``nonn.aggregator.queueing``). Its answer is fused from the devices that answered all pieces.
-- If the nodes refuse a shared batch, one client's values may be to blame: each request is then sent alone.
+- If nodes refuse a shared batch, one client's values may be to blame: each request is then sent alone. A node that
+  accepts all of them alone has failed. At most a fifth of the time goes into this while the answers lose little without
+  the nodes that refuse.
 - The rules of ``nonn.aggregator.pacing``: an overdue fan-out blocks no other one, a batch waits briefly for the clients
   of the last one, and batches grow only while the nodes are quick.
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +46,7 @@ from nonn.rpc.wire import MAX_SAMPLES, Array
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 
 PLENTY = 4  # a node that is worth little makes batches no smaller than this fraction of the largest
+SPLIT_REST = 4  # times as long as the requests of a refused batch took alone, the next such batch is not sent again
 CUT_SHARE = 0.9  # a fan-out that took this share of its deadline was ended by it
 
 
@@ -117,6 +120,8 @@ class Batcher:
         join: makes one answer from those to consecutive parts of a request, as ``Aggregator.join`` does.
         sample_s: time that a node takes for each further sample, as of ``Policy.sample_s``.
         accepted: most samples of one request that the nodes accept, as of ``Policy.max_batch``.
+        refused: called with the nodes that refused a batch and accept its requests alone, and its number of samples.
+        cheap: whether an answer loses little without the nodes that refused its batch.
     """
 
     def __init__(
@@ -128,9 +133,12 @@ class Batcher:
         *,
         join: Callable[[Sequence[Answer]], Awaitable[Answer]],
         sample_s: Callable[[float], float] = lambda tolerable_s: 0.0,
-        accepted: Callable[[], float] = lambda: inf,
+        accepted: Callable[[float], float] = lambda least: inf,
+        refused: Callable[[Collection[str], int], None] = lambda nodes, num_samples: None,
+        cheap: Callable[[Answer], bool] = lambda answer: False,
     ) -> None:
-        self.config, self._accepted = config, accepted
+        self.config, self._accepted, self._refused, self._cheap = config, accepted, refused, cheap
+        self._split_at = -inf  # when a batch may be sent again that some nodes refuse and others answer
         self._join, self._sample_s = join, sample_s
         self._infer, self._policy, self._clock = infer, policy, clock
         self._held = 0  # samples that wait or are under way
@@ -203,9 +211,9 @@ class Batcher:
 
     @property
     def _batch_limit(self) -> int:
-        """Samples of the next fan-out: every node accepts them, and none that it waits for exceeds its patience."""
-        patience_s, size = self._policy.patience_s, int(min(self._limit.size, self._accepted()))
-        sample_s = self._sample_s(patience_s / max(1, self.config.max_batch // PLENTY))
+        """Samples of the next fan-out: the nodes accept them, and none that it waits for exceeds its patience."""
+        patience_s, plenty = self._policy.patience_s, max(1, self.config.max_batch // PLENTY)
+        size, sample_s = int(min(self._limit.size, self._accepted(plenty))), self._sample_s(patience_s / plenty)
         return size if sample_s * size <= patience_s else max(1, int(patience_s / sample_s))
 
     def _may_go_alone(self, num_samples: int) -> bool:
@@ -285,8 +293,14 @@ class Batcher:
         if again:
             await self._fly(again, self._turn_of(again))
 
-    async def _ask(self, pieces: Sequence[Piece], turn: _Turn) -> Sequence[Piece]:
-        """Asks once and answers each request; returns those whose wait was cut short by another one's deadline."""
+    async def _ask(self, pieces: Sequence[Piece], turn: _Turn, answers: list[Answer] | None = None) -> Sequence[Piece]:
+        """Asks once and answers each request; returns those whose wait was cut short by another one's deadline.
+
+        Args:
+            pieces: what to ask.
+            turn: turn of the fan-out.
+            answers: gets the answer, if there is one.
+        """
         start, tightest = self._clock(), min(piece.member.deadline_at for piece in pieces)
         batch = pieces[0].batch if len(pieces) == 1 else np.concatenate([piece.batch for piece in pieces])
         remaining_s = None if tightest == inf else tightest - start
@@ -298,8 +312,11 @@ class Batcher:
             error = exc
         took_s = self._clock() - start
         self._learn(turn, len(batch), took_s, answer)
-        if len(pieces) > 1 and _refused(answer, error):
-            await asyncio.gather(*(self._ask([piece], turn) for piece in pieces))
+        if answer is not None and answers is not None:
+            answers.append(answer)
+        refusing = _refusing(answer)
+        if len(pieces) > 1 and (isinstance(error, InputError) or (answer and self._may_split(answer, refusing))):
+            await self._split(pieces, turn, refusing)
             return ()
         cut = self._was_cut(remaining_s, took_s) and _incomplete(answer, error)
         again, row = list[Piece](), 0
@@ -315,6 +332,23 @@ class Batcher:
             elif answer is not None:
                 self._give(piece, answer, rows)
         return again
+
+    def _may_split(self, answer: Answer, refusing: Sequence[str]) -> bool:
+        """Whether the requests of a batch are sent again that some nodes refused and others answered."""
+        return bool(refusing) and (self._clock() >= self._split_at or not self._cheap(answer))
+
+    async def _split(self, pieces: Sequence[Piece], turn: _Turn, refusing: Sequence[str]) -> None:
+        """Sends each request of a batch alone; reports the nodes that refused the batch and accept all of them."""
+        start, answers = self._clock(), list[Answer]()
+        self._split_at = inf
+        try:
+            await asyncio.gather(*(self._ask([piece], turn, answers) for piece in pieces))
+        finally:
+            now = self._clock()
+            self._split_at = now + SPLIT_REST * (now - start)
+        false = [node for node in refusing if not any(node in answer.statuses for answer in answers)]
+        if false and len(answers) == len(pieces):
+            self._refused(false, sum(map(len, pieces)))
 
     def _was_cut(self, remaining_s: float | None, took_s: float) -> bool:
         """Whether a client's deadline ended a fan-out, rather than the policy's."""
@@ -361,9 +395,9 @@ def _hung(answer: Answer | None) -> bool:
     return answer is not None and ReplyStatus.SILENT in answer.statuses.values()
 
 
-def _refused(answer: Answer | None, error: Exception | None) -> bool:
-    """Whether a node rejected the batch; a nonn node does so for values that its student does not accept."""
-    return isinstance(error, InputError) or (answer is not None and ReplyStatus.REFUSED in answer.statuses.values())
+def _refusing(answer: Answer | None) -> list[str]:
+    """Nodes that rejected the batch; a nonn node does so for values that its student does not accept."""
+    return [node for node, status in (answer.statuses if answer else {}).items() if status is ReplyStatus.REFUSED]
 
 
 def _incomplete(answer: Answer | None, error: Exception | None) -> bool:

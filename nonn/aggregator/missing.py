@@ -15,7 +15,13 @@ __all__ = ["missing_nodes", "refusal"]
 
 
 def missing_nodes(
-    nodes: Iterable[Node], policy: Policy, session: Session, replies: Iterable[Reply], unfused: int = 0
+    nodes: Iterable[Node],
+    policy: Policy,
+    session: Session,
+    replies: Iterable[Reply],
+    *,
+    num_samples: int,
+    unfused: int = 0,
 ) -> dict[str, tuple[ReplyStatus, str]]:
     """Why each node whose student did not answer is missing.
 
@@ -24,6 +30,7 @@ def missing_nodes(
         policy: their records.
         session: session of the request.
         replies: replies of the nodes that were asked.
+        num_samples: number of samples of the request.
         unfused: mask of the students that answered and were not fused.
 
     Returns:
@@ -45,6 +52,11 @@ def missing_nodes(
             reasons[node.id] = ReplyStatus.LEFT_OUT, "in quarantine: its features contradicted the other devices"
         elif failures := policy.nodes[node.id].breaker.failures:
             reasons[node.id] = ReplyStatus.LEFT_OUT, f"left out after {failures} failures in a row"
+        elif (most := policy.nodes[node.id].max_batch) < num_samples:
+            reasons[node.id] = (
+                ReplyStatus.NOT_ASKED,
+                f"not asked: it accepts {most} samples, the batch has {num_samples}",
+            )
         elif node.id in policy.stragglers:
             reasons[node.id] = ReplyStatus.NOT_ASKED, "not asked: earlier requests to it are open"
         else:
@@ -59,6 +71,7 @@ def refusal(
     replies: Sequence[Reply],
     *,
     num_devices: int,
+    num_samples: int,
     remaining_s: float | None,
 ) -> NonnError:
     """Why there is no answer.
@@ -69,6 +82,7 @@ def refusal(
         session: session of the request.
         replies: replies of the nodes that were asked.
         num_devices: number of devices N of the bundle.
+        num_samples: number of samples of the request.
         remaining_s: time to the client's deadline when the request came; None without a deadline.
 
     Returns:
@@ -81,7 +95,8 @@ def refusal(
         )
     if replies and all(reply.blameless for reply in replies):
         return InputError(f"no node accepts this request; {replies[0].node.id}: {replies[0].error}")
-    missing = [f"{node} ({text})" for node, (_, text) in missing_nodes(nodes, policy, session, replies).items()]
+    reasons = missing_nodes(nodes, policy, session, replies, num_samples=num_samples)
+    missing = [f"{node} ({text})" for node, (_, text) in reasons.items()]
     if not nodes:
         missing.append("no node is in the cluster")
     elif nowhere := sorted(set(range(num_devices)) - {node.student for node in nodes}):

@@ -56,7 +56,9 @@ class FusedModel:
             aggregator.policy.config,
             join=aggregator.join,
             sample_s=aggregator.policy.sample_s,
-            accepted=lambda: aggregator.policy.max_batch,
+            accepted=aggregator.policy.max_batch,
+            refused=aggregator.on_refusal,
+            cheap=aggregator.cheap,
         )
         self._aggregator, self._state, self._answered = aggregator, state, answered
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -184,6 +184,33 @@ class Aggregator:
         if self._fanout.asks(node):
             self._states.note(node.id, partial(self.policy.on_fault, node.id), reason)
 
+    def on_refusal(self, node_ids: Collection[str], num_samples: int) -> None:
+        """Nodes have refused a batch and then accepted each of its requests alone: they are out for a while.
+
+        Args:
+            node_ids: the nodes.
+            num_samples: number of samples of the batch.
+        """
+        for node in self.nodes:
+            if node.id in node_ids:
+                self._false_refusal(node, num_samples, "it refuses a batch and accepts its requests alone", out=True)
+
+    def _false_refusal(self, node: Node, num_samples: int, reason: str, *, out: bool) -> bool:
+        """A node has refused valid samples; returns whether that is its failure, rather than that of a limit."""
+        record = self.policy.nodes.get(node.id)
+        if record is None or num_samples > record.max_batch:
+            return False
+        if node.foreign and num_samples > 1:  # it does not have to state its limit
+            self.policy.accepts(node.id, num_samples // 2)
+            return False
+        self._states.note(node.id, partial(self.policy.on_fault, node.id, out=out), reason)
+        return True
+
+    def cheap(self, answer: Answer) -> bool:
+        """Whether an answer loses at most ``early_loss`` without the nodes that refused its batch."""
+        refusing = [node.student for node in self.nodes if answer.statuses.get(node.id) is ReplyStatus.REFUSED]
+        return self.policy.cheap(answer.mask, mask_of(refusing) & ~answer.mask)
+
     async def reconnect(self) -> None:
         """Opens every channel again after credentials have changed; no request fails because of it."""
         await self._fanout.reconnect(self.policy.config.deadline_s)
@@ -254,12 +281,22 @@ class Aggregator:
         """
         start = self._clock()
         self._prober.sizes.add(len(batch))
-        session = self.policy.session(start, remaining_s)
+        session = self.policy.session(start, remaining_s, len(batch))
         features, replies = self._screened(session, *await self._fanout.ask(session, batch, on_prompt))
+        if features and batch.dtype == np.uint8:
+            replies = self._blamed(replies, len(batch))
         fanout = _Fanout(start, len(batch), num_requests, session, tuple(replies))
         if len(features) < self.policy.config.quorum:
             num_devices = self.bundle.num_devices
-            error = refusal(self.nodes, self.policy, session, replies, num_devices=num_devices, remaining_s=remaining_s)
+            error = refusal(
+                self.nodes,
+                self.policy,
+                session,
+                replies,
+                num_devices=num_devices,
+                num_samples=len(batch),
+                remaining_s=remaining_s,
+            )
             self._tell(fanout, "invalid" if isinstance(error, InputError) else "below_quorum")
             raise error
         answer = await self._fuse(fanout, features)
@@ -295,6 +332,15 @@ class Aggregator:
             ]
         return screened.features, replies
 
+    def _blamed(self, replies: Sequence[Reply], num_samples: int) -> list[Reply]:
+        """Makes refusals of bytes that other nodes accept failures: bytes are in the range of every student."""
+
+        def false(reply: Reply) -> bool:
+            refused = reply.status is ReplyStatus.REFUSED and self._fanout.asks(reply.node)
+            return refused and self._false_refusal(reply.node, num_samples, reply.error, out=False)
+
+        return [replace(reply, status=ReplyStatus.FAILED) if false(reply) else reply for reply in replies]
+
     def _quarantine(self, screened: Screened) -> None:
         """Adds the evidence of a request; nodes that send contradicting features repeatedly go into quarantine."""
         for node in self._screen.suspects(screened, self.policy.roster.quarantined):
@@ -321,7 +367,14 @@ class Aggregator:
         answered[[*fused]] = True
         missing: Mapping[str, tuple[ReplyStatus, str]] = {}
         if fanout and mask.bit_count() != len(self.nodes):
-            missing = missing_nodes(self.nodes, self.policy, fanout.session, fanout.replies, arrived & ~mask)
+            missing = missing_nodes(
+                self.nodes,
+                self.policy,
+                fanout.session,
+                fanout.replies,
+                num_samples=fanout.num_samples,
+                unfused=arrived & ~mask,
+            )
         return Answer(
             logits=logits.astype(np.float32),
             confidence=self._head.confidence(logits, mask).astype(np.float32),

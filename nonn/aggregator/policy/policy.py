@@ -142,12 +142,13 @@ class Policy:
         """``unknown``, ``up``, ``suspect`` or ``out``."""
         return self.nodes[node].breaker.state
 
-    def session(self, now: float, remaining_s: float | None = None) -> Session:
+    def session(self, now: float, remaining_s: float | None = None, num_samples: int = 1) -> Session:
         """The session of a request that arrives now.
 
         Args:
             now: time, on any monotonic clock.
             remaining_s: time until the client's deadline; None if it has none.
+            num_samples: number of its samples; nodes that state that they accept fewer are left out.
 
         Returns:
             A session that asks the nodes that are not out, one of each student. Below the quorum it asks
@@ -160,11 +161,11 @@ class Policy:
                 return Session(self, (), {}, now, 0.0, below_quorum=False)
         ask, spares = roster.ask, dict[int, tuple[str, ...]]()
         if not ask:
-            chosen = [self._by_load(group) for group in roster.groups]
+            chosen = [self._by_load(group, num_samples) for group in roster.groups]
             ask = tuple(group[0] for group in chosen)
             spares = {self.bits[group[0]].bit_length() - 1: group[1:] for group in chosen if len(group) > 1}
-        if self.stragglers:
-            ask = self._without_busy_stragglers(ask)
+        if self.stragglers or num_samples > roster.max_batch:
+            ask = self._useful(ask, num_samples)
         for node in ask:
             self.nodes[node].pending += 1
         return Session(self, ask, spares, now, deadline_s, roster.below_quorum)
@@ -272,10 +273,15 @@ class Policy:
             self._roster = None
         return changed
 
-    @property
-    def max_batch(self) -> float:
-        """Most samples of one request that all nodes that are asked accept, as they state; infinity without a limit."""
-        return self.roster.max_batch
+    def max_batch(self, least: float) -> float:
+        """Most samples of one request that the nodes accept, as they state; infinity without a limit.
+
+        Args:
+            least: a node that accepts fewer counts only if answers lose more than ``early_loss`` without it.
+        """
+        if self.roster.max_batch >= least:
+            return self.roster.max_batch
+        return -self._worst([(-self.nodes[n].max_batch, n) for group in self.roster.groups for n in group], -least)
 
     def accepts(self, node: str, max_batch: int) -> None:
         """A node states how many samples of one request it accepts."""
@@ -293,14 +299,18 @@ class Policy:
             0 while nothing is known.
         """
         nodes = [n for group in self.roster.groups for n in group if n not in self.stragglers]
-        paces = sorted((self.nodes[n].pace.sample_s, n) for n in nodes)
-        everyone = self._mask(nodes)
-        while len(paces) > self.config.quorum and paces[-1][0] > tolerable_s:
-            kept = self._mask([n for _, n in paces[:-1]])
+        return self._worst([(self.nodes[n].pace.sample_s, n) for n in nodes], tolerable_s)
+
+    def _worst(self, costs: list[tuple[float, str]], tolerable: float) -> float:
+        """Largest cost of a node, without those above ``tolerable`` whose loss is cheap; 0 without nodes."""
+        costs.sort()
+        everyone = self._mask([node for _, node in costs])
+        while len(costs) > self.config.quorum and costs[-1][0] > tolerable:
+            kept = self._mask([node for _, node in costs[:-1]])
             if not self.cheap(kept, everyone & ~kept):
                 break
-            paces.pop()
-        return paces[-1][0] if paces else 0.0
+            costs.pop()
+        return costs[-1][0] if costs else 0.0
 
     def latencies(self, node: str) -> Latencies:
         """The last latencies of a node."""
@@ -331,17 +341,23 @@ class Policy:
         usual_s = record.latencies.quantile(0.95) or inf
         return waited_s < min(self.config.deadline_s - self.config.fusion_budget_s, HURRY_FACTOR * usual_s)
 
-    def _by_load(self, group: tuple[str, ...]) -> tuple[str, ...]:
-        """Nodes of one student, by expected time of the answer; nodes that are not up come last."""
+    def _by_load(self, group: tuple[str, ...], num_samples: int) -> tuple[str, ...]:
+        """Nodes of one student, by expected time of the answer; those that are not up or refuse the batch come last."""
 
         def expected(node: str) -> tuple[bool, bool, float]:
             record = self.nodes[node]
-            return record.breaker.failures > 0, node in self.stragglers, (1 + record.pending) * record.latency_s
+            unfit = record.breaker.failures > 0 or record.max_batch < num_samples
+            return unfit, node in self.stragglers, (1 + record.pending) * record.latency_s
 
         return group if len(group) == 1 else tuple(sorted(group, key=expected))
 
-    def _without_busy_stragglers(self, ask: tuple[str, ...]) -> tuple[str, ...]:
-        """The nodes to ask, without stragglers that have enough requests, if the answer loses little without them."""
+    def _useful(self, ask: tuple[str, ...], num_samples: int) -> tuple[str, ...]:
+        """The nodes to ask, without those that would refuse so many samples, unless the quorum needs them.
+
+        Stragglers that have enough requests are left out too, if the answer loses little without them.
+        """
+        able = tuple(node for node in ask if self.nodes[node].max_batch >= num_samples)
+        ask = able if len(able) >= self.config.quorum else ask
         kept = tuple(n for n in ask if n not in self.stragglers or self.nodes[n].pending < STRAGGLER_OPEN)
         if len(kept) == len(ask) or len(kept) < self.config.quorum:
             return ask

@@ -52,7 +52,7 @@ class Roster:
         all_up: whether all nodes that are asked are up.
         students_up: number of students that at least one node runs that is up.
         quarantined: nodes in quarantine.
-        max_batch: most samples of one request that all nodes that are asked accept.
+        max_batch: most samples of one request that all nodes of ``groups`` accept.
     """
 
     groups: tuple[tuple[str, ...], ...]
