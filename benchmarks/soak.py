@@ -15,7 +15,8 @@
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
     bytes     64 clients with a request of 12 MB at once
     liars     two nodes that send wrong features, in one way after another
-    bad       one node that breaks the protocol in every way that gRPC lets through
+    bad       one node that breaks the protocol in every way that gRPC lets through, refuses batches, or sends bad
+              metadata
     node-frames
               one node that attacks with HTTP/2 frames of five kinds
     http      clients of the REST form, while nodes are killed, two clients send 1,000 samples at a time and bodies

@@ -27,7 +27,10 @@ from tests.serving import TIMEOUT_S, fake_node, until_async
 from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES, CROWD, BAD = 4, 33, "node-1"
-CONFIG = {"deadline_s": TIMEOUT_S, "breaker_reset_s": TIMEOUT_S}  # no test sees a node come back by itself
+CONFIG: dict[str, Any] = {
+    "deadline_s": TIMEOUT_S,
+    "breaker_reset_s": TIMEOUT_S,
+}  # no test sees a node come back by itself
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +57,12 @@ class Cluster:
         self.refuses: Callable[[int], bool] = lambda num_samples: False
         self.stated, self.sizes = "", list[int]()
 
-    async def honest(self, raw: bytes, context: Any) -> bytes:
+    async def honest(self, raw: bytes, context: Any) -> Any:
         if inputs := pb.ModelInferRequest.FromString(raw).inputs:
             self.sizes.append(inputs[0].shape[0])
         return good_reply(self._bundle, raw) if inputs else pb.ModelMetadataResponse().SerializeToString()
 
-    async def bad(self, raw: bytes, context: Any) -> bytes:
+    async def bad(self, raw: bytes, context: Any) -> Any:
         inputs = pb.ModelInferRequest.FromString(raw).inputs
         if not inputs:
             stated = {"nonn_max_batch": self.stated} if self.stated else {}

@@ -359,10 +359,11 @@ def test_a_node_whose_sensor_is_refused_again_and_again_fills_no_log(
                     yield pb.Publication(**message)
 
             wrong = {"window": pb.WindowFeatures(features=b"short")}
-            for opening, text in (({"lease": "none"}, "unknown lease"), ({"lease": "n0"}, "were altered on the way")):
+            for token, text in (("none", "unknown lease"), ("n0", "were altered on the way")):
+                opening = {"opening": pb.Opening(lease=token)}
                 for _ in range(5):
                     with pytest.raises(AssertionError, match=text):
-                        _ = [d async for d in servicer.Publish(sent({"opening": pb.Opening(**opening)}, wrong), Call())]
+                        _ = [direction async for direction in servicer.Publish(sent(opening, wrong), Call())]
 
     asyncio.run(scenario())
     assert caplog.text.count("a node's sensor is refused: unknown lease") == 1

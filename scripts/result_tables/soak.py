@@ -31,7 +31,11 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
         "in s: {boards_back_s}",
     ),
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
-    ("a node that breaks the protocol in eight ways", "failed requests: {bad_failed}"),
+    ("a node that breaks the protocol", "failed requests: {bad_failed}"),
+    (
+        "a node that refuses batches, states a limit of one sample, or sends bad metadata",
+        "throughput ÷ with the node dead: {bad_ratio}; peak memory of the aggregator + {bad_growth_mb:.0f} MB",
+    ),
     (
         "a node that sends HTTP/2 frames of five kinds",
         "{node_frames_requests} requests: {node_frames_failed} failed",
