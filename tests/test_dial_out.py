@@ -121,16 +121,13 @@ def test_errors_of_the_node_and_the_end_of_its_stream_become_status() -> None:
     async def scenario() -> None:
         channel = WorkChannel()
         end = FarEnd(channel)
-        typed = channel.unary_unary(METHOD, lambda text: text.encode(), pb.WorkReply.FromString)
-        calls = [typed("a", wait_for_ready=True) for _ in range(3)]
+        calls = [channel.unary_unary(METHOD)(b"a", wait_for_ready=True) for _ in range(2)]
         requests = [await end.take() for _ in calls]
         end.answer(requests[0], status=grpc.StatusCode.INVALID_ARGUMENT.value[0], details="too wide")
-        end.answer(requests[1], b"\xff no message")
-        refused, garbage = await failure(calls[0]), await failure(calls[1])
+        refused = await failure(calls[0])
         assert (refused.code(), refused.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "too wide")
-        assert garbage.code() is grpc.StatusCode.INTERNAL
         end.hang_up()
-        broken = await failure(calls[2])
+        broken = await failure(calls[1])
         assert (broken.code(), broken.details()) == (grpc.StatusCode.UNAVAILABLE, "the node's stream has ended")
         assert await end.take() is None
 

@@ -63,27 +63,24 @@ class WorkChannel:
 
     def __init__(self, forget: Callable[[WorkChannel], object] = lambda channel: None) -> None:
         self._forget, self._ids = forget, count(1)
-        self._pending: dict[int, tuple[asyncio.Future[Any], Callable[[bytes], Any]]] = {}
+        self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._unsent: dict[int, Any] = {}  # requests that no stream has sent yet, oldest first
         self._wake = asyncio.Event()
         self._stream: object = None
 
-    def unary_unary(
-        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
-    ) -> Callable[..., asyncio.Future[Any]]:
-        """A callable like that of a gRPC channel; its calls can be awaited and cancelled."""
+    def unary_unary(self, method: str) -> Callable[..., asyncio.Future[bytes]]:
+        """A callable like that of a gRPC channel, for bytes; its calls can be awaited and cancelled."""
 
         def call(
-            request: Any,
+            request: bytes,
             timeout: float | None = None,
             metadata: Metadata | None = None,
             wait_for_ready: bool | None = None,
             **_: Any,
-        ) -> asyncio.Future[Any]:
-            payload = request_serializer(request) if request_serializer else request
+        ) -> asyncio.Future[bytes]:
             loop, number = asyncio.get_running_loop(), next(self._ids)
-            future = loop.create_future()
-            self._pending[number] = future, response_deserializer or (lambda raw: raw)
+            future: asyncio.Future[bytes] = loop.create_future()
+            self._pending[number] = future
             future.add_done_callback(lambda _: self._drop(number))
             if self._stream is None and not wait_for_ready:
                 _fail(future, grpc.StatusCode.UNAVAILABLE, "the node has not dialled in")
@@ -91,7 +88,7 @@ class WorkChannel:
             texts = {key: value for key, value in metadata or () if isinstance(value, str)}
             milliseconds = 0 if timeout is None else max(1, round(timeout * 1e3))
             self._unsent[number] = pb.WorkRequest(
-                call=number, method=method, payload=payload, timeout_ms=milliseconds, metadata=texts
+                call=number, method=method, payload=request, timeout_ms=milliseconds, metadata=texts
             )
             self._wake.set()
             if timeout is not None:
@@ -125,23 +122,20 @@ class WorkChannel:
         """Ends every call; those under way get ``grace_s`` to be answered."""
         self._forget(self)
         if self._pending and grace:
-            await asyncio.wait([future for future, _ in self._pending.values()], timeout=grace)
+            await asyncio.wait([*self._pending.values()], timeout=grace)
         self._hang_up(self._stream)
 
     async def _read(self, replies: AsyncIterator[Any], stream: object) -> None:
         """Gives each reply to the call that waits for it; a reply without a call is late."""
         try:
             async for reply in replies:
-                future, deserialise = self._pending.get(reply.call, (None, None))
-                if future is None or deserialise is None or future.done():
+                future = self._pending.get(reply.call)
+                if future is None or future.done():
                     continue
                 if reply.status:
                     _fail(future, _CODES.get(reply.status, grpc.StatusCode.UNKNOWN), reply.details)
-                    continue
-                try:
-                    future.set_result(deserialise(reply.payload))
-                except Exception as exc:  # any error of a deserialiser for a bad message
-                    _fail(future, grpc.StatusCode.INTERNAL, f"bad reply: {exc}")
+                else:
+                    future.set_result(reply.payload)
         except aio.AioRpcError:
             pass
         finally:
@@ -153,7 +147,7 @@ class WorkChannel:
             return
         self._stream = None
         self._wake.set()
-        for future, _ in tuple(self._pending.values()):
+        for future in tuple(self._pending.values()):
             _fail(future, grpc.StatusCode.UNAVAILABLE, "the node's stream has ended")
 
     def _drop(self, number: int) -> None:
