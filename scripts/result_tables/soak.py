@@ -33,7 +33,7 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
     ("the aggregator stopped for three deadlines", "{pause_failed} requests failed, {pause_degraded} degraded"),
     ("a node that breaks the protocol", "failed requests: {bad_failed}"),
     (
-        "a node that refuses batches, states a limit of one sample, or sends bad metadata",
+        "a node that refuses batches, states a limit of one sample, or sends huge metadata",
         "throughput ÷ with the node dead: {bad_ratio}; peak memory of the aggregator + {bad_growth_mb:.0f} MB",
     ),
     (
