@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import subprocess
 import sys
@@ -143,19 +144,33 @@ def test_typed_inputs_give_the_answer_of_raw_ones(target: Any, datatype: Any, fi
     check(target, target.stub.ModelInfer(request), rows)
 
 
+def test_requests_that_are_expensive_to_parse_are_invalid_arguments(target: Any) -> None:
+    typed = pb.ModelInferRequest(model_name=target.model)
+    tensor = typed.inputs.add(name="input", datatype="UINT8", shape=(1024, *target.inputs.shape[1:]))
+    tensor.contents.uint_contents.extend([0] * math.prod(tensor.shape))
+    many = pb.ModelInferRequest(model_name=target.model)
+    for _ in range(1000):
+        many.inputs.add()
+    for request, text in ((typed, "send raw_input_contents"), (many, "more than 256 fields")):
+        code, details = refusal(target.stub.ModelInfer, request)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert text in details
+
+
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
         (lambda r: r.inputs[0].contents.uint_contents.append(1), "raw and typed contents are both given"),
         (lambda r: r.raw_input_contents.append(b""), "2 raw contents for 1 tensors"),
         (lambda r: r.raw_input_contents.pop(), "0 values, but shape"),
-        (lambda r: r.inputs[0].shape.append(2), "64 bytes of raw contents, but UINT8 [1, 1, 8, 8, 2] needs 128"),
-        (lambda r: r.inputs[0].shape.__setitem__(0, -1), "negative dimension"),
-        (lambda r: r.inputs[0].shape.__setitem__(0, 2**62), "needs"),
+        (lambda r: r.inputs[0].shape.append(2), "shape [1, 1, 8, 8, 2], expected [B, 1, 8, 8]"),
+        (lambda r: r.inputs[0].shape.__setitem__(0, 2), "64 bytes of raw contents, but UINT8 [2, 1, 8, 8] needs 128"),
+        (lambda r: r.inputs[0].shape.__setitem__(0, -1), "shape [-1, 1, 8, 8], expected [B, 1, 8, 8]"),
+        (lambda r: r.inputs[0].shape.__setitem__(0, 2**62), "4611686018427387904 samples; the limit is"),
         (lambda r: setattr(r.inputs[0], "datatype", "BYTES"), "unknown datatype 'BYTES'"),
         (lambda r: setattr(r.inputs[0], "datatype", "INT8"), "dtype int8"),
         (lambda r: setattr(r.inputs[0], "name", "x"), "the model accepts one tensor, 'input'"),
-        (lambda r: r.inputs.pop(), "1 raw contents for 0 tensors"),
+        (lambda r: r.inputs.pop(), "accepts one tensor, 'input'; the request contains nothing"),
         (lambda r: r.ClearField("inputs") or r.ClearField("raw_input_contents"), "the request contains nothing"),
         (lambda r: r.outputs.add(name="mood"), "no output 'mood'"),
     ],

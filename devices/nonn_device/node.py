@@ -19,7 +19,7 @@ from nonn.errors import BundleError, ConfigError, InputError
 from nonn.rpc.codec import Request
 from nonn.rpc.endpoint import InferenceResult
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import MAX_SAMPLES, Array, check_batch, request_limit
+from nonn.rpc.wire import MAX_SAMPLES, Array, request_limit
 from nonn_device.runtime import Runtime
 from nonn_device.vitals import resident_bytes
 from nonn_device.worker import Worker
@@ -124,7 +124,7 @@ class StudentModel:
                 f"{self.name} is of bundle {self._bundle.hash[:12]}…, the request is for {str(request.bundle)[:12]}…; "
                 "give every node and the aggregator the same bundle"
             )
-        batch = check_batch(request.tensors(), self._spec.shape, self._max_batch)
+        batch = request.batch(self._spec.shape, self._max_batch)
         features = self._worker.now(batch)
         if features is None:
             features = await self._worker(batch)

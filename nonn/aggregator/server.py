@@ -22,7 +22,7 @@ from nonn.errors import BundleError, InputError, OverloadError
 from nonn.rpc.codec import Request
 from nonn.rpc.endpoint import InferenceResult
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import check_batch, request_limit
+from nonn.rpc.wire import request_limit
 
 __all__ = ["FusedModel"]
 
@@ -138,7 +138,7 @@ class FusedModel:
                 "ask another cluster, or leave nonn_bundle out"
             )
         try:
-            batch = check_batch(request.tensors(), self._shape, self._max_samples)
+            batch = request.batch(self._shape, self._max_samples)
         except InputError:
             self._tell_refused("invalid", 0)
             raise

@@ -15,6 +15,7 @@ from typing import Any
 
 from nonn.errors import InputError
 from nonn.rpc.checksum import check_sealed, model_name, seal
+from nonn.rpc.outline import check_outline
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import (
     Array,
@@ -23,6 +24,7 @@ from nonn.rpc.wire import (
     add_descriptors,
     little_endian,
     new_request,
+    read_input,
     read_tensors,
     write_parameters,
 )
@@ -72,10 +74,12 @@ class Request:
 
         Raises:
             DataLossError: its checksum is wrong.
+            InputError: it would cost more than its raw contents; see ``check_outline``.
             DecodeError: the bytes are not a ModelInferRequest.
         """
         if model is not None:
             check_sealed(raw, model_name(model))
+        check_outline(raw)
         return cls(pb.ModelInferRequest.FromString(raw))
 
     def tensors(self) -> dict[str, Array]:
@@ -85,6 +89,14 @@ class Request:
             InputError: as in ``read_tensors``.
         """
         return read_tensors(self._message.inputs, self._message.raw_input_contents)
+
+    def batch(self, shape: tuple[int, ...], max_samples: int) -> Array:
+        """The only input of a nonn model [B, *shape]; see ``read_input``.
+
+        Raises:
+            InputError: as in ``read_input``.
+        """
+        return read_input(self._message.inputs, self._message.raw_input_contents, shape, max_samples)
 
 
 def write_request(

@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from nonn import __version__
-from nonn.errors import DataLossError, OverloadError
+from nonn.errors import DataLossError, InputError, OverloadError
 from nonn.rpc.codec import Request, write_response
 from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.registration import add_servicer, unreadable
@@ -79,7 +79,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
             request = Request.parse(raw, self._model.name)
         except DecodeError:
             return None, unreadable(raw, "ModelInferRequest")
-        except DataLossError as exc:
+        except (DataLossError, InputError) as exc:
             return None, to_status(exc)
         request.caller = context.peer()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nonn import errors
 from nonn.errors import BundleError, ConfigError, InputError, NonnError, UnreachableError
+from nonn.rpc.outline import MAX_PARSED_BYTES
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.security import handshake
 from nonn.telemetry.printable import printable
@@ -45,6 +46,7 @@ __all__ = [
     "from_status",
     "little_endian",
     "new_request",
+    "read_input",
     "read_parameters",
     "read_tensors",
     "request_limit",
@@ -87,9 +89,12 @@ _TYPED_FIELD = {
     "FP64": "fp64_contents",
 }
 
+_WIDEST = {"i": np.dtype(np.int64), "u": np.dtype(np.uint64)}  # by kind; holds every value of a typed field
+
 # gRPC's own limit of 4 MiB is 340 images of 32 × 32 in float32; a batch of a thousand should pass.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_SAMPLES = 1024  # of one request, by default
+MAX_DIMS = 64  # as many as NumPy has
 # For every channel. Devices are on the local network, so proxies of the environment are not used.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
@@ -219,11 +224,13 @@ def _typed(tensor: Any, shape: tuple[int, ...]) -> Array:
     if len(values) != size:
         raise InputError(f"tensor '{tensor.name}': {len(values)} values, but shape {list(shape)} needs {size}")
     dtype = DTYPES[tensor.datatype]
-    if dtype.kind in "iu" and len(values):
+    # NumPy copies protobuf's own array; a loop over the values would take a hundred times as long.
+    array: Array = np.array(values, _WIDEST.get(dtype.kind, dtype))
+    if dtype.kind in _WIDEST and size:
         limits = np.iinfo(dtype)
-        if min(values) < limits.min or max(values) > limits.max:
+        if array.min() < limits.min or array.max() > limits.max:
             raise InputError(f"tensor '{tensor.name}': values outside {tensor.datatype} ({limits.min} to {limits.max})")
-    return _shaped(np.array(values, dtype), shape, tensor.name)
+    return _shaped(array.astype(dtype, copy=False), shape, tensor.name)
 
 
 def _shaped(array: Array, shape: tuple[int, ...], name: str) -> Array:
@@ -236,7 +243,54 @@ def _shaped(array: Array, shape: tuple[int, ...], name: str) -> Array:
 
 def request_limit(shape: tuple[int, ...], max_samples: int) -> int:
     """Bytes of the largest request: ``max_samples`` samples in float32, plus names and parameters."""
-    return min(MAX_MESSAGE_BYTES, 4 * max_samples * math.prod(shape) + 64 * 1024)
+    return min(MAX_MESSAGE_BYTES, 4 * max_samples * math.prod(shape) + MAX_PARSED_BYTES)
+
+
+def read_input(
+    descriptors: Sequence[Any], raws: Sequence[bytes], shape: tuple[int, ...], max_samples: int | None = None
+) -> Array:
+    """Reads the only input of a nonn model; values become an array only if name, datatype and shape are right.
+
+    Args:
+        descriptors: ``request.inputs``.
+        raws: ``request.raw_input_contents``.
+        shape: of one sample.
+        max_samples: the largest B; None for any.
+
+    Returns:
+        The batch [B, *shape], as ``check_batch`` returns it.
+
+    Raises:
+        InputError: as in ``check_batch`` and ``read_tensors``.
+    """
+    _check_names([tensor.name for tensor in descriptors])
+    tensor = descriptors[0]
+    if tensor.datatype not in DTYPES:
+        raise InputError(f"tensor 'input': unknown datatype '{tensor.datatype}'; known: {_known()}")
+    if len(tensor.shape) > MAX_DIMS:
+        raise InputError(f"tensor 'input': a shape of {len(tensor.shape)} dimensions, expected {1 + len(shape)}")
+    _check_form(DTYPES[tensor.datatype], tuple(tensor.shape), shape, max_samples)
+    return _finite(read_tensors(descriptors, raws)["input"])
+
+
+def _check_names(names: Collection[str]) -> None:
+    """Refuses other tensors than ``input``."""
+    if len(names) != 1 or "input" not in names:
+        given = ", ".join(f"'{name}'" for name in names) or "nothing"
+        raise InputError(f"the model accepts one tensor, 'input'; the request contains {given}")
+
+
+def _check_form(dtype: np.dtype[Any], given: tuple[int, ...], shape: tuple[int, ...], max_samples: int | None) -> None:
+    """Refuses another dtype of an input [B, …], another shape, no sample or too many."""
+    if dtype.char not in "Bf":
+        raise InputError(f"tensor 'input': dtype {dtype}; send uint8 (UINT8) or float32 (FP32)")
+    if given[1:] != shape or given[0] < 1:
+        what = "an empty batch;" if given[1:] == shape and not given[0] else f"shape {list(given)},"
+        raise InputError(f"tensor 'input': {what} expected [B, {', '.join(map(str, shape))}], B at least 1")
+    if max_samples is not None and given[0] > max_samples:
+        raise InputError(
+            f"tensor 'input': {given[0]} samples; the limit is {max_samples} per request, so send several requests"
+        )
 
 
 def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...], max_samples: int | None = None) -> Array:
@@ -253,19 +307,14 @@ def check_batch(tensors: Mapping[str, Array], shape: tuple[int, ...], max_sample
     Raises:
         InputError: another tensor, shape or dtype, no sample or too many, NaN or infinity.
     """
-    if len(tensors) != 1 or "input" not in tensors:
-        given = ", ".join(f"'{name}'" for name in tensors) or "nothing"
-        raise InputError(f"the model accepts one tensor, 'input'; the request contains {given}")
+    _check_names(tensors)
     batch = tensors["input"]
-    if batch.dtype.char not in "Bf":
-        raise InputError(f"tensor 'input': dtype {batch.dtype}; send uint8 (UINT8) or float32 (FP32)")
-    if batch.shape[1:] != shape or not len(batch):
-        what = "an empty batch;" if batch.shape[1:] == shape else f"shape {list(batch.shape)},"
-        raise InputError(f"tensor 'input': {what} expected [B, {', '.join(map(str, shape))}], B at least 1")
-    if max_samples is not None and len(batch) > max_samples:
-        raise InputError(
-            f"tensor 'input': {len(batch)} samples; the limit is {max_samples} per request, so send several requests"
-        )
+    _check_form(batch.dtype, batch.shape, shape, max_samples)
+    return _finite(batch)
+
+
+def _finite(batch: Array) -> Array:
+    """Refuses NaN and infinity; returns the batch."""
     if batch.dtype.char == "f" and not np.isfinite(batch).all():
         bad = np.flatnonzero(~np.isfinite(batch.reshape(len(batch), -1)).all(axis=1))
         raise InputError(f"tensor 'input': NaN or infinity in sample {bad[0]} ({len(bad)} of {len(batch)} samples)")
