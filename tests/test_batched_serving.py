@@ -102,23 +102,25 @@ def test_a_crowd_gets_from_a_real_cluster_what_each_would_get_alone(bundle: Bund
         assert one.expected_accuracy == other.expected_accuracy
 
 
-def test_the_connection_of_a_request_is_the_caller_that_shares_batches(
+def test_connections_from_one_address_are_one_caller_that_shares_batches(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callers, infer = list[str](), Batcher.infer
+    callers, infer = list[tuple[str, str]](), Batcher.infer
 
-    async def seen(self: Any, batch: Any, remaining_s: Any = None, caller: str = "") -> Answer:
-        callers.append(caller)
-        return await infer(self, batch, remaining_s, caller)
+    async def seen(self: Any, batch: Any, remaining_s: Any, caller: str, connection: str) -> Answer:
+        callers.append((caller, connection))
+        return await infer(self, batch, remaining_s, caller, connection)
 
     monkeypatch.setattr(Batcher, "infer", seen)
 
     async def scenario() -> None:
-        async with fused(bundle) as stub:
-            await ask(stub, toy_data(1, seed=3)[0])
+        async with fused(bundle) as stub, fused(bundle) as other:
+            for each in (stub, other):
+                await ask(each, toy_data(1, seed=3)[0])
 
     asyncio.run(scenario())
-    assert [caller.rpartition(":")[0] for caller in callers] == ["ipv4:127.0.0.1"]
+    assert [caller for caller, _ in callers] == ["127.0.0.1"] * 2
+    assert len({connection for _, connection in callers}) == 2
 
 
 LIMITS = BatchConfig(max_queue=8, max_samples=6)

@@ -18,10 +18,15 @@ from nonn.errors import OverloadError
 
 
 def member(
-    num_samples: int = 1, dtype: Any = np.uint8, arrived_at: float = 0.0, deadline_at: float = inf, caller: str = ""
+    num_samples: int = 1,
+    dtype: Any = np.uint8,
+    arrived_at: float = 0.0,
+    deadline_at: float = inf,
+    caller: str = "",
+    connection: str = "",
 ) -> BatchMember:
-    answer = asyncio.get_running_loop().create_future()
-    return BatchMember(np.zeros((num_samples, 4), dtype), arrived_at, deadline_at, answer, copy_context(), caller)
+    answer, batch = asyncio.get_running_loop().create_future(), np.zeros((num_samples, 4), dtype)
+    return BatchMember(batch, arrived_at, deadline_at, answer, copy_context(), caller, connection)
 
 
 def popped(queue: Queue, limit: int, now: float = 0.0) -> list[tuple[BatchMember, int, int]]:
@@ -96,6 +101,54 @@ def test_callers_take_turns_where_a_batch_has_no_room_for_all() -> None:
     queued(check)
 
 
+def test_a_caller_gains_nothing_by_more_connections() -> None:
+    def check(queue: Queue) -> None:
+        shares = {"many": 0, "one": 0}
+        for turn in range(6):
+            for number in range(30):
+                queue.push(member(caller="many", connection=f"{turn} {number}"))
+                queue.push(member(caller="one"))
+            for each, start, stop in popped(queue, 4):
+                shares[each.caller] += stop - start
+        assert shares == {"many": 12, "one": 12}
+
+    queued(check)
+
+
+def test_the_connections_of_a_caller_divide_its_share_whatever_the_sizes_of_their_requests() -> None:
+    def check(queue: Queue) -> None:
+        large, many = member(100, connection="large"), [member(4, connection="many") for _ in range(25)]
+        for each in (large, *many):
+            queue.push(each)
+        assert popped(queue, 12) == [(large, 0, 12)]
+        sent = {"large": 12, "many": 0, "modest": 0}
+        for turn in range(6):
+            for _ in range(3):
+                queue.push(member(connection="modest"))
+            for each, start, stop in popped(queue, 12):
+                sent[each.connection] += stop - start
+            assert sent["modest"] >= 3 * turn  # those of the last turn, at the latest
+        assert sum(sent.values()) == 12 * 7
+        assert abs(sent["large"] - sent["many"]) <= 12
+
+    queued(check)
+
+
+def test_connections_of_a_caller_with_the_dtype_of_the_batch_pass_the_others_which_are_next() -> None:
+    def check(queue: Queue) -> None:
+        members = [
+            member(dtype=dtype, connection=str(number))
+            for number, dtype in enumerate([np.uint8, np.float32, np.uint8, np.float32])
+        ]
+        for each in members:
+            queue.push(each)
+        assert popped(queue, 8) == [(members[0], 0, 1), (members[2], 0, 1)]
+        queue.push(member(dtype=np.uint8, connection="late"))
+        assert popped(queue, 8) == [(members[1], 0, 1), (members[3], 0, 1)]
+
+    queued(check)
+
+
 def test_a_request_that_is_larger_than_a_share_is_not_starved_by_small_ones() -> None:
     def check(queue: Queue) -> None:
         seven = member(7, caller="seven")
@@ -125,17 +178,36 @@ def test_the_caller_that_waits_with_the_most_makes_room() -> None:
     queued(check)
 
 
+def test_within_a_caller_the_connection_that_waits_with_the_most_makes_room() -> None:
+    def check(queue: Queue) -> None:
+        first, second = member(3, caller="a", connection="x"), member(3, caller="a", connection="x")
+        for each in (first, second, member(2, caller="b"), member(1, caller="a", connection="y")):
+            queue.push(each)
+        assert queue.push_out("a", 5, "y") is None
+        assert queue.push_out("a", 4, "y") is second
+        assert queue.push_out("a", 3, "x") is None
+        assert queue.push_out("b", 1) is first
+        assert queue.num_samples == 3
+        assert {each.connection for each, _, _ in popped(queue, 8)} == {"", "y"}
+        assert not queue
+
+    queued(check)
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30), st.booleans()), max_size=40),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(1, 30), st.booleans()), max_size=40),
     st.lists(st.integers(1, 20), min_size=1, max_size=5),
 )
-def test_every_sample_is_sent_once_in_the_order_of_its_caller(
-    arrivals: list[tuple[int, int, bool]], limits: list[int]
+def test_every_sample_is_sent_once_in_the_order_of_its_connection(
+    arrivals: list[tuple[int, int, int, bool]], limits: list[int]
 ) -> None:
     def check(queue: Queue) -> None:
-        members = [member(size, np.uint8 if small else np.float32, caller=f"c{who}") for who, size, small in arrivals]
+        members = [
+            member(size, np.uint8 if small else np.float32, caller=f"c{caller}", connection=f"{connection}")
+            for caller, connection, size, small in arrivals
+        ]
         sent: dict[int, list[int]] = {id(each): [] for each in members}
-        order: dict[str, list[BatchMember]] = {}
+        order: dict[tuple[str, str], list[BatchMember]] = {}
         for each in members:
             queue.push(each)
         for k in range(5000):
@@ -146,15 +218,15 @@ def test_every_sample_is_sent_once_in_the_order_of_its_caller(
             for piece in pieces:
                 assert piece.batch.shape == (len(piece), 4)
                 sent[id(piece.member)] += range(piece.start, piece.stop)
-                line = order.setdefault(piece.member.caller, [])
+                line = order.setdefault((piece.member.caller, piece.member.connection), [])
                 line.append(piece.member) if piece.member not in line else None
             if not queue:
                 break
             assert pieces
         assert queue.num_samples == 0
         assert all(sent[id(each)] == list(range(len(each.batch))) for each in members)
-        for caller, line in order.items():
-            assert line == [each for each in members if each.caller == caller]
+        for key, line in order.items():
+            assert line == [each for each in members if (each.caller, each.connection) == key]
 
     queued(check)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
-from nonn.errors import CredentialsError
+from nonn.errors import CredentialsError, OverloadError
+from nonn.rpc.endpoint import Endpoint
+from nonn.rpc.guard import Guard
+from nonn.rpc.server import serve
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.security.authority import Authority
@@ -231,6 +235,43 @@ def main(bundle: Bundle, folder: Any, kitchen: Any, tmp_path_factory: pytest.Tem
 def test_a_client_with_a_certificate_is_answered(folder: Any, main: Any) -> None:
     with Client(main[0], tls=folder / "certs/client/alice") as client:
         assert client.infer(SAMPLE).mask == 0b01
+
+
+def test_a_certificate_is_one_caller_that_shares_batches(folder: Any) -> None:
+    callers = list[tuple[str, str]]()
+
+    class Model(contextlib.AsyncExitStack):
+        name, version, ready, max_request_bytes = "nonn", "1", True, 1000
+
+        async def readiness(self) -> AsyncIterator[bool]:
+            yield True
+
+        def metadata(self) -> Any:
+            return pb.ModelMetadataResponse(name="nonn")
+
+        async def infer(self, request: Any, remaining_s: Any) -> Any:
+            callers.append((request.caller, request.connection))
+            raise OverloadError("full")
+
+    def ask_with(address: str) -> None:
+        for _ in range(2):
+            with Client(address, tls=folder / "certs/client/alice") as client, pytest.raises(OverloadError):
+                client.infer(SAMPLE)
+
+    async def scenario() -> None:
+        stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+        tls = TlsFolder(folder / "certs/aggregator/main")
+        options: Any = {"host": "127.0.0.1", "port": 0, "insecure": False, "watch_stdin": False, "stop": stop}
+        model: Any = Model()
+        endpoint = Endpoint(model, opened=False)
+        server = asyncio.ensure_future(serve(endpoint, guard=Guard(tls), on_ready=ready.set_result, **options))
+        await asyncio.to_thread(ask_with, await ready)
+        stop.set()
+        await server
+
+    asyncio.run(scenario())
+    assert [caller for caller, _ in callers] == ["client 'alice'"] * 2
+    assert len({connection for _, connection in callers}) == 2
 
 
 @pytest.mark.parametrize(

@@ -159,13 +159,16 @@ class Batcher:
         """Samples that wait or are under way."""
         return self._held
 
-    async def infer(self, batch: Array, remaining_s: float | None = None, caller: str = "") -> Answer:
+    async def infer(
+        self, batch: Array, remaining_s: float | None = None, caller: str = "", connection: str = ""
+    ) -> Answer:
         """Answers one request, in a batch with others that wait, or in pieces if it is larger than a batch.
 
         Args:
             batch: checked inputs [B, …], B at most ``max_samples``.
             remaining_s: time until the client's deadline; None if it has none.
             caller: callers share the fan-outs fairly.
+            connection: of the caller; its connections divide its share.
 
         Raises:
             OverloadError: the queue is full.
@@ -174,7 +177,7 @@ class Batcher:
         now = self._clock()
         deadline_at = inf if remaining_s is None else now + remaining_s
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        member = BatchMember(batch, now, deadline_at, answer, copy_context(), caller)
+        member = BatchMember(batch, now, deadline_at, answer, copy_context(), caller, connection)
         self._hold(member)
         try:
             if self.config.max_batch == 1:
@@ -195,7 +198,7 @@ class Batcher:
                 f"{self._held} samples are waiting for an answer, the limit is {self.config.max_queue} (--max-queue); "
                 "try again later, or send fewer requests at once"
             )
-            other = self._queue.push_out(member.caller, num_samples)
+            other = self._queue.push_out(member.caller, num_samples, member.connection)
             if other is None:
                 raise error
             self._release(other)

@@ -1,18 +1,22 @@
 """Queue of requests that wait to share a fan-out, and its timer.
 
 Callers share the fan-outs fairly: batches are filled by deficit round robin (Shreedhar and Varghese 1995), in samples,
-so a caller with large or many requests delays the others by no more than its share. A request that is larger than a
-batch is sent in pieces. If the queue is full, the caller with the most waiting samples loses its newest request
-(longest queue drop).
+so a caller with large or many requests delays the others by no more than its share. The connections of a caller divide
+that share by start-time fair queueing (Goyal et al. 1996), in samples: more connections give no larger share, and
+programs on one machine do not block each other. A request that is larger than a batch is sent in pieces. If the queue
+is full, the caller with the most waiting samples loses the newest request of its connection with the most (longest
+queue drop).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import count
 from math import inf
 
 from nonn.answer import Answer
@@ -32,7 +36,8 @@ class BatchMember:
         deadline_at: deadline of the client.
         answer: set when it is answered.
         context: continues its trace.
-        caller: identifies the client for fair sharing of fan-outs, such as its connection.
+        caller: identifies the client for fair sharing of fan-outs: its certificate or network address.
+        connection: of the caller, which shares with its others what the caller may send.
         num_sent: number of samples that were taken from the queue.
         parts: first row and answer of each piece that was answered, if it is sent in pieces.
         held: number of samples that count as waiting or under way.
@@ -44,6 +49,7 @@ class BatchMember:
     answer: asyncio.Future[Answer]
     context: Context
     caller: str = ""
+    connection: str = ""
     num_sent: int = 0
     parts: list[tuple[int, Answer]] = field(default_factory=list)
     held: int = 0
@@ -76,16 +82,78 @@ class Piece:
         return self.member.batch if self.whole else self.member.batch[self.start : self.stop]
 
 
+class _Line:
+    """Requests of one caller that wait, which its connections send in turn.
+
+    Each connection has a tag, which grows with the samples that it sends; the smallest tag is next. A connection that
+    begins to wait starts with the tag of the one that was served last.
+
+    Attributes:
+        credit: samples that the caller may send now.
+        waiting: requests of each connection, in the order of arrival.
+    """
+
+    def __init__(self) -> None:
+        self.credit = 0
+        self.waiting: dict[str, deque[BatchMember]] = {}
+        self._turns: list[tuple[int, int, str]] = []  # a heap: tag, order of arrival, connection
+        self._postponed: list[tuple[int, int, str]] = []
+        self._served, self._number = 0, count()
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting)
+
+    def push(self, member: BatchMember) -> None:
+        """Adds one."""
+        if member.connection not in self.waiting:
+            self.waiting[member.connection] = deque()
+            heappush(self._turns, (self._served, next(self._number), member.connection))
+        self.waiting[member.connection].append(member)
+
+    def head(self) -> BatchMember | None:
+        """The next request; None if all connections are postponed, or there is none."""
+        return self.waiting[self._turns[0][2]][0] if self._turns else None
+
+    def postpone(self) -> None:
+        """Passes over the connection that is next, until ``resume``."""
+        self._postponed.append(heappop(self._turns))
+
+    def resume(self) -> None:
+        """Connections that were passed over have their turn."""
+        while self._postponed:
+            heappush(self._turns, self._postponed.pop())
+
+    def advance(self, num_samples: int, *, done: bool) -> None:
+        """So many samples of the next request were sent; ``done`` if none of it is left to send."""
+        tag, _, connection = self._turns[0]
+        self._served = max(self._served, tag)
+        if done:
+            self.waiting[connection].popleft()
+        if self.waiting[connection]:
+            heapreplace(self._turns, (tag + num_samples, next(self._number), connection))
+        else:
+            heappop(self._turns)
+            del self.waiting[connection]
+
+    def drop_newest(self, connection: str) -> BatchMember:
+        """Removes the newest request of a connection."""
+        member = self.waiting[connection].pop()
+        if not self.waiting[connection]:
+            del self.waiting[connection]
+            self._turns = [turn for turn in self._turns if turn[2] != connection]
+            heapify(self._turns)
+        return member
+
+
 class Queue:
-    """Requests that wait: a line for each caller, in the order of arrival.
+    """Requests that wait: a line for each caller.
 
     Attributes:
         num_samples: number of samples of all of them.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[BatchMember]] = {}  # in the order in which callers have their turn
-        self._credit: dict[str, int] = {}  # samples that a caller may send now
+        self._lines: dict[str, _Line] = {}  # in the order in which callers have their turn
         self.num_samples = 0
 
     def __bool__(self) -> bool:
@@ -94,13 +162,11 @@ class Queue:
     @property
     def oldest_at(self) -> float:
         """Arrival time of the first request."""
-        return min(line[0].arrived_at for line in self._lines.values())
+        return min(requests[0].arrived_at for line in self._lines.values() for requests in line.waiting.values())
 
     def push(self, member: BatchMember) -> None:
         """Adds one."""
-        if member.caller not in self._lines:
-            self._lines[member.caller], self._credit[member.caller] = deque(), 0
-        self._lines[member.caller].append(member)
+        self._lines.setdefault(member.caller, _Line()).push(member)
         self.num_samples += member.num_left
 
     def pop(self, limit: int, now: float) -> list[Piece]:
@@ -113,65 +179,73 @@ class Queue:
             quantum, moving = max(1, limit // len(self._lines)), False
             for caller in tuple(self._lines):
                 line = self._lines[caller]
-                credit = min(limit, self._credit[caller] + quantum)
-                while self._drop_head(line, now):
-                    size = self._fits(line[0], limit, credit, room, taken)
+                credit = min(limit, line.credit + quantum)
+                while room and (member := self._head(line, now, taken)) is not None:
+                    size = self._fits(member, limit, credit, room)
                     if size == 0:
+                        if len(self._lines) == 1:  # of the only caller; it is the first of the next batch
+                            line.postpone()
+                            continue
                         # With more credit in the next round it may fit.
-                        whole = not self._divisible(line[0], limit)
-                        moving = moving or (whole and credit < line[0].num_left <= room)
+                        whole = not self._divisible(member, limit)
+                        moving = moving or (whole and credit < member.num_left <= room)
                         break
-                    taken.append(self._take(line, size))
+                    taken.append(self._take(line, member, size))
                     room, credit, moving = room - size, credit - size, True
+                line.resume()
                 del self._lines[caller]
-                if line:
+                if (member := line.head()) is not None:
                     self._lines[caller] = line  # at the end: others are next
                     # What the next request needs is kept, if it cannot be cut: more would be taken from others later.
-                    self._credit[caller] = 0 if self._divisible(line[0], limit) else min(credit, line[0].num_left)
-                else:
-                    del self._credit[caller]
+                    line.credit = 0 if self._divisible(member, limit) else min(credit, member.num_left)
                 if not room:
                     break
         return taken
 
-    def push_out(self, caller: str, num_samples: int) -> BatchMember | None:
-        """Removes the newest request of the caller with the most waiting samples; returns it, or None.
+    def push_out(self, caller: str, num_samples: int, connection: str = "") -> BatchMember | None:
+        """Removes the newest request of the caller with the most waiting samples, or of the same caller; returns it.
 
         Args:
             caller: whose request needs room.
-            num_samples: number of its samples; a caller that would then wait with more than any other removes none.
+            num_samples: number of its samples; a caller that would then wait with more than any other removes one of
+                its own, unless its connection would wait with more than any other of its connections: then None.
+            connection: of the request.
         """
-        waiting = {name: sum(member.num_left for member in line) for name, line in self._lines.items()}
+        waiting = {name: sum(map(_num_left, line.waiting.values())) for name, line in self._lines.items()}
         largest = max(waiting, key=waiting.__getitem__, default=caller)
-        if waiting.get(largest, 0) <= waiting.get(caller, 0) + num_samples:
+        own = waiting.get(largest, 0) <= waiting.get(caller, 0) + num_samples
+        line = self._lines.get(caller if own else largest, _Line())
+        of_line = {name: _num_left(requests) for name, requests in line.waiting.items()}
+        longest = max(of_line, key=of_line.__getitem__, default=connection)
+        if own and of_line.get(longest, 0) <= of_line.get(connection, 0) + num_samples:
             return None
-        member = self._lines[largest].pop()
-        if not self._lines[largest]:
-            del self._lines[largest], self._credit[largest]
+        member = line.drop_newest(longest)
+        if not line:
+            del self._lines[member.caller]
         self.num_samples -= member.num_left
         return member
 
-    def _drop_head(self, line: deque[BatchMember], now: float) -> bool:
-        """Drops requests that need no answer any more; returns whether one is left."""
-        while line:
-            member = line[0]
+    def _head(self, line: _Line, now: float, taken: list[Piece]) -> BatchMember | None:
+        """The next request of a line with the dtype of the batch; drops those that need no answer any more."""
+        while (member := line.head()) is not None:
             if not member.answer.done():
                 if member.deadline_at > now:
-                    return True
+                    if not taken or member.batch.dtype == taken[0].member.batch.dtype:
+                        return member
+                    line.postpone()
+                    continue
                 waited_s = now - member.arrived_at
                 member.answer.set_exception(OverloadError(f"waited {waited_s:.2f} s, until the client's deadline"))
             self.num_samples -= member.num_left
-            line.popleft()
-        return False
+            line.advance(0, done=True)
+        return None
 
-    def _take(self, line: deque[BatchMember], size: int) -> Piece:
-        """Takes so many samples of the first request in a line."""
-        member = line[0]
+    def _take(self, line: _Line, member: BatchMember, size: int) -> Piece:
+        """Takes so many samples of the next request in a line."""
         piece = Piece(member, member.num_sent, member.num_sent + size)
         member.num_sent += size
         self.num_samples -= size
-        if not member.num_left:
-            line.popleft()
+        line.advance(size, done=not member.num_left)
         return piece
 
     @staticmethod
@@ -180,14 +254,17 @@ class Queue:
         return member.num_sent > 0 or member.num_left > limit
 
     @staticmethod
-    def _fits(member: BatchMember, limit: int, credit: int, room: int, taken: list[Piece]) -> int:
+    def _fits(member: BatchMember, limit: int, credit: int, room: int) -> int:
         """How many samples of a request can join the batch now."""
-        if taken and member.batch.dtype != taken[0].member.batch.dtype:
-            return 0
         left = member.num_left
         if Queue._divisible(member, limit):
             return min(left, credit, room)
         return left if left <= min(credit, room) else 0
+
+
+def _num_left(requests: Iterable[BatchMember]) -> int:
+    """Samples of some requests that wait."""
+    return sum(member.num_left for member in requests)
 
 
 class Alarm:

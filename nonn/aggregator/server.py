@@ -143,7 +143,7 @@ class FusedModel:
             self._tell_refused("invalid", 0)
             raise
         try:
-            answer = await self._batcher.infer(batch, remaining_s, request.caller)
+            answer = await self._batcher.infer(batch, remaining_s, request.caller, request.connection)
         except OverloadError:
             self._tell_refused("exhausted", len(batch))
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import socket
 from typing import Any
@@ -117,6 +118,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=1024)
 def peer_host(peer: str) -> str:
     """The network address in gRPC's text about a caller, such as ``ipv4:10.0.0.9:51234``.
 

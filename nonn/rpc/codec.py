@@ -41,17 +41,18 @@ class Request:
         bundle: requested bundle hash (parameter ``nonn_bundle``); None for any.
         outputs: names of the requested outputs; empty for all.
         id: the response repeats it.
-        caller: connection that sent it; empty if unknown.
+        caller: certificate's identity or network address of its sender; empty if unknown.
+        connection: of the caller; empty if unknown.
     """
 
-    __slots__ = ("_message", "bundle", "caller", "id", "model_name", "model_version", "outputs")
+    __slots__ = ("_message", "bundle", "caller", "connection", "id", "model_name", "model_version", "outputs")
 
     def __init__(self, message: Any) -> None:
         self._message = message
         self.model_name, self.model_version, self.id = message.model_name, message.model_version, message.id
         parameters, outputs = message.parameters, message.outputs
         self.bundle: str | None = parameters["nonn_bundle"].string_param if "nonn_bundle" in parameters else None
-        self.caller = ""
+        self.caller = self.connection = ""
         self.outputs = tuple([output.name for output in outputs]) if outputs else ()
 
     def is_for(self, bundle: str) -> bool:

@@ -25,7 +25,7 @@ from nonn.rpc.brake import Brake
 from nonn.rpc.wire import to_status
 from nonn.security.tls import Identity, TlsFolder, Watched, fingerprint
 
-__all__ = ["Guard", "RefusalLog", "Tokens"]
+__all__ = ["Guard", "RefusalLog", "Tokens", "sender"]
 
 LOG_AGAIN_S = 10.0  # the same refusal is logged at most this often
 LOG_MOST = 16  # different refusals of one network address that are logged in this time
@@ -251,6 +251,19 @@ class Guard(aio.ServerInterceptor):  # type: ignore[misc]
     def fingerprint(self, context: Any) -> str:
         """SHA-256 of the caller's certificate."""
         return _fingerprint(context.auth_context()["x509_pem_cert"][0])
+
+
+def sender(context: Any, guard: Guard | None) -> str:
+    """Identifies the caller, for fair sharing: its certificate's identity, or without TLS its network address.
+
+    Args:
+        context: of the call.
+        guard: of the server.
+
+    Raises:
+        CredentialsError: as in ``Guard.caller``.
+    """
+    return peer_host(context.peer()) if guard is None or guard.tls is None else str(guard.caller(context))
 
 
 # Computed once for each connection's certificate, not at every call.

@@ -7,9 +7,10 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from nonn import __version__
-from nonn.errors import DataLossError, InputError, OverloadError
+from nonn.errors import NonnError, OverloadError
 from nonn.rpc.codec import Request, write_response
 from nonn.rpc.endpoint import Endpoint, InferenceResult
+from nonn.rpc.guard import Guard, sender
 from nonn.rpc.registration import add_servicer, unreadable
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
@@ -23,10 +24,11 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     Args:
         endpoint: the model, with its limits.
+        guard: of the server, which identifies callers with TLS.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint, self._model = endpoint, endpoint.model
+    def __init__(self, endpoint: Endpoint, guard: Guard | None = None) -> None:
+        self._endpoint, self._model, self._guard = endpoint, endpoint.model, guard
 
     def add_to(self, server: Any) -> None:
         """Adds the service to a server that has not been started."""
@@ -77,11 +79,11 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         """The response to a request, or the status of its failure."""
         try:
             request = Request.parse(raw, self._model.name)
+            request.caller, request.connection = sender(context, self._guard), context.peer()
         except DecodeError:
             return None, unreadable(raw, "ModelInferRequest")
-        except (DataLossError, InputError) as exc:
+        except NonnError as exc:
             return None, to_status(exc)
-        request.caller = context.peer()
 
         def write(version: str, result: InferenceResult) -> bytes:
             return write_response(self._model.name, version, request, result.outputs, result.parameters)

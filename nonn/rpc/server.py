@@ -99,7 +99,7 @@ async def serve(
     model = endpoint.model
     options = (*_OPTIONS, ("grpc.max_receive_message_length", model.max_request_bytes))
     server = aio.server(interceptors=[*([guard] if guard else []), *interceptors], options=options)
-    InferenceServicer(endpoint).add_to(server)
+    InferenceServicer(endpoint, guard).add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     files = [pb.DESCRIPTOR, health_pb2.DESCRIPTOR, *(add_service(server) for add_service in services)]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nonn.errors import ForbiddenError
+from nonn.rpc.address import peer_host
 from nonn.rpc.guard import Guard
 from nonn.rpc.wire import SERVICE
 from nonn.security.tls import Identity
@@ -103,8 +104,7 @@ class Access:
     async def check_caller(self, request: web.Request) -> str:
         """Checks a request for inference; returns its sender, for fair sharing between clients.
 
-        That is the certificate's identity, or else the address: unlike a client of gRPC, one of HTTP opens as many
-        connections as it likes.
+        That is the certificate's identity, or else the network address, as over gRPC.
 
         Raises:
             CredentialsError: the certificate or the token is missing or not accepted.
@@ -120,7 +120,7 @@ class Access:
 
         if self._guard is not None:
             await self._guard.admit(SERVICE, request.headers.get("Authorization", ""), peer_of(request), caller)
-        return f"http {callers[0] if callers else request.remote}"
+        return str(callers[0]) if callers else peer_host(peer_of(request))
 
     def _identity(self, request: web.Request) -> Identity:
         """The identity in the caller's certificate."""
