@@ -26,7 +26,7 @@ from nonn.errors import InputError
 from nonn.rpc.codec import Request, choose_outputs
 from nonn.rpc.endpoint import InferenceResult
 from nonn.rpc.v1 import inference_pb2 as pb
-from nonn.rpc.wire import DTYPES, Array, Parameter, Status, little_endian, write_parameters
+from nonn.rpc.wire import DTYPES, MAX_DIMS, Array, Parameter, Status, little_endian, write_parameters
 from nonn.telemetry.printable import printable
 
 __all__ = ["HTTP_STATUS", "MAX_JSON_BYTES", "RestRequest", "read_request", "to_error", "write_metadata"]
@@ -222,8 +222,13 @@ def _add_input(message: Any, tensor: Mapping[str, Any], field: str, left: memory
     """Adds an input to a message; returns the raw bytes after it."""
     name, datatype = (_text(tensor.get(key), f"{field}.{key}") for key in ("name", "datatype"))
     shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
-        raise InputError(f"{field}.shape: must be an array of integers, each 0 or more")
+    # The product of thousands of sizes would have a million digits.
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMS
+        or not all(type(size) is int and 0 <= size < 2**63 for size in shape)
+    ):
+        raise InputError(f"{field}.shape: must be an array of at most {MAX_DIMS} integers, each 0 or more")
     size = _parameters(tensor, f"{field}.parameters").get("binary_data_size")
     if size is None:
         raw = _values(tensor.get("data"), f"{field}.data", datatype, shape)

@@ -31,6 +31,7 @@ __all__ = [
     "DTYPES",
     "ERROR_KEY",
     "INFER_METHOD",
+    "MAX_DIMS",
     "MAX_MESSAGE_BYTES",
     "MAX_SAMPLES",
     "MAX_STREAMS",
