@@ -137,7 +137,11 @@ def a_list(raw: bytes) -> bytes:
     return b"[]"
 
 
-@pytest.mark.parametrize("change", list(map(damaged, (empty, cut, zeros, noise, one_digit, a_list))))
+def nested(raw: bytes) -> bytes:
+    return b"[" * 100_000
+
+
+@pytest.mark.parametrize("change", list(map(damaged, (empty, cut, zeros, noise, one_digit, a_list, nested))))
 def test_a_damaged_record_is_refused_with_the_remedy(
     bundle: Bundle, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:

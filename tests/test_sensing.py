@@ -82,7 +82,8 @@ class World:
 @contextlib.asynccontextmanager
 async def world(bundle: Bundle, nodes: int = NUM, **options: Any) -> AsyncIterator[World]:
     # However busy the machine is, the head of the units that sensed is solved in time.
-    policy = PolicyConfig(quorum=options.pop("quorum", 1), deadline_s=2 * TIMEOUT_S, fusion_budget_s=TIMEOUT_S)
+    set_here = {key: options.pop(key) for key in ("quorum", "quarantine_s") if key in options}
+    policy = PolicyConfig(**{"quorum": 1} | set_here, deadline_s=2 * TIMEOUT_S, fusion_budget_s=TIMEOUT_S)
     async with Aggregator(bundle, [], policy) as aggregator:
         hub = Hub(aggregator, SensingOptions(**options), lambda: made.now)
         with hub.watching() as watcher:
@@ -268,14 +269,35 @@ def test_units_beyond_the_accuracy_goal_rest_and_are_woken_when_one_fails(bundle
     asyncio.run(scenario())
 
 
+def lie(w: World, second: int) -> dict[str, Any]:
+    """A window of unit 2 that is worn by somebody else, elsewhere."""
+    swapped = w.features[2][(second + 57) % 100][::-1] * 5 + 3
+    return {"features": swapped.tobytes(), "crc32": zlib.crc32(swapped.tobytes())}
+
+
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_the_quarantine_of_a_unit_that_is_honest_again_ends_by_time(bundle: Bundle, speed: float) -> None:
+    async def scenario() -> None:
+        async with world(bundle, quarantine_s=9.5 / speed, speed=speed) as w:
+            left_out = list[int]()
+            for second in range(1, 40):
+                answer = await w.second(second, range(NUM), **({} if left_out else {"n2": lie(w, second)}))
+                if "left out for a while" in answer.missing.get("n2", ""):
+                    left_out.append(second)
+                elif left_out:
+                    assert answer.devices == tuple(range(NUM))
+            # It began with the answer before the first of these.
+            assert left_out == list(range(left_out[0], left_out[0] + 9))
+
+    asyncio.run(scenario())
+
+
 def test_a_unit_that_contradicts_the_others_is_left_out_and_after_a_while_for_longer(bundle: Bundle) -> None:
     async def scenario() -> None:
         async with world(bundle) as w:
             quarantined = False
             for second in range(1, 40):
-                swapped = w.features[2][(second + 57) % 100][::-1] * 5 + 3  # worn by somebody else, elsewhere
-                lie = {"features": swapped.tobytes(), "crc32": zlib.crc32(swapped.tobytes())}
-                answer = await w.second(second, range(NUM), n2=lie)
+                answer = await w.second(second, range(NUM), n2=lie(w, second))
                 if 2 not in answer.devices:
                     assert "contradict" in answer.missing["n2"]
                     assert answer.label == expected(bundle, answer, second)

@@ -158,7 +158,7 @@ class StateFolder:
             return self._read_old()
         except OSError as exc:
             raise DataError(f"{exc.filename}: cannot be read ({exc.strerror})") from exc
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise DataError(f"{self._document}: damaged ({exc}); {self._remedy(DOCUMENT)}") from exc
 
     def write(self, record: StateRecord) -> None:
