@@ -284,13 +284,19 @@ _histories: list[list[Record]] = []
 
 @contextlib.contextmanager
 def history() -> Iterator[list[Record]]:
-    """Yields a list to which every ``load`` in the block adds its requests."""
+    """Yields a list to which every ``load`` and ``keep`` in the block adds requests."""
     records = list[Record]()
     _histories.append(records)
     try:
         yield records
     finally:
         _histories.remove(records)
+
+
+def keep(records: Sequence[Record]) -> None:
+    """Adds requests to every ``history``."""
+    for kept in _histories:
+        kept += records
 
 
 class Asker(Protocol):
@@ -301,12 +307,24 @@ class Asker(Protocol):
         ...
 
 
+def ask(client: Asker, inputs: NDArray[Any], row: int, size: int = 1) -> Record:
+    """One request for so many samples of ``inputs``, from a row on."""
+    batch, asked_s = inputs.take(range(row, row + size), axis=0, mode="wrap"), time.monotonic()
+    try:
+        answer, error = client.infer(batch), ""
+    except NonnError as exc:
+        answer, error = None, f"{type(exc).__name__}: {exc}"
+    return Record(row, asked_s, time.monotonic(), answer, error, size)
+
+
 def load(
     client: Asker,
     inputs: NDArray[Any],
     concurrency: int,
     more: Callable[[int], bool],
     sizes: Sequence[int] = (1,),
+    *,
+    kept: bool = True,
 ) -> list[Record]:
     """Clients that ask again as soon as they have an answer.
 
@@ -316,32 +334,26 @@ def load(
         concurrency: number of concurrent clients.
         more: whether to send another request, given the number of sent ones.
         sizes: number of samples of the first, second, … request; repeated.
+        kept: whether the requests are added to every ``history``; those to another bundle are not.
     """
     numbers, lock, interrupted = itertools.count(), threading.Lock(), threading.Event()
 
-    def ask(_: int) -> list[Record]:
+    def ask_again(_: int) -> list[Record]:
         rows: list[Record] = []
         while True:
             with lock:
                 number = next(numbers)
             if interrupted.is_set() or not more(number):
                 return rows
-            row, size = number % len(inputs), sizes[number % len(sizes)]
-            batch = inputs.take(range(row, row + size), axis=0, mode="wrap")
-            asked_s = time.monotonic()
-            try:
-                answer, error = client.infer(batch), ""
-            except NonnError as exc:
-                answer, error = None, f"{type(exc).__name__}: {exc}"
-            rows.append(Record(row, asked_s, time.monotonic(), answer, error, size))
+            rows.append(ask(client, inputs, number % len(inputs), sizes[number % len(sizes)]))
 
     with ThreadPoolExecutor(concurrency, thread_name_prefix="client") as pool:
         try:
-            records = [record for rows in pool.map(ask, range(concurrency)) for record in rows]
+            records = [record for rows in pool.map(ask_again, range(concurrency)) for record in rows]
         finally:
             interrupted.set()
-    for kept in _histories:
-        kept += records
+    if kept:
+        keep(records)
     return sorted(records, key=lambda record: record.done_s)
 
 

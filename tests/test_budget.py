@@ -26,10 +26,12 @@ from nonn.errors import ConfigError, OverloadError
 from nonn.rpc.budget import LARGE_BYTES, MAX_HELD_BYTES, TRIM_AFTER_BYTES, TRIMS, ByteBudget
 from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.inference import InferenceServicer
+from nonn.rpc.outline import MAX_PARSED_BYTES
 from nonn.rpc.v1 import inference_pb2_grpc
-from nonn.rpc.wire import new_request
+from nonn.rpc.wire import new_request, request_limit
 from tests.serving import TIMEOUT_S, until, until_async
 from tests.toys import toy_bundle
+from tests.units import AGGREGATOR, limits_of, memory_max_mb
 
 BIG = np.zeros((1, 400_000), np.uint8)
 
@@ -119,10 +121,37 @@ def test_a_request_above_the_budget_is_refused_before_it_is_parsed_and_later_one
 
 
 @pytest.mark.slow
+def test_with_the_limits_of_its_unit_an_aggregator_stays_below_the_memory_of_the_unit(tmp_path: Any) -> None:
+    bundle, limits = toy_bundle(tmp_path / "bundle", 2, shape=memory.SHAPE), limits_of(AGGREGATOR)
+    with storm.site(bundle, 10.0, seed=0, options=limits) as site:
+        num_samples = memory.largest(limits)
+        figures = memory.large_requests(site, concurrency=memory.CLIENTS, num_samples=num_samples, settle_s=0.0)
+    assert figures["memory_failed"] == 0, figures["memory_failures"]
+    assert figures["memory_aggregator_peak_mb"] <= memory_max_mb(AGGREGATOR)
+
+
+@pytest.mark.slow
+def test_requests_that_are_expensive_to_parse_are_refused_and_cost_others_no_request(tmp_path: Any) -> None:
+    bundle = toy_bundle(tmp_path / "bundle", 2, shape=memory.SHAPE)
+    with storm.site(bundle, 10.0, seed=0) as site:
+        figures = memory.expensive_requests(site, concurrency=2, seconds=3.0)
+    assert figures["expensive_codes"] == ["INVALID_ARGUMENT"]
+    assert min(figures["expensive_requests"].values()) > 0
+    assert (figures["expensive_others_failed"], figures["expensive_others_wrong"]) == (0, 0)
+    assert figures["expensive_peak_mb"] <= memory_max_mb(AGGREGATOR)
+
+
+def test_the_largest_request_has_one_sample_at_least() -> None:
+    assert request_limit((3, 32, 32), 1000, 3_000_000) == 3_000_000 + MAX_PARSED_BYTES
+    assert request_limit((3, 32, 32), 10, 3_000_000) == 4 * 10 * 3072 + MAX_PARSED_BYTES
+    assert request_limit((3, 1000, 1000), 1000, 3_000_000) == 12_000_000 + MAX_PARSED_BYTES
+
+
+@pytest.mark.slow
 def test_memory_of_large_requests_is_given_back(tmp_path: Any) -> None:
     bundle = toy_bundle(tmp_path / "bundle", 2, shape=memory.SHAPE)
     with storm.site(bundle, 10.0, seed=0, options=["--max-queue", "100000"]) as site:
-        figures = memory.large_requests(site, concurrency=8, settle_s=0.0)
+        figures = memory.large_requests(site, concurrency=8, num_samples=1000, settle_s=0.0)
         process = psutil.Process(site.pid)
         until(lambda: process.memory_info().rss / 1e6 < figures["memory_aggregator_before_mb"] + 60)
     assert figures["memory_aggregator_peak_mb"] > figures["memory_aggregator_before_mb"] + 60

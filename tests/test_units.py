@@ -33,6 +33,7 @@ from scripts.wheelhouse import write_list
 from tests.fleets import members
 from tests.serving import TIMEOUT_S, run, until, until_async
 from tests.toys import SHAPE, WIDTH, toy_bundle
+from tests.units import settings_of
 
 ROOT = Path(__file__).parent.parent
 PI, WEARABLE = ROOT / "devices/pi", ROOT / "devices/wearable"
@@ -78,16 +79,6 @@ def test_systemd_understands_every_line(unit: Any, tmp_path: Path) -> None:
             ["systemd-analyze", "security", "--offline=yes", "--threshold=20", copy], capture_output=True, text=True
         )
         assert score.returncode == 0, score.stdout[-400:]  # exposure of 2.0 of 10 at most
-
-
-def settings_of(unit: Any) -> Any:
-    """All values of each key."""
-    found: dict[str, list[str]] = {}
-    for line in unit.read_text().splitlines():
-        key, equals, value = line.partition("=")
-        if equals and not line.startswith("#"):
-            found.setdefault(key, []).append(value)
-    return found
 
 
 def test_a_unit_limits_restarts_and_watches_its_process() -> None:

@@ -41,7 +41,7 @@ from nonn.aggregator.queueing import Alarm, BatchMember, Piece, Queue
 from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
 from nonn.rpc.background import Background
-from nonn.rpc.wire import MAX_SAMPLES, Array
+from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_SAMPLES, Array
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 
@@ -60,6 +60,7 @@ class BatchConfig:
         regroup_s: how long a batch waits at most for the clients of the last one to ask again; 0 does not wait.
         max_queue: most samples that may be waiting or under way.
         max_samples: most samples of one request.
+        max_request_bytes: most bytes of one request; one sample is always possible.
     """
 
     max_batch: int = 64
@@ -67,9 +68,10 @@ class BatchConfig:
     regroup_s: float = 0.01
     max_queue: int = 4096
     max_samples: int = MAX_SAMPLES
+    max_request_bytes: int = MAX_MESSAGE_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "max_samples"):
+        for name in ("max_batch", "max_queue", "max_samples", "max_request_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("max_delay_s", "regroup_s"):

@@ -48,7 +48,7 @@ class FusedModel:
         self.version = aggregator.bundle.hash[:12]
         batching = batching or BatchConfig()
         shape = aggregator.bundle.manifest.input.shape
-        self.max_request_bytes = request_limit(shape, batching.max_samples)
+        self.max_request_bytes = request_limit(shape, batching.max_samples, batching.max_request_bytes)
         self._shape, self._max_samples = shape, batching.max_samples
         self._batcher = Batcher(
             aggregator.infer_checked,

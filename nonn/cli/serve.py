@@ -86,6 +86,9 @@ def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
         help="megabytes of requests that may wait or be under way (default: %(default)s)",
     )
     parser.add_argument(
+        "--max-request-mb", type=count, metavar="MB", help="megabytes of one request (default: those of --max-samples)"
+    )
+    parser.add_argument(
         "--max-samples", type=count, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
     )
 
@@ -185,6 +188,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     from nonn.aggregator.sensing.hub import SensingOptions
     from nonn.errors import UsageError
     from nonn.fleet.served import ServeOptions
+    from nonn.rpc.wire import MAX_MESSAGE_BYTES
 
     if args.http_tls and args.tls is None:
         raise UsageError("--http-tls requires --tls with a folder of nonn certs")
@@ -206,6 +210,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
                 max_delay_s=args.max_delay_ms / 1e3,
                 max_queue=args.max_queue,
                 max_samples=args.max_samples,
+                max_request_bytes=args.max_request_mb * 1_000_000 if args.max_request_mb else MAX_MESSAGE_BYTES,
             ),
             sensing=SensingOptions(
                 speed=args.replay_speed,

@@ -242,9 +242,16 @@ def _shaped(array: Array, shape: tuple[int, ...], name: str) -> Array:
         raise InputError(f"tensor '{name}': shape of {len(shape)} dimensions is impossible ({exc})") from exc
 
 
-def request_limit(shape: tuple[int, ...], max_samples: int) -> int:
-    """Bytes of the largest request: ``max_samples`` samples in float32, plus names and parameters."""
-    return min(MAX_MESSAGE_BYTES, 4 * max_samples * math.prod(shape) + MAX_PARSED_BYTES)
+def request_limit(shape: tuple[int, ...], max_samples: int, most: int = MAX_MESSAGE_BYTES) -> int:
+    """Bytes of the largest request: samples in float32, plus names and parameters.
+
+    Args:
+        shape: of one sample.
+        max_samples: samples of one request.
+        most: fewer bytes than these samples have, unless one sample needs more.
+    """
+    samples = min(4 * max_samples * math.prod(shape), max(most, 4 * math.prod(shape)))
+    return min(MAX_MESSAGE_BYTES, samples + MAX_PARSED_BYTES)
 
 
 def read_input(
@@ -368,7 +375,8 @@ def from_status(exc: grpc.RpcError, address: str) -> NonnError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(f"{address}: no answer in time; is it overloaded, or the timeout too short?")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:  # gRPC's own words
-        return InputError(f"{address}: {details}; send fewer samples per request, or raise the server's --max-samples")
+        raising = "raise the server's --max-samples or --max-request-mb"
+        return InputError(f"{address}: {details}; send fewer samples per request, or {raising}")
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
         return InputError(f"{address}: {details}")
     if code is grpc.StatusCode.FAILED_PRECONDITION:
