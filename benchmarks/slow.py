@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks import storm
 from benchmarks.endurance import DEADLINE_S
-from benchmarks.section import Figures, Ground, Section
+from benchmarks.section import Figures, Ground, Section, reasons
 from nonn.client import Client
-from nonn.errors import NonnError
 from tests.serving import until
 
 __all__ = ["BYTES_PER_S", "CLIENT_DEADLINE_S", "DELAYS_S", "SECTIONS", "greedy", "pause", "period", "straggler"]
@@ -120,18 +119,12 @@ def greedy(
     Returns:
         Failed, degraded and late requests of the others, and failed requests of the greedy client.
     """
-    large = np.resize(inputs, (samples, *inputs.shape[1:]))
-    sent, failed, over = 0, list[str](), threading.Event()
+    large, over = list[storm.Record](), threading.Event()
 
     def ask() -> None:
-        nonlocal sent
         with Client(address, 60.0) as client:
             while not over.is_set():
-                sent += 1
-                try:
-                    client.infer(large)
-                except NonnError as exc:
-                    failed.append(str(exc))
+                large.append(storm.ask(client, inputs, 0, samples))
 
     with Client(address, CLIENT_DEADLINE_S) as client:
         period(client, inputs, concurrency, SETTLE_S)
@@ -140,11 +133,12 @@ def greedy(
         records = period(client, inputs, concurrency, seconds)
         over.set()
         thread.join()
+    storm.keep(large)
     latency_s = [record.done_s - record.asked_s for record in records]
     degraded = [record.answer.degraded for record in records if record.answer is not None]
     return {
-        "greedy_requests": sent,
-        "greedy_failed": failed,
+        "greedy_requests": len(large),
+        "greedy_failed": reasons(large),
         "others_requests": len(records),
         "others_failed": sum(record.answer is None for record in records),
         "others_degraded_percent": 100 * float(np.mean(degraded)),

@@ -13,7 +13,8 @@
     slow      throughput with one node slow by 0.2, 0.3 and 0.9 s, compared with the same node dead
     flips     one bit flipped in one of twenty segments to and from all nodes but one
     greedy    one client with requests of 1,000 samples at nodes that take 4 ms a sample, and four others
-    bytes     64 clients with a request of 12 MB at once
+    bytes     64 clients with the largest request at once, with the limits of the unit for systemd; and clients whose
+              requests are expensive to parse
     liars     two nodes that send wrong features, in one way after another
     bad       one node that breaks the protocol in every way that gRPC lets through, refuses batches, or sends bad
               metadata
@@ -29,9 +30,10 @@
     kills     SIGKILL at random lines of every write of state
     fuzz      mutated and random messages to a node and to the aggregator, and a node with forged replies
 
-Every answer of every section is compared with the offline fusion of the devices that it names, with the accuracy of
-that set and with the bundle. Writes ``benchmarks/results/soak.json`` with machine, seed and code version; exits with
-1 if a guarantee was broken. A section that fails with an error breaks a guarantee, and the next ones run.
+The answers to clients under load are compared with the offline fusion of the devices that they name, with the accuracy
+of that set and with the bundle; where nodes lie, those without a liar. Writes ``benchmarks/results/soak.json`` with
+machine, seed and code version; exits with 1 if a guarantee was broken. A section that fails with an error breaks a
+guarantee, and the next ones run.
 
     python -m benchmarks.soak --again fuzz boards    # measures these sections again; the file names their version
 """

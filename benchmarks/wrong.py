@@ -121,13 +121,13 @@ def liars(
         ways: of ``WAYS``.
 
     Returns:
-        The largest loss of accuracy against the same devices dead, in points; answers without an honest device; and the
-        time until every node is in use again.
+        The largest loss of accuracy against the same devices dead, in points; failed requests; answers without an
+        honest device; wrong ones among those without a liar; and the time until every node is in use again.
     """
     labels, everyone = bundle.features[1], (1 << bundle.num_devices) - 1
     alive = everyone & ~mask_of(devices)
     expected = bundle.head.logits({i: bundle.features[0][i] for i in members(alive)}).argmax(axis=1)
-    losses, without, back_s = dict[str, float](), 0, 0.0
+    losses, without, wrong, failed, back_s = dict[str, float](), 0, 0, 0, 0.0
     rows = [number % len(inputs) for number in range(requests)]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn-wrong-")))
@@ -146,12 +146,17 @@ def liars(
             ):
                 for i, liar in zip(devices, lying, strict=True):
                     liar.change = LIES.get(way) or _of_others(bundle.features[0][i])
-                answers = [client.infer(inputs[row : row + 1]) for row in rows]
+                records = [storm.ask(client, inputs, row) for row in rows]
                 for liar in lying:
                     liar.change = None
-                right = np.mean([answer.labels[0] == labels[row] for row, answer in zip(rows, answers, strict=True)])
+                answers = [(record.row, record.answer) for record in records if record.answer is not None]
+                failed += len(records) - len(answers)
+                right = sum(answer.labels[0] == labels[row] for row, answer in answers) / len(rows)
                 losses[way] = 100 * float((expected[rows] == labels[rows]).mean() - right)
-                without += sum(answer.mask & alive != alive for answer in answers)
+                without += sum(answer.mask & alive != alive for _, answer in answers)
+                # With a liar in its mask, an answer is not the fusion of the recorded features.
+                honest = [r for r in records if r.answer is not None and not r.answer.mask & ~alive]
+                wrong += len(storm.wrong_answers(bundle, honest))
                 if way == ways[-1]:
                     start = time.monotonic()
                     while client.infer(inputs[:1]).mask != everyone and time.monotonic() - start < TIMEOUT_S:
@@ -159,7 +164,9 @@ def liars(
                     back_s = time.monotonic() - start
     return {
         "liars_loss_points": losses,
+        "liars_failed": failed,
         "liars_without_honest_device": without,
+        "liars_wrong": wrong,
         "liars_back_s": back_s,
     }
 
@@ -186,7 +193,9 @@ SECTIONS = (
             "two liars cost at most a point against the same nodes dead": lambda f: (
                 max(f["liars_loss_points"].values()) <= 1
             ),
+            "liars fail no request": lambda f: f["liars_failed"] == 0,
             "liars cost no honest node": lambda f: f["liars_without_honest_device"] == 0,
+            "without a liar an answer is the offline fusion of its mask": lambda f: f["liars_wrong"] == 0,
             "liars that are honest again are in use again": lambda f: f["liars_back_s"] < TIMEOUT_S,
         },
     ),

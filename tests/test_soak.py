@@ -136,6 +136,7 @@ def test_two_liars_cost_at_most_a_point_and_come_back_when_they_are_honest(tmp_p
     figures = wrong.liars(eight, inputs, (2, 5), 200, ("flipped", "x100"))
     assert max(figures["liars_loss_points"].values()) <= 1
     assert figures["liars_without_honest_device"] == 0
+    assert (figures["liars_failed"], figures["liars_wrong"]) == (0, 0)
     assert figures["liars_back_s"] < TIMEOUT_S
 
 
