@@ -166,13 +166,21 @@ def test_over_the_protocol_a_batch_larger_than_a_request_may_be_is_invalid(bundl
     assert "7 samples; the limit is 6 per request" in details
 
 
-def test_the_limits_are_in_the_metadata(bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ("config", "max_samples"), [(LIMITS, 6), (BatchConfig(max_request_bytes=5000), 19), (BatchConfig(), 1024)]
+)
+def test_the_limits_are_in_the_metadata_and_the_largest_request_within_them_is_answered(
+    bundle: Bundle, config: BatchConfig, max_samples: int
+) -> None:
     async def scenario() -> Any:
-        async with fused(bundle, LIMITS) as stub:
-            return await stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn"))
+        async with fused(bundle, config) as stub:
+            answer = await ask(stub, np.zeros((max_samples, 1, 8, 8), np.float32))
+            return answer, await stub.ModelMetadata(pb.ModelMetadataRequest(name="nonn"))
 
-    config = json.loads(asyncio.run(scenario()).properties["nonn_batching"])
-    assert (config["max_queue"], config["max_samples"]) == (8, 6)
+    answer, metadata = asyncio.run(scenario())
+    assert len(answer.logits) == max_samples
+    stated = json.loads(metadata.properties["nonn_batching"])
+    assert (stated["max_queue"], stated["max_samples"]) == (config.max_queue, max_samples)
 
 
 @contextlib.contextmanager

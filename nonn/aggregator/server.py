@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -21,6 +22,7 @@ from nonn.documents import to_json
 from nonn.errors import BundleError, InputError, OverloadError
 from nonn.rpc.codec import Request
 from nonn.rpc.endpoint import InferenceResult
+from nonn.rpc.outline import MAX_PARSED_BYTES
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import request_limit
 
@@ -114,6 +116,9 @@ class FusedModel:
         metadata.properties["nonn_preprocess"] = json.dumps(dataclasses.asdict(spec.preprocess))
         metadata.properties["nonn_nodes"] = json.dumps(nodes)
         batching = dataclasses.asdict(self._batcher.config)
+        # Clients make their requests as large as this says: in float32, which is the largest.
+        fitting = (self.max_request_bytes - MAX_PARSED_BYTES) // (4 * math.prod(spec.shape))
+        batching["max_samples"] = max(1, min(self._max_samples, fitting))
         batching["company_s"] = batching["regroup_s"]  # its old name, for programs that read it
         metadata.properties["nonn_batching"] = json.dumps(batching)
         metadata.properties["nonn_quorum"] = str(policy.config.quorum)

@@ -59,9 +59,15 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
         "{others_p99_ms:.0f} ms",
     ),
     (
-        "64 clients with 12 MB at once",
-        "{memory_failed} failed, {memory_refused} refused; aggregator {memory_aggregator_before_mb:.0f} MB before, "
-        "{memory_aggregator_peak_mb:.0f} at the peak, {memory_aggregator_after_mb:.0f} afterwards",
+        "64 clients with the largest request at once, with the limits of the unit",
+        "{memory_request_mb:.0f} MB each: {memory_failed} failed, {memory_refused} refused; aggregator "
+        "{memory_aggregator_before_mb:.0f} MB before, {memory_aggregator_peak_mb:.0f} at the peak, "
+        "{memory_aggregator_after_mb:.0f} afterwards",
+    ),
+    (
+        "three clients with requests of 12 MB that are expensive to parse",
+        "requests of others: {expensive_others_failed} failed; p99 {expensive_others_p99_ms:.0f} ms; aggregator "
+        "{expensive_peak_mb:.0f} MB at the peak",
     ),
     ("streams cancelled at once (rapid reset)", "{cancelled_streams:,} streams: {cancelled_failed} requests failed"),
     ("2,000 idle connections", "{idle_failed} requests of new clients failed"),
