@@ -29,7 +29,7 @@ from nonn.rpc.server import serve
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.security.authority import Authority
-from nonn.security.handshake import explain, reason
+from nonn.security.handshake import Diagnosis, DiagnosisKind, explain, reason
 from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
 from tests.serving import TIMEOUT_S, logged, process, run, until
 from tests.toys import toy_bundle
@@ -150,29 +150,41 @@ def test_an_unauthorised_caller_gets_an_error_and_the_node_logs_it(
 def test_a_node_shows_its_own_certificate_and_no_other(folder: Any, kitchen: Any) -> None:
     address, _ = kitchen
     main = TlsFolder(folder / "certs/aggregator/main")
-    assert explain(address, "kitchen.node.nonn.internal", main) == ""
-    assert explain(address, "attic.node.nonn.internal", main) == (
-        "it shows the certificate of nonn://node/kitchen, not of attic.node.nonn.internal: is that the right address?"
+    assert explain(address, "kitchen.node.nonn.internal", main) == Diagnosis(DiagnosisKind.ACCEPTED)
+    assert explain(address, "attic.node.nonn.internal", main) == Diagnosis(
+        DiagnosisKind.REFUSED,
+        "it shows the certificate of nonn://node/kitchen, not of attic.node.nonn.internal: is that the right address?",
     )
     error = ask(address, folder / "certs/aggregator/main", "attic.node.nonn.internal")
     assert reason(error.details()) == "the other side's certificate has another identity"
     stranger = TlsFolder(folder / "stranger/aggregator/main")
-    cause = explain(address, "kitchen.node.nonn.internal", stranger)
-    assert cause is not None
-    assert "its certificate is not accepted: the certificate is not of the authority" in cause
-    assert (
-        explain(address, None, None)
-        == "it uses TLS, this side plain text: give --tls with a folder of nonn certs issue"
+    found = explain(address, "kitchen.node.nonn.internal", stranger)
+    assert found.kind is DiagnosisKind.REFUSED
+    assert "its certificate is not accepted: the certificate is not of the authority" in found.text
+    assert explain(address, None, None) == Diagnosis(
+        DiagnosisKind.REFUSED, "it uses TLS, this side plain text: give --tls with a folder of nonn certs issue"
     )
+
+
+def test_a_revoked_certificate_is_distinguished_from_other_refusals(
+    bundle: Bundle, folder: Any, tmp_path: Path
+) -> None:
+    main = TlsFolder(folder / "certs/aggregator/main")
+    with node(bundle, folder / "certs/node/revoked", tmp_path / "log") as (ready, _):
+        found = explain(ready["address"], "revoked.node.nonn.internal", main)
+    assert (found.kind, found.is_problem) == (DiagnosisKind.REVOKED, True)
+    assert str(main.path / "revoked.json") in found.text
 
 
 def test_what_tls_has_nothing_to_do_with_is_not_explained(folder: Any) -> None:
     main = TlsFolder(folder / "certs/aggregator/main")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    assert explain(address, "kitchen.node.nonn.internal", main) is None
-    assert explain(address, None, None) is None
-    assert explain("nowhere", None, None) is None
+    unknown = Diagnosis(DiagnosisKind.UNKNOWN)
+    assert explain(address, "kitchen.node.nonn.internal", main) == unknown
+    assert explain(address, None, None) == unknown
+    assert explain("nowhere", None, None) == unknown
+    assert not unknown.is_problem
     assert reason("Connection refused") is None
 
 

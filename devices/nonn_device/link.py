@@ -138,9 +138,10 @@ class Link:
         if self._channel is None or version is not self._version:
             if self._tls is not None:
                 # gRPC does not check revocation: the standard library checks the certificate first.
-                if text := await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME, self._tls):
+                found = await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME, self._tls)
+                if found.is_problem:
                     await self.close()
-                    raise CredentialsError(f"{self.address}: {text}")
+                    raise CredentialsError(f"{self.address}: {found.text}")
                 # A change of only the list of revoked certificates does not close the connection.
                 if self._credentials != self._tls.credentials_version:
                     await self.close()
@@ -165,7 +166,7 @@ class Link:
             return MembershipError(f"{self.address}: accepts no joins; start it with: nonn serve --joins")
         error = from_status(exc, self.address)
         if isinstance(error, UnreachableError):
-            text = await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
-            if text:
-                return CredentialsError(f"{self.address}: {text}")
+            found = await asyncio.to_thread(explain, self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
+            if found.is_problem:
+                return CredentialsError(f"{self.address}: {found.text}")
         return error

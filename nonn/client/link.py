@@ -160,9 +160,9 @@ class Link:
         Raises:
             CredentialsError: the check failed; the message names the reason.
         """
-        text = explain(self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
-        if text:
-            raise CredentialsError(f"{self.address}: {text}")
+        found = explain(self.address, AGGREGATOR_NAME if self._tls else None, self._tls)
+        if found.is_problem:
+            raise CredentialsError(f"{self.address}: {found.text}")
 
     def _check_once(self) -> None:
         if not self._checked:

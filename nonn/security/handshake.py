@@ -8,6 +8,7 @@ core writes to standard error about handshakes (``log_failed_handshakes``), thei
 from __future__ import annotations
 
 import contextlib
+import enum
 import hashlib
 import logging
 import os
@@ -16,16 +17,16 @@ import ssl
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nonn.security.tls import TlsFolder
 
-__all__ = ["REVOKED_TEXT", "explain", "log_failed_handshakes", "reason"]
+__all__ = ["Diagnosis", "DiagnosisKind", "explain", "log_failed_handshakes", "reason"]
 
 TIMEOUT_S = 2.0  # for a second connection to a server that has just refused one
 LOG_AGAIN_S = 10.0
-REVOKED_TEXT = "its certificate has been revoked"
 
 # Part of gRPC's text → ours. Both sides of a connection log these, hence "the other side".
 _REASONS = {
@@ -48,22 +49,45 @@ _REASONS = {
 _log = logging.getLogger(__name__)
 
 
+class DiagnosisKind(enum.Enum):
+    """Result of a second connection to a server."""
+
+    ACCEPTED = enum.auto()  # both sides accept each other's certificate
+    REVOKED = enum.auto()  # the server's certificate was revoked
+    REFUSED = enum.auto()  # one side refuses the other for another reason
+    UNKNOWN = enum.auto()  # no TLS problem was found, for example because the server does not answer
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Result of a second connection to a server, and its text.
+
+    Attributes:
+        kind: the result.
+        text: the problem and its remedy; empty without a problem.
+    """
+
+    kind: DiagnosisKind
+    text: str = ""
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether TLS prevents a connection."""
+        return self.kind in (DiagnosisKind.REVOKED, DiagnosisKind.REFUSED)
+
+
 def reason(details: str) -> str | None:
     """Translates gRPC's text about a failed connection; None if it is not about TLS."""
     return next((text for part, text in _REASONS.items() if part in details), None)
 
 
-def explain(address: str, server_name: str | None, tls: TlsFolder | None) -> str | None:
+def explain(address: str, server_name: str | None, tls: TlsFolder | None) -> Diagnosis:
     """Diagnoses a server after a failed connection; takes up to two seconds.
 
     Args:
         address: ``host:port``.
         server_name: that its certificate must have; None accepts any of the authority.
         tls: of the caller; None if it uses plain text.
-
-    Returns:
-        The problem and its remedy; empty if both sides accept each other's certificate; None if no TLS problem was
-        found, for example because the server does not answer.
 
     Raises:
         CredentialsError: the caller's own certificate is no longer valid.
@@ -76,10 +100,10 @@ def explain(address: str, server_name: str | None, tls: TlsFolder | None) -> str
             tls.check()
             return _explain_tls(connection, server_name, tls)
     except (OSError, ValueError):
-        return None  # no answer: gRPC reports that well
+        return Diagnosis(DiagnosisKind.UNKNOWN)  # no answer: gRPC reports that well
 
 
-def _explain_plain(connection: socket.socket) -> str | None:
+def _explain_plain(connection: socket.socket) -> Diagnosis:
     """Reports a server that uses TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -87,12 +111,12 @@ def _explain_plain(connection: socket.socket) -> str | None:
     try:
         context.wrap_socket(connection).close()
     except (ssl.SSLError, OSError):
-        return None
-    return "it uses TLS, this side plain text: give --tls with a folder of nonn certs issue"
+        return Diagnosis(DiagnosisKind.UNKNOWN)
+    return _refused("it uses TLS, this side plain text: give --tls with a folder of nonn certs issue")
 
 
-def _explain_tls(connection: socket.socket, server_name: str | None, tls: TlsFolder) -> str | None:
-    """The problem with the server's certificate, or with ours for the server; empty and None as in ``explain``."""
+def _explain_tls(connection: socket.socket, server_name: str | None, tls: TlsFolder) -> Diagnosis:
+    """The problem with the server's certificate, or with ours for the server."""
     from nonn.security.tls import REVOKED, verification_text
 
     try:
@@ -101,26 +125,33 @@ def _explain_tls(connection: socket.socket, server_name: str | None, tls: TlsFol
             der = secure.getpeercert(binary_form=True) or b""
             alternatives = [str(pair[1]) for pair in names.get("subjectAltName", ())]
             if hashlib.sha256(der).hexdigest() in tls.revoked:
-                return f"{REVOKED_TEXT} (see {tls.path / REVOKED}): issue another for it"
+                text = f"its certificate has been revoked (see {tls.path / REVOKED}): issue another for it"
+                return Diagnosis(DiagnosisKind.REVOKED, text)
             if server_name is not None and server_name not in alternatives:
                 shown = next((name for name in alternatives if name.startswith("nonn://")), "no nonn identity")
-                return f"it shows the certificate of {shown}, not of {server_name}: is that the right address?"
+                return _refused(
+                    f"it shows the certificate of {shown}, not of {server_name}: is that the right address?"
+                )
             # An HTTP/2 server sends first. A server that refuses our certificate closes the connection instead.
             if secure.recv(1):
-                return ""
+                return Diagnosis(DiagnosisKind.ACCEPTED)
     except ssl.SSLCertVerificationError as exc:
-        return f"its certificate is not accepted: {verification_text(exc)}"
+        return _refused(f"its certificate is not accepted: {verification_text(exc)}")
     except ssl.SSLError as exc:
         if exc.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
-            return "it uses plain text, this side TLS: give it --tls with its own folder"
+            return _refused("it uses plain text, this side TLS: give it --tls with its own folder")
     except TimeoutError:
-        return None
+        return Diagnosis(DiagnosisKind.UNKNOWN)
     except OSError:
         pass
-    return (
+    return _refused(
         f"it refuses the certificate in {tls.path}; its log has the reason: another authority, a wrong clock, or a "
         "newer list of revoked certificates"
     )
+
+
+def _refused(text: str) -> Diagnosis:
+    return Diagnosis(DiagnosisKind.REFUSED, text)
 
 
 def log_failed_handshakes() -> None:

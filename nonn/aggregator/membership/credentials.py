@@ -25,7 +25,7 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.service import Aggregator
 from nonn.errors import NonnError
 from nonn.rpc.background import Background
-from nonn.security.handshake import REVOKED_TEXT, explain
+from nonn.security.handshake import Diagnosis, DiagnosisKind, explain
 from nonn.security.tls import Identity, TlsFolder
 
 __all__ = ["Watch", "connect_tls"]
@@ -79,7 +79,7 @@ class Watch:
         self._inventory = frozenset(node.id for node in aggregator.nodes)  # a node that joined comes back by itself
         self._out: dict[str, Node] = {}  # taken out because their certificate was revoked
         self._seen: dict[str, object] = {}  # nodes with a valid certificate → what must change before the next check
-        self._said: dict[str, str] = {}
+        self._logged: dict[str, Diagnosis] = {}
 
     @contextlib.asynccontextmanager
     async def attend(self, end: Callable[[], object]) -> AsyncIterator[None]:
@@ -107,7 +107,7 @@ class Watch:
     async def look(self) -> None:
         """Checks once the nodes that fail, that came up since their last check, or that were taken out."""
         present = {node.id: node for node in self._aggregator.nodes}
-        for known in (self._seen, self._said):
+        for known in (self._seen, self._logged):
             for gone in known.keys() - present.keys() - self._out.keys():
                 del known[gone]
         # A healthy node is checked once: a handshake costs it a signature.
@@ -125,17 +125,17 @@ class Watch:
     async def _look_at(self, node: Node) -> None:
         """Takes out a node whose certificate was revoked, or puts it back."""
         before = self._state(node) if self._is_here(node) else None
-        text = await asyncio.to_thread(explain, node.address, self._name(node), self._tls)
-        if text and self._said.get(node.id) != text:
-            _log.warning("node %s at %s: %s", node.id, node.address, text)
-        self._said[node.id] = text or ""
-        if text and text.startswith(REVOKED_TEXT):
+        found = await asyncio.to_thread(explain, node.address, self._name(node), self._tls)
+        if found.is_problem and self._logged.get(node.id) != found:
+            _log.warning("node %s at %s: %s", node.id, node.address, found.text)
+        self._logged[node.id] = found
+        if found.kind is DiagnosisKind.REVOKED:
             remove = self._release
             if node.id in self._inventory:
                 self._out[node.id], remove = node, self._aggregator.remove_node
             if self._is_here(node):
-                await remove(node.id, f"{REVOKED_TEXT} ({node.address})")
-        elif text == "":
+                await remove(node.id, f"its certificate has been revoked ({node.address})")
+        elif found.kind is DiagnosisKind.ACCEPTED:
             # It has shown its certificate and is not just down: a revoked node that is off must not be put back.
             self._seen[node.id] = before
             if self._out.pop(node.id, None) and not self._is_here(node):

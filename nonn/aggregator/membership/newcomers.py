@@ -100,10 +100,10 @@ async def check_answers(node: Node, bundle: str, connect: Connect, tls: TlsFolde
     try:
         found = await ask_metadata(channel, f"student-{node.student}", ANSWER_S)
     except grpc.RpcError as exc:
-        why = None
-        if exc.code() is grpc.StatusCode.UNAVAILABLE:  # gRPC does not say why
-            why = await asyncio.to_thread(explain, node.address, server_name(node) if tls else None, tls)
-        text = why or f"{exc.code().name}: {(exc.details() or '')[:200]}"
+        text = f"{exc.code().name}: {(exc.details() or '')[:200]}"
+        if exc.code() is grpc.StatusCode.UNAVAILABLE:  # gRPC does not report the reason
+            diagnosis = await asyncio.to_thread(explain, node.address, server_name(node) if tls else None, tls)
+            text = diagnosis.text if diagnosis.is_problem else text
         raise UnreachableError(f"{name} does not answer as student {node.student} ({text})") from exc
     except InputError as exc:
         text = f"{name} answers with something that is not the metadata of a student ({exc})"
