@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from nonn.rpc.background import Background
+from nonn.telemetry.background import Background
 
 
 async def fails() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -14,14 +15,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.rpc.wire import new_request
-from nonn.telemetry.tracing import span
-from tests.serving import TIMEOUT_S, process, running_node
+from nonn.telemetry.tracing import Tracing, span
+from tests.serving import TIMEOUT_S, process, running_node, until_async
 from tests.toys import toy_bundle
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -122,6 +124,19 @@ def test_a_refused_request_is_a_trace_of_its_own_with_the_reason(bundle: Bundle,
     assert [one["name"] for one in spans] == ["nonn.request"]
     assert spans[0]["status"]["status_code"] == "ERROR"
     assert "expected [B, 1, 8, 8]" in spans[0]["status"]["description"]
+
+
+def test_a_span_that_cannot_be_ended_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Call:
+        async def code(self) -> grpc.StatusCode:
+            raise ValueError("no status")
+
+    async def scenario() -> None:
+        tracing = Tracing(TracerProvider(), "nonn.request", begins=True)
+        tracing.end(tracing.tracer.start_span("nonn.ask"), Call())
+        await until_async(lambda: "the end of a span failed: no status" in caplog.text)
+
+    asyncio.run(scenario())
 
 
 def test_without_a_trace_a_step_does_nothing_and_loads_nothing() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from grpc import aio
 
-from nonn.rpc.background import Background
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.wire import CHANNEL_OPTIONS
+from nonn.telemetry.background import Background
 
 __all__ = ["serve_stream"]
 

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 from nonn import __version__
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, DrainedError, MembershipError, NonnError, UnreachableError
-from nonn.rpc.background import Background
 from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.telemetry.background import Background
 from nonn_device.artifacts import Artifact, Store
 from nonn_device.link import Link
 from nonn_device.vitals import resident_bytes

@@ -17,13 +17,13 @@ from typing import Any
 
 from grpc import aio
 
-from nonn.rpc.background import Background
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.sensing.cutter import GRACE_S, NO_DATA, Cutter, Window
 from nonn.sensing.pictures import PictureCutter
 from nonn.sensing.windows import Windower
+from nonn.telemetry.background import Background
 from nonn_device.sources import Source
 from nonn_device.vitals import battery_percent
 

@@ -40,8 +40,8 @@ from nonn.aggregator.policy.latencies import Latencies
 from nonn.aggregator.queueing import Alarm, BatchMember, Piece, Queue
 from nonn.answer import Answer, ReplyStatus
 from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
-from nonn.rpc.background import Background
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_SAMPLES, Array
+from nonn.telemetry.background import Background
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 

@@ -31,10 +31,10 @@ from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.views import View, select_view
 from nonn.errors import DataLossError, InputError
-from nonn.rpc.background import Background
 from nonn.rpc.codec import write_request
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import INFER_METHOD, MAX_MESSAGE_BYTES, RECONNECTING_OPTIONS, Array, Parameter
+from nonn.telemetry.background import Background
 
 __all__ = [
     "NODE_CHANNEL_OPTIONS",

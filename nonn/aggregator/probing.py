@@ -20,7 +20,7 @@ from nonn.aggregator.states import NodeStates
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.known import TOLERANCE
-from nonn.rpc.background import Background
+from nonn.telemetry.background import Background
 
 __all__ = ["Prober"]
 

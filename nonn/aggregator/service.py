@@ -40,8 +40,8 @@ from nonn.answer import Answer, ReplyStatus
 from nonn.bundle import Bundle
 from nonn.errors import ConfigError, InputError
 from nonn.reliability.subsets import mask_of, members
-from nonn.rpc.background import Background
 from nonn.rpc.wire import Array, check_batch
+from nonn.telemetry.background import Background
 from nonn.telemetry.tracing import span
 
 __all__ = ["Aggregator"]

@@ -18,7 +18,7 @@ from itertools import chain, combinations
 from nonn.fusion import Head
 from nonn.reliability.subsets import mask_of, members
 from nonn.reliability.table import AccuracyOf
-from nonn.rpc.background import Background
+from nonn.telemetry.background import Background
 
 __all__ = ["HeadSolver"]
 

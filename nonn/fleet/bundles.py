@@ -18,9 +18,9 @@ from nonn.bundle import Bundle
 from nonn.errors import ConfigError
 from nonn.fleet.served import ServedBundle, ServedModel, ServeOptions
 from nonn.fleet.state import StateFolder
-from nonn.rpc.background import Background
 from nonn.rpc.budget import MAX_HELD_BYTES
 from nonn.rpc.endpoint import Endpoint
+from nonn.telemetry.background import Background
 
 __all__ = ["Bundles"]
 

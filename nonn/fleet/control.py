@@ -18,7 +18,7 @@ from typing import Any
 import nonn.errors
 from nonn.errors import ConfigError, NonnError, UnreachableError
 from nonn.fleet.rollout import Rollout
-from nonn.rpc.background import Background
+from nonn.telemetry.background import Background
 
 __all__ = ["ask", "controlled"]
 

@@ -24,7 +24,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nonn.errors import AddressError, UsageError
 from nonn.rpc.address import is_loopback
-from nonn.rpc.background import Background
 from nonn.rpc.connections import LIMITS, PEER_SHARE, PeerLimit, raise_descriptor_limit
 from nonn.rpc.endpoint import Endpoint, Model
 from nonn.rpc.guard import Guard
@@ -33,6 +32,7 @@ from nonn.rpc.reflection import add_reflection
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_STREAMS, SERVICE
 from nonn.security.tls import TlsFolder
+from nonn.telemetry.background import Background
 
 __all__ = ["Attend", "serve", "shutdown_event"]
 

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
+from nonn.telemetry.background import Background
+
 __all__ = ["Watchdog"]
 
 FEEDS = 3  # per timeout of the watchdog; sd_watchdog_enabled(3) recommends two
@@ -37,20 +39,18 @@ class Watchdog:
         ours = pid in ("", str(os.getpid()))
         self._interval_s = int(usec) / 1e6 / FEEDS if self._address and ours and usec.isdecimal() else 0.0
         self._check: Check | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Background()
 
     async def __aenter__(self) -> Self:
         if self._interval_s:
-            self._task = asyncio.create_task(self._feed())
+            self._tasks.start(self._feed(), "watchdog of systemd")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.notify("STOPPING=1")
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.close()
 
     def ready(self, status: str) -> None:
         """Reports that the process has started, with a status that ``systemctl status`` shows."""

@@ -18,7 +18,6 @@ nonn creates channels with their certificates.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import time
@@ -31,6 +30,7 @@ from grpc import aio
 
 from nonn import __version__
 from nonn.errors import MissingExtraError
+from nonn.telemetry.background import Background
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -64,6 +64,7 @@ class Tracing:
         self.name, self.begins = name, begins
         self.tracer = provider.get_tracer("nonn", __version__)
         self.interceptor = _Interceptor(self)
+        self._ending = Background()  # each task ends at once: its call has
 
     @classmethod
     def to(cls, exporter: str, service: str, name: str, *, begins: bool) -> Tracing:
@@ -101,6 +102,10 @@ class Tracing:
     def channel(self, channel: Any, **attributes: str | int) -> Any:
         """Wraps a channel so that its inferences are spans of the current request."""
         return _TracedChannel(channel, self, attributes)
+
+    def end(self, current: Span, call: Any) -> None:
+        """Ends the span of a completed call now, with the status of the call."""
+        self._ending.start(_end(current, call, time.time_ns()), "the end of a span")
 
 
 class _Interceptor(aio.ServerInterceptor):  # type: ignore[misc]
@@ -169,7 +174,7 @@ class _TracedChannel:
             carrier: dict[str, str] = {}
             propagate.inject(carrier, trace.set_span_in_context(current))
             call = plain(request, metadata=(*(metadata or ()), *carrier.items()), **options)
-            call.add_done_callback(lambda done: asyncio.ensure_future(_end(current, done, time.time_ns())))
+            call.add_done_callback(lambda done: self._tracing.end(current, done))
             return call
 
         return traced

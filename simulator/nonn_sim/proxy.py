@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from nonn.rpc.background import Background
+from nonn.telemetry.background import Background
 from nonn_sim.scenario import LinkConfig
 
 __all__ = ["Proxies", "Proxy"]

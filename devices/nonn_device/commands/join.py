@@ -16,11 +16,11 @@ from nonn.arguments import is_missing, usage
 from nonn.bundle import Bundle
 from nonn.errors import UsageError
 from nonn.rpc.address import check_bind, split_address, split_addresses, with_port
-from nonn.rpc.background import Background
 from nonn.rpc.guard import Tokens
 from nonn.rpc.loop import run as run_loop
 from nonn.rpc.server import Attend, serve, shutdown_event
 from nonn.security.tls import TlsFolder, check_id, load_tls
+from nonn.telemetry.background import Background
 from nonn.telemetry.systemd import Watchdog
 from nonn_device.artifacts import Store
 from nonn_device.commands.serve import LOOPBACK, endpoint_of, model_of, server_options, warn_of_memory

@@ -24,9 +24,9 @@ from nonn.aggregator.fanout import NODE_CHANNEL_OPTIONS, Connect
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.service import Aggregator
 from nonn.errors import NonnError
-from nonn.rpc.background import Background
 from nonn.security.handshake import Diagnosis, DiagnosisKind, explain
 from nonn.security.tls import Identity, TlsFolder
+from nonn.telemetry.background import Background
 
 __all__ = ["Watch", "connect_tls"]
 

@@ -18,8 +18,8 @@ from grpc import aio
 
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.inventory import Node
-from nonn.rpc.background import Background
 from nonn.rpc.v1 import fleet_pb2 as pb
+from nonn.telemetry.background import Background
 
 __all__ = ["WorkChannel", "WorkChannels", "dialled"]
 

@@ -27,9 +27,9 @@ from nonn.aggregator.membership.announce import announced
 from nonn.aggregator.membership.pairing import PairingWindow, Sign
 from nonn.errors import AddressError, NonnError
 from nonn.rpc.address import peer_host, resolve
-from nonn.rpc.background import Background
 from nonn.security.pairing import MAX_LINE_BYTES, PairingCode
 from nonn.security.tls import TlsFolder
+from nonn.telemetry.background import Background
 
 __all__ = ["PairingOptions", "PairingServer"]
 

@@ -25,11 +25,11 @@ from nonn.aggregator.service import Aggregator
 from nonn.bundle import MANIFEST
 from nonn.errors import ConfigError, CredentialsError, ForbiddenError, InputError, NonnError, OverloadError
 from nonn.files import sha256_file
-from nonn.rpc.background import Background
 from nonn.rpc.guard import Guard
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.wire import to_status
+from nonn.telemetry.background import Background
 
 __all__ = ["MEMBERSHIP_SERVICE", "MembershipServicer"]
 

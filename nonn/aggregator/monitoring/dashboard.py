@@ -28,11 +28,11 @@ from nonn.aggregator.sensing.hub import Hub
 from nonn.bundle import Bundle
 from nonn.errors import AddressError, MissingExtraError, UsageError
 from nonn.rpc.address import is_loopback
-from nonn.rpc.background import Background
 from nonn.rpc.connections import PEER_SHARE, PeerLimit, raise_descriptor_limit
 from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.guard import Guard
 from nonn.security.tls import TlsFolder
+from nonn.telemetry.background import Background
 from nonn.telemetry.printable import printable
 
 if TYPE_CHECKING:

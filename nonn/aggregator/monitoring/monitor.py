@@ -33,8 +33,8 @@ from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.bundle import Bundle
 from nonn.errors import BundleError, InputError
-from nonn.rpc.background import Background
 from nonn.rpc.guard import RefusalLog
+from nonn.telemetry.background import Background
 from nonn.telemetry.printable import printable
 
 __all__ = ["Monitor"]

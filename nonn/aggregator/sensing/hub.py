@@ -34,13 +34,13 @@ from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.errors import ConfigError, DataLossError, InputError
 from nonn.reliability.subsets import members
-from nonn.rpc.background import Background
 from nonn.sensing import SensingSpec
 from nonn.sensing.alignment import Alignment, AlignmentConfig, Point, summary
 from nonn.sensing.clock import DataClock
 from nonn.sensing.cutter import NO_DATA
 from nonn.sensing.duty import DutyCycle
 from nonn.streams import SmoothedLabel, WindowAnswer
+from nonn.telemetry.background import Background
 
 __all__ = ["Hub", "SensingOptions"]
 

@@ -19,12 +19,12 @@ from grpc import aio
 from nonn.aggregator.membership.leases import Lease
 from nonn.aggregator.sensing.hub import Hub
 from nonn.errors import ConfigError, CredentialsError, NonnError
-from nonn.rpc.background import Background
 from nonn.rpc.guard import RefusalLog
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.rpc.wire import to_status
 from nonn.sensing.clocks import Exchange
+from nonn.telemetry.background import Background
 
 __all__ = ["SensingServicer"]
 
