@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, write_bundle
+from nonn.bundle.manifest import ACCURACY, FUSION
 from nonn.config import ExportConfig, load_experiment
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import ZeroFill
@@ -81,8 +82,8 @@ def device_bundle(
         replicas=((0, 1),),
     )
     arrays = {
-        "fusion.npz": head.to_arrays(),
-        "accuracy.npz": {"correct": table.correct, "samples": np.array(table.samples)},
+        FUSION: head.to_arrays(),
+        ACCURACY: {"correct": table.correct, "samples": np.array(table.samples)},
     }
     return write_bundle(folder / "bundle", manifest, {i: one.data for i, one in enumerate(served)}, arrays)
 

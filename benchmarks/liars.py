@@ -21,6 +21,7 @@ from nonn_sim.lies import LIES, Recording
 
 from benchmarks.int8 import images
 from nonn.bundle import Bundle, load_bundle, write_bundle
+from nonn.bundle.manifest import FEATURES
 from nonn.bundle.prediction import open_session, run_session
 from nonn.files import write_json
 from nonn.provenance import code_version, machine
@@ -38,7 +39,7 @@ def recorded(bundle: Bundle, folder: Path, count: int, path: Path) -> Bundle:
         for i, data in students.items()
     }
     arrays: dict[str, Any] = {name: bundle.arrays(name) for name in bundle.manifest.files}
-    return write_bundle(path, bundle.manifest, students, arrays | {"features.npz": {"labels": labels, **features}})
+    return write_bundle(path, bundle.manifest, students, arrays | {FEATURES: {"labels": labels, **features}})
 
 
 def main() -> None:

@@ -27,10 +27,10 @@ import zlib
 from nonn.errors import ConfigError, UnreachableError
 from nonn.rpc.address import split_address
 
-__all__ = ["CHOICES", "KEY_BYTES", "SESSION_BYTES", "Line", "SilentError"]
+__all__ = ["BAUD", "CHOICES", "KEY_BYTES", "SESSION_BYTES", "Line", "SilentError"]
 
 CHOICES = "serial:DEVICE[:BAUD], tcp:HOST:PORT or udp:HOST:PORT"
-BAUD = 115_200
+BAUD = 115_200  # default speed of a serial port
 KEY_BYTES, SESSION_BYTES, _TAG_BYTES = 32, 16, 16
 _LARGEST = 1 << 20  # of a payload; more is a broken frame
 _DATAGRAM = 1 << 16

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, write_bundle
-from nonn.bundle.manifest import CONSISTENCY
+from nonn.bundle.manifest import ACCURACY, CONSISTENCY, FEATURES, FUSION
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import RidgePerSet, gram
 from nonn.fusion.consistency_fit import fit_consistency
@@ -67,9 +67,9 @@ def idle_bundle(path: Path, num_devices: int = 8, seed: int = 0) -> Bundle:
     )
     student = _idle_student()
     arrays: dict[str, dict[str, NDArray[Any]]] = {
-        "fusion.npz": head.to_arrays(),
-        "accuracy.npz": {"correct": correct, "samples": np.array(SAMPLES)},
-        "features.npz": {"labels": labels, **{f"device_{i}": f for i, f in enumerate(features)}},
+        FUSION: head.to_arrays(),
+        ACCURACY: {"correct": correct, "samples": np.array(SAMPLES)},
+        FEATURES: {"labels": labels, **{f"device_{i}": f for i, f in enumerate(features)}},
     }
     if test := fit_consistency(head, features, features):  # answers should cost what they cost in service
         arrays[CONSISTENCY] = test.to_arrays()

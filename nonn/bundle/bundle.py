@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nonn.bundle.classes import energies, failure_probabilities
 from nonn.bundle.known import FILE as KNOWN
 from nonn.bundle.known import KnownInputs
-from nonn.bundle.manifest import CONSISTENCY, OUTCOMES, SMOOTHING, InputSpec, Manifest
+from nonn.bundle.manifest import ACCURACY, CONSISTENCY, FEATURES, FUSION, OUTCOMES, SMOOTHING, InputSpec, Manifest
 from nonn.bundle.views import view_shape
 from nonn.errors import BundleError, InputError, ShapeError
 from nonn.files import numpy_reason
@@ -126,7 +126,7 @@ class Bundle:
         """The fusion head."""
         from nonn.fusion import head_from_arrays
 
-        return head_from_arrays(self.arrays("fusion.npz"))
+        return head_from_arrays(self.arrays(FUSION))
 
     @cached_property
     def table(self) -> SubsetTable:
@@ -155,7 +155,7 @@ class Bundle:
         from nonn.reliability.sampled import SampledTable
         from nonn.reliability.table import SubsetTable
 
-        arrays = self.arrays("accuracy.npz")
+        arrays = self.arrays(ACCURACY)
         try:
             if "up" in arrays:
                 return SampledTable.from_arrays(arrays, self.num_devices)
@@ -262,7 +262,7 @@ class Bundle:
         Raises:
             BundleError: the bundle was written without features.
         """
-        arrays = self.arrays("features.npz")
+        arrays = self.arrays(FEATURES)
         return [arrays[f"device_{i}"] for i in range(self.num_devices)], arrays["labels"]
 
     def predict(
@@ -338,7 +338,7 @@ class Bundle:
             BundleError: the bundle has no such file, or it cannot be read.
         """
         if name not in self.manifest.files:
-            how = " with export.recorded = true" if name == "features.npz" else ""
+            how = " with export.recorded = true" if name == FEATURES else ""
             raise BundleError(f"{self.path}: this bundle has no {name}; build it again{how}")
         try:
             with np.load(self.path / name, allow_pickle=False) as npz:

@@ -39,7 +39,10 @@ from nonn.sensing import SensingSpec
 from nonn.telemetry.printable import printable_tree
 
 __all__ = [
+    "ACCURACY",
     "CONSISTENCY",
+    "FEATURES",
+    "FUSION",
     "MANIFEST",
     "OUTCOMES",
     "SCHEMA",
@@ -52,6 +55,9 @@ __all__ = [
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+FUSION = "fusion.npz"
+ACCURACY = "accuracy.npz"
+FEATURES = "features.npz"
 CONSISTENCY = "consistency.npz"
 OUTCOMES = "outcomes.npz"
 SMOOTHING = "smoothing.npz"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle.bundle import Bundle
-from nonn.bundle.manifest import MANIFEST, OUTCOMES, Manifest, parse_manifest
+from nonn.bundle.manifest import ACCURACY, MANIFEST, OUTCOMES, Manifest, parse_manifest
 from nonn.bundle.self_contained import check_self_contained
 from nonn.errors import BundleError, NonnError
 from nonn.files import atomic_folder, sha256_file, write_json
@@ -38,7 +38,7 @@ def evidence_arrays(
 
     table, outcomes = evidence.table, evidence.outcomes
     counts = {"correct": table.correct, "samples": np.array(table.samples)}
-    found = {"accuracy.npz": table.to_arrays() if isinstance(table, SampledTable) else counts}
+    found = {ACCURACY: table.to_arrays() if isinstance(table, SampledTable) else counts}
     if outcomes is not None:
         found[OUTCOMES] = {"right": outcomes.packed}
         if teacher is not None:

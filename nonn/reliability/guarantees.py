@@ -38,7 +38,7 @@ from nonn.reliability.laws import Law, availability, expected
 from nonn.reliability.laws.outcome import meets
 from nonn.reliability.sampled import SampledTable
 from nonn.reliability.sampled_evidence import AnyEvidence
-from nonn.reliability.subsets import members
+from nonn.reliability.subsets import ROUNDING, members
 from nonn.reliability.table import AccuracyTable, SubsetTable
 
 __all__ = ["Verdict", "check_guarantees", "judge"]
@@ -48,7 +48,6 @@ _NUMBER = r"\s*>=\s*([0-9.eE+-]+)\s*"
 _WORST = re.compile(rf"accuracy{_NUMBER}failed\s*<=\s*(\d+)")
 _LIKELY = re.compile(rf"P\(\s*accuracy{_NUMBER}\){_NUMBER}")
 _EXPECTED = re.compile(rf"expected{_NUMBER}")
-_ROUNDING = 1e-12  # of sums of 2^N probabilities: a bound met exactly must not be missed by the last bit
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def _probability(
         surely = wilson(table.correct, table.samples, 2 * confidence - 1)[0]
     likeliest = int(np.where(meets(surely, level), -1.0, probability).argmax())
     value -= evidence.margin(law, meets(table.accuracy, level).astype(np.float64))
-    return _verdict(text, value >= bound - _ROUNDING, value, bound, table, likeliest, confidence)
+    return _verdict(text, value >= bound - ROUNDING, value, bound, table, likeliest, confidence)
 
 
 def _expectation(evidence: AnyEvidence, law: Law, text: str, bound: float, confidence: float | None) -> Verdict:
@@ -169,7 +168,7 @@ def _expectation(evidence: AnyEvidence, law: Law, text: str, bound: float, confi
         value = evidence.mean(probability[None], 2 * confidence - 1)[0][0]
     costliest = int((probability * (bound - table.accuracy)).argmax())
     value -= evidence.margin(law, table.accuracy)
-    return _verdict(text, value >= bound - _ROUNDING, value, bound, table, costliest, confidence)
+    return _verdict(text, value >= bound - ROUNDING, value, bound, table, costliest, confidence)
 
 
 def check_guarantees(measured: SubsetTable | AnyEvidence, law: Law | None, texts: Sequence[str]) -> list[Verdict]:

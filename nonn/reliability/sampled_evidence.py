@@ -17,6 +17,7 @@ from nonn.errors import ConfigError
 from nonn.reliability.evidence import Evidence, Interval, TableEvidence
 from nonn.reliability.intervals import half_width, widened, wilson
 from nonn.reliability.sampled import SampledTable
+from nonn.reliability.subsets import ROUNDING
 from nonn.reliability.table import FailureRow
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["AnyEvidence", "Expected", "SampledEvidence"]
 
 FloatArray = NDArray[np.float64]
-
-_ROUNDING = 1e-12  # of a sum of probabilities
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class SampledEvidence(TableEvidence[SampledTable]):
     def is_drawn(self, law: Law) -> bool:
         """Whether figures under a law can be estimated: the table has draws of it, or needs none."""
         _, unseen, draws = self.table.law_weights(law)
-        return unseen <= _ROUNDING or len(draws) > 1
+        return unseen <= ROUNDING or len(draws) > 1
 
     def weights(self, law: Law) -> FloatArray:
         """Weights of the mean under a failure law: probabilities of the counted subsets, and its draws [m].

@@ -19,6 +19,7 @@ from nonn.errors import ShapeError
 
 __all__ = [
     "MAX_DEVICES",
+    "ROUNDING",
     "all_masks",
     "independent_law",
     "mask_of",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 MAX_DEVICES = 16  # whose subsets are all enumerated
+ROUNDING = 1e-12  # of a sum of 2^N probabilities: a bound met exactly must not be missed by the last bit
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

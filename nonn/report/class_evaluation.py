@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
+from nonn.bundle.manifest import FEATURES
 from nonn.errors import BundleError, ShapeError
 from nonn.fusion.calibration import expected_calibration_error
 from nonn.reliability.bias import class_bias
@@ -46,7 +47,7 @@ def class_report(bundle: Bundle) -> ClassReport | None:
     Raises:
         BundleError: the features do not fit the bundle.
     """
-    if "features.npz" not in bundle.manifest.files:
+    if FEATURES not in bundle.manifest.files:
         return None
     evaluation, n = _Evaluation(bundle), bundle.num_devices
     levels = [evaluation.level(failed) for failed in range(n)]
@@ -199,7 +200,7 @@ def _ends(interval: tuple[NDArray[np.float64], NDArray[np.float64]]) -> tuple[fl
 
 def _recorded(bundle: Bundle) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
     """Test features of each device [n, d_i] and labels [n], checked against the bundle."""
-    arrays, widths = bundle.arrays("features.npz"), bundle.head.widths
+    arrays, widths = bundle.arrays(FEATURES), bundle.head.widths
     labels = arrays.get("labels", np.zeros(0, dtype=np.int64))
     expected = {f"device_{i}": (len(labels), width) for i, width in enumerate(widths)}
     found = {name: array.shape for name, array in arrays.items() if name != "labels"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from nonn.bundle import Bundle
+from nonn.bundle.manifest import FUSION, MANIFEST
 from nonn.fusion import Head, head_from_arrays
 from nonn.reliability.subsets import sets_by_survivors
 from nonn.report.document import HeadReport
@@ -21,10 +22,10 @@ def head_report(bundle: Bundle, *, timed: bool = False) -> HeadReport:
         bundle: the bundle.
         timed: measure the time to solve a subset on this machine.
     """
-    files = ["manifest.json", *bundle.manifest.files, *(student.file for student in bundle.manifest.students)]
+    files = [MANIFEST, *bundle.manifest.files, *(student.file for student in bundle.manifest.students)]
     return HeadReport(
         kind=bundle.head.kind,
-        bytes=(bundle.path / "fusion.npz").stat().st_size,
+        bytes=(bundle.path / FUSION).stat().st_size,
         bundle_bytes=sum((bundle.path / name).stat().st_size for name in files),
         solve_ms=solving_ms(bundle.head) if timed else None,
     )

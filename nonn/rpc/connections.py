@@ -18,6 +18,8 @@ import time
 from collections import defaultdict
 from math import inf
 
+from nonn.security.handshake import LOG_AGAIN_S
+
 __all__ = ["LIMITS", "PEER_SHARE", "PeerLimit", "raise_descriptor_limit"]
 
 _log = logging.getLogger(__name__)
@@ -25,7 +27,6 @@ _log = logging.getLogger(__name__)
 WANTED_DESCRIPTORS = 65_536
 PEER_SHARE = 4  # a peer may hold one in so many of the descriptors
 LOOK_S = 0.5
-LOG_AGAIN_S = 10.0  # refused peers try again
 
 LIMITS = (
     # TLS and HTTP/2's settings take some round trips; gRPC's own limit is two minutes.

@@ -23,11 +23,11 @@ from nonn.errors import CredentialsError, ForbiddenError, NonnError, PlainTextEr
 from nonn.rpc.address import is_loopback, peer_host, split_address
 from nonn.rpc.brake import Brake
 from nonn.rpc.wire import to_status
+from nonn.security.handshake import LOG_AGAIN_S
 from nonn.security.tls import Identity, TlsFolder, Watched, fingerprint
 
 __all__ = ["Guard", "RefusalLog", "Tokens", "sender"]
 
-LOG_AGAIN_S = 10.0  # the same refusal is logged at most this often
 LOG_MOST = 16  # different refusals of one network address that are logged in this time
 MIN_TOKEN_CHARS = 16
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nonn.security.tls import TlsFolder
 
-__all__ = ["Diagnosis", "DiagnosisKind", "explain", "log_failed_handshakes", "reason"]
+__all__ = ["LOG_AGAIN_S", "Diagnosis", "DiagnosisKind", "explain", "log_failed_handshakes", "reason"]
 
 TIMEOUT_S = 2.0  # for a second connection to a server that has just refused one
-LOG_AGAIN_S = 10.0
+LOG_AGAIN_S = 10.0  # the same refusal is logged at most this often, since refused peers try again
 
 # Part of gRPC's text → ours. Both sides of a connection log these, hence "the other side".
 _REASONS = {

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nonn.bundle import Bundle
+from nonn.bundle.manifest import FEATURES
 from nonn.bundle.traffic import FLOAT_BYTES, boundary_elements
 from nonn.enumeration import enumerate_subsets
 from nonn.fusion import LinearHead, ZeroFill
@@ -128,7 +129,7 @@ def _zero_fill_accuracy(bundle: Bundle) -> tuple[AccuracyOf | None, str]:
     """Accuracy of every subset under one head with zeros for absent devices, and its assumption."""
     if isinstance(bundle.head, ZeroFill):
         return bundle.accuracies.lookup(), "the bundle's own head is this one"
-    if "features.npz" not in bundle.manifest.files:
+    if FEATURES not in bundle.manifest.files:
         return None, "the bundle has no features.npz to fuse again"
     if bundle.num_devices > MAX_ZERO_FILL_DEVICES:
         return None, f"{bundle.num_devices} devices; fused again for up to {MAX_ZERO_FILL_DEVICES}"

@@ -27,7 +27,7 @@ from nonn.reliability.laws.outcome import meets
 from nonn.reliability.laws.requests import Independent
 from nonn.reliability.placement import Machine, expected_accuracy, place, price_of_one_more, works_of
 from nonn.reliability.replicas import replica_weights
-from nonn.reliability.subsets import probabilities
+from nonn.reliability.subsets import ROUNDING, probabilities
 from nonn.reliability.table import SubsetTable
 
 __all__ = ["add_intervals", "add_placement_intervals", "add_replica_intervals"]
@@ -56,7 +56,7 @@ def add_intervals(summary: dict[str, Any], evidence: Evidence, law: Law) -> None
     def figures(accuracy: FloatArray) -> FloatArray:
         """Quantiles of accuracy, then the availability of each level."""
         values, weight = distribution(accuracy, probability)
-        places = np.searchsorted(weight.cumsum(), np.array(shares) * (1 + 1e-12), side="right")
+        places = np.searchsorted(weight.cumsum(), np.array(shares) * (1 + ROUNDING), side="right")
         reached = [availability(accuracy, probability, level) for level in levels]
         return np.array([*values[places.clip(max=len(values) - 1)], *reached])
 

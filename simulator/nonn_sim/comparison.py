@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
+from nonn.bundle.manifest import FEATURES
 from nonn.client import Client
 from nonn.errors import UnreachableError
 from nonn.reliability.intervals import share_interval
@@ -137,7 +138,7 @@ def total_variation(one: Mapping[int, float], other: Mapping[int, float]) -> flo
 
 def _are_recorded(samples: Samples, bundle: Bundle) -> bool:
     """Whether the samples have the labels of the bundle's recorded features."""
-    if samples.labels is None or "features.npz" not in bundle.manifest.files:
+    if samples.labels is None or FEATURES not in bundle.manifest.files:
         return False
     return np.array_equal(samples.labels, bundle.features[1])
 

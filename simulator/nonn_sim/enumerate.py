@@ -29,7 +29,7 @@ from nonn.reliability.counted import COUNTED_FAILURES, counted_failures, draw_ot
 from nonn.reliability.intervals import share_interval
 from nonn.reliability.laws import Law
 from nonn.reliability.laws.outcome import meets
-from nonn.reliability.subsets import MAX_DEVICES, mask_of, masks_of, members, membership_of
+from nonn.reliability.subsets import MAX_DEVICES, ROUNDING, mask_of, masks_of, members, membership_of
 from nonn.reliability.table import SubsetTable
 
 __all__ = [
@@ -306,7 +306,7 @@ def sample_law(
     probability = law.probability_of(counted.up)
     unseen = min(1.0, max(0.0, 1 - float(probability.sum())))
     rng = np.random.default_rng(seed)
-    masks = masks_of(draw_others(law, counted.failed, draws if unseen > _ROUNDING else 0, rng))
+    masks = masks_of(draw_others(law, counted.failed, draws if unseen > ROUNDING else 0, rng))
     distinct, place = np.unique(masks, return_inverse=True)
     accuracy = (count_one_by_one(head, features, labels, masks=distinct.tolist()) / len(labels))[place]
     known = float(probability @ counted.accuracy)
@@ -320,7 +320,6 @@ def sample_law(
 
 
 _UNKNOWN = Estimate(0.5, 0.0, 1.0)
-_ROUNDING = 1e-12  # of a sum of probabilities
 
 
 def _share(values: NDArray[np.bool_]) -> Estimate:

@@ -26,11 +26,11 @@ from nonn.errors import ConfigError, DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.sensing.columns import Columns, is_header
+from nonn_device.line import BAUD
 from nonn_device.sources import Samples, Source, SourceOptions
 
 __all__ = ["Parser", "SensorTime", "open_source"]
 
-BAUD = 115200
 AGAIN_S = 1.0  # until a port that has gone is opened again
 MINUTE_S = 60.0
 MAX_LINE = 65536  # bytes

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
+from nonn.bundle.manifest import FEATURES
 from nonn.reliability.subsets import members
 
 __all__ = ["Baseline", "Expectation"]
@@ -68,7 +69,7 @@ class Baseline:
         Raises:
             BundleError: the bundle was written without features.
         """
-        arrays, head = bundle.arrays("features.npz"), bundle.head
+        arrays, head = bundle.arrays(FEATURES), bundle.head
         num = max(1, MAX_RECORDED // (head.num_devices * head.num_classes))
         logits = [head.logits({i: arrays[f"device_{i}"][:num]}) for i in range(head.num_devices)]
         return cls(np.stack(logits).astype(np.float32))

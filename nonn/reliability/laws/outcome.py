@@ -10,11 +10,10 @@ import numpy as np
 
 from nonn.errors import ShapeError
 from nonn.reliability.laws.base import FirstPassage, FloatArray, Law, TimedLaw
+from nonn.reliability.subsets import ROUNDING
 from nonn.reliability.table import SubsetTable
 
 __all__ = ["Level", "Outcome", "assess", "availability", "distribution", "expected", "meets"]
-
-_SLACK = 1e-12  # rounding of sums of 2^N probabilities
 
 
 def meets(accuracy: FloatArray, level: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -96,7 +95,7 @@ def assess(table: SubsetTable, law: Law, levels: Sequence[float] = ()) -> Outcom
     values, weight = distribution(accuracy, probability)
     below = np.cumsum(weight)
     quantiles = {
-        share: float(values[min(int(np.searchsorted(below, share * (1 + _SLACK), side="right")), len(values) - 1)])
+        share: float(values[min(int(np.searchsorted(below, share * (1 + ROUNDING), side="right")), len(values) - 1)])
         for share in (0.001, 0.01, 0.05, 0.5)
     }
     kept = []
