@@ -8,12 +8,21 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nonn.cli import COMMANDS, main
+from nonn.aggregator.batching import BatchConfig
+from nonn.aggregator.membership.options import JoiningOptions
+from nonn.aggregator.monitoring.drift import DriftConfig
+from nonn.aggregator.monitoring.options import ObservingOptions
+from nonn.aggregator.policy import PolicyConfig
+from nonn.aggregator.sensing.hub import SensingOptions
+from nonn.bench.serve import Load
+from nonn.cli import COMMANDS, build_parser, main, serve
 from nonn.commandline.extras import missing_extra, requirements
+from nonn.errors import ConfigError
 from tests.serving import TIMEOUT_S, until
 from tests.toys import TINY
 
@@ -49,6 +58,53 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         main([name, "--help"])
     assert caught.value.code == 0
     assert "usage: nonn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "words"),
+    [
+        ("serve", "--max-queue N", f"under way (default: {BatchConfig.max_queue})"),
+        ("serve", "--max-delay-ms MS", f"waits for others (default: {1e3 * BatchConfig.max_delay_s:g})"),
+        ("serve", "--duty-period S", f"chosen again (default: {SensingOptions.duty_period_s:g})"),
+        ("serve", "--drift-rate HZ", f"turns it off (default: {DriftConfig.samples_per_s:g})"),
+        ("up", "--deadline S", f"waits for its nodes (default: {PolicyConfig.deadline_s:g})"),
+        ("bench", "--requests N", f"in turn (default: {Load.requests})"),
+    ],
+)
+def test_the_help_of_an_option_has_the_meaning_and_default_of_its_field(
+    command: str, option: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.partition("\noptions:")[2].split())
+    assert words in shown.partition(f"{option} ")[2].partition(" --")[0]
+
+
+def test_options_of_serve_reach_the_fields_that_they_set(tmp_path: Path) -> None:
+    (tmp_path / "token").touch()
+    given = "--max-delay-ms 250 --max-batch 8 --lease 3 --window-wait 0.5 --drift-rate 0 --http-name proxy --quorum 2"
+    arguments = ["serve", str(tmp_path), "--joins", "--join-token-file", str(tmp_path / "token"), *given.split()]
+    options = serve.options_of(build_parser().parse_args(arguments))
+    assert options.batching == BatchConfig(max_delay_s=0.25, max_batch=8)
+    assert options.joining == JoiningOptions(joins=True, join_token_file=tmp_path / "token", lease_s=3.0)
+    assert options.sensing == SensingOptions(wait_s=0.5)
+    assert options.policy == PolicyConfig(quorum=2)
+    assert (options.observing.drift, list(options.observing.http_names)) == (None, ["proxy"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        (JoiningOptions, "lease_s", 0.01),
+        (SensingOptions, "speed", 0.0),
+        (SensingOptions, "accuracy_goal", 1.5),
+        (ObservingOptions, "drift_rate", -1.0),
+        (Load, "rounds", 0),
+    ],
+)
+def test_an_option_of_a_program_is_checked_and_named(cls: Callable[..., object], name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} = {value}: must be "):
+        cls(**{name: value})
 
 
 @pytest.mark.parametrize(

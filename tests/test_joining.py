@@ -216,8 +216,8 @@ def test_options_that_contradict_each_other_are_refused(bundle: Bundle, tmp_path
         ((), 2, "there would be no nodes: add --inventory, or let nodes join with --joins"),
         (("--joins",), 2, "--joins needs a way to authenticate nodes"),
         (("--inventory", tmp_path / "nodes.toml", "--lease", "3"), 2, "--join-token-file and --lease require --joins"),
-        (("--joins", "--join-token-file", token, "--lease", "0.01"), 2, "--lease 0.01: must be 0.1 to 3600 seconds"),
-        (("--joins", "--join-token-file", token, "--lease", "0"), 2, "--lease: 0: must be more than 0"),
+        (("--joins", "--join-token-file", token, "--lease", "0.01"), 2, "--lease: 0.01: must be between 0.1 and 3,600"),
+        (("--joins", "--join-token-file", token, "--lease", "0"), 2, "--lease: 0: must be between 0.1 and 3,600"),
     ):
         ended = run("nonn", "serve", bundle.path, *options)
         assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr

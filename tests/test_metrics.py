@@ -322,7 +322,7 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Any:
     [
         (["--http-port", "0", "--http-host", "0.0.0.0"], 2, "refusing to serve HTTP beyond loopback without TLS"),
         (["--http-port", "70000"], 2, "--http-port: 70000: must be 1 to 65535"),
-        (["--drift-rate", "-1"], 2, "--drift-rate: -1: must be a number of 0 or more"),
+        (["--drift-rate", "-1"], 2, "--drift-rate: -1: must be at least 0"),
     ],
 )
 def test_options_that_cannot_be_kept_end_the_aggregator_with_their_exit_code(

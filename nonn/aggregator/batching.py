@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from operator import itemgetter
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,11 @@ from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.policy.latencies import Latencies
 from nonn.aggregator.queueing import Alarm, BatchMember, Piece, Queue
 from nonn.answer import Answer, ReplyStatus
-from nonn.errors import ConfigError, InputError, OverloadError, QuorumError
+from nonn.errors import InputError, OverloadError, QuorumError
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_SAMPLES, Array
 from nonn.telemetry.background import Background
+from nonn.toml import check
+from nonn.toml.constraints import Count, NotNegative, Rules
 
 __all__ = ["BatchConfig", "Batcher", "Infer"]
 
@@ -54,34 +56,35 @@ CUT_SHARE = 0.9  # a fan-out that took this share of its deadline was ended by i
 class BatchConfig:
     """Limits of batching, set by the operator.
 
-    Attributes:
-        max_batch: samples of one fan-out; 1 switches batching off, and then no request is sent in pieces.
-        max_delay_s: how long a request may wait for others while no fan-out is under way.
-        regroup_s: how long a batch waits at most for the clients of the last one to ask again; 0 does not wait.
-        max_queue: most samples that may be waiting or under way.
-        max_samples: most samples of one request.
-        max_request_bytes: most bytes of one request; one sample is always possible.
+    Raises:
+        ConfigError: a value is invalid; the message names it.
     """
 
-    max_batch: int = 64
-    max_delay_s: float = 0.0
-    regroup_s: float = 0.01
-    max_queue: int = 4096
-    max_samples: int = MAX_SAMPLES
-    max_request_bytes: int = MAX_MESSAGE_BYTES
+    max_batch: Annotated[
+        Count,
+        "most samples of several clients in one fan-out; 1 switches batching off, and then no request is sent in "
+        "pieces",
+    ] = 64
+    max_delay_s: Annotated[NotNegative, "how long a request to an idle cluster waits for others"] = 0.0
+    regroup_s: Annotated[
+        NotNegative, "how long a batch waits at most for the clients of the last one to ask again; 0 does not wait"
+    ] = 0.01
+    max_queue: Annotated[Count, "most samples that may be waiting or under way"] = 4096
+    max_samples: Annotated[Count, "most samples of one request"] = MAX_SAMPLES
+    max_request_bytes: Annotated[
+        Count, "most bytes of one request, if max_samples samples have more; one sample is always possible"
+    ] = MAX_MESSAGE_BYTES
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "max_samples", "max_request_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("max_delay_s", "regroup_s"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be a number of seconds, 0 or more")
-        if self.max_queue < self.max_samples:
-            raise ConfigError(
-                f"max_queue = {self.max_queue}: less than max_samples = {self.max_samples}, so the largest "
-                "request could never be answered"
-            )
+        check(self)
+
+    def rules(self) -> Rules:
+        """Checks of several fields."""
+        yield (
+            "max_queue",
+            self.max_queue >= self.max_samples,
+            f"less than max_samples = {self.max_samples}, so the largest request could never be answered",
+        )
 
 
 class Infer(Protocol):

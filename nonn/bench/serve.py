@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from nonn.fusion import LinearHead
 from nonn.reliability.subsets import mask_of
 from nonn.rpc.loop import run as run_loop
 from nonn.rpc.wire import new_request
+from nonn.toml import check
+from nonn.toml.constraints import Count, Positive
 
 __all__ = ["Figures", "Load", "bench_serve"]
 
@@ -45,26 +47,21 @@ WARM_UP = 100
 class Load:
     """Size of the measurement.
 
-    Attributes:
-        num_devices: number of devices N.
-        requests: requests to each system, one after another.
-        clients: concurrent clients, for throughput.
-        rounds: rounds of throughput.
-        round_s: time of each aggregator in a round.
-        ray: interpreter of an environment with ``ray[serve]`` and onnxruntime; None leaves Ray Serve out.
+    Raises:
+        ConfigError: a value is invalid; the message names it.
     """
 
-    num_devices: int = 8
-    requests: int = 2000
-    clients: int = 64
-    rounds: int = 5
-    round_s: float = 2.0
-    ray: Path | None = None
+    num_devices: Annotated[Count, "device nodes"] = 8
+    requests: Annotated[Count, "requests to each system, in turn"] = 2000
+    clients: Annotated[Count, "concurrent clients, for throughput"] = 64
+    rounds: Annotated[Count, "throughput rounds"] = 5
+    round_s: Annotated[Positive, "time of each aggregator in a round"] = 2.0
+    ray: Annotated[
+        Path | None, "interpreter of an environment with ray[serve] and onnxruntime; None leaves Ray Serve out"
+    ] = None
 
     def __post_init__(self) -> None:
-        for name in ("num_devices", "requests", "clients", "rounds", "round_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be positive")
+        check(self)
         if self.ray is not None and not self.ray.exists():
             raise ConfigError(
                 f"{self.ray}: interpreter not found; make bench-ray creates an environment with Ray Serve"

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 
 from nonn import __version__
+from nonn.arguments import FieldParser
 from nonn.commandline import run_command
 from nonn.threads import limit_spinning
 
@@ -58,7 +59,7 @@ def command_parser(prog: str, summary: str, package: str, commands: Sequence[str
         commands: names of the commands.
     """
     limit_spinning(os.environ)  # before a command loads torch or NumPy
-    parser = argparse.ArgumentParser(prog=prog, description=summary)
+    parser = FieldParser(prog=prog, description=summary)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in commands:

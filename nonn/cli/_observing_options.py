@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from nonn.arguments import not_negative, port
+from nonn.arguments import add_field, port
 
-if TYPE_CHECKING:
-    from nonn.aggregator.monitoring.options import ObservingOptions
-
-__all__ = ["add_observing_arguments", "observing_of"]
+__all__ = ["add_observing_arguments"]
 
 
 def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that ``observing_of`` reads."""
+    """Adds the options, named as the fields of ``ObservingOptions``."""
     group = parser.add_argument_group("observing")
     group.add_argument(
         "--http-port",
@@ -27,35 +23,10 @@ def add_observing_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--http-tls", action="store_true", help="serve HTTP with TLS on loopback too, with --tls")
     group.add_argument(
         "--http-name",
+        dest="http_names",
         action="append",
-        default=[],
         metavar="NAME",
         help="further host name under which plain HTTP is asked, for example of a proxy; may be repeated",
     )
     group.add_argument("--switches", type=int, help=argparse.SUPPRESS)  # a socket that nonn up lets it inherit
-    group.add_argument(
-        "--drift-rate",
-        type=not_negative,
-        metavar="HZ",
-        help="most samples per second that the drift alarm tests; 0 turns it off (default: 10)",
-    )
-
-
-def observing_of(args: argparse.Namespace) -> ObservingOptions:
-    """The options in the form that ``nonn.aggregator`` accepts.
-
-    Raises:
-        ConfigError: an option is invalid.
-    """
-    from nonn.aggregator.monitoring.options import ObservingOptions
-
-    return ObservingOptions(
-        http_host=args.http_host,
-        http_port=args.http_port,
-        http_names=tuple(args.http_name),
-        http_tls=args.http_tls,
-        switches=args.switches,
-        drift_rate=args.drift_rate,
-        trace=args.trace,
-        insecure=args.insecure,
-    )
+    add_field(group, "--drift-rate", "nonn.aggregator.monitoring.options:ObservingOptions.drift_rate", "HZ")

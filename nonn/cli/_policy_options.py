@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from nonn.arguments import count, existing, seconds
+from nonn.arguments import add_field, existing
 
 if TYPE_CHECKING:
     from nonn.aggregator.policy import PolicyConfig
@@ -19,8 +19,8 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="TOML file with a [policy] table: deadline, quorum, hedging",
     )
-    parser.add_argument("--deadline", type=seconds, metavar="S", help="seconds a request waits at most (default: 1)")
-    parser.add_argument("--quorum", type=count, metavar="N", help="devices that must answer (default: 1)")
+    add_field(parser, "--deadline", "nonn.aggregator.policy:PolicyConfig.deadline_s", "S")
+    add_field(parser, "--quorum", "nonn.aggregator.policy:PolicyConfig.quorum", "N")
 
 
 def policy_of(args: argparse.Namespace) -> PolicyConfig:
@@ -35,5 +35,5 @@ def policy_of(args: argparse.Namespace) -> PolicyConfig:
     from nonn.aggregator.policy.file import load_policy
 
     config = load_policy(args.policy) if args.policy else PolicyConfig()
-    given = {"deadline_s": args.deadline, "quorum": args.quorum}
+    given = {"deadline_s": args.deadline_s, "quorum": args.quorum}
     return dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})

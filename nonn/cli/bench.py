@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, seconds, usage
+from nonn.arguments import add_field, count, existing, from_args, usage
 
 if TYPE_CHECKING:
     from nonn.bench.students import MeasuredModel
@@ -49,25 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=count, default=64, metavar="N", help="samples of a training step (default: %(default)s)"
     )
     serve = parser.add_argument_group("serve")
-    serve.add_argument("--devices", type=count, default=8, metavar="N", help="device nodes (default: %(default)s)")
-    serve.add_argument(
-        "--requests",
-        type=count,
-        default=2000,
-        metavar="N",
-        help="requests to each system, in turn (default: %(default)s)",
-    )
-    serve.add_argument(
-        "--clients",
-        type=count,
-        default=64,
-        metavar="N",
-        help="concurrent clients, for throughput (default: %(default)s)",
-    )
-    serve.add_argument("--rounds", type=count, default=5, metavar="N", help="throughput rounds (default: %(default)s)")
-    serve.add_argument(
-        "--seconds", type=seconds, default=2.0, metavar="S", help="time per aggregator and round (default: %(default)s)"
-    )
+    add_field(serve, "--devices", "nonn.bench.serve:Load.num_devices", "N")
+    add_field(serve, "--requests", "nonn.bench.serve:Load.requests", "N")
+    add_field(serve, "--clients", "nonn.bench.serve:Load.clients", "N")
+    add_field(serve, "--rounds", "nonn.bench.serve:Load.rounds", "N")
+    add_field(serve, "--seconds", "nonn.bench.serve:Load.round_s", "S")
     serve.add_argument(
         "--ray", type=existing, metavar="PYTHON", help="interpreter with ray[serve]: also compare with Ray Serve"
     )
@@ -117,20 +103,18 @@ def _serve(args: argparse.Namespace) -> int:
     from nonn.cli.console import say
     from nonn.provenance import code_version, machine
 
-    load = Load(
-        num_devices=args.devices,
-        requests=args.requests,
-        clients=args.clients,
-        rounds=args.rounds,
-        round_s=args.seconds,
-        ray=args.ray,
-    )
+    load = from_args(Load, args)
     with tempfile.TemporaryDirectory(prefix="nonn-bench-") as folder:
         figures = bench_serve(Path(folder), load, say)
     if args.json:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         where = {"machine": machine(), "code_version": code_version(), "date": date}
-        counts = {"devices": args.devices, "requests": args.requests, "clients": args.clients, "rounds": args.rounds}
+        counts = {
+            "devices": load.num_devices,
+            "requests": load.requests,
+            "clients": load.clients,
+            "rounds": load.rounds,
+        }
         rounded = {key: round(value, 4) for key, value in figures.items()}
         print(json.dumps({**rounded, **counts, **where}, indent=2))
     else:

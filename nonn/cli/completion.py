@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from nonn.arguments import existing
+from nonn.arguments import FieldType, existing
 
 SUMMARY = "print a script that completes commands, options and files in a shell"
 
@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     parser = build_parser()
     for action in _actions(parser):
+        if isinstance(action.type, FieldType):
+            action.help = action.type.explain()
         if action.type in (existing, Path) or action.dest == "files":
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(parser, shell=args.shell))

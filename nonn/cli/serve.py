@@ -10,8 +10,8 @@ import argparse
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from nonn.arguments import count, existing, not_negative, path, port, seconds, share, usage
-from nonn.cli._observing_options import add_observing_arguments, observing_of
+from nonn.arguments import add_field, count, existing, from_args, path, port, usage
+from nonn.cli._observing_options import add_observing_arguments
 from nonn.cli._pairing_options import add_pairing_arguments, pairing_of
 from nonn.cli._policy_options import add_policy_arguments, policy_of
 from nonn.telemetry.log import add_log_arguments
@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", type=path, metavar="DIR", help="folder of its bundles, for nonn fleet push and rollback"
     )
-    parser.add_argument(
-        "--lease", type=seconds, metavar="S", help="seconds until a silent node is removed (default: 4.5)"
-    )
+    add_field(parser, "--lease", "nonn.aggregator.membership.options:JoiningOptions.lease_s", "S")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: %(default)s)")
     parser.add_argument("--port", type=port, default=0, help="port to bind; 0, the default, is any free one")
     add_policy_arguments(parser)
@@ -65,19 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
     """Batches, and limits of requests."""
-    parser.add_argument(
-        "--max-batch", type=count, default=64, metavar="B", help="most samples of several clients in one batch"
-    )
-    parser.add_argument(
-        "--max-delay-ms",
-        type=not_negative,
-        default=0.0,
-        metavar="MS",
-        help="time that a request to an idle cluster waits for others",
-    )
-    parser.add_argument(
-        "--max-queue", type=count, default=4096, metavar="N", help="samples that may wait (default: %(default)s)"
-    )
+    batching = "nonn.aggregator.batching:BatchConfig"
+    add_field(parser, "--max-batch", f"{batching}.max_batch", "B")
+    add_field(parser, "--max-delay-ms", f"{batching}.max_delay_s", "MS", unit=1e-3)
+    add_field(parser, "--max-queue", f"{batching}.max_queue", "N")
+    add_field(parser, "--max-samples", f"{batching}.max_samples", "N")
+    add_field(parser, "--max-request-mb", f"{batching}.max_request_bytes", "MB", unit=1e6)
     parser.add_argument(
         "--max-queue-mb",
         type=count,
@@ -85,41 +76,16 @@ def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="megabytes of requests that may wait or be under way (default: %(default)s)",
     )
-    parser.add_argument(
-        "--max-request-mb", type=count, metavar="MB", help="megabytes of one request (default: those of --max-samples)"
-    )
-    parser.add_argument(
-        "--max-samples", type=count, default=1024, metavar="N", help="samples of one request (default: %(default)s)"
-    )
 
 
 def _add_sensing_arguments(parser: argparse.ArgumentParser) -> None:
     """Windows of nodes that sense."""
-    parser.add_argument(
-        "--window-wait",
-        type=not_negative,
-        metavar="S",
-        help="wait for windows of sensors after their end (default: hop / 2)",
-    )
-    parser.add_argument(
-        "--window-tolerance", type=seconds, metavar="S", help="distance of a window from the grid (default: hop / 10)"
-    )
-    parser.add_argument(
-        "--replay-speed", type=seconds, default=1.0, metavar="X", help="replayed recordings run at X times real time"
-    )
-    parser.add_argument(
-        "--accuracy-goal",
-        type=share,
-        metavar="A",
-        help="nodes that sense: only as many work as reach this accuracy, 0 to 1; the others rest (default: all work)",
-    )
-    parser.add_argument(
-        "--duty-period",
-        type=seconds,
-        default=600.0,
-        metavar="S",
-        help="rotate them after S seconds (default: %(default)g)",
-    )
+    sensing = "nonn.aggregator.sensing.hub:SensingOptions"
+    add_field(parser, "--window-wait", f"{sensing}.wait_s", "S")
+    add_field(parser, "--window-tolerance", f"{sensing}.tolerance_s", "S")
+    add_field(parser, "--replay-speed", f"{sensing}.speed", "X")
+    add_field(parser, "--accuracy-goal", f"{sensing}.accuracy_goal", "A")
+    add_field(parser, "--duty-period", f"{sensing}.duty_period_s", "S")
     parser.add_argument("--raw", type=path, metavar="DIR", help="store raw samples of nodes with --send-raw")
 
 
@@ -185,6 +151,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     """
     from nonn.aggregator.batching import BatchConfig
     from nonn.aggregator.membership.options import JoiningOptions
+    from nonn.aggregator.monitoring.options import ObservingOptions
     from nonn.aggregator.sensing.hub import SensingOptions
     from nonn.errors import UsageError
     from nonn.fleet.served import ServeOptions
@@ -196,30 +163,11 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     with usage():
         return ServeOptions(
             inventory=args.inventory,
-            joining=JoiningOptions(
-                tls=args.tls,
-                token_file=args.token_file,
-                join_token_file=args.join_token_file,
-                lease_s=args.lease,
-                joins=args.joins,
-            ),
-            observing=observing_of(args),
+            joining=from_args(JoiningOptions, args),
+            observing=from_args(ObservingOptions, args),
             policy=policy,
-            batching=BatchConfig(
-                max_batch=args.max_batch,
-                max_delay_s=args.max_delay_ms / 1e3,
-                max_queue=args.max_queue,
-                max_samples=args.max_samples,
-                max_request_bytes=args.max_request_mb * 1_000_000 if args.max_request_mb else MAX_MESSAGE_BYTES,
-            ),
-            sensing=SensingOptions(
-                speed=args.replay_speed,
-                tolerance_s=args.window_tolerance,
-                wait_s=args.window_wait,
-                raw=args.raw,
-                accuracy_goal=args.accuracy_goal,
-                duty_period_s=args.duty_period,
-            ),
+            batching=from_args(BatchConfig, args),
+            sensing=from_args(SensingOptions, args),
         )
 
 

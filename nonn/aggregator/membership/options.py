@@ -7,7 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from nonn.aggregator.fanout import Connect, channel_options, connect_insecure
 from nonn.aggregator.inventory import Node, load_inventory
@@ -21,6 +21,7 @@ from nonn.errors import ConfigError, UsageError
 from nonn.rpc.guard import Guard, Tokens
 from nonn.rpc.wire import ANSWERS_SERVICE, SENSING_SERVICE, SERVICE
 from nonn.security.tls import load_tls
+from nonn.toml import Range, check
 
 __all__ = ["Joining", "JoiningOptions"]
 
@@ -29,32 +30,28 @@ __all__ = ["Joining", "JoiningOptions"]
 class JoiningOptions:
     """Options of ``nonn serve`` about security and membership.
 
-    Attributes:
-        tls: the aggregator's folder of ``nonn certs``; None for plain text.
-        token_file: accepted tokens of clients; None requires none.
-        join_token_file: accepted tokens of nodes that join.
-        lease_s: how long a node that joined may be silent; None for the default.
-        joins: whether nodes may join.
-
     Raises:
-        ConfigError: the options contradict each other.
+        ConfigError: an option is invalid, or two contradict each other.
     """
 
-    tls: Path | None = None
-    token_file: Path | None = None
-    join_token_file: Path | None = None
-    lease_s: float | None = None
-    joins: bool = False
+    tls: Annotated[Path | None, "the aggregator's folder of nonn certs; None for plain text"] = None
+    token_file: Annotated[Path | None, "accepted tokens of clients; None requires none"] = None
+    join_token_file: Annotated[Path | None, "accepted tokens of nodes that join"] = None
+    lease_s: Annotated[
+        float | None,
+        Range(ge=0.1, le=3600),
+        f"seconds until a silent node that joined is removed (default: {DEFAULT_LEASE_S:g})",
+    ] = None
+    joins: Annotated[bool, "whether nodes may join"] = False
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.joins and (self.join_token_file or self.lease_s is not None):
             raise ConfigError("--join-token-file and --lease require --joins")
         if self.joins and self.tls is None and self.join_token_file is None:
             raise ConfigError(
                 "--joins needs a way to authenticate nodes: add --tls with a folder of nonn certs, or --join-token-file"
             )
-        if self.lease_s is not None and not 0.1 <= self.lease_s <= 3600:
-            raise ConfigError(f"--lease {self.lease_s:g}: must be 0.1 to 3600 seconds")
 
 
 class Joining:

@@ -29,15 +29,16 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, log
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nonn.aggregator.monitoring.baseline import Baseline
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError
 from nonn.reliability.subsets import mask_of
+from nonn.toml import check
+from nonn.toml.constraints import Positive
 
 __all__ = ["Baseline", "DriftConfig", "DriftNotice", "DriftWatch", "NodeDrift"]
 
@@ -57,18 +58,17 @@ SMOOTHING = 0.05  # weight of the newest sample in the agreement that is shown
 class DriftConfig:
     """Options of the drift alarm.
 
-    Attributes:
-        samples_per_s: most samples per second that are tested.
-        false_alarms_per_day: most false alarms of the whole cluster while its nodes are as built.
+    Raises:
+        ConfigError: a value is invalid; the message names it.
     """
 
-    samples_per_s: float = 10.0
-    false_alarms_per_day: float = 0.001
+    samples_per_s: Annotated[Positive, "most samples per second that are tested"] = 10.0
+    false_alarms_per_day: Annotated[Positive, "most false alarms of the whole cluster while its nodes are as built"] = (
+        0.001
+    )
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_s", "false_alarms_per_day"):
-            if not 0 < getattr(self, name) < inf:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be a positive number")
+        check(self)
 
     def threshold(self, num_nodes: int) -> float:
         """The threshold of each node's CUSUM."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from nonn.aggregator.events import Observer
 from nonn.aggregator.fanout import Connect
@@ -15,10 +15,11 @@ from nonn.aggregator.sensing.hub import Hub
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError
 from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.guard import Guard
 from nonn.telemetry.tracing import Tracing
+from nonn.toml import check
+from nonn.toml.constraints import NotNegative
 
 __all__ = ["Observing", "ObservingOptions"]
 
@@ -27,38 +28,27 @@ __all__ = ["Observing", "ObservingOptions"]
 class ObservingOptions:
     """Monitoring options of ``nonn serve``.
 
-    Attributes:
-        http_host: address to bind for HTTP.
-        http_port: 0 is any free one; None serves no HTTP.
-        http_names: further names of this machine in the Host header.
-        drift_rate: most samples per second that the drift alarm tests; 0 turns it off, None is the default.
-        trace: destination of traces, see ``nonn.telemetry.tracing``; None writes none.
-        http_tls: HTTP with TLS on loopback too.
-        switches: descriptor of the socket with which ``nonn up`` switches devices; None elsewhere.
-        insecure: HTTP beyond loopback without TLS.
-
     Raises:
         ConfigError: an option is invalid.
     """
 
-    http_host: str = "127.0.0.1"
-    http_port: int | None = None
-    http_names: tuple[str, ...] = ()
-    drift_rate: float | None = None
-    trace: str | None = None
-    http_tls: bool = False
-    switches: int | None = None
-    insecure: bool = False
+    http_host: Annotated[str, "address to bind for HTTP"] = "127.0.0.1"
+    http_port: Annotated[int | None, "0 is any free one; None serves no HTTP"] = None
+    http_names: Annotated[Sequence[str], "further names of this machine in the Host header"] = ()
+    drift_rate: Annotated[NotNegative, "most samples per second that the drift alarm tests; 0 turns it off"] = (
+        DriftConfig.samples_per_s
+    )
+    trace: Annotated[str | None, "destination of traces, see nonn.telemetry.tracing; None writes none"] = None
+    http_tls: Annotated[bool, "HTTP with TLS on loopback too"] = False
+    switches: Annotated[int | None, "descriptor of the socket with which nonn up switches devices"] = None
+    insecure: Annotated[bool, "HTTP beyond loopback without TLS"] = False
 
     def __post_init__(self) -> None:
-        if self.drift_rate is not None and self.drift_rate < 0:
-            raise ConfigError(f"--drift-rate {self.drift_rate}: must not be negative; 0 turns the alarm off")
+        check(self)
 
     @property
     def drift(self) -> DriftConfig | None:
         """Options of the drift alarm; None if it is off."""
-        if self.drift_rate is None:
-            return DriftConfig()
         return DriftConfig(samples_per_s=self.drift_rate) if self.drift_rate else None
 
 

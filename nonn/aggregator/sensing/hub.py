@@ -22,7 +22,8 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,8 @@ from nonn.sensing.cutter import NO_DATA
 from nonn.sensing.duty import DutyCycle
 from nonn.streams import SmoothedLabel, WindowAnswer
 from nonn.telemetry.background import Background
+from nonn.toml import Range, check
+from nonn.toml.constraints import Positive
 
 __all__ = ["Hub", "SensingOptions"]
 
@@ -60,29 +63,29 @@ Features = NDArray[np.float32]
 class SensingOptions:
     """Options of ``nonn serve`` about nodes that sense.
 
-    Attributes:
-        speed: how much faster than life the nodes replay recordings.
-        tolerance_s: largest distance of a window from the grid; None is that of the bundle for pictures, for windows a
-            tenth of the hop.
-        wait_s: longest wait for windows after their end; None is half of the hop.
-        raw: folder for raw samples; None accepts none.
-        accuracy_goal: units beyond those that reach it rest; None lets all of them work.
-        duty_period_s: time after which the units that work are chosen again.
-
     Raises:
-        ConfigError: the speed is not positive.
+        ConfigError: an option is invalid; the message names it.
     """
 
-    speed: float = 1.0
-    tolerance_s: float | None = None
-    wait_s: float | None = None
-    raw: Any = None
-    accuracy_goal: float | None = None
-    duty_period_s: float = 600.0
+    speed: Annotated[float, Range(gt=0, lt=10_000), "nodes replay recordings at this many times real time"] = 1.0
+    tolerance_s: Annotated[
+        float | None,
+        Range(gt=0),
+        "largest distance of a window from the grid (default: that of the bundle for pictures, else hop / 10)",
+    ] = None
+    wait_s: Annotated[
+        float | None, Range(ge=0), "longest wait for windows of sensors after their end (default: hop / 2)"
+    ] = None
+    raw: Annotated[Path | None, "folder for raw samples; None accepts none"] = None
+    accuracy_goal: Annotated[
+        float | None,
+        Range(ge=0, le=1),
+        "only as many nodes that sense work as reach this accuracy, 0 to 1; the others rest (default: all work)",
+    ] = None
+    duty_period_s: Annotated[Positive, "time after which the nodes that work are chosen again"] = 600.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.speed < 1e4:
-            raise ConfigError(f"--replay-speed {self.speed:g}: must be above 0 and below 10,000")
+        check(self)
 
 
 @dataclass(frozen=True, eq=False)
