@@ -109,14 +109,14 @@ class WindowAnswer:
     @classmethod
     def from_message(cls, message: Any) -> Self:
         """Reads a message."""
-        smoothed, said = None, message.smoothed
+        smoothed, sent = None, message.smoothed
         if message.HasField("smoothed"):
             smoothed = SmoothedLabel(
-                printable(said.label),
-                said.confidence,
-                said.expected_accuracy,
-                (said.accuracy_low, said.accuracy_high),
-                said.class_number,
+                printable(sent.label),
+                sent.confidence,
+                sent.expected_accuracy,
+                (sent.accuracy_low, sent.accuracy_high),
+                sent.class_number,
             )
         return cls(
             time=message.end_us / 1e6,

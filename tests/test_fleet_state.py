@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,15 +18,19 @@ import pytest
 
 from nonn.aggregator.batching import BatchConfig
 from nonn.aggregator.events import StateEvent
+from nonn.aggregator.membership.leases import JoinRequest
 from nonn.aggregator.membership.options import JoiningOptions
 from nonn.aggregator.monitoring.options import ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.screening import QUARANTINED
 from nonn.bundle import Bundle
+from nonn.documents import from_json, to_json
 from nonn.errors import BundleError, DataError
 from nonn.fleet.bundles import Bundles
+from nonn.fleet.rollout import Rollout
 from nonn.fleet.served import ServeOptions
 from nonn.fleet.state import StateFolder, StateRecord
+from nonn.fleet.status import FleetMessage, FleetStatus
 from tests.serving import run, until_async
 from tests.toys import toy_bundle
 
@@ -91,6 +96,35 @@ def test_a_quarantine_is_kept_over_a_restart_of_the_aggregator(
         assert policy.quarantined() == {"liar": 1}
 
     asyncio.run(scenario())
+
+
+def test_status_and_messages_of_a_fleet_keep_their_json(bundle: Bundle, options: ServeOptions, tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "state")
+    state.first(bundle.path)
+
+    async def scenario() -> tuple[FleetStatus, FleetMessage]:
+        rollout = Rollout(Bundles(state, bundle, options))
+        request = JoinRequest(node="b", instance="i", fingerprint="f", address="h:1", version="1", bundle=bundle.hash)
+        rollout.served.servicer.membership.register(request, 0.0)
+        drained = await rollout.drain("a", 0.0, undo=False, absent=True)
+        return rollout.status(), drained
+
+    status, drained = asyncio.run(scenario())
+    full = rf'"accuracy": 0\.0, "accuracy_of_all": {bundle.table.accuracy[-1]}'
+    assert re.fullmatch(
+        rf'{{"bundles": \[{{"bundle": "{bundle.hash}", "experiment": "{bundle.manifest.experiment}", "served": true, '
+        rf'"students": 0, "devices": {bundle.num_devices}, {full}}}\], '
+        r'"nodes": \[{"node": "a", "state": "drained"}, '
+        rf'{{"node": "b", "bundle": "{bundle.hash}", "student": \d, "state": "fetching", "address": "h:1", '
+        r'"version": "1", "runtime": "", "machine": "", "rss_bytes": 0}\], "previous": ""}',
+        json.dumps(to_json(status)),
+    )
+    assert from_json(FleetStatus, to_json(status), "status") == status
+    assert json.dumps(to_json(drained)) == (
+        '{"event": "done", "text": "node a is drained; it is not in the cluster now"}'
+    )
+    moved = FleetMessage("move", "node a to bundle 0", nodes=("a",))
+    assert json.dumps(to_json(moved)) == '{"event": "move", "text": "node a to bundle 0", "nodes": ["a"]}'
 
 
 def test_what_was_written_is_read(bundle: Bundle, other: Bundle, tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ from nonn_sim.sensing_compared import compared
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.sensing.hub import HELD, Hub, SensingOptions
 from nonn.aggregator.sensing.servicer import SensingServicer, _Stream
+from nonn.aggregator.sensing.state import SensingState
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
 from nonn.cli import main
 from nonn.cli.watch import as_text
 from nonn.client import AsyncClient
+from nonn.documents import from_json, to_json
 from nonn.errors import ConfigError, CredentialsError, DataLossError, InputError, MembershipError
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.sensing import SensingSpec
@@ -168,8 +170,12 @@ def test_a_unit_without_data_is_one_less_in_the_mask_and_nobody_waits_for_it(bun
             assert answer.devices == (0, 2)
             assert answer.missing["n1"] == "no data: flat"
             assert answer.missing["unit 5"] == "no node measures it"
-            assert w.hub.state()["nodes"]["n1"]["battery_percent"] == 42
-            assert w.hub.state()["nodes"]["n1"]["windows"] == {"taken": 1, "flat": 1}
+            state = w.hub.state()
+            assert (state.nodes["n1"].battery_percent, state.nodes["n1"].windows) == (42, {"taken": 1, "flat": 1})
+            document = to_json(state)
+            assert from_json(SensingState, document, "state") == state
+            assert list(document) == ["hop_s", "speed", "counts", "nodes"]
+            assert list(document["nodes"]["n1"]) == ["unit", "clock", "windows", "late_s", "battery_percent", "rests"]
             nobody = await w.second(2, range(3), **{f"n{i}": flat for i in range(3)})
             assert (nobody.label, nobody.mask) == ("", 0)
 
@@ -252,7 +258,7 @@ def test_units_beyond_the_accuracy_goal_rest_and_are_woken_when_one_fails(bundle
             assert now.missing["n2"] == "rests: the others reach the accuracy goal"
             assert now.expected_accuracy >= goal
             w.hub.charged("n2", 1 + 60)
-            assert w.hub.state()["nodes"]["n2"] | {"clock": None, "windows": {}} == {
+            assert to_json(w.hub.state())["nodes"]["n2"] | {"clock": None, "windows": {}} == {
                 "unit": 2,
                 "clock": None,
                 "windows": {},

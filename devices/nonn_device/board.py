@@ -131,8 +131,8 @@ class BoardRuntime:
         self.close()
         session = b"" if self._key is None else secrets.token_bytes(SESSION_BYTES)
         self._line = Line(self._place, self._timeout_s, self._key, session)
-        said = self._ask(b"H", b"H", session).decode("ascii", "replace")
-        made_from, code = said[:DIGITS], said[DIGITS:]
+        reply = self._ask(b"H", b"H", session).decode("ascii", "replace")
+        made_from, code = reply[:DIGITS], reply[DIGITS:]
         if made_from != self._student.sha256:
             self.close()
             raise BundleError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nonn.errors
+from nonn.documents import to_json
 from nonn.errors import ConfigError, NonnError, UnreachableError
 from nonn.fleet.rollout import Rollout
 from nonn.telemetry.background import Background
@@ -74,33 +75,33 @@ async def _serve(rollout: Rollout, reader: asyncio.StreamReader, writer: asyncio
 async def _answer(rollout: Rollout, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One request."""
 
-    async def say(message: dict[str, Any]) -> None:
-        writer.write(json.dumps(message).encode() + b"\n")
+    async def send(message: object) -> None:
+        writer.write(json.dumps(to_json(message)).encode() + b"\n")
         await writer.drain()
 
     try:
         asked = json.loads(await reader.readline())
         do = asked["do"]
         if do == "status":
-            await say({"event": "done", **rollout.status()})
+            await send({"event": "done", **to_json(rollout.status())})
         elif do == "drain":
-            await say(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"], absent=asked["absent"]))
+            await send(await rollout.drain(asked["node"], asked["floor"], undo=asked["undo"], absent=asked["absent"]))
         elif do == "follow":
-            await say(await rollout.follow(asked["bundle"]))
+            await send(await rollout.follow(asked["bundle"]))
         elif do == "roll":
             # A step is finished even if the client disconnects; the next one is then not started.
             steps = rollout.roll(asked["bundle"], asked["floor"], asked["wait_s"])
-            async with contextlib.aclosing(steps) as said:  # type: ignore[type-var]
-                async for step in said:
+            async with contextlib.aclosing(steps) as messages:  # type: ignore[type-var]
+                async for message in messages:
                     if reader.at_eof():
                         return
-                    await say(step)
+                    await send(message)
         else:
             raise ConfigError(f"unknown request '{do}'; do both sides have the same version of nonn?")
     except NonnError as exc:
-        await say({"event": "error", "kind": type(exc).__name__, "text": str(exc)})
+        await send({"event": "error", "kind": type(exc).__name__, "text": str(exc)})
     except (ValueError, KeyError, TypeError) as exc:
-        await say({"event": "error", "kind": "ConfigError", "text": f"invalid request ({type(exc).__name__}: {exc})"})
+        await send({"event": "error", "kind": "ConfigError", "text": f"invalid request ({type(exc).__name__}: {exc})"})
 
 
 def ask(path: Path, **request: Any) -> Iterator[dict[str, Any]]:

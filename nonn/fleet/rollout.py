@@ -20,7 +20,7 @@ from nonn.errors import ConfigError, MembershipError
 from nonn.fleet.bundles import Bundles
 from nonn.fleet.plan import Blocked, Done, Situation, Switch, next_step
 from nonn.fleet.served import ServedBundle
-from nonn.fleet.status import bundle_status, node_status
+from nonn.fleet.status import FleetMessage, FleetStatus, NodeStatus, bundle_status, node_status
 from nonn.reliability.subsets import MAX_DEVICES
 
 __all__ = ["Rollout"]
@@ -66,19 +66,19 @@ class Rollout:
             self._moving.discard(node)
         return node in self._moving
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> FleetStatus:
         """Bundles and nodes as they are now."""
         served = [each for each in (self.served, self.other) if each is not None]
         nodes = [node for each in served for node in node_status(each)]
-        listed = {node["node"] for node in nodes}
-        nodes += [{"node": node, "state": "drained"} for node in self.bundles.drained - listed]
-        return {
-            "bundles": [bundle_status(each, served=each is self.served) for each in served],
-            "nodes": sorted(nodes, key=lambda node: str(node["node"])),
-            "previous": self.bundles.state.read().previous,
-        }
+        listed = {node.node for node in nodes}
+        nodes += [NodeStatus(node=node, state="drained") for node in self.bundles.drained - listed]
+        return FleetStatus(
+            bundles=tuple(bundle_status(each, served=each is self.served) for each in served),
+            nodes=tuple(sorted(nodes, key=lambda node: node.node)),
+            previous=self.bundles.state.read().previous,
+        )
 
-    async def roll(self, bundle: str, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+    async def roll(self, bundle: str, floor: float, wait_s: float) -> AsyncIterator[FleetMessage]:
         """Moves the fleet to a bundle of the state folder, and yields each step.
 
         Args:
@@ -95,11 +95,11 @@ class Rollout:
         async with self._busy:
             if not bundle:  # during a push, back to the served bundle; otherwise to the previous one
                 bundle = self.served.bundle.hash if self.other else self.bundles.state.read().previous
-            async for said in self._roll(self.bundles.state.load(bundle), floor, wait_s):
-                _log.info("%s", said["text"])
-                yield said
+            async for message in self._roll(self.bundles.state.load(bundle), floor, wait_s):
+                _log.info("%s", message.text)
+                yield message
 
-    async def follow(self, bundle: str) -> dict[str, Any]:
+    async def follow(self, bundle: str) -> FleetMessage:
         """Accepts nodes of another bundle too, to which another aggregator moves them.
 
         Args:
@@ -116,7 +116,7 @@ class Rollout:
                 await self._open_other(target)
             self._following = target.hash
             self.prefer()
-        return _said("done", f"nodes of bundle {target.hash[:12]} are accepted")
+        return FleetMessage("done", f"nodes of bundle {target.hash[:12]} are accepted")
 
     def prefer(self, leaving: str = "") -> None:
         """A follower serves the bundle to which the fleet moves as soon as that is the more accurate one.
@@ -130,29 +130,29 @@ class Rollout:
         if other.accuracy(leaving) >= self.served.accuracy(leaving):
             self.bundles.tasks.start(self.bundles.switch(), "switch of bundles")
 
-    async def _roll(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+    async def _roll(self, target: Bundle, floor: float, wait_s: float) -> AsyncIterator[FleetMessage]:
         # The nodes of a follower have been moved already, and come within a second or two. From now on it leads.
         patience_s, self._following = wait_s if self._following == target.hash else 0.0, ""
         if target.hash == self.served.bundle.hash:
             steps = self._go_back(wait_s)
         else:
             steps = self._go_on(target, floor, wait_s, patience_s)
-        async for said in steps:
-            yield said
-        yield _said("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
+        async for message in steps:
+            yield message
+        yield FleetMessage("done", f"bundle {target.hash[:12]} is served by {len(self.served.up())} nodes")
 
-    async def _go_back(self, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+    async def _go_back(self, wait_s: float) -> AsyncIterator[FleetMessage]:
         """Moves the nodes of the other bundle, which serve no client, to the served one."""
         if self.other is not None:
             moved = await self._retire(self.other)
             if moved:
                 text = f"{_names(moved)} to the served bundle {self.served.bundle.hash[:12]}"
-                yield _said("move", text, nodes=moved)
+                yield FleetMessage("move", text, nodes=moved)
             await self._until_back(self.served, moved, wait_s)
 
     async def _go_on(
         self, target: Bundle, floor: float, wait_s: float, patience_s: float
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[FleetMessage]:
         """Moves nodes to another bundle step by step, and serves it as soon as it reaches the floor."""
         await self._open_other(target)
         clock = asyncio.get_running_loop().time
@@ -167,29 +167,31 @@ class Rollout:
                     await self._retire(self.other)
                 raise ConfigError(f"{step.reason}; bundle {self.served.bundle.hash[:12]} is still served")
             if isinstance(step, Switch):
-                async for said in self._switch(wait_s):
-                    yield said
+                async for message in self._switch(wait_s):
+                    yield message
                 return
-            yield _said("move", f"{_names(step.nodes)} to bundle {target.hash[:12]}", nodes=step.nodes)
+            yield FleetMessage("move", f"{_names(step.nodes)} to bundle {target.hash[:12]}", nodes=step.nodes)
             await self._move(step.nodes, wait_s)
-            yield _said(
+            yield FleetMessage(
                 "back",
                 f"{_names(step.nodes)} back; served {self.served.accuracy():.2%}, next {self.other.accuracy():.2%}",
                 served=self.served.accuracy(),
             )
 
-    async def _switch(self, wait_s: float) -> AsyncIterator[dict[str, Any]]:
+    async def _switch(self, wait_s: float) -> AsyncIterator[FleetMessage]:
         """Serves the other bundle from the next request on, and moves the remaining nodes to it."""
         old = self.served
         await self.bundles.switch()
         moved = await self._retire(old)
         accuracy = self.served.accuracy()
-        yield _said("switch", f"bundle {self.served.bundle.hash[:12]} is served: {accuracy:.2%}", served=accuracy)
+        yield FleetMessage(
+            "switch", f"bundle {self.served.bundle.hash[:12]} is served: {accuracy:.2%}", served=accuracy
+        )
         if moved:
-            yield _said("move", f"{_names(moved)}, which no longer served clients", nodes=moved)
+            yield FleetMessage("move", f"{_names(moved)}, which no longer served clients", nodes=moved)
         await self._until_back(self.served, moved, wait_s)
 
-    async def drain(self, node: str, floor: float, *, undo: bool, absent: bool = False) -> dict[str, Any]:
+    async def drain(self, node: str, floor: float, *, undo: bool, absent: bool = False) -> FleetMessage:
         """Takes a node out and keeps it out, or puts it back; what is so already stays as it is.
 
         Args:
@@ -205,14 +207,14 @@ class Rollout:
             if node not in self.bundles.drained and not absent:
                 raise ConfigError(f"node '{node}' is not drained; nonn fleet status lists drained nodes")
             await self.bundles.record_drained(node, out=False)
-            return _said("done", f"node {node} may join again; it tries at least every 1.5 s")
+            return FleetMessage("done", f"node {node} may join again; it tries at least every 1.5 s")
         both = (self.served, self.other)
         holding = next((each for each in both if each and node in each.servicer.membership.leases), None)
         if holding is None:
             if node not in self.bundles.drained and not absent:
                 raise ConfigError(f"no node '{node}' in the cluster; nonn fleet status lists them")
             await self.bundles.record_drained(node, out=True)
-            return _said("done", f"node {node} is drained; it is not in the cluster now")
+            return FleetMessage("done", f"node {node} is drained; it is not in the cluster now")
         accuracy = self.served.accuracy(without=node)
         if holding is self.served and accuracy < floor:
             raise ConfigError(
@@ -221,7 +223,7 @@ class Rollout:
             )
         await self.bundles.record_drained(node, out=True)
         await holding.servicer.release(node, "is drained")
-        return _said("done", f"node {node} is drained; served {self.served.accuracy():.2%}")
+        return FleetMessage("done", f"node {node} is drained; served {self.served.accuracy():.2%}")
 
     def _situation(self, floor: float) -> Situation:
         assert self.other is not None
@@ -290,7 +292,3 @@ class Rollout:
 
 def _names(nodes: tuple[str, ...]) -> str:
     return ("node " if len(nodes) == 1 else "nodes ") + ", ".join(nodes)
-
-
-def _said(event: str, text: str, **more: Any) -> dict[str, Any]:
-    return {"event": event, "text": text, **more}

@@ -3,7 +3,7 @@
 A grid point is a multiple of the hop on our clock. A node's window belongs to the point next to its end, converted
 with the node's clock filter (``nonn.sensing.clocks``), if it is at most ``tolerance_s`` away. A point is answered
 
-- as soon as every node that is waited for has sent its window or said that it has no data, and there is a window, or
+- as soon as every node that is waited for has sent its window or why it has none, and there is a window, or
 - ``wait_s`` after its end, with what has arrived.
 
 A node is not waited for while it rests, is silent (three points without a word), or its clock is unknown or not
@@ -24,7 +24,7 @@ from typing import Generic, Literal, TypeVar
 from nonn.errors import ConfigError, MembershipError
 from nonn.sensing.clocks import ClockFilter, Exchange
 
-__all__ = ["Alignment", "AlignmentConfig", "Point", "SensingNode", "WindowVerdict", "summary"]
+__all__ = ["Alignment", "AlignmentConfig", "Point", "SensingNode", "WindowVerdict"]
 
 Payload = TypeVar("Payload")
 WindowVerdict = Literal["taken", "late", "off grid", "early", "twice", "clock"]
@@ -275,18 +275,3 @@ class Alignment(Generic[Payload]):
 
     def _next_point(self, now: float) -> float:
         return ceil(now / self.config.hop_s) * self.config.hop_s
-
-
-def summary(record: SensingNode, now: float) -> dict[str, object]:
-    """A node's record as plain values, for people and programs."""
-    estimate = record.clock.estimate
-    clock = None
-    if estimate:
-        clock = {
-            "offset_s": estimate.offset_at(now),
-            "drift_ppm": 1e6 * estimate.drift,
-            "error_s": estimate.error_at(now),
-            "steps": record.clock.steps,
-            "trusted": record.clock.trusted(now),
-        }
-    return {"unit": record.unit, "clock": clock, "windows": dict(record.counts), "late_s": record.late_s}

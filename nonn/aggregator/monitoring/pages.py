@@ -96,7 +96,7 @@ class Pages:
         """The state of nodes that sense."""
         from aiohttp import web
 
-        return web.json_response(self._hub.state() if self._hub else {})
+        return web.json_response(to_json(self._hub.state()) if self._hub else {})
 
     async def answers(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: the last answers, and each further one."""

@@ -31,12 +31,13 @@ from numpy.typing import NDArray
 from nonn.aggregator.events import RequestEvent
 from nonn.aggregator.screening import EXCLUDED, Screen
 from nonn.aggregator.sensing.raw import RawFolder
+from nonn.aggregator.sensing.state import SensingState, sensing_node_state
 from nonn.aggregator.service import Aggregator
 from nonn.answer import Answer
 from nonn.errors import ConfigError, DataLossError, InputError
 from nonn.reliability.subsets import members
 from nonn.sensing import SensingSpec
-from nonn.sensing.alignment import Alignment, AlignmentConfig, Point, summary
+from nonn.sensing.alignment import Alignment, AlignmentConfig, Point
 from nonn.sensing.clock import DataClock
 from nonn.sensing.cutter import NO_DATA
 from nonn.sensing.duty import DutyCycle
@@ -289,9 +290,9 @@ class Hub:
         for node in self._screen.suspects(screened, self._quarantined):
             self._quarantined[node] = now + aggregator.policy.config.quarantine_s * self.options.speed
             _log.warning("node %s: %s", node, QUARANTINE)
-        await self._tell(point, screened.features, missing, num_bytes)
+        await self._publish(point, screened.features, missing, num_bytes)
 
-    async def _tell(
+    async def _publish(
         self, point: Point[_Sent], features: Mapping[int, Features], missing: Mapping[str, str], num_bytes: int
     ) -> None:
         """Builds the answer of a point and passes it on."""
@@ -302,11 +303,11 @@ class Hub:
         delay_s = (self.clock() - point.end_s) / self.options.speed
         at = point.end_s / self.options.speed
         if answer is None:
-            said = WindowAnswer(at, delay_s, "", 0.0, 0, 0.0, (0.0, 0.0), **known)
+            window = WindowAnswer(at, delay_s, "", 0.0, 0, 0.0, (0.0, 0.0), **known)
         else:
             number = int(answer.labels[0])
             raw = sum(self.spec_of(student).raw_bytes for student in members(answer.mask))
-            said = WindowAnswer(
+            window = WindowAnswer(
                 at,
                 delay_s,
                 bundle.manifest.classes[number],
@@ -320,25 +321,25 @@ class Hub:
                 **known,
             )
         self.counts["answers" if answer else "unanswered"] += 1
-        self.counts["raw bytes"] += said.raw_bytes
-        self.recent.append(said)
+        self.counts["raw bytes"] += window.raw_bytes
+        self.recent.append(window)
         for watcher in self._watchers:
-            watcher.put(said)
-        self._rotate(members(said.mask))
+            watcher.put(window)
+        self._rotate(members(window.mask))
         aggregator.observers.on_request(
             RequestEvent(
                 time_s=asyncio.get_running_loop().time(),
                 num_samples=1,
                 outcome="below_quorum" if answer is None else "degraded" if answer.degraded else "ok",
-                mask=said.mask,
-                expected_accuracy=said.expected_accuracy,
+                mask=window.mask,
+                expected_accuracy=window.expected_accuracy,
                 latency_s=delay_s,
                 features=features if answer else None,
             )
         )
 
     def _rotate(self, answered: Iterable[int]) -> None:
-        """Tells nodes to rest or to work, after an answer of these units."""
+        """Directs nodes to rest or to work, after an answer of these units."""
         if self.duty is None:
             return
         nodes, now = self.alignment.nodes, self.clock()
@@ -367,19 +368,15 @@ class Hub:
             best,
         )
 
-    def state(self) -> dict[str, Any]:
-        """Nodes, clocks and counts as plain values."""
+    def state(self) -> SensingState:
+        """Nodes, clocks and counts."""
         now = self.clock()
-        return {
-            "hop_s": self.alignment.config.hop_s,
-            "speed": self.options.speed,
-            "counts": dict(self.counts),
-            "nodes": {
-                node: {
-                    **summary(record, now),
-                    "battery_percent": self.batteries.get(node),
-                    "rests": record.rests,
-                }
+        return SensingState(
+            hop_s=self.alignment.config.hop_s,
+            speed=self.options.speed,
+            counts=dict(self.counts),
+            nodes={
+                node: sensing_node_state(record, self.batteries.get(node), now)
                 for node, record in self.alignment.nodes.items()
             },
-        }
+        )
