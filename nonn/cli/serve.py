@@ -155,7 +155,6 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
     from nonn.aggregator.sensing.hub import SensingOptions
     from nonn.errors import UsageError
     from nonn.fleet.served import ServeOptions
-    from nonn.rpc.wire import MAX_MESSAGE_BYTES
 
     if args.http_tls and args.tls is None:
         raise UsageError("--http-tls requires --tls with a folder of nonn certs")
