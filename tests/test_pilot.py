@@ -11,7 +11,7 @@ from nonn.cli import main
 from nonn.config import AUTO, Experiment, load_experiment
 from nonn.errors import ConfigError, DataError
 from nonn.experiment import pilot, workspace
-from nonn.experiment.pilot import choose_design, designs
+from nonn.experiment.pilot import choose_design, designed, designs
 from nonn.experiment.workspace import Workspace
 from nonn.partition.redundancy import Design
 from tests.toys import TINY
@@ -42,9 +42,9 @@ def test_every_divisor_and_two_overlaps_are_tried() -> None:
     assert designs(1) == (Design(1),)
 
 
-def test_a_number_of_parts_is_left_as_it_is(tiny: Experiment, tmp_path: Path) -> None:
+def test_an_experiment_without_open_choices_is_left_as_it_is(tiny: Experiment, tmp_path: Path) -> None:
     space = Workspace(tiny, tmp_path)
-    assert choose_design(space) is space
+    assert designed(space) is space
     assert not any(tmp_path.iterdir())
 
 
@@ -74,7 +74,7 @@ def test_the_failure_law_decides(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_networks_need_a_number_of_parts() -> None:
-    with pytest.raises(ConfigError, match="needs a number"):
+    with pytest.raises(ConfigError, match=r"`nonn run` chooses one, or set it$"):
         Workspace(auto(), Path("unused")).check()
 
 

@@ -75,5 +75,5 @@ def test_a_search_that_cannot_be_made_says_why(runs: Path) -> None:
     for model, words in (("search:inverted-11", "write search:wrn-DEPTH"), ("search:wrn-11", "depth must be")):
         with pytest.raises(ConfigError, match=words):
             check_before_data(load_experiment(None, [*SEARCH, limit, f"student.model={model}"]))
-    with pytest.raises(ConfigError, match="a run needs a network"):
+    with pytest.raises(ConfigError, match=r"`nonn run` searches one, or set it$"):
         models_named("search:wrn-10")

@@ -54,7 +54,5 @@ class PartitionConfig:
             ConfigError: it is ``auto``, and pilots have not chosen it yet.
         """
         if self.parts == AUTO:
-            raise ConfigError(
-                "partition.parts = 'auto': a run needs a number; nonn.experiment.pilot.choose_design chooses one"
-            )
+            raise ConfigError("partition.parts = 'auto': no number is chosen yet; `nonn run` chooses one, or set it")
         return self.parts

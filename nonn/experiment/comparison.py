@@ -9,8 +9,7 @@ import torch
 
 from nonn import documents
 from nonn.data import Split
-from nonn.experiment.pilot import choose_design
-from nonn.experiment.search import search_widths
+from nonn.experiment.pilot import designed
 from nonn.experiment.teachers import train_assistants, train_teacher
 from nonn.experiment.training import Cut, cut_filters
 from nonn.experiment.workspace import Workspace
@@ -64,7 +63,7 @@ def compare_partitioners(space: Workspace) -> tuple[PartitionComparison, Path]:
 
 def _cut(space: Workspace) -> tuple[Workspace, Teacher, Cut]:
     """The workspace with its design, the network whose filters are cut, and the partition."""
-    space = choose_design(search_widths(space))
+    space = designed(space)
     space.check()
     teacher = train_teacher(space)
     distillation_teacher = train_assistants(space, teacher)

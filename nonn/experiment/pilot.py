@@ -22,6 +22,7 @@ from nonn.documents import read
 from nonn.enumeration import evaluate_subsets
 from nonn.errors import DataError
 from nonn.experiment.keys import stage_inputs
+from nonn.experiment.search import search_widths
 from nonn.experiment.training import train
 from nonn.experiment.workspace import Workspace
 from nonn.files import write_json
@@ -29,7 +30,7 @@ from nonn.partition.redundancy import Design
 from nonn.reliability.laws import parse_law
 from nonn.students.devices import failure_law
 
-__all__ = ["Trial", "choose_design", "designs"]
+__all__ = ["Trial", "choose_design", "designed", "designs"]
 
 FORMAT = 1
 
@@ -58,8 +59,17 @@ def designs(num_devices: int) -> tuple[Design, ...]:
     return tuple(found)
 
 
+def designed(space: Workspace) -> Workspace:
+    """The workspace whose experiment leaves no choice open: networks by search, then parts and overlap by pilots.
+
+    Raises:
+        NonnError: as ``search_widths`` and ``choose_design``.
+    """
+    return choose_design(search_widths(space))
+
+
 def choose_design(space: Workspace) -> Workspace:
-    """The workspace with a number of parts and an overlap: the first stage of every run.
+    """The workspace with a number of parts and an overlap.
 
     Args:
         space: workspace with ``partition.parts = "auto"``; any other is returned unchanged. Pilots are kept and

@@ -20,9 +20,8 @@ from nonn.experiment.evaluation import Evaluated, Evaluation, evaluate_head
 from nonn.experiment.keys import stage_inputs
 from nonn.experiment.methods import METHODS, Method
 from nonn.experiment.paired import digests
-from nonn.experiment.pilot import choose_design
+from nonn.experiment.pilot import designed
 from nonn.experiment.rival import SubsetFunction
-from nonn.experiment.search import search_widths
 from nonn.experiment.teachers import teacher_accuracy
 from nonn.experiment.training import Trained, train
 from nonn.experiment.workspace import Workspace
@@ -85,7 +84,7 @@ def workspace_of(
 
 def evaluated(space: Workspace, method: Method, num_devices: int) -> tuple[Evaluation, bool]:
     """Result of one row and seed, trained and evaluated unless it is done, and whether it was."""
-    space = choose_design(search_widths(space))
+    space = designed(space)
     trained = train(space)
     fusion = stage_inputs(space.experiment.fusion)
     key = trained.students.stage.key

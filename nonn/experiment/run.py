@@ -17,10 +17,9 @@ from pathlib import Path
 from nonn.bundle import Bundle
 from nonn.config import Experiment
 from nonn.experiment.bundling import bundle_students
-from nonn.experiment.pilot import choose_design
+from nonn.experiment.pilot import designed
 from nonn.experiment.placement import placed
 from nonn.experiment.progress import Progress, Silent
-from nonn.experiment.search import search_widths
 from nonn.experiment.stages import exclusive
 from nonn.experiment.training import train
 from nonn.experiment.workspace import Workspace, resolve
@@ -88,7 +87,7 @@ def execute(space: Workspace) -> Result:
     Raises:
         NonnError: see ``run``.
     """
-    space = choose_design(search_widths(space))
+    space = designed(space)
     trained = train(space)
     bundle = bundle_students(space, trained)
     if space.experiment.devices.classes:

@@ -161,7 +161,7 @@ def models_named(wanted: str) -> Sequence[str]:
         ConfigError: there is no such family, or the model is still to be searched.
     """
     if wanted.startswith(SEARCH):
-        raise ConfigError(f"student.model = '{wanted}': a run needs a network; nonn.experiment.search finds one")
+        raise ConfigError(f"student.model = '{wanted}': no network is chosen yet; `nonn run` searches one, or set it")
     auto, _, families = wanted.partition(":")
     if auto != AUTO:
         return (wanted,)
