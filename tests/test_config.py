@@ -73,6 +73,17 @@ def test_overrides_are_toml_values_or_bare_strings_and_reach_nested_tables() -> 
         ("data.flip", ["section.key=value"]),
         ("experiment.name.x=3", ["experiment.name", "a string"]),
         ("graph.kind=coactivation", ["graph.kind", "did you mean 'co-activation'"]),
+        ("teacher.model=wnr-16-2", ["teacher.model = 'wnr-16-2': unknown; did you mean 'wrn-16-2'?"]),
+        ("teacher.model=auto", ["teacher.model = 'auto': unknown; write wrn-DEPTH-WIDTH, "]),
+        ("student.model=densenet-16-4", ["student.model", "did you mean 'densenet-bc-16-4'?"]),
+        ("student.model=wrn-16", ["student.model", "write wrn-DEPTH-WIDTH"]),
+        ("student.model=resnet", ["student.model", "strided-DEPTH-WIDTH, or package.module:factory"]),
+        ("student.model=auto:inverted, densenet", ["student.model", "no family 'densenet'; did you mean"]),
+        ("student.model=search:wrn", ["student.model", "write search:wrn-DEPTH"]),
+        ("student.model=''", ["student.model = ''", "unknown"]),
+        ("devices.classes=[{name='a', model='wnr-10-1'}]", ["devices.classes[0].model", "did you mean 'wrn-10-1'?"]),
+        ("distill.assistants=['wnr-10-1']", ["distill.assistants[0]", "did you mean 'wrn-10-1'?"]),
+        ("fusion.train=zero-fil", ["fusion.train", "did you mean 'zero-fill'?"]),
         ("data.reader=zzzzz", ["data.reader", "digits", "parquet"]),
         ("partition.parts=9", ["partition.parts = 9", "more parts than devices (8)"]),
         ("partition.parts=0", ["partition.parts = 0", "a whole number ≥ 1 or 'auto'"]),
@@ -92,6 +103,22 @@ def test_a_bad_override_says_which_key_and_what_to_write(override: str, words: l
     for word in words:
         assert word in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ("auto", "staged-wrn-10-0.5x1x2"),
+        ("auto:densenet-bc, inverted", "densenet-bc-40-12"),
+        ("search:wrn-10", "package.module:factory"),
+        ("package.module:factory", "se-inverted-11-0.5"),
+    ],
+)
+def test_a_model_is_of_a_family_or_a_factory_and_a_student_may_be_chosen(student: str, teacher: str) -> None:
+    classes = f"devices.classes=[{{name='a', count=8, params=9, model=''}}, {{name='b', params=9, model='{student}'}}]"
+    e = load_experiment(None, [f"student.model={student}", f"teacher.model={teacher}", classes])
+    assert (e.student.model, e.teacher.model) == (student, teacher)
+    assert [kind.model for kind in e.devices.classes] == ["", student]
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nonn.config.models import FAMILIES as NAMES
+from nonn.config.models import form_of
 from nonn.errors import ConfigError
 from nonn.export.onnx_file import deployed
 from nonn.students import GroupedStudents, Student, measure_cost
@@ -33,6 +35,12 @@ SMALL = [
     "binary-wrn-10-0.5",
     "strided-2-0.5",
 ]
+
+
+def test_the_zoo_builds_the_families_that_a_configuration_may_name() -> None:
+    assert [family.prefix for family in FAMILIES] == list(NAMES)
+    for family in FAMILIES:
+        assert all(family.parse(name) for name in family.members)
 
 
 # Parameters at 3×32×32: DenseNet-BC as published, with K = 100; the others as students with a bridge to 256 filters.
@@ -286,7 +294,7 @@ def test_a_member_that_does_not_exist_is_refused_with_the_rule(name: str) -> Non
 def test_an_unknown_name_lists_every_family() -> None:
     with pytest.raises(ConfigError) as raised:
         make_network("vgg-16", 3, 10, 2)
-    assert all(family.form in str(raised.value) for family in FAMILIES)
+    assert all(form_of(prefix) in str(raised.value) for prefix in NAMES)
 
 
 class Trunk(nn.Module):

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from nonn.config.models import ModelName
 from nonn.reliability.counted import MOST_DEVICES
 from nonn.toml.constraints import Count, NotEmpty, NotNegative, Probability, Range, Rules, Whole
 
@@ -44,7 +45,7 @@ class DeviceClassConfig:
 
     name: Annotated[str, NotEmpty(), "unique name of the class"]
     count: Annotated[Count, "number of devices"] = 1
-    model: Annotated[str, "its students, as student.model has them; empty: student.model"] = ""
+    model: Annotated[str, ModelName("student", empty=True), "network of its students; empty: student.model"] = ""
     params: Annotated[Whole, "limit of a student's parameters"] = 0
     macs: Annotated[Whole, "limit of the multiply-accumulates of one answer"] = 0
     ram_bytes: Annotated[

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from nonn.config.models import ModelName
 from nonn.config.objectives import ObjectivesConfig, SoftTargetConfig
 from nonn.toml.constraints import Count, NotNegative, Positive, Probability, Range, Rules, Share, Whole
 
@@ -47,7 +48,7 @@ class TeacherConfig(TrainingConfig):
     """The teacher and its training."""
 
     epochs: Epochs = 20
-    model: Annotated[str, "a name as student.model has it, or package.module:factory"] = "wrn-16-2"
+    model: Annotated[str, ModelName("teacher"), "its network"] = "wrn-16-2"
     features: Annotated[str, "dotted path: name of the submodule whose output is the final convolutional stage"] = ""
     args: Annotated[Mapping[str, Any], "dotted path: keyword arguments of the factory"] = field(default_factory=dict)
     branches: Annotated[
@@ -90,10 +91,9 @@ class StudentConfig:
 
     model: Annotated[
         str,
-        "wrn-, se-wrn-, lma-wrn-, binary-wrn-, staged-wrn-, inverted-, se-inverted-, tissue- or strided-DEPTH-WIDTH, "
-        "densenet-bc-DEPTH-GROWTH or package.module:factory; auto: the largest wrn that fits each device; "
-        "auto:FAMILY,FAMILY, such as auto:densenet-bc: the largest of these families; search:wrn-DEPTH: widths "
-        "of stages are searched",
+        ModelName("student"),
+        "its network; auto: the largest wrn that fits each device; auto:FAMILY,FAMILY, such as auto:densenet-bc: the "
+        "largest of these families; search:wrn-DEPTH: widths of stages are searched",
     ] = "wrn-10-1"
     search_epochs: Annotated[Count, "search: epochs of each network that is tried"] = 5
     args: Annotated[
@@ -153,7 +153,8 @@ class DistillConfig(TrainingConfig):
     failout_groups: Annotated[tuple[tuple[Whole, ...], ...], "groups: devices that fail together"] = ()
     p_group: Annotated[Probability, "groups: probability that a group is dropped as a whole"] = 0.1
     assistants: Annotated[
-        tuple[str, ...], "teacher assistants, wrn-DEPTH-WIDTH, each distilled from the previous one"
+        tuple[Annotated[str, ModelName("teacher")], ...],
+        "teacher assistants, each distilled from the previous one",
     ] = ()
     generations: Annotated[
         Count, "born again: students are trained this many times, each time from the logits of the last"

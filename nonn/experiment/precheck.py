@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nonn.config import Experiment, TeacherConfig
+from nonn.config.models import NETWORKS, ModelName, Table
 from nonn.distill.schedule import plan
 from nonn.errors import ConfigError
 from nonn.experiment.weights import given_students, partition_of
@@ -22,9 +23,7 @@ from nonn.reliability.table import SubsetTable
 from nonn.students.devices import failure_law, resolve_devices
 from nonn.students.sizing import SEARCH, models_named, searched_depth
 from nonn.teacher import Normalise, Teacher, load_weights
-from nonn.teacher.dotted import NETWORKS, from_factory, is_foreign
-from nonn.teacher.zoo import KNOWN
-from nonn.toml.registry import is_path
+from nonn.teacher.dotted import from_factory, is_foreign
 
 __all__ = ["check_before_data"]
 
@@ -72,12 +71,12 @@ def _check_guarantees(experiment: Experiment) -> None:
         judge(table, law if few == devices else parse_law("k-of-n k=0", few), text)
 
 
-def _check_model(table: str, model: str) -> None:
+def _check_model(table: Table, model: str) -> None:
     """Whether there is a model of this name; a factory is not called."""
     if not is_foreign(model):
         return
-    if not is_path(model) and model not in NETWORKS[table]:
-        raise ConfigError(f"{table}.model = '{model}': unknown; write {KNOWN}, or package.module:factory")
+    if rule := ModelName(table).broken(model):  # the experiment may be made by a program
+        raise ConfigError(f"{table}.model = '{model}': {rule}")
     NETWORKS[table].load(model, f"{table}.model")
 
 

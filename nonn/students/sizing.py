@@ -15,7 +15,6 @@ fits with its own part.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nonn.config.models import SEARCHED
 from nonn.errors import BudgetError, ConfigError
 from nonn.partition.redundancy import Design
 from nonn.students.budget import Cost, check_budget, measure_cost
@@ -147,7 +147,7 @@ def searched_depth(model: str) -> int:
     Raises:
         ConfigError: it has another form, or there is no such depth.
     """
-    match = re.fullmatch(r"search:wrn-(\d+)", model)
+    match = SEARCHED.fullmatch(model)
     if match is None:
         raise ConfigError(f"student.model = '{model}': write search:wrn-DEPTH, for example search:wrn-10")
     family_named("wrn").parse(f"wrn-{match[1]}-1")

@@ -132,7 +132,6 @@ class DenseNet(ConvNet):
 
 FAMILY = Family(
     "densenet-bc",
-    "GROWTH",
     DenseNet,
     lambda depth, growth: depth >= 10 and (depth - 4) % 6 == 0 and growth >= 1 and growth == int(growth),
     "depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and growth a whole number of channels",

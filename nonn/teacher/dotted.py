@@ -5,22 +5,16 @@ The factory is called, and the network that it returns is checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from nonn.config.models import NETWORKS, ModelName, Table
 from nonn.errors import ConfigError
-from nonn.teacher.zoo import KNOWN, is_known
-from nonn.toml.registry import Registry, is_path
+from nonn.teacher.zoo import is_known
 
-__all__ = ["NETWORKS", "from_factory", "is_foreign"]
-
-# By the table of the experiment file; names of the zoo have a pattern (``nonn.teacher.zoo``).
-NETWORKS: Mapping[str, Registry[Callable[..., nn.Module]]] = {
-    "teacher": Registry("nonn.teachers", {}),
-    "student": Registry("nonn.students", {}),
-}
+__all__ = ["from_factory", "is_foreign"]
 
 
 def is_foreign(model: str) -> bool:
@@ -32,7 +26,7 @@ def is_foreign(model: str) -> bool:
     return ":" in model or not is_known(model)
 
 
-def from_factory(table: str, model: str, arguments: Mapping[str, Any]) -> nn.Module:
+def from_factory(table: Table, model: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Calls a factory.
 
     Args:
@@ -43,9 +37,8 @@ def from_factory(table: str, model: str, arguments: Mapping[str, Any]) -> nn.Mod
     Raises:
         ConfigError: there is no such factory, it fails, or it does not return a network.
     """
-    if not is_path(model) and model not in NETWORKS[table]:
-        installed = "".join(f"{name}, " for name in NETWORKS[table])
-        raise ConfigError(f"{table}.model = '{model}': unknown; write {KNOWN}, {installed}or package.module:factory")
+    if rule := ModelName(table).broken(model):
+        raise ConfigError(f"{table}.model = '{model}': {rule}")
     factory = NETWORKS[table].load(model, f"{table}.model")
     try:
         network = factory(**arguments)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nonn.config.models import numbers_of
 from nonn.errors import ConfigError
 from nonn.teacher.convnet import ConvNet
 
@@ -17,9 +17,7 @@ class Family:
     """Networks of one kind.
 
     Attributes:
-        prefix: of their names.
-        second: what the second number of a name is, ``WIDTH`` or ``GROWTH``, or several, ``WIDTHxWIDTH``; the first one
-            is the depth.
+        prefix: of their names, listed in ``nonn.config.models``.
         build: (depth, second numbers …, C of the input, K, spatial axes) → an untrained network.
         exists: (depth, second numbers …) → whether there is such a network.
         rule: describes the numbers that exist, for messages.
@@ -28,17 +26,11 @@ class Family:
     """
 
     prefix: str
-    second: str
     build: Callable[..., ConvNet]
     exists: Callable[..., bool]
     rule: str
     depths: tuple[int, ...]
     seconds: tuple[str, ...] = ("0.25", "0.5", "0.75", "1", "1.5", "2", "3", "4")
-
-    @property
-    def form(self) -> str:
-        """The form of their names."""
-        return f"{self.prefix}-DEPTH-{self.second}"
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -51,11 +43,7 @@ class Family:
         Raises:
             ConfigError: the family has no such network.
         """
-        pattern = "x".join([r"(\d+(?:\.\d+)?)"] * len(self.second.split("x")))
-        match = re.fullmatch(rf"{self.prefix}-(\d+)-{pattern}", name)
-        if match is None:
-            return None
-        depth, seconds = int(match[1]), tuple(map(float, match.groups()[1:]))
-        if not self.exists(depth, *seconds):
+        numbers = numbers_of(self.prefix, name)
+        if numbers is not None and not self.exists(*numbers):
             raise ConfigError(f"model '{name}': {self.rule}")
-        return depth, *seconds
+        return numbers

@@ -72,5 +72,5 @@ def _exists(depth: int, width: float) -> bool:
 
 _RULE = "depth must be 9n + 2 (11, 20, 29, 38, 47 …) and width at least 0.125"
 
-FAMILY = Family("inverted", "WIDTH", Inverted, _exists, _RULE, depths=(11, 20, 29, 38))
+FAMILY = Family("inverted", Inverted, _exists, _RULE, depths=(11, 20, 29, 38))
 SE_FAMILY = dataclasses.replace(FAMILY, prefix="se-inverted", build=partial(Inverted, gated=True))

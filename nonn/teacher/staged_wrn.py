@@ -23,7 +23,6 @@ def _build(
 FAMILY = dataclasses.replace(
     WRN,
     prefix="staged-wrn",
-    second="WIDTHxWIDTHxWIDTH",
     build=_build,
     exists=lambda depth, *widths: all(WRN.exists(depth, width) for width in widths),
     seconds=("0.5x0.5x1", "0.5x1x1", "1x1x2", "1x2x2", "2x2x4", "2x4x4"),

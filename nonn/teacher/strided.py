@@ -40,7 +40,6 @@ class Strided(ConvNet):
 
 FAMILY = Family(
     "strided",
-    "WIDTH",
     Strided,
     lambda depth, width: 1 <= depth <= 8 and width >= 0.125,
     "depth must be between 1 and 8 and width at least 0.125",

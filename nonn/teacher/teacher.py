@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from nonn.bundle.views import WHOLE, View
 from nonn.config import TeacherConfig
+from nonn.config.models import KNOWN
 from nonn.errors import ConfigError
 from nonn.teacher.branches import Branches
 from nonn.teacher.convnet import pool
 from nonn.teacher.dotted import from_factory, is_foreign
-from nonn.teacher.zoo import KNOWN, make_network
+from nonn.teacher.zoo import make_network
 
 __all__ = ["Normalise", "Teacher", "build_teacher", "load_weights"]
 

@@ -63,7 +63,6 @@ class Tissue(ConvNet):
 
 FAMILY = Family(
     "tissue",
-    "WIDTH",
     Tissue,
     lambda depth, width: depth >= 8 and (depth - 2) % 6 == 0 and width >= 0.125,
     "depth must be 6n + 2 (8, 14, 20, 26 …) and width at least 0.125",

@@ -74,7 +74,6 @@ class WideResNet(ConvNet):
 
 FAMILY = Family(
     "wrn",
-    "WIDTH",
     WideResNet,
     lambda depth, width: depth >= 10 and (depth - 4) % 6 == 0 and width >= 0.125,
     "depth must be 6n + 4 (10, 16, 22, 28, 34, 40 …) and width at least 0.125",

@@ -1,9 +1,10 @@
-"""Networks by name, for teachers and students: one file per family."""
+"""Networks by name, for teachers and students: one file per family; ``nonn.config.models`` lists their names."""
 
 from __future__ import annotations
 
 import torch
 
+from nonn.config.models import KNOWN
 from nonn.errors import ConfigError
 from nonn.teacher.binary_wrn import FAMILY as BINARY_WRN
 from nonn.teacher.convnet import ConvNet
@@ -18,7 +19,7 @@ from nonn.teacher.strided import FAMILY as STRIDED
 from nonn.teacher.tissue import FAMILY as TISSUE
 from nonn.teacher.wrn import FAMILY as WRN
 
-__all__ = ["FAMILIES", "KNOWN", "family_named", "is_known", "make_network"]
+__all__ = ["FAMILIES", "family_named", "is_known", "make_network"]
 
 FAMILIES: tuple[Family, ...] = (
     WRN,
@@ -32,9 +33,6 @@ FAMILIES: tuple[Family, ...] = (
     TISSUE,
     STRIDED,
 )
-
-_FORMS = [family.form for family in FAMILIES]
-KNOWN = f"{', '.join(_FORMS[:-1])} or {_FORMS[-1]}"
 
 
 def is_known(name: str) -> bool:
