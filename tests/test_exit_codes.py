@@ -82,6 +82,7 @@ WRONG = {
     "nonn bench serve --devices 0": "--devices: 0: must be at least 1",
     "nonn bench students --model vgg-16": "'vgg-16': unknown",
     "nonn bench students --input 3": "--input is C H W or C T",
+    "nonn bench students --sends brigde": "--sends: 'brigde': unknown; did you mean 'bridge'?",
     "nonn doctor --tls FOLDER": "--tls requires --device",
     "nonn completion basic": "invalid choice: 'basic'",
     "nonn-device serve BUNDLE": "required: --student",

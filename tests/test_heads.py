@@ -19,6 +19,7 @@ from nonn.distill.heads import KINDS, HeadFitter, choose_ridge, held_out_accurac
 from nonn.enumeration import enumerate_subsets
 from nonn.errors import ConfigError, ShapeError
 from nonn.fusion import Head, LinearHead, MeanFill, RidgePerSet, gram
+from nonn.fusion.head import OF_LABELS, OF_SUMS
 from nonn.reliability.subsets import members, membership
 from nonn.students import Student
 from nonn.teacher import Normalise, Teacher
@@ -150,6 +151,21 @@ def test_every_kind_is_fitted_and_asked_for_by_name(fitted: dict[str, Head], tea
 @pytest.mark.parametrize("kind", [*KINDS, "best"])
 def test_the_experiment_file_takes_every_kind(kind: str) -> None:
     assert load_experiment(None, [f"fusion.head={kind}"]).fusion.head == kind
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "best"])
+def test_heads_of_labels_are_refused_where_there_are_none(kind: str) -> None:
+    overrides = [f"fusion.head={kind}", "distill.picture=a.jpg", "distill.objectives.ce.weight=0"]
+    if kind not in OF_LABELS | {"best"}:
+        assert load_experiment(None, overrides).fusion.head == kind
+        return
+    with pytest.raises(ConfigError, match="patches have no labels"):
+        load_experiment(None, overrides)
+
+
+def test_what_heads_are_fitted_to_is_listed_for_heads_of_nonn() -> None:
+    assert set(KINDS) >= OF_SUMS | OF_LABELS
+    assert not OF_SUMS & OF_LABELS
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     students.add_argument(
         "--sends",
-        choices=["bridge", "penultimate"],
+        type=_sends,
         default="bridge",
+        metavar="WHAT",
         help="as student.sends: penultimate students have no bridge on the device (default: %(default)s)",
     )
     students.add_argument(
@@ -57,6 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--ray", type=existing, metavar="PYTHON", help="interpreter with ray[serve]: also compare with Ray Serve"
     )
+
+
+def _sends(text: str) -> str:
+    """A value of ``student.sends``, imported only where the option is given: the configuration loads NumPy."""
+    from nonn.config import StudentConfig
+    from nonn.toml import choices, did_you_mean
+
+    allowed = choices(StudentConfig, "sends")
+    if text not in allowed:
+        raise argparse.ArgumentTypeError(f"{text!r}: unknown; {did_you_mean(text, allowed)}")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:

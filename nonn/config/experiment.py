@@ -18,6 +18,7 @@ from nonn.config.devices import DevicesConfig
 from nonn.config.fusion import ExportConfig, FusionConfig
 from nonn.config.partition import AUTO, GraphConfig, PartitionConfig
 from nonn.config.training import DistillConfig, StudentConfig, TeacherConfig
+from nonn.fusion.head import OF_LABELS
 from nonn.reliability.subsets import MAX_DEVICES
 from nonn.sensing.smoothing import DEVICES
 from nonn.toml import from_mapping, override, parse_toml
@@ -141,7 +142,7 @@ class Experiment:
     def _heads(self) -> Rules:
         """Heads that need labels, or all subsets of the devices."""
         fusion, sampled = self.fusion, self.devices.count > MAX_DEVICES
-        fitted = fusion.head in ("logistic", "masked", "best")
+        fitted = fusion.head == "best" or fusion.head in OF_LABELS  # best fits all heads
         labels = fitted or fusion.target == "labels" or fusion.balanced or fusion.head_to_tail
         yield (
             "distill.picture",

@@ -15,7 +15,8 @@ class FusionConfig:
     """The fusion of features into one answer."""
 
     train: Annotated[
-        Literal["zero-fill", "rescale", "replica-average", "logit-average"],
+        str,
+        Choice("nonn.fusion.trained:TRAINED"),
         "fusion that students are trained through: absent devices count as zeros (zero-fill), as zeros with the sum "
         "scaled by N/|S| (rescale), as their replicas; or every device has a classifier (logit-average)",
     ] = "zero-fill"

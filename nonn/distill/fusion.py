@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nonn.config import FusionConfig
 from nonn.errors import ShapeError
 from nonn.fusion import Head, LogitAverage, ReplicaAverage, Rescale, ZeroFill
-from nonn.toml import choices
+from nonn.fusion.trained import TRAINED
 
 __all__ = ["FusionLayer"]
 
@@ -27,7 +26,7 @@ class FusionLayer(nn.Module):
     Logit-average has a bias for each device: N independent classifiers.
 
     Args:
-        kind: ``zero-fill``, ``rescale``, ``replica-average`` or ``logit-average``.
+        kind: one of ``nonn.fusion.trained.TRAINED``.
         widths: feature width d_i of each device [N].
         parts: part of each device [N], or any number that differs between devices that learn different filters; only
             replica-average uses it.
@@ -41,9 +40,8 @@ class FusionLayer(nn.Module):
 
     def __init__(self, kind: str, widths: Sequence[int], parts: Sequence[int], num_classes: int) -> None:
         super().__init__()
-        kinds = choices(FusionConfig, "train")
-        if kind not in kinds:
-            raise ShapeError(f"fusion '{kind}' cannot be trained through; choose one of: {', '.join(kinds)}")
+        if kind not in TRAINED:
+            raise ShapeError(f"fusion '{kind}' cannot be trained through; choose one of: {', '.join(TRAINED)}")
         self.kind, self.widths, self.parts = kind, tuple(widths), tuple(parts)
         num_parts = max(parts) + 1
         self.groups = [[i for i, p in enumerate(parts) if p == j] for j in range(num_parts)]

@@ -32,13 +32,12 @@ from nonn.distill.students import Students
 from nonn.errors import ConfigError
 from nonn.fusion import HEADS, Head
 from nonn.fusion.calibration import Fusion, fit_temperatures
+from nonn.fusion.head import OF_SUMS
 from nonn.teacher import Teacher
 
 __all__ = ["KINDS", "HeadFitter", "choose_ridge", "held_out_accuracy"]
 
 KINDS = HEADS.own  # those that ``best`` chooses from
-
-_WITHOUT_SAMPLES = {"trained", "zero-fill", "rescale", "mean-fill", "ridge"}  # they need sums only
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class HeadFitter(FittingData):
         """
         students.to(self.device).eval()
         teacher.to(self.device).eval()
-        fitting = Fitting(self, teacher, students, keeps_samples=not set(kinds) <= _WITHOUT_SAMPLES)
+        fitting = Fitting(self, teacher, students, keeps_samples=not set(kinds) <= OF_SUMS)
         heads = {}
         for kind in kinds:
             head: object = HEADS.load(kind, "fusion.head")(fitting)

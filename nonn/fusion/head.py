@@ -14,7 +14,7 @@ from nonn.errors import BundleError, ShapeError
 from nonn.reliability.subsets import mask_of, members
 from nonn.toml import Registry
 
-__all__ = ["HEADS", "Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
+__all__ = ["HEADS", "OF_LABELS", "OF_SUMS", "Features", "FloatArray", "Head", "head_from_arrays", "softmax"]
 
 FloatArray = NDArray[np.float64]
 Features = Mapping[int, NDArray[Any]]
@@ -191,6 +191,10 @@ HEADS: Registry[Callable[[Any], Head]] = Registry(
         "precision": "nonn.distill.fitting:fit_precision_head",
     },
 )
+
+# What these are fitted to; a head of an installed package may use everything.
+OF_SUMS = frozenset({"trained", "zero-fill", "rescale", "mean-fill", "ridge"})  # sums over samples; none is stored
+OF_LABELS = frozenset({"logistic", "masked"})  # labels of samples, for all subsets of the devices
 
 
 def head_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Head:

@@ -13,7 +13,7 @@ from nonn.fusion.head import FloatArray
 from nonn.fusion.linear import LinearHead
 from nonn.reliability.subsets import members
 
-__all__ = ["LogitAverage", "MeanFill", "ReplicaAverage", "Rescale", "ZeroFill"]
+__all__ = ["TRAINED", "LogitAverage", "MeanFill", "ReplicaAverage", "Rescale", "ZeroFill"]
 
 
 class ZeroFill(LinearHead):
@@ -170,3 +170,9 @@ class ReplicaAverage(LinearHead):
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> ReplicaAverage:
         return cls(arrays["weight"], arrays["bias"], arrays["widths"].tolist(), arrays["parts"].tolist())
+
+
+# The fusions that students may be trained through (``fusion.train``), by kind.
+TRAINED: Mapping[str, type[LinearHead]] = {
+    head.kind: head for head in (ZeroFill, Rescale, ReplicaAverage, LogitAverage)
+}

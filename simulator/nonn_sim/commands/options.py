@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nonn.arguments import share
+from nonn.jobs import BACKENDS
 
 __all__ = ["add_backend", "add_levels"]
 
@@ -12,7 +13,7 @@ __all__ = ["add_backend", "add_levels"]
 def add_backend(parser: argparse.ArgumentParser) -> None:
     """Adds ``--backend``."""
     parser.add_argument(
-        "--backend", choices=("local", "ray"), default="local", help="backend that computes the runs (default: local)"
+        "--backend", choices=BACKENDS, default=BACKENDS[0], help="backend that computes the runs (default: %(default)s)"
     )
 
 
