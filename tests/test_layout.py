@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import subprocess
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +33,44 @@ def test_every_package_and_module_at_the_top_is_on_the_map() -> None:
         path.stem for path in (ROOT / "nonn").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
     assert found - {"__init__"} == set(_listed())
+
+
+def test_every_subpackage_is_in_the_row_of_its_package() -> None:
+    rows = dict(re.findall(r"^\| `nonn/([a-z_]+)/` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    found = [path.parent.relative_to(ROOT / "nonn") for path in (ROOT / "nonn").glob("*/*/__init__.py")]
+    assert found
+    assert [str(path) for path in found if f"`{path.name}/`" not in rows[path.parent.name]] == []
+
+
+def test_every_folder_at_the_top_is_on_the_map() -> None:
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git repository")
+    folders = {name.partition("/")[0] for name in listing.stdout.splitlines() if "/" in name}
+    assert {"nonn", "docs"} <= folders
+    named = re.findall(r"`(\w+)/[\w/.]*`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert {name for name in folders if not name.startswith(".")} - set(named) == set()
+
+
+def _maps() -> dict[Path, list[str]]:
+    """The modules that docstrings of packages list: a literal block, or a table without a header, a line for each."""
+    found = {}
+    for folder in ("nonn", "devices", "simulator"):
+        for file in (ROOT / folder).rglob("__init__.py"):
+            text = ast.get_docstring(ast.parse(file.read_text()), clean=False) or ""
+            names = re.findall(r"^    ([a-z_]+/?) {2,}\S", text, re.MULTILINE)
+            if len(re.findall(r"^=+ +=", text, re.MULTILINE)) == 2:
+                names += re.findall(r"^``([a-z_]+)`` {2,}\S", text, re.MULTILINE)
+            if names:
+                found[file.parent] = names
+    return found
+
+
+@pytest.mark.parametrize("package", _maps(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_map_of_a_package_has_all_of_its_modules(package: Path) -> None:
+    modules = {path.stem for path in package.glob("*.py") if not path.name.startswith("_")}
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert sorted(_maps()[package]) == sorted(modules | packages)
 
 
 def test_every_path_on_the_map_exists() -> None:

@@ -4,7 +4,8 @@
 
     asynchronous  the client for an event loop               (AsyncClient)
     client        calls, and nonn's types                    (Client, Metadata)
-    failover      one call, repeated at another aggregator   (Failover; order: which one, and when)
+    failover      one call, repeated at another aggregator   (Failover)
+    order         which aggregator is called, and when
     link          the connection to one aggregator
 """
 
