@@ -392,7 +392,7 @@ class Aggregator:
         )
 
     async def join(self, answers: Sequence[Answer]) -> Answer:
-        """One answer from those to consecutive parts of a request: of the devices that are in all of them.
+        """Joins the answers to consecutive parts of a request into one, of the devices that are in all of them.
 
         Raises:
             QuorumError: these are fewer than the quorum.

@@ -192,7 +192,7 @@ class _NoAnswerError(Exception):
         self.refused = refused and all(type(error) is UnreachableError for error in failures.values())
 
     def error(self) -> NonnError:
-        """One error for the caller: of the most specific kind, with the error of each aggregator."""
+        """One error for the caller: of the most specific kind, with the message of each aggregator."""
         errors = list(self.failures.values())
         kind = next((type(error) for error in errors if not isinstance(error, UnreachableError)), UnreachableError)
         return kind("; ".join(map(str, errors)))

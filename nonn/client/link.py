@@ -63,7 +63,7 @@ class Link:
         Args:
             method: ``ModelInfer`` (bytes), or another call of the protocol (messages).
             request: its request.
-            timeout_s: until the reply, at most.
+            timeout_s: maximum time until the reply.
 
         Raises:
             NonnError: the call failed.
@@ -85,7 +85,7 @@ class Link:
         Args:
             method: as of ``call``.
             request: its request.
-            timeout_s: until the reply, at most.
+            timeout_s: maximum time until the reply.
             done: called once, in another thread, unless the call was cancelled before it began.
 
         Returns:

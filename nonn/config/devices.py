@@ -79,7 +79,7 @@ class DevicesConfig:
 
     count: Annotated[
         int,
-        Range(ge=1, le=MOST_DEVICES, why="beyond, a cell of its own costs less than its table"),
+        Range(ge=1, le=MOST_DEVICES, why="beyond, a second cluster costs less than the table of subsets"),
         "number of devices N; leave it out if there are classes or views. Beyond 16 the table has a sample of the "
         "subsets",
     ] = 8

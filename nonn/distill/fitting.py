@@ -62,7 +62,7 @@ class FittingData:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What heads are fitted to.
+    """The data that heads are fitted to.
 
     Attributes:
         data: options, splits and augmentation.

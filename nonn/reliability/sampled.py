@@ -11,8 +11,8 @@ A ``SampledTable`` has four kinds of subsets:
 Under a failure law the counted subsets have their exact probability. They are a lower bound of the expected accuracy,
 and with the probability of all others an upper one, whatever the accuracy of these. Draws estimate it in between.
 
-Limits: the worst subset of a size that was sampled is the worst found; nothing shows that there is no worse one. A law
-needs draws of its own; without them only the bound is known. NumPy only.
+Limits: the worst subset of a size that was sampled is the worst found; nothing shows that there is no worse one. Each
+law needs separate draws; without them only the bounds are known. NumPy only.
 
 Reference: Castro, Gómez, Tejada 2009, "Polynomial calculation of the Shapley value based on sampling".
 """

@@ -3,7 +3,7 @@
 A grid point is a multiple of the hop on our clock. A node's window belongs to the point next to its end, converted
 with the node's clock filter (``nonn.sensing.clocks``), if it is at most ``tolerance_s`` away. A point is answered
 
-- as soon as every node that is waited for has sent its window or why it has none, and there is a window, or
+- as soon as every node that is waited for has sent its window or reported that it has none, and there is a window, or
 - ``wait_s`` after its end, with what has arrived.
 
 A node is not waited for while it rests, is silent (three points without a word), or its clock is unknown or not

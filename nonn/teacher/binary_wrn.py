@@ -9,8 +9,8 @@ selectors and signs, and composes the filters itself (``nonn.export.stacked``). 
 signs need where the other weights are float32.
 
 Source: Lan & Lan 2021, "Compressing Deep Convolutional Neural Networks by Stacking Low-dimensional Binary Convolution
-Filters", AAAI, arXiv 2010.02778, recalled. Deviation: the selector is the largest inner product of the bank with a real
-weight of its own, in place of a trained matrix, and the scale is that weight's mean magnitude (XNOR-Net, arXiv
+Filters", AAAI, arXiv 2010.02778, recalled. Deviation: the selector is the largest inner product of the bank with a
+separate real weight, in place of a trained matrix, and the scale is that weight's mean magnitude (XNOR-Net, arXiv
 1603.05279).
 """
 

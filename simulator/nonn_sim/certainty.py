@@ -5,8 +5,8 @@ resampled test sets and are approximate. The time until a level is first missed 
 at the lower end of its share of time, since subsets that are good less often are left sooner, and for the upper ends
 of all accuracies.
 
-Choices are made on the samples that measure them. Beside the best student for one more device and the best placement
-stands what such a choice reaches on samples that it was not made on (``apart``).
+The best student for one more device and the best placement are chosen on the samples that measure them. ``apart`` is
+the accuracy that such a choice reaches on samples that it was not made on.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ ARRIVE, LOOK, PROBE, RETRY, REPLY = range(5)  # kinds of entries in the agenda
 
 
 class Agenda:
-    """What is to come, in order of time; entries of the same time in the order in which they were added.
+    """The queue of future events, ordered by time; entries of the same time in the order in which they were added.
 
     Attributes:
         entries: a heap of (time, number, kind, thing).

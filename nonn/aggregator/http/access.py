@@ -1,4 +1,4 @@
-"""Who may call over HTTP: the host name, the page that sends a request, the certificate and the token.
+"""Access over HTTP: checks the host name, the page that sends a request, the certificate and the token.
 
 Two attacks come through the browser of a user who may call. A page elsewhere whose name is changed to our address (DNS
 rebinding) is stopped by the ``Host`` header: it must be an IP address or a name of this machine. A page elsewhere that

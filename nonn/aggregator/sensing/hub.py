@@ -2,7 +2,7 @@
 
 ``Alignment`` says which windows belong together and when an answer is due; the aggregator's heads fuse whatever there
 is, so the mask of an answer is the set of devices that really sensed. The test of devices against each other runs on
-the streams too, with evidence of its own: a unit that is worn wrongly or swapped with another contradicts the others in
+the streams too, with separate evidence: a unit that is worn wrongly or swapped with another contradicts the others in
 its features, although its student passes every probe. It is left out of the window, and after repeated contradictions
 for the time of a quarantine.
 

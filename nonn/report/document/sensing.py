@@ -65,7 +65,7 @@ class SensingReport:
         window_s: duration of a window; for cameras the time between two pictures.
         hop_s: time between two answers.
         message_bytes: what each node sends for one answer, with the headers of gRPC and HTTP/2 [N].
-        packet_bytes: the same on the air if each message is a packet of its own: with TLS 1.3, TCP and IPv4 [N].
+        packet_bytes: the same on the air if each message is a separate packet: with TLS 1.3, TCP and IPv4 [N].
         raw_bytes: the samples that each node measures between two answers, as float32 without any header, or one
             picture of the size of the inputs in bytes [N].
         ratio: all `raw_bytes` over all `message_bytes`.
