@@ -13,13 +13,13 @@ from pathlib import Path
 
 from nonn_sim.scenario import (
     AggregatorConfig,
-    Fault,
     FleetConfig,
     Group,
     LinkConfig,
     LoadConfig,
     NodeConfig,
     RunConfig,
+    ScheduledFault,
 )
 
 from nonn.aggregator.inventory import Node
@@ -79,7 +79,7 @@ def document() -> str:
         *(table for table in tables_of(NodeConfig, key="nodes") if table.key == "nodes"),
         *tables_of(LinkConfig, key="link"),
         *tables_of(Group, key="group", repeated=True),
-        *tables_of(Fault, key="fault", repeated=True),
+        *tables_of(ScheduledFault, key="fault", repeated=True),
     ]
     sections: list[tuple[str, Iterable[TableListing]]] = [
         (_EXPERIMENT, tables_of(Experiment)),

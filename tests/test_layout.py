@@ -84,8 +84,9 @@ def test_at_most_ten_modules_lie_loose_at_the_top_of_nonn() -> None:
     assert len([path for path in (ROOT / "nonn").glob("*.py") if path.name != "__init__.py"]) <= 10
 
 
-def test_a_class_name_of_nonn_stands_for_one_thing() -> None:
-    files = [path for path in (ROOT / "nonn").rglob("*.py") if path.parent.name != "v1"]
+def test_a_class_name_stands_for_one_thing_in_all_three_packages() -> None:
+    packages = [ROOT / name for name in ("nonn", "devices/nonn_device", "simulator/nonn_sim")]
+    files = [path for package in packages for path in package.rglob("*.py") if path.parent.name != "v1"]
     names = [name for path in files for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(), re.MULTILINE)]
     assert len(names) > 300
     assert sorted({name for name in names if names.count(name) > 1}) == []

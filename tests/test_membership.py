@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nonn_device.artifacts import Artifact, Store
 from nonn_device.join import Backoff
-from nonn_device.link import Link
+from nonn_device.link import AggregatorLink
 
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.membership.leases import MAX_SUPERSEDED, JoinRequest, Membership
@@ -371,4 +371,4 @@ def test_a_device_keeps_its_key_and_only_the_bundle_that_it_runs(bundle: Bundle,
     ],
 )
 def test_the_advertised_address_leads_back(bound: Any, wish: Any, expected: Any) -> None:
-    assert Link("127.0.0.1:50051").advertised(bound, wish) == expected
+    assert AggregatorLink("127.0.0.1:50051").advertised(bound, wish) == expected

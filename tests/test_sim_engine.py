@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
-from nonn_sim.links import Channel, Work, arrivals
+from nonn_sim.links import Channel, DeviceWork, arrivals
 from nonn_sim.metrics import summary
 from nonn_sim.scenario import LinkConfig, LoadConfig
 from nonn_sim.simulate import simulate, simulate_once
@@ -125,7 +125,7 @@ def test_losses_of_a_bursty_link_come_together() -> None:
     assert lost[1:][lost[:-1]].mean() == pytest.approx(0.1 + 0.9 * np.exp(-(1 / 9 + 1) * 0.1), abs=0.02)
 
 
-def behind_an_access_point(bundle: Bundle, nodes: int, work: Work, bytes_per_s: float, **sections: Any) -> Any:
+def behind_an_access_point(bundle: Bundle, nodes: int, work: DeviceWork, bytes_per_s: float, **sections: Any) -> Any:
     """The latencies of requests to devices that share an access point, in seconds."""
     group = {"name": "air", "nodes": list(range(nodes)), "bandwidth_bytes_per_s": bytes_per_s}
     scenario = world(group=[group], policy={"deadline_s": 10.0}, **sections)
@@ -135,7 +135,8 @@ def behind_an_access_point(bundle: Bundle, nodes: int, work: Work, bytes_per_s: 
 
 def test_requests_wait_for_their_access_point_as_long_as_queueing_theory_says(bundle: Bundle) -> None:
     sections = {"scenario": {"requests": 25_000}, "load": {"rate_per_s": 70.0}, "link": {"latency_s": 0.0}}
-    latency_s = behind_an_access_point(bundle, 1, Work(0.0, 1000, 0), 1e5, **sections)  # 10 ms a request, no reply
+    # 10 ms a request, no reply
+    latency_s = behind_an_access_point(bundle, 1, DeviceWork(0.0, 1000, 0), 1e5, **sections)
     assert latency_s.min() == pytest.approx(0.01)
     # M/D/1: a load of 0.7 waits 0.7 · 10 ms ÷ (2 · 0.3) on average.
     assert latency_s.mean() - 0.01 == pytest.approx(0.01 * 0.7 / 0.6, rel=0.1)
@@ -143,7 +144,7 @@ def test_requests_wait_for_their_access_point_as_long_as_queueing_theory_says(bu
 
 def test_requests_and_replies_take_turns_at_the_access_point(bundle: Bundle) -> None:
     sections = {"scenario": {"requests": 20}, "load": {"arrivals": "fixed", "rate_per_s": 10.0}}
-    latency_s = behind_an_access_point(bundle, 4, Work(1.0, 2000, 3000), 1e6, **sections)
+    latency_s = behind_an_access_point(bundle, 4, DeviceWork(1.0, 2000, 3000), 1e6, **sections)
     # Requests are sent after 2, 4, 6 and 8 ms, the first reply is computed after 2 + 1 + 4 ms and waits until 8, and
     # each of the four then takes 3 ms; the last has 1 ms to go.
     np.testing.assert_allclose(latency_s, 0.021)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from nonn_sim.scenario import (
     AggregatorConfig,
-    Fault,
     FleetConfig,
     Group,
     LinkConfig,
     LoadConfig,
     NodeConfig,
     RunConfig,
+    ScheduledFault,
 )
 from nonn_sim.scenario_file import load_scenario, parse_scenario
 
@@ -30,7 +30,7 @@ KINDS = (
     LinkConfig,
     NodeConfig,
     Group,
-    Fault,
+    ScheduledFault,
     FleetConfig,
     PolicyConfig,
     Node,

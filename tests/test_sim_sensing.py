@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from nonn_sim.cli import main
-from nonn_sim.clients import Samples
-from nonn_sim.recorded import Plan, plan_of, recorded, step_of
+from nonn_sim.clients import RequestSamples
+from nonn_sim.recorded import SensingFaults, plan_of, recorded, step_of
 from nonn_sim.samples import own_samples
 from nonn_sim.sensing import simulate_sensing
 from nonn_sim.sensing_live import Replayed
@@ -127,7 +127,7 @@ def test_a_recording_has_the_windows_of_its_unit_without_those_that_are_lost(bun
     lost, flat = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
     lost[1, 2], flat[3, 2] = True, True
     shown = np.random.default_rng(0).uniform(0, 255, (4, 2, 8)).astype(np.float32)
-    plan = Plan(lost, flat, {}, (0.0,) * 4, (0.0,) * 4)
+    plan = SensingFaults(lost, flat, {}, (0.0,) * 4, (0.0,) * 4)
     source = recorded(tmp_path / "2", bundle, 2, shown, plan, 1000.0, 2.0)
     assert source == f"csv:{tmp_path / '2.csv'}?start=1000.062500&speed=2&offset=0&drift=0"
     found = list(read_rows(tmp_path / "2.csv", bundle.sensing_of(2)))
@@ -141,9 +141,8 @@ def test_no_picture_is_near_the_instant_of_one_that_is_lost(tmp_path: Path) -> N
     cameras, lost = camera_bundle(tmp_path / "cameras"), np.zeros((4, 2), bool)
     lost[1, 0] = True
     shown = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
-    recorded(
-        tmp_path / "0", cameras, 0, shown, Plan(lost, np.zeros_like(lost), {}, (0.0,) * 2, (0.0,) * 2), 1000.0, 1.0
-    )
+    faults = SensingFaults(lost, np.zeros_like(lost), {}, (0.0,) * 2, (0.0,) * 2)
+    recorded(tmp_path / "0", cameras, 0, shown, faults, 1000.0, 1.0)
     with np.load(tmp_path / "0.npz") as found:
         times, pictures = found["times"], found["pictures"][:, 0, 0, 0]
     assert np.abs(times - 2.0).min() >= 0.2
@@ -183,7 +182,7 @@ def test_the_demonstration_ends_with_7_if_answers_or_masks_are_not_those_of_the_
     features, labels = bundle.features
     order = np.random.default_rng(1).permutation(len(labels))[:60]
 
-    def replayed(bundle: Bundle, inputs: Any, plan: Plan, *_: Any, **options: Any) -> Replayed:
+    def replayed(bundle: Bundle, inputs: Any, plan: SensingFaults, *_: Any, **options: Any) -> Replayed:
         found = Replayed(used={"node_rss_mb": 70.0, "node_cpu_percent": 1.0})
         for k, works in enumerate(plan.works):
             mask = int(works @ (1 << np.arange(len(works)))) | (kind == "a unit that did not sense")
@@ -200,7 +199,7 @@ def test_the_demonstration_ends_with_7_if_answers_or_masks_are_not_those_of_the_
     # Other tests run the processes, and read the data.
     names = demo["main"].__globals__
     monkeypatch.setitem(names, "replay", replayed)
-    monkeypatch.setitem(names, "own_samples", lambda bundle: Samples(np.zeros((len(labels), 1)), labels))
+    monkeypatch.setitem(names, "own_samples", lambda bundle: RequestSamples(np.zeros((len(labels), 1)), labels))
     options = ["--windows", "60", "--json", str(written)]
     monkeypatch.setattr("sys.argv", ["demo.py", "--bundle", str(bundle.path), *options])
     assert demo["main"]() == (0 if kind == "as measured" else 7)

@@ -33,7 +33,7 @@ from nonn.errors import ConfigError, DrainedError, MembershipError, NonnError, U
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.telemetry.background import Background
 from nonn_device.artifacts import Artifact, Store
-from nonn_device.link import Link
+from nonn_device.link import AggregatorLink
 from nonn_device.vitals import resident_bytes
 
 if TYPE_CHECKING:
@@ -105,13 +105,15 @@ class Member:
         failure: the error with which an aggregator refused the node for good; None if none did.
     """
 
-    def __init__(self, options: JoinOptions, links: list[Link], store: Store, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self, options: JoinOptions, links: list[AggregatorLink], store: Store, sleep: Sleep = asyncio.sleep
+    ) -> None:
         self.node = options.node
         self._options, self._links, self._store, self._sleep = options, links, store, sleep
         self._instance = secrets.token_hex(16)
         self._bundle, self._student, self._runtime = "", options.student, ""
         self.moved = False
-        self._mover: Link | None = None  # moves this node to another bundle
+        self._mover: AggregatorLink | None = None  # moves this node to another bundle
         self.failure: NonnError | None = None
 
     async def prepare(self) -> tuple[Bundle, int]:
@@ -131,7 +133,7 @@ class Member:
             self._bundle = ""  # the operator's choice applies to any bundle of the cluster
         backoff, logged = Backoff(self._sleep), ""
         while True:
-            errors, offers = list[NonnError](), list[tuple[Link, Any]]()
+            errors, offers = list[NonnError](), list[tuple[AggregatorLink, Any]]()
             for link in self._links:
                 try:
                     response = await self._register(link, "")
@@ -155,7 +157,7 @@ class Member:
             logged = text
             await backoff.wait()
 
-    async def _take(self, link: Link, response: Any) -> tuple[Bundle, int]:
+    async def _take(self, link: AggregatorLink, response: Any) -> tuple[Bundle, int]:
         """Downloads the files of the student that an aggregator assigns."""
         self._bundle, self._student = response.bundle, response.student
         artifacts = [Artifact(a.path, a.sha256, a.bytes) for a in response.artifacts]
@@ -200,7 +202,7 @@ class Member:
         """Closes the connections."""
         await asyncio.gather(*(link.close() for link in self._links))
 
-    async def _keep(self, link: Link, address: str, end: Callable[[], None]) -> None:
+    async def _keep(self, link: AggregatorLink, address: str, end: Callable[[], None]) -> None:
         """Registers with one aggregator and renews the lease for as long as the node serves."""
         backoff, logged, lease_s, pause_s = Backoff(self._sleep), "", 0.0, 0.0
         others = [other for other in self._links if other is not link]
@@ -244,7 +246,9 @@ class Member:
                 logged, pause_s = str(exc), 0.0  # retried after the back-off only
                 await backoff.wait()
 
-    async def _keep_stream(self, link: Link, run: Callable[[], Awaitable[None]], end: Callable[[], None]) -> None:
+    async def _keep_stream(
+        self, link: AggregatorLink, run: Callable[[], Awaitable[None]], end: Callable[[], None]
+    ) -> None:
         """Keeps a stream open to one aggregator: for its requests, or for the windows of a sensor."""
         backoff, logged = Backoff(self._sleep), ""
         while True:
@@ -265,7 +269,7 @@ class Member:
                 backoff.reset()
             await backoff.wait()
 
-    async def _place(self, link: Link, address: str, end: Callable[[], None]) -> float:
+    async def _place(self, link: AggregatorLink, address: str, end: Callable[[], None]) -> float:
         """Registers as a serving node; returns the duration of the lease in seconds."""
         advertised = "" if self._options.dials_out else link.advertised(address, self._options.advertise)
         response = await self._register(link, advertised)
@@ -284,7 +288,7 @@ class Member:
             await asyncio.Event().wait()  # until the server ends
         return float(response.lease_ms) / 1e3
 
-    async def _register(self, link: Link, address: str) -> Any:
+    async def _register(self, link: AggregatorLink, address: str) -> Any:
         """Registers with one aggregator."""
         request = pb.RegisterRequest(
             node=self._options.node,
@@ -306,7 +310,7 @@ class Member:
         link.lease = response.lease
         return response
 
-    async def _leave(self, link: Link) -> None:
+    async def _leave(self, link: AggregatorLink) -> None:
         """Leaves one aggregator; if that cannot be reached, the lease expires."""
         if link.lease:
             with contextlib.suppress(NonnError):

@@ -28,12 +28,12 @@ from nonn_device.dial_out import serve_stream
 if TYPE_CHECKING:
     from nonn_device.publish import Sensor  # loaded by nodes that sense only
 
-__all__ = ["Link"]
+__all__ = ["AggregatorLink"]
 
 CALL_TIMEOUT_S = 5.0
 
 
-class Link:
+class AggregatorLink:
     """The connection to one aggregator; opened again after a rotation of the node's certificate.
 
     Args:

@@ -24,7 +24,7 @@ from nonn.sensing.cutter import GRACE_S, NO_DATA, Cutter, Window
 from nonn.sensing.pictures import PictureCutter
 from nonn.sensing.windows import Windower
 from nonn.telemetry.background import Background
-from nonn_device.sources import Source
+from nonn_device.sources import SampleSource
 from nonn_device.vitals import battery_percent
 
 __all__ = ["Sensor"]
@@ -51,7 +51,7 @@ class Sensor:
     """
 
     def __init__(
-        self, spec: SensingSpec, source: Source, clock: DataClock, features: Features, *, raw: bool = False
+        self, spec: SensingSpec, source: SampleSource, clock: DataClock, features: Features, *, raw: bool = False
     ) -> None:
         self._spec, self._source, self._clock = spec, source, clock
         self._features, self._raw = features, raw

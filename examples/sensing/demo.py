@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nonn_sim.recorded import Plan
+from nonn_sim.recorded import SensingFaults
 from nonn_sim.samples import own_samples
 from nonn_sim.sensing_compared import compared
 from nonn_sim.sensing_live import replay
@@ -60,7 +60,7 @@ def make_recording(path: Path, people: int = 8, activities: int = 4, windows: in
     np.savez(path, windows=np.array(made, np.float32), **arrays)
 
 
-def plan(number: int, units: int, seed: int) -> Plan:
+def plan(number: int, units: int, seed: int) -> SensingFaults:
     """Unit by unit fails: the first loses samples in bursts, the next hangs, the next is killed, and so on.
 
     The last one works until the end. Clocks are wrong by up to two seconds and 100 ppm.
@@ -77,16 +77,18 @@ def plan(number: int, units: int, seed: int) -> Plan:
             for start in np.flatnonzero(rng.random(number) < LOSS / BURST):
                 lost[start : start + BURST, unit] = True
     offsets = tuple(4 * unit / max(1, units - 1) - 2 for unit in range(units))
-    return Plan(lost, flat, killed, offsets, tuple(100.0 * (-1) ** unit for unit in range(units)))
+    return SensingFaults(lost, flat, killed, offsets, tuple(100.0 * (-1) ** unit for unit in range(units)))
 
 
-def with_goal(bundle: Any, inputs: Any, labels: Any, order: Any, failing: Plan, speed: float) -> dict[str, Any]:
+def with_goal(
+    bundle: Any, inputs: Any, labels: Any, order: Any, failing: SensingFaults, speed: float
+) -> dict[str, Any]:
     """The first half of the windows on the same clocks, without failures; units beyond an accuracy goal rest."""
     accuracy, units = bundle.table.accuracy, bundle.num_devices
     single, everyone = max(accuracy[1 << unit] for unit in range(units)), accuracy[-1]
     goal = round(float(single + GOAL * (everyone - single)), 3)
     none = np.zeros((len(order), units), bool)
-    calm = Plan(none, none, {}, failing.offset_s, failing.drift_ppm)
+    calm = SensingFaults(none, none, {}, failing.offset_s, failing.drift_ppm)
     period_s = len(order) * bundle.manifest.sensing.hop_s / PERIODS
     found = replay(bundle, inputs, calm, speed, goal=goal, duty_period_s=period_s, say=say)
     return {"accuracy_goal": goal, **compared(bundle, labels, order, calm.works, found.answers)}

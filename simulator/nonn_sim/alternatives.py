@@ -23,7 +23,7 @@ from nonn.enumeration import enumerate_subsets
 from nonn.fusion import LinearHead, ZeroFill
 from nonn.reliability.table import AccuracyOf
 from nonn_sim.deployments import AccuracyIf, Deployment, message_bytes, student_work
-from nonn_sim.links import Work
+from nonn_sim.links import DeviceWork
 from nonn_sim.scenario import NodeConfig
 
 __all__ = ["alternatives", "boundary_elements"]
@@ -80,7 +80,7 @@ def _teacher_rows(
     """The whole teacher on one device, and on every device."""
     size = message_bytes(bundle, batch, bundle.manifest.input, len(bundle.manifest.classes))
     student_macs = [float(s.macs) for s in bundle.manifest.students]
-    whole = Work(batch * macs, *size)
+    whole = DeviceWork(batch * macs, *size)
     times = [whole.service_s(node, own) for node, own in zip(nodes, student_macs, strict=True)]
     best = int(np.argmin(times))
     n = bundle.num_devices
@@ -113,7 +113,7 @@ def _layer_splitting(bundle: Bundle, batch: int, macs: float, accuracy: float, e
     maps_bytes = batch * FLOAT_BYTES * sum(elements)
     # A device sends its share of every map and receives its share of the next layer's input, which has the same total
     # size; halos at the edges of shares are ignored.
-    work = Work(batch * macs / n, (request_bytes + maps_bytes) / n, maps_bytes / n, crossings=len(elements))
+    work = DeviceWork(batch * macs / n, (request_bytes + maps_bytes) / n, maps_bytes / n, crossings=len(elements))
     return Deployment(
         "layer splitting",
         tuple(range(n)),

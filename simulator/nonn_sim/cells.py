@@ -20,7 +20,7 @@ from nonn.aggregator.policy import Policy
 from nonn.aggregator.policy.session import Session
 from nonn.answer import ReplyStatus
 from nonn_sim.deployments import Deployment
-from nonn_sim.faults import Condition, Hosts, State
+from nonn_sim.faults import AggregatorHosts, Condition, State
 from nonn_sim.links import AccessPoint, Channel, Exchange
 from nonn_sim.scenario import Scenario
 
@@ -148,7 +148,7 @@ class Cell:
         conditions: Sequence[Condition],
         channels: Sequence[Channel],
         launch: Callable[[Flight, float], None],
-        hosts: Hosts | None,
+        hosts: AggregatorHosts | None,
         points: Sequence[AccessPoint | None],
         computed: Callable[[float, Cell, int, Flight], None],
         probe_rows: Iterator[Exchange],

@@ -16,11 +16,11 @@ from nonn.client import Client
 from nonn.errors import QuorumError, UnreachableError
 from nonn_sim.scenario import Scenario
 
-__all__ = ["Load", "Measured", "Order", "Samples"]
+__all__ = ["LoadGenerator", "MeasuredRequest", "RequestSamples", "SampleOrder"]
 
 
 @dataclass(frozen=True)
-class Samples:
+class RequestSamples:
     """Samples of the requests.
 
     Attributes:
@@ -33,7 +33,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRequest:
     """One request."""
 
     asked_at_s: float
@@ -43,7 +43,7 @@ class Measured:
     samples: int
 
 
-class Order:
+class SampleOrder:
     """The samples of each request: in a random order drawn from the seed, each sample equally often.
 
     Args:
@@ -62,7 +62,7 @@ class Order:
         return chosen
 
 
-class Load:
+class LoadGenerator:
     """Clients that send requests at given times.
 
     Args:
@@ -71,15 +71,15 @@ class Load:
         samples: samples of the requests.
     """
 
-    def __init__(self, scenario: Scenario, client: Client, samples: Samples) -> None:
+    def __init__(self, scenario: Scenario, client: Client, samples: RequestSamples) -> None:
         self._client, self._samples = client, samples
-        self._order = Order(scenario, len(samples.inputs))
+        self._order = SampleOrder(scenario, len(samples.inputs))
         # Enough threads that no request waits for one while others wait for a silent node.
         waiting = scenario.load.rate_per_s * (scenario.policy.deadline_s + 1)
         self._threads = min(256, 8 + 2 * math.ceil(waiting))
         self._closed = scenario.load.concurrency if scenario.load.arrivals == "closed" else 0
 
-    def send(self, times_s: Sequence[float]) -> list[Measured]:
+    def send(self, times_s: Sequence[float]) -> list[MeasuredRequest]:
         """Sends one request at each time, relative to now; a closed load uses only their number."""
         start = time.monotonic()
         with ThreadPoolExecutor(self._closed or self._threads, thread_name_prefix="client") as pool:
@@ -90,12 +90,12 @@ class Load:
                 waiting.append(pool.submit(self._ask, number, start, None if self._closed else at_s))
             return [future.result() for future in waiting]
 
-    def send_for(self, duration_s: float) -> list[Measured]:
+    def send_for(self, duration_s: float) -> list[MeasuredRequest]:
         """A closed load: every client sends its next request when it has its answer."""
         start = time.monotonic()
 
-        def client(number: int) -> list[Measured]:
-            rows: list[Measured] = []
+        def client(number: int) -> list[MeasuredRequest]:
+            rows: list[MeasuredRequest] = []
             while time.monotonic() - start < duration_s:
                 rows.append(self._ask(number + len(rows) * self._closed, start, None))
             return rows
@@ -103,7 +103,7 @@ class Load:
         with ThreadPoolExecutor(self._closed, thread_name_prefix="client") as pool:
             return [row for rows in pool.map(client, range(self._closed)) for row in rows]
 
-    def _ask(self, number: int, start: float, at_s: float | None) -> Measured:
+    def _ask(self, number: int, start: float, at_s: float | None) -> MeasuredRequest:
         """Sends one request; latency is measured from its due time, so that a late client hides nothing."""
         chosen = self._order.of(number)
         asked_at_s = time.monotonic() - start if at_s is None else at_s
@@ -115,4 +115,4 @@ class Load:
                 correct = int((answer.labels == self._samples.labels[chosen]).sum())
         except (QuorumError, UnreachableError):
             pass
-        return Measured(asked_at_s, time.monotonic() - start - asked_at_s, mask, correct, len(chosen))
+        return MeasuredRequest(asked_at_s, time.monotonic() - start - asked_at_s, mask, correct, len(chosen))

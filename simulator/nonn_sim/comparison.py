@@ -17,13 +17,13 @@ from nonn.errors import UnreachableError
 from nonn.reliability.intervals import share_interval
 from nonn.reliability.subsets import members
 from nonn_sim.batches import quantile_interval
-from nonn_sim.clients import Measured, Order, Samples
+from nonn_sim.clients import MeasuredRequest, RequestSamples, SampleOrder
 from nonn_sim.deployments import bundle_deployment
 from nonn_sim.engine import Engine
 from nonn_sim.faults import FaultEvent
 from nonn_sim.metrics import percentiles, summary
 from nonn_sim.scenario import Scenario
-from nonn_sim.trace import Trace
+from nonn_sim.trace import RequestTrace
 
 __all__ = [
     "calibrate",
@@ -42,7 +42,7 @@ WIDEST = 0.5  # an interval of the measured p99 wider than this share of it is i
 _LATENCIES = ("p50", "p95", "p99", "max")
 
 
-def calibrate(warm: Sequence[Measured], client: Client, deadline_s: float) -> NDArray[np.float64]:
+def calibrate(warm: Sequence[MeasuredRequest], client: Client, deadline_s: float) -> NDArray[np.float64]:
     """Times of whole fan-outs, and the remaining time of requests [R, 2].
 
     A client measures only the sum. The share of the fan-out is known on average, from the node latencies that the
@@ -66,7 +66,7 @@ def simulated_figures(
     bundle: Bundle,
     events: Sequence[FaultEvent],
     measured_s: NDArray[np.float64],
-    samples: Samples,
+    samples: RequestSamples,
 ) -> dict[str, Any]:
     """The median of each figure over several runs with the same arrivals and faults.
 
@@ -136,17 +136,17 @@ def total_variation(one: Mapping[int, float], other: Mapping[int, float]) -> flo
     return sum(abs(one.get(mask, 0.0) - other.get(mask, 0.0)) for mask in {*one, *other}) / 2
 
 
-def _are_recorded(samples: Samples, bundle: Bundle) -> bool:
+def _are_recorded(samples: RequestSamples, bundle: Bundle) -> bool:
     """Whether the samples have the labels of the bundle's recorded features."""
     if samples.labels is None or FEATURES not in bundle.manifest.files:
         return False
     return np.array_equal(samples.labels, bundle.features[1])
 
 
-def _accuracy_on_samples(trace: Trace, scenario: Scenario, bundle: Bundle) -> float | None:
+def _accuracy_on_samples(trace: RequestTrace, scenario: Scenario, bundle: Bundle) -> float | None:
     """Accuracy of answers on the samples of the requests, each fused offline from the subset that answered."""
     features, labels = bundle.features
-    order, right, shares = Order(scenario, len(labels)), dict[int, NDArray[np.bool_]](), []
+    order, right, shares = SampleOrder(scenario, len(labels)), dict[int, NDArray[np.bool_]](), []
     for number, row in enumerate(np.argsort(trace.asked_at_s, kind="stable").tolist()):
         mask = trace.sets[trace.which[row]]
         if trace.answered[row]:
@@ -157,7 +157,7 @@ def _accuracy_on_samples(trace: Trace, scenario: Scenario, bundle: Bundle) -> fl
     return float(np.mean(shares)) if shares else None
 
 
-def measured_figures(measured: Sequence[Measured], bundle: Bundle, labelled: bool) -> dict[str, Any]:
+def measured_figures(measured: Sequence[MeasuredRequest], bundle: Bundle, labelled: bool) -> dict[str, Any]:
     """The measured side of the table.
 
     ``accuracy_of_sets`` is the accuracy of the subsets that answered in the bundle's table, without sampling error.

@@ -15,7 +15,7 @@ from nonn.bundle import Bundle, InputSpec
 from nonn.reliability.table import AccuracyOf
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import add_tensors, new_request, write_parameters
-from nonn_sim.links import Work
+from nonn_sim.links import DeviceWork
 
 __all__ = ["AccuracyIf", "Deployment", "bundle_deployment", "message_bytes", "student_work"]
 
@@ -38,7 +38,7 @@ class Deployment:
 
     name: str
     devices: tuple[int, ...]
-    work: tuple[Work, ...]
+    work: tuple[DeviceWork, ...]
     macs_of_service: tuple[float, ...]
     accuracy: AccuracyOf = field(repr=False)
     needs_all: bool = False
@@ -73,10 +73,10 @@ def bundle_deployment(bundle: Bundle, batch: int = 1, replicas: int = 1) -> Depl
     )
 
 
-def student_work(bundle: Bundle, batch: int) -> tuple[Work, ...]:
+def student_work(bundle: Bundle, batch: int) -> tuple[DeviceWork, ...]:
     """Work of a request on each device that runs its student: it receives its view and sends its features."""
     return tuple(
-        Work(
+        DeviceWork(
             batch * student.macs,
             *message_bytes(bundle, batch, bundle.input_of(student.device), student.width, student.code.wire),
         )

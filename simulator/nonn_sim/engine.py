@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from nonn.aggregator.policy.session import Session
 from nonn_sim.cells import GONE, OK, SILENT, Cell, Flight, Job
 from nonn_sim.deployments import Deployment
-from nonn_sim.faults import FaultEvent, Hosts, State, World
+from nonn_sim.faults import AggregatorHosts, FaultEvent, State, World
 from nonn_sim.flights import ARRIVE, LOOK, PROBE, REPLY, RETRY, Agenda, Flights
 from nonn_sim.links import PROBES, SERVICE, Channel, access_points, arrivals, exchanges
 from nonn_sim.scenario import Scenario
-from nonn_sim.trace import Recorder, Trace
+from nonn_sim.trace import Recorder, RequestTrace
 
 __all__ = ["Engine"]
 
@@ -74,7 +74,7 @@ class Engine:
             mine = [conditions[device] for device in deployment.devices]
             channels = [Channel(node.link) for node in nodes]
             hosts = scenario.aggregator
-            fails = Hosts(hosts.count, hosts.mtbf_s, hosts.mttr_s, seed, number) if hosts.mtbf_s else None
+            fails = AggregatorHosts(hosts.count, hosts.mtbf_s, hosts.mttr_s, seed, number) if hosts.mtbf_s else None
             # Measured times include an access point already.
             points = [] if measured_s is not None else access_points(scenario.groups, deployment.devices)
             calls = (self._computed, probe_rows, self._wake)
@@ -86,7 +86,7 @@ class Engine:
         self._now = 0.0
         self._outcomes = Recorder(deployment, scenario.scenario)
 
-    def run(self) -> Trace:
+    def run(self) -> RequestTrace:
         """Runs to the end of the last request."""
         run, load, heap, env = self._scenario.scenario, self._scenario.load, self._agenda.entries, self._world.env
         left, until = run.requests or -1, run.duration_s or inf
@@ -288,7 +288,7 @@ class Engine:
         i = self._local.get(device)
         return 0.0 if i is None else self._cells[cell].served[i] * self._joules[i]
 
-    def _trace(self) -> Trace:
+    def _trace(self) -> RequestTrace:
         """The trace of the run."""
         cells, devices = self._cells, self._deployment.devices
         ended_s = max(self._now, self._scenario.scenario.duration_s)

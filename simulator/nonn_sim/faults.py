@@ -22,9 +22,9 @@ import simpy
 from nonn.errors import ConfigError, DataError
 from nonn.files import atomic_file
 from nonn_sim.links import FAULTS
-from nonn_sim.scenario import FAULT_ENDS, Fault, Scenario
+from nonn_sim.scenario import FAULT_ENDS, Scenario, ScheduledFault
 
-__all__ = ["Condition", "FaultEvent", "Hosts", "State", "World", "read_log", "write_log"]
+__all__ = ["AggregatorHosts", "Condition", "FaultEvent", "State", "World", "read_log", "write_log"]
 
 # The aggregator retries a lost connection after at most this long (its channel options); the moment within that time at
 # which a device reconnects is random.
@@ -199,7 +199,7 @@ class World:
         before, condition.reconnecting = condition.state, False
         self._on_change(cell, device, before, condition.state)
 
-    def _scheduled(self, fault: Fault, cell: int, device: int) -> Generator[Any, Any, None]:
+    def _scheduled(self, fault: ScheduledFault, cell: int, device: int) -> Generator[Any, Any, None]:
         """One fault of the schedule, once or periodically."""
         at_s = fault.at_s
         lasting_s = fault.for_s + (self._nodes[device].restart_s if fault.kind == "kill" else 0.0)
@@ -259,7 +259,7 @@ class World:
             timer.callbacks.append(lambda done: self.apply(done.value))
 
 
-class Hosts:
+class AggregatorHosts:
     """The machines of a cell's aggregators, which fail and are repaired.
 
     Args:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nonn_sim.scenario import Group, LinkConfig, LoadConfig, NodeConfig
 
-__all__ = ["BLOCK", "AccessPoint", "Channel", "Exchange", "Work", "access_points", "arrivals", "exchanges"]
+__all__ = ["BLOCK", "AccessPoint", "Channel", "DeviceWork", "Exchange", "access_points", "arrivals", "exchanges"]
 
 BLOCK = 4096  # requests drawn at once: large enough to amortise NumPy's calls, small enough for the cache
 
@@ -27,7 +27,7 @@ Exchange = tuple[list[float], list[float], list[float], list[float] | None, floa
 
 
 @dataclass(frozen=True)
-class Work:
+class DeviceWork:
     """Work of one request on one device.
 
     Attributes:
@@ -145,7 +145,7 @@ class Channel:
 
 def exchanges(
     nodes: Sequence[NodeConfig],
-    work: Sequence[Work],
+    work: Sequence[DeviceWork],
     services_s: Sequence[float],
     streams: Sequence[int],
     seed: int,

@@ -40,7 +40,7 @@ from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import ConfigError, NonnError, UnreachableError
-from nonn_sim.clients import Load, Measured, Samples
+from nonn_sim.clients import LoadGenerator, MeasuredRequest, RequestSamples
 from nonn_sim.comparison import SIMULATED_SEEDS, calibrate, difference, measured_figures, simulated_figures
 from nonn_sim.faults import FaultEvent, World
 from nonn_sim.links import arrivals
@@ -48,7 +48,7 @@ from nonn_sim.metrics import percentiles
 from nonn_sim.proxy import Proxies, Proxy
 from nonn_sim.scenario import Scenario
 
-__all__ = ["Samples", "check_live", "run_live", "timeline"]
+__all__ = ["RequestSamples", "check_live", "run_live", "timeline"]
 
 CALIBRATION_REQUESTS = 250  # before the faults, and again after them
 WARM_UP_SKIPPED = 30  # while connections open and caches fill
@@ -98,7 +98,7 @@ def timeline(scenario: Scenario, num_devices: int) -> list[FaultEvent]:
 
 
 def run_live(
-    scenario: Scenario, bundle: Bundle, samples: Samples, say: Callable[[str], None] = lambda line: None
+    scenario: Scenario, bundle: Bundle, samples: RequestSamples, say: Callable[[str], None] = lambda line: None
 ) -> tuple[dict[str, Any], list[FaultEvent]]:
     """Runs the scenario on a real cluster and in the simulator.
 
@@ -126,7 +126,7 @@ def run_live(
         proxies = stack.enter_context(Proxies(addresses, links, scenario.scenario.seed))
         address = stack.enter_context(_aggregator(bundle, proxies.addresses, scenario.policy))
         client = stack.enter_context(Client(address, scenario.load.timeout_s))
-        load = Load(scenario, client, samples)
+        load = LoadGenerator(scenario, client, samples)
         say(f"calibration: {CALIBRATION_REQUESTS} requests without a fault, and one node restarted")
         before_s = _calibrated(scenario, load, client, 1)
         restarts = any(event.event == "restart" for event in events)
@@ -167,8 +167,8 @@ def run_live(
 
 
 def _drive(
-    scenario: Scenario, cluster: LocalCluster, proxies: Proxies, load: Load, events: Sequence[FaultEvent]
-) -> tuple[list[FaultEvent], list[Measured], list[str]]:
+    scenario: Scenario, cluster: LocalCluster, proxies: Proxies, load: LoadGenerator, events: Sequence[FaultEvent]
+) -> tuple[list[FaultEvent], list[MeasuredRequest], list[str]]:
     """Runs load and faults concurrently; returns the actual faults, every request, and faults that failed."""
     run, happened, failures = scenario.scenario, list[FaultEvent](), list[str]()
     start, over = time.monotonic(), threading.Event()
@@ -242,7 +242,7 @@ def _aggregator(bundle: Bundle, addresses: Sequence[str], policy: PolicyConfig) 
                 process.terminate()
 
 
-def _calibrated(scenario: Scenario, load: Load, client: Client, offset: int) -> FloatArray:
+def _calibrated(scenario: Scenario, load: LoadGenerator, client: Client, offset: int) -> FloatArray:
     """Fan-out and overhead of requests without a fault, at separate times [R, 2]."""
     times_s = islice(arrivals(scenario.load, scenario.scenario.seed + offset), CALIBRATION_REQUESTS)
     return calibrate(load.send(list(times_s))[WARM_UP_SKIPPED:], client, scenario.policy.deadline_s)
@@ -252,7 +252,7 @@ def _calibrated_again(
     scenario: Scenario,
     cluster: LocalCluster,
     proxies: Proxies,
-    load: Load,
+    load: LoadGenerator,
     client: Client,
     events: Sequence[FaultEvent],
     problems: list[str],

@@ -17,7 +17,7 @@ from nonn_sim.batches import quantile_interval, ratio_interval
 from nonn_sim.deployments import Deployment
 from nonn_sim.scenario import NodeConfig, Scenario
 from nonn_sim.totals import WINDOWS
-from nonn_sim.trace import Trace, right_answers
+from nonn_sim.trace import RequestTrace, right_answers
 
 __all__ = ["summary"]
 
@@ -25,7 +25,7 @@ PERCENTILES = (50, 95, 99)
 MAX_WINDOWS = 1_000_000  # counted with empty ones; sparser windows are sorted, which takes several times the memory
 
 
-def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_devices: int) -> dict[str, Any]:
+def summary(trace: RequestTrace, deployment: Deployment, scenario: Scenario, num_devices: int) -> dict[str, Any]:
     """The figures of one run, ready for JSON.
 
     Args:
@@ -84,7 +84,9 @@ def summary(trace: Trace, deployment: Deployment, scenario: Scenario, num_device
     return result
 
 
-def _of_requests(trace: Trace, deployment: Deployment, window_s: float, levels: Sequence[float]) -> dict[str, Any]:
+def _of_requests(
+    trace: RequestTrace, deployment: Deployment, window_s: float, levels: Sequence[float]
+) -> dict[str, Any]:
     """The figures about requests, from each of them; a few arrays as long are in memory at once."""
     answered = trace.answered
     right = right_answers(deployment, trace.sets, trace.which, answered)
@@ -163,7 +165,7 @@ def _window_s(scenario: Scenario, ended_s: float) -> float:
     return run.window_s or (run.duration_s or ended_s) / WINDOWS
 
 
-def _energy_j(trace: Trace, deployment: Deployment, nodes: list[NodeConfig]) -> NDArray[np.float64]:
+def _energy_j(trace: RequestTrace, deployment: Deployment, nodes: list[NodeConfig]) -> NDArray[np.float64]:
     """Energy of each device, for requests and for being on, in joules [cells, n]."""
     work = deployment.work
     request_j = np.array(
@@ -176,7 +178,7 @@ def _energy_j(trace: Trace, deployment: Deployment, nodes: list[NodeConfig]) -> 
     return result
 
 
-def _bytes(trace: Trace, deployment: Deployment) -> NDArray[np.float64]:
+def _bytes(trace: RequestTrace, deployment: Deployment) -> NDArray[np.float64]:
     """Bytes on each link: requests to reached devices, and good replies [cells, n]."""
     work = deployment.work
     result: NDArray[np.float64] = trace.served * np.array([w.request_bytes for w in work])

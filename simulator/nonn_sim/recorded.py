@@ -23,13 +23,13 @@ from nonn.sensing import SensingSpec
 from nonn_sim.playback import write_pictures
 from nonn_sim.sensing_scenario import SensingScenario
 
-__all__ = ["Plan", "plan_of", "recorded", "step_of"]
+__all__ = ["SensingFaults", "plan_of", "recorded", "step_of"]
 
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class SensingFaults:
     """What goes wrong.
 
     Attributes:
@@ -70,7 +70,7 @@ def step_of(spec: SensingSpec) -> float:
     return step_s
 
 
-def plan_of(scenario: SensingScenario, units: int, windows: int, step_s: float) -> Plan:
+def plan_of(scenario: SensingScenario, units: int, windows: int, step_s: float) -> SensingFaults:
     """Draws what goes wrong in so many windows of so many units."""
     config, rng = scenario.units, np.random.default_rng(scenario.sensing.seed)
     leave = 1 / config.burst
@@ -84,11 +84,11 @@ def plan_of(scenario: SensingScenario, units: int, windows: int, step_s: float) 
                 until = k + rng.exponential(config.flat_s) / step_s
             lost[k, unit], flat[k, unit] = lossy, k < until
     wrong = rng.uniform(-1, 1, (2, units)) * [[config.offset_s], [config.drift_ppm]]
-    return Plan(lost, flat & ~lost, {}, *(tuple(row) for row in wrong.tolist()))
+    return SensingFaults(lost, flat & ~lost, {}, *(tuple(row) for row in wrong.tolist()))
 
 
 def recorded(
-    stem: Path, bundle: Bundle, unit: int, inputs: NDArray[Any], plan: Plan, begin: float, speed: float
+    stem: Path, bundle: Bundle, unit: int, inputs: NDArray[Any], plan: SensingFaults, begin: float, speed: float
 ) -> str:
     """Writes the recording of one unit; returns its source."""
     spec, view = bundle.sensing_of(unit), bundle.manifest.students[unit].view
@@ -101,7 +101,7 @@ def recorded(
     return f"csv:{stem.with_suffix('.csv')}?start={begin + 1 / spec.rate_hz / speed:.6f}&{wrong}"
 
 
-def _write_pictures(path: Path, own: NDArray[Any], plan: Plan, unit: int, spec: SensingSpec) -> None:
+def _write_pictures(path: Path, own: NDArray[Any], plan: SensingFaults, unit: int, spec: SensingSpec) -> None:
     """Each picture is shown for a hop; the last of its frames is at the instant of the answer.
 
     After a loss it begins later: its first frame would be within the tolerance of the instant that was lost.
@@ -117,7 +117,7 @@ def _write_pictures(path: Path, own: NDArray[Any], plan: Plan, unit: int, spec: 
     write_pictures(path, times[kept], shown.repeat(frames, axis=0)[kept.ravel()])
 
 
-def _write_samples(path: Path, own: NDArray[Any], plan: Plan, unit: int, spec: SensingSpec) -> None:
+def _write_samples(path: Path, own: NDArray[Any], plan: SensingFaults, unit: int, spec: SensingSpec) -> None:
     """One window after the other; the first one is never lost, so that all recordings begin at the same time."""
     scale = np.array(spec.scale)[:, None]
     with path.open("w", newline="") as file:

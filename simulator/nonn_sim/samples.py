@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, InputSpec
 from nonn.errors import DataError, InputError
-from nonn_sim.clients import Samples
+from nonn_sim.clients import RequestSamples
 
 __all__ = ["noise", "own_samples", "samples_of"]
 
 
-def noise(bundle: Bundle) -> Samples:
+def noise(bundle: Bundle) -> RequestSamples:
     """Noise of the right shape, without labels."""
     spec = bundle.manifest.input
-    return Samples(np.random.default_rng(0).integers(0, 256, (256, *spec.shape)).astype(spec.dtype), None)
+    return RequestSamples(np.random.default_rng(0).integers(0, 256, (256, *spec.shape)).astype(spec.dtype), None)
 
 
-def samples_of(path: Path, bundle: Bundle) -> Samples:
+def samples_of(path: Path, bundle: Bundle) -> RequestSamples:
     """The test split of an experiment (``.toml``), or arrays ``inputs`` and ``labels`` of an ``.npz`` file.
 
     Raises:
@@ -48,7 +48,7 @@ def samples_of(path: Path, bundle: Bundle) -> Samples:
     return _fitting(path, inputs, labels, spec)
 
 
-def own_samples(bundle: Bundle) -> Samples:
+def own_samples(bundle: Bundle) -> RequestSamples:
     """The test split that the table of a bundle was counted on; its data must be where they were in training.
 
     Raises:
@@ -65,7 +65,7 @@ def own_samples(bundle: Bundle) -> Samples:
     return _fitting(bundle.path, test.inputs, test.labels, bundle.manifest.input)
 
 
-def _fitting(path: Path, inputs: NDArray[Any], labels: NDArray[Any], spec: InputSpec) -> Samples:
+def _fitting(path: Path, inputs: NDArray[Any], labels: NDArray[Any], spec: InputSpec) -> RequestSamples:
     """Samples, if they fit the bundle and each other."""
     if inputs.shape[1:] != spec.shape or not len(inputs) or inputs.dtype not in (np.uint8, np.float32):
         wanted = ", ".join(map(str, spec.shape))
@@ -74,4 +74,4 @@ def _fitting(path: Path, inputs: NDArray[Any], labels: NDArray[Any], spec: Input
         )
     if labels.shape != (len(inputs),) or labels.dtype.kind not in "iu":
         raise InputError(f"{path}: labels {labels.dtype} {list(labels.shape)} for {len(inputs)} inputs")
-    return Samples(inputs, labels.astype(np.int64))
+    return RequestSamples(inputs, labels.astype(np.int64))

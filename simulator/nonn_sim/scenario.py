@@ -42,7 +42,6 @@ __all__ = [
     "FAULT_ENDS",
     "FAULT_KINDS",
     "AggregatorConfig",
-    "Fault",
     "FleetConfig",
     "Group",
     "LinkConfig",
@@ -50,6 +49,7 @@ __all__ = [
     "NodeConfig",
     "RunConfig",
     "Scenario",
+    "ScheduledFault",
 ]
 
 # Fault → event that ends it. Schedules and fault logs may contain both.
@@ -218,7 +218,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class ScheduledFault:
     """An event that happens at a given time to given devices."""
 
     at_s: Annotated[NotNegative, "time from the start"]
@@ -271,7 +271,7 @@ class Scenario:
     nodes: NodeConfig
     overrides: Mapping[int, NodeConfig]
     groups: tuple[Group, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[ScheduledFault, ...]
 
     def devices(self, num_students: int) -> tuple[NodeConfig, ...]:
         """The settings of each device: as many as students, times the replicas of each.
@@ -326,7 +326,7 @@ class Scenario:
                 f"a run simulates at most {MAX_EVENTS:,}: make them rarer, or the run shorter"
             )
 
-    def targets(self, fault: Fault) -> tuple[int, ...]:
+    def targets(self, fault: ScheduledFault) -> tuple[int, ...]:
         """The devices that a fault affects, ascending."""
         grouped = next((group.nodes for group in self.groups if group.name == fault.group), ())
         return tuple(sorted({*fault.nodes, *grouped}))

@@ -12,13 +12,13 @@ from nonn.errors import ConfigError
 from nonn.toml import Rules, did_you_mean, from_mapping, parse_toml
 from nonn_sim.scenario import (
     AggregatorConfig,
-    Fault,
     FleetConfig,
     Group,
     LoadConfig,
     NodeConfig,
     RunConfig,
     Scenario,
+    ScheduledFault,
 )
 
 __all__ = ["load_scenario", "parse_scenario"]
@@ -37,7 +37,7 @@ class _File:
     nodes: Mapping[str, Any] = field(default_factory=dict)
     node: tuple[Mapping[str, Any], ...] = ()
     group: tuple[Group, ...] = ()
-    fault: tuple[Fault, ...] = ()
+    fault: tuple[ScheduledFault, ...] = ()
 
     def rules(self) -> Rules:
         """Rules that relate several tables."""

@@ -30,8 +30,8 @@ from nonn.bundle import Bundle
 from nonn.client import Client
 from nonn.errors import ConfigError, UnreachableError
 from nonn.streams import WindowAnswer
-from nonn_sim.clients import Samples
-from nonn_sim.recorded import Plan, plan_of, recorded, step_of
+from nonn_sim.clients import RequestSamples
+from nonn_sim.recorded import SensingFaults, plan_of, recorded, step_of
 from nonn_sim.sensing import simulate_sensing
 from nonn_sim.sensing_compared import compared
 from nonn_sim.sensing_scenario import SensingScenario
@@ -59,7 +59,7 @@ class Replayed:
 def run_live(
     scenario: SensingScenario,
     bundle: Bundle,
-    samples: Samples,
+    samples: RequestSamples,
     windows: int,
     speed: float,
     say: Callable[[str], None] = lambda line: None,
@@ -107,7 +107,7 @@ def run_live(
 def replay(
     bundle: Bundle,
     inputs: NDArray[Any],
-    plan: Plan,
+    plan: SensingFaults,
     speed: float,
     *,
     goal: float = 0.0,

@@ -17,7 +17,7 @@ from nonn_sim.engine import Engine
 from nonn_sim.faults import FaultEvent
 from nonn_sim.metrics import summary
 from nonn_sim.scenario import Scenario
-from nonn_sim.trace import Trace
+from nonn_sim.trace import RequestTrace
 
 __all__ = ["simulate", "simulate_many", "simulate_once"]
 
@@ -47,7 +47,7 @@ class _Job:
 
 def simulate_once(
     scenario: Scenario, bundle: Bundle, events: Sequence[FaultEvent] | None = None
-) -> tuple[dict[str, Any], Trace]:
+) -> tuple[dict[str, Any], RequestTrace]:
     """Simulates the bundle in one world, from the scenario's seed.
 
     Args:

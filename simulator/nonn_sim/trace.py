@@ -15,11 +15,11 @@ from nonn_sim.faults import FaultEvent
 from nonn_sim.scenario import RunConfig
 from nonn_sim.totals import KEPT, WINDOWS, Totals
 
-__all__ = ["Recorder", "Trace", "right_answers"]
+__all__ = ["Recorder", "RequestTrace", "right_answers"]
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class RequestTrace:
     """The outcome of every request, in the order in which they ended.
 
     Attributes:
@@ -83,7 +83,7 @@ class Recorder:
         self._waited, self._answered = array("b"), array("b")
 
     def add(self, asked_at_s: float, latency_s: float, mask: int, *, waited: bool, answered: bool) -> None:
-        """Records a request; see ``Trace``."""
+        """Records a request; see ``RequestTrace``."""
         self._asked_at.append(asked_at_s)
         self._latency.append(latency_s)
         self._which.append(self._sets.setdefault(mask, len(self._sets)))
@@ -92,11 +92,11 @@ class Recorder:
         if len(self._latency) == KEPT:
             self._add_up()
 
-    def trace(self, **others: Any) -> Trace:
+    def trace(self, **others: Any) -> RequestTrace:
         """The trace; ``others`` are its fields that are not about requests."""
         if self._totals is not None and self._latency:
             self._add_up()
-        return Trace(**self._arrays(), sets=tuple(self._sets), totals=self._totals, **others)
+        return RequestTrace(**self._arrays(), sets=tuple(self._sets), totals=self._totals, **others)
 
     def _add_up(self) -> None:
         """Moves the recorded requests to the totals."""

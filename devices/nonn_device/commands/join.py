@@ -25,7 +25,7 @@ from nonn.telemetry.systemd import Watchdog
 from nonn_device.artifacts import Store
 from nonn_device.commands.serve import LOOPBACK, endpoint_of, model_of, server_options, warn_of_memory
 from nonn_device.join import JoinOptions, Member
-from nonn_device.link import Link
+from nonn_device.link import AggregatorLink
 from nonn_device.node import StudentModel
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_model_bytes=arguments.max_model_bytes,
         dials_out=arguments.dial_out,
     )
-    links = [Link(address, tls, token) for address in aggregators]
+    links = [AggregatorLink(address, tls, token) for address in aggregators]
     member = Member(options, links, Store(arguments.data))
     # A node that senses wakes up once per window: uvloop would save nothing, and takes 2 MB.
     (asyncio.run if arguments.source else run_loop)(_run_member(arguments, member))

@@ -37,8 +37,8 @@ from nonn.sensing.clock import DataClock
 __all__ = [
     "CLOCK_OPTIONS",
     "FORMS",
+    "SampleSource",
     "Samples",
-    "Source",
     "SourceOptions",
     "check_source",
     "open_source",
@@ -76,7 +76,7 @@ class Samples(NamedTuple):
     values: NDArray[Any]
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A source; ends when a recording does."""
 
     def __call__(self) -> AsyncIterator[Samples]:
@@ -154,7 +154,7 @@ def check_source(options: SourceOptions) -> None:
         importlib.import_module(f"nonn_device.sources.{options.kind}").parsed(options)
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> SampleSource:
     """A source of a unit's channels, or of its pictures.
 
     Args:
@@ -174,5 +174,5 @@ def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> 
         )
     name = _KINDS[options.kind][0] if options.kind in _KINDS else "factory"
     module = importlib.import_module(f"nonn_device.sources.{name}")
-    source: Source = module.open_source(options, spec, clock)
+    source: SampleSource = module.open_source(options, spec, clock)
     return source

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from nonn.errors import ConfigError, DataError, MissingExtraError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
-from nonn_device.sources import Samples, Source, SourceOptions
+from nonn_device.sources import Samples, SampleSource, SourceOptions
 
 __all__ = ["open_source"]
 
@@ -34,7 +34,7 @@ _PIXELS = {1: "gray", 3: "rgb24"}
 _log = logging.getLogger(__name__)
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> SampleSource:
     """Checks a camera or a video, and prepares ffmpeg.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 from nonn.errors import ConfigError, DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
-from nonn_device.sources import CLOCK_OPTIONS, FORMS, Samples, Source, SourceOptions
+from nonn_device.sources import CLOCK_OPTIONS, FORMS, Samples, SampleSource, SourceOptions
 from nonn_device.sources.frames import fitted
 
 __all__ = ["open_source", "parsed"]
@@ -39,7 +39,7 @@ def parsed(options: SourceOptions) -> Callable[..., Any]:
     return factory
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> SampleSource:
     """Calls the factory.
 
     Raises:

@@ -24,7 +24,7 @@ from nonn.errors import DataError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.sensing.spec import to_unit
-from nonn_device.sources import Samples, Source, SourceOptions
+from nonn_device.sources import Samples, SampleSource, SourceOptions
 
 __all__ = ["ROOT", "open_source"]
 
@@ -55,7 +55,7 @@ class _Channel:
             return nan
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock, root: Path | None = None) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock, root: Path | None = None) -> SampleSource:
     """Finds the channels of a unit; ``root`` replaces sysfs.
 
     Raises:

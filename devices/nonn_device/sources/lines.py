@@ -27,7 +27,7 @@ from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.sensing.columns import Columns, is_header
 from nonn_device.line import BAUD
-from nonn_device.sources import Samples, Source, SourceOptions
+from nonn_device.sources import Samples, SampleSource, SourceOptions
 
 __all__ = ["Parser", "SensorTime", "open_source"]
 
@@ -94,7 +94,7 @@ class Parser:
         return Samples(np.array([at]), np.array([values]))
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> SampleSource:
     """Opens standard input or a serial port.
 
     Raises:

@@ -14,7 +14,7 @@ from nonn.errors import ConfigError
 from nonn.mqtt import Broker
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
-from nonn_device.sources import Samples, Source, SourceOptions
+from nonn_device.sources import Samples, SampleSource, SourceOptions
 from nonn_device.sources.lines import AGAIN_S, Parser
 
 __all__ = ["open_source", "parsed"]
@@ -37,7 +37,7 @@ def parsed(options: SourceOptions) -> tuple[Broker, str]:
     return Broker.parse(where, f"--source {options.text}: broker"), topic
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> SampleSource:
     """Prepares a subscription.
 
     Raises:

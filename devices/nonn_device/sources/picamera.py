@@ -17,7 +17,7 @@ import numpy as np
 from nonn.errors import ConfigError, DataError, MissingExtraError
 from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
-from nonn_device.sources import Samples, Source, SourceOptions
+from nonn_device.sources import Samples, SampleSource, SourceOptions
 from nonn_device.sources.frames import fitted
 
 __all__ = ["open_source"]
@@ -26,7 +26,7 @@ LEAST = (480, 640)  # height and width that every camera module has
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> SampleSource:
     """Opens the camera.
 
     Raises:

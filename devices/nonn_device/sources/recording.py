@@ -19,7 +19,7 @@ from nonn.sensing import SensingSpec
 from nonn.sensing.clock import DataClock
 from nonn.sensing.columns import rows
 from nonn.sensing.windows import SLOW, middle
-from nonn_device.sources import Samples, Source, SourceOptions
+from nonn_device.sources import Samples, SampleSource, SourceOptions
 
 __all__ = ["open_source"]
 
@@ -27,7 +27,7 @@ STEP_S = 0.1  # of the data: samples of this time are played together, as a sens
 CHECKED = 250  # first intervals from which the rate is measured
 
 
-def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> Source:
+def open_source(options: SourceOptions, spec: SensingSpec, clock: DataClock) -> SampleSource:
     """Checks a recording and prepares its replay.
 
     Raises:
