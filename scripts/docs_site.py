@@ -1,17 +1,15 @@
 """Pages of the site of ``make docs``: a hook of MkDocs, and an extension of Griffe, which reads the docstrings.
 
 The site mirrors the repository, so that one relative link works on a code host and in the site: ``README.md`` is the
-first page, documents keep their paths, other files that a document links to are copied. Links to a
-module or package lead to its API page, links to another folder become text. API pages are generated from the package
-tree; documents are in the sections and the order of ``docs/README.md``, so that nothing
-is listed twice.
+first page, documents keep their paths, other files that a document links to are copied. Links to a module or a folder
+become text. The API has the public names of ``nonn``; documents are in the sections and the order of
+``docs/README.md``, so that nothing is listed twice.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,10 @@ import griffe
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+import nonn
+from nonn import errors
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("nonn", "devices/nonn_device", "simulator/nonn_sim")
 FRONT = ("README.md", "docs/README.md")
 BACK = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 _LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\])\(([^)#\s:]+)(?:#[^)\s]*)?\)")  # [label](path#anchor)
@@ -38,25 +38,22 @@ def on_files(files: Files, config: Any) -> Files:
     linked = {target for name in pages if name.endswith(".md") for target in _linked_files(name)}
     for name in [*pages, *sorted(linked - set(pages))]:
         shown.append(File(name, str(ROOT), config.site_dir, use_directory_urls=False))
-    for page, module in api_pages().items():
-        shown.append(File.generated(config, page, content=f"::: {module}\n"))
+    for page, content in api_pages().items():
+        shown.append(File.generated(config, page, content=content))
     config.nav = _navigation(pages)
     return shown
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Redirects links to Python files and packages to the API; links to other folders, without a page, become text.
+    """Turns links to Python files and folders, which have no page, into text.
 
     A picture follows the scheme of the site, which a visitor may change, and not that of the system.
     """
-    folder, modules = posixpath.dirname(page.file.src_uri), {module: name for name, module in api_pages().items()}
+    folder = posixpath.dirname(page.file.src_uri)
 
     def replace(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(folder, match[2]))
-        name = modules.get(_module(target))
-        if name:
-            return f"{match[1]}({posixpath.relpath(name, folder or '.')})"
-        return match[1][1:-1] if (ROOT / target).is_dir() else match[0]
+        target = ROOT / posixpath.normpath(posixpath.join(folder, match[2]))
+        return match[1][1:-1] if target.is_dir() or (target.suffix == ".py" and target.is_file()) else match[0]
 
     both = r'<img alt="\2" src="\3#only-light"><img alt="\2" src="\1#only-dark">'
     return _LINK.sub(replace, _PICTURE.sub(both, markdown))
@@ -70,28 +67,11 @@ def on_post_build(config: Any) -> None:
             raise PluginError(f"{path}: loads something from another host: {found[0]}")
 
 
-@cache
 def api_pages() -> dict[str, str]:
-    """Module of each API page: all except private, generated and script modules."""
-    pages = {}
-    for package in PACKAGES:
-        root = ROOT / package
-        for path in sorted(root.rglob("*.py")):
-            parts = path.relative_to(root.parent).with_suffix("").parts
-            if any(part.startswith("_") and part != "__init__" for part in parts) or "v1" in parts:
-                continue
-            name = "/".join(parts).replace("__init__", "index")
-            pages[f"api/{name}.md"] = ".".join(part for part in parts if part != "__init__")
-    return pages
-
-
-def _module(target: str) -> str:
-    """The module name for a path of the repository."""
-    for package in PACKAGES:
-        if target == package or target.startswith(f"{package}/"):
-            inside = target[len(posixpath.dirname(package)) :].strip("/")
-            return inside.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    return ""
+    """The pages of the API: what docs/api.md calls stable, and no other module."""
+    names = [name for name in nonn.__all__ if name not in errors.__all__ and name != "__version__"]
+    entries = [f"::: nonn.{name}\n    options: {{ heading_level: 2 }}\n" for name in names]
+    return {"api/nonn.md": "\n".join(["# nonn\n", *entries]), "api/errors.md": "::: nonn.errors\n"}
 
 
 def _linked_files(name: str) -> set[str]:
@@ -113,21 +93,8 @@ def _navigation(pages: list[str]) -> list[Any]:
             below = posixpath.dirname(name)
             inside = [page for page in pages if below != "docs" and page.startswith(f"{below}/")]
             section.append({posixpath.basename(below).capitalize(): inside} if inside else name)
-        nav.append({title: [*section, {"All modules": _tree(api_pages())}] if title == "Reference" else section})
+        nav.append({title: [*section, {"API": list(api_pages())}] if title == "Reference" else section})
     return [*nav, {"Project": [name for name in BACK if name in pages]}]
-
-
-def _tree(pages: dict[str, str]) -> list[Any]:
-    """API pages; each package is a section that starts with its page."""
-    sections: dict[str, list[Any]] = {"": []}
-    for page, module in sorted(pages.items(), key=lambda item: item[1]):
-        parent, _, name = module.rpartition(".")
-        if page.endswith("/index.md"):
-            sections[module] = [page]
-            sections[parent].append({name: sections[module]})
-        else:
-            sections[parent].append({name: page})
-    return sections[""]
 
 
 class PlainTables(griffe.Extension):  # type: ignore[misc]  # Griffe is only installed to build the site

@@ -80,6 +80,19 @@ def test_every_path_on_the_map_exists() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_a_module_with_an_underscore_is_imported_in_its_package_only() -> None:
+    imported, wrong = 0, []
+    for package in (ROOT / "nonn", ROOT / "devices" / "nonn_device", ROOT / "simulator" / "nonn_sim"):
+        for path in package.rglob("*.py"):
+            for module in re.findall(r"^ *(?:from|import) (nonn[\w.]*)\._[a-z]", path.read_text(), re.MULTILINE):
+                imported += 1
+                place = ".".join(path.relative_to(package.parent).parent.parts)
+                if not f"{place}.".startswith(f"{module}."):
+                    wrong.append(f"{path.relative_to(ROOT)}: a helper of {module}")
+    assert imported
+    assert wrong == []
+
+
 def test_at_most_ten_modules_lie_loose_at_the_top_of_nonn() -> None:
     assert len([path for path in (ROOT / "nonn").glob("*.py") if path.name != "__init__.py"]) <= 10
 

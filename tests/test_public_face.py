@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,13 @@ TRAINING = {"Result", "run", "study"}
 
 def _python(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_document_lists_the_public_names() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "api.md").read_text().partition("## What is stable")[0]
+    rows = "".join(line for line in text.splitlines() if line.startswith("|"))
+    named = set(re.findall(r"`nonn\.(\w+)", rows))
+    assert named == PUBLIC - {"__version__", *errors.__all__} | {"NonnError"}
 
 
 def test_the_list_of_public_names_is_pinned() -> None:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nonn.bundle.views import select_view
-from nonn.distill.objectives._common import EPS
 from nonn.distill.probes import layers
 from nonn.distill.students import Students
 from nonn.errors import ConfigError
@@ -34,6 +33,7 @@ from nonn.trainer import Target
 __all__ = ["STAGES", "BlockTask"]
 
 STAGES = 3
+_LEAST = 1e-6  # divisor of the loss of a stage that is zero everywhere
 
 
 class BlockTask:
@@ -90,7 +90,7 @@ class BlockTask:
             with torch.no_grad():
                 earlier = before.to(inputs.device)(select_view(inputs, student.view))
             regressed = regressor(stage(earlier)).float()
-            local.append((wanted - regressed).square().sum() / wanted.square().sum().clamp_min(EPS))
+            local.append((wanted - regressed).square().sum() / wanted.square().sum().clamp_min(_LEAST))
             answers.append(functional.cross_entropy(classifier(pool(self._after(regressed))).float(), labels))
         return {"local": torch.stack(local).sum(), "ce": torch.stack(answers).sum()}
 

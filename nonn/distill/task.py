@@ -19,8 +19,7 @@ from torch.nn import functional
 from nonn.config import DistillConfig
 from nonn.distill.ema import MeanTeachers
 from nonn.distill.failout import sample_answering
-from nonn.distill.objectives import Batch, auxiliaries, build_terms
-from nonn.distill.objectives._common import pool_to
+from nonn.distill.objectives import Batch, auxiliaries, build_terms, pool_to
 from nonn.distill.objectives.building import Prepared
 from nonn.distill.objectives.terms import class_counts_for, draw_noise
 from nonn.distill.probes import blocks, classifier_weight, tapped

@@ -22,6 +22,7 @@ Every objective sums over feature dimensions, averages over the batch, computes 
 the teacher. ``registry`` has every objective by name; ``build_terms`` builds the weighted sum of a configuration.
 """
 
+from nonn.distill.objectives._common import pool_to
 from nonn.distill.objectives.activations import activation_transfer, joint_activation_transfer
 from nonn.distill.objectives.batch import Batch
 from nonn.distill.objectives.logits import cross_entropy, kd
@@ -36,4 +37,5 @@ __all__ = [
     "cross_entropy",
     "joint_activation_transfer",
     "kd",
+    "pool_to",
 ]
