@@ -90,7 +90,6 @@ def small(recording: Path) -> Experiment:
         "data.rotate=5.0",
         "fusion.head=ridge",
         "fusion.updates=20",
-        "study.seeds=[0]",
         "study.folds=[[1], [2, 3]]",
         "data.test_groups=[4]",
     )
