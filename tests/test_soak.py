@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import shutil
 import subprocess
@@ -197,6 +198,14 @@ def test_sections_that_are_measured_again_replace_their_figures_and_no_others(mo
     assert found["errors"] == {}
     worse = soak.merged(found, again | {"second": 1, "errors": {"first": "OSError"}, "answers_wrong": 2})
     assert worse["broken"] == ["second holds", "third holds", "first runs to its end", soak.EVERY_ANSWER]
+
+
+def test_no_garbage_collection_stops_the_clients_that_are_measured() -> None:
+    with storm.history():
+        with storm.history():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 @pytest.fixture
