@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from nonn.aggregator.batching import BatchConfig, Batcher
 from nonn.aggregator.events import Outcome, RequestEvent
+from nonn.aggregator.inventory import Node
 from nonn.aggregator.monitoring.state import ClusterState
 from nonn.aggregator.service import Aggregator
 from nonn.answer import MODEL, Answer
@@ -27,6 +28,8 @@ from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import request_limit
 
 __all__ = ["FusedModel"]
+
+METADATA_S = 0.1  # a reply takes as much time as several requests, and no caller's share of the queue limits these calls
 
 
 class FusedModel:
@@ -63,6 +66,7 @@ class FusedModel:
             cheap=aggregator.cheap,
         )
         self._aggregator, self._state, self._answered = aggregator, state, answered
+        self._metadata: tuple[float, list[tuple[Node, str]], Any] | None = None  # when and for which states, and it
 
     async def __aenter__(self) -> Self:
         await self._aggregator.__aenter__()
@@ -84,7 +88,18 @@ class FusedModel:
         return self._aggregator.readiness()
 
     def metadata(self) -> Any:
-        """Tensors, class names, and the state of each node."""
+        """Tensors, class names, and the state of each node.
+
+        States are those of now. Counts and latencies are up to ``METADATA_S`` old: a caller that asks again and again
+        gets the same message.
+        """
+        now, policy = self._aggregator.clock(), self._aggregator.policy
+        states = [(node, policy.state(node.id)) for node in self._aggregator.nodes]
+        if self._metadata is None or now - self._metadata[0] >= METADATA_S or states != self._metadata[1]:
+            self._metadata = now, states, self._new_metadata(states)
+        return self._metadata[2]
+
+    def _new_metadata(self, states: list[tuple[Node, str]]) -> Any:
         bundle, policy = self._aggregator.bundle, self._aggregator.policy
         spec, num_classes = bundle.manifest.input, len(bundle.manifest.classes)
         metadata = pb.ModelMetadataResponse(name=self.name, versions=[self.version], platform="nonn")
@@ -102,13 +117,13 @@ class FusedModel:
                 "id": node.id,
                 "address": node.address,
                 "student": node.student,
-                "state": policy.state(node.id),
+                "state": state,
                 "asked": policy.nodes[node.id].asked,
                 "answered": policy.nodes[node.id].answered,
                 "latency_s": policy.nodes[node.id].latency_s,
                 "latency_p95_s": policy.nodes[node.id].latencies.quantile(0.95),
             }
-            for node in self._aggregator.nodes
+            for node, state in states
         ]
         metadata.properties["nonn_bundle"] = bundle.hash
         metadata.properties["nonn_experiment"] = bundle.manifest.experiment
