@@ -375,6 +375,24 @@ def test_a_node_that_may_not_sense_is_refused_with_the_reason(
     asyncio.run(scenario())
 
 
+def test_a_clock_that_steps_again_and_again_fills_no_log(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with world(bundle, nodes=2) as w:
+            servicer = SensingServicer(w.hub, lambda token, context: None)
+            streams = [_Stream(lease(f"n{i}", i), asyncio.Queue(), {}) for i in range(2)]
+            for second in range(1, 21):
+                for stream in streams[: 2 if second > 5 else 1]:
+                    stream.asked[second] = w.now = START + second
+                    at_us = round((w.now + 100.0 * second) * 1e6)
+                    servicer._echo(stream, pb.Echo(number=second, received_us=at_us, sent_us=at_us), w.now + 0.002)
+            clocks = w.hub.alignment.nodes
+            assert (clocks["n0"].clock.steps, clocks["n1"].clock.steps) == (20, 15)
+
+    asyncio.run(scenario())
+    assert caplog.text.count("node n0: its clock has stepped") == 2
+    assert caplog.text.count("node n1: its clock has stepped") == 2
+
+
 def test_a_node_whose_sensor_is_refused_again_and_again_fills_no_log(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,7 @@ from nonn.rpc.guard import RefusalLog
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import sensing_pb2 as pb
 from nonn.rpc.wire import to_status
+from nonn.security.handshake import LOG_AGAIN_S
 from nonn.sensing.clocks import Exchange
 from nonn.telemetry.background import Background
 
@@ -59,6 +60,7 @@ class SensingServicer:
     def __init__(self, hub: Hub, holder: Callable[[str, Any], Lease | None]) -> None:
         self._hub, self._holder = hub, holder
         self._streams, self._refusals = dict[str, _Stream](), RefusalLog()
+        self._stepped = dict[str, float]()  # when a node's step was logged
         hub.directed = self._direct
 
     def _direct(self, node: str, rests: bool) -> None:
@@ -179,7 +181,7 @@ class SensingServicer:
         if asked is None:
             return
         if hub.alignment.exchange(node, Exchange(asked, echo.received_us / 1e6, echo.sent_us / 1e6, now)):
-            _log.warning("node %s: its clock has stepped", node)
+            self._log_step(node, now)
         phase, hop_s = hub.alignment.phase(node, now), hub.alignment.config.hop_s
         if phase is None:
             return
@@ -187,6 +189,13 @@ class SensingServicer:
         if stream.phase is None or min(moved, hop_s - moved) > MOVED / hub.spec_of(stream.lease.student).rate_hz:
             stream.phase = phase
             stream.directions.put_nowait(pb.Direction(grid=pb.Grid(end_us=round(phase * 1e6), implied=True)))
+
+    def _log_step(self, node: str, now: float) -> None:
+        """Logs that a node's clock has stepped, once in ten seconds; ``steps`` in the state counts every time."""
+        self._stepped = {other: at for other, at in self._stepped.items() if now - at < LOG_AGAIN_S}
+        if node not in self._stepped:
+            self._stepped[node] = now
+            _log.warning("node %s: its clock has stepped", node)
 
     async def _probe(self, stream: _Stream) -> None:
         """Asks for the node's clock for as long as the stream is open."""
