@@ -1,9 +1,10 @@
 """The wall clock of an aggregator and its nodes jumps by hours and years, back and forth.
 
 ``clock.c`` is compiled and preloaded; it moves the wall clock of these processes while they run. Monotonic clocks go
-on, as after a correction by NTP or by hand. Deadlines, leases, breakers and quarantines must not depend on it. The nodes
-have joined, with leases as short as the time between two jumps; first in plain text, then with TLS, where the clock
-jumps within the validity of the certificates: they follow the clock, so beyond it no new connection is accepted.
+on, as after a correction by NTP or by hand. Deadlines, leases, breakers and quarantines must not depend on it.
+
+The nodes have joined, with leases as short as the time between two jumps: first in plain text, then with TLS. There the
+clock jumps within the validity of the certificates, which follow it: outside it no new connection is accepted.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from nonn.rpc.wire import request_limit
 
 __all__ = ["FusedModel"]
 
-METADATA_S = 0.1  # a reply takes as much time as several requests, and no caller's share of the queue limits these calls
+METADATA_S = 0.1  # a reply costs as much as several requests, and no share of a caller limits these calls
 
 
 class FusedModel:
