@@ -18,7 +18,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import soak, storm, wrong
+from benchmarks import crowd, http2, soak, storm, wrong
 from benchmarks.section import Section, reasons
 from nonn.bundle import Bundle
 from nonn.client import Client
@@ -130,6 +130,22 @@ def test_flipped_bits_change_no_answer(site: Any, client: Any, inputs: NDArray[A
         if not figures["flips_failed"]:
             break
     assert figures["flips_failed"] == 0, figures["flips_reasons"]
+
+
+def test_after_costly_frames_clients_are_answered_again(
+    bundle: Bundle, inputs: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "FLOOD_S", 1.0)
+    monkeypatch.setattr(http2, "FLOODS", {kind: http2.FLOODS[kind] for kind in crowd.COSTLY})
+    figures = crowd.frames(bundle, inputs, concurrency=4)
+    assert max(figures["frames_again_s"].values()) <= crowd.AGAIN_S
+    (section,) = (section for section in crowd.SECTIONS if section.name == "frames")
+    assert section.broken(figures) == []
+    figures |= {"frames_again_s": {"pings": 2 * crowd.AGAIN_S}, "frames_costly_kept_mb": crowd.COSTLY_KEPT_MB}
+    assert section.broken(figures) == [
+        "after floods of pings other clients are answered again",
+        "costly HTTP/2 frames leave less than a gigabyte behind",
+    ]
 
 
 def test_two_liars_cost_at_most_a_point_and_come_back_when_they_are_honest(tmp_path: Path, inputs: Any) -> None:
