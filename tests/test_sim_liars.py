@@ -16,6 +16,7 @@ from nonn.bundle import Bundle
 from nonn.config import load_experiment
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.run import run
+from nonn.provenance import code_version, machine
 from tests.toys import TINY, toy_bundle
 
 
@@ -111,6 +112,8 @@ def test_the_command_prints_the_table_and_the_same_as_json(digits: Bundle, capsy
     assert main([*arguments, "--sets", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["honest"]["requests"] == 100
+    assert document["config"] == {"requests": 100, "sets": 1, "honest": 100, "seed": 0}
+    assert (document["machine"], document["code_version"]) == (machine(), code_version())
     lied = measure_lie(Recording(digits), "x100", 2, requests=100, sets=1)
     assert document["lies"] == [json.loads(json.dumps(dataclasses.asdict(lied)))]
     assert f"({100 * lied.dead_interval[0]:.1f}–{100 * lied.dead_interval[1]:.1f})" in text

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from nonn.bundle import load_bundle
+    from nonn.provenance import code_version, machine
     from nonn_sim.liars import measure_honest, measure_lie
     from nonn_sim.lies import Recording, check_lies
 
@@ -56,7 +57,10 @@ def run(args: argparse.Namespace) -> int:
         for lie in lies
     ]
     if args.json:
-        print(json.dumps({"honest": dataclasses.asdict(honest), "lies": [dataclasses.asdict(row) for row in rows]}))
+        config = {name: getattr(args, name) for name in ("requests", "sets", "honest", "seed")}
+        provenance = {"config": config, "machine": machine(), "code_version": code_version()}
+        lied = [dataclasses.asdict(row) for row in rows]
+        print(json.dumps({"honest": dataclasses.asdict(honest), "lies": lied, **provenance}))
     else:
         from nonn_sim.tables import print_liars
 
