@@ -280,6 +280,30 @@ def test_a_stragglers_delay_holds_up_no_batch_and_makes_none_smaller() -> None:
     asyncio.run(scenario())
 
 
+def test_a_node_too_quick_for_a_straggler_delays_batches_and_makes_none_smaller() -> None:
+    """Nine hundredths of the deadline, which every answer waits for: a batch takes as long, and there are no more."""
+
+    async def scenario() -> None:
+        clock, gate = Clock(), asyncio.Event()
+        gate.set()
+        cluster = Slow(clock, 0.001 * POLICY.deadline_s, POLICY, gate)
+        batcher = Batcher(cluster, BatchConfig(max_batch=16, regroup_s=0), POLICY, clock, join=concatenated)
+
+        async def crowd() -> int:
+            before = len(cluster.asked)
+            await asyncio.gather(*(batcher.infer(np.zeros((1, 4), np.uint8)) for _ in range(65)))
+            return len(cluster.asked) - before
+
+        usual = [await crowd() for _ in range(4)][-1]
+        cluster.slowest_s = 0.09 * POLICY.deadline_s
+        start = clock.now
+        assert [await crowd() for _ in range(10)] == 10 * [usual]
+        assert clock.now - start == pytest.approx(10 * usual * cluster.slowest_s)
+        assert batcher._limit.size == 16
+
+    asyncio.run(scenario())
+
+
 def test_one_clients_bad_values_do_not_spoil_its_neighbours_answers() -> None:
     async def fussy(batch: Any, remaining_s: Any, *, num_requests: Any, on_prompt: Any) -> Any:
         await asyncio.sleep(0)

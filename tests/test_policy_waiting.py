@@ -300,6 +300,19 @@ def test_a_node_that_is_a_tenth_of_the_deadline_later_than_the_others_is_not_wai
     assert policy.stragglers == {"c"}
 
 
+def test_a_node_that_is_a_little_less_late_is_no_straggler_and_in_every_answer() -> None:
+    policy = policy_of(early_loss=0.02, deadline_s=1.0)
+    for now in range(20):
+        session = asked(policy, float(now), ("a", 0.01), ("b", 0.02))
+        session.decide(now + 0.02 + 0.09)
+        assert (session.done, session.prompt_done) == (False, False)
+        session.tell("c", True)
+        policy.on_success("c", 0.11, now + 0.11)
+        session.decide(now + 0.11)
+        assert (session.done, session.early, session.answered) == (True, False, 0b111)
+        assert policy.stragglers == set()
+
+
 def test_a_straggler_costs_its_patience_once_and_is_waited_for_again_after_a_reply_in_time() -> None:
     policy = policy_of(early_loss=0.02, deadline_s=1.0)
     asked(policy, 0.0, ("a", 0.01), ("b", 0.02)).decide(0.2)
