@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nonn_sim.lies import Recording
 from numpy.typing import NDArray
 
 from benchmarks import storm
@@ -48,7 +49,8 @@ LIES: dict[str, Change] = {
 }
 
 OTHERS = "others"  # the features of other samples
-WAYS = (*LIES, OTHERS)
+ADVERSARY = "adversary"  # ends of the recorded range that favour the second class; see nonn_sim.lies
+WAYS = (*LIES, OTHERS, ADVERSARY)
 
 
 class Liar(Intermediary):
@@ -108,6 +110,11 @@ def _of_others(recorded: NDArray[np.float32]) -> Change:
     return lambda features: recorded[rng.integers(len(recorded), size=len(features))]
 
 
+def _adversary(recorded: NDArray[np.float32], lies: NDArray[np.float32]) -> Change:
+    """The lie about each sample, which the liar knows by its features."""
+    return lambda features: lies[np.square(features[:, None] - recorded).sum(axis=2).argmin(axis=1)]
+
+
 def liars(
     bundle: Bundle, inputs: NDArray[Any], devices: Sequence[int], requests: int, ways: Sequence[str] = WAYS
 ) -> dict[str, Any]:
@@ -129,6 +136,8 @@ def liars(
     expected = bundle.head.logits({i: bundle.features[0][i] for i in members(alive)}).argmax(axis=1)
     losses, without, wrong, failed, back_s = dict[str, float](), 0, 0, 0, 0.0
     rows = [number % len(inputs) for number in range(requests)]
+    recording = Recording(bundle)
+    adversary = recording.adversary(tuple(devices))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nonn-wrong-")))
         addresses = [state.address for state in stack.enter_context(LocalCluster(bundle.path)).states()]
@@ -145,7 +154,10 @@ def liars(
                 Client(ready["address"], TIMEOUT_S) as client,
             ):
                 for i, liar in zip(devices, lying, strict=True):
-                    liar.change = LIES.get(way) or _of_others(bundle.features[0][i])
+                    recorded = recording.features[i]
+                    liar.change = LIES.get(way) or (
+                        _of_others(recorded) if way == OTHERS else _adversary(recorded, adversary[i])
+                    )
                 records = [storm.ask(client, inputs, row) for row in rows]
                 for liar in lying:
                     liar.change = None

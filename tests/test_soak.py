@@ -150,7 +150,7 @@ def test_after_costly_frames_clients_are_answered_again(
 
 def test_two_liars_cost_at_most_a_point_and_come_back_when_they_are_honest(tmp_path: Path, inputs: Any) -> None:
     eight = toy_bundle(tmp_path / "bundle", num_devices=8, tested=True, width=16)
-    figures = wrong.liars(eight, inputs, (2, 5), 200, ("flipped", "x100"))
+    figures = wrong.liars(eight, inputs, (2, 5), 500, ("flipped", "x100", "adversary"))
     assert max(figures["liars_loss_points"].values()) <= 1
     assert figures["liars_without_honest_device"] == 0
     assert (figures["liars_failed"], figures["liars_wrong"]) == (0, 0)

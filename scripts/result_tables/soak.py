@@ -49,7 +49,7 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
         "{joins_failed} requests of clients failed, nodes lost: {joins_nodes_lost}; answers to them: {joins_statuses}",
     ),
     (
-        "two nodes that lie, in seven ways, a new aggregator for each",
+        "two nodes that lie, in one way after another, a new aggregator for each",
         "points of accuracy against the same nodes dead: {liars_loss_points}",
     ),
     ("bits flipped on links in plain text", "{flips:,} flips: {flips_failed} requests failed, {flips_wrong} wrong"),
