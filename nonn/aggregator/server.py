@@ -29,7 +29,8 @@ from nonn.rpc.wire import request_limit
 
 __all__ = ["FusedModel"]
 
-METADATA_S = 0.1  # a reply costs as much as several requests, and no share of a caller limits these calls
+# Metadata costs as much as several requests, and no share of a caller limits these calls: so many in this time.
+METADATA_S, METADATA_MADE = 0.25, 4
 
 
 class FusedModel:
@@ -66,7 +67,8 @@ class FusedModel:
             cheap=aggregator.cheap,
         )
         self._aggregator, self._state, self._answered = aggregator, state, answered
-        self._metadata: tuple[float, list[tuple[Node, str]], Any] | None = None  # when and for which states, and it
+        self._metadata, self._metadata_of = None, list[tuple[Node, str]]()  # the last reply, and the states that it has
+        self._metadata_since, self._metadata_made = -math.inf, 0
 
     async def __aenter__(self) -> Self:
         await self._aggregator.__aenter__()
@@ -90,14 +92,17 @@ class FusedModel:
     def metadata(self) -> Any:
         """Tensors, class names, and the state of each node.
 
-        States are those of now. Counts and latencies are up to ``METADATA_S`` old: a caller that asks again and again
-        gets the same message.
+        A caller that asks again and again gets the last message, whose states are those of now, but whose counts and
+        latencies are up to ``METADATA_S`` old.
         """
         now, policy = self._aggregator.clock(), self._aggregator.policy
+        if now - self._metadata_since >= METADATA_S:
+            self._metadata_since, self._metadata_made = now, 0
         states = [(node, policy.state(node.id)) for node in self._aggregator.nodes]
-        if self._metadata is None or now - self._metadata[0] >= METADATA_S or states != self._metadata[1]:
-            self._metadata = now, states, self._new_metadata(states)
-        return self._metadata[2]
+        if self._metadata_made < METADATA_MADE or states != self._metadata_of:
+            self._metadata, self._metadata_of = self._new_metadata(states), states
+            self._metadata_made += 1
+        return self._metadata
 
     def _new_metadata(self, states: list[tuple[Node, str]]) -> Any:
         bundle, policy = self._aggregator.bundle, self._aggregator.policy
