@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.costs import STUDENTS, estimates
+from nonn.bench import students
 from nonn.bench.bundle import SHAPE, WIDTH, idle_bundle
 from nonn.bundle import load_bundle
 from nonn.cli import main
@@ -21,7 +22,7 @@ from tests.toys import toy_bundle
 
 
 def test_serving_is_measured_beside_its_floor_and_batching_beside_none() -> None:
-    options = ("--devices", "2", "--requests", "30", "--clients", "8", "--rounds", "1", "--seconds", "0.3", "--json")
+    options = ("--devices", "2", "--requests", "5", "--clients", "8", "--rounds", "1", "--seconds", "0.01", "--json")
     ended = run("nonn", "bench", "serve", *options)
     assert ended.returncode == 0, ended.stderr
     figures = json.loads(ended.stdout)
@@ -35,18 +36,27 @@ def test_serving_is_measured_beside_its_floor_and_batching_beside_none() -> None
     assert figures["machine"]["grpcio"]
 
 
+@pytest.fixture
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of a measurement is one run, since no test looks at times."""
+    monkeypatch.setattr(students, "_ROUND_S", 0.0)
+
+
+@pytest.mark.usefixtures("short_rounds")
 def test_the_cost_of_each_model_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--model", "wrn-10-0.5", "--model", "densenet-bc-10-4", "--input", "1", "8", "8", "--filters", "6"]
-    assert main(["bench", "students", *options, "--json"]) == 0
+    options = ["--input", "1", "8", "8", "--filters", "6", "--batch", "4"]
+    models = ("wrn-10-0.5", "strided-2-1")
+    assert main(["bench", "students", *options, *(f"--model={name}" for name in models), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["machine"]["onnxruntime"]
-    for row, name in zip(figures["models"], ("wrn-10-0.5", "densenet-bc-10-4"), strict=True):
+    for row, name in zip(figures["models"], models, strict=True):
         cost = measure_cost(Student(name, (1, 8, 8), 6, Normalise([0.0], [1.0], 2)), (1, 8, 8))
         assert (row["model"], row["params"], row["macs"]) == (name, cost.params, cost.macs)
         assert row["onnx_bytes"] > 4 * cost.params > row["int8_bytes"] / 2 > 0
         assert min(row["answer_ms"], row["int8_answer_ms"], row["step_s"]) > 0
 
 
+@pytest.mark.usefixtures("short_rounds")
 def test_the_table_has_a_line_for_each_student_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = toy_bundle(tmp_path / "bundle", num_devices=2)
     assert main(["bench", "students", "--bundle", str(bundle.path)]) == 0
@@ -57,10 +67,10 @@ def test_the_table_has_a_line_for_each_student_of_a_bundle(tmp_path: Path, capsy
 
 
 def test_activations_are_the_tensors_that_are_live_at_once() -> None:
-    """Three maps of 16 channels: the shortcut, the input and the output of a convolution of a residual block."""
-    student = Student("wrn-10-1", (3, 32, 32), 6, Normalise([0.0] * 3, [1.0] * 3, 2)).eval()
-    data = export_onnx(student, (3, 32, 32), np.zeros((1, 3, 32, 32), np.float32))
-    assert activation_bytes(data) == 4 * 3 * 16 * 32 * 32
+    """Three maps of 8 channels: the shortcut, the input and the output of a convolution of a residual block."""
+    student = Student("wrn-10-0.5", (1, 8, 8), 6, Normalise([0.0], [1.0], 2)).eval()
+    data = export_onnx(student, (1, 8, 8), np.zeros((1, 1, 8, 8), np.float32))
+    assert activation_bytes(data) == 4 * 3 * 8 * 8 * 8
 
 
 def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
