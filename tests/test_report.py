@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from nonn.bundle import Bundle
 from nonn.cli import report as command
-from nonn.documents import to_json
+from nonn.documents import to_json, write
 from nonn.errors import BundleError, ConfigError, InputError, MissingExtraError
 from nonn.fusion import ZeroFill
 from nonn.reliability.intervals import wilson
 from nonn.reliability.subsets import membership
 from nonn.report import build_report, write_report
+from nonn.report.document import Report
 from nonn.report.heads import solving_ms
 from nonn.report.methods import methods_table
 from nonn.report.overview import failure_table
@@ -57,6 +58,13 @@ def sixteen(toy: Bundle, path: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return toy_bundle(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def of_sixteen(toy: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
+    """A report of sixteen devices and its folder."""
+    folder = tmp_path_factory.mktemp("sixteen")
+    return write_report(sixteen(toy, folder / "bundle"), folder), folder
 
 
 @pytest.fixture(scope="module")
@@ -152,20 +160,23 @@ def test_a_manifest_without_what_the_report_needs_is_an_error(toy: Bundle) -> No
 
 
 @pytest.mark.parametrize("num_devices", [1, 3, 16])
-def test_every_number_of_devices_makes_a_whole_report(toy: Bundle, tmp_path: Path, num_devices: int) -> None:
-    path = tmp_path / "bundle"
-    report = write_report(sixteen(toy, path) if num_devices == 16 else toy_bundle(path, num_devices), tmp_path)
+def test_every_number_of_devices_makes_a_whole_report(
+    of_sixteen: tuple[Report, Path], tmp_path: Path, num_devices: int
+) -> None:
+    report, folder = of_sixteen
+    if num_devices != 16:
+        report, folder = write_report(toy_bundle(tmp_path / "bundle", num_devices), tmp_path), tmp_path
     rows = report.accuracy_by_failures
     assert [row.failed for row in rows] == list(range(num_devices))
     assert [row.subsets for row in rows] == [comb(num_devices, failed) for failed in range(num_devices)]
     assert [device.part for device in report.devices] == [i % 8 for i in range(num_devices)]
     sentence = "With its only device" if num_devices == 1 else f"With {num_devices // 2} of {num_devices} devices gone"
     assert headline(report).startswith(sentence)
-    assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert sentence in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_sixteen_devices_are_counted_exactly(toy: Bundle, tmp_path: Path) -> None:
-    report = build_report(sixteen(toy, tmp_path / "bundle"))
+def test_sixteen_devices_are_counted_exactly(of_sixteen: tuple[Report, Path]) -> None:
+    report, _ = of_sixteen
     half = report.accuracy_by_failures[8]
     assert (half.worst, half.best, half.worst_subset) == (0.036, 0.1, tuple(range(8)))
     assert half.mean == pytest.approx(0.068)
@@ -305,7 +316,8 @@ def test_the_mean_is_over_all_subsets_of_the_real_table(toy: Bundle) -> None:
 def test_a_report_written_again_keeps_the_live_rows_of_the_same_bundle_only(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "one", num_devices=2)
     live = [{"answered": [0, 1], "accuracy": 0.5, "requests": 10, "lost": 0}]
-    write_report(bundle, tmp_path / "report", live)
+    (tmp_path / "report").mkdir()
+    write(tmp_path / "report" / "report.json", build_report(bundle, live))
     assert write_report(bundle, tmp_path / "report").measured_live[0].accuracy == 0.5
     other = toy_bundle(tmp_path / "two", num_devices=3)
     assert write_report(other, tmp_path / "report").measured_live == ()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nonn.bundle import Bundle
-from nonn.documents import read
+from nonn.documents import read, write
 from nonn.errors import BundleError
 from nonn.report import build_report, write_report
 from nonn.report.build import filter_graph
@@ -108,23 +108,18 @@ def test_hostile_names_stay_text(toy: Bundle, tmp_path: Path) -> None:
     assert HOSTILE in unescape(text)
 
 
-def test_the_same_report_gives_the_same_bytes(three: Bundle, tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        write_report(three, tmp_path / name, LIVE)
-    for file in ("report.json", "report.html"):
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["report.html", "report.json"]
-
-
-def test_what_is_written_is_what_is_returned(three: Bundle, tmp_path: Path) -> None:
-    report = write_report(three, tmp_path / "new" / "report", LIVE)
-    assert read(Report, tmp_path / "new" / "report" / "report.json") == report
-    assert report == build_report(three, LIVE)
+def test_what_is_written_is_what_is_returned_and_always_the_same(three: Bundle, page: str, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "report"
+    report = write_report(three, folder, LIVE)
+    assert read(Report, folder / "report.json") == report == build_report(three, LIVE)
+    write(tmp_path / "again.json", build_report(three, LIVE))
+    assert (tmp_path / "again.json").read_bytes() == (folder / "report.json").read_bytes()
+    assert (folder / "report.html").read_text(encoding="utf-8") == page
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
 
 
 def test_a_page_that_cannot_be_made_leaves_the_older_one(three: Bundle, tmp_path: Path) -> None:
-    write_report(three, tmp_path)
-    before = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "report.html").write_bytes(before := b"an older page")
     broken = rewritten(three, tmp_path / "bundle", {"graph.npz": {"weights": np.ones((3, 3))}})
     with pytest.raises(BundleError, match=r"graph\.npz"):
         write_report(broken, tmp_path)

@@ -78,6 +78,11 @@ def both(three: Bundle, toy: Bundle) -> Report:
     return build_report(three, others=[toy])
 
 
+@pytest.fixture(scope="module")
+def page(both: Report) -> str:
+    return render_page(both)
+
+
 def test_bundles_of_other_classes_are_not_compared_and_other_data_are_a_warning(three: Bundle, toy: Bundle) -> None:
     assert check_same_task([three, toy]) == []
     other = dataclasses.replace(toy, manifest=dataclasses.replace(toy.manifest, data={"fingerprint": "1" * 64}))
@@ -247,15 +252,15 @@ def test_features_that_do_not_fit_the_bundle_are_an_error(toy: Bundle, tmp_path:
             build_report(bundle)
 
 
-def test_a_bundle_without_features_says_so_instead(three: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_without_features_says_so_instead(three: Bundle, page: str) -> None:
     files = {name: digest for name, digest in three.manifest.files.items() if name != "features.npz"}
     bare = dataclasses.replace(three, manifest=dataclasses.replace(three.manifest, files=files))
     report = build_report(bare)
     assert report.by_class is None
-    page = render_page(report)
-    assert "has no recorded test features" in page
-    assert not {"table-classes", "table-bias", "table-calibration"} & set(Page(page).tables)
-    assert "has no recorded test features" not in render_page(build_report(three))
+    without = render_page(report)
+    assert "has no recorded test features" in without
+    assert not {"table-classes", "table-bias", "table-calibration"} & set(Page(without).tables)
+    assert "has no recorded test features" not in page
     assert "calibration" not in markdown_report(report)
 
 
@@ -281,8 +286,8 @@ def test_several_bundles_stand_side_by_side(both: Report, three: Bundle, toy: Bu
     assert build_report(three).methods == ()
 
 
-def test_every_table_of_the_page_equals_report_json(both: Report) -> None:
-    read = Page(render_page(both))
+def test_every_table_of_the_page_equals_report_json(both: Report, page: str) -> None:
+    read = Page(page)
     tables = report_tables(both)
     assert set(tables) == {
         *("failures", "availability", "devices", "pairs", "methods"),
@@ -300,8 +305,7 @@ def test_every_table_of_the_page_equals_report_json(both: Report) -> None:
     assert [s.share for s in stated] == [share[round(1000 * s.level)] for s in stated]
 
 
-def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both: Report) -> None:
-    page = render_page(both)
+def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both: Report, page: str) -> None:
     assert page.count("<table") == len(report_tables(both))
     assert len(re.findall(r'<div class="scroll"[^>]*>\s*<table', page)) == page.count("<table")
     assert len(re.findall(r"<figure[^>]*>\s*<svg", page)) == page.count("<svg") == 8
@@ -309,9 +313,9 @@ def test_every_table_scrolls_by_itself_and_every_figure_shrinks_on_a_phone(both:
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto", page)
 
 
-def test_figures_name_no_colour_that_a_dark_page_cannot_swap(both: Report) -> None:
+def test_figures_name_no_colour_that_a_dark_page_cannot_swap(page: str) -> None:
     """Two methods have the page's own colours; from the third on they bring fixed ones."""
-    figures = re.findall(r"<svg.*?</svg>", render_page(both), re.DOTALL)
+    figures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert re.findall(r"(?:fill|stroke): (#\w+)", "".join(figures)) == []
     assert all("var(--ink, #1d2126)" in figure for figure in figures)
 
