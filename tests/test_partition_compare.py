@@ -16,7 +16,16 @@ from nonn.config import GraphConfig
 from nonn.documents import read, to_json
 from nonn.errors import PartitionError
 from nonn.partition import METHODS, Partition
-from nonn.partition.compare import GRAPHS, Outputs, PartitionComparison, compare, missing_levels, probe, stability
+from nonn.partition.compare import (
+    GRAPHS,
+    Outputs,
+    PartitionComparison,
+    PartitionRow,
+    compare,
+    missing_levels,
+    probe,
+    stability,
+)
 from nonn.report.comparison import comparison_plot, comparison_table
 from nonn.report.table import as_text
 
@@ -32,6 +41,12 @@ def outputs(samples: int, seed: int, num_filters: int = 12, classes: int = 4) ->
 
 
 FIT, HELD_OUT = outputs(400, 2), outputs(150, 3)
+
+
+@pytest.fixture(scope="module")
+def none_left() -> list[PartitionRow]:
+    """The comparison at a percentile that leaves the graph of NoNN no edge."""
+    return compare(FIT, HELD_OUT, GraphConfig(percentile=100), 4, seed=0)
 
 
 def test_the_probe_is_a_ridge_to_the_teachers_logits_on_the_filters_that_are_left() -> None:
@@ -88,7 +103,9 @@ def test_stability_is_one_for_the_same_parts_and_near_zero_for_chance() -> None:
     assert abs(stability(chance)) < 0.05
 
 
-def test_every_method_is_compared_on_every_graph_and_what_cannot_be_cut_says_why() -> None:
+def test_every_method_is_compared_on_every_graph_and_what_cannot_be_cut_says_why(
+    none_left: list[PartitionRow],
+) -> None:
     rows = compare(FIT, HELD_OUT, GraphConfig(percentile=80), 4, seed=0)
     assert [(row.graph, row.method) for row in rows] == [(g, m) for g in GRAPHS for m in METHODS]
     whole = {row.method: row for row in rows if row.graph == "co-activation"}
@@ -96,7 +113,6 @@ def test_every_method_is_compared_on_every_graph_and_what_cannot_be_cut_says_why
     assert whole["balanced-eigenvector"].measures.sizes == (3, 3, 3, 3)
     assert whole["random"].stability < 0.3
     assert all(row.seconds > 0 for row in rows if not row.error)
-    none_left = compare(FIT, HELD_OUT, GraphConfig(percentile=100), 4, seed=0)
     failed = [row for row in none_left if row.error]
     # Louvain at NoNN's resolution leaves every filter of this dense graph single, too.
     assert [(row.graph, row.method) for row in failed] == [("co-activation", "louvain"), ("nonn", "louvain")]
@@ -118,7 +134,7 @@ def test_the_command_prints_a_table_and_writes_comparison_and_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "quick.toml").write_text("")
-    values = ("experiment.name=quick", "teacher.model=wrn-10-1", "teacher.epochs=1", "partition.parts=4")
+    values = ("experiment.name=quick", "teacher.model=wrn-10-0.5", "teacher.epochs=1", "partition.parts=4")
     sets = [word for value in values for word in ("--set", value)]
     command = ["partition", str(tmp_path / "quick.toml"), "--runs", str(tmp_path), "--compare", *sets]
     assert main(command) == 0
@@ -143,14 +159,13 @@ def test_the_command_prints_a_table_and_writes_comparison_and_figure(
     assert all(method in svg for method in METHODS)
 
 
-def test_a_method_that_cut_nothing_is_a_row_of_dashes() -> None:
-    rows = compare(FIT, HELD_OUT, GraphConfig(percentile=100), 4, seed=0)
-    cells = {(line[0], line[1]): line[2:] for line in comparison_table(rows).cells()}
+def test_a_method_that_cut_nothing_is_a_row_of_dashes(none_left: list[PartitionRow]) -> None:
+    cells = {(line[0], line[1]): line[2:] for line in comparison_table(none_left).cells()}
     assert set(cells["louvain", "nonn"]) == {"–"}
     assert "–" not in cells["metis", "co-activation"]
-    text = as_text(comparison_table(rows)).splitlines()
+    text = as_text(comparison_table(none_left)).splitlines()
     assert len({len(line) for line in text[2:]}) == 1
-    assert "louvain" in comparison_plot(rows, 0.9)
+    assert "louvain" in comparison_plot(none_left, 0.9)
 
 
 def test_the_shipped_comparison_read_and_written_again_is_the_same_text() -> None:

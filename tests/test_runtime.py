@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from nonn_device.cli import main
 from nonn_device.runtime import batch_within, open_runtime
 from nonn_device.self_test import self_test
 from nonn_device.vitals import peak_bytes, processor, release_code, resident_bytes
@@ -52,12 +53,16 @@ def test_check_measures_a_student_on_this_device(bundle: Bundle) -> None:
     ],
 )
 def test_what_cannot_be_checked_ends_with_its_exit_code(
-    bundle: Bundle, options: list[str], code: int, text: str
+    bundle: Bundle, options: list[str], code: int, text: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = run("nonn_device", "check", bundle.path, *options)
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert text in done.stderr
+    try:
+        ended: object = main(["check", str(bundle.path), *options])
+    except SystemExit as usage:
+        ended = usage.code
+    assert ended == code
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert text in printed.err
 
 
 def test_a_runtime_that_this_processor_cannot_run_is_an_error_with_processor_and_remedy(
