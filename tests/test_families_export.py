@@ -84,11 +84,11 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
     data, inputs = _exported(model, dims)
     if weights == "int8":
         data = _in_8_bits(model, dims)
-    made, file = generate_c(data, model), tmp_path / "student.so"
+    made, file = generate_c(data, model), str(tmp_path / "student.so")
     # tests/test_compiled.py has -O3, as it is built for nodes: a compiler takes five times as long for it.
-    command = ["cc", "-std=c11", "-O1", "-fPIC", "-shared", "-o", file, write_source(made, tmp_path), "-lm"]
+    command = ["cc", "-std=c11", "-O1", "-fPIC", "-shared", "-o", file, str(write_source(made, tmp_path)), "-lm"]
     subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(file))
+    library = ctypes.CDLL(file)
     expected = run_onnx(data, inputs)
     got = np.zeros_like(expected)
     library.nonn_student_batch(
