@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import gc
+import itertools
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from nonn.bundle import Bundle
 from nonn.cluster import LocalCluster
 from nonn.config import Experiment, load_experiment
+from nonn.experiment import bundling
 from nonn.experiment.run import run
 from nonn.export import onnx_file
 from nonn.security.authority import Authority
@@ -127,6 +129,13 @@ def tiny_bundle(tiny_runs: Path) -> Bundle:
     from nonn.bundle import load_bundle
 
     return load_bundle(tiny_runs / "tiny" / "bundle")
+
+
+@pytest.fixture
+def exported_before(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle) -> None:
+    """Takes the ONNX files of the tiny bundle for the same students, where the export is not what is tested."""
+    files = itertools.cycle(tiny_bundle.student_path(i).read_bytes() for i in range(4))
+    monkeypatch.setattr(bundling, "export_onnx", lambda *_: next(files))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import re
 import shutil
@@ -24,7 +23,7 @@ from nonn.enumeration import enumerate_subsets
 from nonn.errors import BudgetError, BundleError, ConfigError, DataError, GuaranteeError, PartitionError
 from nonn.experiment import bundling, workspace
 from nonn.experiment.progress import Silent, Tick
-from nonn.experiment.run import run
+from nonn.experiment.run import Result, run
 from nonn.experiment.teachers import train_teacher
 from nonn.experiment.training import train
 from nonn.experiment.verdict import say_verdict
@@ -33,7 +32,6 @@ from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
 from nonn.reliability.table import SubsetTable
 from tests.reports import check_report
-from tests.serving import TIMEOUT_S
 from tests.toys import TINY
 
 
@@ -47,11 +45,35 @@ def runs(tiny_runs: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.fixture
-def exported_before(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle) -> None:
-    """Takes the ONNX files of the tiny bundle for the same students: what is tested here is not the export."""
-    files = itertools.cycle(tiny_bundle.student_path(i).read_bytes() for i in range(4))
-    monkeypatch.setattr(bundling, "export_onnx", lambda *_: next(files))
+@pytest.fixture(scope="module")
+def walk_settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """An experiment on sensor windows, in which training takes a tenth of the time of the tiny one."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 240)
+    windows = rng.normal(size=(240, 6, 25)).astype(np.float32)
+    windows[np.arange(240), labels] += 2
+    file = tmp_path_factory.mktemp("data") / "walk.npz"
+    np.savez(file, windows=windows, labels=labels, person=np.arange(240) % 4)
+    return [
+        *TINY,
+        "experiment.name=walk",
+        "data.reader=npz",
+        f"data.path={file}",
+        "data.group=person",
+        "data.test_groups=[3]",
+        "data.noise=0.1",
+        "devices.count=2",
+        "teacher.epochs=8",
+        "distill.epochs=6",
+        "teacher.batch=32",
+        "distill.batch=32",
+    ]
+
+
+@pytest.fixture(scope="module")
+def walk(walk_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The experiment on sensor windows, finished."""
+    return run(load_experiment(None, walk_settings), runs=tmp_path_factory.mktemp("walk"))
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -85,19 +107,16 @@ def test_the_table_is_what_the_exported_students_and_the_stored_head_give(
 
 
 def test_students_that_send_their_penultimate_features_make_a_bundle_without_bridges(
-    runs: Path, tiny: Experiment, tiny_bundle: Bundle
+    walk: Result, walk_settings: list[str], tmp_path: Path
 ) -> None:
-    wide = dataclasses.replace(
-        change(tiny, "student", sends="penultimate", send_width=24),
-        distill=dataclasses.replace(tiny.distill, epochs=1),
-    )
-    result = run(wide, runs=runs)
+    shutil.copytree(walk.folder / "teacher", tmp_path / "walk" / "teacher")
+    wide = load_experiment(None, [*walk_settings, "student.sends=penultimate", "student.send_width=24"])
+    result = run(wide, runs=tmp_path)
     bundle, report = result.bundle, result.report
-    assert [s.width for s in bundle.manifest.students] == [24] * 4
-    assert all(
-        s.params < t.params for s, t in zip(bundle.manifest.students, tiny_bundle.manifest.students, strict=True)
-    )
-    assert [device.feature_bytes for device in report.devices] == [96] * 4
+    students, bridged = bundle.manifest.students, walk.bundle.manifest.students
+    assert [s.width for s in students] == [24] * 2
+    assert all(s.params < t.params for s, t in zip(students, bridged, strict=True))
+    assert [device.feature_bytes for device in report.devices] == [96] * 2
     features, labels = bundle.features
     table = enumerate_subsets(bundle.head, features, labels)
     np.testing.assert_array_equal(table.correct, bundle.table.correct)
@@ -121,26 +140,27 @@ class Recorder:
 
 
 def test_a_program_runs_an_experiment_file_and_follows_its_progress(
-    tiny_bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    walk_settings: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    file, progress = tmp_path / "tiny.toml", Recorder()
+    file, progress = tmp_path / "called.toml", Recorder()
     file.write_text('[experiment]\nname = "called"\n')
-    changes = [*TINY[1:], "teacher.epochs=1", "distill.epochs=2", "export.recorded=false"]
+    settings = [text for text in walk_settings if not text.startswith("experiment.name")]
+    changes = [*settings, "teacher.epochs=1", "distill.epochs=2", "export.recorded=false"]
     result = run(str(file), runs=str(tmp_path / "runs"), overrides=changes, progress=progress)
     assert result.folder == tmp_path / "runs" / "called"
     assert result.bundle.path == result.folder / "bundle"
     assert result.report.experiment == "called"
     assert (result.folder / "report" / "report.json").is_file()
-    assert progress.lines[0].startswith("data digits: 1,293 train")
+    assert progress.lines[0].startswith("data walk: 162 train")
     assert list(progress.bars) == [
         "teacher wrn-10-1/1",
-        "students 4 × wrn-10-1/2",
+        "students 2 × wrn-10-1/2",
         "fusion/1",
-        "export/4",
+        "export/2",
         "all answering sets/1",
         "consistency test/1",
     ]
-    assert [done[-1] for done in progress.bars.values()] == [1, 2, 1, 4, 1, 1]
+    assert [done[-1] for done in progress.bars.values()] == [1, 2, 1, 2, 1, 1]
     again = run(file, runs=tmp_path / "runs", overrides=changes)
     assert again.bundle.hash == result.bundle.hash
     assert capfd.readouterr() == ("", "")
@@ -246,15 +266,19 @@ def test_a_damaged_file_of_a_finished_stage_is_named(runs: Path, tiny: Experimen
 
 
 def test_the_same_seed_gives_the_same_weights_even_after_a_kill_in_the_middle(
-    tiny: Experiment, tiny_runs: Path, tmp_path: Path
+    walk: Result, walk_settings: list[str], tmp_path: Path
 ) -> None:
-    """SIGKILL a real `nonn run` after its first epoch of students, run it again, compare with an undisturbed run."""
-    command = ["run", str(tmp_path / "tiny.toml"), "--runs", str(tmp_path / "runs")]
-    (tmp_path / "tiny.toml").write_text("")
-    for item in TINY:
+    """SIGKILL a real `nonn run` after its first epoch of students, run it again, compare with an undisturbed run.
+
+    Both runs that are killed are children of one process, so that torch is imported once.
+    """
+    command = ["run", str(tmp_path / "walk.toml"), "--runs", str(tmp_path / "runs")]
+    (tmp_path / "walk.toml").write_text("")
+    for item in walk_settings:
         command += ["--set", item]
     killer = (
         "import os, signal, sys\n"
+        "import nonn.experiment.run, torch._dynamo\n"
         "from nonn.trainer import checkpoint as t\n"
         "original = t.save\n"
         "def checkpoint(path, *rest):\n"
@@ -262,20 +286,23 @@ def test_the_same_seed_gives_the_same_weights_even_after_a_kill_in_the_middle(
         "    if 'students' in str(path) or len(rest[-1]) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "t.save = checkpoint\n"
         "from nonn.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "for _ in range(2):\n"
+        "    child = os.fork()\n"
+        "    if not child: os._exit(main(sys.argv[1:]))\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
     )
-    for _ in range(2):  # once in the teacher's third epoch, once in the students' first
-        killed = subprocess.run([sys.executable, "-c", killer, *command], capture_output=True, timeout=10 * TIMEOUT_S)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert not (tmp_path / "runs" / "tiny" / "bundle").exists()
-    run(load_experiment(tmp_path / "tiny.toml", TINY), runs=tmp_path / "runs")
+    done = subprocess.run([sys.executable, "-c", killer, *command], capture_output=True, text=True, timeout=600)
+    # Once after the teacher's third epoch, once after the students' first.
+    assert done.stdout.split() == [str(-signal.SIGKILL.value)] * 2, done.stderr
+    students = tmp_path / "runs" / "walk" / "students"
+    assert any(students.iterdir())
+    assert not (students / "students.safetensors").exists()
+    assert not (tmp_path / "runs" / "walk" / "bundle").exists()
+    result = run(load_experiment(tmp_path / "walk.toml", walk_settings), runs=tmp_path / "runs")
     for name in ("teacher/teacher.safetensors", "students/students.safetensors"):
-        ours, theirs = (load_file(r / "tiny" / name) for r in (tmp_path / "runs", tiny_runs))
+        ours, theirs = (load_file(folder / name) for folder in (result.folder, walk.folder))
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs), name
-    assert (
-        load_bundle(tmp_path / "runs" / "tiny" / "bundle").table.correct.tolist()
-        == load_bundle(tiny_runs / "tiny" / "bundle").table.correct.tolist()
-    )
+    assert result.bundle.table.correct.tolist() == walk.bundle.table.correct.tolist()
 
 
 def test_ready_made_weights_take_the_place_of_training(
@@ -313,31 +340,8 @@ def test_what_cannot_work_is_refused_before_any_training(
         run(change(tiny, section, **values), runs=tmp_path)
 
 
-def test_sensor_windows_go_all_the_way(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 240)
-    windows = rng.normal(size=(240, 6, 25)).astype(np.float32)
-    windows[np.arange(240), labels] += 2
-    np.savez(tmp_path / "walk.npz", windows=windows, labels=labels, person=np.arange(240) % 4)
-    experiment = load_experiment(
-        None,
-        [
-            *TINY,
-            "experiment.name=walk",
-            "data.reader=npz",
-            f"data.path={tmp_path / 'walk.npz'}",
-            "data.group=person",
-            "data.test_groups=[3]",
-            "data.noise=0.1",
-            "devices.count=2",
-            "teacher.epochs=8",
-            "distill.epochs=6",
-            "teacher.batch=32",
-            "distill.batch=32",
-        ],
-    )
-    result = run(experiment, runs=tmp_path / "runs")
-    bundle, report = result.bundle, result.report
+def test_sensor_windows_go_all_the_way(walk: Result) -> None:
+    bundle, report = walk.bundle, walk.report
     assert bundle.manifest.input.shape == (6, 25)
     assert bundle.manifest.input.dtype == "float32"
     assert report.data.samples == 60
