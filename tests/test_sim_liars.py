@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,12 @@ from tests.toys import TINY, toy_bundle
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def digits(tmp_path_factory: pytest.TempPathFactory, tiny_runs: Path) -> Bundle:
     """Eight small students of digits."""
     experiment = load_experiment(None, (*TINY, "devices.count=8", "experiment.name=eight"))
-    run(experiment, runs=(runs := tmp_path_factory.mktemp("liars")))
-    from nonn.bundle import load_bundle
-
-    return load_bundle(runs / "eight" / "bundle")
+    runs = tmp_path_factory.mktemp("liars")
+    shutil.copytree(tiny_runs / "tiny" / "teacher", runs / "eight" / "teacher")  # the same teacher
+    return run(experiment, runs=runs).bundle
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         "devices.count=2",
         "devices.views=[{resolution=6}, {crop=[0, 1, 8, 6], resolution=4}]",
         "distill.objectives.pixel.weight=1.0",
+        "student.model=wrn-10-0.5",
         "teacher.epochs=1",
         "distill.epochs=1",
         "export.weights=int8",
