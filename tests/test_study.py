@@ -35,13 +35,17 @@ from nonn.report.study import heads_markdown, ladder_table, short_markdown, shor
 from nonn.report.study_document import Study, StudyRow
 from nonn.report.study_plot import study_plot
 from nonn.report.table import percent
-from tests.toys import TINY
+from tests.toys import TINY, write_few_digits
 
 SETS = (
     *TINY,
     "experiment.name=ladder",
+    "data.reader=npz",
+    "data.inputs=images",
     "teacher.epochs=2",
-    "distill.epochs=1",
+    "teacher.batch=32",
+    "distill.batch=32",
+    "distill.epochs=2",
     "partition.parts=4",
     "graph.percentile=50",
     "study.seeds=[0, 1]",
@@ -52,8 +56,14 @@ RIVALS = ("parity", "imputation", "synthesised", "best-single")
 
 
 @pytest.fixture(scope="module")
-def ladder() -> Experiment:
-    return load_experiment(None, SETS)
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The setting that names the data."""
+    return f"data.path='{write_few_digits(tmp_path_factory.mktemp('data') / 'digits.npz')}'"
+
+
+@pytest.fixture(scope="module")
+def ladder(data: str) -> Experiment:
+    return load_experiment(None, [*SETS, data])
 
 
 @pytest.fixture(scope="module")
@@ -381,12 +391,12 @@ def test_means_and_deviations_are_over_seeds(ladder: Experiment, finished: tuple
 
 
 def test_the_command_prints_a_table_or_json_alone(
-    finished: tuple[Path, Study], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, Study], data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ladder.toml").write_text("")
     runs = shutil.copytree(finished[0], tmp_path / "runs")
     arguments = ["study", str(tmp_path / "ladder.toml"), "--runs", str(runs)]
-    arguments += [a for item in (*SETS, "study.rows=['copies', 'ours']") for a in ("--set", item)]
+    arguments += [a for item in (*SETS, data, "study.rows=['copies', 'ours']") for a in ("--set", item)]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "ridge *" in out

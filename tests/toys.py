@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from sklearn.datasets import load_digits
 
 from nonn.bundle import Bundle, InputSpec, Manifest, StudentEntry, evidence_arrays, write_bundle
 from nonn.bundle.classes import DEFAULT_P_FAIL
@@ -59,6 +60,14 @@ def linear_student(weight: NDArray[np.float32], shape: tuple[int, ...] = SHAPE) 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def write_few_digits(path: Path, samples: int = 480) -> Path:
+    """Writes an ``.npz`` file of the first digits: they train in a quarter of the time of all."""
+    digits = load_digits()
+    images = np.rint(digits.images[:samples, None] * (255 / 16)).astype(np.uint8)
+    np.savez(path, images=images, labels=digits.target[:samples])
+    return path
 
 
 def toy_data(samples: int, seed: int, shape: tuple[int, ...] = SHAPE) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
