@@ -47,6 +47,8 @@ _NORM: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm
 def conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
     """A padded convolution without bias over ``dims`` spatial axes, He-initialised."""
     layer = _CONV[dims](inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    if layer.weight.is_meta:  # only measured: torch would take longer to draw no weights than for all the rest
+        return layer
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     if groups > 1:  # the line above counts the outputs of all groups, but an input reaches those of one
         layer.weight.data.mul_(groups**0.5)
