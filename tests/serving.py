@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import select
@@ -102,6 +103,18 @@ def run(*arguments: str | Path, stdin: Any = subprocess.DEVNULL) -> subprocess.C
     """``python -m …`` to its end."""
     command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=stdin)
+
+
+def run_here(main: Callable[[list[str]], int], *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """A command to its end in this process, by the ``main`` of its program: it saves half a second of imports."""
+    out, errors = io.StringIO(), io.StringIO()
+    command = [str(argument) for argument in arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            code: Any = main(command)
+        except SystemExit as exc:  # of argparse
+            code = exc.code
+    return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
 
 
 def children_of(pid: int) -> list[int]:

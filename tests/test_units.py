@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -25,13 +26,16 @@ import pytest
 from nonn_device.node import StudentModel
 
 from benchmarks.pi.containers import SkippedError, check_machine
+from nonn import __version__
 from nonn.bundle import Bundle
+from nonn.cli import main
 from nonn.client import Client
 from nonn.errors import CredentialsError
+from nonn.files import sha256_file
 from nonn.telemetry.systemd import Watchdog
 from scripts.wheelhouse import write_list
 from tests.fleets import members
-from tests.serving import TIMEOUT_S, run, until, until_async
+from tests.serving import TIMEOUT_S, until, until_async
 from tests.toys import SHAPE, WIDTH, toy_bundle
 from tests.units import settings_of
 
@@ -198,7 +202,7 @@ def started(
 def test_the_lines_of_all_units_make_a_cluster_and_systemd_hears_of_it(bundle: Bundle, tmp_path: Path) -> None:
     inventory = tmp_path / "fleet.toml"
     inventory.write_text('[aggregators.hosts.main]\nansible_host = "127.0.0.1"\n[nodes.hosts.a]\n[nodes.hosts.b]\n')
-    assert run("nonn", "fleet", "init", inventory).returncode == 0
+    assert main(["fleet", "init", str(inventory)]) == 0
     certs = tmp_path / "certs"
     # An option that is given twice counts the last time: free ports instead of fixed ones.
     options = {"NONN_BUNDLE": str(bundle.path), "NONN_OPTIONS": f"--port 0 --pair 2 --authority {certs}"}
@@ -254,7 +258,7 @@ class Hanging:
 def test_a_unit_refuses_a_certificate_that_is_revoked_while_it_runs(bundle: Bundle, tmp_path: Path) -> None:
     inventory = tmp_path / "fleet.toml"
     inventory.write_text('[aggregators.hosts.main]\nansible_host = "127.0.0.1"\n[nodes.hosts.a]\n')
-    assert run("nonn", "fleet", "init", inventory).returncode == 0
+    assert main(["fleet", "init", str(inventory)]) == 0
     certs, tls = tmp_path / "certs", tmp_path / "etc/nonn/tls"
     shutil.copytree(certs / "aggregator/main", tls)  # what the unit reads, as the playbook copies it
     variables = {"NONN_BUNDLE": str(bundle.path), "NONN_OPTIONS": "--port 0"}
@@ -263,7 +267,7 @@ def test_a_unit_refuses_a_certificate_that_is_revoked_while_it_runs(bundle: Bund
         client = shutil.copytree(certs / "client/operator", tmp_path / "client")
         with Client(address, TIMEOUT_S, tls=client) as allowed:
             allowed.metadata()
-            assert run("nonn", "certs", "revoke", "client", "operator", "--dir", certs).returncode == 0
+            assert main(["certs", "revoke", "client", "operator", "--dir", str(certs)]) == 0
             copied = shutil.copy(certs / "revoked.json", tls / ".new")
             Path(copied).rename(tls / "revoked.json")
 
@@ -338,6 +342,9 @@ def ansible() -> Any:
     def play(folder: Any, *arguments: Any) -> Any:
         environment = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
         environment["ANSIBLE_PIPELINING"] = "true"  # one process a task rather than five
+        # The runs of a test share the facts of its machine.
+        environment |= {"ANSIBLE_GATHERING": "smart", "ANSIBLE_CACHE_PLUGIN": "jsonfile"}
+        environment["ANSIBLE_CACHE_PLUGIN_CONNECTION"] = str(folder / "facts")
         return subprocess.run(
             [program, *arguments, PI / "site.yml"], capture_output=True, text=True, env=environment, cwd=folder
         )
@@ -345,10 +352,24 @@ def ansible() -> Any:
     return play
 
 
+def write_wheel(path: Path, **modules: str) -> None:
+    """A wheel of nonn with its programs and a few modules: whether the real one is complete, test_dist.py checks."""
+    info = path.name.rpartition("-py3")[0] + ".dist-info"
+    programs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    files = {f"nonn/{name}.py": text for name, text in modules.items()}
+    files |= {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: nonn\nVersion: {__version__}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "\n".join(["[console_scripts]", *(f"{k} = {v}" for k, v in programs.items())]),
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+
+
 @pytest.mark.slow
-def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
-    ansible: Any, bundle: Bundle, tmp_path: Path
-) -> None:
+def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(ansible: Any, tmp_path: Path) -> None:
     prefix = tmp_path / "card"
     (tmp_path / "fleet.toml").write_text(
         "[all.vars]\n"
@@ -360,22 +381,34 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
         '[aggregators.hosts.main]\nansible_host = "192.168.1.10"\n'
         '[nodes.hosts.kitchen]\nnonn_options = "--student 1"\n'
     )
-    wheel = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"]
-    wheelhouse = tmp_path / "wheelhouse"
-    subprocess.run([*wheel, wheelhouse, ROOT], check=True)
-    made = next(wheelhouse.glob("*.whl"))
-    listed = {f"{sys.version_info[0]}.{sys.version_info[1]}": {"node": [made.name]}}
+    wheelhouse, stamp = tmp_path / "wheelhouse", prefix / "opt/nonn/installed.json"
+    wheelhouse.mkdir()
+    wheel = wheelhouse / f"nonn-{__version__}-py3-none-any.whl"
+    write_wheel(wheel, __init__="")
+    listed = {f"{sys.version_info[0]}.{sys.version_info[1]}": {"node": [wheel.name]}}
     write_list(wheelhouse, listed)
-    assert run("nonn", "fleet", "init", tmp_path / "fleet.toml").returncode == 0
-    # An installation that fails in the middle is repeated by the next run.
-    whole = made.read_bytes()
-    made.write_bytes(whole[:1000])
-    broken = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
+    assert main(["fleet", "init", str(tmp_path / "fleet.toml")]) == 0
+    # An installation that fails in the middle has no stamp, so the next run repeats it.
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole[:-100])
+    kitchen = ("-i", "fleet.toml", "--limit", "kitchen")
+    broken = ansible(tmp_path, *kitchen, "--start-at-task", "Version of Python")
     assert broken.returncode, broken.stdout[-2000:]
     assert "Packages, from these wheels only" in broken.stdout
-    made.write_bytes(whole)
-    first = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
+    assert not stamp.exists()
+    # A wheel that was built again is installed, although the version is the same. The test itself installs the
+    # first one, as the playbook would have done, had it been whole.
+    wheel.write_bytes(whole)
+    pip = [prefix / "opt/nonn/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index"]
+    subprocess.run([*pip, wheel], check=True)
+    earlier = {"packages": ["--no-deps", "nonn"], "wheels": {wheel.name: sha256_file(wheel)}}
+    stamp.write_text(json.dumps(earlier))
+    write_wheel(wheel, __init__="", built_again="")
+    write_list(wheelhouse, listed)
+    first = ansible(tmp_path, *kitchen)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr
+    assert list(prefix.glob("opt/nonn/lib/python*/site-packages/nonn/built_again.py"))
+    assert json.loads(stamp.read_text()) == earlier | {"wheels": {wheel.name: sha256_file(wheel)}}
     assert (prefix / "etc/nonn/device.env").read_text() == (
         "NONN_AGGREGATORS=192.168.1.10:50051\nNONN_OPTIONS=--student 1\n"
     )
@@ -387,14 +420,8 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(
     assert (prefix / "etc/systemd/system/nonn-device.service").read_bytes() == UNITS[0].read_bytes()
     assert (prefix / "opt/nonn/bin/nonn-device").exists()
     assert not (prefix / "opt/nonn/wheelhouse").exists()
-    again = ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen")
+    again = ansible(tmp_path, *kitchen)
     assert re.search(r"kitchen +: ok=\d+ +changed=0 ", again.stdout), again.stdout[-2000:]
-    # A wheel that was built again is installed, although the version is the same.
-    with zipfile.ZipFile(made, "a") as rebuilt:
-        rebuilt.writestr("nonn/built_again.py", "")
-    write_list(wheelhouse, listed)
-    assert ansible(tmp_path, "-i", "fleet.toml", "--limit", "kitchen").returncode == 0
-    assert list(prefix.glob("opt/nonn/lib/python*/site-packages/nonn/built_again.py"))
 
 
 def test_containers_are_skipped_with_the_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
