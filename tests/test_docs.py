@@ -1,7 +1,8 @@
 """The fenced examples of README and docs/ hold: Python runs, command lines parse, TOML loads.
 
-- ``python``: runs in a separate process, where 127.0.0.1:50051 is a live cluster and ``runs/digits`` a small run. A
-  fragment, which has a line ``...``, is only compiled. A block that needs a package that is not installed is skipped.
+- ``python``: runs in a separate process, where 127.0.0.1:50051 is a live cluster and ``runs/digits`` a small run. One
+  that trains runs in this process, which has torch, and on two devices. A fragment, which has a line ``...``, is only
+  compiled. A block that needs a package that is not installed is skipped.
 - ``sh``: each nonn, nonn-device and nonn-sim command goes through the program's own parser, ``--set`` through the
   experiment's loader; make targets, extras and files of the repository must exist. Nothing is run.
 - ``toml``: the loader of that kind of file reads it; its keys say which kind.
@@ -13,6 +14,7 @@ import contextlib
 import importlib.util
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -36,6 +38,7 @@ from nonn.aggregator.policy.file import load_policy
 from nonn.bundle import Bundle
 from nonn.config import load_experiment
 from nonn.errors import NonnError
+from nonn.experiment.methods import METHODS
 from tests.serving import TIMEOUT_S, running_aggregator, running_node
 
 NUM_DEVICES = 1
@@ -48,6 +51,11 @@ WHOLE = {
     "docs/tutorial-sensors.md": ("python", "toml"),
 }
 ADDRESS = "127.0.0.1:50051"
+# In the block that trains: two devices instead of four, and small networks.
+SMALLER = {
+    '"devices.count=4", "partition.parts=4"': '"devices.count=2", "partition.parts=2"',
+    '"teacher.epochs=1"': '"teacher.epochs=1", "teacher.model=wrn-10-0.25", "student.model=wrn-10-0.25"',
+}
 PROGRAMS = {"nonn": nonn.cli, "nonn-device": nonn_device.cli, "nonn-sim": nonn_sim.cli}
 FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>\w+)[^\n]*\n(?P<text>.*?)^ *(?P=fence) *$", re.M | re.S
@@ -193,7 +201,7 @@ def address(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_the_program_of_a_document_runs(
-    block: Block, address: str, tmp_path: Path, request: pytest.FixtureRequest
+    block: Block, address: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile(block.text, block.document, "exec")
     for name in re.findall(r"^ *(?:import|from) (\w+)", block.text, re.M):
@@ -201,13 +209,22 @@ def test_the_program_of_a_document_runs(
             pytest.skip(f"needs {name}")
     if "..." in block.text.split():
         return
+    trains, text = "nonn.study(" in block.text, block.text.replace(ADDRESS, address)
+    for written, smaller in SMALLER.items() if trains else ():
+        assert written in text
+        text = text.replace(written, smaller)
     program = tmp_path / block.document.replace("/", "_")
-    program.write_text("\n" * (block.line - 1) + block.text.replace(ADDRESS, address))  # a traceback names the line
+    program.write_text("\n" * (block.line - 1) + text)  # a traceback names the line
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     if "runs/digits" in block.text:
         (tmp_path / "runs").mkdir()
         (tmp_path / "runs/digits").symlink_to(request.getfixturevalue("tiny_runs") / "tiny")
-    command = [sys.executable, program.name]
-    # Some train: ten seconds on an idle machine.
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=9 * TIMEOUT_S)
+    if trains:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(METHODS, "_own", dict(METHODS._own))  # it adds methods
+        runpy.run_path(program.name, run_name="__main__")
+        return
+    done = subprocess.run(
+        [sys.executable, program.name], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
     assert done.returncode == 0, f"{block.document}:{block.line}:\n{done.stderr}"
