@@ -43,8 +43,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return toy_bundle(tmp_path_factory.mktemp("dashboard") / "bundle", num_devices=NUM_DEVICES)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(bundle: Bundle) -> Iterator[Any]:
+    """With every node up, as each test leaves it."""
     with LocalCluster(bundle.path, http_port=0) as cluster:
         yield cluster
 

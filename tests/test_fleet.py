@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from nonn.security.tls import load_tls
 from tests import toys
 from tests.agreement import check_against_offline_fusion
 from tests.fleets import Fleet, members
-from tests.serving import process, run, until
+from tests.serving import process, run, run_here, until
 
 NODES = ("a", "b", "c", "d")
 LEASE = ("--lease", "0.9")
@@ -57,12 +56,7 @@ def state() -> Iterator[Any]:
 
 
 def fleet_command(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    """``nonn fleet`` in this process, which saves its start."""
-    out, errors = io.StringIO(), io.StringIO()
-    command = ["fleet", *map(str, arguments)]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        code = main(command)
-    return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
+    return run_here(main, "fleet", *arguments)
 
 
 def status(state: Any) -> Any:
@@ -88,7 +82,7 @@ class Asking:
     def _ask(self) -> None:
         sample = toys.toy_data(200, seed=3)[0][:1]
         with Client(self._address, 30) as client:
-            while not self._stop.wait(0.002):
+            while not self._stop.wait(0.01):
                 try:
                     self.answers.append(client.infer(sample))
                 except Exception as exc:
@@ -192,9 +186,9 @@ def four(bundles: Any, fleet: Any, state: Any) -> Any:
 def test_what_cannot_keep_the_floor_is_refused_and_changes_nothing(bundles: Any, state: Any, four: Any) -> None:
     first, second = bundles
     full = float(first.table.accuracy[-1])
-    refused = run("nonn", "fleet", "push", second.path, "--state", state, "--floor", str(full + 1e-3))
+    refused = fleet_command("push", second.path, "--state", state, "--floor", str(full + 1e-3))
     assert (refused.returncode, "below the floor" in refused.stderr) == (3, True)
-    tight = run("nonn", "fleet", "drain", "a", "--state", state, "--floor", "1")
+    tight = fleet_command("drain", "a", "--state", state, "--floor", "1")
     assert (tight.returncode, "without node 'a' the accuracy would be" in tight.stderr) == (3, True)
     assert len(members(four[1])) == 4
     assert len(status(state)["bundles"]) == 1
@@ -215,7 +209,7 @@ def test_a_push_that_loses_a_node_stops_and_is_undone(bundles: Any, fleet: Any, 
         assert "nonn fleet rollback" in errors
     nodes[moving].child.send_signal(signal.SIGCONT)
     assert {b["served"]: b["bundle"] for b in status(state)["bundles"]} == {True: first.hash, False: second.hash}
-    undone = run("nonn", "fleet", "rollback", "--state", state)
+    undone = fleet_command("rollback", "--state", state)
     assert undone.returncode == 0, undone.stderr
     until(lambda: len(members(client)) == 4)
     assert [b["bundle"] for b in status(state)["bundles"]] == [first.hash]
@@ -255,7 +249,7 @@ def test_one_state_folder_is_of_one_aggregator_and_nobody_else_may_open_its_sock
 ) -> None:
     fleet.aggregator(bundles[0], "--state", state)
     assert (state / "control.sock").stat().st_mode & 0o777 == 0o600
-    second = run("nonn", "serve", bundles[0].path, "--joins", "--join-token-file", fleet.token, "--state", state)
+    second = run_here(main, "serve", bundles[0].path, "--joins", "--join-token-file", fleet.token, "--state", state)
     assert (second.returncode, "another aggregator uses this folder" in second.stderr) == (3, True)
 
 
@@ -267,9 +261,9 @@ def test_wrong_use_is_told(bundles: Any, tmp_path: Path, state: Any) -> None:
         (("status", "--inventory", tmp_path / "none.toml"), 2, "no such file"),
         (("status", "--state", tmp_path / ("x" * 120)), 3, "choose a shorter one"),
     ):
-        ended = run("nonn", "fleet", *arguments)
+        ended = fleet_command(*arguments)
         assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr
-    ended = run("nonn", "serve", bundles[0].path, "--state", state)
+    ended = run_here(main, "serve", bundles[0].path, "--state", state)
     assert (ended.returncode, "--state is for a fleet whose nodes all join" in ended.stderr) == (2, True)
 
 
@@ -320,14 +314,14 @@ def test_with_an_inventory_the_same_is_done_on_the_aggregators_own_machine(
 def test_init_issues_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     inventory = tmp_path / "fleet.toml"
     inventory.write_text(INVENTORY.read_text())
-    assert run("nonn", "fleet", "init", inventory).returncode == 0
+    assert fleet_command("init", inventory).returncode == 0
     node = tmp_path / "certs/node/kitchen"
     tls = load_tls(node, "node")
     assert tls is not None
     assert tls.identity.id == "kitchen"
     before = (node / "identity.pem").read_bytes()
     inventory.write_text(INVENTORY.read_text() + '\n[nodes.hosts.cellar]\nansible_host = "192.168.1.22"\n')
-    again = run("nonn", "fleet", "init", inventory)
+    again = fleet_command("init", inventory)
     assert (again.returncode, "1 issued, 3 already present" in again.stdout) == (0, True), again.stdout
     assert (node / "identity.pem").read_bytes() == before
     assert (tmp_path / "certs/node/cellar/identity.pem").stat().st_mode & 0o077 == 0

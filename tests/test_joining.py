@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 
+import nonn.cli
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle, load_bundle, write_bundle
 from nonn.errors import NonnError, QuorumError
@@ -25,7 +26,7 @@ from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.rpc.v1 import fleet_pb2_grpc, inference_pb2, inference_pb2_grpc
 from nonn.security.authority import Authority
 from tests.fleets import SAMPLE, TOKEN, Fleet, check_offline, members
-from tests.serving import TIMEOUT_S, asking, run, until
+from tests.serving import TIMEOUT_S, asking, run, run_here, until
 from tests.toys import toy_bundle
 
 
@@ -160,12 +161,23 @@ def test_only_authorised_nodes_join(bundle: Bundle, fleet: Any, tmp_path: Path) 
     assert "has no token" in aggregator.log.read_text()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A fleet for tests that leave its aggregators as they were."""
+    with contextlib.ExitStack() as stack:
+        yield Fleet(tmp_path_factory.mktemp("shared"), stack)
+
+
+@pytest.fixture(scope="module")
+def open_address(bundle: Bundle, shared: Fleet) -> Any:
+    return shared.aggregator(bundle)[1]
+
+
 @pytest.fixture
-def registered(bundle: Bundle, fleet: Any) -> Iterator[Any]:
+def registered(open_address: str) -> Iterator[Any]:
     """The stub of a device that has the token and a lease of student 2, what it sends along, and the lease."""
-    _, address = fleet.aggregator(bundle)
     metadata = (("authorization", f"Bearer {TOKEN}"),)
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(open_address) as channel:
         stub = fleet_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]
         request = pb.RegisterRequest(node="a", instance="i", fingerprint="f", student=2)
         yield stub, metadata, stub.Register(request, metadata=metadata, timeout=TIMEOUT_S)
@@ -219,7 +231,7 @@ def test_options_that_contradict_each_other_are_refused(bundle: Bundle, tmp_path
         (("--joins", "--join-token-file", token, "--lease", "0.01"), 2, "--lease: 0.01: must be between 0.1 and 3,600"),
         (("--joins", "--join-token-file", token, "--lease", "0"), 2, "--lease: 0: must be between 0.1 and 3,600"),
     ):
-        ended = run("nonn", "serve", bundle.path, *options)
+        ended = run_here(nonn.cli.main, "serve", bundle.path, *options)
         assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr
 
 
@@ -320,10 +332,10 @@ def test_a_download_that_is_cut_goes_on_and_the_whole_is_right(bundle: Bundle, f
     assert "trying again" in node.log.read_text()
 
 
-@pytest.fixture
-def secure(bundle: Bundle, fleet: Any) -> Any:
+@pytest.fixture(scope="module")
+def secure(bundle: Bundle, shared: Fleet) -> Any:
     """An authority, and an aggregator with TLS: its process and address."""
-    return fleet.with_tls(bundle)
+    return shared.with_tls(bundle)
 
 
 def test_with_tls_the_certificate_is_the_id(bundle: Bundle, fleet: Any, secure: Any) -> None:
@@ -377,8 +389,8 @@ def test_the_certificate_of_a_node_does_not_join_as_another_one(secure: Any) -> 
     assert "does not let it join as 'b'" in aggregator.log.read_text()
 
 
-def test_a_node_that_is_revoked_while_it_serves_is_out_and_the_other_serves_on(fleet: Any, secure: Any) -> None:
-    authority, _, address = secure
+def test_a_node_that_is_revoked_while_it_serves_is_out_and_the_other_serves_on(bundle: Bundle, fleet: Any) -> None:
+    authority, _, address = fleet.with_tls(bundle)
     client = fleet.client(address, tls=authority.folder("client", "alice"))
     nodes = [fleet.node(n, address, options=("--tls", authority.folder("node", n))) for n in ("a", "b")]
     until(lambda: members(client).keys() == {"a", "b"})

@@ -26,13 +26,14 @@ from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
+from nonn.cli import main
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
 from nonn.security.authority import Authority
 from tests.light import python
 from tests.observing import fetch, metric, metrics, state
-from tests.serving import TIMEOUT_S, logged, process, run, until
+from tests.serving import TIMEOUT_S, logged, process, run_here, until
 from tests.toys import toy_bundle, toy_data
 
 NUM_DEVICES = 4
@@ -328,14 +329,14 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_options_that_cannot_be_kept_end_the_aggregator_with_their_exit_code(
     bundle: Bundle, inventory: Any, options: Any, code: Any, text: Any
 ) -> None:
-    ended = run("nonn", "serve", bundle.path, "--inventory", inventory, *options)
+    ended = run_here(main, "serve", bundle.path, "--inventory", inventory, *options)
     assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr
 
 
 def test_a_taken_http_port_is_named(bundle: Bundle, inventory: Any) -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
-        ended = run("nonn", "serve", bundle.path, "--inventory", inventory, "--http-port", str(port))
+        ended = run_here(main, "serve", bundle.path, "--inventory", inventory, "--http-port", str(port))
     assert ended.returncode == 3
     assert f"127.0.0.1:{port} cannot be bound for HTTP" in ended.stderr
 
