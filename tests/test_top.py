@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 import nonn
+from nonn.cli import main
 from nonn.client import Client
 from nonn.cluster import LocalCluster
-from tests.serving import TIMEOUT_S, run, until
+from tests.serving import TIMEOUT_S, run_here, until
 from tests.toys import toy_bundle
 
 
@@ -37,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_json_is_one_object_and_nothing_else(cluster: LocalCluster) -> None:
-    shown = run("nonn", "top", cluster.address, "--json")
+    shown = run_here(main, "top", cluster.address, "--json")
     assert shown.returncode == 0, shown.stderr
     state = json.loads(shown.stdout)
     assert [node["state"] for node in state["nodes"]] == ["up", "up", "up", "out"]
@@ -46,7 +47,7 @@ def test_json_is_one_object_and_nothing_else(cluster: LocalCluster) -> None:
 
 
 def test_once_prints_nodes_accuracy_and_faults(cluster: LocalCluster) -> None:
-    shown = run("nonn", "top", cluster.address, "--once")
+    shown = run_here(main, "top", cluster.address, "--once")
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
     assert "with 3 of 4 students on 3 of 4 nodes;" in text
@@ -74,7 +75,7 @@ def test_once_prints_nodes_accuracy_and_faults(cluster: LocalCluster) -> None:
 
 def test_a_narrow_screen_keeps_what_is_urgent(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    shown = run("nonn", "top", cluster.address, "--once")
+    shown = run_here(main, "top", cluster.address, "--once")
     assert "…" not in shown.stdout
     for word in ("node-0", "state", "value", "accuracy now"):
         assert word in shown.stdout
@@ -125,9 +126,9 @@ def test_nobody_there_and_no_aggregator_are_told_apart(cluster: LocalCluster) ->
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
-        nobody = run("nonn", "top", address, "--timeout", "1")
+        nobody = run_here(main, "top", address, "--timeout", "1")
     assert nobody.returncode == 4
     assert address in nobody.stderr
-    device = run("nonn", "top", cluster.states()[0].address)
+    device = run_here(main, "top", cluster.states()[0].address)
     assert device.returncode == 3
     assert "is this the address of a nonn aggregator?" in device.stderr
