@@ -209,7 +209,7 @@ def test_a_push_that_loses_a_node_stops_and_is_undone(bundles: Any, fleet: Any, 
         assert "nonn fleet rollback" in errors
     nodes[moving].child.send_signal(signal.SIGCONT)
     assert {b["served"]: b["bundle"] for b in status(state)["bundles"]} == {True: first.hash, False: second.hash}
-    undone = fleet_command("rollback", "--state", state)
+    undone = run("nonn", "fleet", "rollback", "--state", state)
     assert undone.returncode == 0, undone.stderr
     until(lambda: len(members(client)) == 4)
     assert [b["bundle"] for b in status(state)["bundles"]] == [first.hash]

@@ -399,7 +399,15 @@ def test_the_playbook_sets_up_a_device_and_a_second_run_changes_nothing(ansible:
     # A wheel that was built again is installed, although the version is the same. The test itself installs the
     # first one, as the playbook would have done, had it been whole.
     wheel.write_bytes(whole)
-    pip = [prefix / "opt/nonn/bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index"]
+    pip = [
+        str(prefix / "opt/nonn/bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-index",
+    ]
     subprocess.run([*pip, wheel], check=True)
     earlier = {"packages": ["--no-deps", "nonn"], "wheels": {wheel.name: sha256_file(wheel)}}
     stamp.write_text(json.dumps(earlier))
