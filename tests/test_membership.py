@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import random
@@ -12,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grpc import aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nonn_device.artifacts import Artifact, Store
-from nonn_device.join import Backoff
+from nonn_device.join import Backoff, JoinOptions, Member
 from nonn_device.link import AggregatorLink
 
 from nonn.aggregator.inventory import Node
@@ -236,6 +238,46 @@ def test_a_node_that_dialled_in_and_cannot_be_added_is_logged_and_has_to_join_ag
     asyncio.run(scenario())
     assert "node a dialled in and could not be added" in caplog.text
     assert "out of luck" in caplog.text
+
+
+def test_a_node_whose_lease_ends_during_the_download_registers_again(bundle: Bundle, tmp_path: Path) -> None:
+    """As when an update is undone at that moment."""
+
+    async def scenario() -> Any:
+        async with service(bundle) as (_, fleet, _), serving_joins(fleet) as address:
+            downloads = 0
+
+            class Link(AggregatorLink):
+                async def read(self, path: str, offset: int) -> AsyncGenerator[bytes, None]:
+                    nonlocal downloads
+                    downloads += 1
+                    if downloads == 1:
+                        await fleet.release("a", "gets another bundle")
+                    async for data in super().read(path, offset):
+                        yield data
+
+            member = Member(JoinOptions(node="a"), [Link(address)], Store(tmp_path), lambda seconds: asyncio.sleep(0))
+            try:
+                return *await member.prepare(), downloads
+            finally:
+                await member.close()
+
+    fetched, student, downloads = asyncio.run(scenario())
+    assert (fetched.hash, downloads) == (bundle.hash, 3)
+    assert Store(tmp_path).held() == (bundle.hash, student)
+
+
+@contextlib.asynccontextmanager
+async def serving_joins(fleet: Any) -> AsyncIterator[str]:
+    """The service on a port of loopback."""
+    server = aio.server(options=[("grpc.so_reuseport", 0)])
+    fleet.add_to(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
 
 
 # The files of a student.

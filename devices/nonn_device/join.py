@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from nonn import __version__
 from nonn.bundle import Bundle
-from nonn.errors import ConfigError, DrainedError, MembershipError, NonnError, UnreachableError
+from nonn.errors import ConfigError, CredentialsError, DrainedError, MembershipError, NonnError, UnreachableError
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.telemetry.background import Background
 from nonn_device.artifacts import Artifact, Store
@@ -158,10 +158,18 @@ class Member:
             await backoff.wait()
 
     async def _take(self, link: AggregatorLink, response: Any) -> tuple[Bundle, int]:
-        """Downloads the files of the student that an aggregator assigns."""
+        """Downloads the files of the student that an aggregator assigns.
+
+        Raises:
+            UnreachableError: the aggregator has ended the lease meanwhile; the node must register again.
+            NonnError: as of ``Store.fetch``.
+        """
         self._bundle, self._student = response.bundle, response.student
         artifacts = [Artifact(a.path, a.sha256, a.bytes) for a in response.artifacts]
-        bundle = await self._store.fetch(response.bundle, response.student, artifacts, link.read)
+        try:
+            bundle = await self._store.fetch(response.bundle, response.student, artifacts, link.read)
+        except CredentialsError as exc:  # an update was undone, the aggregator restarted, or a slow card took too long
+            raise UnreachableError(f"{exc}; the lease of the download has ended") from exc
         _log.info("%s assigns student %d of bundle %.12s…", link.address, response.student, bundle.hash)
         return bundle, response.student
 
