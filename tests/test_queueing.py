@@ -231,6 +231,20 @@ def test_every_sample_is_sent_once_in_the_order_of_its_connection(
     queued(check)
 
 
+@pytest.mark.timeout(60)
+def test_a_request_behind_a_large_one_of_another_dtype_keeps_its_credit() -> None:
+    """Otherwise it is about to fit for ever, and ``pop`` never returns."""
+
+    def check(queue: Queue) -> None:
+        first = member(1, np.uint8, caller="a")
+        large, small = member(30, np.float32, caller="b", connection="x"), member(2, caller="b", connection="y")
+        for each in (first, large, small, member(1, np.float32, caller="c")):
+            queue.push(each)
+        assert popped(queue, 3) == [(first, 0, 1), (small, 0, 2)]
+
+    queued(check)
+
+
 def test_requests_of_different_dtypes_do_not_mix() -> None:
     def check(queue: Queue) -> None:
         integers, floats = member(dtype=np.uint8), member(dtype=np.float32)

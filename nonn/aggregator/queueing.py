@@ -179,7 +179,7 @@ class Queue:
             quantum, moving = max(1, limit // len(self._lines)), False
             for caller in tuple(self._lines):
                 line = self._lines[caller]
-                credit = min(limit, line.credit + quantum)
+                credit, blocked = min(limit, line.credit + quantum), None
                 while room and (member := self._head(line, now, taken)) is not None:
                     size = self._fits(member, limit, credit, room)
                     if size == 0:
@@ -187,17 +187,19 @@ class Queue:
                             line.postpone()
                             continue
                         # With more credit in the next round it may fit.
-                        whole = not self._divisible(member, limit)
+                        blocked, whole = member, not self._divisible(member, limit)
                         moving = moving or (whole and credit < member.num_left <= room)
                         break
                     taken.append(self._take(line, member, size))
                     room, credit, moving = room - size, credit - size, True
                 line.resume()
                 del self._lines[caller]
-                if (member := line.head()) is not None:
+                if (first := line.head()) is not None:
                     self._lines[caller] = line  # at the end: others are next
                     # What the next request needs is kept, if it cannot be cut: more would be taken from others later.
-                    line.credit = 0 if self._divisible(member, limit) else min(credit, member.num_left)
+                    # One that is blocked is the next, although an earlier one with another dtype is the first.
+                    following = blocked or first
+                    line.credit = 0 if self._divisible(following, limit) else min(credit, following.num_left)
                 if not room:
                     break
         return taken
