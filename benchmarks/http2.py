@@ -191,14 +191,17 @@ def flood(kind: str, host: str, port: int, until: float, message: bytes) -> int:
     return connections
 
 
-def idle(host: str, port: int, connections: int, until: float, *, speak: bool) -> int:
-    """Holds connections that send nothing, or only HTTP/2's preface; returns how many the server accepted."""
+def idle(host: str, port: int, connections: int, until: float, *, source: str, speak: bool) -> int:
+    """Holds connections that send nothing, or only HTTP/2's preface; returns how many the server accepted.
+
+    ``source`` is the address from which they come; empty for the usual one.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, connections + 100)), hard))
     held = list[socket.socket]()
     for _ in range(connections):
         with contextlib.suppress(OSError):
-            connection = socket.create_connection((host, port), timeout=1)
+            connection = socket.create_connection((host, port), 1, (source, 0) if source else None)
             held.append(connection)
             if speak:
                 connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
@@ -229,13 +232,14 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--message", default="", help="hexadecimal message of each stream")
+    parser.add_argument("--source", default="", help="address from which idle connections come, as 127.0.0.2")
     parser.add_argument("--speak", action="store_true", help="idle connections send the preface of HTTP/2")
     args = parser.parse_args()
     os.nice(19)  # a real attacker has its own processors
     host, _, port = args.address.rpartition(":")
     until = time.monotonic() + args.seconds
     if args.kind == "idle":
-        idle(host, int(port), args.connections, until, speak=args.speak)
+        idle(host, int(port), args.connections, until, source=args.source, speak=args.speak)
         return
     counts = list[int]()
 

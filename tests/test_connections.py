@@ -63,7 +63,7 @@ def test_idle_connections_of_one_peer_do_not_keep_new_clients_out(
     bundle: Bundle, inputs: NDArray[Any], cluster: LocalCluster, tmp_path: Path, speak: bool
 ) -> None:
     with aggregator(bundle, cluster, tmp_path, max_files=400) as address:
-        options = ["--speak"] if speak else []
+        options = ["--source", "127.0.0.2", *(["--speak"] if speak else [])]  # the client is another peer
         with http2.attack("idle", address, 600, 60.0, *options) as attacker:
             assert attacker.stdout is not None
             assert int(attacker.stdout.readline()) >= 400
