@@ -161,15 +161,16 @@ class Member:
         """Downloads the files of the student that an aggregator assigns.
 
         Raises:
-            UnreachableError: the aggregator has ended the lease meanwhile; the node must register again.
+            UnreachableError: the aggregator refuses the download; the node must register again, which says why.
             NonnError: as of ``Store.fetch``.
         """
         self._bundle, self._student = response.bundle, response.student
         artifacts = [Artifact(a.path, a.sha256, a.bytes) for a in response.artifacts]
         try:
             bundle = await self._store.fetch(response.bundle, response.student, artifacts, link.read)
-        except CredentialsError as exc:  # an update was undone, the aggregator restarted, or a slow card took too long
-            raise UnreachableError(f"{exc}; the lease of the download has ended") from exc
+        except CredentialsError as exc:
+            # As a rule the lease has ended: an update was undone, the aggregator restarted, a slow card took too long.
+            raise UnreachableError(str(exc)) from exc
         _log.info("%s assigns student %d of bundle %.12s…", link.address, response.student, bundle.hash)
         return bundle, response.student
 
