@@ -7,11 +7,9 @@ backend.
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 from nonn.errors import ConfigError, MissingExtraError
@@ -48,6 +46,9 @@ def map_jobs(
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     if workers <= 1:
         return [function(job) for job in jobs]
+    import multiprocessing  # here, since it takes 50 ms and every command reads the names of the backends
+    from concurrent.futures import ProcessPoolExecutor
+
     # Fresh processes: a fork would copy locks that threads of gRPC hold.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         return list(pool.map(function, jobs))
@@ -55,6 +56,8 @@ def map_jobs(
 
 def _end_with_parent() -> None:
     """Ends this worker with its parent: after a SIGTERM or SIGKILL of the parent it would wait for jobs forever."""
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     if parent is None:
         return
