@@ -25,6 +25,7 @@ from nonn.experiment.run import run
 from nonn.export import onnx_file
 from nonn.security.authority import Authority
 from tests.pairing import fleet
+from tests.reports import without_pages
 from tests.toys import TINY, toy_bundle, toy_data
 
 # The terminal and the network in which tests are started decide nothing, here or in the processes that they start.
@@ -136,6 +137,13 @@ def exported_before(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Bundle) -> Non
     """Takes the ONNX files of the tiny bundle for the same students, where the export is not what is tested."""
     files = itertools.cycle(tiny_bundle.student_path(i).read_bytes() for i in range(4))
     monkeypatch.setattr(bundling, "export_onnx", lambda *_: next(files))
+
+
+@pytest.fixture
+def no_pages() -> Iterator[None]:
+    """Reports have no page, where the page is not what is tested."""
+    with without_pages():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from nonn.bundle import Bundle, write_bundle
 from nonn.bundle.manifest import OUTCOMES
 from nonn.documents import from_json, to_json
+from nonn.report import html
 from nonn.report.document import Report
 from tests.toys import toy_bundle
 
@@ -26,6 +29,14 @@ LIVE: list[dict[str, Any]] = [
     {"answered": [0, 1, 2], "accuracy": 0.9, "requests": 10, "lost": 0},
     {"answered": [2, 0], "accuracy": 0.5, "requests": 1234, "lost": 3, "seconds": 1.5},
 ]
+
+
+@contextlib.contextmanager
+def without_pages() -> Iterator[None]:
+    """Reports that are written in the block have no page: its figures take most of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "write_page", lambda *_: None)
+        yield
 
 
 def check_report(file: Path) -> Report:

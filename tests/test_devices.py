@@ -38,7 +38,7 @@ from nonn.teacher import Normalise
 from nonn.teacher.zoo import family_named
 from nonn.toml import from_mapping
 from scripts.make_probe import probe_network
-from tests.reports import check_report
+from tests.reports import check_report, without_pages
 from tests.toys import TINY, toy_bundle
 
 CLASSES = """
@@ -274,8 +274,8 @@ def uneven(tmp_path_factory: pytest.TempPathFactory, tiny_runs: Path) -> tuple[B
     (folder / "e.toml").write_text(CLASSES)
     quick = [s for s in TINY if not s.startswith(("experiment.name", "devices", "distill", "partition"))]
     experiment = load_experiment(folder / "e.toml", [*quick, "distill.epochs=3", "partition.parts=4"])
-    bundle = run(experiment, runs=folder / "runs").bundle
-    return bundle, folder
+    with without_pages():
+        return run(experiment, runs=folder / "runs").bundle, folder
 
 
 def test_unlike_students_are_trained_together_bundled_and_placed(uneven: tuple[Bundle, Path]) -> None:
@@ -311,6 +311,7 @@ params = 9_000
 """
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_students_of_different_families_are_trained_together_and_bundled_in_8_bits(
     tmp_path: Path, tiny_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from nonn.experiment.workspace import Workspace
 from nonn.export import run_onnx
 from nonn.fusion import RidgePerSet
 from nonn.reliability.table import SubsetTable
-from tests.reports import check_report
+from tests.reports import check_report, without_pages
 from tests.toys import TINY
 
 
@@ -73,7 +73,8 @@ def walk_settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def walk(walk_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The experiment on sensor windows, finished."""
-    return run(load_experiment(None, walk_settings), runs=tmp_path_factory.mktemp("walk"))
+    with without_pages():
+        return run(load_experiment(None, walk_settings), runs=tmp_path_factory.mktemp("walk"))
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -106,6 +107,7 @@ def test_the_table_is_what_the_exported_students_and_the_stored_head_give(
     assert isinstance(tiny_bundle.head, RidgePerSet)
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_students_that_send_their_penultimate_features_make_a_bundle_without_bridges(
     walk: Result, walk_settings: list[str], tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ def test_replicas_learn_the_same_part(tiny_bundle: Bundle) -> None:
     assert [s.width for s in manifest.students] == [len(manifest.parts[s.part]) for s in manifest.students]
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_second_run_redoes_nothing(runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(bundling, "export_onnx", lambda *a, **k: pytest.fail("exported again"))
@@ -208,7 +211,7 @@ def test_a_second_run_redoes_nothing(runs: Path, tiny: Experiment, monkeypatch: 
     assert snapshot(runs) == before
 
 
-@pytest.mark.usefixtures("exported_before")
+@pytest.mark.usefixtures("exported_before", "no_pages")
 def test_a_changed_head_keeps_teacher_and_students(
     runs: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +224,7 @@ def test_a_changed_head_keeps_teacher_and_students(
     assert again.head.kind == report.fusion == "ridge"
 
 
-@pytest.mark.usefixtures("exported_before")
+@pytest.mark.usefixtures("exported_before", "no_pages")
 def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
     runs: Path, tiny: Experiment, tiny_bundle: Bundle
 ) -> None:
@@ -242,7 +245,7 @@ def test_a_bundle_without_recorded_features_serves_and_reports_the_same(
     assert load_bundle(runs / "tiny" / "bundles" / bundle.hash[:12]).hash == bundle.hash
 
 
-@pytest.mark.usefixtures("exported_before")
+@pytest.mark.usefixtures("exported_before", "no_pages")
 def test_a_damaged_bundle_is_built_again_from_the_trained_students(
     runs: Path, tiny: Experiment, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +268,7 @@ def test_a_damaged_file_of_a_finished_stage_is_named(runs: Path, tiny: Experimen
     assert str(file.parent) in str(caught.value)
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_the_same_seed_gives_the_same_weights_even_after_a_kill_in_the_middle(
     walk: Result, walk_settings: list[str], tmp_path: Path
 ) -> None:
@@ -373,7 +377,7 @@ def test_assistants_and_generations_are_stages_of_their_own(tmp_path: Path) -> N
     assert any(not torch.equal(v, first[k]) for k, v in students.state_dict().items())
 
 
-@pytest.mark.usefixtures("exported_before")
+@pytest.mark.usefixtures("exported_before", "no_pages")
 def test_a_bundle_that_breaks_a_promise_is_not_written(runs: Path, tiny: Experiment, tiny_bundle: Bundle) -> None:
     kept = change(tiny, "guarantees", require=("accuracy>=0.5 failed<=1", "P(accuracy>=0.5)>=0.9"))
     run(kept, runs=runs)

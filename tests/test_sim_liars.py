@@ -18,6 +18,7 @@ from nonn.config import load_experiment
 from nonn.errors import BundleError, ConfigError
 from nonn.experiment.run import run
 from nonn.provenance import code_version, machine
+from tests.reports import without_pages
 from tests.toys import TINY, toy_bundle
 
 
@@ -27,7 +28,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory, tiny_runs: Path) -> Bundle:
     experiment = load_experiment(None, (*TINY, "devices.count=8", "experiment.name=eight"))
     runs = tmp_path_factory.mktemp("liars")
     shutil.copytree(tiny_runs / "tiny" / "teacher", runs / "eight" / "teacher")  # the same teacher
-    return run(experiment, runs=runs).bundle
+    with without_pages():
+        return run(experiment, runs=runs).bundle
 
 
 @pytest.fixture(scope="module")

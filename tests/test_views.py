@@ -26,6 +26,7 @@ from nonn.export.build import build_library, write_source
 from nonn.export.c import generate_c
 from nonn.toml import from_mapping
 from tests.objectives import PARTS, SAMPLE, distill, make_students, make_teacher, tensor
+from tests.reports import without_pages
 from tests.toys import TINY
 
 # Four devices: the whole picture, three quarters of its side, six columns of it, these at half the resolution.
@@ -47,7 +48,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         "distill.epochs=1",
         "export.weights=int8",
     )
-    return run(load_experiment(None, [*TINY, *changes]), runs=tmp_path_factory.mktemp("runs")).bundle
+    with without_pages():
+        return run(load_experiment(None, [*TINY, *changes]), runs=tmp_path_factory.mktemp("runs")).bundle
 
 
 def area_means(picture: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
