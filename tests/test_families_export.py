@@ -27,7 +27,7 @@ from nonn.export.stacked import find_stack
 from tests.networks import trained_looking_student
 
 # tests/test_quantise.py and tests/test_compiled.py have wide residual networks.
-MODELS = ["se-wrn-10-1", "densenet-bc-16-6", "inverted-11-0.5", "se-inverted-11-0.5", "tissue-8-1", "strided-2-1"]
+MODELS = ["se-wrn-10-0.25", "densenet-bc-10-6", "inverted-11-0.5", "se-inverted-11-0.5", "tissue-8-1", "strided-2-1"]
 STACKED = "binary-wrn-10-0.375"  # 6, 12 and 24 filters: of two and four channels, and not of four at a time
 CASES = [*((model, 2) for model in MODELS), ("densenet-bc-10-4", 1)]
 
@@ -75,8 +75,8 @@ def test_a_student_in_8_bits_keeps_its_features(model: str, dims: int) -> None:
     ("model", "dims", "weights"),
     [
         *((*case, weights) for case in CASES for weights in ("float32", "int8")),
-        ("lma-wrn-10-1", 2, "float32"),
-        ("lma-wrn-10-1", 2, "int8"),
+        ("lma-wrn-10-0.25", 2, "float32"),
+        ("lma-wrn-10-0.25", 2, "int8"),
         (STACKED, 2, "int8"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_student_in_c_gives_what_onnx_runtime_gives(model: str, dims: int, wei
 
 
 def test_a_multi_segment_activation_is_a_table_in_8_bits_and_other_rounding_is_refused() -> None:
-    data, inputs = _exported("lma-wrn-10-1", 2)
+    data, inputs = _exported("lma-wrn-10-0.25", 2)
     graph = onnx.load_from_string(quantise(data, inputs)).graph
     assert [node.op_type for node in graph.node].count("Gather") == 6  # the activations of three blocks
     tables = [tensor for tensor in graph.initializer if list(tensor.dims) == [256]]
@@ -136,7 +136,7 @@ def test_stacked_filters_are_selectors_and_signs_in_c() -> None:
 
 
 def test_an_operator_that_c_cannot_have_is_named() -> None:
-    data, _ = _exported("se-wrn-10-1", 2)
+    data, _ = _exported("se-wrn-10-0.25", 2)
     model = onnx.load_from_string(data)
     model.graph.node[2].op_type = "Nonesuch"
     with pytest.raises(BundleError, match=r"student 3: cannot be translated to C .*serve it with ONNX Runtime"):
