@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nonn.aggregator.inventory import Node
+from nonn.aggregator.service import Aggregator
+from nonn.answer import Answer
 from nonn.bundle import load_bundle
-from nonn.client import Client
-from nonn.cluster import LocalCluster
 from nonn.config import load_experiment
 from nonn.documents import to_json
 from nonn.report import build_report
 from tests.agreement import assert_documents_agree
-from tests.serving import TIMEOUT_S, until
+from tests.fanout import PATIENT, student
+from tests.serving import TIMEOUT_S, serving
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 BUNDLES = sorted(EXAMPLES.glob("bundles/*/manifest.json"))
@@ -47,21 +51,31 @@ class TestBundle:
         assert_documents_agree(report, beside)
 
     def test_it_serves_at_once_and_says_how_accurate_who_is_left_is(self, manifest: Any) -> None:
+        """With nodes in this process; tests/test_docs.py runs programs that serve one of them by processes."""
         bundle = load_bundle(manifest.parent)
         spec, everybody = bundle.manifest.input, (1 << bundle.num_devices) - 1
         sample = np.random.default_rng(0).integers(0, 256, (1, *spec.shape)).astype(spec.dtype)
-        with LocalCluster(bundle.path, deadline_s=TIMEOUT_S) as cluster, Client(cluster.address) as client:
-            whole = client.infer(sample)
-            cluster.kill(0)
-            answers = [whole, client.infer(sample)]
-            # Until the head of the seven is solved, in the background, the best solved subset of them is fused.
 
-            def the_seven() -> bool:
-                answers.append(client.infer(sample))
-                return answers[-1].mask == everybody & ~1
+        async def scenario() -> list[Answer]:
+            async with contextlib.AsyncExitStack() as stack:
+                dies = await stack.enter_async_context(contextlib.AsyncExitStack())
+                addresses = [
+                    await (stack if i else dies).enter_async_context(serving(student(bundle, i)))
+                    for i in range(bundle.num_devices)
+                ]
+                nodes = [Node(id=f"node-{i}", address=address, student=i) for i, address in enumerate(addresses)]
+                aggregator = await stack.enter_async_context(Aggregator(bundle, nodes, PATIENT))
+                answers = [await aggregator.infer(sample)]
+                await dies.aclose()
+                # Until the head of the seven is solved, in the background, the best solved subset of them is fused.
+                async with asyncio.timeout(TIMEOUT_S):
+                    while answers[-1].mask != everybody & ~1:
+                        answers.append(await aggregator.infer(sample))
+                return answers
 
-            until(the_seven)
-        assert whole.mask == everybody
+        answers = asyncio.run(scenario())
+        assert answers[0].mask == everybody
+        assert len(answers) > 1
         for answer in answers:
             assert answer.expected_accuracy == bundle.table.accuracy[answer.mask]
 
