@@ -284,7 +284,7 @@ def test_memory_stays_flat_over_requests(bundle: Bundle) -> None:
 
     On uvloop as in production; asyncio's own loop keeps up to a hundred cancelled timers.
     """
-    inputs, num_requests = toy_data(64, seed=3)[0], 240
+    inputs, num_requests = toy_data(64, seed=3)[0], 150
     # With the clock at rest, the monitor's last 60 seconds are one, which the first round fills.
     observers = [Monitor(bundle, clock=lambda: 0.0), Metrics(NUM_DEVICES)]
 

@@ -134,7 +134,7 @@ def test_with_the_limits_of_its_unit_an_aggregator_stays_below_the_memory_of_the
 def test_requests_that_are_expensive_to_parse_are_refused_and_cost_others_no_request(tmp_path: Any) -> None:
     bundle = toy_bundle(tmp_path / "bundle", 2, shape=memory.SHAPE)
     with storm.site(bundle, 10.0, seed=0) as site:
-        figures = memory.expensive_requests(site, concurrency=2, seconds=1.5)
+        figures = memory.expensive_requests(site, concurrency=2, seconds=0.5)
     assert figures["expensive_codes"] == ["INVALID_ARGUMENT"]
     assert min(figures["expensive_requests"].values()) > 0
     assert (figures["expensive_others_failed"], figures["expensive_others_wrong"]) == (0, 0)
