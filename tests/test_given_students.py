@@ -26,7 +26,7 @@ def given(runs: Path, *changes: str, name: str = "given", epochs: int = 0) -> Wo
     return Workspace(load_experiment(None, overrides), runs)
 
 
-@pytest.mark.usefixtures("exported_before")
+@pytest.mark.usefixtures("exported_before", "no_pages")
 def test_students_used_as_they_are_give_the_same_accuracy(tiny_runs: Path) -> None:
     space = given(tiny_runs, f"student.weights={tiny_runs / 'tiny' / 'students' / 'students.safetensors'}")
     before = load_bundle(tiny_runs / "tiny" / "bundle")

@@ -313,6 +313,7 @@ def test_the_mean_is_over_all_subsets_of_the_real_table(toy: Bundle) -> None:
         assert row.mean == pytest.approx(np.mean(accuracy))
 
 
+@pytest.mark.usefixtures("no_pages")
 def test_a_report_written_again_keeps_the_live_rows_of_the_same_bundle_only(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "one", num_devices=2)
     live = [{"answered": [0, 1], "accuracy": 0.5, "requests": 10, "lost": 0}]
