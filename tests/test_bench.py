@@ -21,6 +21,7 @@ from tests.serving import run
 from tests.toys import toy_bundle
 
 
+@pytest.mark.slow
 def test_serving_is_measured_beside_its_floor_and_batching_beside_none() -> None:
     options = ("--devices", "2", "--requests", "5", "--clients", "8", "--rounds", "1", "--seconds", "0.01", "--json")
     ended = run("nonn", "bench", "serve", *options)

@@ -42,6 +42,7 @@ def kill_in(name: str, folder: Path) -> tuple[int, list[str]]:
     return kill_at_random(steps(old, new)[name], folder / name, 2, random.Random(1))
 
 
+@pytest.mark.slow
 def test_a_change_that_is_not_one_step_is_found(small: ProcessPoolExecutor, tmp_path: Path) -> None:
     lines, wrong = small.submit(kill_between_two_files, tmp_path).result()
     assert lines > 0

@@ -104,6 +104,7 @@ def test_a_partition_chooses_its_design_first(
     assert len(json.loads(capsys.readouterr().out)["parts"]) == 2
 
 
+@pytest.mark.slow
 def test_a_demo_chooses_its_design_before_it_runs(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def recording(digits: Bundle) -> Recording:
 
 @pytest.mark.parametrize("liars", [1, 2])
 @pytest.mark.parametrize("lie", [lie for lie in LIES if lie != "drift"])
+@pytest.mark.slow
 def test_a_lie_costs_at_most_a_point_against_the_liars_dead(recording: Recording, lie: str, liars: int) -> None:
     found = measure_lie(recording, lie, liars, requests=1000, sets=2)
     assert found.worst <= 0.01

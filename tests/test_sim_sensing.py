@@ -158,6 +158,7 @@ def test_windows_that_do_not_meet_the_hop_are_not_replayed(bundle: Bundle) -> No
         own_samples(bundle)
 
 
+@pytest.mark.slow
 def test_processes_of_cameras_run_a_scenario_live(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = camera_bundle(tmp_path / "cameras")
     np.savez(tmp_path / "tested.npz", inputs=TESTED[0], labels=TESTED[1])

@@ -142,6 +142,7 @@ def test_pixel_distillation_learns_to_draw_and_needs_a_smaller_picture() -> None
 # ---- the whole way
 
 
+@pytest.mark.slow
 def test_the_bundle_has_views_and_costs_of_what_each_device_sees(bundle: Bundle) -> None:
     students = bundle.manifest.students
     assert tuple(student.view for student in students) == VIEWS[1::2]
