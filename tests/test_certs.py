@@ -18,12 +18,13 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nonn.cli import main
 from nonn.errors import ConfigError, CredentialsError
 from nonn.security import issued
 from nonn.security.authority import Authority
 from nonn.security.certificate import describe
 from nonn.security.tls import Identity, TlsFolder, check_id, load_tls
-from tests.serving import TIMEOUT_S, run
+from tests.serving import TIMEOUT_S, run_here
 
 DAY = timedelta(days=1)
 
@@ -216,7 +217,7 @@ def test_a_certificate_that_the_index_has_lost_is_revoked_by_its_file(authority:
         Authority(authority.path).revoke("node", "kitchen")
     certificate = tmp_path / "stolen.pem"
     certificate.write_bytes((folder / "identity.pem").read_bytes().partition(b"-----END PRIVATE KEY-----\n")[2])
-    ended = run("nonn", "certs", "revoke", "--dir", authority.path, "--file", certificate, "--reason", "stolen")
+    ended = run_here(main, "certs", "revoke", "--dir", authority.path, "--file", certificate, "--reason", "stolen")
     assert (ended.returncode, "revoked node kitchen" in ended.stdout) == (0, True), ended.stderr
     with pytest.raises(CredentialsError, match="this certificate has been revoked"):
         load_tls(folder, "node")
@@ -235,7 +236,7 @@ def test_a_certificate_that_the_index_has_lost_is_revoked_by_its_file(authority:
         (("node", "hall", "--file", certificate), 2, "leave out ROLE, ID and --keep-newest"),
         ((), 2, "give ROLE and ID of what to revoke, or --file PATH"),
     ):
-        ended = run("nonn", "certs", "revoke", "--dir", authority.path, *options)
+        ended = run_here(main, "certs", "revoke", "--dir", authority.path, *options)
         assert (ended.returncode, text in ended.stderr) == (code, True), ended.stderr
 
 
@@ -324,7 +325,7 @@ def test_the_command_does_all_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "certs"
 
     def certs(*arguments: Any) -> Any:
-        return run("nonn", "certs", *arguments, "--dir", folder)
+        return run_here(main, "certs", *arguments, "--dir", folder)
 
     assert certs("init").returncode == 0
     assert certs("issue", "node", "kitchen").returncode == 0
@@ -333,11 +334,11 @@ def test_the_command_does_all_of_it(tmp_path: Path) -> None:
     states = [entry["state"] for entry in json.loads(certs("list", "--json").stdout)]
     assert states == ["revoked", "valid"]
     assert "kitchen" in certs("list").stdout
-    shown = run("nonn", "certs", "show", folder / "node" / "kitchen", "--json")
+    shown = run_here(main, "certs", "show", folder / "node" / "kitchen", "--json")
     assert json.loads(shown.stdout)["names"][0] == "nonn://node/kitchen"
     wrong = certs("issue", "node", "Kitchen")
     assert (wrong.returncode, "lower-case" in wrong.stderr) == (2, True)
-    assert run("nonn", "certs", "issue", "king", "a").returncode == 2
+    assert run_here(main, "certs", "issue", "king", "a").returncode == 2
 
 
 def test_of_authorities_that_are_made_at_the_same_time_one_remains_whole(tmp_path: Path) -> None:
