@@ -24,6 +24,7 @@ from nonn.aggregator.monitoring.options import ObservingOptions
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.screening import QUARANTINED
 from nonn.bundle import Bundle
+from nonn.cli import main
 from nonn.documents import from_json, to_json
 from nonn.errors import BundleError, DataError
 from nonn.fleet.bundles import Bundles
@@ -31,7 +32,7 @@ from nonn.fleet.rollout import Rollout
 from nonn.fleet.served import ServeOptions
 from nonn.fleet.state import StateFolder, StateRecord
 from nonn.fleet.status import FleetMessage, FleetStatus
-from tests.serving import run, until_async
+from tests.serving import run_here, until_async
 from tests.toys import toy_bundle
 
 NUM_DEVICES = 2
@@ -189,7 +190,7 @@ def test_a_damaged_record_is_refused_with_the_remedy(
         state.first(bundle.path)
     assert bundle.hash in str(caught.value)
     if change is empty:
-        ended = run("nonn", "serve", bundle.path, "--joins", "--join-token-file", token, "--state", tmp_path)
+        ended = run_here(main, "serve", bundle.path, "--joins", "--join-token-file", token, "--state", tmp_path)
         assert (ended.returncode, "state.json: damaged" in ended.stderr) == (3, True)
         assert "Traceback" not in ended.stderr
     document.unlink()

@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
+from nonn import cli
 from nonn.aggregator.inventory import Node, write_inventory
 from nonn.bundle import Bundle
 from nonn.client import Client
@@ -31,7 +32,7 @@ from nonn.rpc.v1 import inference_pb2_grpc
 from nonn.security.authority import Authority
 from nonn.security.handshake import Diagnosis, DiagnosisKind, explain, reason
 from nonn.security.tls import AGGREGATOR_NAME, TlsFolder
-from tests.serving import TIMEOUT_S, logged, process, run, until
+from tests.serving import TIMEOUT_S, logged, process, run, run_here, until
 from tests.toys import toy_bundle
 
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
@@ -328,9 +329,9 @@ def test_the_certificate_of_a_node_is_none_of_an_aggregator_though_the_same_auth
 
 def test_predict_accepts_a_certificate_and_reports_a_missing_one(folder: Any, main: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "sample.npy", SAMPLE)
-    asked = run("nonn", "predict", main[0], tmp_path / "sample.npy", "--tls", folder / "certs/client/alice")
+    asked = run_here(cli.main, "predict", main[0], tmp_path / "sample.npy", "--tls", folder / "certs/client/alice")
     assert asked.returncode == 0, asked.stderr
-    asked = run("nonn", "predict", main[0], tmp_path / "sample.npy")
+    asked = run_here(cli.main, "predict", main[0], tmp_path / "sample.npy")
     assert (asked.returncode, "give --tls" in asked.stderr) == (3, True)
 
 
