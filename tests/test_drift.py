@@ -26,10 +26,11 @@ from nonn.aggregator.reply import Reply
 from nonn.aggregator.service import Aggregator
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle, load_bundle, write_bundle
+from nonn.cli import main
 from nonn.client import Client
 from nonn.errors import BundleError, ConfigError
 from tests.observing import metric, state
-from tests.serving import TIMEOUT_S, process, run, until_async
+from tests.serving import TIMEOUT_S, process, run_here, until_async
 from tests.toys import WIDTH, toy_bundle, toy_data
 
 NUM_DEVICES = 8
@@ -282,7 +283,7 @@ def test_a_node_process_that_is_stuck_is_named_in_log_metrics_state_and_by_top(b
         shown = state(http)
         assert shown["drift"]["alarms"] == [f"node-{bad}"]
         assert [metric(http, "nonn_node_drift", node=f"node-{i}") for i in range(NUM_DEVICES)] == [0] * bad + [1]
-        top = run("nonn", "top", line["address"], "--once")
+        top = run_here(main, "top", line["address"], "--once")
         assert f"node-{bad} answers, but agrees less with the others than as built" in top.stdout
         aggregator.send_signal(signal.SIGTERM)
         log = aggregator.communicate(timeout=TIMEOUT_S)[1].decode()

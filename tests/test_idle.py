@@ -17,13 +17,14 @@ from nonn.aggregator.monitoring.monitor import Monitor
 from nonn.aggregator.policy import PolicyConfig
 from nonn.aggregator.service import Aggregator
 from nonn.bundle import Bundle
+from nonn.cli import main
 from nonn.client import Client
 from nonn.cluster import LocalCluster
 from nonn.errors import QuorumError
 from nonn.rpc.v1 import inference_pb2 as pb
 from tests.fanout import Watcher, good_reply, student
 from tests.observing import fetch, metric, metrics, state
-from tests.serving import TIMEOUT_S, fake_node, logged, run, running_node, serving, until, until_async
+from tests.serving import TIMEOUT_S, fake_node, logged, run_here, running_node, serving, until, until_async
 
 NUM_DEVICES = 4
 SAMPLE = np.zeros((1, 1, 8, 8), np.uint8)
@@ -183,7 +184,7 @@ def test_what_is_counted_are_students_and_an_accuracy_that_nobody_got_is_absent(
             shown = state(http)
             assert (shown["students_up"], shown["devices"]) == (1, NUM_DEVICES)
             assert fetch(f"{http}/readyz")[1] == "ready: 1 of 4 students are up\n"
-            top = run("nonn", "top", ready["address"], "--once").stdout
+            top = run_here(main, "top", ready["address"], "--once").stdout
             assert "with 1 of 4 students on 2 of 2 nodes" in " ".join(top.split())
             with Client(ready["address"], TIMEOUT_S) as client:
                 answer = client.infer(SAMPLE)
