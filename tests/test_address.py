@@ -15,6 +15,7 @@ from nonn.cli import main
 from nonn.client import Client
 from nonn.errors import AddressError, ConfigError, UnreachableError
 from nonn.rpc.address import check_bind, split_address, with_port
+from tests.observing import logged
 from tests.serving import running_aggregator, until
 from tests.toys import toy_bundle
 
@@ -103,7 +104,7 @@ def test_a_host_that_cannot_be_resolved_is_a_warning_with_node_and_host(caplog: 
     known = Node(id="hall", address="127.0.0.1:1", student=0)
     with caplog.at_level(logging.WARNING):
         warn_of_unknown_hosts([known, Node(id="kitchen", address=f"{NO_HOST}:1", student=1)])
-    (record,) = caplog.records
+    (record,) = logged(caplog)
     assert f"node 'kitchen': host '{NO_HOST}' cannot be resolved" in record.getMessage()
 
 

@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from nonn.telemetry.background import Background
+from tests.observing import logged
 
 
 async def fails() -> None:
@@ -40,12 +41,13 @@ def test_a_failure_is_logged_at_once_with_the_name_of_the_task(caplog: pytest.Lo
             task = tasks.start(fails(), "expiry of leases")
             await asyncio.wait({task})
             await asyncio.sleep(0)
-            return len(caplog.records)
+            return len(logged(caplog))
 
     with caplog.at_level(logging.ERROR):
         assert asyncio.run(scenario()) == 1
-    assert caplog.messages == ["expiry of leases failed: broken"]
-    assert caplog.records[0].exc_info
+    (record,) = logged(caplog)
+    assert record.getMessage() == "expiry of leases failed: broken"
+    assert record.exc_info
 
 
 def test_one_failure_leaves_the_other_tasks_alone() -> None:

@@ -26,6 +26,7 @@ from nonn.errors import ConfigError, CredentialsError, MissingExtraError, NonnEr
 from nonn.security.authority import Authority
 from nonn.security.pairing import PairingCode
 from tests.fleets import Running, members
+from tests.observing import logged
 from tests.pairing import CODE
 from tests.serving import TIMEOUT_S, until
 
@@ -189,7 +190,7 @@ def test_a_code_comes_from_standard_input_the_environment_or_a_terminal_and_is_n
     monkeypatch.setenv("NONN_CODE", "from environment")
     assert code_of() == "from environment"
     assert "NONN_CODE" not in os.environ
-    assert caplog.text == ""
+    assert not logged(caplog)
     assert code_of("--code", "SECRET") == "SECRET"
     assert "list of processes" in caplog.text
     assert "SECRET" not in caplog.text
