@@ -145,6 +145,40 @@ class _Line:
         return member
 
 
+class _Batch:
+    """What one fan-out will send.
+
+    Attributes:
+        limit: most samples.
+        pieces: taken so far.
+        room: samples that it can still take.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = self.room = limit
+        self.pieces: list[Piece] = []
+
+    def add(self, piece: Piece) -> None:
+        """Takes one."""
+        self.pieces.append(piece)
+        self.room -= len(piece)
+
+    def accepts(self, member: BatchMember) -> bool:
+        """Whether a request has its dtype."""
+        return not self.pieces or member.batch.dtype == self.pieces[0].member.batch.dtype
+
+    def divides(self, member: BatchMember) -> bool:
+        """Whether a request is sent in pieces."""
+        return member.num_sent > 0 or member.num_left > self.limit
+
+    def fits(self, member: BatchMember, credit: int) -> int:
+        """How many samples of a request it can take now."""
+        left, most = member.num_left, min(credit, self.room)
+        if self.divides(member):
+            return min(left, most)
+        return left if left <= most else 0
+
+
 class Queue:
     """Requests that wait: a line for each caller.
 
@@ -174,35 +208,13 @@ class Queue:
 
         Requests whose client has given up are dropped; those whose deadline has passed are refused.
         """
-        taken, room, moving = list[Piece](), limit, True
-        while room and moving and self._lines:
+        batch, moving = _Batch(limit), True
+        while moving and batch.room and self._lines:
             quantum, moving = max(1, limit // len(self._lines)), False
             for caller in tuple(self._lines):
-                line = self._lines[caller]
-                credit, blocked = min(limit, line.credit + quantum), None
-                while room and (member := self._head(line, now, taken)) is not None:
-                    size = self._fits(member, limit, credit, room)
-                    if size == 0:
-                        if len(self._lines) == 1:  # of the only caller; it is the first of the next batch
-                            line.postpone()
-                            continue
-                        # With more credit in the next round it may fit.
-                        blocked, whole = member, not self._divisible(member, limit)
-                        moving = moving or (whole and credit < member.num_left <= room)
-                        break
-                    taken.append(self._take(line, member, size))
-                    room, credit, moving = room - size, credit - size, True
-                line.resume()
-                del self._lines[caller]
-                if (first := line.head()) is not None:
-                    self._lines[caller] = line  # at the end: others are next
-                    # What the next request needs is kept, if it cannot be cut: more would be taken from others later.
-                    # One that is blocked is the next, although an earlier one with another dtype is the first.
-                    following = blocked or first
-                    line.credit = 0 if self._divisible(following, limit) else min(credit, following.num_left)
-                if not room:
-                    break
-        return taken
+                if batch.room:
+                    moving = self._serve(caller, quantum, batch, now) or moving
+        return batch.pieces
 
     def push_out(self, caller: str, num_samples: int, connection: str = "") -> BatchMember | None:
         """Removes the newest request of the caller with the most waiting samples, or of the same caller; returns it.
@@ -227,12 +239,35 @@ class Queue:
         self.num_samples -= member.num_left
         return member
 
-    def _head(self, line: _Line, now: float, taken: list[Piece]) -> BatchMember | None:
+    def _serve(self, caller: str, quantum: int, batch: _Batch, now: float) -> bool:
+        """One turn of a caller, which gets ``quantum`` more credit; whether a further round may take more."""
+        line, moved, blocked = self._lines.pop(caller), False, None
+        credit, alone = min(batch.limit, line.credit + quantum), not self._lines
+        while batch.room and (member := self._head(line, now, batch)) is not None:
+            if size := batch.fits(member, credit):
+                batch.add(self._take(line, member, size))
+                credit, moved = credit - size, True
+            elif alone:
+                line.postpone()  # it is the first of the next batch
+            else:
+                blocked, whole = member, not batch.divides(member)
+                moved = moved or (whole and credit < member.num_left <= batch.room)  # with more credit it may fit
+                break
+        line.resume()
+        if (first := line.head()) is not None:
+            self._lines[caller] = line  # at the end: others are next
+            # What the next request needs is kept, if it cannot be cut: more would be taken from others later. One that
+            # is blocked is the next, although an earlier one with another dtype is the first.
+            following = blocked or first
+            line.credit = 0 if batch.divides(following) else min(credit, following.num_left)
+        return moved
+
+    def _head(self, line: _Line, now: float, batch: _Batch) -> BatchMember | None:
         """The next request of a line with the dtype of the batch; drops those that need no answer any more."""
         while (member := line.head()) is not None:
             if not member.answer.done():
                 if member.deadline_at > now:
-                    if not taken or member.batch.dtype == taken[0].member.batch.dtype:
+                    if batch.accepts(member):
                         return member
                     line.postpone()
                     continue
@@ -249,19 +284,6 @@ class Queue:
         self.num_samples -= size
         line.advance(size, done=not member.num_left)
         return piece
-
-    @staticmethod
-    def _divisible(member: BatchMember, limit: int) -> bool:
-        """Whether a request is sent in pieces."""
-        return member.num_sent > 0 or member.num_left > limit
-
-    @staticmethod
-    def _fits(member: BatchMember, limit: int, credit: int, room: int) -> int:
-        """How many samples of a request can join the batch now."""
-        left = member.num_left
-        if Queue._divisible(member, limit):
-            return min(left, credit, room)
-        return left if left <= min(credit, room) else 0
 
 
 def _num_left(requests: Iterable[BatchMember]) -> int:
