@@ -108,7 +108,7 @@ class Endpoint:
         largest = model.max_request_bytes
         self.budget, self.arriving = ByteBudget(max_held_bytes, largest), ByteBudget(max_held_bytes, largest)
         self._in_flight = 0
-        self._draining, self._idle = False, asyncio.Event()
+        self._draining, self._idle, self._drained = False, asyncio.Event(), asyncio.Event()
 
     @property
     def ready(self) -> bool:
@@ -120,6 +120,11 @@ class Endpoint:
         self._draining = True
         if self._in_flight:
             await self._idle.wait()
+        self._drained.set()
+
+    async def drained(self) -> None:
+        """Returns at shutdown, when the last request is answered."""
+        await self._drained.wait()
 
     def other_model(self, name: str, version: str) -> Status | None:
         """Status of a call that is for another model; None if it is for this one. An empty version means any."""

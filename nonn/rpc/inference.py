@@ -59,24 +59,33 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, raw: bytes, context: Any) -> Any:  # noqa: N802
         """One batch in, one answer out, both as bytes."""
-        num_bytes, budget, response, failure = len(raw), self._endpoint.budget, None, None
-        try:
-            budget.take(num_bytes)  # before parsing, which copies
-        except OverloadError as exc:
-            failure = to_status(exc)
-        if failure is None:
-            try:
-                response, failure = await self._answer(raw, context)
-            finally:
-                budget.give(num_bytes)
+        response, failure = await self.respond(raw, context, context.time_remaining())
         # gRPC keeps the error of an aborted call, and with it this frame, until the next collection of cycles.
         del raw
         if failure is not None:
             await context.abort(*failure)
         return response
 
-    async def _answer(self, raw: bytes, context: Any) -> tuple[bytes | None, Status | None]:
-        """The response to a request, or the status of its failure."""
+    async def respond(self, raw: bytes, context: Any, remaining_s: float | None) -> tuple[bytes | None, Status | None]:
+        """The response to a request, or the status of its failure; the other one is None.
+
+        Args:
+            raw: a serialised ModelInferRequest.
+            context: of the call or stream that it came in.
+            remaining_s: time until the client's deadline; None if it has none.
+        """
+        num_bytes, budget = len(raw), self._endpoint.budget
+        try:
+            budget.take(num_bytes)  # before parsing, which copies
+        except OverloadError as exc:
+            return None, to_status(exc)
+        try:
+            return await self._answer(raw, context, remaining_s)
+        finally:
+            budget.give(num_bytes)
+
+    async def _answer(self, raw: bytes, context: Any, remaining_s: float | None) -> tuple[bytes | None, Status | None]:
+        """Parses a request and answers it."""
         try:
             request = Request.parse(raw, self._model.name)
             request.caller, request.connection = sender(context, self._guard), context.peer()
@@ -88,7 +97,7 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         def write(version: str, result: InferenceResult) -> bytes:
             return write_response(self._model.name, version, request, result.outputs, result.parameters)
 
-        return await self._endpoint.infer(request, context.time_remaining(), write)
+        return await self._endpoint.infer(request, remaining_s, write)
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
         """Aborts the call if it is for another model."""

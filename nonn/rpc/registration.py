@@ -31,14 +31,20 @@ def add_servicer(server: Any, service: ServiceDescriptor, servicer: object, raw:
         server: of grpc.aio, not started.
         service: descriptor of the service.
         servicer: has a coroutine method for each unary call and an asynchronous generator for each streaming one.
-        raw: names of unary calls that accept and return bytes instead of messages.
+        raw: names of calls that accept and return bytes instead of messages; such a call is unary, or a bidirectional
+            one that reads and writes its context.
     """
     handlers = {}
     for method in service.methods:
         call, name = getattr(servicer, method.name), method.input_type.name
         read = GetMessageClass(method.input_type).FromString
         if method.name in raw:
-            handler = grpc.unary_unary_rpc_method_handler(call)
+            made = (
+                grpc.stream_stream_rpc_method_handler
+                if method.client_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            handler = made(call)
         elif method.client_streaming:
             # gRPC's own deserialiser: in the middle of a stream the only answer is to end it.
             handler = grpc.stream_stream_rpc_method_handler(call, read, _written)

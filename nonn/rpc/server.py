@@ -29,6 +29,7 @@ from nonn.rpc.endpoint import Endpoint, Model
 from nonn.rpc.guard import Guard
 from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.reflection import add_reflection
+from nonn.rpc.streaming import StreamingServicer
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_STREAMS, SERVICE
 from nonn.security.tls import TlsFolder
@@ -69,6 +70,7 @@ async def serve(
     attend: Attend | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
     stop: asyncio.Event | None = None,
+    streams: bool = False,
 ) -> None:
     """Serves a model until a signal, ``stop`` or the end of standard input.
 
@@ -87,6 +89,7 @@ async def serve(
             entered when the server answers requests, exited at shutdown while it still answers.
         stop: ends the server when it is set; None for a new ``shutdown_event``.
         interceptors: further interceptors, after the guard.
+        streams: accept requests over streams too.
 
     Raises:
         AddressError: the address is taken, or not of this machine.
@@ -103,6 +106,8 @@ async def serve(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     files = [pb.DESCRIPTOR, health_pb2.DESCRIPTOR, *(add_service(server) for add_service in services)]
+    if streams:
+        files.append(StreamingServicer(endpoint, guard).add_to(server))
     if reflection:
         add_reflection(server, files)
     descriptors = raise_descriptor_limit()

@@ -31,6 +31,7 @@ __all__ = [
     "DTYPES",
     "ERROR_KEY",
     "INFER_METHOD",
+    "INFER_STREAM_METHOD",
     "MAX_DIMS",
     "MAX_MESSAGE_BYTES",
     "MAX_SAMPLES",
@@ -39,6 +40,9 @@ __all__ = [
     "RECONNECTING_OPTIONS",
     "SENSING_SERVICE",
     "SERVICE",
+    "STREAMING_SERVICE",
+    "STREAM_BYTES",
+    "STREAM_VERSION",
     "Descriptor",
     "Status",
     "add_descriptors",
@@ -57,6 +61,8 @@ __all__ = [
 
 SERVICE = "inference.GRPCInferenceService"
 SENSING_SERVICE, ANSWERS_SERVICE = "nonn.rpc.v1.Sensing", "nonn.rpc.v1.Answers"
+STREAMING_SERVICE = "nonn.rpc.v1.Streaming"
+INFER_STREAM_METHOD = f"/{STREAMING_SERVICE}/Infer"
 INFER_METHOD, METADATA_METHOD = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelMetadata"
 
 Array = NDArray[Any]
@@ -109,6 +115,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 # answered all at once asks again while its last calls count, so it opens less than half of the limit.
 MAX_STREAMS = 100
 CLIENT_STREAMS = 48
+# Largest request that is sent over a stream to a node. Larger ones are calls of their own: a stream passes its messages
+# one after another, and a call costs little beside so many bytes.
+STREAM_BYTES = 64 * 1024
+STREAM_VERSION = 1
 # For channels that outlive their peer. A restarted peer is found within half a second, not after gRPC's back-off of up
 # to two minutes. The minimum also limits one connection attempt: a stopped process accepts the connection but does not
 # answer. Keepalive is for links that fail silently.

@@ -15,7 +15,7 @@ from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.guard import Guard
 from nonn.rpc.loop import run as run_loop
 from nonn.rpc.server import serve
-from nonn.rpc.wire import SERVICE
+from nonn.rpc.wire import SERVICE, STREAMING_SERVICE
 from nonn.security.tls import load_tls
 from nonn.telemetry.systemd import Watchdog
 from nonn_device.node import StudentModel
@@ -115,7 +115,8 @@ def server_options(arguments: argparse.Namespace, bundle: Bundle, device: int, *
         "watch_stdin": arguments.watch_stdin,
         "on_ready": announce,
         "reflection": arguments.reflection,
-        "guard": Guard(tls, {SERVICE: frozenset({"aggregator"})}) if tls else None,
+        "streams": True,
+        "guard": Guard(tls, dict.fromkeys((SERVICE, STREAMING_SERVICE), frozenset({"aggregator"}))) if tls else None,
         "interceptors": [arguments.tracing.interceptor] if arguments.tracing else [],
         **more,
     }
