@@ -25,6 +25,7 @@ from nonn.answer import Answer
 from nonn.client import Client
 from nonn.rpc.endpoint import Endpoint, Model
 from nonn.rpc.inference import InferenceServicer
+from nonn.rpc.streaming import StreamingServicer
 
 TIMEOUT_S = 60.0  # for what takes a second on an idle machine
 LONGEST_PAUSE_S = 0.05  # between two looks at what may have changed
@@ -191,7 +192,9 @@ async def fake_node(behaviour: Behaviour | None, port: int = 0) -> AsyncIterator
 async def serving(model: Model) -> AsyncIterator[str]:
     """A model behind the protocol in this process."""
     server = aio.server(options=[("grpc.so_reuseport", 0)])
-    InferenceServicer(Endpoint(model)).add_to(server)
+    endpoint = Endpoint(model)
+    for servicer in (InferenceServicer(endpoint), StreamingServicer(endpoint)):
+        servicer.add_to(server)
     bound = server.add_insecure_port("127.0.0.1:0")
     async with model:
         await server.start()

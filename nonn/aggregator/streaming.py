@@ -51,6 +51,11 @@ class StreamingChannel:
         self._opening, self._offered = False, True
         self._tasks = Background()
 
+    @property
+    def streams(self) -> bool:
+        """Whether small requests go over a stream now."""
+        return self._stream is not None
+
     def unary_unary(self, method: str) -> Callable[..., Any]:
         """A callable like that of a gRPC channel, for bytes; its calls can be awaited and cancelled."""
         return self._ask if method == INFER_METHOD else self._channel.unary_unary(method)
@@ -58,8 +63,10 @@ class StreamingChannel:
     async def close(self, grace: float | None = None) -> None:
         """Ends every call; those under way get ``grace`` seconds to be answered."""
         self._offered = False
-        if self._stream is not None and grace:
-            await self._stream.idle(grace)
+        if (stream := self._stream) is not None:
+            if grace:
+                await stream.idle(grace)
+            stream.cancel()
         await self._tasks.close()
         await self._channel.close(grace)
 
@@ -80,7 +87,7 @@ class StreamingChannel:
 
     async def _keep(self) -> None:
         """One stream, from its opening to its end."""
-        call = self._channel.stream_stream(INFER_STREAM_METHOD)()
+        call, end = self._channel.stream_stream(INFER_STREAM_METHOD)(), "the node's stream has ended"
         stream = _Stream(call)
         try:
             async with asyncio.timeout(OPEN_S):
@@ -90,14 +97,14 @@ class StreamingChannel:
         except TimeoutError:
             pass
         except aio.AioRpcError as exc:
-            self._offered = self._offered and exc.code() in _PASSING
+            self._offered, end = self._offered and exc.code() in _PASSING, exc.details() or end
         except InputError as exc:
             self._offered = False
             _log.warning("a node's stream breaks the protocol, so it is asked by calls: %s", printable(str(exc)))
         finally:
             self._stream, self._opening = None, False
             call.cancel()
-            stream.end()
+            stream.end(end)
 
 
 class _Stream:
@@ -124,10 +131,10 @@ class _Stream:
         milliseconds = 0 if timeout_s is None else max(1, round(timeout_s * 1e3))
         future = self._pending[number] = loop.create_future()
         self._send(number, pb.StreamRequest(call=number, request=request, timeout_ms=milliseconds))
-        timer = timeout_s and loop.call_later(
-            timeout_s, _fail, future, grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time"
-        )
-        future.add_done_callback(partial(self._ended, number, timer))
+        if timeout_s is not None:
+            timer = loop.call_later(timeout_s, _fail, future, grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+            future.add_done_callback(lambda _: timer.cancel())
+        future.add_done_callback(partial(self._ended, number))
         return future
 
     async def begin(self) -> None:
@@ -161,10 +168,15 @@ class _Stream:
         if self._pending:
             await asyncio.wait(self._pending.values(), timeout=timeout_s)
 
-    def end(self) -> None:
+    def cancel(self) -> None:
+        """Gives up what is under way."""
+        for future in tuple(self._pending.values()):
+            future.cancel()
+
+    def end(self, reason: str) -> None:
         """Fails what is under way."""
         for future in tuple(self._pending.values()):
-            _fail(future, grpc.StatusCode.UNAVAILABLE, "the node's stream has ended")
+            _fail(future, grpc.StatusCode.UNAVAILABLE, reason)
 
     def _take(self, reply: Any) -> None:
         """Gives a reply to the request that waits for it."""
@@ -178,10 +190,8 @@ class _Stream:
         elif not future.done():
             future.set_result(reply.response)
 
-    def _ended(self, number: int, timer: asyncio.TimerHandle | None, future: Future) -> None:
+    def _ended(self, number: int, future: Future) -> None:
         """A request has its reply, or is given up; the node hears of the latter."""
-        if timer:
-            timer.cancel()
         unsent = self._unsent.pop(number, None) is not None
         if self._pending.pop(number, None) is not None and not unsent:
             self._given_up.add(number)

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
-from nonn.errors import InputError, NonnError
+from nonn.errors import InputError, NonnError, OverloadError
 from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.guard import Guard, sender
 from nonn.rpc.inference import InferenceServicer
@@ -25,6 +25,7 @@ from nonn.telemetry.background import Background
 __all__ = ["StreamingServicer"]
 
 _ENVELOPE_BYTES = 64  # of a message besides its request
+_MOST_OPEN = 64  # streams at once: more than any node has aggregators; a stream costs memory even if it is idle
 
 
 class StreamingServicer:
@@ -37,7 +38,7 @@ class StreamingServicer:
 
     def __init__(self, endpoint: Endpoint, guard: Guard | None = None) -> None:
         self._endpoint, self._guard = endpoint, guard
-        self._inference = InferenceServicer(endpoint, guard)
+        self._inference, self._open = InferenceServicer(endpoint, guard), 0
 
     def add_to(self, server: Any) -> FileDescriptor:
         """Adds the service to a server that has not been started; returns the descriptor of its .proto file."""
@@ -46,7 +47,18 @@ class StreamingServicer:
 
     async def Infer(self, requests: Any, context: Any) -> None:  # noqa: N802
         """One stream."""
-        failure: NonnError | None = None
+        if self._open >= _MOST_OPEN:
+            await context.abort(*to_status(OverloadError(f"{_MOST_OPEN} streams are open; send requests as calls")))
+        self._open += 1
+        try:
+            failure = await self._serve(context)
+        finally:
+            self._open -= 1
+        if failure is not None:
+            await context.abort(*to_status(failure))
+
+    async def _serve(self, context: Any) -> NonnError | None:
+        """Answers the requests of a stream until it ends; returns the error that ends it."""
         async with Background() as tasks:
             stream = _Stream(self._inference, self._guard, context, tasks)
             await stream.write(pb.StreamReply(version=STREAM_VERSION))
@@ -54,14 +66,12 @@ class StreamingServicer:
             try:
                 await asyncio.wait((reading, drained), return_when=asyncio.FIRST_COMPLETED)
                 if reading.done():
-                    failure = reading.result()
-                else:
-                    await stream.finish()
+                    return reading.result()
+                await stream.finish()
+                return None
             finally:
                 reading.cancel()
                 stream.ended = True
-        if failure is not None:
-            await context.abort(*to_status(failure))
 
 
 class _Stream:
