@@ -6,6 +6,7 @@
     policy/      which nodes to ask, how long to wait, hedging        (pure logic, injected time)
     states       outcomes to the policy, changes to the observers     (NodeStates)
     fanout       one request to many nodes
+    streaming    a channel to a node whose small requests share one stream
     metadata     what a node states about itself, with a limit of its size
     reply        the outcome of asking one node, checked
     screening    devices that contradict the others are left out
