@@ -18,6 +18,8 @@
     liars     two nodes that send wrong features, in one way after another
     bad       one node that breaks the protocol in every way that gRPC lets through, refuses batches, or sends bad
               metadata
+    bad-streams
+              one node that breaks the protocol of streams, in one way after another
     node-frames
               one node that attacks with HTTP/2 frames of five kinds
     http      clients of the REST form, while nodes are killed, two clients send 1,000 samples at a time and bodies
@@ -52,6 +54,7 @@ from pathlib import Path
 from benchmarks import (
     aggregators,
     bad,
+    bad_streams,
     boards,
     clocks,
     crowd,
@@ -88,6 +91,7 @@ SECTIONS: tuple[Section, ...] = (
     *wrong.SECTIONS,
     *memory.SECTIONS,
     *bad.SECTIONS,
+    *bad_streams.SECTIONS,
     *node_frames.SECTIONS,
     *rest.SECTIONS,
     *joins.SECTIONS,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from grpc import aio
 
+from nonn.aggregator.fanout import NODE_CHANNEL_OPTIONS
 from nonn.aggregator.streaming import StreamingChannel
 from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.inference import InferenceServicer
@@ -94,7 +95,7 @@ async def node(model: Any, *, streams: bool = True, port: int = 0) -> AsyncItera
 @contextlib.asynccontextmanager
 async def channel_to(address: str) -> AsyncIterator[tuple[StreamingChannel, Callable[..., Any]]]:
     """A channel that asks by calls until its stream is open, and its callable for inference."""
-    channel = StreamingChannel(aio.insecure_channel(address))
+    channel = StreamingChannel(aio.insecure_channel(address, options=NODE_CHANNEL_OPTIONS))
     try:
         yield channel, channel.unary_unary(INFER_METHOD)
     finally:
@@ -227,7 +228,9 @@ def test_what_a_stream_does_not_take_is_a_call() -> None:
     run(scenario)
 
 
-def test_requests_under_way_fail_with_the_node_and_a_stream_is_opened_again() -> None:
+def test_requests_under_way_fail_with_the_node_and_a_stream_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nonn.aggregator.streaming.REOPEN_S", 0.01)
+
     async def scenario() -> None:
         model = Echo()
         async with contextlib.AsyncExitStack() as stack:
@@ -310,6 +313,17 @@ class Bad(grpc.GenericRpcHandler):  # type: ignore[misc]
             return grpc.unary_unary_rpc_method_handler(self._call)
         return grpc.stream_stream_rpc_method_handler(self._stream)
 
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        server = aio.server(options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers((self,))
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        try:
+            yield address
+        finally:
+            await server.stop(None)
+
     async def _call(self, raw: bytes, context: Any) -> bytes:
         return b"reply"
 
@@ -345,27 +359,45 @@ def test_a_node_that_breaks_the_protocol_of_streams_is_asked_by_calls(
     bad = Bad(first, replies)
 
     async def scenario() -> None:
-        server = aio.server(options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((bad,))
-        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        try:
-            async with channel_to(address) as (channel, infer):
-                await infer(b"request")
-                if first == HELLO:
-                    await until_async(lambda: channel.streams)
-                    with contextlib.suppress(aio.AioRpcError):  # the first of two replies is good
-                        await infer(b"request")
-                await until_async(lambda: bad.streams == 1 and not channel.streams)
-                for _ in range(5):
-                    assert await infer(b"request") == b"reply"
-        finally:
-            await server.stop(None)
+        async with bad.serving() as address, channel_to(address) as (channel, infer):
+            await infer(b"request")
+            if first == HELLO:
+                await until_async(lambda: channel.streams)
+                with contextlib.suppress(aio.AioRpcError):  # the first of two replies is good
+                    await infer(b"request")
+            await until_async(lambda: bad.streams == 1 and not channel.streams)
+            for _ in range(5):
+                assert await infer(b"request") == b"reply"
 
     run(scenario)
     assert bad.streams == 1
     expected = [f"a node's stream breaks the protocol, so it is asked by calls: {reason}"] if reason else []
     assert [record.getMessage() for record in logged(caplog)] == expected
+
+
+def test_a_node_that_ends_its_streams_is_asked_for_another_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = 0
+
+    async def end(requests: Any, context: Any) -> None:
+        nonlocal opened
+        opened += 1
+        await context.abort(STATUS.UNAVAILABLE, "no more")
+
+    async def scenario() -> None:
+        bad = Bad(HELLO, lambda raw: [])
+        bad._stream = end  # type: ignore[method-assign]
+        async with bad.serving() as address, channel_to(address) as (_, infer):
+            monkeypatch.setattr("nonn.aggregator.streaming.REOPEN_S", TIMEOUT_S)
+            for _ in range(20):
+                await infer(b"request")
+                await asyncio.sleep(0.01)
+            assert opened == 1
+            monkeypatch.setattr("nonn.aggregator.streaming.REOPEN_S", 0.0)
+            while opened == 1:
+                await infer(b"request")
+                await asyncio.sleep(0.01)
+
+    run(scenario)
 
 
 def request(call: int, content: bytes | None = message(1)) -> bytes:

@@ -11,6 +11,7 @@ and wakes the one coroutine of the request, which reads the list, updates the se
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -27,7 +28,7 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.metadata import METADATA_LIMIT
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Float32, Reply, ReplyReader, failure, reply_limit, silence
-from nonn.aggregator.streaming import StreamingChannel
+from nonn.aggregator.streaming import STREAM_LIMIT, StreamingChannel
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.views import View, select_view
@@ -54,7 +55,7 @@ _log = logging.getLogger(__name__)
 NODE_CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     *RECONNECTING_OPTIONS,
     ("grpc.keepalive_permit_without_calls", 1),
-    METADATA_LIMIT,
+    ("grpc.service_config", json.dumps({"methodConfig": [METADATA_LIMIT, STREAM_LIMIT]})),
 )
 
 # A call ends at the deadline of its request, which is extended if this process is stopped meanwhile. gRPC's own

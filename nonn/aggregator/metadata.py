@@ -2,12 +2,12 @@
 
 A node may send anything. Parsed, a reply of empty tensors takes 32 times its bytes of memory, and 0.05 s of the event
 loop per megabyte; gRPC's own deserialiser logs a traceback for each reply that it cannot parse. So gRPC refuses a large
-reply by its announced length (``METADATA_LIMIT``, an option of every channel to a node), and the rest is parsed here.
+reply by its announced length (``METADATA_LIMIT``, in the service config of every channel to a node), and the rest is
+parsed here.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import grpc
@@ -21,11 +21,10 @@ from nonn.rpc.wire import METADATA_METHOD, SERVICE
 __all__ = ["METADATA_BYTES", "METADATA_LIMIT", "ask_metadata"]
 
 METADATA_BYTES = 64 * 1024  # a nonn node sends 700 bytes, a foreign server about 100 for each tensor
-_LIMITED = {
+METADATA_LIMIT = {
     "name": [{"service": SERVICE, "method": METADATA_METHOD.rpartition("/")[2]}],
     "maxResponseMessageBytes": METADATA_BYTES,
 }
-METADATA_LIMIT = ("grpc.service_config", json.dumps({"methodConfig": [_LIMITED]}))
 
 
 async def ask_metadata(channel: Any, model: str, timeout_s: float) -> dict[str, str]:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from math import inf
 from typing import Any
 
 import grpc
@@ -20,13 +21,26 @@ from grpc import aio
 
 from nonn.errors import InputError
 from nonn.rpc.v1 import streaming_pb2 as pb
-from nonn.rpc.wire import INFER_METHOD, INFER_STREAM_METHOD, MAX_STREAMS, STREAM_BYTES, STREAM_VERSION
+from nonn.rpc.wire import (
+    INFER_METHOD,
+    INFER_STREAM_METHOD,
+    MAX_STREAMS,
+    STREAM_BYTES,
+    STREAM_VERSION,
+    STREAMING_SERVICE,
+)
 from nonn.telemetry.background import Background
 from nonn.telemetry.printable import printable
 
-__all__ = ["StreamingChannel"]
+__all__ = ["STREAM_LIMIT", "StreamingChannel"]
 
 OPEN_S = 2.0  # a node that has not begun its stream by then does not answer
+REOPEN_S = 2.0  # between two openings: a node that ends each stream at once is asked by calls meanwhile
+_REPLY_BYTES = 4 * 1024 * 1024  # of one message: the replies to requests of STREAM_BYTES have less
+STREAM_LIMIT = {
+    "name": [{"service": STREAMING_SERVICE}],
+    "maxResponseMessageBytes": _REPLY_BYTES,
+}
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # A stream that ends with one of these may be opened again: the node was restarted, or is away.
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -39,7 +53,8 @@ Future = asyncio.Future[bytes]
 class StreamingChannel:
     """A channel of grpc.aio that asks a node over a stream where it can; entered in the event loop.
 
-    The stream is opened after the first call of ModelInfer, and again after a later call if it has ended.
+    The stream is opened after the first call of ModelInfer. One that has ended is opened again after a later call, at
+    least two seconds after the last opening.
 
     Args:
         channel: to a nonn node.
@@ -48,7 +63,7 @@ class StreamingChannel:
     def __init__(self, channel: aio.Channel) -> None:
         self._channel, self._infer = channel, channel.unary_unary(INFER_METHOD)
         self._stream: _Stream | None = None
-        self._opening, self._offered = False, True
+        self._opening, self._offered, self._opened_at = False, True, -inf
         self._tasks = Background()
 
     @property
@@ -81,8 +96,9 @@ class StreamingChannel:
 
     def _open(self, call: object) -> None:
         """Opens a stream, if none is open or being opened."""
-        if self._offered and not self._opening:
-            self._opening = True
+        now = asyncio.get_running_loop().time()
+        if self._offered and not self._opening and now >= self._opened_at + REOPEN_S:
+            self._opening, self._opened_at = True, now
             self._tasks.start(self._keep(), "a stream to a node")
 
     async def _keep(self) -> None:

@@ -37,6 +37,10 @@ _ADVERSARIES: tuple[tuple[str, str], ...] = (
         "throughput ÷ with the node dead: {bad_ratio}; peak memory of the aggregator + {bad_growth_mb:.0f} MB",
     ),
     (
+        "a node that breaks the protocol of streams, in one way after another, a new aggregator for each",
+        "{bad_streams_requests:,} requests; failed: {bad_streams_failed}",
+    ),
+    (
         "a node that sends HTTP/2 frames of five kinds",
         "{node_frames_requests} requests: {node_frames_failed} failed",
     ),
