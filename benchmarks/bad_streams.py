@@ -36,7 +36,7 @@ Way = Callable[[int, Answer], Iterable[bytes]]
 
 
 def _reply(call: int, **fields: Any) -> bytes:
-    return bytes(pb.StreamReply(call=call, **fields).SerializeToString())
+    return bytes(pb.StreamReply(id=call, **fields).SerializeToString())
 
 
 WAYS: dict[str, Way] = {
@@ -89,8 +89,8 @@ class BadStreamNode(grpc.GenericRpcHandler):  # type: ignore[misc]
                 return
             request = pb.StreamRequest.FromString(message)
             raw = request.request
-            if request.HasField("request"):
-                yield from WAYS[self._way](request.call, lambda raw=raw: infer(raw, timeout=TIMEOUT_S))  # type: ignore[misc]
+            if not request.cancel:
+                yield from WAYS[self._way](request.id, lambda raw=raw: infer(raw, timeout=TIMEOUT_S))  # type: ignore[misc]
 
     def __enter__(self) -> Self:
         self._server.start()

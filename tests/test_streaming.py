@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -15,18 +16,20 @@ import numpy as np
 import pytest
 from grpc import aio
 
-from nonn.aggregator.fanout import NODE_CHANNEL_OPTIONS
+from nonn.aggregator.fanout import NODE_CHANNEL_OPTIONS, connect_insecure
+from nonn.aggregator.inventory import Node
+from nonn.aggregator.membership.credentials import connect_tls
 from nonn.aggregator.streaming import StreamingChannel
 from nonn.rpc.endpoint import Endpoint, InferenceResult
 from nonn.rpc.inference import InferenceServicer
-from nonn.rpc.streaming import StreamingServicer
+from nonn.rpc.streaming import MAX_OPEN, StreamingServicer
 from nonn.rpc.v1 import inference_pb2, streaming_pb2
 from nonn.rpc.wire import (
     INFER_METHOD,
     INFER_STREAM_METHOD,
+    MAX_STREAM_BYTES,
     MAX_STREAMS,
     METADATA_METHOD,
-    STREAM_BYTES,
     STREAM_VERSION,
     new_request,
 )
@@ -103,10 +106,11 @@ async def channel_to(address: str) -> AsyncIterator[tuple[StreamingChannel, Call
 
 
 async def open_stream(channel: StreamingChannel, infer: Callable[..., Any]) -> bytes:
-    """Asks once, by a call, and waits until the stream is open; returns the reply."""
-    reply = await infer(message(1))
-    await until_async(lambda: channel.streams)
-    assert isinstance(reply, bytes)
+    """Asks once, by a call, and waits until the stream is open; returns the reply, empty if it is an error."""
+    reply = b""
+    with contextlib.suppress(aio.AioRpcError):
+        reply = await infer(message(1))
+    await until_async(lambda: channel.is_streaming)
     return reply
 
 
@@ -136,7 +140,7 @@ def test_small_requests_share_one_stream_and_all_others_are_calls() -> None:
             by_call = await open_stream(channel, infer)
             assert await asyncio.gather(*(infer(message(1)) for _ in range(20))) == [by_call] * 20
             assert counts == {INFER_METHOD: 1, INFER_STREAM_METHOD: 1}
-            await infer(message(STREAM_BYTES))
+            await infer(message(MAX_STREAM_BYTES))
             await infer(message(1), wait_for_ready=True)
             await infer(message(1), metadata=(("traceparent", "00-1"),))
             assert counts[INFER_METHOD] == 4
@@ -148,14 +152,16 @@ def test_small_requests_share_one_stream_and_all_others_are_calls() -> None:
     run(scenario)
 
 
-def test_a_node_without_the_service_is_asked_for_a_stream_once() -> None:
+def test_a_node_without_the_service_is_asked_for_streams_ever_more_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nonn.aggregator.streaming.REOPEN_S", 0.01)
+
     async def scenario() -> None:
+        start = time.monotonic()
         async with node(Echo(), streams=False) as (address, counts, _), channel_to(address) as (channel, infer):
-            for _ in range(20):
+            while counts[INFER_STREAM_METHOD] < 4:
                 await infer(message(1))
-                await asyncio.sleep(0.01)
-            assert counts == {INFER_METHOD: 20, INFER_STREAM_METHOD: 1}
-            assert not channel.streams
+                assert not channel.is_streaming
+        assert time.monotonic() - start > 0.01 + 0.02 + 0.04
 
     run(scenario)
 
@@ -199,16 +205,22 @@ def test_a_request_that_is_given_up_is_dropped_by_the_node_and_owes_no_reply() -
     run(scenario)
 
 
-def test_a_deadline_goes_with_the_request_and_ends_it() -> None:
+def test_a_deadline_goes_with_the_request_and_ends_it_on_both_sides() -> None:
     async def scenario() -> None:
         model = Echo()
         async with node(model) as (address, _, _), channel_to(address) as (channel, infer):
             await open_stream(channel, infer)
+            await infer(message(1), timeout=TIMEOUT_S)
+            assert model.remaining_s == pytest.approx(TIMEOUT_S)
             model.gate.clear()
-            error = await failure_of(infer(message(1), timeout=0.2))
-            assert error.code() is STATUS.DEADLINE_EXCEEDED
-            assert model.remaining_s == pytest.approx(0.2)
-            await until_async(lambda: model.cancelled == 1)
+            assert (await failure_of(infer(message(1), timeout=0.05))).code() is STATUS.DEADLINE_EXCEEDED
+        async with node(model) as (address, _, _), aio.insecure_channel(address) as plain:
+            stream = plain.stream_stream(INFER_STREAM_METHOD)()
+            await stream.read()
+            late = streaming_pb2.StreamRequest(id=1, request=message(1), timeout_ms=50)
+            await stream.write(late.SerializeToString())
+            reply = streaming_pb2.StreamReply.FromString(await stream.read())
+            assert reply.status == STATUS.DEADLINE_EXCEEDED.value[0]
 
     run(scenario)
 
@@ -241,11 +253,11 @@ def test_requests_under_way_fail_with_the_node_and_a_stream_is_opened_again(monk
                 call = infer(message(1))
                 await until_async(lambda: model.begun == 2)
             assert (await failure_of(call)).code() is STATUS.UNAVAILABLE
-            await until_async(lambda: not channel.streams)
+            await until_async(lambda: not channel.is_streaming)
             assert (await failure_of(infer(message(1)))).code() is STATUS.UNAVAILABLE
             model.gate.set()
             async with node(model, port=int(address.rpartition(":")[2])):
-                while not channel.streams:
+                while not channel.is_streaming:
                     await infer(message(1), wait_for_ready=True)
                     await asyncio.sleep(0.01)
                 await infer(message(1))
@@ -289,10 +301,10 @@ def test_at_shutdown_what_is_under_way_is_answered_and_the_stream_ends() -> None
             draining = asyncio.ensure_future(endpoint.drain())
             await asyncio.sleep(0)
             assert (await failure_of(infer(message(1)))).code() is STATUS.UNAVAILABLE  # it accepts no more
-            assert channel.streams
+            assert channel.is_streaming
             model.gate.set()
             await asyncio.gather(draining, *asked)
-            await until_async(lambda: not channel.streams)
+            await until_async(lambda: not channel.is_streaming)
 
     run(scenario)
 
@@ -337,8 +349,8 @@ class Bad(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def reply_to(raw: bytes, more: int = 0, size: int = 5) -> bytes:
     """A reply to a request of a stream, or to one that comes later."""
-    call = streaming_pb2.StreamRequest.FromString(raw).call + more
-    return streaming_pb2.StreamReply(call=call, response=bytes(size)).SerializeToString()
+    call = streaming_pb2.StreamRequest.FromString(raw).id + more
+    return streaming_pb2.StreamReply(id=call, response=bytes(size)).SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -350,28 +362,31 @@ def reply_to(raw: bytes, more: int = 0, size: int = 5) -> bytes:
         pytest.param(HELLO, lambda raw: [reply_to(raw, 1)], "a reply to no request (2)", id="another"),
         pytest.param(HELLO, lambda raw: [reply_to(raw)] * 2, "a reply to no request (1)", id="twice"),
         pytest.param(HELLO, lambda raw: itertools.repeat(HELLO, 10**5), "a reply to no request (0)", id="endless"),
-        pytest.param(HELLO, lambda raw: [reply_to(raw, size=5 << 20)], None, id="huge"),
+        pytest.param(HELLO, lambda raw: [reply_to(raw, size=17 << 20)], None, id="huge"),
     ],
 )
 def test_a_node_that_breaks_the_protocol_of_streams_is_asked_by_calls(
-    first: bytes, replies: Replies, reason: str | None, caplog: pytest.LogCaptureFixture
+    first: bytes,
+    replies: Replies,
+    reason: str | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("nonn.aggregator.streaming.REOPEN_S", TIMEOUT_S)
     bad = Bad(first, replies)
 
     async def scenario() -> None:
         async with bad.serving() as address, channel_to(address) as (channel, infer):
             await infer(b"request")
             if first == HELLO:
-                await until_async(lambda: channel.streams)
+                await until_async(lambda: channel.is_streaming)
                 with contextlib.suppress(aio.AioRpcError):  # the first of two replies is good
                     await infer(b"request")
-            await until_async(lambda: bad.streams == 1 and not channel.streams)
-            for _ in range(5):
-                assert await infer(b"request") == b"reply"
+            await until_async(lambda: bad.streams == 1 and not channel.is_streaming)
+            assert await infer(b"request") == b"reply"
 
     run(scenario)
-    assert bad.streams == 1
-    expected = [f"a node's stream breaks the protocol, so it is asked by calls: {reason}"] if reason else []
+    expected = [f"a node's stream breaks the protocol: {reason}; it is asked by unary calls"] if reason else []
     assert [record.getMessage() for record in logged(caplog)] == expected
 
 
@@ -401,18 +416,20 @@ def test_a_node_that_ends_its_streams_is_asked_for_another_after_a_while(monkeyp
 
 
 def request(call: int, content: bytes | None = message(1)) -> bytes:
-    return bytes(streaming_pb2.StreamRequest(call=call, request=content).SerializeToString())
+    return bytes(
+        streaming_pb2.StreamRequest(id=call, request=content or b"", cancel=content is None).SerializeToString()
+    )
 
 
 @pytest.mark.parametrize(
     ("messages", "text"),
     [
         pytest.param([b"\xff"], "1 bytes that are not a valid StreamRequest", id="noise"),
-        pytest.param([request(0)], "call 0 of a stream: numbers begin with 1", id="zero"),
-        pytest.param([request(1), request(1)], "call 1 of a stream: numbers begin with 1", id="twice"),
+        pytest.param([request(0)], "request 0 of a stream: ids begin with 1", id="zero"),
+        pytest.param([request(1), request(1)], "request 1 of a stream: ids begin with 1", id="twice"),
         pytest.param(
-            [request(1, bytes(STREAM_BYTES + 100))],
-            f"send more than {STREAM_BYTES} as a call of ModelInfer",
+            [request(1, bytes(MAX_STREAM_BYTES + 100))],
+            f"send more than {MAX_STREAM_BYTES} as a unary call of ModelInfer",
             id="large",
         ),
     ],
@@ -435,6 +452,70 @@ def test_a_caller_that_breaks_the_protocol_of_streams_is_told(messages: Sequence
     run(scenario)
 
 
+def test_a_caller_that_half_closes_its_stream_gets_all_replies() -> None:
+    async def scenario() -> None:
+        model = Echo()
+        model.gate.clear()
+        async with node(model) as (address, _, _), aio.insecure_channel(address) as channel:
+            stream = channel.stream_stream(INFER_STREAM_METHOD)()
+            await stream.read()
+            for number in (1, 2, 3):
+                await stream.write(request(number))
+            await stream.done_writing()
+            await until_async(lambda: model.begun == 3)
+            model.gate.set()
+            assert {streaming_pb2.StreamReply.FromString(await stream.read()).id for _ in range(3)} == {1, 2, 3}
+            assert await stream.read() is aio.EOF
+
+    run(scenario)
+
+
+def test_replies_that_the_caller_does_not_read_hold_back_its_requests() -> None:
+    num_requests, size = 1000, MAX_STREAM_BYTES - 1000
+
+    async def scenario() -> None:
+        model = Echo()
+        async with node(model) as (address, _, _), aio.insecure_channel(address) as channel:
+            stream = channel.stream_stream(INFER_STREAM_METHOD)()
+            await stream.read()
+
+            async def write() -> None:
+                for number in range(1, num_requests + 1):
+                    await stream.write(request(number, message(size)))
+
+            writing, begun = asyncio.ensure_future(write()), -1
+            while begun < model.begun:
+                begun = model.begun
+                await asyncio.sleep(0.5)
+            assert begun < num_requests // 2
+            ids = {streaming_pb2.StreamReply.FromString(await stream.read()).id for _ in range(num_requests)}
+            assert len(ids) == num_requests
+            await writing
+
+    run(scenario)
+
+
+def test_a_caller_that_leaves_with_replies_under_way_is_not_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        model = Echo()
+        async with node(model) as (address, _, _):
+            for _ in range(10):
+                async with aio.insecure_channel(address) as channel:
+                    stream = channel.stream_stream(INFER_STREAM_METHOD)()
+                    await stream.read()
+                    model.gate.clear()
+                    begun = model.begun
+                    for number in range(1, 20):
+                        await stream.write(request(number, message(MAX_STREAM_BYTES // 2)))
+                    await until_async(lambda begun=begun: model.begun == begun + 19)  # type: ignore[misc]
+                    model.gate.set()
+                    await asyncio.sleep(0)
+                    stream.cancel()
+
+    run(scenario)
+    assert not [record for record in caplog.records if record.name != "asyncio"]
+
+
 def test_giving_up_what_does_not_run_is_ignored() -> None:
     async def scenario() -> None:
         async with node(Echo()) as (address, _, _), aio.insecure_channel(address) as channel:
@@ -442,7 +523,7 @@ def test_giving_up_what_does_not_run_is_ignored() -> None:
             await stream.read()
             await stream.write(request(3, None))
             await stream.write(request(4))
-            assert streaming_pb2.StreamReply.FromString(await stream.read()).call == 4
+            assert streaming_pb2.StreamReply.FromString(await stream.read()).id == 4
 
     run(scenario)
 
@@ -450,7 +531,7 @@ def test_giving_up_what_does_not_run_is_ignored() -> None:
 def test_a_node_has_a_limited_number_of_streams() -> None:
     async def scenario() -> None:
         async with node(Echo()) as (address, _, _), aio.insecure_channel(address) as channel:
-            streams = [channel.stream_stream(INFER_STREAM_METHOD)() for _ in range(64)]
+            streams = [channel.stream_stream(INFER_STREAM_METHOD)() for _ in range(MAX_OPEN)]
             for stream in streams:
                 await stream.read()
             refused = channel.stream_stream(INFER_STREAM_METHOD)()
@@ -485,11 +566,14 @@ def test_a_node_streams_with_an_aggregator_until_its_certificate_is_revoked(tmp_
         async with channel_of("client", address) as channel:
             error = await failure_of(channel.stream_stream(INFER_STREAM_METHOD)().read())
             assert error.code() is STATUS.PERMISSION_DENIED
+        connected = connect_tls(TlsFolder(folders["aggregator"]))(Node(id="local", address=address, student=0))
+        await open_stream(connected, connected.unary_unary(INFER_METHOD))
+        await connected.close()
         async with channel_of("aggregator", address) as channel:
             stream = channel.stream_stream(INFER_STREAM_METHOD)()
             assert await stream.read() == HELLO
             await stream.write(request(1))
-            assert streaming_pb2.StreamReply.FromString(await stream.read()).call == 1
+            assert streaming_pb2.StreamReply.FromString(await stream.read()).id == 1
             authority.revoke("aggregator", "local")
             error, number = None, itertools.count(2)
             while error is None:
@@ -504,3 +588,13 @@ def test_a_node_streams_with_an_aggregator_until_its_certificate_is_revoked(tmp_
 
     with running_node(bundle.path, 0, "--tls", str(folders["node"])) as (_, ready):
         run(lambda: scenario(ready["address"]))
+
+    async def plain(address: str) -> None:
+        foreign = Node(id="other", address=address, student=0, foreign=True)
+        assert isinstance(connect_insecure(foreign), aio.Channel)
+        connected = connect_insecure(Node(id="local", address=address, student=0))
+        await open_stream(connected, connected.unary_unary(INFER_METHOD))
+        await connected.close()
+
+    with running_node(bundle.path, 0) as (_, ready):
+        run(lambda: plain(ready["address"]))

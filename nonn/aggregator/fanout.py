@@ -28,7 +28,7 @@ from nonn.aggregator.inventory import Node
 from nonn.aggregator.metadata import METADATA_LIMIT
 from nonn.aggregator.policy.session import Session
 from nonn.aggregator.reply import Float32, Reply, ReplyReader, failure, reply_limit, silence
-from nonn.aggregator.streaming import STREAM_LIMIT, StreamingChannel
+from nonn.aggregator.streaming import STREAM_LIMIT, with_stream
 from nonn.answer import ReplyStatus
 from nonn.bundle import Bundle
 from nonn.bundle.views import View, select_view
@@ -80,8 +80,7 @@ def channel_options(bundle: Bundle) -> tuple[tuple[str, int | str], ...]:
 
 def connect_insecure(node: Node, options: Sequence[tuple[str, int | str]] = NODE_CHANNEL_OPTIONS) -> Any:
     """A channel to a node in plain text; it connects when it is first used."""
-    channel = aio.insecure_channel(node.address, options=options)
-    return channel if node.foreign else StreamingChannel(channel)
+    return with_stream(node, aio.insecure_channel(node.address, options=options))
 
 
 class _Recipe:

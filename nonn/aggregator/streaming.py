@@ -1,8 +1,8 @@
 """A channel to a node whose small requests share one stream.
 
-A call of gRPC costs both sides more than twice the processor time of two messages of a stream. Everything unusual is a
+A unary call of gRPC costs both sides more processor time than two messages of a stream. Everything unusual is a unary
 call: large requests, probes, traced requests, and any request while there is no stream. So a node without the service
-``Streaming`` is asked by calls, and failures of a connection are those of calls.
+``Streaming`` is asked by unary calls, and failures of a connection are those of unary calls.
 """
 
 from __future__ import annotations
@@ -19,42 +19,49 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from nonn.aggregator.inventory import Node
 from nonn.errors import InputError
 from nonn.rpc.v1 import streaming_pb2 as pb
 from nonn.rpc.wire import (
     INFER_METHOD,
     INFER_STREAM_METHOD,
-    MAX_STREAMS,
-    STREAM_BYTES,
+    MAX_STREAM_BYTES,
+    MAX_STREAM_REQUESTS,
     STREAM_VERSION,
     STREAMING_SERVICE,
 )
 from nonn.telemetry.background import Background
 from nonn.telemetry.printable import printable
 
-__all__ = ["STREAM_LIMIT", "StreamingChannel"]
+__all__ = ["STREAM_LIMIT", "StreamingChannel", "fail", "status_code", "with_stream"]
 
-OPEN_S = 2.0  # a node that has not begun its stream by then does not answer
-REOPEN_S = 2.0  # between two openings: a node that ends each stream at once is asked by calls meanwhile
-_REPLY_BYTES = 4 * 1024 * 1024  # of one message: the replies to requests of STREAM_BYTES have less
+OPEN_TIMEOUT_S = 2.0  # a node that has not begun its stream by then does not answer
+# Between two openings. It doubles with each stream that a node begins or refuses and that gives no reply: the node has
+# no such service, ends streams at once, or breaks the protocol.
+REOPEN_S, MAX_REOPEN_S = 2.0, 300.0
 STREAM_LIMIT = {
     "name": [{"service": STREAMING_SERVICE}],
-    "maxResponseMessageBytes": _REPLY_BYTES,
+    "maxResponseMessageBytes": 16 * 1024 * 1024,  # 1,024 samples (--max-samples) with 4,096 features in float32
 }
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# A stream that ends with one of these may be opened again: the node was restarted, or is away.
-_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+_TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 _log = logging.getLogger(__name__)
 
 Future = asyncio.Future[bytes]
 
 
-class StreamingChannel:
-    """A channel of grpc.aio that asks a node over a stream where it can; entered in the event loop.
+def with_stream(node: Node, channel: aio.Channel) -> Any:
+    """The channel to a node, with a stream if it is a nonn node."""
+    return channel if node.foreign else StreamingChannel(channel)
 
-    The stream is opened after the first call of ModelInfer. One that has ended is opened again after a later call, at
-    least two seconds after the last opening.
+
+class StreamingChannel:
+    """A channel of grpc.aio that asks a node over a stream where it can; made in the event loop.
+
+    The stream is opened after the first unary call of ModelInfer. One that has ended is opened again after a later
+    call, at least two seconds after the last opening.
 
     Args:
         channel: to a nonn node.
@@ -63,64 +70,80 @@ class StreamingChannel:
     def __init__(self, channel: aio.Channel) -> None:
         self._channel, self._infer = channel, channel.unary_unary(INFER_METHOD)
         self._stream: _Stream | None = None
-        self._opening, self._offered, self._opened_at = False, True, -inf
+        self._busy, self._open_at, self._interval_s = False, -inf, REOPEN_S
+        self._warned = False
         self._tasks = Background()
 
     @property
-    def streams(self) -> bool:
+    def is_streaming(self) -> bool:
         """Whether small requests go over a stream now."""
         return self._stream is not None
 
     def unary_unary(self, method: str) -> Callable[..., Any]:
         """A callable like that of a gRPC channel, for bytes; its calls can be awaited and cancelled."""
-        return self._ask if method == INFER_METHOD else self._channel.unary_unary(method)
+        return self._send if method == INFER_METHOD else self._channel.unary_unary(method)
 
     async def close(self, grace: float | None = None) -> None:
         """Ends every call; those under way get ``grace`` seconds to be answered."""
-        self._offered = False
-        if (stream := self._stream) is not None:
+        self._open_at = inf
+        stream, self._stream = self._stream, None
+        if stream is not None:
             if grace:
-                await stream.idle(grace)
+                start = asyncio.get_running_loop().time()
+                await stream.wait(grace)
+                grace = max(0.0, grace - (asyncio.get_running_loop().time() - start))
             stream.cancel()
         await self._tasks.close()
         await self._channel.close(grace)
 
-    def _ask(self, request: bytes, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
+    def _send(self, request: bytes, timeout: float | None = None, metadata: Any = None, **options: Any) -> Any:
         stream = self._stream
-        if stream is not None and stream.takes(request) and metadata is None and not options.get("wait_for_ready"):
-            return stream.ask(request, timeout)
+        if stream is not None and stream.accepts(request) and metadata is None and not options.get("wait_for_ready"):
+            return stream.send(request, timeout)
         call = self._infer(request, timeout=timeout, metadata=metadata, **options)
-        if stream is None and self._offered and not self._opening:
+        if not self._busy and asyncio.get_running_loop().time() >= self._open_at:
             call.add_done_callback(self._open)
         return call
 
     def _open(self, call: object) -> None:
-        """Opens a stream, if none is open or being opened."""
+        """Opens a stream, unless one is open or was opened just now."""
         now = asyncio.get_running_loop().time()
-        if self._offered and not self._opening and now >= self._opened_at + REOPEN_S:
-            self._opening, self._opened_at = True, now
+        if not self._busy and now >= self._open_at:
+            self._busy, self._open_at = True, now + self._interval_s
             self._tasks.start(self._keep(), "a stream to a node")
 
     async def _keep(self) -> None:
         """One stream, from its opening to its end."""
-        call, end = self._channel.stream_stream(INFER_STREAM_METHOD)(), "the node's stream has ended"
-        stream = _Stream(call)
+        call = self._channel.stream_stream(INFER_STREAM_METHOD)()
+        stream, code, reason = _Stream(call), grpc.StatusCode.UNAVAILABLE, "its stream has ended"
+        useless = False
         try:
-            async with asyncio.timeout(OPEN_S):
-                await stream.begin()
-            self._stream = stream
-            await stream.run()
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                useless = await stream.begin()
+            if useless:
+                self._stream = stream
+                await stream.run()
         except TimeoutError:
             pass
         except aio.AioRpcError as exc:
-            self._offered, end = self._offered and exc.code() in _PASSING, exc.details() or end
+            useless = useless or exc.code() not in _TRANSIENT
+            if exc.code() in _REFUSALS:  # for example, the certificate of this aggregator is revoked
+                code, reason = exc.code(), exc.details() or reason
         except InputError as exc:
-            self._offered = False
-            _log.warning("a node's stream breaks the protocol, so it is asked by calls: %s", printable(str(exc)))
+            useless = True
+            if not self._warned:
+                _log.warning("a node's stream breaks the protocol: %s; it is asked by unary calls", printable(str(exc)))
+            self._warned = True
         finally:
-            self._stream, self._opening = None, False
+            if self._stream is stream:
+                self._stream = None
+            self._busy = False
+            if stream.num_replies:
+                self._interval_s = REOPEN_S
+            elif useless:
+                self._interval_s = min(2 * self._interval_s, MAX_REOPEN_S)
             call.cancel()
-            stream.end(end)
+            stream.fail(code, reason)
 
 
 class _Stream:
@@ -128,41 +151,47 @@ class _Stream:
 
     Args:
         call: of ``Streaming.Infer``, for bytes.
+
+    Attributes:
+        num_replies: number of replies so far.
     """
 
     def __init__(self, call: Any) -> None:
         self._call, self._ids = call, count(1)
         self._pending: dict[int, Future] = {}
-        self._unsent: dict[int, bytes] = {}  # oldest first
-        self._given_up: set[int] = set()  # sent, and still without a reply
+        self._unsent: dict[int, bytes] = {}  # oldest first; cancellations have the negative id
+        self._cancelled: set[int] = set()  # sent, and without a reply
         self._wake = asyncio.Event()
+        self.num_replies = 0
 
-    def takes(self, request: bytes) -> bool:
-        """Whether it takes this request; a node that owes too many replies gets no more."""
-        return len(request) <= STREAM_BYTES and len(self._pending) + len(self._given_up) < MAX_STREAMS - 1
+    def accepts(self, request: bytes) -> bool:
+        """Whether it takes this request now."""
+        under_way = len(self._pending) + len(self._cancelled)
+        return under_way < MAX_STREAM_REQUESTS and len(request) <= MAX_STREAM_BYTES
 
-    def ask(self, request: bytes, timeout_s: float | None) -> Future:
+    def send(self, request: bytes, timeout_s: float | None) -> Future:
         """Sends a request; the result is its response, or an AioRpcError."""
         loop, number = asyncio.get_running_loop(), next(self._ids)
         milliseconds = 0 if timeout_s is None else max(1, round(timeout_s * 1e3))
         future = self._pending[number] = loop.create_future()
-        self._send(number, pb.StreamRequest(call=number, request=request, timeout_ms=milliseconds))
+        self._queue(number, pb.StreamRequest(id=number, request=request, timeout_ms=milliseconds))
         if timeout_s is not None:
-            timer = loop.call_later(timeout_s, _fail, future, grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+            timer = loop.call_later(timeout_s, fail, future, grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
             future.add_done_callback(lambda _: timer.cancel())
-        future.add_done_callback(partial(self._ended, number))
+        future.add_done_callback(partial(self._done, number))
         return future
 
-    async def begin(self) -> None:
-        """Waits for the first message.
+    async def begin(self) -> bool:
+        """Waits for the first message; False if the node has ended the stream instead.
 
         Raises:
-            InputError: it is not that of this service.
-            AioRpcError: the stream has ended.
+            InputError: the message is not that of this service.
+            AioRpcError: the stream has ended with an error.
         """
         first = await self._read()
-        if first is None or first.version != STREAM_VERSION:
+        if first is not None and first.version != STREAM_VERSION:
             raise InputError(f"its first message is not of version {STREAM_VERSION}")
+        return first is not None
 
     async def run(self) -> None:
         """Sends and receives until the stream ends.
@@ -179,41 +208,49 @@ class _Stream:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
-    async def idle(self, timeout_s: float) -> None:
+    async def wait(self, timeout_s: float) -> None:
         """Waits until each request has its reply, but not longer than that."""
         if self._pending:
             await asyncio.wait(self._pending.values(), timeout=timeout_s)
 
     def cancel(self) -> None:
-        """Gives up what is under way."""
+        """Cancels what is under way."""
         for future in tuple(self._pending.values()):
             future.cancel()
 
-    def end(self, reason: str) -> None:
+    def fail(self, code: grpc.StatusCode, reason: str) -> None:
         """Fails what is under way."""
         for future in tuple(self._pending.values()):
-            _fail(future, grpc.StatusCode.UNAVAILABLE, reason)
+            fail(future, code, reason)
 
     def _take(self, reply: Any) -> None:
-        """Gives a reply to the request that waits for it."""
-        number = reply.call
+        """Gives a reply to the request that waits for it.
+
+        Raises:
+            InputError: there is no such request.
+        """
+        number = reply.id
         if (future := self._pending.pop(number, None)) is None:
-            if number not in self._given_up:
+            if number not in self._cancelled:
                 raise InputError(f"a reply to no request ({number})")
-            self._given_up.remove(number)
+            self._cancelled.remove(number)
         elif reply.status:
-            _fail(future, _CODES.get(reply.status, grpc.StatusCode.UNKNOWN), reply.details)
+            fail(future, status_code(reply.status), reply.details)
         elif not future.done():
             future.set_result(reply.response)
+        self.num_replies += 1
 
-    def _ended(self, number: int, future: Future) -> None:
-        """A request has its reply, or is given up; the node hears of the latter."""
+    def _done(self, number: int, future: Future) -> None:
+        """A request has its reply, or is cancelled; the node hears of the latter."""
         unsent = self._unsent.pop(number, None) is not None
-        if self._pending.pop(number, None) is not None and not unsent:
-            self._given_up.add(number)
-            self._send(-number, pb.StreamRequest(call=number))
+        if self._pending.pop(number, None) is None or unsent:
+            return
+        self._cancelled.add(number)
+        self._queue(-number, pb.StreamRequest(id=number, cancel=True))
+        if len(self._cancelled) >= MAX_STREAM_REQUESTS:
+            self._call.cancel()  # the node owes all replies that it may: another stream may be better
 
-    def _send(self, key: int, message: Any) -> None:
+    def _queue(self, key: int, message: Any) -> None:
         self._unsent[key] = message.SerializeToString()
         self._wake.set()
 
@@ -225,15 +262,20 @@ class _Stream:
                     await self._call.write(self._unsent.pop(next(iter(self._unsent))))
                 self._wake.clear()
                 await self._wake.wait()
-        except (aio.AioRpcError, asyncio.InvalidStateError):
+        except (aio.AioRpcError, aio.BaseError, asyncio.InvalidStateError):
             pass  # the reader learns it too
 
     async def _read(self) -> Any:
-        """The next reply; None if the node has ended the stream."""
+        """The next reply; None if the stream has been ended, or cancelled by either side.
+
+        Raises:
+            InputError: it cannot be parsed.
+            AioRpcError: the stream has ended with an error.
+        """
         try:
             raw = await self._call.read()
         except asyncio.CancelledError:
-            # gRPC raises it for a stream that the node has cancelled, too.
+            # gRPC raises it for a cancelled stream, too.
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             return None
@@ -245,8 +287,13 @@ class _Stream:
             raise InputError(f"{len(raw)} bytes that are not a StreamReply") from exc
 
 
-def _fail(future: Future, code: grpc.StatusCode, details: str) -> None:
-    """Ends a call with an error, as gRPC does."""
+def status_code(number: int) -> grpc.StatusCode:
+    """The status code of a number; UNKNOWN for a number that gRPC does not have."""
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
+
+
+def fail(future: Future, code: grpc.StatusCode, details: str) -> None:
+    """Ends a call with an error, as gRPC does, unless it has ended."""
     if not future.done():
         future.set_exception(aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details))
         future.exception()  # mark as retrieved: asyncio would log a call that is no longer awaited

@@ -59,19 +59,28 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, raw: bytes, context: Any) -> Any:  # noqa: N802
         """One batch in, one answer out, both as bytes."""
-        response, failure = await self.respond(raw, context, context.time_remaining())
+        response, failure = None, None
+        try:
+            caller = sender(context, self._guard)
+        except NonnError as exc:
+            failure = to_status(exc)
+        else:
+            response, failure = await self.respond(raw, caller, context.peer(), context.time_remaining())
         # gRPC keeps the error of an aborted call, and with it this frame, until the next collection of cycles.
         del raw
         if failure is not None:
             await context.abort(*failure)
         return response
 
-    async def respond(self, raw: bytes, context: Any, remaining_s: float | None) -> tuple[bytes | None, Status | None]:
+    async def respond(
+        self, raw: bytes, caller: str, connection: str, remaining_s: float | None
+    ) -> tuple[bytes | None, Status | None]:
         """The response to a request, or the status of its failure; the other one is None.
 
         Args:
             raw: a serialised ModelInferRequest.
-            context: of the call or stream that it came in.
+            caller: certificate's identity or network address of its sender.
+            connection: of the caller.
             remaining_s: time until the client's deadline; None if it has none.
         """
         num_bytes, budget = len(raw), self._endpoint.budget
@@ -80,19 +89,22 @@ class InferenceServicer(inference_pb2_grpc.GRPCInferenceServiceServicer):
         except OverloadError as exc:
             return None, to_status(exc)
         try:
-            return await self._answer(raw, context, remaining_s)
+            return await self._answer(raw, caller, connection, remaining_s)
         finally:
             budget.give(num_bytes)
 
-    async def _answer(self, raw: bytes, context: Any, remaining_s: float | None) -> tuple[bytes | None, Status | None]:
+    async def _answer(
+        self, raw: bytes, caller: str, connection: str, remaining_s: float | None
+    ) -> tuple[bytes | None, Status | None]:
         """Parses a request and answers it."""
         try:
             request = Request.parse(raw, self._model.name)
-            request.caller, request.connection = sender(context, self._guard), context.peer()
         except DecodeError:
             return None, unreadable(raw, "ModelInferRequest")
         except NonnError as exc:
             return None, to_status(exc)
+
+        request.caller, request.connection = caller, connection
 
         def write(version: str, result: InferenceResult) -> bytes:
             return write_response(self._model.name, version, request, result.outputs, result.parameters)

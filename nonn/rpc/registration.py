@@ -39,12 +39,9 @@ def add_servicer(server: Any, service: ServiceDescriptor, servicer: object, raw:
         call, name = getattr(servicer, method.name), method.input_type.name
         read = GetMessageClass(method.input_type).FromString
         if method.name in raw:
-            made = (
-                grpc.stream_stream_rpc_method_handler
-                if method.client_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-            handler = made(call)
+            assert method.client_streaming == method.server_streaming, method.full_name
+            unary, both = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+            handler = (both if method.client_streaming else unary)(call)
         elif method.client_streaming:
             # gRPC's own deserialiser: in the middle of a stream the only answer is to end it.
             handler = grpc.stream_stream_rpc_method_handler(call, read, _written)

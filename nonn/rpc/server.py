@@ -29,7 +29,6 @@ from nonn.rpc.endpoint import Endpoint, Model
 from nonn.rpc.guard import Guard
 from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.reflection import add_reflection
-from nonn.rpc.streaming import StreamingServicer
 from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import MAX_MESSAGE_BYTES, MAX_STREAMS, SERVICE
 from nonn.security.tls import TlsFolder
@@ -51,6 +50,9 @@ _OPTIONS = (
     # Without a limit, four connections that open and cancel streams as fast as they can (rapid reset, CVE-2023-44487)
     # make the server cancel nearly all calls of other clients.
     ("grpc.max_concurrent_streams", MAX_STREAMS),
+    # A caller that has lost its power or network leaves no stream behind; a nonn client pings more often itself.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
 )
@@ -70,7 +72,6 @@ async def serve(
     attend: Attend | None = None,
     interceptors: Sequence[aio.ServerInterceptor] = (),
     stop: asyncio.Event | None = None,
-    streams: bool = False,
 ) -> None:
     """Serves a model until a signal, ``stop`` or the end of standard input.
 
@@ -89,7 +90,6 @@ async def serve(
             entered when the server answers requests, exited at shutdown while it still answers.
         stop: ends the server when it is set; None for a new ``shutdown_event``.
         interceptors: further interceptors, after the guard.
-        streams: accept requests over streams too.
 
     Raises:
         AddressError: the address is taken, or not of this machine.
@@ -106,8 +106,6 @@ async def serve(
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     files = [pb.DESCRIPTOR, health_pb2.DESCRIPTOR, *(add_service(server) for add_service in services)]
-    if streams:
-        files.append(StreamingServicer(endpoint, guard).add_to(server))
     if reflection:
         add_reflection(server, files)
     descriptors = raise_descriptor_limit()

@@ -1,12 +1,13 @@
 """The service ``Streaming``: requests of one caller over one stream, answered as those of ModelInfer are.
 
-A stream ends when the caller ends it, or at shutdown when all requests are answered. It ends with an error if a message
-breaks the protocol, or if the caller's certificate is revoked.
+``proto/nonn/rpc/v1/streaming.proto`` says what a message may be and what ends a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from typing import Any
 
 from google.protobuf.descriptor import FileDescriptor
@@ -19,13 +20,15 @@ from nonn.rpc.guard import Guard, sender
 from nonn.rpc.inference import InferenceServicer
 from nonn.rpc.registration import add_servicer
 from nonn.rpc.v1 import streaming_pb2 as pb
-from nonn.rpc.wire import MAX_STREAMS, STREAM_BYTES, STREAM_VERSION, to_status
+from nonn.rpc.wire import MAX_STREAM_BYTES, MAX_STREAM_REQUESTS, STREAM_VERSION, Status, to_status
 from nonn.telemetry.background import Background
 
-__all__ = ["StreamingServicer"]
+__all__ = ["MAX_OPEN", "StreamingServicer"]
 
+MAX_OPEN = 16  # streams of one caller: an aggregator has one; even an idle stream costs memory
 _ENVELOPE_BYTES = 64  # of a message besides its request
-_MOST_OPEN = 64  # streams at once: more than any node has aggregators; a stream costs memory even if it is idle
+
+_log = logging.getLogger(__name__)
 
 
 class StreamingServicer:
@@ -38,7 +41,7 @@ class StreamingServicer:
 
     def __init__(self, endpoint: Endpoint, guard: Guard | None = None) -> None:
         self._endpoint, self._guard = endpoint, guard
-        self._inference, self._open = InferenceServicer(endpoint, guard), 0
+        self._inference, self._open = InferenceServicer(endpoint, guard), Counter[str]()
 
     def add_to(self, server: Any) -> FileDescriptor:
         """Adds the service to a server that has not been started; returns the descriptor of its .proto file."""
@@ -46,45 +49,62 @@ class StreamingServicer:
         return pb.DESCRIPTOR
 
     async def Infer(self, requests: Any, context: Any) -> None:  # noqa: N802
-        """One stream."""
-        if self._open >= _MOST_OPEN:
-            await context.abort(*to_status(OverloadError(f"{_MOST_OPEN} streams are open; send requests as calls")))
-        self._open += 1
+        """One stream; aborted with RESOURCE_EXHAUSTED if the caller has too many, or with the error that ends it."""
         try:
-            failure = await self._serve(context)
-        finally:
-            self._open -= 1
-        if failure is not None:
-            await context.abort(*to_status(failure))
+            caller = sender(context, self._guard)
+            if self._open[caller] >= MAX_OPEN:
+                raise OverloadError(f"{MAX_OPEN} streams are open; send requests as unary calls")
+            self._open[caller] += 1
+            try:
+                await self._serve(context, caller)
+            finally:
+                self._open[caller] -= 1
+                if not self._open[caller]:
+                    del self._open[caller]
+        except NonnError as exc:
+            status = to_status(exc)
+        else:
+            return
+        await context.abort(*status)
 
-    async def _serve(self, context: Any) -> NonnError | None:
-        """Answers the requests of a stream until it ends; returns the error that ends it."""
+    async def _serve(self, context: Any, caller: str) -> None:
+        """Answers the requests of a stream until it ends.
+
+        Raises:
+            NonnError: the caller may not go on.
+        """
         async with Background() as tasks:
-            stream = _Stream(self._inference, self._guard, context, tasks)
+            stream = _Stream(self._inference, self._guard, context, caller, tasks)
             await stream.write(pb.StreamReply(version=STREAM_VERSION))
-            reading, drained = asyncio.ensure_future(stream.read()), tasks.start(self._endpoint.drained(), "shutdown")
+            reading = asyncio.create_task(stream.read())
+            drained = tasks.start(self._endpoint.drained(), "shutdown")
             try:
                 await asyncio.wait((reading, drained), return_when=asyncio.FIRST_COMPLETED)
                 if reading.done():
-                    return reading.result()
+                    reading.result()
                 await stream.finish()
-                return None
             finally:
-                reading.cancel()
                 stream.ended = True
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
 
 
 class _Stream:
-    """The requests of one stream, at most as many at once as calls of one connection.
+    """The requests of one stream.
 
     Attributes:
         ended: nothing can be sent any more.
     """
 
-    def __init__(self, inference: InferenceServicer, guard: Guard | None, context: Any, tasks: Background) -> None:
+    def __init__(
+        self, inference: InferenceServicer, guard: Guard | None, context: Any, caller: str, tasks: Background
+    ) -> None:
         self._inference, self._guard, self._context, self._tasks = inference, guard, context, tasks
-        self._running: dict[int, asyncio.Task[None]] = {}
-        self._free, self._writing = asyncio.Semaphore(MAX_STREAMS), asyncio.Lock()
+        self._caller, self._connection = caller, context.peer()
+        self._running: dict[int, asyncio.Task[None]] = {}  # these can be cancelled
+        self._replying: set[asyncio.Task[None]] = set()  # and these as well as they are not sent yet
+        # One more: it waits for the next message, which may cancel a request.
+        self._free, self._writing = asyncio.Semaphore(MAX_STREAM_REQUESTS + 1), asyncio.Lock()
         self.ended = False
 
     async def write(self, reply: Any) -> None:
@@ -92,59 +112,75 @@ class _Stream:
         async with self._writing:
             await self._context.write(reply.SerializeToString())
 
-    async def read(self) -> NonnError | None:
-        """Starts the requests until the caller ends the stream; returns the error of a caller that may not go on."""
-        try:
-            while await self._read_one():
-                pass
-        except NonnError as exc:
-            return exc
-        return None
+    async def read(self) -> None:
+        """Starts requests until the caller ends the stream.
+
+        Raises:
+            NonnError: the caller may not go on.
+        """
+        while await self._read_one():
+            pass
 
     async def finish(self) -> None:
         """Waits until what is under way is answered."""
-        if self._running:
-            await asyncio.wait(self._running.values())
-        async with self._writing:  # the last reply is sent
-            pass
+        if self._replying:
+            await asyncio.wait(self._replying)
 
     async def _read_one(self) -> bool:
-        """Reads one message and starts its request; False at the end. Keeps no message while it waits for the next."""
+        """Reads one message and starts its request; False at the end. Keeps no message while it waits for the next.
+
+        Raises:
+            InputError: the message breaks the protocol.
+            CredentialsError: the caller's certificate is revoked.
+        """
         await self._free.acquire()
         raw = await self._context.read()
         if raw is aio.EOF:
             return False
         sender(self._context, self._guard)  # a certificate may be revoked at any time
-        request = _parsed(raw)
-        if request.HasField("request"):
-            if not request.call or request.call in self._running:
-                raise InputError(
-                    f"call {request.call} of a stream: numbers begin with 1, and no two calls have the same"
-                )
-            self._running[request.call] = self._tasks.start(self._answer(request), "a request of a stream")
+        message = _parsed(raw)
+        number = message.id
+        if message.cancel:
+            self._free.release()
+            if (task := self._running.get(number)) is not None:
+                task.cancel()
             return True
-        self._free.release()
-        if (task := self._running.get(request.call)) is not None:
-            task.cancel()
+        if not number or number in self._running:
+            raise InputError(f"request {number} of a stream: ids begin with 1, and each is used once")
+        remaining_s = message.timeout_ms / 1e3 if message.timeout_ms else None
+        task = self._tasks.start(self._answer(number, message.request, remaining_s), "a request of a stream")
+        self._running[number] = task
+        self._replying.add(task)
+        task.add_done_callback(self._replying.discard)
         return True
 
-    async def _answer(self, request: Any) -> None:
-        """Answers one request."""
-        call, remaining_s = request.call, request.timeout_ms / 1e3 if request.timeout_ms else None
-        response, status, details = None, 0, ""
+    async def _answer(self, number: int, raw: bytes, remaining_s: float | None) -> None:
+        """Answers one request. Its place is free only when its reply is sent, so that unread replies do not pile up."""
         try:
-            response, failure = await self._inference.respond(request.request, self._context, remaining_s)
-            if failure is not None:
-                status, details = failure[0].value[0], failure[1]
+            response, status = await self._respond(raw, remaining_s)
+            del self._running[number]
+            code, details = (status[0].value[0], status[1]) if status is not None else (0, "")
+            await self.write(pb.StreamReply(id=number, response=response, status=code, details=details))
+        except (aio.BaseError, asyncio.InvalidStateError):
+            pass  # the caller is gone
+        finally:
+            self._running.pop(number, None)
+            self._free.release()
+
+    async def _respond(self, raw: bytes, remaining_s: float | None) -> tuple[bytes | None, Status | None]:
+        """The response to a request, or the status of its failure; there is always one of them."""
+        try:
+            async with asyncio.timeout(remaining_s):
+                return await self._inference.respond(raw, self._caller, self._connection, remaining_s)
+        except TimeoutError:
+            return None, (StatusCode.DEADLINE_EXCEEDED, "not answered in time", ())
         except asyncio.CancelledError:
             if self.ended:
                 raise
-            status, details = StatusCode.CANCELLED.value[0], "given up"
-        finally:
-            # Before the reply: from now on it cannot be given up.
-            del self._running[call]
-            self._free.release()
-        await self.write(pb.StreamReply(call=call, response=response, status=status, details=details))
+            return None, (StatusCode.CANCELLED, "cancelled by the caller", ())
+        except Exception as exc:  # the caller waits for a reply
+            _log.exception("a request of a stream failed")
+            return None, to_status(exc)
 
 
 def _parsed(raw: bytes) -> Any:
@@ -153,8 +189,10 @@ def _parsed(raw: bytes) -> Any:
     Raises:
         InputError: it is too large for a stream, or cannot be parsed.
     """
-    if len(raw) > STREAM_BYTES + _ENVELOPE_BYTES:
-        raise InputError(f"{len(raw)} bytes in a stream; send more than {STREAM_BYTES} as a call of ModelInfer")
+    if len(raw) > MAX_STREAM_BYTES + _ENVELOPE_BYTES:
+        raise InputError(
+            f"{len(raw)} bytes in a stream; send more than {MAX_STREAM_BYTES} as a unary call of ModelInfer"
+        )
     try:
         return pb.StreamRequest.FromString(raw)
     except DecodeError as exc:

@@ -36,12 +36,13 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "MAX_SAMPLES",
     "MAX_STREAMS",
+    "MAX_STREAM_BYTES",
+    "MAX_STREAM_REQUESTS",
     "METADATA_METHOD",
     "RECONNECTING_OPTIONS",
     "SENSING_SERVICE",
     "SERVICE",
     "STREAMING_SERVICE",
-    "STREAM_BYTES",
     "STREAM_VERSION",
     "Descriptor",
     "Status",
@@ -115,9 +116,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 # answered all at once asks again while its last calls count, so it opens less than half of the limit.
 MAX_STREAMS = 100
 CLIENT_STREAMS = 48
-# Largest request that is sent over a stream to a node. Larger ones are calls of their own: a stream passes its messages
-# one after another, and a call costs little beside so many bytes.
-STREAM_BYTES = 64 * 1024
+# Largest request in a stream to a node. Larger ones are unary calls: a stream passes its messages one after another,
+# and a call costs little beside so many bytes.
+MAX_STREAM_BYTES = 64 * 1024
+MAX_STREAM_REQUESTS = 99  # without a reply, in one stream
 STREAM_VERSION = 1
 # For channels that outlive their peer. A restarted peer is found within half a second, not after gRPC's back-off of up
 # to two minutes. The minimum also limits one connection attempt: a stopped process accepts the connection but does not

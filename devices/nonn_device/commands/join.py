@@ -154,11 +154,12 @@ async def _run_member(arguments: argparse.Namespace, member: Member) -> None:
                 model, stop = model_of(arguments, bundle, device, member.node), asyncio.Event()
                 sensor = _sensor(arguments, bundle, device, model)
                 attend = _attend(watchdog, member, model, f"student {device} of bundle {bundle.hash[:12]}", sensor)
-                options = server_options(arguments, bundle, device, attend=attend, stop=stop)
+                endpoint = endpoint_of(arguments, model)
+                options = server_options(arguments, bundle, device, endpoint, attend=attend, stop=stop)
                 async with Background() as tasks:
                     # The server has a separate event, since it also ends when the next student replaces it.
                     tasks.start(relay(stop), "shutdown")
-                    await serve(endpoint_of(arguments, model), **options)
+                    await serve(endpoint, **options)
                 if not member.moved:
                     break
         finally:

@@ -15,6 +15,7 @@ from nonn.rpc.endpoint import Endpoint
 from nonn.rpc.guard import Guard
 from nonn.rpc.loop import run as run_loop
 from nonn.rpc.server import serve
+from nonn.rpc.streaming import StreamingServicer
 from nonn.rpc.wire import SERVICE, STREAMING_SERVICE
 from nonn.security.tls import load_tls
 from nonn.telemetry.systemd import Watchdog
@@ -34,13 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
     warn_of_memory()
     device = arguments.student
     bundle = load_bundle(arguments.bundle, device=device)
-    options = server_options(arguments, bundle, device)
-    model = model_of(arguments, bundle, device)
+    endpoint = endpoint_of(arguments, model := model_of(arguments, bundle, device))
+    options = server_options(arguments, bundle, device, endpoint)
 
     async def main() -> None:
         async with Watchdog() as watchdog:
             attend = watchdog.over(model.check, f"student {device} of bundle {bundle.hash[:12]}")
-            await serve(endpoint_of(arguments, model), attend=lambda _address, _end: attend, **options)
+            await serve(endpoint, attend=lambda _address, _end: attend, **options)
 
     run_loop(main())
     return 0
@@ -98,7 +99,9 @@ def endpoint_of(arguments: argparse.Namespace, model: StudentModel) -> Endpoint:
     return Endpoint(model, max(0, memory_left(arguments.memory) // 2))
 
 
-def server_options(arguments: argparse.Namespace, bundle: Bundle, device: int, **more: Any) -> dict[str, Any]:
+def server_options(
+    arguments: argparse.Namespace, bundle: Bundle, device: int, endpoint: Endpoint, **more: Any
+) -> dict[str, Any]:
     """Arguments of ``nonn.rpc.server.serve``."""
 
     def announce(address: str) -> None:
@@ -108,6 +111,7 @@ def server_options(arguments: argparse.Namespace, bundle: Bundle, device: int, *
     tls = load_tls(arguments.tls, "node")
     if getattr(arguments, "dial_out", False):
         tls = None  # bound to loopback, called by this process only
+    guard = Guard(tls, dict.fromkeys((SERVICE, STREAMING_SERVICE), frozenset({"aggregator"}))) if tls else None
     return {
         "host": arguments.host,
         "port": arguments.port,
@@ -115,8 +119,8 @@ def server_options(arguments: argparse.Namespace, bundle: Bundle, device: int, *
         "watch_stdin": arguments.watch_stdin,
         "on_ready": announce,
         "reflection": arguments.reflection,
-        "streams": True,
-        "guard": Guard(tls, dict.fromkeys((SERVICE, STREAMING_SERVICE), frozenset({"aggregator"}))) if tls else None,
+        "services": [StreamingServicer(endpoint, guard).add_to],
+        "guard": guard,
         "interceptors": [arguments.tracing.interceptor] if arguments.tracing else [],
         **more,
     }

@@ -23,7 +23,7 @@ from grpc import aio
 from nonn.aggregator.fanout import NODE_CHANNEL_OPTIONS, Connect
 from nonn.aggregator.inventory import Node
 from nonn.aggregator.service import Aggregator
-from nonn.aggregator.streaming import StreamingChannel
+from nonn.aggregator.streaming import with_stream
 from nonn.errors import NonnError
 from nonn.security.handshake import Diagnosis, DiagnosisKind, explain
 from nonn.security.tls import Identity, TlsFolder
@@ -53,7 +53,7 @@ def connect_tls(tls: TlsFolder, options: Sequence[tuple[str, Any]] = NODE_CHANNE
     def connect(node: Node) -> Any:
         credentials, more = tls.channel_options(server_name(node))
         channel = aio.secure_channel(node.address, credentials, options=(*options, *more))
-        return channel if node.foreign else StreamingChannel(channel)
+        return with_stream(node, channel)
 
     return connect
 

@@ -8,7 +8,6 @@ they do when a node refuses a connection.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from itertools import count
 from typing import Any
@@ -18,13 +17,13 @@ from grpc import aio
 
 from nonn.aggregator.fanout import Connect
 from nonn.aggregator.inventory import Node
+from nonn.aggregator.streaming import fail, status_code
 from nonn.rpc.v1 import fleet_pb2 as pb
 from nonn.telemetry.background import Background
 
 __all__ = ["WorkChannel", "WorkChannels", "dialled"]
 
 _PREFIX = "dial-out:"
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Metadata = Iterable[tuple[str, str]]
 
@@ -83,7 +82,7 @@ class WorkChannel:
             self._pending[number] = future
             future.add_done_callback(lambda _: self._drop(number))
             if self._stream is None and not wait_for_ready:
-                _fail(future, grpc.StatusCode.UNAVAILABLE, "the node has not dialled in")
+                fail(future, grpc.StatusCode.UNAVAILABLE, "the node has not dialled in")
                 return future
             texts = {key: value for key, value in metadata or () if isinstance(value, str)}
             milliseconds = 0 if timeout is None else max(1, round(timeout * 1e3))
@@ -92,7 +91,7 @@ class WorkChannel:
             )
             self._wake.set()
             if timeout is not None:
-                timer = loop.call_later(timeout, _fail, future, grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
+                timer = loop.call_later(timeout, fail, future, grpc.StatusCode.DEADLINE_EXCEEDED, "no reply in time")
                 future.add_done_callback(lambda _: timer.cancel())
             return future
 
@@ -133,7 +132,7 @@ class WorkChannel:
                 if future is None or future.done():
                     continue
                 if reply.status:
-                    _fail(future, _CODES.get(reply.status, grpc.StatusCode.UNKNOWN), reply.details)
+                    fail(future, status_code(reply.status), reply.details)
                 else:
                     future.set_result(reply.payload)
         except aio.AioRpcError:
@@ -148,15 +147,8 @@ class WorkChannel:
         self._stream = None
         self._wake.set()
         for future in tuple(self._pending.values()):
-            _fail(future, grpc.StatusCode.UNAVAILABLE, "the node's stream has ended")
+            fail(future, grpc.StatusCode.UNAVAILABLE, "the node's stream has ended")
 
     def _drop(self, number: int) -> None:
         self._pending.pop(number, None)
         self._unsent.pop(number, None)
-
-
-def _fail(future: asyncio.Future[Any], code: grpc.StatusCode, details: str) -> None:
-    """Ends a call with an error, as gRPC does."""
-    with contextlib.suppress(asyncio.InvalidStateError):
-        future.set_exception(aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details))
-        future.exception()  # mark as retrieved: asyncio would log a call that is no longer awaited

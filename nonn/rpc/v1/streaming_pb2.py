@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x1bnonn/rpc/v1/streaming.proto\x12\x0bnonn.rpc.v1\"S\n\rStreamRequest\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x14\n\x07request\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\ntimeout_ms\x18\x03 \x01(\rB\n\n\x08_request\"_\n\x0bStreamReply\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x10\n\x08response\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\r\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r2P\n\tStreaming\x12\x43\n\x05Infer\x12\x1a.nonn.rpc.v1.StreamRequest\x1a\x18.nonn.rpc.v1.StreamReply\"\x00(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x1bnonn/rpc/v1/streaming.proto\x12\x0bnonn.rpc.v1\"P\n\rStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\x12\x0e\n\x06\x63\x61ncel\x18\x04 \x01(\x08\"]\n\x0bStreamReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08response\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\r\x12\x0f\n\x07\x64\x65tails\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r2P\n\tStreaming\x12\x43\n\x05Infer\x12\x1a.nonn.rpc.v1.StreamRequest\x1a\x18.nonn.rpc.v1.StreamReply\"\x00(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nonn.rpc.v1.streaming_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STREAMREQUEST']._serialized_start=44
-  _globals['_STREAMREQUEST']._serialized_end=127
-  _globals['_STREAMREPLY']._serialized_start=129
-  _globals['_STREAMREPLY']._serialized_end=224
-  _globals['_STREAMING']._serialized_start=226
-  _globals['_STREAMING']._serialized_end=306
+  _globals['_STREAMREQUEST']._serialized_end=124
+  _globals['_STREAMREPLY']._serialized_start=126
+  _globals['_STREAMREPLY']._serialized_end=219
+  _globals['_STREAMING']._serialized_start=221
+  _globals['_STREAMING']._serialized_end=301
 # @@protoc_insertion_point(module_scope)

@@ -45,7 +45,13 @@ class StreamingServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Infer(self, request_iterator, context):
-        """The node's first message is an empty reply with a version. Each request gets one reply, in any order.
+        """The node first sends an empty reply with a version. Then each request gets one reply, in any order.
+
+        At most 99 requests of a stream may be without a reply; the node reads no further ones. A caller may have 16 streams, a
+        further one is refused with RESOURCE_EXHAUSTED. The node ends a stream with INVALID_ARGUMENT if a message cannot be
+        parsed, is larger than 64 KiB, or has an id that is 0 or of a request under way; with UNAUTHENTICATED if the caller's
+        certificate is revoked; and without an error at shutdown, when all requests are answered. A caller that half-closes the
+        stream still gets all replies. A caller accepts replies of at most 16 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
