@@ -4,8 +4,9 @@ The part of a request that nodes share is serialised once. The rest is the node'
 may be concatenated from pieces (protobuf.dev, encoding, "Last One Wins"), so a request is two joined byte strings.
 Replies are received as bytes too: one that cannot be parsed is a failure of its node, not of the request.
 
-grpc.aio runs every call in a separate task; no second task is put around it. A call's done callback puts it on a list
-and wakes the one coroutine of the request, which reads the list, updates the session, and sleeps again.
+A call is one of grpc.aio, which runs in a separate task, or a future of a stream; no further task is put around it.
+Its done callback puts it on a list and wakes the one coroutine of the request, which reads the list, updates the
+session, and sleeps again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Authorisation of calls: bearer tokens, roles and revocation.
 
 gRPC accepts every client with a certificate of the authority. Its Python API has no call for revocation and roles, so
-``Guard`` checks them at every call, from the certificate of the connection. That costs some microseconds, and nothing
-without TLS and tokens.
+``Guard`` checks them at every call, from the certificate of the connection; a servicer of streams of requests checks
+revocation at every request too (``sender``). That costs some microseconds, and nothing without TLS and tokens.
 """
 
 from __future__ import annotations
