@@ -43,6 +43,7 @@ STREAM_LIMIT = {
     "name": [{"service": STREAMING_SERVICE}],
     "maxResponseMessageBytes": 16 * 1024 * 1024,  # 1,024 samples (--max-samples) with 4,096 features in float32
 }
+_MOST_MS = 2**32 - 1  # of an uint32: 49 days
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -162,17 +163,18 @@ class _Stream:
         self._unsent: dict[int, bytes] = {}  # oldest first; cancellations have the negative id
         self._cancelled: set[int] = set()  # sent, and without a reply
         self._wake = asyncio.Event()
+        self._ended = False
         self.num_replies = 0
 
     def accepts(self, request: bytes) -> bool:
         """Whether it takes this request now."""
         under_way = len(self._pending) + len(self._cancelled)
-        return under_way < MAX_STREAM_REQUESTS and len(request) <= MAX_STREAM_BYTES
+        return not self._ended and under_way < MAX_STREAM_REQUESTS and len(request) <= MAX_STREAM_BYTES
 
     def send(self, request: bytes, timeout_s: float | None) -> Future:
         """Sends a request; the result is its response, or an AioRpcError."""
         loop, number = asyncio.get_running_loop(), next(self._ids)
-        milliseconds = 0 if timeout_s is None else max(1, round(timeout_s * 1e3))
+        milliseconds = 0 if timeout_s is None else min(max(1, round(timeout_s * 1e3)), _MOST_MS)
         future = self._pending[number] = loop.create_future()
         self._queue(number, pb.StreamRequest(id=number, request=request, timeout_ms=milliseconds))
         if timeout_s is not None:
@@ -205,6 +207,7 @@ class _Stream:
             while (reply := await self._read()) is not None:
                 self._take(reply)
         finally:
+            self._ended = True
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 

@@ -27,6 +27,7 @@ __all__ = ["MAX_OPEN", "StreamingServicer"]
 
 MAX_OPEN = 16  # streams of one caller: an aggregator has one; even an idle stream costs memory
 _ENVELOPE_BYTES = 64  # of a message besides its request
+_DETAILS = 4000  # characters of an error: it may quote the request
 
 _log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class _Stream:
         try:
             response, status = await self._respond(raw, remaining_s)
             del self._running[number]
-            code, details = (status[0].value[0], status[1]) if status is not None else (0, "")
+            code, details = (status[0].value[0], status[1][:_DETAILS]) if status is not None else (0, "")
             await self.write(pb.StreamReply(id=number, response=response, status=code, details=details))
         except (aio.BaseError, asyncio.InvalidStateError):
             pass  # the caller is gone
