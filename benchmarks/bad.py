@@ -29,7 +29,7 @@ from nonn.rpc.v1 import inference_pb2 as pb
 from nonn.rpc.wire import INFER_METHOD, METADATA_METHOD
 from tests.serving import TIMEOUT_S, running_aggregator
 
-__all__ = ["BATCH_WAYS", "METADATA_WAYS", "SECTIONS", "WAYS", "BadNode"]
+__all__ = ["BATCH_WAYS", "METADATA_WAYS", "SECTIONS", "WAYS", "BadNode", "peak_mb"]
 
 PERIOD_S = 2.0
 DETAILS = "\x1b[31mbad\x1b[0m\r\n<b>{\n" * 200
@@ -136,7 +136,7 @@ def _reset_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): sets the peak to the current value
 
 
-def _peak_mb(pid: int) -> float:
+def peak_mb(pid: int) -> float:
     """Peak resident memory of a process since the last reset."""
     status = Path(f"/proc/{pid}/status").read_text()
     return 1.024e-3 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
@@ -172,7 +172,7 @@ def _bad(ground: Ground) -> Figures:
             members += sum(r.answer is not None and bool(r.answer.answered[0]) for r in now[len(now) // 2 :])
         back_s = be_honest()
         _reset_peak(ready["pid"])
-        before_mb = _peak_mb(ready["pid"])
+        before_mb = peak_mb(ready["pid"])
         for bad.way in METADATA_WAYS:
             period(METADATA_S)
         for way in ROUNDS * [*BATCH_WAYS]:
@@ -180,7 +180,7 @@ def _bad(ground: Ground) -> Figures:
             bad.way = way
             period(METADATA_S if way == LIMITED else PERIOD_S)
             rates[way].append(slow.rate(period()))
-        growth_mb, log = _peak_mb(ready["pid"]) - before_mb, (folder / "aggregator.log").read_text()
+        growth_mb, log = peak_mb(ready["pid"]) - before_mb, (folder / "aggregator.log").read_text()
     return {
         "bad_requests": len(records),
         "bad_failed": failed,

@@ -17,7 +17,7 @@ from typing import Any, Self
 import grpc
 
 from benchmarks import slow, storm
-from benchmarks.bad import DETAILS, LINES, LONGEST, STATUSES
+from benchmarks.bad import DETAILS, LINES, LONGEST, STATUSES, peak_mb
 from benchmarks.endurance import DEADLINE_S
 from benchmarks.section import Figures, Ground, Section, reasons
 from nonn.client import Client
@@ -101,12 +101,6 @@ class BadStreamNode(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._channel.close()
 
 
-def _memory_mb(pid: int) -> float:
-    """Peak resident memory of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return 1.024e-3 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-
-
 def _bad_streams(ground: Ground) -> Figures:
     failed, streams, growth_mb = dict[str, int](), dict[str, int](), dict[str, float]()
     records, logs = list[storm.Record](), list[str]()
@@ -122,12 +116,12 @@ def _bad_streams(ground: Ground) -> Figures:
                     running_aggregator(ground.bundle.path, [bad.address, *others], own, *options)
                 )
                 client = stack.enter_context(Client(ready["address"], slow.CLIENT_DEADLINE_S))
-                before_mb = _memory_mb(ready["pid"])
+                before_mb = peak_mb(ready["pid"])
                 # One client, whose requests are small enough for streams; then many.
                 found = slow.period(client, ground.inputs, 1, PERIOD_S)
                 found += slow.period(client, ground.inputs, ground.args.concurrency, PERIOD_S)
                 failed[way] = sum(record.answer is None for record in found)
-                streams[way], growth_mb[way] = bad.streams, _memory_mb(ready["pid"]) - before_mb
+                streams[way], growth_mb[way] = bad.streams, peak_mb(ready["pid"]) - before_mb
                 records += found
                 logs.append((own / "aggregator.log").read_text())
     lines = [line for log in logs for line in log.splitlines()]

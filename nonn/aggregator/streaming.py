@@ -117,21 +117,21 @@ class StreamingChannel:
         """One stream, from its opening to its end."""
         call = self._channel.stream_stream(INFER_STREAM_METHOD)()
         stream, code, reason = _Stream(call), grpc.StatusCode.UNAVAILABLE, "its stream has ended"
-        useless = False
+        responded = False
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                useless = await stream.begin()
-            if useless:
+                responded = await stream.begin()
+            if responded:
                 self._stream = stream
                 await stream.run()
         except TimeoutError:
             pass
         except aio.AioRpcError as exc:
-            useless = useless or exc.code() not in _TRANSIENT
+            responded = responded or exc.code() not in _TRANSIENT
             if exc.code() in _REFUSALS:  # for example, the certificate of this aggregator is revoked
                 code, reason = exc.code(), exc.details() or reason
         except InputError as exc:
-            useless = True
+            responded = True
             if not self._warned:
                 _log.warning("a node's stream breaks the protocol: %s; it is asked by unary calls", printable(str(exc)))
             self._warned = True
@@ -141,7 +141,7 @@ class StreamingChannel:
             self._busy = False
             if stream.num_replies:
                 self._interval_s = REOPEN_S
-            elif useless:
+            elif responded:
                 self._interval_s = min(2 * self._interval_s, MAX_REOPEN_S)
             call.cancel()
             stream.fail(code, reason)
